@@ -1,0 +1,389 @@
+"""An experiment in one sentence, and its run: source, corruption, backward, probes, noise levels, items, a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from uturn.backward import BACKWARDS
+from uturn.corruption import CORRUPTIONS
+from uturn.probes import PROBES
+from uturn.sources import SOURCES, RHMSource, _ImageSource
+from uturn.store import Store, Task, Variable
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Experiment(BaseModel):
+    """Description of a U-turn experiment: plain data, so that it can be hashed, stored, resumed and sent elsewhere.
+
+    Attributes
+    ----------
+    source, corruption, backward : table with a `type`, and its options
+        `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods of the
+        protocols `uturn.sources.Source`, `uturn.corruption.Corruption`, `uturn.backward.Backward`, `uturn.probes.Probe`; the other
+        keys of its table are its arguments.
+    probes : list of such tables
+    items : int
+        Number of originals x0.
+    trajectories : int
+        U-turns of each original at each noise level.
+    chunk : int
+        Items a task: what is computed in one batch, and lost at most when a run is killed.
+    seed : int
+        All randomness is keyed by (seed, item, trajectory, noise level).
+
+    Examples
+    --------
+    >>> experiment = Experiment.from_dict({
+    ...     "items": 4,
+    ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
+    ...     "corruption": {"type": "epsilon", "noise": [0.0, 1.0]},
+    ...     "backward": {"type": "exact"},
+    ...     "probes": [{"type": "tree_levels"}],
+    ... })
+    >>> run(experiment).unchanged.isel(noise=0).min().item()
+    1.0
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    items: int = Field(ge=1)
+    trajectories: int = Field(default=1, ge=1)
+    chunk: int = Field(default=16, ge=1)
+    source: dict[str, Any]
+    corruption: dict[str, Any]
+    backward: dict[str, Any]
+    probes: tuple[dict[str, Any], ...] = Field(min_length=1)
+
+    @field_validator("corruption")
+    @classmethod
+    def _has_levels(cls, table: dict[str, Any]) -> dict[str, Any]:
+        noise = table.get("noise")
+        numbers = isinstance(noise, list | tuple) and all(
+            isinstance(x, int | float) and not isinstance(x, bool) and not math.isnan(x) for x in noise
+        )
+        if not numbers or not noise or len(set(noise)) < len(noise):
+            raise ValueError(f"noise = {noise!r}: expected a list of different numbers, at least one")
+        return {**table, "noise": [float(x) for x in noise]}
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
+        """Check a description and fill in its defaults; ValueError that names what is wrong with it."""
+        try:
+            experiment = cls.model_validate(dict(spec))
+        except ValidationError as error:
+            raise ValueError(_one_line(error)) from None
+        return experiment.model_copy(update=experiment._normalised())
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Experiment:
+        """Read a description from a TOML or JSON file."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            spec = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except OSError as error:
+            raise ValueError(f"cannot read the spec {path}: {error.strerror or error}") from None
+        except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
+            raise ValueError(f"{path} is not a valid {'JSON' if path.suffix == '.json' else 'TOML'} file: {error}") from None
+        try:
+            return cls.from_dict(spec)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The full description, defaults filled in."""
+        return self.model_dump(mode="python") | {"probes": list(self.probes)}
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the full description (hexadecimal): the identity of the run."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    # -- the objects described -----------------------------------------------------------------------------------
+    @cached_property
+    def noise(self) -> list[float]:
+        """The grid of noise levels."""
+        return list(self.corruption["noise"])
+
+    @cached_property
+    def parts(self) -> tuple[Any, Any, Any, list[Any]]:
+        """(source, corruption, backward, probes) as objects."""
+        return (
+            _build("source", SOURCES, self.source),
+            _build("corruption", CORRUPTIONS, {k: v for k, v in self.corruption.items() if k != "noise"}),
+            _build("backward", BACKWARDS, self.backward),
+            [_build(f"probes[{i}]", PROBES, probe) for i, probe in enumerate(self.probes)],
+        )
+
+    def _normalised(self) -> dict[str, Any]:
+        """Tables with the defaults of the built-in types filled in; also checks that the parts fit together."""
+        source, corruption, backward, probes = self.parts
+        images = isinstance(source, _ImageSource)
+        if isinstance(source, RHMSource | _ImageSource):
+            expected = ("diffusion", "diffusion", ("network_layers",)) if images else (None, "exact", ("tree_levels", "messages"))
+            kind = "images" if images else 'the source "rhm"'
+            for name, table, allowed in [
+                ("corruption", self.corruption, [expected[0]] if images else [c for c in CORRUPTIONS if c != "diffusion"]),
+                ("backward", self.backward, [expected[1]]),
+                *((f"probes[{i}]", probe, list(expected[2])) for i, probe in enumerate(self.probes)),
+            ]:
+                if ":" not in table["type"] and table["type"] not in allowed:
+                    raise ValueError(f"{name}.type = {table['type']!r} does not go with {kind}; expected one of {allowed}")
+
+        def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
+            return part.model_dump(mode="json") if isinstance(part, BaseModel) else table
+
+        return {
+            "source": full(source, self.source),
+            "corruption": {**full(corruption, self.corruption), "noise": self.noise},
+            "backward": full(backward, self.backward),
+            "probes": tuple(full(part, table) for part, table in zip(probes, self.probes, strict=True)),
+        }
+
+    def variables(self) -> dict[str, Variable]:
+        """What the run measures: {name: Variable}."""
+        source, _, _, probes = self.parts
+        found: dict[str, Variable] = {}
+        for probe in probes:
+            for name, variable in probe.variables(source).items():
+                if name in found:
+                    raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
+                found[name] = variable
+        return found
+
+    def coordinates(self) -> dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]]:
+        """Coordinates of the results: {name: (dims, values, attributes)}."""
+        source, corruption, backward, probes = self.parts
+        found: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {
+            name: (("noise",), values, attrs)
+            for name, (values, attrs) in backward.noise_coordinates(corruption, self.noise, source).items()
+        }
+        found["item"] = (("item",), np.arange(self.items), {})
+        found["trajectory"] = (("trajectory",), np.arange(self.trajectories), {})
+        for name, values in source.coordinates(self.seed, self.items).items():
+            found[name] = (("item",), values, {})
+        for probe in probes:
+            for dim, values in probe.coordinates(source).items():
+                found[dim] = ((dim,), values, {})
+        return found
+
+    def measure(self, noise_index: int, items: np.ndarray) -> dict[str, np.ndarray]:
+        """Readings of some items at one noise level: {variable: array (items, ...)}. The heart of `run`."""
+        source, corruption, backward, probes = self.parts
+        outputs = sorted({output for probe in probes for output in probe.outputs})
+        pieces: list[dict[str, np.ndarray]] = []
+        for originals in source.blocks(items, self.seed, self.items):
+            u_turns = backward.u_turn(
+                originals, corruption, self.noise[noise_index], self.seed, self.trajectories, outputs
+            )
+            pieces.append({k: v for probe in probes for k, v in probe.read(u_turns, source).items()})
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def run(
+    experiment: Experiment,
+    store: str | Path | None = None,
+    resume: bool = True,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Run an experiment, or what is left of it.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    store : path, optional
+        Folder of the zarr store that is filled task by task; in memory if not given.
+    resume : bool
+        Go on with an existing store of the same experiment (the default), or refuse to touch it.
+    workers : int
+        Processes; the results do not depend on it.
+    progress : bool
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    xarray.Dataset
+        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`. Numbers depend on the
+        experiment alone: not on `chunk`, `workers`, the order of tasks or interruptions.
+
+    Raises
+    ------
+    ValueError
+        If the store holds another experiment (the message names the difference) or cannot be read. Nothing in it is touched.
+    """
+    if workers < 1:
+        raise ValueError(f"workers = {workers}: expected an integer >= 1")
+    opened = _open(experiment, store, resume)
+    todo = [task for task in opened.tasks() if not opened.is_done(task)]
+    total = sum(1 for _ in opened.tasks())
+    with _progress_bar(progress, opened.where, total, total - len(todo)) as advance:
+        if workers == 1 or store is None or len(todo) <= 1:
+            for task in todo:
+                opened.write(task, experiment.measure(task.noise_index, opened.items(task)))
+                advance()
+        else:
+            _run_in_processes(experiment, str(store), todo, workers, advance)
+    return opened.dataset()
+
+
+def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Store:
+    spec = experiment.to_dict()
+    backward = experiment.parts[2]
+    models = {"backward": backward.fingerprint()} | {
+        f"probes[{i}]": probe.fingerprint() for i, probe in enumerate(experiment.parts[3])
+    }
+    attributes = {
+        "spec": json.dumps(spec),
+        "spec_hash": experiment.hash,
+        "seed": experiment.seed,
+        "models": json.dumps(models),
+        "versions": json.dumps(_versions()),
+    }
+    if store is None or not Path(store).exists():
+        return Store.create(store, experiment.variables(), experiment.coordinates(), experiment.chunk, attributes)
+    opened = Store.open(store)
+    if not resume:
+        raise ValueError(f"{store} exists already; choose another folder, or go on with it (resume=True)")
+    for what, mine, stored in [
+        ("spec", spec, json.loads(opened.attributes["spec"])),
+        ("models", models, json.loads(opened.attributes["models"])),
+    ]:
+        differences = _differences(stored, mine, what)
+        if differences:
+            raise ValueError(f"{store} holds another experiment: {'; '.join(differences[:4])}; choose another folder")
+    return opened
+
+
+def _run_in_processes(experiment: Experiment, store: str, todo: list[Task], workers: int, advance: Any) -> None:
+    import multiprocessing
+
+    # spawn: forking a process that runs threads (numba, torch) can hang.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_limit_threads, initargs=(threads,))
+    try:
+        futures = [pool.submit(_run_task, json.dumps(experiment.to_dict()), store, task) for task in todo]
+        for future in as_completed(futures):
+            future.result()
+            advance()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _limit_threads(threads: int) -> None:
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def _run_task(spec: str, store: str, task: Task) -> None:
+    experiment, opened = _reopened(spec, store)
+    opened.write(task, experiment.measure(task.noise_index, opened.items(task)))
+
+
+@lru_cache(maxsize=1)
+def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
+    return Experiment.from_dict(json.loads(spec)), Store.open(store)
+
+
+class _progress_bar:
+    """Context manager: calls of its value advance a rich progress bar on stderr, if one is wanted."""
+
+    def __init__(self, wanted: bool, title: str, total: int, done: int) -> None:
+        self.bar: Any = None
+        if wanted:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(title, total=total, completed=done)
+
+    def __enter__(self) -> Any:
+        if self.bar is None:
+            return lambda: None
+        self.bar.start()
+        return lambda: self.bar.advance(self.task)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _build(name: str, known: Mapping[str, type], table: Mapping[str, Any]) -> Any:
+    """The object that a table of the spec describes."""
+    kind = table.get("type")
+    options = {key: value for key, value in table.items() if key != "type"}
+    if isinstance(kind, str) and ":" in kind:
+        module, _, attribute = kind.partition(":")
+        try:
+            cls = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{name}.type = {kind!r} cannot be imported ({error}); expected 'module:Class'") from None
+    elif kind in known:
+        cls = known[kind]
+    else:
+        raise ValueError(f"{name}.type = {kind!r}: expected one of {list(known)}, or 'module:Class'")
+    try:
+        return cls(**options)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {_one_line(error)}") from None
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    def words(entry: Any) -> str:
+        where = ".".join(str(part) for part in entry["loc"])
+        message = entry["msg"].removeprefix("Value error, ")
+        value = "" if entry["type"] in ("missing", "value_error") else f" = {entry['input']!r}"
+        return f"{where}{value}: {message}" if where else message
+
+    return "; ".join(words(entry) for entry in error.errors())
+
+
+def _differences(stored: Any, mine: Any, where: str) -> list[str]:
+    if isinstance(stored, dict) and isinstance(mine, dict):
+        return [
+            text
+            for key in sorted(set(stored) | set(mine))
+            for text in _differences(stored.get(key), mine.get(key), f"{where}.{key}")
+        ]
+    same = json.dumps(stored) == json.dumps(mine)
+    return [] if same else [f"{where} is {_short(stored)} in the store, {_short(mine)} here"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("uturn", "numpy", "numba", "torch", "diffusers", "zarr"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+

@@ -1,0 +1,142 @@
+"""The Fashion-MNIST assets that travel with the package: a diffusion model, a classifier and 1,000 test images.
+
+They make every image experiment runnable without a download, in minutes on a laptop. How they were trained and what
+they are worth is in `docs/fashion-mnist.md`; the scripts are in `training/fashion_mnist/`.
+
+Images are float32 arrays (batch, 1, 28, 28) in [-1, 1]: -1 is the black background, 1 is white.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""Names of the ten classes, in the order of the labels."""
+
+COARSE_CLASS_NAMES = ("tops", "trousers", "dresses", "shoes", "bags")
+"""A coarser label set, one level up the hierarchy: the ten classes grouped by the kind of garment."""
+
+COARSE_CLASS = np.array([0, 1, 0, 2, 0, 3, 0, 3, 4, 3])
+"""Coarse label of each of the ten classes: `COARSE_CLASS[labels]`."""
+
+_FOLDER = Path(__file__).parent / "assets" / "fashion_mnist"
+
+
+def generator_folder() -> Path:
+    """Folder of the diffusion model in diffusers' own layout (`DDPMPipeline.from_pretrained` reads it)."""
+    return _FOLDER / "generator"
+
+
+def load_generator() -> Any:
+    """Noise-predicting network of the Fashion-MNIST diffusion model.
+
+    A diffusers `UNet2DModel` in float32 and evaluation mode: `model(noisy, timestep).sample`, with `noisy`
+    (batch, 1, 28, 28) and timesteps 0..999 of the schedule that `load_scheduler` returns.
+    """
+    import torch
+    from diffusers import UNet2DModel
+
+    return UNet2DModel.from_pretrained(generator_folder() / "unet", torch_dtype=torch.float32).eval()
+
+
+def load_scheduler() -> Any:
+    """`DDPMScheduler` with the noise schedule the generator was trained with (linear, 1,000 timesteps)."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_pretrained(generator_folder() / "scheduler")
+
+
+def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classes: int = 10) -> torch.nn.Sequential:
+    """Untrained convolutional classifier whose direct children are its probed depths.
+
+    `block1`, `block2`, ...: 3x3 convolution, batch norm, ReLU; the output of the module is the post-activation.
+    `logits`: mean over positions, then a linear map to the classes.
+
+    Parameters
+    ----------
+    channels, strides
+        Output channels and stride of each block.
+    """
+    from collections import OrderedDict
+
+    from torch import nn
+
+    if len(channels) != len(strides):
+        raise ValueError(f"channels={channels!r} and strides={strides!r}: expected one stride for each block")
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    width = 1
+    for number, (next_width, stride) in enumerate(zip(channels, strides, strict=True), start=1):
+        convolution = nn.Conv2d(width, next_width, kernel_size=3, stride=stride, padding=1, bias=False)
+        # Not in place: a hook must see the post-activation of this block, not what a later one makes of it.
+        blocks[f"block{number}"] = nn.Sequential(convolution, nn.BatchNorm2d(next_width), nn.ReLU())
+        width = next_width
+    blocks["logits"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+    return nn.Sequential(blocks)
+
+
+def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
+    """Trained Fashion-MNIST classifier, float32, in evaluation mode.
+
+    Takes images (batch, 1, 28, 28) in [-1, 1], returns logits (batch, 10). Its direct children `block1` .. `block6`
+    and `logits` are the depths to probe; see `build_classifier`.
+
+    Parameters
+    ----------
+    path
+        Another file written by `training/fashion_mnist/train_classifier.py`; the embedded one by default.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path or _FOLDER / "classifier.safetensors", framework="pt") as file:
+        architecture = json.loads(file.metadata()["architecture"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    model = build_classifier(**architecture)
+    model.load_state_dict(weights)
+    return model.float().eval()
+
+
+def load_test_set() -> tuple[np.ndarray, np.ndarray]:
+    """1,000 images of the Fashion-MNIST test split, never seen in training, and their labels.
+
+    Returns
+    -------
+    images
+        float32 (1000, 1, 28, 28) in [-1, 1].
+    labels
+        int64 (1000,), 0..9, in interleaved order (`labels[i] == i % 10`), so that the first 10 k images hold k of
+        each class.
+    """
+    from safetensors.numpy import load_file
+
+    content = load_file(_FOLDER / "test_set.safetensors")
+    images = content["images"].astype(np.float32)[:, None] / np.float32(127.5) - np.float32(1)
+    return images, content["labels"].astype(np.int64)
+
+
+def fingerprints() -> dict[str, str]:
+    """SHA-256 of every embedded data file, by its path inside the asset folder: recorded with results."""
+    return {
+        path.relative_to(_FOLDER).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(_FOLDER.rglob("*"))
+        if path.suffix in (".safetensors", ".json") and path.name != "manifest.json"
+    }

@@ -1,0 +1,86 @@
+"""What exact inference returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+OUTPUTS = ("marginals", "upward", "downward", "log_evidence")
+
+
+class NotComputedError(AttributeError, ValueError):
+    """An output of `infer` was read that had not been asked for."""
+
+
+class Beliefs:
+    """Messages and marginals of one call of `infer`; only what was asked for in `outputs` is there.
+
+    Attributes
+    ----------
+    marginals : {tree_level: (batch, nodes, symbols)}
+        Posterior probability of every symbol at every node; 0 = leaves.
+    upward : {tree_level: (batch, nodes, symbols)}
+        Message of a node's subtree about the node, normalised to 1. `upward[0]` is the normalised evidence, `upward[depth]`
+        (batch, 1, n) leaves the class prior out.
+    downward : {tree_level: (batch, nodes, symbols)}
+        Message of everything outside a node's subtree, normalised to 1. `downward[depth]` is the class prior.
+    log_evidence : (batch,) float64
+        Log of sum over strings of p(string) * prod_i evidence_i, in nats, with the evidence as it was given.
+
+    Raises
+    ------
+    NotComputedError
+        (both an AttributeError and a ValueError) when reading an output that was not asked for.
+    """
+
+    def __init__(self, **computed: Any) -> None:
+        self._computed = {name: computed[name] for name in OUTPUTS if name in computed}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what was computed."""
+        return tuple(self._computed)
+
+    def _get(self, name: str) -> Any:
+        if name not in self._computed:
+            wanted = (*self._computed, name)
+            raise NotComputedError(f"beliefs.{name} was not computed; call infer(..., outputs={wanted})")
+        return self._computed[name]
+
+    @property
+    def marginals(self) -> dict[int, Any]:
+        return self._get("marginals")
+
+    @property
+    def upward(self) -> dict[int, Any]:
+        return self._get("upward")
+
+    @property
+    def downward(self) -> dict[int, Any]:
+        return self._get("downward")
+
+    @property
+    def log_evidence(self) -> Any:
+        return self._get("log_evidence")
+
+    def node_entropy(self) -> dict[int, Any]:
+        """Entropy of every node's marginal in nats, {tree_level: (batch, nodes)}, between 0 and log(symbols)."""
+        return {level: _entropy(p) for level, p in self.marginals.items()}
+
+    def __repr__(self) -> str:
+        lines = []
+        for name, value in self._computed.items():
+            shape = {k: tuple(x.shape) for k, x in value.items()} if isinstance(value, dict) else tuple(value.shape)
+            lines.append(f"  {name}: {shape}")
+        return "Beliefs(\n" + "\n".join(lines) + "\n)"
+
+
+def _entropy(p: Any) -> Any:
+    """-sum p log p over the last axis, with 0 log 0 = 0, for numpy arrays and torch tensors."""
+    positive = p > 0
+    if hasattr(p, "new_ones"):
+        logarithm = p.where(positive, p.new_ones(())).log()
+    else:
+        import numpy as np
+
+        logarithm = np.log(np.where(positive, p, p.dtype.type(1)))
+    return -(p * logarithm).sum(-1)

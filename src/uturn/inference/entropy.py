@@ -1,0 +1,60 @@
+"""Entropies of the latents, before and after an observation, exact and without cancellation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.inference.beliefs import _entropy
+
+if TYPE_CHECKING:
+    from uturn.rhm import RandomHierarchyModel
+
+
+def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
+    """Joint entropy of all nodes of each tree level before any observation, {tree_level: nats}.
+
+    `H(X_L)` is the entropy of the class; every level below adds, for each node, the entropy of its rule averaged over its
+    symbol: a level's string has one parse, so it determines everything above it. With uniform probabilities
+    `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
+    """
+    L = rhm.depth
+    entropy = {L: float(_entropy(rhm.class_probabilities))}
+    counts = rhm.class_probabilities  # expected number of nodes of the level that carry each symbol
+    for level in range(L, 0, -1):
+        p, table = rhm.rule_probabilities[level], rhm.rules[level]
+        entropy[level - 1] = entropy[level] + float(counts @ _entropy(p))
+        used = counts[:, None] * p
+        counts = np.zeros(rhm.vocab_size)
+        np.add.at(counts, table, used[:, :, None])
+    return {level: entropy[level] for level in range(L + 1)}
+
+
+def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
+    """Joint entropy of all nodes of each tree level given the observation, {tree_level: (batch,)} in nats.
+
+    `H(X_L | obs)` comes from the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum over nodes of sum_y marginal[y] *
+    H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`: a level's string has one parse, so it determines
+    everything above it. All terms are non-negative. Messages are float64 whatever the type of the evidence.
+
+    Raises
+    ------
+    ValueError
+        As `infer`.
+    """
+    from uturn.inference.numba_backend import posterior_entropy_numba
+
+    from . import _floating_array
+
+    return posterior_entropy_numba(rhm, _floating_array(rhm, log_evidence))
+
+
+def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
+    """Information of each observation about all nodes of a tree level, {tree_level: (batch,)} in nats.
+
+    `H(X_l) - H(X_l | obs)`. Its mean over noisy strings of the grammar is the mutual information I(X_l; observation); a single
+    sample's value may be negative.
+    """
+    before = prior_entropy(rhm)
+    return {level: before[level] - after for level, after in posterior_entropy(rhm, log_evidence).items()}

@@ -1,0 +1,418 @@
+"""Compiled belief propagation on tiles of LANES subtrees (Eq. 7, 16-19 of arXiv:2402.16991), in linear space.
+
+A *band* is a range of tree levels; an *item* is one subtree spanning a band (of one sample); a *tile* is LANES items, one a
+lane. Inside a tile a message is a block `[symbol][lane]` of the workspace, so that every sum over rules is a sum of whole
+vectors held in registers. Nodes are visited depth first, so that what was just computed is still in the L1 cache.
+
+Scaling. Upward messages are normalised to 1 at every node; let z be the normaliser. Downward messages are scaled so that
+`sum_x down[x] up[x] = 1`. Then `sum_x down_child[x] up_child[x] = z` before scaling, so that dividing by the z known from
+the upward pass scales them, and `down * up` is the marginal, in one pass.
+
+Range. All terms are products of non-negative numbers: relative errors stay at rounding size unless a number underflows.
+Everything below the smallest normal number (1.2e-38 in float32) may be flushed to 0, in a message or in a product. Since
+messages are at most 1 and the tuples of a level are distinct, that takes at most `(rules + s v) * 1.2e-38` from z, and as
+much times up/z from a marginal. An item with z < `smallest` (1e-26; 1e-280 in float64) at some node is flagged and redone
+with a larger range; for all others the loss is below rules * 1e-12. So is an item whose downward messages overflow, which
+shows in the sum of a marginal. The flush therefore never changes a result by more than rounding; it is there for speed.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numpy as np
+from numba import njit
+
+from uturn.inference.simd import (
+    LANES,
+    add,
+    divide,
+    exp_nonpositive,
+    flush_denormals,
+    gather_columns,
+    largest,
+    load,
+    multiply,
+    multiply_add,
+    peek,
+    read_line,
+    read_number,
+    restore_denormals,
+    scatter_columns,
+    smallest,
+    splat,
+    store,
+    stream_line,
+    subtract,
+    write_line,
+    write_number,
+)
+from uturn.random import fold, uniform_at
+
+OK, REDO, INVALID = 0, 1, 2  # status of an item
+
+# Symbols in the index arrays are multiplied by LANES: they are offsets into a message.
+Rules = namedtuple(
+    "Rules",
+    "symbols multiplicity start uniform up_index up_weight down_start down_index down_weight class_probability",
+)
+# All addresses are of memory; 0 = not wanted.
+Job = namedtuple(
+    "Job",
+    "branching low high top items "  # levels of the band; is it the top band; number of items
+    "source evidence root_out root_in leaf_out "  # messages read at the low level, and exchanged with the bands around
+    "downward logs",  # whether to go down; whether to write log totals
+)
+
+_options = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+@njit(**_options)
+def _read_rows(ws, scratch, stride, target, columns, address, item_bytes, first, last):
+    """A message of LANES items from memory rows to a tile block; items beyond the last repeat the last."""
+    lines = columns * ws.itemsize // 64
+    per_line = 64 // ws.itemsize
+    for lane in range(LANES):
+        row = address + min(first + lane, last) * item_bytes
+        to = scratch + lane * stride
+        for q in range(lines):
+            read_line(ws, to + q * per_line, row + 64 * q)
+        for x in range(lines * per_line, columns):
+            ws[to + x] = read_number(ws[0], row + x * ws.itemsize)
+    for x in range(0, columns, 4):
+        gather_columns(ws, scratch + x, stride, target + x * LANES)
+
+
+@njit(**_options)
+def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes, first, last):
+    """A tile block, scaled by the vector at `scale`, to memory rows."""
+    factor = load(ws, scale)
+    for x in range(0, columns, 4):
+        scatter_columns(ws, source + x * LANES, factor, scratch + x, stride)
+    per_line = 64 // ws.itemsize
+    lines = columns // per_line
+    whole = columns % per_line == 0 and address % 64 == 0 and item_bytes % 64 == 0
+    for lane in range(min(LANES, last - first + 1)):
+        row = address + (first + lane) * item_bytes
+        out = scratch + lane * stride
+        if whole:
+            for q in range(lines):
+                stream_line(ws, out + q * per_line, row + 64 * q)
+        else:
+            for q in range(lines):
+                write_line(ws, out + q * per_line, row + 64 * q)
+            for x in range(lines * per_line, columns):
+                write_number(ws[out + x], row + x * ws.itemsize)
+
+
+@njit(**_options)
+def _exponentiate(ws, block, columns, highest, sums):
+    """Log-evidence to evidence with largest entry 1, in place; keeps the largest log and the sum."""
+    top = load(ws, block)
+    for x in range(1, columns):
+        top = largest(load(ws, block + x * LANES), top)
+    total = subtract(top, top)
+    for x in range(columns):
+        value = exp_nonpositive(subtract(load(ws, block + x * LANES), top))
+        store(ws, block + x * LANES, value)
+        total = add(total, value)
+    store(ws, highest, top)
+    store(ws, sums, total)
+
+
+@njit(**_options)
+def _up_node(ws, zero, one, left, slot, out, inverse, low, s, n, m, start, uniform, index, weight):
+    """Upward message of a node from its children's, and 1/z; `low` keeps the smallest z of the tile."""
+    zeros = splat(zero)
+    total = zeros
+    right = left + slot
+    for y in range(n):
+        k = start + y * m
+        end = k + m
+        a = zeros
+        if s == 2 and uniform:
+            b = zeros
+            while k + 2 <= end:
+                a = multiply_add(load(ws, left + peek(index, 2 * k)), load(ws, right + peek(index, 2 * k + 1)), a)
+                b = multiply_add(load(ws, left + peek(index, 2 * k + 2)), load(ws, right + peek(index, 2 * k + 3)), b)
+                k += 2
+            if k < end:
+                a = multiply_add(load(ws, left + peek(index, 2 * k)), load(ws, right + peek(index, 2 * k + 1)), a)
+            a = add(a, b)
+        else:
+            while k < end:
+                term = load(ws, left + peek(index, s * k))
+                for i in range(1, s - 1):
+                    term = multiply(term, load(ws, left + i * slot + peek(index, s * k + i)))
+                if not uniform:
+                    term = multiply(term, splat(weight[k]))
+                a = multiply_add(term, load(ws, left + (s - 1) * slot + peek(index, s * k + s - 1)), a)
+                k += 1
+        store(ws, out + y * LANES, a)
+        total = add(total, a)
+    store(ws, low, smallest(total, load(ws, low)))
+    factor = divide(splat(one), total)
+    store(ws, inverse, factor)
+    for y in range(n):
+        store(ws, out + y * LANES, multiply(load(ws, out + y * LANES), factor))
+
+
+@njit(**_options)
+def _down_child(ws, zero, left, slot, i, above, inverse, down, marginal, sums, totals, s, v, row, uniform, start, index, weight):
+    """Downward message and marginal of child i, their sums over symbols (`totals`, `sums`)."""
+    zeros = splat(zero)
+    factor = load(ws, inverse)
+    sum_down, sum_marginal = zeros, zeros
+    me, sibling = left + i * slot, left + (1 - i) * slot
+    end = peek(start, row)
+    for x in range(v):
+        k = end
+        end = peek(start, row + x + 1)
+        a = zeros
+        if s == 2 and uniform:
+            b = zeros
+            while k + 2 <= end:
+                a = multiply_add(load(ws, above + peek(index, 2 * k)), load(ws, sibling + peek(index, 2 * k + 1)), a)
+                b = multiply_add(load(ws, above + peek(index, 2 * k + 2)), load(ws, sibling + peek(index, 2 * k + 3)), b)
+                k += 2
+            if k < end:
+                a = multiply_add(load(ws, above + peek(index, 2 * k)), load(ws, sibling + peek(index, 2 * k + 1)), a)
+            a = add(a, b)
+        else:
+            while k < end:
+                term = load(ws, above + peek(index, s * k))
+                for j in range(1, s):
+                    other = j - 1 if j <= i else j
+                    term = multiply(term, load(ws, left + other * slot + peek(index, s * k + j)))
+                if not uniform:
+                    term = multiply(term, splat(weight[k]))
+                a = add(a, term)
+                k += 1
+        a = multiply(a, factor)
+        store(ws, down + x * LANES, a)
+        sum_down = add(sum_down, a)
+        a = multiply(a, load(ws, me + x * LANES))
+        store(ws, marginal + x * LANES, a)
+        sum_marginal = add(sum_marginal, a)
+    store(ws, totals, sum_down)
+    store(ws, sums, sum_marginal)
+
+
+@njit(**_options)
+def _reciprocal(ws, one, at):
+    store(ws, at, divide(splat(one), load(ws, at)))
+
+
+@njit(**_options)
+def _accumulate(ws, value, into):
+    store(ws, into, add(load(ws, value), load(ws, into)))
+
+
+@njit(**_options)
+def _fill(ws, value, at):
+    store(ws, at, splat(value))
+
+
+@njit(**_options)
+def _accumulate_deviation(ws, one, value, into):
+    """into += (value - 1)^2: large, infinite or NaN if a marginal does not add up to 1."""
+    deviation = subtract(load(ws, value), splat(one))
+    store(ws, into, multiply_add(deviation, deviation, load(ws, into)))
+
+
+@njit(**_options)
+def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, upward, log_sum):
+    """Upward pass of a tile. Blocks: leaves first, level by level. Writes wanted upward messages."""
+    s, low, high, last = job.branching, job.low, job.high, job.items - 1
+    zero = one - one
+    height = high - low
+    leaves = s**height
+    v = rules.symbols[low]
+    row_bytes = v * ws.itemsize
+    unit, least, sums, highest, spare = vectors, vectors + LANES, vectors + 2 * LANES, vectors + 3 * LANES, vectors + 4 * LANES
+    inverses = vectors + 8 * LANES
+    _fill(ws, one, unit)
+    _fill(ws, one, least)
+    _fill(ws, zero, sums)
+    log_sum[:] = 0.0
+    for node in range(leaves // s):
+        for i in range(s):
+            leaf = node * s + i
+            block = base[0] + leaf * slot
+            _read_rows(ws, scratch, stride, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last)
+            if job.evidence:
+                _exponentiate(ws, block, v, highest, spare)
+                _accumulate(ws, spare, sums)
+                if job.logs:
+                    for lane in range(LANES):
+                        log_sum[lane] += np.float64(ws[highest + lane])
+                if upward[low] != 0:
+                    _reciprocal(ws, one, spare)
+                    address = upward[low] + leaf * row_bytes
+                    _write_rows(ws, scratch, stride, block, spare, v, address, leaves * row_bytes, first, last)
+        position, above, nodes = node, 0, leaves
+        while above < height:
+            below, above = above, above + 1
+            nodes //= s
+            level = low + above
+            n, m = rules.symbols[level], rules.multiplicity[level]
+            block = base[above] + position * slot
+            inverse = inverses + (base[above] // slot - leaves + position) * LANES
+            children = base[below] + position * s * slot
+            _up_node(
+                ws, zero, one, children, slot, block, inverse, least, s, n, m, rules.start[level], rules.uniform[level],
+                rules.up_index, rules.up_weight,
+            )  # fmt: skip
+            if upward[level] != 0:
+                size = n * ws.itemsize
+                address = upward[level] + position * size
+                _write_rows(ws, scratch, stride, block, unit, n, address, nodes * size, first, last)
+            if position % s != s - 1:
+                break
+            position //= s
+
+
+@njit(**_options)
+def _add_log_normalisers(ws, inverses, count, log_sum):
+    for lane in range(LANES):
+        product = 1.0
+        for node in range(count):
+            product *= np.float64(ws[inverses + node * LANES + lane])
+            if product > 1e20 or product < 1e-20:
+                log_sum[lane] -= np.log(product)
+                product = 1.0
+        log_sum[lane] -= np.log(product)
+
+
+@njit(**_options)
+def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward):
+    """Downward pass of a tile, depth first: the messages of a node's s children share one slot a level of the stack."""
+    s, low, high, last = job.branching, job.low, job.high, job.items - 1
+    zero = one - one
+    height = high - low
+    leaves = s**height
+    v = rules.symbols[low]
+    unit, deviation, sums, totals = vectors, vectors + 5 * LANES, vectors + 6 * LANES, vectors + 7 * LANES
+    inverses = vectors + 8 * LANES
+    marginal = stack[0]
+    _fill(ws, zero, deviation)
+    for node in range(leaves // s):
+        # Start with the highest ancestor whose subtree begins at this node of level 1.
+        step, top = 1, 1
+        while top < height and node % (step * s) == 0:
+            step *= s
+            top += 1
+        for k in range(top, 0, -1):
+            position = node // step
+            level = low + k
+            children = base[k - 1] + position * s * slot
+            inverse = inverses + (base[k] // slot - leaves + position) * LANES
+            above = stack[1 + k] + (position % s) * slot
+            size = v * ws.itemsize
+            item_bytes = s ** (height - k + 1) * size
+            for i in range(s):
+                down = stack[k] + i * slot
+                _down_child(
+                    ws, zero, children, slot, i, above, inverse, down, marginal, sums, totals, s, v,
+                    (level * s + i) * (v + 1), rules.uniform[level], rules.down_start, rules.down_index, rules.down_weight,
+                )  # fmt: skip
+                _accumulate_deviation(ws, one, sums, deviation)
+                offset = (position * s + i) * size
+                if marginals[level - 1] != 0:
+                    _reciprocal(ws, one, sums)
+                    address = marginals[level - 1] + offset
+                    _write_rows(ws, scratch, stride, marginal, sums, v, address, item_bytes, first, last)
+                if downward[level - 1] != 0:
+                    _reciprocal(ws, one, totals)
+                    address = downward[level - 1] + offset
+                    _write_rows(ws, scratch, stride, down, totals, v, address, item_bytes, first, last)
+                if k == 1 and job.leaf_out != 0:
+                    _write_rows(ws, scratch, stride, down, unit, v, job.leaf_out + offset, item_bytes, first, last)
+            step //= s
+
+
+@njit(**_options)
+def _root(ws, one, up, down, marginal, n, sums, spare, class_probability):
+    """The prior as the root's downward message, scaled; the root's marginal; 1/scale in `spare`."""
+    total = splat(one - one)
+    for y in range(n):
+        value = multiply(splat(class_probability[y]), load(ws, up + y * LANES))
+        store(ws, marginal + y * LANES, value)
+        total = add(total, value)
+    factor = divide(splat(one), total)
+    store(ws, spare, factor)
+    store(ws, sums, factor)
+    for y in range(n):
+        store(ws, down + y * LANES, multiply(splat(class_probability[y]), factor))
+
+
+@njit(**_options)
+def run_tiles(first_tile, last_tile, ws, one, smallest_z, rules, job, upward, marginals, downward, logs, status):
+    """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
+
+    ws is this thread's workspace. `upward`, `marginals`, `downward`: addresses of the outputs, by level. Per item, `logs` gets
+    the log of the total its messages were divided by, and `status` what is wrong with it, if anything.
+    """
+    s, low, high = job.branching, job.low, job.high
+    height = high - low
+    leaves = s**height
+    v, n = rules.symbols[low], rules.symbols[high]
+    columns = (max(v, n) + 3) // 4 * 4
+    slot = columns * LANES
+    stride = (columns + 15) // 16 * 16
+    # Layout of the workspace; workspace_size() in numba_backend.py adds up the same parts.
+    base = np.empty(height + 1, np.int64)
+    end = 0
+    for k in range(height + 1):
+        base[k] = end
+        end += s ** (height - k) * slot
+    vectors = end
+    end += (8 + (leaves - 1) // (s - 1)) * LANES
+    scratch = end
+    end += stride * LANES
+    stack = np.empty(height + 2, np.int64)  # marginal block, then children's messages at k = 1..height, then the root's
+    stack[0] = end
+    end += slot
+    for k in range(1, height + 2):
+        stack[k] = end
+        end += s * slot
+    least, checked, deviation = vectors + LANES, vectors + 2 * LANES, vectors + 5 * LANES
+    sums, spare = vectors + 6 * LANES, vectors + 4 * LANES
+    log_sum = np.empty(LANES)
+    constant = 0.0
+    for level in range(low + 1, high + 1):
+        if rules.uniform[level]:
+            constant -= s ** (high - level) * np.log(np.float64(rules.multiplicity[level]))
+    size = n * ws.itemsize
+
+    before = flush_denormals()
+    for tile in range(first_tile, last_tile):
+        first, last = tile * LANES, job.items - 1
+        upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, upward, log_sum)
+        if job.logs:
+            _add_log_normalisers(ws, vectors + 8 * LANES, (leaves - 1) // (s - 1), log_sum)
+        if job.root_out != 0:
+            _write_rows(ws, scratch, stride, base[height], vectors, n, job.root_out, size, first, last)
+        _fill(ws, one - one, deviation)
+        root = stack[height + 1]
+        if job.top:
+            _root(ws, one, base[height], root, stack[0], n, sums, spare, rules.class_probability)
+            if marginals[high] != 0:
+                _write_rows(ws, scratch, stride, stack[0], sums, n, marginals[high], size, first, last)
+            if job.logs:
+                for lane in range(LANES):
+                    log_sum[lane] -= np.log(np.float64(ws[spare + lane]))
+        elif job.root_in != 0:
+            _read_rows(ws, scratch, stride, root, n, job.root_in, size, first, last)
+        if job.downward:
+            downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward)
+        for lane in range(min(LANES, job.items - first)):
+            if np.isnan(ws[checked + lane]):
+                status[first + lane] = INVALID
+            elif not (ws[least + lane] >= smallest_z and ws[deviation + lane] < 1e-4):
+                status[first + lane] = REDO
+            if job.top and not ws[spare + lane] * smallest_z <= 1:
+                status[first + lane] = REDO
+            if job.logs:
+                logs[first + lane] = log_sum[lane] + constant
+    restore_denormals(before)

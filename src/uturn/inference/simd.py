@@ -1,0 +1,343 @@
+"""A vector of LANES numbers as a numba type, with the few operations belief propagation needs.
+
+LLVM compiles a 32-lane vector to whatever the machine has (two AVX-512 registers, four AVX2 registers, eight NEON ones), so
+sums over rules stay in registers, without relying on the auto-vectoriser. All arithmetic is done per lane: a lane's result
+does not depend on its place in the vector or on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.cgutils import alloca_once
+from numba.extending import intrinsic, models, register_model
+
+LANES = 32
+_LINE = 64  # bytes of a cache line
+
+
+class VectorType(types.Type):
+    def __init__(self, element):
+        self.element = element
+        super().__init__(name=f"Vector{LANES}({element})")
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, ir.VectorType(_ir_float(vector.element), LANES))
+
+
+def _ir_float(element):
+    return ir.FloatType() if element == types.float32 else ir.DoubleType()
+
+
+def _constant(vector, value):
+    """The constant `value` in all lanes of an IR vector (or integer vector) type."""
+    return ir.Constant(vector, [ir.Constant(vector.element, value)] * vector.count)
+
+
+def _pointer(builder, context, array_type, array, offset, pointee):
+    data = context.make_array(array_type)(context, builder, value=array).data
+    return builder.bitcast(builder.gep(data, [offset]), pointee.as_pointer())
+
+
+def _operation(builder, name, vector, arguments):
+    suffix = f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+    function = ir.FunctionType(vector, [vector] * len(arguments))
+    return builder.call(builder.module.declare_intrinsic(f"{name}.{suffix}", fnty=function), arguments)
+
+
+@intrinsic
+def load(typing_context, array, offset):
+    """The vector at array[offset : offset + LANES]; offset must be a multiple of LANES, the array 64-byte aligned."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = context.get_value_type(signature.return_type)
+        pointer = _pointer(builder, context, signature.args[0], *arguments, vector)
+        return builder.load(pointer, align=_LINE)
+
+    return VectorType(array.dtype)(array, types.uint64), codegen
+
+
+@intrinsic
+def store(typing_context, array, offset, value):
+    """array[offset : offset + LANES] = value."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer = _pointer(builder, context, signature.args[0], *arguments[:2], arguments[2].type)
+        builder.store(arguments[2], pointer, align=_LINE)
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, value), codegen
+
+
+@intrinsic
+def splat(typing_context, number):
+    """`number` in all lanes."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = context.get_value_type(signature.return_type)
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[0], ir.IntType(32)(0))
+        return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
+
+    return VectorType(number)(number), codegen
+
+
+def _binary(emit):
+    @intrinsic
+    def operation(typing_context, a, b):
+        return a(a, b), lambda context, builder, signature, arguments: emit(builder, *arguments)
+
+    return operation
+
+
+add = _binary(lambda builder, a, b: builder.fadd(a, b))
+subtract = _binary(lambda builder, a, b: builder.fsub(a, b))
+multiply = _binary(lambda builder, a, b: builder.fmul(a, b))
+divide = _binary(lambda builder, a, b: builder.fdiv(a, b))
+# Where one is NaN, the second is taken (what x86 does in one instruction).
+largest = _binary(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+smallest = _binary(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
+
+
+@intrinsic
+def multiply_add(typing_context, a, b, c):
+    """a * b + c, fused where the machine can."""
+
+    def codegen(context, builder, signature, arguments):
+        return _operation(builder, "llvm.fmuladd", arguments[0].type, arguments)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def exp_nonpositive(typing_context, x):
+    """exp(x) for x <= 0 to within 1.5 units in the last place; 0 where it would be denormal; NaN for NaN.
+
+    x = n log 2 + r with |r| <= log(2)/2; a polynomial in r; 2**n through the exponent bits.
+    """
+    single = x.element == types.float32
+    bits, mantissa, one = (32, 23, 0x3F800000) if single else (64, 52, 0x3FF0000000000000)
+    # log 2 in two parts, the first with so few bits that n times it is exact.
+    high = 0.693359375 if single else float.fromhex("0x1.62e42fee00000p-1")
+    low = -2.12194440054690583e-4 if single else 1.90821492927058770002e-10
+    lowest = -87.33 if single else -708.39
+    degree = 7 if single else 13
+
+    def codegen(context, builder, signature, arguments):
+        (x,) = arguments
+        vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
+
+        def number(value):
+            return _constant(vector, float(np.float32(value)) if single else value)
+
+        def fma(a, b, c):
+            return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
+
+        floor = number(lowest)
+        flushed = builder.fcmp_ordered("<", x, floor)
+        clamped = builder.select(builder.fcmp_ordered(">", floor, x), floor, x)
+        shift = number(1.5 * 2.0**mantissa)  # adding it rounds to an integer, left in the low bits
+        rounded = fma(clamped, number(1 / math.log(2)), shift)
+        n = builder.fsub(rounded, shift)
+        r = fma(n, number(-high), clamped)
+        r = fma(n, number(-low), r)
+        p = number(1 / math.factorial(degree))
+        for k in range(degree - 1, -1, -1):
+            p = fma(p, r, number(1 / math.factorial(k)))
+        exponent = builder.shl(builder.bitcast(rounded, integers), _constant(integers, mantissa))
+        scale = builder.bitcast(builder.add(exponent, _constant(integers, one)), vector)
+        return builder.select(flushed, number(0.0), builder.fmul(p, scale))
+
+    return x(x), codegen
+
+
+def _shuffle(builder, a, b, indices):
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), [ir.IntType(32)(i) for i in indices])
+    return builder.shuffle_vector(a, b, mask)
+
+
+def _transpose_4x4(builder, rows):
+    """Transpose each 4x4 block of four vectors: block g of output c = element c of block g of rows 0..3."""
+    width = rows[0].type.count
+    blocks = range(0, width, 4)
+    low = [i for g in blocks for i in (g, width + g, g + 1, width + g + 1)]
+    high = [i for g in blocks for i in (g + 2, width + g + 2, g + 3, width + g + 3)]
+    first = [i for g in blocks for i in (g, g + 1, width + g, width + g + 1)]
+    second = [i for g in blocks for i in (g + 2, g + 3, width + g + 2, width + g + 3)]
+    a, b = _shuffle(builder, rows[0], rows[1], low), _shuffle(builder, rows[2], rows[3], low)
+    c, d = _shuffle(builder, rows[0], rows[1], high), _shuffle(builder, rows[2], rows[3], high)
+    return [
+        _shuffle(builder, a, b, first), _shuffle(builder, a, b, second),
+        _shuffle(builder, c, d, first), _shuffle(builder, c, d, second),
+    ]  # fmt: skip
+
+
+@intrinsic
+def gather_columns(typing_context, array, source, stride, target):
+    """Four columns of LANES rows, turned: array[target + c * LANES + lane] = array[source + lane * stride + c], c < 4."""
+
+    def codegen(context, builder, signature, arguments):
+        array, source, stride, target = arguments
+        kind = signature.args[0]
+        element = _ir_float(kind.dtype)
+        quad = ir.VectorType(element, 4)
+        word = stride.type
+        rows = []
+        for k in range(4):
+            parts = []
+            for lane in range(k, LANES, 4):
+                offset = builder.add(source, builder.mul(stride, word(lane)))
+                parts.append(builder.load(_pointer(builder, context, kind, array, offset, quad), align=16))
+            while len(parts) > 1:
+                pairs = zip(parts[::2], parts[1::2], strict=True)
+                parts = [_shuffle(builder, a, b, range(2 * a.type.count)) for a, b in pairs]
+            rows.append(parts[0])
+        for c, column in enumerate(_transpose_4x4(builder, rows)):
+            offset = builder.add(target, word(c * LANES))
+            builder.store(column, _pointer(builder, context, kind, array, offset, column.type), align=_LINE)
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def scatter_columns(typing_context, array, source, scale, target, stride):
+    """The reverse, scaled: array[target + lane * stride + c] = scale[lane] * array[source + c * LANES + lane], c < 4."""
+
+    def codegen(context, builder, signature, arguments):
+        array, source, scale, target, stride = arguments
+        kind = signature.args[0]
+        vector = scale.type
+        quad = ir.VectorType(vector.element, 4)
+        word = stride.type
+        columns = []
+        for c in range(4):
+            offset = builder.add(source, word(c * LANES))
+            column = builder.load(_pointer(builder, context, kind, array, offset, vector), align=_LINE)
+            columns.append(builder.fmul(column, scale))
+        for k, rows in enumerate(_transpose_4x4(builder, columns)):
+            for g in range(LANES // 4):
+                row = _shuffle(builder, rows, rows, range(4 * g, 4 * g + 4))
+                offset = builder.add(target, builder.mul(stride, word(4 * g + k)))
+                builder.store(row, _pointer(builder, context, kind, array, offset, quad), align=16)
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, scale, types.uint64, types.uint64), codegen
+
+
+def _line_type(kind):
+    return ir.VectorType(_ir_float(kind.dtype), _LINE // (4 if kind.dtype == types.float32 else 8))
+
+
+@intrinsic
+def read_line(typing_context, array, offset, address):
+    """Copy the 64 bytes at a memory address to array[offset:]."""
+
+    def codegen(context, builder, signature, arguments):
+        array, offset, address = arguments
+        line = _line_type(signature.args[0])
+        value = builder.load(builder.inttoptr(address, line.as_pointer()), align=4)
+        builder.store(value, _pointer(builder, context, signature.args[0], array, offset, line), align=_LINE)
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, types.uint64), codegen
+
+
+def _line_writer(streaming):
+    @intrinsic
+    def write(typing_context, array, offset, address):
+        def codegen(context, builder, signature, arguments):
+            array, offset, address = arguments
+            line = _line_type(signature.args[0])
+            value = builder.load(_pointer(builder, context, signature.args[0], array, offset, line), align=_LINE)
+            instruction = builder.store(value, builder.inttoptr(address, line.as_pointer()), align=_LINE if streaming else 4)
+            if streaming:
+                instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+            return context.get_dummy_value()
+
+        return types.void(array, types.uint64, types.uint64), codegen
+
+    return write
+
+
+write_line = _line_writer(False)  # copy 64 bytes from array[offset:] to a memory address
+stream_line = _line_writer(True)  # the same past the caches (no read for ownership); the address is 64-byte aligned
+
+
+@intrinsic
+def read_number(typing_context, like, address):
+    """The number of the type of `like` at a memory address."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[1], arguments[0].type.as_pointer()))
+
+    return like(like, types.uint64), codegen
+
+
+@intrinsic
+def write_number(typing_context, value, address):
+    """Write a number to a memory address."""
+
+    def codegen(context, builder, signature, arguments):
+        builder.store(arguments[0], builder.inttoptr(arguments[1], arguments[0].type.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(value, types.uint64), codegen
+
+
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_FLUSH = 0x8040  # MXCSR: flush denormal results to zero, treat denormal operands as zero
+
+
+def _control_word(builder, name, pointer):
+    function = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+    builder.call(builder.module.declare_intrinsic(name, fnty=function), [builder.bitcast(pointer, ir.IntType(8).as_pointer())])
+
+
+@intrinsic
+def flush_denormals(typing_context):
+    """Make this thread flush denormals, which cost 10 to 30 times a normal number on x86; the former state for `restore`."""
+
+    def codegen(context, builder, signature, arguments):
+        word = ir.IntType(32)
+        if not _X86:
+            return word(0)
+        pointer = alloca_once(builder, word)
+        _control_word(builder, "llvm.x86.sse.stmxcsr", pointer)
+        before = builder.load(pointer)
+        builder.store(builder.or_(before, word(_FLUSH)), pointer)
+        _control_word(builder, "llvm.x86.sse.ldmxcsr", pointer)
+        return before
+
+    return types.uint32(), codegen
+
+
+@intrinsic
+def restore_denormals(typing_context, before):
+    def codegen(context, builder, signature, arguments):
+        if _X86:
+            pointer = alloca_once(builder, ir.IntType(32))
+            builder.store(arguments[0], pointer)
+            _control_word(builder, "llvm.x86.sse.ldmxcsr", pointer)
+        return context.get_dummy_value()
+
+    return types.void(types.uint32), codegen
+
+
+@intrinsic
+def peek(typing_context, array, index):
+    """array[index] of a one-dimensional integer array as int64, without the test for a negative index."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = signature.args[0]
+        element = context.get_data_type(kind.dtype)
+        value = builder.load(_pointer(builder, context, kind, *arguments, element))
+        return builder.zext(value, ir.IntType(64)) if element.width < 64 else value
+
+    return types.int64(array, types.uint64), codegen

@@ -1,0 +1,173 @@
+"""What is compared between original and reconstruction: one reading per level of the hierarchy."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from uturn.backward import UTurns
+from uturn.store import Variable
+
+
+class Probe(Protocol):
+    """What an experiment asks of a probe; any object with these members will do."""
+
+    outputs: tuple[str, ...]
+    """Exact messages it needs: any of "marginals", "upward", "downward"."""
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        """What it measures: {name: Variable}; dims start with ("noise", "item")."""
+        ...
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        """Values along its own dims: {dim: values}."""
+        ...
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        """Readings of a batch at one noise level: {name: array (items, ...)}."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identity of the weights, if any, recorded with the results."""
+        ...
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TreeLevels(_Spec):
+    """Latents of the tree: how many nodes of each level are what they were.
+
+    `unchanged`: share of the nodes of a level that equal the original's. `belief`: mean exact marginal of the original's
+    symbols; its expectation is that of `unchanged`, without the noise of drawing.
+    """
+
+    type: Literal["tree_levels"] = "tree_levels"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("marginals",)
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        return {
+            "unchanged": Variable(("noise", "item", "trajectory", "tree_level"), "share of unchanged nodes"),
+            "belief": Variable(("noise", "item", "tree_level"), "mean marginal of the true symbol"),
+        }
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {"tree_level": np.arange(source.depth + 1)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        latents = u_turns.originals.draw.latents
+        unchanged = [
+            (u_turns.reconstructions[level] == latents[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(latents)
+        ]
+        return {"unchanged": np.stack(unchanged, axis=-1), "belief": true_beliefs(u_turns, "marginals")}
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+class Messages(_Spec):
+    """Exact messages at the true symbols, averaged over the nodes of each level (Figs. 12 and 13 of arXiv:2402.16991)."""
+
+    type: Literal["messages"] = "messages"
+    directions: tuple[Literal["upward", "downward"], ...] = ("upward", "downward")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.directions
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "tree_level")
+        return {f"{name}_belief": Variable(dims, f"mean {name} message at the true symbol") for name in self.outputs}
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {"tree_level": np.arange(source.depth + 1)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        return {f"{name}_belief": true_beliefs(u_turns, name) for name in self.outputs}
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
+    """Mean of a message at the true symbols over the nodes of a level (and over trajectories): (items, levels)."""
+    latents = u_turns.originals.draw.latents
+    messages = getattr(u_turns.beliefs, output)
+    columns = []
+    for level in sorted(latents):
+        true = latents[level]
+        copies = len(messages[level]) // len(true)
+        at = np.repeat(true, copies, axis=0)[..., None]
+        right = np.take_along_axis(messages[level], at, axis=2)
+        columns.append(right.reshape(len(true), -1).mean(axis=1, dtype=np.float64))
+    return np.stack(columns, axis=-1)
+
+
+class NetworkLayers(_Spec):
+    """Hidden layers of a classifier: cosine similarity of standardised post-activations, layer by layer, and its verdict.
+
+    `classifier`: "fashion_mnist". `layers`: names or glob patterns, all blocks by default. `reference`: images of the source from which
+    means and standard deviations are taken (all of them if there are fewer).
+    """
+
+    type: Literal["network_layers"] = "network_layers"
+    classifier: str = "fashion_mnist"
+    layers: tuple[str, ...] | None = None
+    reference: int = Field(default=1000, ge=2)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ()
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "trajectory")
+        return {
+            "similarity": Variable((*dims, "network_layer"), "cosine similarity of standardised activations"),
+            "same_class": Variable(dims, "same predicted class as the original"),
+            "predicted_class": Variable(dims, "class predicted for the reconstruction"),
+        }
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {"network_layer": np.array(fitted(self, source).layers)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        probe = fitted(self, source)
+        rebuilt = u_turns.reconstructions
+        items, trajectories = rebuilt.shape[:2]
+        rebuilt = rebuilt.reshape(-1, *rebuilt.shape[2:])
+        original = u_turns.originals.images
+        before, after = probe.predict(original)[0], probe.predict(rebuilt)[0].reshape(items, trajectories)
+        similarity = probe.similarity(np.repeat(original, trajectories, axis=0), rebuilt)
+        return {
+            "similarity": similarity.reshape(items, trajectories, -1),
+            "same_class": after == before[:, None],
+            "predicted_class": after,
+        }
+
+    def fingerprint(self) -> str:
+        from uturn.fashion_mnist import fingerprints
+
+        return fingerprints()["classifier.safetensors"]
+
+
+@lru_cache(maxsize=4)
+def fitted(spec: NetworkLayers, source: Any) -> Any:
+    """The hidden-layer probe of a spec, standardised on images of the source."""
+    from uturn.fashion_mnist import load_classifier
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    if spec.classifier != "fashion_mnist":
+        raise ValueError(f"classifier = {spec.classifier!r}: expected 'fashion_mnist'")
+    probe = HiddenLayers(load_classifier(), spec.layers)
+    probe.fit(source.all_images()[0][: spec.reference])
+    return probe
+
+
+PROBES: dict[str, type] = {"tree_levels": TreeLevels, "messages": Messages, "network_layers": NetworkLayers}

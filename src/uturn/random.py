@@ -1,0 +1,156 @@
+"""Counter-based random numbers: every number is a function of (seed, coordinates, index) and of nothing else.
+
+The generator is Philox4x32-10 (Salmon et al., SC 2011). There is no state to share or to advance, so results do not
+depend on batch size, order, number of workers or interruptions.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+_UNIFORM, _FOLD = np.uint64(0), np.uint64(1)  # upper half of the 128-bit counter: keeps the two uses apart
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_TO_UNIT = 2.0**-53
+
+
+@njit(inline="always", cache=True)
+def philox(key, counter, domain=_UNIFORM):
+    """Philox4x32-10 of a 64-bit key and the 128-bit counter (counter, domain): two uint64."""
+    k0, k1 = key & _LOW, key >> _SHIFT
+    c0, c1, c2, c3 = counter & _LOW, counter >> _SHIFT, domain & _LOW, domain >> _SHIFT
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0 | (c1 << _SHIFT), c2 | (c3 << _SHIFT)
+
+
+@njit(inline="always", cache=True)
+def fold(key, coordinate):
+    """Key of the sub-stream `coordinate` of the stream `key`."""
+    return philox(key, coordinate, _FOLD)[0]
+
+
+@njit(inline="always", cache=True)
+def uniform_at(key, index):
+    """The `index`-th uniform number in [0, 1) of the stream `key`, with 53 random bits."""
+    return np.float64(philox(key, index)[0] >> np.uint64(11)) * _TO_UNIT
+
+
+@njit(parallel=True, cache=True)
+def _fold_all(parents, coordinates):
+    out = np.empty_like(parents)
+    for i in prange(len(parents)):
+        out[i] = fold(parents[i], coordinates[i])
+    return out
+
+
+@njit(parallel=True, cache=True)
+def _uniforms(keys, n, out):
+    for i in prange(len(keys)):
+        for j in range(n):
+            out[i, j] = uniform_at(keys[i], np.uint64(j))
+
+
+@njit(parallel=True, cache=True)
+def _normals32(keys, n, out):
+    # Box-Muller on 32-bit uniforms: one Philox call gives four numbers; |x| <= sqrt(64 log 2) = 6.66.
+    two_pi, scale = np.float32(2 * np.pi), np.float32(2.0**-32)
+    for i in prange(len(keys)):
+        for j in range((n + 3) // 4):
+            first, second = philox(keys[i], np.uint64(j))
+            for h in range(2):
+                bits = first if h == 0 else second
+                u = np.float32((bits & _LOW) + np.uint64(1)) * scale
+                radius = np.sqrt(np.float32(-2) * np.log(u))
+                angle = two_pi * (np.float32(bits >> _SHIFT) * scale)
+                k = 4 * j + 2 * h
+                if k < n:
+                    out[i, k] = radius * np.cos(angle)
+                if k + 1 < n:
+                    out[i, k + 1] = radius * np.sin(angle)
+
+
+@njit(parallel=True, cache=True)
+def _normals64(keys, n, out):
+    eleven = np.uint64(11)
+    for i in prange(len(keys)):
+        for j in range((n + 1) // 2):
+            first, second = philox(keys[i], np.uint64(j))
+            u = np.float64((first >> eleven) + np.uint64(1)) * _TO_UNIT
+            radius = np.sqrt(-2 * np.log(u))
+            angle = 2 * np.pi * (np.float64(second >> eleven) * _TO_UNIT)
+            out[i, 2 * j] = radius * np.cos(angle)
+            if 2 * j + 1 < n:
+                out[i, 2 * j + 1] = radius * np.sin(angle)
+
+
+def checked_seed(seed: Any, name: str = "seed") -> int:
+    """`seed` as an int in [0, 2**64), or a ValueError that says what is wrong with it."""
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        value = -1
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name} = {seed!r}: expected an integer in [0, 2**64)")
+    return value
+
+
+def keys(seed: int, *coordinates: Any) -> np.ndarray:
+    """Keys of independent random streams, one for every tuple of coordinates.
+
+    Parameters
+    ----------
+    seed : int in [0, 2**64)
+    *coordinates : non-negative integers or integer arrays, broadcast against each other
+        For example the item, the trajectory and the noise level of a U-turn.
+
+    Returns
+    -------
+    uint64 array of the broadcast shape of the coordinates (shape () without any).
+
+    Examples
+    --------
+    >>> a, b = keys(0, range(10)), keys(0, range(4))
+    >>> bool((a[:4] == b).all()), len(set(a.tolist()))
+    (True, 10)
+    """
+    columns = np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in coordinates)) if coordinates else []
+    shape = columns[0].shape if columns else ()
+    key = np.zeros(int(np.prod(shape)), np.uint64)
+    for column in [np.full(shape, checked_seed(seed), np.uint64), *columns]:
+        key = _fold_all(key, np.ascontiguousarray(column).reshape(-1))
+    return key.reshape(shape)
+
+
+def streams(seed: Any, count: int) -> np.ndarray:
+    """One key per sample: `keys(seed, range(count))` for an integer seed, or `seed` itself if it already is
+    a uint64 array of `count` keys (so that a sample's numbers do not depend on the batch it is in)."""
+    if isinstance(seed, np.ndarray) and seed.ndim:
+        if seed.dtype != np.uint64 or seed.shape != (count,):
+            raise ValueError(
+                f"seed: got an array of shape {seed.shape} and dtype {seed.dtype}; expected an integer, or one uint64 key "
+                f"per sample, shape ({count},), as uturn.random.keys makes them"
+            )
+        return seed
+    return keys(seed, np.arange(count, dtype=np.uint64))
+
+
+def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 of shape (len(keys), n): row i holds the first n of stream keys[i]."""
+    out = np.empty((len(keys), n))
+    _uniforms(keys, n, out)
+    return out
+
+
+def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
+    """Standard normal numbers of shape (len(keys), n), float32 or float64: row i belongs to stream keys[i]."""
+    out = np.empty((len(keys), n), dtype)
+    (_normals32 if out.dtype == np.float32 else _normals64)(keys, n, out)
+    return out

@@ -1,0 +1,484 @@
+"""The Random Hierarchy Model: a context-free grammar of fixed depth, drawn at random (arXiv:2307.02129)."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from uturn.random import checked_seed, keys, streams, uniform_at, uniforms
+
+Rules = Mapping[int, np.ndarray]
+_FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Strings and the trees behind them: `latents[tree_level]` is an int64 array (count, nodes); 0 = leaves."""
+
+    latents: dict[int, np.ndarray]
+
+    @property
+    def leaves(self) -> np.ndarray:
+        """The strings, (count, num_leaves) int64."""
+        return self.latents[0]
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The root symbols, (count,) int64."""
+        return self.latents[max(self.latents)][:, 0]
+
+    def __getitem__(self, rows: Any) -> Draw:
+        return Draw({level: nodes[rows] for level, nodes in self.latents.items()})
+
+
+@dataclass(frozen=True)
+class Parse:
+    """The only possible tree above each string, as far as there is one.
+
+    `valid[tree_level]` (batch, nodes) says whether the whole subtree of a node is grammatical; `latents[tree_level]` is its
+    symbol, -1 where it is not; `rules[tree_level]` (levels 1..depth) is the rule used, -1 where there is none.
+    """
+
+    latents: dict[int, np.ndarray]
+    valid: dict[int, np.ndarray]
+    rules: dict[int, np.ndarray]
+
+
+def zipf(multiplicity: int, exponent: float) -> np.ndarray:
+    """Rule probabilities proportional to k**-(1 + exponent), k = 1..multiplicity (arXiv:2505.07067)."""
+    weights = np.arange(1, multiplicity + 1, dtype=float) ** -(1.0 + exponent)
+    return weights / weights.sum()
+
+
+class RandomHierarchyModel:
+    """Random Hierarchy Model (Cagnetta et al., arXiv:2307.02129; section 3 of arXiv:2402.16991).
+
+    The root (tree level L, the class) takes one of `num_classes` values. Every symbol `y` of tree level l owns m rules
+    `y -> (x_1, .., x_s)` over the alphabet of level l-1; level 0 is the string. All tuples of a level are distinct, drawn
+    uniformly without replacement among the v**s possible ones, so a string has at most one parse.
+
+    Parameters
+    ----------
+    vocab_size : int, v >= 2
+        Number of symbols of every level below the root.
+    multiplicity : int or {tree_level: int}, m >= 1
+        Number of rules (synonyms) of a symbol; `v * m <= v**s`, and `n * m <= v**s` at the root.
+    branching : int, s >= 2
+        Children of a node.
+    depth : int, L >= 1
+        `num_leaves = s**L`.
+    num_classes : int, n >= 1, optional
+        Number of root symbols; v by default.
+    seed : int
+        The same arguments and seed give the same rules on every machine.
+    rule_probabilities : array, or {tree_level: array}, optional
+        Probabilities of the rules of a symbol, shape (m,) or (symbols, m), positive, rows adding up to 1. Uniform by default;
+        see `zipf`.
+    class_probabilities : array (n,), optional
+        Uniform by default.
+
+    Attributes
+    ----------
+    rules : {tree_level 1..L: int64 array (symbols, multiplicity, branching)}
+    rule_probabilities : {tree_level 1..L: float64 array (symbols, multiplicity)}
+    class_probabilities : float64 array (num_classes,)
+
+    Examples
+    --------
+    >>> rhm = RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
+    >>> draw = rhm.sample(5, seed=1)
+    >>> draw.leaves.shape, {level: nodes.shape for level, nodes in draw.latents.items()}
+    ((5, 8), {0: (5, 8), 1: (5, 4), 2: (5, 2), 3: (5, 1)})
+    >>> bool(rhm.parse(draw.leaves).valid[3].all())
+    True
+    """
+
+    rules: dict[int, np.ndarray]
+    rule_probabilities: dict[int, np.ndarray]
+    class_probabilities: np.ndarray
+
+    def __init__(
+        self,
+        vocab_size: int,
+        multiplicity: int | Mapping[int, int],
+        branching: int,
+        depth: int,
+        num_classes: int | None = None,
+        seed: int = 0,
+        *,
+        rule_probabilities: Any = None,
+        class_probabilities: Any = None,
+    ) -> None:
+        v = _integer("vocab_size", vocab_size, 2)
+        s = _integer("branching", branching, 2)
+        L = _integer("depth", depth, 1)
+        n = v if num_classes is None else _integer("num_classes", num_classes, 1)
+        key = keys(checked_seed(seed))
+        levels = range(1, L + 1)
+        if isinstance(multiplicity, Mapping):
+            if set(multiplicity) != set(levels):
+                raise ValueError(f"multiplicity has levels {sorted(multiplicity)}; expected every level 1..{L}")
+            sizes = {level: _integer(f"multiplicity[{level}]", multiplicity[level], 1) for level in levels}
+        else:
+            sizes = dict.fromkeys(levels, _integer("multiplicity", multiplicity, 1))
+        for level in levels:
+            symbols, word = (n, "num_classes") if level == L else (v, "vocab_size")
+            if symbols * sizes[level] > v**s:
+                raise ValueError(
+                    f"{word} * multiplicity = {symbols} * {sizes[level]} = {symbols * sizes[level]} rules at tree level {level}, "
+                    f"but only vocab_size**branching = {v}**{s} = {v**s} distinct tuples exist; lower multiplicity to at "
+                    f"most {v**s // symbols}"
+                )
+        rules = {
+            level: _distinct_tuples(v, s, (n if level == L else v) * sizes[level], int(key), level).reshape(-1, sizes[level], s)
+            for level in levels
+        }
+        self._set(rules, v, rule_probabilities, class_probabilities)
+
+    @classmethod
+    def from_rules(
+        cls,
+        rules: Mapping[Any, Any],
+        vocab_size: int | None = None,
+        *,
+        rule_probabilities: Any = None,
+        class_probabilities: Any = None,
+    ) -> RandomHierarchyModel:
+        """A model with given rules.
+
+        Parameters
+        ----------
+        rules : {tree_level: integer array (symbols, multiplicity, branching)}
+            Levels 1..depth as ints or decimal strings, depth being the root; values are 0-based symbols of the level below.
+        vocab_size : int, optional
+            By default the number of symbols of level 1, or the largest leaf symbol + 1 if depth is 1.
+
+        Raises
+        ------
+        ValueError
+            If levels are missing, shapes disagree, a symbol is out of range, or a tuple occurs twice in a level.
+        """
+        try:
+            tables = {int(level): np.asarray(table) for level, table in rules.items()}
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"rules: expected {{tree_level: array (symbols, multiplicity, branching)}} with levels 1..depth ({error})"
+            ) from None
+        L = len(tables)
+        if L == 0 or set(tables) != set(range(1, L + 1)):
+            raise ValueError(f"rules has levels {sorted(tables)}; expected every level 1..depth (depth = the root)")
+        for level, table in tables.items():
+            if table.ndim != 3 or table.size == 0 or table.dtype.kind not in "iu":
+                raise ValueError(
+                    f"rules[{level}] has shape {table.shape} and dtype {table.dtype}; expected integers of shape "
+                    f"(symbols, multiplicity, branching)"
+                )
+        branchings = {table.shape[2] for table in tables.values()}
+        if len(branchings) > 1 or min(branchings) < 2:
+            raise ValueError(f"rules: the levels have branching {sorted(branchings)}; expected one branching >= 2 for all")
+        if vocab_size is None:
+            v = int(tables[1].max()) + 1 if L == 1 else tables[1].shape[0]
+        else:
+            v = _integer("vocab_size", vocab_size, 1)
+        for level, table in tables.items():
+            if level < L and table.shape[0] != v:
+                raise ValueError(f"rules[{level}] has {table.shape[0]} symbols; expected vocab_size = {v} below the root")
+            if table.min() < 0 or table.max() >= v:
+                bad = table[(table < 0) | (table >= v)][0]
+                raise ValueError(f"rules[{level}] contains the symbol {bad}; expected 0..{v - 1} (vocab_size = {v})")
+            flat = table.reshape(-1, table.shape[2])
+            tuples, counts = np.unique(flat, axis=0, return_counts=True)
+            if len(tuples) < len(flat):
+                twice = tuple(tuples[counts.argmax()].tolist())
+                raise ValueError(
+                    f"rules[{level}]: the tuple {twice} occurs {counts.max()} times; all tuples of a level must be distinct, "
+                    f"or a string would have several parses"
+                )
+        model = cls.__new__(cls)
+        model._set(tables, v, rule_probabilities, class_probabilities)
+        return model
+
+    def _set(self, rules: Rules, v: int, rule_probabilities: Any, class_probabilities: Any) -> None:
+        L = len(rules)
+        self.vocab_size, self.depth = v, L
+        self.branching, self.num_classes = rules[L].shape[2], rules[L].shape[0]
+        self.rules = {level: _frozen(rules[level], np.int64) for level in range(1, L + 1)}
+        self.rule_probabilities = {}
+        for level, table in self.rules.items():
+            shape = table.shape[:2]
+            given = rule_probabilities.get(level) if isinstance(rule_probabilities, Mapping) else rule_probabilities
+            self.rule_probabilities[level] = _probabilities(f"rule_probabilities[{level}]", given, shape)
+        self.class_probabilities = _probabilities("class_probabilities", class_probabilities, (self.num_classes,))
+
+    # -- sizes -------------------------------------------------------------------------------------------------------
+    @property
+    def multiplicity(self) -> int | dict[int, int]:
+        """Rules per symbol: an int, or {tree_level: int} where it differs between levels."""
+        sizes = {level: table.shape[1] for level, table in self.rules.items()}
+        return sizes[1] if len(set(sizes.values())) == 1 else sizes
+
+    @property
+    def num_leaves(self) -> int:
+        """Length of the strings, s**L."""
+        return self.branching**self.depth
+
+    @property
+    def rule_density(self) -> float | dict[int, float]:
+        """Share f = m / v**(s-1) of the possible tuples that the rules of a level (below the root) use."""
+        tuples = self.vocab_size ** (self.branching - 1)
+        m = self.multiplicity
+        return m / tuples if isinstance(m, int) else {level: k / tuples for level, k in m.items()}
+
+    def num_nodes(self, tree_level: int) -> int:
+        """Nodes of a tree level, s**(L - tree_level)."""
+        return int(self.branching ** (self.depth - tree_level))
+
+    def num_symbols(self, tree_level: int) -> int:
+        """Alphabet size of a tree level: n at the root, v below."""
+        return self.num_classes if tree_level == self.depth else self.vocab_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the rules and probabilities (hexadecimal)."""
+        digest = hashlib.sha256(f"{self.vocab_size} {self.branching} {self.depth}".encode())
+        for level in self.rules:
+            for array in (self.rules[level], self.rule_probabilities[level]):
+                digest.update(str(array.shape).encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
+        digest.update(self.class_probabilities.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return (
+            f"RandomHierarchyModel(vocab_size={self.vocab_size}, multiplicity={self.multiplicity}, "
+            f"branching={self.branching}, depth={self.depth}, num_classes={self.num_classes})"
+        )
+
+    # -- drawing and reading strings -------------------------------------------------------------------------------
+    def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
+        """Draw strings by ancestral sampling, with all latents kept.
+
+        Parameters
+        ----------
+        count : int >= 0
+        seed : int, or uint64 array (count,)
+            With an integer, string i depends on (seed, i) only: `sample(10, seed)` is the start of `sample(100, seed)`. An
+            array gives every string its own key (`uturn.random.keys`).
+        """
+        count = _integer("count", count, 0)
+        key = streams(seed, count)
+        L = self.depth
+        root = np.empty((count, 1), np.int64)
+        _draw_roots(key, np.cumsum(self.class_probabilities), root)
+        latents = {L: root}
+        offset = 1  # nodes drawn so far: node number in the tree = index of its random number
+        for level in range(L, 0, -1):
+            children = np.empty((count, self.num_nodes(level - 1)), np.int64)
+            cumulative = np.cumsum(self.rule_probabilities[level], axis=1)
+            _draw_children(key, np.uint64(offset), latents[level], self.rules[level], cumulative, children)
+            offset += latents[level].shape[1]
+            latents[level - 1] = children
+        return Draw({level: latents[level] for level in range(L + 1)})
+
+    def parse(self, leaves: Any) -> Parse:
+        """Read arbitrary strings: symbol, rule and validity of every node.
+
+        Parameters
+        ----------
+        leaves : integer array (batch, num_leaves), symbols 0..v-1
+
+        Returns
+        -------
+        Parse
+            Where a node is not grammatical, its latent and rule are -1, and so are those of all nodes above it.
+        """
+        nodes = self.checked_leaves(leaves)
+        latents, valid, rules = {0: nodes}, {0: np.ones(nodes.shape, bool)}, {}
+        for level in range(1, self.depth + 1):
+            m = self.rules[level].shape[1]
+            tuples = latents[level - 1].reshape(len(nodes), -1, self.branching)
+            index = self._readers[level](tuples)  # row of the flattened rule table, or -1
+            valid[level] = index >= 0
+            latents[level] = np.where(valid[level], index // m, -1)
+            rules[level] = np.where(valid[level], index % m, -1)
+        return Parse(latents, valid, rules)
+
+    def log_likelihood(self, leaves: Any) -> np.ndarray:
+        """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the grammar cannot produce."""
+        parse = self.parse(leaves)
+        root, valid = parse.latents[self.depth][:, 0], parse.valid[self.depth][:, 0]
+        total = np.where(valid, np.log(self.class_probabilities)[root], -np.inf)
+        for level in range(1, self.depth + 1):
+            # Rows of invalid strings index with -1: harmless, their total is -inf already.
+            total += np.log(self.rule_probabilities[level])[parse.latents[level], parse.rules[level]].sum(axis=1)
+        return total
+
+    def checked_leaves(self, leaves: Any) -> np.ndarray:
+        """`leaves` as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError that says what is wrong."""
+        array = np.asarray(leaves)
+        if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != self.num_leaves:
+            raise ValueError(
+                f"leaves has shape {array.shape} and dtype {array.dtype}; expected integers of shape (batch, {self.num_leaves})"
+            )
+        bad = (array < 0) | (array >= self.vocab_size)
+        if bad.any():
+            sample, leaf = (int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(
+                f"leaves[{sample}, {leaf}] = {array[sample, leaf]}; expected symbols 0..{self.vocab_size - 1} "
+                f"(vocab_size = {self.vocab_size})"
+            )
+        return array.astype(np.int64, copy=False)
+
+    @cached_property
+    def _readers(self) -> dict[int, _TupleIndex]:
+        return {level: _TupleIndex(table, self.vocab_size) for level, table in self.rules.items()}
+
+    # -- files -------------------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> None:
+        """Write the grammar to a safetensors file (rules, probabilities, and a format version)."""
+        from safetensors.numpy import save_file
+
+        tensors = {"class_probabilities": self.class_probabilities}
+        for level in self.rules:
+            tensors[f"rules.{level}"] = self.rules[level]
+            tensors[f"rule_probabilities.{level}"] = self.rule_probabilities[level]
+        metadata = {"format": _FILE_FORMAT, "version": _FILE_VERSION, "vocab_size": str(self.vocab_size)}
+        save_file(tensors, str(path), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> RandomHierarchyModel:
+        """Read a grammar written by `save`; ValueError if the file is missing, damaged or something else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FILE_FORMAT or metadata.get("version") != _FILE_VERSION:
+                    found = f"{metadata.get('format')} version {metadata.get('version')}"
+                    raise ValueError(f"{path} holds {found}; expected {_FILE_FORMAT} version {_FILE_VERSION}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a readable grammar file ({error}); write one with rhm.save(path)") from None
+        levels = [name.split(".")[1] for name in tensors if name.startswith("rules.")]
+        return cls.from_rules(
+            {level: tensors[f"rules.{level}"] for level in levels},
+            vocab_size=int(metadata["vocab_size"]),
+            rule_probabilities={int(level): tensors[f"rule_probabilities.{level}"] for level in levels},
+            class_probabilities=tensors["class_probabilities"],
+        )
+
+
+class _TupleIndex:
+    """Row of each tuple in a rule table, by a trie whose prefixes are numbered level by level.
+
+    A prefix number is below the number of rules, so number * v + symbol always fits in 64 bits, however large v**s is.
+    """
+
+    def __init__(self, table: np.ndarray, v: int) -> None:
+        flat = table.reshape(-1, table.shape[2])
+        self.v, self.codes = v, []
+        prefix = np.zeros(len(flat), np.int64)
+        for position in range(flat.shape[1]):
+            codes, prefix = np.unique(prefix * v + flat[:, position], return_inverse=True)
+            self.codes.append(codes)
+        self.row = np.empty(len(flat), np.int64)
+        self.row[prefix] = np.arange(len(flat))
+
+    def __call__(self, tuples: np.ndarray) -> np.ndarray:
+        found = (tuples >= 0).all(axis=-1)
+        prefix = np.zeros(tuples.shape[:-1], np.int64)
+        for position, codes in enumerate(self.codes):
+            code = prefix * self.v + tuples[..., position]
+            prefix = np.minimum(np.searchsorted(codes, code), len(codes) - 1)
+            found &= codes[prefix] == code
+        return np.where(found, self.row[prefix], -1)
+
+
+@njit(inline="always", cache=True)
+def inverse_cdf(cumulative, u):
+    """Smallest k with u < cumulative[k] (the last one if rounding left none)."""
+    low, high = 0, len(cumulative) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if u < cumulative[middle]:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@njit(parallel=True, cache=True)
+def _draw_roots(keys, cumulative, out):
+    for b in prange(len(keys)):
+        out[b, 0] = inverse_cdf(cumulative, uniform_at(keys[b], np.uint64(0)))
+
+
+@njit(parallel=True, cache=True)
+def _draw_children(keys, offset, parents, rules, cumulative, out):
+    s = rules.shape[2]
+    for b in prange(len(keys)):
+        for i in range(parents.shape[1]):
+            y = parents[b, i]
+            k = inverse_cdf(cumulative[y], uniform_at(keys[b], offset + np.uint64(i)))
+            for c in range(s):
+                out[b, i * s + c] = rules[y, k, c]
+
+
+def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.ndarray:
+    """`count` distinct tuples, in uniformly random order, out of the v**s possible ones."""
+    total = v**s
+    if 2 * count >= total:  # dense: a random permutation of all of them
+        order = np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")[:count]
+        return np.stack([order // v**position % v for position in range(s - 1, -1, -1)], axis=1)
+    # Sparse: draw and keep first occurrences. Taking tuples one by one and skipping those already taken is uniform
+    # sampling without replacement, and the loop ends after a few rounds because at least half of the draws are new.
+    rows = np.empty((0, s), np.int64)
+    for attempt in range(1, 1000):
+        u = uniforms(keys(key, [level], [attempt]), 2 * count * s).reshape(-1, s)
+        rows = np.concatenate([rows, (u * v).astype(np.int64)])
+        first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+        rows = rows[first]
+        if len(rows) >= count:
+            return rows[:count]
+    raise AssertionError("unreachable: every round at least halves what is missing on average")
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} = {value!r}: expected an integer >= {least}")
+    return number
+
+
+def _frozen(values: Any, dtype: Any) -> np.ndarray:
+    array = np.array(values, dtype=dtype, order="C")
+    array.setflags(write=False)
+    return array
+
+
+def _probabilities(name: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if given is None:
+        return _frozen(np.full(shape, 1 / shape[-1]), np.float64)
+    try:
+        values = np.asarray(given, dtype=np.float64)
+        array = np.broadcast_to(values, shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {given!r}: expected numbers of shape {shape} or ({shape[-1]},)") from None
+    if values.ndim == 0 or not np.all(array > 0) or not np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6):
+        raise ValueError(
+            f"{name}: expected positive probabilities adding up to 1 along the last axis; smallest {array.min()}, sums "
+            f"{np.unique(array.sum(axis=-1))[:3]}"
+        )
+    total = array.sum(axis=-1, keepdims=True)
+    # Leave sums that are 1 up to rounding alone, so that saving and loading does not change a bit.
+    return _frozen(np.where(np.abs(total - 1) < 1e-12, array, array / total), np.float64)

@@ -1,0 +1,242 @@
+"""Where the originals come from: strings of a grammar, or images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from uturn.random import keys
+from uturn.rhm import Draw, RandomHierarchyModel, zipf
+
+# Coordinates that keep the random streams of an experiment apart: keys(seed, PURPOSE, item, ..).
+GRAMMAR, ORIGINAL, CORRUPTION, RECONSTRUCTION = range(4)
+
+
+@dataclass(frozen=True)
+class Strings:
+    """Originals drawn from one grammar."""
+
+    items: np.ndarray
+    rhm: RandomHierarchyModel
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Images:
+    """Original images, float32 (batch, channels, height, width) in [-1, 1]; labels are -1 where unknown."""
+
+    items: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Source(Protocol):
+    """What an experiment asks of a source; any object with these methods will do."""
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Any]:
+        """Originals of the items, in order, as one or more batches (each of one grammar, say)."""
+        ...
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        """Further coordinates of `item`: {name: values (num_items,)}."""
+        ...
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RHMSource(_Spec):
+    """Strings of the Random Hierarchy Model; the items are spread over `grammars` independent grammars."""
+
+    type: Literal["rhm"] = "rhm"
+    vocab_size: int = Field(ge=2)
+    multiplicity: int = Field(ge=1)
+    branching: int = Field(ge=2)
+    depth: int = Field(ge=1)
+    num_classes: int | None = Field(default=None, ge=1)
+    grammars: int = Field(default=1, ge=1)
+    zipf_exponent: float | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> RHMSource:
+        v, n = self.vocab_size, self.num_classes or self.vocab_size
+        used, tuples = max(n if self.depth == 1 else v, n) * self.multiplicity, v**self.branching
+        if used > tuples:
+            raise ValueError(
+                f"{used} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to "
+                f"at most {tuples // max(v, n)}"
+            )
+        return self
+
+    def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
+        """The `number`-th grammar of an experiment."""
+        return _grammar(self, number, seed)
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
+        numbers = self._numbers(num_items)[items]
+        for number in np.unique(numbers):
+            part = items[numbers == number]
+            rhm = self.grammar(int(number), seed)
+            yield Strings(part, rhm, rhm.sample(len(part), keys(seed, ORIGINAL, part)))
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        return {"grammar": self._numbers(num_items)}
+
+    def _numbers(self, num_items: int) -> np.ndarray:
+        # Neighbouring items share a grammar, so that a block of items is inferred in few large batches.
+        return np.arange(num_items) * self.grammars // num_items
+
+
+@lru_cache(maxsize=32)
+def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
+    return RandomHierarchyModel(
+        source.vocab_size,
+        source.multiplicity,
+        source.branching,
+        source.depth,
+        source.num_classes,
+        seed=int(keys(seed, GRAMMAR, number)),
+        rule_probabilities=None if source.zipf_exponent is None else zipf(source.multiplicity, source.zipf_exponent),
+    )
+
+
+class _ImageSource(_Spec):
+    """Items are the images in the order of the source; asking for more items than images is an error."""
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
+        raise NotImplementedError
+
+    def all_images(self) -> tuple[np.ndarray, np.ndarray]:
+        return _loaded(self)
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
+        images, labels = self.all_images()
+        yield Images(items, images[items], labels[items])
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        images, labels = self.all_images()
+        if num_items > len(images):
+            raise ValueError(f"items = {num_items}, but the source has {len(images)} images; lower items")
+        return {"label": labels[:num_items]}
+
+
+class FashionMNISTSource(_ImageSource):
+    """The 1,000 Fashion-MNIST test images that come with the package, classes in turn."""
+
+    type: Literal["fashion_mnist"] = "fashion_mnist"
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        from uturn.fashion_mnist import load_test_set
+
+        images, labels = load_test_set()
+        return np.asarray(images, np.float32), np.asarray(labels, np.int64)
+
+
+class ImageFolderSource(_ImageSource):
+    """PNG, JPEG, .. files of a folder, in the order of their names; sub-folders, if any, are the classes.
+
+    `size`: resize the short side and crop the centre to size x size; by default all images must have one size already.
+    `channels`: 1 (grey) or 3 (RGB).
+    """
+
+    type: Literal["images"] = "images"
+    path: str
+    channels: Literal[1, 3] = 3
+    size: int | None = Field(default=None, ge=1)
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        root = Path(self.path)
+        if not root.is_dir():
+            raise ValueError(f"path = {self.path!r} is not a folder; expected a folder of image files")
+        files = sorted(f for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
+        if not files:
+            raise ValueError(f"path = {self.path!r} holds no files; expected image files, or one sub-folder a class")
+        classes = sorted({f.parent.relative_to(root).as_posix() for f in files if f.parent != root})
+        images, labels, first = [], [], None
+        for file in files:
+            try:
+                with Image.open(file) as opened:
+                    image = opened.convert("L" if self.channels == 1 else "RGB")
+            except (UnidentifiedImageError, OSError) as error:
+                raise ValueError(
+                    f"{file} cannot be read as an image ({error}); expected PNG, JPEG, .. only; mend it or move it away"
+                ) from None
+            if self.size is not None:
+                image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
+            first = first or (file, image.size)
+            if image.size != first[1]:
+                raise ValueError(
+                    f"{file} has size {image.size}, but {first[0]} has {first[1]}; give `size` to resize and crop all images"
+                )
+            images.append(np.asarray(image).reshape(image.height, image.width, self.channels).transpose(2, 0, 1))
+            labels.append(classes.index(file.parent.relative_to(root).as_posix()) if file.parent != root else -1)
+        return _scaled(np.stack(images), self.path), np.array(labels, np.int64)
+
+
+class ArraySource(_ImageSource):
+    """Images in a .npy file: (count, height, width), (.., channels) or (count, channels, height, width).
+
+    uint8 in 0..255, or floats in [-1, 1]. `labels`: another .npy file, integers (count,).
+    """
+
+    type: Literal["array"] = "array"
+    path: str
+    labels: str | None = None
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        array = _read_npy(self.path)
+        if array.ndim == 3:
+            array = array[:, None]
+        elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+            array = array.transpose(0, 3, 1, 2)
+        if array.ndim != 4 or array.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{self.path} has shape {array.shape}; expected (count, height, width), with 1 or 3 channels before or after"
+            )
+        labels = np.full(len(array), -1) if self.labels is None else _read_npy(self.labels)
+        if labels.shape != (len(array),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.labels} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({len(array)},)"
+            )
+        return _scaled(array, self.path), labels.astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _loaded(source: _ImageSource) -> tuple[np.ndarray, np.ndarray]:
+    return source.load()
+
+
+def _read_npy(path: str) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable .npy file ({error}); write one with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive; expected a .npy file with one array")
+    return array
+
+
+def _scaled(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 127.5 - 1
+    if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:
+        return array.astype(np.float32)
+    raise ValueError(f"{where} holds {array.dtype} images; expected uint8 in 0..255, or finite floats in [-1, 1]")
+
+
+SOURCES: dict[str, type] = {
+    "rhm": RHMSource,
+    "fashion_mnist": FashionMNISTSource,
+    "images": ImageFolderSource,
+    "array": ArraySource,
+}

@@ -1,0 +1,179 @@
+"""Labelled, resumable results: one zarr group a run, one chunk a task.
+
+A task is one noise level times one block of items. It writes only its own chunks, each in one atomic step and with a
+checksum, so workers need no locks, and what is left to do after an interruption is the chunks that are missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FORMAT, VERSION = "uturn.store", 1
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Shape and meaning of a measured variable; its dims start with ("noise", "item")."""
+
+    dims: tuple[str, ...]
+    long_name: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One noise level and one block of items: the unit of work, of storage and of resuming."""
+
+    noise_index: int
+    item_block: int
+
+
+class Store:
+    """A run on disk (or in memory): created once, filled chunk by chunk, opened by `xarray.open_zarr`."""
+
+    def __init__(self, group: zarr.Group, where: str) -> None:
+        self.group, self.where = group, where
+        self.chunk = int(group.attrs["chunk"])  # type: ignore[arg-type]
+        self.variables = [str(name) for name in group.attrs["variables"]]  # type: ignore[union-attr]
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path | None,
+        variables: Mapping[str, Variable],
+        coordinates: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]],
+        chunk: int,
+        attributes: Mapping[str, Any],
+    ) -> Store:
+        """Lay out an empty run. `coordinates`: {name: (dims, values, attributes)}; those named like a dim give its length.
+
+        The layout appears under `path` in one rename, so an interruption leaves either no store or a whole one.
+        """
+        target: Any = zarr.storage.MemoryStore() if path is None else f"{path}.partial"
+        if path is not None:
+            shutil.rmtree(target, ignore_errors=True)
+        group = zarr.open_group(target, mode="w")
+        sizes = {dims[0]: len(values) for name, (dims, values, _) in coordinates.items() if dims == (name,)}
+        for name, (dims, values, attrs) in coordinates.items():
+            array = np.asarray(values)
+            text = array.dtype.kind in "UO"
+            made = group.create_array(
+                name, shape=array.shape, dtype=str if text else array.dtype, dimension_names=dims, attributes=attrs
+            )
+            if array.size:
+                made[...] = array.astype(object) if text else array
+        for name, variable in variables.items():
+            shape = tuple(sizes[dim] for dim in variable.dims)
+            chunks = (1, min(chunk, shape[1]), *shape[2:])
+            group.create_array(
+                name,
+                shape=shape,
+                chunks=chunks,
+                dtype="float32",
+                fill_value=float("nan"),
+                dimension_names=variable.dims,
+                compressors=(ZstdCodec(level=3), Crc32cCodec()),
+                attributes={"long_name": variable.long_name},
+                config={"write_empty_chunks": True},
+            )
+        group.attrs.update({"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables), **attributes})
+        if path is None:
+            return cls(group, "memory")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).rename(path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open an existing run; ValueError if there is none, or if its layout is damaged."""
+        if not Path(path).exists():
+            raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
+        try:
+            group = zarr.open_group(str(path), mode="r+")
+            attrs = dict(group.attrs)
+            found = attrs.get("format"), attrs.get("version")
+            if found == (FORMAT, VERSION):
+                for name in attrs["variables"]:  # type: ignore[union-attr]
+                    group[str(name)]
+                return cls(group, str(path))
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not a readable store ({type(error).__name__}: {error}); if it was cut short while being copied, "
+                f"copy it again; else choose another folder"
+            ) from None
+        raise ValueError(
+            f"{path} is not a {FORMAT} version {VERSION} store (found format {found[0]!r}, version {found[1]!r}); choose "
+            f"another folder"
+        )
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return dict(self.group.attrs)
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks, in the order in which they are run."""
+        num_noise, num_items = self._array(self.variables[0]).shape[:2]
+        for block in range(-(-num_items // self.chunk)):
+            for level in range(num_noise):
+                yield Task(level, block)
+
+    def items(self, task: Task) -> np.ndarray:
+        """Item numbers of a task."""
+        start = task.item_block * self.chunk
+        return np.arange(start, min(start + self.chunk, self._array(self.variables[0]).shape[1]))
+
+    def is_done(self, task: Task) -> bool:
+        """Whether every chunk of the task is there and sound; a damaged one is reported and counts as missing."""
+        for name in self.variables:
+            array = self._array(name)
+            if not self._exists(name, task):
+                return False
+            try:
+                array[self._region(task)]
+            except Exception as error:
+                warnings.warn(
+                    f"{self.where}: the chunk {self._chunk_key(name, task)} is damaged ({type(error).__name__}); it is "
+                    f"computed again",
+                    stacklevel=2,
+                )
+                return False
+        return True
+
+    def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store the readings of a task: {variable: array (items, ...)}."""
+        for name in self.variables:
+            self._array(name)[self._region(task)] = arrays[name][None].astype(np.float32)
+
+    def dataset(self) -> xr.Dataset:
+        """The run as a labelled dataset, read lazily."""
+        import xarray as xr
+
+        ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None)
+        return ds.set_coords([name for name in ds.data_vars if name not in self.variables])
+
+    def _array(self, name: str) -> Any:
+        return self.group[name]
+
+    def _region(self, task: Task) -> tuple[slice, slice]:
+        start = task.item_block * self.chunk
+        return slice(task.noise_index, task.noise_index + 1), slice(start, start + self.chunk)
+
+    def _chunk_key(self, name: str, task: Task) -> str:
+        rest = self._array(name).ndim - 2
+        return "/".join([name, "c", str(task.noise_index), str(task.item_block), *["0"] * rest])
+
+    def _exists(self, name: str, task: Task) -> bool:
+        from zarr.core.sync import sync
+
+        return bool(sync(self.group.store.exists(self._chunk_key(name, task))))

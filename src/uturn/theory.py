@@ -1,0 +1,301 @@
+"""Mean-field theory of the ε-process: the annealed average of belief propagation over the rules (arXiv:2402.16991).
+
+Everything is computed from complements (1 - belief), so that nothing cancels when the noise is small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Phase = Literal["transition", "always lost", "always recovered"]
+
+
+class Curves(NamedTuple):
+    """Beliefs in the true symbol: arrays (..., depth + 1), tree level last, 0 = leaves, depth = class."""
+
+    upward: np.ndarray
+    downward: np.ndarray
+    marginals: np.ndarray
+
+
+@dataclass(frozen=True)
+class MeanField:
+    """Mean-field theory of belief propagation on the Random Hierarchy Model (section 5, appendix B of arXiv:2402.16991).
+
+    Parameters
+    ----------
+    vocab_size : int, v
+    multiplicity : int, m, with v * m <= v**s
+    branching : int, s
+    num_classes : int, n, optional
+        Root symbols; v by default. It enters the last upward step and the prior only, so no threshold depends on it.
+
+    Examples
+    --------
+    >>> mf = MeanField(vocab_size=32, multiplicity=8, branching=2)
+    >>> mf.phase, round(mf.critical_noise, 4), round(mf.fixed_point, 4), round(mf.correlation_exponent, 3)
+    ('transition', 0.7312, 0.2917, 1.893)
+    """
+
+    vocab_size: int
+    multiplicity: int
+    branching: int
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        import operator
+
+        for name, least in (("vocab_size", 2), ("multiplicity", 1), ("branching", 2), ("num_classes", 1)):
+            value = getattr(self, name)
+            if name == "num_classes" and value is None:
+                value = self.vocab_size
+            try:
+                number = operator.index(value)
+            except TypeError:
+                number = None
+            if number is None or isinstance(value, bool) or number < least:
+                raise ValueError(f"{name} = {value!r}: expected an integer >= {least}")
+            object.__setattr__(self, name, number)
+        symbols, tuples = max(self.vocab_size, self._n), self.vocab_size**self.branching
+        if symbols * self.multiplicity > tuples:
+            raise ValueError(
+                f"max(vocab_size, num_classes) * multiplicity = {symbols * self.multiplicity} rules, but only "
+                f"vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to at most {tuples // symbols}"
+            )
+
+    @property
+    def _n(self) -> int:
+        return self.vocab_size if self.num_classes is None else self.num_classes
+
+    @cached_property
+    def _inverse_T(self) -> float:
+        return 1 / (self.vocab_size**self.branching - 1)  # of an int of any size: 0.0 when it is huge
+
+    # -- the map and its fixed points ------------------------------------------------------------------------------
+    def upward_map(self, belief: Any) -> np.ndarray:
+        """One upward step `F(p) = [p**s + (m-1) b] / [p**s + (m v - 1) b]`, `b = (1 - p**s)/(v**s - 1)` (Eqs. 11, 41)."""
+        return 1 - self._lost_above(1 - np.asarray(belief, float), self.vocab_size)
+
+    def _lost_above(self, lost: np.ndarray, symbols: int) -> np.ndarray:
+        """1 - F(p) from 1 - p, for a parent with `symbols` possible values: m (symbols - 1) b / [p**s + (m symbols - 1) b]."""
+        m, s = self.multiplicity, self.branching
+        power = _power(lost, s)
+        b = -np.expm1(s * _log_kept(lost)) * self._inverse_T
+        return m * (symbols - 1) * b / (power + (m * symbols - 1) * b)
+
+    def slope_at(self, belief: Any) -> np.ndarray:
+        """Derivative F'(p) of the upward map."""
+        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        p = np.asarray(belief, float)
+        # F = (x + (m-1)(1-x)/T) / (x + (m v - 1)(1-x)/T) with x = p**s; the numerator of dF/dx is m (v-1)/T.
+        x = p**s
+        below = x + (m * v - 1) * (1 - x) * self._inverse_T
+        return m * (v - 1) * self._inverse_T / below**2 * s * p ** (s - 1)
+
+    @property
+    def slope_at_one(self) -> float:
+        """F'(1) = s m (v-1)/(v**s - 1) (Eq. 42): the class can be recovered at small noise where it is below 1."""
+        return self.branching * self.multiplicity * (self.vocab_size - 1) * self._inverse_T
+
+    @cached_property
+    def phase(self) -> Phase:
+        """What happens to the class as depth grows: "transition" at ε*, "always lost" or "always recovered" for 0 < ε < 1."""
+        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        tuples = v**s - 1
+        if s * m * (v - 1) >= tuples:
+            return "always lost"
+        if s * v ** (s - 1) * (v - 1) >= m * tuples:  # F'(1/v) >= 1
+            return "always recovered"
+        return "transition"
+
+    @cached_property
+    def fixed_point(self) -> float | None:
+        """Repulsive fixed point p* of F in (1/v, 1); None without a transition.
+
+        For s = 2, p* = (m-1)/(v-m). In general the root of (F(p) - p), with the factors of the trivial roots 1 and 1/v
+        divided out of its numerator.
+        """
+        if self.phase != "transition":
+            return None
+        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        # Numerator over (1-p): p**s + (1/T) [(m-1) - (m v - 1) p] (1 + p + .. + p**(s-1)), highest power first.
+        ones = np.ones(s)
+        polynomial = np.r_[ones * (1 - m * v), 0] + np.r_[0, ones * (m - 1)]
+        polynomial = polynomial * self._inverse_T
+        polynomial[0] += 1
+        quotient = np.polydiv(polynomial, [1, -1 / v])[0]
+        from scipy.optimize import brentq
+
+        return float(brentq(lambda p: np.polyval(quotient, p), 1 / v, 1, xtol=1e-15, rtol=1e-14))
+
+    @property
+    def critical_noise(self) -> float | None:
+        """ε* = (1 - p*) v/(v-1); None without a transition."""
+        p = self.fixed_point
+        return None if p is None else (1 - p) * self.vocab_size / (self.vocab_size - 1)
+
+    @property
+    def slope(self) -> float | None:
+        """F'(p*) > 1 at the repulsive fixed point; None without a transition."""
+        p = self.fixed_point
+        return None if p is None else float(self.slope_at(p))
+
+    @property
+    def correlation_exponent(self) -> float | None:
+        """ν = log s / log F'(p*): the correlation length grows as |ε - ε*|**-ν (arXiv:2410.13770); None without a transition."""
+        slope = self.slope
+        return None if slope is None else float(np.log(self.branching) / np.log(slope))
+
+    # -- finite depth --------------------------------------------------------------------------------------------------
+    def curves(self, epsilon: Any, depth: int) -> Curves:
+        """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62).
+
+        Parameters
+        ----------
+        epsilon : float or array (...), in [0, 1]
+        depth : int >= 1
+
+        Returns
+        -------
+        Curves
+            `.upward`, `.downward`, `.marginals`, each (..., depth + 1), tree level last, 0 = leaves.
+        """
+        lost, q = self._messages(epsilon, depth)
+        marginal = 1 - np.stack([self._lost_marginal(lost[..., k], q[..., k], k == depth) for k in range(depth + 1)], axis=-1)
+        return Curves(1 - lost, q, marginal)
+
+    def _messages(self, epsilon: Any, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """(1 - upward belief, downward belief) per level, (..., depth + 1)."""
+        from uturn.corruption import checked_noise
+
+        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        if depth < 1:
+            raise ValueError(f"depth = {depth!r}: expected an integer >= 1")
+        lost = [checked_noise(epsilon, 1) * ((v - 1) / v)]
+        for level in range(1, depth + 1):
+            lost.append(self._lost_above(lost[-1], self._n if level == depth else v))
+        q = np.full(lost[0].shape, 1 / self._n)
+        downward = [q]
+        for level in range(depth - 1, -1, -1):
+            c = _power(lost[level], s - 1)
+            wrong = (q * (m - 1) + (1 - q) * m) * self._inverse_T  # each of the v - 1 other symbols
+            right = q * c + wrong * -np.expm1((s - 1) * _log_kept(lost[level]))
+            q = right / (right + (v - 1) * wrong)
+            downward.append(q)
+        return np.stack(lost, axis=-1), np.stack(downward[::-1], axis=-1)
+
+    def _lost_marginal(self, lost: np.ndarray, q: np.ndarray, at_root: bool) -> np.ndarray:
+        """1 - P, P = p q / [p q + (1-p)(1-q)/(v-1)] (Eq. 62)."""
+        others = max((self._n if at_root else self.vocab_size) - 1, 1)
+        wrong = lost * (1 - q) / others
+        return wrong / ((1 - lost) * q + wrong)
+
+    def class_crossing(self, depth: int) -> float | None:
+        """ε at which the marginals of the class and of the leaves cross: the inversion of the order of the levels.
+
+        At finite depth it lies below ε*: .706 for (v, m, s) = (32, 8, 2) at L = 10 (ε* = .731). None if they do not cross.
+        """
+        grid = np.linspace(0, 1, 2001)[1:-1]
+
+        def gap(epsilon: Any) -> np.ndarray:
+            lost, q = self._messages(epsilon, depth)
+            return self._lost_marginal(lost[..., 0], q[..., 0], False) - self._lost_marginal(lost[..., -1], q[..., -1], True)
+
+        gaps = gap(grid)
+        change = np.flatnonzero((gaps[:-1] > 0) & (gaps[1:] <= 0))
+        if not len(change):
+            return None
+        from scipy.optimize import brentq
+
+        k = change[-1]
+        return float(brentq(gap, grid[k], grid[k + 1], xtol=1e-13))
+
+    # -- correlations ----------------------------------------------------------------------------------------------
+    def pair_correlations(self, epsilon: Any, depth: int) -> np.ndarray:
+        """Connected correlation of sigma = ±1 (changed or not) of two leaves (arXiv:2410.13770, mean field).
+
+        Returns
+        -------
+        array (..., depth + 1)
+            Entry k: leaves whose lowest common ancestor is at level k, hence at distances s**(k-1) .. s**k - 1; entry 0 is the
+            variance 4 P (1 - P).
+        """
+        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        lost, q = self._messages(epsilon, depth)
+        p0 = self._lost_marginal(lost[..., 0], q[..., 0], False)
+        result = [4 * p0 * (1 - p0)]
+        damping = np.ones_like(p0)
+        for k in range(1, depth + 1):
+            e = lost[..., k - 1]
+            p, ps = 1 - e, _power(e, s)
+            missing = -np.expm1(s * _log_kept(e))  # 1 - p**s
+            g = (q[..., k] * (m - 1) + (1 - q[..., k]) * m) * self._inverse_T
+            z = q[..., k] * ps + g * missing
+            result.append(4 * g * (q[..., k] - g) * e**2 * ps / z**2 * damping)
+            # From a child at level k to its child: probability right given parent right, and given parent wrong.
+            bend = p * -np.expm1((s - 1) * _log_kept(e))  # p - p**s
+            above = ps + (m - 1) * bend * self._inverse_T
+            a = above / (above + (m - 1) * e * self._inverse_T)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                b = np.where(e > 0, bend / missing, (s - 1) / s)
+            damping = damping * (a - b) ** 2
+        return np.stack(result, axis=-1)
+
+    def susceptibility(self, epsilon: Any, depth: int) -> np.ndarray:
+        """chi = sum_ij C_ij / sum_i C_ii over all ordered pairs of leaves, diagonal included (arXiv:2410.13770); chi(0) = 1.
+
+        It peaks at ε*. Shape (...).
+        """
+        c = self.pair_correlations(epsilon, depth)
+        s = self.branching
+        pairs = (s - 1) * float(s) ** np.arange(depth)  # partners of a leaf whose common ancestor is at level 1, 2, ..
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = (c[..., 1:] * pairs).sum(axis=-1) / c[..., 0]
+        return 1 + np.where(c[..., 0] > 0, ratio, 0.0)
+
+
+class PhaseDiagram(NamedTuple):
+    """Threshold against multiplicity: arrays of equal length; `critical_noise` is 0 where the class is always lost and 1
+    where it is always recovered (any ε < 1)."""
+
+    multiplicity: np.ndarray
+    rule_density: np.ndarray
+    critical_noise: np.ndarray
+    phase: np.ndarray
+
+
+def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -> PhaseDiagram:
+    """The line ε*(m) of Fig. 6 of arXiv:2402.16991.
+
+    Parameters
+    ----------
+    multiplicities : sequence of int, optional
+        All of 1..v**(s-1) by default.
+
+    Examples
+    --------
+    >>> phase_diagram(32, 2, [4, 8, 16, 17]).critical_noise.round(4).tolist()
+    [0.9217, 0.7312, 0.0645, 0.0]
+    """
+    tuples = vocab_size ** (branching - 1)
+    ms = list(range(1, tuples + 1) if multiplicities is None else multiplicities)
+    theories = [MeanField(vocab_size, m, branching) for m in ms]
+    extreme = {"always lost": 0.0, "always recovered": 1.0}
+    noise = [extreme[mf.phase] if mf.critical_noise is None else mf.critical_noise for mf in theories]
+    return PhaseDiagram(
+        np.array(ms), np.array([m / tuples for m in ms]), np.array(noise), np.array([mf.phase for mf in theories])
+    )
+
+
+def _log_kept(lost: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log1p(-lost)
+
+
+def _power(lost: np.ndarray, exponent: int) -> np.ndarray:
+    """(1 - lost)**exponent."""
+    return (1 - lost) ** exponent
