@@ -248,7 +248,16 @@ class EpsilonBelief:
         return _two_valued_bits(noise, vocab_size)
 
 
+@dataclass(frozen=True)
+class Diffusion:
+    """Marker for images: the forward process of the diffusion model that also runs backwards; `noise` is t/T in [0, 1]."""
+
+    unit: ClassVar[str] = "inversion time t/T"
+    max_noise: ClassVar[float] = 1.0
+
+
 CORRUPTIONS: dict[str, type] = {
+    "diffusion": Diffusion,
     "gaussian": Gaussian,
     "masking": Masking,
     "uniform": UniformReplacement,

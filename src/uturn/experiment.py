@@ -136,15 +136,16 @@ class Experiment(BaseModel):
         source, corruption, backward, probes = self.parts
         images = isinstance(source, _ImageSource)
         if isinstance(source, RHMSource | _ImageSource):
-            expected = ("diffusion", "diffusion", ("network_layers",)) if images else (None, "exact", ("tree_levels", "messages"))
-            kind = "images" if images else 'the source "rhm"'
-            for name, table, allowed in [
-                ("corruption", self.corruption, [expected[0]] if images else [c for c in CORRUPTIONS if c != "diffusion"]),
-                ("backward", self.backward, [expected[1]]),
-                *((f"probes[{i}]", probe, list(expected[2])) for i, probe in enumerate(self.probes)),
-            ]:
-                if ":" not in table["type"] and table["type"] not in allowed:
-                    raise ValueError(f"{name}.type = {table['type']!r} does not go with {kind}; expected one of {allowed}")
+            kind = "images" if images else "strings"
+            allowed = {
+                "corruption": ["diffusion"] if images else [name for name in CORRUPTIONS if name != "diffusion"],
+                "backward": ["diffusion"] if images else ["exact"],
+                "probes": ["network_layers", "images"] if images else ["tree_levels", "messages"],
+            }
+            tables = [("corruption", self.corruption), ("backward", self.backward), *(("probes", probe) for probe in self.probes)]
+            for name, table in tables:
+                if ":" not in table["type"] and table["type"] not in allowed[name]:
+                    raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; expected one of {allowed[name]}")
 
         def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
             return part.model_dump(mode="json") if isinstance(part, BaseModel) else table

@@ -48,19 +48,19 @@ def generator_folder() -> Path:
 
 
 def load_generator() -> Any:
-    """Noise-predicting network of the Fashion-MNIST diffusion model.
+    """Denoising network of the Fashion-MNIST diffusion model.
 
     A diffusers `UNet2DModel` in float32 and evaluation mode: `model(noisy, timestep).sample`, with `noisy`
-    (batch, 1, 28, 28) and timesteps 0..999 of the schedule that `load_scheduler` returns.
+    (batch, 1, 28, 28) and timesteps 0..999 of the schedule that `load_scheduler` returns. Its output is the velocity
+    sqrt(abar) noise - sqrt(1 - abar) x_0 (section 4 of arXiv:2202.00512), as the scheduler's `prediction_type` says.
     """
-    import torch
     from diffusers import UNet2DModel
 
-    return UNet2DModel.from_pretrained(generator_folder() / "unet", torch_dtype=torch.float32).eval()
+    return UNet2DModel.from_pretrained(generator_folder() / "unet", low_cpu_mem_usage=False).float().eval()
 
 
 def load_scheduler() -> Any:
-    """`DDPMScheduler` with the noise schedule the generator was trained with (linear, 1,000 timesteps)."""
+    """`DDPMScheduler` the generator was trained with: linear noise schedule, 1,000 timesteps, v prediction."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler.from_pretrained(generator_folder() / "scheduler")

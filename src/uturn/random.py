@@ -43,52 +43,62 @@ def uniform_at(key, index):
     return np.float64(philox(key, index)[0] >> np.uint64(11)) * _TO_UNIT
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _fold_all(parents, coordinates):
     out = np.empty_like(parents)
-    for i in prange(len(parents)):
+    for i in range(len(parents)):
         out[i] = fold(parents[i], coordinates[i])
     return out
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _uniforms(keys, n, out):
-    for i in prange(len(keys)):
+    for i in range(len(keys)):
         for j in range(n):
             out[i, j] = uniform_at(keys[i], np.uint64(j))
 
 
-@njit(parallel=True, cache=True)
-def _normals32(keys, n, out):
+@njit(cache=True)
+def _normals_row32(key, out):
     # Box-Muller on 32-bit uniforms: one Philox call gives four numbers; |x| <= sqrt(64 log 2) = 6.66.
-    two_pi, scale = np.float32(2 * np.pi), np.float32(2.0**-32)
-    for i in prange(len(keys)):
-        for j in range((n + 3) // 4):
-            first, second = philox(keys[i], np.uint64(j))
-            for h in range(2):
-                bits = first if h == 0 else second
-                u = np.float32((bits & _LOW) + np.uint64(1)) * scale
-                radius = np.sqrt(np.float32(-2) * np.log(u))
-                angle = two_pi * (np.float32(bits >> _SHIFT) * scale)
-                k = 4 * j + 2 * h
-                if k < n:
-                    out[i, k] = radius * np.cos(angle)
-                if k + 1 < n:
-                    out[i, k + 1] = radius * np.sin(angle)
+    two_pi, scale, n = np.float32(2 * np.pi), np.float32(2.0**-32), len(out)
+    for j in range((n + 3) // 4):
+        first, second = philox(key, np.uint64(j))
+        for h in range(2):
+            bits = first if h == 0 else second
+            u = np.float32((bits & _LOW) + np.uint64(1)) * scale
+            radius = np.sqrt(np.float32(-2) * np.log(u))
+            angle = two_pi * (np.float32(bits >> _SHIFT) * scale)
+            k = 4 * j + 2 * h
+            if k < n:
+                out[k] = radius * np.cos(angle)
+            if k + 1 < n:
+                out[k + 1] = radius * np.sin(angle)
+
+
+@njit(cache=True)
+def _normals_row64(key, out):
+    eleven, n = np.uint64(11), len(out)
+    for j in range((n + 1) // 2):
+        first, second = philox(key, np.uint64(j))
+        u = np.float64((first >> eleven) + np.uint64(1)) * _TO_UNIT
+        radius = np.sqrt(-2 * np.log(u))
+        angle = 2 * np.pi * (np.float64(second >> eleven) * _TO_UNIT)
+        out[2 * j] = radius * np.cos(angle)
+        if 2 * j + 1 < n:
+            out[2 * j + 1] = radius * np.sin(angle)
 
 
 @njit(parallel=True, cache=True)
-def _normals64(keys, n, out):
-    eleven = np.uint64(11)
+def _normals32(keys, out):
     for i in prange(len(keys)):
-        for j in range((n + 1) // 2):
-            first, second = philox(keys[i], np.uint64(j))
-            u = np.float64((first >> eleven) + np.uint64(1)) * _TO_UNIT
-            radius = np.sqrt(-2 * np.log(u))
-            angle = 2 * np.pi * (np.float64(second >> eleven) * _TO_UNIT)
-            out[i, 2 * j] = radius * np.cos(angle)
-            if 2 * j + 1 < n:
-                out[i, 2 * j + 1] = radius * np.sin(angle)
+        _normals_row32(keys[i], out[i])
+
+
+@njit(parallel=True, cache=True)
+def _normals64(keys, out):
+    for i in prange(len(keys)):
+        _normals_row64(keys[i], out[i])
 
 
 def checked_seed(seed: Any, name: str = "seed") -> int:
@@ -152,5 +162,10 @@ def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
 def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
     """Standard normal numbers of shape (len(keys), n), float32 or float64: row i belongs to stream keys[i]."""
     out = np.empty((len(keys), n), dtype)
-    (_normals32 if out.dtype == np.float32 else _normals64)(keys, n, out)
+    row, rows = (_normals_row32, _normals32) if out.dtype == np.float32 else (_normals_row64, _normals64)
+    if out.size > 100_000:
+        rows(keys, out)
+    else:  # waking threads costs more than a short loop
+        for key, line in zip(keys, out, strict=True):
+            row(key, line)
     return out

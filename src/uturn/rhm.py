@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from uturn.random import checked_seed, keys, streams, uniform_at, uniforms
 
@@ -414,16 +414,16 @@ def inverse_cdf(cumulative, u):
     return low
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _draw_roots(keys, cumulative, out):
-    for b in prange(len(keys)):
+    for b in range(len(keys)):
         out[b, 0] = inverse_cdf(cumulative, uniform_at(keys[b], np.uint64(0)))
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _draw_children(keys, offset, parents, rules, cumulative, out):
     s = rules.shape[2]
-    for b in prange(len(keys)):
+    for b in range(len(keys)):
         for i in range(parents.shape[1]):
             y = parents[b, i]
             k = inverse_cdf(cumulative[y], uniform_at(keys[b], offset + np.uint64(i)))

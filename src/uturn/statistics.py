@@ -73,8 +73,11 @@ def inversion(x: Any, high_level: Any, low_level: Any) -> float:
     return crossing(x, np.asarray(high_level, float) - np.asarray(low_level, float), 0.0)
 
 
-def shift(x: Any, y: Any, theory: Callable[[np.ndarray], np.ndarray], reach: float = 0.2) -> float:
-    """Displacement d along x that brings a theory onto a measured curve: the least squares of y(x) - theory(x - d)."""
+def shift(x: Any, y: Any, theory_x: Any, theory_y: Any, reach: float = 0.2) -> float:
+    """Displacement d along x that brings a theory onto a measured curve: the least squares of y(x) - theory(x - d).
+
+    The theory is given on a fine increasing grid and interpolated linearly, constant beyond its ends; |d| <= reach.
+    """
     from scipy.optimize import minimize_scalar
 
     x, y = np.asarray(x, float), np.asarray(y, float)
@@ -82,7 +85,7 @@ def shift(x: Any, y: Any, theory: Callable[[np.ndarray], np.ndarray], reach: flo
     steps = np.linspace(-reach, reach, 81)
 
     def loss(d: float) -> float:
-        return float(np.sum((y - theory(np.clip(x - d, 0, 1))) ** 2))
+        return float(np.sum((y - np.interp(x - d, theory_x, theory_y)) ** 2))
 
     best = steps[np.argmin([loss(d) for d in steps])]
     width = steps[1] - steps[0]

@@ -87,7 +87,11 @@ class Store:
                 attributes={"long_name": variable.long_name},
                 config={"write_empty_chunks": True},
             )
-        group.attrs.update({"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables), **attributes})
+        # By the CF convention, what readers shall take for coordinates although it is not named like a dim.
+        others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
+        about = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
+        group.attrs.update({**about, "coordinates": others, **attributes})
+        _consolidate(target)
         if path is None:
             return cls(group, "memory")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -159,8 +163,7 @@ class Store:
         """The run as a labelled dataset, read lazily."""
         import xarray as xr
 
-        ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None)
-        return ds.set_coords([name for name in ds.data_vars if name not in self.variables])
+        return xr.open_zarr(self.group.store, consolidated=False, chunks=None)
 
     def _array(self, name: str) -> Any:
         return self.group[name]
@@ -177,3 +180,10 @@ class Store:
         from zarr.core.sync import sync
 
         return bool(sync(self.group.store.exists(self._chunk_key(name, task))))
+
+
+def _consolidate(where: Any) -> None:
+    """Gather the metadata in one file, which is what readers look for first."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(where)

@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=75, help="wall time over which the learning rate falls to 0")
     parser.add_argument("--max-steps", type=int, default=10**9)
     parser.add_argument("--snapshot-minutes", type=float, default=10, help="wall time between writes of --out")
+    parser.add_argument("--checkpoint-minutes", type=float, default=2, help="wall time between writes of --checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128])
@@ -134,7 +135,7 @@ def main() -> None:
         step, earlier_seconds = state["step"], state["seconds"]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; starting at step {step}", flush=True)
 
-    started = last_snapshot = time.monotonic()
+    started = last_snapshot = last_checkpoint = time.monotonic()
 
     def write(snapshot: bool) -> None:
         partial = args.checkpoint.with_suffix(".tmp")
@@ -152,7 +153,7 @@ def main() -> None:
             save_pipeline(average, scheduler, args.out)
             print(f"step {step}: wrote {args.out}", flush=True)
 
-    running_loss = torch.zeros(())
+    losses: list[float] = []
     while step < args.max_steps:
         progress = (earlier_seconds + time.monotonic() - started) / (60 * args.minutes)
         if progress >= 1:
@@ -182,20 +183,21 @@ def main() -> None:
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
-        running_loss += loss.detach()
+        losses.append(loss.item())
         if step % 100 == 0:
             seconds = earlier_seconds + time.monotonic() - started
-            line = f"step {step} {seconds / 60:.1f} min lr {learning_rate:.2e} loss {running_loss / 100:.4f}"
-            running_loss.zero_()
+            line = f"step {step} {seconds / 60:.1f} min lr {learning_rate:.2e} loss {sum(losses) / len(losses):.4f}"
+            losses.clear()
             if step % 500 == 0 or step in (100, 200, 300, 400):
                 errors = clean_image_error(average, scheduler, held_out, args.bf16)
                 line += " held-out clean-image error " + " ".join(f"{e:.4f}" for e in errors)
             print(line, flush=True)
-        if step % 250 == 0:
-            due = time.monotonic() - last_snapshot >= 60 * args.snapshot_minutes
+        now = time.monotonic()
+        if now - last_checkpoint >= 60 * args.checkpoint_minutes:
+            due = now - last_snapshot >= 60 * args.snapshot_minutes
             write(snapshot=due)
-            if due:
-                last_snapshot = time.monotonic()
+            last_checkpoint = now
+            last_snapshot = now if due else last_snapshot
     write(snapshot=True)
     print("done", flush=True)
 

@@ -8,13 +8,12 @@ the CPU) and log-space torch (any device, differentiable).
 from __future__ import annotations
 
 import operator
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.inference.beliefs import OUTPUTS, Beliefs, NotComputedError
-from uturn.inference.checks import check_shape, check_values
+from uturn.inference.checks import check_shape, check_values, floating_array, is_tensor
 from uturn.inference.entropy import mutual_information, posterior_entropy, prior_entropy
 
 if TYPE_CHECKING:
@@ -84,13 +83,13 @@ def infer(
     if backend not in _BACKENDS:
         raise ValueError(f"backend = {backend!r}: expected one of {_BACKENDS}")
     names = _checked_outputs(outputs)
-    tensor = _is_tensor(log_evidence)
+    tensor = is_tensor(log_evidence)
     if backend == "torch" or (backend == "auto" and tensor):
         import torch
 
         from uturn.inference.torch_backend import infer_torch
 
-        values = log_evidence if tensor else torch.from_numpy(_floating_array(rhm, log_evidence))
+        values = log_evidence if tensor else torch.from_numpy(floating_array(rhm, log_evidence))
         check_shape(rhm, tuple(values.shape), values.dtype, values.is_floating_point())
         values = values if values.dtype == torch.float64 else values.float()
         check_values(values)
@@ -98,7 +97,7 @@ def infer(
         return beliefs if tensor else _converted(beliefs, lambda x: x.numpy())
     from uturn.inference.numba_backend import infer_numba
 
-    beliefs = infer_numba(rhm, _floating_array(rhm, log_evidence), names)
+    beliefs = infer_numba(rhm, floating_array(rhm, log_evidence), names)
     if not tensor:
         return beliefs
     import torch
@@ -122,8 +121,8 @@ def sample_posterior(
     rhm, log_evidence
         As in `infer`. Computed by numba on the CPU; tensors are copied there.
     seed : int, or uint64 array (batch,)
-        With an integer, sample b uses the key `uturn.random.keys(seed, b)`; an array gives every sample its own key, so that draws
-        do not depend on what else is in the batch. Every random number is a function of (key, draw, node) only.
+        With an integer, sample b uses the key `uturn.random.keys(seed, b)`; an array gives every sample its own key, so that
+        draws do not depend on what else is in the batch. Every random number is a function of (key, draw, node) only.
     num_draws : int >= 0, optional
         K independent draws of every sample, from one upward pass. Draw 0 is the draw of `num_draws=None`.
 
@@ -148,7 +147,7 @@ def sample_posterior(
     from uturn.inference.numba_backend import sample_numba
     from uturn.random import streams
 
-    values = _floating_array(rhm, log_evidence)
+    values = floating_array(rhm, log_evidence)
     try:
         draws = 1 if num_draws is None else operator.index(num_draws)
     except TypeError:
@@ -157,23 +156,6 @@ def sample_posterior(
         raise ValueError(f"num_draws = {num_draws!r}: expected an integer >= 0, or None for one draw without a leading axis")
     trees = sample_numba(rhm, values, streams(seed, len(values)), draws)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
-
-
-def _is_tensor(values: Any) -> bool:
-    torch = sys.modules.get("torch")  # a tensor can only exist if torch is loaded already
-    return torch is not None and isinstance(values, torch.Tensor)
-
-
-def _floating_array(rhm: RandomHierarchyModel, values: Any) -> np.ndarray:
-    if _is_tensor(values):
-        if values.requires_grad:
-            raise ValueError('log_evidence requires grad, which numba cannot give: use infer(..., backend="torch") or detach()')
-        if str(values.dtype) == "torch.bfloat16":
-            values = values.float()
-        values = values.cpu().numpy()
-    array = np.asarray(values)
-    check_shape(rhm, array.shape, array.dtype, array.dtype.kind == "f")
-    return array if array.dtype.itemsize <= 8 else array.astype(np.float64)
 
 
 def _checked_outputs(outputs: Any) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Beliefs:
 
     def node_entropy(self) -> dict[int, Any]:
         """Entropy of every node's marginal in nats, {tree_level: (batch, nodes)}, between 0 and log(symbols)."""
-        return {level: _entropy(p) for level, p in self.marginals.items()}
+        return {level: entropy_of(p) for level, p in self.marginals.items()}
 
     def __repr__(self) -> str:
         lines = []
@@ -74,7 +74,7 @@ class Beliefs:
         return "Beliefs(\n" + "\n".join(lines) + "\n)"
 
 
-def _entropy(p: Any) -> Any:
+def entropy_of(p: Any) -> Any:
     """-sum p log p over the last axis, with 0 log 0 = 0, for numpy arrays and torch tensors."""
     positive = p > 0
     if hasattr(p, "new_ones"):

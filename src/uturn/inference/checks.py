@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,37 @@ def _invalid_evidence(sample: int, leaf: int, top: float) -> ValueError:
     return ValueError(f"log_evidence[{sample}, {leaf}] contains {top}; expected finite values or -inf")
 
 
-def impossible_evidence(samples: list[int]) -> ValueError:
+class ImpossibleEvidenceError(ValueError):
+    """Evidence that no string of the grammar can explain; `samples` says where in the batch."""
+
+    samples: list[int]
+
+
+def impossible_evidence(samples: list[int]) -> ImpossibleEvidenceError:
     shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
-    return ValueError(
+    error = ImpossibleEvidenceError(
         f"log_evidence of sample(s) {shown} ({len(samples)} in all): no string of this grammar has positive probability, so "
         f"there is no posterior. Hard evidence (-inf) contradicts the grammar: check that it belongs to this grammar, or "
         f"soften it, for example by replacing -inf by a large negative number"
     )
+    error.samples = samples
+    return error
+
+
+def is_tensor(values: Any) -> bool:
+    """Whether these are torch's, without loading torch."""
+    torch = sys.modules.get("torch")  # a tensor can only exist if torch is loaded already
+    return torch is not None and isinstance(values, torch.Tensor)
+
+
+def floating_array(rhm: Any, values: Any) -> np.ndarray:
+    """Evidence as a numpy array of checked shape and type (at most float64), without a copy where possible."""
+    if is_tensor(values):
+        if values.requires_grad:
+            raise ValueError('log_evidence requires grad, which numba cannot give: use infer(..., backend="torch") or detach()')
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.float()
+        values = values.cpu().numpy()
+    array = np.asarray(values)
+    check_shape(rhm, array.shape, array.dtype, array.dtype.kind == "f")
+    return array if array.dtype.itemsize <= 8 else array.astype(np.float64)

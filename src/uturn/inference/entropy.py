@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.inference.beliefs import _entropy
+from uturn.inference.beliefs import entropy_of
 
 if TYPE_CHECKING:
     from uturn.rhm import RandomHierarchyModel
@@ -20,11 +20,11 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
     """
     L = rhm.depth
-    entropy = {L: float(_entropy(rhm.class_probabilities))}
+    entropy = {L: float(entropy_of(rhm.class_probabilities))}
     counts = rhm.class_probabilities  # expected number of nodes of the level that carry each symbol
     for level in range(L, 0, -1):
         p, table = rhm.rule_probabilities[level], rhm.rules[level]
-        entropy[level - 1] = entropy[level] + float(counts @ _entropy(p))
+        entropy[level - 1] = entropy[level] + float(counts @ entropy_of(p))
         used = counts[:, None] * p
         counts = np.zeros(rhm.vocab_size)
         np.add.at(counts, table, used[:, :, None])
@@ -43,11 +43,10 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     ValueError
         As `infer`.
     """
-    from uturn.inference.numba_backend import posterior_entropy_numba
+    from uturn.inference.checks import floating_array
+    from uturn.inference.numba_backend import entropy_numba
 
-    from . import _floating_array
-
-    return posterior_entropy_numba(rhm, _floating_array(rhm, log_evidence))
+    return entropy_numba(rhm, floating_array(rhm, log_evidence))
 
 
 def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:

@@ -4,9 +4,10 @@ A *band* is a range of tree levels; an *item* is one subtree spanning a band (of
 lane. Inside a tile a message is a block `[symbol][lane]` of the workspace, so that every sum over rules is a sum of whole
 vectors held in registers. Nodes are visited depth first, so that what was just computed is still in the L1 cache.
 
-Scaling. Upward messages are normalised to 1 at every node; let z be the normaliser. Downward messages are scaled so that
-`sum_x down[x] up[x] = 1`. Then `sum_x down_child[x] up_child[x] = z` before scaling, so that dividing by the z known from
-the upward pass scales them, and `down * up` is the marginal, in one pass.
+Scaling. At every node the upward message, whose sum is z, is multiplied by the power of two that brings the sum into [1/2, 1):
+that is exact, so that the log-evidence collects no rounding from it. Downward messages are scaled so that
+`sum_x down[x] up[x] = 1`. Then `sum_x down_child[x] up_child[x]` is 1 / scale of the parent before scaling, and multiplying by
+the scale known from the upward pass makes it 1 again: `down * up` is the marginal, in one pass over the rules.
 
 Range. All terms are products of non-negative numbers: relative errors stay at rounding size unless a number underflows.
 Everything below the smallest normal number (1.2e-38 in float32) may be flushed to 0, in a message or in a product. Since
@@ -16,6 +17,8 @@ with a larger range; for all others the loss is below rules * 1e-12. So is an it
 shows in the sum of a marginal. The flush therefore never changes a result by more than rounding; it is there for speed.
 """
 
+# mypy: ignore-errors
+# (numba compiles this file and infers its types)
 from __future__ import annotations
 
 from collections import namedtuple
@@ -34,11 +37,13 @@ from uturn.inference.simd import (
     load,
     multiply,
     multiply_add,
-    peek,
+    pointer,
+    power_of_two_over,
     read_line,
     read_number,
     restore_denormals,
     scatter_columns,
+    size_of,
     smallest,
     splat,
     store,
@@ -70,15 +75,15 @@ _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 @njit(**_options)
 def _read_rows(ws, scratch, stride, target, columns, address, item_bytes, first, last):
     """A message of LANES items from memory rows to a tile block; items beyond the last repeat the last."""
-    lines = columns * ws.itemsize // 64
-    per_line = 64 // ws.itemsize
+    lines = columns * size_of(ws) // 64
+    per_line = 64 // size_of(ws)
     for lane in range(LANES):
         row = address + min(first + lane, last) * item_bytes
         to = scratch + lane * stride
         for q in range(lines):
             read_line(ws, to + q * per_line, row + 64 * q)
         for x in range(lines * per_line, columns):
-            ws[to + x] = read_number(ws[0], row + x * ws.itemsize)
+            ws[to + x] = read_number(ws[0], row + x * size_of(ws))
     for x in range(0, columns, 4):
         gather_columns(ws, scratch + x, stride, target + x * LANES)
 
@@ -89,7 +94,7 @@ def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes
     factor = load(ws, scale)
     for x in range(0, columns, 4):
         scatter_columns(ws, source + x * LANES, factor, scratch + x, stride)
-    per_line = 64 // ws.itemsize
+    per_line = 64 // size_of(ws)
     lines = columns // per_line
     whole = columns % per_line == 0 and address % 64 == 0 and item_bytes % 64 == 0
     for lane in range(min(LANES, last - first + 1)):
@@ -102,7 +107,7 @@ def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes
             for q in range(lines):
                 write_line(ws, out + q * per_line, row + 64 * q)
             for x in range(lines * per_line, columns):
-                write_number(ws[out + x], row + x * ws.itemsize)
+                write_number(ws[out + x], row + x * size_of(ws))
 
 
 @njit(**_options)
@@ -121,8 +126,8 @@ def _exponentiate(ws, block, columns, highest, sums):
 
 
 @njit(**_options)
-def _up_node(ws, zero, one, left, slot, out, inverse, low, s, n, m, start, uniform, index, weight):
-    """Upward message of a node from its children's, and 1/z; `low` keeps the smallest z of the tile."""
+def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, uniform, index, weight):
+    """Upward message of a node from its children's, its scale and its sum; `low` keeps the smallest z of the tile."""
     zeros = splat(zero)
     total = zeros
     right = left + slot
@@ -133,57 +138,58 @@ def _up_node(ws, zero, one, left, slot, out, inverse, low, s, n, m, start, unifo
         if s == 2 and uniform:
             b = zeros
             while k + 2 <= end:
-                a = multiply_add(load(ws, left + peek(index, 2 * k)), load(ws, right + peek(index, 2 * k + 1)), a)
-                b = multiply_add(load(ws, left + peek(index, 2 * k + 2)), load(ws, right + peek(index, 2 * k + 3)), b)
+                a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
+                b = multiply_add(load(ws, left + index[2 * k + 2]), load(ws, right + index[2 * k + 3]), b)
                 k += 2
             if k < end:
-                a = multiply_add(load(ws, left + peek(index, 2 * k)), load(ws, right + peek(index, 2 * k + 1)), a)
+                a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
             a = add(a, b)
         else:
             while k < end:
-                term = load(ws, left + peek(index, s * k))
+                term = load(ws, left + index[s * k])
                 for i in range(1, s - 1):
-                    term = multiply(term, load(ws, left + i * slot + peek(index, s * k + i)))
+                    term = multiply(term, load(ws, left + i * slot + index[s * k + i]))
                 if not uniform:
                     term = multiply(term, splat(weight[k]))
-                a = multiply_add(term, load(ws, left + (s - 1) * slot + peek(index, s * k + s - 1)), a)
+                a = multiply_add(term, load(ws, left + (s - 1) * slot + index[s * k + s - 1]), a)
                 k += 1
         store(ws, out + y * LANES, a)
         total = add(total, a)
     store(ws, low, smallest(total, load(ws, low)))
-    factor = divide(splat(one), total)
-    store(ws, inverse, factor)
+    factor = power_of_two_over(total)
+    store(ws, scale, factor)
+    store(ws, sums, multiply(total, factor))
     for y in range(n):
         store(ws, out + y * LANES, multiply(load(ws, out + y * LANES), factor))
 
 
 @njit(**_options)
-def _down_child(ws, zero, left, slot, i, above, inverse, down, marginal, sums, totals, s, v, row, uniform, start, index, weight):
+def _down_child(ws, zero, left, slot, i, above, scale, down, marginal, sums, totals, s, v, row, uniform, start, index, weight):
     """Downward message and marginal of child i, their sums over symbols (`totals`, `sums`)."""
     zeros = splat(zero)
-    factor = load(ws, inverse)
+    factor = load(ws, scale)
     sum_down, sum_marginal = zeros, zeros
     me, sibling = left + i * slot, left + (1 - i) * slot
-    end = peek(start, row)
+    end = start[row]
     for x in range(v):
         k = end
-        end = peek(start, row + x + 1)
+        end = start[row + x + 1]
         a = zeros
         if s == 2 and uniform:
             b = zeros
             while k + 2 <= end:
-                a = multiply_add(load(ws, above + peek(index, 2 * k)), load(ws, sibling + peek(index, 2 * k + 1)), a)
-                b = multiply_add(load(ws, above + peek(index, 2 * k + 2)), load(ws, sibling + peek(index, 2 * k + 3)), b)
+                a = multiply_add(load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a)
+                b = multiply_add(load(ws, above + index[2 * k + 2]), load(ws, sibling + index[2 * k + 3]), b)
                 k += 2
             if k < end:
-                a = multiply_add(load(ws, above + peek(index, 2 * k)), load(ws, sibling + peek(index, 2 * k + 1)), a)
+                a = multiply_add(load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a)
             a = add(a, b)
         else:
             while k < end:
-                term = load(ws, above + peek(index, s * k))
+                term = load(ws, above + index[s * k])
                 for j in range(1, s):
                     other = j - 1 if j <= i else j
-                    term = multiply(term, load(ws, left + other * slot + peek(index, s * k + j)))
+                    term = multiply(term, load(ws, left + other * slot + index[s * k + j]))
                 if not uniform:
                     term = multiply(term, splat(weight[k]))
                 a = add(a, term)
@@ -228,9 +234,9 @@ def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job
     height = high - low
     leaves = s**height
     v = rules.symbols[low]
-    row_bytes = v * ws.itemsize
+    row_bytes = v * size_of(ws)
     unit, least, sums, highest, spare = vectors, vectors + LANES, vectors + 2 * LANES, vectors + 3 * LANES, vectors + 4 * LANES
-    inverses = vectors + 8 * LANES
+    scales = vectors + 8 * LANES
     _fill(ws, one, unit)
     _fill(ws, one, least)
     _fill(ws, zero, sums)
@@ -257,27 +263,28 @@ def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job
             level = low + above
             n, m = rules.symbols[level], rules.multiplicity[level]
             block = base[above] + position * slot
-            inverse = inverses + (base[above] // slot - leaves + position) * LANES
+            scale = scales + (base[above] // slot - leaves + position) * LANES
             children = base[below] + position * s * slot
             _up_node(
-                ws, zero, one, children, slot, block, inverse, least, s, n, m, rules.start[level], rules.uniform[level],
+                ws, zero, children, slot, block, scale, spare, least, s, n, m, rules.start[level], rules.uniform[level] != 0,
                 rules.up_index, rules.up_weight,
             )  # fmt: skip
             if upward[level] != 0:
-                size = n * ws.itemsize
+                size = n * size_of(ws)
+                _reciprocal(ws, one, spare)
                 address = upward[level] + position * size
-                _write_rows(ws, scratch, stride, block, unit, n, address, nodes * size, first, last)
+                _write_rows(ws, scratch, stride, block, spare, n, address, nodes * size, first, last)
             if position % s != s - 1:
                 break
             position //= s
 
 
 @njit(**_options)
-def _add_log_normalisers(ws, inverses, count, log_sum):
+def _add_log_normalisers(ws, scales, count, log_sum):
     for lane in range(LANES):
         product = 1.0
         for node in range(count):
-            product *= np.float64(ws[inverses + node * LANES + lane])
+            product *= np.float64(ws[scales + node * LANES + lane])
             if product > 1e20 or product < 1e-20:
                 log_sum[lane] -= np.log(product)
                 product = 1.0
@@ -293,7 +300,7 @@ def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, r
     leaves = s**height
     v = rules.symbols[low]
     unit, deviation, sums, totals = vectors, vectors + 5 * LANES, vectors + 6 * LANES, vectors + 7 * LANES
-    inverses = vectors + 8 * LANES
+    scales = vectors + 8 * LANES
     marginal = stack[0]
     _fill(ws, zero, deviation)
     for node in range(leaves // s):
@@ -306,15 +313,15 @@ def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, r
             position = node // step
             level = low + k
             children = base[k - 1] + position * s * slot
-            inverse = inverses + (base[k] // slot - leaves + position) * LANES
+            scale = scales + (base[k] // slot - leaves + position) * LANES
             above = stack[1 + k] + (position % s) * slot
-            size = v * ws.itemsize
+            size = v * size_of(ws)
             item_bytes = s ** (height - k + 1) * size
             for i in range(s):
                 down = stack[k] + i * slot
                 _down_child(
-                    ws, zero, children, slot, i, above, inverse, down, marginal, sums, totals, s, v,
-                    (level * s + i) * (v + 1), rules.uniform[level], rules.down_start, rules.down_index, rules.down_weight,
+                    ws, zero, children, slot, i, above, scale, down, marginal, sums, totals, s, v,
+                    (level * s + i) * (v + 1), rules.uniform[level] != 0, rules.down_start, rules.down_index, rules.down_weight,
                 )  # fmt: skip
                 _accumulate_deviation(ws, one, sums, deviation)
                 offset = (position * s + i) * size
@@ -347,43 +354,65 @@ def _root(ws, one, up, down, marginal, n, sums, spare, class_probability):
 
 
 @njit(**_options)
-def run_tiles(first_tile, last_tile, ws, one, smallest_z, rules, job, upward, marginals, downward, logs, status):
-    """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
+def _rule_pointers(tables):
+    return Rules(
+        pointer(tables.symbols), pointer(tables.multiplicity), pointer(tables.start), pointer(tables.uniform),
+        pointer(tables.up_index), pointer(tables.up_weight), pointer(tables.down_start), pointer(tables.down_index),
+        pointer(tables.down_weight), pointer(tables.class_probability),
+    )  # fmt: skip
 
-    ws is this thread's workspace. `upward`, `marginals`, `downward`: addresses of the outputs, by level. Per item, `logs` gets
-    the log of the total its messages were divided by, and `status` what is wrong with it, if anything.
+
+@njit(**_options)
+def _layout(s, height, columns):
+    """Offsets in the workspace: node messages by level, vectors, rows, and the stack of downward messages; the end.
+
+    vectors: ones, smallest z, sum of the leaves' sums, top, spare, deviation, sum of a marginal, sum of a downward message;
+    then the scale of every inner node. stack: a block for marginals, the s children's messages at heights 1..height, the root's.
     """
-    s, low, high = job.branching, job.low, job.high
-    height = high - low
-    leaves = s**height
-    v, n = rules.symbols[low], rules.symbols[high]
-    columns = (max(v, n) + 3) // 4 * 4
-    slot = columns * LANES
-    stride = (columns + 15) // 16 * 16
-    # Layout of the workspace; workspace_size() in numba_backend.py adds up the same parts.
-    base = np.empty(height + 1, np.int64)
+    slot, stride = columns * LANES, (columns + 15) // 16 * 16
+    base, stack = np.empty(height + 1, np.int64), np.empty(height + 2, np.int64)
     end = 0
     for k in range(height + 1):
         base[k] = end
         end += s ** (height - k) * slot
     vectors = end
-    end += (8 + (leaves - 1) // (s - 1)) * LANES
+    end += (8 + (s**height - 1) // (s - 1)) * LANES
     scratch = end
     end += stride * LANES
-    stack = np.empty(height + 2, np.int64)  # marginal block, then children's messages at k = 1..height, then the root's
     stack[0] = end
     end += slot
     for k in range(1, height + 2):
         stack[k] = end
         end += s * slot
+    return slot, stride, base, vectors, scratch, stack, end
+
+
+@njit(**_options)
+def workspace_size(s, height, columns):
+    return _layout(s, height, columns)[-1]
+
+
+@njit(**_options)
+def run_tiles(first_tile, last_tile, workspace, one, smallest_z, tables, job, upward, marginals, downward, logs, status):
+    """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
+
+    `workspace` belongs to this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level. Per item, `logs`
+    gets the log of the total its messages were divided by, and `status` what is wrong with it, if anything.
+    """
+    s, low, high = job.branching, job.low, job.high
+    height = high - low
+    leaves = s**height
+    ws, rules = pointer(workspace), _rule_pointers(tables)
+    v, n = rules.symbols[low], rules.symbols[high]
+    slot, stride, base, vectors, scratch, stack, _ = _layout(s, height, (max(v, n) + 3) // 4 * 4)
     least, checked, deviation = vectors + LANES, vectors + 2 * LANES, vectors + 5 * LANES
     sums, spare = vectors + 6 * LANES, vectors + 4 * LANES
     log_sum = np.empty(LANES)
     constant = 0.0
     for level in range(low + 1, high + 1):
-        if rules.uniform[level]:
+        if rules.uniform[level] != 0:
             constant -= s ** (high - level) * np.log(np.float64(rules.multiplicity[level]))
-    size = n * ws.itemsize
+    size = n * size_of(ws)
 
     before = flush_denormals()
     for tile in range(first_tile, last_tile):
@@ -407,12 +436,129 @@ def run_tiles(first_tile, last_tile, ws, one, smallest_z, rules, job, upward, ma
         if job.downward:
             downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward)
         for lane in range(min(LANES, job.items - first)):
+            fine = ws[least + lane] >= smallest_z and ws[deviation + lane] < 1e-4
+            if job.top:
+                fine = fine and ws[spare + lane] * smallest_z <= 1
             if np.isnan(ws[checked + lane]):
                 status[first + lane] = INVALID
-            elif not (ws[least + lane] >= smallest_z and ws[deviation + lane] < 1e-4):
-                status[first + lane] = REDO
-            if job.top and not ws[spare + lane] * smallest_z <= 1:
+            elif not fine:
                 status[first + lane] = REDO
             if job.logs:
                 logs[first + lane] = log_sum[lane] + constant
+    restore_denormals(before)
+
+
+@njit(**_options)
+def _draw_rules(ws, children, slot, s, m, start, uniform, index, weight, symbols, uniforms, terms, cumulative, choice):
+    """Draw a rule for the symbol of each lane with probability ~ p(rule) prod_i up_i[x_i]; its row into `choice`."""
+    right = children + slot
+    for lane in range(LANES):
+        cumulative[lane] = 0.0
+    for k in range(m):
+        for lane in range(LANES):
+            rule = start + symbols[lane] * m + k
+            if s == 2:
+                term = ws[children + index[2 * rule] + lane] * ws[right + index[2 * rule + 1] + lane]
+            else:
+                term = ws[children + index[s * rule] + lane]
+                for i in range(1, s):
+                    term *= ws[children + i * slot + index[s * rule + i] + lane]
+            if not uniform:
+                term *= weight[rule]
+            cumulative[lane] += np.float64(term)
+            terms[k * LANES + lane] = cumulative[lane]
+    for lane in range(LANES):
+        uniforms[lane] *= cumulative[lane]
+        choice[lane] = 0
+    for k in range(m - 1):  # the number of partial sums that are not above the target
+        for lane in range(LANES):
+            choice[lane] += 1 if terms[k * LANES + lane] <= uniforms[lane] else 0
+    for lane in range(LANES):
+        k = choice[lane]
+        # If rounding put the target at the total, step back to a rule of positive probability.
+        while k > 0 and terms[k * LANES + lane] == terms[(k - 1) * LANES + lane]:
+            k -= 1
+        choice[lane] = start + symbols[lane] * m + k
+
+
+@njit(**_options)
+def sample_tiles(
+    first_tile, last_tile, workspace, one, smallest_z, tables, job, keys, num_draws, draw_items, most_rules, out, status
+):  # fmt: skip
+    """Draw the nodes of a band below its root from the posterior (and the root's symbol, in the top band).
+
+    `out`: addresses, by level, of int64 arrays (draws, samples, nodes); draws are `draw_items` items apart. A random number is a
+    function of the sample's key, the draw and the node's number in the tree, counted level by level from the root (0 is for
+    the root's symbol).
+    """
+    s, low, high = job.branching, job.low, job.high
+    height = high - low
+    ws, rules = pointer(workspace), _rule_pointers(tables)
+    v, n = rules.symbols[low], rules.symbols[high]
+    slot, stride, base, vectors, scratch, _, _ = _layout(s, height, (max(v, n) + 3) // 4 * 4)
+    log_sum, cumulative, uniforms = np.empty(LANES), np.empty(LANES), np.empty(LANES)
+    terms_array = np.empty(most_rules * LANES)
+    symbols_array, choice_array = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    streams, offset = np.empty(LANES, np.uint64), np.empty(LANES, np.int64)
+    uniform_at_lane, totals = pointer(uniforms), pointer(cumulative)
+    terms, symbols, choice = pointer(terms_array), pointer(symbols_array), pointer(choice_array)
+    nothing = np.zeros(high + 1, np.int64)
+    subtrees = job.items // len(keys)
+    least, checked = vectors + LANES, vectors + 2 * LANES
+
+    before = flush_denormals()
+    for tile in range(first_tile, last_tile):
+        first = tile * LANES
+        count = min(LANES, job.items - first)
+        upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, nothing, log_sum)
+        for lane in range(count):
+            if np.isnan(ws[checked + lane]):
+                status[first + lane] = INVALID
+            elif not ws[least + lane] >= smallest_z:
+                status[first + lane] = REDO
+        for draw in range(num_draws):
+            row = draw * draw_items + first
+            for lane in range(LANES):
+                item = min(first + lane, job.items - 1)
+                streams[lane] = fold(keys[item // subtrees], np.uint64(draw))
+                offset[lane] = item % subtrees
+            if job.top:
+                for lane in range(count):
+                    total = 0.0
+                    for y in range(n):
+                        total += np.float64(ws[base[height] + y * LANES + lane] * rules.class_probability[y])
+                    if not total >= smallest_z:
+                        status[first + lane] = max(status[first + lane], REDO)
+                    target = total * uniform_at(streams[lane], np.uint64(0))
+                    partial, chosen = 0.0, 0
+                    for y in range(n):
+                        weight = np.float64(ws[base[height] + y * LANES + lane] * rules.class_probability[y])
+                        if weight > 0.0:
+                            partial += weight
+                            chosen = y
+                            if partial > target:
+                                break
+                    write_number(chosen, out[high] + (row + lane) * 8)
+            nodes = 1
+            for k in range(height, 0, -1):
+                level = low + k
+                m = rules.multiplicity[level]
+                uniform = rules.uniform[level] != 0
+                above = 1 + (subtrees * nodes - 1) // (s - 1)  # nodes above this level, and the root's symbol
+                for node in range(nodes):
+                    for lane in range(LANES):
+                        at = min(lane, count - 1)
+                        symbols[lane] = read_number(0, out[level] + ((row + at) * nodes + node) * 8)
+                        uniforms[lane] = uniform_at(streams[lane], np.uint64(above + offset[lane] * nodes + node))
+                    _draw_rules(
+                        ws, base[k - 1] + node * s * slot, slot, s, m, rules.start[level], uniform, rules.up_index,
+                        rules.up_weight, symbols, uniform_at_lane, terms, totals, choice,
+                    )  # fmt: skip
+                    for lane in range(count):
+                        address = out[level - 1] + ((row + lane) * nodes + node) * s * 8
+                        for i in range(s):
+                            write_number(np.int64(rules.up_index[s * choice[lane] + i]) // LANES, address + i * 8)
+                nodes *= s
+        # Pointers do not keep their arrays: name the arrays here, after the last use of the pointers.
+        log_sum[0] = uniforms[0] + cumulative[0] + terms_array[0] + symbols_array[0] + choice_array[0]
     restore_denormals(before)

@@ -7,7 +7,6 @@ evidence). Messages are log-probabilities here, so the only zero is a true zero.
 from __future__ import annotations
 
 from math import exp, log
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -200,15 +199,46 @@ def rule_entropies(depth, symbols, multiplicity, rule_start, children, log_p, up
         first, nodes = below, nodes * s
 
 
+@njit(nogil=True, cache=True)
+def rule_entropy(marginal, up, children, probability, start, m, out, lost):
+    """The same for one level of a batch of messages, upward ones from below, in linear space.
+
+    Where a symbol that matters has rules of probabilities so small that they may have been rounded, `lost` is set.
+    """
+    s = children.shape[1]
+    terms = np.empty(m)
+    for b in range(marginal.shape[0]):
+        out[b] = 0.0
+        for node in range(marginal.shape[1]):
+            for y in range(marginal.shape[2]):
+                if marginal[b, node, y] < 1e-18:  # contributes less than rounding does
+                    continue
+                total = 0.0
+                for k in range(m):
+                    term = probability[start + y * m + k]
+                    for i in range(s):
+                        term *= up[b, node * s + i, children[start + y * m + k, i]]
+                    terms[k] = term
+                    total += term
+                if total < 1e-250:
+                    lost[b] = 1
+                    continue
+                entropy = 0.0
+                for k in range(m):
+                    p = terms[k] / total
+                    if p > 0:
+                        entropy -= p * log(p)
+                out[b] += marginal[b, node, y] * entropy
+
+
 class LogSpace:
     """The kernels above with their tables and one sample's messages. Not shared between threads."""
 
     def __init__(self, tables: Tables) -> None:
         t = tables
         self.sizes = [t.branching ** (t.depth - level) for level in range(t.depth + 1)]
-        self.symbols = t.symbols
         self.up = np.full((sum(self.sizes), int(t.symbols.max())), _NO)
-        self.down: np.ndarray | None = None
+        self.down = np.empty((0, 0))
         self.log_class = np.log(t.class_probability)
         self.rules = (t.depth, t.symbols, t.multiplicity, t.rule_start, t.children, np.log(t.probability), self.log_class)
 
@@ -217,13 +247,12 @@ class LogSpace:
         return float(upward(np.ascontiguousarray(evidence, np.float64), *self.rules, self.up))
 
     def downward(self) -> None:
-        if self.down is None:
+        if not self.down.size:
             self.down = np.full_like(self.up, _NO)
         downward(*self.rules, self.up, self.down)
 
     def marginals(self) -> None:
         """Replaces the downward messages."""
-        assert self.down is not None
         marginals(self.up, self.down)
 
     def rule_entropies(self) -> np.ndarray:
@@ -235,13 +264,9 @@ class LogSpace:
     def draw(self, key: np.uint64, num_draws: int) -> dict[int, np.ndarray]:
         out = np.empty((num_draws, len(self.up)), np.int64)
         draw(key, num_draws, *self.rules, self.up, out)
-        return self.split(out.T, None)
+        return self.split(out.T)
 
-    def split(self, rows: np.ndarray, probabilities: Any = True) -> dict[int, np.ndarray]:
-        """Cut an array of node rows into levels, {tree_level: (nodes, symbols)}, as probabilities."""
-        levels, first = {}, 0
-        for level, nodes in enumerate(self.sizes):
-            part = rows[first : first + nodes]
-            levels[level] = np.exp(part[:, : self.symbols[level]]) if probabilities else part
-            first += nodes
-        return levels
+    def split(self, rows: np.ndarray) -> dict[int, np.ndarray]:
+        """Cut an array whose first axis is the nodes into tree levels."""
+        ends = np.cumsum(self.sizes)
+        return {level: rows[end - nodes : end] for level, (nodes, end) in enumerate(zip(self.sizes, ends, strict=True))}

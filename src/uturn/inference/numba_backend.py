@@ -1,66 +1,74 @@
-"""The fast backend."""
+"""The fast backend: compiled kernels in the precision of the evidence, and more range for the few samples that need it.
+
+Samples whose messages leave the range of float32 are computed again in float64; those that leave that range too, in log space.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from uturn.inference.beliefs import Beliefs
-from uturn.inference.checks import check_values, impossible_evidence
-from uturn.inference.log_space import LogSpace
+from uturn.inference.beliefs import Beliefs, entropy_of
+from uturn.inference.checks import ImpossibleEvidenceError, impossible_evidence
+from uturn.inference.engine import Levels, Plan, aligned, draw, over_blocks, plan_of, propagate
+from uturn.inference.log_space import LogSpace, rule_entropy
 from uturn.inference.tables import tables_of
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+_COPY = 2**21  # evidence values copied at a time
 
 
 def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) -> Beliefs:
-    """`infer` for a numpy array (batch, leaves, v) of floating point numbers."""
-    batch, dtype = len(log_evidence), np.float64 if log_evidence.dtype == np.float64 else np.float32
-    check_values(log_evidence)
-    out = {
-        name: {l: np.empty((batch, rhm.num_nodes(l), rhm.num_symbols(l)), dtype) for l in range(rhm.depth + 1)}
-        for name in outputs if name != "log_evidence"
-    }
-    if "log_evidence" in outputs:
-        out["log_evidence"] = np.empty(batch)
-    _redo(rhm, log_evidence, list(range(batch)), out)
-    return Beliefs(**{name: out[name] for name in outputs})
-
-
-def _redo(rhm: Any, log_evidence: np.ndarray, samples: list[int], out: dict[str, Any]) -> None:
-    space = LogSpace(tables_of(rhm))
-    impossible = []
-    for b in samples:
-        log_p = space.upward(log_evidence[b])
-        if log_p == -np.inf:
-            impossible.append(b)
-            continue
-        if "log_evidence" in out:
-            out["log_evidence"][b] = log_p
-        if "upward" in out:
-            _store(out["upward"], b, space.split(space.up))
-        if "downward" in out or "marginals" in out:
-            space.downward()
-            if "downward" in out:
-                _store(out["downward"], b, space.split(space.down))
-        if "marginals" in out:
-            space.marginals()
-            _store(out["marginals"], b, space.split(space.down))
-    if impossible:
-        raise impossible_evidence(impossible)
-
-
-def _store(levels: dict[int, np.ndarray], b: int, parts: dict[int, np.ndarray]) -> None:
-    for level, part in parts.items():
-        levels[level][b] = part
-
-
-def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, num_draws: int) -> dict[int, np.ndarray]:
-    check_values(log_evidence)
+    """`infer` for an array (batch, leaves, v) of floating point numbers."""
     batch = len(log_evidence)
-    out = {l: np.empty((num_draws, batch, rhm.num_nodes(l)), np.int64) for l in range(rhm.depth + 1)}
-    space = LogSpace(tables_of(rhm))
+    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE)
+    out = _empty(plan, batch, outputs)
+    left = []
+    for first in range(0, batch, plan.chunk):
+        rows = slice(first, min(first + plan.chunk, batch))
+        views = {name: x[rows] if name == "log_evidence" else {k: y[rows] for k, y in x.items()} for name, x in out.items()}
+        left += [first + b for b in propagate(plan, np.ascontiguousarray(log_evidence[rows], plan.dtype), views)]
+    if left and plan.dtype == _SINGLE:
+        plan, samples, left = plan_of(rhm, _DOUBLE), left, []
+        for part, values in _parts(samples, log_evidence, plan):
+            again = _empty(plan, len(part), outputs)
+            lost = propagate(plan, values, again)
+            good = np.setdiff1d(np.arange(len(part)), lost)
+            for name, x in again.items():
+                for target, source in [(out[name], x)] if name == "log_evidence" else [(out[name][k], x[k]) for k in x]:
+                    target[part[good]] = source[good]
+            left += part[lost].tolist()
+    if left:
+        _infer_in_log_space(rhm, log_evidence, left, out)
+    if "downward" in out:
+        out["downward"][rhm.depth][:] = rhm.class_probabilities
+    return Beliefs(**out)
+
+
+def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, num_draws: int) -> Levels:
+    """`sample_posterior` for an array, with one key per sample and a leading axis for the draws."""
+    batch, keys = len(log_evidence), np.ascontiguousarray(keys)
+    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE)
+    out = {level: np.empty((num_draws, batch, rhm.num_nodes(level)), np.int64) for level in range(rhm.depth + 1)}
+    left = []
+    for first in range(0, batch, plan.chunk):
+        rows = slice(first, min(first + plan.chunk, batch))
+        values = np.ascontiguousarray(log_evidence[rows], plan.dtype)
+        left += [first + b for b in draw(plan, values, keys[rows], {k: x[:, rows] for k, x in out.items()}, batch)]
+    if left and plan.dtype == _SINGLE:
+        plan, samples, left = plan_of(rhm, _DOUBLE), left, []
+        for part, values in _parts(samples, log_evidence, plan):
+            again = {level: np.empty((num_draws, len(part), x.shape[2]), np.int64) for level, x in out.items()}
+            lost = draw(plan, values, keys[part], again, len(part))
+            for level, x in again.items():
+                out[level][:, part] = x
+            left += part[lost].tolist()
+    space = LogSpace(tables_of(rhm)) if left else None
     impossible = []
-    for b in range(batch):
+    for b in left:
+        assert space is not None
         if space.upward(log_evidence[b]) == -np.inf:
             impossible.append(b)
             continue
@@ -71,21 +79,78 @@ def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, num_draws
     return out
 
 
-def posterior_entropy_numba(rhm: Any, log_evidence: np.ndarray) -> dict[int, np.ndarray]:
-    check_values(log_evidence)
-    L = rhm.depth
-    entropy = {level: np.empty(len(log_evidence)) for level in range(L + 1)}
-    space = LogSpace(tables_of(rhm))
-    for b in range(len(log_evidence)):
-        if space.upward(log_evidence[b]) == -np.inf:
-            raise impossible_evidence([b])
-        space.downward()
-        space.marginals()
-        root = space.down[-1, : rhm.num_classes]
-        total = -float(np.sum(np.exp(root) * np.where(root > -np.inf, root, 0.0)))
-        entropy[L][b] = total
-        rules = space.rule_entropies()
-        for level in range(L, 0, -1):
-            total += rules[level]
-            entropy[level - 1][b] = total
-    return entropy
+def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
+    """`posterior_entropy` for an array: a chunk of samples at a time, so that memory is bounded."""
+    t = tables_of(rhm)
+    batch, L = len(log_evidence), rhm.depth
+    rules = np.zeros((L + 1, batch))  # entropy of all rules of a level
+    root = np.empty(batch)
+    lost = np.zeros(batch, np.uint8)
+    size = max(1, _COPY // (rhm.num_leaves * rhm.vocab_size))
+    for first in range(0, batch, size):
+        rows = slice(first, min(first + size, batch))
+        try:
+            beliefs = infer_numba(rhm, log_evidence[rows].astype(np.float64), ("marginals", "upward"))
+        except ImpossibleEvidenceError as error:
+            raise impossible_evidence([first + b for b in error.samples]) from None
+        root[rows] = entropy_of(beliefs.marginals[L][:, 0])
+
+        def block(b: int, end: int, beliefs: Beliefs = beliefs, first: int = first) -> None:
+            for level in range(1, L + 1):
+                above, below = beliefs.marginals[level][b:end], beliefs.upward[level - 1][b:end]
+                where = slice(first + b, first + end)
+                start, m = t.rule_start[level], t.multiplicity[level]
+                rule_entropy(above, below, t.children, t.probability, start, m, rules[level, where], lost[where])
+
+        over_blocks(rows.stop - first, block)
+    if lost.any():
+        space = LogSpace(t)
+        for b in np.flatnonzero(lost):
+            space.upward(log_evidence[b])
+            space.downward()
+            space.marginals()
+            root[b] = entropy_of(np.exp(space.down[-1, : rhm.num_classes]))
+            rules[:, b] = space.rule_entropies()
+    return {level: root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
+
+
+def _empty(plan: Plan, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
+    t = plan.tables
+    shapes = {level: (batch, t.branching ** (t.depth - level), int(n)) for level, n in enumerate(t.symbols)}
+    return {
+        name: np.empty(batch) if name == "log_evidence" else {level: aligned(x, plan.dtype) for level, x in shapes.items()}
+        for name in outputs
+    }
+
+
+def _parts(samples: list[int], log_evidence: np.ndarray, plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Scattered samples, some at a time so that the copies stay small, with their evidence in the plan's precision."""
+    size = max(1, min(plan.chunk, _COPY // log_evidence[0].size))
+    for first in range(0, len(samples), size):
+        part = np.array(samples[first : first + size])
+        yield part, log_evidence[part].astype(plan.dtype)
+
+
+def _infer_in_log_space(rhm: Any, log_evidence: np.ndarray, samples: list[int], out: dict[str, Any]) -> None:
+    space, impossible = LogSpace(tables_of(rhm)), []
+
+    def store(name: str, rows: np.ndarray, b: int) -> None:
+        if name in out:
+            for level, message in space.split(rows).items():
+                out[name][level][b] = np.exp(message[:, : rhm.num_symbols(level)])
+
+    for b in samples:
+        log_p = space.upward(log_evidence[b])
+        if log_p == -np.inf:
+            impossible.append(b)
+            continue
+        if "log_evidence" in out:
+            out["log_evidence"][b] = log_p
+        store("upward", space.up, b)
+        if "downward" in out or "marginals" in out:
+            space.downward()
+            store("downward", space.down, b)
+            space.marginals()
+            store("marginals", space.down, b)
+    if impossible:
+        raise impossible_evidence(impossible)

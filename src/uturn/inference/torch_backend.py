@@ -36,11 +36,13 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
     device, dtype = log_evidence.device, log_evidence.dtype
     batch = log_evidence.shape[0]
     rules = {level: torch.tensor(rhm.rules[level].reshape(-1, s), device=device) for level in rhm.rules}
-    log_rule = {level: torch.tensor(np.log(p.reshape(-1)), device=device, dtype=dtype) for level, p in rhm.rule_probabilities.items()}
+    log_rule = {
+        level: torch.tensor(np.log(p.reshape(-1)), device=device, dtype=dtype) for level, p in rhm.rule_probabilities.items()
+    }
     log_class = torch.tensor(np.log(rhm.class_probabilities), device=device, dtype=dtype)
 
     def children(level: int) -> list[torch.Tensor]:  # child i's log-message at every rule: (batch, nodes, rules)
-        below = up[level - 1].reshape(batch, -1, s, up[level - 1].shape[-1])
+        below = up[level - 1].unflatten(1, (rhm.num_nodes(level), s))
         return [below[:, :, i, :].index_select(-1, rules[level][:, i]) for i in range(s)]
 
     up = {}

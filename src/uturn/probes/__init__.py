@@ -157,6 +157,30 @@ class NetworkLayers(_Spec):
         return fingerprints()["classifier.safetensors"]
 
 
+class KeepImages(_Spec):
+    """The reconstructions themselves, lossless, float32 in [-1, 1]."""
+
+    type: Literal["images"] = "images"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ()
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "trajectory", "channel", "row", "column")
+        return {"image": Variable(dims, "reconstructed image, in [-1, 1]")}
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        shape = source.all_images()[0].shape[1:]
+        return {dim: np.arange(size) for dim, size in zip(("channel", "row", "column"), shape, strict=True)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        return {"image": u_turns.reconstructions}
+
+    def fingerprint(self) -> str:
+        return ""
+
+
 @lru_cache(maxsize=4)
 def fitted(spec: NetworkLayers, source: Any) -> Any:
     """The hidden-layer probe of a spec, standardised on images of the source."""
@@ -170,4 +194,4 @@ def fitted(spec: NetworkLayers, source: Any) -> Any:
     return probe
 
 
-PROBES: dict[str, type] = {"tree_levels": TreeLevels, "messages": Messages, "network_layers": NetworkLayers}
+PROBES: dict[str, type] = {"tree_levels": TreeLevels, "messages": Messages, "network_layers": NetworkLayers, "images": KeepImages}

@@ -1,0 +1,246 @@
+"""Runs the compiled kernels on whole batches: cuts trees into bands and spreads tiles over threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numba
+import numpy as np
+
+from uturn.inference import kernels
+from uturn.inference.checks import check_values
+from uturn.inference.simd import LANES
+from uturn.inference.tables import Tables, tables_of
+
+Levels = dict[int, np.ndarray]
+
+_TILE_BYTES = 2**20  # upward messages of a tile: half of a usual L2 cache
+_LINK_BYTES = 2**24  # messages handed from band to band
+_SMALLEST = {np.dtype(np.float32): 1e-26, np.dtype(np.float64): 1e-280}  # see kernels.py, "Range"
+num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
+
+
+class Plan:
+    """How a grammar is computed in one precision.
+
+    A tree too large for the cache is cut into bands of levels. The upward pass goes band by band, keeping only the messages of
+    the bands' roots; on the way down every band's upward messages are computed again, which is cheaper than memory. In a band
+    a lane is a subtree, so that one deep sample fills the lanes as well as many shallow ones. The cut depends on the grammar
+    only, never on the batch, and so does every rounding.
+    """
+
+    def __init__(self, tables: Tables, dtype: np.dtype) -> None:
+        v, s, L, n = tables.vocab_size, tables.branching, tables.depth, tables.num_classes
+        self.tables, self.dtype = tables, dtype
+        self.rules = _kernel_rules(tables, dtype)
+        self.most_rules = int(tables.multiplicity.max())
+        self.one, self.smallest = dtype.type(1), dtype.type(_SMALLEST[dtype])
+        columns = -(-max(v, n) // 4) * 4
+
+        def bytes_of(height: int) -> int:
+            return int((s ** (height + 1) - 1) // (s - 1) * columns * LANES * dtype.itemsize)
+
+        height = L
+        if bytes_of(L) > _TILE_BYTES + columns * LANES * dtype.itemsize:
+            height = max([1, *(h for h in range(1, L) if bytes_of(h) <= _TILE_BYTES // 4)])
+        count = -(-L // height)
+        self.bands = list(pairwise(round(i * L / count) for i in range(count + 1)))
+        self.workspace = max(kernels.workspace_size(s, high - low, columns) for low, high in self.bands)
+        per_sample = sum(2 * s ** (L - high) * v * dtype.itemsize for _, high in self.bands[:-1])
+        self.chunk = max(1, _LINK_BYTES // per_sample) if per_sample else 2**62  # samples at a time
+        if self.chunk > LANES:
+            self.chunk = self.chunk // LANES * LANES
+
+    def job(self, low: int, high: int, batch: int, source: int, **settings: int) -> kernels.Job:
+        nothing = {"root_out": 0, "root_in": 0, "leaf_out": 0, "downward": False, "logs": False}
+        s, L = self.tables.branching, self.tables.depth
+        return kernels.Job(
+            branching=s,
+            low=low,
+            high=high,
+            top=high == L,
+            items=batch * s ** (L - high),
+            source=source,
+            evidence=low == 0,
+            **{**nothing, **settings},
+        )
+
+    def links(self, batch: int) -> Levels:
+        """Messages about the roots of all bands but the top one."""
+        s, L, v = self.tables.branching, self.tables.depth, self.tables.vocab_size
+        return {high: aligned((batch, s ** (L - high), v), self.dtype) for _, high in self.bands[:-1]}
+
+
+_PLANS: WeakKeyDictionary[Any, dict[np.dtype, Plan]] = WeakKeyDictionary()
+
+
+def plan_of(rhm: Any, dtype: np.dtype) -> Plan:
+    """The plan of a RandomHierarchyModel, made once."""
+    plans = _PLANS.setdefault(rhm, {})
+    if dtype not in plans:
+        plans[dtype] = Plan(tables_of(rhm), dtype)
+    return plans[dtype]
+
+
+def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
+    total, s = t.children.shape
+    index, weight = np.empty((s, total, s), np.int64), np.empty((s, total))
+    for i in range(s):
+        rules = t.inverse_rule[i]
+        index[i, :, 0] = t.parent[rules]
+        index[i, :, 1:] = np.delete(t.children[rules], i, axis=1)
+        weight[i] = t.probability[rules]
+    return kernels.Rules(
+        symbols=t.symbols,
+        multiplicity=t.multiplicity,
+        start=t.rule_start,
+        uniform=t.uniform.astype(np.int64),
+        up_index=(t.children * LANES).astype(np.uint32).ravel(),
+        up_weight=t.probability.astype(dtype),
+        down_start=(t.inverse_start + total * np.arange(s)[:, None]).astype(np.uint32).ravel(),
+        down_index=(index * LANES).astype(np.uint32).ravel(),
+        down_weight=weight.astype(dtype).ravel(),
+        class_probability=t.class_probability.astype(dtype),
+    )
+
+
+# -- one chunk of samples ------------------------------------------------------------------------------------------------
+def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any]) -> list[int]:
+    """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the range."""
+    L, batch = plan.tables.depth, len(log_evidence)
+    upward, marginals, downward = (_addresses(out.get(name, {}), L) for name in ("upward", "marginals", "downward"))
+    go_down = "marginals" in out or "downward" in out
+    want_logs = "log_evidence" in out
+    up_links, down_links = plan.links(batch), plan.links(batch) if go_down else {}
+    flagged = np.zeros(batch, np.uint8)
+    if want_logs:
+        out["log_evidence"][:] = 0
+
+    def sweep(low: int, high: int, rising: bool, down: bool) -> None:
+        job = plan.job(
+            low,
+            high,
+            batch,
+            _address(up_links[low] if low else log_evidence),
+            root_out=_address(up_links.get(high)) if rising else 0,
+            root_in=_address(down_links.get(high)) if down else 0,
+            leaf_out=_address(down_links.get(low)) if down else 0,
+            downward=down,
+            logs=want_logs and rising,
+        )
+        logs, status = np.empty(job.items if job.logs else 0), np.zeros(job.items, np.uint8)
+        wanted = upward if rising else np.zeros_like(upward)
+        _over_tiles(plan, kernels.run_tiles, job, wanted, marginals, downward, logs, status)
+        _merge(flagged, status, log_evidence)
+        if job.logs:
+            out["log_evidence"] += logs.reshape(batch, -1).sum(axis=1)
+
+    *lower, top = plan.bands
+    for band in lower:
+        sweep(*band, rising=True, down=False)
+    sweep(*top, rising=True, down=go_down)
+    if go_down:
+        for band in reversed(lower):
+            sweep(*band, rising=False, down=True)
+    return np.flatnonzero(flagged).tolist()
+
+
+def draw(plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, out: Levels, stride: int) -> list[int]:
+    """Fill `out` (draws, samples, nodes) for a contiguous chunk of samples; return those whose numbers left the range.
+
+    `out` may be part of a larger array, in which draws are `stride` samples apart.
+    """
+    t, batch = plan.tables, len(log_evidence)
+    nowhere = np.zeros(t.depth + 1, np.int64)
+    links, flagged = plan.links(batch), np.zeros(batch, np.uint8)
+
+    def source(low: int) -> int:
+        return _address(links[low] if low else log_evidence)
+
+    for low, high in plan.bands[:-1]:
+        job = plan.job(low, high, batch, source(low), root_out=_address(links[high]))
+        status = np.zeros(job.items, np.uint8)
+        _over_tiles(plan, kernels.run_tiles, job, nowhere, nowhere, nowhere, np.empty(0), status)
+        _merge(flagged, status, log_evidence)
+    for low, high in reversed(plan.bands):
+        job = plan.job(low, high, batch, source(low))
+        status = np.zeros(job.items, np.uint8)
+        apart, addresses = stride * (job.items // batch), _addresses(out, t.depth)
+        _over_tiles(plan, kernels.sample_tiles, job, keys, len(out[0]), apart, plan.most_rules, addresses, status)
+        _merge(flagged, status, log_evidence)
+    return np.flatnonzero(flagged).tolist()
+
+
+def _merge(flagged: np.ndarray, status: np.ndarray, log_evidence: np.ndarray) -> None:
+    """A sample is flagged if one of its subtrees is."""
+    worst = status.reshape(len(flagged), -1).max(axis=1)
+    if (worst == kernels.INVALID).any():
+        check_values(log_evidence)
+        raise AssertionError("unreachable: a leaf without a finite maximum")
+    np.maximum(flagged, worst, out=flagged)
+
+
+def _addresses(levels: Levels, L: int) -> np.ndarray:
+    return np.array([_address(levels.get(level)) for level in range(L + 1)], np.int64)
+
+
+def _address(array: np.ndarray | None) -> int:
+    return 0 if array is None else array.ctypes.data
+
+
+# -- threads and memory ----------------------------------------------------------------------------------------------------
+def _over_tiles(plan: Plan, kernel: Any, job: kernels.Job, *arguments: Any) -> None:
+    def block(first: int, last: int) -> None:
+        kernel(first, last, _workspace(plan), plan.one, plan.smallest, plan.rules, job, *arguments)
+
+    over_blocks(-(-job.items // LANES), block)
+
+
+def over_blocks(count: int, block: Any) -> None:
+    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads.
+
+    Threads of our own rather than numba's: those of numba's workqueue must not be entered twice, and those of OpenMP do not
+    survive a fork. Several blocks a thread, because cores are rarely equally free.
+    """
+    if min(num_threads, count) <= 1:
+        block(0, count)
+        return
+    blocks = min(count, 4 * num_threads)
+    cuts = [count * i // blocks for i in range(blocks + 1)]
+    list(_pool().map(block, cuts[:-1], cuts[1:]))
+
+
+_local = threading.local()
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def _pool() -> ThreadPoolExecutor:
+    key = (os.getpid(), num_threads)  # a forked process has none of its parent's threads
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(num_threads, thread_name_prefix="uturn-inference")
+    return _pools[key]
+
+
+def _workspace(plan: Plan) -> np.ndarray:
+    """This thread's workspace, kept between calls: fresh pages cost as much as the work on them."""
+    spaces = _local.__dict__.setdefault("spaces", {})
+    space = spaces.get(plan.dtype)
+    if space is None or len(space) < plan.workspace:
+        # numpy asks the kernel for huge pages from 4 MB on: fewer misses of the address translation.
+        size = max(plan.workspace, 2**22 // plan.dtype.itemsize)
+        space = spaces[plan.dtype] = aligned((size,), plan.dtype, boundary=2**21)
+        space[:] = 0
+    return space
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:
+    """np.empty that starts at a cache line, so that whole lines can be written past the cache."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + boundary, np.uint8)
+    shift = -raw.ctypes.data % boundary
+    return raw[shift : shift + size].view(dtype).reshape(shape)

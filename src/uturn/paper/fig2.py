@@ -1,0 +1,202 @@
+"""Fig. 2: images after U-turns, and similarity of a classifier's layers against inversion time; here on Fashion-MNIST."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.paper import Scale, Verdict
+from uturn.paper.style import CLASS, MUTED, THEORY, level_colors, style
+from uturn.probes import NetworkLayers, fitted
+from uturn.random import keys, uniforms
+from uturn.sources import FashionMNISTSource
+from uturn.statistics import Transition, estimate, inversion, resampled_curves, transition
+
+TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
+CAPTION = (
+    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become when "
+    "diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and reconstruction, layer by "
+    "layer (bars: 95 % bootstrap intervals of the first block and of the logits); ticks on the right: the level of random pairs of different "
+    "classes. Bottom right: share of reconstructions with the predicted class of the original, with a stochastic and with a "
+    "deterministic scheduler."
+)
+_PAIRS = 5  # purpose of a random stream, see uturn.sources
+
+
+def experiments(scale: Scale) -> dict[str, Experiment]:
+    items, steps, trajectories = (60, 50, 1) if scale == "smoke" else (1000, 250, 1)
+    noise = np.arange(1, 11) / 10 if scale == "smoke" else np.arange(1, 26) / 25
+    runs = {}
+    for label, scheduler in [("stochastic", "ddpm"), ("deterministic", "ddim")]:
+        runs[label] = Experiment.from_dict(
+            {
+                "items": items,
+                "trajectories": trajectories,
+                "chunk": 60 if scale == "smoke" else 50,
+                "source": {"type": "fashion_mnist"},
+                "corruption": {"type": "diffusion", "noise": noise.tolist()},
+                "backward": {"type": "diffusion", "model": "fashion_mnist", "scheduler": scheduler, "steps": steps},
+                "probes": [{"type": "network_layers", "classifier": "fashion_mnist"}, {"type": "images"}],
+            }
+        )
+    return runs
+
+
+def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int = 0) -> xr.DataArray:
+    """Mean similarity, per layer, of random pairs of different images of the same and of different classes: the floor lines."""
+    images, labels = source.all_images()
+    probe = fitted(spec, source)
+    u = uniforms(keys(seed, _PAIRS, np.arange(40 * count)), 2)
+    first, second = (u * len(images)).astype(int).T
+    same = (labels[first] == labels[second]) & (first != second)
+    rows = []
+    for chosen in (np.flatnonzero(same)[:count], np.flatnonzero(labels[first] != labels[second])[:count]):
+        rows.append(probe.similarity(images[first[chosen]], images[second[chosen]]).mean(axis=0))
+    return xr.DataArray(
+        np.array(rows), dims=("pair", "network_layer"), coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)}
+    )
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    stochastic, deterministic = runs["stochastic"].load(), runs["deterministic"].load()
+    spec = json.loads(stochastic.attrs["spec"])
+    source, layers_spec = FashionMNISTSource(), NetworkLayers(**spec["probes"][0])
+    images, labels = source.all_images()
+    items = stochastic.sizes["item"]
+    predicted = fitted(layers_spec, source).predict(images).classes
+    agreement = float((predicted == labels).mean())
+    shares = np.bincount(predicted, minlength=10) / len(predicted)
+    chance = float(np.sum(shares**2))
+
+    # U-turns of length zero are the identity: the curves start at 1.
+    noise = np.r_[0.0, stochastic.noise.values]
+
+    def from_one(curve: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.ones_like(curve[:1]), curve])
+
+    def fall(curve: np.ndarray, bottom: float) -> Transition:
+        return transition(noise, from_one(curve), 1.0, bottom)
+
+    floor = random_pairs(layers_spec, source)
+    curves = stochastic.similarity.mean(("item", "trajectory"), dtype=float)
+    draws = resampled_curves(stochastic.similarity)
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    data = xr.Dataset(
+        {
+            "similarity": curves,
+            "similarity_low": (curves.dims, low),
+            "similarity_high": (curves.dims, high),
+            "similarity_deterministic": deterministic.similarity.mean(("item", "trajectory"), dtype=float),
+            "same_class": stochastic.same_class.mean(("item", "trajectory"), dtype=float),
+            "same_class_deterministic": deterministic.same_class.mean(("item", "trajectory"), dtype=float),
+            "random_pairs": floor,
+            "original": (("item", "row", "column"), images[:items, 0]),
+            "image": stochastic.image.isel(trajectory=0, channel=0),
+            "image_deterministic": deterministic.image.isel(trajectory=0, channel=0),
+        },
+        attrs={"chance": chance},
+    )
+    star = estimate(stochastic.same_class, lambda c: fall(c, chance).location)
+    width = estimate(stochastic.same_class, lambda c: fall(c, chance).width)
+    smooth = estimate(stochastic.similarity, lambda c: fall(c[:, 0], float(floor[1, 0])).width)
+    swap = estimate(stochastic.similarity, lambda c: inversion(noise, from_one(c[:, -1]), from_one(c[:, 0])))
+    star_ode = estimate(deterministic.same_class, lambda c: fall(c, chance).location)
+    gap = estimate(stochastic.similarity, lambda c: c[0, -1] - c[0, 0])
+    late = int(np.argmin(np.abs(stochastic.noise.values - 0.8)))
+    gap_late = estimate(stochastic.similarity, lambda c: c[late, -1] - c[late, 0])
+    end = estimate(stochastic.same_class, lambda c: float(c[-1]))
+    data.attrs.update(transition=star.value, transition_low=star.low, transition_high=star.high, inversion=swap.value)
+    standard = np.sqrt(chance * (1 - chance) / stochastic.same_class.isel(noise=0).size)
+    verdicts = [
+        Verdict("t*/T: half of the class is lost", str(star), "inside the chain", 0.2 < star.low and star.high < 0.9, "interval within 0.2 .. 0.9"),
+        Verdict(
+            "width of the fall (a quarter to three quarters): class against first block",
+            f"{width}; {smooth}",
+            "the class falls more abruptly",
+            width.value < smooth.value,
+            "class narrower",
+        ),
+        Verdict(
+            "logits - first block at the shortest U-turn, and at t/T = 0.8",
+            f"{gap}; {gap_late}",
+            "positive, then negative: the order of the layers inverts",
+            gap.low > 0 and gap_late.high < 0,
+            "intervals exclude 0",
+        ),
+        Verdict(
+            "t/T at which logits and first block swap order",
+            str(swap),
+            "near t*",
+            abs(swap.value - star.value) < 0.2,
+            "within 0.2 of t*/T",
+        ),
+        Verdict(
+            "same predicted class after a full chain",
+            str(end),
+            f"{chance:.3f}, independent draws",
+            abs(end.value - chance) < 4 * standard,
+            f"within 4 standard errors ({4 * standard:.3f})",
+        ),
+        Verdict("label agreement of the classifier on the real images", f"{agreement:.3f}", "at least 0.91", agreement >= 0.91, ">= 0.91"),
+        Verdict(
+            "t*/T with the deterministic scheduler",
+            str(star_ode),
+            "a transition too, though it does not draw from the posterior",
+            np.isfinite(star_ode.value) and 0.2 < star_ode.low,
+            "interval above 0.2",
+        ),
+    ]
+    return data, verdicts
+
+
+def draw(data: xr.Dataset) -> Any:
+    noise = data.noise.values
+    layers = [str(name) for name in data.network_layer.values]
+    colors = level_colors(len(layers))
+    columns = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
+    shown = [0, 1, 3, 5, 7, 8, 9]  # one item a class: shirt, trousers, dress, sandal, sneaker, bag, boot
+    tiles = np.stack(
+        [np.concatenate([data.original[i].values, *(data.image.isel(noise=k, item=i).values for k in columns)], axis=1) for i in shown]
+    )
+    with style() as plt:
+        figure = plt.figure(figsize=(11, 9.2), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
+        axes = top.subplots()
+        axes.imshow(np.concatenate(tiles), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+        axes.set_xticks(
+            28 * np.arange(len(columns) + 1) + 13.5, ["original", *(f"{noise[k]:.1f}" for k in columns)]
+        )
+        axes.set_yticks([])
+        axes.tick_params(length=0)
+        axes.xaxis.tick_top()
+        axes.axvline(27.5, color=THEORY, lw=1)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("inversion time $t/T$")
+        axes.xaxis.set_label_position("top")
+        left, right = bottom.subplots(1, 2, width_ratios=[1.3, 1])
+        for k, name in enumerate(layers):
+            edge = k in (0, len(layers) - 1)
+            y = np.r_[1, data.similarity.isel(network_layer=k)]
+            left.plot(np.r_[0, noise], y, color=colors[k], lw=2.4 if edge else 1.3, label=name, zorder=3 if edge else 2)
+            if edge:
+                low, high = (data[f"similarity_{side}"].isel(network_layer=k).values for side in ("low", "high"))
+                left.errorbar(noise, y[1:], [y[1:] - low, high - y[1:]], fmt="o", ms=4, lw=1, color=colors[k], zorder=4)
+            left.plot([1.0, 1.03], [data.random_pairs.isel(pair=1, network_layer=k)] * 2, color=colors[k], lw=2, clip_on=False)
+        left.axvspan(data.attrs["transition_low"], data.attrs["transition_high"], color=CLASS, alpha=0.12, lw=0)
+        left.axvline(data.attrs["transition"], color=CLASS, lw=1, ls=":")
+        left.text(data.attrs["transition"] + 0.015, 1.0, f"$t^*={data.attrs['transition']:.2f}\\,T$", color=CLASS, va="top")
+        left.set(xlabel="inversion time $t/T$", ylabel="cosine similarity", xlim=(0, 1.03), ylim=(None, 1.03), title="layers of the classifier")
+        left.legend(fontsize=9, loc="lower left")
+        right.plot(np.r_[0, noise], np.r_[1, data.same_class], color=CLASS, marker="o", ms=4, label="stochastic (DDPM)")
+        right.plot(
+            np.r_[0, noise], np.r_[1, data.same_class_deterministic], color=THEORY, marker="s", ms=3.5, lw=1.2, ls="--", label="deterministic (DDIM)"
+        )
+        right.axhline(data.attrs["chance"], color=MUTED, lw=0.8, ls="--")
+        right.text(0.01, data.attrs["chance"] + 0.015, "random pairs", color=MUTED, fontsize=9)
+        right.set(xlabel="inversion time $t/T$", ylabel="same predicted class", xlim=(0, 1.03), ylim=(0, 1.03), title="class")
+        right.legend(loc="upper right")
+    return figure

@@ -1,0 +1,140 @@
+"""Fig. 5: probability of the correct symbol per level against diffusion time, Gaussian process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.paper import Scale, Verdict
+from uturn.paper.style import CLASS, MUTED, level_bar, level_colors, style
+from uturn.statistics import estimate, grammar_means, inversion, transition
+from uturn.theory import MeanField
+
+TITLE = "Reconstruction of every level in Gaussian diffusion"
+CAPTION = (
+    "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed from time t, by exact "
+    "belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and class). Right: the curve of "
+    "the class sharpens as the tree grows deeper."
+)
+PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
+REFERENCE_TIME, TOLERANCE = 0.067, 0.007  # of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent
+
+
+def _depths(runs: dict[str, xr.Dataset]) -> list[int]:
+    return sorted(int(label.removeprefix("depth")) for label in runs)
+
+
+def experiments(scale: Scale) -> dict[str, Experiment]:
+    grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
+    noise = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
+    return {
+        f"depth{depth}": Experiment.from_dict(
+            {
+                "items": items,
+                "chunk": 24,
+                "source": {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": grammars},
+                "corruption": {"type": "gaussian", "noise": noise.tolist()},
+                "backward": {"type": "exact"},
+                "probes": [{"type": "tree_levels"}],
+            }
+        )
+        for depth in depths
+    }
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    depths = _depths(runs)
+    deepest = runs[f"depth{depths[-1]}"].load()
+    time, chance = deepest.noise.values, 1 / PARAMETERS["vocab_size"]
+    L = depths[-1]
+    data = xr.Dataset(
+        {
+            "belief": grammar_means(deepest.belief),
+            "class_belief": xr.concat(
+                [grammar_means(runs[f"depth{d}"].belief.isel(tree_level=-1, drop=True)) for d in depths], dim="depth"
+            ),
+        },
+        coords={"depth": depths},
+        attrs=PARAMETERS,
+    )
+
+    def fall(curves: np.ndarray) -> Any:
+        return transition(time, curves[:, -1], 1.0, chance)
+
+    location = estimate(deepest.belief, lambda c: fall(c).location)
+    sharpness = [estimate(runs[f"depth{d}"].belief.load(), lambda c: fall(c).sharpness) for d in depths]
+    swap = estimate(deepest.belief, lambda c: inversion(time, c[:, -1], c[:, 0]))
+    epsilon = float(np.interp(location.value, time, deepest.effective_epsilon.values))
+    critical = MeanField(**PARAMETERS).critical_noise or np.nan
+    data["sharpness"] = (("depth", "bound"), np.array(sharpness))
+    data = data.assign_coords(bound=["value", "low", "high"])
+    data.attrs.update(transition_time=location.value, inversion_time=swap.value, effective_epsilon=epsilon)
+    before, after = (deepest.belief.mean("item").interp(noise=swap.value * f).values for f in (0.7, 1.4))
+    return data, [
+        Verdict(
+            f"t*: half of the class is lost, L = {L}",
+            str(location),
+            f"about {REFERENCE_TIME} (exact BP; effective ε there far below ε* = {critical:.3f})",
+            abs(location.value - REFERENCE_TIME) < TOLERANCE,
+            f"within {TOLERANCE}",
+        ),
+        Verdict(
+            "effective ε at t* (Eq. 63)",
+            f"{epsilon:.3f}",
+            f"about 0.43, below ε* = {critical:.3f}",
+            abs(epsilon - 0.43) < 0.06,
+            "within 0.06: Eq. 63 maps the shape of the curves, not the threshold",
+        ),
+        Verdict(
+            f"sharpness t*/width of the class curve, L = {', '.join(map(str, depths))}",
+            ", ".join(str(s) for s in sharpness),
+            "grows with depth",
+            all(a.value < b.value for a, b in zip(sharpness, sharpness[1:], strict=False))
+            and sharpness[0].high < sharpness[-1].low,
+            "increasing; first and last intervals apart",
+        ),
+        Verdict(
+            "t at which class and leaves swap order",
+            str(swap),
+            "near t*",
+            abs(swap.value / location.value - 1) < 0.2 and before[-1] > before[0] and after[-1] < after[0],
+            "within 20 % of t*; class above leaves before, below after",
+        ),
+    ]
+
+
+def draw(data: xr.Dataset) -> Any:
+    L = data.sizes["tree_level"] - 1
+    colors = level_colors(L + 1)
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=[1.25, 1], sharey=True, layout="constrained")
+        time = data.noise.values
+        for level in range(L + 1):
+            curve = data.belief.isel(tree_level=level)
+            mean = curve.mean("grammar")
+            left.plot(time, mean, color=colors[level], lw=2.4 if level in (0, L) else 1.2, zorder=3)
+            if level in (0, L):
+                spread = curve.std("grammar")
+                left.fill_between(time, mean - spread, mean + spread, color=colors[level], alpha=0.18, lw=0)
+        left.axvline(data.attrs["transition_time"], color=MUTED, lw=1, ls=":")
+        left.text(data.attrs["transition_time"] * 1.04, 1.0, rf"$t^*={data.attrs['transition_time']:.3f}$", va="top")
+        left.set(xscale="log", xlabel="diffusion time $t$", ylabel="P(symbol unchanged)", ylim=(0, 1.03), xlim=(time[0], time[-1]))
+        left.set_title(f"all levels, $L={L}$")
+        level_bar(plt, left, L + 1, "tree level (0 = leaves)")
+        depths = data.depth.values
+        for k, depth in enumerate(depths):
+            shade = 0.35 + 0.65 * k / max(len(depths) - 1, 1)
+            curve = data.class_belief.sel(depth=depth)
+            right.plot(time, curve.mean("grammar"), color=CLASS, alpha=shade, label=f"$L={depth}$", marker="o", ms=3)
+        right.set(xscale="log", xlabel="diffusion time $t$", title="class, growing depth", xlim=(time[0], time[-1]))
+        right.legend()
+        for axes in (left, right):
+            axes.axhline(1 / data.attrs["vocab_size"], color=MUTED, lw=0.8, ls="--")
+            ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1]
+            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.minorticks_off()
+        right.text(time[0] * 1.05, 1 / data.attrs["vocab_size"] + 0.01, "chance", color=MUTED, fontsize=9)
+    return figure

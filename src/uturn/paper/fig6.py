@@ -1,0 +1,143 @@
+"""Fig. 6: phase diagram, class recoverable or not in the plane of rule density and noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.paper import Scale, Verdict
+from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.statistics import crossing, estimate, grammar_means
+from uturn.theory import MeanField, phase_diagram
+
+TITLE = "Phase diagram of class recovery"
+CAPTION = (
+    "Each marker: exact belief propagation at L = 10 on several grammars; the class counts as recoverable if the mean belief in it "
+    "exceeds the belief at the leaves, p_L > p_0. Line: the mean-field threshold ε*. Bars: the crossing p_L = p_0 measured by belief "
+    "propagation, with the standard deviation between grammars. Beyond s f = 1 (nearly) the class is lost at any noise."
+)
+PARAMETERS = {"vocab_size": 32, "branching": 2, "depth": 10}
+TOLERANCE = 0.02
+
+
+def experiments(scale: Scale) -> dict[str, Experiment]:
+    grammars, items, ms = (6, 12, (3, 4, 6, 8, 10, 12, 14, 18, 22)) if scale == "smoke" else (16, 64, (*range(3, 17), 18, 20, 24, 28))
+    runs = {}
+    for m in ms:
+        critical = MeanField(PARAMETERS["vocab_size"], m, PARAMETERS["branching"]).critical_noise
+        noise = np.linspace(0.05, 0.95, 10)
+        if critical is not None:
+            noise = np.r_[noise, critical + np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])]
+        noise = np.unique(noise[(noise > 0) & (noise < 1)].round(6))
+        runs[f"m{m}"] = Experiment.from_dict(
+            {
+                "items": items,
+                "chunk": 16,
+                "source": {"type": "rhm", **PARAMETERS, "multiplicity": m, "grammars": grammars},
+                "corruption": {"type": "epsilon", "noise": noise.tolist()},
+                "backward": {"type": "exact"},
+                "probes": [{"type": "messages", "directions": ["upward"]}],
+            }
+        )
+    return runs
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
+    ms = np.array(sorted(int(label[1:]) for label in runs))
+    theory = phase_diagram(v, s, ms)
+    points, rows, spreads, verdicts = [], [], [], []
+    for m, expected, phase in zip(ms, theory.critical_noise, theory.phase, strict=True):
+        run = runs[f"m{m}"].load()
+        noise = run.noise.values
+        gain = run.upward_belief.isel(tree_level=-1) - run.upward_belief.isel(tree_level=0)  # p_L - p_0
+        measured = estimate(gain, lambda c, noise=noise: crossing(noise, c, 0.0))  # type: ignore[misc]
+        each = [crossing(noise, grammar.values, 0.0) for grammar in grammar_means(gain).transpose("grammar", "noise")]
+        if phase == "transition":
+            rows.append(measured)
+            spreads.append(np.nanstd(each))
+        else:
+            rows.append((np.nan,) * 3)
+            spreads.append(np.nan)
+            most = float(gain.mean("item").max())
+            verdicts.append(
+                Verdict(
+                    f"m = {m} (s f = {s * m / v ** (s - 1):.2f}): largest p_L - p_0 on the grid",
+                    f"{most:.3f}",
+                    "below 0: always lost",
+                    most < 0,
+                    "< 0",
+                )
+            )
+        points.append(xr.DataArray(gain.mean("item").values, dims="noise", coords={"noise": noise}))
+    data = xr.Dataset(
+        {
+            "gain": xr.concat(points, dim="multiplicity", join="outer"),
+            "crossing": (("multiplicity", "bound"), np.array(rows)),
+            "spread": ("multiplicity", np.array(spreads)),
+            "critical_noise": ("multiplicity", theory.critical_noise),
+        },
+        coords={"multiplicity": ms, "bound": ["value", "low", "high"], "rule_density": ("multiplicity", theory.rule_density)},
+        attrs=PARAMETERS,
+    )
+    error = (data.crossing.sel(bound="value") - data.critical_noise).dropna("multiplicity")
+    worst = int(np.argmax(abs(error.values)))
+    m = int(error.multiplicity[worst])
+    standard = float(data.spread.sel(multiplicity=m)) / np.sqrt(len(np.unique(run.grammar)))
+    allowed = max(TOLERANCE, 3 * standard)
+    verdicts[:0] = [
+        Verdict(
+            f"crossing p_L = p_0 against ε*, worst of {error.size} multiplicities (m = {m})",
+            f"{float(data.crossing.sel(bound='value', multiplicity=m)):.4f} (off by {float(error[worst]):+.4f})",
+            f"{float(data.critical_noise.sel(multiplicity=m)):.4f}",
+            abs(float(error[worst])) < allowed,
+            f"within {allowed:.3f}: the larger of {TOLERANCE} and 3 standard errors over grammars",
+        ),
+        Verdict(
+            "root mean square of crossing - ε*",
+            f"{float(np.sqrt((error**2).mean())):.4f}",
+            "0",
+            float(np.sqrt((error**2).mean())) < TOLERANCE / 2,
+            f"< {TOLERANCE / 2}",
+        ),
+    ]
+    return data, verdicts
+
+
+def draw(data: xr.Dataset) -> Any:
+    v, s = data.attrs["vocab_size"], data.attrs["branching"]
+    line = phase_diagram(v, s, range(1, v ** (s - 1)))
+    with style() as plt:
+        figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
+        x = s * line.rule_density
+        axes.fill_between(x, 0, line.critical_noise, color=ACCENT, alpha=0.10, lw=0)
+        axes.plot(x, line.critical_noise, color=THEORY, label=r"mean field $\epsilon^*$", zorder=3)
+        for m in data.multiplicity.values:
+            row = data.gain.sel(multiplicity=m).dropna("noise")
+            at = np.full(row.size, s * m / v ** (s - 1))
+            yes = row.values > 0
+            axes.plot(at[yes], row.noise[yes], "o", ms=4.5, color=ACCENT, zorder=4)
+            axes.plot(at[~yes], row.noise[~yes], "x", ms=4.5, mew=1.2, color=CLASS, zorder=4)
+        found = data.dropna("multiplicity", subset=["spread"])
+        axes.errorbar(
+            s * found.rule_density,
+            found.crossing.sel(bound="value"),
+            found.spread,
+            fmt="_",
+            ms=13,
+            mew=2,
+            color="#e69f00",
+            zorder=5,
+            label="BP: $p_L=p_0$",
+        )
+        axes.plot([], [], "o", color=ACCENT, label="recoverable (BP)")
+        axes.plot([], [], "x", color=CLASS, label="lost (BP)")
+        axes.axvline(1, color=MUTED, lw=0.8, ls="--")
+        axes.set(xlabel=r"$s f = s\, m / v^{s-1}$", ylabel=r"noise $\epsilon$", xlim=(0, float(x.max())), ylim=(0, 1))
+        axes.set_xlim(0, 1.5)
+        axes.legend(loc="upper right")
+        axes.set_title(f"can the class be recovered?  ($v={v}$, $s={s}$, $L={data.attrs['depth']}$)")
+    return figure

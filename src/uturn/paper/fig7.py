@@ -1,0 +1,138 @@
+"""Fig. 7: probability of reconstruction per level against ε, belief propagation and mean field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.paper import Scale, Verdict
+from uturn.paper.style import THEORY, level_bar, level_colors, style
+from uturn.statistics import estimate, grammar_means, inversion, shift
+from uturn.theory import MeanField
+
+TITLE = "Reconstruction of every level in the ε-process"
+CAPTION = (
+    "Probability that a latent of each tree level keeps its symbol, against the noise ε on the leaves. Points: exact belief "
+    "propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field theory. The class (level L) is lost "
+    "abruptly, the leaves (level 0) smoothly, and the order of the levels inverts."
+)
+PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 10}
+TOLERANCE = 0.01
+
+
+def experiments(scale: Scale) -> dict[str, Experiment]:
+    grammars, items, trajectories = (6, 24, 2) if scale == "smoke" else (24, 240, 4)
+    noise = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.62, 0.84, 23)].round(6))
+    spec = {
+        "items": items,
+        "trajectories": trajectories,
+        "chunk": 24,
+        "source": {"type": "rhm", **PARAMETERS, "grammars": grammars},
+        "corruption": {"type": "epsilon", "noise": noise.tolist()},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    return {"epsilon": Experiment.from_dict(spec)}
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    run = runs["epsilon"].load()
+    theory = MeanField(*(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")))
+    depth = PARAMETERS["depth"]
+    noise = run.noise.values
+    per_grammar = grammar_means(run.belief)
+    data = xr.Dataset(
+        {
+            "belief": per_grammar,
+            "unchanged": grammar_means(run.unchanged),
+            "mean_field": (("noise", "tree_level"), theory.curves(noise, depth).marginals),
+        },
+        attrs={"critical_noise": theory.critical_noise, **PARAMETERS},
+    )
+    fine = np.linspace(0, 1, 4001)
+    lines = theory.curves(fine, depth).marginals
+    shifts = []
+    for level in range(depth + 1):
+
+        def displaced(curves: np.ndarray, level: int = level) -> float:
+            return shift(noise, curves[:, level], fine, lines[:, level])
+
+        shifts.append(estimate(run.belief, displaced, num=200))
+    data["shift"] = (("tree_level", "bound"), np.array(shifts))
+    data = data.assign_coords(bound=["value", "low", "high"])
+    worst = int(np.argmax([abs(s.value) for s in shifts]))
+    verdicts = [
+        Verdict(
+            f"shift in ε, BP against mean field, {name} (level {level})",
+            str(shifts[level]),
+            "0",
+            abs(shifts[level].value) < TOLERANCE,
+            f"|shift| < {TOLERANCE}",
+        )
+        for name, level in [("leaves", 0), ("class", depth), ("worst level", worst)]
+    ]
+    swap = estimate(run.belief.sel(noise=slice(0.4, 1)), lambda c: inversion(noise[noise >= 0.4], c[:, depth], c[:, 0]))
+    expected = theory.class_crossing(depth)
+    verdicts.append(
+        Verdict(
+            "ε at which class and leaves swap order",
+            str(swap),
+            f"{expected:.4f} (mean field, L = {depth}; ε* = {theory.critical_noise:.4f})",
+            abs(swap.value - expected) < TOLERANCE,
+            f"within {TOLERANCE}",
+        )
+    )
+    # A draw from the posterior keeps a symbol with its marginal probability: two measurements of the same number.
+    difference = run.unchanged.mean("trajectory", dtype=float) - run.belief
+    spread = difference.std("item", ddof=1) / np.sqrt(run.sizes["item"])
+    leaves = (difference.mean("item") / spread.where(spread > 0)).isel(tree_level=0)
+    z = float(np.sqrt((leaves**2).mean()))
+    verdicts.append(
+        Verdict(
+            "posterior draws against marginals, leaves: root mean square z",
+            f"{z:.2f} over {int(leaves.notnull().sum())} noise levels",
+            "1",
+            z < 1.5,
+            "< 1.5",
+        )
+    )
+    return data, verdicts
+
+
+def draw(data: xr.Dataset) -> Any:
+    depth = data.sizes["tree_level"] - 1
+    colors = level_colors(depth + 1)
+    theory = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching")))
+    fine = np.linspace(0, 1, 500)
+    lines = theory.curves(fine, depth).marginals
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=[1, 1.15], sharey=True, layout="constrained")
+        for axes, levels in ((left, (0, depth)), (right, range(depth + 1))):
+            for level in levels:
+                curve = data.belief.isel(tree_level=level)
+                axes.plot(fine, lines[:, level], color=colors[level], lw=1.4, zorder=2)
+                axes.errorbar(
+                    data.noise,
+                    curve.mean("grammar"),
+                    curve.std("grammar"),
+                    fmt="o" if level in (0, depth) else ".",
+                    ms=4.5 if level in (0, depth) else 4,
+                    lw=0.9,
+                    color=colors[level],
+                    zorder=3,
+                )
+            axes.axvline(data.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
+            axes.set(xlabel=r"noise $\epsilon$", xlim=(0, 1), ylim=(0, 1.03))
+        left.annotate(
+            rf"$\epsilon^*={data.attrs['critical_noise']:.3f}$",
+            (data.attrs["critical_noise"], 1.0), xytext=(5, 0), textcoords="offset points", va="top",
+        )  # fmt: skip
+        left.text(0.42, 0.80, "leaves", color=colors[0], ha="right", transform=left.transAxes)
+        left.text(0.52, 0.42, "class", color=colors[depth], ha="right", transform=left.transAxes)
+        left.set(ylabel="P(symbol unchanged)", title="class and leaves")
+        right.set_title("all levels")
+        level_bar(plt, right, depth + 1, "tree level (0 = leaves)")
+    return figure

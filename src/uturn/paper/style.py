@@ -1,0 +1,57 @@
+"""One look for all figures: colours that survive colour blindness and grey printing, sizes that survive a projector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+CLASS, THEORY, ACCENT, MUTED = "#b3261e", "#111111", "#0072b2", "#777777"
+
+
+@contextmanager
+def style() -> Iterator[Any]:
+    """Matplotlib with the settings of the project, without touching the user's own; yields pyplot."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    settings = {
+        "figure.dpi": 100,
+        "savefig.dpi": 200,
+        "savefig.bbox": "tight",
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 12,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "legend.fontsize": 9.5,
+        "lines.linewidth": 1.8,
+        "pdf.fonttype": 42,
+        "mathtext.fontset": "cm",
+    }
+    with plt.rc_context(settings):
+        yield plt
+
+
+def level_colors(count: int) -> list[Any]:
+    """Colours of levels, from the lowest (dark blue) to the highest (light orange)."""
+    from matplotlib import colormaps
+
+    return [colormaps["plasma"](0.03 + 0.73 * k / max(count - 1, 1)) for k in range(count)]
+
+
+def level_bar(plt: Any, axes: Any, count: int, label: str) -> None:
+    """A discrete colour bar for tree levels 0 .. count - 1."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    norm = BoundaryNorm([k - 0.5 for k in range(count + 1)], count)
+    mappable = ScalarMappable(norm, ListedColormap(level_colors(count)))
+    bar = plt.colorbar(mappable, ax=axes, ticks=range(count), pad=0.02, fraction=0.05)
+    bar.set_label(label)
+    bar.outline.set_visible(False)

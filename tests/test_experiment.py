@@ -1,0 +1,235 @@
+"""Runs: labelled, resumable, independent of how they are cut up; and bad input that is told so."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import uturn as ut
+from uturn.store import Store
+
+SPEC = {
+    "seed": 3,
+    "items": 10,
+    "trajectories": 2,
+    "chunk": 4,
+    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 3},
+    "corruption": {"type": "masking", "noise": [0.0, 0.4, 1.0]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}, {"type": "messages"}],
+}
+
+
+def experiment(**changes):
+    return ut.Experiment.from_dict({**SPEC, **changes})
+
+
+def with_part(name, **changes):
+    return {**SPEC, name: {**SPEC[name], **changes}}
+
+
+def files_of(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "store"
+    return folder, ut.run(experiment(), folder).load()
+
+
+def test_labels_and_values(finished):
+    folder, ds = finished
+    assert ds.unchanged.dims == ("noise", "item", "trajectory", "tree_level")
+    assert ds.belief.dims == ("noise", "item", "tree_level")
+    assert ds.unchanged.shape == (3, 10, 2, 4)
+    assert ds.tree_level.values.tolist() == [0, 1, 2, 3]
+    assert ds.grammar.dims == ("item",)
+    assert len(np.unique(ds.grammar)) == 3
+    assert {"effective_epsilon", "bits_per_leaf"} <= set(ds.coords)
+    assert not any(ds[name].isnull().any() for name in ds.data_vars)
+    assert (ds.unchanged.sel(noise=0) == 1).all()
+    assert (ds.belief.sel(noise=0) == 1).all()
+    assert json.loads(ds.attrs["spec"]) == json.loads(json.dumps(experiment().to_dict()))
+    assert ds.attrs["spec_hash"] == experiment().hash
+    assert xr.open_zarr(folder, consolidated=False, chunks=None).load().equals(ds)
+
+
+def test_gaussian_runs_know_their_axes():
+    ds = ut.run(ut.Experiment.from_dict(with_part("corruption", type="gaussian", noise=[0.0, 0.1, float("inf")])))
+    assert np.allclose(ds.abar, [1, np.exp(-0.2), 0])
+    assert ds.log_snr[1] == pytest.approx(np.log(np.exp(-0.2) / (1 - np.exp(-0.2))))
+
+
+def test_results_depend_on_the_experiment_alone(finished, tmp_path):
+    _, ds = finished
+    names = list(ds.data_vars)
+    assert ut.run(experiment(), None)[names].equals(ds[names])
+    assert ut.run(experiment(chunk=10))[names].equals(ds[names])
+    finer = ut.run(ut.Experiment.from_dict(with_part("corruption", noise=[0.2, 0.4])))
+    assert finer.unchanged.sel(noise=0.4).equals(ds.unchanged.sel(noise=0.4))
+    other = ut.run(experiment(seed=4))
+    assert not other.unchanged.equals(ds.unchanged)
+
+
+def test_workers_write_the_same_bytes(finished, tmp_path):
+    folder, _ = finished
+    ut.run(experiment(), tmp_path / "two", workers=2)
+    assert files_of(tmp_path / "two") == files_of(folder)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    copy = tmp_path / "store"
+    calls = []
+    measure = ut.Experiment.measure
+
+    def interrupted(self, *args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return measure(self, *args)
+
+    monkeypatch.setattr(ut.Experiment, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ut.run(experiment(), copy)
+    assert len(calls) == 5
+    ut.run(experiment(), copy)
+    assert len(calls) == 5 + 9 - 4  # nothing is computed twice
+    assert files_of(copy) == files_of(folder)
+
+
+def test_a_damaged_chunk_is_found_and_mended(finished, tmp_path):
+    folder, ds = finished
+    copy = tmp_path / "store"
+    shutil.copytree(folder, copy)
+    chunk = copy / "unchanged" / "c" / "1" / "2" / "0" / "0"
+    good = chunk.read_bytes()
+    for bad in (good[:-3], good[:5] + bytes([good[5] ^ 1]) + good[6:], b""):
+        chunk.write_bytes(bad)
+        with pytest.warns(UserWarning, match="damaged"):
+            again = ut.run(experiment(), copy)
+        assert again.load().equals(ds)
+        assert chunk.read_bytes() == good
+
+
+def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
+    folder, _ = finished
+    before = files_of(folder)
+    with pytest.raises(ValueError, match=r"spec\.seed is 3 in the store, 9 here"):
+        ut.run(experiment(seed=9), folder)
+    with pytest.raises(ValueError, match=r"spec\.corruption\.noise"):
+        ut.run(ut.Experiment.from_dict(with_part("corruption", noise=[0.1])), folder)
+    with pytest.raises(ValueError, match="exists already"):
+        ut.run(experiment(), folder, resume=False)
+    assert files_of(folder) == before
+    (tmp_path / "something").mkdir()
+    (tmp_path / "something" / "file").write_text("precious")
+    with pytest.raises(ValueError, match="not a readable store"):
+        ut.run(experiment(), tmp_path / "something")
+    assert (tmp_path / "something" / "file").read_text() == "precious"
+    with pytest.raises(ValueError, match="no store at"):
+        Store.open(tmp_path / "absent")
+
+
+def test_a_truncated_layout_is_told(finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / "store"
+    shutil.copytree(folder, copy)
+    (copy / "zarr.json").write_text((folder / "zarr.json").read_text()[:40])
+    with pytest.raises(ValueError, match="not a readable store"):
+        ut.run(experiment(), copy)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({**SPEC, "items": 0}, "items = 0"),
+        ({**SPEC, "item": 3}, "item"),
+        ({k: v for k, v in SPEC.items() if k != "source"}, "source"),
+        ({**SPEC, "probes": []}, "probes"),
+        ({**SPEC, "probes": [{"type": "tree_levels"}] * 2}, "two of them measure"),
+        ({**SPEC, "probes": [{"type": "network_layers"}]}, "does not go with strings"),
+        (with_part("source", multiplicity=9), "at most 8"),
+        (with_part("source", vocabsize=9), "vocabsize"),
+        (with_part("source", type="tree"), "expected one of"),
+        (with_part("source", type="no.such.module:Thing"), "cannot be imported"),
+        (with_part("corruption", noise=[]), r"noise = \[\]"),
+        (with_part("corruption", noise=[0.1, 0.1]), "different numbers"),
+        (with_part("corruption", noise=[float("nan")]), "different numbers"),
+        (with_part("corruption", noise=[1.5]), r"noise = 1\.5"),
+        (with_part("corruption", noise=[-0.1]), r"noise = -0\.1"),
+        (with_part("corruption", strength=3), "strength"),
+        (with_part("backward", type="diffusion"), "does not go with strings"),
+    ],
+)
+def test_bad_specs_are_named(spec, message):
+    with pytest.raises(ValueError, match=message):
+        ut.run(ut.Experiment.from_dict(spec))
+
+
+def test_spec_files(tmp_path):
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(SPEC))
+    assert ut.Experiment.from_file(path).hash == experiment().hash
+    for name, text, message in [
+        ("a.toml", "seed = ", "not a valid TOML"),
+        ("a.json", "{", "not a valid JSON"),
+        ("b.toml", "items = 3", "source"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ut.Experiment.from_file(tmp_path / name)
+    with pytest.raises(ValueError, match="cannot read"):
+        ut.Experiment.from_file(tmp_path / "absent.toml")
+
+
+class HalfMasking(ut.Masking):
+    """A corruption of one's own, by its import path."""
+
+    def __init__(self, share):
+        object.__setattr__(self, "share", share)
+
+    def corrupt(self, leaves, noise, vocab_size, seed=0):
+        return super().corrupt(leaves, np.asarray(noise) * self.share, vocab_size, seed)
+
+
+def test_extension_by_import_path():
+    spec = with_part("corruption", type=f"{__name__}:HalfMasking", share=0.5, noise=[0.8])
+    ds = ut.run(ut.Experiment.from_dict(spec))
+    assert json.loads(ds.attrs["spec"])["corruption"]["share"] == 0.5
+    plain = ut.run(ut.Experiment.from_dict(with_part("corruption", noise=[0.8])))
+    assert ds.belief.mean() > plain.belief.mean()
+
+
+def test_array_and_folder_sources(tmp_path):
+    from PIL import Image
+
+    from uturn.sources import ArraySource, ImageFolderSource
+
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 6), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    loaded, labels = ArraySource(path=str(tmp_path / "images.npy")).load()
+    assert loaded.shape == (4, 1, 6, 6)
+    assert np.allclose((loaded[:, 0] + 1) * 127.5, images, atol=1e-4)
+    assert (labels == -1).all()
+    for k, image in enumerate(images):
+        folder = tmp_path / "folder" / f"class{k % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{k}.png")
+    loaded, labels = ImageFolderSource(path=str(tmp_path / "folder"), channels=1).load()
+    assert np.allclose(loaded, ArraySource(path=str(tmp_path / "images.npy")).load()[0][[0, 2, 1, 3]])
+    assert labels.tolist() == [0, 0, 1, 1]
+    (tmp_path / "folder" / "notes.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"notes\.png cannot be read as an image"):
+        ImageFolderSource(path=str(tmp_path / "folder")).load()
+    with pytest.raises(ValueError, match="is not a folder"):
+        ImageFolderSource(path=str(tmp_path / "absent")).load()
+    np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
+    with pytest.raises(ValueError, match="expected uint8"):
+        ArraySource(path=str(tmp_path / "wrong.npy")).load()
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="not a readable"):
+        ArraySource(path=str(tmp_path / "object.npy")).load()

@@ -1,0 +1,466 @@
+"""Exact inference: belief propagation against enumeration, against its twin in torch, and against its own gradient."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from enumeration import joint_entropy, marginals, tree_posterior
+from uturn.inference import (
+    NotComputedError,
+    infer,
+    mutual_information,
+    posterior_entropy,
+    prior_entropy,
+    sample_posterior,
+)
+from uturn.random import keys
+from uturn.rhm import RandomHierarchyModel
+
+EVERYTHING = ("marginals", "upward", "downward", "log_evidence")
+MESSAGES = EVERYTHING[:3]
+# (v, m, s, L, n): one band and several, every branching path of the kernels, v not a multiple of 4 or 16, n != v
+SHAPES = [
+    (4, 2, 2, 3, 4),
+    (32, 8, 2, 7, 32),
+    (32, 8, 2, 8, 10),
+    (7, 3, 2, 9, 11),
+    (5, 4, 3, 3, 4),
+    (6, 5, 5, 2, 3),
+    (2, 2, 2, 1, 2),
+]
+
+
+def grammar(v, m, s, L, n, seed=0, uniform=True):
+    if uniform:
+        return RandomHierarchyModel(v, m, s, L, num_classes=n, seed=seed)
+    rng = np.random.default_rng(seed)
+    probabilities = {level: rng.dirichlet(np.ones(m), size=n if level == L else v) * 0.9 + 0.1 / m for level in range(1, L + 1)}
+    classes = rng.dirichlet(np.ones(n)) * 0.9 + 0.1 / n
+    return RandomHierarchyModel(
+        v, m, s, L, num_classes=n, seed=seed, rule_probabilities=probabilities, class_probabilities=classes
+    )
+
+
+def evidence(rhm, batch, strength=2.0, seed=0):
+    return strength * np.random.default_rng(seed).normal(size=(batch, rhm.num_leaves, rhm.vocab_size))
+
+
+def largest_difference(a, b, names=MESSAGES):
+    return max(
+        float(np.abs(np.asarray(getattr(a, name)[level], np.float64) - np.asarray(getattr(b, name)[level], np.float64)).max())
+        for name in names
+        for level in getattr(a, name)
+    )
+
+
+# -- against enumeration -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("case", json.loads((Path(__file__).parent / "golden" / "exact_inference.json").read_text()))
+def test_golden_values(case, backend):
+    rhm = RandomHierarchyModel.from_rules(case["rules"], vocab_size=case["vocab_size"])
+    beliefs = infer(rhm, np.log(case["evidence"]), backend=backend, outputs=EVERYTHING)
+    for level, expected in case["marginals"].items():
+        np.testing.assert_allclose(beliefs.marginals[int(level)], expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(beliefs.log_evidence, case["log_evidence"], rtol=0, atol=1e-12)
+
+
+@st.composite
+def small_problem(draw):
+    """A random grammar of at most 4,000 trees (any s, n != v, m and probabilities per level), and evidence, some of it -inf."""
+    v, s = draw(st.integers(2, 4)), draw(st.integers(2, 3))
+    L = draw(st.integers(1, 3 if s == 2 else 2))
+    n = draw(st.integers(1, 4))
+    m = {level: draw(st.integers(1, min(3, v**s // max(v, n)))) for level in range(1, L + 1)}
+    trees = n
+    for level in range(1, L + 1):
+        trees *= m[level] ** (s ** (L - level))
+    if trees > 4000:
+        m = dict.fromkeys(m, 1)
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    probabilities = {k: rng.dirichlet(np.ones(m[k]), size=n if k == L else v) * 0.9 + 0.1 / m[k] for k in m}
+    if draw(st.booleans()):
+        probabilities = None
+    classes = rng.dirichlet(np.ones(n)) * 0.9 + 0.1 / n
+    rhm = RandomHierarchyModel(
+        v, m, s, L, num_classes=n, seed=seed, rule_probabilities=probabilities, class_probabilities=classes
+    )
+    log_evidence = draw(st.sampled_from([0.5, 3.0, 30.0])) * rng.normal(size=(2, s**L, v))
+    possible = rhm.sample(2, seed=seed).leaves  # so that -inf never removes the last string
+    hard = rng.random(log_evidence.shape) < draw(st.sampled_from([0.0, 0.4]))
+    hard[np.arange(2)[:, None], np.arange(s**L), possible] = False
+    return rhm, np.where(hard, -np.inf, log_evidence)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(small_problem())
+def test_matches_enumeration(problem):
+    rhm, log_evidence = problem
+    double = infer(rhm, log_evidence, outputs=EVERYTHING)
+    single = infer(rhm, log_evidence.astype(np.float32), outputs=EVERYTHING)
+    torch = infer(rhm, log_evidence, backend="torch", outputs=EVERYTHING)
+    assert largest_difference(double, torch) < 1e-12
+    for b, values in enumerate(log_evidence):
+        expected, total = marginals(rhm, values)
+        for level, p in expected.items():
+            np.testing.assert_allclose(double.marginals[level][b], p, rtol=0, atol=1e-11)
+            np.testing.assert_allclose(torch.marginals[level][b], p, rtol=0, atol=1e-11)
+            np.testing.assert_allclose(single.marginals[level][b], p, rtol=0, atol=3e-5)  # 30 * 6 * 2**-24 in the log-evidence
+        assert double.log_evidence[b] == pytest.approx(total, abs=1e-10)
+        assert single.log_evidence[b] == pytest.approx(total, abs=1e-4)
+
+
+# -- the two backends, and the messages -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_numba_equals_torch(shape, uniform):
+    rhm = grammar(*shape, uniform=uniform)
+    log_evidence = evidence(rhm, 37)
+    double, exact = infer(rhm, log_evidence, outputs=EVERYTHING), infer(rhm, log_evidence, "torch", EVERYTHING)
+    assert largest_difference(double, exact) < 1e-13
+    np.testing.assert_allclose(double.log_evidence, exact.log_evidence, rtol=1e-14, atol=1e-13)
+    single = infer(rhm, log_evidence.astype(np.float32), outputs=EVERYTHING)
+    assert largest_difference(single, exact) < 2e-6
+    np.testing.assert_allclose(single.log_evidence, exact.log_evidence, rtol=3e-7, atol=1e-6)
+    for name in MESSAGES:
+        for level, message in getattr(single, name).items():
+            assert message.dtype == np.float32
+            assert message.shape == (37, rhm.num_nodes(level), rhm.num_symbols(level))
+            np.testing.assert_allclose(message.sum(-1), 1, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(single.downward[rhm.depth][:, 0], np.tile(rhm.class_probabilities, (37, 1)), rtol=1e-6)
+    weights = np.exp(log_evidence)
+    np.testing.assert_allclose(double.upward[0], weights / weights.sum(-1, keepdims=True), rtol=1e-13)
+    assert double.log_evidence.dtype == single.log_evidence.dtype == np.float64
+
+
+def test_single_precision_at_depth_10():
+    rhm = grammar(32, 8, 2, 10, 32)
+    truth = rhm.sample(5, seed=1).leaves
+    noisy = np.eye(32)[truth] * 4 + evidence(rhm, 5, 1.5)
+    log_evidence = noisy.astype(np.float32)
+    single = infer(rhm, log_evidence, outputs=EVERYTHING)
+    exact = infer(rhm, log_evidence.astype(np.float64), "torch", EVERYTHING)
+    assert largest_difference(single, exact) < 3e-6
+    np.testing.assert_allclose(single.log_evidence, exact.log_evidence, rtol=1e-7)
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_gradient_of_log_evidence_is_the_leaf_marginal(uniform):
+    import torch
+
+    rhm = grammar(5, 3, 3, 2, 4, uniform=uniform)
+    values = torch.from_numpy(evidence(rhm, 3))
+    hard = torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    truth = torch.from_numpy(rhm.sample(3, seed=2).leaves)
+    values = values.masked_fill(hard.scatter(2, truth[..., None], False), -torch.inf).requires_grad_()
+    beliefs = infer(rhm, values, outputs=("log_evidence", "marginals"))
+    (gradient,) = torch.autograd.grad(beliefs.log_evidence.sum(), values, retain_graph=True)
+    np.testing.assert_allclose(gradient, beliefs.marginals[0].detach(), rtol=0, atol=1e-13)
+    (second,) = torch.autograd.grad(beliefs.marginals[2].square().sum(), values)
+    assert torch.isfinite(second).all()
+
+
+def test_containers_follow_the_input():
+    import torch
+
+    rhm = grammar(4, 2, 2, 3, 4)
+    array = evidence(rhm, 3).astype(np.float32)
+    tensor = torch.from_numpy(array)
+    for backend in ("auto", "numba", "torch"):
+        assert isinstance(infer(rhm, array, backend).marginals[0], np.ndarray)
+        assert isinstance(infer(rhm, tensor, backend).marginals[0], torch.Tensor)
+    assert infer(rhm, array.astype(np.float16)).marginals[0].dtype == np.float32
+    assert infer(rhm, tensor.to(torch.bfloat16)).marginals[0].dtype == torch.float32
+    reference = infer(rhm, array)
+    strided = np.asfortranarray(array)
+    assert largest_difference(infer(rhm, strided), reference, ["marginals"]) == 0
+    with pytest.raises(ValueError, match="requires grad"):
+        infer(rhm, tensor.clone().requires_grad_(), backend="numba")
+    for outputs in EVERYTHING:
+        empty = infer(rhm, array[:0], outputs=(outputs,))
+        assert len(empty.log_evidence if outputs == "log_evidence" else getattr(empty, outputs)[3]) == 0
+        assert infer(rhm, tensor[:0], outputs=(outputs,)).outputs == (outputs,)
+
+
+# -- extreme evidence -----------------------------------------------------------------------------------------------------
+def pinned(strings, v, log_wrong):
+    return np.where(np.arange(v) == strings[..., None], 0.0, log_wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("log_wrong", [np.log(1e-30 / 8), -700.0, -1e4, -1e6])
+def test_contradictory_evidence_is_exact(log_wrong, dtype):
+    rhm = grammar(8, 2, 2, 4, 8)
+    strings = np.random.default_rng(0).integers(8, size=(20, 16))
+    assert not rhm.parse(strings).valid[4].any()
+    log_evidence = pinned(strings, 8, log_wrong).astype(dtype)
+    log_evidence[-1] = pinned(rhm.sample(1, seed=0).leaves[0], 8, log_wrong)  # a harmless one among them
+    beliefs = infer(rhm, log_evidence, outputs=EVERYTHING)
+    exact = infer(rhm, log_evidence.astype(np.float64), "torch", EVERYTHING)
+    assert largest_difference(beliefs, exact) < (2e-7 if dtype == np.float32 else 1e-9)
+    np.testing.assert_allclose(beliefs.log_evidence, exact.log_evidence, rtol=2e-7 if dtype == np.float32 else 1e-14)
+    assert (beliefs.log_evidence[:-1] < log_wrong / 2).all()
+    trees = sample_posterior(rhm, log_evidence, seed=0, num_draws=3)
+    for draw in range(3):
+        assert rhm.parse(trees[0][draw]).valid[4].all()
+    entropy = posterior_entropy(rhm, log_evidence)
+    assert all(np.isfinite(e).all() and (e >= -1e-9).all() for e in entropy.values())
+
+
+def test_enumeration_of_contradictory_evidence():
+    rhm = grammar(4, 2, 2, 2, 4)
+    for string in np.random.default_rng(1).integers(4, size=(8, 4)):
+        log_evidence = pinned(string, 4, -1e5)[None] + evidence(rhm, 1, 0.5)
+        expected, total = marginals(rhm, log_evidence[0])
+        beliefs = infer(rhm, log_evidence, outputs=EVERYTHING)
+        assert beliefs.log_evidence[0] == pytest.approx(total, rel=1e-14)
+        for level, p in expected.items():
+            np.testing.assert_allclose(beliefs.marginals[level][0], p, rtol=0, atol=1e-9)
+        entropy, enumerated = posterior_entropy(rhm, log_evidence), joint_entropy(rhm, log_evidence[0])
+        for level in enumerated:
+            assert entropy[level][0] == pytest.approx(enumerated[level], abs=1e-8)
+
+
+def test_impossible_evidence_is_an_error():
+    rhm = grammar(8, 2, 2, 3, 8)
+    log_evidence = pinned(np.random.default_rng(0).integers(8, size=(3, 8)), 8, -np.inf)
+    log_evidence[1] = pinned(rhm.sample(1, seed=0).leaves[0], 8, -np.inf)
+    for work in (
+        lambda: infer(rhm, log_evidence),
+        lambda: infer(rhm, log_evidence.astype(np.float32), outputs=("log_evidence",)),
+        lambda: infer(rhm, log_evidence, backend="torch"),
+        lambda: sample_posterior(rhm, log_evidence),
+        lambda: posterior_entropy(rhm, log_evidence),
+    ):
+        with pytest.raises(ValueError, match=r"sample\(s\) 0, 2 \(2 in all\).*soften"):
+            work()
+    assert infer(rhm, log_evidence[1:2], outputs=("log_evidence",)).log_evidence[0] == pytest.approx(
+        rhm.log_likelihood(rhm.sample(1, seed=0).leaves)[0], rel=1e-14
+    )
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_invalid_evidence_is_an_error(dtype, backend):
+    rhm = grammar(7, 2, 2, 3, 7)
+    for value, words in ((np.nan, "nan"), (np.inf, "inf"), (None, "-inf for all")):
+        log_evidence = evidence(rhm, 40).astype(dtype)
+        if value is None:
+            log_evidence[33, 5] = -np.inf
+        else:
+            log_evidence[33, 5, 6] = value
+        with pytest.raises(ValueError, match=rf"log_evidence\[33, 5\].*{words}"):
+            infer(rhm, log_evidence, backend=backend)
+        if backend == "numba":
+            with pytest.raises(ValueError, match=r"log_evidence\[33, 5\]"):
+                sample_posterior(rhm, log_evidence)
+
+
+def test_errors_teach():
+    rhm = grammar(4, 2, 2, 3, 4)
+    good = evidence(rhm, 2)
+    for bad in (good[0], good[:, :7], good[..., :3], good.astype(np.int64), good > 0, good[..., None]):
+        for backend in ("numba", "torch"):
+            with pytest.raises(ValueError, match=r"log_evidence.*expected"):
+                infer(rhm, bad, backend=backend)
+    with pytest.raises(ValueError, match="backend = 'jax'"):
+        infer(rhm, good, backend="jax")
+    with pytest.raises(ValueError, match="outputs"):
+        infer(rhm, good, outputs=("marginal",))
+    with pytest.raises(ValueError, match="outputs"):
+        infer(rhm, good, outputs=())
+    for draws in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="num_draws"):
+            sample_posterior(rhm, good, num_draws=draws)
+    with pytest.raises(ValueError, match="seed"):
+        sample_posterior(rhm, good, seed=np.zeros(3, np.uint64))
+
+
+# -- what is not asked for ------------------------------------------------------------------------------------------------
+def test_outputs_not_asked_for_are_not_there():
+    rhm = grammar(4, 2, 2, 3, 4)
+    beliefs = infer(rhm, evidence(rhm, 2), outputs=("log_evidence",))
+    assert beliefs.outputs == ("log_evidence",)
+    for name in MESSAGES:
+        with pytest.raises(NotComputedError, match=f"add|outputs=.*{name}"):
+            getattr(beliefs, name)
+        assert not hasattr(beliefs, name)
+    assert issubclass(NotComputedError, ValueError)
+
+
+def test_memory_of_a_deep_tree():
+    """10^6 leaves: the log-evidence takes a few MB, not the tree."""
+    import tracemalloc
+
+    rhm = grammar(8, 3, 2, 20, 8)
+    log_evidence = np.zeros((1, 2**20, 8), np.float32)
+    infer(rhm, log_evidence[:0], outputs=("log_evidence",))
+    tracemalloc.start()
+    beliefs = infer(rhm, log_evidence, outputs=("log_evidence",))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(beliefs.log_evidence[0]) < 1e-3  # all evidence 1: the total probability is 1
+    assert peak < 32 * 2**20  # the tree would take 64
+
+
+# -- a sample's results do not depend on its batch ------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(32, 8, 2, 7, 32), (7, 3, 2, 9, 11), (5, 4, 3, 3, 4)])
+def test_results_do_not_depend_on_the_batch(shape):
+    rhm = grammar(*shape)
+    log_evidence = evidence(rhm, 64).astype(np.float32)
+    log_evidence[7] = pinned(np.random.default_rng(3).integers(shape[0], size=rhm.num_leaves), shape[0], -300.0)  # redone
+    everything = infer(rhm, log_evidence, outputs=EVERYTHING)
+    stream = keys(5, np.arange(64))
+    trees = sample_posterior(rhm, log_evidence, seed=5, num_draws=2)
+    rng = np.random.default_rng(0)
+    for batch in (1, 3, 33):
+        rows = rng.permutation(64)[:batch]
+        if batch == 3:
+            rows[0] = 7
+        part = infer(rhm, log_evidence[rows], outputs=EVERYTHING)
+        np.testing.assert_array_equal(part.log_evidence, everything.log_evidence[rows])  # bit for bit
+        drawn = sample_posterior(rhm, log_evidence[rows], seed=stream[rows], num_draws=2)
+        for level in range(rhm.depth + 1):
+            for name in MESSAGES:
+                np.testing.assert_array_equal(getattr(part, name)[level], getattr(everything, name)[level][rows])
+            np.testing.assert_array_equal(drawn[level], trees[level][:, rows])
+
+
+def test_concurrent_calls_agree():
+    rhm = grammar(7, 3, 2, 9, 11)
+    log_evidence = [evidence(rhm, 20, seed=i) for i in range(6)]
+    expected = [infer(rhm, x).marginals[9] for x in log_evidence]
+    found = [None] * 6
+
+    def work(i):
+        for _ in range(5):
+            found[i] = infer(rhm, log_evidence[i]).marginals[9]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# -- posterior samples -----------------------------------------------------------------------------------------------------
+def chi_square(trees, nodes, p):
+    """Chi-square statistic of drawn strings (draws, leaves) against the enumerated posterior, and its degrees of freedom."""
+    code = {tuple(string): i for i, string in enumerate(nodes.tolist())}
+    counts = np.bincount([code[tuple(string)] for string in trees.tolist()], minlength=len(p))
+    expected = p * len(trees)
+    rare = expected < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    keep = expected > 0
+    return float((((counts - expected) ** 2)[keep] / expected[keep]).sum()), int(keep.sum()) - 1
+
+
+def sampler_sharing_the_root(rhm, log_evidence, seed):
+    """A wrong sampler: all samples of the batch take the first one's class."""
+    trees = sample_posterior(rhm, log_evidence, seed=seed)
+    root = trees[rhm.depth][:, 0]
+    same = np.flatnonzero(root == root[0])
+    return np.resize(trees[0][same], trees[0].shape)
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("shape", [(3, 2, 2, 2, 3), (4, 2, 3, 1, 5), (3, 2, 2, 3, 2)])
+def test_posterior_samples_follow_the_posterior(shape, uniform):
+    rhm = grammar(*shape, uniform=uniform)
+    log_evidence = evidence(rhm, 1, 1.0)
+    nodes, p, _ = tree_posterior(rhm, log_evidence[0])
+    draws = 20_000
+    # One sample drawn many times, and many samples of the same evidence drawn once: two ways to be wrong.
+    many = sample_posterior(rhm, log_evidence, seed=1, num_draws=draws)[0][:, 0]
+    once = sample_posterior(rhm, np.repeat(log_evidence, draws, 0).astype(np.float32), seed=2)[0]
+    for strings in (many, once):
+        statistic, freedom = chi_square(strings, nodes[0], p)
+        assert statistic < freedom + 4.5 * np.sqrt(2 * freedom) + 10  # false alarm below 1e-5
+    shared = sampler_sharing_the_root(rhm, np.repeat(log_evidence, draws, 0), seed=2)
+    statistic, freedom = chi_square(shared, nodes[0], p)
+    assert statistic > freedom + 4.5 * np.sqrt(2 * freedom) + 10
+
+
+@pytest.mark.parametrize("shape", [(32, 8, 2, 8, 10), (5, 4, 3, 3, 4)])
+def test_draws(shape):
+    rhm = grammar(*shape, uniform=False)
+    log_evidence = evidence(rhm, 5)
+    one = sample_posterior(rhm, log_evidence, seed=3)
+    many = sample_posterior(rhm, log_evidence, seed=3, num_draws=4)
+    more = sample_posterior(rhm, log_evidence, seed=3, num_draws=6)
+    for level in range(rhm.depth + 1):
+        assert one[level].dtype == np.int64
+        assert one[level].shape == (5, rhm.num_nodes(level))
+        np.testing.assert_array_equal(one[level], many[level][0])
+        np.testing.assert_array_equal(many[level], more[level][:4])
+    assert (many[0][0] != many[0][1]).any()
+    assert (one[0] != sample_posterior(rhm, log_evidence, seed=4)[0]).any()
+    parse = rhm.parse(one[0])
+    for level in range(rhm.depth + 1):  # the drawn latents are the parse of the drawn string
+        np.testing.assert_array_equal(parse.latents[level], one[level])
+    assert sample_posterior(rhm, log_evidence[:0], seed=3, num_draws=2)[0].shape == (2, 0, rhm.num_leaves)
+    assert sample_posterior(rhm, log_evidence, seed=3, num_draws=0)[0].shape == (0, 5, rhm.num_leaves)
+
+
+def test_marginals_are_the_frequencies_of_draws():
+    rhm = grammar(7, 3, 2, 6, 11, uniform=False)
+    log_evidence = evidence(rhm, 1)
+    beliefs = infer(rhm, log_evidence)
+    draws = 4000
+    trees = sample_posterior(rhm, log_evidence, num_draws=draws)
+    for level, p in beliefs.marginals.items():
+        frequency = (trees[level][:, 0, :, None] == np.arange(rhm.num_symbols(level))).mean(0)
+        error = np.abs(frequency - p[0]) / np.sqrt(p[0] * (1 - p[0]) / draws + 1 / draws**2)
+        assert error.max() < 6  # 900 numbers
+
+
+# -- entropies ----------------------------------------------------------------------------------------------------------------
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(small_problem())
+def test_entropies_match_enumeration(problem):
+    rhm, log_evidence = problem
+    before, after = prior_entropy(rhm), posterior_entropy(rhm, log_evidence)
+    information = mutual_information(rhm, log_evidence)
+    expected = joint_entropy(rhm)
+    for level, entropy in expected.items():
+        assert before[level] == pytest.approx(entropy, abs=1e-11)
+    for b, values in enumerate(log_evidence):
+        for level, entropy in joint_entropy(rhm, values).items():
+            assert after[level][b] == pytest.approx(entropy, abs=1e-10)
+            assert information[level][b] == pytest.approx(expected[level] - entropy, abs=1e-10)
+
+
+def test_entropy_identities():
+    rhm = grammar(8, 3, 2, 5, 8)
+    nothing = np.zeros((2, 32, 8), np.float32)
+    before, after = prior_entropy(rhm), posterior_entropy(rhm, nothing)
+    assert before[0] == pytest.approx(np.log(8) + 31 * np.log(3))  # the closed form of a string's entropy
+    for level in before:
+        np.testing.assert_allclose(after[level], before[level], rtol=1e-12)
+    # A string seen without noise carries its own entropy: mean information = prior entropy, here without any spread.
+    seen = pinned(rhm.sample(4, seed=0).leaves, 8, -np.inf)
+    for level, gain in mutual_information(rhm, seen).items():
+        np.testing.assert_allclose(gain, before[level], rtol=1e-12)
+    nodes = infer(rhm, evidence(rhm, 3)).node_entropy()
+    for level, entropy in nodes.items():
+        assert entropy.shape == (3, rhm.num_nodes(level))
+        assert (entropy > 0).all()
+        assert (entropy < np.log(8) + 1e-9).all()
+
+
+# -- start-up -------------------------------------------------------------------------------------------------------------------
+def test_import_is_light():
+    code = "import sys, uturn.inference; assert 'torch' not in sys.modules and 'uturn.inference.kernels' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,450 @@
+"""U-turns through diffusers' schedulers: index conventions, randomness by image, and the law of the reconstructions."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion
+from uturn.random import keys, normals
+
+STOCHASTIC = {"ddpm", "euler_ancestral"}
+MEAN, DEVIATION = 0.1, 0.15  # of the Gaussian data: six standard deviations fit into [-1, 1]
+
+
+class GaussianDenoiser(torch.nn.Module):
+    """Exact E[noise | x_t] for independent pixels N(MEAN, DEVIATION^2); remembers the timesteps it was called with."""
+
+    def __init__(self, scheduler) -> None:
+        super().__init__()
+        abar = scheduler.alphas_cumprod.double().numpy()
+        self.sigmas = np.sqrt((1 - abar) / abar)
+        self.called = []
+        self.eval()
+
+    def forward(self, noisy, timestep):
+        assert timestep.shape == (len(noisy),)
+        self.called.append(timestep[0].item())
+        sigma = np.interp(timestep[0].item(), np.arange(len(self.sigmas)), self.sigmas)
+        abar = 1 / (1 + sigma**2)
+        return np.sqrt(1 - abar) * (noisy - np.sqrt(abar) * MEAN) / (abar * DEVIATION**2 + 1 - abar)
+
+
+def make_scheduler(name, **options):
+    scheduler_class = getattr(diffusers, SCHEDULERS.get(name, name))
+    base = diffusers.DDPMScheduler(clip_sample=False, **options)
+    return scheduler_class.from_config(base.config)
+
+
+def make_gaussian(name="ddpm", num_steps=50, **options):
+    scheduler = make_scheduler(name)
+    return ReverseDiffusion(GaussianDenoiser(scheduler), scheduler, num_steps, **options)
+
+
+def make_fine_gaussian(name, num_steps, **options):
+    """The same noise levels in ten times as many timesteps: at 1,000, the error of a step shows in the variance."""
+    scheduler = make_scheduler(name, num_train_timesteps=10_000, beta_start=1e-5, beta_end=2e-3)
+    return ReverseDiffusion(GaussianDenoiser(scheduler), scheduler, num_steps, **options)
+
+
+def gaussian_images(count, size, seed=0):
+    pixels = np.random.default_rng(seed).normal(MEAN, DEVIATION, (count, 1, size, size))
+    return pixels.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tiny_unet():
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).uniform(-1, 1, (8, 1, 8, 8)).astype(np.float32)
+
+
+# --- index conventions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_step_zero_is_the_identity(name):
+    images = gaussian_images(3, 4)
+    backward = make_gaussian(name)
+    result = backward.u_turn(images, 0, keys(0, range(3)))
+    assert result.tobytes() == images.tobytes()
+    assert result is not images
+    assert backward.model.called == []
+
+
+@pytest.mark.parametrize("name", [*sorted(SCHEDULERS), "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"])
+@pytest.mark.parametrize("step", [1, 2, 17, 50])
+def test_noised_to_and_denoised_from_the_same_timestep(name, step):
+    backward = make_gaussian(name)
+    images, streams = gaussian_images(3, 4), keys(0, range(3))
+    inputs = []
+    hook = backward.model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].numpy().copy()))
+    backward.u_turn(np.zeros_like(images), step, streams)
+    first_of_zero = inputs[0]
+    inputs.clear()
+    backward.model.called.clear()
+    backward.u_turn(images, step, streams)
+    hook.remove()
+    # The model meets each of the k last levels once, descending; the two stages of Heun's method meet all but the first twice.
+    expected = backward.levels()["timestep"][step:0:-1]
+    if name == "heun":
+        expected = np.concatenate([expected[:1], np.repeat(expected[1:], 2)])
+    np.testing.assert_array_equal(backward.model.called, expected)
+    # Its first input has the noise-to-signal ratio which that timestep stands for.
+    noise = normals(streams, 16).reshape(images.shape)
+    sigma = (first_of_zero / noise).mean() / ((inputs[0] - first_of_zero) / images).mean()
+    np.testing.assert_allclose(sigma, np.interp(expected[0], np.arange(1000), backward.model.sigmas), rtol=1e-3)
+    np.testing.assert_allclose(sigma, backward.levels()["sigma"][step], rtol=1e-3)
+
+
+def test_levels_follow_the_schedule():
+    backward = make_gaussian("ddpm", num_steps=100)
+    levels = backward.levels()
+    abar = backward.model.sigmas
+    timesteps = levels["timestep"][1:].astype(int)
+    assert all(len(values) == 101 for values in levels.values())
+    assert levels["timestep"][0] == -1
+    assert timesteps[0] == 0
+    assert timesteps[-1] == 999
+    np.testing.assert_array_equal(levels["t_over_T"], np.arange(101) / 100)
+    np.testing.assert_allclose(levels["sigma"][1:], abar[timesteps], rtol=1e-5)
+    np.testing.assert_allclose(levels["abar"], 1 / (1 + levels["sigma"] ** 2), rtol=1e-12)
+    np.testing.assert_allclose(levels["log_snr"][1:], -2 * np.log(levels["sigma"][1:]), rtol=1e-12)
+    assert levels["abar"][0] == 1
+    assert levels["sigma"][0] == 0
+    assert levels["log_snr"][0] == np.inf
+    levels["abar"][:] = 0
+    assert backward.levels()["abar"][0] == 1  # a copy was given
+
+
+def test_forward_noise_has_the_marginal_law():
+    """x_t - a x_0 has standard deviation s: chi-square, false alarm 1e-4."""
+    backward = make_gaussian("ddpm")
+    images = gaussian_images(4, 64)
+    abar = backward.levels()["abar"][20]
+    noise = (backward.corrupt(images, 20, keys(3, range(4))) - np.sqrt(abar) * images) / np.sqrt(1 - abar)
+    assert_standard_normal(noise, false_alarm=1e-4)
+
+
+# --- randomness ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_is_stochastic(name):
+    assert make_gaussian(name).is_stochastic == (name in STOCHASTIC)
+
+
+def test_is_stochastic_depends_on_the_options():
+    assert make_gaussian("ddim", eta=1.0).is_stochastic
+    assert not make_gaussian("ddim", eta=0.0).is_stochastic
+    scheduler = make_scheduler("dpm_solver")
+    sde = type(scheduler).from_config(scheduler.config, algorithm_type="sde-dpmsolver++")
+    assert ReverseDiffusion(GaussianDenoiser(make_scheduler("ddpm")), sde, 20).is_stochastic
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm_solver", "heun"])
+def test_batch_composition_matters_through_rounding_only(tiny_unet, images, name):
+    backward = ReverseDiffusion(tiny_unet, make_scheduler(name), 10)
+    together = backward.u_turn(images, 7, keys(0, range(8)))
+    alone = np.concatenate([backward.u_turn(images[i : i + 1], 7, keys(0, [i])) for i in range(8)])
+    np.testing.assert_allclose(alone, together, atol=2e-5)
+    split = ReverseDiffusion(tiny_unet, make_scheduler(name), 10, batch_size=3)
+    np.testing.assert_allclose(split.u_turn(images, 7, keys(0, range(8))), together, atol=2e-5)
+    order = [3, 1, 7, 0, 2, 6, 5, 4]
+    np.testing.assert_allclose(backward.u_turn(images[order], 7, keys(0, order)), together[order], atol=2e-5)
+    assert np.abs(together - backward.u_turn(images, 7, keys(1, range(8)))).max() > 0.01  # other keys, other noise
+
+
+def test_equal_images_with_different_keys_part():
+    backward = make_gaussian("ddpm", num_steps=20)
+    twins = np.repeat(gaussian_images(1, 8), 2, axis=0)
+    first, second = backward.u_turn(twins, 20, keys(0, range(2)))
+    assert np.abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.5
+    again = backward.u_turn(twins, 20, keys(0, [0, 0]))
+    np.testing.assert_array_equal(again[0], again[1])
+
+
+def test_keys_are_told_apart_by_all_64_bits():
+    """torch.Generator keeps 32 bits of a seed; the noisy images still differ."""
+    backward = make_gaussian("ddpm", num_steps=20)
+    twins = np.repeat(gaussian_images(1, 8), 2, axis=0)
+    noisy = backward.corrupt(twins, 20, np.array([5, 5 + 2**32], np.uint64))
+    assert np.abs(noisy[0] - noisy[1]).mean() > 0.5
+
+
+def test_global_random_state_is_left_alone(tiny_unet, images):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    backward = ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 5)
+    first = backward.u_turn(images, 5, keys(0, range(8)))
+    assert torch.equal(torch.rand(1), expected)
+    np.testing.assert_array_equal(first, backward.u_turn(images, 5, keys(0, range(8))))
+
+
+# --- the law of the reconstructions ----------------------------------------------------------------------------------
+
+
+def assert_standard_normal(values, false_alarm):
+    """Mean and variance of independent N(0, 1) numbers; each of the two tests takes half of the false-alarm budget."""
+    n = values.size
+    assert abs(values.mean()) * np.sqrt(n) < stats.norm.isf(false_alarm / 4)
+    low, high = stats.chi2.ppf([false_alarm / 4, 1 - false_alarm / 4], n - 1)
+    assert low < (n - 1) * values.var(ddof=1) < high
+
+
+def posterior_residual(backward, step, seed=0):
+    """(x0_hat - E[x0 | x_t]) / sd[x0 | x_t]: standard normal for a posterior draw."""
+    images, streams = gaussian_images(2, 56, seed), keys(seed, range(2))
+    abar = backward.levels()["abar"][step]
+    noisy = backward.corrupt(images, step, streams)
+    denominator = abar * DEVIATION**2 + 1 - abar
+    mean = MEAN + np.sqrt(abar) * DEVIATION**2 / denominator * (noisy - np.sqrt(abar) * MEAN)
+    deviation = DEVIATION * np.sqrt((1 - abar) / denominator)
+    return images, noisy, (backward.u_turn(images, step, streams) - mean) / deviation
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddpm", None), ("ddim", 1.0)])
+def test_stochastic_reverse_steps_draw_from_the_posterior(name, eta):
+    """6,272 pixels, false alarm 1e-3; steps so fine that discretisation stays below the statistical error."""
+    _, noisy, residual = posterior_residual(make_fine_gaussian(name, num_steps=10_000, eta=eta), step=2500)
+    assert_standard_normal(residual, false_alarm=1e-3)
+    # A posterior draw is independent of x_t once its mean is taken off.
+    assert abs(np.corrcoef(residual.ravel(), noisy.ravel())[0, 1]) * np.sqrt(residual.size) < stats.norm.isf(1e-3 / 2)
+
+
+def test_deterministic_steps_do_not_draw_from_the_posterior():
+    """The negative control: DDIM with eta = 0 keeps the law of the data (false alarm 1e-3) but not the posterior."""
+    backward = make_fine_gaussian("ddim", num_steps=10_000)
+    images, noisy, residual = posterior_residual(backward, step=2500)
+    with pytest.raises(AssertionError):
+        assert_standard_normal(residual, false_alarm=1e-3)
+    assert abs(np.corrcoef(residual.ravel(), noisy.ravel())[0, 1]) > 0.99  # a function of x_t
+    assert_standard_normal((backward.u_turn(images, 2500, keys(0, range(2))) - MEAN) / DEVIATION, false_alarm=1e-3)
+
+
+def test_original_and_reconstruction_are_exchangeable():
+    """Correlation of x0 and x0_hat is that of two posterior draws, abar c^2 / (abar c^2 + 1 - abar); false alarm 1e-3."""
+    backward = make_fine_gaussian("ddpm", num_steps=10_000)
+    images = gaussian_images(2, 56, seed=5)
+    rebuilt = backward.u_turn(images, 1000, keys(5, range(2)))
+    abar = backward.levels()["abar"][1000]
+    expected = abar * DEVIATION**2 / (abar * DEVIATION**2 + 1 - abar)
+    found = np.corrcoef(images.ravel(), rebuilt.ravel())[0, 1]
+    z = (np.arctanh(found) - np.arctanh(expected)) * np.sqrt(images.size - 3)
+    assert abs(z) < stats.norm.isf(1e-3 / 2)
+    assert_standard_normal((rebuilt - MEAN) / DEVIATION, false_alarm=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_keeps_the_law_of_the_data(name):
+    """Within 10 % of the variance with 2,000 steps, a quarter of the way and all of it (statistical error 1.8 %)."""
+    backward = make_fine_gaussian(name, num_steps=2000)
+    for step in (500, 2000):
+        rebuilt = backward.u_turn(gaussian_images(2, 56), step, keys(0, range(2)))
+        assert rebuilt.mean() == pytest.approx(MEAN, abs=0.02)
+        assert rebuilt.var() == pytest.approx(DEVIATION**2, rel=0.1)
+
+
+def test_generate_draws_from_the_data():
+    backward = make_fine_gaussian("ddpm", num_steps=2000, image_shape=(1, 56, 56))
+    samples = backward.generate(keys(0, range(2)))
+    assert samples.shape == (2, 1, 56, 56)
+    assert samples.dtype == np.float32
+    assert samples.mean() == pytest.approx(MEAN, abs=0.01)
+    assert samples.var() == pytest.approx(DEVIATION**2, rel=0.1)
+
+
+def test_results_are_clipped(tiny_unet, images):
+    class Wild(torch.nn.Module):
+        def forward(self, noisy, timestep):
+            return -5 * torch.ones_like(noisy)
+
+    result = ReverseDiffusion(Wild().eval(), make_scheduler("ddpm"), 10).u_turn(images, 5, keys(0, range(8)))
+    assert result.max() == 1
+    assert result.min() >= -1
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_in_tensors_out(tiny_unet, images):
+    backward = ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 5)
+    result = backward.u_turn(torch.from_numpy(images), 3, keys(0, range(8)))
+    assert isinstance(result, torch.Tensor)
+    np.testing.assert_array_equal(result.numpy(), backward.u_turn(images, 3, keys(0, range(8))))
+
+
+def test_learned_variance_is_used_or_dropped():
+    """A model with twice the channels: DDPM with a learned range takes them all, DDIM the first half."""
+
+    class WithVariance(GaussianDenoiser):
+        def forward(self, noisy, timestep):
+            return torch.cat([super().forward(noisy, timestep), torch.full_like(noisy, -1.0)], dim=1)
+
+    scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range")
+    images, streams = gaussian_images(2, 8), keys(0, range(2))
+    model = WithVariance(scheduler)
+    learned = ReverseDiffusion(model, scheduler, 50).u_turn(images, 30, streams)
+    # -1 is the lower end of the range, the variance that DDPM uses by default.
+    np.testing.assert_allclose(learned, make_gaussian("ddpm").u_turn(images, 30, streams), atol=1e-5)
+    dropped = ReverseDiffusion(model, make_scheduler("ddim"), 50).u_turn(images, 30, streams)
+    np.testing.assert_allclose(dropped, make_gaussian("ddim").u_turn(images, 30, streams), atol=1e-5)
+
+
+def test_v_prediction_gives_the_same_as_epsilon():
+    class Velocity(GaussianDenoiser):
+        def forward(self, noisy, timestep):
+            abar = 1 / (1 + self.sigmas[int(timestep[0])] ** 2)
+            noise = super().forward(noisy, timestep)
+            clean = (noisy - np.sqrt(1 - abar) * noise) / np.sqrt(abar)
+            return np.sqrt(abar) * noise - np.sqrt(1 - abar) * clean
+
+    scheduler = make_scheduler("ddpm", prediction_type="v_prediction")
+    images, streams = gaussian_images(2, 8), keys(0, range(2))
+    result = ReverseDiffusion(Velocity(scheduler), scheduler, 50).u_turn(images, 30, streams)
+    np.testing.assert_allclose(result, make_gaussian("ddpm").u_turn(images, 30, streams), atol=1e-4)
+
+
+def test_flow_matching_schedulers_work():
+    """Rectified flow of Gaussian data: x_t = (1 - sigma) x_0 + sigma noise, velocity E[noise - x_0 | x_t]."""
+
+    class Flow(torch.nn.Module):
+        def forward(self, noisy, timestep):
+            sigma = timestep[0].item() / 1000
+            total = (1 - sigma) ** 2 * DEVIATION**2 + sigma**2
+            centred = noisy - (1 - sigma) * MEAN
+            return sigma / total * centred - MEAN - (1 - sigma) * DEVIATION**2 / total * centred
+
+    backward = ReverseDiffusion(Flow().eval(), diffusers.FlowMatchEulerDiscreteScheduler(), 100)
+    assert not backward.is_stochastic
+    levels = backward.levels()
+    np.testing.assert_allclose(levels["sigma"][50], levels["timestep"][50] / (1000 - levels["timestep"][50]), rtol=1e-5)
+    rebuilt = backward.u_turn(gaussian_images(4, 40), 60, keys(0, range(4)))
+    assert rebuilt.var() == pytest.approx(DEVIATION**2, rel=0.1)
+
+
+def test_from_pretrained_reads_a_diffusers_folder(tiny_unet, images, tmp_path):
+    diffusers.DDPMPipeline(tiny_unet, make_scheduler("ddpm", prediction_type="v_prediction")).save_pretrained(tmp_path)
+    backward = ReverseDiffusion.from_pretrained(tmp_path, num_steps=10)
+    direct = ReverseDiffusion(tiny_unet, make_scheduler("ddpm", prediction_type="v_prediction"), 10)
+    np.testing.assert_allclose(
+        backward.u_turn(images, 6, keys(0, range(8))), direct.u_turn(images, 6, keys(0, range(8))), atol=1e-6
+    )
+    assert backward.image_shape == (1, 8, 8)
+    for name in (*SCHEDULERS, "DEISMultistepScheduler", None):
+        assert np.isfinite(ReverseDiffusion.from_pretrained(tmp_path, name, 5).u_turn(images, 5, keys(0, range(8)))).all()
+    with pytest.raises(ValueError, match=r"scheduler='dpm': expected one of \['ddim'"):
+        ReverseDiffusion.from_pretrained(tmp_path, "dpm")
+
+
+def test_fingerprint_tells_models_and_samplers_apart(tiny_unet):
+    def fingerprint(name="ddpm", steps=10):
+        return ReverseDiffusion(tiny_unet, make_scheduler(name), steps).fingerprint()
+
+    assert fingerprint() == fingerprint()
+    assert len({fingerprint(), fingerprint("ddim"), fingerprint(steps=20)}) == 3
+    with torch.no_grad():
+        before = fingerprint()
+        tiny_unet.conv_in.bias += 1
+        assert fingerprint() != before
+        tiny_unet.conv_in.bias -= 1
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_ddim_with_uneven_steps_is_refused():
+    """DDIM jumps by T // N whatever its list of timesteps says."""
+    for options in ({"num_steps": 30}, {"num_steps": 10, "timestep_spacing": "linspace"}):
+        with pytest.raises(ValueError, match="num_steps that divides 1000"):
+            make_gaussian("ddim", **options)
+    make_gaussian("ddim", num_steps=10, timestep_spacing="leading")
+
+
+def test_schedulers_that_cannot_make_u_turns_are_refused():
+    with pytest.raises(ValueError, match=r"PNDMScheduler.*not one strictly descending step each"):
+        make_gaussian("PNDMScheduler")
+
+
+@pytest.mark.parametrize("step", [-1, 11, 2.5, "3", np.nan])
+def test_step_out_of_range(tiny_unet, images, step):
+    with pytest.raises(ValueError, match=r"step=.*0 \.\. 10"):
+        ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 10).u_turn(images, step, keys(0, range(8)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, :, :4], r"expected \(batch, 1, 8, 8\)"),
+        (lambda x: np.repeat(x, 3, axis=1), r"expected \(batch, 1, 8, 8\)"),
+        (lambda x: x[0], r"expected \(batch, 1, 8, 8\)"),
+        (lambda x: x.astype(np.float64), "expected float32"),
+        (lambda x: (255 * x).astype(np.uint8), "expected float32"),
+        (lambda x: x * 1.5, r"expected finite values in \[-1, 1\]"),
+        (lambda x: np.where(x > 0.9, np.float32(np.nan), x), "expected finite values"),
+    ],
+)
+def test_wrong_images(tiny_unet, images, change, message):
+    backward = ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 10)
+    for step in (0, 5):
+        with pytest.raises(ValueError, match=message):
+            backward.u_turn(change(images), step, keys(0, range(8)))
+
+
+@pytest.mark.parametrize("bad", [range(8), np.arange(8), keys(0, range(7)), keys(0, [[1] * 8])])
+def test_wrong_keys(tiny_unet, images, bad):
+    with pytest.raises(ValueError, match=r"expected uint64 \(8,\)"):
+        ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 10).u_turn(images, 5, bad)
+
+
+def test_wrong_options(tiny_unet):
+    scheduler = make_scheduler("ddpm")
+    with pytest.raises(ValueError, match=r"num_steps=1001: expected 1 \.\. 1000"):
+        ReverseDiffusion(tiny_unet, scheduler, 1001)
+    with pytest.raises(ValueError, match="takes no eta"):
+        ReverseDiffusion(tiny_unet, scheduler, 10, eta=0.5)
+    with pytest.raises(ValueError, match="eta=2"):
+        ReverseDiffusion(tiny_unet, make_scheduler("ddim"), 10, eta=2)
+    with pytest.raises(ValueError, match="timestep_spacing='even'"):
+        ReverseDiffusion(tiny_unet, scheduler, 10, timestep_spacing="even")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        ReverseDiffusion(tiny_unet, scheduler, 10, batch_size=0)
+    tiny_unet.train()
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        ReverseDiffusion(tiny_unet, scheduler, 10)
+    tiny_unet.eval()
+
+
+def test_a_diverging_model_is_reported(images):
+    class Broken(torch.nn.Module):
+        def forward(self, noisy, timestep):
+            output = torch.zeros_like(noisy)
+            output[-1] = torch.nan
+            return output
+
+    backward = ReverseDiffusion(Broken().eval(), make_scheduler("ddpm"), 10, batch_size=4)
+    with pytest.raises(ValueError, match=r"images \[3\] are not finite"):
+        backward.u_turn(images, 5, keys(0, range(8)))
+
+
+def test_the_scheduler_given_is_not_changed(tiny_unet, images):
+    scheduler = make_scheduler("dpm_solver")
+    before = scheduler.timesteps.clone()
+    ReverseDiffusion(tiny_unet, scheduler, 10).u_turn(images, 5, keys(0, range(8)))
+    assert torch.equal(scheduler.timesteps, before)
+    assert scheduler.model_outputs == [None, None]

@@ -1,0 +1,158 @@
+"""Mean field: golden tables, closed forms, limits, and a brute-force check of the correlation formula."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uturn.theory import MeanField, phase_diagram
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "mean_field.json").read_text())
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"{row['vocab_size']}-{row['multiplicity']}-{row['branching']}-{row['epsilon']}")
+def test_golden_curves(row):
+    curves = MeanField(row["vocab_size"], row["multiplicity"], row["branching"]).curves(row["epsilon"], row["depth"])
+    for name, mine in (("upward", curves.upward), ("downward", curves.downward), ("marginal", curves.marginals)):
+        assert np.abs(mine - row[name]).max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("v", "m", "s", "critical", "exponent"),
+    [(32, 8, 2, 0.7312, 1.893), (16, 4, 2, 0.8, 2.25), (32, 4, 2, 0.9217, None), (32, 12, 2, 0.4645, None), (32, 16, 2, 0.0645, None)],
+)
+def test_reference_values(v, m, s, critical, exponent):
+    mf = MeanField(v, m, s)
+    assert mf.phase == "transition"
+    assert mf.critical_noise == pytest.approx(critical, abs=5e-5)
+    if exponent:
+        assert mf.correlation_exponent == pytest.approx(exponent, abs=5e-3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(v=st.integers(2, 200), data=st.data())
+def test_closed_forms_for_two_children(v, data):
+    m = data.draw(st.integers(1, v))
+    mf = MeanField(v, m, 2)
+    if 2 <= m and 2 * m < v + 1:
+        assert mf.phase == "transition"
+        assert mf.fixed_point == pytest.approx((m - 1) / (v - m), abs=1e-12)
+        assert mf.critical_noise == pytest.approx(v * (v - 2 * m + 1) / ((v - m) * (v - 1)), abs=1e-12)
+    else:
+        assert mf.phase == ("always recovered" if m == 1 else "always lost")
+        assert (mf.critical_noise, mf.fixed_point, mf.slope, mf.correlation_exponent) == (None,) * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(v=st.integers(2, 12), s=st.integers(2, 5), data=st.data())
+def test_the_map_and_its_fixed_points(v, s, data):
+    mf = MeanField(v, data.draw(st.integers(1, v ** (s - 1))), s)
+    for p in (1 / v, 1.0):
+        assert mf.upward_map(p) == pytest.approx(p, abs=1e-12)
+    p = np.linspace(1 / v, 1, 401)[1:-1]
+    h = 1e-6
+    numeric = (mf.upward_map(p + h) - mf.upward_map(p - h)) / (2 * h)
+    assert np.allclose(mf.slope_at(p[5:-5]), numeric[5:-5], rtol=1e-4, atol=1e-6)
+    assert mf.slope_at(1.0) == pytest.approx(mf.slope_at_one)
+    gain = mf.upward_map(p) - p
+    if mf.phase == "transition":
+        star = mf.fixed_point
+        assert mf.upward_map(star) == pytest.approx(star, abs=1e-12)
+        assert mf.slope > 1
+        # away from the fixed points, where the sign of a difference is beyond rounding
+        assert (gain[p < star - 1e-3] < 1e-12).all()
+        assert (gain[p > star + 1e-3] > -1e-12).all()
+    else:
+        sign = 1 if mf.phase == "always recovered" else -1
+        assert (sign * gain > -1e-12).all()
+
+
+def test_limits_and_shapes():
+    mf = MeanField(32, 8, 2, num_classes=10)
+    curves = mf.curves(np.linspace(0, 1, 6).reshape(2, 3), 4)
+    assert [c.shape for c in curves] == [(2, 3, 5)] * 3
+    assert np.allclose(curves.marginals[0, 0], 1)
+    assert np.allclose(curves.upward[1, 2], [1 / 32] * 4 + [1 / 10])
+    assert np.allclose(curves.downward[..., -1], 1 / 10)
+    assert np.allclose(mf.susceptibility([0.0], 4), 1)
+    assert np.allclose(MeanField(8, 8, 2).susceptibility(np.linspace(0, 1, 11), 5), 1)  # f = 1: independent leaves
+    assert np.isfinite(MeanField(8, 2, 2, num_classes=1).curves([0, 0.5, 1], 3).marginals).all()
+
+
+@pytest.mark.parametrize(("v", "m", "depth", "expected"), [(32, 8, 10, 0.706), (32, 8, 7, 0.562), (16, 4, 7, 0.720)])
+def test_class_crossing(v, m, depth, expected):
+    assert MeanField(v, m, 2).class_crossing(depth) == pytest.approx(expected, abs=5e-4)
+
+
+def test_what_crosses_at_the_threshold_is_the_first_and_last_upward_belief():
+    mf = MeanField(32, 8, 2)
+    for depth in (2, 5, 10):
+        upward = mf.curves(mf.critical_noise, depth).upward
+        assert upward[-1] == pytest.approx(upward[0], abs=1e-9)
+
+
+def test_susceptibility_peaks_at_the_threshold_and_is_stable_at_small_noise():
+    mf = MeanField(32, 8, 2)
+    grid = np.linspace(0.5, 0.95, 901)
+    peaks = [grid[mf.susceptibility(grid, depth).argmax()] for depth in (8, 12, 16)]
+    distance = np.abs(np.array(peaks) - mf.critical_noise)
+    assert distance[-1] < 0.005
+    small = mf.susceptibility([1e-14, 1e-10, 1e-6], 10) - 1
+    assert (small >= 0).all()
+    assert small[2] == pytest.approx(small[1] * 1e4, rel=1e-3)  # linear in ε, no cancellation
+
+
+@pytest.mark.parametrize(("v", "m", "s", "n"), [(8, 3, 2, None), (4, 2, 3, None), (6, 2, 2, 3)])
+def test_pair_correlations_against_the_joint_law(v, m, s, n):
+    """The formula without cancellation equals the product of 2x2 matrices of theory section 7, multiplied out."""
+    mf, depth = MeanField(v, m, s, n), 4
+    for epsilon in (0.3, 0.8):
+        curves = mf.curves(epsilon, depth)
+        T = v**s - 1
+        found = mf.pair_correlations(epsilon, depth)
+        for k in range(1, depth + 1):
+            p, q = curves.upward[k - 1], curves.downward[k]
+            g = (q * (m - 1) + (1 - q) * m) / T
+            joint = np.array(
+                [[q * p**s + (g * p**2 * (1 - p ** (s - 2)) if s > 2 else 0), g * p * (1 - p)], [g * p * (1 - p), g * (1 - p) ** 2]]
+            )
+            joint /= joint.sum()
+            for level in range(k - 1, 0, -1):
+                b = curves.upward[level - 1]
+                A = b**s + (m - 1) * (b - b**s) / T
+                right = A / (A + (m - 1) * (1 - b) / T)
+                wrong = b * (1 - b ** (s - 1)) / (1 - b**s)
+                step = np.array([[right, 1 - right], [wrong, 1 - wrong]])
+                joint = step.T @ joint @ step
+            sigma = np.array([-1, 1])
+            mean = joint.sum(1) @ sigma
+            assert found[k] == pytest.approx(sigma @ joint @ sigma - mean**2, abs=1e-12)
+            assert joint[0].sum() == pytest.approx(curves.marginals[0], abs=1e-12)
+        assert found[0] == pytest.approx(4 * curves.marginals[0] * (1 - curves.marginals[0]), abs=1e-12)
+
+
+def test_phase_diagram():
+    diagram = phase_diagram(32, 2)
+    assert diagram.multiplicity.tolist() == list(range(1, 33))
+    assert diagram.critical_noise[0] == 1
+    assert (diagram.critical_noise[16:] == 0).all()
+    assert (np.diff(diagram.critical_noise[:17]) < 0).all()
+    assert diagram.rule_density[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((4, 5, 2), "at most 4"), ((4, 2, 1), "branching = 1"), ((4.5, 2, 2), "vocab_size = 4.5"), ((4, 2, 2, 0), "num_classes = 0"), ((4, 2, 2, 9), "at most 1")],
+)
+def test_bad_parameters_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MeanField(*arguments)
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 1.1, np.nan, "x"])
+def test_bad_noise_is_named(epsilon):
+    with pytest.raises(ValueError, match="noise"):
+        MeanField(4, 2, 2).curves(epsilon, 3)
