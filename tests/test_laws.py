@@ -5,11 +5,11 @@ Every statistical test has fixed seeds and a false-alarm rate of 1e-3; the contr
 
 import numpy as np
 import pytest
-from enumeration import all_trees
 from scipy import stats
 
 import uturn as ut
 import uturn.random
+from enumeration import all_trees
 
 CHANNELS = [(ut.Gaussian(), 0.25), (ut.Masking(), 0.5), (ut.UniformReplacement(), 0.4)]
 RHM = ut.RandomHierarchyModel(3, 2, 2, 2, seed=4)

@@ -168,7 +168,8 @@ def test_bad_rules_are_named(rules, message):
 
 
 @pytest.mark.parametrize(
-    ("leaves", "message"), [(np.full((1, 8), 9), "symbols 0..3"), (np.zeros((1, 7), int), r"\(batch, 8\)"), (np.zeros((1, 8)), "dtype")]
+    ("leaves", "message"),
+    [(np.full((1, 8), 9), "symbols 0..3"), (np.zeros((1, 7), int), r"\(batch, 8\)"), (np.zeros((1, 8)), "dtype")],
 )
 def test_bad_leaves_are_named(leaves, message):
     with pytest.raises(ValueError, match=message):

@@ -13,7 +13,9 @@ from uturn.theory import MeanField, phase_diagram
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mean_field.json").read_text())
 
 
-@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"{row['vocab_size']}-{row['multiplicity']}-{row['branching']}-{row['epsilon']}")
+@pytest.mark.parametrize(
+    "row", GOLDEN, ids=lambda row: f"{row['vocab_size']}-{row['multiplicity']}-{row['branching']}-{row['epsilon']}"
+)
 def test_golden_curves(row):
     curves = MeanField(row["vocab_size"], row["multiplicity"], row["branching"]).curves(row["epsilon"], row["depth"])
     for name, mine in (("upward", curves.upward), ("downward", curves.downward), ("marginal", curves.marginals)):
@@ -22,7 +24,13 @@ def test_golden_curves(row):
 
 @pytest.mark.parametrize(
     ("v", "m", "s", "critical", "exponent"),
-    [(32, 8, 2, 0.7312, 1.893), (16, 4, 2, 0.8, 2.25), (32, 4, 2, 0.9217, None), (32, 12, 2, 0.4645, None), (32, 16, 2, 0.0645, None)],
+    [
+        (32, 8, 2, 0.7312, 1.893),
+        (16, 4, 2, 0.8, 2.25),
+        (32, 4, 2, 0.9217, None),
+        (32, 12, 2, 0.4645, None),
+        (32, 16, 2, 0.0645, None),
+    ],
 )
 def test_reference_values(v, m, s, critical, exponent):
     mf = MeanField(v, m, s)
@@ -117,7 +125,10 @@ def test_pair_correlations_against_the_joint_law(v, m, s, n):
             p, q = curves.upward[k - 1], curves.downward[k]
             g = (q * (m - 1) + (1 - q) * m) / T
             joint = np.array(
-                [[q * p**s + (g * p**2 * (1 - p ** (s - 2)) if s > 2 else 0), g * p * (1 - p)], [g * p * (1 - p), g * (1 - p) ** 2]]
+                [
+                    [q * p**s + (g * p**2 * (1 - p ** (s - 2)) if s > 2 else 0), g * p * (1 - p)],
+                    [g * p * (1 - p), g * (1 - p) ** 2],
+                ]
             )
             joint /= joint.sum()
             for level in range(k - 1, 0, -1):
@@ -145,7 +156,13 @@ def test_phase_diagram():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((4, 5, 2), "at most 4"), ((4, 2, 1), "branching = 1"), ((4.5, 2, 2), "vocab_size = 4.5"), ((4, 2, 2, 0), "num_classes = 0"), ((4, 2, 2, 9), "at most 1")],
+    [
+        ((4, 5, 2), "at most 4"),
+        ((4, 2, 1), "branching = 1"),
+        ((4.5, 2, 2), "vocab_size = 4.5"),
+        ((4, 2, 2, 0), "num_classes = 0"),
+        ((4, 2, 2, 9), "at most 1"),
+    ],
 )
 def test_bad_parameters_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from uturn.rhm import RandomHierarchyModel
 
-__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

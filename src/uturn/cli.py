@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 
-class _Scale(str, Enum):
+class _Scale(StrEnum):
     smoke = "smoke"
     paper = "paper"
 
@@ -47,8 +47,10 @@ def reproduce(
 ) -> None:
     """Reproduce figures of arXiv:2402.16991, with a verdict for each of their claims.
 
-    Measures where the class of a datum is lost when diffusion is reversed from a growing noise, in the exactly solvable hierarchical
-    model (fig5, fig6, fig7) and on images (fig2). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1 if a verdict fails. Stop it at
+    Measures where the class of a datum is lost when diffusion is reversed from a growing noise, in the exactly solvable
+    hierarchical
+    model (fig5, fig6, fig7) and on images (fig2). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1 if a verdict
+    fails. Stop it at
     any time: the same command goes on where it was.
 
     Example: `uturn reproduce fig6 fig7 --out results`
@@ -63,7 +65,12 @@ def reproduce(
     console = _console()
     with _resumable(f"run the same command again to go on (raw runs are in {out / scale.value})"):
         results = reproduce_figures(
-            names, out, scale.value, workers, progress=sys.stderr.isatty(), announce=lambda text: console.print(f"[bold]{text}[/]")
+            names,
+            out,
+            scale.value,
+            workers,
+            progress=sys.stderr.isatty(),
+            announce=lambda text: console.print(f"[bold]{text}[/]"),
         )
     table = Table(title=f"Verdicts, scale {scale.value}", title_justify="left", show_lines=False)
     for heading in ("figure", "quantity", "measured", "expected", ""):
@@ -90,7 +97,8 @@ def run(
 ) -> None:
     """Run an experiment from a file into a store, or what is left of it.
 
-    Measures, at every noise level, what U-turns change: the share of unchanged latents per tree level, or the similarity per network
+    Measures, at every noise level, what U-turns change: the share of unchanged latents per tree level, or the similarity
+    per network
     layer. The store opens with `xarray.open_zarr(DIR)`.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
@@ -125,7 +133,9 @@ def theory(
     from uturn.theory import MeanField
 
     mf = MeanField(vocab_size, multiplicity, branching)
-    table = Table(title=f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}", title_justify="left", show_header=False
+    )
     crossing = mf.class_crossing(depth)
 
     def number(value: float | None) -> str:

@@ -33,8 +33,10 @@ class Experiment(BaseModel):
     Attributes
     ----------
     source, corruption, backward : table with a `type`, and its options
-        `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods of the
-        protocols `uturn.sources.Source`, `uturn.corruption.Corruption`, `uturn.backward.Backward`, `uturn.probes.Probe`; the other
+        `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods
+        of the
+        protocols `uturn.sources.Source`, `uturn.corruption.Corruption`, `uturn.backward.Backward`, `uturn.probes.Probe`;
+        the other
         keys of its table are its arguments.
     probes : list of such tables
     items : int
@@ -190,9 +192,7 @@ class Experiment(BaseModel):
         outputs = sorted({output for probe in probes for output in probe.outputs})
         pieces: list[dict[str, np.ndarray]] = []
         for originals in source.blocks(items, self.seed, self.items):
-            u_turns = backward.u_turn(
-                originals, corruption, self.noise[noise_index], self.seed, self.trajectories, outputs
-            )
+            u_turns = backward.u_turn(originals, corruption, self.noise[noise_index], self.seed, self.trajectories, outputs)
             pieces.append({k: v for probe in probes for k, v in probe.read(u_turns, source).items()})
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
@@ -222,7 +222,8 @@ def run(
     Returns
     -------
     xarray.Dataset
-        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`. Numbers depend on the
+        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`.
+        Numbers depend on the
         experiment alone: not on `chunk`, `workers`, the order of tasks or interruptions.
 
     Raises
@@ -338,7 +339,7 @@ def _build(name: str, known: Mapping[str, type], table: Mapping[str, Any]) -> An
             cls = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"{name}.type = {kind!r} cannot be imported ({error}); expected 'module:Class'") from None
-    elif kind in known:
+    elif isinstance(kind, str) and kind in known:
         cls = known[kind]
     else:
         raise ValueError(f"{name}.type = {kind!r}: expected one of {list(known)}, or 'module:Class'")
@@ -386,5 +387,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-

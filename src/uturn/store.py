@@ -89,7 +89,7 @@ class Store:
             )
         # By the CF convention, what readers shall take for coordinates although it is not named like a dim.
         others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
-        about = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
+        about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
         group.attrs.update({**about, "coordinates": others, **attributes})
         _consolidate(target)
         if path is None:

@@ -224,7 +224,7 @@ class MeanField:
             Entry k: leaves whose lowest common ancestor is at level k, hence at distances s**(k-1) .. s**k - 1; entry 0 is the
             variance 4 P (1 - P).
         """
-        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        m, s = self.multiplicity, self.branching
         lost, q = self._messages(epsilon, depth)
         p0 = self._lost_marginal(lost[..., 0], q[..., 0], False)
         result = [4 * p0 * (1 - p0)]

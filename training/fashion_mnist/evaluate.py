@@ -100,7 +100,7 @@ def measure_u_turns(
 
 def crossing(steps: list[int], values: Any, level: float) -> float | None:
     """First step at which a falling curve goes below `level`, by linear interpolation; None if it never does."""
-    for (s0, v0), (s1, v1) in zip(zip(steps, values), zip(steps[1:], values[1:]), strict=False):
+    for (s0, v0), (s1, v1) in zip(zip(steps, values, strict=False), zip(steps[1:], values[1:], strict=False), strict=False):
         if v0 >= level > v1:
             return s0 + (s1 - s0) * (v0 - level) / (v0 - v1)
     return None
@@ -209,9 +209,7 @@ def main() -> None:
     measured: dict[str, Any] = {"seed": args.seed, "fingerprints": fashion_mnist.fingerprints()}
     measured["classifier"] = measure_classifier(probe, args.data)
     print(f"test accuracy {measured['classifier']['test_accuracy']:.4f}", flush=True)
-    measured["samples"] = measure_samples(
-        probe, backward, args.samples, args.seed, pictures / "fashion-mnist-samples.png"
-    )
+    measured["samples"] = measure_samples(probe, backward, args.samples, args.seed, pictures / "fashion-mnist-samples.png")
     print(f"classes of samples {measured['samples']['predicted_classes']}", flush=True)
     measured["u_turns"] = measure_u_turns(
         probe, backward, args.items, args.u_turn_steps, args.seed, pictures / "fashion-mnist-u-turns.png"

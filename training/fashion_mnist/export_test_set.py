@@ -29,6 +29,7 @@ def main() -> None:
         "test_indices": indices.to(torch.int16),
     }
     save_file(content, args.out, metadata={"source": "Fashion-MNIST test split (Zalando SE, MIT licence)"})
+    args.out.chmod(0o644)  # safetensors writes files that only their owner can read
     print(f"{len(indices)} images, {args.out.stat().st_size:,} bytes")
 
 

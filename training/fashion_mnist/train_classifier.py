@@ -41,9 +41,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.inference_mode()
 def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    correct = sum(
-        (model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(500), labels.split(500), strict=True)
-    )
+    correct = sum((model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(500), labels.split(500), strict=True))
     return correct / len(images)
 
 
@@ -116,11 +114,11 @@ def main() -> None:
             os.replace(partial, args.checkpoint)
 
     weights = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.eval().state_dict().items()
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.eval().state_dict().items()
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, args.out, metadata={"architecture": json.dumps(architecture)})
+    args.out.chmod(0o644)  # safetensors writes files that only their owner can read
     test_images, test_labels = data.load("test", args.data)
     test_accuracy = accuracy(load_classifier(args.out), data.to_signed(test_images), test_labels)
     print(f"{step} steps; test accuracy {test_accuracy:.4f} (float16 weights, {len(test_images)} images)")

@@ -89,6 +89,8 @@ def save_pipeline(model: UNet2DModel, scheduler: DDPMScheduler, out: Path) -> No
     fresh, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     DDPMPipeline(unet=copy.deepcopy(model).half().eval(), scheduler=scheduler).save_pretrained(fresh)
+    for weights in fresh.rglob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors writes files that only their owner can read
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)

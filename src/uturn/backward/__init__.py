@@ -139,9 +139,7 @@ class DiffusionModel(BaseModel):
         """Number of reverse steps k of a U-turn at t/T = noise."""
         return round(noise * self.steps)
 
-    def noise_coordinates(
-        self, corruption: Any, noise: Sequence[float], source: Any
-    ) -> dict[str, tuple[Any, dict[str, str]]]:
+    def noise_coordinates(self, corruption: Any, noise: Sequence[float], source: Any) -> dict[str, tuple[Any, dict[str, str]]]:
         levels = checked_noise(list(noise), 1)
         step = np.array([self.step_of(level) for level in levels])
         if len(set(step.tolist())) < len(step):

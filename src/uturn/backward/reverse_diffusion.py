@@ -111,9 +111,7 @@ class ReverseDiffusion:
         self._step_arguments: dict[str, float] = {}
         if eta is not None:
             if "eta" not in inspect.signature(self._scheduler.step).parameters:
-                raise ValueError(
-                    f"eta={eta}: {type(scheduler).__name__} takes no eta; leave it out, or use scheduler='ddim'"
-                )
+                raise ValueError(f"eta={eta}: {type(scheduler).__name__} takes no eta; leave it out, or use scheduler='ddim'")
             if not 0 <= eta <= 1:
                 raise ValueError(f"eta={eta}: expected a number in [0, 1]")
             self._step_arguments["eta"] = eta

@@ -39,7 +39,7 @@ from uturn.inference.simd import (
     multiply_add,
     pointer,
     power_of_two_over,
-    read_line,
+    read_block,
     read_number,
     restore_denormals,
     scatter_columns,
@@ -47,9 +47,9 @@ from uturn.inference.simd import (
     smallest,
     splat,
     store,
-    stream_line,
+    stream_block,
     subtract,
-    write_line,
+    write_block,
     write_number,
 )
 from uturn.random import fold, uniform_at
@@ -75,39 +75,44 @@ _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 @njit(**_options)
 def _read_rows(ws, scratch, stride, target, columns, address, item_bytes, first, last):
     """A message of LANES items from memory rows to a tile block; items beyond the last repeat the last."""
-    lines = columns * size_of(ws) // 64
-    per_line = 64 // size_of(ws)
-    for lane in range(LANES):
-        row = address + min(first + lane, last) * item_bytes
-        to = scratch + lane * stride
-        for q in range(lines):
-            read_line(ws, to + q * per_line, row + 64 * q)
-        for x in range(lines * per_line, columns):
-            ws[to + x] = read_number(ws[0], row + x * size_of(ws))
-    for x in range(0, columns, 4):
-        gather_columns(ws, scratch + x, stride, target + x * LANES)
+    size = size_of(ws)
+    per_line = 64 // size
+    whole = columns // per_line * per_line
+    for lane in range(0, LANES, per_line):
+        for x in range(0, whole, per_line):
+            at = target + x * LANES + lane
+            read_block(ws, at, address + x * size, item_bytes, first + lane, last, columns * size)
+    if whole < columns:
+        for lane in range(LANES):
+            row = address + min(first + lane, last) * item_bytes
+            for x in range(whole, columns):
+                ws[scratch + lane * stride + x] = read_number(ws[0], row + x * size)
+        for x in range(whole, columns, 4):
+            gather_columns(ws, scratch + x, stride, target + x * LANES)
 
 
 @njit(**_options)
 def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes, first, last):
     """A tile block, scaled by the vector at `scale`, to memory rows."""
-    factor = load(ws, scale)
-    for x in range(0, columns, 4):
-        scatter_columns(ws, source + x * LANES, factor, scratch + x, stride)
-    per_line = 64 // size_of(ws)
-    lines = columns // per_line
-    whole = columns % per_line == 0 and address % 64 == 0 and item_bytes % 64 == 0
-    for lane in range(min(LANES, last - first + 1)):
-        row = address + (first + lane) * item_bytes
-        out = scratch + lane * stride
-        if whole:
-            for q in range(lines):
-                stream_line(ws, out + q * per_line, row + 64 * q)
-        else:
-            for q in range(lines):
-                write_line(ws, out + q * per_line, row + 64 * q)
-            for x in range(lines * per_line, columns):
-                write_number(ws[out + x], row + x * size_of(ws))
+    size = size_of(ws)
+    per_line = 64 // size
+    whole = columns // per_line * per_line
+    stream = whole == columns and address % 64 == 0 and item_bytes % 64 == 0
+    for lane in range(0, min(LANES, last - first + 1), per_line):
+        for x in range(0, whole, per_line):
+            at = source + x * LANES + lane
+            if stream:
+                stream_block(ws, at, scale + lane, address + x * size, item_bytes, first + lane, last)
+            else:
+                write_block(ws, at, scale + lane, address + x * size, item_bytes, first + lane, last)
+    if whole < columns:
+        factor = load(ws, scale)
+        for x in range(whole, columns, 4):
+            scatter_columns(ws, source + x * LANES, factor, scratch + x, stride)
+        for lane in range(min(LANES, last - first + 1)):
+            row = address + (first + lane) * item_bytes
+            for x in range(whole, columns):
+                write_number(ws[scratch + lane * stride + x], row + x * size)
 
 
 @njit(**_options)

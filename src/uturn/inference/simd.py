@@ -277,39 +277,83 @@ def _line_type(kind):
     return ir.VectorType(_ir_float(kind.dtype), _LINE // (4 if kind.dtype == types.float32 else 8))
 
 
+def _transpose(builder, rows):
+    """Transpose a square block: swap the off-diagonal quarters of all blocks of size 2d, for d = half the size .. 1."""
+    size = len(rows)
+    rows, d = list(rows), size // 2
+    while d:
+        first = [j if not j & d else size + j - d for j in range(size)]
+        second = [j + d if not j & d else size + j for j in range(size)]
+        for i in range(size):
+            if not i & d:
+                a, b = rows[i], rows[i + d]
+                rows[i], rows[i + d] = _shuffle(builder, a, b, first), _shuffle(builder, a, b, second)
+        d //= 2
+    return rows
+
+
+def _row_pointers(builder, line, address, item_bytes, first, last):
+    """Pointers to one line of as many successive items as it has numbers; items beyond the last are the last."""
+    for lane in range(line.count):
+        item = builder.add(first, first.type(lane))
+        item = builder.select(builder.icmp_signed("<", item, last), item, last)
+        yield builder.inttoptr(builder.add(address, builder.mul(item, item_bytes)), line.as_pointer())
+
+
 @intrinsic
-def read_line(typing_context, array, offset, address):
-    """Copy the 64 bytes at a memory address to array[offset:]."""
+def read_block(typing_context, array, target, address, item_bytes, first, last, ahead):
+    """One cache line each of the items first, first + 1, .., turned: column c goes to array[target + c * LANES:].
+
+    Item i is at `address + i * item_bytes`; `ahead` bytes further on is what will be read next time.
+    """
 
     def codegen(context, builder, signature, arguments):
-        array, offset, address = arguments
+        array, target, address, item_bytes, first, last, ahead = arguments
         line = _line_type(signature.args[0])
-        value = builder.load(builder.inttoptr(address, line.as_pointer()), align=4)
-        builder.store(value, _pointer(builder, array, offset, line), align=_LINE)
+        word = ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch.p0", fnty=ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), word, word, word])
+        )
+        rows = []
+        for pointer in _row_pointers(builder, line, address, item_bytes, first, last):
+            rows.append(builder.load(pointer, align=4))
+            bytes_ = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+            builder.call(prefetch, [builder.gep(bytes_, [ahead]), word(0), word(3), word(1)])
+        for c, column in enumerate(_transpose(builder, rows)):
+            offset = builder.add(target, target.type(c * LANES))
+            builder.store(column, _pointer(builder, array, offset, line), align=_LINE)
         return context.get_dummy_value()
 
-    return types.void(array, types.uint64, types.uint64), codegen
+    return types.void(array, *[types.int64] * 6), codegen
 
 
-def _line_writer(streaming):
+def _block_writer(streaming):
     @intrinsic
-    def write(typing_context, array, offset, address):
+    def write(typing_context, array, source, scale, address, item_bytes, first, last):
         def codegen(context, builder, signature, arguments):
-            array, offset, address = arguments
+            array, source, scale, address, item_bytes, first, last = arguments
             line = _line_type(signature.args[0])
-            value = builder.load(_pointer(builder, array, offset, line), align=_LINE)
-            instruction = builder.store(value, builder.inttoptr(address, line.as_pointer()), align=_LINE if streaming else 4)
-            if streaming:
-                instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+            factor = builder.load(_pointer(builder, array, scale, line), align=_LINE)
+            columns = []
+            for c in range(line.count):
+                offset = builder.add(source, source.type(c * LANES))
+                column = builder.load(_pointer(builder, array, offset, line), align=_LINE)
+                columns.append(builder.fmul(column, factor))
+            pointers = _row_pointers(builder, line, address, item_bytes, first, last)
+            for row, pointer in zip(_transpose(builder, columns), pointers, strict=True):
+                instruction = builder.store(row, pointer, align=_LINE if streaming else 4)
+                if streaming:
+                    instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
             return context.get_dummy_value()
 
-        return types.void(array, types.uint64, types.uint64), codegen
+        return types.void(array, *[types.int64] * 6), codegen
 
     return write
 
 
-write_line = _line_writer(False)  # copy 64 bytes from array[offset:] to a memory address
-stream_line = _line_writer(True)  # the same past the caches (no read for ownership); the address is 64-byte aligned
+# The reverse of read_block, scaled by the numbers at array[scale:]. Lanes beyond the last item hold its copies.
+write_block = _block_writer(False)
+stream_block = _block_writer(True)  # past the caches (no read for ownership); every address is a multiple of 64
 
 
 @intrinsic

@@ -18,9 +18,12 @@ from uturn.statistics import Transition, estimate, inversion, resampled_curves, 
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
 CAPTION = (
-    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become when "
-    "diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and reconstruction, layer by "
-    "layer (bars: 95 % bootstrap intervals of the first block and of the logits); ticks on the right: the level of random pairs of different "
+    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and "
+    "what they become when "
+    "diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original "
+    "and reconstruction, layer by "
+    "layer (bars: 95 % bootstrap intervals of the first block and of the logits); ticks on the right: the level "
+    "of random pairs of different "
     "classes. Bottom right: share of reconstructions with the predicted class of the original, with a stochastic and with a "
     "deterministic scheduler."
 )
@@ -57,7 +60,9 @@ def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int =
     for chosen in (np.flatnonzero(same)[:count], np.flatnonzero(labels[first] != labels[second])[:count]):
         rows.append(probe.similarity(images[first[chosen]], images[second[chosen]]).mean(axis=0))
     return xr.DataArray(
-        np.array(rows), dims=("pair", "network_layer"), coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)}
+        np.array(rows),
+        dims=("pair", "network_layer"),
+        coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)},
     )
 
 
@@ -112,7 +117,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data.attrs.update(transition=star.value, transition_low=star.low, transition_high=star.high, inversion=swap.value)
     standard = np.sqrt(chance * (1 - chance) / stochastic.same_class.isel(noise=0).size)
     verdicts = [
-        Verdict("t*/T: half of the class is lost", str(star), "inside the chain", 0.2 < star.low and star.high < 0.9, "interval within 0.2 .. 0.9"),
+        Verdict(
+            "t*/T: half of the class is lost",
+            str(star),
+            "inside the chain",
+            0.2 < star.low and star.high < 0.9,
+            "interval within 0.2 .. 0.9",
+        ),
         Verdict(
             "width of the fall (a quarter to three quarters): class against first block",
             f"{width}; {smooth}",
@@ -141,7 +152,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             abs(end.value - chance) < 4 * standard,
             f"within 4 standard errors ({4 * standard:.3f})",
         ),
-        Verdict("label agreement of the classifier on the real images", f"{agreement:.3f}", "at least 0.91", agreement >= 0.91, ">= 0.91"),
+        Verdict(
+            "label agreement of the classifier on the real images",
+            f"{agreement:.3f}",
+            "at least 0.91",
+            agreement >= 0.91,
+            ">= 0.91",
+        ),
         Verdict(
             "t*/T with the deterministic scheduler",
             str(star_ode),
@@ -160,16 +177,17 @@ def draw(data: xr.Dataset) -> Any:
     columns = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
     shown = [0, 1, 3, 5, 7, 8, 9]  # one item a class: shirt, trousers, dress, sandal, sneaker, bag, boot
     tiles = np.stack(
-        [np.concatenate([data.original[i].values, *(data.image.isel(noise=k, item=i).values for k in columns)], axis=1) for i in shown]
+        [
+            np.concatenate([data.original[i].values, *(data.image.isel(noise=k, item=i).values for k in columns)], axis=1)
+            for i in shown
+        ]
     )
     with style() as plt:
         figure = plt.figure(figsize=(11, 9.2), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
         axes = top.subplots()
         axes.imshow(np.concatenate(tiles), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-        axes.set_xticks(
-            28 * np.arange(len(columns) + 1) + 13.5, ["original", *(f"{noise[k]:.1f}" for k in columns)]
-        )
+        axes.set_xticks(28 * np.arange(len(columns) + 1) + 13.5, ["original", *(f"{noise[k]:.1f}" for k in columns)])
         axes.set_yticks([])
         axes.tick_params(length=0)
         axes.xaxis.tick_top()
@@ -189,11 +207,24 @@ def draw(data: xr.Dataset) -> Any:
         left.axvspan(data.attrs["transition_low"], data.attrs["transition_high"], color=CLASS, alpha=0.12, lw=0)
         left.axvline(data.attrs["transition"], color=CLASS, lw=1, ls=":")
         left.text(data.attrs["transition"] + 0.015, 1.0, f"$t^*={data.attrs['transition']:.2f}\\,T$", color=CLASS, va="top")
-        left.set(xlabel="inversion time $t/T$", ylabel="cosine similarity", xlim=(0, 1.03), ylim=(None, 1.03), title="layers of the classifier")
+        left.set(
+            xlabel="inversion time $t/T$",
+            ylabel="cosine similarity",
+            xlim=(0, 1.03),
+            ylim=(None, 1.03),
+            title="layers of the classifier",
+        )
         left.legend(fontsize=9, loc="lower left")
         right.plot(np.r_[0, noise], np.r_[1, data.same_class], color=CLASS, marker="o", ms=4, label="stochastic (DDPM)")
         right.plot(
-            np.r_[0, noise], np.r_[1, data.same_class_deterministic], color=THEORY, marker="s", ms=3.5, lw=1.2, ls="--", label="deterministic (DDIM)"
+            np.r_[0, noise],
+            np.r_[1, data.same_class_deterministic],
+            color=THEORY,
+            marker="s",
+            ms=3.5,
+            lw=1.2,
+            ls="--",
+            label="deterministic (DDIM)",
         )
         right.axhline(data.attrs["chance"], color=MUTED, lw=0.8, ls="--")
         right.text(0.01, data.attrs["chance"] + 0.015, "random pairs", color=MUTED, fontsize=9)

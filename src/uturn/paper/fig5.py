@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from uturn.theory import MeanField
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CAPTION = (
-    "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed from time t, by exact "
-    "belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and class). Right: the curve of "
+    "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed "
+    "from time t, by exact "
+    "belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and "
+    "class). Right: the curve of "
     "the class sharpens as the tree grows deeper."
 )
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
@@ -92,8 +95,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             f"sharpness t*/width of the class curve, L = {', '.join(map(str, depths))}",
             ", ".join(str(s) for s in sharpness),
             "grows with depth",
-            all(a.value < b.value for a, b in zip(sharpness, sharpness[1:], strict=False))
-            and sharpness[0].high < sharpness[-1].low,
+            all(a.value < b.value for a, b in pairwise(sharpness)) and sharpness[0].high < sharpness[-1].low,
             "increasing; first and last intervals apart",
         ),
         Verdict(
@@ -121,7 +123,9 @@ def draw(data: xr.Dataset) -> Any:
                 left.fill_between(time, mean - spread, mean + spread, color=colors[level], alpha=0.18, lw=0)
         left.axvline(data.attrs["transition_time"], color=MUTED, lw=1, ls=":")
         left.text(data.attrs["transition_time"] * 1.04, 1.0, rf"$t^*={data.attrs['transition_time']:.3f}$", va="top")
-        left.set(xscale="log", xlabel="diffusion time $t$", ylabel="P(symbol unchanged)", ylim=(0, 1.03), xlim=(time[0], time[-1]))
+        left.set(
+            xscale="log", xlabel="diffusion time $t$", ylabel="P(symbol unchanged)", ylim=(0, 1.03), xlim=(time[0], time[-1])
+        )
         left.set_title(f"all levels, $L={L}$")
         level_bar(plt, left, L + 1, "tree level (0 = leaves)")
         depths = data.depth.values

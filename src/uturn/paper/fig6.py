@@ -15,8 +15,10 @@ from uturn.theory import MeanField, phase_diagram
 
 TITLE = "Phase diagram of class recovery"
 CAPTION = (
-    "Each marker: exact belief propagation at L = 10 on several grammars; the class counts as recoverable if the mean belief in it "
-    "exceeds the belief at the leaves, p_L > p_0. Line: the mean-field threshold ε*. Bars: the crossing p_L = p_0 measured by belief "
+    "Each marker: exact belief propagation at L = 10 on several grammars; the class counts as recoverable if the "
+    "mean belief in it "
+    "exceeds the belief at the leaves, p_L > p_0. Line: the mean-field threshold ε*. Bars: the crossing p_L = "
+    "p_0 measured by belief "
     "propagation, with the standard deviation between grammars. Beyond s f = 1 (nearly) the class is lost at any noise."
 )
 PARAMETERS = {"vocab_size": 32, "branching": 2, "depth": 10}
@@ -24,13 +26,17 @@ TOLERANCE = 0.02
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
-    grammars, items, ms = (6, 12, (3, 4, 6, 8, 10, 12, 14, 18, 22)) if scale == "smoke" else (16, 64, (*range(3, 17), 18, 20, 24, 28))
+    grammars, items, ms = (
+        (6, 12, (3, 4, 6, 8, 10, 12, 14, 18, 22)) if scale == "smoke" else (16, 64, (*range(3, 17), 18, 20, 24, 28))
+    )
     runs = {}
     for m in ms:
         critical = MeanField(PARAMETERS["vocab_size"], m, PARAMETERS["branching"]).critical_noise
         noise = np.linspace(0.05, 0.95, 10)
         if critical is not None:
-            noise = np.r_[noise, critical + np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])]
+            noise = np.r_[
+                noise, critical + np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])
+            ]
         noise = np.unique(noise[(noise > 0) & (noise < 1)].round(6))
         runs[f"m{m}"] = Experiment.from_dict(
             {
@@ -49,8 +55,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
     ms = np.array(sorted(int(label[1:]) for label in runs))
     theory = phase_diagram(v, s, ms)
-    points, rows, spreads, verdicts = [], [], [], []
-    for m, expected, phase in zip(ms, theory.critical_noise, theory.phase, strict=True):
+    points: list[xr.DataArray] = []
+    rows: list[tuple[float, float, float]] = []
+    spreads: list[float] = []
+    verdicts: list[Verdict] = []
+    for m, phase in zip(ms, theory.phase, strict=True):
         run = runs[f"m{m}"].load()
         noise = run.noise.values
         gain = run.upward_belief.isel(tree_level=-1) - run.upward_belief.isel(tree_level=0)  # p_L - p_0
@@ -58,7 +67,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         each = [crossing(noise, grammar.values, 0.0) for grammar in grammar_means(gain).transpose("grammar", "noise")]
         if phase == "transition":
             rows.append(measured)
-            spreads.append(np.nanstd(each))
+            spreads.append(float(np.nanstd(each)))
         else:
             rows.append((np.nan,) * 3)
             spreads.append(np.nan)

@@ -17,7 +17,7 @@ def style() -> Iterator[Any]:
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
-    settings = {
+    settings: dict[Any, Any] = {
         "figure.dpi": 100,
         "savefig.dpi": 200,
         "savefig.bbox": "tight",

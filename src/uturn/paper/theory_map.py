@@ -26,7 +26,10 @@ def draw(mf: MeanField) -> Any:
         if star is not None:
             left.plot([star], [star], "o", ms=8, color=CLASS, mfc="white", mew=2, zorder=4)
             left.annotate(
-                rf"$p^*={star:.3f}$, $\epsilon^*={mf.critical_noise:.3f}$", (star, star), xytext=(10, -14), textcoords="offset points"
+                rf"$p^*={star:.3f}$, $\epsilon^*={mf.critical_noise:.3f}$",
+                (star, star),
+                xytext=(10, -14),
+                textcoords="offset points",
             )
         left.set_title(f"$v={v}$, $m={mf.multiplicity}$, $s={mf.branching}$: {mf.phase}")
         centre = 0.5 if mf.critical_noise is None else mf.critical_noise

@@ -64,7 +64,8 @@ class TreeLevels(_Spec):
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         latents = u_turns.originals.draw.latents
         unchanged = [
-            (u_turns.reconstructions[level] == latents[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(latents)
+            (u_turns.reconstructions[level] == latents[level][:, None]).mean(axis=2, dtype=np.float64)
+            for level in sorted(latents)
         ]
         return {"unchanged": np.stack(unchanged, axis=-1), "belief": true_beliefs(u_turns, "marginals")}
 
@@ -113,7 +114,8 @@ def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
 class NetworkLayers(_Spec):
     """Hidden layers of a classifier: cosine similarity of standardised post-activations, layer by layer, and its verdict.
 
-    `classifier`: "fashion_mnist". `layers`: names or glob patterns, all blocks by default. `reference`: images of the source from which
+    `classifier`: "fashion_mnist". `layers`: names or glob patterns, all blocks by default. `reference`: images of the
+    source from which
     means and standard deviations are taken (all of them if there are fewer).
     """
 

@@ -128,9 +128,7 @@ class HiddenLayers:
         if not self.mean:
             raise ValueError("no reference statistics; call fit(images) or load_statistics(path) first")
         if len(original) != len(reconstructed):
-            raise ValueError(
-                f"original holds {len(original)} images and reconstructed {len(reconstructed)}; expected pairs"
-            )
+            raise ValueError(f"original holds {len(original)} images and reconstructed {len(reconstructed)}; expected pairs")
         result = np.empty((len(original), len(self.layers)))
         pairs = zip(self._forward(original), self._forward(reconstructed), strict=True)
         for (start, first, _), (_, second, _) in pairs:
@@ -180,9 +178,7 @@ class HiddenLayers:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _forward(
-        self, images: Any, layers: Sequence[str] | None = None
-    ) -> Iterator[tuple[int, dict[str, torch.Tensor], Any]]:
+    def _forward(self, images: Any, layers: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, torch.Tensor], Any]]:
         """Forward passes, batch by batch: index of the first image, activations by layer, output of the model."""
         import torch
 
@@ -221,9 +217,7 @@ class HiddenLayers:
         count = len(values)
         columns = self._by_channel(values.double())
         if columns.shape[1] != len(mean):
-            raise ValueError(
-                f"layer {layer!r}: {columns.shape[1]} channels, but the reference statistics have {len(mean)}"
-            )
+            raise ValueError(f"layer {layer!r}: {columns.shape[1]} channels, but the reference statistics have {len(mean)}")
         # Activations are float32: a spread below their rounding is no spread.
         constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
         scale = np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, variance)))
