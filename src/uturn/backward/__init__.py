@@ -171,9 +171,15 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
 
     path = generator_folder() if spec.model == "fashion_mnist" else spec.model
     options = {} if spec.eta is None else {"eta": spec.eta}
-    return ReverseDiffusion.from_pretrained(
-        path, scheduler=spec.scheduler, num_steps=spec.steps, batch_size=spec.batch_size, **options
-    )
+    try:
+        return ReverseDiffusion.from_pretrained(
+            path, scheduler=spec.scheduler, num_steps=spec.steps, batch_size=spec.batch_size, **options
+        )
+    except OSError as error:
+        raise ValueError(
+            f"model = {spec.model!r} cannot be loaded ({str(error).splitlines()[0]}); expected 'fashion_mnist' or a folder in "
+            f"diffusers' layout, with a model_index.json"
+        ) from None
 
 
 BACKWARDS: dict[str, type] = {"exact": ExactPosterior, "diffusion": DiffusionModel}

@@ -1,0 +1,301 @@
+"""Speed of exact inference: ratios to a fixed torch baseline, and the share of what the machine could do, in one run.
+
+    python benchmarks/inference.py [--threads N] [--rounds N] [--json FILE]
+
+Absolute times vary from machine to machine and from hour to hour, so everything is measured in the same run, interleaved, and
+medians are compared: the numba backend, `baseline_torch.py` at its best chunk and layout, and the machine itself (a loop of
+fused multiply-adds with two L1 loads each, and a streaming copy).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from baseline_torch import TorchBaseline
+from numba import njit
+from rich.console import Console
+from rich.table import Table
+
+from uturn.inference import engine, infer, sample_posterior
+from uturn.inference.simd import LANES, load, multiply_add, pointer, splat, store
+from uturn.rhm import RandomHierarchyModel
+
+CASES = [(32, 8, 2, 7, 1024, 30), (32, 8, 2, 10, 64, 30), (32, 8, 2, 16, 1, 20)]  # v, m, s, L, batch, wanted ratio
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------------
+def seconds(work, repeat=1):
+    start = time.perf_counter()
+    for _ in range(repeat):
+        work()
+    return (time.perf_counter() - start) / repeat
+
+
+def interleaved(works, rounds):
+    """Median seconds of each, taking turns, so that other load on the machine hits all of them."""
+    for work in works.values():
+        work()
+    times = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+@njit(nogil=True)
+def fma_loop(workspace, index, repeat):
+    """For each of index.shape[0] pairs: one fused multiply-add of LANES numbers with two loads from L1, in four chains."""
+    ws, pairs = pointer(workspace), pointer(index)
+    for _ in range(repeat):
+        a = splat(ws[0] - ws[0])
+        b, c, d = a, a, a
+        for k in range(0, len(index), 8):
+            a = multiply_add(load(ws, pairs[k]), load(ws, pairs[k + 1]), a)
+            b = multiply_add(load(ws, pairs[k + 2]), load(ws, pairs[k + 3]), b)
+            c = multiply_add(load(ws, pairs[k + 4]), load(ws, pairs[k + 5]), c)
+            d = multiply_add(load(ws, pairs[k + 6]), load(ws, pairs[k + 7]), d)
+        store(ws, 0, a)
+        store(ws, LANES, b)
+        store(ws, 2 * LANES, c)
+        store(ws, 3 * LANES, d)
+
+
+class Machine:
+    """What the machine can do on `engine.num_threads` threads."""
+
+    def __init__(self):
+        self.space = [engine.aligned((64 * LANES,), np.dtype(np.float32)) for _ in range(engine.num_threads)]
+        for space in self.space:
+            space[:] = 1e-3
+        self.pairs = 256
+        self.index = (np.random.default_rng(0).integers(64, size=2 * self.pairs) * LANES).astype(np.uint32)
+        self.source = np.ones(2**24, np.float32)
+        self.target = np.ones(2**24, np.float32)
+
+    def multiply_adds(self, repeat=200):
+        def block(first, last):
+            for i in range(first, last):
+                fma_loop(self.space[i], self.index, repeat)
+
+        if engine.num_threads == 1:
+            block(0, 1)
+        else:
+            list(engine._pool().map(block, range(engine.num_threads), range(1, engine.num_threads + 1)))
+        return repeat * self.pairs * LANES * engine.num_threads
+
+    def copy(self):
+        def block(first, last):
+            self.target[first:last] = self.source[first:last]
+
+        engine.over_blocks(len(self.source), block)
+        return 2 * self.source.nbytes
+
+
+def work_of(rhm, dtype=np.float32):
+    """Multiply-adds and bytes of evidence and marginals of one sample."""
+    s, L = rhm.branching, rhm.depth
+    rules = sum(rhm.num_nodes(level) * rhm.rules[level].shape[0] * rhm.rules[level].shape[1] for level in range(1, L + 1))
+    numbers = rhm.num_leaves * rhm.vocab_size + sum(rhm.num_nodes(level) * rhm.num_symbols(level) for level in range(L + 1))
+    return (1 + s) * (s - 1) * rules, numbers * np.dtype(dtype).itemsize
+
+
+# -- evidence ------------------------------------------------------------------------------------------------------------
+def gaussian(rhm, leaves, noise, seed=0):
+    rng, v = np.random.default_rng(seed), rhm.vocab_size
+    abar = np.exp(-2 * noise)
+    x = np.sqrt(abar) * np.eye(v, dtype=np.float32)[leaves] + np.sqrt(1 - abar) * rng.standard_normal(
+        (*leaves.shape, v), np.float32
+    )
+    return (x * np.float32(np.sqrt(abar) / (1 - abar))).astype(np.float32)
+
+
+def epsilon(rhm, leaves, noise):
+    v = rhm.vocab_size
+    return np.where(np.eye(v, dtype=bool)[leaves], np.log(1 - noise + noise / v), np.log(noise / v)).astype(np.float32)
+
+
+def case(v, m, s, L, batch):
+    rhm = RandomHierarchyModel(v, m, s, L, seed=0)
+    return rhm, gaussian(rhm, rhm.sample(batch, seed=1).leaves, 0.1)
+
+
+# -- the parts of the report -------------------------------------------------------------------------------------------
+def best_baseline(rhm, log_evidence):
+    """The fastest of chunks and layouts, by a short search."""
+    tensor = torch.from_numpy(log_evidence)
+    chunks = [c for c in (1, 2, 4, 8, 16, 32, 64, 128) if c <= len(log_evidence)]
+    candidates = [(c, first) for c in chunks for first in (True, False)]
+    part = tensor[: 2 * max(chunks)]
+    best = min(candidates, key=lambda x: min(seconds(partial(TorchBaseline(rhm, *x), part)) for _ in range(2)))
+    return partial(TorchBaseline(rhm, *best), tensor), best
+
+
+def speed(rounds, machine):
+    rows = []
+    for *sizes, batch, wanted in CASES:
+        rhm, log_evidence = case(*sizes, batch)
+        baseline, (chunk, symbol_first) = best_baseline(rhm, log_evidence)
+        median = interleaved(
+            {
+                "numba": lambda rhm=rhm, x=log_evidence: infer(rhm, x),
+                "multiply_adds": machine.multiply_adds,
+                "sampling": lambda rhm=rhm, x=log_evidence: sample_posterior(rhm, x),
+                "copy": machine.copy,
+                "torch": baseline,
+            },
+            rounds,
+        )
+        adds, moved = work_of(rhm)
+        compute = adds * batch / (machine.multiply_adds() / median["multiply_adds"])
+        memory = moved * batch / (machine.copy() / median["copy"])
+        rows.append(
+            {
+                "v m s L": " ".join(map(str, sizes)),
+                "batch": batch,
+                "numba_us": 1e6 * median["numba"] / batch,
+                "torch_us": 1e6 * median["torch"] / batch,
+                "ratio": median["torch"] / median["numba"],
+                "wanted": wanted,
+                "compute_floor_us": 1e6 * compute / batch,
+                "memory_floor_us": 1e6 * memory / batch,
+                "floor_fraction": max(compute, memory) / median["numba"],
+                "sampling_over_marginals": median["sampling"] / median["numba"],
+                "baseline": f"chunk {chunk}, {'symbol' if symbol_first else 'node'} first",
+            }
+        )
+    return rows
+
+
+def noise_grid(rounds):
+    rhm = RandomHierarchyModel(32, 8, 2, 10, seed=0)
+    leaves = rhm.sample(64, seed=1).leaves
+    grid = {f"t = {t}": gaussian(rhm, leaves, t) for t in (0.001, 0.003, 0.01, 0.03, 0.05, 0.07, 0.1, 0.2, 0.5, 1.0, 3.0)}
+    grid |= {f"eps = {e}": epsilon(rhm, leaves, e) for e in (1e-12, 1e-6, 1e-3, 0.1, 0.3, 0.5, 0.7, 0.73, 0.76, 0.9)}
+    grid["pure noise"] = np.zeros_like(grid["t = 0.1"])
+    median = interleaved({name: partial(infer, rhm, x) for name, x in grid.items()}, rounds)
+    return {name: t / median["pure noise"] for name, t in median.items()}
+
+
+MEMORY_CODE = """
+import resource, sys, numpy as np
+from uturn.rhm import RandomHierarchyModel
+from uturn.inference import infer
+L, batch, outputs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+rhm = RandomHierarchyModel(32, 8, 2, L, seed=0)
+infer(RandomHierarchyModel(32, 8, 2, 3, seed=0), np.zeros((1, 8, 32), np.float32), outputs=(outputs,))
+x = np.zeros((batch, 2**L, 32), np.float32); x += 1
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+out = infer(rhm, x, outputs=(outputs,))
+size = sum(y.nbytes for y in out.marginals.values()) if outputs == "marginals" else 0
+print((peak() - before - size) / 2**20)
+"""
+
+COMPILE_CODE = """
+import time, sys, numpy as np
+from uturn.rhm import RandomHierarchyModel
+from uturn.inference import infer, sample_posterior
+rhm = RandomHierarchyModel(4, 2, 2, 2, seed=0)
+times = []
+for dtype in (np.float32, np.float64):
+    for work in (infer, sample_posterior):
+        start = time.perf_counter(); work(rhm, np.zeros((1, 4, 4), dtype)); times.append(time.perf_counter() - start)
+print(*times)
+"""
+
+
+def in_process(code, *arguments, **environment):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return [float(x) for x in result.stdout.split()]
+
+
+def memory():
+    cases = [(7, 4096, "marginals"), (10, 512, "marginals"), (16, 8, "marginals"), (20, 1, "marginals"), (20, 1, "log_evidence")]
+    return {f"L = {L}, batch {b}, {o}": in_process(MEMORY_CODE, L, b, o)[0] for L, b, o in cases}
+
+
+def compilation():
+    with tempfile.TemporaryDirectory() as folder:
+        cold = in_process(COMPILE_CODE, NUMBA_CACHE_DIR=folder)
+        warm = in_process(COMPILE_CODE, NUMBA_CACHE_DIR=folder)
+    names = ("infer float32", "sample float32", "infer float64", "sample float64")
+    return {name: {"cold_s": a, "warm_s": b} for name, a, b in zip(names, cold, warm, strict=True)}
+
+
+# -- report ----------------------------------------------------------------------------------------------------------------
+def show(report):
+    console = Console(width=150)
+    table = Table(title=f"All marginals, float32, {report['threads']} thread(s); microseconds a sample")
+    for name in (
+        "v m s L",
+        "batch",
+        "numba",
+        "torch",
+        "ratio (wanted)",
+        "floor: compute",
+        "floor: memory",
+        "floor reached",
+        "sampling",
+    ):
+        table.add_column(name, justify="right")
+    for r in report["speed"]:
+        ratio = f"{r['ratio']:.1f} ({r['wanted']})"
+        floors = f"{r['compute_floor_us']:.2f}", f"{r['memory_floor_us']:.2f}", f"{r['floor_fraction']:.2f}"
+        numbers = f"{r['numba_us']:.2f}", f"{r['torch_us']:.1f}", ratio, *floors, f"{r['sampling_over_marginals']:.2f} x"
+        table.add_row(r["v m s L"], str(r["batch"]), *numbers)
+    console.print(table)
+    table = Table(title="Time over that of pure noise, (32, 8, 2, 10), batch 64: wanted below 2")
+    for name in ("noise", "time"):
+        table.add_column(name, justify="right")
+    for name, ratio in report["noise"].items():
+        table.add_row(name, f"{ratio:.2f}")
+    console.print(table)
+    table = Table(title="Peak memory beyond inputs and outputs, MB: wanted below 64")
+    for name in ("case", "MB"):
+        table.add_column(name, justify="right")
+    for name, size in report["memory"].items():
+        table.add_row(name, f"{size:.1f}")
+    console.print(table)
+    table = Table(title="First call in a process, seconds")
+    for name in ("what", "compiling", "from the cache"):
+        table.add_column(name, justify="right")
+    for name, t in report["compilation"].items():
+        table.add_row(name, f"{t['cold_s']:.2f}", f"{t['warm_s']:.2f}")
+    console.print(table)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=engine.num_threads, help="threads of both contestants")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of the interleaved timings")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers here")
+    arguments = parser.parse_args()
+    engine.num_threads = arguments.threads
+    torch.set_num_threads(arguments.threads)
+    report = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": arguments.threads,
+        "speed": speed(arguments.rounds, Machine()),
+        "noise": noise_grid(arguments.rounds),
+        "memory": memory(),
+        "compilation": compilation(),
+    }
+    show(report)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(report, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Image experiments end to end, on the embedded networks with few steps."""
+
+import json
+
+import numpy as np
+import pytest
+
+import uturn as ut
+
+SPEC = {
+    "items": 4,
+    "chunk": 2,
+    "source": {"type": "fashion_mnist"},
+    "corruption": {"type": "diffusion", "noise": [0.0, 0.25, 1.0]},
+    "backward": {"type": "diffusion", "steps": 4},
+    "probes": [{"type": "network_layers", "reference": 50}, {"type": "images"}],
+}
+
+
+def with_part(name, **changes):
+    return {**SPEC, name: {**SPEC[name], **changes}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "store"
+    return folder, ut.run(ut.Experiment.from_dict(SPEC), folder).load()
+
+
+def test_labels_and_the_identity(finished):
+    _, ds = finished
+    assert ds.similarity.dims == ("noise", "item", "trajectory", "network_layer")
+    assert ds.same_class.dims == ("noise", "item", "trajectory")
+    assert ds.network_layer.values.tolist()[-1] == "logits"
+    assert ds.label.values.tolist() == [0, 1, 2, 3]
+    assert np.array_equal(ds.image.sel(noise=0)[:, 0], ut.fashion_mnist.load_test_set()[0][:4])  # k = 0, bit for bit
+    assert (ds.same_class.sel(noise=0) == 1).all()
+    assert np.allclose(ds.similarity.sel(noise=0), 1)
+    assert (ds.similarity.sel(noise=0.25) > ds.similarity.sel(noise=1.0)).mean() > 0.9
+
+
+def test_the_noise_axis(finished):
+    _, ds = finished
+    assert ds.step.values.tolist() == [0, 1, 4]
+    assert {"timestep", "abar", "log_snr", "sigma"} <= set(ds.coords)
+    assert ds.abar[0] == 1
+    assert (np.diff(ds.abar) < 0).all()
+    assert np.allclose(ds.sigma[1:], np.sqrt((1 - ds.abar[1:]) / ds.abar[1:]))
+    assert json.loads(ds.attrs["models"])["backward"]
+
+
+def test_images_do_not_depend_on_the_batch(finished):
+    _, ds = finished
+    together = ut.run(ut.Experiment.from_dict({**SPEC, "chunk": 4}))
+    assert np.abs(together.image - ds.image).max() < 1e-4  # float32 rounding over four steps; values in [-1, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (with_part("corruption", noise=[0.5, 0.52]), "fall on the same"),
+        (with_part("corruption", noise=[1.2]), r"noise = 1\.2"),
+        (with_part("corruption", type="gaussian"), "does not go with images"),
+        (with_part("backward", model="/no/such/folder"), "/no/such/folder"),
+        (with_part("backward", scheduler="magic"), "magic"),
+        (with_part("backward", steps=5000), "5000"),
+        ({**SPEC, "items": 5000}, "1000 images"),
+        ({**SPEC, "probes": [{"type": "network_layers", "layers": ["blok1"]}]}, "block1"),
+        ({**SPEC, "probes": [{"type": "network_layers", "classifier": "resnet"}]}, "resnet"),
+    ],
+)
+def test_mistakes_are_named(spec, message):
+    with pytest.raises(ValueError, match=message):
+        ut.run(ut.Experiment.from_dict(spec))
+
+
+def test_images_of_the_wrong_size(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((4, 32, 32), np.uint8))
+    spec = {**SPEC, "source": {"type": "array", "path": str(tmp_path / "images.npy")}, "probes": [{"type": "images"}]}
+    with pytest.raises(ValueError, match="28"):
+        ut.run(ut.Experiment.from_dict(spec))
