@@ -21,11 +21,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from baseline_torch import TorchBaseline
 from numba import njit
 from rich.console import Console
 from rich.table import Table
 
+from baseline_torch import TorchBaseline
 from uturn.inference import engine, infer, sample_posterior
 from uturn.inference.simd import LANES, load, multiply_add, pointer, splat, store
 from uturn.rhm import RandomHierarchyModel
@@ -168,7 +168,8 @@ def speed(rounds, machine):
                 "wanted": wanted,
                 "compute_floor_us": 1e6 * compute / batch,
                 "memory_floor_us": 1e6 * memory / batch,
-                "floor_fraction": max(compute, memory) / median["numba"],
+                "floor_fraction": max(compute, memory) / median["numba"],  # as if they could overlap perfectly
+                "floor_sum_fraction": (compute + memory) / median["numba"],
                 "sampling_over_marginals": median["sampling"] / median["numba"],
                 "baseline": f"chunk {chunk}, {'symbol' if symbol_first else 'node'} first",
             }
@@ -187,14 +188,15 @@ def noise_grid(rounds):
 
 
 MEMORY_CODE = """
-import resource, sys, numpy as np
+import sys, numpy as np
 from uturn.rhm import RandomHierarchyModel
 from uturn.inference import infer
 L, batch, outputs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 rhm = RandomHierarchyModel(32, 8, 2, L, seed=0)
 infer(RandomHierarchyModel(32, 8, 2, 3, seed=0), np.zeros((1, 8, 32), np.float32), outputs=(outputs,))
 x = np.zeros((batch, 2**L, 32), np.float32); x += 1
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # not getrusage, which starts at the parent's peak
+    return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 before = peak()
 out = infer(rhm, x, outputs=(outputs,))
 size = sum(y.nbytes for y in out.marginals.values()) if outputs == "marginals" else 0
@@ -251,7 +253,12 @@ def show(report):
         table.add_column(name, justify="right")
     for r in report["speed"]:
         ratio = f"{r['ratio']:.1f} ({r['wanted']})"
-        floors = f"{r['compute_floor_us']:.2f}", f"{r['memory_floor_us']:.2f}", f"{r['floor_fraction']:.2f}"
+        floors = (
+            f"{r['compute_floor_us']:.2f}",
+            f"{r['memory_floor_us']:.2f}",
+            f"{r['floor_fraction']:.2f}",
+            f"{r['floor_sum_fraction']:.2f}",
+        )
         numbers = f"{r['numba_us']:.2f}", f"{r['torch_us']:.1f}", ratio, *floors, f"{r['sampling_over_marginals']:.2f} x"
         table.add_row(r["v m s L"], str(r["batch"]), *numbers)
     console.print(table)

@@ -335,6 +335,27 @@ def test_results_do_not_depend_on_the_batch(shape):
             np.testing.assert_array_equal(drawn[level], trees[level][:, rows])
 
 
+def test_chunks_of_the_batch():
+    """A batch that is worked on in several chunks, with samples to redo in all of them."""
+    from uturn.inference.engine import plan_of
+
+    rhm, whole = grammar(7, 3, 2, 9, 11), grammar(7, 3, 2, 9, 11)
+    plan_of(rhm, np.dtype(np.float32)).chunk = plan_of(rhm, np.dtype(np.float64)).chunk = 32
+    log_evidence = evidence(rhm, 70).astype(np.float32)
+    for b, log_wrong in ((3, -300.0), (40, -1e5), (69, -300.0)):
+        log_evidence[b] = pinned(np.random.default_rng(b).integers(7, size=rhm.num_leaves), 7, log_wrong)
+    a, b = infer(rhm, log_evidence, outputs=EVERYTHING), infer(whole, log_evidence, outputs=EVERYTHING)
+    assert largest_difference(a, b) == 0
+    np.testing.assert_array_equal(a.log_evidence, b.log_evidence)
+    draws, expected = (sample_posterior(x, log_evidence, num_draws=3) for x in (rhm, whole))
+    for level in expected:
+        np.testing.assert_array_equal(draws[level], expected[level])
+    log_evidence[66, 5, 6] = np.nan
+    for work in (infer, sample_posterior):
+        with pytest.raises(ValueError, match=r"log_evidence\[66, 5\] contains nan"):
+            work(rhm, log_evidence)
+
+
 def test_concurrent_calls_agree():
     rhm = grammar(7, 3, 2, 9, 11)
     log_evidence = [evidence(rhm, 20, seed=i) for i in range(6)]

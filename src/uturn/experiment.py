@@ -233,6 +233,7 @@ def run(
     """
     if workers < 1:
         raise ValueError(f"workers = {workers}: expected an integer >= 1")
+    experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     opened = _open(experiment, store, resume)
     todo = [task for task in opened.tasks() if not opened.is_done(task)]
     total = sum(1 for _ in opened.tasks())

@@ -19,7 +19,7 @@ def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) ->
         )
 
 
-def check_values(log_evidence: Any) -> None:
+def check_values(log_evidence: Any, first_sample: int = 0) -> None:
     """Raise if a value is NaN or +inf, or if all of a leaf's values are -inf; for arrays and tensors, a chunk at a time."""
     size = max(1, 2**22 // (log_evidence.shape[1] * log_evidence.shape[2]))
     for b in range(0, len(log_evidence), size):
@@ -28,7 +28,7 @@ def check_values(log_evidence: Any) -> None:
         bad = ~np.isfinite(top)
         if bad.any():
             sample, leaf = (int(i) for i in np.argwhere(bad)[0])
-            raise _invalid_evidence(b + sample, leaf, float(top[sample, leaf]))
+            raise _invalid_evidence(first_sample + b + sample, leaf, float(top[sample, leaf]))
 
 
 def _invalid_evidence(sample: int, leaf: int, top: float) -> ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -110,8 +111,11 @@ def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
 
 
 # -- one chunk of samples ------------------------------------------------------------------------------------------------
-def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any]) -> list[int]:
-    """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the range."""
+def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any], first_sample: int = 0) -> list[int]:
+    """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the range.
+
+    `first_sample` is the chunk's place in the batch, for messages.
+    """
     L, batch = plan.tables.depth, len(log_evidence)
     upward, marginals, downward = (_addresses(out.get(name, {}), L) for name in ("upward", "marginals", "downward"))
     go_down = "marginals" in out or "downward" in out
@@ -136,7 +140,7 @@ def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any]) -> list
         logs, status = np.empty(job.items if job.logs else 0), np.zeros(job.items, np.uint8)
         wanted = upward if rising else np.zeros_like(upward)
         _over_tiles(plan, kernels.run_tiles, job, wanted, marginals, downward, logs, status)
-        _merge(flagged, status, log_evidence)
+        _merge(flagged, status, log_evidence, first_sample)
         if job.logs:
             out["log_evidence"] += logs.reshape(batch, -1).sum(axis=1)
 
@@ -150,7 +154,7 @@ def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any]) -> list
     return np.flatnonzero(flagged).tolist()
 
 
-def draw(plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, out: Levels, stride: int) -> list[int]:
+def draw(plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, out: Levels, stride: int, first_sample: int = 0) -> list[int]:
     """Fill `out` (draws, samples, nodes) for a contiguous chunk of samples; return those whose numbers left the range.
 
     `out` may be part of a larger array, in which draws are `stride` samples apart.
@@ -166,21 +170,21 @@ def draw(plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, out: Levels, st
         job = plan.job(low, high, batch, source(low), root_out=_address(links[high]))
         status = np.zeros(job.items, np.uint8)
         _over_tiles(plan, kernels.run_tiles, job, nowhere, nowhere, nowhere, np.empty(0), status)
-        _merge(flagged, status, log_evidence)
+        _merge(flagged, status, log_evidence, first_sample)
     for low, high in reversed(plan.bands):
         job = plan.job(low, high, batch, source(low))
         status = np.zeros(job.items, np.uint8)
         apart, addresses = stride * (job.items // batch), _addresses(out, t.depth)
         _over_tiles(plan, kernels.sample_tiles, job, keys, len(out[0]), apart, plan.most_rules, addresses, status)
-        _merge(flagged, status, log_evidence)
+        _merge(flagged, status, log_evidence, first_sample)
     return np.flatnonzero(flagged).tolist()
 
 
-def _merge(flagged: np.ndarray, status: np.ndarray, log_evidence: np.ndarray) -> None:
+def _merge(flagged: np.ndarray, status: np.ndarray, log_evidence: np.ndarray, first_sample: int) -> None:
     """A sample is flagged if one of its subtrees is."""
     worst = status.reshape(len(flagged), -1).max(axis=1)
     if (worst == kernels.INVALID).any():
-        check_values(log_evidence)
+        check_values(log_evidence, first_sample)
         raise AssertionError("unreachable: a leaf without a finite maximum")
     np.maximum(flagged, worst, out=flagged)
 
@@ -244,3 +248,36 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.n
     raw = np.empty(size + boundary, np.uint8)
     shift = -raw.ctypes.data % boundary
     return raw[shift : shift + size].view(dtype).reshape(shape)
+
+
+_free: dict[int, deque[np.ndarray]] = {}
+
+
+class _Recycled:
+    """Owner of an array's memory, which goes back to `_free` when the last array on it is gone."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self.memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque) -> None:  # globals may be gone at exit
+        size, limit = self.memory.nbytes, 2**26
+        if size <= limit:
+            if sum(n * len(blocks) for n, blocks in list(free.items())) + size > limit:
+                free.clear()
+            free.setdefault(size, new()).append(self.memory)
+
+
+def recycled(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`aligned`, on memory that earlier results have given back, if there is some (at most 64 MB are kept).
+
+    A page of fresh memory costs as much as computing the messages on it.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size < 2**17:  # malloc recycles these itself
+        return aligned(shape, dtype)
+    try:
+        memory = _free[size].pop()  # one operation each: no lock is needed, and none could be taken in __del__
+    except (KeyError, IndexError):
+        memory = aligned((size,), np.dtype(np.uint8))
+    return np.asarray(_Recycled(memory)).view(dtype).reshape(shape)

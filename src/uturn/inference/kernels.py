@@ -9,12 +9,13 @@ that is exact, so that the log-evidence collects no rounding from it. Downward m
 `sum_x down[x] up[x] = 1`. Then `sum_x down_child[x] up_child[x]` is 1 / scale of the parent before scaling, and multiplying by
 the scale known from the upward pass makes it 1 again: `down * up` is the marginal, in one pass over the rules.
 
-Range. All terms are products of non-negative numbers: relative errors stay at rounding size unless a number underflows.
-Everything below the smallest normal number (1.2e-38 in float32) may be flushed to 0, in a message or in a product. Since
-messages are at most 1 and the tuples of a level are distinct, that takes at most `(rules + s v) * 1.2e-38` from z, and as
-much times up/z from a marginal. An item with z < `smallest` (1e-26; 1e-280 in float64) at some node is flagged and redone
-with a larger range; for all others the loss is below rules * 1e-12. So is an item whose downward messages overflow, which
-shows in the sum of a marginal. The flush therefore never changes a result by more than rounding; it is there for speed.
+Range. All terms are products of non-negative numbers, so relative errors stay at rounding size unless a number underflows.
+Whatever is below the smallest normal number (1.2e-38 in float32) may be flushed to 0, as evidence, message or product. All
+factors of an upward product are at most 1: a rule loses at most s + 1 times 1.2e-38, and z loses `rules (s + 1) 1.2e-38`. A
+marginal, which is a downward product times scale times up <= 1, loses as much times 2 / z. An item with a node of z < 1e-26
+(1e-280 in float64) is flagged, and redone with a larger range; for all others the loss is below `rules (s + 1) 2.4e-12`, less
+than rounding. A downward message may overflow where up is 0; then the marginal's sum is not 1, and the item is flagged too.
+The flush is there for speed alone.
 """
 
 # mypy: ignore-errors

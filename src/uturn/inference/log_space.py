@@ -244,7 +244,8 @@ class LogSpace:
 
     def upward(self, evidence: np.ndarray) -> float:
         """Read one sample's log-evidence (leaves, v); return the logarithm of its total probability, maybe -inf."""
-        return float(upward(np.ascontiguousarray(evidence, np.float64), *self.rules, self.up))
+        self.log_evidence = float(upward(np.ascontiguousarray(evidence, np.float64), *self.rules, self.up))
+        return self.log_evidence
 
     def downward(self) -> None:
         if not self.down.size:

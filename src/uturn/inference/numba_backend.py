@@ -12,7 +12,7 @@ import numpy as np
 
 from uturn.inference.beliefs import Beliefs, entropy_of
 from uturn.inference.checks import ImpossibleEvidenceError, impossible_evidence
-from uturn.inference.engine import Levels, Plan, aligned, draw, over_blocks, plan_of, propagate
+from uturn.inference.engine import Levels, Plan, draw, over_blocks, plan_of, propagate, recycled
 from uturn.inference.log_space import LogSpace, rule_entropy
 from uturn.inference.tables import tables_of
 
@@ -29,7 +29,7 @@ def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) ->
     for first in range(0, batch, plan.chunk):
         rows = slice(first, min(first + plan.chunk, batch))
         views = {name: x[rows] if name == "log_evidence" else {k: y[rows] for k, y in x.items()} for name, x in out.items()}
-        left += [first + b for b in propagate(plan, np.ascontiguousarray(log_evidence[rows], plan.dtype), views)]
+        left += [first + b for b in propagate(plan, np.ascontiguousarray(log_evidence[rows], plan.dtype), views, first)]
     if left and plan.dtype == _SINGLE:
         plan, samples, left = plan_of(rhm, _DOUBLE), left, []
         for part, values in _parts(samples, log_evidence, plan):
@@ -40,8 +40,23 @@ def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) ->
                 for target, source in [(out[name], x)] if name == "log_evidence" else [(out[name][k], x[k]) for k in x]:
                     target[part[good]] = source[good]
             left += part[lost].tolist()
-    if left:
-        _infer_in_log_space(rhm, log_evidence, left, out)
+
+    def store(name: str, rows: np.ndarray, space: LogSpace, b: int) -> None:
+        if name in out:
+            for level, message in space.split(rows).items():
+                out[name][level][b] = np.exp(message[:, : rhm.num_symbols(level)])
+
+    def finish(space: LogSpace, b: int) -> None:
+        if "log_evidence" in out:
+            out["log_evidence"][b] = space.log_evidence
+        store("upward", space.up, space, b)
+        if "downward" in out or "marginals" in out:
+            space.downward()
+            store("downward", space.down, space, b)
+            space.marginals()
+            store("marginals", space.down, space, b)
+
+    _in_log_space(rhm, log_evidence, left, finish)
     if "downward" in out:
         out["downward"][rhm.depth][:] = rhm.class_probabilities
     return Beliefs(**out)
@@ -51,12 +66,14 @@ def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, num_draws
     """`sample_posterior` for an array, with one key per sample and a leading axis for the draws."""
     batch, keys = len(log_evidence), np.ascontiguousarray(keys)
     plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE)
-    out = {level: np.empty((num_draws, batch, rhm.num_nodes(level)), np.int64) for level in range(rhm.depth + 1)}
+    integers = np.dtype(np.int64)
+    out = {level: recycled((num_draws, batch, rhm.num_nodes(level)), integers) for level in range(rhm.depth + 1)}
     left = []
     for first in range(0, batch, plan.chunk):
         rows = slice(first, min(first + plan.chunk, batch))
         values = np.ascontiguousarray(log_evidence[rows], plan.dtype)
-        left += [first + b for b in draw(plan, values, keys[rows], {k: x[:, rows] for k, x in out.items()}, batch)]
+        views = {level: x[:, rows] for level, x in out.items()}
+        left += [first + b for b in draw(plan, values, keys[rows], views, batch, first)]
     if left and plan.dtype == _SINGLE:
         plan, samples, left = plan_of(rhm, _DOUBLE), left, []
         for part, values in _parts(samples, log_evidence, plan):
@@ -65,17 +82,12 @@ def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, num_draws
             for level, x in again.items():
                 out[level][:, part] = x
             left += part[lost].tolist()
-    space = LogSpace(tables_of(rhm)) if left else None
-    impossible = []
-    for b in left:
-        assert space is not None
-        if space.upward(log_evidence[b]) == -np.inf:
-            impossible.append(b)
-            continue
+
+    def finish(space: LogSpace, b: int) -> None:
         for level, nodes in space.draw(keys[b], num_draws).items():
             out[level][:, b] = nodes.T
-    if impossible:
-        raise impossible_evidence(impossible)
+
+    _in_log_space(rhm, log_evidence, left, finish)
     return out
 
 
@@ -103,14 +115,14 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
                 rule_entropy(above, below, t.children, t.probability, start, m, rules[level, where], lost[where])
 
         over_blocks(rows.stop - first, block)
-    if lost.any():
-        space = LogSpace(t)
-        for b in np.flatnonzero(lost):
-            space.upward(log_evidence[b])
-            space.downward()
-            space.marginals()
-            root[b] = entropy_of(np.exp(space.down[-1, : rhm.num_classes]))
-            rules[:, b] = space.rule_entropies()
+
+    def finish(space: LogSpace, b: int) -> None:
+        space.downward()
+        space.marginals()
+        root[b] = entropy_of(np.exp(space.down[-1, : rhm.num_classes]))
+        rules[:, b] = space.rule_entropies()
+
+    _in_log_space(rhm, log_evidence, np.flatnonzero(lost).tolist(), finish)
     return {level: root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
 
 
@@ -118,7 +130,7 @@ def _empty(plan: Plan, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
     t = plan.tables
     shapes = {level: (batch, t.branching ** (t.depth - level), int(n)) for level, n in enumerate(t.symbols)}
     return {
-        name: np.empty(batch) if name == "log_evidence" else {level: aligned(x, plan.dtype) for level, x in shapes.items()}
+        name: np.empty(batch) if name == "log_evidence" else {level: recycled(x, plan.dtype) for level, x in shapes.items()}
         for name in outputs
     }
 
@@ -131,26 +143,20 @@ def _parts(samples: list[int], log_evidence: np.ndarray, plan: Plan) -> Iterator
         yield part, log_evidence[part].astype(plan.dtype)
 
 
-def _infer_in_log_space(rhm: Any, log_evidence: np.ndarray, samples: list[int], out: dict[str, Any]) -> None:
-    space, impossible = LogSpace(tables_of(rhm)), []
+def _in_log_space(rhm: Any, log_evidence: np.ndarray, samples: list[int], finish: Any) -> None:
+    """Upward pass in log space and `finish(space, sample)` for each of the samples, on all threads."""
+    t = tables_of(rhm)
+    impossible: list[int] = []
 
-    def store(name: str, rows: np.ndarray, b: int) -> None:
-        if name in out:
-            for level, message in space.split(rows).items():
-                out[name][level][b] = np.exp(message[:, : rhm.num_symbols(level)])
+    def block(first: int, last: int) -> None:
+        space = LogSpace(t)
+        for b in samples[first:last]:
+            if space.upward(log_evidence[b]) == -np.inf:
+                impossible.append(b)
+            else:
+                finish(space, b)
 
-    for b in samples:
-        log_p = space.upward(log_evidence[b])
-        if log_p == -np.inf:
-            impossible.append(b)
-            continue
-        if "log_evidence" in out:
-            out["log_evidence"][b] = log_p
-        store("upward", space.up, b)
-        if "downward" in out or "marginals" in out:
-            space.downward()
-            store("downward", space.down, b)
-            space.marginals()
-            store("marginals", space.down, b)
+    if samples:
+        over_blocks(len(samples), block)
     if impossible:
-        raise impossible_evidence(impossible)
+        raise impossible_evidence(sorted(impossible))

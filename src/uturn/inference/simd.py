@@ -3,6 +3,8 @@
 LLVM compiles a 32-lane vector to whatever the machine has (two AVX-512 registers, four AVX2 registers, eight NEON ones), so
 sums over rules stay in registers, without relying on the auto-vectoriser. All arithmetic is done per lane: a lane's result
 does not depend on its place in the vector or on its neighbours.
+
+After a change here, delete numba's cache of kernels.py (__pycache__/*.nbi): numba looks at the date of that file only.
 """
 
 # mypy: ignore-errors

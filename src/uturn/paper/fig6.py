@@ -147,6 +147,6 @@ def draw(data: xr.Dataset) -> Any:
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")
         axes.set(xlabel=r"$s f = s\, m / v^{s-1}$", ylabel=r"noise $\epsilon$", xlim=(0, float(x.max())), ylim=(0, 1))
         axes.set_xlim(0, 1.5)
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", frameon=True, framealpha=1, edgecolor="none")
         axes.set_title(f"can the class be recovered?  ($v={v}$, $s={s}$, $L={data.attrs['depth']}$)")
     return figure

@@ -21,7 +21,7 @@ CAPTION = (
     "abruptly, the leaves (level 0) smoothly, and the order of the levels inverts."
 )
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 10}
-TOLERANCE = 0.01
+TOLERANCE = 0.005  # in ε; grammars differ by .0019 (standard deviation of their thresholds)
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
@@ -67,13 +67,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     worst = int(np.argmax([abs(s.value) for s in shifts]))
     verdicts = [
         Verdict(
-            f"shift in ε, BP against mean field, {name} (level {level})",
-            str(shifts[level]),
+            f"shift in ε, BP against mean field, levels 0 .. {depth}",
+            ", ".join(f"{s.value:+.4f}" for s in shifts) + f"; largest {shifts[worst]} (level {worst})",
             "0",
-            abs(shifts[level].value) < TOLERANCE,
-            f"|shift| < {TOLERANCE}",
+            abs(shifts[worst].value) < TOLERANCE,
+            f"all within {TOLERANCE}",
         )
-        for name, level in [("leaves", 0), ("class", depth), ("worst level", worst)]
     ]
     swap = estimate(run.belief.sel(noise=slice(0.4, 1)), lambda c: inversion(noise[noise >= 0.4], c[:, depth], c[:, 0]))
     expected = theory.class_crossing(depth) or np.nan
@@ -82,8 +81,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "ε at which class and leaves swap order",
             str(swap),
             f"{expected:.4f} (mean field, L = {depth}; ε* = {theory.critical_noise:.4f})",
-            abs(swap.value - expected) < TOLERANCE,
-            f"within {TOLERANCE}",
+            abs(swap.value - expected) < 2 * TOLERANCE,
+            f"within {2 * TOLERANCE}",
         )
     )
     # A draw from the posterior keeps a symbol with its marginal probability: two measurements of the same number.
@@ -131,8 +130,8 @@ def draw(data: xr.Dataset) -> Any:
             rf"$\epsilon^*={data.attrs['critical_noise']:.3f}$",
             (data.attrs["critical_noise"], 1.0), xytext=(5, 0), textcoords="offset points", va="top",
         )  # fmt: skip
-        left.text(0.42, 0.80, "leaves", color=colors[0], ha="right", transform=left.transAxes)
-        left.text(0.52, 0.42, "class", color=colors[depth], ha="right", transform=left.transAxes)
+        left.text(0.83, 0.42, "leaves", color=colors[0])
+        left.text(0.70, 0.42, "class", color=colors[depth], ha="right")
         left.set(ylabel="P(symbol unchanged)", title="class and leaves")
         right.set_title("all levels")
         level_bar(plt, right, depth + 1, "tree level (0 = leaves)")

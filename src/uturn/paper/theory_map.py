@@ -38,7 +38,13 @@ def draw(mf: MeanField) -> Any:
             noise = centre + reach * offset
             orbit = mf.curves(noise, 20).upward
             right.plot(orbit, color=plt.get_cmap("coolwarm")(0.5 + 0.5 * offset), lw=1.4, label=rf"$\epsilon={noise:.3f}$")
-        right.set(xlabel="tree level (0 = leaves)", ylabel="upward belief in the true symbol", ylim=(0, 1.02), xlim=(0, 20))
+        right.set(
+            xlabel="tree level (0 = leaves)",
+            ylabel="upward belief in the true symbol",
+            ylim=(0, 1.02),
+            xlim=(0, 20),
+            xticks=range(0, 21, 5),
+        )
         right.set_title("up a deep tree")
         right.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
