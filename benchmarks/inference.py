@@ -247,7 +247,8 @@ def show(report):
         "ratio (wanted)",
         "floor: compute",
         "floor: memory",
-        "floor reached",
+        "reached: of larger",
+        "of sum",
         "sampling",
     ):
         table.add_column(name, justify="right")

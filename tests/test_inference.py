@@ -230,6 +230,39 @@ def test_enumeration_of_contradictory_evidence():
             assert entropy[level][0] == pytest.approx(enumerated[level], abs=1e-8)
 
 
+def test_partly_contradictory_evidence():
+    """Contradictions of all sizes, spread over several nodes, so that none of them alone leaves the range of floats."""
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        v, s = int(rng.integers(2, 12)), int(rng.integers(2, 5))
+        L, m = int(rng.integers(1, 6 if s == 2 else 3)), int(rng.integers(1, min(6, v ** (s - 1) + 1)))
+        rhm = grammar(v, m, s, L, v, seed=int(rng.integers(1e9)))
+        strings = rng.integers(v, size=(16, s**L))
+        log_evidence = pinned(strings, v, -(10 ** rng.uniform(0, 2.3, size=(16, 1, 1))))
+        log_evidence += rng.normal(size=log_evidence.shape) * rng.choice([0, 1, 30])
+        single = log_evidence.astype(np.float32)
+        exact = infer(rhm, single.astype(np.float64), "torch", EVERYTHING)
+        for values, tolerance in ((single, 3e-6), (single.astype(np.float64), 1e-12)):
+            beliefs = infer(rhm, values, outputs=EVERYTHING)
+            assert largest_difference(beliefs, exact) < tolerance
+            np.testing.assert_allclose(beliefs.log_evidence, exact.log_evidence, rtol=3 * tolerance, atol=3 * tolerance)
+
+
+def test_draws_from_contradictory_evidence():
+    """Subtrees that say one thing, a context that says another, both beyond the range of float32."""
+    rhm = grammar(4, 2, 2, 3, 4)
+    rng = np.random.default_rng(2)
+    for log_wrong in (-20.0, -45.0, -300.0):
+        log_evidence = pinned(rng.integers(4, size=(6, 8)), 4, log_wrong).astype(np.float32)
+        p = infer(rhm, log_evidence.astype(np.float64), "torch").marginals
+        draws = 2000
+        trees = sample_posterior(rhm, log_evidence, seed=1, num_draws=draws)
+        for level in p:
+            frequency = (trees[level][..., None] == np.arange(4)).mean(0)
+            error = np.abs(frequency - p[level]) / np.sqrt(p[level] * (1 - p[level]) / draws + 1 / draws**2)
+            assert error.max() < 6  # 1,080 numbers in all
+
+
 def test_impossible_evidence_is_an_error():
     rhm = grammar(8, 2, 2, 3, 8)
     log_evidence = pinned(np.random.default_rng(0).integers(8, size=(3, 8)), 8, -np.inf)
@@ -291,7 +324,7 @@ def test_outputs_not_asked_for_are_not_there():
     beliefs = infer(rhm, evidence(rhm, 2), outputs=("log_evidence",))
     assert beliefs.outputs == ("log_evidence",)
     for name in MESSAGES:
-        with pytest.raises(NotComputedError, match=f"add|outputs=.*{name}"):
+        with pytest.raises(NotComputedError, match=rf"outputs=.*{name}"):
             getattr(beliefs, name)
         assert not hasattr(beliefs, name)
     assert issubclass(NotComputedError, ValueError)
@@ -310,6 +343,20 @@ def test_memory_of_a_deep_tree():
     tracemalloc.stop()
     assert abs(beliefs.log_evidence[0]) < 1e-3  # all evidence 1: the total probability is 1
     assert peak < 32 * 2**20  # the tree would take 64
+
+
+def test_memory_is_recycled_only_when_nothing_refers_to_it():
+    rhm = grammar(32, 8, 2, 7, 32)
+    first, second = evidence(rhm, 40).astype(np.float32), evidence(rhm, 40, seed=1).astype(np.float32)
+    kept = infer(rhm, first).marginals[0][3:5, ::7]  # a view of a view is all that is left of the result
+    before = kept.copy()
+    trees = sample_posterior(rhm, first)[0][:, 1:3]
+    drawn = trees.copy()
+    for _ in range(3):
+        infer(rhm, second)
+        sample_posterior(rhm, second)
+    np.testing.assert_array_equal(kept, before)
+    np.testing.assert_array_equal(trees, drawn)
 
 
 # -- a sample's results do not depend on its batch ------------------------------------------------------------------------

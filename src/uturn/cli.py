@@ -26,7 +26,7 @@ class _Scale(StrEnum):
     paper = "paper"
 
 
-_Workers = Annotated[int, typer.Option(min=1, help="Processes; the results do not depend on it.")]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the results do not depend on it.", show_default="by task")]
 
 
 @app.callback(invoke_without_command=True)
@@ -43,7 +43,7 @@ def reproduce(
     figures: Annotated[list[str] | None, typer.Argument(help="fig2, fig5, fig6, fig7, or all (default)")] = None,
     scale: Annotated[_Scale, typer.Option(help="smoke: minutes on two cores; paper: the paper's parameters.")] = _Scale.smoke,
     out: Annotated[Path, typer.Option(help="Folder for figures, data and the page.")] = Path("results"),
-    workers: _Workers = 1,
+    workers: _Workers = None,
 ) -> None:
     """Reproduce figures of arXiv:2402.16991, with a verdict for each of their claims.
 
@@ -92,7 +92,7 @@ def reproduce(
 def run(
     spec: Annotated[Path, typer.Argument(help="Description of the experiment, TOML or JSON.")],
     store: Annotated[Path, typer.Option(help="Folder of the zarr store to fill.")],
-    workers: _Workers = 1,
+    workers: _Workers = None,
     resume: Annotated[bool, typer.Option(help="Go on with an existing store of the same experiment.")] = True,
 ) -> None:
     """Run an experiment from a file into a store, or what is left of it.

@@ -37,9 +37,10 @@ class Noisy:
 class Corruption(Protocol):
     """What an experiment asks of a corruption; any object with these members will do.
 
-    `unit` says what `noise` measures and `max_noise` is its largest value. `is_bayesian`: evidence is the likelihood of what was
-    drawn, so that original and reconstruction are exchangeable. `is_random`: anything is drawn at all; if not, all trajectories of
-    an item share one upward pass. `effective_epsilon` and `bits_per_leaf` place a noise level on the axes that all corruptions share.
+    `unit` says what `noise` measures and `max_noise` is its largest value. `is_bayesian`: evidence is the likelihood of what
+    was drawn, so that original and reconstruction are exchangeable. `is_random`: anything is drawn at all; if not, all
+    trajectories of an item share one upward pass. `effective_epsilon` and `bits_per_leaf` place a noise level on the axes that
+    all corruptions share.
     """
 
     unit: ClassVar[str]

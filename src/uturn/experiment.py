@@ -202,7 +202,7 @@ def run(
     store: str | Path | None = None,
     resume: bool = True,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Run an experiment, or what is left of it.
@@ -214,8 +214,9 @@ def run(
         Folder of the zarr store that is filled task by task; in memory if not given.
     resume : bool
         Go on with an existing store of the same experiment (the default), or refuse to touch it.
-    workers : int
-        Processes; the results do not depend on it.
+    workers : int, optional
+        Processes, which share the cores; the results do not depend on it. By default one for exact inference, whose kernels use
+        all cores by themselves, and one a core for networks on the CPU, which do not.
     progress : bool
         Show a progress bar on stderr.
 
@@ -231,14 +232,17 @@ def run(
     ValueError
         If the store holds another experiment (the message names the difference) or cannot be read. Nothing in it is touched.
     """
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: expected an integer >= 1")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     opened = _open(experiment, store, resume)
     todo = [task for task in opened.tasks() if not opened.is_done(task)]
     total = sum(1 for _ in opened.tasks())
     with _progress_bar(progress, opened.where, total, total - len(todo)) as advance:
-        if workers == 1 or store is None or len(todo) <= 1:
+        if workers is None:
+            workers = _cores() if getattr(experiment.parts[2], "wants_processes", False) else 1
+        workers = min(workers, len(todo))
+        if workers <= 1 or store is None:
             for task in todo:
                 opened.write(task, experiment.measure(task.noise_index, opened.items(task)))
                 advance()
@@ -280,15 +284,22 @@ def _run_in_processes(experiment: Experiment, store: str, todo: list[Task], work
 
     # spawn: forking a process that runs threads (numba, torch) can hang.
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, _cores() // workers)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_limit_threads, initargs=(threads,))
     try:
-        futures = [pool.submit(_run_task, json.dumps(experiment.to_dict()), store, task) for task in todo]
+        # Long U-turns first: the processes end at about the same time.
+        ordered = sorted(todo, key=lambda task: -experiment.noise[task.noise_index])
+        futures = [pool.submit(_run_task, json.dumps(experiment.to_dict()), store, task) for task in ordered]
         for future in as_completed(futures):
             future.result()
             advance()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _limit_threads(threads: int) -> None:

@@ -126,6 +126,14 @@ class DiffusionModel(BaseModel):
     eta: float | None = Field(default=None, ge=0, le=1)
     batch_size: int = Field(default=64, ge=1)
 
+    @property
+    def wants_processes(self) -> bool:
+        """Whether several processes are faster than one with several threads: so it is on a CPU, where convolutions of small
+        images wait for each other's threads."""
+        import torch
+
+        return not torch.cuda.is_available()
+
     def u_turn(
         self, originals: Images, corruption: Any, noise: float, seed: int, trajectories: int, outputs: Iterable[str]
     ) -> UTurns:

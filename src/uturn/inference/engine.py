@@ -22,7 +22,10 @@ Levels = dict[int, np.ndarray]
 
 _TILE_BYTES = 2**20  # upward messages of a tile: half of a usual L2 cache
 _LINK_BYTES = 2**24  # messages handed from band to band
-_SMALLEST = {np.dtype(np.float32): 1e-26, np.dtype(np.float64): 1e-280}  # see kernels.py, "Range"
+_LIMITS = {  # see kernels.py, "Range"
+    np.dtype(np.float32): kernels.Limits(1e-16, 1e12, 1e-26),
+    np.dtype(np.float64): kernels.Limits(1e-150, 1e140, 1e-280),
+}
 num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
 
 
@@ -40,7 +43,7 @@ class Plan:
         self.tables, self.dtype = tables, dtype
         self.rules = _kernel_rules(tables, dtype)
         self.most_rules = int(tables.multiplicity.max())
-        self.one, self.smallest = dtype.type(1), dtype.type(_SMALLEST[dtype])
+        self.one, self.limits = dtype.type(1), _LIMITS[dtype]
         columns = -(-max(v, n) // 4) * 4
 
         def bytes_of(height: int) -> int:
@@ -200,7 +203,7 @@ def _address(array: np.ndarray | None) -> int:
 # -- threads and memory ----------------------------------------------------------------------------------------------------
 def _over_tiles(plan: Plan, kernel: Any, job: kernels.Job, *arguments: Any) -> None:
     def block(first: int, last: int) -> None:
-        kernel(first, last, _workspace(plan), plan.one, plan.smallest, plan.rules, job, *arguments)
+        kernel(first, last, _workspace(plan), plan.one, plan.limits, plan.rules, job, *arguments)
 
     over_blocks(-(-job.items // LANES), block)
 

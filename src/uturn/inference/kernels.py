@@ -10,12 +10,14 @@ that is exact, so that the log-evidence collects no rounding from it. Downward m
 the scale known from the upward pass makes it 1 again: `down * up` is the marginal, in one pass over the rules.
 
 Range. All terms are products of non-negative numbers, so relative errors stay at rounding size unless a number underflows.
-Whatever is below the smallest normal number (1.2e-38 in float32) may be flushed to 0, as evidence, message or product. All
-factors of an upward product are at most 1: a rule loses at most s + 1 times 1.2e-38, and z loses `rules (s + 1) 1.2e-38`. A
-marginal, which is a downward product times scale times up <= 1, loses as much times 2 / z. An item with a node of z < 1e-26
-(1e-280 in float64) is flagged, and redone with a larger range; for all others the loss is below `rules (s + 1) 2.4e-12`, less
-than rounding. A downward message may overflow where up is 0; then the marginal's sum is not 1, and the item is flagged too.
-The flush is there for speed alone.
+Whatever is below the smallest normal number (t = 1.2e-38 in float32) may be flushed to 0, as evidence, message or product.
+Upward, all factors are at most 1: a rule loses at most (s + 1) t, and a message, relative to its sum, `rules (s + 1) t / z`.
+Downward, a factor may be as large as the sum D of a downward message, where the two sides of a node contradict each other;
+a child's message, whose sum is at least 1, loses `rules (s + 1) t D / z`, and a marginal no more than that. Items with
+z < 1e-16 or D > 1e12 at some node (1e-150 and 1e140 in float64) are flagged and redone with a larger range; for all others
+the loss is below `rules (s + 1) 1.2e-10`, less than rounding. A message that overflows shows in D or in the sum of a marginal.
+A draw takes the rules of a symbol in proportion to their terms, whose sum must not be below 1e-26 (1e-280): else the draw
+is repeated in the larger range. The flush is there for speed alone.
 """
 
 # mypy: ignore-errors
@@ -69,6 +71,7 @@ Job = namedtuple(
     "source evidence root_out root_in leaf_out "  # messages read at the low level, and exchanged with the bands around
     "downward logs",  # whether to go down; whether to write log totals
 )
+Limits = namedtuple("Limits", "smallest_z largest_down smallest_weight")  # see Range above
 
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
@@ -226,6 +229,11 @@ def _fill(ws, value, at):
 
 
 @njit(**_options)
+def _keep_largest(ws, value, into):
+    store(ws, into, largest(load(ws, value), load(ws, into)))
+
+
+@njit(**_options)
 def _accumulate_deviation(ws, one, value, into):
     """into += (value - 1)^2: large, infinite or NaN if a marginal does not add up to 1."""
     deviation = subtract(load(ws, value), splat(one))
@@ -307,8 +315,9 @@ def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, r
     v = rules.symbols[low]
     unit, deviation, sums, totals = vectors, vectors + 5 * LANES, vectors + 6 * LANES, vectors + 7 * LANES
     scales = vectors + 8 * LANES
-    marginal = stack[0]
+    marginal, most = stack[0], vectors + 3 * LANES
     _fill(ws, zero, deviation)
+    _fill(ws, zero, most)
     for node in range(leaves // s):
         # Start with the highest ancestor whose subtree begins at this node of level 1.
         step, top = 1, 1
@@ -330,6 +339,7 @@ def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, r
                     (level * s + i) * (v + 1), rules.uniform[level] != 0, rules.down_start, rules.down_index, rules.down_weight,
                 )  # fmt: skip
                 _accumulate_deviation(ws, one, sums, deviation)
+                _keep_largest(ws, totals, most)
                 offset = (position * s + i) * size
                 if marginals[level - 1] != 0:
                     _reciprocal(ws, one, sums)
@@ -399,7 +409,7 @@ def workspace_size(s, height, columns):
 
 
 @njit(**_options)
-def run_tiles(first_tile, last_tile, workspace, one, smallest_z, tables, job, upward, marginals, downward, logs, status):
+def run_tiles(first_tile, last_tile, workspace, one, limits, tables, job, upward, marginals, downward, logs, status):
     """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
 
     `workspace` belongs to this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level. Per item, `logs`
@@ -412,7 +422,7 @@ def run_tiles(first_tile, last_tile, workspace, one, smallest_z, tables, job, up
     v, n = rules.symbols[low], rules.symbols[high]
     slot, stride, base, vectors, scratch, stack, _ = _layout(s, height, (max(v, n) + 3) // 4 * 4)
     least, checked, deviation = vectors + LANES, vectors + 2 * LANES, vectors + 5 * LANES
-    sums, spare = vectors + 6 * LANES, vectors + 4 * LANES
+    sums, spare, most = vectors + 6 * LANES, vectors + 4 * LANES, vectors + 3 * LANES
     log_sum = np.empty(LANES)
     constant = 0.0
     for level in range(low + 1, high + 1):
@@ -429,6 +439,7 @@ def run_tiles(first_tile, last_tile, workspace, one, smallest_z, tables, job, up
         if job.root_out != 0:
             _write_rows(ws, scratch, stride, base[height], vectors, n, job.root_out, size, first, last)
         _fill(ws, one - one, deviation)
+        _fill(ws, one - one, most)
         root = stack[height + 1]
         if job.top:
             _root(ws, one, base[height], root, stack[0], n, sums, spare, rules.class_probability)
@@ -442,9 +453,10 @@ def run_tiles(first_tile, last_tile, workspace, one, smallest_z, tables, job, up
         if job.downward:
             downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward)
         for lane in range(min(LANES, job.items - first)):
-            fine = ws[least + lane] >= smallest_z and ws[deviation + lane] < 1e-4
+            fine = ws[least + lane] >= limits.smallest_z and ws[deviation + lane] < 1e-4
+            fine = fine and ws[most + lane] <= limits.largest_down
             if job.top:
-                fine = fine and ws[spare + lane] * smallest_z <= 1
+                fine = fine and ws[spare + lane] <= limits.largest_down
             if np.isnan(ws[checked + lane]):
                 status[first + lane] = INVALID
             elif not fine:
@@ -489,7 +501,7 @@ def _draw_rules(ws, children, slot, s, m, start, uniform, index, weight, symbols
 
 @njit(**_options)
 def sample_tiles(
-    first_tile, last_tile, workspace, one, smallest_z, tables, job, keys, num_draws, draw_items, most_rules, out, status
+    first_tile, last_tile, workspace, one, limits, tables, job, keys, num_draws, draw_items, most_rules, out, status
 ):  # fmt: skip
     """Draw the nodes of a band below its root from the posterior (and the root's symbol, in the top band).
 
@@ -520,7 +532,7 @@ def sample_tiles(
         for lane in range(count):
             if np.isnan(ws[checked + lane]):
                 status[first + lane] = INVALID
-            elif not ws[least + lane] >= smallest_z:
+            elif not ws[least + lane] >= limits.smallest_z:
                 status[first + lane] = REDO
         for draw in range(num_draws):
             row = draw * draw_items + first
@@ -533,7 +545,7 @@ def sample_tiles(
                     total = 0.0
                     for y in range(n):
                         total += np.float64(ws[base[height] + y * LANES + lane] * rules.class_probability[y])
-                    if not total >= smallest_z:
+                    if not total >= limits.smallest_weight:
                         status[first + lane] = max(status[first + lane], REDO)
                     target = total * uniform_at(streams[lane], np.uint64(0))
                     partial, chosen = 0.0, 0
@@ -561,6 +573,8 @@ def sample_tiles(
                         rules.up_weight, symbols, uniform_at_lane, terms, totals, choice,
                     )  # fmt: skip
                     for lane in range(count):
+                        if not totals[lane] >= limits.smallest_weight:
+                            status[first + lane] = max(status[first + lane], REDO)
                         address = out[level - 1] + ((row + lane) * nodes + node) * s * 8
                         for i in range(s):
                             write_number(np.int64(rules.up_index[s * choice[lane] + i]) // LANES, address + i * 8)

@@ -57,8 +57,6 @@ def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) ->
             store("marginals", space.down, space, b)
 
     _in_log_space(rhm, log_evidence, left, finish)
-    if "downward" in out:
-        out["downward"][rhm.depth][:] = rhm.class_probabilities
     return Beliefs(**out)
 
 
@@ -129,10 +127,15 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
 def _empty(plan: Plan, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
     t = plan.tables
     shapes = {level: (batch, t.branching ** (t.depth - level), int(n)) for level, n in enumerate(t.symbols)}
-    return {
-        name: np.empty(batch) if name == "log_evidence" else {level: recycled(x, plan.dtype) for level, x in shapes.items()}
-        for name in outputs
-    }
+    out: dict[str, Any] = {}
+    for name in outputs:
+        if name == "log_evidence":
+            out[name] = np.empty(batch)
+        else:
+            out[name] = {level: recycled(x, plan.dtype) for level, x in shapes.items()}
+    if "downward" in out:
+        out["downward"][t.depth][:] = t.class_probability
+    return out
 
 
 def _parts(samples: list[int], log_evidence: np.ndarray, plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray]]:

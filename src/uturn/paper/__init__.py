@@ -62,7 +62,7 @@ def reproduce(
     figures: Sequence[str],
     out: str | Path,
     scale: Scale = "smoke",
-    workers: int = 1,
+    workers: int | None = None,
     progress: bool = False,
     announce: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:

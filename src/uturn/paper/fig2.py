@@ -67,7 +67,8 @@ def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int =
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    stochastic, deterministic = runs["stochastic"].load(), runs["deterministic"].load()
+    # The two schedulers space their timesteps differently (diffusers' DDIM steps have one length): only t/T is common.
+    stochastic, deterministic = (runs[label].load().reset_coords(drop=True) for label in ("stochastic", "deterministic"))
     spec = json.loads(stochastic.attrs["spec"])
     source, layers_spec = FashionMNISTSource(), NetworkLayers(**spec["probes"][0])
     images, labels = source.all_images()
