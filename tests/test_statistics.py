@@ -17,6 +17,7 @@ def test_crossing():
     assert crossing([0, 1, 2], [1, 0.5, 0], 0.25) == pytest.approx(1.5)
     assert np.isnan(crossing([0, 1], [1, 0.5], 0.25))
     assert crossing([0, 1, 2, 3], [1, 0, 1, 0], 0.5) == pytest.approx(2.5)  # the last fall
+    assert crossing([0, 1, 2, 3], [1, 0, 1, 0], 0.5, first=True) == pytest.approx(0.5)
 
 
 def test_transition_of_a_logistic():

@@ -33,8 +33,9 @@ class Estimate(NamedTuple):
 class Transition(NamedTuple):
     """A fall of a curve between two plateaus.
 
-    `location`: noise at which half of the fall is done. `width`: noise between a quarter and three quarters of it. `sharpness`:
-    location / width, the steepness on a logarithmic axis.
+    `location`: noise at which half of the fall is done for the first time. `width`: noise between a quarter and three quarters of
+    it, likewise for the first time, so that fluctuations on the lower plateau do not widen it. `sharpness`: location / width, the
+    steepness on a logarithmic axis.
     """
 
     location: float
@@ -42,8 +43,8 @@ class Transition(NamedTuple):
     sharpness: float
 
 
-def crossing(x: Any, y: Any, height: float) -> float:
-    """Where a curve falls below a height for the last time (linear interpolation); NaN if it does not.
+def crossing(x: Any, y: Any, height: float, first: bool = False) -> float:
+    """Where a curve falls below a height for the last time, or for the first (linear interpolation); NaN if it does not.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def crossing(x: Any, y: Any, height: float) -> float:
     falls = np.flatnonzero((above[:-1] > 0) & (above[1:] <= 0))
     if not len(falls):
         return float("nan")
-    k = falls[-1]
+    k = falls[0 if first else -1]
     return float(x[k] + (x[k + 1] - x[k]) * above[k] / (above[k] - above[k + 1]))
 
 
@@ -63,7 +64,7 @@ def transition(x: Any, y: Any, top: float = 1.0, bottom: float | None = None) ->
     """Location and width of the fall of a curve from `top` to `bottom` (its last value by default)."""
     y = np.asarray(y, float)
     bottom = float(y[-1]) if bottom is None else bottom
-    at = [crossing(x, y, bottom + share * (top - bottom)) for share in (0.75, 0.5, 0.25)]
+    at = [crossing(x, y, bottom + share * (top - bottom), first=True) for share in (0.75, 0.5, 0.25)]
     width = at[2] - at[0]
     return Transition(at[1], width, at[1] / width if width else float("inf"))
 

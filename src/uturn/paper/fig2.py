@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
+from uturn.fashion_mnist import COARSE_CLASS
 from uturn.paper import Scale, Verdict
-from uturn.paper.style import CLASS, MUTED, THEORY, level_colors, style
+from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 from uturn.probes import NetworkLayers, fitted
 from uturn.random import keys, uniforms
 from uturn.sources import FashionMNISTSource
@@ -18,14 +19,11 @@ from uturn.statistics import Transition, estimate, inversion, resampled_curves, 
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
 CAPTION = (
-    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and "
-    "what they become when "
-    "diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original "
-    "and reconstruction, layer by "
-    "layer (bars: 95 % bootstrap intervals of the first block and of the logits); ticks on the right: the level "
-    "of random pairs of different "
-    "classes. Bottom right: share of reconstructions with the predicted class of the original, with a stochastic and with a "
-    "deterministic scheduler."
+    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become "
+    "when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and "
+    "reconstruction, layer by layer (bars: 95 % bootstrap intervals of the first block and of the logits); ticks on the right: "
+    "random pairs of different classes. Bottom right: share of reconstructions that keep the predicted class, and the kind of "
+    "garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy; dashed: a deterministic scheduler."
 )
 _PAIRS = 5  # purpose of a random stream, see uturn.sources
 
@@ -66,6 +64,15 @@ def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int =
     )
 
 
+def _kept(run: xr.Dataset, original: np.ndarray) -> xr.DataArray:
+    """Whether the predicted class, and the kind of garment, are those of the original: dims .., label_set."""
+    same = [run.same_class]
+    predicted = run.predicted_class.astype(int)
+    kind = xr.DataArray(COARSE_CLASS[original], dims="item")
+    same.append((xr.DataArray(COARSE_CLASS[predicted.values], dims=predicted.dims) == kind).astype(float))
+    return xr.concat(same, dim=xr.Variable("label_set", ["class", "kind"])).transpose(..., "label_set")
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     # The two schedulers space their timesteps differently (diffusers' DDIM steps have one length): only t/T is common.
     stochastic, deterministic = (runs[label].load().reset_coords(drop=True) for label in ("stochastic", "deterministic"))
@@ -75,8 +82,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     items = stochastic.sizes["item"]
     predicted = fitted(layers_spec, source).predict(images).classes
     agreement = float((predicted == labels).mean())
-    shares = np.bincount(predicted, minlength=10) / len(predicted)
-    chance = float(np.sum(shares**2))
+    # Probability that two independent images agree, in class and in kind.
+    chance = [float(np.sum((np.bincount(x) / len(x)) ** 2)) for x in (predicted, COARSE_CLASS[predicted])]
 
     # U-turns of length zero are the identity: the curves start at 1.
     noise = np.r_[0.0, stochastic.noise.values]
@@ -88,49 +95,61 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         return transition(noise, from_one(curve), 1.0, bottom)
 
     floor = random_pairs(layers_spec, source)
-    curves = stochastic.similarity.mean(("item", "trajectory"), dtype=float)
     draws = resampled_curves(stochastic.similarity)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    kept, kept_ode = (_kept(run, predicted[:items]) for run in (stochastic, deterministic))
+    over = ("item", "trajectory")
+    curves = stochastic.similarity.mean(over, dtype=float)
     data = xr.Dataset(
         {
             "similarity": curves,
             "similarity_low": (curves.dims, low),
             "similarity_high": (curves.dims, high),
-            "similarity_deterministic": deterministic.similarity.mean(("item", "trajectory"), dtype=float),
-            "same_class": stochastic.same_class.mean(("item", "trajectory"), dtype=float),
-            "same_class_deterministic": deterministic.same_class.mean(("item", "trajectory"), dtype=float),
+            "similarity_deterministic": deterministic.similarity.mean(over, dtype=float),
+            "kept": kept.mean(over, dtype=float),
+            "kept_deterministic": kept_ode.mean(over, dtype=float),
+            "chance": ("label_set", chance),
             "random_pairs": floor,
             "original": (("item", "row", "column"), images[:items, 0]),
             "image": stochastic.image.isel(trajectory=0, channel=0),
             "image_deterministic": deterministic.image.isel(trajectory=0, channel=0),
-        },
-        attrs={"chance": chance},
+        }
     )
-    star = estimate(stochastic.same_class, lambda c: fall(c, chance).location)
-    width = estimate(stochastic.same_class, lambda c: fall(c, chance).width)
-    smooth = estimate(stochastic.similarity, lambda c: fall(c[:, 0], float(floor[1, 0])).width)
+    star, star_ode = (estimate(values, lambda c: fall(c[:, 1], chance[1]).location) for values in (kept, kept_ode))
+    star_class = estimate(kept, lambda c: fall(c[:, 0], chance[0]).location)
+    later = estimate(kept, lambda c: fall(c[:, 1], chance[1]).location - fall(c[:, 0], chance[0]).location)
+    # Kind, logits and first block of the same U-turns, to compare their widths in pairs; each falls to its own floor.
+    together = xr.concat(
+        [kept.isel(label_set=1, drop=True), *(stochastic.similarity.isel(network_layer=k, drop=True) for k in (-1, 0))],
+        dim="curve",
+    ).transpose(..., "curve")
+    bottoms = [chance[1], float(floor[1, -1]), float(floor[1, 0])]
+    widths = [estimate(together, lambda c, k=k: fall(c[:, k], bottoms[k]).width) for k in range(3)]  # type: ignore[misc]
+    narrower = [
+        estimate(together, lambda c, k=k: fall(c[:, 2], bottoms[2]).width - fall(c[:, k], bottoms[k]).width)  # type: ignore[misc]
+        for k in (0, 1)
+    ]
     swap = estimate(stochastic.similarity, lambda c: inversion(noise, from_one(c[:, -1]), from_one(c[:, 0])))
-    star_ode = estimate(deterministic.same_class, lambda c: fall(c, chance).location)
     gap = estimate(stochastic.similarity, lambda c: c[0, -1] - c[0, 0])
     late = int(np.argmin(np.abs(stochastic.noise.values - 0.8)))
     gap_late = estimate(stochastic.similarity, lambda c: c[late, -1] - c[late, 0])
-    end = estimate(stochastic.same_class, lambda c: float(c[-1]))
+    end = [estimate(kept, lambda c, k=k: float(c[-1, k])) for k in (0, 1)]  # type: ignore[misc]
+    standard = [np.sqrt(x * (1 - x) / stochastic.same_class.isel(noise=0).size) for x in chance]
     data.attrs.update(transition=star.value, transition_low=star.low, transition_high=star.high, inversion=swap.value)
-    standard = np.sqrt(chance * (1 - chance) / stochastic.same_class.isel(noise=0).size)
-    verdicts = [
+    return data, [
         Verdict(
-            "t*/T: half of the class is lost",
+            "t*/T: half of the fall of the kind of garment",
             str(star),
             "inside the chain",
-            0.2 < star.low and star.high < 0.9,
-            "interval within 0.2 .. 0.9",
+            0.3 < star.low and star.high < 0.8,
+            "interval within 0.3 .. 0.8",
         ),
         Verdict(
-            "width of the fall (a quarter to three quarters): class against first block",
-            f"{width}; {smooth}",
-            "the class falls more abruptly",
-            width.value < smooth.value,
-            "class narrower",
+            "width of the fall (a quarter to three quarters) of kind, logits, first block",
+            f"{widths[0]}; {widths[1]}; {widths[2]}. First block minus kind, minus logits: {narrower[0]}; {narrower[1]}",
+            "abrupt for kind and logits, smooth for the first block",
+            narrower[0].low > 0 and narrower[1].low > 0,
+            "intervals of the differences above 0",
         ),
         Verdict(
             "logits - first block at the shortest U-turn, and at t/T = 0.8",
@@ -142,16 +161,23 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         Verdict(
             "t/T at which logits and first block swap order",
             str(swap),
-            "near t*",
-            abs(swap.value - star.value) < 0.2,
-            "within 0.2 of t*/T",
+            "at t*",
+            abs(swap.value - star.value) < 0.1,
+            "within 0.1 of t*/T",
         ),
         Verdict(
-            "same predicted class after a full chain",
-            str(end),
-            f"{chance:.3f}, independent draws",
-            abs(end.value - chance) < 4 * standard,
-            f"within 4 standard errors ({4 * standard:.3f})",
+            "t*/T of the class, and how much later the kind is lost",
+            f"{star_class}; {later}",
+            "the lower of the two levels is lost first",
+            later.low > 0,
+            "interval of the difference above 0",
+        ),
+        Verdict(
+            "same class, same kind after a full chain",
+            f"{end[0]}; {end[1]}",
+            f"{chance[0]:.3f}; {chance[1]:.3f}, independent draws",
+            all(abs(e.value - c) < 4 * s for e, c, s in zip(end, chance, standard, strict=True)),
+            f"within 4 standard errors ({4 * standard[0]:.3f}; {4 * standard[1]:.3f})",
         ),
         Verdict(
             "label agreement of the classifier on the real images",
@@ -161,14 +187,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             ">= 0.91",
         ),
         Verdict(
-            "t*/T with the deterministic scheduler",
+            "t*/T of the kind with the deterministic scheduler",
             str(star_ode),
-            "a transition too, though it does not draw from the posterior",
-            np.isfinite(star_ode.value) and 0.2 < star_ode.low,
-            "interval above 0.2",
+            f"near {star.value:.2f}, though it does not draw from the posterior",
+            abs(star_ode.value - star.value) < 0.1,
+            "within 0.1",
         ),
     ]
-    return data, verdicts
 
 
 def draw(data: xr.Dataset) -> Any:
@@ -184,7 +209,7 @@ def draw(data: xr.Dataset) -> Any:
         ]
     )
     with style() as plt:
-        figure = plt.figure(figsize=(11, 9.2), layout="constrained")
+        figure = plt.figure(figsize=(11, 9.6), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
         axes = top.subplots()
         axes.imshow(np.concatenate(tiles), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
@@ -216,19 +241,13 @@ def draw(data: xr.Dataset) -> Any:
             title="layers of the classifier",
         )
         left.legend(fontsize=9, loc="lower left")
-        right.plot(np.r_[0, noise], np.r_[1, data.same_class], color=CLASS, marker="o", ms=4, label="stochastic (DDPM)")
-        right.plot(
-            np.r_[0, noise],
-            np.r_[1, data.same_class_deterministic],
-            color=THEORY,
-            marker="s",
-            ms=3.5,
-            lw=1.2,
-            ls="--",
-            label="deterministic (DDIM)",
-        )
-        right.axhline(data.attrs["chance"], color=MUTED, lw=0.8, ls="--")
-        right.text(0.01, data.attrs["chance"] + 0.015, "random pairs", color=MUTED, fontsize=9)
-        right.set(xlabel="inversion time $t/T$", ylabel="same predicted class", xlim=(0, 1.03), ylim=(0, 1.03), title="class")
+        for k, (name, color) in enumerate((("class", ACCENT), ("kind of garment", CLASS))):
+            solid, dashed = (np.r_[1, data[v].isel(label_set=k)] for v in ("kept", "kept_deterministic"))
+            right.plot(np.r_[0, noise], solid, color=color, marker="o", ms=4, label=name, zorder=3)
+            right.plot(np.r_[0, noise], dashed, color=color, lw=1.1, ls="--", zorder=2)
+            right.axhline(float(data.chance[k]), color=color, lw=0.8, ls=":")
+        right.plot([], [], color=MUTED, lw=1.1, ls="--", label="deterministic")
+        right.plot([], [], color=MUTED, lw=0.8, ls=":", label="random pairs")
+        right.set(xlabel="inversion time $t/T$", ylabel="share kept", xlim=(0, 1.03), ylim=(0, 1.03), title="class and kind")
         right.legend(loc="upper right")
     return figure
