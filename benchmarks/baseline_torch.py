@@ -23,10 +23,17 @@ class TorchBaseline:
             self.rules[level] = (table.shape[0], table.shape[1], parent, [flat[:, i].contiguous() for i in range(self.s)])
         self.v = rhm.vocab_size
 
-    def __call__(self, log_evidence: torch.Tensor) -> list[dict[int, torch.Tensor]]:
-        """{tree_level: marginals} of each chunk, in the layout of the computation (turning it costs extra)."""
+    def __call__(self, log_evidence: torch.Tensor) -> dict[int, torch.Tensor]:
+        """{tree_level: marginals (batch, nodes, symbols)}, as `uturn.infer` gives them."""
+        turn = (2, 1, 0) if self.axis == 0 else (2, 0, 1)
+        out: dict[int, torch.Tensor] = {}
         with torch.inference_mode():
-            return [self._chunk(log_evidence[b : b + self.chunk]) for b in range(0, len(log_evidence), self.chunk)]
+            for b in range(0, len(log_evidence), self.chunk):
+                for level, marginals in self._chunk(log_evidence[b : b + self.chunk]).items():
+                    turned = marginals.permute(*turn)
+                    whole = out.setdefault(level, torch.empty(len(log_evidence), *turned.shape[1:]))
+                    whole[b : b + self.chunk].copy_(turned)
+        return out
 
     def _children(self, message: torch.Tensor) -> list[torch.Tensor]:
         if self.axis == 0:

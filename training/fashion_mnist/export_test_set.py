@@ -1,6 +1,6 @@
 """Write the embedded test set: the first images of each class of the test split, classes interleaved.
 
-    python training/fashion_mnist/export_test_set.py --out src/uturn/assets/fashion_mnist/test_set.safetensors
+python training/fashion_mnist/export_test_set.py --out src/uturn/assets/fashion_mnist/test_set.safetensors
 """
 
 from __future__ import annotations
