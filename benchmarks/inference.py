@@ -41,13 +41,15 @@ def seconds(work, repeat=1):
     return (time.perf_counter() - start) / repeat
 
 
-def interleaved(works, rounds):
+def interleaved(works, rounds, pause=0.0):
     """Median seconds of each, taking turns, so that other load on the machine hits all of them."""
     for work in works.values():
         work()
     times = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
+            time.sleep(pause)  # threads of the one before may spin for a while, on cores that this one wants
+            work()  # and what it left in the caches shall not count either
             times[name].append(seconds(work))
     return {name: float(np.median(t)) for name, t in times.items()}
 
@@ -82,7 +84,7 @@ class Machine:
         self.source = np.ones(2**24, np.float32)
         self.target = np.ones(2**24, np.float32)
 
-    def multiply_adds(self, repeat=200):
+    def multiply_adds(self, repeat=4000):
         def block(first, last):
             for i in range(first, last):
                 fma_loop(self.space[i], self.index, repeat)
@@ -154,6 +156,7 @@ def speed(rounds, machine):
                 "torch": baseline,
             },
             rounds,
+            pause=0.25,
         )
         adds, moved = work_of(rhm)
         compute = adds * batch / (machine.multiply_adds() / median["multiply_adds"])

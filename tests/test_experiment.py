@@ -115,6 +115,28 @@ def test_a_damaged_chunk_is_found_and_mended(finished, tmp_path):
         assert chunk.read_bytes() == good
 
 
+def test_damaged_coordinates_are_mended(finished, tmp_path):
+    folder, ds = finished
+    for kind in ("missing", "cut"):
+        copy = tmp_path / kind
+        shutil.copytree(folder, copy)
+        chunk = copy / "noise" / "c" / "0"
+        if kind == "missing":
+            chunk.unlink()
+        else:
+            chunk.write_bytes(chunk.read_bytes()[:5])
+        with pytest.warns(UserWarning, match="coordinate noise is damaged"):
+            again = ut.run(experiment(), copy)
+        assert again.load().equals(ds)
+    (tmp_path / "cut" / "belief" / "zarr.json").unlink()
+    with pytest.raises(ValueError, match="not a readable store"):
+        ut.run(experiment(), tmp_path / "cut")
+
+
+def test_an_empty_folder_is_a_new_store(finished, tmp_path):
+    assert ut.run(experiment(), tmp_path).load().equals(finished[1])
+
+
 def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
     folder, _ = finished
     before = files_of(folder)
@@ -156,6 +178,8 @@ def test_a_truncated_layout_is_told(finished, tmp_path):
         (with_part("source", vocabsize=9), "vocabsize"),
         (with_part("source", type="tree"), "expected one of"),
         (with_part("source", type="no.such.module:Thing"), "cannot be imported"),
+        (with_part("corruption", type="os:getcwd"), "has no 'unit'"),
+        ([1], "expected a table"),
         (with_part("corruption", noise=[]), r"noise = \[\]"),
         (with_part("corruption", noise=[0.1, 0.1]), "different numbers"),
         (with_part("corruption", noise=[float("nan")]), "different numbers"),
@@ -230,6 +254,13 @@ def test_array_and_folder_sources(tmp_path):
     np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
     with pytest.raises(ValueError, match="expected uint8"):
         ArraySource(path=str(tmp_path / "wrong.npy")).load()
+    images = np.zeros((4, 6, 6), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    assert (ArraySource(path=str(tmp_path / "images.npy")).all_images()[0] == -1).all()
+    before = ArraySource(path=str(tmp_path / "images.npy")).fingerprint()
+    np.save(tmp_path / "images.npy", images + 255)  # a changed file is read again, and has another fingerprint
+    assert (ArraySource(path=str(tmp_path / "images.npy")).all_images()[0] == 1).all()
+    assert ArraySource(path=str(tmp_path / "images.npy")).fingerprint() != before
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="not a readable"):
         ArraySource(path=str(tmp_path / "object.npy")).load()

@@ -65,6 +65,7 @@ def test_images_do_not_depend_on_the_batch(finished):
         (with_part("backward", scheduler="magic"), "magic"),
         (with_part("backward", steps=5000), "5000"),
         ({**SPEC, "items": 5000}, "1000 images"),
+        (with_part("backward", timestep_spacing="odd"), "timestep_spacing"),
         ({**SPEC, "probes": [{"type": "network_layers", "layers": ["blok1"]}]}, "block1"),
         ({**SPEC, "probes": [{"type": "network_layers", "classifier": "resnet"}]}, "resnet"),
     ],
@@ -74,8 +75,12 @@ def test_mistakes_are_named(spec, message):
         ut.run(ut.Experiment.from_dict(spec))
 
 
-def test_images_of_the_wrong_size(tmp_path):
-    np.save(tmp_path / "images.npy", np.zeros((4, 32, 32), np.uint8))
-    spec = {**SPEC, "source": {"type": "array", "path": str(tmp_path / "images.npy")}, "probes": [{"type": "images"}]}
-    with pytest.raises(ValueError, match="28"):
+@pytest.mark.parametrize("shape", [(4, 32, 32), (4, 28, 28, 3)])
+def test_images_of_the_wrong_shape(tmp_path, shape):
+    np.save(tmp_path / "images.npy", np.zeros(shape, np.uint8))
+    spec = {
+        **SPEC,
+        "source": {"type": "array", "path": str(tmp_path / "images.npy")},
+    }
+    with pytest.raises(ValueError, match=r"takes \(1, 28, 28\)"):
         ut.run(ut.Experiment.from_dict(spec))

@@ -59,6 +59,17 @@ def test_bayesian_channels_keep_the_law_and_are_exchangeable(corruption, noise):
     assert asymmetry(counts) > 1e-3
 
 
+@pytest.mark.parametrize(("corruption", "noise"), CHANNELS)
+def test_equal_seeds_do_not_make_noise_that_knows_the_string(corruption, noise):
+    draw = RHM.sample(COUNT, seed=7)
+    noisy = corruption.corrupt(draw.leaves, noise, 3, seed=7)
+    rebuilt = ut.sample_posterior(RHM, corruption.log_evidence(noisy), seed=7)
+    size = len(strings()[0])
+    pairs = np.bincount(index_of(draw.leaves) * size + index_of(rebuilt[0]), minlength=size**2).reshape(size, size)
+    assert stats.chisquare(pairs.sum(0), COUNT * strings()[1]).pvalue > 1e-3
+    assert asymmetry(pairs) > 1e-3
+
+
 def test_the_epsilon_process_is_neither():
     """Negative control: it looks at the truth, so the reconstructions follow another law."""
     assert not ut.EpsilonBelief().is_bayesian

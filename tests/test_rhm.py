@@ -15,7 +15,7 @@ from uturn.rhm import RandomHierarchyModel, zipf
 @st.composite
 def grammars(draw):
     v, s, L = draw(st.integers(2, 5)), draw(st.integers(2, 3)), draw(st.integers(1, 3))
-    n = draw(st.integers(1, 6))
+    n = draw(st.integers(1, min(6, v**s)))
     m = draw(st.integers(1, v**s // max(v, n)))
     return RandomHierarchyModel(v, m, s, L, n, seed=draw(st.integers(0, 2**64 - 1)))
 
@@ -87,6 +87,7 @@ def test_seeds_matter_and_prefixes_agree():
         assert np.array_equal(long.latents[level][:10], short.latents[level])
         assert short.latents[level].dtype == np.int64
     assert not np.array_equal(a.sample(10, seed=5).leaves, short.leaves)
+    assert a.parse(a.sample(0).leaves).latents[3].shape == (0, 1)
 
 
 def test_huge_tuple_spaces():
@@ -142,6 +143,8 @@ def test_from_rules_and_files(tmp_path):
         ({"rule_probabilities": [1.5, -0.5]}, "rule_probabilities"),
         ({"rule_probabilities": [1.0, np.nan]}, "rule_probabilities"),
         ({"class_probabilities": [0.5, 0.5]}, "class_probabilities"),
+        ({"rule_probabilities": {1: [0.5, 0.5]}}, "rule_probabilities has levels"),
+        ({"rule_probabilities": {9: [0.5, 0.5], 2: [0.5, 0.5]}}, "rule_probabilities has levels"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -160,6 +163,8 @@ def test_bad_arguments_are_named(arguments, message):
         ({1: [[[0.5, 1]]]}, "dtype"),
         ({1: [[[0, 1]], [[1, 0]]], 2: [[[0, 1, 1]], [[1, 0, 0]]]}, "branching"),
         ({"a": [[[0, 1]]]}, "levels"),
+        ({1: [[[0, 1]]], "1": [[[0, 1]]]}, "levels"),
+        ([[[[0, 1]]]], "rules"),
     ],
 )
 def test_bad_rules_are_named(rules, message):

@@ -169,6 +169,12 @@ def test_bad_parameters_are_named(arguments, message):
         MeanField(*arguments)
 
 
+@pytest.mark.parametrize("depth", [0, 2.5, None, "3"])
+def test_bad_depth_is_named(depth):
+    with pytest.raises(ValueError, match="depth"):
+        MeanField(4, 2, 2).curves(0.5, depth)
+
+
 @pytest.mark.parametrize("epsilon", [-0.1, 1.1, np.nan, "x"])
 def test_bad_noise_is_named(epsilon):
     with pytest.raises(ValueError, match="noise"):

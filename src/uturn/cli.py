@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -197,10 +198,11 @@ def _resumable(advice: str) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
+    sys.path.insert(0, "")  # parts of one's own, named by import path, are looked for where the command is given
     try:
         app()
-    except (ValueError, OSError) as error:
-        message = str(error).replace("\n", " ")
+    except (ValueError, OSError, MemoryError, BrokenExecutor) as error:
+        message = (str(error) or type(error).__name__).replace("\n", " ")
         typer.echo(f"uturn: error: {message}", err=True)
         sys.exit(2)
 

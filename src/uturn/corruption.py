@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from uturn.random import normals, streams, uniforms
+from uturn.random import NOISE, normals, streams, uniforms
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Gaussian:
         leaves, t = _checked(leaves, noise, vocab_size, np.inf)
         batch, d = leaves.shape
         abar = self.abar(t).reshape(-1, 1, 1)
-        values = normals(streams(seed, batch), d * vocab_size).reshape(batch, d, vocab_size)
+        values = normals(streams(seed, batch, NOISE), d * vocab_size).reshape(batch, d, vocab_size)
         values *= np.sqrt(1 - abar).astype(np.float32)
         at = leaves[..., None]
         signal = np.take_along_axis(values, at, 2) + np.sqrt(abar).astype(np.float32)
@@ -153,7 +153,7 @@ class Masking:
     def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
         """Mask leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
         leaves, share = _checked(leaves, noise, vocab_size, 1)
-        hidden = uniforms(streams(seed, len(leaves)), leaves.shape[1]) < share[:, None]
+        hidden = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]) < share[:, None]
         return Noisy(np.where(hidden, -1, leaves), share, vocab_size)
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
@@ -193,7 +193,7 @@ class UniformReplacement:
         """Redraw leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
         leaves, share = _checked(leaves, noise, vocab_size, 1)
         d = leaves.shape[1]
-        u = uniforms(streams(seed, len(leaves)), 2 * d)
+        u = uniforms(streams(seed, len(leaves), NOISE), 2 * d)
         redrawn = (u[:, d:] * vocab_size).astype(np.int64)
         return Noisy(np.where(u[:, :d] < share[:, None], redrawn, leaves), share, vocab_size)
 
@@ -267,6 +267,8 @@ CORRUPTIONS: dict[str, type] = {
 
 def _checked(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.ndarray, np.ndarray]:
     """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError."""
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int | np.integer) or vocab_size < 1:
+        raise ValueError(f"vocab_size = {vocab_size!r}: expected an integer >= 1")
     leaves = np.asarray(leaves)
     if leaves.dtype.kind not in "iu" or leaves.ndim != 2:
         raise ValueError(

@@ -86,6 +86,8 @@ class Experiment(BaseModel):
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
         """Check a description and fill in its defaults; ValueError that names what is wrong with it."""
+        if not isinstance(spec, Mapping):
+            raise ValueError(f"spec = {_short(spec)}: expected a table with source, corruption, backward, probes, items, ..")
         try:
             experiment = cls.model_validate(dict(spec))
         except ValidationError as error:
@@ -202,7 +204,7 @@ def run(
     store: str | Path | None = None,
     resume: bool = True,
     *,
-    workers: int | None = None,
+    workers: int | None = 1,
     progress: bool = False,
 ) -> xr.Dataset:
     """Run an experiment, or what is left of it.
@@ -214,24 +216,27 @@ def run(
         Folder of the zarr store that is filled task by task; in memory if not given.
     resume : bool
         Go on with an existing store of the same experiment (the default), or refuse to touch it.
-    workers : int, optional
-        Processes, which share the cores; the results do not depend on it. By default one for exact inference, whose kernels use
-        all cores by themselves, and one a core for networks on the CPU, which do not.
+    workers : int or None
+        Processes, which share the cores. None chooses: one for exact inference, whose kernels use all cores by themselves, and
+        one a core for networks on the CPU, which do not. Several need a store, and a script guarded by
+        `if __name__ == "__main__":`, since the processes import it.
     progress : bool
         Show a progress bar on stderr.
 
     Returns
     -------
     xarray.Dataset
-        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`.
-        Numbers depend on the
-        experiment alone: not on `chunk`, `workers`, the order of tasks or interruptions.
+        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`. Numbers
+        depend on the experiment alone, not on the order of tasks or on interruptions; nor on `chunk` and `workers`, for exact
+        inference in a single bit, for networks up to float rounding.
 
     Raises
     ------
     ValueError
         If the store holds another experiment (the message names the difference) or cannot be read. Nothing in it is touched.
     """
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment = {_short(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: expected an integer >= 1")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
@@ -253,10 +258,10 @@ def run(
 
 def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Store:
     spec = experiment.to_dict()
-    backward = experiment.parts[2]
-    models = {"backward": backward.fingerprint()} | {
-        f"probes[{i}]": probe.fingerprint() for i, probe in enumerate(experiment.parts[3])
-    }
+    source, _, backward, probes = experiment.parts
+    models = {"backward": backward.fingerprint()} | {f"probes[{i}]": probe.fingerprint() for i, probe in enumerate(probes)}
+    if hasattr(source, "fingerprint"):
+        models["source"] = source.fingerprint()
     attributes = {
         "spec": json.dumps(spec),
         "spec_hash": experiment.hash,
@@ -264,7 +269,7 @@ def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Sto
         "models": json.dumps(models),
         "versions": json.dumps(_versions()),
     }
-    if store is None or not Path(store).exists():
+    if store is None or not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
         return Store.create(store, experiment.variables(), experiment.coordinates(), experiment.chunk, attributes)
     opened = Store.open(store)
     if not resume:
@@ -276,6 +281,7 @@ def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Sto
         differences = _differences(stored, mine, what)
         if differences:
             raise ValueError(f"{store} holds another experiment: {'; '.join(differences[:4])}; choose another folder")
+    opened.restore(experiment.variables(), experiment.coordinates())
     return opened
 
 
@@ -341,6 +347,14 @@ class _progress_bar:
             self.bar.stop()
 
 
+_MEMBERS = {
+    "source": ("blocks", "coordinates"),
+    "corruption": ("unit", "max_noise"),
+    "backward": ("u_turn", "noise_coordinates", "fingerprint"),
+    "probes": ("outputs", "variables", "coordinates", "read", "fingerprint"),
+}
+
+
 def _build(name: str, known: Mapping[str, type], table: Mapping[str, Any]) -> Any:
     """The object that a table of the spec describes."""
     kind = table.get("type")
@@ -356,7 +370,11 @@ def _build(name: str, known: Mapping[str, type], table: Mapping[str, Any]) -> An
     else:
         raise ValueError(f"{name}.type = {kind!r}: expected one of {list(known)}, or 'module:Class'")
     try:
-        return cls(**options)
+        part = cls(**options)
+        missing = [member for member in _MEMBERS[name.partition("[")[0]] if not hasattr(part, member)]
+        if missing:
+            raise ValueError(f"{name}.type = {kind!r} has no {missing[0]!r}; see the protocols in docs/experiments.md")
+        return part
     except ValidationError as error:
         raise ValueError(f"{name}: {_one_line(error)}") from None
     except TypeError as error:

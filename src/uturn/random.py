@@ -139,9 +139,20 @@ def keys(seed: int, *coordinates: Any) -> np.ndarray:
     return key.reshape(shape)
 
 
-def streams(seed: Any, count: int) -> np.ndarray:
-    """One key per sample: `keys(seed, range(count))` for an integer seed, or `seed` itself if it already is
-    a uint64 array of `count` keys (so that a sample's numbers do not depend on the batch it is in)."""
+# What a stream is for: the same seed given to `sample` and to `corrupt` must not make noise that knows the string.
+# Far from the numbers of posterior draws, which `sample_posterior` folds in.
+STRINGS, NOISE = 2**63 + 1, 2**63 + 2
+
+
+def streams(seed: Any, count: int, purpose: int | None = None) -> np.ndarray:
+    """One key per sample: from `keys(seed, range(count))` for an integer seed, or from `seed` itself if it already is a uint64
+    array of `count` keys (so that a sample's numbers do not depend on the batch it is in). A purpose keeps streams of
+    equal seeds apart."""
+    own = _own_streams(seed, count)
+    return own if purpose is None else _fold_all(own, np.full(count, purpose, np.uint64))
+
+
+def _own_streams(seed: Any, count: int) -> np.ndarray:
     if isinstance(seed, np.ndarray) and seed.ndim:
         if seed.dtype != np.uint64 or seed.shape != (count,):
             raise ValueError(

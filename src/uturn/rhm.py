@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from uturn.random import checked_seed, keys, streams, uniform_at, uniforms
+from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniforms
 
 Rules = Mapping[int, np.ndarray]
 _FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
@@ -166,15 +166,8 @@ class RandomHierarchyModel:
         ValueError
             If levels are missing, shapes disagree, a symbol is out of range, or a tuple occurs twice in a level.
         """
-        try:
-            tables = {int(level): np.asarray(table) for level, table in rules.items()}
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"rules: expected {{tree_level: array (symbols, multiplicity, branching)}} with levels 1..depth ({error})"
-            ) from None
+        tables = {level: np.asarray(table) for level, table in _by_level("rules", rules).items()}
         L = len(tables)
-        if L == 0 or set(tables) != set(range(1, L + 1)):
-            raise ValueError(f"rules has levels {sorted(tables)}; expected every level 1..depth (depth = the root)")
         for level, table in tables.items():
             if table.ndim != 3 or table.size == 0 or table.dtype.kind not in "iu":
                 raise ValueError(
@@ -211,11 +204,14 @@ class RandomHierarchyModel:
         self.vocab_size, self.depth = v, L
         self.branching, self.num_classes = rules[L].shape[2], rules[L].shape[0]
         self.rules = {level: _frozen(rules[level], np.int64) for level in range(1, L + 1)}
-        self.rule_probabilities = {}
-        for level, table in self.rules.items():
-            shape = table.shape[:2]
-            given = rule_probabilities.get(level) if isinstance(rule_probabilities, Mapping) else rule_probabilities
-            self.rule_probabilities[level] = _probabilities(f"rule_probabilities[{level}]", given, shape)
+        if isinstance(rule_probabilities, Mapping):
+            given = _by_level("rule_probabilities", rule_probabilities, L)
+        else:
+            given = dict.fromkeys(self.rules, rule_probabilities)
+        self.rule_probabilities = {
+            level: _probabilities(f"rule_probabilities[{level}]", given[level], table.shape[:2])
+            for level, table in self.rules.items()
+        }
         self.class_probabilities = _probabilities("class_probabilities", class_probabilities, (self.num_classes,))
 
     # -- sizes -------------------------------------------------------------------------------------------------------
@@ -273,7 +269,7 @@ class RandomHierarchyModel:
             array gives every string its own key (`uturn.random.keys`).
         """
         count = _integer("count", count, 0)
-        key = streams(seed, count)
+        key = streams(seed, count, STRINGS)
         L = self.depth
         root = np.empty((count, 1), np.int64)
         _draw_roots(key, np.cumsum(self.class_probabilities), root)
@@ -303,7 +299,7 @@ class RandomHierarchyModel:
         latents, valid, rules = {0: nodes}, {0: np.ones(nodes.shape, bool)}, {}
         for level in range(1, self.depth + 1):
             m = self.rules[level].shape[1]
-            tuples = latents[level - 1].reshape(len(nodes), -1, self.branching)
+            tuples = latents[level - 1].reshape(len(nodes), self.num_nodes(level), self.branching)
             index = self._readers[level](tuples)  # row of the flattened rule table, or -1
             valid[level] = index >= 0
             latents[level] = np.where(valid[level], index // m, -1)
@@ -458,6 +454,21 @@ def _integer(name: str, value: Any, least: int) -> int:
     if number is None or isinstance(value, bool) or number < least:
         raise ValueError(f"{name} = {value!r}: expected an integer >= {least}")
     return number
+
+
+def _by_level(name: str, given: Any, depth: int | None = None) -> dict[int, Any]:
+    """A mapping with levels 1..depth, given as ints or decimal strings, or a ValueError."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} = {type(given).__name__}: expected {{tree_level: array}} with levels 1..depth")
+    found: dict[int, Any] = {}
+    for key, value in given.items():
+        text = str(key)
+        if not text.isdecimal() or int(text) in found:
+            raise ValueError(f"{name} has levels {list(given)}; expected every level 1..depth once, as ints or decimal strings")
+        found[int(text)] = value
+    if not found or set(found) != set(range(1, (depth or len(found)) + 1)):
+        raise ValueError(f"{name} has levels {sorted(found)}; expected every level 1..{depth or 'depth'} (depth = the root)")
+    return found
 
 
 def _frozen(values: Any, dtype: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,11 +68,11 @@ class RHMSource(_Spec):
     @model_validator(mode="after")
     def _fits(self) -> RHMSource:
         v, n = self.vocab_size, self.num_classes or self.vocab_size
-        used, tuples = max(n if self.depth == 1 else v, n) * self.multiplicity, v**self.branching
+        used, tuples = (n if self.depth == 1 else max(v, n)) * self.multiplicity, v**self.branching
         if used > tuples:
             raise ValueError(
                 f"{used} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to "
-                f"at most {tuples // max(v, n)}"
+                f"at most {tuples // (n if self.depth == 1 else max(v, n))}"
             )
         return self
 
@@ -114,8 +115,18 @@ class _ImageSource(_Spec):
         """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
+    def files(self) -> list[Path]:
+        """The files read, if any: when one changes, the images are read again."""
+        return []
+
     def all_images(self) -> tuple[np.ndarray, np.ndarray]:
-        return _loaded(self)
+        stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in self.files() if f.is_file())
+        return _loaded(self, stamp)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of images and labels (hexadecimal): a store does not go on with other data."""
+        images, labels = self.all_images()
+        return hashlib.sha256(f"{images.shape}".encode() + images.tobytes() + labels.tobytes()).hexdigest()
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
         images, labels = self.all_images()
@@ -152,13 +163,15 @@ class ImageFolderSource(_ImageSource):
     channels: Literal[1, 3] = 3
     size: int | None = Field(default=None, ge=1)
 
+    def files(self) -> list[Path]:
+        return sorted(f for f in Path(self.path).rglob("*") if f.is_file() and not f.name.startswith("."))
+
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         from PIL import Image, ImageOps, UnidentifiedImageError
 
-        root = Path(self.path)
+        root, files = Path(self.path), self.files()
         if not root.is_dir():
             raise ValueError(f"path = {self.path!r} is not a folder; expected a folder of image files")
-        files = sorted(f for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
         if not files:
             raise ValueError(f"path = {self.path!r} holds no files; expected image files, or one sub-folder a class")
         classes = sorted({f.parent.relative_to(root).as_posix() for f in files if f.parent != root})
@@ -193,6 +206,9 @@ class ArraySource(_ImageSource):
     path: str
     labels: str | None = None
 
+    def files(self) -> list[Path]:
+        return [Path(p) for p in (self.path, self.labels) if p is not None]
+
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         array = _read_npy(self.path)
         if array.ndim == 3:
@@ -211,8 +227,8 @@ class ArraySource(_ImageSource):
         return _scaled(array, self.path), labels.astype(np.int64)
 
 
-@lru_cache(maxsize=4)
-def _loaded(source: _ImageSource) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=2)
+def _loaded(source: _ImageSource, stamp: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
     return source.load()
 
 

@@ -63,6 +63,8 @@ class Store:
         target: Any = zarr.storage.MemoryStore() if path is None else f"{path}.partial"
         if path is not None:
             shutil.rmtree(target, ignore_errors=True)
+            if Path(path).is_dir():
+                Path(path).rmdir()  # an empty folder, made in advance
         group = zarr.open_group(target, mode="w")
         sizes = {dims[0]: len(values) for name, (dims, values, _) in coordinates.items() if dims == (name,)}
         for name, (dims, values, attrs) in coordinates.items():
@@ -104,7 +106,7 @@ class Store:
         if not Path(path).exists():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
-            group = zarr.open_group(str(path), mode="r+")
+            group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
             if found == (FORMAT, VERSION):
@@ -120,6 +122,32 @@ class Store:
             f"{path} is not a {FORMAT} version {VERSION} store (found format {found[0]!r}, version {found[1]!r}); choose "
             f"another folder"
         )
+
+    def restore(self, variables: Mapping[str, Variable], coordinates: Mapping[str, Any]) -> None:
+        """Check the layout against what the run should have, and write coordinates again that are damaged.
+
+        Only chunks of variables hold results; coordinates are known beforehand.
+        """
+        sizes = {name: len(values) for name, (dims, values, _) in coordinates.items() if dims == (name,)}
+        for name, variable in variables.items():
+            shape = tuple(sizes[dim] for dim in variable.dims)
+            if name not in self.variables or self._array(name).shape != shape:
+                raise ValueError(f"{self.where}: the variable {name!r} is not as the spec says; choose another folder")
+        for name, (_, values, _) in coordinates.items():
+            wanted = np.asarray(values)
+            try:
+                found = self._array(name)[...]
+                same = found.shape == wanted.shape and bool(np.all((found == wanted) | ((found != found) & (wanted != wanted))))
+            except Exception:
+                same = False
+            if not same:
+                warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
+                try:
+                    self._array(name)[...] = wanted.astype(object) if wanted.dtype.kind in "UO" else wanted
+                except Exception as error:
+                    raise ValueError(
+                        f"{self.where}: the coordinate {name} cannot be mended ({error}); copy the store again"
+                    ) from None
 
     @property
     def attributes(self) -> dict[str, Any]:

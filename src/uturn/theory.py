@@ -173,7 +173,7 @@ class MeanField:
         from uturn.corruption import checked_noise
 
         v, m, s = self.vocab_size, self.multiplicity, self.branching
-        if depth < 1:
+        if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
             raise ValueError(f"depth = {depth!r}: expected an integer >= 1")
         lost = [checked_noise(epsilon, 1) * ((v - 1) / v)]
         for level in range(1, depth + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -115,7 +116,8 @@ class DiffusionModel(BaseModel):
     """A diffusion model run backwards with one of diffusers' schedulers.
 
     `model`: "fashion_mnist", or a folder in diffusers' layout. `steps`: reverse steps of the whole chain; the noise levels of the
-    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", ...; `eta` for schedulers that take it.
+    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", ...; `eta` for schedulers that take it;
+    `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -124,6 +126,7 @@ class DiffusionModel(BaseModel):
     scheduler: str = "ddpm"
     steps: int = Field(default=100, ge=1)
     eta: float | None = Field(default=None, ge=0, le=1)
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
     batch_size: int = Field(default=64, ge=1)
 
     @property
@@ -155,7 +158,14 @@ class DiffusionModel(BaseModel):
                 f"noise = {list(noise)}: two levels fall on the same of the {self.steps} steps; take levels at least "
                 f"1/steps = {1 / self.steps} apart, or more steps"
             )
-        table = _reverse_diffusion(self).levels()
+        reverse = _reverse_diffusion(self)
+        expected, found = reverse.image_shape, source.all_images()[0].shape[1:]
+        if expected is not None and tuple(expected) != tuple(found):
+            raise ValueError(
+                f"the images are {found} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; give "
+                f"the source the model's `channels` and `size`"
+            )
+        table = reverse.levels()
         words = {
             "timestep": "timestep of the schedule",
             "abar": "signal power abar",
@@ -178,7 +188,9 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
     from uturn.fashion_mnist import generator_folder
 
     path = generator_folder() if spec.model == "fashion_mnist" else spec.model
-    options = {} if spec.eta is None else {"eta": spec.eta}
+    if not Path(path).is_dir():
+        raise ValueError(f"model = {spec.model!r}: no such folder; expected 'fashion_mnist' or a folder in diffusers' layout")
+    options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
     try:
         return ReverseDiffusion.from_pretrained(
             path, scheduler=spec.scheduler, num_steps=spec.steps, batch_size=spec.batch_size, **options

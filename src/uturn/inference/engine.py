@@ -209,17 +209,33 @@ def _over_tiles(plan: Plan, kernel: Any, job: kernels.Job, *arguments: Any) -> N
 
 
 def over_blocks(count: int, block: Any) -> None:
-    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads.
+    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads, this one included.
 
     Threads of our own rather than numba's: those of numba's workqueue must not be entered twice, and those of OpenMP do not
-    survive a fork. Several blocks a thread, because cores are rarely equally free.
+    survive a fork. Several blocks a thread, taken one by one, because cores are rarely equally free and threads wake up late.
     """
     if min(num_threads, count) <= 1:
         block(0, count)
         return
-    blocks = min(count, 4 * num_threads)
+    blocks = min(count, 6 * num_threads)
     cuts = [count * i // blocks for i in range(blocks + 1)]
-    list(_pool().map(block, cuts[:-1], cuts[1:]))
+    todo = deque(pairwise(cuts))
+
+    def work() -> None:
+        while True:
+            try:
+                first, last = todo.popleft()  # one operation: no lock is needed
+            except IndexError:
+                return
+            block(first, last)
+
+    helpers = [_pool().submit(work) for _ in range(min(num_threads, blocks) - 1)]
+    try:
+        work()
+    finally:
+        todo.clear()
+        for helper in helpers:
+            helper.result()
 
 
 _local = threading.local()
@@ -229,7 +245,7 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 def _pool() -> ThreadPoolExecutor:
     key = (os.getpid(), num_threads)  # a forked process has none of its parent's threads
     if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(num_threads, thread_name_prefix="uturn-inference")
+        _pools[key] = ThreadPoolExecutor(max(num_threads - 1, 1), thread_name_prefix="uturn-inference")
     return _pools[key]
 
 

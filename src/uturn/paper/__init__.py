@@ -104,7 +104,7 @@ def reproduce(
         result = Result(name, module.TITLE, module.CAPTION, scale, verdicts, files, time.monotonic() - start)
         (out / f"{name}.json").write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
         results.append(result)
-    write_report(out)
+        write_report(out)
     return results
 
 

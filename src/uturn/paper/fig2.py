@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.fashion_mnist import COARSE_CLASS
+from uturn.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.paper import Scale, Verdict
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 from uturn.probes import NetworkLayers, fitted
@@ -21,9 +21,10 @@ TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
 CAPTION = (
     "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become "
     "when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and "
-    "reconstruction, layer by layer (bars: 95 % bootstrap intervals of the first block and of the logits); ticks on the right: "
-    "random pairs of different classes. Bottom right: share of reconstructions that keep the predicted class, and the kind of "
-    "garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy; dashed: a deterministic scheduler."
+    "reconstruction, layer by layer (bars: 95 % bootstrap intervals of the first block and of the logits); marks on the right: "
+    "random pairs of originals of the same and of different classes. Bottom right: share of reconstructions that keep the "
+    "predicted class, and the kind of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in "
+    "both: the same U-turns with a deterministic scheduler."
 )
 _PAIRS = 5  # purpose of a random stream, see uturn.sources
 
@@ -40,7 +41,13 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
                 "chunk": 60 if scale == "smoke" else 50,
                 "source": {"type": "fashion_mnist"},
                 "corruption": {"type": "diffusion", "noise": noise.tolist()},
-                "backward": {"type": "diffusion", "model": "fashion_mnist", "scheduler": scheduler, "steps": steps},
+                "backward": {
+                    "type": "diffusion",
+                    "model": "fashion_mnist",
+                    "scheduler": scheduler,
+                    "steps": steps,
+                    "timestep_spacing": "trailing",
+                },
                 "probes": [{"type": "network_layers", "classifier": "fashion_mnist"}, {"type": "images"}],
             }
         )
@@ -74,8 +81,7 @@ def _kept(run: xr.Dataset, original: np.ndarray) -> xr.DataArray:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    # The two schedulers space their timesteps differently (diffusers' DDIM steps have one length): only t/T is common.
-    stochastic, deterministic = (runs[label].load().reset_coords(drop=True) for label in ("stochastic", "deterministic"))
+    stochastic, deterministic = (runs[label].load() for label in ("stochastic", "deterministic"))
     spec = json.loads(stochastic.attrs["spec"])
     source, layers_spec = FashionMNISTSource(), NetworkLayers(**spec["probes"][0])
     images, labels = source.all_images()
@@ -201,7 +207,7 @@ def draw(data: xr.Dataset) -> Any:
     layers = [str(name) for name in data.network_layer.values]
     colors = level_colors(len(layers))
     columns = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
-    shown = [0, 1, 3, 5, 7, 8, 9]  # one item a class: shirt, trousers, dress, sandal, sneaker, bag, boot
+    shown = [0, 1, 3, 5, 7, 8, 9]  # one item of most classes: T-shirt, trousers, dress, sandal, sneaker, bag, boot
     tiles = np.stack(
         [
             np.concatenate([data.original[i].values, *(data.image.isel(noise=k, item=i).values for k in columns)], axis=1)
@@ -214,7 +220,7 @@ def draw(data: xr.Dataset) -> Any:
         axes = top.subplots()
         axes.imshow(np.concatenate(tiles), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
         axes.set_xticks(28 * np.arange(len(columns) + 1) + 13.5, ["original", *(f"{noise[k]:.1f}" for k in columns)])
-        axes.set_yticks([])
+        axes.set_yticks(28 * np.arange(len(shown)) + 13.5, [CLASS_NAMES[i] for i in shown])
         axes.tick_params(length=0)
         axes.xaxis.tick_top()
         axes.axvline(27.5, color=THEORY, lw=1)
@@ -229,7 +235,12 @@ def draw(data: xr.Dataset) -> Any:
             if edge:
                 low, high = (data[f"similarity_{side}"].isel(network_layer=k).values for side in ("low", "high"))
                 left.errorbar(noise, y[1:], [y[1:] - low, high - y[1:]], fmt="o", ms=4, lw=1, color=colors[k], zorder=4)
-            left.plot([1.0, 1.03], [data.random_pairs.isel(pair=1, network_layer=k)] * 2, color=colors[k], lw=2, clip_on=False)
+            if edge:  # the deterministic scheduler, and the floors
+                ode = np.r_[1, data.similarity_deterministic.isel(network_layer=k)]
+                left.plot(np.r_[0, noise], ode, color=colors[k], lw=1.1, ls="--", zorder=2)
+            for pair, marker in ((0, "^"), (1, "_")):
+                height = float(data.random_pairs.isel(pair=pair, network_layer=k))
+                left.plot([1.045], [height], marker, color=colors[k], ms=7 if pair else 5, mew=2 if pair else 1, clip_on=False)
         left.axvspan(data.attrs["transition_low"], data.attrs["transition_high"], color=CLASS, alpha=0.12, lw=0)
         left.axvline(data.attrs["transition"], color=CLASS, lw=1, ls=":")
         left.text(data.attrs["transition"] + 0.015, 1.0, f"$t^*={data.attrs['transition']:.2f}\\,T$", color=CLASS, va="top")
@@ -240,14 +251,17 @@ def draw(data: xr.Dataset) -> Any:
             ylim=(None, 1.03),
             title="layers of the classifier",
         )
-        left.legend(fontsize=9, loc="lower left")
+        left.plot([], [], color=MUTED, lw=1.1, ls="--", label="deterministic")
+        left.plot([], [], "^", color=MUTED, ms=5, label="random pairs, same class")
+        left.plot([], [], "_", color=MUTED, ms=7, mew=2, label="random pairs, different classes")
+        left.legend(fontsize=8.5, loc="lower left")
         for k, (name, color) in enumerate((("class", ACCENT), ("kind of garment", CLASS))):
             solid, dashed = (np.r_[1, data[v].isel(label_set=k)] for v in ("kept", "kept_deterministic"))
             right.plot(np.r_[0, noise], solid, color=color, marker="o", ms=4, label=name, zorder=3)
             right.plot(np.r_[0, noise], dashed, color=color, lw=1.1, ls="--", zorder=2)
             right.axhline(float(data.chance[k]), color=color, lw=0.8, ls=":")
         right.plot([], [], color=MUTED, lw=1.1, ls="--", label="deterministic")
-        right.plot([], [], color=MUTED, lw=0.8, ls=":", label="random pairs")
+        right.plot([], [], color=MUTED, lw=0.8, ls=":", label="independent images")
         right.set(xlabel="inversion time $t/T$", ylabel="share kept", xlim=(0, 1.03), ylim=(0, 1.03), title="class and kind")
         right.legend(loc="upper right")
     return figure

@@ -67,7 +67,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         each = [crossing(noise, grammar.values, 0.0) for grammar in grammar_means(gain).transpose("grammar", "noise")]
         if phase == "transition":
             rows.append(measured)
-            spreads.append(float(np.nanstd(each)))
+            spreads.append(float(np.nanstd(each, ddof=1)) if np.isfinite(each).sum() > 1 else np.nan)
         else:
             rows.append((np.nan,) * 3)
             spreads.append(np.nan)
@@ -92,10 +92,23 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         coords={"multiplicity": ms, "bound": ["value", "low", "high"], "rule_density": ("multiplicity", theory.rule_density)},
         attrs=PARAMETERS,
     )
-    error = (data.crossing.sel(bound="value") - data.critical_noise).dropna("multiplicity")
+    error = (data.crossing.sel(bound="value") - data.critical_noise)[theory.phase == "transition"]
+    found = int(error.notnull().sum())
+    verdicts.insert(
+        0,
+        Verdict(
+            "multiplicities with a transition where p_L = p_0 is crossed",
+            f"{found} of {error.size}",
+            "all",
+            found == error.size,
+            "all",
+        ),
+    )
+    error = error.dropna("multiplicity")
     worst = int(np.argmax(abs(error.values)))
     m = int(error.multiplicity[worst])
-    standard = float(data.spread.sel(multiplicity=m)) / np.sqrt(len(np.unique(run.grammar)))
+    grammars = len(np.unique(runs[f"m{m}"].grammar))
+    standard = float(data.spread.sel(multiplicity=m)) / np.sqrt(grammars)
     allowed = max(TOLERANCE, 3 * standard)
     verdicts[:0] = [
         Verdict(

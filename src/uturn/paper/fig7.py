@@ -85,18 +85,17 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             f"within {2 * TOLERANCE}",
         )
     )
-    # A draw from the posterior keeps a symbol with its marginal probability: two measurements of the same number.
-    difference = run.unchanged.mean("trajectory", dtype=float) - run.belief
-    spread = difference.std("item", ddof=1) / np.sqrt(run.sizes["item"])
-    leaves = (difference.mean("item") / spread.where(spread > 0)).isel(tree_level=0)
-    z = float(np.sqrt((leaves**2).mean()))
+    # A draw from the posterior keeps a symbol with its marginal probability: two measurements of the same number. Items are
+    # independent, so the sum over noise levels has a t distribution with items - 1 degrees of freedom.
+    difference = (run.unchanged.mean("trajectory", dtype=float) - run.belief).sum("noise")
+    z = (difference.mean("item") / (difference.std("item", ddof=1) / np.sqrt(run.sizes["item"]))).values
     verdicts.append(
         Verdict(
-            "posterior draws against marginals, leaves: root mean square z",
-            f"{z:.2f} over {int(leaves.notnull().sum())} noise levels",
-            "1",
-            z < 1.5,
-            "< 1.5",
+            f"posterior draws against marginals, t statistic of levels 0 .. {depth}",
+            ", ".join(f"{value:+.1f}" for value in z),
+            "0, standard deviation 1",
+            bool(np.all(np.abs(z) < 3.5)),
+            "below 3.5 in size at every level",
         )
     )
     return data, verdicts
