@@ -3,7 +3,7 @@
     python benchmarks/inference.py [--threads N] [--rounds N] [--json FILE]
 
 Absolute times vary from machine to machine and from hour to hour, so everything is measured in the same run, interleaved, and
-medians are compared: the numba backend, `baseline_torch.py` at its best chunk and layout, and the machine itself (a loop of
+medians are compared: the numba backend, the two baselines of `baseline_torch.py` at their best, and the machine itself (a loop of
 fused multiply-adds with two L1 loads each, and a streaming copy).
 """
 
@@ -25,7 +25,7 @@ from numba import njit
 from rich.console import Console
 from rich.table import Table
 
-from baseline_torch import TorchBaseline
+from baseline_torch import PlainBaseline, TunedBaseline
 from uturn.inference import engine, infer, sample_posterior
 from uturn.inference.simd import LANES, load, multiply_add, pointer, splat, store
 from uturn.rhm import RandomHierarchyModel
@@ -42,15 +42,17 @@ def seconds(work, repeat=1):
 
 
 def interleaved(works, rounds, pause=0.0):
-    """Median seconds of each, taking turns, so that other load on the machine hits all of them."""
-    for work in works.values():
-        work()
+    """Median seconds of each, taking turns, so that other load on the machine hits all of them.
+
+    Each turn repeats the work for at least a tenth of a second, so that waking up cores does not count.
+    """
+    repeats = {name: max(1, int(0.1 / min(seconds(work), seconds(work)))) for name, work in works.items()}
     times = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             time.sleep(pause)  # threads of the one before may spin for a while, on cores that this one wants
             work()  # and what it left in the caches shall not count either
-            times[name].append(seconds(work))
+            times[name].append(seconds(work, repeats[name]))
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
@@ -92,7 +94,7 @@ class Machine:
         if engine.num_threads == 1:
             block(0, 1)
         else:
-            list(engine._pool().map(block, range(engine.num_threads), range(1, engine.num_threads + 1)))
+            engine.over_blocks(engine.num_threads, block)
         return repeat * self.pairs * LANES * engine.num_threads
 
     def copy(self):
@@ -132,28 +134,30 @@ def case(v, m, s, L, batch):
 
 
 # -- the parts of the report -------------------------------------------------------------------------------------------
-def best_baseline(rhm, log_evidence):
-    """The fastest of chunks and layouts, by a short search."""
+def at_its_best(baseline, rhm, log_evidence, *options):
+    """A baseline with the fastest of its chunks and options, by a short search."""
     tensor = torch.from_numpy(log_evidence)
     chunks = [c for c in (1, 2, 4, 8, 16, 32, 64, 128) if c <= len(log_evidence)]
-    candidates = [(c, first) for c in chunks for first in (True, False)]
+    candidates = [(c, *option) for c in chunks for option in (options or ((),))]
     part = tensor[: 2 * max(chunks)]
-    best = min(candidates, key=lambda x: min(seconds(partial(TorchBaseline(rhm, *x), part)) for _ in range(2)))
-    return partial(TorchBaseline(rhm, *best), tensor), best
+    best = min(candidates, key=lambda x: min(seconds(partial(baseline(rhm, *x), part)) for _ in range(3)))
+    return partial(baseline(rhm, *best), tensor), best
 
 
 def speed(rounds, machine):
     rows = []
     for *sizes, batch, wanted in CASES:
         rhm, log_evidence = case(*sizes, batch)
-        baseline, (chunk, symbol_first) = best_baseline(rhm, log_evidence)
+        plain, (plain_chunk,) = at_its_best(PlainBaseline, rhm, log_evidence)
+        tuned, (tuned_chunk, symbol_first) = at_its_best(TunedBaseline, rhm, log_evidence, (True,), (False,))
         median = interleaved(
             {
                 "numba": lambda rhm=rhm, x=log_evidence: infer(rhm, x),
                 "multiply_adds": machine.multiply_adds,
                 "sampling": lambda rhm=rhm, x=log_evidence: sample_posterior(rhm, x),
                 "copy": machine.copy,
-                "torch": baseline,
+                "torch": plain,
+                "tuned": tuned,
             },
             rounds,
             pause=0.25,
@@ -168,6 +172,8 @@ def speed(rounds, machine):
                 "numba_us": 1e6 * median["numba"] / batch,
                 "torch_us": 1e6 * median["torch"] / batch,
                 "ratio": median["torch"] / median["numba"],
+                "tuned_us": 1e6 * median["tuned"] / batch,
+                "tuned_ratio": median["tuned"] / median["numba"],
                 "wanted": wanted,
                 "compute_floor_us": 1e6 * compute / batch,
                 "memory_floor_us": 1e6 * memory / batch,
@@ -176,7 +182,7 @@ def speed(rounds, machine):
                 "floor_fraction": max(compute, memory) / median["numba"],  # as if they could overlap perfectly
                 "floor_sum_fraction": (compute + memory) / median["numba"],
                 "sampling_over_marginals": median["sampling"] / median["numba"],
-                "baseline": f"chunk {chunk}, {'symbol' if symbol_first else 'node'} first",
+                "baseline": f"chunk {plain_chunk}; tuned: {tuned_chunk}, {'symbol' if symbol_first else 'node'} first",
             }
         )
     return rows
@@ -242,7 +248,7 @@ def compilation():
 
 # -- report ----------------------------------------------------------------------------------------------------------------
 def show(report):
-    console = Console(width=150)
+    console = Console(width=170)
     table = Table(title=f"All marginals, float32, {report['threads']} thread(s); microseconds a sample")
     for name in (
         "v m s L",
@@ -251,6 +257,8 @@ def show(report):
         "torch",
         "ratio (wanted)",
         "at the floor",
+        "tuned torch",
+        "its ratio",
         "floor: compute",
         "floor: memory",
         "reached: of larger",
@@ -266,7 +274,8 @@ def show(report):
             f"{r['floor_fraction']:.2f}",
             f"{r['floor_sum_fraction']:.2f}",
         )
-        numbers = f"{r['numba_us']:.2f}", f"{r['torch_us']:.1f}", ratio, f"{r['ratio_at_floor']:.1f}", *floors
+        tuned = f"{r['tuned_us']:.1f}", f"{r['tuned_ratio']:.1f}"
+        numbers = f"{r['numba_us']:.2f}", f"{r['torch_us']:.1f}", ratio, f"{r['ratio_at_floor']:.0f}", *tuned, *floors
         table.add_row(r["v m s L"], str(r["batch"]), *numbers, f"{r['sampling_over_marginals']:.2f} x")
     console.print(table)
     table = Table(title="Time over that of pure noise, (32, 8, 2, 10), batch 64: wanted below 2")

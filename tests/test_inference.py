@@ -532,3 +532,21 @@ def test_entropy_identities():
 def test_import_is_light():
     code = "import sys, uturn.inference; assert 'torch' not in sys.modules and 'uturn.inference.kernels' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_messages_and_draws_do_not_depend_on_how_a_tree_is_cut():
+    """Full batches run on whole trees, small ones on bands of levels: the same numbers in every bit."""
+    from uturn.inference import engine
+
+    rhm = RandomHierarchyModel(32, 8, 2, 9, seed=0)
+    values = 2 * np.random.default_rng(0).standard_normal((64, 512, 32)).astype(np.float32)
+    single = np.dtype(np.float32)
+    cuts = [engine.Plan(engine.tables_of(rhm), single, whole).bands for whole in (False, True)]
+    assert len(cuts[0]) > 1 == len(cuts[1])
+    whole, draws = infer(rhm, values), sample_posterior(rhm, values, seed=1)
+    banded = infer(rhm, values, outputs=("marginals", "log_evidence"))
+    few, few_draws = infer(rhm, values[:3]), sample_posterior(rhm, values[:3], seed=1)
+    for level in range(10):
+        assert np.array_equal(whole.marginals[level], banded.marginals[level])
+        assert np.array_equal(whole.marginals[level][:3], few.marginals[level])
+        assert np.array_equal(draws[level][:3], few_draws[level])

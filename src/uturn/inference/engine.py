@@ -21,6 +21,8 @@ from uturn.inference.tables import Tables, tables_of
 Levels = dict[int, np.ndarray]
 
 _TILE_BYTES = 2**20  # upward messages of a tile: half of a usual L2 cache
+_BAND_BYTES = 2**19 + 2**16  # the same, in a tree cut into bands
+_WHOLE_BYTES = 9 * 2**20  # upward messages of a tile that is not cut although it leaves the L2 cache
 _LINK_BYTES = 2**24  # messages handed from band to band
 _LIMITS = {  # see kernels.py, "Range"
     np.dtype(np.float32): kernels.Limits(1e-16, 1e12, 1e-26),
@@ -34,11 +36,14 @@ class Plan:
 
     A tree too large for the cache is cut into bands of levels. The upward pass goes band by band, keeping only the messages of
     the bands' roots; on the way down every band's upward messages are computed again, which is cheaper than memory. In a band
-    a lane is a subtree, so that one deep sample fills the lanes as well as many shallow ones. The cut depends on the grammar
-    only, never on the batch, and so does every rounding.
+    a lane is a subtree, so that one deep sample fills the lanes as well as many shallow ones.
+
+    A tree that is not much too large stays `whole` where many samples fill the lanes: waiting for the L3 cache costs less than
+    computing upward messages again. Messages and draws are the same in every bit, however the tree is cut; the log-evidence,
+    a sum over bands, is so up to its last digits, and is therefore always computed in bands.
     """
 
-    def __init__(self, tables: Tables, dtype: np.dtype) -> None:
+    def __init__(self, tables: Tables, dtype: np.dtype, whole: bool = False) -> None:
         v, s, L, n = tables.vocab_size, tables.branching, tables.depth, tables.num_classes
         self.tables, self.dtype = tables, dtype
         self.rules = _kernel_rules(tables, dtype)
@@ -50,8 +55,9 @@ class Plan:
             return int((s ** (height + 1) - 1) // (s - 1) * columns * LANES * dtype.itemsize)
 
         height = L
-        if bytes_of(L) > _TILE_BYTES + columns * LANES * dtype.itemsize:
-            height = max([1, *(h for h in range(1, L) if bytes_of(h) <= _TILE_BYTES // 4)])
+        self.fits_whole = bytes_of(L) <= _WHOLE_BYTES
+        if bytes_of(L) > _TILE_BYTES + columns * LANES * dtype.itemsize and not whole:
+            height = max([1, *(h for h in range(1, L) if bytes_of(h) <= _BAND_BYTES)])
         count = -(-L // height)
         self.bands = list(pairwise(round(i * L / count) for i in range(count + 1)))
         self.workspace = max(kernels.workspace_size(s, high - low, columns) for low, high in self.bands)
@@ -80,15 +86,20 @@ class Plan:
         return {high: aligned((batch, s ** (L - high), v), self.dtype) for _, high in self.bands[:-1]}
 
 
-_PLANS: WeakKeyDictionary[Any, dict[np.dtype, Plan]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[Any, dict[tuple[np.dtype, bool], Plan]] = WeakKeyDictionary()
 
 
-def plan_of(rhm: Any, dtype: np.dtype) -> Plan:
-    """The plan of a RandomHierarchyModel, made once."""
+def plan_of(rhm: Any, dtype: np.dtype, batch: int = 0) -> Plan:
+    """The plan of a RandomHierarchyModel, made once; for a batch (if given) that fills lanes and threads, on whole trees."""
     plans = _PLANS.setdefault(rhm, {})
-    if dtype not in plans:
-        plans[dtype] = Plan(tables_of(rhm), dtype)
-    return plans[dtype]
+    if (dtype, False) not in plans:
+        plans[dtype, False] = Plan(tables_of(rhm), dtype)
+    tiles = -(-batch // LANES)
+    if not plans[dtype, False].fits_whole or tiles < num_threads or batch < 0.8 * tiles * LANES or not batch:
+        return plans[dtype, False]
+    if (dtype, True) not in plans:
+        plans[dtype, True] = Plan(tables_of(rhm), dtype, whole=True)
+    return plans[dtype, True]
 
 
 def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:

@@ -23,7 +23,7 @@ _COPY = 2**21  # evidence values copied at a time
 def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) -> Beliefs:
     """`infer` for an array (batch, leaves, v) of floating point numbers."""
     batch = len(log_evidence)
-    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE)
+    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE, 0 if "log_evidence" in outputs else batch)
     out = _empty(plan, batch, outputs)
     left = []
     for first in range(0, batch, plan.chunk):
@@ -63,7 +63,7 @@ def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) ->
 def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, num_draws: int) -> Levels:
     """`sample_posterior` for an array, with one key per sample and a leading axis for the draws."""
     batch, keys = len(log_evidence), np.ascontiguousarray(keys)
-    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE)
+    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE, batch)
     integers = np.dtype(np.int64)
     out = {level: recycled((num_draws, batch, rhm.num_nodes(level)), integers) for level in range(rhm.depth + 1)}
     left = []
