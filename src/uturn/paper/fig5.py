@@ -132,7 +132,10 @@ def draw(data: xr.Dataset) -> Any:
         for k, depth in enumerate(depths):
             shade = 0.35 + 0.65 * k / max(len(depths) - 1, 1)
             curve = data.class_belief.sel(depth=depth)
-            right.plot(time, curve.mean("grammar"), color=CLASS, alpha=shade, label=f"$L={depth}$", marker="o", ms=3)
+            mean, spread = curve.mean("grammar"), curve.std("grammar")
+            marker = ("o", "s", "^", "D")[k % 4]
+            right.plot(time, mean, color=CLASS, alpha=shade, label=f"$L={depth}$", marker=marker, ms=3.5)
+            right.fill_between(time, mean - spread, mean + spread, color=CLASS, alpha=0.09, lw=0)
         right.set(xscale="log", xlabel="diffusion time $t$", title="class, growing depth", xlim=(time[0], time[-1]))
         right.legend()
         for axes in (left, right):

@@ -133,7 +133,7 @@ def draw(data: xr.Dataset) -> Any:
     v, s = data.attrs["vocab_size"], data.attrs["branching"]
     line = phase_diagram(v, s, range(1, v ** (s - 1)))
     with style() as plt:
-        figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
+        figure, axes = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
         x = s * line.rule_density
         axes.fill_between(x, 0, line.critical_noise, color=ACCENT, alpha=0.10, lw=0)
         axes.plot(x, line.critical_noise, color=THEORY, label=r"mean field $\epsilon^*$", zorder=3)
@@ -160,6 +160,8 @@ def draw(data: xr.Dataset) -> Any:
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")
         axes.set(xlabel=r"$s f = s\, m / v^{s-1}$", ylabel=r"noise $\epsilon$", xlim=(0, float(x.max())), ylim=(0, 1))
         axes.set_xlim(0, 1.5)
-        axes.legend(loc="upper right", frameon=True, framealpha=1, edgecolor="none")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.text(0.22, 0.12, "recoverable", color=ACCENT, fontsize=13, bbox={"fc": "white", "ec": "none", "pad": 2}, zorder=6)
+        axes.text(1.12, 0.62, "lost", color=CLASS, fontsize=13, bbox={"fc": "white", "ec": "none", "pad": 2}, zorder=6)
         axes.set_title(f"can the class be recovered?  ($v={v}$, $s={s}$, $L={data.attrs['depth']}$)")
     return figure

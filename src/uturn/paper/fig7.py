@@ -9,7 +9,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict
-from uturn.paper.style import THEORY, level_bar, level_colors, style
+from uturn.paper.style import MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
 
@@ -131,6 +131,9 @@ def draw(data: xr.Dataset) -> Any:
         )  # fmt: skip
         left.text(0.83, 0.42, "leaves", color=colors[0])
         left.text(0.70, 0.42, "class", color=colors[depth], ha="right")
+        left.plot([], [], "o", color=MUTED, ms=4.5, label="exact (belief propagation)")
+        left.plot([], [], color=MUTED, lw=1.4, label="mean-field theory")
+        left.legend(loc="lower left")
         left.set(ylabel="P(symbol unchanged)", title="class and leaves")
         right.set_title("all levels")
         level_bar(plt, right, depth + 1, "tree level (0 = leaves)")
