@@ -176,6 +176,8 @@ def test_a_truncated_layout_is_told(finished, tmp_path):
         ({**SPEC, "probes": [{"type": "network_layers"}]}, "does not go with strings"),
         (with_part("source", multiplicity=9), "at most 8"),
         (with_part("source", vocabsize=9), "vocabsize"),
+        (with_part("source", depth=60), "lower depth"),
+        (with_part("source", grammars=11), "grammars = 11"),
         (with_part("source", type="tree"), "expected one of"),
         (with_part("source", type="no.such.module:Thing"), "cannot be imported"),
         (with_part("corruption", type="os:getcwd"), "has no 'unit'"),

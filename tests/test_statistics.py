@@ -68,6 +68,13 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.87 < hits / 200 < 0.99
 
 
+def test_no_interval_where_the_statistic_often_does_not_exist():
+    values = data()
+    found = estimate(values, lambda c: float(c[0]) if c[0] > values[0].mean() else float("nan"), num=100)
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
+
+
 def test_estimates_keep_level_dims_last():
     values = data().expand_dims(tree_level=2)  # a dim in front
     found = estimate(values, lambda curve: float(curve.shape == (2, 2)), num=5)

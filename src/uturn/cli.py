@@ -49,10 +49,8 @@ def reproduce(
     """Reproduce figures of arXiv:2402.16991, with a verdict for each of their claims.
 
     Measures where the class of a datum is lost when diffusion is reversed from a growing noise, in the exactly solvable
-    hierarchical
-    model (fig5, fig6, fig7) and on images (fig2). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1 if a verdict
-    fails. Stop it at
-    any time: the same command goes on where it was.
+    hierarchical model (fig5, fig6, fig7) and on images (fig2). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1
+    if a verdict fails. Stop it at any time: the same command goes on where it was.
 
     Example: `uturn reproduce fig6 fig7 --out results`
     """
@@ -98,9 +96,8 @@ def run(
 ) -> None:
     """Run an experiment from a file into a store, or what is left of it.
 
-    Measures, at every noise level, what U-turns change: the share of unchanged latents per tree level, or the similarity
-    per network
-    layer. The store opens with `xarray.open_zarr(DIR)`.
+    Measures, at every noise level, what U-turns change: the share of unchanged latents per tree level, or the similarity per
+    network layer. The store opens with `xarray.open_zarr(DIR)`.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
     """

@@ -33,11 +33,9 @@ class Experiment(BaseModel):
     Attributes
     ----------
     source, corruption, backward : table with a `type`, and its options
-        `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods
-        of the
-        protocols `uturn.sources.Source`, `uturn.corruption.Corruption`, `uturn.backward.Backward`, `uturn.probes.Probe`;
-        the other
-        keys of its table are its arguments.
+        `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods of
+        the protocols `uturn.sources.Source`, `uturn.corruption.Corruption`, `uturn.backward.Backward`,
+        `uturn.probes.Probe`; the other keys of its table are its arguments.
     probes : list of such tables
     items : int
         Number of originals x0.

@@ -74,6 +74,9 @@ class RHMSource(_Spec):
                 f"{used} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to "
                 f"at most {tuples // (n if self.depth == 1 else max(v, n))}"
             )
+        gigabytes = 4 * self.vocab_size * self.branching**self.depth / 2**30
+        if gigabytes > 8:
+            raise ValueError(f"the evidence of one string would take {gigabytes:.0f} GB; lower depth")
         return self
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
@@ -88,6 +91,8 @@ class RHMSource(_Spec):
             yield Strings(part, rhm, rhm.sample(len(part), keys(seed, ORIGINAL, part)))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        if self.grammars > num_items:
+            raise ValueError(f"grammars = {self.grammars}, but items = {num_items}; expected at least one item a grammar")
         return {"grammar": self._numbers(num_items)}
 
     def _numbers(self, num_items: int) -> np.ndarray:

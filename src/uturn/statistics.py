@@ -144,14 +144,16 @@ def estimate(
 ) -> Estimate:
     """A statistic of the mean curve (noise, ...others) with its bootstrap percentile interval.
 
-    Resamples in which the statistic does not exist (NaN) are left out of the interval.
+    If the statistic does not exist (NaN) in more than 5 % of the resamples, there is no interval: its ends are NaN.
     """
     order = [d for d in ("noise", *values.dims) if d not in ("item", "trajectory")]
     dims = list(dict.fromkeys(order))
     mean = values.mean([d for d in ("item", "trajectory") if d in values.dims], dtype=float).transpose(*dims)
     draws = np.array([statistic(curve) for curve in resampled_curves(values, num, seed)])
-    draws = draws[np.isfinite(draws)]
-    low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2]) if len(draws) else (np.nan, np.nan)
+    exists = np.isfinite(draws)
+    low, high = np.nan, np.nan
+    if exists.mean() >= 0.95:
+        low, high = np.quantile(draws[exists], [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Estimate(float(statistic(mean.values)), float(low), float(high))
 
 

@@ -68,9 +68,8 @@ def reproduce(
 ) -> list[Result]:
     """Run, analyse and draw figures of the paper; what a previous call finished is not computed again.
 
-    Writes, for each figure, `out/<figure>.png`, `.pdf`, `.json` (verdicts), `<figure>.zarr` (the labelled data of the
-    plot), and under
-    `out/<scale>/` the raw runs; then `out/index.html`.
+    Writes, for each figure, `out/<figure>.png`, `.pdf`, `.json` (verdicts), `<figure>.zarr` (the labelled data of the plot),
+    and under `out/<scale>/` the raw runs; then `out/index.html`.
 
     Raises
     ------

@@ -114,9 +114,8 @@ def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
 class NetworkLayers(_Spec):
     """Hidden layers of a classifier: cosine similarity of standardised post-activations, layer by layer, and its verdict.
 
-    `classifier`: "fashion_mnist". `layers`: names or glob patterns, all blocks by default. `reference`: images of the
-    source from which
-    means and standard deviations are taken (all of them if there are fewer).
+    `classifier`: "fashion_mnist". `layers`: names or glob patterns, all blocks by default. `reference`: images of the source
+    from which means and standard deviations are taken (all of them if there are fewer).
     """
 
     type: Literal["network_layers"] = "network_layers"
