@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from uturn.checks import checked_integer, checked_noise
 from uturn.random import NOISE, normals, streams, uniforms
 
 
@@ -267,8 +268,7 @@ CORRUPTIONS: dict[str, type] = {
 
 def _checked(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.ndarray, np.ndarray]:
     """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError."""
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int | np.integer) or vocab_size < 1:
-        raise ValueError(f"vocab_size = {vocab_size!r}: expected an integer >= 1")
+    checked_integer("vocab_size", vocab_size, 1)
     leaves = np.asarray(leaves)
     if leaves.dtype.kind not in "iu" or leaves.ndim != 2:
         raise ValueError(
@@ -280,20 +280,6 @@ def _checked(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.
     return leaves.astype(np.int64, copy=False), np.array(
         np.broadcast_to(checked_noise(noise, most, len(leaves)), len(leaves)), float
     )
-
-
-def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarray:
-    """Noise levels as float64, all in [0, most], or a ValueError."""
-    try:
-        levels = np.asarray(noise, float)
-    except (TypeError, ValueError):
-        raise ValueError(f"noise = {noise!r}: expected numbers in [0, {most}]") from None
-    if batch is not None and levels.shape not in ((), (batch,)):
-        raise ValueError(f"noise has shape {levels.shape}; expected a scalar or one level per sample, ({batch},)")
-    bad = ~((levels >= 0) & (levels <= most))
-    if bad.any():
-        raise ValueError(f"noise = {levels[bad].flat[0]}: expected a level in [0, {most}]")
-    return levels
 
 
 def _two_valued(same: np.ndarray, noise: np.ndarray, v: int, dtype: Any) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from uturn.checks import checked_integer
 from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniforms
 
 Rules = Mapping[int, np.ndarray]
@@ -117,18 +117,18 @@ class RandomHierarchyModel:
         rule_probabilities: Any = None,
         class_probabilities: Any = None,
     ) -> None:
-        v = _integer("vocab_size", vocab_size, 2)
-        s = _integer("branching", branching, 2)
-        L = _integer("depth", depth, 1)
-        n = v if num_classes is None else _integer("num_classes", num_classes, 1)
+        v = checked_integer("vocab_size", vocab_size, 2)
+        s = checked_integer("branching", branching, 2)
+        L = checked_integer("depth", depth, 1)
+        n = v if num_classes is None else checked_integer("num_classes", num_classes, 1)
         key = keys(checked_seed(seed))
         levels = range(1, L + 1)
         if isinstance(multiplicity, Mapping):
             if set(multiplicity) != set(levels):
                 raise ValueError(f"multiplicity has levels {sorted(multiplicity)}; expected every level 1..{L}")
-            sizes = {level: _integer(f"multiplicity[{level}]", multiplicity[level], 1) for level in levels}
+            sizes = {level: checked_integer(f"multiplicity[{level}]", multiplicity[level], 1) for level in levels}
         else:
-            sizes = dict.fromkeys(levels, _integer("multiplicity", multiplicity, 1))
+            sizes = dict.fromkeys(levels, checked_integer("multiplicity", multiplicity, 1))
         for level in levels:
             symbols, word = (n, "num_classes") if level == L else (v, "vocab_size")
             if symbols * sizes[level] > v**s:
@@ -180,7 +180,7 @@ class RandomHierarchyModel:
         if vocab_size is None:
             v = int(tables[1].max()) + 1 if L == 1 else tables[1].shape[0]
         else:
-            v = _integer("vocab_size", vocab_size, 1)
+            v = checked_integer("vocab_size", vocab_size, 1)
         for level, table in tables.items():
             if level < L and table.shape[0] != v:
                 raise ValueError(f"rules[{level}] has {table.shape[0]} symbols; expected vocab_size = {v} below the root")
@@ -268,7 +268,7 @@ class RandomHierarchyModel:
             With an integer, string i depends on (seed, i) only: `sample(10, seed)` is the start of `sample(100, seed)`. An
             array gives every string its own key (`uturn.random.keys`).
         """
-        count = _integer("count", count, 0)
+        count = checked_integer("count", count, 0)
         key = streams(seed, count, STRINGS)
         L = self.depth
         root = np.empty((count, 1), np.int64)
@@ -444,16 +444,6 @@ def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.nda
         if len(rows) >= count:
             return rows[:count]
     raise AssertionError("unreachable: every round at least halves what is missing on average")
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} = {value!r}: expected an integer >= {least}")
-    return number
 
 
 def _by_level(name: str, given: Any, depth: int | None = None) -> dict[int, Any]:

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from uturn.checks import checked_integer, checked_noise
+
 Phase = Literal["transition", "always lost", "always recovered"]
 
 
@@ -47,19 +49,10 @@ class MeanField:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        import operator
-
+        if self.num_classes is None:
+            object.__setattr__(self, "num_classes", self.vocab_size)
         for name, least in (("vocab_size", 2), ("multiplicity", 1), ("branching", 2), ("num_classes", 1)):
-            value = getattr(self, name)
-            if name == "num_classes" and value is None:
-                value = self.vocab_size
-            try:
-                number = operator.index(value)
-            except TypeError:
-                number = None
-            if number is None or isinstance(value, bool) or number < least:
-                raise ValueError(f"{name} = {value!r}: expected an integer >= {least}")
-            object.__setattr__(self, name, number)
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
         symbols, tuples = max(self.vocab_size, self._n), self.vocab_size**self.branching
         if symbols * self.multiplicity > tuples:
             raise ValueError(
@@ -170,11 +163,8 @@ class MeanField:
 
     def _messages(self, epsilon: Any, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """(1 - upward belief, downward belief) per level, (..., depth + 1)."""
-        from uturn.corruption import checked_noise
-
         v, m, s = self.vocab_size, self.multiplicity, self.branching
-        if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
-            raise ValueError(f"depth = {depth!r}: expected an integer >= 1")
+        checked_integer("depth", depth, 1)
         lost = [checked_noise(epsilon, 1) * ((v - 1) / v)]
         for level in range(1, depth + 1):
             lost.append(self._lost_above(lost[-1], self._n if level == depth else v))

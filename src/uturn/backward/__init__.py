@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from uturn.corruption import Corruption, checked_noise
+from uturn.checks import checked_noise
+from uturn.corruption import Corruption
 from uturn.random import keys
 from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings
 
