@@ -1,0 +1,64 @@
+"""The figure modules: specs of both scales are valid, and verdicts fail when the data are wrong."""
+
+import importlib
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from uturn.experiment import run
+from uturn.paper import FIGURES, fig6, fig7, reproduce
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_specs_are_valid(name, scale):
+    experiments = importlib.import_module(f"uturn.paper.{name}").experiments(scale)
+    assert experiments
+    for experiment in experiments.values():
+        assert "noise" in experiment.coordinates()
+        assert experiment.variables()
+
+
+@pytest.fixture(scope="module")
+def fig7_run():
+    return run(fig7.experiments("smoke")["epsilon"]).load()
+
+
+def passed(verdicts):
+    return [verdict.passed for verdict in verdicts]
+
+
+def test_fig7_verdicts_can_fail(fig7_run):
+    assert all(passed(fig7.analyse({"epsilon": fig7_run})[1]))
+    shifted = fig7_run.copy(deep=True)
+    moved = fig7_run.belief.interp(noise=np.clip(fig7_run.noise.values - 0.02, 0, 1)).values
+    shifted["belief"] = (fig7_run.belief.dims, moved)
+    assert not any(passed(fig7.analyse({"epsilon": shifted})[1]))
+    wrong = fig7_run.copy(deep=True)
+    wrong["unchanged"] = fig7_run.unchanged.where(fig7_run.tree_level < 3, 0.123)
+    assert passed(fig7.analyse({"epsilon": wrong})[1]) == [True, True, False]
+
+
+def test_fig6_verdicts_can_fail():
+    runs = {
+        label: run(experiment).load() for label, experiment in fig6.experiments("smoke").items() if label in ("m6", "m8", "m18")
+    }
+    assert all(passed(fig6.analyse(runs)[1]))
+    lost = runs["m8"].copy(deep=True)
+    lost["upward_belief"] = xr.where(lost.tree_level == 10, 0.0, lost.upward_belief).transpose(*lost.upward_belief.dims)
+    assert not all(passed(fig6.analyse({**runs, "m8": lost})[1]))  # never recovered: no crossing
+    found = runs["m8"].copy(deep=True)
+    found["noise"] = found.noise * 0.9  # a threshold at the wrong place
+    assert not all(passed(fig6.analyse({**runs, "m8": found})[1]))
+    alive = runs["m18"].copy(deep=True)
+    alive["upward_belief"] = alive.upward_belief + 0.2 * (alive.tree_level == 10)
+    assert not all(passed(fig6.analyse({**runs, "m18": alive})[1]))
+
+
+def test_reproduce_refuses_before_computing(tmp_path):
+    for arguments, message in [((["fig3"],), "unknown figure"), ((["fig7"], "huge"), "scale")]:
+        figures, *scale = arguments
+        with pytest.raises(ValueError, match=message):
+            reproduce(figures, tmp_path / "out", *scale)
+    assert not (tmp_path / "out").exists()
