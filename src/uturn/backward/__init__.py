@@ -132,11 +132,9 @@ class DiffusionModel(BaseModel):
 
     @property
     def wants_processes(self) -> bool:
-        """Whether several processes are faster than one with several threads: so it is on a CPU, where convolutions of small
-        images wait for each other's threads."""
-        import torch
-
-        return not torch.cuda.is_available()
+        """Whether several processes are faster than one with several threads: so it is on the CPU, where the model is loaded
+        and where convolutions of small images wait for each other's threads."""
+        return True
 
     def u_turn(
         self, originals: Images, corruption: Any, noise: float, seed: int, trajectories: int, outputs: Iterable[str]
