@@ -239,9 +239,9 @@ def run(
         raise ValueError(f"workers = {workers}: expected an integer >= 1")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     opened = _open(experiment, store, resume)
-    todo = [task for task in opened.tasks() if not opened.is_done(task)]
-    total = sum(1 for _ in opened.tasks())
-    with _progress_bar(progress, opened.where, total, total - len(todo)) as advance:
+    tasks = list(opened.tasks())
+    todo = [task for task in tasks if not opened.is_done(task)]
+    with _progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
         if workers is None:
             workers = _cores() if getattr(experiment.parts[2], "wants_processes", False) else 1
         workers = min(workers, len(todo))
@@ -288,8 +288,11 @@ def _run_in_processes(experiment: Experiment, store: str, todo: list[Task], work
 
     # spawn: forking a process that runs threads (numba, torch) can hang.
     context = multiprocessing.get_context("spawn")
-    threads = max(1, _cores() // workers)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_limit_threads, initargs=(threads,))
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    # The processes inherit these when they start, before they import what reads them; here they have been read already.
+    threads = str(max(1, _cores() // workers))
+    before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(before, threads))
     try:
         # Long U-turns first: the processes end at about the same time.
         ordered = sorted(todo, key=lambda task: -experiment.noise[task.noise_index])
@@ -298,17 +301,17 @@ def _run_in_processes(experiment: Experiment, store: str, todo: list[Task], work
             future.result()
             advance()
     finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _limit_threads(threads: int) -> None:
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
 
 
 def _run_task(spec: str, store: str, task: Task) -> None:

@@ -66,17 +66,14 @@ class Store:
             if Path(path).is_dir():
                 Path(path).rmdir()  # an empty folder, made in advance
         group = zarr.open_group(target, mode="w")
-        sizes = {dims[0]: len(values) for name, (dims, values, _) in coordinates.items() if dims == (name,)}
         for name, (dims, values, attrs) in coordinates.items():
-            array = np.asarray(values)
-            text = array.dtype.kind in "UO"
-            made = group.create_array(
-                name, shape=array.shape, dtype=str if text else array.dtype, dimension_names=dims, attributes=attrs
-            )
+            array = _writable(values)
+            dtype = str if array.dtype == object else array.dtype
+            made = group.create_array(name, shape=array.shape, dtype=dtype, dimension_names=dims, attributes=attrs)
             if array.size:
-                made[...] = array.astype(object) if text else array
+                made[...] = array
         for name, variable in variables.items():
-            shape = tuple(sizes[dim] for dim in variable.dims)
+            shape = _shape(variable, coordinates)
             chunks = (1, min(chunk, shape[1]), *shape[2:])
             group.create_array(
                 name,
@@ -128,13 +125,11 @@ class Store:
 
         Only chunks of variables hold results; coordinates are known beforehand.
         """
-        sizes = {name: len(values) for name, (dims, values, _) in coordinates.items() if dims == (name,)}
         for name, variable in variables.items():
-            shape = tuple(sizes[dim] for dim in variable.dims)
-            if name not in self.variables or self._array(name).shape != shape:
+            if name not in self.variables or self._array(name).shape != _shape(variable, coordinates):
                 raise ValueError(f"{self.where}: the variable {name!r} is not as the spec says; choose another folder")
         for name, (_, values, _) in coordinates.items():
-            wanted = np.asarray(values)
+            wanted = _writable(values)
             try:
                 found = self._array(name)[...]
                 same = found.shape == wanted.shape and bool(np.all((found == wanted) | ((found != found) & (wanted != wanted))))
@@ -143,7 +138,7 @@ class Store:
             if not same:
                 warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
                 try:
-                    self._array(name)[...] = wanted.astype(object) if wanted.dtype.kind in "UO" else wanted
+                    self._array(name)[...] = wanted
                 except Exception as error:
                     raise ValueError(
                         f"{self.where}: the coordinate {name} cannot be mended ({error}); copy the store again"
@@ -208,6 +203,16 @@ class Store:
         from zarr.core.sync import sync
 
         return bool(sync(self.group.store.exists(self._chunk_key(name, task))))
+
+
+def _writable(values: Any) -> np.ndarray:
+    """Values of a coordinate as zarr takes them: text as objects."""
+    array = np.asarray(values)
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _shape(variable: Variable, coordinates: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]) -> tuple[int, ...]:
+    return tuple(len(coordinates[dim][1]) for dim in variable.dims)
 
 
 def _consolidate(where: Any) -> None:

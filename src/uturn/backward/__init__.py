@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -121,6 +121,9 @@ class DiffusionModel(BaseModel):
     `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
     """
 
+    # Several processes are faster than one with several threads on the CPU, where the model is loaded: the threads of
+    # convolutions of small images wait for each other.
+    wants_processes: ClassVar[bool] = True
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["diffusion"] = "diffusion"
     model: str = "fashion_mnist"
@@ -129,12 +132,6 @@ class DiffusionModel(BaseModel):
     eta: float | None = Field(default=None, ge=0, le=1)
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
     batch_size: int = Field(default=64, ge=1)
-
-    @property
-    def wants_processes(self) -> bool:
-        """Whether several processes are faster than one with several threads: so it is on the CPU, where the model is loaded
-        and where convolutions of small images wait for each other's threads."""
-        return True
 
     def u_turn(
         self, originals: Images, corruption: Any, noise: float, seed: int, trajectories: int, outputs: Iterable[str]

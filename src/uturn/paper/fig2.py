@@ -30,14 +30,13 @@ _PAIRS = 5  # purpose of a random stream, see uturn.sources
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
-    items, steps, trajectories = (60, 50, 1) if scale == "smoke" else (1000, 250, 1)
+    items, steps = (60, 50) if scale == "smoke" else (1000, 250)
     noise = np.arange(1, 11) / 10 if scale == "smoke" else np.arange(1, 26) / 25
     runs = {}
     for label, scheduler in [("stochastic", "ddpm"), ("deterministic", "ddim")]:
         runs[label] = Experiment.from_dict(
             {
                 "items": items,
-                "trajectories": trajectories,
                 "chunk": 60 if scale == "smoke" else 50,
                 "source": {"type": "fashion_mnist"},
                 "corruption": {"type": "diffusion", "noise": noise.tolist()},
@@ -235,7 +234,6 @@ def draw(data: xr.Dataset) -> Any:
             if edge:
                 low, high = (data[f"similarity_{side}"].isel(network_layer=k).values for side in ("low", "high"))
                 left.errorbar(noise, y[1:], [y[1:] - low, high - y[1:]], fmt="o", ms=4, lw=1, color=colors[k], zorder=4)
-            if edge:  # the deterministic scheduler, and the floors
                 ode = np.r_[1, data.similarity_deterministic.isel(network_layer=k)]
                 left.plot(np.r_[0, noise], ode, color=colors[k], lw=1.1, ls="--", zorder=2)
             for pair, marker in ((0, "^"), (1, "_")):

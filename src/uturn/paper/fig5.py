@@ -16,11 +16,9 @@ from uturn.theory import MeanField
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CAPTION = (
-    "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed "
-    "from time t, by exact "
-    "belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and "
-    "class). Right: the curve of "
-    "the class sharpens as the tree grows deeper."
+    "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed from time t, by "
+    "exact belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and class). Right: "
+    "the curve of the class sharpens as the tree grows deeper."
 )
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 REFERENCE_TIME, TOLERANCE = 0.067, 0.007  # of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent

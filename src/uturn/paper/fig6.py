@@ -15,11 +15,9 @@ from uturn.theory import MeanField, phase_diagram
 
 TITLE = "Phase diagram of class recovery"
 CAPTION = (
-    "Each marker: exact belief propagation at L = 10 on several grammars; the class counts as recoverable if the "
-    "mean belief in it "
-    "exceeds the belief at the leaves, p_L > p_0. Line: the mean-field threshold ε*. Bars: the crossing p_L = "
-    "p_0 measured by belief "
-    "propagation, with the standard deviation between grammars. Beyond s f = 1 (nearly) the class is lost at any noise."
+    "Each marker: exact belief propagation at L = 10 on several grammars; the class counts as recoverable if the mean belief in "
+    "it exceeds the belief at the leaves, p_L > p_0. Line: the mean-field threshold ε*. Bars: the crossing p_L = p_0 measured by "
+    "belief propagation, with the standard deviation between grammars. Beyond s f = 1 (nearly) the class is lost at any noise."
 )
 PARAMETERS = {"vocab_size": 32, "branching": 2, "depth": 10}
 TOLERANCE = 0.02

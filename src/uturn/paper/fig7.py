@@ -16,9 +16,8 @@ from uturn.theory import MeanField
 TITLE = "Reconstruction of every level in the ε-process"
 CAPTION = (
     "Probability that a latent of each tree level keeps its symbol, against the noise ε on the leaves. Points: exact belief "
-    "propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field theory. The "
-    "class (level L) is lost "
-    "abruptly, the leaves (level 0) smoothly, and the order of the levels inverts."
+    "propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field theory. The class (level L) "
+    "is lost abruptly, the leaves (level 0) smoothly, and the order of the levels inverts."
 )
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 10}
 TOLERANCE = 0.005  # in ε; grammars differ by .0019 (standard deviation of their thresholds)
