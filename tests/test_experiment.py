@@ -74,6 +74,11 @@ def test_results_depend_on_the_experiment_alone(finished, tmp_path):
     assert not other.unchanged.equals(ds.unchanged)
 
 
+def test_neighbouring_noise_levels_have_streams_of_their_own():
+    ds = ut.run(ut.Experiment.from_dict({**with_part("corruption", noise=[0.4, 0.4 + 1e-12]), "items": 40}))
+    assert not np.array_equal(ds.unchanged[0], ds.unchanged[1])
+
+
 def test_workers_write_the_same_bytes(finished, tmp_path):
     folder, _ = finished
     ut.run(experiment(), tmp_path / "two", workers=2)
