@@ -64,7 +64,7 @@ def test_run_and_resume(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce", "fig99"], "unknown figure 'fig99'; expected some of fig2, fig5"),
+        (["reproduce", "fig99"], "unknown figure 'fig99'; expected some of fig2, fig3"),
         (["run", "absent.toml", "--store", "x"], "cannot read the spec absent.toml"),
         (["run", "broken.toml", "--store", "x"], "multiplicity"),
         (["run", "spec.toml", "--store", "spec.toml"], "spec.toml"),

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from uturn.paper import FIGURES
+
 app = typer.Typer(
     name="uturn",
     help="Forward-backward experiments on diffusion models: corrupt a datum, denoise it back, measure what changed.",
@@ -41,22 +43,22 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def reproduce(
-    figures: Annotated[list[str] | None, typer.Argument(help="fig2, fig5, fig6, fig7, or all (default)")] = None,
+    figures: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(FIGURES)}; or all (default)")] = None,
     scale: Annotated[_Scale, typer.Option(help="smoke: minutes on two cores; paper: the paper's parameters.")] = _Scale.smoke,
     out: Annotated[Path, typer.Option(help="Folder for figures, data and the page.")] = Path("results"),
     workers: _Workers = None,
 ) -> None:
-    """Reproduce figures of arXiv:2402.16991, with a verdict for each of their claims.
+    """Reproduce figures of arXiv:2402.16991 and what goes beyond them, with a verdict for each of their claims.
 
-    Measures where the class of a datum is lost when diffusion is reversed from a growing noise, in the exactly solvable
-    hierarchical model (fig5, fig6, fig7) and on images (fig2). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1
-    if a verdict fails. Stop it at any time: the same command goes on where it was.
+    Measures where the class of a datum is lost when diffusion is reversed from a growing noise: in the exactly solvable
+    hierarchical model, on images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9,
+    controls). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1 if a verdict fails. Stop it at any time: the same
+    command goes on where it was.
 
     Example: `uturn reproduce fig6 fig7 --out results`
     """
     from rich.table import Table
 
-    from uturn.paper import FIGURES
     from uturn.paper import reproduce as reproduce_figures
 
     names = list(figures or ["all"])

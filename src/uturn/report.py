@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 
@@ -23,6 +24,7 @@ a {{ color: #0060a8; }}
 <h1>A phase transition in diffusion models, reproduced</h1>
 <p class="muted">Figures of <a href="https://arxiv.org/abs/2402.16991">arXiv:2402.16991</a> by <code>uturn reproduce</code>.
 {summary}</p>
+<p>{contents}</p>
 {body}
 </body></html>
 """
@@ -38,7 +40,11 @@ def write_report(out: str | Path) -> Path:
     total = sum(len(result.verdicts) for result in results)
     summary = f"{total} verdicts, " + (f'<span class="fail">{failed} failed</span>.' if failed else "all passed.")
     path = out / "index.html"
-    path.write_text(_PAGE.format(summary=summary, body="\n".join(map(_section, results))), encoding="utf-8")
+    contents = " · ".join(
+        f'<a href="#{escape(r.figure)}" title="{escape(r.title)}"{"" if r.passed else " class=fail"}>{escape(r.figure)}</a>'
+        for r in results
+    )
+    path.write_text(_PAGE.format(summary=summary, contents=contents, body="\n".join(map(_section, results))), encoding="utf-8")
     return path
 
 
@@ -48,8 +54,9 @@ def _section(result: Result) -> str:
         f'<td class="{"pass" if v.passed else "fail"}">{"pass" if v.passed else "FAIL"}</td></tr>'
         for v in result.verdicts
     )
-    number = result.figure.removeprefix("fig")
-    return f"""<h2 id="{escape(result.figure)}">Figure {escape(number)}. {escape(result.title)}</h2>
+    number = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
+    heading = f"Figure {number[1].upper()}. {result.title}" if number else result.title
+    return f"""<h2 id="{escape(result.figure)}">{escape(heading)}</h2>
 <img src="{escape(result.files["png"])}" alt="{escape(result.title)}">
 <p>{escape(result.caption)}</p>
 <table><tr><th>quantity</th><th>measured</th><th>expected</th><th>verdict</th></tr>

@@ -1,6 +1,8 @@
-"""The figures of arXiv:2402.16991, one module each: its experiments, its analysis with verdicts, its drawing.
+"""The figures of arXiv:2402.16991 and what goes beyond them, one module each: measurement, analysis with verdicts, drawing.
 
-A figure module has `TITLE`, `CAPTION`, `experiments(scale)`, `analyse(runs)` and `draw(data)`; `reproduce` does the rest.
+A figure module has `TITLE`, `CAPTION`, `analyse(runs)` and `draw(data)`, and says what is to be measured in one of two ways:
+`experiments(scale)` gives U-turn experiments by label; `measure(work)` computes anything else (trained networks, population
+dynamics) with the tools of `Work`. `reproduce` does the rest.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import importlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +21,9 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-FIGURES = ("fig2", "fig5", "fig6", "fig7")
+    from uturn.experiment import Experiment
+
+FIGURES = ("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14")
 Scale = Literal["smoke", "paper"]
 
 
@@ -38,6 +42,38 @@ class Verdict:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passed", bool(self.passed))  # numpy's own bool is not JSON
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how a figure does its work: what it finished is kept in `folder`, and found there by the next call."""
+
+    scale: Scale
+    folder: Path
+    workers: int | None = None
+    progress: bool = False
+
+    def run(self, label: str, experiment: Experiment) -> xr.Dataset:
+        """The results of an experiment, run into `folder/label.zarr` or what is left of it."""
+        from uturn.experiment import run
+
+        return run(experiment, self.folder / f"{label}.zarr", workers=self.workers, progress=self.progress)
+
+    def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
+        import xarray as xr
+
+        path, identity = self.folder / f"{label}.zarr", json.dumps(settings, sort_keys=True)
+        if path.exists():
+            try:
+                kept = xr.open_zarr(path).load()
+                if kept.attrs.get("settings") == identity:
+                    return kept
+            except (OSError, ValueError, KeyError):
+                pass  # damaged: computed again
+        data = compute().assign_attrs(settings=identity)
+        write_dataset(data, path)
+        return data
 
 
 @dataclass
@@ -76,7 +112,6 @@ def reproduce(
     ValueError
         For an unknown figure or scale, before anything is computed.
     """
-    from uturn.experiment import run
     from uturn.report import write_report
 
     unknown = [name for name in figures if name not in FIGURES]
@@ -94,17 +129,22 @@ def reproduce(
         start = time.monotonic()
         module = importlib.import_module(f"uturn.paper.{name}")
         announce(f"{name}: {module.TITLE}")
-        runs = {
-            label: run(experiment, out / scale / f"{name}-{label}.zarr", workers=workers, progress=progress)
-            for label, experiment in module.experiments(scale).items()
-        }
-        data, verdicts = module.analyse(runs)
+        data, verdicts = module.analyse(measure(module, Work(scale, out / scale, workers, progress)))
         files = _save(out, name, data, module.draw(data))
         result = Result(name, module.TITLE, module.CAPTION, scale, verdicts, files, time.monotonic() - start)
         (out / f"{name}.json").write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
         results.append(result)
         write_report(out)
     return results
+
+
+def measure(module: Any, work: Work) -> dict[str, xr.Dataset]:
+    """What the analysis of a figure needs: {label: dataset}."""
+    if hasattr(module, "measure"):
+        return module.measure(work)
+    # A figure made from the runs of another one names it in RUNS.
+    figure = getattr(module, "RUNS", module.__name__.rpartition(".")[2])
+    return {label: work.run(f"{figure}-{label}", experiment) for label, experiment in module.experiments(work.scale).items()}
 
 
 def load_results(out: str | Path) -> list[Result]:
@@ -123,18 +163,27 @@ def load_results(out: str | Path) -> list[Result]:
 
 
 def _save(out: Path, name: str, data: xr.Dataset, figure: Any) -> dict[str, str]:
-    import shutil
-
     import matplotlib.pyplot as plt
 
-    # Variable-length text: zarr has no specification for numpy's fixed-length one.
-    text = {key: coord.astype(np.dtypes.StringDType()) for key, coord in data.coords.items() if coord.dtype.kind == "U"}
-    data = data.assign_coords(text)
-    shutil.rmtree(out / f"{name}.zarr", ignore_errors=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        data.to_zarr(out / f"{name}.zarr", mode="w", consolidated=True)
+    write_dataset(data, out / f"{name}.zarr")
     for ending in ("png", "pdf"):
         figure.savefig(out / f"{name}.{ending}")
     plt.close(figure)
     return {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}
+
+
+def write_dataset(data: xr.Dataset, path: Path) -> None:
+    """Write a labelled dataset to a new zarr folder, in place of what is there."""
+    import shutil
+
+    # Variable-length text: zarr has no specification for numpy's fixed-length one.
+    text = {key: coord.astype(np.dtypes.StringDType()) for key, coord in data.coords.items() if coord.dtype.kind == "U"}
+    data = data.assign_coords(text)
+    # Whole or not at all: a half-written folder reads as missing values.
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        data.to_zarr(unfinished, mode="w", consolidated=True)
+    shutil.rmtree(path, ignore_errors=True)
+    unfinished.rename(path)

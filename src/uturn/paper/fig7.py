@@ -33,7 +33,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         "source": {"type": "rhm", **PARAMETERS, "grammars": grammars},
         "corruption": {"type": "epsilon", "noise": noise.tolist()},
         "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
+        "probes": [{"type": "tree_levels"}, {"type": "messages"}],  # the messages are for figs. 12 and 13
     }
     return {"epsilon": Experiment.from_dict(spec)}
 

@@ -1,0 +1,191 @@
+"""Fig. 10: which rules speak for the right symbol and which against it, at the paper's size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.paper import Verdict, Work
+from uturn.paper.messages import mean_estimate
+from uturn.paper.small_tree import PICTURES
+from uturn.paper.style import ACCENT, CLASS, THEORY, style
+from uturn.random import keys
+from uturn.theory import MeanField
+
+TITLE = "Rules for and against the right symbol"
+CAPTION = (
+    "All 256 rules of one level of a grammar (32 symbols, 8 rules each) as pairs (a, b) of children. The belief is pinned "
+    "on the true pair with noise ε: rules that share a symbol with it (on the cross) count less than the true rule, the "
+    "others still less (Eqs. 22 to 26). Right: the upward message to the parent, split by the number of wrong symbols in "
+    "the rules. Those of the right symbol add to its belief, all others compete. Line: mean field (Eq. 11), where every "
+    "count of rules is replaced by its average (Eq. 31)."
+)
+PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
+NOISE = 0.5
+PARENT, RULE = 0, 0  # the true ones
+
+
+def measure(work: Work) -> dict[str, xr.Dataset]:
+    from uturn.corruption import EpsilonBelief
+    from uturn.inference import infer
+    from uturn.rhm import RandomHierarchyModel
+
+    grammars = 200 if work.scale == "smoke" else 2000
+    v = PARAMETERS["vocab_size"]
+
+    def compute() -> xr.Dataset:
+        tables, messages, counts = [], [], []
+        # The message of a factor depends on one level of rules only: trees of depth 1 are enough.
+        for seed in keys(0, PICTURES, np.arange(grammars)).tolist():
+            rhm = RandomHierarchyModel(**PARAMETERS, depth=1, seed=seed)
+            pairs = rhm.rules[1].reshape(-1, 2)
+            evidence = EpsilonBelief().log_evidence(EpsilonBelief().corrupt(pairs, NOISE, v), np.float64)
+            up = infer(rhm, evidence, outputs=("upward",)).upward[1][:, 0]
+            wrong = (pairs[:, None] != pairs[None]).sum(axis=2)
+            tables.append(rhm.rules[1])
+            messages.append(up)
+            counts.append([(wrong == k).sum(axis=1).mean() for k in range(3)])
+        right = [up[np.arange(len(up)), np.repeat(np.arange(v), PARAMETERS["multiplicity"])].mean() for up in messages]
+        return xr.Dataset(
+            {
+                "rules": (("parent", "rule", "child"), tables[0]),
+                "upward": ("parent", messages[0][PARAMETERS["multiplicity"] * PARENT + RULE]),
+                "rules_at_distance": (("grammar", "distance"), np.array(counts)),
+                "mean_belief": ("grammar", np.array(right)),
+            },
+            coords={"distance": [0, 1, 2]},
+            attrs={"noise": NOISE, "true_parent": PARENT, "true_rule": RULE, **PARAMETERS},
+        )
+
+    return {"factor": work.keep("fig10-factor", {"grammars": grammars, "noise": NOISE, **PARAMETERS}, compute)}
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    data = runs["factor"].load()
+    v, m, s, noise = *(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")), data.attrs["noise"]
+    rules, T = data.rules.values, v**s - 1
+    truth = rules[data.attrs["true_parent"], data.attrs["true_rule"]]
+    distance = (rules != truth).sum(axis=2)
+    p = 1 - noise + noise / v
+    weight = p ** (s - distance) * (noise / v) ** distance
+    split = np.stack([(weight * (distance == k)).sum(axis=1) for k in range(s + 1)])
+    data = data.assign(
+        contribution=(("distance", "parent"), split / split.sum()),
+        wrong_symbols=(("parent", "rule"), distance),
+        mean_field=float(MeanField(v, m, s).upward_map(p)),
+    )
+    error = float(np.abs(split.sum(axis=0) / split.sum() - data.upward.values).max())
+    verdicts = [
+        Verdict(
+            "contributions of the 256 rules, summed, against the message of belief propagation (Eq. 7)",
+            f"largest difference {error:.1e}",
+            "0",
+            error < 1e-12,
+            "below 1e-12 (double precision)",
+        )
+    ]
+    # The other v m - 1 rules are drawn without replacement from the other v**s - 1 pairs (Eqs. 30, 31). Their numbers at a
+    # distance, averaged over the true pairs of a grammar, are independent between grammars.
+    expected = (v * m - 1) * s * (v - 1) / T
+    numbers = data.rules_at_distance.sel(distance=1).values
+    z = (numbers.mean() - expected) / (numbers.std(ddof=1) / np.sqrt(len(numbers)))
+    verdicts.append(
+        Verdict(
+            f"rules with one wrong symbol, mean over true pairs and {len(numbers)} grammars",
+            str(mean_estimate(numbers)),
+            f"{expected:.3f} (hypergeometric, Eq. 31)",
+            abs(z) < 3.5,
+            f"t = {z:+.1f}, below 3.5 in size",
+        )
+    )
+    # Mean field is the ratio of averages, the belief an average of ratios: judged by the shift in ε.
+    theory, step = MeanField(v, m, s), 1e-5
+    slope = (theory.upward_map(p + step) - theory.upward_map(p - step)) / (2 * step) * (v - 1) / v  # -dF/dε: p = 1 - ε (v-1)/v
+    belief = mean_estimate(data.mean_belief.values)
+    shift = mean_estimate((data.mean_belief.values - float(data.mean_field)) / slope)
+    verdicts.append(
+        Verdict(
+            f"belief in the right symbol, mean over grammars, at ε = {noise}",
+            f"{belief}; shift in ε {shift}",
+            f"{float(data.mean_field):.4f} (mean field)",
+            abs(shift.value) < 0.005,
+            "within 0.005 in ε",
+        )
+    )
+    return data, verdicts
+
+
+def draw(data: xr.Dataset) -> Any:
+    from matplotlib.patches import Rectangle
+
+    rules, wrong = data.rules.values, data.wrong_symbols.values
+    v, noise = data.sizes["parent"], data.attrs["noise"]
+    parent = data.attrs["true_parent"]
+    truth = rules[parent, data.attrs["true_rule"]]
+    shades = {0: 1.0, 1: 0.62, 2: 0.3}
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), width_ratios=[1, 1.35], layout="constrained")
+        left.set(xlim=(-0.6, v - 0.4), ylim=(-0.6, v - 0.4), aspect="equal", xlabel="left child $a$", ylabel="right child $b$")
+        left.set_title("the rules of a level, as pairs of children")
+        left.add_patch(Rectangle((truth[0] - 0.5, -0.5), 1, v, fc="#f3ecd2", lw=0, zorder=0))
+        left.add_patch(Rectangle((-0.5, truth[1] - 0.5), v, 1, fc="#f3ecd2", lw=0, zorder=0))
+        for y in range(v):
+            for (a, b), k in zip(rules[y], wrong[y], strict=True):
+                color = CLASS if y == parent else ACCENT
+                side = 0.92 if y == parent else 0.8
+                left.add_patch(
+                    Rectangle(
+                        (a - side / 2, b - side / 2), side, side, fc=color, alpha=1 if y == parent else shades[k], lw=0, zorder=2
+                    )
+                )
+        left.add_patch(Rectangle((truth[0] - 0.75, truth[1] - 0.75), 1.5, 1.5, fc="none", ec=THEORY, lw=1.8, zorder=4))
+        ticks = [0, 8, 16, 24, 31]
+        left.set_xticks(ticks, [str(k + 1) for k in ticks])
+        left.set_yticks(ticks, [str(k + 1) for k in ticks])
+        others = [y for y in range(v) if y != parent]
+        order = [parent, *sorted(others, key=lambda y: -float(data.upward[y]))]
+        exact, field = float(data.upward[parent]), float(data.mean_field)
+        # The wrong symbols once more, enlarged.
+        lens = right.inset_axes((0.2, 0.2, 0.78, 0.42))
+        bottom = np.zeros(v)
+        for k, words in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
+            heights = data.contribution.sel(distance=k).values[order]
+            for axes, first in ((right, 0), (lens, 1)):
+                colors = [CLASS if x == 0 else ACCENT for x in range(first, v)]
+                axes.bar(np.arange(first, v), heights[first:], 0.8, bottom=bottom[first:], color=colors, alpha=shades[k], lw=0)
+            lens.bar(1, 0, color="#555555", alpha=shades[k], label=words)
+            bottom += heights
+        right.axhline(field, color=THEORY, lw=1.3, ls="--")
+        right.text(v - 0.5, field + 0.012, f"mean field, right symbol: {field:.2f}", ha="right")
+        right.text(0.75, exact + 0.01, f"right symbol: {exact:.2f}", color=CLASS, va="bottom")
+        right.set(
+            xlabel="parent symbol (the right one first, then by message)",
+            ylabel="upward message to the parent",
+            xlim=(-0.7, v - 0.3),
+        )
+        right.set_xticks([])
+        right.set_ylim(0, 1.15 * max(exact, field))
+        right.set_title(rf"the message they make, $\epsilon={noise:g}$")
+        lens.set_title(f"enlarged: the {v - 1} wrong symbols share {1 - exact:.2f}", color=ACCENT, size=11, weight="normal")
+        lens.set(xticks=[], xlim=(0.3, v - 0.3))
+        lens.axhline((1 - field) / (v - 1), color=THEORY, lw=1.3, ls="--")
+        lens.text(v - 0.5, (1 - field) / (v - 1) + 0.001, "mean field, wrong symbol", ha="right", va="bottom", size=9.5)
+        lens.legend(title="rules with", loc="upper right", alignment="left")
+        patches = [
+            Rectangle((0, 0), 1, 1, fc="white", ec=THEORY, lw=1.8, label="the true pair"),
+            Rectangle((0, 0), 1, 1, fc=CLASS, label="right symbol"),
+            Rectangle((0, 0), 1, 1, fc=ACCENT, label="wrong symbols"),
+            Rectangle((0, 0), 1, 1, fc="#f3ecd2", label="shares a child"),
+        ]
+        left.legend(
+            handles=patches,
+            loc="upper center",
+            bbox_to_anchor=(0.48, -0.12),
+            ncols=4,
+            handlelength=1,
+            handleheight=1,
+            columnspacing=1.2,
+        )
+    return figure

@@ -1,0 +1,158 @@
+"""Fig. 11: the upward messages of all nodes and symbols at the bottom of the tree, with the mean-field values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.paper import Verdict, Work
+from uturn.paper.messages import TOLERANCE, mean_estimate
+from uturn.paper.small_tree import PICTURES, by_level
+from uturn.paper.style import MUTED, THEORY, level_colors, style
+from uturn.random import keys
+from uturn.theory import MeanField
+
+TITLE = "Every message at the bottom of the tree"
+CAPTION = (
+    "Upward messages of one string for every node and every symbol of the five lowest levels, in a grammar of depth 10 at "
+    "one ε. Coloured: the true symbol of each node; grey: all others. Lines: mean-field values for the true and for a wrong "
+    "symbol; triangles: mean over the nodes. Rules make the messages of nodes differ, their mean follows the "
+    "theory."
+)
+PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
+DEPTH, LEVELS, NOISE = 10, 5, 0.4
+
+
+def measure(work: Work) -> dict[str, xr.Dataset]:
+    from uturn.corruption import EpsilonBelief
+    from uturn.inference import infer
+    from uturn.rhm import RandomHierarchyModel
+
+    grammars, strings = (24, 4) if work.scale == "smoke" else (96, 16)
+
+    def compute() -> xr.Dataset:
+        means = []
+        first: dict[str, np.ndarray] = {}
+        for seed in keys(0, PICTURES, np.arange(grammars)).tolist():
+            rhm = RandomHierarchyModel(**PARAMETERS, depth=DEPTH, seed=seed)
+            draw = rhm.sample(strings, keys(seed, PICTURES, np.arange(strings)))
+            noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, rhm.vocab_size)
+            up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
+            right = [
+                np.take_along_axis(up[level], draw.latents[level][..., None], 2).mean(axis=(1, 2)) for level in range(LEVELS)
+            ]
+            means.append(np.stack(right, axis=-1))
+            if not first:
+                first["upward"] = np.concatenate([up[level][0] for level in range(LEVELS)])
+                first["true_symbol"] = np.concatenate([draw.latents[level][0] for level in range(LEVELS)])
+                sizes = [rhm.num_nodes(level) for level in range(LEVELS)]
+        return xr.Dataset(
+            {
+                "upward": (("node", "symbol"), first["upward"]),
+                "true_symbol": ("node", first["true_symbol"]),
+                "mean_belief": (("grammar", "string", "level"), np.array(means)),
+            },
+            coords={
+                "tree_level": ("node", np.repeat(np.arange(LEVELS), sizes)),
+                "position": ("node", np.concatenate([np.arange(size) for size in sizes])),
+                "level": np.arange(LEVELS),
+            },
+            attrs={"noise": NOISE, "depth": DEPTH, **PARAMETERS},
+        )
+
+    settings = {"grammars": grammars, "strings": strings, "noise": NOISE, "depth": DEPTH, "levels": LEVELS, **PARAMETERS}
+    return {"messages": work.keep("fig11-messages", settings, compute)}
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    data = runs["messages"].load()
+    noise, depth, levels = data.attrs["noise"], data.attrs["depth"], data.sizes["level"]
+    v = PARAMETERS["vocab_size"]
+    theory, step = MeanField(**PARAMETERS), 1e-5
+    below, lines, above = theory.curves([noise - step, noise, noise + step], depth).upward[:, :levels]
+    slope = (below - above) / (2 * step)  # -dp/dε: a curve displaced to larger ε lies higher
+    data = data.assign(mean_field=("level", lines))
+    messages = by_level(data.upward)
+    exact = np.where(np.arange(v) == by_level(data.true_symbol)[0][:, None], 1 - noise + noise / v, noise / v)
+    error = float(np.abs(messages[0] - exact).max())
+    total = float(abs(data.upward.sum("symbol") - 1).max())
+    moved = (data.mean_belief - lines) / np.where(np.arange(levels) > 0, slope, np.nan)  # the leaves do not fluctuate
+    above_leaves = range(1, levels)
+    shifts = [mean_estimate(moved.mean("string").values[:, level]) for level in above_leaves]
+    spread = moved.std(("grammar", "string"), ddof=1).values
+    drawn = [(_true(data, level).mean() - lines[level]) / slope[level] for level in above_leaves]
+    return data, [
+        Verdict(
+            "messages of the leaves against Eq. 21; sums over symbols against 1: largest difference",
+            f"{error:.1e}; {total:.1e}",
+            "0",
+            error < 1e-12 and total < 1e-12,
+            "below 1e-12 (double precision)",
+        ),
+        Verdict(
+            f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε, levels 1 .. {levels - 1}",
+            ", ".join(f"{s.value:+.4f} [{s.low:+.4f}, {s.high:+.4f}]" for s in shifts),
+            "0",
+            all(s.low < TOLERANCE and s.high > -TOLERANCE for s in shifts),
+            f"every interval meets ±{TOLERANCE}",
+        ),
+        Verdict(
+            f"the string of the picture, mean over nodes, as a shift in ε, levels 1 .. {levels - 1}",
+            ", ".join(f"{value:+.4f}" for value in drawn),
+            "0; standard deviation between strings " + ", ".join(f"{spread[level]:.4f}" for level in above_leaves),
+            all(abs(value) < TOLERANCE + 3.5 * spread[level] for level, value in zip(above_leaves, drawn, strict=True)),
+            f"within {TOLERANCE} + 3.5 standard deviations",
+        ),
+    ]
+
+
+def _true(data: xr.Dataset, level: int) -> np.ndarray:
+    """Messages of a level at the true symbols, (nodes,)."""
+    symbols = by_level(data.true_symbol)[level]
+    return by_level(data.upward)[level][np.arange(len(symbols)), symbols]
+
+
+def draw(data: xr.Dataset) -> Any:
+    levels, v = data.sizes["level"], data.sizes["symbol"]
+    colors = level_colors(data.attrs["depth"] + 1)
+    with style() as plt:
+        figure, panels = plt.subplots(1, levels, figsize=(14, 4.4), sharey=True, layout="constrained")
+        for level, axes in enumerate(panels):
+            right, messages = _true(data, level), by_level(data.upward)[level]
+            nodes = len(right)
+            wrong = np.ones(messages.shape, bool)
+            wrong[np.arange(nodes), by_level(data.true_symbol)[level]] = False
+            place = np.broadcast_to(np.arange(1, nodes + 1)[:, None], messages.shape)
+            size = 2 if nodes > 300 else 3
+            axes.plot(place[wrong], messages[wrong], ".", color="#b5b5b5", ms=size, mew=0, rasterized=True, zorder=1)
+            true_size = 2.4 if nodes > 300 else 3.6
+            axes.plot(place[:, 0], right, "o", color=colors[2 * level], ms=true_size, mew=0, alpha=0.8, rasterized=True, zorder=2)
+            p = float(data.mean_field[level])
+            for value in (p, (1 - p) / (v - 1)):
+                axes.axhline(value, color=THEORY, lw=1.5, zorder=3)
+            axes.plot(
+                [1.02],
+                [right.mean()],
+                "<",
+                color=colors[2 * level],
+                ms=9,
+                mew=0,
+                transform=axes.get_yaxis_transform(),
+                clip_on=False,
+            )
+            axes.set(xlim=(0, nodes + 1), ylim=(-0.01, 1.02), xlabel="node")
+            axes.set_xticks([1, nodes // 2])
+            axes.set_title(f"level {level}" + (", leaves" if level == 0 else ""))
+        panels[0].set_ylabel("upward message")
+        panels[0].plot([], [], "o", color=colors[0], ms=5, label="true symbol")
+        panels[0].plot([], [], ".", color="#b5b5b5", ms=8, label="other symbols")
+        panels[0].plot([], [], color=THEORY, lw=1.5, label="mean field")
+        panels[0].plot([], [], "<", color=MUTED, ms=7, mew=0, label="mean over nodes")
+        panels[0].legend(loc="center", bbox_to_anchor=(0.5, 0.34))
+        figure.suptitle(
+            rf"$v={v}$, $m={data.attrs['multiplicity']}$, $s={data.attrs['branching']}$, $L={data.attrs['depth']}$, "
+            rf"$\epsilon={data.attrs['noise']:g}$", size=12,
+        )  # fmt: skip
+    return figure

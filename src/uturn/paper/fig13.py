@@ -1,0 +1,82 @@
+"""Fig. 13: downward messages per level against ε, belief propagation and theory (from the run of fig. 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.paper import Verdict
+from uturn.paper.fig7 import PARAMETERS, experiments
+from uturn.paper.messages import compare, draw_levels, quenched_downward
+from uturn.statistics import grammar_means
+from uturn.theory import MeanField
+
+__all__ = ["CAPTION", "RUNS", "TITLE", "analyse", "draw", "experiments"]
+
+RUNS = "fig7"
+GRAMMARS = 300  # drawn for the theory
+TITLE = "Downward messages of every level"
+CAPTION = (
+    "What all other leaves say about the true symbol of a node (downward message, mean over nodes), against the noise ε on "
+    "the leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Even "
+    "without noise a context does not determine a symbol: several rules may fit it, so the messages stay below 1 and "
+    "fluctuate. The annealed mean field (dashed) counts those rules on average and lies too low at small ε; drawing them at "
+    "random (lines) leaves no such gap."
+)
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    run = runs["epsilon"].load()
+    sizes = tuple(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching"))
+    L, n = PARAMETERS["depth"], PARAMETERS["vocab_size"]
+    theory = MeanField(*sizes)
+    fine = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.6, 0.86, 53)].round(6))
+    drawn = quenched_downward(*sizes, L, tuple(fine.tolist()), GRAMMARS)
+    data, verdict = compare(
+        run.downward_belief, fine, drawn.mean(axis=0), range(L), "downward messages", "rules drawn at random on each path"
+    )
+    data = data.assign(mean_field=(("theory_noise", "tree_level"), theory.curves(fine, L).downward))
+    data = data.assign_attrs(critical_noise=theory.critical_noise, **PARAMETERS)
+    error = float(abs(run.downward_belief.isel(tree_level=L) - 1 / n).max())
+    verdicts = [
+        Verdict(
+            "messages to the class, largest difference to 1/n", f"{error:.1e}", "0", error < 1e-5, "below 1e-5 (single precision)"
+        )
+    ]
+
+    # Without noise the siblings of a path are known for certain, and the drawn paths follow the exact law.
+    from scipy.stats import ttest_ind
+
+    measured = grammar_means(run.downward_belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
+    expected = drawn[:, 0, :L]
+    p_values = ttest_ind(measured, expected, equal_var=False).pvalue
+    verdicts.append(
+        Verdict(
+            f"messages without noise, levels 0 .. {L - 1}",
+            ", ".join(f"{value:.3f}" for value in measured.mean(axis=0)),
+            ", ".join(f"{value:.3f}" for value in expected.mean(axis=0))
+            + "; annealed mean field "
+            + ", ".join(f"{value:.3f}" for value in theory.curves(0.0, L).downward[:L]),
+            bool(np.all(p_values > 5e-4)),
+            f"Welch's test between grammars, every p > 0.0005 (smallest {p_values.min():.2g})",
+        )
+    )
+    verdicts.append(verdict)
+    low = run.sel(noise=0.1)
+    down, up = (grammar_means(low[f"{name}_belief"]).std("grammar", ddof=1).values[1:L].mean() for name in ("downward", "upward"))
+    verdicts.append(
+        Verdict(
+            f"spread between grammars at ε = 0.1, mean over levels 1 .. {L - 1}: downward, upward",
+            f"{down:.2g}, {up:.2g}",
+            "downward larger: a context has several fits",
+            down > 2 * up,
+            "more than twice",
+        )
+    )
+    return data, verdicts
+
+
+def draw(data: xr.Dataset) -> Any:
+    return draw_levels(data, "downward message at the true symbol", "rules drawn\non each path")

@@ -1,0 +1,89 @@
+"""Fig. 14: marginals of every level against ε, belief propagation and mean field (from the run of fig. 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.paper import Verdict
+from uturn.paper.fig7 import PARAMETERS, experiments
+from uturn.paper.messages import compare, draw_level, draw_shifts
+from uturn.paper.style import MUTED, THEORY, level_colors, style
+from uturn.theory import MeanField
+
+__all__ = ["CAPTION", "RUNS", "TITLE", "analyse", "draw", "experiments"]
+
+RUNS = "fig7"
+TITLE = "Marginals of every level"
+CAPTION = (
+    "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every "
+    "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean- "
+    "field theory (Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
+)
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    run = runs["epsilon"].load()
+    L, n = PARAMETERS["depth"], PARAMETERS["vocab_size"]
+    theory = MeanField(*(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")))
+    fine = np.linspace(0, 1, 4001)
+    data, verdict = compare(run.belief, fine, theory.curves(fine, L).marginals, range(L + 1), "marginals", "mean field")
+    data = data.assign_attrs(critical_noise=theory.critical_noise, **PARAMETERS)
+    ends = max(
+        float(abs(run.belief.sel(noise=0) - 1).max()), float(abs(run.belief.sel(noise=1).isel(tree_level=L) - 1 / n).max())
+    )
+    root = float(abs((run.belief - run.upward_belief).isel(tree_level=L)).max())
+    return data, [
+        verdict,
+        Verdict(
+            "marginal 1 without noise, and 1/n for the class at full noise: largest difference",
+            f"{ends:.1e}",
+            "0",
+            ends < 1e-5,
+            "below 1e-5 (single precision)",
+        ),
+        Verdict(
+            "marginal of the class against its upward message, string by string: largest difference",
+            f"{root:.1e}",
+            "0 (uniform prior)",
+            root < 1e-5,
+            "below 1e-5 (single precision)",
+        ),
+    ]
+
+
+def draw(data: xr.Dataset) -> Any:
+    depth = data.sizes["tree_level"] - 1
+    colors = level_colors(depth + 1)
+    columns = -(-(depth + 2) // 2)
+    with style() as plt:
+        figure, grid = plt.subplots(2, columns, figsize=(14, 5.6), layout="constrained")
+        for level, axes in zip(range(depth + 1), grid.flat, strict=False):
+            draw_level(axes, data, level, colors[level], bold=False)
+            axes.axvline(data.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
+            axes.axhline(1 / data.attrs["vocab_size"], color=MUTED, lw=0.8, ls="--", zorder=1)
+            axes.set(xlim=(0, 1), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            axes.set_xticklabels(["0", "0.5", "1"])
+            axes.set_title(
+                {0: "level 0, leaves", depth: f"level {depth}, class"}.get(level, f"level {level}"), color=colors[level]
+            )
+            if level % columns == 0:
+                axes.set_ylabel("P(true symbol)")
+            else:
+                axes.set_yticklabels([])
+            if level >= columns:
+                axes.set_xlabel(r"noise $\epsilon$")
+            else:
+                axes.set_xticklabels([])
+        for axes in grid.flat[depth + 2 :]:
+            axes.axis("off")
+        last = grid.flat[depth + 1]
+        draw_shifts(last, data, colors)
+        last.set(ylabel="", xlabel=r"shift in $\epsilon$")
+        last.yaxis.tick_right()
+        last.spines["left"].set_visible(False)
+        last.spines["right"].set_visible(True)
+        last.set_title("shift by level", loc="left")
+    return figure

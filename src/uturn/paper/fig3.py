@@ -1,0 +1,155 @@
+"""Fig. 3: a tree of the Random Hierarchy Model with its symbols and rules, and what a U-turn does to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.paper import Verdict, Work
+from uturn.paper import small_tree as small
+from uturn.paper.style import ACCENT, CLASS, MUTED, style
+
+TITLE = "A string, its tree and its grammar"
+CAPTION = (
+    "Left: a string of a small Random Hierarchy Model (6 symbols, 2 rules each, 2 children, depth 3) and the tree behind "
+    "it; its class is the symbol on top. Middle: all rules of the grammar, level by level; framed: those the tree is made "
+    "of. Right: a U-turn. Half of the leaves, on average, were hidden, and a string drawn from the exact posterior: red "
+    "marks what changed. A changed latent redraws everything below it, while hidden leaves elsewhere come back: their "
+    "context tells them."
+)
+NOISE = 0.5
+
+
+def measure(work: Work) -> dict[str, xr.Dataset]:
+    from uturn.corruption import Masking
+    from uturn.inference import sample_posterior
+
+    rhm = small.small_grammar()
+    draw, key = small.small_string(rhm)
+    noisy = Masking().corrupt(draw.leaves, NOISE, rhm.vocab_size, key)
+    rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy), key)
+    data = xr.Dataset(
+        {
+            "rules": small.rules_array(rhm),
+            "original": ("node", small.nodes(draw.latents)),
+            "reconstruction": ("node", small.nodes(rebuilt)),
+            "observed": ("leaf", noisy.values[0]),
+        },
+        coords=small.node_coordinates(rhm),
+        attrs={"noise": NOISE},
+    )
+    return {"instance": data}
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    data = runs["instance"]
+    rhm = small.grammar_of(data)
+    trees = {name: small.by_level(data[name]) for name in ("original", "reconstruction")}
+    m, L, d, n = data.sizes["rule"], rhm.depth, rhm.num_leaves, rhm.num_classes
+    rules_drawn = (d - 1) // (rhm.branching - 1)
+    expected = -(np.log(n) + rules_drawn * np.log(m))
+
+    read = {name: rhm.parse(tree[0][None]) for name, tree in trees.items()}
+    agree = sum(int((read[name].latents[level][0] == tree[level]).sum()) for name, tree in trees.items() for level in tree)
+    measured = {name: float(rhm.log_likelihood(tree[0][None])[0]) for name, tree in trees.items()}
+    grammatical = count_grammatical(rhm)
+    seen = data.observed.values >= 0
+    kept = {name: int((tree[0] == data.observed.values)[seen].sum()) for name, tree in trees.items()}
+    return data, [
+        Verdict(
+            "nodes whose symbol a parser recovers from the leaves, both trees",
+            f"{agree} of {2 * data.sizes['node']}",
+            "all: a string has one parse",
+            agree == 2 * data.sizes["node"],
+            "equal",
+        ),
+        Verdict(
+            "log-likelihood of original and reconstruction",
+            " and ".join(f"{value:.6f}" for value in measured.values()) + " nats",
+            f"-(log n + (d-1)/(s-1) log m) = {expected:.6f} nats",
+            all(abs(value - expected) < 1e-9 for value in measured.values()),
+            "equal to 1e-9",
+        ),
+        Verdict(
+            f"grammatical strings among all {rhm.vocab_size}**{d} = {rhm.vocab_size**d:,}",
+            str(grammatical),
+            f"n m**((d-1)/(s-1)) = {n} * {m}**{rules_drawn} = {n * m**rules_drawn}",
+            grammatical == n * m**rules_drawn,
+            f"equal; every string parsed up to level {L}",
+        ),
+        Verdict(
+            "leaves that were seen and are unchanged: original, reconstruction",
+            f"{kept['original']} and {kept['reconstruction']} of {int(seen.sum())}",
+            "all",
+            all(count == int(seen.sum()) for count in kept.values()),
+            "equal",
+        ),
+    ]
+
+
+def count_grammatical(rhm: Any) -> int:
+    """Number of strings that parse, by trying all v**d of them (d <= 8)."""
+    v, d = rhm.vocab_size, rhm.num_leaves
+    half = np.stack(np.meshgrid(*[np.arange(v)] * (d // 2), indexing="ij"), axis=-1).reshape(-1, d // 2)
+    total = 0
+    for head in half:
+        strings = np.concatenate([np.broadcast_to(head, half.shape), half], axis=1)
+        total += int(rhm.parse(strings).valid[rhm.depth].sum())
+    return total
+
+
+def draw(data: xr.Dataset) -> Any:
+    from matplotlib.patches import FancyBboxPatch
+
+    from uturn.paper import tree_drawing as drawing
+
+    rhm = small.grammar_of(data)
+    before, after = (small.by_level(data[name]) for name in ("original", "reconstruction"))
+    changed = {level: before[level] != after[level] for level in before}
+    L, d = rhm.depth, rhm.num_leaves
+    gap, middle, right = 2.35, 8.9, 17.6
+    heights = gap * np.arange(L + 1)
+    centres = drawing.leaf_centres(rhm.branching, L)
+    with style() as plt:
+        figure, axes = plt.subplots(figsize=(14, 5.4), layout="constrained")
+        drawing.canvas(axes, (-2.4, right + d - 0.4), (-1.5, heights[L] + 1.2))
+        for level in range(L + 1):
+            words = {0: "leaves", L: "class"}.get(level, f"level {level}")
+            axes.text(-0.75, heights[level], words, ha="right", va="center", color=MUTED, size=10)
+            axes.plot([-0.6, right + d - 0.6], [heights[level]] * 2, color="#eeeeee", lw=1, zorder=0)
+        titles = ("A string and its tree", "The rules, two for every symbol", "After a U-turn")
+        for x, words in zip((3.5, middle + 3.4, right + 3.5), titles, strict=True):
+            axes.text(x, heights[L] + 0.95, words, ha="center", va="center", size=13, weight="bold")
+        drawing.draw_tree(axes, before, centres, heights)
+        drawing.draw_tree(axes, after, {level: x + right for level, x in centres.items()}, heights, changed)
+        used = {CLASS: small.rule_used(rhm, after), ACCENT: small.rule_used(rhm, before)}
+        for level in range(1, L + 1):
+            frames: dict[tuple[int, int], list[Any]] = {}
+            for color, rules in reversed(used.items()):
+                for at, parent, k in rules:
+                    if at == level:
+                        frames.setdefault((parent, k), []).append(color)
+            drawing.rule_table(axes, middle, heights[level] - 0.52, rhm.rules[level], level, L, frames)
+        for x, words in ((0.0, "seen through\nthe noise"), (right, "")):
+            for leaf, symbol in enumerate(data.observed.values):
+                place = x + leaf
+                axes.plot([place, place], [-0.4, -0.85], color="#bbbbbb", lw=1, ls=":", zorder=1)
+                color = "#e4e4e4" if symbol < 0 else drawing.SYMBOL_COLORS[symbol]
+                axes.add_patch(
+                    FancyBboxPatch((place - 0.2, -1.35), 0.4, 0.4, boxstyle="round,pad=0.04", fc=color, ec="white", zorder=3)
+                )
+                name = "?" if symbol < 0 else drawing.symbol_name(int(symbol), 0, L)
+                axes.text(
+                    place, -1.16, name, color=MUTED if symbol < 0 else "white", weight="bold", ha="center", va="center", zorder=4
+                )
+            axes.text(-0.75, -1.15, words, ha="right", va="center", color=MUTED, size=10)
+        key = ((ACCENT, "used in the original"), (CLASS, "used after the U-turn"))
+        for k, (color, words) in enumerate(key):
+            left = middle - 0.7 + 4.2 * k
+            axes.add_patch(
+                FancyBboxPatch((left, -1.33), 0.5, 0.36, boxstyle="round,pad=0,rounding_size=0.1", fc="none", ec=color, lw=1.7)
+            )
+            axes.text(left + 0.65, -1.15, words, va="center", size=9.5)
+    return figure

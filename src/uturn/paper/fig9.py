@@ -1,0 +1,201 @@
+"""Fig. 9: the messages on one factor, and the rules that make them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.paper import Verdict, Work, fig4
+from uturn.paper.style import MUTED, style
+
+TITLE = "The messages on one factor"
+CAPTION = (
+    "One factor of fig. 4 and its rules. Upward (Eq. 7): a rule y → (a, b) contributes the product of what the two children "
+    "say about a and b; the sum over the rules of y is the message to the parent. Downward (Eq. 8), to the left child: a "
+    "rule contributes what the parent says about y times what the right child says about b; the sum over the rules with "
+    "left symbol a is the message. Tiles: the rules, in the colour of their parent; filled part: their contribution, "
+    "largest = full."
+)
+LEVEL, NODE = 2, 1  # the parent
+
+
+def measure(work: Work) -> dict[str, xr.Dataset]:
+    from uturn.inference import infer
+
+    rhm, latents, _, log_evidence = fig4.observation()
+    beliefs = infer(rhm, log_evidence[None], outputs=("upward", "downward"))
+    s = rhm.branching
+    children = slice(s * NODE, s * (NODE + 1))
+    return {
+        "factor": xr.Dataset(
+            {
+                "rules": (("parent", "rule", "child"), rhm.rules[LEVEL]),
+                "true_parent": int(latents[LEVEL][0, NODE]),
+                "true_children": ("child", latents[LEVEL - 1][0, children]),
+                "upward_children": (("child", "symbol"), beliefs.upward[LEVEL - 1][0, children]),
+                "upward_parent": ("symbol", beliefs.upward[LEVEL][0, NODE]),
+                "downward_parent": ("symbol", beliefs.downward[LEVEL][0, NODE]),
+                "downward_children": (("child", "symbol"), beliefs.downward[LEVEL - 1][0, children]),
+            },
+            attrs={"tree_level": LEVEL, "depth": rhm.depth, "time": fig4.TIME},
+        )
+    }
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    data = runs["factor"].load()
+    rules, v = data.rules.values, data.sizes["symbol"]
+    up, down = data.upward_children.values, data.downward_parent.values
+    # One number a rule; every message is a sum of them.
+    upward = up[0][rules[..., 0]] * up[1][rules[..., 1]]
+    to_left, to_right = (down[:, None] * up[1 - child][rules[..., 1 - child]] for child in (0, 1))
+    data = data.assign(
+        contribution_up=(("parent", "rule"), upward),
+        contribution_left=(("parent", "rule"), to_left),
+        contribution_right=(("parent", "rule"), to_right),
+    )
+    sums = {"upward, to the parent (Eq. 7)": (upward.sum(axis=1), data.upward_parent.values)}
+    for child, (words, shares) in enumerate((("left", to_left), ("right", to_right))):
+        total = np.zeros(v)
+        np.add.at(total, rules[..., child].ravel(), shares.ravel())
+        sums[f"downward, to the {words} child (Eq. 8)"] = (total, data.downward_children.values[child])
+    verdicts = []
+    for words, (total, message) in sums.items():
+        error = float(np.abs(total / total.sum() - message).max())
+        verdicts.append(
+            Verdict(
+                f"contributions of the rules, summed, against the message {words}",
+                f"largest difference {error:.1e}",
+                "0",
+                error < 1e-12,
+                "below 1e-12 (double precision)",
+            )
+        )
+    distinct = len(np.unique(rules.reshape(-1, 2), axis=0))
+    verdicts.append(
+        Verdict(
+            "distinct pairs among the rules",
+            str(distinct),
+            f"v m = {rules[..., 0].size}",
+            distinct == rules[..., 0].size,
+            "equal",
+        )
+    )
+    return data, verdicts
+
+
+def draw(data: xr.Dataset) -> Any:
+    from uturn.paper import tree_drawing as drawing
+
+    level, depth, v = data.attrs["tree_level"], data.attrs["depth"], data.sizes["symbol"]
+    up, down_children = data.upward_children.values, data.downward_children.values
+    up_parent, down_parent = data.upward_parent.values, data.downward_parent.values
+    parent, children = int(data.true_parent), data.true_children.values
+    with style() as plt:
+        figure, axes = plt.subplots(figsize=(14, 5.6), layout="constrained")
+        drawing.canvas(axes, (-1.8, 25.7), (-2.9, 8.6))
+        titles = ((1.8, "Messages on a factor"), (11.3, "Upward: sums over colours"), (21.3, "Downward, left: sums over columns"))
+        for x, words in titles:
+            axes.text(x, 8.1, words, size=13, weight="bold", ha="center")
+        # Left: the factor with its variables.
+        top, foot, at = 5.6, 0.0, (-0.1, 3.7)
+        axes.plot([1.8, 1.8], [top, 2.8], color="#999999", lw=1.8, zorder=1)
+        for x in at:
+            axes.plot([1.8, x], [2.8, foot], color="#999999", lw=1.8, zorder=1)
+        drawing.square(axes, 1.8, 2.8, 0.55)
+        drawing.token(axes, 1.8, top, parent, drawing.symbol_name(parent, level, depth), 0.45, 14)
+        drawing.message_bars(axes, 0.35, top - 0.55, up_parent, 1.25, 1.1, drawing.UP, parent, "up")
+        drawing.message_bars(axes, 3.25, top - 0.55, down_parent, 1.25, 1.1, drawing.DOWN, parent, "down")
+        for child, x in enumerate(at):
+            true = int(children[child])
+            drawing.token(axes, x, foot, true, drawing.symbol_name(true, level - 1, depth), 0.45, 14)
+            drawing.message_bars(axes, x - 0.78, foot - 2.1, up[child], 1.25, 1.1, drawing.UP, true, "up")
+            drawing.message_bars(axes, x + 0.78, foot - 2.1, down_children[child], 1.25, 1.1, drawing.DOWN, true, "down")
+        # Middle and right: the rules as tiles at (a, b), with the messages they are multiplied with on the sides.
+        step = 0.92
+        for x0, shares, wide in ((8.3, data.contribution_up.values, True), (18.4, data.contribution_left.values, False)):
+            _tiles(axes, drawing, x0, data.rules.values, shares, step, level, depth)
+            side = x0 + v * step + 0.15
+            _profile(axes, drawing, side, 0, up[1], step, upright=False)
+            axes.text(side + 0.1, v * step + 0.15, "right child says", color=drawing.UP, size=9.5, va="bottom")
+            if wide:
+                _profile(axes, drawing, x0, v * step + 0.15, up[0], step, upright=True)
+                axes.text(x0, v * step + 1.6, "left child says", color=drawing.UP, size=9.5, va="bottom")
+                _sums(axes, drawing, x0, -1.1, shares, data.rules.values, None, step, level, depth)
+                axes.text(x0 - 0.25, -1.5, "to the\nparent", color=drawing.UP, size=9.5, ha="right", va="center")
+            else:
+                _profile(axes, drawing, x0, v * step + 0.15, down_parent, step, upright=True)
+                axes.text(x0, v * step + 1.6, "parent says (by colour)", color=drawing.DOWN, size=9.5, va="bottom")
+                _sums(axes, drawing, x0, -1.1, shares, data.rules.values, 0, step, level, depth)
+                axes.text(x0 - 0.25, -1.5, "to the\nleft child", color=drawing.DOWN, size=9.5, ha="right", va="center")
+    return figure
+
+
+def _tiles(axes: Any, drawing: Any, x: float, rules: np.ndarray, shares: np.ndarray, step: float, level: int, depth: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    v = len(rules)
+    for a in range(v):
+        for b in range(v):
+            axes.add_patch(Rectangle((x + a * step, b * step), step, step, fc="#fafafa", ec="#e2e2e2", lw=0.7, zorder=1))
+        name = drawing.symbol_name(a, level - 1, depth)
+        drawing.token(axes, x + (a + 0.5) * step, -0.42, a, name, 0.27, 9)
+        drawing.token(axes, x - 0.42, (a + 0.5) * step, a, name, 0.27, 9)
+    for parent, options in enumerate(rules):
+        for (a, b), share in zip(options, shares[parent], strict=True):
+            corner = (x + (a + 0.05) * step, (b + 0.05) * step)
+            color = drawing.SYMBOL_COLORS[parent]
+            axes.add_patch(Rectangle(corner, 0.9 * step, 0.9 * step, fc=color, alpha=0.22, lw=0, zorder=2))
+            axes.add_patch(Rectangle(corner, 0.9 * step, 0.9 * step * share / shares.max(), fc=color, lw=0, zorder=3))
+            name = drawing.symbol_name(parent, level, depth)
+            axes.text(corner[0] + 0.45 * step, corner[1] + 0.45 * step, name, ha="center", va="center", size=11, zorder=5)
+
+
+def _profile(axes: Any, drawing: Any, x: float, y: float, message: np.ndarray, step: float, upright: bool) -> None:
+    """A message along a side of the tiles."""
+    from matplotlib.patches import Rectangle
+
+    length = 1.3
+    for k, p in enumerate(message / message.max()):
+        color = drawing.SYMBOL_COLORS[k]
+        if upright:
+            axes.add_patch(Rectangle((x + (k + 0.15) * step, y), 0.7 * step, length * p, fc=color, lw=0))
+        else:
+            axes.add_patch(Rectangle((x, y + (k + 0.15) * step), length * p, 0.7 * step, fc=color, lw=0))
+    ends = ([x, x + len(message) * step], [y, y]) if upright else ([x, x], [y, y + len(message) * step])
+    axes.plot(*ends, color=MUTED, lw=0.9)
+
+
+def _sums(
+    axes: Any,
+    drawing: Any,
+    x: float,
+    y: float,
+    shares: np.ndarray,
+    rules: np.ndarray,
+    child: int | None,
+    step: float,
+    level: int,
+    depth: int,
+) -> None:
+    """Contributions stacked by parent symbol (child None) or by the symbol of a child, hanging below the tiles."""
+    from matplotlib.patches import Rectangle
+
+    v = len(rules)
+    groups: list[list[tuple[float, int]]] = [[] for _ in range(v)]
+    for parent, options in enumerate(rules):
+        for k, symbols in enumerate(options):
+            groups[parent if child is None else symbols[child]].append((float(shares[parent, k]), parent))
+    top = max(sum(share for share, _ in group) for group in groups)
+    for k, group in enumerate(groups):
+        at = y
+        for share, parent in sorted(group, reverse=True):
+            high = 1.2 * share / top
+            left = x + (k + 0.15) * step
+            axes.add_patch(Rectangle((left, at - high), 0.7 * step, high, fc=drawing.SYMBOL_COLORS[parent], ec="white", lw=0.8))
+            at -= high
+        if child is None:
+            axes.text(x + (k + 0.5) * step, y - 1.5, drawing.symbol_name(k, level, depth), size=11, ha="center", va="center")
+    axes.plot([x, x + v * step], [y, y], color=drawing.UP if child is None else drawing.DOWN, lw=1.6)

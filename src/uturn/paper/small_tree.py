@@ -1,0 +1,92 @@
+"""The small grammar and the string that all teaching pictures share (figs. 3, 4, 9), as labelled data and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.random import keys
+from uturn.rhm import Draw, RandomHierarchyModel
+
+PICTURES = 11  # purpose of a random stream, see uturn.sources
+# Chosen by eye: one branch of the tree changes in the U-turn, and one hidden leaf is recovered from its context.
+GRAMMAR = {"vocab_size": 6, "multiplicity": 2, "branching": 2, "depth": 3, "seed": 6}
+SEED = 15
+
+
+def small_grammar() -> RandomHierarchyModel:
+    """Six symbols, two rules each, a tree of depth 3: 768 strings in all, few enough to write them out."""
+    return RandomHierarchyModel(**GRAMMAR)
+
+
+def small_string(rhm: RandomHierarchyModel) -> tuple[Draw, np.ndarray]:
+    """The string of the pictures, and the key of the random numbers of its U-turn."""
+    key = keys(SEED, PICTURES, [0])
+    return rhm.sample(1, key), key
+
+
+def rules_array(rhm: RandomHierarchyModel) -> xr.DataArray:
+    """The rules of all levels in one array; needs as many classes as symbols, and one multiplicity."""
+    levels = sorted(rhm.rules)
+    return xr.DataArray(
+        np.stack([rhm.rules[level] for level in levels]),
+        dims=("rule_level", "parent", "rule", "child"),
+        coords={"rule_level": levels},
+    )
+
+
+def grammar_of(data: xr.Dataset) -> RandomHierarchyModel:
+    """The grammar whose rules are stored in a dataset."""
+    rules = {int(level): data.rules.sel(rule_level=level).values for level in data.rule_level.values}
+    return RandomHierarchyModel.from_rules(rules, vocab_size=data.sizes["parent"])
+
+
+def node_coordinates(rhm: RandomHierarchyModel) -> dict[str, Any]:
+    """Coordinates of the dimension `node`: all nodes of a tree, leaves first."""
+    sizes = [rhm.num_nodes(level) for level in range(rhm.depth + 1)]
+    return {
+        "tree_level": ("node", np.repeat(np.arange(rhm.depth + 1), sizes)),
+        "position": ("node", np.concatenate([np.arange(size) for size in sizes])),
+    }
+
+
+def nodes(values: dict[int, Any]) -> np.ndarray:
+    """One sample of {tree_level: (1, nodes, ...)} along the dimension `node`."""
+    return np.concatenate([np.asarray(values[level])[0] for level in sorted(values)])
+
+
+def by_level(values: xr.DataArray) -> dict[int, np.ndarray]:
+    """The way back from `nodes`: {tree_level: (nodes, ...)}."""
+    levels = values.tree_level.values
+    return {int(level): values.values[levels == level] for level in np.unique(levels)}
+
+
+def rule_used(rhm: RandomHierarchyModel, latents: dict[int, np.ndarray]) -> set[tuple[int, int, int]]:
+    """Rules a tree is made of: {(tree_level, parent symbol, rule)}."""
+    parse = rhm.parse(latents[0][None])
+    return {
+        (level, int(y), int(k))
+        for level in parse.rules
+        for y, k in zip(parse.latents[level][0], parse.rules[level][0], strict=True)
+    }
+
+
+def expansions(rhm: RandomHierarchyModel, tree_level: int) -> np.ndarray:
+    """All strings that a node of a level can become, written out: (symbols, strings, s**tree_level)."""
+    strings = np.arange(rhm.vocab_size)[:, None, None]
+    for level in range(1, tree_level + 1):
+        grown = []
+        for rules in rhm.rules[level]:
+            of_symbol = []
+            for children in rules:
+                joined = strings[children[0]]
+                for child in children[1:]:
+                    right = strings[child]
+                    pairs = (np.repeat(joined, len(right), axis=0), np.tile(right, (len(joined), 1)))
+                    joined = np.concatenate(pairs, axis=1)
+                of_symbol.append(joined)
+            grown.append(np.concatenate(of_symbol))
+        strings = np.stack(grown)
+    return strings

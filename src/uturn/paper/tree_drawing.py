@@ -1,0 +1,156 @@
+"""Trees, symbols, rules and messages as pictures: what the drawn figures have in common.
+
+Everything is drawn in data units on axes of equal aspect without frame (`canvas`); one unit is about the distance of two leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from uturn.paper.style import ACCENT, CLASS, MUTED
+
+SYMBOL_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442")
+UP, DOWN = ACCENT, CLASS
+# Alphabets of different levels are different sets: leaves, latents, and the class.
+_LETTERS = ("abcdefgh", "ABCDEFGH", "αβγδεζηθ")
+
+
+def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
+    """Name of a symbol in a picture: digits for classes, another alphabet for every other level."""
+    return str(symbol + 1) if tree_level == depth else _LETTERS[tree_level % len(_LETTERS)][symbol]
+
+
+def canvas(axes: Any, width: tuple[float, float], height: tuple[float, float]) -> None:
+    """Bare axes of equal aspect."""
+    axes.set(xlim=width, ylim=height, aspect="equal")
+    axes.axis("off")
+
+
+def leaf_centres(branching: int, depth: int, spacing: float = 1.0) -> dict[int, np.ndarray]:
+    """Horizontal places of the nodes, {tree_level: (nodes,)}: every parent in the middle of its children."""
+    centres = {0: spacing * np.arange(branching**depth)}
+    for level in range(1, depth + 1):
+        centres[level] = centres[level - 1].reshape(-1, branching).mean(axis=1)
+    return centres
+
+
+def token(
+    axes: Any, x: float, y: float, symbol: int, name: str, radius: float = 0.34, size: float = 11, ring: Any = None
+) -> None:
+    """A symbol: a disc of its colour with its name; `ring` is the colour of a circle around it."""
+    from matplotlib.patches import Circle
+
+    axes.add_patch(Circle((x, y), radius, fc=SYMBOL_COLORS[symbol], ec="white", lw=1.2, zorder=4))
+    if ring is not None:
+        axes.add_patch(Circle((x, y), radius * 1.24, fc="none", ec=ring, lw=2.2, zorder=5))
+    axes.text(x, y - 0.02 * radius, name, color="white", size=size, weight="bold", ha="center", va="center_baseline", zorder=6)
+
+
+def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, width: float) -> None:
+    """A ring whose arcs are the probabilities of the symbols, clockwise from the top."""
+    from matplotlib.patches import Wedge
+
+    ends = 90 - 360 * np.r_[0, np.cumsum(shares / shares.sum())]
+    for symbol, (start, end) in enumerate(pairwise(ends)):
+        if start - end > 0.2:
+            axes.add_patch(Wedge((x, y), radius, end, start, width=width, fc=SYMBOL_COLORS[symbol], ec="white", lw=0.6, zorder=3))
+
+
+def square(axes: Any, x: float, y: float, side: float = 0.34, color: Any = "#333333") -> None:
+    """A factor."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fc=color, ec="white", lw=1, zorder=4))
+
+
+def message_bars(
+    axes: Any,
+    x: float,
+    y: float,
+    message: Sequence[float] | np.ndarray,
+    width: float,
+    height: float,
+    color: Any = MUTED,
+    true_symbol: int | None = None,
+    arrow: str = "",
+) -> None:
+    """A message as a bar chart centred at x, with its foot at y: one bar a symbol, full height = probability 1.
+
+    `color` is that of the foot line, of the arrow head ("up", "down" or "") above it, and of the dot under the true symbol.
+    """
+    from matplotlib.patches import Rectangle
+
+    v = len(message)
+    step = width / v
+    left = x - width / 2
+    axes.add_patch(Rectangle((left, y), width, height, fc="white", ec="#dddddd", lw=0.7, zorder=2))
+    for symbol, p in enumerate(message):
+        axes.add_patch(
+            Rectangle((left + (symbol + 0.1) * step, y), 0.8 * step, height * float(p), fc=SYMBOL_COLORS[symbol], lw=0, zorder=3)
+        )
+    axes.plot([left, left + width], [y, y], color=color, lw=1.6, solid_capstyle="butt", zorder=4)
+    if true_symbol is not None:
+        axes.plot([left + (true_symbol + 0.5) * step], [y - 0.14 * height], "o", color=color, ms=4, mew=0, zorder=4)
+    if arrow:
+        axes.plot([x], [y + 1.2 * height], "^" if arrow == "up" else "v", color=color, ms=7, mew=0, zorder=4)
+
+
+def draw_tree(
+    axes: Any,
+    latents: dict[int, np.ndarray],
+    centres: dict[int, np.ndarray],
+    heights: Sequence[float] | np.ndarray,
+    changed: dict[int, np.ndarray] | None = None,
+) -> None:
+    """A tree of symbols; changed nodes and the branches into them are marked."""
+    depth = max(latents)
+    for level, symbols in latents.items():
+        for node, symbol in enumerate(symbols):
+            x, y = centres[level][node], heights[level]
+            marked = changed is not None and bool(changed[level][node])
+            if level < depth:
+                parent = node * len(latents[level + 1]) // len(symbols)
+                color, width = (CLASS, 2.2) if marked else ("#888888", 1.4)
+                axes.plot([x, centres[level + 1][parent]], [y, heights[level + 1]], color=color, lw=width, zorder=1)
+            token(axes, x, y, int(symbol), symbol_name(int(symbol), level, depth), ring=CLASS if marked else None)
+
+
+def rule_table(
+    axes: Any,
+    x: float,
+    y: float,
+    rules: np.ndarray,
+    tree_level: int,
+    depth: int,
+    frames: dict[tuple[int, int], list[Any]],
+    pitch: float = 1.36,
+) -> None:
+    """The rules of one level, a column for every parent symbol: the parent, and under it what it may become.
+
+    (x, y): middle of the first parent. `frames`: colours of frames around rules, {(parent, rule): colours}, the first one inside.
+    """
+    from matplotlib.patches import FancyBboxPatch
+
+    drop, half = 0.62, 0.26
+    for parent, options in enumerate(rules):
+        at = x + parent * pitch
+        token(axes, at, y, parent, symbol_name(parent, tree_level, depth), radius=0.29, size=9.5)
+        for k, children in enumerate(options):
+            row = y - 0.68 - k * drop
+            colors = frames.get((parent, k), [])
+            for n, color in enumerate(colors):
+                wide, high = 1.08 + 0.13 * n, 0.5 + 0.13 * n
+                axes.add_patch(
+                    FancyBboxPatch(
+                        (at - wide / 2, row - high / 2), wide, high,
+                        boxstyle="round,pad=0,rounding_size=0.12", fc="none", ec=color, lw=1.7, zorder=3,
+                    )
+                )  # fmt: skip
+            offsets = (np.arange(len(children)) - (len(children) - 1) / 2) * 2 * half
+            for offset, child in zip(offsets, children, strict=True):
+                name = symbol_name(int(child), tree_level - 1, depth)
+                token(axes, at + offset, row, int(child), name, radius=0.225, size=8)

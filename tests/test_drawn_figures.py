@@ -1,0 +1,190 @@
+"""The drawn figures 3, 4 and 9 to 14: their verdicts hold, fail when the picture is forged, and the pictures can be drawn."""
+
+import importlib
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from enumeration import all_trees, marginals
+from uturn.experiment import run
+from uturn.paper import Work, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, messages, small_tree
+
+
+def passed(verdicts):
+    return [verdict.passed for verdict in verdicts]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """{module name: runs} of the figures that are drawn from an instance."""
+    work = Work("smoke", tmp_path_factory.mktemp("pictures"))
+    return {module.__name__.rpartition(".")[2]: module.measure(work) for module in (fig3, fig4, fig9, fig10, fig11)}
+
+
+@pytest.fixture(scope="module")
+def epsilon_run():
+    return run(fig7.experiments("smoke")["epsilon"]).load()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(messages, "RESAMPLES", 20)
+    monkeypatch.setattr(fig13, "GRAMMARS", 60)
+
+
+def forged(runs, **changes):
+    """Runs of one dataset with variables replaced by functions of their values."""
+    ((label, data),) = runs.items()
+    data = data.copy(deep=True)
+    for name, change in changes.items():
+        data[name] = (data[name].dims, change(data[name].values.copy()), data[name].attrs)
+    return {label: data}
+
+
+def swapped(values, i, j):
+    values[[i, j]] = values[[j, i]]
+    return values
+
+
+def replaced(values, where, value):
+    values[where] = value
+    return values
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig4", "fig9", "fig10", "fig11"])
+def test_verdicts_hold_and_pictures_are_drawn(pictures, name, tmp_path):
+    module = importlib.import_module(f"uturn.paper.{name}")
+    data, verdicts = module.analyse(pictures[name])
+    assert all(passed(verdicts)), verdicts
+    figure = module.draw(data)
+    for ending in ("png", "pdf"):
+        figure.savefig(tmp_path / f"{name}.{ending}", dpi=40)
+    plt.close(figure)
+
+
+def test_fig3_fails_on_a_forged_tree(pictures):
+    runs, fig = pictures["fig3"], fig3.analyse
+    # A latent that is not what the leaves say.
+    assert passed(fig(forged(runs, original=lambda x: replaced(x, 9, (x[9] + 1) % 6)))[1]) == [False, True, True, True]
+    # Leaves that no rule makes.
+    assert passed(fig(forged(runs, original=lambda x: replaced(x, slice(0, 8), 0)))[1]) == [False, False, True, False]
+    # A reconstruction that forgets what was seen.
+    other = small_tree.nodes(small_tree.small_grammar().sample(2, seed=3)[1:].latents)
+    assert passed(fig(forged(runs, reconstruction=lambda x: other))[1]) == [True, True, True, False]
+
+
+def test_fig4_fails_on_forged_messages(pictures):
+    for k, name in enumerate(fig4.OUTPUTS):
+        result = passed(fig4.analyse(forged(pictures["fig4"], **{name: lambda x: swapped(x, 8, 9)}))[1])
+        assert not result[k]
+        assert not result[3]
+        assert sum(result) == 2
+    other_rules = forged(pictures["fig4"], rules=lambda x: replaced(x, 1, x[1][::-1]))
+    assert passed(fig4.analyse(other_rules)[1]) == [False, False, False, True]
+
+
+def test_enumeration_of_fig4_is_that_of_all_trees(pictures):
+    data = pictures["fig4"]["instance"]
+    rhm, evidence = small_tree.grammar_of(data), data.log_evidence.values
+    expected, _ = marginals(rhm, evidence)
+    found = fig4.enumerated(rhm, evidence)["marginals"]
+    for level, table in expected.items():
+        np.testing.assert_allclose(found[level], table, atol=1e-13)
+
+
+def test_expansions_are_all_strings_of_the_grammar():
+    rhm = small_tree.small_grammar()
+    strings = small_tree.expansions(rhm, rhm.depth).reshape(-1, rhm.num_leaves)
+    nodes, _ = all_trees(rhm)
+    assert {tuple(x) for x in strings.tolist()} == {tuple(x) for x in nodes[0].tolist()}
+    assert len(strings) == len(nodes[0]) == fig3.count_grammatical(rhm)
+    assert (rhm.parse(strings).latents[rhm.depth][:, 0] == np.repeat(np.arange(6), 128)).all()
+
+
+def test_fig9_fails_on_forged_messages_or_rules(pictures):
+    runs, fig = pictures["fig9"], fig9.analyse
+    assert passed(fig(forged(runs, upward_parent=lambda x: swapped(x, 0, 1)))[1]) == [False, True, True, True]
+    assert passed(fig(forged(runs, downward_children=lambda x: swapped(x, 0, 1)))[1]) == [True, False, False, True]
+    twice = passed(fig(forged(runs, rules=lambda x: replaced(x, (0, 0), x[1, 0])))[1])
+    assert not twice[0]
+    assert not twice[3]
+
+
+def test_fig10_fails_on_forged_rules_counts_and_beliefs(pictures):
+    runs, fig = pictures["fig10"], fig10.analyse
+    assert passed(fig(forged(runs, upward=lambda x: x[::-1]))[1]) == [False, True, True]
+    # With replacement the mean number of competing rules would be 256 * 62 / 1024.
+    assert passed(fig(forged(runs, rules_at_distance=lambda x: x + 0.1))[1]) == [True, False, True]
+    assert passed(fig(forged(runs, mean_belief=lambda x: x + 0.01))[1]) == [True, True, False]
+
+
+def test_fig11_fails_on_forged_messages(pictures):
+    runs, fig = pictures["fig11"], fig11.analyse
+    data = runs["messages"]
+    flat = forged(runs, upward=lambda x: np.where((data.tree_level.values == 0)[:, None], x[:, ::-1], x))
+    assert passed(fig(flat)[1]) == [False, True, True]
+    # Belief of a level above.
+    assert passed(fig(forged(runs, mean_belief=lambda x: x + 0.03))[1])[1] is False
+    uniform = forged(runs, upward=lambda x: np.where((data.tree_level.values == 2)[:, None], 1 / 32, x))
+    assert passed(fig(uniform)[1]) == [True, True, False]
+
+
+def moved(run, name, by):
+    """The curves of a run displaced along ε."""
+    data = run.copy(deep=True)
+    values = run[name].interp(noise=np.clip(run.noise.values - by, 0, 1)).transpose(*run[name].dims).values
+    data[name] = (run[name].dims, values)
+    return {"epsilon": data}
+
+
+def test_fig12_verdicts_hold_and_can_fail(epsilon_run):
+    data, verdicts = fig12.analyse({"epsilon": epsilon_run})
+    assert all(passed(verdicts)), verdicts
+    plt.close(fig12.draw(data))
+    assert passed(fig12.analyse(moved(epsilon_run, "upward_belief", 0.02))[1])[:2] == [False, False]
+    upside_down = epsilon_run.copy(deep=True)
+    upside_down["upward_belief"] = (epsilon_run.upward_belief.dims, epsilon_run.upward_belief.values[..., ::-1])
+    assert not any(passed(fig12.analyse({"epsilon": upside_down})[1]))
+
+
+def test_fig13_verdicts_hold_and_can_fail(epsilon_run):
+    data, verdicts = fig13.analyse({"epsilon": epsilon_run})
+    assert all(passed(verdicts)), verdicts
+    plt.close(fig13.draw(data))
+    assert passed(fig13.analyse(moved(epsilon_run, "downward_belief", 0.02))[1])[2] is False
+    # The annealed mean field itself is not what belief propagation gives.
+    annealed = epsilon_run.copy(deep=True)
+    shape = epsilon_run.downward_belief.transpose("item", "noise", "tree_level").shape
+    lines = data.mean_field.interp(theory_noise=epsilon_run.noise.values).values
+    scatter = 1 + 1e-4 * np.arange(shape[0])[:, None, None] * (np.arange(shape[2]) < 10)
+    annealed["downward_belief"] = (("item", "noise", "tree_level"), lines * scatter)
+    assert passed(fig13.analyse({"epsilon": annealed})[1]) == [True, False, False, False]
+    biased = epsilon_run.copy(deep=True)
+    biased["downward_belief"] = epsilon_run.downward_belief + 0.01 * (epsilon_run.tree_level == 10)
+    assert passed(fig13.analyse({"epsilon": biased})[1]) == [False, True, True, True]
+
+
+def test_fig14_verdicts_hold_and_can_fail(epsilon_run):
+    data, verdicts = fig14.analyse({"epsilon": epsilon_run})
+    assert all(passed(verdicts)), verdicts
+    plt.close(fig14.draw(data))
+    assert passed(fig14.analyse(moved(epsilon_run, "belief", 0.02))[1]) == [False, True, False]
+    wrong = epsilon_run.copy(deep=True)
+    wrong["belief"] = epsilon_run.belief * 0.999
+    assert passed(fig14.analyse({"epsilon": wrong})[1]) == [True, False, False]
+
+
+def test_drawn_paths_follow_the_exact_law_below_the_root():
+    """Without noise the message to a child of the root is 1/(1 + K), K hypergeometric: pairs with the known sibling."""
+    from scipy.stats import hypergeom
+
+    v, m = 8, 2
+    beliefs = messages.quenched_downward(v, m, 2, 2, (0.0,), grammars=600)[:, 0, 1]
+    k = np.arange(v)
+    exact = (hypergeom(v**2 - 1, v - 1, v * m - 1).pmf(k) / (1 + k)).sum()
+    found = messages.mean_estimate(beliefs)
+    standard_error = (found.high - found.low) / (2 * 1.964)
+    assert abs(found.value - exact) < 3.5 * standard_error
+    annealed = 1 / (1 + (v - 1) * (v * m - 1) / (v**2 - 1))
+    assert abs(found.value - annealed) > 7 * standard_error
