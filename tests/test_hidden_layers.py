@@ -1,11 +1,19 @@
-"""Hidden layers as a probe: statistics, similarity, selection of layers, errors."""
+"""Hidden layers as a probe: statistics, similarity, distance, selection of layers, memory, errors."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
-from uturn.probes.hidden_layers import HiddenLayers
+from uturn.classifiers import TreeClassifier, VectorClassifier
+from uturn.experiment import Experiment, run
+from uturn.networks import load_network, save_network
+from uturn.probes.hidden_layers import HiddenLayers, every_block
+from uturn.sources import RHMSource
 
 
 class Network(nn.Module):
@@ -164,13 +172,28 @@ def test_training_mode_is_refused(network, images):
 
 def test_non_finite_activations_name_layer_and_image(network, images):
     images[17, 0, 4, 4] = np.nan
-    with pytest.raises(ValueError, match=r"'blocks\.first': activations of images \[17\]"):
+    with pytest.raises(ValueError, match=r"'blocks\.first': activations of sample 17 are not finite"):
         HiddenLayers(network, LAYERS, batch_size=8).fit(images)
+    with pytest.raises(ValueError, match="sample 17 are"):  # counted over batches given one by one
+        HiddenLayers(network, LAYERS).fit(images[i : i + 5] for i in range(0, 23, 5))
+    probe = HiddenLayers(network, LAYERS, batch_size=8).fit(images[:17])
+    with pytest.raises(ValueError, match=r"'blocks\.first': activations of reconstructed 17 are"):
+        probe.compare(images[::-1].copy()[[0] * 23], images)
+    with pytest.raises(ValueError, match="activations of original 17 are"):
+        probe.compare(images, images[[0] * 23])
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 9, 9), np.float32), np.zeros((2, 1, 9, 9))])
-def test_images_of_another_shape_or_type_are_refused(network, bad):
-    with pytest.raises(ValueError, match="expected float32"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((2, 9, 9), np.float32), r"Network does not take samples of dtype torch.float32, shape \(2, 9, 9\)"),
+        (np.zeros((2, 1, 9, 9)), "expected float32 or integers"),
+        (np.zeros(5, np.float32), "expected float32 or integers"),
+        (np.array([["a"]]), "expected an array of numbers"),
+    ],
+)
+def test_samples_of_another_shape_or_type_are_refused(network, bad, message):
+    with pytest.raises(ValueError, match=message):
         HiddenLayers(network, LAYERS).fit(bad)
 
 
@@ -182,6 +205,21 @@ def test_similarity_needs_statistics_and_pairs(network, images):
         probe.fit(images).similarity(images, images[:5])
     with pytest.raises(ValueError, match="at least 2"):
         probe.fit(images[:1])
+    with pytest.raises(ValueError, match="at least 2"):
+        probe.fit(images[:0])
+
+
+def test_sets_smaller_than_a_batch(network, images):
+    small, large = (HiddenLayers(network, LAYERS, batch_size=b).fit(images[:2]) for b in (1, 100))
+    np.testing.assert_allclose(
+        small.compare(images[:3], images[3:6]), large.compare(images[:3], images[3:6]), rtol=1e-5
+    )  # float32
+    assert large.reference_count == 2
+
+
+def test_samples_of_different_sizes_are_refused(network, images):
+    with pytest.raises(ValueError, match=r"'blocks\.first'.*one size"):
+        HiddenLayers(network, LAYERS).fit([images, images[:, :, :7, :7]])
 
 
 def test_statistics_survive_a_file(network, images, tmp_path):
@@ -193,6 +231,25 @@ def test_statistics_survive_a_file(network, images, tmp_path):
     assert loaded.reference_count == 23
     with pytest.raises(ValueError, match="statistics of layers"):
         HiddenLayers(network, "head").load_statistics(tmp_path / "statistics.safetensors")
+    with pytest.raises(ValueError, match="channel axes"):
+        HiddenLayers(network, LAYERS, channel_axis=-1).load_statistics(tmp_path / "statistics.safetensors")
+
+
+def test_statistics_of_another_network_are_refused(network, images, tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    HiddenLayers(network, LAYERS).fit(images).save_statistics(path)
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="another network"):
+        HiddenLayers(Network().eval(), LAYERS).load_statistics(path)
+    damaged = path.read_bytes()[:-40]
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="damaged"):
+        HiddenLayers(network, LAYERS).load_statistics(path)
+    with pytest.raises(ValueError, match="no file"):
+        HiddenLayers(network, LAYERS).load_statistics(tmp_path / "missing")
+    save_file({"head/mean": np.zeros(3)}, path, metadata={"format": "uturn-layer-statistics-0"})
+    with pytest.raises(ValueError, match="format 'uturn-layer-statistics-0'"):
+        HiddenLayers(network, LAYERS).load_statistics(path)
 
 
 def test_predictions_are_the_softmax_of_the_output(network, images):
@@ -201,3 +258,340 @@ def test_predictions_are_the_softmax_of_the_output(network, images):
     classes, probabilities = HiddenLayers(network, LAYERS, batch_size=6).predict(images)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     np.testing.assert_array_equal(classes, expected.argmax(1))
+
+
+# -- distance and the legacy variant ----------------------------------------------------------------------------------
+
+
+def test_distance_equals_brute_force(network, images):
+    other = images[::-1].copy()
+    reference, moved = (all_activations(network, x) for x in (images, other))
+    distance = HiddenLayers(network, LAYERS, batch_size=7).fit(images).compare(images, other).distance
+    for column, layer in enumerate(LAYERS):
+        a, b = (standardised(x[layer], reference[layer]) for x in (reference, moved))
+        expected = ((a - b) ** 2).sum(1) / (2 * a.var(0, ddof=1).sum())
+        np.testing.assert_allclose(distance[:, column], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_distance_of_independent_samples_is_one_on_average(network, images, legacy):
+    """Exactly 1 over all pairs of different reference samples, and 0 for equal ones."""
+    first, second = np.triu_indices(len(images), 1)
+    probe = HiddenLayers(network, LAYERS, legacy=legacy).fit(images)
+    np.testing.assert_allclose(probe.compare(images[first], images[second]).distance.mean(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(probe.compare(images, images).distance, 0, atol=1e-8)
+
+
+def test_legacy_divides_by_the_second_moment(network, images):
+    other = images[::-1].copy()
+    reference, moved = (all_activations(network, x) for x in (images, other))
+    legacy = HiddenLayers(network, LAYERS, legacy=True).fit(images).similarity(images, other)
+    for column, layer in enumerate(LAYERS):
+        axes = tuple(i for i in range(reference[layer].ndim) if i != 1)
+        mean, moment = (x.mean(axes, keepdims=True) for x in (reference[layer], reference[layer] ** 2))
+        a, b = (((x[layer] - mean) / np.sqrt(moment)).reshape(23, -1) for x in (reference, moved))
+        expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        np.testing.assert_allclose(legacy[:, column], expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(legacy - HiddenLayers(network, LAYERS).fit(images).similarity(images, other)).max() > 1e-3
+
+
+def test_a_layer_without_any_spread(network, images):
+    with torch.no_grad():
+        network.head.weight.zero_()
+    comparison = HiddenLayers(network, "head").fit(images).compare(images[:5], images[5:10])
+    assert (comparison.similarity == 1).all()
+    assert (comparison.distance == 0).all()
+
+
+# -- any network, any input -------------------------------------------------------------------------------------------
+
+
+def test_strings_and_vectors():
+    strings = np.random.default_rng(0).integers(0, 4, (30, 8))
+    tree = HiddenLayers(TreeClassifier(4, 2, 3, width=6).eval(), "every block").fit(strings)
+    assert tree.layers == ("blocks.0", "blocks.1", "blocks.2", "logits")
+    comparison = tree.compare(strings, np.roll(strings, 1, axis=0))
+    assert comparison.similarity.shape == (30, 4)
+    assert (np.abs(comparison.similarity) < 0.999).any()
+    np.testing.assert_array_equal(tree.compare(strings, strings).similarity.round(12), 1)
+    vectors = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    dense = HiddenLayers(VectorClassifier(5, 2, width=7, num_layers=2).eval(), "every block").fit(vectors)
+    assert dense.layers == ("blocks.0", "blocks.1", "logits")
+    assert dense.mean["blocks.0"].shape == (7,)
+
+
+class Tokens(nn.Module):
+    """Activations (batch, tokens, channels), as transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.mix(self.embed(x))
+
+
+def test_channel_axis_by_layer():
+    model, strings = Tokens().eval(), np.random.default_rng(0).integers(0, 4, (9, 8))
+    sizes = [len(HiddenLayers(model, "mix", channel_axis=axis).fit(strings).mean["mix"]) for axis in (1, -1, {"mi*": 2})]
+    assert sizes == [8, 3, 3]
+    with pytest.raises(ValueError, match="'mux' matches none"):
+        HiddenLayers(model, channel_axis={"mux": 2})
+    with pytest.raises(ValueError, match="channel_axis = 3 of layer 'embed'"):
+        HiddenLayers(model, channel_axis=3).fit(strings)
+
+
+def test_the_samples_are_not_changed_by_a_model_that_works_in_place():
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)).eval(), torch.full((4, 3), -1.0)
+    list(HiddenLayers(model).readings(x))
+    assert (x == -1).all()
+
+
+def test_double_star_crosses_dots(network):
+    assert HiddenLayers(network, "**.1").layers == ("blocks.first.1", "blocks.second.1")
+    assert HiddenLayers(network, "blocks.**").layers[:2] == ("blocks", "blocks.first")
+    with pytest.raises(ValueError, match="matches no module"):
+        HiddenLayers(network, "*.1")
+
+
+# -- every block ------------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return self.relu(x + self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+
+
+class SmallResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+        self.layer1 = nn.Sequential(Residual(4), Residual(4))
+        self.layer2 = nn.Sequential(Residual(4))
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.fc(self.avgpool(self.layer2(self.layer1(x))).flatten(1))
+
+
+class Mixer(nn.Module):
+    """A block with chains inside, as ConvNeXt and MBConv have them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(*(nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU()) for _ in range(2)))
+
+    def forward(self, x):
+        return x + self.block(x)
+
+
+class SmallConvNeXt(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)),
+            nn.Sequential(Mixer(4), Mixer(4)),
+            nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 2, stride=2)),
+            nn.Sequential(Mixer(6), Mixer(6), Mixer(6)),
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
+
+    def forward(self, x):
+        return self.classifier(self.avgpool(self.features(x)))
+
+
+class SmallViT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_proj = nn.Conv2d(1, 4, 3, stride=3)
+        self.encoder = nn.Module()
+        self.encoder.dropout = nn.Dropout()
+        self.encoder.layers = nn.ModuleList(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True) for _ in range(2))
+        self.encoder.ln = nn.LayerNorm(4)
+        self.heads = nn.Sequential(nn.Linear(4, 3))
+
+    def forward(self, x):
+        x = self.encoder.dropout(self.conv_proj(x).flatten(2).transpose(1, 2))
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return self.heads(self.encoder.ln(x)[:, 0])
+
+
+class SmallVGG(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (SmallResNet, ["maxpool", "layer1.0", "layer1.1", "layer2", "fc"]),
+        (
+            SmallConvNeXt,
+            ["features.0", "features.1.0", "features.1.1", "features.2", *(f"features.3.{k}" for k in range(3)), "classifier"],
+        ),
+        (SmallViT, ["conv_proj", "encoder.layers.0", "encoder.layers.1", "encoder.ln", "heads"]),
+        (SmallVGG, ["features.1", "features.4", "classifier.2", "classifier.3"]),
+        (Network, ["blocks.first", "blocks.second", "act"]),
+    ],
+)
+def test_every_block(model, expected, images):
+    torch.manual_seed(0)
+    built = model().eval()
+    assert list(every_block(built)) == expected
+    if model is not Network:  # whose `act` runs twice
+        comparison = HiddenLayers(built, "every block", channel_axis=1).fit(images).compare(images, images[::-1].copy())
+        assert np.isfinite(comparison).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "blocks", "last"),
+    [
+        ("resnet50", "maxpool", 16, "fc"),
+        ("convnext_tiny", "features.0", 18 + 3, "classifier"),
+        ("vit_b_16", "conv_proj", 12 + 1, "heads"),
+        ("efficientnet_b0", "features.0", 16 + 1, "classifier"),  # features.8 closes the stack
+        ("vgg11", "features.1", 9, "classifier.6"),
+    ],
+)
+def test_every_block_of_torchvision(name, first, blocks, last):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        found = every_block(getattr(models, name)(weights=None, **({"init_weights": False} if name == "vgg11" else {})))
+    assert found[0] == first
+    assert found[-1] == last
+    assert len(found) == blocks + 2
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(50, 50), nn.ReLU()) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+def peak(tmp_path, depth: int, count: int, action: str, batch_size: int = 40) -> int:
+    """Most bytes that torch had allocated at once during an action, beside the data."""
+    model, x = Deep(depth).eval(), torch.randn(count, 50, generator=torch.Generator().manual_seed(0))
+    y = x.flip(0)
+    probe = HiddenLayers(model, "every block", batch_size=batch_size).fit(x[:4])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        if action == "forward":
+            with torch.inference_mode():
+                for k in range(0, count, batch_size):
+                    model(x[k : k + batch_size].clone())
+        elif action == "fit":
+            probe.fit(x)
+        elif action == "compare":
+            probe.compare(x, y)
+        else:
+            for _ in probe.readings(x):
+                pass
+    record.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"]
+    return int(np.cumsum([size for _, size in sorted(changes, key=lambda change: change[0])]).max())
+
+
+def test_memory_bound(tmp_path):
+    """Two float64 copies of one layer and batch beside the forward pass, whatever the depth and the number of samples."""
+    size = 40 * 50 * 4  # of the activations of one layer and batch, in bytes
+    bound = peak(tmp_path, 20, 120, "forward") + 2 * 2 * size
+    assert peak(tmp_path, 20, 120, "compare") <= bound
+    assert peak(tmp_path, 40, 240, "compare") <= bound
+    assert peak(tmp_path, 20, 240, "fit") <= bound + 2 * 8 * 50 * 20  # a mean and a sum of squares of one sample a layer
+    # The instrument sees what is kept: readings hold all layers of a batch.
+    assert peak(tmp_path, 20, 120, "readings") >= 20 * size
+
+
+# -- as a probe of experiments ----------------------------------------------------------------------------------------
+
+SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A network for the strings of SOURCE, and the statistics of its layers."""
+    network, statistics = str(tmp_path / "network.safetensors"), str(tmp_path / "statistics.safetensors")
+    save_network(TreeClassifier(4, 2, 3, width=6), network)
+    strings = RHMSource(**SOURCE).grammar(0, 0).sample(200, 1).leaves
+    HiddenLayers(load_network(network), "every block").fit(strings).save_statistics(statistics)
+    return {"classifier": network, "statistics": statistics}
+
+
+def experiment(**probe):
+    return Experiment.from_dict(
+        {
+            "items": 60,
+            "trajectories": 2,
+            "source": SOURCE,
+            "corruption": {"type": "epsilon", "noise": [0, 0.6, 1]},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "tree_levels"}, {"type": "network_layers", **probe}],
+        }
+    )
+
+
+def test_layers_of_a_network_that_reads_strings(files):
+    data = run(experiment(**files))
+    assert data.network_layer.values.tolist() == ["blocks.0", "blocks.1", "blocks.2", "logits"]
+    assert data.similarity.dims == data.distance.dims == ("noise", "item", "trajectory", "network_layer")
+    np.testing.assert_allclose(data.similarity.sel(noise=0), 1, atol=1e-12)
+    np.testing.assert_allclose(data.distance.sel(noise=0), 0, atol=1e-12)
+    assert data.same_class.sel(noise=0).all()
+    # Full noise leaves nothing: independent strings, whose distance is 1.
+    end = data.distance.sel(noise=1).mean("trajectory")
+    z = (end.mean("item") - 1) / (end.std("item", ddof=1) / np.sqrt(60))
+    assert (np.abs(z) < 3.5).all()
+    middle = data.distance.sel(noise=0.6).mean(("item", "trajectory"))
+    assert ((middle > 0.01) & (middle < end.mean("item") - 0.1)).all()
+    # An unchanged string has unchanged layers.
+    same = data.unchanged.isel(tree_level=0) == 1
+    assert (data.similarity.where(same, 1) > 1 - 1e-6).all()
+    legacy = run(experiment(**files, legacy=True))
+    assert np.abs(legacy.similarity - data.similarity).max() > 1e-3
+
+
+def test_what_the_probe_needs_is_said(files):
+    with pytest.raises(ValueError, match="statistics: missing; strings and vectors need"):
+        run(experiment(classifier=files["classifier"]))
+    with pytest.raises(ValueError, match=r"classifier.*nowhere'?: no such file"):
+        run(experiment(**{**files, "classifier": "nowhere"}))
+    with pytest.raises(ValueError, match=r"'blocks\.9' matches no module of TreeClassifier; close names: .*blocks\.0"):
+        run(experiment(**files, layers=["blocks.9"]))
+    save_network(TreeClassifier(4, 2, 3, width=6, seed=1), files["classifier"])
+    with pytest.raises(ValueError, match="statistics of another network"):
+        run(experiment(**files))
+
+
+def test_a_network_for_other_strings_is_refused(files):
+    network = TreeClassifier(4, 2, 2, width=6).eval()
+    save_network(network, files["classifier"])
+    HiddenLayers(network, "every block").fit(np.zeros((5, 4), int)).save_statistics(files["statistics"])
+    with pytest.raises(ValueError, match=r"leaves: .*expected int64 \(batch, 4\)"):
+        run(experiment(**files))
+
+
+def test_a_store_knows_its_network_and_statistics(files, tmp_path):
+    run(experiment(**files), tmp_path / "store")
+    strings = np.random.default_rng(0).integers(0, 4, (50, 8))
+    HiddenLayers(load_network(files["classifier"]), "every block").fit(strings).save_statistics(files["statistics"])
+    with pytest.raises(ValueError, match=r"holds another experiment: models\.probes\[1\]"):
+        run(experiment(**files), tmp_path / "store")

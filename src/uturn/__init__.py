@@ -27,12 +27,27 @@ _HOME = {
     "prior_entropy": "inference",
     "Experiment": "experiment",
     "run": "experiment",
+    "hierarchy_index": "statistics",
 }
-_MODULES = ("backward", "corruption", "experiment", "fashion_mnist", "inference", "probes", "random", "rhm", "sources",
-            "statistics", "store", "theory")  # fmt: skip
+_MODULES = ("backward", "classifiers", "corruption", "denoisers", "experiment", "fashion_mnist", "inference", "laws", "networks",
+            "population", "probes", "random", "rhm", "sources", "statistics", "store", "theory", "training")  # fmt: skip
 
 if TYPE_CHECKING:
-    from uturn import backward, fashion_mnist, probes, sources, statistics, store, theory
+    from uturn import (
+        backward,
+        classifiers,
+        denoisers,
+        fashion_mnist,
+        laws,
+        networks,
+        population,
+        probes,
+        sources,
+        statistics,
+        store,
+        theory,
+        training,
+    )
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, Noisy, UniformReplacement
     from uturn.experiment import Experiment, run
     from uturn.inference import (
@@ -44,6 +59,7 @@ if TYPE_CHECKING:
         sample_posterior,
     )
     from uturn.rhm import RandomHierarchyModel
+    from uturn.statistics import hierarchy_index
 
 __all__ = [*_HOME, *_MODULES]
 

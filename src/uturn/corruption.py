@@ -251,7 +251,7 @@ class EpsilonBelief:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Marker for images: the forward process of the diffusion model that also runs backwards; `noise` is t/T in [0, 1]."""
+    """Marker: the forward process of the diffusion model or scheduler that also runs backwards; `noise` is t/T in [0, 1]."""
 
     unit: ClassVar[str] = "inversion time t/T"
     max_noise: ClassVar[float] = 1.0

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from uturn.backward import BACKWARDS
 from uturn.corruption import CORRUPTIONS
 from uturn.probes import PROBES
-from uturn.sources import SOURCES, RHMSource, _ImageSource
+from uturn.sources import SOURCES, RHMSource, _ImageSource, _VectorSource
 from uturn.store import Store, Task, Variable
 
 if TYPE_CHECKING:
@@ -137,13 +137,17 @@ class Experiment(BaseModel):
         """Tables with the defaults of the built-in types filled in; also checks that the parts fit together."""
         source, corruption, backward, probes = self.parts
         images = isinstance(source, _ImageSource)
-        if isinstance(source, RHMSource | _ImageSource):
-            kind = "images" if images else "strings"
+        if isinstance(source, RHMSource | _ImageSource | _VectorSource):
+            scored = self.backward["type"] == "score"  # strings with the forward process of a scheduler
+            kind = "images" if images else "strings, backward 'score'" if scored else "strings"
             allowed = {
-                "corruption": ["diffusion"] if images else [name for name in CORRUPTIONS if name != "diffusion"],
-                "backward": ["diffusion"] if images else ["exact"],
-                "probes": ["network_layers", "images"] if images else ["tree_levels", "messages"],
+                "corruption": ["diffusion"] if images or scored else [name for name in CORRUPTIONS if name != "diffusion"],
+                "backward": ["diffusion"] if images else ["exact", "denoiser", "score"],
+                "probes": ["network_layers", "images"] if images else ["tree_levels", "messages", "network_layers"],
             }
+            if isinstance(source, _VectorSource):
+                kind = "vectors"
+                allowed = {"corruption": ["gaussian"], "backward": ["exact"], "probes": ["network_layers", "scales"]}
             tables = [("corruption", self.corruption), ("backward", self.backward), *(("probes", probe) for probe in self.probes)]
             for name, table in tables:
                 if ":" not in table["type"] and table["type"] not in allowed[name]:

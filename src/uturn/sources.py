@@ -1,4 +1,4 @@
-"""Where the originals come from: strings of a grammar, or images."""
+"""Where the originals come from: strings of a grammar, images, or vectors of a solvable law."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,8 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from uturn.random import keys
 from uturn.rhm import Draw, RandomHierarchyModel, zipf
 
+if TYPE_CHECKING:
+    from uturn.laws import GaussianMixture
+
 # Coordinates that keep the random streams of an experiment apart: keys(seed, PURPOSE, item, ..).
 GRAMMAR, ORIGINAL, CORRUPTION, RECONSTRUCTION = range(4)
+FRESH = 10
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,16 @@ class Strings:
     rhm: RandomHierarchyModel
     draw: Draw
 
+    @property
+    def data(self) -> np.ndarray:
+        """The strings themselves, int64 (batch, num_leaves): what a network reads."""
+        return self.draw.leaves
+
+    @staticmethod
+    def data_of(reconstructions: Any) -> np.ndarray:
+        """Likewise of their U-turns, (batch, trajectories, num_leaves)."""
+        return reconstructions[0]
+
 
 @dataclass(frozen=True)
 class Images:
@@ -35,6 +49,36 @@ class Images:
     items: np.ndarray
     images: np.ndarray
     labels: np.ndarray
+
+    @property
+    def data(self) -> np.ndarray:
+        """What a network reads: the images."""
+        return self.images
+
+    @staticmethod
+    def data_of(reconstructions: Any) -> np.ndarray:
+        """Likewise of their U-turns, (batch, trajectories, channels, height, width)."""
+        return reconstructions
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Originals drawn from a continuous law, float32 (batch, dimension), and their classes, int64 (batch,)."""
+
+    items: np.ndarray
+    law: GaussianMixture
+    values: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def data(self) -> np.ndarray:
+        """What a network reads: the vectors."""
+        return self.values
+
+    @staticmethod
+    def data_of(reconstructions: Any) -> np.ndarray:
+        """Likewise of their U-turns, (batch, trajectories, dimension)."""
+        return reconstructions
 
 
 class Source(Protocol):
@@ -111,6 +155,109 @@ def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
         seed=int(keys(seed, GRAMMAR, number)),
         rule_probabilities=None if source.zipf_exponent is None else zipf(source.multiplicity, source.zipf_exponent),
     )
+
+
+class _VectorSource(_Spec):
+    """Vectors of a law whose posterior under Gaussian diffusion is exact."""
+
+    def law(self, seed: int) -> GaussianMixture:
+        """The law of an experiment."""
+        raise NotImplementedError
+
+    def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
+        """Class of vectors (batch, dimension) of the law, int64 (batch,): a function of the vectors alone."""
+        raise NotImplementedError
+
+    def scales(self) -> dict[float, np.ndarray]:
+        """Groups of components of the law's basis, from coarse to fine: {name of the scale: bool (dimension,)}."""
+        raise NotImplementedError
+
+    def fresh(self, items: np.ndarray, seed: int) -> Vectors:
+        """Draws from the law of an experiment that are none of its originals: for training classifiers."""
+        return self._vectors(items, seed, keys(seed, FRESH, items))
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Vectors]:
+        yield self._vectors(items, seed, keys(seed, ORIGINAL, items))
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        return {"label": next(self.blocks(np.arange(num_items), seed, num_items)).labels}
+
+    def _vectors(self, items: np.ndarray, seed: int, streams: np.ndarray) -> Vectors:
+        law = self.law(seed)
+        values = law.sample(len(items), streams).values.astype(np.float32)
+        return Vectors(items, law, values, self.classify(values, law))
+
+
+class GaussianMixtureSource(_VectorSource):
+    """A flat mixture: `num_modes` isotropic Gaussians of variance 1 per component, all at the same distance from each other.
+
+    `separation`: that distance over sqrt(dimension). At 1, differences between modes are as large as those within a mode. The
+    class is the most probable mode.
+    """
+
+    type: Literal["gaussian_mixture"] = "gaussian_mixture"
+    dimension: int = Field(default=1024, ge=1)
+    num_modes: int = Field(default=2, ge=1)
+    separation: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _fits(self) -> GaussianMixtureSource:
+        if self.num_modes > self.dimension:
+            raise ValueError(f"num_modes = {self.num_modes}, but dimension = {self.dimension}; lower num_modes")
+        return self
+
+    def law(self, seed: int) -> GaussianMixture:
+        return _mixture(self, seed)
+
+    def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
+        return law.classify(values)
+
+    def scales(self) -> dict[float, np.ndarray]:
+        return {0: np.ones(self.dimension, bool)}
+
+
+@lru_cache(maxsize=8)
+def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
+    from uturn.laws import GaussianMixture, simplex
+
+    K, d = source.num_modes, source.dimension
+    return GaussianMixture(simplex(K, d, source.separation * np.sqrt(d), keys(seed, GRAMMAR, np.arange(K))))
+
+
+class GaussianFieldSource(_VectorSource):
+    """A Gaussian random field on a periodic size x size grid, power spectrum `|k|^-exponent`, variance 1 per point.
+
+    It has scales, but no hierarchy: they are independent. The class is the sign of the spatial mean (0: negative, 1: positive),
+    and the scales are octaves of |k|, named by their lower ends.
+    """
+
+    type: Literal["gaussian_field"] = "gaussian_field"
+    size: int = Field(default=32, ge=2)
+    exponent: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    def law(self, seed: int) -> GaussianMixture:
+        return _field(self)
+
+    def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
+        return (np.asarray(values, float).mean(axis=1) > 0).astype(np.int64)
+
+    def scales(self) -> dict[float, np.ndarray]:
+        from uturn.laws import wave_numbers
+
+        k = wave_numbers(self.grid)
+        octave = np.floor(np.log2(np.maximum(k, 1)))
+        return {0 if j == 0 else float(2**j): octave == j for j in np.unique(octave)}
+
+
+@lru_cache(maxsize=8)
+def _field(source: GaussianFieldSource) -> GaussianMixture:
+    from uturn.laws import GaussianMixture, power_law
+
+    return GaussianMixture(np.zeros((1, source.size**2)), variance=power_law(source.grid, source.exponent), grid=source.grid)
 
 
 class _ImageSource(_Spec):
@@ -260,4 +407,6 @@ SOURCES: dict[str, type] = {
     "fashion_mnist": FashionMNISTSource,
     "images": ImageFolderSource,
     "array": ArraySource,
+    "gaussian_mixture": GaussianMixtureSource,
+    "gaussian_field": GaussianFieldSource,
 }

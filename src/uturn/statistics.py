@@ -162,3 +162,134 @@ def grammar_means(values: xr.DataArray) -> xr.DataArray:
     if "trajectory" in values.dims:
         values = values.mean("trajectory", dtype=float)
     return values.groupby("grammar").mean("item")
+
+
+def rescaled(curve: Any, floor: float | None = None) -> np.ndarray:
+    """A curve as a share of its way down: `r = (c - floor)/(1 - floor)`, 1 without noise, 0 for independent data.
+
+    `floor`: value of the curve for independent originals; by default its last value along the first axis, the noise.
+    """
+    curve = np.asarray(curve, float)
+    bottom = curve[-1] if floor is None else floor
+    return (curve - bottom) / (1 - bottom)
+
+
+def nonincreasing(curves: Any) -> np.ndarray:
+    """The closest curves, in least squares, that never rise along the first axis (isotonic regression)."""
+    y = np.asarray(curves, float)
+    columns = y.reshape(len(y), -1)
+    fit = np.empty_like(columns)
+    for k, column in enumerate(columns.T.tolist()):
+        means: list[float] = []
+        sizes: list[int] = []
+        for value in column:
+            size = 1
+            while means and means[-1] < value:  # a rise: the two stretches share their mean
+                value = (means[-1] * sizes[-1] + value * size) / (sizes[-1] + size)
+                size += sizes.pop()
+                means.pop()
+            means.append(value)
+            sizes.append(size)
+        fit[:, k] = np.repeat(means, sizes)
+    return fit.reshape(y.shape)
+
+
+def hierarchy_index(
+    high_level: xr.DataArray,
+    low_level: xr.DataArray,
+    floors: tuple[float, float] | None = None,
+    num: int = 400,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """How far two levels show what a hierarchy does to them: a class lost abruptly, and an order of the levels that inverts.
+
+    Rescale both curves, r = (c - floor)/(1 - floor), and plot the high level r_H against the low level r_L; noise runs along the
+    curve from (1, 1) to (0, 0) and its unit does not matter. Let G be the signed area between curve and diagonal, from (1, 1) on:
+    `G = int (r_H - r_L) (-dr_L)`. It grows while the class is the better preserved and falls afterwards. With
+
+        A = G at its largest value, the inversion       (class better preserved, small noise)
+        B = A - G at the end                            (low level better preserved, large noise)
+        W = fall of r_L while r_H falls from 3/4 to 1/4 (width of the class transition)
+
+    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, 0 if A or B is not positive. It is 1 for a class lost in one step at r_L = 1/2,
+    4 r (1 - r) for a step at r, and 0 on the diagonal, for curves on one side of it, and if the low level is the better preserved
+    first. See docs/hierarchy-index.md.
+
+    Fluctuations of the curves must not make an inversion. More noise preserves no more, so the closest non-increasing curves are
+    taken. The place of the largest G is taken from one half of the items (every other one of a grammar) and A, B are measured
+    there on the other half, both ways round, then averaged: what fluctuates enters them with either sign.
+
+    Parameters
+    ----------
+    high_level, low_level : DataArray with dims noise, item, perhaps trajectory
+        Readings of the same items, 1 where nothing changed; e.g. `belief` of the root and of the leaves, or same_class and
+        the similarity of the first layer. The low level may also be a known curve, with the dim noise alone. Noise increases.
+        Zero noise (both 1) and infinite noise (both at their floors) are added.
+    floors : (high, low), optional
+        Their values for independent originals; by default those at the last noise level, which then must be (nearly) infinite.
+
+    Returns
+    -------
+    Estimate
+        With a bootstrap interval, as in `estimate`. NaN if the high level is not lost, r_H > 1/4 everywhere.
+    """
+    import xarray as xr
+
+    if high_level.sizes["noise"] < 2 or (np.diff(high_level.noise.values) <= 0).any():
+        raise ValueError(f"noise = {high_level.noise.values}: expected at least two increasing levels")
+    dims = {"noise", "item", "trajectory"}
+    for name, values, least in (("high_level", high_level, {"noise", "item"}), ("low_level", low_level, {"noise"})):
+        if not least <= set(values.dims) <= dims:
+            raise ValueError(f"{name} has dims {values.dims}; expected noise, item, perhaps trajectory: select one level")
+        if values.sizes["noise"] != high_level.sizes["noise"]:
+            raise ValueError(f"{name} has {values.sizes['noise']} noise levels, high_level {high_level.sizes['noise']}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
+    curves = [values.drop_vars(_others(values)) for values in (high_level, low_level)]
+    both = xr.concat(xr.broadcast(*curves), dim="curve")
+    bottoms = (None, None) if floors is None else floors
+
+    def index(means: np.ndarray) -> float:
+        r = np.stack([rescaled(means[..., k], bottoms[k]) for k in (0, 1)], axis=-1)
+        r = nonincreasing(r).clip(0, 1)
+        r = np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])])
+        return _index(r)
+
+    return estimate(_halves(both), index, num, seed, confidence)
+
+
+def _index(r: np.ndarray) -> float:
+    """Hierarchy index of rescaled curves (noise, half, 2), high level first."""
+    high, low = r[..., 0], r[..., 1]
+    excess = high - low
+    steps = 0.5 * (excess[1:] + excess[:-1]) * (low[:-1] - low[1:])
+    area = np.concatenate([np.zeros_like(steps[:1]), np.cumsum(steps, axis=0)])
+    first, second = area.argmax(axis=0)
+    before = 0.5 * (area[first, 1] + area[second, 0])
+    after = before - 0.5 * (area[-1, 0] + area[-1, 1])
+    high, low = high.mean(axis=1), low.mean(axis=1)
+    if high[-2] > 0.25:  # the last measured level
+        return float("nan")
+    at = [crossing(np.arange(len(high)), high, height, first=True) for height in (0.75, 0.25)]
+    start, end = np.interp(at, np.arange(len(low)), low)
+    narrow = max(0.0, 1 - 2 * abs(start - end))
+    return 8 * float(np.sqrt(max(before, 0.0) * max(after, 0.0))) * narrow
+
+
+def _others(values: xr.DataArray) -> list[str]:
+    """Coordinates that do not take part in the resampling."""
+    return [str(name) for name in values.coords if name not in ("noise", "item", "trajectory", "grammar")]
+
+
+def _halves(values: xr.DataArray) -> xr.DataArray:
+    """Items in pairs of neighbours of the same grammar: the item of a pair becomes the dim `half`."""
+    import xarray as xr
+
+    grammar = np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(values.sizes["item"], int)
+    groups = [np.flatnonzero(grammar == g) for g in np.unique(grammar)]
+    index = np.concatenate([group[: len(group) // 2 * 2].reshape(-1, 2) for group in groups])
+    if not len(index):
+        raise ValueError(f"{values.sizes['item']} items: expected at least two (of one grammar), to be split in halves")
+    halves = [values.isel(item=index[:, k]).drop_vars("item", errors="ignore") for k in (0, 1)]
+    return xr.concat(halves, dim="half", coords="minimal", compat="override").transpose("noise", "item", ..., "half", "curve")

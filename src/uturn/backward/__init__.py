@@ -12,13 +12,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from uturn.checks import checked_noise
-from uturn.corruption import Corruption
+from uturn.corruption import Corruption, Gaussian
 from uturn.random import keys
-from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings
+from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings, Vectors, _VectorSource
 
 if TYPE_CHECKING:
+    from uturn.backward.denoising import Denoiser
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.inference import Beliefs
+    from uturn.rhm import RandomHierarchyModel
+
+_DENOISING = 9  # purpose of a random stream, see uturn.sources
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class UTurns:
 
     Attributes
     ----------
-    originals : Strings or Images
-    reconstructions : {tree_level: int64 (items, trajectories, nodes)}, or float32 (items, trajectories, channels, height, width)
+    originals : Strings, Images or Vectors
+    reconstructions : {tree_level: int64 (items, trajectories, nodes)}, or float32 (items, trajectories, channels, height, width),
+        or float32 (items, trajectories, dimension)
     beliefs : Beliefs or None
         Exact messages given each noisy observation, batch = items x trajectories, item-major (or just the items if the
         corruption draws nothing).
@@ -67,14 +72,22 @@ def stream(seed: int, purpose: int, items: np.ndarray, trajectories: int, noise:
 
 
 class ExactPosterior(BaseModel):
-    """Draws from the exact posterior of the Random Hierarchy Model, by belief propagation."""
+    """Draws from the exact posterior: by belief propagation for strings, by formula for vectors of a Gaussian mixture."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["exact"] = "exact"
 
     def u_turn(
-        self, originals: Strings, corruption: Corruption, noise: float, seed: int, trajectories: int, outputs: Iterable[str]
+        self,
+        originals: Strings | Vectors,
+        corruption: Corruption,
+        noise: float,
+        seed: int,
+        trajectories: int,
+        outputs: Iterable[str],
     ) -> UTurns:
+        if isinstance(originals, Vectors):
+            return _exact_vectors(originals, noise, seed, trajectories)
         from uturn.inference import infer, sample_posterior
 
         rhm, leaves, items = originals.rhm, originals.draw.leaves, originals.items
@@ -98,12 +111,9 @@ class ExactPosterior(BaseModel):
         self, corruption: Corruption, noise: Sequence[float], source: Any
     ) -> dict[str, tuple[Any, dict[str, str]]]:
         levels = checked_noise(list(noise), corruption.max_noise)
-        v = source.vocab_size
-        coordinates: dict[str, tuple[Any, dict[str, str]]] = {
-            "noise": (levels, {"long_name": corruption.unit}),
-            "effective_epsilon": (corruption.effective_epsilon(levels, v), {"long_name": "effective epsilon (Eq. 63)"}),
-            "bits_per_leaf": (corruption.bits_per_leaf(levels, v), {"long_name": "information per leaf", "units": "bit"}),
-        }
+        coordinates: dict[str, tuple[Any, dict[str, str]]] = {"noise": (levels, {"long_name": corruption.unit})}
+        if not isinstance(source, _VectorSource):
+            coordinates |= _shared_axes(corruption, levels, source.vocab_size)
         for name, words in (("abar", "signal power abar"), ("log_snr", "log signal-to-noise ratio")):
             if hasattr(corruption, name):
                 coordinates[name] = (getattr(corruption, name)(levels), {"long_name": words})
@@ -111,6 +121,157 @@ class ExactPosterior(BaseModel):
 
     def fingerprint(self) -> str:
         return ""
+
+
+def _exact_vectors(originals: Vectors, noise: float, seed: int, trajectories: int) -> UTurns:
+    law, items = originals.law, originals.items
+    shape = (len(items), trajectories, law.dimension)
+    if noise == 0:  # the identity, in a single bit too
+        return UTurns(originals, np.broadcast_to(originals.values[:, None], shape))
+    values = np.repeat(originals.values, trajectories, axis=0)
+    observed = law.diffuse(values, noise, stream(seed, CORRUPTION, items, trajectories, noise))
+    rebuilt = law.sample_posterior(observed, noise, stream(seed, RECONSTRUCTION, items, trajectories, noise)).values
+    return UTurns(originals, rebuilt.astype(np.float32).reshape(shape))
+
+
+class StringDenoiser(BaseModel):
+    """The reverse process of a Bayesian channel of strings, step by step, with a denoiser that knows single leaves.
+
+    `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
+    evaluations of the denoiser a U-turn. Beliefs are exact, whatever the denoiser. See `uturn.backward.denoising.denoise`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["denoiser"] = "denoiser"
+    model: str = "exact"
+    steps: int = Field(default=64, ge=1)
+
+    def u_turn(
+        self, originals: Strings, corruption: Corruption, noise: float, seed: int, trajectories: int, outputs: Iterable[str]
+    ) -> UTurns:
+        from uturn.backward.denoising import ExactDenoiser, denoise
+
+        rhm, leaves, items = originals.rhm, originals.draw.leaves, originals.items
+        denoiser = ExactDenoiser(rhm, corruption) if self.model == "exact" else self._learned(corruption)
+        noisy = corruption.corrupt(
+            np.repeat(leaves, trajectories, axis=0), noise, rhm.vocab_size, stream(seed, CORRUPTION, items, trajectories, noise)
+        )
+        rebuilt = denoise(denoiser, noisy, self.steps, stream(seed, _DENOISING, items, trajectories, noise))
+        return _string_u_turns(originals, rebuilt, corruption.log_evidence(noisy, np.float32), trajectories, outputs)
+
+    def noise_coordinates(
+        self, corruption: Corruption, noise: Sequence[float], source: Any
+    ) -> dict[str, tuple[Any, dict[str, str]]]:
+        from uturn.backward.denoising import check_channel
+
+        check_channel(corruption)
+        if self.model != "exact":
+            denoiser = self._learned(corruption)
+            v, d = source.vocab_size, source.branching**source.depth
+            if (denoiser.vocab_size, denoiser.num_leaves) != (v, d):
+                raise ValueError(
+                    f"model = {self.model!r} denoises {denoiser.num_leaves} leaves over {denoiser.vocab_size} symbols, but the "
+                    f"strings have {d} over {v}"
+                )
+        return ExactPosterior().noise_coordinates(corruption, noise, source)
+
+    def fingerprint(self) -> str:
+        return "" if self.model == "exact" else _learned_denoiser(self.model).fingerprint()
+
+    def _learned(self, corruption: Corruption) -> Denoiser:
+        denoiser = _learned_denoiser(self.model)
+        if denoiser.corruption != corruption:
+            raise ValueError(f"model = {self.model!r} undoes {denoiser.corruption!r}, but the corruption is {corruption!r}")
+        return denoiser
+
+
+class StringDiffusion(BaseModel):
+    """The exact score of strings run backwards with one of diffusers' schedulers; noise levels are fractions t/T of its chain.
+
+    The schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02), or the straight paths of flow matching.
+    `scheduler`, `steps`, `eta`, `timestep_spacing` as in `DiffusionModel`. Beliefs are the exact ones given x_t.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["score"] = "score"
+    scheduler: str = "ddpm"
+    steps: int = Field(default=100, ge=1)
+    eta: float | None = Field(default=None, ge=0, le=1)
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+
+    def u_turn(
+        self, originals: Strings, corruption: Any, noise: float, seed: int, trajectories: int, outputs: Iterable[str]
+    ) -> UTurns:
+        from uturn.backward.score_model import images_of, observation_of, strings_of
+
+        rhm, step = originals.rhm, round(noise * self.steps)
+        reverse = _string_diffusion(self, rhm)
+        images = images_of(np.repeat(originals.draw.leaves, trajectories, axis=0)[:, None], rhm.vocab_size)
+        noises = stream(seed, _DENOISING, originals.items, trajectories, noise)
+        noisy = reverse.corrupt(images, step, noises)
+        rebuilt = strings_of(reverse.denoise(noisy, step, noises))[:, 0]
+        evidence = Gaussian().log_evidence(observation_of(noisy, reverse, step))
+        return _string_u_turns(originals, rebuilt, evidence, trajectories, outputs)
+
+    def noise_coordinates(self, corruption: Any, noise: Sequence[float], source: Any) -> dict[str, tuple[Any, dict[str, str]]]:
+        reverse = _string_diffusion(self, source.grammar(0, 0))
+        coordinates = _step_coordinates(noise, self.steps, reverse)
+        with np.errstate(divide="ignore"):
+            t = 0.5 * np.log(1 / coordinates["abar"][0])
+        return coordinates | _shared_axes(Gaussian(), t, source.vocab_size)
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def _shared_axes(corruption: Corruption, levels: np.ndarray, v: int) -> dict[str, tuple[Any, dict[str, str]]]:
+    """What places noise levels on the axes that all corruptions share."""
+    return {
+        "effective_epsilon": (corruption.effective_epsilon(levels, v), {"long_name": "effective epsilon (Eq. 63)"}),
+        "bits_per_leaf": (corruption.bits_per_leaf(levels, v), {"long_name": "information per leaf", "units": "bit"}),
+    }
+
+
+def _string_u_turns(
+    originals: Strings, rebuilt: np.ndarray, evidence: np.ndarray, trajectories: int, outputs: Iterable[str]
+) -> UTurns:
+    """U-turns from reconstructed strings: their latents by parsing (-1 where ungrammatical), beliefs by exact inference."""
+    from uturn.inference import infer
+
+    wanted = tuple(outputs)
+    latents = originals.rhm.parse(rebuilt).latents
+    shape = (len(originals.items), trajectories, -1)
+    return UTurns(
+        originals,
+        {level: nodes.reshape(shape) for level, nodes in latents.items()},
+        infer(originals.rhm, evidence, outputs=wanted) if wanted else None,
+    )
+
+
+@lru_cache(maxsize=4)
+def _learned_denoiser(path: str) -> Denoiser:
+    from uturn.denoisers import LearnedDenoiser
+    from uturn.networks import load_network
+
+    return LearnedDenoiser(load_network(path, "tree_denoiser"))
+
+
+@lru_cache(maxsize=4)
+def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
+    import diffusers
+
+    from uturn.backward.denoising import ExactDenoiser
+    from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion
+    from uturn.backward.score_model import ScoreModel
+
+    made = getattr(diffusers, SCHEDULERS.get(spec.scheduler, spec.scheduler), None)
+    if made is None:
+        raise ValueError(f"scheduler = {spec.scheduler!r}: expected one of {sorted(SCHEDULERS)} or the name of a diffusers class")
+    scheduler = made()
+    options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
+    return ReverseDiffusion(
+        ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler), scheduler, spec.steps, **options, batch_size=4096
+    )
 
 
 class DiffusionModel(BaseModel):
@@ -147,13 +308,6 @@ class DiffusionModel(BaseModel):
         return round(noise * self.steps)
 
     def noise_coordinates(self, corruption: Any, noise: Sequence[float], source: Any) -> dict[str, tuple[Any, dict[str, str]]]:
-        levels = checked_noise(list(noise), 1)
-        step = np.array([self.step_of(level) for level in levels])
-        if len(set(step.tolist())) < len(step):
-            raise ValueError(
-                f"noise = {list(noise)}: two levels fall on the same of the {self.steps} steps; take levels at least "
-                f"1/steps = {1 / self.steps} apart, or more steps"
-            )
         reverse = _reverse_diffusion(self)
         expected, found = reverse.image_shape, source.all_images()[0].shape[1:]
         if expected is not None and tuple(expected) != tuple(found):
@@ -161,21 +315,33 @@ class DiffusionModel(BaseModel):
                 f"the images are {found} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; give "
                 f"the source the model's `channels` and `size`"
             )
-        table = reverse.levels()
-        words = {
-            "timestep": "timestep of the schedule",
-            "abar": "signal power abar",
-            "log_snr": "log signal-to-noise ratio",
-            "sigma": "noise standard deviation over signal",
-        }
-        return {
-            "noise": (levels, {"long_name": "inversion time t/T"}),
-            "step": (step, {"long_name": "reverse steps"}),
-            **{name: (np.asarray(table[name])[step], {"long_name": text}) for name, text in words.items()},
-        }
+        return _step_coordinates(noise, self.steps, reverse)
 
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()
+
+
+def _step_coordinates(noise: Sequence[float], steps: int, reverse: ReverseDiffusion) -> dict[str, tuple[Any, dict[str, str]]]:
+    """Coordinates of fractions t/T of a chain of so many reverse steps."""
+    levels = checked_noise(list(noise), 1)
+    step = np.array([round(level * steps) for level in levels])
+    if len(set(step.tolist())) < len(step):
+        raise ValueError(
+            f"noise = {list(noise)}: two levels fall on the same of the {steps} steps; take levels at least "
+            f"1/steps = {1 / steps} apart, or more steps"
+        )
+    table = reverse.levels()
+    words = {
+        "timestep": "timestep of the schedule",
+        "abar": "signal power abar",
+        "log_snr": "log signal-to-noise ratio",
+        "sigma": "noise standard deviation over signal",
+    }
+    return {
+        "noise": (levels, {"long_name": "inversion time t/T"}),
+        "step": (step, {"long_name": "reverse steps"}),
+        **{name: (np.asarray(table[name])[step], {"long_name": text}) for name, text in words.items()},
+    }
 
 
 @lru_cache(maxsize=4)
@@ -198,4 +364,9 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
         ) from None
 
 
-BACKWARDS: dict[str, type] = {"exact": ExactPosterior, "diffusion": DiffusionModel}
+BACKWARDS: dict[str, type] = {
+    "exact": ExactPosterior,
+    "denoiser": StringDenoiser,
+    "score": StringDiffusion,
+    "diffusion": DiffusionModel,
+}

@@ -39,9 +39,9 @@ class ReverseDiffusion:
     timestep counted from the clean end and runs exactly those k reverse steps, the first of them at that same timestep
     (section 2 of arXiv:2402.16991). k = 0 is the identity and k = N starts from the scheduler's first, noisiest level.
 
-    If the scheduler draws noise (`is_stochastic`), the reconstruction is a draw from the model's posterior given x_t,
-    up to discretisation, and original and reconstruction are exchangeable. A deterministic scheduler (DDIM with
-    eta = 0, ODE solvers) keeps the law of the data but not the posterior: it undoes the noise in one fixed way.
+    If the scheduler draws the full noise of the reverse process (DDPM, Euler ancestral, DDIM with eta = 1), the reconstruction is
+    a draw from the model's posterior given x_t, up to discretisation, and original and reconstruction are exchangeable. One
+    that draws less (DDIM with eta < 1) or none (ODE solvers) keeps the law of the data but not the posterior.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class ReverseDiffusion:
     ----------
     num_steps : int
     is_stochastic : bool
-        Whether reverse steps draw noise.
+        Whether reverse steps draw noise, the full one or less.
     noise_levels : dict
         As `levels()`.
     """
@@ -158,7 +158,8 @@ class ReverseDiffusion:
         """The noise levels a U-turn can reach, indexed by the step k = 0 .. num_steps; float64 arrays (num_steps + 1,).
 
         `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: share of the signal in the variance,
-        a^2 / (a^2 + s^2) for x_t = a x_0 + s noise; `log_snr`: log(a^2 / s^2), natural; `sigma`: noise over signal, s / a.
+        a^2 / (a^2 + s^2) for x_t = a x_0 + s noise; `log_snr`: log(a^2 / s^2), natural; `sigma`: noise over signal, s / a;
+        `signal`: a itself, which depends on the units of the scheduler.
         """
         return {name: values.copy() for name, values in self.noise_levels.items()}
 
@@ -185,6 +186,10 @@ class ReverseDiffusion:
     def corrupt(self, images: Any, step: int, keys: Any) -> Any:
         """The noisy images x_t from which `u_turn` with the same arguments denoises (not clipped)."""
         return self._in_batches(images, step, keys, self._noisy_batch)
+
+    def denoise(self, noisy: Any, step: int, keys: Any) -> Any:
+        """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of `corrupt`."""
+        return self._in_batches(noisy, step, keys, self._denoised_batch, clean=False)
 
     def generate(self, keys: Any) -> Any:
         """Unconditional samples (batch, channels, height, width) in [-1, 1] from pure noise; float32 numpy array."""
@@ -215,10 +220,10 @@ class ReverseDiffusion:
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
-    def _in_batches(self, images: Any, step: int, keys: Any, operation: Any) -> Any:
+    def _in_batches(self, images: Any, step: int, keys: Any, operation: Any, clean: bool = True) -> Any:
         import torch
 
-        checked = self._checked_images(images)
+        checked = self._checked_images(images, clean)
         keys = _checked_keys(keys, len(checked))
         step = self._checked_step(step)
         result = checked.clone()
@@ -230,7 +235,9 @@ class ReverseDiffusion:
         return result if isinstance(images, torch.Tensor) else result.numpy()
 
     def _u_turn_batch(self, images: torch.Tensor, step: int, keys: np.ndarray, first: int) -> torch.Tensor:
-        noisy = self._noisy_batch(images, step, keys, first)
+        return self._denoised_batch(self._noisy_batch(images, step, keys, first), step, keys, first)
+
+    def _denoised_batch(self, noisy: torch.Tensor, step: int, keys: np.ndarray, first: int) -> torch.Tensor:
         return self._denoise(noisy, step, keys, first).clamp_(-1, 1)
 
     def _noisy_batch(self, images: torch.Tensor, step: int, keys: np.ndarray, first: int) -> torch.Tensor:
@@ -309,6 +316,7 @@ class ReverseDiffusion:
             "abar": a**2 / (a**2 + s**2),
             "log_snr": log_snr,
             "sigma": sigma,
+            "signal": a,
         }
 
     def _draws_noise(self) -> bool:
@@ -349,7 +357,7 @@ class ReverseDiffusion:
             raise ValueError(f"step={step!r}: expected a whole number of reverse steps in 0 .. {self.num_steps}")
         return number
 
-    def _checked_images(self, images: Any) -> torch.Tensor:
+    def _checked_images(self, images: Any, clean: bool) -> torch.Tensor:
         import torch
 
         tensor = images.detach().cpu() if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
@@ -361,8 +369,9 @@ class ReverseDiffusion:
             raise ValueError(f"images: shape {tuple(tensor.shape)}; expected ({', '.join(map(str, wanted))})")
         if tensor.numel():
             low, high = tensor.min().item(), tensor.max().item()
-            if not (low >= -1 and high <= 1):  # also catches NaN
-                raise ValueError(f"images: values in [{low}, {high}]; expected finite values in [-1, 1]")
+            most = 1.0 if clean else float(np.finfo(np.float32).max)
+            if not (low >= -most and high <= most):  # also catches NaN
+                raise ValueError(f"images: values in [{low}, {high}]; expected finite values{' in [-1, 1]' if clean else ''}")
         return tensor
 
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from uturn.experiment import Experiment
 
-FIGURES = ("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14")
+FIGURES = (
+    *("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15"),
+    *("s9", "controls", "learning", "schedulers", "thresholds"),
+)
 Scale = Literal["smoke", "paper"]
 
 

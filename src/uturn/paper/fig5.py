@@ -73,7 +73,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data["sharpness"] = (("depth", "bound"), np.array(sharpness))
     data = data.assign_coords(bound=["value", "low", "high"])
     data.attrs.update(transition_time=location.value, inversion_time=swap.value, effective_epsilon=epsilon)
-    before, after = (deepest.belief.mean("item").interp(noise=swap.value * f).values for f in (0.7, 1.4))
+    place = np.nan_to_num(swap.value, nan=time[0])  # no swap: not a number to interpolate at
+    before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     return data, [
         Verdict(
             f"t*: half of the class is lost, L = {L}",

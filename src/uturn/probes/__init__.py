@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from uturn.backward import UTurns
+from uturn.probes.scales import Scales
 from uturn.store import Variable
+
+if TYPE_CHECKING:
+    from uturn.probes.hidden_layers import HiddenLayers
 
 
 class Probe(Protocol):
@@ -112,16 +118,22 @@ def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
 
 
 class NetworkLayers(_Spec):
-    """Hidden layers of a classifier: cosine similarity of standardised post-activations, layer by layer, and its verdict.
+    """Hidden layers of a classifier: likeness of standardised post-activations, layer by layer, and its verdict.
 
-    `classifier`: "fashion_mnist". `layers`: names or glob patterns, all blocks by default. `reference`: images of the source
-    from which means and standard deviations are taken (all of them if there are fewer).
+    `classifier`: "fashion_mnist", or a file written by `uturn.networks.save_network`. `layers`: names or patterns, by default
+    "every block" (see `uturn.probes.hidden_layers`). `statistics`: a file written by `HiddenLayers.save_statistics` for this
+    network; without one, means and variances are taken from the first `reference` images of the source. `legacy`: standardise
+    with the second moment, as the code published with the paper does.
+
+    `similarity`: cosine. `distance`: squared distance, 1 for independent data. `same_class`, `predicted_class`: the verdict.
     """
 
     type: Literal["network_layers"] = "network_layers"
     classifier: str = "fashion_mnist"
     layers: tuple[str, ...] | None = None
     reference: int = Field(default=1000, ge=2)
+    statistics: str | None = None
+    legacy: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -131,6 +143,7 @@ class NetworkLayers(_Spec):
         dims = ("noise", "item", "trajectory")
         return {
             "similarity": Variable((*dims, "network_layer"), "cosine similarity of standardised activations"),
+            "distance": Variable((*dims, "network_layer"), "squared distance of standardised activations, 1 if independent"),
             "same_class": Variable(dims, "same predicted class as the original"),
             "predicted_class": Variable(dims, "class predicted for the reconstruction"),
         }
@@ -140,22 +153,29 @@ class NetworkLayers(_Spec):
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         probe = fitted(self, source)
-        rebuilt = u_turns.reconstructions
+        original, rebuilt = u_turns.originals.data, u_turns.originals.data_of(u_turns.reconstructions)
         items, trajectories = rebuilt.shape[:2]
         rebuilt = rebuilt.reshape(-1, *rebuilt.shape[2:])
-        original = u_turns.originals.images
-        before, after = probe.predict(original)[0], probe.predict(rebuilt)[0].reshape(items, trajectories)
-        similarity = probe.similarity(np.repeat(original, trajectories, axis=0), rebuilt)
+        before, after = probe.predict(original).classes, probe.predict(rebuilt).classes.reshape(items, trajectories)
+        compared = probe.compare(np.repeat(original, trajectories, axis=0), rebuilt)
         return {
-            "similarity": similarity.reshape(items, trajectories, -1),
+            "similarity": compared.similarity.reshape(items, trajectories, -1),
+            "distance": compared.distance.reshape(items, trajectories, -1),
             "same_class": after == before[:, None],
             "predicted_class": after,
         }
 
     def fingerprint(self) -> str:
-        from uturn.fashion_mnist import fingerprints
+        from uturn.training import fingerprint
 
-        return fingerprints()["classifier.safetensors"]
+        if self.classifier == "fashion_mnist" and self.statistics is None:
+            from uturn.fashion_mnist import fingerprints
+
+            return fingerprints()["classifier.safetensors"]
+        network = fingerprint(_classifier(self.classifier))
+        if self.statistics is None:
+            return network
+        return f"{network} {hashlib.sha256(_existing(self.statistics, 'statistics').read_bytes()).hexdigest()}"
 
 
 class KeepImages(_Spec):
@@ -182,17 +202,53 @@ class KeepImages(_Spec):
         return ""
 
 
+def fitted(spec: NetworkLayers, source: Any) -> HiddenLayers:
+    """The hidden-layer probe of a spec, standardised by its statistics or on images of the source.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or belongs to another network, or if there are neither statistics nor images.
+    """
+    # A file that was written again is read again.
+    files = [name for name in (spec.classifier, spec.statistics) if name is not None and name != "fashion_mnist"]
+    return _fitted(spec, source, tuple(_existing(name, "classifier, statistics").stat().st_mtime_ns for name in files))
+
+
 @lru_cache(maxsize=4)
-def fitted(spec: NetworkLayers, source: Any) -> Any:
-    """The hidden-layer probe of a spec, standardised on images of the source."""
+def _fitted(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> HiddenLayers:
+    from uturn.probes.hidden_layers import EVERY_BLOCK, HiddenLayers
+
+    probe = HiddenLayers(_classifier(spec.classifier), spec.layers or EVERY_BLOCK, legacy=spec.legacy)
+    if spec.statistics is not None:
+        return probe.load_statistics(spec.statistics)
+    if not hasattr(source, "all_images"):
+        raise ValueError(
+            "statistics: missing; strings and vectors need the path of a file written by HiddenLayers(network, 'every block')"
+            ".fit(samples).save_statistics(path)"
+        )
+    return probe.fit(source.all_images()[0][: spec.reference])
+
+
+def _classifier(name: str) -> Any:
     from uturn.fashion_mnist import load_classifier
-    from uturn.probes.hidden_layers import HiddenLayers
+    from uturn.networks import load_network
 
-    if spec.classifier != "fashion_mnist":
-        raise ValueError(f"classifier = {spec.classifier!r}: expected 'fashion_mnist'")
-    probe = HiddenLayers(load_classifier(), spec.layers)
-    probe.fit(source.all_images()[0][: spec.reference])
-    return probe
+    return load_classifier() if name == "fashion_mnist" else load_network(_existing(name, "classifier"))
 
 
-PROBES: dict[str, type] = {"tree_levels": TreeLevels, "messages": Messages, "network_layers": NetworkLayers, "images": KeepImages}
+def _existing(path: str, what: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(
+            f"{what} = {path!r}: no such file; expected a file of uturn.networks or HiddenLayers, or 'fashion_mnist'"
+        )
+    return Path(path)
+
+
+PROBES: dict[str, type] = {
+    "tree_levels": TreeLevels,
+    "messages": Messages,
+    "network_layers": NetworkLayers,
+    "images": KeepImages,
+    "scales": Scales,
+}

@@ -1,7 +1,8 @@
-"""Hidden layers of a network as a probe: how alike an image and its reconstruction look, depth by depth.
+"""Hidden layers of a network as a probe: how alike a datum and its reconstruction look, depth by depth.
 
-The similarity at a layer is the cosine of the two standardised post-activations (section 2 of arXiv:2402.16991), each
-channel centred by its mean and divided by its standard deviation over a reference set.
+The post-activations of a layer are standardised, each channel centred by its mean and divided by its standard deviation over a
+reference set (section 2 of arXiv:2402.16991). Two data are then compared by the cosine of their activations, and by the squared
+distance in units of that of independent data.
 """
 
 from __future__ import annotations
@@ -10,13 +11,20 @@ import difflib
 import fnmatch
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from uturn.checks import checked_integer
+
 if TYPE_CHECKING:
     import torch
+
+EVERY_BLOCK = "every block"
+FORMAT = "uturn-layer-statistics-1"
 
 
 class Predictions(NamedTuple):
@@ -26,33 +34,50 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
 
 
+class Comparison(NamedTuple):
+    """Pairs compared layer by layer, float64 (count, num_layers): `similarity` in [-1, 1] and `distance` >= 0."""
+
+    similarity: np.ndarray
+    distance: np.ndarray
+
+
 class HiddenLayers:
-    """Probe of the outputs of named modules of a network, by forward hooks.
+    """Probe of the outputs of modules of a network, by forward hooks.
+
+    Activations are worked off inside the hook and dropped: besides the forward pass itself, `compare` holds at most two
+    float64 copies of the activations of *one* layer for *one* batch, whatever the number of layers and samples. `fit` holds
+    besides these a mean and a sum of squares of one sample for every layer. `readings` hands out one batch of all layers.
 
     Parameters
     ----------
     model
-        Any `torch.nn.Module` in evaluation mode that takes a batch of images.
+        Any `torch.nn.Module` in evaluation mode that takes a batch of samples.
     layers
-        Names of modules as in `model.named_modules()`, or glob patterns of them; `*` does not cross a dot, so that
-        "features.*" are the direct children of `features`. By default the direct children of the model. The output
-        of each must be a tensor (or a tuple that starts with one), produced once a forward pass. Name the module whose
-        output is the post-activation.
+        Names of modules as in `model.named_modules()`, or glob patterns of them, or "every block". `*` stays between two dots, so
+        that "features.*" are the direct children of `features`; a `**` between dots stands for any number of names, also none.
+        By default the direct children of the model. The output of each must be a tensor (or a tuple that starts with one),
+        produced once a forward pass. Name the module whose output is the post-activation. For "every block" see `every_block`.
     preprocess
-        Applied to each batch of images, a float32 tensor, before the model: resizing, ImageNet's normalisation, ...
+        Applied to each batch, a tensor, before the model: resizing, ImageNet's normalisation, ...
     batch_size
-        Images in a forward pass; never more than one batch of activations is held.
+        Samples in a forward pass (at least one pair where pairs are compared).
     channel_axis
-        Axis of the channels in an activation of three or more dimensions; vectors are standardised per unit.
+        Axis of the channels in an activation of three or more dimensions: one number, or {name or pattern: number}, 1 for layers
+        that fit none: convolutions have axis 1, transformers -1. Activations (batch, units) are standardised per unit.
+    legacy
+        Divide by the square root of the second moment E[a^2] instead of the standard deviation, as the code published with
+        the paper does. It shrinks channels far from zero; only for comparison with published curves.
 
     Attributes
     ----------
     layers : tuple of str
         The probed modules, in the order the model registers them.
     mean, variance : {layer: float64 (channels,)}
-        Statistics of the reference set, after `fit` or `load_statistics`.
+        Of the reference set, over samples and positions, after `fit` or `load_statistics`.
+    spread : {layer: float64 (channels,)}
+        Variance over the samples at a fixed position (divided by their number minus 1), added up over positions.
     reference_count : int
-        Number of reference images.
+        Number of reference samples.
     """
 
     def __init__(
@@ -62,167 +87,276 @@ class HiddenLayers:
         preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
         *,
         batch_size: int = 100,
-        channel_axis: int = 1,
+        channel_axis: int | Mapping[str, int] = 1,
+        legacy: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1 image")
         self.model = model
         self.preprocess = preprocess
-        self.batch_size = batch_size
-        self.channel_axis = channel_axis
-        self.layers = _select_layers(model, layers)
+        self.batch_size = checked_integer("batch_size", batch_size, 1)
+        self.layers = select_layers(model, layers)
+        self.legacy = legacy
         self.mean: dict[str, np.ndarray] = {}
         self.variance: dict[str, np.ndarray] = {}
+        self.spread: dict[str, np.ndarray] = {}
         self.reference_count = 0
+        self._axes = _channel_axes(self.layers, channel_axis)
         self._check_evaluation_mode()
 
-    def fit(self, images: Any) -> HiddenLayers:
+    def fit(self, samples: Any) -> HiddenLayers:
         """Take the mean and variance of every channel over a reference set; returns the probe itself.
 
-        Variance is the mean of (a - mean)^2 over images and positions (divided by their number), accumulated in float64
+        Variance is the mean of (a - mean)^2 over samples and positions (divided by their number), accumulated in float64
         batch by batch (Chan, Golub and LeVeque 1979): one pass, no cancellation. It replaces earlier statistics.
 
         Parameters
         ----------
-        images
-            As in `readings`, or an iterable of batches for sets that do not fit in memory.
+        samples
+            As in `readings`, or an iterable of such batches for sets that do not fit in memory.
+
+        Raises
+        ------
+        ValueError
+            For fewer than two samples, samples of different sizes, or activations that are not finite (naming layer and sample).
         """
-        moments = {layer: _Moments() for layer in self.layers}
+        moments = {layer: _Moments(layer) for layer in self.layers}
         count = 0
-        for batch in [images] if hasattr(images, "shape") else images:
-            for activations in self.readings(batch):
-                for layer, values in activations.items():
-                    moments[layer].add(self._by_channel(values.double()))
-            count += len(batch)
+        for batch in [samples] if hasattr(samples, "shape") else samples:
+            tensor = _checked_samples(batch)
+            for start in range(0, len(tensor), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                self._forward(tensor[rows], lambda layer, values: moments[layer].add(_copy(values)), count + start)
+            count += len(tensor)
         if count < 2:
-            raise ValueError(f"images: {count} reference images; a variance needs at least 2, and many to be any good")
-        self.mean = {layer: m.mean for layer, m in moments.items()}
-        self.variance = {layer: m.sum_of_squares / m.count for layer, m in moments.items()}
+            raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
+        reduced = {layer: moments[layer].by_channel(self._axis(layer, moments[layer].mean.ndim + 1)) for layer in self.layers}
+        self.mean, self.variance, self.spread = ({layer: r[i] for layer, r in reduced.items()} for i in range(3))
         self.reference_count = count
         return self
 
-    def readings(self, images: Any) -> Iterator[dict[str, torch.Tensor]]:
-        """Raw activations {layer: float32 (batch, ...)}, one batch of at most `batch_size` images after the other.
+    def readings(self, samples: Any) -> Iterator[dict[str, torch.Tensor]]:
+        """Raw activations {layer: float32 (batch, ...)}, one batch of at most `batch_size` samples after the other.
 
         Parameters
         ----------
-        images
-            float32 (count, channels, height, width), numpy array or tensor.
+        samples
+            Numpy array or tensor whose first axis counts the samples: float32 images (count, channels, height, width), int64
+            strings (count, num_leaves), float32 vectors (count, d), ... as the model takes them.
         """
-        for _, activations, _ in self._forward(images):
-            yield activations
+        tensor = _checked_samples(samples)
+        for start in range(0, len(tensor), self.batch_size):
+            captured: dict[str, torch.Tensor] = {}
 
-    def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
-        """Cosine similarity of standardised activations, float64 (count, num_layers), in [-1, 1].
+            def keep(layer: str, values: torch.Tensor, captured: dict[str, torch.Tensor] = captured) -> None:
+                captured[layer] = values.float().cpu().clone()  # a copy, because the next module may work in place
 
-        For image n at layer l, cos(z, z') = z . z' / (|z| |z'|), where z is the activation of the whole layer (all
-        positions and channels) after (a - mean) / sqrt(variance) per channel. A channel that is constant over the
-        reference set has no scale and is left out. Two activations that both are exactly at the mean count as 1 (they
-        are equal), one of them as 0.
+            self._forward(tensor[start : start + self.batch_size], keep, start)
+            yield {layer: captured[layer] for layer in self.layers}
+
+    def compare(self, original: Any, reconstructed: Any) -> Comparison:
+        """Cosine similarity and normalised squared distance of standardised activations, for every pair and layer.
+
+        Let z be the activation of a whole layer (all positions and channels) after (a - mean) / sqrt(variance) per channel.
+
+        similarity = z . z' / (|z| |z'|). Two activations that both are exactly at the mean count as 1 (they are equal), one of
+        them as 0.
+
+        distance = |z - z'|^2 / (2 sum_i Var z_i), the sum over positions and channels i and the variance over the reference
+        samples (sample variance, divided by their number minus 1). 0 for equal activations; its mean over all pairs of
+        different reference samples is 1, which is also its expectation for independent data.
+
+        A channel that is constant over the reference set has no scale and is left out.
 
         Parameters
         ----------
         original, reconstructed
-            Images as in `readings`, paired: row n with row n.
+            Samples as in `readings`, paired: row n with row n. Both of a pair pass the model in one batch.
+
+        Raises
+        ------
+        ValueError
+            Without reference statistics, for unequal numbers, or for activations that are not finite (naming layer and sample).
         """
         if not self.mean:
-            raise ValueError("no reference statistics; call fit(images) or load_statistics(path) first")
-        if len(original) != len(reconstructed):
-            raise ValueError(f"original holds {len(original)} images and reconstructed {len(reconstructed)}; expected pairs")
-        result = np.empty((len(original), len(self.layers)))
-        pairs = zip(self._forward(original), self._forward(reconstructed), strict=True)
-        for (start, first, _), (_, second, _) in pairs:
-            for column, layer in enumerate(self.layers):
-                a, b = self._standardised(layer, first[layer]), self._standardised(layer, second[layer])
-                result[start : start + len(a), column] = _cosine(a, b)
+            raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
+        first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
+        if first.shape != second.shape:
+            raise ValueError(
+                f"original has shape {tuple(first.shape)} and reconstructed {tuple(second.shape)}; expected pairs of samples"
+            )
+        import torch
+
+        result = Comparison(*(np.empty((len(first), len(self.layers))) for _ in range(2)))
+        pairs = max(1, self.batch_size // 2)
+        for start in range(0, len(first), pairs):
+            rows = slice(start, min(start + pairs, len(first)))
+
+            def compare(layer: str, values: torch.Tensor, rows: slice = rows) -> None:
+                column = self.layers.index(layer)
+                similarity, distance = self._compare_layer(layer, values)
+                result.similarity[rows, column], result.distance[rows, column] = similarity, distance
+
+            self._forward(torch.cat([first[rows], second[rows]]), compare, start, of_pairs=True)
         return result
 
-    def predict(self, images: Any) -> Predictions:
+    def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
+        """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""
+        return self.compare(original, reconstructed).similarity
+
+    def predict(self, samples: Any) -> Predictions:
         """Predicted classes and probabilities: the model's own output (batch, num_classes) taken as logits."""
         classes, probabilities = [], []
-        for _, _, output in self._forward(images, layers=()):
-            logits = _as_tensor(output, "the model").double()
+        tensor = _checked_samples(samples)
+        for start in range(0, len(tensor), self.batch_size):
+            output = self._forward(tensor[start : start + self.batch_size], None, start)
+            logits = _as_tensor(output, "the model").double().cpu()
             if logits.ndim != 2:
                 raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (batch, classes)")
             probability = logits.softmax(dim=1)
             classes.append(probability.argmax(dim=1).numpy())
             probabilities.append(probability.numpy())
         if not classes:
-            raise ValueError("images: got none")
+            raise ValueError("samples: got none")
         return Predictions(np.concatenate(classes), np.concatenate(probabilities))
 
     def save_statistics(self, path: str | os.PathLike[str]) -> None:
-        """Write mean, variance and names of the layers to a safetensors file."""
-        from safetensors.numpy import save_file
+        """Write mean, variance and spread of the layers to a safetensors file, with the fingerprint of the network."""
+        from safetensors.numpy import save
+
+        from uturn.training import fingerprint
 
         if not self.mean:
-            raise ValueError("no reference statistics to save; call fit(images) first")
-        arrays = {f"{layer}/mean": self.mean[layer] for layer in self.layers}
-        arrays |= {f"{layer}/variance": self.variance[layer] for layer in self.layers}
-        metadata = {"layers": json.dumps(self.layers), "reference_count": str(self.reference_count)}
-        save_file(arrays, path, metadata=metadata)
+            raise ValueError("no reference statistics to save; call fit(samples) first")
+        tables = {"mean": self.mean, "variance": self.variance, "spread": self.spread}
+        arrays = {
+            f"{layer}/{name}": np.ascontiguousarray(table[layer]) for name, table in tables.items() for layer in self.layers
+        }
+        metadata = {
+            "format": FORMAT,
+            "layers": json.dumps(self.layers),
+            "channel_axes": json.dumps(self._axes),
+            "reference_count": str(self.reference_count),
+            "model": fingerprint(self.model),
+        }
+        unfinished = Path(path).with_name(Path(path).name + ".unfinished")
+        unfinished.write_bytes(save(arrays, metadata))
+        os.replace(unfinished, path)
 
     def load_statistics(self, path: str | os.PathLike[str]) -> HiddenLayers:
-        """Read what `save_statistics` wrote, for the same layers; returns the probe itself."""
-        from safetensors import safe_open
+        """Read what `save_statistics` wrote, for the same network and layers; returns the probe itself.
 
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            stored = tuple(json.loads(metadata.get("layers", "[]")))
+        Raises
+        ------
+        ValueError
+            If the file is missing or damaged, or belongs to another network or to other layers.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        from uturn.training import fingerprint
+
+        if not Path(path).is_file():
+            raise ValueError(f"no file {path}; expected statistics written by HiddenLayers.save_statistics")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            if header.get("format") != FORMAT:
+                raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}: fit and save the probe again")
+            stored, axes = tuple(json.loads(header["layers"])), json.loads(header["channel_axes"])
+            if header["model"] != fingerprint(self.model):
+                raise ValueError(
+                    f"{path} holds the statistics of another network (fingerprint {header['model'][:12]}.., here "
+                    f"{fingerprint(self.model)[:12]}..); fit the probe on this one"
+                )
             if stored != self.layers:
                 raise ValueError(f"{path}: statistics of layers {list(stored)}; this probe reads {list(self.layers)}")
-            self.mean = {layer: file.get_tensor(f"{layer}/mean") for layer in self.layers}
-            self.variance = {layer: file.get_tensor(f"{layer}/variance") for layer in self.layers}
-        self.reference_count = int(metadata["reference_count"])
+            if axes != self._axes:
+                raise ValueError(f"{path}: statistics along channel axes {axes}; this probe has {self._axes}")
+            tables = [{layer: arrays[f"{layer}/{name}"] for layer in stored} for name in ("mean", "variance", "spread")]
+            count = int(header["reference_count"])
+        except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged, or not a file of layer statistics ({error})") from None
+        (self.mean, self.variance, self.spread), self.reference_count = tables, count
         return self
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _forward(self, images: Any, layers: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, torch.Tensor], Any]]:
-        """Forward passes, batch by batch: index of the first image, activations by layer, output of the model."""
+    def _forward(
+        self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None, start: int, of_pairs: bool = False
+    ) -> Any:
+        """The model's output for one batch; `consume(layer, activations)` is called as soon as a layer has run."""
         import torch
 
-        layers = self.layers if layers is None else layers
         self._check_evaluation_mode()
-        tensor = _checked_images(images)
         parameter = next(self.model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        modules = dict(self.model.named_modules())
-        for start in range(0, len(tensor), self.batch_size):
-            batch = tensor[start : start + self.batch_size].to(device)
-            captured: dict[str, torch.Tensor] = {}
-            handles = [modules[layer].register_forward_hook(_capture(layer, captured)) for layer in layers]
+        # A copy, because the model may work in place.
+        batch = batch.clone() if parameter is None else batch.to(parameter.device, copy=True)
+        ran: set[str] = set()
+
+        def receive(layer: str, output: Any) -> None:
+            if layer in ran:
+                raise ValueError(
+                    f"layer {layer!r} runs more than once in a forward pass (a shared module?); name a module that runs once, "
+                    f"such as the block around it"
+                )
+            ran.add(layer)
+            values = _as_tensor(output, f"layer {layer!r}")
+            if len(values) != len(batch):
+                raise ValueError(
+                    f"layer {layer!r} gives shape {tuple(values.shape)} for {len(batch)} samples; expected (batch, ...)"
+                )
+            _check_finite(values, layer, start, of_pairs)
+            assert consume is not None
+            consume(layer, values)
+
+        with _hooks(self.model, self.layers if consume is not None else (), receive), torch.inference_mode():
             try:
-                with torch.inference_mode():
-                    output = self.model(batch if self.preprocess is None else self.preprocess(batch))
-            finally:
-                for handle in handles:
-                    handle.remove()
-            for layer in layers:
-                if layer not in captured:
-                    raise ValueError(f"layer {layer!r} did not run in the forward pass, so it has no activations")
-                _check_finite(captured[layer], layer, start)
-            yield start, captured, output
+                output = self.model(batch if self.preprocess is None else self.preprocess(batch))
+            except (RuntimeError, IndexError) as error:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not take samples of dtype {batch.dtype}, shape {tuple(batch.shape)}: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+        missing = [layer for layer in self.layers if layer not in ran] if consume is not None else []
+        if missing:
+            raise ValueError(f"layer {missing[0]!r} did not run in the forward pass, so it has no activations")
+        return output
 
-    def _by_channel(self, values: torch.Tensor) -> torch.Tensor:
-        """Activations as (samples and positions, channels)."""
-        axis = self.channel_axis if values.ndim > 2 else 1
-        return values.movedim(axis, -1).flatten(0, -2)
-
-    def _standardised(self, layer: str, values: torch.Tensor) -> torch.Tensor:
-        """Standardised activations (batch, positions x channels), float64; constant channels are 0."""
+    def _compare_layer(self, layer: str, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Similarity and distance of the pairs in a batch: originals first, then as many reconstructions."""
         import torch
 
+        mean, spread = self.mean[layer], self.spread[layer]
+        axis = self._axis(layer, values.ndim)
+        if values.shape[axis] != len(mean):
+            raise ValueError(f"layer {layer!r}: {values.shape[axis]} channels, but the reference statistics have {len(mean)}")
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        scale = self._scale(layer)
+        z = _copy(values).sub_(torch.from_numpy(mean).view(shape)).mul_(torch.from_numpy(scale).view(shape))
+        a, b = z.flatten(1).chunk(2)
+        product, norm_a, norm_b = ((x[:, None, :] @ y[:, :, None])[:, 0, 0].numpy() for x, y in ((a, b), (a, a), (b, b)))
+        norms = np.sqrt(norm_a) * np.sqrt(norm_b)
+        cosine = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
+        cosine[(norm_a == 0) & (norm_b == 0)] = 1
+        squares = a.sub_(b).square_().sum(1).numpy()
+        expected = 2 * float(np.sum(spread * scale**2))
+        return cosine.clip(-1, 1), squares / expected if expected else np.where(squares > 0, np.inf, 0.0)
+
+    def _scale(self, layer: str) -> np.ndarray:
+        """What the centred activations of each channel are multiplied with; 0 for constant channels."""
         mean, variance = self.mean[layer], self.variance[layer]
-        count = len(values)
-        columns = self._by_channel(values.double())
-        if columns.shape[1] != len(mean):
-            raise ValueError(f"layer {layer!r}: {columns.shape[1]} channels, but the reference statistics have {len(mean)}")
         # Activations are float32: a spread below their rounding is no spread.
         constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
-        scale = np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, variance)))
-        standardised = (columns - torch.from_numpy(mean)) * torch.from_numpy(scale)
-        return standardised.reshape(count, -1)
+        square = variance + mean**2 if self.legacy else variance
+        return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
+
+    def _axis(self, layer: str, ndim: int) -> int:
+        axis = self._axes[layer] if ndim > 2 else 1
+        if not (1 <= axis < ndim or -ndim < axis < 0):
+            raise ValueError(
+                f"channel_axis = {axis} of layer {layer!r}: its activations have {ndim} axes, and axis 0 is the batch"
+            )
+        return axis % ndim
 
     def _check_evaluation_mode(self) -> None:
         training = [name or "the model itself" for name, module in self.model.named_modules() if module.training]
@@ -233,49 +367,56 @@ class HiddenLayers:
 
 
 class _Moments:
-    """Count, mean and sum of squared deviations of the rows seen so far."""
+    """Count, mean and sum of squared deviations, per unit, of the activations of one layer seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
         self.count = 0
-        self.mean = np.zeros(0)
-        self.sum_of_squares = np.zeros(0)
+        self.mean = np.zeros(())
+        self.sum_of_squares = np.zeros(())
 
-    def add(self, rows: torch.Tensor) -> None:
-        """Merge a batch of rows (count, channels)."""
-        count, mean = len(rows), rows.mean(0)
-        squares = (rows - mean).square().sum(0).numpy()
-        if self.count == 0:
-            self.count, self.mean, self.sum_of_squares = count, mean.numpy(), squares
-            return
+    def add(self, values: torch.Tensor) -> None:
+        """Merge a batch (count, ...), which is overwritten."""
+        count, mean = len(values), values.mean(0)
+        if self.count and mean.shape != self.mean.shape:
+            raise ValueError(
+                f"layer {self.layer!r}: activations {tuple(mean.shape)} after {self.mean.shape}; samples must have one size"
+            )
+        squares = values.sub_(mean).square_().sum(0).numpy()
         total = self.count + count
         shift = mean.numpy() - self.mean
         self.sum_of_squares = self.sum_of_squares + squares + shift**2 * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
-
-def _cosine(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
-    """Row by row; two zero rows are equal (1), one zero row is like nothing (0)."""
-    a, b = first.numpy(), second.numpy()
-    product = np.einsum("ij,ij->i", a, b)
-    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
-    norms = norm_a * norm_b
-    cosine = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
-    cosine[(norm_a == 0) & (norm_b == 0)] = 1
-    return cosine.clip(-1, 1)
+    def by_channel(self, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean and variance over samples and positions; variance over samples (count - 1), summed over positions."""
+        over = tuple(k for k in range(self.mean.ndim) if k != axis - 1)
+        mean, squares = self.mean.mean(over), self.sum_of_squares.sum(over)
+        variance = (self.sum_of_squares / self.count).mean(over) + self.mean.var(over)
+        return mean, variance, squares / (self.count - 1)
 
 
-def _capture(layer: str, captured: dict[str, torch.Tensor]) -> Callable[..., None]:
-    def hook(module: Any, inputs: Any, output: Any) -> None:
-        if layer in captured:
-            raise ValueError(
-                f"layer {layer!r} runs more than once in a forward pass (a shared module?); name a module that runs once, "
-                f"such as the block around it"
-            )
-        # A copy, because the next module may work in place.
-        captured[layer] = _as_tensor(output, f"layer {layer!r}").float().cpu().clone()
+def _copy(values: torch.Tensor) -> torch.Tensor:
+    """A float64 copy on the CPU, which may be overwritten."""
+    import torch
 
-    return hook
+    return values.cpu().to(torch.float64, copy=True)
+
+
+@contextmanager
+def _hooks(model: torch.nn.Module, layers: Sequence[str], receive: Callable[[str, Any], None]) -> Iterator[None]:
+    modules = dict(model.named_modules())
+
+    def hook(layer: str) -> Callable[..., None]:
+        return lambda module, inputs, output: receive(layer, output)
+
+    handles = [modules[layer].register_forward_hook(hook(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _as_tensor(output: Any, where: str) -> torch.Tensor:
@@ -285,10 +426,20 @@ def _as_tensor(output: Any, where: str) -> torch.Tensor:
     first = getattr(first, "logits", first)
     if not isinstance(first, torch.Tensor) or first.ndim < 2:
         raise ValueError(f"{where} gives {type(output).__name__}; expected a tensor (batch, channels, ...)")
-    return first.detach().cpu()
+    return first.detach()
 
 
-def _select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+# -- which layers -----------------------------------------------------------------------------------------------------
+
+
+def select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of modules chosen by name, pattern or "every block", in the order the model registers them; see `HiddenLayers`.
+
+    Raises
+    ------
+    ValueError
+        If a name or pattern matches nothing; the message lists close names.
+    """
     names = [name for name, _ in model.named_modules() if name]
     if layers is None:
         children = tuple(name for name, _ in model.named_children())
@@ -300,7 +451,7 @@ def _select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) -
         raise ValueError("layers=[]: expected at least one name or pattern")
     chosen: set[str] = set()
     for pattern in patterns:
-        matches = [name for name in names if _matches(name, pattern)]
+        matches = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if _matches(name, pattern)]
         if not matches:
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
             raise ValueError(
@@ -311,26 +462,122 @@ def _select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) -
     return tuple(name for name in names if name in chosen)
 
 
+def every_block(model: torch.nn.Module) -> tuple[str, ...]:
+    """The blocks that a network is stacked from, and what comes before, between and after them.
+
+    A *stack* is a container (`Sequential`, `ModuleList`, `ModuleDict`) that holds at least two modules of one class which have
+    children themselves; chains (`Sequential`) count as such a class only if the model has no stack of another one. A module with
+    a stack inside is opened; any other one is a block, read as a whole if it has parameters. Simple modules next to each
+    other, such as the convolution, normalisation, activation and pooling in front of the stacks, make one block, read at its
+    last. A network without stacks (VGG) is read at every activation function and at its last module with parameters.
+
+    So: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every block,
+    every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a ViT.
+    """
+    from torch import nn
+
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+    def is_stack(module: nn.Module, chains: bool) -> bool:
+        inner = [type(child) for child in module.children() if next(child.children(), None) is not None]
+        inner = [kind for kind in inner if not issubclass(kind, containers) or (chains and issubclass(kind, nn.Sequential))]
+        return isinstance(module, containers) and any(inner.count(kind) >= 2 for kind in inner)
+
+    modules = dict(model.named_modules())
+    stacks = [name for name, module in modules.items() if is_stack(module, False)] or [
+        name for name, module in modules.items() if is_stack(module, True)
+    ]
+    if not stacks:
+        return _activations(model)
+
+    def has_parameters(module: nn.Module) -> bool:
+        return next(module.parameters(), None) is not None
+
+    found: list[str] = []
+
+    def open_up(prefix: str, module: nn.Module) -> None:
+        row: list[str] = []  # simple modules next to each other
+
+        def close_row() -> None:
+            if any(has_parameters(modules[name]) for name in row):
+                found.append(row[-1])
+            row.clear()
+
+        for child_name, child in module.named_children():
+            name = f"{prefix}{child_name}"
+            if any(stack == name or stack.startswith(name + ".") for stack in stacks):
+                close_row()
+                open_up(name + ".", child)
+            elif next(child.children(), None) is None and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                row.append(name)
+            else:
+                close_row()
+                if has_parameters(child):
+                    found.append(name)
+        close_row()
+
+    open_up("", model)
+    return tuple(found)
+
+
+def _activations(model: torch.nn.Module) -> tuple[str, ...]:
+    from torch import nn
+
+    modules = {name: module for name, module in model.named_modules() if name and next(module.children(), None) is None}
+    found = [name for name, module in modules.items() if type(module).__module__ == nn.ReLU.__module__]
+    last = next((name for name in reversed(modules) if next(modules[name].parameters(), None) is not None), None)
+    return tuple(found) if last is None or last in found else (*found, last)
+
+
 def _matches(name: str, pattern: str) -> bool:
-    parts, pattern_parts = name.split("."), pattern.split(".")
-    return len(parts) == len(pattern_parts) and all(map(fnmatch.fnmatchcase, parts, pattern_parts))
+    def match(parts: list[str], wanted: list[str]) -> bool:
+        if not wanted:
+            return not parts
+        if wanted[0] == "**":
+            return any(match(parts[k:], wanted[1:]) for k in range(len(parts) + 1))
+        return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and match(parts[1:], wanted[1:])
+
+    return match(name.split("."), pattern.split("."))
 
 
-def _checked_images(images: Iterable[Any]) -> torch.Tensor:
+def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(channel_axis, Mapping):
+        return dict.fromkeys(layers, channel_axis)
+    idle = [pattern for pattern in channel_axis if not any(_matches(layer, pattern) for layer in layers)]
+    if idle:
+        raise ValueError(f"channel_axis: {idle[0]!r} matches none of the probed layers {', '.join(layers)}")
+    return {layer: next((axis for pattern, axis in channel_axis.items() if _matches(layer, pattern)), 1) for layer in layers}
+
+
+def _checked_samples(samples: Any, name: str = "samples") -> torch.Tensor:
     import torch
 
-    tensor = images.detach() if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-    if tensor.ndim != 4 or tensor.dtype != torch.float32:
+    try:
+        if isinstance(samples, torch.Tensor):
+            tensor = samples.detach()
+        else:
+            array = np.ascontiguousarray(samples)
+            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected an array of numbers, samples first ({error})") from None
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    if tensor.ndim < 2 or not (whole or tensor.dtype == torch.float32):
         raise ValueError(
-            f"images: dtype {tensor.dtype}, shape {tuple(tensor.shape)}; expected float32 (count, channels, height, width)"
+            f"{name}: dtype {tensor.dtype}, shape {tuple(tensor.shape)}; expected float32 or integers (count, ...), for example "
+            f"images (count, channels, height, width), strings (count, num_leaves)"
         )
     return tensor
 
 
-def _check_finite(values: torch.Tensor, layer: str, start: int) -> None:
+def _check_finite(values: torch.Tensor, layer: str, start: int, of_pairs: bool) -> None:
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
-        bad = (start + torch.nonzero(~finite)[:, 0]).tolist()
-        raise ValueError(f"layer {layer!r}: activations of images {bad[:10]} are not finite; check these images")
+        bad = torch.nonzero(~finite)[:, 0].tolist()
+        if of_pairs:
+            pairs = len(values) // 2
+            words = [f"{'original' if k < pairs else 'reconstructed'} {start + k % pairs}" for k in bad[:10]]
+        else:
+            words = [f"sample {start + k}" for k in bad[:10]]
+        raise ValueError(f"layer {layer!r}: activations of {', '.join(words)} are not finite; check these samples")

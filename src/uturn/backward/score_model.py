@@ -1,0 +1,173 @@
+"""A denoiser of strings as a model that diffusers' schedulers can drive: the exact score behind the interface of a network."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.corruption import Gaussian, Noisy
+
+if TYPE_CHECKING:
+    import torch
+
+    from uturn.backward.denoising import Denoiser
+    from uturn.backward.reverse_diffusion import ReverseDiffusion
+
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+class ScoreModel:
+    """The posterior mean of one-hot strings, `model(noisy, timestep)` in whatever prediction type a scheduler asks for.
+
+    Strings are images (batch, vocab_size, rows, num_leaves), 1 at the symbol of each leaf and 0 elsewhere; every row of an image
+    is a string by itself, so that one stream of random numbers can serve many strings. From the marginals
+    `D = E[onehot(x_0) | x_t]` of the denoiser and `x_t = a x_0 + s noise` the model returns
+
+    - "epsilon": `(x_t - a D)/s`, that is `-s` times the score `(a D - x_t)/s**2` (section 2 of arXiv:2402.16991);
+    - "v_prediction": `a epsilon - s D` (arXiv:2202.00512); "sample": `D`;
+    - flow matching, `a = 1 - sigma, s = sigma`: the velocity `(x_t - D)/sigma` (arXiv:2210.02747).
+
+    With `ExactDenoiser` this is the exact score: what a perfectly trained network would give.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        Of the Gaussian process.
+    scheduler
+        The scheduler of diffusers that will drive it: its noise schedule says what a timestep means, its configuration what to
+        predict. Fractional timesteps are read as the schedulers themselves read them: `s/a` is interpolated linearly between
+        neighbours, its logarithm if the scheduler spaces steps by noise level (Karras, exponential, beta).
+    rows : int
+        Strings in an image, for generation.
+
+    Raises
+    ------
+    ValueError
+        If the denoiser is not one of the Gaussian process, or the scheduler has neither a table of abar nor flow-matching sigmas.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> from diffusers import DDPMScheduler
+    >>> from uturn.backward.denoising import ExactDenoiser
+    >>> from uturn.backward.reverse_diffusion import ReverseDiffusion
+    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
+    >>> scheduler = DDPMScheduler()
+    >>> model = ScoreModel(ExactDenoiser(rhm, ut.Gaussian()), scheduler)
+    >>> strings = strings_of(ReverseDiffusion(model, scheduler, num_steps=100).generate(ut.random.keys(0, range(4))))
+    >>> strings.shape, bool(rhm.parse(strings[:, 0]).valid[3].all())
+    ((4, 1, 8), True)
+    """
+
+    training = False
+
+    def __init__(self, denoiser: Denoiser, scheduler: Any, rows: int = 1) -> None:
+        if not isinstance(denoiser.corruption, Gaussian):
+            raise ValueError(f"denoiser of {denoiser.corruption!r}: a score needs the Gaussian process, Gaussian()")
+        config = scheduler.config
+        name = type(scheduler).__name__
+        self._flow = name.startswith("FlowMatch")
+        if not self._flow and (not hasattr(scheduler, "alphas_cumprod") or config.get("use_flow_sigmas", False)):
+            raise ValueError(
+                f"scheduler {name}: expected one with a table `alphas_cumprod` (DDPM, DDIM, Euler, DPM-Solver, ..), or "
+                f"FlowMatchEulerDiscreteScheduler"
+            )
+        self.prediction_type = "velocity" if self._flow else config.prediction_type
+        if not self._flow and self.prediction_type not in _PREDICTIONS:
+            raise ValueError(f"prediction_type = {self.prediction_type!r} of {name}: expected one of {', '.join(_PREDICTIONS)}")
+        if config.get("timestep_type", "discrete") != "discrete":
+            raise ValueError(f"timestep_type = {config.timestep_type!r} of {name}: expected 'discrete'")
+        self.denoiser = denoiser
+        self.config = SimpleNamespace(in_channels=denoiser.vocab_size, sample_size=(rows, denoiser.num_leaves))
+        self._num_train_timesteps = config.num_train_timesteps
+        self._logarithmic = any(config.get(f"use_{kind}_sigmas", False) for kind in ("karras", "exponential", "beta"))
+        if not self._flow:
+            abar = scheduler.alphas_cumprod.double().numpy()
+            with np.errstate(divide="ignore"):
+                self._sigma = np.sqrt((1 - abar) / abar)
+
+    def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The prediction for noisy strings (batch, vocab_size, rows, num_leaves) at a timestep, scalar or (batch,)."""
+        import torch
+
+        v, d = self.denoiser.vocab_size, self.denoiser.num_leaves
+        if noisy.ndim != 4 or (noisy.shape[1], noisy.shape[3]) != (v, d):
+            raise ValueError(f"noisy strings have shape {tuple(noisy.shape)}; expected (batch, {v}, rows, {d})")
+        batch, _, rows, _ = noisy.shape
+        times = np.broadcast_to(np.asarray(torch.as_tensor(timestep).cpu(), float), batch)
+        a, s = (u.repeat(rows).reshape(-1, 1, 1) for u in self.amplitudes(times))
+        x = np.ascontiguousarray(noisy.detach().cpu().float().numpy().transpose(0, 2, 3, 1)).reshape(-1, d, v)
+        # Variance preserving: what the corruption of strings makes, whatever the units of the scheduler.
+        scale = np.sqrt(a**2 + s**2)
+        with np.errstate(divide="ignore"):
+            t = np.log(scale / a).reshape(-1)
+        mean = self.denoiser.posterior(Noisy(x / scale.astype(np.float32), t, v))
+        a, s = a.astype(np.float32), s.astype(np.float32)
+        if self.prediction_type == "sample":
+            output = mean
+        elif self.prediction_type == "velocity":
+            output = (x - mean) / s
+        else:
+            output = (x - a * mean) / s
+            if self.prediction_type == "v_prediction":
+                output = a * output - s * mean
+        output = np.ascontiguousarray(output.reshape(batch, rows, d, v).transpose(0, 3, 1, 2))  # schedulers are slow on strides
+        return torch.from_numpy(output).to(noisy)
+
+    def amplitudes(self, timestep: Any) -> tuple[np.ndarray, np.ndarray]:
+        """a and s of `x_t = a x_0 + s noise`, as the model gets x_t, at timesteps (whole or fractional); float64 arrays."""
+        times = np.asarray(timestep, float)
+        if self._flow:
+            sigma = times / self._num_train_timesteps
+            return 1 - sigma, sigma
+        if not ((times >= 0) & (times <= len(self._sigma) - 1)).all():
+            raise ValueError(f"timestep = {times.min()} .. {times.max()}: expected 0 .. {len(self._sigma) - 1}")
+        below = np.floor(times).astype(int)
+        above, share = np.minimum(below + 1, len(self._sigma) - 1), times - below
+        low, high = self._sigma[below], self._sigma[above]
+        straight = low + share * np.where(share > 0, high - low, 0)  # high may be inf
+        between = low * (high / low) ** share if self._logarithmic else straight
+        sigma = np.where(share > 0, between, low)
+        # Also right where sigma is inf, at a schedule's end in pure noise.
+        return 1 / np.sqrt(1 + sigma**2), 1 / np.sqrt(1 + sigma**-2.0)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The denoiser's fingerprint, as `ReverseDiffusion.fingerprint` reads the weights of a network."""
+        import torch
+
+        return {"denoiser": torch.tensor(list(self.denoiser.fingerprint().encode()), dtype=torch.uint8)}
+
+
+def images_of(strings: np.ndarray, vocab_size: int) -> np.ndarray:
+    """One-hot images of strings (batch, rows, num_leaves): float32 (batch, vocab_size, rows, num_leaves)."""
+    return (strings[:, None] == np.arange(vocab_size)[:, None, None]).astype(np.float32)
+
+
+def strings_of(images: np.ndarray) -> np.ndarray:
+    """The symbol of largest value at every leaf of images: int64 (batch, rows, num_leaves)."""
+    return images.argmax(axis=1)
+
+
+def observation_of(noisy: np.ndarray, reverse: ReverseDiffusion, step: int) -> Noisy:
+    """Noisy images at a step of a chain as observations by `Gaussian`, batch x rows: what exact inference needs."""
+    scale, t = _units(reverse, step)
+    values = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(-1, noisy.shape[3], noisy.shape[1]) / np.float32(scale)
+    return Noisy(values, np.full(len(values), t), values.shape[2])
+
+
+def noisy_images_of(observation: Noisy, reverse: ReverseDiffusion, step: int, rows: int = 1) -> np.ndarray:
+    """Observations by `Gaussian` at the level of a step as noisy images of a chain: the inverse of `observation_of`."""
+    scale, _ = _units(reverse, step)
+    values = observation.values.reshape(-1, rows, *observation.values.shape[1:]) * np.float32(scale)
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def _units(reverse: ReverseDiffusion, step: int) -> tuple[float, float]:
+    """Of a step of a chain: its units over those of a variance-preserving process, and its Ornstein-Uhlenbeck time."""
+    a, abar = (float(reverse.noise_levels[name][step]) for name in ("signal", "abar"))
+    # Without signal the scale is that of the noise, which is 1 in flow matching; other schedulers always have some.
+    scale = a / np.sqrt(abar) if a > 0 else 1.0
+    with np.errstate(divide="ignore"):
+        return scale, float(0.5 * np.log(np.float64(1) / abar))

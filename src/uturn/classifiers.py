@@ -1,0 +1,129 @@
+"""Small classifiers of strings and of vectors, whose blocks are the layers that a hidden-layer probe reads."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from uturn.checks import checked_integer
+
+
+class TreeClassifier(nn.Module):
+    """Convolutional network in the shape of the tree of strings: a convolution and ReLU a tree level (Fig. 8, arXiv:2402.16991).
+
+    Filters of size s move by s, so that the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level
+    k + 1; `logits` is a linear map to the classes. The output of each of these modules is what a probe reads.
+
+    Parameters
+    ----------
+    vocab_size, branching, depth
+        v, s and L of the strings.
+    num_classes
+        n; v by default.
+    width
+        Channels of each block.
+    seed
+        Of the initial weights: normal with variance 2 / (number of inputs of a unit), zero biases (arXiv:1502.01852). PyTorch's
+        own smaller initial weights, and one-hot input that is not whitened, leave deep trees at chance.
+
+    Examples
+    --------
+    >>> network = TreeClassifier(vocab_size=4, branching=2, depth=3, width=8)
+    >>> network(torch.zeros(5, 8, dtype=torch.int64)).shape
+    torch.Size([5, 4])
+    """
+
+    def __init__(
+        self, vocab_size: int, branching: int, depth: int, num_classes: int | None = None, width: int = 256, seed: int = 0
+    ) -> None:
+        super().__init__()
+        _check_positive(vocab_size=vocab_size, branching=branching, depth=depth, width=width)
+        num_classes = vocab_size if num_classes is None else num_classes
+        _check_positive(num_classes=num_classes)
+        self.options: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "branching": branching,
+            "depth": depth,
+            "num_classes": num_classes,
+            "width": width,
+        }
+        channels = [vocab_size] + [width] * depth
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv1d(before, after, kernel_size=branching, stride=branching), nn.ReLU())
+                for before, after in pairwise(channels)
+            )
+        )
+        self.logits = nn.Linear(width, num_classes)
+        _he_normal(self, seed)
+
+    def forward(self, leaves: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, num_classes) of strings, int64 (batch, branching**depth)."""
+        v, s, L = (self.options[name] for name in ("vocab_size", "branching", "depth"))
+        if leaves.ndim != 2 or leaves.shape[1] != s**L or leaves.is_floating_point():
+            raise ValueError(
+                f"leaves: dtype {leaves.dtype}, shape {tuple(leaves.shape)}; expected int64 (batch, {s**L}), symbols 0 .. {v - 1}"
+            )
+        if leaves.numel() and not (0 <= int(leaves.min()) and int(leaves.max()) < v):
+            raise ValueError(f"leaves: symbols {int(leaves.min())} .. {int(leaves.max())}; expected 0 .. {v - 1}")
+        # Whitened: each input has mean 0 and variance close to 1 under uniform symbols.
+        onehot = nn.functional.one_hot(leaves.long(), v).to(self.logits.weight.dtype)
+        hidden = self.blocks((onehot - 1 / v).transpose(1, 2) * v**0.5)
+        return self.logits(hidden.squeeze(2))
+
+
+class VectorClassifier(nn.Module):
+    """Fully connected network for vectors: `blocks.0`, `blocks.1`, .. are a linear map and ReLU each, `logits` a linear map.
+
+    Parameters
+    ----------
+    num_inputs, num_classes
+        Numbers of components of a vector, and of classes.
+    width, num_layers
+        Units of a block, and number of blocks.
+    seed
+        Of the initial weights, as in `TreeClassifier`.
+
+    Examples
+    --------
+    >>> VectorClassifier(num_inputs=16, num_classes=2, width=8, num_layers=3)(torch.zeros(5, 16)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, num_inputs: int, num_classes: int, width: int = 256, num_layers: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        _check_positive(num_inputs=num_inputs, num_classes=num_classes, width=width, num_layers=num_layers)
+        self.options: dict[str, Any] = {
+            "num_inputs": num_inputs,
+            "num_classes": num_classes,
+            "width": width,
+            "num_layers": num_layers,
+        }
+        units = [num_inputs] + [width] * num_layers
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(units)))
+        self.logits = nn.Linear(width, num_classes)
+        _he_normal(self, seed)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, num_classes) of vectors, floating point (batch, num_inputs)."""
+        d = self.options["num_inputs"]
+        if vectors.ndim != 2 or vectors.shape[1] != d or not vectors.is_floating_point():
+            raise ValueError(f"vectors: dtype {vectors.dtype}, shape {tuple(vectors.shape)}; expected float32 (batch, {d})")
+        return self.logits(self.blocks(vectors))
+
+
+def _he_normal(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        checked_integer(name, value, 1)

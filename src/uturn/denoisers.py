@@ -1,0 +1,337 @@
+"""Denoisers of strings that are learned from examples, and how far they are from the exact one.
+
+The network has the shape of the tree. It reads the log-evidence of the leaves, the input of belief propagation, and is trained to
+name the symbols of the original string. The best that any network can do is the exact posterior of every leaf, which belief
+propagation knows: the distance to it is measured, not guessed.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from uturn.checks import checked_integer
+from uturn.corruption import Corruption, Gaussian, Masking, Noisy, UniformReplacement
+from uturn.random import keys, streams, uniforms
+from uturn.training import History, train
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.backward.denoising import Denoiser
+    from uturn.rhm import RandomHierarchyModel
+
+CHANNELS: dict[str, type] = {"gaussian": Gaussian, "masking": Masking, "uniform": UniformReplacement}
+TIMES = (0.03, 3.0)
+"""Gaussian times t in training: below nearly every leaf is read without error, beyond next to nothing is left of it."""
+
+_TRAINING = 8  # purpose of a random stream, see uturn.sources; its first coordinate says which of these
+_BATCH, _HELD_OUT = 0, 1
+_FLOOR = -30.0  # log-probability below which evidence counts as none: keeps the network's input finite
+
+
+class TreeDenoiser(nn.Module):
+    """Network in the shape of the tree that gives the posterior of every leaf.
+
+    A U-Net without overlap: going up, a block reads the features of the s children of a node (a convolution with kernel and
+    stride s); going down, a block reads the features of a node and, by the skip connection, those of its s children, and writes
+    s children (a transposed convolution). Each block is linear, GELU, linear, with the same weights for all nodes of a tree
+    level. These are the two passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of a leaf
+    is added to its logits, as in Bayes' rule, so that the network has to learn what the *other* leaves say.
+
+    There is no input for the noise level: log-evidence holds all that an observation says, whatever the channel and its noise.
+
+    Parameters
+    ----------
+    vocab_size, branching, depth
+        v, s and L of the strings.
+    width
+        Features of a node; the hidden layer of a block has four times as many units.
+    channel : "gaussian", "masking" or "uniform"
+        The corruption it is trained for.
+    seed
+        Of the initial weights.
+
+    Examples
+    --------
+    >>> network = TreeDenoiser(vocab_size=4, branching=2, depth=3, width=8)
+    >>> network(torch.zeros(5, 8, 4)).shape
+    torch.Size([5, 8, 4])
+    """
+
+    def __init__(
+        self, vocab_size: int, branching: int, depth: int, width: int = 32, channel: str = "gaussian", seed: int = 0
+    ) -> None:
+        super().__init__()
+        v = checked_integer("vocab_size", vocab_size, 2)
+        s = checked_integer("branching", branching, 2)
+        L = checked_integer("depth", depth, 1)
+        w = checked_integer("width", width, 1)
+        if channel not in CHANNELS:
+            raise ValueError(f"channel = {channel!r}: expected one of {', '.join(CHANNELS)}")
+        self.options: dict[str, Any] = {"vocab_size": v, "branching": s, "depth": L, "width": w, "channel": channel}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embedding = nn.Linear(v, w)
+            self.up = nn.ModuleList(_block(s * w, 4 * w, w) for _ in range(L))
+            self.down = nn.ModuleList(_block((s + 1) * w, 4 * w, s * w) for _ in range(L))
+            self.readout = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, v))
+
+    def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
+        """Logits of `p(x_0^i | observation)`, (batch, s**L, v), given log-evidence of that shape (-inf is allowed)."""
+        v, s, L, w = (self.options[name] for name in ("vocab_size", "branching", "depth", "width"))
+        batch = len(log_evidence)
+        if log_evidence.shape != (batch, s**L, v) or not log_evidence.is_floating_point():
+            raise ValueError(
+                f"log_evidence: dtype {log_evidence.dtype}, shape {tuple(log_evidence.shape)}; expected float32 "
+                f"(batch, {s**L}, {v})"
+            )
+        own = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
+        upward = [self.embedding(v * own.exp() - 1)]
+        for block in self.up:
+            upward.append(block(upward[-1].reshape(batch, -1, s * w)))
+        nodes = upward[L]
+        for level in range(L, 0, -1):
+            children = upward[level - 1].reshape(batch, -1, s * w)
+            nodes = self.down[level - 1](torch.cat([nodes, children], -1)).reshape(batch, -1, w)
+        return self.readout(nodes) + own
+
+
+def _block(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+class LearnedDenoiser:
+    """A trained network as a `uturn.backward.denoising.Denoiser`.
+
+    Parameters
+    ----------
+    model : TreeDenoiser
+    batch_size
+        Samples the network reads at a time.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int = 2048) -> None:
+        if not isinstance(model, TreeDenoiser):
+            raise ValueError(f"model is a {type(model).__name__}; expected a TreeDenoiser")
+        self.model = model.eval()
+        self.batch_size = checked_integer("batch_size", batch_size, 1)
+        self.vocab_size: int = model.options["vocab_size"]
+        self.num_leaves: int = model.options["branching"] ** model.options["depth"]
+        self.corruption: Corruption = CHANNELS[model.options["channel"]]()
+
+    def posterior(self, noisy: Noisy) -> np.ndarray:
+        """What the network takes for the posterior of every leaf, float32 (batch, num_leaves, vocab_size)."""
+        out = np.empty((len(noisy.values), self.num_leaves, self.vocab_size), np.float32)
+        with torch.inference_mode():
+            for k in range(0, len(out), self.batch_size):
+                rows = slice(k, k + self.batch_size)
+                part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
+                evidence = torch.from_numpy(self.corruption.log_evidence(part, np.float32))
+                out[rows] = self.model(evidence).softmax(-1).numpy()
+        return out
+
+    def fingerprint(self) -> str:
+        """SHA-256 of channel and weights (hexadecimal)."""
+        import hashlib
+
+        from uturn.training import fingerprint
+
+        return hashlib.sha256(f"{self.corruption!r} {fingerprint(self.model)}".encode()).hexdigest()
+
+
+def training_noise(channel: str, u: Any) -> np.ndarray:
+    """Noise levels of the training distribution, from numbers u uniform in [0, 1).
+
+    Gaussian: t log-uniform in `TIMES`; masking and uniform replacement: the fraction 1 - alpha is u.
+    """
+    u = np.asarray(u, float)
+    return TIMES[0] * (TIMES[1] / TIMES[0]) ** u if channel == "gaussian" else u
+
+
+def train_denoiser(
+    rhm: RandomHierarchyModel,
+    channel: str,
+    strings: Any,
+    *,
+    width: int = 32,
+    steps: int = 3000,
+    batch_size: int = 128,
+    learning_rate: float = 6e-3,
+    every: int = 250,
+    held_out: int = 1024,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> tuple[TreeDenoiser, TreeDenoiser, History]:
+    """Train a denoiser on given strings; the grammar itself is used for nothing but more strings, held out to judge it.
+
+    Every step takes `batch_size` of the strings with new noise, at levels drawn from `training_noise`, and lowers the
+    cross-entropy `-log p(x_0^i | observation)`, mean over leaves. Its minimum over all functions is the exact posterior, whose
+    mean is `E[onehot(x_0) | x_t]`: the same minimum as that of the squared denoising loss.
+
+    Parameters
+    ----------
+    rhm : RandomHierarchyModel
+    channel : "gaussian", "masking" or "uniform"
+    strings : integer array (P, num_leaves)
+        The training set.
+    width, seed
+        Of the network (its initial weights, batches and noise).
+    steps, batch_size, learning_rate, checkpoint, progress
+        Of the training, see `uturn.training.train`.
+    every
+        Steps between looks at the held-out strings.
+    held_out
+        Number of strings to look at; noise levels evenly spread over the training distribution, always the same noise.
+
+    Returns
+    -------
+    best : TreeDenoiser
+        The network as it was at the lowest loss on held-out strings (early stopping, against overfitting).
+    last : TreeDenoiser
+        The network at the end of the training.
+    history : History
+        Records `loss` (training) and `held_out` (nats a leaf).
+    """
+    strings = rhm.checked_leaves(strings)
+    P, v = len(strings), rhm.vocab_size
+    if P == 0:
+        raise ValueError("strings is empty; expected at least one training string")
+    checked_integer("batch_size", batch_size, 1)
+    model = TreeDenoiser(v, rhm.branching, rhm.depth, width, channel, seed)
+    corruption = CHANNELS[channel]()
+    fresh = keys(seed, _TRAINING, _HELD_OUT, range(checked_integer("held_out", held_out, 1)))
+    judged = rhm.sample(held_out, seed=fresh).leaves
+    levels = training_noise(channel, (np.arange(held_out) + 0.5) / held_out)
+    judged_evidence, judged_symbols = _tensors(corruption, judged, levels, v, fresh)
+
+    def loss(trained: nn.Module, step: int) -> torch.Tensor:
+        streams_of_batch = keys(seed, _TRAINING, _BATCH, step, range(batch_size))
+        u = uniforms(streams_of_batch, 2)
+        chosen = strings[(u[:, 0] * P).astype(np.int64)]
+        evidence, symbols = _tensors(corruption, chosen, training_noise(channel, u[:, 1]), v, streams_of_batch)
+        return nn.functional.cross_entropy(trained(evidence).reshape(-1, v), symbols)
+
+    def evaluate(trained: nn.Module) -> dict[str, float]:
+        assert isinstance(trained, _Remembering)
+        with torch.inference_mode():
+            value = nn.functional.cross_entropy(trained(judged_evidence).reshape(-1, v), judged_symbols).item()
+        trained.remember(value)
+        return {"held_out": value}
+
+    import hashlib
+
+    recipe = {
+        "network": model.options,
+        "grammar": rhm.fingerprint,
+        "strings": hashlib.sha256(strings.tobytes()).hexdigest(),
+        "seed": seed,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "held_out": held_out,
+        "every": every,
+    }
+    both = _Remembering(model)
+    history = train(
+        both, loss, steps, recipe=recipe, checkpoint=checkpoint, learning_rate=learning_rate, warmup=min(100, steps // 10),
+        evaluate=evaluate, every=every, progress=progress,
+    )  # fmt: skip
+    return both.best.eval(), both.last.eval(), history
+
+
+class _Remembering(nn.Module):
+    """A network in training and its best state so far, which thereby is part of every checkpoint."""
+
+    lowest: torch.Tensor
+
+    def __init__(self, model: TreeDenoiser) -> None:
+        super().__init__()
+        self.last = model
+        self.best: TreeDenoiser = deepcopy(model).requires_grad_(False)
+        self.register_buffer("lowest", torch.tensor(float("inf"), dtype=torch.float64))
+
+    def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
+        return self.last(log_evidence)
+
+    def remember(self, loss: float) -> None:
+        if loss < self.lowest.item():
+            self.lowest.fill_(loss)
+            self.best.load_state_dict(self.last.state_dict())
+
+
+def _tensors(
+    corruption: Any, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-evidence of noisy strings, and the true symbols in one row."""
+    evidence = corruption.log_evidence(corruption.corrupt(leaves, noise, v, seed), np.float32)
+    return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))
+
+
+def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: Any, seed: int | np.ndarray = 0) -> xr.Dataset:
+    """Distances of a denoiser from the exact one on noisy versions of given strings, at given noise levels.
+
+    Parameters
+    ----------
+    denoiser, exact : Denoiser
+        Of the same channel and length.
+    leaves : integer array (items, num_leaves)
+        Strings of the grammar that were not in the training set.
+    noise : array (levels,)
+    seed : int, or uint64 array (items,)
+        Of the noise on each string, independent between levels.
+
+    Returns
+    -------
+    Dataset with dims noise and item, all means over the leaves of a string
+        excess : `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats. Its expectation cannot be negative: no
+        denoiser beats Bayes. A single item can.
+        divergence : Kullback-Leibler divergence `sum_a p_exact(a) log(p_exact(a) / p_net(a))`: the expectation of `excess`
+        given the observation, hence less noisy.
+        local : `log p_exact(x_0^i) - log p_local(x_0^i)`, where p_local knows the observation of leaf i alone (uniform prior):
+        what there is to learn from the other leaves.
+        squared_error, exact_squared_error : `|onehot(x_0^i) - p(.)|^2` of the denoiser and of the exact posterior mean.
+        mean_error : `|p_net - p_exact|^2`, the expectation of their difference.
+        score_error, score_square (Gaussian only) : `|s_net - s_exact|^2` and `|s_exact|^2`, with the score
+        `s = (sqrt(abar) E[x_0 | x_t] - x_t) / (1 - abar)`.
+    """
+    import xarray as xr
+
+    if type(denoiser.corruption) is not type(exact.corruption):
+        raise ValueError(f"denoiser undoes {denoiser.corruption!r} and exact {exact.corruption!r}; expected the same channel")
+    corruption, v = denoiser.corruption, denoiser.vocab_size
+    leaves, levels = np.asarray(leaves), np.atleast_1d(np.asarray(noise, float))
+    readings: dict[str, list[np.ndarray]] = {}
+    for k, level in enumerate(levels):
+        noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
+        p, q = (one.posterior(noisy).astype(float) for one in (exact, denoiser))
+        own = torch.from_numpy(corruption.log_evidence(noisy, np.float64)).softmax(-1).numpy()
+        log_p, log_q, log_own = (np.log(np.maximum(x, 1e-30)) for x in (p, q, own))
+        true = np.eye(v)[leaves]
+        # Below their floor in both, symbols add nothing; the sum of the divergence is meant over the support of p.
+        found = {
+            "excess": (true * (log_p - log_q)).sum(-1),
+            "divergence": (p * (log_p - log_q)).sum(-1),
+            "local": (true * (log_p - log_own)).sum(-1),
+            "squared_error": ((true - q) ** 2).sum(-1),
+            "exact_squared_error": ((true - p) ** 2).sum(-1),
+            "mean_error": ((p - q) ** 2).sum(-1),
+        }
+        if isinstance(corruption, Gaussian):
+            abar = float(corruption.abar(level))
+            found["score_error"] = found["mean_error"] * abar / (1 - abar) ** 2
+            found["score_square"] = (((np.sqrt(abar) * p - noisy.values) / (1 - abar)) ** 2).sum(-1)
+        for name, values in found.items():
+            readings.setdefault(name, []).append(values.mean(-1))
+    return xr.Dataset({name: (("noise", "item"), np.array(rows)) for name, rows in readings.items()}, {"noise": levels})
+
+
+def full_noise(corruption: Corruption, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
+    """Observations that say nothing: where the generation of new strings starts."""
+    anything = np.zeros((count, num_leaves), np.int64)
+    return corruption.corrupt(anything, corruption.max_noise, vocab_size, seed)

@@ -1,0 +1,228 @@
+"""Continuous laws whose diffusion is solved exactly: Gaussian mixtures, and Gaussian random fields as mixtures of one.
+
+They are the controls of the hierarchical world: data with classes, with scales, or with both, but without a hierarchy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.checks import checked_noise
+from uturn.random import NOISE, normals, streams, uniforms
+
+if TYPE_CHECKING:
+    import torch
+
+# What a stream of normal or uniform numbers is for, as in uturn.random; apart from STRINGS and NOISE.
+_MODE, _VALUES, _POSTERIOR_MODE, _POSTERIOR_VALUES = (2**63 + k for k in range(10, 14))
+
+
+class Sample(NamedTuple):
+    """Vectors, float64 (batch, dimension), and the mode that each was drawn from, int64 (batch,)."""
+
+    values: np.ndarray
+    modes: np.ndarray
+
+
+class GaussianMixture:
+    """A mixture of Gaussians that share one covariance, diagonal in an orthonormal basis, seen through Gaussian diffusion.
+
+    The law is `sum_k w_k N(x; mu_k, C)`. A vector is observed as `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, `abar = exp(-2t)`,
+    with `noise` = t in [0, inf], scalar or one per vector: the process of `uturn.Gaussian`. In the basis all components of
+    a mode are independent, so that posterior, score and density are closed formulas, evaluated in float64.
+
+    Parameters
+    ----------
+    means : array (modes, dimension)
+    weights : array (modes,), optional
+        Positive, adding up to 1; equal by default.
+    variance : float or array (dimension,)
+        Variances along the basis, positive.
+    grid : tuple of int, optional
+        The vectors are fields on a periodic grid of this shape (raveled), and the basis is Fourier's in real form: component k
+        is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By default the basis
+        is that of the components themselves.
+
+    Examples
+    --------
+    >>> law = GaussianMixture(means=[[-3.0, 0.0], [3.0, 0.0]])
+    >>> x0 = law.sample(5, seed=0)
+    >>> xt = law.diffuse(x0.values, noise=0.5, seed=0)
+    >>> law.sample_posterior(xt, noise=0.5, seed=0).values.shape
+    (5, 2)
+    """
+
+    def __init__(self, means: Any, weights: Any = None, variance: Any = 1.0, grid: tuple[int, ...] | None = None) -> None:
+        self.means = np.array(means, float)
+        if self.means.ndim != 2 or not self.means.size or not np.isfinite(self.means).all():
+            raise ValueError(f"means has shape {self.means.shape}; expected finite numbers of shape (modes, dimension)")
+        K, d = self.means.shape
+        self.weights = np.full(K, 1 / K) if weights is None else np.array(weights, float)
+        if self.weights.shape != (K,) or not (self.weights > 0).all() or abs(self.weights.sum() - 1) > 1e-9:
+            raise ValueError(f"weights = {weights!r}: expected {K} positive numbers that add up to 1, one per mode")
+        given = np.array(variance, float)
+        if given.shape not in ((), (d,)) or not ((given > 0) & np.isfinite(given)).all():
+            raise ValueError(f"variance has shape {given.shape}; expected a positive number, or one per component, ({d},)")
+        self.variance = np.broadcast_to(given, d).copy()
+        if grid is not None and int(np.prod(grid)) != d:
+            raise ValueError(f"grid = {grid}: has {int(np.prod(grid))} points, but the vectors have {d} components")
+        self.grid = grid
+        self._means = self.to_basis(self.means)
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector."""
+        return self.means.shape[1]
+
+    @property
+    def num_modes(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean of the law, (dimension,)."""
+        return self.weights @ self.means
+
+    def to_basis(self, values: Any) -> np.ndarray:
+        """Components (..., dimension) along the basis; the map is its own inverse (discrete Hartley transform)."""
+        values = np.asarray(values, float)
+        if self.grid is None:
+            return values
+        axes = tuple(range(-len(self.grid), 0))
+        spectrum = np.fft.fftn(values.reshape(*values.shape[:-1], *self.grid), axes=axes)
+        return ((spectrum.real - spectrum.imag) / np.sqrt(self.dimension)).reshape(values.shape)
+
+    # -- drawing --------------------------------------------------------------------------------------------------
+    def sample(self, count: int, seed: Any = 0) -> Sample:
+        """Draw vectors. `seed`: an integer, or one uint64 key per vector (see `uturn.random.keys`)."""
+        u = uniforms(streams(seed, count, _MODE), 1)
+        modes = np.searchsorted(np.cumsum(self.weights)[:-1], u[:, 0], side="right")
+        xi = normals(streams(seed, count, _VALUES), self.dimension, np.float64)
+        return Sample(self.to_basis(self._means[modes] + np.sqrt(self.variance) * xi), modes)
+
+    def diffuse(self, values: Any, noise: Any, seed: Any = 0) -> np.ndarray:
+        """Observation x_t of vectors (batch, dimension) after a time `noise`; float64."""
+        values, t = self._checked(values, noise)
+        xi = normals(streams(seed, len(values), NOISE), self.dimension, np.float64)
+        return np.exp(-t) * values + np.sqrt(-np.expm1(-2 * t)) * xi
+
+    def sample_posterior(self, observed: Any, noise: Any, seed: Any = 0) -> Sample:
+        """Draw from p(x_0 | x_t): the mode from its responsibilities, then the Gaussian given mode and observation.
+
+        x_0 and the draw are exchangeable. At t = 0 the draw is the observation itself, at t = inf it does not depend on it.
+        """
+        x, t = self._checked(observed, noise)
+        abar, rest, total = self._variances(t)
+        u = uniforms(streams(seed, len(x), _POSTERIOR_MODE), 1)
+        modes = (np.cumsum(self.responsibilities(x, noise), axis=1)[:, :-1] <= u).sum(axis=1)
+        centre, m = self.to_basis(x), self._means[modes]
+        gain = np.sqrt(abar) * self.variance / total
+        xi = normals(streams(seed, len(x), _POSTERIOR_VALUES), self.dimension, np.float64)
+        drawn = self.to_basis(m + gain * (centre - np.sqrt(abar) * m) + np.sqrt(self.variance * rest / total) * xi)
+        return Sample(np.where(t == 0, x, drawn), modes)
+
+    # -- what the observation says --------------------------------------------------------------------------------
+    def responsibilities(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
+        """Posterior probability of each mode given x_t, (batch, modes)."""
+        log_joint = self._log_joint(observed, noise)
+        shifted = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    def classify(self, values: Any) -> np.ndarray:
+        """The most probable mode of vectors without noise, int64 (batch,): the Bayes classifier."""
+        return self._log_joint(values, 0.0).argmax(axis=1)
+
+    def log_density(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
+        """log p(x_t), nats, (batch,)."""
+        log_joint = self._log_joint(observed, noise)
+        top = log_joint.max(axis=1)
+        return top + np.log(np.exp(log_joint - top[:, None]).sum(axis=1))
+
+    def posterior_mean(self, observed: Any, noise: Any) -> np.ndarray:
+        """E[x_0 | x_t], (batch, dimension)."""
+        x, t = self._checked(observed, noise)
+        abar, rest, total = self._variances(t)
+        mode_mean = self.responsibilities(x, noise) @ self._means
+        mean = self.to_basis((np.sqrt(abar) * self.variance * self.to_basis(x) + rest * mode_mean) / total)
+        return np.where(t == 0, x, mean)
+
+    def score(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
+        """Gradient of log p(x_t) with respect to x_t, (batch, dimension)."""
+        x, t = self._checked(observed, noise)
+        abar, _, total = self._variances(t)
+        mode_mean = self.responsibilities(x, noise) @ self._means
+        return self.to_basis((np.sqrt(abar) * mode_mean - self.to_basis(x)) / total)
+
+    def as_model(self, scheduler: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The exact score behind the interface of a network: `model(x_t, timestep)` predicts the noise, for diffusers' use.
+
+        Parameters
+        ----------
+        scheduler
+            One of diffusers' with a table `alphas_cumprod`, prediction type "epsilon" and integer timesteps. Vectors may come in
+            any shape (batch, ..) of `dimension` numbers.
+        """
+        import torch
+
+        if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.prediction_type != "epsilon":
+            raise ValueError(
+                f"scheduler {type(scheduler).__name__}: expected a table alphas_cumprod and prediction type 'epsilon'"
+            )
+        times = -0.5 * np.log(scheduler.alphas_cumprod.double().numpy())
+
+        def model(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            t = np.broadcast_to(times[timestep.cpu().numpy().astype(int)], len(noisy))
+            score = self.score(noisy.double().cpu().numpy().reshape(len(noisy), -1), t)
+            noise = -np.sqrt(-np.expm1(-2 * t))[:, None] * score
+            return torch.from_numpy(noise.reshape(noisy.shape)).to(noisy)
+
+        return model
+
+    def _log_joint(self, observed: Any, noise: Any) -> np.ndarray:
+        """log of w_k p(x_t | mode k), (batch, modes)."""
+        x, t = self._checked(observed, noise)
+        abar, _, total = self._variances(t)
+        z, m = self.to_basis(x), self._means
+        # |z - sqrt(abar) m_k|^2 / total, multiplied out: no array of batch x modes x dimension.
+        square = (z * z / total).sum(1, keepdims=True) - 2 * np.sqrt(abar) * (z / total) @ m.T + abar * ((1 / total) @ (m * m).T)
+        normaliser = np.broadcast_to(np.log(2 * np.pi * total), z.shape).sum(1, keepdims=True)
+        return np.log(self.weights) - 0.5 * (square + normaliser)
+
+    def _variances(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """abar, 1 - abar, and the variance of x_t in a mode, (batch or 1, 1) and (batch or 1, dimension)."""
+        abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
+        return abar, rest, abar * self.variance + rest
+
+    def _checked(self, values: Any, noise: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors as float64 and noise as (batch or 1, 1), or a ValueError."""
+        values = np.asarray(values, float)
+        if values.ndim != 2 or values.shape[1] != self.dimension:
+            raise ValueError(f"the vectors have shape {values.shape}; expected (batch, {self.dimension})")
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            raise ValueError(f"vector {np.flatnonzero(bad)[0]} is not finite; check the data")
+        return values, checked_noise(noise, np.inf, len(values)).reshape(-1, 1)
+
+
+def simplex(num_modes: int, dimension: int, distance: float, seed: Any = 0) -> np.ndarray:
+    """Means (modes, dimension) at one distance from each other, their centre at 0, in random directions."""
+    K, d = num_modes, dimension
+    if not 1 <= K <= d:
+        raise ValueError(f"num_modes = {K}: expected 1 .. {d}, the dimension")
+    directions, _ = np.linalg.qr(normals(streams(seed, K), d, np.float64).T)
+    return (directions - directions.mean(axis=1, keepdims=True)).T * (distance / np.sqrt(2))
+
+
+def wave_numbers(grid: tuple[int, ...]) -> np.ndarray:
+    """|k| of the components of the Fourier basis, in waves per grid length, (points,)."""
+    axes = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid), indexing="ij")
+    return np.sqrt(sum(axis**2 for axis in axes)).ravel()
+
+
+def power_law(grid: tuple[int, ...], exponent: float) -> np.ndarray:
+    """Variances `~ |k|^-exponent` of the components of a field with variance 1 per point; k = 0 counts as |k| = 1."""
+    power = np.maximum(wave_numbers(grid), 1.0) ** -float(exponent)
+    return power / power.mean()

@@ -1,0 +1,310 @@
+"""Which data look hierarchical? The same measurement on grammars with and without a transition, mixtures, and a random field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.fashion_mnist import COARSE_CLASS
+from uturn.paper import Scale, Verdict, Work, fig2, fig5, fig7
+from uturn.paper.style import ACCENT, CLASS, MUTED, style
+from uturn.statistics import Estimate, hierarchy_index, nonincreasing, resampled_curves, rescaled
+
+TITLE = "The signature of a hierarchy, and its controls"
+CAPTION = (
+    "U-turns in Gaussian diffusion with the exact posterior. Top: what is kept of the class and of the low level (leaves; all "
+    "components of a mixture; finest octave of a field), rescaled to 1 without noise and 0 for independent data, against "
+    "diffusion time; shading: 95 % bootstrap intervals; dashed: a low-level feature denoised on its own, without context. "
+    "Bottom left and middle: the class against the reconstructed and the isolated low level; a hierarchy starts above the "
+    "diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals against the "
+    "reconstructed (circles) and the isolated low level (diamonds)."
+)
+LIMIT = 0.05  # what counts as "about 0"
+
+
+COMPARISONS = ("reconstructed", "isolated")
+
+
+class Case(NamedTuple):
+    """One law and process; `kind` is "hierarchy" (s f < 1), "control" or "other". `judged`: comparisons with a verdict."""
+
+    label: str
+    words: str
+    kind: str
+    source: dict[str, Any]
+    channel: str = "gaussian"
+    panel: bool = False
+    judged: tuple[str, ...] = COMPARISONS
+
+
+CODE = {"type": "gaussian_mixture", "num_modes": 1000, "separation": 0.3125}
+
+
+def _rhm(v: int, m: int, s: int, L: int) -> dict[str, Any]:
+    return {"type": "rhm", "vocab_size": v, "multiplicity": m, "branching": s, "depth": L}
+
+
+def cases(scale: Scale) -> list[Case]:
+    depths = (3, 5) if scale == "smoke" else (3, 4, 5, 6, 8, 9)
+    sparse = "grammar, $sf=1/4$, $L={}$"
+    return [
+        Case("sparse", sparse.format(7), "hierarchy", _rhm(32, 4, 2, 7), panel=True),
+        Case("sparse-masking", sparse.format(7) + ", masking", "hierarchy", _rhm(32, 4, 2, 7), "masking"),
+        Case("sparse-epsilon", sparse.format(7) + r", $\epsilon$-process", "hierarchy", _rhm(32, 4, 2, 7), "epsilon"),
+        *(Case(f"sparse-depth{L}", sparse.format(L), "hierarchy", _rhm(32, 4, 2, L), judged=()) for L in depths),
+        Case("dense", "grammar, $sf=5/4$", "control", _rhm(32, 20, 2, 7), panel=True),
+        Case("full", "grammar, $f=1$", "control", _rhm(16, 16, 2, 7), panel=True),
+        Case("two-modes", "mixture, 2 modes", "control", {"type": "gaussian_mixture", "num_modes": 2}, panel=True),
+        Case("many-modes", "mixture, 64 modes", "control", {"type": "gaussian_mixture", "num_modes": 64}, panel=True),
+        Case("field", "Gaussian random field", "control", {"type": "gaussian_field", "exponent": 2.0}, panel=True),
+        # A limit of validity: many classes, hardly further apart than they must be, are a random code. It is lost abruptly too.
+        Case("code", "mixture, 1000 modes, 10 s.d. apart", "other", CODE, judged=()),
+    ]
+
+
+# Runs of other figures. In the paper's grammar leaves are corrected along with the class, so that the two part late: the
+# reconstructed leaves show an inversion of small area, the isolated ones a large one.
+OTHERS = [
+    Case("paper", "paper's grammar, $sf=1/2$, $L=10$", "hierarchy", {}, judged=("isolated",)),
+    Case("paper-epsilon", r"paper's grammar, $L=10$, $\epsilon$-process", "hierarchy", {}, "epsilon", judged=("isolated",)),
+    Case("images", "Fashion-MNIST, kind and block 1", "other", {}, "diffusion", judged=()),
+]
+
+
+def experiments(scale: Scale) -> dict[str, Experiment]:
+    made = {}
+    for case in cases(scale):
+        if case.source["type"] == "rhm":
+            grammars, items = (6, 120) if scale == "smoke" else (24, 960)
+            source, probe, chunk, trajectories = {**case.source, "grammars": grammars}, "tree_levels", 120, 1
+            noise = np.r_[np.geomspace(0.015, 0.4, 25), 0.6, 0.9, 1.5, 4, np.inf] if case.channel == "gaussian" else _shares()
+        else:
+            source, probe, chunk = case.source, "scales", 100
+            items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
+            noise = np.r_[np.geomspace(0.01, 0.5, 8), np.linspace(0.7, 3.7, 13), 5, np.inf]
+        made[case.label] = Experiment.from_dict(
+            {
+                "items": items,
+                "trajectories": trajectories,
+                "chunk": chunk,
+                "source": source,
+                "corruption": {"type": case.channel, "noise": noise.round(4).tolist()},
+                "backward": {"type": "exact"},
+                "probes": [{"type": probe}],
+            }
+        )
+    return made
+
+
+def _shares() -> np.ndarray:
+    return np.linspace(0, 1, 61)[1:]
+
+
+def measure(work: Work) -> dict[str, xr.Dataset]:
+    runs = {label: work.run(f"controls-{label}", experiment) for label, experiment in experiments(work.scale).items()}
+    # Runs of other figures, at the paper's grammar and on images.
+    runs["paper"] = work.run("fig5-depth10", fig5.experiments(work.scale)["depth10"])
+    runs["paper-epsilon"] = work.run("fig7-epsilon", fig7.experiments(work.scale)["epsilon"])
+    runs["images"] = work.run("fig2-stochastic", fig2.experiments(work.scale)["stochastic"])
+    return runs
+
+
+class Levels(NamedTuple):
+    """A high level, the low level as reconstructed and on its own, and their values for independent originals, if known."""
+
+    high: xr.DataArray
+    low: xr.DataArray
+    isolated: xr.DataArray | None
+    floors: tuple[float, float] | None
+
+
+def levels(run: xr.Dataset) -> Levels:
+    """What is compared in a run; isolated leaves keep a share 1 - effective ε (Eq. 63), rescaled."""
+    if "belief" in run:
+        high, low = (run.belief.isel(tree_level=k, drop=True) for k in (-1, 0))
+        return Levels(high, low, (1 - run.effective_epsilon).reset_coords(drop=True), None)
+    # A component of variance V on its own: correlation of two draws from its posterior, were it Gaussian.
+    law = _law(run)
+    total = law.variance.mean() + law.weights @ ((law.means - law.mean) ** 2).mean(axis=1)
+    isolated = total / (total + np.exp(-run.log_snr))
+    chance = float((law.weights**2).sum()) if law.num_modes > 1 else 0.5  # the classes of a field are signs
+    low = run.scale_similarity.isel(scale=-1, drop=True)
+    return Levels(run.same_label, low, isolated.reset_coords(drop=True), (chance, 0.0))
+
+
+def _law(run: xr.Dataset) -> Any:
+    spec = json.loads(run.attrs["spec"])
+    return Experiment.from_dict(spec).parts[0].law(spec["seed"])
+
+
+def image_levels(run: xr.Dataset) -> Levels:
+    """Kind of garment and first block of the classifier, Fashion-MNIST."""
+    from uturn.probes import NetworkLayers, fitted
+    from uturn.sources import FashionMNISTSource
+
+    source, spec = FashionMNISTSource(), NetworkLayers(**json.loads(run.attrs["spec"])["probes"][0])
+    predicted = fitted(spec, source).predict(source.all_images()[0]).classes
+    kind = xr.DataArray(COARSE_CLASS[predicted[: run.sizes["item"]]], dims="item")
+    rebuilt = xr.DataArray(COARSE_CLASS[run.predicted_class.astype(int).values], dims=run.predicted_class.dims)
+    kept = (rebuilt == kind).astype(float)
+    chance = float(np.sum((np.bincount(COARSE_CLASS[predicted]) / len(predicted)) ** 2))
+    # Random pairs of the same class and of different classes, as often as chance has them.
+    pairs = fig2.random_pairs(spec, source).isel(network_layer=0)
+    same = float(np.sum((np.bincount(predicted) / len(predicted)) ** 2))
+    floor = float(same * pairs.sel(pair="same class") + (1 - same) * pairs.sel(pair="different class"))
+    kept = kept.assign_coords(noise=run.noise)
+    return Levels(kept, run.similarity.isel(network_layer=0, drop=True), None, (chance, floor))
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    order = ["hierarchy", "control", "other"]
+    listed = sorted((c for c in [*cases("paper"), *OTHERS] if c.label in runs), key=lambda case: order.index(case.kind))
+    index: dict[str, dict[str, Estimate]] = {}
+    data = xr.Dataset()
+    for case in listed:
+        run = runs[case.label].load()
+        found = image_levels(run) if case.label == "images" else levels(run)
+        index[case.label] = {"reconstructed": hierarchy_index(found.high, found.low, found.floors)}
+        if found.isolated is not None:
+            floors = None if found.floors is None else (found.floors[0], 0.0)
+            index[case.label]["isolated"] = hierarchy_index(found.high, found.isolated, floors)
+        if case.panel:
+            data[f"r_{case.label}"] = _curves(found).rename(noise=f"time_{case.label}")
+    missing = Estimate(np.nan, np.nan, np.nan)
+    values = [[index[case.label].get(name, missing) for name in COMPARISONS] for case in listed]
+    data["index"] = (("case", "comparison", "bound"), np.array(values))
+    data = data.assign_coords(
+        case=[case.label for case in listed],
+        comparison=list(COMPARISONS),
+        bound=["value", "low", "high"],
+        words=("case", [case.words for case in listed]),
+        kind=("case", [case.kind for case in listed]),
+    )
+    verdicts = []
+    for name in COMPARISONS:
+        positive, zero = (
+            {case.label: index[case.label][name] for case in listed if case.kind == kind and name in case.judged}
+            for kind in ("hierarchy", "control")
+        )
+        lowest, highest = min(e.low for e in positive.values()), max(e.high for e in zero.values())
+        verdicts += [
+            Verdict(
+                f"hierarchy index with s f < 1, class against the {name} low level",
+                "; ".join(f"{label} {e}" for label, e in positive.items()),
+                "clearly positive, apart from all controls",
+                lowest > max(LIMIT, highest),
+                f"intervals above {LIMIT} and above those of the controls",
+            ),
+            Verdict(
+                f"hierarchy index of the controls, class against the {name} low level",
+                "; ".join(f"{label} {e}" for label, e in zero.items()),
+                "about 0",
+                highest < LIMIT,
+                f"intervals below {LIMIT}",
+            ),
+        ]
+    for name in COMPARISONS:
+        depths = sorted((int(k.removeprefix("sparse-depth")), e[name]) for k, e in index.items() if k.startswith("sparse-depth"))
+        deep = index["sparse"][name]
+        verdicts.append(
+            Verdict(
+                f"hierarchy index with s f = 1/4 as the tree grows deeper, against the {name} low level",
+                "; ".join(f"L = {L}: {e}" for L, e in sorted([*depths, (7, deep)])),
+                "grows from a shallow tree to L = 7",
+                depths[0][1].high < deep.low,
+                f"intervals of L = {depths[0][0]} and L = 7 apart",
+            )
+        )
+    return data, verdicts
+
+
+def _curves(found: Levels) -> xr.DataArray:
+    """Rescaled curves and their bootstrap intervals: dims noise, level, bound."""
+    pieces = []
+    for values, floor in zip((found.high, found.low), found.floors or (None, None), strict=True):
+        mean = values.mean([d for d in ("item", "trajectory") if d in values.dims], dtype=float).values
+        draws = np.array([rescaled(draw, floor) for draw in resampled_curves(values)])
+        pieces.append(np.stack([rescaled(mean, floor), *np.quantile(draws, [0.025, 0.975], axis=0)], axis=-1))
+    assert found.isolated is not None  # only images have none, and no panel
+    pieces.append(np.repeat(rescaled(found.isolated)[:, None], 3, axis=1))
+    return xr.DataArray(
+        np.stack(pieces, axis=1),
+        dims=("noise", "level", "bound"),
+        coords={"noise": found.high.noise.values, "level": ["class", *COMPARISONS], "bound": ["value", "low", "high"]},
+    )
+
+
+PANEL_COLORS = {
+    "sparse": CLASS,
+    "dense": "#e69f00",
+    "full": "#8c6d00",
+    "two-modes": ACCENT,
+    "many-modes": "#56b4e9",
+    "field": "#009e73",
+}
+
+
+def draw(data: xr.Dataset) -> Any:
+    labels = data.case.values.tolist()
+    panels = [label for label in labels if f"r_{label}" in data]
+    words = dict(zip(labels, data.words.values.tolist(), strict=True))
+    with style() as plt:
+        figure = plt.figure(figsize=(13.5, 9.6), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+        grid = top.subplots(2, 3, sharey=True)
+        for axes, label in zip(grid.flat, panels, strict=True):
+            curves = data[f"r_{label}"]
+            time = curves[f"time_{label}"].values
+            finite = np.isfinite(time)
+            lines = ((CLASS, "class", "-"), (ACCENT, "low level", "-"), (MUTED, "low level, isolated", "--"))
+            for k, (color, name, dashes) in enumerate(lines):
+                mean, low, high = (curves.isel(level=k, bound=b).values[finite] for b in range(3))
+                axes.plot(time[finite], mean, color=color, label=name, ls=dashes, lw=1.2 if k == 2 else 1.9)
+                axes.fill_between(time[finite], low, high, color=color, alpha=0.2, lw=0)
+            axes.set(xscale="log", xlim=(time[finite][0], time[finite][-1]), ylim=(-0.06, 1.04), title=words[label])
+            axes.axhline(0, color=MUTED, lw=0.6)
+            ticks = [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[finite][-1]]
+            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.minorticks_off()
+        for axes in grid[1]:
+            axes.set_xlabel("diffusion time $t$")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("kept, rescaled: $r$")
+        grid[0, 0].legend(loc="upper right")
+        planes_and_index = bottom.subplots(1, 3, width_ratios=[1, 1, 1.25])
+        for axes, name in zip(planes_and_index, COMPARISONS, strict=False):
+            for label in panels:
+                curves = data[f"r_{label}"].isel(bound=0)
+                low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
+                main = label == "sparse"
+                style_of = {"color": PANEL_COLORS[label], "lw": 2.8 if main else 1.6, "zorder": 3 if main else 2}
+                axes.plot(np.r_[1, low], np.r_[1, high], label=words[label], **style_of)
+            axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", zorder=1)
+            axes.set(xlabel=f"low level, {name}: $r_L$", ylabel="class: $r_H$", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
+            axes.set_box_aspect(1)
+        left, middle, right = planes_and_index
+        left.set_title("class against low level")
+        middle.set_title("class against isolated low level")
+        handles, texts = left.get_legend_handles_labels()
+        bottom.legend(handles, texts, fontsize=9, loc="outside lower left", ncols=3)
+        for row in range(len(labels)):
+            color = {"hierarchy": CLASS, "control": ACCENT, "other": MUTED}[str(data.kind.values[row])]
+            for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):
+                value, low, high = data["index"].isel(case=row, comparison=k).values
+                right.plot([low, high], [row + offset] * 2, color=color, lw=2, zorder=2)
+                right.plot([value], [row + offset], marker, ms=5.5, color=color, mfc="white" if k else color, mew=1.5, zorder=3)
+        right.set_yticks(range(len(labels)), [words[label] for label in labels], fontsize=9)
+        right.invert_yaxis()
+        right.axvline(0, color=MUTED, lw=0.8)
+        right.set(xlabel="hierarchy index", xlim=(-0.02, 0.8), title="hierarchy index")
+        for marker, face, text in (("o", MUTED, "against low level"), ("D", "white", "against isolated low level")):
+            right.plot([], [], marker, ms=5.5, color=MUTED, mfc=face, mew=1.5, label=text)
+        for color, text in ((CLASS, "grammar, $sf<1$"), (ACCENT, "control"), (MUTED, "not judged")):
+            right.plot([], [], color=color, lw=2, label=text)
+        handles, texts = right.get_legend_handles_labels()
+        bottom.legend(handles, texts, fontsize=9, loc="outside lower right", ncols=3)
+    return figure

@@ -1,0 +1,469 @@
+"""Reverse diffusion with the exact score: which schedulers draw from the posterior, which only from the data law.
+
+Beyond the paper. On a grammar small enough to write out all strings, the law of reconstructions is compared with the exact one:
+given the noisy observation (the posterior), and over all observations (the law of the data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
+from uturn.paper import Verdict, Work
+from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.random import keys, uniforms
+from uturn.rhm import RandomHierarchyModel
+
+TITLE = "Reverse diffusion with the exact score: posterior or data law only"
+CAPTION = (
+    "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of (q - p)^2)^(1/2), unbiased, "
+    "against the number of reverse steps. Left: given a noisy observation (mean over observations), for schedulers of diffusers "
+    "driven by the exact score. Those with the full noise of the reverse process converge to the posterior; those with none, or "
+    "half of it, do not, however many steps. Middle: the law of U-turned strings, which all of them keep. Right: discrete "
+    "channels with exact leaf marginals. Hollow: not told apart from 0 (p > 0.01). Grey: chance alone (99 %)."
+)
+PARAMETERS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
+NOISE = {"gaussian": 0.35, "masking": 0.75, "uniform": 0.6}
+SAMPLERS = {  # label: (class of diffusers, its options, eta, kind)
+    "DDPM": ("DDPMScheduler", {}, None, "full"),
+    "DDIM, η = 1": ("DDIMScheduler", {}, 1.0, "full"),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}, None, "full"),
+    "SDE-DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, None, "full"),
+    "DDIM, η = 1/2": ("DDIMScheduler", {}, 0.5, "half"),
+    "DDIM, η = 0": ("DDIMScheduler", {}, 0.0, "none"),
+    "Euler": ("EulerDiscreteScheduler", {}, None, "none"),
+    "Heun": ("HeunDiscreteScheduler", {}, None, "none"),
+    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}, None, "none"),
+    "UniPC": ("UniPCMultistepScheduler", {}, None, "none"),
+    "flow matching, Euler": ("FlowMatchEulerDiscreteScheduler", {}, None, "none"),
+}
+CHANNELS: dict[str, Any] = {"masking": Masking(), "uniform": UniformReplacement()}
+REFERENCE = "exact posterior draws"
+_SAMPLING, _SIGNS = (9, 0), (9, 1)  # purposes of random streams, see uturn.sources
+_FLIPS = 2000  # of signs, for p-values
+_TIMESTEPS = 4096  # of the training schedule
+_SIZES = {  # scale: (steps, observations, sheets, strings a sheet)
+    "smoke": ((2, 4, 8, 16, 32, 64), 4, 24, 512),
+    "paper": ((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024),
+}
+
+
+def measure(work: Work) -> dict[str, xr.Dataset]:
+    steps, observations, sheets, strings = _SIZES[work.scale]
+    settings = {"parameters": PARAMETERS, "noise": NOISE, "observations": observations, "sheets": sheets, "strings": strings}
+
+    def measured(prepare: Callable, *arguments: Any) -> xr.Dataset:
+        return _measured(steps, observations, sheets, strings, *prepare(*arguments))
+
+    found = {}
+    for label, sampler in SAMPLERS.items():
+        found[label] = work.keep(
+            f"schedulers-{_slug(label)}",
+            {**settings, "steps": steps, "sampler": sampler, "timesteps": _TIMESTEPS},
+            partial(measured, _gaussian, sampler, strings),
+        )
+    for label in CHANNELS:
+        found[label] = work.keep(
+            f"schedulers-{label}",
+            {**settings, "steps": steps, "channel": label},
+            partial(measured, _discrete, label),
+        )
+    found[REFERENCE] = work.keep("schedulers-exact", settings, lambda: _measured((0,), observations, sheets, strings, *_exact()))
+    return found
+
+
+def _slug(label: str) -> str:
+    return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum())
+
+
+# --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic) ------------------
+
+
+def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: int) -> tuple[Any, ...]:
+    from uturn.backward.score_model import noisy_images_of, strings_of
+
+    name, options, eta, _ = sampler
+    gaussian = Gaussian()
+
+    def chain(steps: int) -> tuple[Any, int]:
+        """The chain and the number of its reverse steps that are run."""
+        # The straight paths of flow matching always start in pure noise; halfway the noise level is about the wanted one.
+        total = 2 * steps if name.startswith("FlowMatch") else steps
+        return _reverse_diffusion(name, options, eta, total, strings), steps
+
+    def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
+        reverse, step = chain(steps)
+        t = 0.5 * np.log(1 / reverse.noise_levels["abar"][step])
+        return gaussian.corrupt(leaves, t, PARAMETERS["vocab_size"], streams)
+
+    def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
+        reverse, step = chain(steps)
+        images = noisy_images_of(observation, reverse, step, rows=strings)
+        rebuilt = strings_of(reverse.denoise(images, step, streams[::strings]))  # one stream a sheet
+        return rebuilt.reshape(len(observation.values), -1)
+
+    return observe, rebuild, gaussian, chain(2)[0].is_stochastic
+
+
+def _discrete(channel: str) -> tuple[Any, ...]:
+    from uturn.backward.denoising import ExactDenoiser, denoise
+
+    corruption = CHANNELS[channel]
+    denoiser = ExactDenoiser(_grammar(), corruption)
+
+    def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
+        return corruption.corrupt(leaves, NOISE[channel], PARAMETERS["vocab_size"], streams)
+
+    return observe, lambda observation, streams, steps: denoise(denoiser, observation, steps, streams), corruption, True
+
+
+def _exact() -> tuple[Any, ...]:
+    from uturn.inference import sample_posterior
+
+    gaussian = Gaussian()
+
+    def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
+        return gaussian.corrupt(leaves, NOISE["gaussian"], PARAMETERS["vocab_size"], streams)
+
+    def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
+        return sample_posterior(_grammar(), gaussian.log_evidence(observation), streams)[0]
+
+    return observe, rebuild, gaussian, True
+
+
+def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
+    import diffusers
+
+    from uturn.backward.denoising import ExactDenoiser
+    from uturn.backward.reverse_diffusion import ReverseDiffusion
+    from uturn.backward.score_model import ScoreModel
+
+    made = getattr(diffusers, name)
+    if name.startswith("FlowMatch"):
+        scheduler = made(num_train_timesteps=_TIMESTEPS)
+    else:  # a schedule that ends at the observation: its last timestep has the level NOISE, its first is almost clean
+        r = 1 / np.expm1(2 * NOISE["gaussian"]) - 6 * np.log1p(-np.arange(_TIMESTEPS)[::-1] / _TIMESTEPS)
+        abar = r / (1 + r)
+        betas = 1 - abar / np.r_[1.0, abar[:-1]]
+        scheduler = made(num_train_timesteps=_TIMESTEPS, trained_betas=betas.tolist(), **options)
+    model = ScoreModel(ExactDenoiser(_grammar(), Gaussian()), scheduler, rows)
+    return ReverseDiffusion(model, scheduler, steps, eta=eta, batch_size=max(1, 2**11 // rows))
+
+
+# --- counting strings --------------------------------------------------------------------------------------------------------
+
+
+def _grammar() -> RandomHierarchyModel:
+    return RandomHierarchyModel(**PARAMETERS, seed=0)
+
+
+def _all_strings() -> tuple[np.ndarray, np.ndarray]:
+    """All grammatical strings and their log-probabilities."""
+    v, d = PARAMETERS["vocab_size"], PARAMETERS["branching"] ** PARAMETERS["depth"]
+    candidates = np.indices((v,) * d).reshape(d, -1).T
+    log_p = _grammar().log_likelihood(candidates)
+    return candidates[np.isfinite(log_p)], log_p[np.isfinite(log_p)]
+
+
+def _counts(strings: np.ndarray) -> np.ndarray:
+    """How often each grammatical string occurs, and in the last place all others together: (.., strings, d) -> (.., S + 1)."""
+    known, _ = _all_strings()
+    v, d = PARAMETERS["vocab_size"], strings.shape[-1]
+    place = np.full(v**d, len(known))
+    place[known @ v ** np.arange(d)] = np.arange(len(known))
+    found = place[strings @ v ** np.arange(d)].reshape(-1, strings.shape[-2])
+    return np.stack([np.bincount(row, minlength=len(known) + 1) for row in found]).reshape(*strings.shape[:-2], -1)
+
+
+def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:
+    """Probability of every grammatical string given observations, by writing all of them out, and 0 for all others."""
+    known, log_p = _all_strings()
+    evidence = corruption.log_evidence(observation, np.float64)
+    log_p = log_p + evidence[:, np.arange(known.shape[1]), known].sum(-1)
+    p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    return np.pad(p / p.sum(axis=1, keepdims=True), ((0, 0), (0, 1)))
+
+
+def _measured(
+    steps: tuple[int, ...],
+    observations: int,
+    sheets: int,
+    strings: int,
+    observe: Callable,
+    rebuild: Callable,
+    corruption: Any,
+    is_stochastic: bool,
+) -> xr.Dataset:
+    """Counts of reconstructed strings, sheet by sheet: of a few observations each many times, and of many observations once."""
+    rhm, d = _grammar(), PARAMETERS["branching"] ** PARAMETERS["depth"]
+    few, many = observations, sheets * strings
+    seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
+    noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
+    given, law, laws = [], [], []
+    for number in steps:
+        observation = observe(seen, noises, number)
+        laws.append(_posteriors(corruption, _rows(observation, slice(few))))
+        # One sheet is enough of what always gives the same.
+        drawn = sheets if is_stochastic else 1
+        rows = np.r_[np.repeat(np.arange(few), drawn * strings), np.arange(few, few + many)]
+        rebuilt = rebuild(_rows(observation, rows), keys(0, *_SAMPLING, 2, number, np.arange(len(rows))), number)
+        counts = _counts(rebuilt.reshape(-1, strings, d))
+        given.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
+        law.append(counts[few * drawn :])
+    data_law = np.append(np.exp(_all_strings()[1]), 0.0)
+    return xr.Dataset(
+        {
+            "given_counts": (("steps", "observation", "sheet", "string"), np.array(given, np.uint16)),
+            "posterior": (("steps", "observation", "string"), np.array(laws)),
+            "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
+            "data_law": (("string",), data_law),
+        },
+        coords={"steps": list(steps)},
+        attrs={"strings": strings},
+    )
+
+
+def _rows(observation: Noisy, rows: Any) -> Noisy:
+    return Noisy(observation.values[rows], observation.noise[rows], observation.vocab_size)
+
+
+# --- distances between laws --------------------------------------------------------------------------------------------------
+
+
+def deviations(run: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """q - p of every sheet: given observations (steps, observations, sheets, S), and of the data law (steps, 1, sheets, S)."""
+    given = run.given_counts.values / run.attrs["strings"] - run.posterior.values[:, :, None]
+    law = run.law_counts.values / run.attrs["strings"] - run.data_law.values
+    return given, law[:, None]
+
+
+def squared_distance(deviation: np.ndarray) -> np.ndarray:
+    """Unbiased estimate of |E(q - p)|^2 from independent sheets (.., observations, sheets, S), mean over observations."""
+    sheets = deviation.shape[-2]
+    total = (deviation.sum(-2) ** 2).sum(-1) - (deviation**2).sum((-2, -1))
+    return total.mean(-1) / (sheets * (sheets - 1))
+
+
+def jackknife(deviation: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
+    """A statistic of sheets (axis -2) and its standard error."""
+    sheets = deviation.shape[-2]
+    left_out = np.array([statistic(np.delete(deviation, k, axis=-2)) for k in range(sheets)])
+    return statistic(deviation), np.sqrt((sheets - 1) * left_out.var(axis=0))
+
+
+def by_chance(deviation: np.ndarray) -> np.ndarray:
+    """Squared distances that chance alone gives, for one number of steps: signs of sheets flipped at random, 2,000 times."""
+    sheets = deviation.shape[-2]
+    total = np.zeros(_FLIPS)
+    for one, signs in zip(deviation, _signs(deviation.shape[:-1]), strict=True):
+        gram = one @ one.T
+        total += ((signs @ gram) * signs).sum(-1) - np.trace(gram)
+    return total / (len(deviation) * sheets * (sheets - 1))
+
+
+@lru_cache(maxsize=8)
+def _signs(shape: tuple[int, int]) -> np.ndarray:
+    """Random signs (observations, 2,000, sheets)."""
+    u = uniforms(keys(0, *_SIGNS, np.arange(shape[0] * _FLIPS)), shape[1])
+    return np.where(u < 0.5, -1.0, 1.0).reshape(shape[0], _FLIPS, shape[1])
+
+
+def p_value(deviation: np.ndarray) -> float:
+    """Probability that chance gives such a distance between equal laws."""
+    chance = by_chance(deviation)
+    return float((1 + (chance >= squared_distance(deviation) * (1 - 1e-12)).sum()) / (1 + len(chance)))
+
+
+def extrapolated(deviation: np.ndarray) -> np.ndarray:
+    """To infinitely many steps, from the last two numbers of steps K and 2K: an error proportional to 1/K drops out."""
+    return 2 * deviation[-1] - deviation[-2]
+
+
+def order(deviation: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
+    """Order of convergence, -d log(distance)/d log(steps), and its standard error; NaN if fewer than 2 points tell.
+
+    Weighted least squares over the numbers of steps >= 4 whose squared distance is at least 3 times what chance alone exceeds
+    in 5 %.
+    """
+    chance = np.array([np.quantile(by_chance(d), 0.95) for d in deviation])
+    value, error = jackknife(deviation, squared_distance)
+    used = (steps >= 4) & (value > 3 * chance)
+    if used.sum() < 2:
+        return float("nan"), float("nan")
+    weights = (value / np.maximum(error, 1e-3 * value))[used]
+
+    def fit(sheets: np.ndarray) -> float:
+        squares = np.maximum(squared_distance(sheets[used]), 1e-12)
+        return float(-0.5 * np.polyfit(np.log(steps[used]), np.log(squares), 1, w=weights)[0])
+
+    slope, error = jackknife(deviation, fit)
+    return float(slope), float(error)
+
+
+# --- analysis ----------------------------------------------------------------------------------------------------------------
+
+LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
+RARE = 1e-3  # false-alarm rate of one comparison with 0
+
+
+def _root(square: Any) -> np.ndarray:
+    return np.sqrt(np.maximum(square, 0))
+
+
+def _distance(deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance with its 95 % interval, along the leading axis."""
+    square, error = jackknife(deviation, squared_distance)
+    return _root(square), _root(square - 1.96 * error), _root(square + 1.96 * error)
+
+
+def _resolution(deviation: np.ndarray) -> float:
+    """Distance that chance alone exceeds in 1 % between equal laws."""
+    return float(_root(np.quantile(by_chance(deviation), 0.99)))
+
+
+def _text(deviation: np.ndarray) -> str:
+    value, low, high = _distance(deviation)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    labels = [*SAMPLERS, *CHANNELS]
+    given, law = ({label: deviations(runs[label])[k] for label in [*labels, REFERENCE]} for k in (0, 1))
+    steps = runs[labels[0]].steps.values
+    last = int(steps[-1])
+    data = xr.Dataset(
+        {
+            name: (("quantity", "sampler", "steps"), np.stack([_distance(found[label]) for label in labels], axis=1))
+            for name, found in (("posterior_distance", given), ("law_distance", law))
+        },
+        coords={"quantity": ["value", "low", "high"], "sampler": labels, "steps": steps},
+        attrs={
+            **PARAMETERS,
+            "posterior_resolution": _resolution(given[REFERENCE][0]),
+            "law_resolution": _resolution(law[REFERENCE][0]),
+            "discrete_resolution": max(_resolution(given[label][-1]) for label in CHANNELS),
+        },
+    )
+    for name, found in (("posterior_p", given), ("law_p", law)):
+        data[name] = (("sampler", "steps"), np.array([[p_value(d) for d in found[label]] for label in labels]))
+    full, half, none = ([k for k, (*_, kind) in SAMPLERS.items() if kind == wanted] for wanted in ("full", "half", "none"))
+    orders = {label: order(given[label], steps) for label in [*full, "uniform"]}
+    limits = {label: p_value(extrapolated(given[label])) for label in labels}
+    law_limits = {label: p_value(extrapolated(law[label])) for label in SAMPLERS}
+    worst = max(float(_distance(given[label][-1])[2]) for label in full)
+    apart = {label: float(_distance(given[label][-1])[1]) for label in [*half, *none]}
+    one_by_one = given["masking"][int(np.flatnonzero(steps >= PARAMETERS["branching"] ** PARAMETERS["depth"])[0])]
+
+    def words(label: str) -> str:
+        slope, error = orders[label]
+        return f"{label} {slope:.2f} [{slope - 1.96 * error:.2f}, {slope + 1.96 * error:.2f}]"
+
+    def converges(label: str) -> bool:
+        slope, error = orders[label]
+        return bool(slope - 1.96 * error > LEAST_ORDER)
+
+    return data, [
+        Verdict(
+            "order at which schedulers with the full noise approach the posterior",
+            "; ".join(map(words, full)),
+            "distance falls as a power of the number of steps: 1 for single steps",
+            all(converges(label) for label in full),
+            f"all intervals above {LEAST_ORDER}",
+        ),
+        Verdict(
+            f"their distance to the posterior, extrapolated from {last // 2} and {last} steps to infinitely many",
+            "; ".join(f"{label} {_text(extrapolated(given[label]))}, p = {limits[label]:.2g}" for label in full),
+            "0: they draw from the posterior",
+            all(limits[label] > RARE for label in full),
+            f"not told apart from 0 (p > {RARE:g} each)",
+        ),
+        Verdict(
+            f"distance to the posterior after {last} steps without noise, or with half of it",
+            "; ".join(f"{label} {_text(given[label][-1])}" for label in [*half, *none]),
+            f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
+            all(low > 5 * worst and limits[label] < RARE for label, low in apart.items()),
+            f"lower limits above 5 times that; extrapolated distance told apart from 0 (p < {RARE:g})",
+        ),
+        Verdict(
+            "distance of the law of U-turned strings to the data law, all schedulers, extrapolated likewise",
+            f"p = {min(law_limits.values()):.2g} .. {max(law_limits.values()):.2g} (after 2 steps the distance is "
+            f"{min(float(_distance(law[k][0])[0]) for k in SAMPLERS):.3f} .. "
+            f"{max(float(_distance(law[k][0])[0]) for k in SAMPLERS):.3f})",
+            "0: all keep the data law",
+            all(p > RARE for p in law_limits.values()),
+            f"not told apart from 0 (p > {RARE:g} each)",
+        ),
+        Verdict(
+            "masking: distance to the posterior in 2 steps, and with one leaf at a time",
+            f"{_text(given['masking'][0])}; {_text(one_by_one)}, p = {p_value(one_by_one):.2g}",
+            "not 0; 0: exact without a limit",
+            p_value(given["masking"][0]) < RARE < p_value(one_by_one),
+            f"p below and above {RARE:g}",
+        ),
+        Verdict(
+            "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
+            f"{words('uniform')}; {_text(extrapolated(given['uniform']))}, p = {limits['uniform']:.2g}",
+            "1; 0",
+            converges("uniform") and limits["uniform"] > RARE,
+            f"interval above {LEAST_ORDER}; p > {RARE:g}",
+        ),
+    ]
+
+
+def draw(data: xr.Dataset) -> Any:
+    kinds = {"full": (ACCENT, "full noise"), "half": ("#e69f00", "half of it"), "none": (CLASS, "no noise")}
+    marks = ("o", "s", "^", "D", "v", "P", "X")
+    looks: dict[str, tuple[Any, ...]] = {}
+    for kind, (color, _) in kinds.items():
+        for k, label in enumerate(label for label, sampler in SAMPLERS.items() if sampler[-1] == kind):
+            looks[label] = (color, marks[k % len(marks)], "-" if kind == "full" else "--")
+    looks["masking"], looks["uniform"] = (THEORY, "o", "-"), ("#009e73", "s", "-")
+    steps = data.steps.values
+    with style() as plt:
+        figure, panels = plt.subplots(1, 3, figsize=(13.5, 5.6), width_ratios=[1.15, 1.15, 1], sharey=True, layout="constrained")
+        shown = (
+            ("posterior", list(SAMPLERS), "given an observation: the posterior", "posterior_resolution"),
+            ("law", list(SAMPLERS), "over all observations: the data law", "law_resolution"),
+            ("posterior", list(CHANNELS), "discrete channels: the posterior", "discrete_resolution"),
+        )
+        bottom = 0.5 * min(data.attrs["posterior_resolution"], data.attrs["law_resolution"])
+        for axes, (name, labels, title, floor) in zip(panels, shown, strict=True):
+            resolution = data.attrs[floor]
+            axes.axhspan(bottom / 2, resolution, color="#e4e4e4", lw=0, zorder=0)
+            for label in labels:
+                color, mark, line = looks[label]
+                value, low, high = data[f"{name}_distance"].sel(sampler=label).values
+                seen = data[f"{name}_p"].sel(sampler=label).values < 0.01
+                at = np.maximum(value, bottom)
+                axes.plot(steps, at, color=color, ls=line, lw=1.3, alpha=0.75, zorder=2)
+                axes.vlines(steps[seen], np.maximum(low, bottom)[seen], high[seen], color=color, lw=1.1, zorder=2)
+                axes.plot(steps[seen], at[seen], ls="", marker=mark, ms=5.5, color=color, label=label, zorder=3)
+                axes.plot(steps[~seen], at[~seen], ls="", marker=mark, ms=5.5, mfc="white", mec=color, zorder=3)
+            axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
+            axes.set_title(title)
+            axes.set_xticks(steps, [str(k) for k in steps])
+            axes.minorticks_off()
+        guide = steps[1:4].astype(float)
+        panels[0].plot(guide, 0.9 / guide * 1.0, color=MUTED, lw=1, ls=":")
+        panels[0].text(guide[1], 1.05 * 0.9 / guide[1], r"$\propto 1/\mathrm{steps}$", color=MUTED, fontsize=10, va="bottom")
+        panels[0].text(0.02, 0.03, "not told apart from 0", color=MUTED, fontsize=9.5, transform=panels[0].transAxes)
+        panels[0].set_ylabel("distance to the exact law")
+        for kind, (color, text) in kinds.items():
+            at = {"full": 0.055, "half": 0.52, "none": 0.9}[kind]
+            panels[0].text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")
+        handles, names = panels[0].get_legend_handles_labels()
+        more = panels[2].get_legend_handles_labels()
+        figure.legend(
+            handles + more[0],
+            [*names, "masking: random order", "uniform replacement"],
+            loc="outside lower center",
+            ncols=5,
+            columnspacing=1.6,
+            handletextpad=0.2,
+        )
+    return figure

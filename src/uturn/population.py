@@ -1,0 +1,441 @@
+"""Population dynamics: belief propagation on trees of any depth, and the threshold of every channel.
+
+A tree of depth 30 has a billion leaves, but all its nodes of a level have messages of one law. Population dynamics keeps a
+pool of messages drawn from that law and makes the pool of the next level from it: a new node takes a rule, takes a message at
+random for each of its children, and does one upward step of belief propagation. It starts from the evidence of any channel
+about one leaf, so it follows what the mean field of the ε-process (`uturn.theory`) averages away: fluctuations.
+
+Which randomness of the rules is kept makes an ensemble:
+
+- "one grammar": all nodes of a level share their rules, as in `RandomHierarchyModel`; one pool for each true symbol. A
+  grammar's threshold is random and does not self-average with depth, since the rules of the lowest levels set it;
+- "fresh rules": every node has rules of its own. All symbols are then equivalent, and one pool is enough: the true symbol is
+  called 0 everywhere.
+
+Many noise levels are followed at once, with the same random numbers (common random numbers), so that differences between
+them are not blurred by the finite pool. Every number is a function of the seed: results do not depend on the threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numba import njit, prange
+
+from uturn.checks import checked_integer, checked_noise
+from uturn.corruption import Corruption
+from uturn.random import checked_seed, fold, keys, philox, uniforms
+from uturn.rhm import RandomHierarchyModel
+from uturn.theory import MeanField, Phase
+
+Ensemble = Literal["one grammar", "fresh rules"]
+ENSEMBLES: tuple[Ensemble, ...] = ("one grammar", "fresh rules")
+
+_PURPOSE = 7  # of a random stream: keys(seed, 7, replicate, use, tree_level)
+_RULES, _MEMBERS, _LEAVES = range(3)
+_LANES = 16  # noise levels a round of the threshold search looks at
+_MOST_LEVELS = 300
+_MOST_TUPLES = 2**20  # "fresh rules" shuffles all v**s of them
+
+
+class PopulationBeliefs(NamedTuple):
+    """Mean upward belief in the true symbol: arrays (..., levels + 1), the shape of `noise` first; tree level last, 0 = leaves.
+
+    `standard_error` is that of the mean, from the spread between independent pools (of the same grammar): it holds all that the
+    finite pools have added on the way up.
+    """
+
+    beliefs: np.ndarray
+    standard_error: np.ndarray
+
+
+@dataclass(frozen=True)
+class ThresholdEstimate:
+    """Noise at which the class of an infinitely deep tree is lost, in the unit of the channel.
+
+    Attributes
+    ----------
+    values : float64 array (replicates,)
+        Threshold of every replicate: of every grammar, or of every pool with fresh rules. 0 where the class is lost at any noise
+        that the search can resolve, the channel's `max_noise` (perhaps inf) where it is recovered at any.
+    value : float
+        Their mean; the other two numbers are taken there.
+    standard_error : float
+        Of the mean; NaN for one replicate, or where `max_noise` is inf and reached.
+    spread : float
+        Standard deviation between replicates: between grammars, with the error of the pool.
+    phase : "transition", "always lost" or "always recovered"
+        "transition" if any replicate has one.
+    effective_epsilon, bits_per_leaf : float
+        The threshold on the axes that all channels share; see `uturn.corruption`.
+    """
+
+    values: np.ndarray
+    value: float
+    standard_error: float
+    spread: float
+    phase: Phase
+    effective_epsilon: float
+    bits_per_leaf: float
+
+
+def population_dynamics(
+    vocab_size: int,
+    multiplicity: int,
+    branching: int,
+    corruption: Corruption,
+    noise: Any,
+    levels: int,
+    pool: int = 8192,
+    ensemble: Ensemble = "one grammar",
+    seed: int = 0,
+    *,
+    replicates: int = 4,
+    grammar: RandomHierarchyModel | int | None = None,
+) -> PopulationBeliefs:
+    """Mean belief in the true symbol of a node, given the noisy leaves below it, level by level.
+
+    `up[y] ~ sum over rules y -> (x_1, .., x_s) of prod_i up_i[x_i]` (Eq. 7 of arXiv:2402.16991), iterated on a pool of
+    messages (Mezard and Montanari 2009, ch. 14). Entry l is the mean root belief of exact inference (`uturn.infer`) on trees of
+    depth l with uniform classes, up to the finite pool. (Inside a deeper tree of one grammar the symbols of level l are not
+    equally frequent, and the mean is a little different.)
+
+    Parameters
+    ----------
+    vocab_size, multiplicity, branching : int
+        v, m, s with v * m <= v**s.
+    corruption : Gaussian, Masking, UniformReplacement, EpsilonBelief, or anything alike
+        Its evidence must treat all symbols alike.
+    noise : float or array (...)
+        Noise levels in the unit of the corruption. They share their random numbers.
+    levels : int >= 1
+    pool : int >= 1
+        Messages in all; "one grammar" spreads them over the true symbols, rounded up.
+    ensemble : "one grammar" or "fresh rules"
+    seed : int
+    replicates : int >= 2
+        Independent pools, of the same grammar, over which means and standard errors are taken.
+    grammar : RandomHierarchyModel, or int, optional
+        For "one grammar", the grammar: a model of depth `levels` at least with uniform rule probabilities, whose levels from 1
+        on are used, or the seed of one. By default it is drawn from `seed`.
+
+    Returns
+    -------
+    PopulationBeliefs
+
+    Raises
+    ------
+    ValueError
+        For sizes that do not fit, an unknown ensemble, a noise level out of range, or a grammar of other sizes.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> from uturn.population import population_dynamics
+    >>> found = population_dynamics(8, 2, 2, ut.Masking(), noise=[0.0, 0.55, 1.0], levels=6, pool=800)
+    >>> found.beliefs[:, -1].round(1)
+    array([1. , 0.8, 0.1])
+    """
+    setting = _Setting.checked(vocab_size, multiplicity, branching, corruption, pool, ensemble)
+    checked_integer("levels", levels, 1)
+    checked_integer("replicates", replicates, 2)
+    checked_seed(seed)
+    wanted = checked_noise(noise, corruption.max_noise)
+    model = None
+    if ensemble == "one grammar":
+        model = setting.grammar(grammar, seed, 0, levels)
+    elif grammar is not None:
+        raise ValueError("grammar is given, but ensemble = 'fresh rules' has none; drop it, or take ensemble = 'one grammar'")
+    flows = [np.stack(list(setting.flow(wanted.reshape(-1), levels, seed, r, model)), axis=-1) for r in range(replicates)]
+    beliefs = np.reshape(flows, (replicates, *wanted.shape, levels + 1))
+    return PopulationBeliefs(beliefs.mean(axis=0), beliefs.std(axis=0, ddof=1) / np.sqrt(replicates))
+
+
+def threshold(
+    vocab_size: int,
+    multiplicity: int,
+    branching: int,
+    corruption: Corruption,
+    pool: int = 8192,
+    ensemble: Ensemble = "one grammar",
+    seed: int = 0,
+    *,
+    replicates: int = 8,
+    tolerance: float = 5e-4,
+    grammars: Sequence[RandomHierarchyModel | int] | None = None,
+) -> ThresholdEstimate:
+    """Noise beyond which the class of a deep tree is lost, for any channel.
+
+    The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost); a noise level counts as recovered if
+    it is above (1 + 1/v)/2 after K levels. The search divides an interval of noise by 16 levels at once, again and again, until
+    they are `tolerance` apart.
+
+    Depth. Near the threshold, distances from it grow like `slope**K`, slope = F'(p*) of the mean field, so
+    K = 5 + 1.25 log(1/distance between the levels)/log(slope) decides levels next to the threshold with a margin of slope**5
+    (and of a quarter of the levels, for grammars that are slower than the mean field); the height (1 + 1/v)/2 then shifts the
+    result by a fraction of `tolerance` only. Grammars without a transition in mean field use the slope at the fixed point that
+    they leave, 1 or 1/v, and at most 300 levels: where that slope is below 1.03 or so, or the smallest noise of the search tells
+    the leaves almost for certain, K is too small, and the class seems to be recovered at small noise where in the end it is not.
+
+    Parameters
+    ----------
+    vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
+        As in `population_dynamics`. A finite pool adds a random error to every threshold, which shows in the `spread` of the
+        values and averages out over replicates. Where the leaves tell next to nothing, small pools lose the class too early.
+    replicates : int >= 1
+        Independent grammars and pools, or independent pools with fresh rules.
+    tolerance : float in (0, 0.1]
+        Resolution, as a share of `max_noise`; where that is inf, of 1 - exp(-2 noise), the noise variance of the Gaussian
+        process.
+    grammars : sequence of RandomHierarchyModel or of their seeds, optional
+        For "one grammar": the grammars themselves, one a replicate. Models need a depth of 300 at least; seeds are simpler.
+
+    Returns
+    -------
+    ThresholdEstimate
+
+    Raises
+    ------
+    ValueError
+        As `population_dynamics`.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> from uturn.population import threshold
+    >>> found = threshold(8, 2, 2, ut.EpsilonBelief(), pool=400, ensemble="fresh rules", replicates=2, tolerance=0.02)
+    >>> found.phase, bool(abs(found.value - ut.theory.MeanField(8, 2, 2).critical_noise) < 0.05)
+    ('transition', True)
+    """
+    setting = _Setting.checked(vocab_size, multiplicity, branching, corruption, pool, ensemble)
+    checked_seed(seed)
+    checked_integer("replicates", replicates, 1)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance <= 0.1:
+        raise ValueError(f"tolerance = {tolerance!r}: expected a number in (0, 0.1]")
+    given: Sequence[Any] = [None] * replicates
+    if grammars is not None:
+        if ensemble != "one grammar":
+            raise ValueError("grammars are given, but ensemble = 'fresh rules' has none; drop them, or take 'one grammar'")
+        given = list(grammars)
+        if not given:
+            raise ValueError("grammars is empty; expected at least one grammar or seed")
+    models = [setting.grammar(g, seed, r, _MOST_LEVELS) if ensemble == "one grammar" else None for r, g in enumerate(given)]
+    shares = [setting.search(seed, r, model, tolerance) for r, model in enumerate(models)]
+    return setting.estimate(np.array(shares))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What stays the same while noise levels and replicates vary."""
+
+    v: int
+    m: int
+    s: int
+    corruption: Any
+    pool: int
+    ensemble: Ensemble
+
+    @classmethod
+    def checked(cls, v: Any, m: Any, s: Any, corruption: Any, pool: Any, ensemble: Any) -> _Setting:
+        MeanField(v, m, s)  # checks the sizes
+        for member in ("corrupt", "log_evidence", "max_noise", "effective_epsilon", "bits_per_leaf"):
+            if not hasattr(corruption, member):
+                raise ValueError(f"corruption = {corruption!r} has no {member!r}; expected Gaussian(), Masking(), ..")
+        if ensemble not in ENSEMBLES:
+            raise ValueError(f"ensemble = {ensemble!r}: expected one of {ENSEMBLES}")
+        if ensemble == "fresh rules" and v**s > _MOST_TUPLES:
+            raise ValueError(
+                f"vocab_size**branching = {v**s} tuples to shuffle for every node; 'fresh rules' goes up to {_MOST_TUPLES}"
+            )
+        checked_integer("pool", pool, 1)
+        return cls(int(v), int(m), int(s), corruption, int(pool), ensemble)
+
+    @property
+    def symbols(self) -> int:
+        """Number of pools: one for each true symbol, or one."""
+        return self.v if self.ensemble == "one grammar" else 1
+
+    @property
+    def members(self) -> int:
+        """Messages of each pool."""
+        return -(-self.pool // self.symbols)
+
+    def grammar(self, given: Any, seed: int, replicate: int, levels: int) -> RandomHierarchyModel:
+        if isinstance(given, RandomHierarchyModel):
+            sizes = (given.vocab_size, given.num_classes, given.multiplicity, given.branching)
+            if sizes != (self.v, self.v, self.m, self.s) or given.depth < levels:
+                raise ValueError(
+                    f"grammar = {given!r}: expected vocab_size = num_classes = {self.v}, multiplicity = {self.m}, "
+                    f"branching = {self.s} and depth >= {levels}"
+                )
+            if any(np.ptp(p) > 1e-12 for p in given.rule_probabilities.values()):
+                raise ValueError("grammar has rules of different probability; expected uniform rule_probabilities")
+            return given
+        own = int(keys(seed, _PURPOSE, replicate, _RULES)) if given is None else checked_seed(given, "grammar")
+        return RandomHierarchyModel(self.v, self.m, self.s, levels, seed=own)
+
+    # -- the flow of the pools -------------------------------------------------------------------------------------
+    def flow(self, noise: np.ndarray, levels: int, seed: int, replicate: int, model: Any) -> Iterator[np.ndarray]:
+        """Mean belief in the true symbol, (noise,), of the tree levels 0 .. levels in turn."""
+        s, q, N = self.s, self.symbols, self.members
+        messages = self._leaves(noise, int(keys(seed, _PURPOSE, replicate, _LEAVES)))
+        yield self._mean(messages)
+        for level in range(1, levels + 1):
+            children = np.zeros((q, N, s), np.int64)  # the true symbol of every child of every new node
+            if model is not None:
+                # Rules take turns, which is less random than drawing them and has the same mean. Any run of members holds all
+                # of them, so that it makes no difference which members are dealt once more than others.
+                children = model.rules[level][:, np.arange(N) % self.m]
+            u = uniforms(keys(seed, _PURPOSE, [replicate], _MEMBERS, level), children.size + 1)[0]
+            child = _deal(children.reshape(-1), u, N).reshape(q * N, s)
+            above = np.empty_like(messages)
+            if model is not None:
+                _shared_rules_step(model.rules[level], child, messages, above)
+            else:
+                key = keys(seed, _PURPOSE, replicate, _RULES, level)[()]
+                _fresh_rules_step(self.m, _tuples(self.v, s), key, child, messages, above)
+            messages = above
+            yield self._mean(messages)
+
+    def _leaves(self, noise: np.ndarray, seed: int) -> np.ndarray:
+        """Normalised evidence of a pool of leaves, (pools * members, v, noise); all noise levels from the same random numbers."""
+        true = np.repeat(np.arange(self.symbols), self.members)
+        streams = keys(seed, np.arange(len(true)))
+        out = np.empty((len(true), self.v, len(noise)))
+        for lane, level in enumerate(noise):
+            noisy = self.corruption.corrupt(true[:, None], level, self.v, streams)
+            evidence = np.asarray(self.corruption.log_evidence(noisy), np.float64)[:, 0]
+            evidence = np.exp(evidence - evidence.max(axis=1, keepdims=True))
+            out[:, :, lane] = evidence / evidence.sum(axis=1, keepdims=True)
+        return out
+
+    def _mean(self, messages: np.ndarray) -> np.ndarray:
+        pools = messages.reshape(self.symbols, self.members, self.v, -1)
+        return np.mean([pools[y, :, y].mean(axis=0) for y in range(self.symbols)], axis=0)
+
+    # -- the search ------------------------------------------------------------------------------------------------
+    def search(self, seed: int, replicate: int, model: Any, tolerance: float) -> float:
+        """Threshold as a share of the largest noise, see `_noise`."""
+        theory = MeanField(self.v, self.m, self.s)
+        slope = {
+            "transition": theory.slope,
+            "always lost": theory.slope_at_one,
+            "always recovered": float(theory.slope_at(1 / self.v)),
+        }[theory.phase]
+        low, high = 0.0, 1.0
+        while True:
+            shares = np.linspace(low, high, _LANES + 2)
+            step = shares[1] - shares[0]
+            growth = np.log(max(float(slope or 1), 1 + 1e-9))
+            levels = int(np.clip(5 + 1.25 * np.log(1 / step) / growth, 10, _MOST_LEVELS))
+            *_, belief = self.flow(self._noise(shares[1:-1]), levels, seed, replicate, model)
+            recovered = int((belief > (1 + 1 / self.v) / 2).sum())
+            low, high = shares[recovered], shares[recovered + 1]
+            if step <= tolerance:
+                break
+            # A threshold close to one of the levels may lie on its other side: look there too.
+            low, high = max(low - step / 4, 0.0), min(high + step / 4, 1.0)
+        return 0.0 if low == 0 else 1.0 if high == 1 else (low + high) / 2
+
+    def _noise(self, share: Any) -> np.ndarray:
+        """Noise level at a share of the whole range: of the noise variance 1 - exp(-2 t) where the range is infinite."""
+        most = self.corruption.max_noise
+        with np.errstate(divide="ignore"):
+            return np.asarray(share) * most if np.isfinite(most) else -np.log1p(-np.asarray(share)) / 2
+
+    def estimate(self, shares: np.ndarray) -> ThresholdEstimate:
+        values = self._noise(shares)
+        value = float(values.mean())
+        spread = float(values.std(ddof=1)) if len(values) > 1 and np.isfinite(values).all() else np.nan
+        phase: Phase = "always lost" if (shares == 0).all() else "always recovered" if (shares == 1).all() else "transition"
+        axes = self.corruption.effective_epsilon(value, self.v), self.corruption.bits_per_leaf(value, self.v)
+        return ThresholdEstimate(values, value, spread / np.sqrt(len(values)), spread, phase, *map(float, axes))
+
+
+def _deal(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:
+    """Row of the message that every child takes, from the pool of its symbol, like cards from a shuffled deck.
+
+    All members of a pool are used equally often (up to one), in random order: unbiased, and with less noise than drawing with
+    replacement. `u` holds a uniform number for each child, and one more for the place where the decks are cut.
+    """
+    order = np.argsort(symbols + u[:-1], kind="stable")
+    of = symbols[order]
+    rank = np.arange(len(of)) - np.searchsorted(of, of)  # place among those that take from the same pool
+    rows = np.empty_like(symbols)
+    rows[order] = of * members + (rank + int(u[-1] * members)) % members
+    return rows
+
+
+def _tuples(v: int, s: int) -> np.ndarray:
+    """All v**s tuples, (v**s, s); the first is (0, .., 0)."""
+    codes = np.arange(v**s)
+    return np.stack([codes // v**k % v for k in range(s - 1, -1, -1)], axis=1)
+
+
+@njit(inline="always", cache=True)
+def _up(rules, child, below, out):
+    """Upward message of one node, all noise levels: out (symbols, noise), from the rows `child` of below (messages, v, noise)."""
+    symbols, m, s = rules.shape
+    lanes = below.shape[2]
+    product = np.empty(lanes)
+    total = np.zeros(lanes)
+    left, right = below[child[0]], below[child[1]]
+    for y in range(symbols):
+        for lane in range(lanes):
+            out[y, lane] = 0.0
+        for k in range(m):
+            a, b = rules[y, k, 0], rules[y, k, 1]
+            if s == 2:
+                for lane in range(lanes):
+                    out[y, lane] += left[a, lane] * right[b, lane]
+            else:
+                for lane in range(lanes):
+                    product[lane] = left[a, lane] * right[b, lane]
+                for i in range(2, s):
+                    x = rules[y, k, i]
+                    for lane in range(lanes):
+                        product[lane] *= below[child[i], x, lane]
+                for lane in range(lanes):
+                    out[y, lane] += product[lane]
+        for lane in range(lanes):
+            total[lane] += out[y, lane]
+    for y in range(symbols):
+        for lane in range(lanes):
+            # 0 only where evidence contradicts itself beyond the range of float64: then it says nothing.
+            out[y, lane] = out[y, lane] / total[lane] if total[lane] > 0 else 1 / symbols
+
+
+@njit(parallel=True, cache=True)
+def _shared_rules_step(rules, child, below, out):
+    for i in prange(len(child)):
+        _up(rules, child[i], below, out[i])
+
+
+@njit(parallel=True, cache=True)
+def _fresh_rules_step(m, tuples, key, child, below, out):
+    """One level where every node draws its v * m distinct tuples. The true one, of the true symbol 0, is (0, .., 0)."""
+    T, s = tuples.shape
+    count, blocks = out.shape[1] * m, 64
+    for block in prange(blocks):  # not threads: their number must not matter
+        deck = np.arange(T)
+        drawn = np.zeros((count, s), np.int64)
+        rules = drawn.reshape(-1, m, s)
+        for i in range(block * len(child) // blocks, (block + 1) * len(child) // blocks):
+            own = fold(key, np.uint64(i))
+            bits = more = own
+            for k in range(1, count):
+                # The start of a Fisher-Yates shuffle of all tuples but the first, in whatever order the last node left them.
+                if k % 2:
+                    bits, more = philox(own, np.uint64(k))
+                else:
+                    bits = more
+                j = k + np.int64(np.float64(bits >> np.uint64(11)) * 2.0**-53 * (T - k))
+                taken = deck[j]
+                deck[j] = deck[k]
+                deck[k] = taken
+                for c in range(s):
+                    drawn[k, c] = tuples[taken, c]
+            _up(rules, child[i], below, out[i])

@@ -1,0 +1,316 @@
+"""The hierarchy index: known values, what it must not depend on, curves without an inversion, coverage; forged figures."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from uturn.corruption import Gaussian
+from uturn.experiment import Experiment
+from uturn.paper import controls, s9
+from uturn.random import keys, uniforms
+from uturn.statistics import hierarchy_index, nonincreasing, rescaled
+
+FINE = np.linspace(0, 1, 401)  # low level, from 0 to 1 of its way down
+
+
+def readings(curve, items=2, noise=None, seed=None, grammar=None) -> xr.DataArray:
+    """Readings (noise, item) around a mean curve: the curve itself, or coin tosses with a seed."""
+    curve = np.asarray(curve, float)
+    values = np.repeat(curve[:, None], items, axis=1)
+    if seed is not None:
+        values = (uniforms(keys(seed, np.arange(len(curve))), items) < values).astype(float)
+    coords = {"noise": np.arange(len(curve)) if noise is None else noise}
+    if grammar is not None:
+        coords["grammar"] = ("item", grammar)
+    return xr.DataArray(values, dims=("noise", "item"), coords=coords)
+
+
+def index(high, low, **options):
+    return hierarchy_index(readings(high), readings(low), (0.0, 0.0), num=20, **options)
+
+
+def logistic(low, centre=0.55, width=0.06):
+    """A class that is lost where the low level passes `centre`."""
+    shape = 1 / (1 + np.exp(-(np.asarray(low) - centre) / width))
+    return (shape - shape.min()) / (shape.max() - shape.min())
+
+
+@pytest.mark.parametrize("r", [0.2, 0.5, 0.7])
+def test_a_class_lost_in_one_step(r):
+    low = 1 - FINE
+    assert index((low > r).astype(float), low).value == pytest.approx(4 * r * (1 - r), abs=0.015)
+
+
+@pytest.mark.parametrize(
+    "high",
+    [
+        lambda low: low,  # no difference between the levels
+        lambda low: np.sqrt(low),  # the class is better preserved throughout: a mixture
+        lambda low: low**3,  # worse throughout: a grammar without a transition
+        lambda low: (low > 0).astype(float),  # kept to the very end
+        lambda low: (low == 1).astype(float),  # lost at once
+        lambda low: np.clip(0.5 + 0.2 * np.sign(low - 0.5) * np.abs(2 * low - 1) ** 3 + 0.3 * (2 * low - 1), 0, 1),
+    ],
+)
+def test_curves_without_a_narrow_inversion_have_index_zero(high):
+    low = 1 - FINE
+    assert index(high(low), low).value == pytest.approx(0, abs=0.02)
+
+
+def test_the_order_matters():
+    low = 1 - FINE
+    assert index(logistic(low), low).value > 0.4
+    assert index(low, logistic(low)).value == 0
+
+
+def test_the_unit_of_noise_does_not_matter():
+    low = (1 - FINE)[::10]
+    high = logistic(low)
+    plain = hierarchy_index(readings(high), readings(low), num=20)
+    for noise in (np.arange(len(low)) ** 3.0, np.r_[np.geomspace(1e-3, 5, len(low) - 1), np.inf]):
+        assert hierarchy_index(readings(high, noise=noise), readings(low, noise=noise), num=20) == plain
+    # Nor do more levels in between, on the straight pieces; only the place of the inversion is a level of the grid.
+    middle = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), low)
+    doubled = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), high)
+    assert hierarchy_index(readings(doubled), readings(middle), num=20).value == pytest.approx(plain.value, rel=0.005)
+
+
+def test_floors_are_taken_out():
+    low = 1 - FINE
+    high = logistic(low)
+    expected = index(high, low).value
+    raised = readings(0.1 + 0.9 * high), readings(0.4 + 0.6 * low)
+    assert hierarchy_index(*raised, floors=(0.1, 0.4), num=20).value == pytest.approx(expected, rel=1e-9)
+    assert hierarchy_index(*raised, num=20).value == pytest.approx(expected, rel=1e-9)  # those of the last level
+    assert abs(hierarchy_index(*raised, floors=(0.0, 0.0), num=20).value - expected) > 0.05 * expected
+    np.testing.assert_allclose(rescaled([1, 0.55, 0.1]), [1, 0.5, 0])
+
+
+def test_a_low_level_may_be_a_known_curve():
+    low = 1 - FINE
+    known = xr.DataArray(low, dims="noise", coords={"noise": np.arange(len(low))})
+    high = readings(logistic(low), items=6)
+    assert hierarchy_index(high, known, num=20) == hierarchy_index(high, readings(low, items=6), num=20)
+
+
+NULLS = {"diagonal": lambda low: low, "mixture": lambda low: low**0.3, "no transition": lambda low: low**6}
+
+
+@pytest.mark.parametrize("name", list(NULLS))
+def test_fluctuations_make_no_inversion(name):
+    low = np.linspace(1, 0, 26)[1:]
+    found = [
+        hierarchy_index(readings(NULLS[name](low), 100, seed=2 * k), readings(low, 100, seed=2 * k + 1), (0, 0), num=100, seed=k)
+        for k in range(40)
+    ]
+    # The interval has 2.5 % below it: more than 5 of 40 intervals without 0 would come up by chance once in 2000.
+    assert sum(estimate.low > 0 for estimate in found) <= 5
+    assert np.median([estimate.value for estimate in found]) < 0.01
+    assert np.quantile([estimate.value for estimate in found], 0.9) < 0.08
+
+
+def test_without_two_halves_fluctuations_would_make_one():
+    """The reason for splitting the items: the largest area, taken where it is found, is never negative."""
+    from uturn.statistics import _index
+
+    low = np.linspace(1, 0, 26)[1:]
+    naive, split = [], []
+    for k in range(60):
+        pair = [readings(low, 100, seed=2 * k + i).values for i in (0, 1)]
+        means = np.stack([values.reshape(len(low), 50, 2).mean(axis=1) for values in pair], axis=-1)
+        together = np.repeat(means.mean(axis=1, keepdims=True), 2, axis=1)
+        ends = [np.ones((1, 2, 2)), np.zeros((1, 2, 2))]
+        for values, into in ((means, split), (together, naive)):
+            into.append(_index(np.concatenate([ends[0], nonincreasing(values), ends[1]])))
+    assert np.mean(naive) > 1.5 * np.mean(split)
+
+
+def test_intervals_cover_the_truth():
+    low = np.linspace(1, 0, 26)[1:]
+    high = logistic(low)
+    truth = index(high, low).value
+    assert 0.4 < truth < 0.9
+    found = [
+        hierarchy_index(readings(high, 200, seed=2 * k), readings(low, 200, seed=2 * k + 1), (0, 0), num=150, seed=k)
+        for k in range(60)
+    ]
+    covered = sum(estimate.low <= truth <= estimate.high for estimate in found)
+    # 95 % intended; 49 of 60 or fewer would come up by chance once in 10,000.
+    assert covered >= 50
+    assert np.mean([estimate.high - estimate.low for estimate in found]) < 0.3
+    assert abs(np.mean([estimate.value for estimate in found]) - truth) < 0.03
+
+
+def test_pairs_of_items_stay_within_grammars():
+    low = np.linspace(1, 0, 21)[1:]
+    grammar = np.array([0, 0, 0, 1, 1, 1, 1])  # the third item of the first grammar has no partner
+    high, lows = readings(logistic(low), 7, grammar=grammar), readings(low, 7, grammar=grammar)
+    broken = high.copy()
+    broken[:, 2] = 0.5
+    assert hierarchy_index(broken, lows, num=30) == hierarchy_index(high, lows, num=30)
+
+
+def test_a_class_that_is_not_lost_has_no_index():
+    low = 1 - FINE
+    assert np.isnan(index(0.4 + 0.6 * low, low).value)
+
+
+def test_bad_readings():
+    low = readings(np.linspace(1, 0, 5))
+    with pytest.raises(ValueError, match="increasing"):
+        hierarchy_index(low[::-1], low[::-1])
+    with pytest.raises(ValueError, match="at least two"):
+        hierarchy_index(low.isel(item=[0]), low.isel(item=[0]))
+    with pytest.raises(ValueError, match="select one level"):
+        hierarchy_index(low.expand_dims(tree_level=3), low)
+    with pytest.raises(ValueError, match="low_level has missing"):
+        hierarchy_index(low, low.where(low > 0.3))
+    with pytest.raises(ValueError, match="3 noise levels"):
+        hierarchy_index(low, low[:3])
+
+
+def test_nonincreasing_is_the_closest_such_curve():
+    y = np.random.default_rng(0).normal(size=(30, 4)) - np.linspace(0, 2, 30)[:, None]
+    fit = nonincreasing(y)
+    # The conditions of optimality: monotone; pooled stretches keep their sums; within one, the data rise.
+    rest = np.cumsum(y - fit, axis=0)
+    steps = fit[:-1] - fit[1:]
+    assert (steps >= 0).all()
+    assert (rest <= 1e-12).all()
+    np.testing.assert_allclose(rest[-1], 0, atol=1e-12)
+    np.testing.assert_allclose((steps * rest[:-1]).sum(0), 0, atol=1e-12)
+    assert (steps > 0).any()
+    np.testing.assert_array_equal(nonincreasing(fit), fit)
+
+
+# -- the figures judge what they are given ------------------------------------------------------------------------------------
+
+
+def string_run(high, low, isolated) -> xr.Dataset:
+    belief = np.repeat(np.stack([low, high], axis=-1)[:, None], 8, axis=1)
+    return xr.Dataset(
+        {"belief": (("noise", "item", "tree_level"), belief)},
+        coords={
+            "noise": np.arange(len(low)),
+            "tree_level": [0, 7],
+            "grammar": ("item", [0] * 4 + [1] * 4),
+            "effective_epsilon": ("noise", 1 - np.asarray(isolated)),
+        },
+    )
+
+
+def vector_run(high, low, source) -> xr.Dataset:
+    spec = Experiment.from_dict(
+        {
+            "items": 8,
+            "source": source,
+            "corruption": {"type": "gaussian", "noise": [0.1]},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "scales"}],
+        }
+    ).to_dict()
+    time = np.r_[np.linspace(0.05, 4, len(low) - 1), np.inf]
+    return xr.Dataset(
+        {
+            "same_label": (("noise", "item", "trajectory"), np.repeat(np.asarray(high)[:, None, None], 8, axis=1)),
+            "scale_similarity": (("noise", "item", "trajectory", "scale"), np.repeat(low[:, None, None, None], 8, axis=1)),
+        },
+        coords={"noise": time, "log_snr": ("noise", Gaussian().log_snr(time)), "label": ("item", [0, 1] * 4)},
+        attrs={"spec": json.dumps(spec)},
+    )
+
+
+def forged_controls() -> dict[str, xr.Dataset]:
+    low = np.linspace(1, 0, 42)[1:]
+    runs = {
+        **{label: string_run(logistic(low), low, low) for label in ("sparse", "sparse-masking", "sparse-epsilon", "paper")},
+        "paper-epsilon": string_run(logistic(low), low, low),
+        "sparse-depth3": string_run(low, low, low),
+        "sparse-depth5": string_run(logistic(low, width=0.2), low, low),
+        "dense": string_run(low**8, low, low),
+        "full": string_run(low**20, low, low),
+    }
+    for label, source in [
+        ("two-modes", {"type": "gaussian_mixture"}),
+        ("many-modes", {"type": "gaussian_mixture", "num_modes": 64}),
+        ("field", {"type": "gaussian_field"}),
+    ]:
+        runs[label] = vector_run(0.5 + 0.5 * low**0.1, low, source)
+    return runs
+
+
+def test_controls_pass_on_what_theory_expects():
+    _, verdicts = controls.analyse(forged_controls())
+    assert [verdict.passed for verdict in verdicts] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("label", "failing"),
+    [("sparse-masking", {0, 2}), ("dense", {0, 1, 2, 3}), ("field", {0, 1}), ("sparse-depth3", {4, 5})],
+)
+def test_controls_fail_on_the_contrary(label, failing):
+    runs = forged_controls()
+    low = np.linspace(1, 0, 42)[1:]
+    if label == "sparse-masking":
+        runs[label] = string_run(low**0.5, low, low)  # a grammar that looks like a mixture
+    elif label == "dense":
+        runs[label] = string_run(logistic(low, 0.5, 0.01), low, low)  # controls that look like a hierarchy
+    elif label == "field":
+        runs[label] = vector_run(0.5 + 0.5 * logistic(low, 0.5, 0.01), low, {"type": "gaussian_field"})
+    else:
+        runs[label] = string_run(logistic(low, 0.5, 0.01), low, low)  # a shallow tree
+    _, verdicts = controls.analyse(runs)
+    assert {k for k, verdict in enumerate(verdicts) if not verdict.passed} == failing
+
+
+def forged_s9(shift=1.0, first_layer=None, accuracy=1.0) -> dict[str, xr.Dataset]:
+    noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf]
+    kept = s9.kept_mode(noise * shift, 16.0)
+    first = 0.6 * np.exp(-2 * noise) + 0.4 * np.exp(-noise) if first_layer is None else first_layer(noise)
+    items = 300
+    same = uniforms(keys(5, np.arange(len(noise))), items) < kept[:, None]
+    wiggle = 0.05 * (uniforms(keys(6, np.arange(len(noise))), items) - 0.5)
+    similarity = np.stack([first[:, None] + wiggle, 2.0 * same - 1], axis=-1)
+    return {
+        "mixture": xr.Dataset(
+            {
+                "same_class": (("noise", "item", "trajectory"), same[..., None].astype(float)),
+                "similarity": (("noise", "item", "trajectory", "network_layer"), similarity[:, :, None]),
+            },
+            coords={"noise": noise, "network_layer": ["blocks.0", "logits"]},
+            attrs={"accuracy": accuracy},
+        )
+    }
+
+
+def test_kept_mode_is_the_agreement_of_two_posterior_draws():
+    from uturn.laws import GaussianMixture
+
+    law, t = GaussianMixture([[-2.0, 0.0], [2.0, 0.0]]), 1.1
+    x0 = law.sample(40_000, seed=0)
+    drawn = law.sample_posterior(law.diffuse(x0.values, t, seed=1), t, seed=2)
+    expected = s9.kept_mode(t, 4.0)
+    assert 0.6 < expected < 0.9
+    assert abs((drawn.modes == x0.modes).mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / 40_000)
+    assert s9.kept_mode(0.0, 16.0) == pytest.approx(1, abs=1e-6)
+    assert s9.kept_mode(np.inf, 16.0) == 0.5
+
+
+def test_s9_passes_on_what_theory_expects():
+    _, verdicts = s9.analyse(forged_s9())
+    assert all(verdict.passed for verdict in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("forgery", "failing"),
+    [
+        ({"accuracy": 0.99}, {0}),
+        ({"shift": 1.2}, {1, 2}),
+        ({"first_layer": lambda noise: 1 / (1 + (noise / 2.6) ** 2)}, {3, 4}),  # smooth around t*, and below before
+    ],
+)
+def test_s9_fails_on_the_contrary(forgery, failing):
+    _, verdicts = s9.analyse(forged_s9(**forgery))
+    assert {k for k, verdict in enumerate(verdicts) if not verdict.passed} >= failing
