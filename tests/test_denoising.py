@@ -5,6 +5,8 @@ On a grammar with 24 strings, all written out. Fixed seeds; a comparison with an
 
 from __future__ import annotations
 
+import os
+
 import diffusers
 import numpy as np
 import pytest
@@ -13,10 +15,15 @@ from scipy import stats
 
 import uturn as ut
 from enumeration import all_trees
+from uturn.backward import StringDenoiser, StringDiffusion
 from uturn.backward.denoising import ExactDenoiser, denoise
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, noisy_images_of, observation_of, strings_of
+from uturn.corruption import Diffusion
+from uturn.denoisers import TreeDenoiser
+from uturn.networks import save_network
 from uturn.random import keys
+from uturn.sources import RHMSource
 
 RHM = ut.RandomHierarchyModel(3, 2, 2, 2, seed=4)
 NODES, LOG_P = all_trees(RHM)
@@ -367,6 +374,46 @@ def test_bad_input():
         denoise(Broken(np.ones((2, 4, 3))), noisy, 1, streams)
     with pytest.raises(ValueError, match="not a distribution at leaf 0 of sample 0"):
         denoise(Broken(np.full((2, 4, 3), np.nan)), noisy, 1, streams)
+
+
+@pytest.mark.parametrize("noise", [1e-300, 1e-12, 1e-7, 5e-7, 6e-7, 1e-4])
+@pytest.mark.parametrize("corruption", [channel for channel, _ in CHANNELS])
+def test_next_to_no_noise_is_next_to_the_identity(corruption, noise):
+    leaves = RHM.sample(20, seed=1).leaves
+    noisy = corruption.corrupt(leaves, noise, vocab_size=RHM.vocab_size, seed=2)
+    rebuilt = denoise(ExactDenoiser(RHM, corruption), noisy, 5, keys(3, np.arange(20)))
+    assert (rebuilt == leaves).all()
+
+
+def test_observations_that_claim_to_have_no_noise():
+    d, v = RHM.num_leaves, RHM.vocab_size
+    stream = keys(0, [0])
+    with pytest.raises(ValueError, match="no masked leaf where noise = 0"):
+        denoise(ExactDenoiser(RHM, ut.Masking()), ut.Noisy(np.full((1, d), -1), np.zeros(1), v), 2, stream)
+    with pytest.raises(ValueError, match="one-hot leaves where noise = 0"):
+        denoise(ExactDenoiser(RHM, ut.Gaussian()), ut.Noisy(np.full((1, d, v), 0.5), np.zeros(1), v), 2, stream)
+
+
+def test_all_schedulers_of_strings_start_from_one_noise():
+    """The schedule is the documented one, not the default of each class."""
+    last = {}
+    for name in SCHEDULERS:
+        spec = StringDiffusion(scheduler=name, steps=10)
+        source = RHMSource(vocab_size=4, multiplicity=2, branching=2, depth=2)
+        last[name] = float(spec.noise_coordinates(Diffusion(), [1.0], source)["abar"][0][0])
+    assert max(last.values()) < 1.1 * min(last.values()), last
+    for name in ("pipelines", "__version__", "DiffusionPipeline", "nonsense"):
+        with pytest.raises(ValueError, match="name of a scheduler class"):
+            StringDiffusion(scheduler=name).noise_coordinates(Diffusion(), [1.0], source)
+
+
+def test_a_network_file_that_was_written_again_is_read_again(tmp_path):
+    path, prints = tmp_path / "network.safetensors", []
+    for seed in (0, 1):
+        save_network(TreeDenoiser(4, 2, 2, 8, "masking", seed=seed), path)
+        os.utime(path, ns=(seed, seed))
+        prints.append(StringDenoiser(model=str(path)).fingerprint())
+    assert prints[0] != prints[1]
 
 
 def test_bad_schedulers():

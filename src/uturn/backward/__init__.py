@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uturn.checks import checked_noise
 from uturn.corruption import Corruption, Gaussian
 from uturn.random import keys
-from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings, Vectors, _VectorSource
+from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings, Vectors
 
 if TYPE_CHECKING:
     from uturn.backward.denoising import Denoiser
@@ -87,7 +88,7 @@ class ExactPosterior(BaseModel):
         outputs: Iterable[str],
     ) -> UTurns:
         if isinstance(originals, Vectors):
-            return _exact_vectors(originals, noise, seed, trajectories)
+            return _exact_vectors(originals, corruption, noise, seed, trajectories)
         from uturn.inference import infer, sample_posterior
 
         rhm, leaves, items = originals.rhm, originals.draw.leaves, originals.items
@@ -112,7 +113,7 @@ class ExactPosterior(BaseModel):
     ) -> dict[str, tuple[Any, dict[str, str]]]:
         levels = checked_noise(list(noise), corruption.max_noise)
         coordinates: dict[str, tuple[Any, dict[str, str]]] = {"noise": (levels, {"long_name": corruption.unit})}
-        if not isinstance(source, _VectorSource):
+        if hasattr(source, "vocab_size"):
             coordinates |= _shared_axes(corruption, levels, source.vocab_size)
         for name, words in (("abar", "signal power abar"), ("log_snr", "log signal-to-noise ratio")):
             if hasattr(corruption, name):
@@ -123,7 +124,9 @@ class ExactPosterior(BaseModel):
         return ""
 
 
-def _exact_vectors(originals: Vectors, noise: float, seed: int, trajectories: int) -> UTurns:
+def _exact_vectors(originals: Vectors, corruption: Corruption, noise: float, seed: int, trajectories: int) -> UTurns:
+    if not isinstance(corruption, Gaussian):
+        raise ValueError(f"corruption = {corruption!r}: the exact posterior of vectors is known for Gaussian() only")
     law, items = originals.law, originals.items
     shape = (len(items), trajectories, law.dimension)
     if noise == 0:  # the identity, in a single bit too
@@ -248,8 +251,13 @@ def _string_u_turns(
     )
 
 
-@lru_cache(maxsize=4)
 def _learned_denoiser(path: str) -> Denoiser:
+    # A file that was written again is read again.
+    return _loaded_denoiser(path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
+
+
+@lru_cache(maxsize=4)
+def _loaded_denoiser(path: str, stamp: int) -> Denoiser:
     from uturn.denoisers import LearnedDenoiser
     from uturn.networks import load_network
 
@@ -265,9 +273,14 @@ def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> Rever
     from uturn.backward.score_model import ScoreModel
 
     made = getattr(diffusers, SCHEDULERS.get(spec.scheduler, spec.scheduler), None)
-    if made is None:
-        raise ValueError(f"scheduler = {spec.scheduler!r}: expected one of {sorted(SCHEDULERS)} or the name of a diffusers class")
-    scheduler = made()
+    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
+        raise ValueError(
+            f"scheduler = {spec.scheduler!r}: expected one of {sorted(SCHEDULERS)}, or the name of a scheduler class of diffusers"
+        )
+    # Not the defaults of the class, which differ: all schedulers go through the same noise levels.
+    linear = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    taken = inspect.signature(made.__init__).parameters
+    scheduler = made(**(linear if "beta_schedule" in taken else {}))
     options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
     return ReverseDiffusion(
         ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler), scheduler, spec.steps, **options, batch_size=4096

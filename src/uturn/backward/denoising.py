@@ -104,13 +104,12 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
         nothing.
     steps : int >= 1
     keys : uint64 (batch,)
-        One stream of random numbers for each sample (`uturn.random.keys`), on which alone its string depends. Must not be the
-        keys that made the noise.
+        One stream of random numbers for each sample (`uturn.random.keys`), on which alone its string depends.
 
     Returns
     -------
     int64 (batch, num_leaves)
-        A sample without noise is returned as it is.
+        A sample without noise (or with so little that nothing is in doubt) is returned as it is.
 
     Raises
     ------
@@ -135,7 +134,7 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
     at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
     for rows in _equal_noise(noisy.noise, at_once):
         part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
-        clean = part.noise[0] == 0
+        clean = part.noise[0] <= _CLEAN[type(denoiser.corruption)]
         out[rows] = _observed(part) if clean else reverse(denoiser, part, steps, keys[rows])
     return out
 
@@ -147,7 +146,7 @@ def _gaussian(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) ->
 
     batch, d, v = noisy.values.shape
     if steps > 1:
-        start = 1 / np.expm1(2 * noisy.noise[0])
+        start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))  # beyond, nothing is seen and exp overflows
         scheduler = _ancestral_scheduler(start, steps)
         abar = scheduler.alphas_cumprod.numpy()
         state = torch.from_numpy(noisy.values.astype(np.float32))
@@ -219,6 +218,8 @@ def _pairs(levels: np.ndarray) -> Iterator[tuple[float, float]]:
 
 
 _REVERSE = {Gaussian: _gaussian, Masking: _masking, UniformReplacement: _uniform}
+# Noise that leaves no doubt in float64 (Gaussian: one standard deviation is 1e-3 of a one-hot component), where nothing is drawn.
+_CLEAN = {Gaussian: 5e-7, Masking: 0.0, UniformReplacement: 1e-15}
 
 
 def _posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
@@ -285,6 +286,13 @@ def _checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
         least = -1 if isinstance(denoiser.corruption, Masking) else 0
         good = values.dtype.kind in "iu" and bool(((values >= least) & (values < v)).all())
         wanted = f"integers {least}..{v - 1}"
+    if good and gaussian:
+        still = values[noise == 0]
+        good = bool(((still == 0) | (still == 1)).all() and (still.sum(axis=-1) == 1).all())
+        wanted = "one-hot leaves where noise = 0"
+    elif good:
+        good = not (values[noise == 0] < 0).any()
+        wanted = "no masked leaf where noise = 0"
     if not good:
         raise ValueError(f"noisy.values are not what {denoiser.corruption!r} makes; expected {wanted}")
     return Noisy(values if gaussian else values.astype(np.int64, copy=False), noise, v)
