@@ -126,6 +126,20 @@ def test_fig11_fails_on_forged_messages(pictures):
     assert passed(fig(flat)[1]) == [False, True, True]
     # Belief of a level above.
     assert passed(fig(forged(runs, mean_belief=lambda x: x + 0.03))[1])[1] is False
+    # Means so uncertain that their intervals hold 0, and strings so different that any would do: no licence to be elsewhere.
+    scatter = 0.3 * (np.arange(24) % 2 - 0.5)[:, None, None]
+    above = np.arange(5) == 4
+    assert passed(fig(forged(runs, mean_belief=lambda x: x + (scatter + 0.01) * above))[1])[1] is False
+    level_3 = float(fig(runs)[0].mean_field[3])
+    lower = forged(
+        runs,
+        mean_belief=lambda x: x + scatter * above,
+        upward=lambda x: np.where((data.tree_level.values == 4)[:, None], (1 - level_3) / 31, x),
+    )
+    table = lower["messages"]
+    top = np.flatnonzero(table.tree_level.values == 4)
+    table["upward"].values[top, table.true_symbol.values[top]] = level_3
+    assert passed(fig(lower)[1])[2] is False
     uniform = forged(runs, upward=lambda x: np.where((data.tree_level.values == 2)[:, None], 1 / 32, x))
     assert passed(fig(uniform)[1]) == [True, True, False]
 

@@ -1,21 +1,23 @@
 """Fig. 8: its verdicts fail on forged data; its network is trained once, and taken up where it was left."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from uturn.experiment import Experiment, run
-from uturn.networks import load_network
+from uturn.networks import load_network, save_network
 from uturn.paper import Work, fig8
+from uturn.statistics import estimate
 
 ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = range(9)
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """What an ideal network would see: layers that know the latents of one tree level each, and nothing else."""
+    """What a good network would see: layers know the latents of one tree level each, the logits also a little of the next."""
     chosen = fig8.setup("smoke")
     source = chosen.source.model_dump()
     spec = {
@@ -24,13 +26,14 @@ def runs():
         "probes": [{"type": "tree_levels"}],
     }
     layers = run(Experiment.from_dict({**spec, "items": 300, "trajectories": 2, "source": source})).load()
-    many = run(Experiment.from_dict({**spec, "items": 120, "source": {**source, "grammars": 6}})).load()
+    many = run(Experiment.from_dict({**spec, "items": 24 * 64, "source": {**source, "grammars": 24}})).load()
     L = chosen.depth
     chance = (
         layers.belief.sel(noise=1).mean("item").reset_coords(drop=True)
     )  # 1 / v for the class, more for the leaves, whose symbols differ in number
     scaled = (layers.unchanged - chance) / (1 - chance)
     random = np.random.default_rng(0)
+    scaled[..., L] = 0.85 * scaled[..., L] + 0.15 * scaled[..., L - 1]
     scaled = scaled + 0.02 * random.normal(size=scaled.shape)
     scaled = scaled.rename(tree_level="network_layer").assign_coords(network_layer=[f"blocks.{k}" for k in range(L)] + ["logits"])
     layers["similarity"], layers["distance"] = scaled, 1 - scaled
@@ -53,7 +56,7 @@ def moved(variable, shift):
     return (variable.dims, variable.interp(noise=at).values)
 
 
-def test_an_ideal_network_passes(runs):
+def test_a_good_network_passes(runs):
     assert failed(runs) == set()
     data, verdicts = fig8.analyse(runs)
     assert len(verdicts) == 9
@@ -66,12 +69,17 @@ def forge(runs, label, **variables):
     return {**runs, label: runs[label].assign(variables)}
 
 
-def test_verdicts_can_fail(runs):
+def test_verdicts_can_fail(runs, monkeypatch):
+    monkeypatch.setattr(fig8, "estimate", partial(estimate, num=60))  # of 400 resamples
     layers = runs["layers"]
     assert failed(forge(runs, "network", accuracy=0.985)) == {ACCURACY}
     # The layers in the wrong order: the first block sees the class.
     upside_down = (layers.similarity.dims, layers.similarity.values[..., ::-1])
     assert {VERDICT_SWAP, SWAP, ORDER, WIDTH} <= failed(forge(runs, "layers", similarity=upside_down))
+    # Logits that say no more than the verdict: the same swap.
+    similarity = layers.similarity.copy(deep=True)
+    similarity[..., -1] = (layers.same_class - 1 / 16) / (1 - 1 / 16)
+    assert failed(forge(runs, "layers", similarity=similarity)) == {SWAP}
     # Logits that lose the class too early, or keep it too long.
     for shift, expected in [(-0.1, {SWAP, HALF}), (0.1, {SWAP, ORDER, HALF})]:
         similarity = layers.similarity.copy(deep=True)
@@ -84,7 +92,17 @@ def test_verdicts_can_fail(runs):
     assert {VERDICT_SWAP, SAME} <= failed(forge(runs, "layers", same_class=moved(layers.same_class, 0.05)))
     assert failed(forge(runs, "layers", distance=layers.distance * 0.9)) == {DISTANCE}
     # Grammars whose classes and leaves swap elsewhere.
-    assert GRAMMARS in failed(forge(runs, "grammars", belief=moved(runs["grammars"].belief, -0.1)))
+    belief = runs["grammars"].belief
+    for shift in (-0.1, -0.02):
+        assert GRAMMARS in failed(forge(runs, "grammars", belief=moved(belief, shift)))
+    # So different from each other that their mean says nothing.
+    early, late = (moved(belief, shift)[1] for shift in (-0.05, 0.05))
+    order = [belief.dims.index(dim) for dim in ("noise", "item", "tree_level")]
+    odd = (runs["grammars"].grammar.values % 2 == 1)[None, :, None].transpose(np.argsort(order))
+    mixed = (belief.dims, np.where(odd, early, late))
+    assert failed(forge(runs, "grammars", belief=mixed)) >= {GRAMMARS}
+    # The grammar of the network is not like the others.
+    assert GRAMMARS in failed(forge(runs, "layers", belief=moved(layers.belief, -0.05)))
 
 
 def test_a_grammar_that_does_not_invert_is_refused(runs):
@@ -132,6 +150,20 @@ def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
     assert training.fingerprint(pieces) == training.fingerprint(whole)
     assert pieces.facts == whole.facts
     assert whole.facts["steps"] > 450
+
+
+def test_a_damaged_classifier_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=20))
+    path = fig8.trained_classifier("smoke", tmp_path)
+    whole = load_network(path)
+    for facts in ({}, {"recipe": whole.facts["recipe"]}, {**whole.facts, "recipe": 1}):
+        save_network(whole, path, **facts)
+        assert load_network(fig8.trained_classifier("smoke", tmp_path)).facts == whole.facts
+    path.write_bytes(path.read_bytes()[:500])
+    assert load_network(fig8.trained_classifier("smoke", tmp_path)).facts == whole.facts
+    # Another recipe does not trip over what is left of this one.
+    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=10))
+    assert load_network(fig8.trained_classifier("smoke", tmp_path)).facts["steps"] == 10
 
 
 def test_parts_of_the_data_are_different_strings(monkeypatch):

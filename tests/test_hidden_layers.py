@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -154,8 +156,9 @@ def test_unknown_layer_names_close_ones(network):
 
 
 def test_layers_that_run_never_or_twice_are_named(network, images):
-    with pytest.raises(ValueError, match="'unused' did not run"):
-        HiddenLayers(network, "unused").fit(images)
+    network.unused_too = nn.Linear(2, 2).eval()
+    with pytest.raises(ValueError, match=r"'unused', 'unused_too' did not run .*name the layers without them"):
+        HiddenLayers(network, ["blocks.*", "unused*"]).fit(images)
     with pytest.raises(ValueError, match="'act' runs more than once"):
         HiddenLayers(network, "act").fit(images)
     assert not network.act._forward_hooks  # hooks are gone after an error
@@ -250,6 +253,122 @@ def test_statistics_of_another_network_are_refused(network, images, tmp_path):
     save_file({"head/mean": np.zeros(3)}, path, metadata={"format": "uturn-layer-statistics-0"})
     with pytest.raises(ValueError, match="format 'uturn-layer-statistics-0'"):
         HiddenLayers(network, LAYERS).load_statistics(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("head/mean", np.full(3, np.nan)),
+        ("head/variance", np.array([1.0, -1.0, 1.0])),
+        ("head/spread", np.array([1.0, np.inf, 1.0])),
+        ("head/spread", np.ones(4)),
+        ("blocks.first/mean", np.ones((4, 1))),
+        ("head/mean", np.ones(3, np.float32)),
+        ("head/mean", None),
+        ("reference_count", "1"),
+        ("reference_count", "1.5"),
+        ("reference_count", "[" * 100_000),
+        ("shapes", "[]"),
+        ("shapes", json.dumps({"blocks.first": [4, 9, 9], "blocks.second": [], "head": [3]})),
+        ("layers", "7"),
+    ],
+)
+def test_forged_statistics_are_refused_in_one_line(network, images, tmp_path, name, value):
+    path = tmp_path / "statistics.safetensors"
+    HiddenLayers(network, LAYERS).fit(images).save_statistics(path)
+    with safe_open(path, framework="numpy") as file:
+        header, arrays = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    {str: header, np.ndarray: arrays, type(None): arrays}[type(value)][name] = value
+    save_file({key: array for key, array in arrays.items() if array is not None}, path, metadata=header)
+    probe = HiddenLayers(network, LAYERS)
+    with pytest.raises(ValueError, match=r"statistics.safetensors(: statistics| is damaged)") as caught:
+        probe.load_statistics(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert not probe.mean  # nothing taken over
+    save_torch_file({"head/mean": torch.zeros(3, dtype=torch.bfloat16)}, path)
+    with pytest.raises(ValueError, match="is damaged"):
+        probe.load_statistics(path)
+
+
+def test_distances_are_for_samples_of_the_size_of_the_reference(network, images, tmp_path):
+    """The variance of a whole layer is a sum over its positions: with fewer of them, independent samples would be too close."""
+    path = tmp_path / "statistics"
+    fitted = HiddenLayers(network, LAYERS).fit(images)
+    fitted.save_statistics(path)
+    for probe in (fitted, HiddenLayers(network, LAYERS).load_statistics(path)):
+        assert probe.shapes == {"blocks.first": (4, 9, 9), "blocks.second": (6, 4, 4), "head": (3,)}
+        small = images[:, :, :5, :5]
+        with pytest.raises(
+            ValueError, match=r"'blocks\.first': activations of shape \(4, 5, 5\), but \(4, 9, 9\) in the reference"
+        ):
+            probe.compare(small, small)
+        np.testing.assert_allclose(probe.similarity(small, small), 1)
+
+
+def test_predictions_that_are_not_finite_name_the_sample(network, images):
+    images[17, 0, 4, 4] = np.nan
+    with pytest.raises(ValueError, match="class probabilities of sample 17 are not finite"):
+        HiddenLayers(network, LAYERS, batch_size=8).predict(images)
+
+
+def test_a_shared_module_has_all_its_names(images):
+    block = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+    model = nn.ModuleDict({"first": block, "again": block, "head": nn.Sequential(nn.Flatten(), nn.Linear(81, 2))}).eval()
+    model.forward = lambda x: model["head"](model["again"](x))
+    probe = HiddenLayers(model)
+    assert probe.layers == ("first", "again", "head")
+    similarity = probe.fit(images).similarity(images, images[::-1].copy())
+    np.testing.assert_array_equal(similarity[:, 0], similarity[:, 1])
+    twice = nn.Sequential(block, block).eval()
+    assert every_block(twice) == ("0", "1")
+    with pytest.raises(ValueError, match="'0' runs more than once in a forward pass"):
+        HiddenLayers(twice, "every block").fit(images)
+
+
+@pytest.mark.parametrize("error", [TypeError("no\nstring"), ZeroDivisionError(), AssertionError("shape")])
+def test_errors_of_the_model_name_the_input(network, images, error):
+    def failing(x):
+        raise error
+
+    for where in ("preprocess", "Network"):
+        probe = HiddenLayers(network, LAYERS, failing if where == "preprocess" else None)
+        if where == "Network":
+            network.forward = failing
+        with pytest.raises(
+            ValueError, match=where + r" does not take samples of dtype torch.float32, shape \(23, 1, 9, 9\)"
+        ) as caught:
+            probe.fit(images)
+        assert caught.value.__cause__ is error
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "resnet"}, "model is a str; expected a torch.nn.Module"),
+        ({"layers": 3}, "layers = 3: expected names"),
+        ({"layers": ["head", 3]}, r"layers = \['head', 3\]: expected names"),
+        ({"layers": []}, r"layers = \[\]: expected names"),
+        ({"preprocess": 2}, "preprocess = 2: expected a function"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"channel_axis": "last"}, "channel_axis = 'last': expected an integer"),
+        ({"channel_axis": {"head": 1.5}}, "channel_axis = .*: expected an integer"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(network, options, words):
+    with pytest.raises(ValueError, match=words):
+        HiddenLayers(**{"model": network, **options})
+
+
+def test_samples_that_are_no_arrays_are_refused(network):
+    with pytest.raises(ValueError, match="samples is a int; expected an array"):
+        HiddenLayers(network, LAYERS).fit(3)
+
+
+def test_statistics_that_cannot_be_written(network, images, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot write .*No such file or directory"):
+        HiddenLayers(network, LAYERS).fit(images).save_statistics(tmp_path / "nowhere" / "statistics")
 
 
 def test_predictions_are_the_softmax_of_the_output(network, images):
@@ -454,6 +573,27 @@ def test_every_block(model, expected, images):
     if model is not Network:  # whose `act` runs twice
         comparison = HiddenLayers(built, "every block", channel_axis=1).fit(images).compare(images, images[::-1].copy())
         assert np.isfinite(comparison).all()
+
+
+class OneBlock(SmallResNet):
+    """Nothing is stacked, and the ReLU of the only block runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1, self.layer2 = nn.Sequential(Residual(4)), nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (OneBlock, r"activation functions inside of a block \(layer1\.0\.relu\) in OneBlock; name the layers"),
+        (Tokens, "only mix in Tokens; name the layers"),
+        (nn.Identity, "only nothing in Identity"),
+    ],
+)
+def test_every_block_of_a_network_without_blocks(model, words):
+    with pytest.raises(ValueError, match=f"'every block' finds {words}"):
+        HiddenLayers(model().eval(), "every block")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ False alarms: the seeds are fixed; thresholds are 4 standard errors (4.5 and 4.7
 so that a correct law would fail about one choice of seeds in a hundred.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -12,7 +14,8 @@ from uturn.backward import ExactPosterior
 from uturn.corruption import Gaussian
 from uturn.experiment import Experiment, run
 from uturn.laws import GaussianMixture, power_law, simplex, wave_numbers
-from uturn.sources import GaussianFieldSource, GaussianMixtureSource
+from uturn.probes.scales import Scales
+from uturn.sources import GaussianFieldSource, GaussianMixtureSource, ImageFolderSource, RHMSource, Vectors
 
 
 def lopsided() -> GaussianMixture:
@@ -279,11 +282,40 @@ def test_fresh_vectors_are_no_originals():
         ({"means": [[0.0, 1.0]], "variance": [1.0, 0.0]}, "variance"),
         ({"means": [[0.0, 1.0]], "variance": [1.0, 1.0, 1.0]}, "variance"),
         ({"means": [[0.0, 1.0]], "grid": (3, 3)}, "grid"),
+        ({"means": [[0.0, 1.0]], "grid": 2}, "grid = 2"),
+        ({"means": [[0.0, 1.0]], "grid": (2, 1.0)}, "grid = 1.0"),
+        ({"means": "many"}, "means: expected an array of numbers"),
+        ({"means": [[0.0, 1.0], [2.0]]}, "means: expected an array of numbers"),
+        ({"means": np.zeros((100, 2)), "weights": np.full(100, 0.02)}, r"weights has shape \(100,\) and sum 2"),
+        ({"means": [[0.0, 1.0]], "variance": "one"}, "variance: expected"),
     ],
 )
 def test_bad_laws(arguments, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         GaussianMixture(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("law", [lopsided(), GaussianMixture([[3.0, -1.0, 2.0, 5.0], [3.0, 1.0, 0.0, 9.0]], grid=(2, 2))])
+def test_power_is_the_variance_around_the_mean(law):
+    values = law.to_basis(law.sample(40_000, seed=18).values)
+    # The fourth moment of a component is at most 3 times its squared variance here.
+    assert np.abs(values.var(axis=0) / law.power - 1).max() < 4.5 * np.sqrt(2 / 40_000)
+
+
+def test_similarity_of_scales_is_taken_around_the_mean():
+    class Lopsided:
+        def scales(self):
+            return {0: np.ones(40, bool)}
+
+        def classify(self, values, law):
+            return law.classify(values)
+
+    law = GaussianMixture(np.full((1, 40), 7.0))
+    x, y = (law.sample(400, seed=seed).values for seed in (1, 2))
+    turns = SimpleNamespace(originals=Vectors(np.arange(400), law, x, np.zeros(400, int)), reconstructions=y[:, None])
+    similarity = Scales().read(turns, Lopsided())["scale_similarity"]
+    assert abs(similarity.mean()) < 4.5 / np.sqrt(400 * 40)  # independent draws; around 0 it would be .98
 
 
 def test_bad_vectors_noise_and_specs():
@@ -294,6 +326,14 @@ def test_bad_vectors_noise_and_specs():
         law.diffuse([[0, 0, 0], [0, np.inf, 0]], 0.1)
     with pytest.raises(ValueError, match="noise = -1"):
         law.diffuse(np.zeros((2, 3)), -1.0)
+    with pytest.raises(ValueError, match="the vectors: expected an array of numbers"):
+        law.score("abc", 0.1)
+    with pytest.raises(ValueError, match="count = -1"):
+        law.sample(-1)
+    with pytest.raises(ValueError, match="distance = nan"):
+        simplex(2, 8, np.nan)
+    with pytest.raises(ValueError, match="exponent = inf"):
+        power_law((4, 4), np.inf)
     with pytest.raises(ValueError, match="num_modes = 9"):
         simplex(9, 8, 1.0)
     with pytest.raises(ValueError, match="lower num_modes"):
@@ -304,3 +344,34 @@ def test_bad_vectors_noise_and_specs():
         vectors({"type": "gaussian_field"}, [0.1], corruption={"type": "masking", "noise": [0.1]})
     with pytest.raises(ValueError, match="exponent"):
         vectors({"type": "gaussian_field", "exponent": -1}, [0.1])
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "words"),
+    [
+        (GaussianMixtureSource, {"dimension": 10**9}, "dimension"),
+        (GaussianMixtureSource, {"dimension": 2**20, "num_modes": 100}, "num_modes"),
+        (GaussianFieldSource, {"size": 10**5}, "size"),
+        (GaussianFieldSource, {"exponent": 1e3}, "exponent"),
+        (RHMSource, {"depth": 10**9}, "depth = 1000000000"),
+        (RHMSource, {"branching": 10**5, "depth": 1}, "branching = 100000"),
+        (RHMSource, {"vocab_size": 2**20, "multiplicity": 2**9, "depth": 2}, "multiplicity = 512"),
+        (RHMSource, {"zipf_exponent": np.inf}, "zipf_exponent"),
+        (ImageFolderSource, {"path": ".", "size": 10**6}, "size"),
+    ],
+)
+def test_sources_that_do_not_fit_into_memory_are_refused_at_once(source, changes, words):
+    sizes = {"vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3} if source is RHMSource else {}
+    with pytest.raises(ValueError, match=words):
+        source(**(sizes | changes))
+
+
+def test_labels_of_many_vectors_are_made_block_by_block(monkeypatch):
+    source = GaussianMixtureSource(dimension=2**20)
+    asked = []
+    monkeypatch.setattr(
+        GaussianMixtureSource, "blocks", lambda self, items, *_: iter([asked.append(items) or SimpleNamespace(labels=items % 2)])
+    )
+    labels = source.coordinates(0, 40)["label"]
+    np.testing.assert_array_equal(labels, np.arange(40) % 2)
+    assert [len(items) for items in asked] == [16, 16, 8]

@@ -1,6 +1,7 @@
 """Small classifiers and the files of networks."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from uturn.classifiers import TreeClassifier, VectorClassifier
-from uturn.networks import FORMAT, load_network, save_network
+from uturn.denoisers import TreeDenoiser
+from uturn.files import whole_file
+from uturn.networks import FORMAT, KINDS, load_network, save_network
 from uturn.training import fingerprint
 
 
@@ -56,13 +59,82 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         ({"options": json.dumps({**small().options, "width": 7})}, "another architecture"),
         ({"options": json.dumps({**small().options, "colour": 7})}, "another architecture"),
         ({"options": "{"}, "is damaged"),
+        ({"options": "[" * 100_000}, "is damaged: options in its header cannot be read"),
+        ({"options": "[1]"}, "is damaged: options in its header is a list"),
+        ({"options": json.dumps({**small().options, "width": "wide"})}, "another architecture .*width = 'wide'"),
+        ({"facts": "[1]"}, "is damaged: facts in its header is a list"),
     ]:
         save_file(weights, path, metadata={**header, **change})
         refused(words)
     save_file({k: v for k, v in weights.items() if k != "logits.bias"}, path, metadata=header)
     refused("another architecture")
-    with pytest.raises(ValueError, match="Linear is not a network of this package"):
-        save_network(torch.nn.Linear(2, 2), path)
+    save_file({**weights, "logits.bias": torch.zeros(5, dtype=torch.complex64)}, path, metadata=header)
+    refused("weights of dtype torch.complex64")
+    save_file({**weights, "logits.bias": torch.tensor([0, 1, float("nan"), 3, 4])}, path, metadata=header)
+    refused("weights 'logits.bias' are not finite")
+
+
+@pytest.mark.parametrize("model", [small(), VectorClassifier(3, 2, width=5, num_layers=2), TreeDenoiser(4, 2, 3, width=4)])
+@pytest.mark.parametrize("value", [10**5, 10**9, 10**400])
+def test_a_header_cannot_promise_more_than_the_weights(tmp_path, model, value):
+    """Built first and compared with the weights afterwards, these would take all memory, or forever."""
+    path = tmp_path / "network"
+    kind = next(kind for kind, where in KINDS.items() if where.endswith(type(model).__name__))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, kept in model.options.items():
+        if isinstance(kept, int):
+            header = {"format": FORMAT, "kind": kind, "options": json.dumps({**model.options, name: value}), "facts": "{}"}
+            save_file(model.state_dict(), path, metadata=header)
+            with pytest.raises(ValueError, match=rf"network: the header says {name} = 1000") as caught:
+                load_network(path)
+            assert "\n" not in str(caught.value)
+    # Less than the number of weights, and their square is too much.
+    wide = VectorClassifier(1, 2, width=10_000, num_layers=1)
+    header = {"format": FORMAT, "kind": "vector_classifier", "facts": "{}"}
+    save_file(wide.state_dict(), path, metadata={**header, "options": json.dumps({**wide.options, "num_inputs": 20_000})})
+    with pytest.raises(ValueError, match="another architecture"):
+        load_network(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+def test_what_cannot_be_saved(tmp_path):
+    class TreeClassifier(torch.nn.Linear):
+        pass
+
+    for other in (torch.nn.Linear(2, 2), TreeClassifier(2, 2)):
+        with pytest.raises(ValueError, match=f"{type(other).__name__} is not a network of this package"):
+            save_network(other, tmp_path / "network")
+    spoilt = small()
+    with torch.no_grad():
+        spoilt.logits.bias[0] = float("nan")
+    with pytest.raises(ValueError, match=r"weights 'logits\.bias' are not finite"):
+        save_network(spoilt, tmp_path / "network")
+    with pytest.raises(ValueError, match=r"facts = .*expected plain data"):
+        save_network(small(), tmp_path / "network", data={1, 2})
+    with pytest.raises(ValueError, match=r"cannot write .*nowhere.*No such file or directory"):
+        save_network(small(), tmp_path / "nowhere" / "network")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"cannot write .*Is a directory"):
+        save_network(small(), tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_is_whole_or_what_it_was(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+
+    def interrupted():
+        with whole_file(path) as file:
+            file.write(b"after")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"before"
+    with whole_file(path) as file:
+        file.write(b"after")
+    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_blocks_have_one_position_a_node():

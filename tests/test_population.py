@@ -1,13 +1,15 @@
 """Population dynamics against what is known exactly: limits, one level enumerated, exact belief propagation, the annealed map."""
 
+import os
+import subprocess
+import sys
 from itertools import product
 
-import numba
 import numpy as np
 import pytest
 
 import uturn as ut
-from uturn.population import _deal, population_dynamics, threshold
+from uturn.population import _deal, _Setting, population_dynamics, threshold
 from uturn.theory import MeanField
 
 CHANNELS = [ut.EpsilonBelief(), ut.Gaussian(), ut.Masking(), ut.UniformReplacement()]
@@ -116,20 +118,68 @@ def test_channels_without_transition():
         assert np.isnan(lost.standard_error)
 
 
+def test_tiny_gaussian_noise_is_followed_until_it_decides():
+    # Without redundancy (f = 1) any noise wins, but the typical leaf of the lowest level searched doubts by 1e-12 at first.
+    lost = threshold(16, 16, 2, ut.Gaussian(), pool=256, replicates=1, tolerance=0.005)
+    assert (lost.value, lost.phase, lost.effective_epsilon) == (0, "always lost", 0)
+
+
+def test_pools_that_see_no_noise_or_nothing_else_decide_nothing():
+    # 16 leaves, and levels of which no leaf is masked, or all are.
+    assert threshold(4, 4, 2, ut.Masking(), pool=16, replicates=1, tolerance=0.005).value == 0
+    assert threshold(4, 1, 2, ut.Masking(), pool=16, replicates=1, tolerance=0.005).value == 1
+
+
+def test_replicates_that_do_not_agree():
+    setting = _Setting.checked(8, 2, 2, ut.Gaussian(), 16, "fresh rules")
+    found = setting.estimate(np.array([0.0, 0.5]))
+    assert (found.phase, found.values[0]) == ("mixed", 0)
+    assert found.value == found.values[1] / 2
+    found = setting.estimate(np.array([0.5, 1.0]))
+    assert (found.phase, found.values[1]) == ("mixed", np.inf)
+    assert np.isnan([found.value, found.standard_error, found.spread, found.effective_epsilon, found.bits_per_leaf]).all()
+    found = setting.estimate(np.array([1.0, 1.0]))
+    assert (found.phase, found.value, found.bits_per_leaf) == ("always recovered", np.inf, 0)
+
+
+def test_no_rule_is_preferred_in_pools_that_do_not_divide():
+    # One node a symbol: it takes either of its two rules.
+    rhm = ut.RandomHierarchyModel(4, 2, 2, 1, seed=2)
+    exact = one_level(rhm, lambda x: [(0.6 * np.eye(4)[x] + 0.1, 1.0)])
+    found = population_dynamics(4, 2, 2, ut.EpsilonBelief(), 0.4, 1, pool=4, grammar=rhm, replicates=300)
+    assert 0 < found.standard_error[1] < 0.01
+    assert abs(found.beliefs[1] - exact) < 4 * found.standard_error[1]
+
+
+THREADS = """
+import numba, numpy as np, uturn as ut
+from uturn.population import population_dynamics
+for ensemble in ("one grammar", "fresh rules"):
+    found = []
+    for threads in (2, 1):
+        numba.set_num_threads(threads)
+        found.append(population_dynamics(6, 3, 3, ut.Gaussian(), [0.1, 0.2], 3, 300, ensemble, replicates=2).beliefs)
+    np.testing.assert_array_equal(*found)
+print("same")
+"""
+
+
+def test_numbers_do_not_depend_on_the_threads():
+    # In a process of its own: the number of threads of this one may have been limited to one.
+    found = subprocess.run(
+        [sys.executable, "-c", THREADS], env={**os.environ, "NUMBA_NUM_THREADS": "2"}, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == "same", found.stderr
+
+
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_numbers_depend_on_the_seed_alone(ensemble):
     def beliefs(noise, seed=3):
         return population_dynamics(6, 3, 3, ut.Gaussian(), noise, 3, pool=300, ensemble=ensemble, seed=seed, replicates=2).beliefs
 
-    threads = numba.get_num_threads()
     noise = np.array([[0.05, 0.1], [0.2, 0.3]])
     both = beliefs(noise)
     assert both.shape == (2, 2, 4)
-    try:
-        numba.set_num_threads(1)
-        np.testing.assert_array_equal(beliefs(noise), both)
-    finally:
-        numba.set_num_threads(threads)
     np.testing.assert_allclose(beliefs(0.2), both[1, 0], rtol=1e-12)  # noise levels share random numbers, and nothing else
     assert (beliefs(noise, seed=4) != both).all()
     assert (np.diff(both.reshape(4, 4), axis=0) < 0).all()  # more noise, less belief, since they share them
@@ -164,6 +214,13 @@ def test_dealing_uses_all_members_equally():
         ({"grammar": ut.RandomHierarchyModel(8, 3, 2, 2)}, "multiplicity"),
         ({"grammar": ut.RandomHierarchyModel(8, 2, 2, 2, rule_probabilities=[0.7, 0.3])}, "uniform"),
         ({"grammar": 3, "ensemble": "fresh rules"}, "drop it"),
+        ({"grammar": "wide"}, "grammar = 'wide'"),
+        ({"grammar": np.zeros((2, 2))}, "grammar"),
+        ({"corruption": ut.Masking}, "expected an instance"),
+        ({"pool": 10**10}, "GB of memory"),
+        ({"noise": np.zeros(10**7), "pool": 8192}, "GB of memory"),
+        ({"levels": 10**9}, "GB of memory"),
+        ({"branching": 10**9}, "300 digits"),
         ({"branching": 7, "ensemble": "fresh rules"}, "shuffle"),
     ],
 )
@@ -181,7 +238,12 @@ def test_bad_input(change, message):
         ({"replicates": 0}, "replicates"),
         ({"tolerance": 0}, "tolerance"),
         ({"tolerance": "fine"}, "tolerance"),
-        ({"grammars": []}, "empty"),
+        ({"grammars": []}, "at least one"),
+        ({"grammars": 5}, "at least one"),
+        ({"grammars": "12"}, "at least one"),
+        ({"grammars": [None, 2.5]}, "grammar = 2.5"),
+        ({"pool": 10**9}, "GB of memory"),
+        ({"tolerance": np.nan}, "tolerance"),
         ({"grammars": [1], "ensemble": "fresh rules"}, "drop them"),
         ({"grammars": [-1]}, "grammar"),
         ({"seed": 1.5}, "seed"),

@@ -1,5 +1,7 @@
 """Verdicts of the figures on thresholds: they pass on data made after the theory, and fail on forged data."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -84,15 +86,34 @@ def test_thresholds_verdicts_can_fail(forged, failing):
     assert not passed(thresholds.analyse(threshold_runs(**forged))[1])[failing]
 
 
+def test_a_wide_interval_is_no_agreement():
+    runs = threshold_runs()
+    name = list(thresholds.CHANNELS).index("masking")
+    runs["population"].threshold.values[name, 0] = np.linspace(0.17, 0.37, 6)
+    verdicts = thresholds.analyse(runs)[1]
+    assert not passed(verdicts)[3]
+    assert [v.passed for v in verdicts[2:5]].count(False) == 1
+
+
+def test_an_infinite_threshold_is_not_left_out():
+    runs = threshold_runs()
+    runs["population"].threshold.values[1, 0, 0] = np.inf
+    assert not passed(thresholds.analyse(runs)[1])[2]
+
+
+@lru_cache
+def axis(name):
+    noise = np.r_[np.geomspace(0.02, 0.3, 40), 0.4, 0.7, 1.5] if name == "gaussian" else np.linspace(0.01, 0.99, 60)
+    return noise, CORRUPTIONS[name]().effective_epsilon(noise, 32)
+
+
 def fig15_runs(smooth=False, class_at=None, leaves=0.0):
     """Runs whose class curves are displaced mean-field curves, and whose leaves have a little more than their own belief."""
     rng = np.random.default_rng(2)
     at = {"gaussian": 0.43, "masking": 0.28, "uniform": 0.3} | (class_at or {})
     runs = {}
     for name in ("epsilon", *at):
-        channel = CORRUPTIONS[name]()
-        noise = np.r_[np.geomspace(0.02, 0.3, 40), 0.4, 0.7, 1.5] if name == "gaussian" else np.linspace(0.01, 0.99, 60)
-        x = channel.effective_epsilon(noise, 32)
+        noise, x = axis(name)
         if name == "epsilon":
             curves = THEORY.curves(x, 10).marginals
         else:
@@ -132,3 +153,11 @@ def test_fig15_passes_on_theory():
 def test_fig15_verdicts_can_fail(forged, failing):
     found = passed(fig15.analyse(fig15_runs(**forged))[1])
     assert not any(found[k] for k in failing)
+
+
+def test_fig15_fails_where_grammars_lie_far_apart(monkeypatch):
+    monkeypatch.setattr(fig15, "shift", lambda *_: -0.1)  # slow, and not what is tested
+    runs = fig15_runs()
+    apart = [fig15_runs(class_at={"masking": place})["masking"].belief.values for place in (0.15, 0.28, 0.41)]
+    runs["masking"]["belief"] = runs["masking"].belief.copy(data=np.concatenate([b[:, :4] for b in apart], axis=1))
+    assert passed(fig15.analyse(runs)[1])[:3] == [True, False, True]

@@ -1,5 +1,7 @@
 """The training loop: resumed = uninterrupted, early stop, refusals."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,8 @@ def test_the_average_is_what_is_left_in_the_model():
         ({"steps": 20}, "steps is 10 there, 20 here"),
         ({"learning_rate": 0.5}, r"learning_rate is 0.001 there, 0.5 here"),
         ({"average": 0.9}, "average is None there, 0.9 here"),
+        ({"every": 5}, "every is 500 there, 5 here"),
+        ({"recipe": {**RECIPE, "steps": 3}}, "recipe.steps is None there, 3 here"),  # not mixed up with the setting
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, change, words):
@@ -135,6 +139,76 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
     with pytest.raises(ValueError, match=r"is not a checkpoint of a training .*move it away") as caught:
         train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": 11},
+        {"step": 2.5},
+        {"finished": "no"},
+        {"records": "[1, 2]"},
+        {"records": json.dumps({"loss": [1, 2]})},
+        {"recipe": "[]"},
+        {"recipe": "[" * 100_000},
+        {"model": 3},
+        {"model": {}},
+        {"optimizer": {"state": 3}},
+        {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+    ],
+)
+def test_a_hostile_checkpoint_is_refused_in_one_line(tmp_path, change):
+    path = tmp_path / "state"
+    train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    with pytest.raises(ValueError, match=r"state is (not a|the) checkpoint of .*; move it away") as caught:
+        train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_folder_of_a_checkpoint_is_made_before_the_training(tmp_path):
+    with pytest.raises(Interrupted):
+        train(network(), interrupted_at(0), 10, recipe=RECIPE, checkpoint=tmp_path / "new" / "folder" / "state")
+    assert (tmp_path / "new" / "folder").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"checkpoint = .*cannot make its folder"):
+        train(network(), interrupted_at(0), 10, recipe=RECIPE, checkpoint=tmp_path / "file" / "state")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 0}, "steps = 0"),
+        ({"every": 0}, "every = 0"),
+        ({"warmup": -1}, "warmup = -1"),
+        ({"clip": float("nan")}, "clip = nan"),
+        ({"average": 1.5}, "average = 1.5"),
+        ({"recipe": {"data": {1, 2}}}, "recipe = .*expected plain data"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        train(network(), loss, **{"recipe": RECIPE, "steps": 10, **options})
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
+    model = network()
+    before = fingerprint(model)
+
+    def steep(model, step):
+        value = loss(model, step)
+        return value + torch.sqrt(0 * value)  # finite, with an infinite slope
+
+    with pytest.raises(ValueError, match="the norm of the gradient is nan at step 0; lower the learning rate"):
+        train(model, steep, 10, recipe=RECIPE)
+    assert fingerprint(model) == before
+
+
+def test_an_evaluation_cannot_overwrite_the_record_of_the_loss():
+    with pytest.raises(ValueError, match="evaluate gives 'loss'"):
+        train(network(), loss, 10, recipe=RECIPE, evaluate=lambda model: {"loss": 0.0})
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights():

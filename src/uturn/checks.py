@@ -31,3 +31,8 @@ def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarr
     if bad.any():
         raise ValueError(f"noise = {levels[bad].flat[0]}: expected a level in [0, {most}]")
     return levels
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, short enough to be quoted in another one."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

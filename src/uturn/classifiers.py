@@ -116,6 +116,8 @@ class VectorClassifier(nn.Module):
 
 
 def _he_normal(model: nn.Module, seed: int) -> None:
+    if next(model.parameters()).is_meta:  # no values: they are read from a file
+        return
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d):

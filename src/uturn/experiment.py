@@ -6,10 +6,8 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import tomllib
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from uturn.backward import BACKWARDS
 from uturn.corruption import CORRUPTIONS
 from uturn.probes import PROBES
+from uturn.processes import cores, in_processes
+from uturn.progress import progress_bar
 from uturn.sources import SOURCES, RHMSource, _ImageSource, _VectorSource
 from uturn.store import Store, Task, Variable
 
@@ -245,16 +245,20 @@ def run(
     opened = _open(experiment, store, resume)
     tasks = list(opened.tasks())
     todo = [task for task in tasks if not opened.is_done(task)]
-    with _progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
+    with progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
         if workers is None:
-            workers = _cores() if getattr(experiment.parts[2], "wants_processes", False) else 1
+            workers = cores() if getattr(experiment.parts[2], "wants_processes", False) else 1
         workers = min(workers, len(todo))
         if workers <= 1 or store is None:
             for task in todo:
                 opened.write(task, experiment.measure(task.noise_index, opened.items(task)))
                 advance()
         else:
-            _run_in_processes(experiment, str(store), todo, workers, advance)
+            # Long U-turns first: the processes end at about the same time.
+            ordered = sorted(todo, key=lambda task: -experiment.noise[task.noise_index])
+            spec = json.dumps(experiment.to_dict())
+            for _ in in_processes(_run_task, [(spec, str(store), task) for task in ordered], workers):
+                advance()
     return opened.dataset()
 
 
@@ -287,37 +291,6 @@ def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Sto
     return opened
 
 
-def _run_in_processes(experiment: Experiment, store: str, todo: list[Task], workers: int, advance: Any) -> None:
-    import multiprocessing
-
-    # spawn: forking a process that runs threads (numba, torch) can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    # The processes inherit these when they start, before they import what reads them; here they have been read already.
-    threads = str(max(1, _cores() // workers))
-    before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(before, threads))
-    try:
-        # Long U-turns first: the processes end at about the same time.
-        ordered = sorted(todo, key=lambda task: -experiment.noise[task.noise_index])
-        futures = [pool.submit(_run_task, json.dumps(experiment.to_dict()), store, task) for task in ordered]
-        for future in as_completed(futures):
-            future.result()
-            advance()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _run_task(spec: str, store: str, task: Task) -> None:
     experiment, opened = _reopened(spec, store)
     opened.write(task, experiment.measure(task.noise_index, opened.items(task)))
@@ -326,30 +299,6 @@ def _run_task(spec: str, store: str, task: Task) -> None:
 @lru_cache(maxsize=1)
 def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
     return Experiment.from_dict(json.loads(spec)), Store.open(store)
-
-
-class _progress_bar:
-    """Context manager: calls of its value advance a rich progress bar on stderr, if one is wanted."""
-
-    def __init__(self, wanted: bool, title: str, total: int, done: int) -> None:
-        self.bar: Any = None
-        if wanted:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task(title, total=total, completed=done)
-
-    def __enter__(self) -> Any:
-        if self.bar is None:
-            return lambda: None
-        self.bar.start()
-        return lambda: self.bar.advance(self.task)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
 
 _MEMBERS = {

@@ -5,12 +5,13 @@ They are the controls of the hierarchical world: data with classes, with scales,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_noise
+from uturn.checks import checked_integer, checked_noise
 from uturn.random import NOISE, normals, streams, uniforms
 
 if TYPE_CHECKING:
@@ -56,20 +57,23 @@ class GaussianMixture:
     """
 
     def __init__(self, means: Any, weights: Any = None, variance: Any = 1.0, grid: tuple[int, ...] | None = None) -> None:
-        self.means = np.array(means, float)
+        self.means = _numbers("means", means)
         if self.means.ndim != 2 or not self.means.size or not np.isfinite(self.means).all():
             raise ValueError(f"means has shape {self.means.shape}; expected finite numbers of shape (modes, dimension)")
         K, d = self.means.shape
-        self.weights = np.full(K, 1 / K) if weights is None else np.array(weights, float)
+        self.weights = np.full(K, 1 / K) if weights is None else _numbers("weights", weights)
         if self.weights.shape != (K,) or not (self.weights > 0).all() or abs(self.weights.sum() - 1) > 1e-9:
-            raise ValueError(f"weights = {weights!r}: expected {K} positive numbers that add up to 1, one per mode")
-        given = np.array(variance, float)
+            raise ValueError(
+                f"weights has shape {self.weights.shape} and sum {self.weights.sum():.6g}; expected {K} positive numbers that "
+                f"add up to 1, one per mode"
+            )
+        given = _numbers("variance", variance)
         if given.shape not in ((), (d,)) or not ((given > 0) & np.isfinite(given)).all():
             raise ValueError(f"variance has shape {given.shape}; expected a positive number, or one per component, ({d},)")
         self.variance = np.broadcast_to(given, d).copy()
-        if grid is not None and int(np.prod(grid)) != d:
-            raise ValueError(f"grid = {grid}: has {int(np.prod(grid))} points, but the vectors have {d} components")
-        self.grid = grid
+        self.grid = None if grid is None else _checked_grid(grid)
+        if self.grid is not None and math.prod(self.grid) != d:
+            raise ValueError(f"grid = {self.grid}: has {math.prod(self.grid)} points, but the vectors have {d} components")
         self._means = self.to_basis(self.means)
 
     @property
@@ -86,6 +90,11 @@ class GaussianMixture:
         """Mean of the law, (dimension,)."""
         return self.weights @ self.means
 
+    @property
+    def power(self) -> np.ndarray:
+        """Variance of every component along the basis, over all modes, (dimension,)."""
+        return self.variance + self.weights @ (self._means - self.to_basis(self.mean)) ** 2
+
     def to_basis(self, values: Any) -> np.ndarray:
         """Components (..., dimension) along the basis; the map is its own inverse (discrete Hartley transform)."""
         values = np.asarray(values, float)
@@ -98,6 +107,7 @@ class GaussianMixture:
     # -- drawing --------------------------------------------------------------------------------------------------
     def sample(self, count: int, seed: Any = 0) -> Sample:
         """Draw vectors. `seed`: an integer, or one uint64 key per vector (see `uturn.random.keys`)."""
+        count = checked_integer("count", count, 0)
         u = uniforms(streams(seed, count, _MODE), 1)
         modes = np.searchsorted(np.cumsum(self.weights)[:-1], u[:, 0], side="right")
         xi = normals(streams(seed, count, _VALUES), self.dimension, np.float64)
@@ -198,7 +208,7 @@ class GaussianMixture:
 
     def _checked(self, values: Any, noise: Any) -> tuple[np.ndarray, np.ndarray]:
         """Vectors as float64 and noise as (batch or 1, 1), or a ValueError."""
-        values = np.asarray(values, float)
+        values = _numbers("the vectors", values)
         if values.ndim != 2 or values.shape[1] != self.dimension:
             raise ValueError(f"the vectors have shape {values.shape}; expected (batch, {self.dimension})")
         bad = ~np.isfinite(values).all(axis=1)
@@ -209,20 +219,39 @@ class GaussianMixture:
 
 def simplex(num_modes: int, dimension: int, distance: float, seed: Any = 0) -> np.ndarray:
     """Means (modes, dimension) at one distance from each other, their centre at 0, in random directions."""
-    K, d = num_modes, dimension
-    if not 1 <= K <= d:
+    K, d = checked_integer("num_modes", num_modes, 1), checked_integer("dimension", dimension, 1)
+    if K > d:
         raise ValueError(f"num_modes = {K}: expected 1 .. {d}, the dimension")
+    if not (isinstance(distance, int | float) and 0 <= distance < np.inf):
+        raise ValueError(f"distance = {distance!r}: expected a finite number >= 0")
     directions, _ = np.linalg.qr(normals(streams(seed, K), d, np.float64).T)
     return (directions - directions.mean(axis=1, keepdims=True)).T * (distance / np.sqrt(2))
 
 
 def wave_numbers(grid: tuple[int, ...]) -> np.ndarray:
     """|k| of the components of the Fourier basis, in waves per grid length, (points,)."""
-    axes = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid), indexing="ij")
+    axes = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in _checked_grid(grid)), indexing="ij")
     return np.sqrt(sum(axis**2 for axis in axes)).ravel()
 
 
 def power_law(grid: tuple[int, ...], exponent: float) -> np.ndarray:
     """Variances `~ |k|^-exponent` of the components of a field with variance 1 per point; k = 0 counts as |k| = 1."""
+    if not (isinstance(exponent, int | float) and abs(exponent) <= 20):
+        raise ValueError(f"exponent = {exponent!r}: expected a number between -20 and 20")
     power = np.maximum(wave_numbers(grid), 1.0) ** -float(exponent)
     return power / power.mean()
+
+
+def _checked_grid(grid: Any) -> tuple[int, ...]:
+    sizes = tuple(grid) if isinstance(grid, tuple | list) else ()
+    if not sizes:
+        raise ValueError(f"grid = {grid!r}: expected the sizes of its axes, a tuple of integers >= 1")
+    return tuple(checked_integer("grid", n, 1) for n in sizes)
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """A new float64 array, or a ValueError of one line."""
+    try:
+        return np.array(values, float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected an array of numbers, got {type(values).__name__} that is none") from None

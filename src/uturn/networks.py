@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uturn.checks import one_line
+from uturn.files import whole_file
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,30 +23,45 @@ KINDS = {
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""
 
 
-def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:
-    """Write a network to a safetensors file; `facts` (plain data, such as its accuracy) go into the header."""
-    import os
+_COUNTS = ("depth", "num_layers")  # options that say how many blocks there are
 
+
+def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:
+    """Write a network to a safetensors file; `facts` (plain data, such as its accuracy) go into the header.
+
+    Raises
+    ------
+    ValueError
+        If it is no network of this package, its weights are not finite, or the file cannot be written.
+    """
     from safetensors.torch import save
 
-    kind = next((k for k, where in KINDS.items() if where.rpartition(":")[2] == type(model).__name__), None)
+    name = f"{type(model).__module__}:{type(model).__qualname__}"
+    kind = next((kind for kind, where in KINDS.items() if where == name), None)
     if kind is None:
-        raise ValueError(f"{type(model).__name__} is not a network of this package; expected one of {', '.join(KINDS)}")
-    header = {"format": FORMAT, "kind": kind, "options": json.dumps(model.options), "facts": json.dumps(facts)}
+        raise ValueError(f"{name} is not a network of this package; expected one of {', '.join(KINDS)}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    unfinished = Path(path).with_name(Path(path).name + ".unfinished")
-    unfinished.write_bytes(save(weights, header))
-    os.replace(unfinished, path)
+    _check_finite(weights, "model")
+    try:
+        header = {"format": FORMAT, "kind": kind, "options": json.dumps(model.options), "facts": json.dumps(facts)}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"facts = {str(facts)[:80]}: expected plain data, as in JSON ({one_line(error)})") from None
+    with whole_file(path) as file:
+        file.write(save(weights, header))
 
 
 def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     """Read a network, in evaluation mode; `facts` of the file become its attribute `facts`.
 
+    The weights of a file bound what is built from it: a header that promises more is refused before it costs memory or time.
+
     Raises
     ------
     ValueError
-        If the file is missing, damaged, of another format, or of another kind or architecture than its header says.
+        If the file is missing, damaged, of another format, or of another kind or architecture than its header says, or if its
+        weights are not finite.
     """
+    import torch
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -52,23 +70,49 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}")
-        found, options, facts = header["kind"], json.loads(header["options"]), json.loads(header["facts"])
-    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged, or not a network file of uturn ({error})") from None
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged, or not a network file of uturn ({one_line(error)})") from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}")
+    found = header.get("kind")
     if found not in KINDS or (kind is not None and found != kind):
         raise ValueError(f"{path} holds a network of kind {found!r}; expected {kind or ', '.join(KINDS)}")
-    module, _, name = KINDS[found].partition(":")
+    options, facts = (_read_table(path, header, name) for name in ("options", "facts"))
+    odd = {tensor.dtype for tensor in weights.values() if not tensor.is_floating_point()}
+    if odd:
+        raise ValueError(f"{path}: weights of dtype {odd.pop()}; expected floating point")
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    _check_finite(weights, str(path))
+    total = sum(tensor.numel() for tensor in weights.values())
+    for name, value in options.items():
+        most = len(weights) if name in _COUNTS else total
+        if isinstance(value, int) and value > most:
+            raise ValueError(
+                f"{path}: the header says {name} = {str(value)[:20]}, the file has {len(weights)} arrays, {total} weights in all"
+            )
+    module, _, attribute = KINDS[found].partition(":")
     try:
-        model = getattr(importlib.import_module(module), name)(**options)
-        model.load_state_dict({key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in weights.items()})
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: the weights are of another architecture than its header says ({_short(error)})") from None
+        with torch.device("meta"):  # sizes without memory
+            model = getattr(importlib.import_module(module), attribute)(**options)
+        model.load_state_dict(weights, assign=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: the weights are of another architecture than its header says ({one_line(error)})") from None
     model.facts = facts
     return model.eval()
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def _read_table(path: Path, header: dict[str, str], name: str) -> dict[str, Any]:
+    try:
+        table = json.loads(header[name])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {name} in its header cannot be read ({one_line(error)})") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} is damaged: {name} in its header is a {type(table).__name__}; expected a table")
+    return table
+
+
+def _check_finite(weights: dict[str, torch.Tensor], where: str) -> None:
+    bad = next((name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), None)
+    if bad is not None:
+        raise ValueError(f"{where}: weights {bad!r} are not finite; train it again with a lower learning rate")

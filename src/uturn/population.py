@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ from uturn.checks import checked_integer, checked_noise
 from uturn.corruption import Corruption
 from uturn.random import checked_seed, fold, keys, philox, uniforms
 from uturn.rhm import RandomHierarchyModel
-from uturn.theory import MeanField, Phase
+from uturn.theory import MeanField
 
 Ensemble = Literal["one grammar", "fresh rules"]
 ENSEMBLES: tuple[Ensemble, ...] = ("one grammar", "fresh rules")
@@ -39,6 +41,7 @@ _RULES, _MEMBERS, _LEAVES = range(3)
 _LANES = 16  # noise levels a round of the threshold search looks at
 _MOST_LEVELS = 300
 _MOST_TUPLES = 2**20  # "fresh rules" shuffles all v**s of them
+_MOST_BYTES = 8 * 2**30
 
 
 class PopulationBeliefs(NamedTuple):
@@ -62,22 +65,22 @@ class ThresholdEstimate:
         Threshold of every replicate: of every grammar, or of every pool with fresh rules. 0 where the class is lost at any noise
         that the search can resolve, the channel's `max_noise` (perhaps inf) where it is recovered at any.
     value : float
-        Their mean; the other two numbers are taken there.
+        Their mean; NaN if some are infinite and some are not.
     standard_error : float
-        Of the mean; NaN for one replicate, or where `max_noise` is inf and reached.
+        Of the mean; NaN for one replicate, or if any is infinite.
     spread : float
         Standard deviation between replicates: between grammars, with the error of the pool.
-    phase : "transition", "always lost" or "always recovered"
-        "transition" if any replicate has one.
+    phase : "transition", "always lost", "always recovered" or "mixed"
+        "mixed" if the replicates do not agree; then look at `values`.
     effective_epsilon, bits_per_leaf : float
-        The threshold on the axes that all channels share; see `uturn.corruption`.
+        `value` on the axes that all channels share; see `uturn.corruption`.
     """
 
     values: np.ndarray
     value: float
     standard_error: float
     spread: float
-    phase: Phase
+    phase: Literal["transition", "always lost", "always recovered", "mixed"]
     effective_epsilon: float
     bits_per_leaf: float
 
@@ -129,7 +132,8 @@ def population_dynamics(
     Raises
     ------
     ValueError
-        For sizes that do not fit, an unknown ensemble, a noise level out of range, or a grammar of other sizes.
+        For sizes that do not fit, or not into 8 GB of memory, an unknown ensemble, a noise level out of range, or a grammar of
+        other sizes.
 
     Examples
     --------
@@ -144,6 +148,7 @@ def population_dynamics(
     checked_integer("replicates", replicates, 2)
     checked_seed(seed)
     wanted = checked_noise(noise, corruption.max_noise)
+    setting.check_memory(wanted.size, levels)
     model = None
     if ensemble == "one grammar":
         model = setting.grammar(grammar, seed, 0, levels)
@@ -170,26 +175,27 @@ def threshold(
     """Noise beyond which the class of a deep tree is lost, for any channel.
 
     The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost); a noise level counts as recovered if
-    it is above (1 + 1/v)/2 after K levels. The search divides an interval of noise by 16 levels at once, again and again, until
-    they are `tolerance` apart.
+    it is above (1 + 1/v)/2 after K levels. The search runs along the effective ε (Eq. 63 of arXiv:2402.16991), the axis that all
+    channels share: it divides an interval by 16 levels at once, again and again, until they are `tolerance` apart.
 
     Depth. Near the threshold, distances from it grow like `slope**K`, slope = F'(p*) of the mean field, so
-    K = 5 + 1.25 log(1/distance between the levels)/log(slope) decides levels next to the threshold with a margin of slope**5
-    (and of a quarter of the levels, for grammars that are slower than the mean field); the height (1 + 1/v)/2 then shifts the
-    result by a fraction of `tolerance` only. Grammars without a transition in mean field use the slope at the fixed point that
-    they leave, 1 or 1/v, and at most 300 levels: where that slope is below 1.03 or so, or the smallest noise of the search tells
-    the leaves almost for certain, K is too small, and the class seems to be recovered at small noise where in the end it is not.
+    K = 5 + 1.25 log(1/distance)/log(slope) with the distance between the levels decides levels next to the threshold with a
+    margin of slope**5 (and of a quarter of the levels, for grammars that are slower than the mean field); the height (1 + 1/v)/2
+    then shifts the result by a fraction of `tolerance` only. Grammars without a transition in mean field leave the fixed point 1
+    or 1/v, with the slope there: then the distance counts from which the leaves of the pool start, if it is smaller. At most
+    300 levels are made: where that slope is below 1.03 or so, K is too small, and the class seems to be recovered at small
+    noise where in the end it is not.
 
     Parameters
     ----------
     vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
         As in `population_dynamics`. A finite pool adds a random error to every threshold, which shows in the `spread` of the
-        values and averages out over replicates. Where the leaves tell next to nothing, small pools lose the class too early.
+        values and averages out over replicates. Where the leaves tell next to nothing, small pools lose the class too early; a
+        level at which all leaves of the pool are certain, or all tell nothing, decides nothing and belongs to neither side.
     replicates : int >= 1
         Independent grammars and pools, or independent pools with fresh rules.
     tolerance : float in (0, 0.1]
-        Resolution, as a share of `max_noise`; where that is inf, of 1 - exp(-2 noise), the noise variance of the Gaussian
-        process.
+        Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional
         For "one grammar": the grammars themselves, one a replicate. Models need a depth of 300 at least; seeds are simpler.
 
@@ -219,9 +225,10 @@ def threshold(
     if grammars is not None:
         if ensemble != "one grammar":
             raise ValueError("grammars are given, but ensemble = 'fresh rules' has none; drop them, or take 'one grammar'")
-        given = list(grammars)
+        given = list(grammars) if isinstance(grammars, Sequence | np.ndarray) and not isinstance(grammars, str) else []
         if not given:
-            raise ValueError("grammars is empty; expected at least one grammar or seed")
+            raise ValueError(f"grammars = {grammars!r}: expected a sequence of at least one grammar or seed")
+    setting.check_memory(_LANES, _MOST_LEVELS)
     models = [setting.grammar(g, seed, r, _MOST_LEVELS) if ensemble == "one grammar" else None for r, g in enumerate(given)]
     shares = [setting.search(seed, r, model, tolerance) for r, model in enumerate(models)]
     return setting.estimate(np.array(shares))
@@ -240,7 +247,12 @@ class _Setting:
 
     @classmethod
     def checked(cls, v: Any, m: Any, s: Any, corruption: Any, pool: Any, ensemble: Any) -> _Setting:
-        MeanField(v, m, s)  # checks the sizes
+        v, s = checked_integer("vocab_size", v, 2), checked_integer("branching", s, 2)
+        if s * np.log2(v) > 1000:
+            raise ValueError(f"branching = {s}: vocab_size**branching has more than 300 digits; lower one of them")
+        MeanField(v, m, s)  # checks that the rules fit
+        if isinstance(corruption, type):
+            raise ValueError(f"corruption = {corruption.__name__}: expected an instance, {corruption.__name__}()")
         for member in ("corrupt", "log_evidence", "max_noise", "effective_epsilon", "bits_per_leaf"):
             if not hasattr(corruption, member):
                 raise ValueError(f"corruption = {corruption!r} has no {member!r}; expected Gaussian(), Masking(), ..")
@@ -251,7 +263,18 @@ class _Setting:
                 f"vocab_size**branching = {v**s} tuples to shuffle for every node; 'fresh rules' goes up to {_MOST_TUPLES}"
             )
         checked_integer("pool", pool, 1)
-        return cls(int(v), int(m), int(s), corruption, int(pool), ensemble)
+        return cls(v, int(m), s, corruption, int(pool), ensemble)
+
+    def check_memory(self, lanes: int, levels: int) -> None:
+        """Refuse what would not fit: two generations of messages, children with their order, and the rules of all levels."""
+        N = self.symbols * self.members
+        shuffled = _MOST_TUPLES if self.ensemble == "fresh rules" else 0
+        size = 8 * (2 * N * self.v * lanes + 5 * N * self.s + self.v * self.m * self.s * levels + shuffled)
+        if size > _MOST_BYTES:
+            raise ValueError(
+                f"pool = {self.pool}, vocab_size = {self.v}, {lanes} noise levels and {levels} levels need {size / 2**30:.0f} GB "
+                f"of memory, more than {_MOST_BYTES // 2**30}; lower one of them"
+            )
 
     @property
     def symbols(self) -> int:
@@ -284,13 +307,12 @@ class _Setting:
         messages = self._leaves(noise, int(keys(seed, _PURPOSE, replicate, _LEAVES)))
         yield self._mean(messages)
         for level in range(1, levels + 1):
+            u = uniforms(keys(seed, _PURPOSE, [replicate], _MEMBERS, level), q * N * s + 2)[0]
             children = np.zeros((q, N, s), np.int64)  # the true symbol of every child of every new node
             if model is not None:
-                # Rules take turns, which is less random than drawing them and has the same mean. Any run of members holds all
-                # of them, so that it makes no difference which members are dealt once more than others.
-                children = model.rules[level][:, np.arange(N) % self.m]
-            u = uniforms(keys(seed, _PURPOSE, [replicate], _MEMBERS, level), children.size + 1)[0]
-            child = _deal(children.reshape(-1), u, N).reshape(q * N, s)
+                # Rules take turns, which is less random than drawing them. The first one is drawn: each has the same mean share.
+                children = model.rules[level][:, (np.arange(N) + int(u[-1] * self.m)) % self.m]
+            child = _deal(children.reshape(-1), u[:-1], N).reshape(q * N, s)
             above = np.empty_like(messages)
             if model is not None:
                 _shared_rules_step(model.rules[level], child, messages, above)
@@ -318,41 +340,64 @@ class _Setting:
 
     # -- the search ------------------------------------------------------------------------------------------------
     def search(self, seed: int, replicate: int, model: Any, tolerance: float) -> float:
-        """Threshold as a share of the largest noise, see `_noise`."""
+        """Threshold in effective ε; 0 or 1 where there is none."""
         theory = MeanField(self.v, self.m, self.s)
         slope = {
             "transition": theory.slope,
             "always lost": theory.slope_at_one,
             "always recovered": float(theory.slope_at(1 / self.v)),
         }[theory.phase]
+        growth = np.log(max(float(slope or 1), 1 + 1e-9))
         low, high = 0.0, 1.0
         while True:
             shares = np.linspace(low, high, _LANES + 2)
             step = shares[1] - shares[0]
-            growth = np.log(max(float(slope or 1), 1 + 1e-9))
-            levels = int(np.clip(5 + 1.25 * np.log(1 / step) / growth, 10, _MOST_LEVELS))
-            *_, belief = self.flow(self._noise(shares[1:-1]), levels, seed, replicate, model)
+            flow = self.flow(self._noise(shares[1:-1]), _MOST_LEVELS, seed, replicate, model)
+            leaves = next(flow)
+            distances = np.r_[step, 1 - leaves, leaves - 1 / self.v]
+            nearest = distances[distances > 1e-15].min()
+            levels = int(np.clip(5 + 1.25 * np.log(1 / nearest) / growth, 10, _MOST_LEVELS))
+            belief = next(islice(flow, levels - 1, None))
             recovered = int((belief > (1 + 1 / self.v) / 2).sum())
             low, high = shares[recovered], shares[recovered + 1]
             if step <= tolerance:
                 break
             # A threshold close to one of the levels may lie on its other side: look there too.
             low, high = max(low - step / 4, 0.0), min(high + step / 4, 1.0)
-        return 0.0 if low == 0 else 1.0 if high == 1 else (low + high) / 2
+        # No evidence against the truth, or none at all: what then comes out is no finding.
+        first, last = next(self.flow(self._noise([low, high]), 0, seed, replicate, model))
+        return 0.0 if first == 1 else 1.0 if np.isclose(last, 1 / self.v, rtol=1e-12) else (low + high) / 2
 
-    def _noise(self, share: Any) -> np.ndarray:
+    @cached_property
+    def _axis(self) -> tuple[np.ndarray, np.ndarray]:
+        """Effective ε at even shares of the whole range of noise, and these shares: a coarse grid, it orders the search only."""
+        share = np.linspace(0, 1, 33)
+        epsilon = np.asarray(self.corruption.effective_epsilon(self._at(share), self.v), float)
+        if epsilon.shape != share.shape or not (np.diff(epsilon) > -1e-9).all() or not np.allclose(epsilon[[0, -1]], [0, 1]):
+            raise ValueError(f"corruption = {self.corruption!r}: expected an effective_epsilon that rises from 0 to 1 with noise")
+        return np.maximum.accumulate(epsilon), share
+
+    def _at(self, share: np.ndarray) -> np.ndarray:
         """Noise level at a share of the whole range: of the noise variance 1 - exp(-2 t) where the range is infinite."""
         most = self.corruption.max_noise
         with np.errstate(divide="ignore"):
-            return np.asarray(share) * most if np.isfinite(most) else -np.log1p(-np.asarray(share)) / 2
+            return share * most if np.isfinite(most) else -np.log1p(-share) / 2
+
+    def _noise(self, epsilon: Any) -> np.ndarray:
+        """Noise level of an effective ε."""
+        return self._at(np.interp(epsilon, *self._axis))
 
     def estimate(self, shares: np.ndarray) -> ThresholdEstimate:
         values = self._noise(shares)
-        value = float(values.mean())
-        spread = float(values.std(ddof=1)) if len(values) > 1 and np.isfinite(values).all() else np.nan
-        phase: Phase = "always lost" if (shares == 0).all() else "always recovered" if (shares == 1).all() else "transition"
-        axes = self.corruption.effective_epsilon(value, self.v), self.corruption.bits_per_leaf(value, self.v)
-        return ThresholdEstimate(values, value, spread / np.sqrt(len(values)), spread, phase, *map(float, axes))
+        finite = np.isfinite(values)
+        value = float(values.mean()) if finite.all() or not finite.any() else np.nan
+        spread = float(values.std(ddof=1)) if len(values) > 1 and finite.all() else np.nan
+        kinds = np.where(shares == 0, "always lost", np.where(shares == 1, "always recovered", "transition"))
+        phase: Any = str(kinds[0]) if (kinds == kinds[0]).all() else "mixed"
+        axes = [np.nan] * 2
+        if not np.isnan(value):
+            axes = [float(axis(value, self.v)) for axis in (self.corruption.effective_epsilon, self.corruption.bits_per_leaf)]
+        return ThresholdEstimate(values, value, spread / np.sqrt(len(values)), spread, phase, *axes)
 
 
 def _deal(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # Coordinates that keep the random streams of an experiment apart: keys(seed, PURPOSE, item, ..).
 GRAMMAR, ORIGINAL, CORRUPTION, RECONSTRUCTION = range(4)
 FRESH = 10
+_MOST_BYTES = 8 * 2**30  # of what a source keeps or makes in one piece
+_MOST_COMPONENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,28 @@ class RHMSource(_Spec):
     depth: int = Field(ge=1)
     num_classes: int | None = Field(default=None, ge=1)
     grammars: int = Field(default=1, ge=1)
-    zipf_exponent: float | None = None
+    zipf_exponent: float | None = Field(default=None, ge=-20, le=20)
 
     @model_validator(mode="after")
     def _fits(self) -> RHMSource:
-        v, n = self.vocab_size, self.num_classes or self.vocab_size
-        used, tuples = (n if self.depth == 1 else max(v, n)) * self.multiplicity, v**self.branching
-        if used > tuples:
+        v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
+        # Before anything is computed from them: s**L and v**s can have any number of digits.
+        evidence = 2 + math.log2(v) + L * math.log2(s)
+        if evidence > math.log2(_MOST_BYTES):
             raise ValueError(
-                f"{used} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to "
-                f"at most {tuples // (n if self.depth == 1 else max(v, n))}"
+                f"depth = {L}, branching = {s}: one string needs 2**{evidence:.0f} bytes of evidence; lower depth or branching"
             )
-        gigabytes = 4 * self.vocab_size * self.branching**self.depth / 2**30
-        if gigabytes > 8:
-            raise ValueError(f"the evidence of one string would take {gigabytes:.0f} GB; lower depth")
+        if s * math.log2(v) > 1000:
+            raise ValueError(f"branching = {s}: vocab_size**branching has more than 300 digits; lower branching or vocab_size")
+        symbols, tuples = n if L == 1 else max(v, n), v**s
+        if symbols * self.multiplicity > tuples:
+            raise ValueError(
+                f"{symbols * self.multiplicity} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; "
+                f"lower multiplicity to at most {tuples // symbols}"
+            )
+        gigabytes = 8 * symbols * self.multiplicity * s * L / 2**30
+        if gigabytes > _MOST_BYTES / 2**30:
+            raise ValueError(f"multiplicity = {self.multiplicity}: the rules would take {gigabytes:.0f} GB; lower multiplicity")
         return self
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
@@ -180,7 +191,9 @@ class _VectorSource(_Spec):
         yield self._vectors(items, seed, keys(seed, ORIGINAL, items))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        return {"label": next(self.blocks(np.arange(num_items), seed, num_items)).labels}
+        block = 2**24 // len(next(iter(self.scales().values())))  # not all vectors at once
+        parts = np.split(np.arange(num_items), np.arange(block, num_items, block))
+        return {"label": np.concatenate([next(self.blocks(part, seed, num_items)).labels for part in parts])}
 
     def _vectors(self, items: np.ndarray, seed: int, streams: np.ndarray) -> Vectors:
         law = self.law(seed)
@@ -196,7 +209,7 @@ class GaussianMixtureSource(_VectorSource):
     """
 
     type: Literal["gaussian_mixture"] = "gaussian_mixture"
-    dimension: int = Field(default=1024, ge=1)
+    dimension: int = Field(default=1024, ge=1, le=_MOST_COMPONENTS)
     num_modes: int = Field(default=2, ge=1)
     separation: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
@@ -204,6 +217,11 @@ class GaussianMixtureSource(_VectorSource):
     def _fits(self) -> GaussianMixtureSource:
         if self.num_modes > self.dimension:
             raise ValueError(f"num_modes = {self.num_modes}, but dimension = {self.dimension}; lower num_modes")
+        if self.num_modes * self.dimension > 16 * _MOST_COMPONENTS:
+            raise ValueError(
+                f"num_modes = {self.num_modes}: num_modes * dimension = {self.num_modes * self.dimension}; expected at most "
+                f"{16 * _MOST_COMPONENTS}"
+            )
         return self
 
     def law(self, seed: int) -> GaussianMixture:
@@ -232,8 +250,8 @@ class GaussianFieldSource(_VectorSource):
     """
 
     type: Literal["gaussian_field"] = "gaussian_field"
-    size: int = Field(default=32, ge=2)
-    exponent: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    size: int = Field(default=32, ge=2, le=1024)
+    exponent: float = Field(default=2.0, ge=0, le=20)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -313,7 +331,7 @@ class ImageFolderSource(_ImageSource):
     type: Literal["images"] = "images"
     path: str
     channels: Literal[1, 3] = 3
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=4096)
 
     def files(self) -> list[Path]:
         return sorted(f for f in Path(self.path).rglob("*") if f.is_file() and not f.name.startswith("."))
@@ -332,7 +350,7 @@ class ImageFolderSource(_ImageSource):
             try:
                 with Image.open(file) as opened:
                     image = opened.convert("L" if self.channels == 1 else "RGB")
-            except (UnidentifiedImageError, OSError) as error:
+            except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
                 raise ValueError(
                     f"{file} cannot be read as an image ({error}); expected PNG, JPEG, .. only; mend it or move it away"
                 ) from None
@@ -343,6 +361,7 @@ class ImageFolderSource(_ImageSource):
                 raise ValueError(
                     f"{file} has size {image.size}, but {first[0]} has {first[1]}; give `size` to resize and crop all images"
                 )
+            _check_size(len(files) * image.width * image.height * self.channels, self.path)
             images.append(np.asarray(image).reshape(image.height, image.width, self.channels).transpose(2, 0, 1))
             labels.append(classes.index(file.parent.relative_to(root).as_posix()) if file.parent != root else -1)
         return _scaled(np.stack(images), self.path), np.array(labels, np.int64)
@@ -371,6 +390,7 @@ class ArraySource(_ImageSource):
             raise ValueError(
                 f"{self.path} has shape {array.shape}; expected (count, height, width), with 1 or 3 channels before or after"
             )
+        _check_size(array.size, self.path)
         labels = np.full(len(array), -1) if self.labels is None else _read_npy(self.labels)
         if labels.shape != (len(array),) or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -387,11 +407,17 @@ def _loaded(source: _ImageSource, stamp: tuple[Any, ...]) -> tuple[np.ndarray, n
 def _read_npy(path: str) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable .npy file ({error}); write one with numpy.save") from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive; expected a .npy file with one array")
     return array
+
+
+def _check_size(numbers: int, where: str) -> None:
+    if 4 * numbers > _MOST_BYTES:
+        gigabytes = 4 * numbers / 2**30
+        raise ValueError(f"the images of {where} would take {gigabytes:.0f} GB of memory; take fewer, or smaller ones")
 
 
 def _scaled(array: np.ndarray, where: str) -> np.ndarray:

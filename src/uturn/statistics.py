@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from uturn.checks import checked_integer
 from uturn.random import keys, uniforms
 
 if TYPE_CHECKING:
@@ -146,6 +147,9 @@ def estimate(
 
     If the statistic does not exist (NaN) in more than 5 % of the resamples, there is no interval: its ends are NaN.
     """
+    checked_integer("num", num, 1)
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence!r}: expected a number between 0 and 1")
     order = [d for d in ("noise", *values.dims) if d not in ("item", "trajectory")]
     dims = list(dict.fromkeys(order))
     mean = values.mean([d for d in ("item", "trajectory") if d in values.dims], dtype=float).transpose(*dims)
@@ -214,7 +218,8 @@ def hierarchy_index(
 
     the index is `8 sqrt(A B) max(0, 1 - 2 W)`, 0 if A or B is not positive. It is 1 for a class lost in one step at r_L = 1/2,
     4 r (1 - r) for a step at r, and 0 on the diagonal, for curves on one side of it, and if the low level is the better preserved
-    first. See docs/hierarchy-index.md.
+    first. What it tells, and of which data (grammars with as many classes as symbols; mixtures whose modes are far apart), is in
+    docs/hierarchy-index.md.
 
     Fluctuations of the curves must not make an inversion. More noise preserves no more, so the closest non-increasing curves are
     taken. The place of the largest G is taken from one half of the items (every other one of a grammar) and A, B are measured
@@ -223,35 +228,52 @@ def hierarchy_index(
     Parameters
     ----------
     high_level, low_level : DataArray with dims noise, item, perhaps trajectory
-        Readings of the same items, 1 where nothing changed; e.g. `belief` of the root and of the leaves, or same_class and
-        the similarity of the first layer. The low level may also be a known curve, with the dim noise alone. Noise increases.
-        Zero noise (both 1) and infinite noise (both at their floors) are added.
+        Readings of the same items at the same noise levels, 1 where nothing changed; e.g. `belief` of the root and of the leaves,
+        or same_class and the similarity of the first layer. The low level may also be a known curve, with the dim noise alone.
+        Noise increases. Zero noise (both 1) and infinite noise (both at their floors) are added.
     floors : (high, low), optional
-        Their values for independent originals; by default those at the last noise level, which then must be (nearly) infinite.
+        Their values for independent originals, below 1; by default those at the last noise level, which then must be (nearly)
+        infinite.
+    num, seed, confidence
+        Of the bootstrap: number of resamples, >= 1; seed; confidence of the interval, between 0 and 1.
 
     Returns
     -------
     Estimate
         With a bootstrap interval, as in `estimate`. NaN if the high level is not lost, r_H > 1/4 everywhere.
+
+    Raises
+    ------
+    ValueError
+        For other dims, missing readings, noise that does not increase, levels of other noise or items, floors that are no
+        numbers below 1.
     """
     import xarray as xr
 
-    if high_level.sizes["noise"] < 2 or (np.diff(high_level.noise.values) <= 0).any():
-        raise ValueError(f"noise = {high_level.noise.values}: expected at least two increasing levels")
     dims = {"noise", "item", "trajectory"}
     for name, values, least in (("high_level", high_level, {"noise", "item"}), ("low_level", low_level, {"noise"})):
         if not least <= set(values.dims) <= dims:
             raise ValueError(f"{name} has dims {values.dims}; expected noise, item, perhaps trajectory: select one level")
-        if values.sizes["noise"] != high_level.sizes["noise"]:
-            raise ValueError(f"{name} has {values.sizes['noise']} noise levels, high_level {high_level.sizes['noise']}")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
+    if high_level.sizes["noise"] < 2 or not (np.diff(high_level.noise.values) > 0).all():
+        raise ValueError("noise of high_level does not increase; expected at least two increasing levels")
+    for dim in map(str, low_level.dims):
+        if dim not in high_level.dims or not np.array_equal(high_level[dim].values, low_level[dim].values):
+            raise ValueError(f"low_level has other values of {dim!r} than high_level; expected readings of the same U-turns")
+    if floors is not None:
+        pair = np.asarray(floors, dtype=object)
+        if pair.shape != (2,) or not all(isinstance(x, int | float) and -np.inf < x < 1 for x in pair):
+            raise ValueError(f"floors = {floors!r}: expected two numbers below 1, of the high and of the low level")
     curves = [values.drop_vars(_others(values)) for values in (high_level, low_level)]
     both = xr.concat(xr.broadcast(*curves), dim="curve")
     bottoms = (None, None) if floors is None else floors
 
     def index(means: np.ndarray) -> float:
-        r = np.stack([rescaled(means[..., k], bottoms[k]) for k in (0, 1)], axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = np.stack([rescaled(means[..., k], bottoms[k]) for k in (0, 1)], axis=-1)
+        if not np.isfinite(r).all():  # a level that is never lost
+            return float("nan")
         r = nonincreasing(r).clip(0, 1)
         r = np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])])
         return _index(r)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from uturn.checks import checked_integer
+from uturn.checks import checked_integer, checked_noise
 from uturn.corruption import Corruption, Gaussian, Masking, Noisy, UniformReplacement
 from uturn.random import streams, uniforms
 
@@ -127,7 +127,7 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
     """
     steps = checked_integer("steps", steps, 1)
     check_channel(denoiser.corruption)
-    noisy = _checked_observation(denoiser, noisy)
+    noisy = checked_observation(denoiser, noisy)
     keys = streams(np.asarray(keys), len(noisy.noise))
     reverse = _REVERSE[type(denoiser.corruption)]
     out = np.empty((len(keys), denoiser.num_leaves), np.int64)
@@ -151,11 +151,11 @@ def _gaussian(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) ->
         abar = scheduler.alphas_cumprod.numpy()
         state = torch.from_numpy(noisy.values.astype(np.float32))
         for step, timestep in enumerate(range(steps - 1, 0, -1)):  # timestep 0 is the level of the last draw
-            mean = torch.from_numpy(_posterior(denoiser, noisy))
+            mean = torch.from_numpy(checked_posterior(denoiser, noisy))
             noise = torch.from_numpy(normals(streams(keys, batch, step), d * v).reshape(batch, d, v))
             state = scheduler.step(mean, timestep, state, eta=1.0, variance_noise=noise).prev_sample
             noisy = Noisy(state.numpy(), np.full(batch, -0.5 * np.log(abar[timestep - 1], dtype=np.float64)), v)
-    return _drawn(_posterior(denoiser, noisy), keys, _LAST)
+    return _drawn(checked_posterior(denoiser, noisy), keys, _LAST)
 
 
 def _ancestral_scheduler(start: float, steps: int) -> Any:
@@ -190,7 +190,7 @@ def _masking(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> 
         first, end = (masked[active] * k // groups[active] for k in (step, step + 1))
         share = (masked[active] - first) / d
         now = Noisy(leaves[active], share if step else noisy.noise[active], noisy.vocab_size)
-        drawn = _drawn(_posterior(denoiser, now), keys[active], step)
+        drawn = _drawn(checked_posterior(denoiser, now), keys[active], step)
         chosen = (rank[active] >= first[:, None]) & (rank[active] < end[:, None]) & hidden[active]
         leaves[active] = np.where(chosen, drawn, leaves[active])
     return leaves
@@ -200,13 +200,13 @@ def _uniform(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> 
     v = noisy.vocab_size
     for step, (now, later) in enumerate(_pairs(1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps)):
         at = noisy.values[..., None]
-        belief = _posterior(denoiser, noisy)
+        belief = checked_posterior(denoiser, noisy)
         # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with the weights p(a | x_t) / q(x_t | a).
         ratio = now / later
         belief = belief.astype(np.float64) / _replaced(np.arange(v) == at, now, v)
         law = _replaced(np.arange(v) == at, ratio, v) * (later * belief + (1 - later) / v * belief.sum(-1, keepdims=True))
         noisy = Noisy(_drawn(law, keys, step), np.full(len(keys), 1 - later), v)
-    return _drawn(_posterior(denoiser, noisy), keys, _LAST)
+    return _drawn(checked_posterior(denoiser, noisy), keys, _LAST)
 
 
 def _replaced(same: np.ndarray, alpha: float, v: int) -> np.ndarray:
@@ -222,7 +222,8 @@ _REVERSE = {Gaussian: _gaussian, Masking: _masking, UniformReplacement: _uniform
 _CLEAN = {Gaussian: 5e-7, Masking: 0.0, UniformReplacement: 1e-15}
 
 
-def _posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
+def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
+    """The posterior of a denoiser as float32, or a ValueError if it is not a distribution at every leaf."""
     belief = np.asarray(denoiser.posterior(noisy), np.float32)
     shape = (len(noisy.noise), denoiser.num_leaves, denoiser.vocab_size)
     if belief.shape != shape:
@@ -266,19 +267,19 @@ def check_channel(corruption: Any) -> None:
         )
 
 
-def _checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
+def checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
+    """An observation by the denoiser's channel, one noise level per sample, or a ValueError that says what is wrong with it."""
+    if not isinstance(noisy, Noisy):
+        raise ValueError(f"noisy is a {type(noisy).__name__}; expected a Noisy, as corrupt() of {denoiser.corruption!r} makes it")
     values, d, v = np.asarray(noisy.values), denoiser.num_leaves, denoiser.vocab_size
     gaussian = isinstance(denoiser.corruption, Gaussian)
-    expected = (len(values), d, v) if gaussian else (len(values), d)
+    expected = (*values.shape[:1], d, v) if gaussian else (*values.shape[:1], d)
     if values.shape != expected or noisy.vocab_size != v:
         raise ValueError(
             f"noisy holds values of shape {values.shape} over {noisy.vocab_size} symbols; expected "
             f"{('batch', *expected[1:])} over {v}"
         )
-    noise = np.array(np.broadcast_to(np.asarray(noisy.noise, float), len(values)))
-    most = denoiser.corruption.max_noise
-    if not ((noise >= 0) & (noise <= most)).all():
-        raise ValueError(f"noise = {noise[~((noise >= 0) & (noise <= most))][0]}: expected a level in [0, {most}]")
+    noise = np.array(np.broadcast_to(checked_noise(noisy.noise, denoiser.corruption.max_noise, len(values)), len(values)))
     if gaussian:
         good = values.dtype.kind == "f" and bool(np.isfinite(values).all())
         wanted = "finite floats"

@@ -15,14 +15,15 @@ from uturn.random import keys
 from uturn.theory import MeanField
 
 TITLE = "Rules for and against the right symbol"
-CAPTION = (
-    "All 256 rules of one level of a grammar (32 symbols, 8 rules each) as pairs (a, b) of children. The belief is pinned "
-    "on the true pair with noise ε: rules that share a symbol with it (on the cross) count less than the true rule, the "
-    "others still less (Eqs. 22 to 26). Right: the upward message to the parent, split by the number of wrong symbols in "
-    "the rules. Those of the right symbol add to its belief, all others compete. Line: mean field (Eq. 11), where every "
-    "count of rules is replaced by its average (Eq. 31)."
-)
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
+RULES = PARAMETERS["vocab_size"] * PARAMETERS["multiplicity"]
+CAPTION = (
+    f"All {RULES} rules of one level of a grammar ({PARAMETERS['vocab_size']} symbols, {PARAMETERS['multiplicity']} rules "
+    "each) as pairs (a, b) of children. The belief is pinned on the true pair with noise ε: rules that share a symbol with "
+    "it (on the cross) count less than the true rule, the others still less (Eqs. 22 to 26). Right: the upward message to "
+    "the parent, split by the number of wrong symbols in the rules. Those of the right symbol add to its belief, all others "
+    "compete. Line: mean field (Eq. 11), where every count of rules is replaced by its average (Eq. 31)."
+)
 NOISE = 0.5
 PARENT, RULE = 0, 0  # the true ones
 
@@ -79,7 +80,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     error = float(np.abs(split.sum(axis=0) / split.sum() - data.upward.values).max())
     verdicts = [
         Verdict(
-            "contributions of the 256 rules, summed, against the message of belief propagation (Eq. 7)",
+            f"contributions of the {RULES} rules, summed, against the message of belief propagation (Eq. 7)",
             f"largest difference {error:.1e}",
             "0",
             error < 1e-12,
@@ -141,7 +142,7 @@ def draw(data: xr.Dataset) -> Any:
                     )
                 )
         left.add_patch(Rectangle((truth[0] - 0.75, truth[1] - 0.75), 1.5, 1.5, fc="none", ec=THEORY, lw=1.8, zorder=4))
-        ticks = [0, 8, 16, 24, 31]
+        ticks = [*range(0, v, v // 4), v - 1]
         left.set_xticks(ticks, [str(k + 1) for k in ticks])
         left.set_yticks(ticks, [str(k + 1) for k in ticks])
         others = [y for y in range(v) if y != parent]

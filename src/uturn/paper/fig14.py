@@ -19,8 +19,8 @@ RUNS = "fig7"
 TITLE = "Marginals of every level"
 CAPTION = (
     "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every "
-    "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean- "
-    "field theory (Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
+    "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field "
+    "theory (Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
 )
 
 

@@ -125,8 +125,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             f"effective ε where half of the class is lost, {channel.label}",
             str(found),
             f"{channel.expected[0]} to {channel.expected[1]} (ε* = {critical:.3f})",
-            found.high >= channel.expected[0] and found.low <= channel.expected[1],
-            "95 % interval meets the range: exact BP at L = 9, 10",
+            found.high >= channel.expected[0]
+            and found.low <= channel.expected[1]
+            and found.high - found.low < channel.expected[1] - channel.expected[0],
+            "95 % interval meets the range, exact BP at L = 9, 10, and is narrower",
         )
         for channel, found in zip(CHANNELS.values(), halves, strict=True)
     ]

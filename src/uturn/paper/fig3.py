@@ -16,8 +16,8 @@ CAPTION = (
     "Left: a string of a small Random Hierarchy Model (6 symbols, 2 rules each, 2 children, depth 3) and the tree behind "
     "it; its class is the symbol on top. Middle: all rules of the grammar, level by level; framed: those the tree is made "
     "of. Right: a U-turn. Half of the leaves, on average, were hidden, and a string drawn from the exact posterior: red "
-    "marks what changed. A changed latent redraws everything below it, while hidden leaves elsewhere come back: their "
-    "context tells them."
+    "marks what changed. Below a changed latent at least one child has changed too, down to a hidden leaf, as two symbols "
+    "share no rule; hidden leaves elsewhere can come back: their context tells them."
 )
 NOISE = 0.5
 

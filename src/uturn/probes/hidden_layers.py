@@ -11,20 +11,21 @@ import difflib
 import fnmatch
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_integer
+from uturn.checks import checked_integer, one_line
+from uturn.files import whole_file
 
 if TYPE_CHECKING:
     import torch
 
 EVERY_BLOCK = "every block"
-FORMAT = "uturn-layer-statistics-1"
+FORMAT = "uturn-layer-statistics-2"
 
 
 class Predictions(NamedTuple):
@@ -58,7 +59,8 @@ class HiddenLayers:
         By default the direct children of the model. The output of each must be a tensor (or a tuple that starts with one),
         produced once a forward pass. Name the module whose output is the post-activation. For "every block" see `every_block`.
     preprocess
-        Applied to each batch, a tensor, before the model: resizing, ImageNet's normalisation, ...
+        Applied to each batch, a tensor, before the model: resizing, ImageNet's normalisation, ... Statistics are those of the
+        preprocessed data; a file of them does not know by which function, so give the same one when it is loaded.
     batch_size
         Samples in a forward pass (at least one pair where pairs are compared).
     channel_axis
@@ -76,6 +78,8 @@ class HiddenLayers:
         Of the reference set, over samples and positions, after `fit` or `load_statistics`.
     spread : {layer: float64 (channels,)}
         Variance over the samples at a fixed position (divided by their number minus 1), added up over positions.
+    shapes : {layer: tuple}
+        Shape of the activations of one reference sample.
     reference_count : int
         Number of reference samples.
     """
@@ -90,7 +94,9 @@ class HiddenLayers:
         channel_axis: int | Mapping[str, int] = 1,
         legacy: bool = False,
     ) -> None:
-        self.model = model
+        self.model = _checked_model(model)
+        if preprocess is not None and not callable(preprocess):
+            raise ValueError(f"preprocess = {preprocess!r}: expected a function of a tensor, or None")
         self.preprocess = preprocess
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.layers = select_layers(model, layers)
@@ -98,6 +104,7 @@ class HiddenLayers:
         self.mean: dict[str, np.ndarray] = {}
         self.variance: dict[str, np.ndarray] = {}
         self.spread: dict[str, np.ndarray] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.reference_count = 0
         self._axes = _channel_axes(self.layers, channel_axis)
         self._check_evaluation_mode()
@@ -120,6 +127,8 @@ class HiddenLayers:
         """
         moments = {layer: _Moments(layer) for layer in self.layers}
         count = 0
+        if not hasattr(samples, "shape") and not isinstance(samples, Iterable):
+            raise ValueError(f"samples is a {type(samples).__name__}; expected an array, or an iterable of arrays")
         for batch in [samples] if hasattr(samples, "shape") else samples:
             tensor = _checked_samples(batch)
             for start in range(0, len(tensor), self.batch_size):
@@ -130,6 +139,7 @@ class HiddenLayers:
             raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
         reduced = {layer: moments[layer].by_channel(self._axis(layer, moments[layer].mean.ndim + 1)) for layer in self.layers}
         self.mean, self.variance, self.spread = ({layer: r[i] for layer, r in reduced.items()} for i in range(3))
+        self.shapes = {layer: moments[layer].mean.shape for layer in self.layers}
         self.reference_count = count
         return self
 
@@ -164,7 +174,8 @@ class HiddenLayers:
         samples (sample variance, divided by their number minus 1). 0 for equal activations; its mean over all pairs of
         different reference samples is 1, which is also its expectation for independent data.
 
-        A channel that is constant over the reference set has no scale and is left out.
+        A channel that is constant over the reference set has no scale and is left out. The distance is for samples of the
+        size of the reference samples; `similarity` alone takes others, if the model does.
 
         Parameters
         ----------
@@ -174,8 +185,16 @@ class HiddenLayers:
         Raises
         ------
         ValueError
-            Without reference statistics, for unequal numbers, or for activations that are not finite (naming layer and sample).
+            Without reference statistics, for unequal numbers, for samples of another size than the reference, or for activations
+            that are not finite (naming layer and sample).
         """
+        return self._compare(original, reconstructed, True)
+
+    def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
+        """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""
+        return self._compare(original, reconstructed, False).similarity
+
+    def _compare(self, original: Any, reconstructed: Any, distances: bool) -> Comparison:
         if not self.mean:
             raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
         first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
@@ -191,16 +210,17 @@ class HiddenLayers:
             rows = slice(start, min(start + pairs, len(first)))
 
             def compare(layer: str, values: torch.Tensor, rows: slice = rows) -> None:
+                if distances and values.shape[1:] != self.shapes[layer]:
+                    raise ValueError(
+                        f"layer {layer!r}: activations of shape {tuple(values.shape[1:])}, but {self.shapes[layer]} in the "
+                        f"reference set; distances need samples of its size, similarity(..) does not"
+                    )
                 column = self.layers.index(layer)
                 similarity, distance = self._compare_layer(layer, values)
                 result.similarity[rows, column], result.distance[rows, column] = similarity, distance
 
             self._forward(torch.cat([first[rows], second[rows]]), compare, start, of_pairs=True)
         return result
-
-    def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
-        """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""
-        return self.compare(original, reconstructed).similarity
 
     def predict(self, samples: Any) -> Predictions:
         """Predicted classes and probabilities: the model's own output (batch, num_classes) taken as logits."""
@@ -212,6 +232,7 @@ class HiddenLayers:
             if logits.ndim != 2:
                 raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (batch, classes)")
             probability = logits.softmax(dim=1)
+            _check_finite(probability, "class probabilities", start, False)
             classes.append(probability.argmax(dim=1).numpy())
             probabilities.append(probability.numpy())
         if not classes:
@@ -233,13 +254,13 @@ class HiddenLayers:
         metadata = {
             "format": FORMAT,
             "layers": json.dumps(self.layers),
+            "shapes": json.dumps(self.shapes),
             "channel_axes": json.dumps(self._axes),
             "reference_count": str(self.reference_count),
             "model": fingerprint(self.model),
         }
-        unfinished = Path(path).with_name(Path(path).name + ".unfinished")
-        unfinished.write_bytes(save(arrays, metadata))
-        os.replace(unfinished, path)
+        with whole_file(path) as file:
+            file.write(save(arrays, metadata))
 
     def load_statistics(self, path: str | os.PathLike[str]) -> HiddenLayers:
         """Read what `save_statistics` wrote, for the same network and layers; returns the probe itself.
@@ -259,23 +280,41 @@ class HiddenLayers:
             with safe_open(path, framework="numpy") as file:
                 header = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            if header.get("format") != FORMAT:
-                raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}: fit and save the probe again")
-            stored, axes = tuple(json.loads(header["layers"])), json.loads(header["channel_axes"])
-            if header["model"] != fingerprint(self.model):
-                raise ValueError(
-                    f"{path} holds the statistics of another network (fingerprint {header['model'][:12]}.., here "
-                    f"{fingerprint(self.model)[:12]}..); fit the probe on this one"
-                )
-            if stored != self.layers:
-                raise ValueError(f"{path}: statistics of layers {list(stored)}; this probe reads {list(self.layers)}")
-            if axes != self._axes:
-                raise ValueError(f"{path}: statistics along channel axes {axes}; this probe has {self._axes}")
-            tables = [{layer: arrays[f"{layer}/{name}"] for layer in stored} for name in ("mean", "variance", "spread")]
-            count = int(header["reference_count"])
-        except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged, or not a file of layer statistics ({error})") from None
-        (self.mean, self.variance, self.spread), self.reference_count = tables, count
+        except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: types that numpy lacks
+            raise ValueError(f"{path} is damaged, or not a file of layer statistics ({one_line(error)})") from None
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}: fit and save the probe again")
+        if header.get("model") != fingerprint(self.model):
+            raise ValueError(
+                f"{path} holds the statistics of another network (fingerprint {str(header.get('model'))[:12]}.., here "
+                f"{fingerprint(self.model)[:12]}..); fit the probe on this one"
+            )
+        try:
+            stored, axes, shapes = (json.loads(header[name]) for name in ("layers", "channel_axes", "shapes"))
+            count = checked_integer("reference_count", json.loads(header["reference_count"]), 2)
+        except (KeyError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: its header cannot be read ({one_line(error)})") from None
+        if stored != list(self.layers):
+            raise ValueError(f"{path}: statistics of layers {str(stored)[:200]}; this probe reads {list(self.layers)}")
+        if axes != self._axes:
+            raise ValueError(f"{path}: statistics along channel axes {str(axes)[:200]}; this probe has {self._axes}")
+        names = ("mean", "variance", "spread")
+        for layer in self.layers:
+            try:
+                shape = [checked_integer("shape", size, 0) for size in shapes[layer]]
+                channels = shape[self._axis(layer, len(shape) + 1) - 1]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path} is damaged: no shape of layer {layer!r} ({one_line(error)})") from None
+            for name in names:
+                table = arrays.get(f"{layer}/{name}", np.zeros(0))
+                good = table.dtype == np.float64 and table.shape == (channels,) and np.isfinite(table).all()
+                if not good or (name != "mean" and (table < 0).any()):
+                    raise ValueError(
+                        f"{path} is damaged: {name} of layer {layer!r} has dtype {table.dtype}, shape {table.shape}; expected "
+                        f"{channels} finite float64 numbers{'' if name == 'mean' else ' >= 0'}"
+                    )
+        self.mean, self.variance, self.spread = ({layer: arrays[f"{layer}/{name}"] for layer in self.layers} for name in names)
+        self.shapes, self.reference_count = {layer: tuple(shapes[layer]) for layer in self.layers}, count
         return self
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -291,8 +330,16 @@ class HiddenLayers:
         # A copy, because the model may work in place.
         batch = batch.clone() if parameter is None else batch.to(parameter.device, copy=True)
         ran: set[str] = set()
+        refusals: list[ValueError] = []
 
         def receive(layer: str, output: Any) -> None:
+            try:
+                take(layer, output)
+            except ValueError as error:
+                refusals.append(error)
+                raise
+
+        def take(layer: str, output: Any) -> None:
             if layer in ran:
                 raise ValueError(
                     f"layer {layer!r} runs more than once in a forward pass (a shared module?); name a module that runs once, "
@@ -304,21 +351,28 @@ class HiddenLayers:
                 raise ValueError(
                     f"layer {layer!r} gives shape {tuple(values.shape)} for {len(batch)} samples; expected (batch, ...)"
                 )
-            _check_finite(values, layer, start, of_pairs)
+            _check_finite(values, f"layer {layer!r}: activations", start, of_pairs)
             assert consume is not None
             consume(layer, values)
 
         with _hooks(self.model, self.layers if consume is not None else (), receive), torch.inference_mode():
+            where = "preprocess"
             try:
-                output = self.model(batch if self.preprocess is None else self.preprocess(batch))
-            except (RuntimeError, IndexError) as error:
+                prepared = batch if self.preprocess is None else self.preprocess(batch)
+                where = type(self.model).__name__
+                output = self.model(prepared)
+            except Exception as error:  # whatever a foreign model raises
+                if error in refusals:
+                    raise
                 raise ValueError(
-                    f"{type(self.model).__name__} does not take samples of dtype {batch.dtype}, shape {tuple(batch.shape)}: "
-                    f"{str(error).splitlines()[0]}"
+                    f"{where} does not take samples of dtype {batch.dtype}, shape {tuple(batch.shape)}: {one_line(error)}"
                 ) from error
         missing = [layer for layer in self.layers if layer not in ran] if consume is not None else []
         if missing:
-            raise ValueError(f"layer {missing[0]!r} did not run in the forward pass, so it has no activations")
+            raise ValueError(
+                f"layers {', '.join(map(repr, missing))} did not run in the forward pass, so they have no activations; "
+                f"name the layers without them"
+            )
         return output
 
     def _compare_layer(self, layer: str, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -406,7 +460,7 @@ def _copy(values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _hooks(model: torch.nn.Module, layers: Sequence[str], receive: Callable[[str, Any], None]) -> Iterator[None]:
-    modules = dict(model.named_modules())
+    modules = _modules(model)
 
     def hook(layer: str) -> Callable[..., None]:
         return lambda module, inputs, output: receive(layer, output)
@@ -429,6 +483,23 @@ def _as_tensor(output: Any, where: str) -> torch.Tensor:
     return first.detach()
 
 
+def _checked_model(model: Any) -> torch.nn.Module:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def _modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """All modules by name; one that is shared has all its names."""
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def _children(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
 # -- which layers -----------------------------------------------------------------------------------------------------
 
 
@@ -440,15 +511,15 @@ def select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) ->
     ValueError
         If a name or pattern matches nothing; the message lists close names.
     """
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name in _modules(_checked_model(model)) if name]
     if layers is None:
-        children = tuple(name for name, _ in model.named_children())
+        children = tuple(_children(model))
         if not children:
             raise ValueError(f"{type(model).__name__} has no child modules to probe; name the layers")
         return children
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    if not patterns:
-        raise ValueError("layers=[]: expected at least one name or pattern")
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"layers = {layers!r}: expected names or patterns, at least one, or {EVERY_BLOCK!r}")
     chosen: set[str] = set()
     for pattern in patterns:
         matches = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if _matches(name, pattern)]
@@ -456,7 +527,7 @@ def select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) ->
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
             raise ValueError(
                 f"layers: {pattern!r} matches no module of {type(model).__name__}; close names: {', '.join(close)} "
-                f"(all {len(names)}: [name for name, _ in model.named_modules()])"
+                f"(all {len(names)}: [name for name, _ in model.named_modules(remove_duplicate=False)])"
             )
         chosen.update(matches)
     return tuple(name for name in names if name in chosen)
@@ -469,26 +540,34 @@ def every_block(model: torch.nn.Module) -> tuple[str, ...]:
     children themselves; chains (`Sequential`) count as such a class only if the model has no stack of another one. A module with
     a stack inside is opened; any other one is a block, read as a whole if it has parameters. Simple modules next to each
     other, such as the convolution, normalisation, activation and pooling in front of the stacks, make one block, read at its
-    last. A network without stacks (VGG) is read at every activation function and at its last module with parameters.
+    last. A network without stacks (VGG) is read at every activation function and at its last module with parameters; one whose
+    activation functions are inside of a block, or with fewer than two layers, is refused.
+
+    Modules are found, not run: where some do not run (heads of other tasks), the probe names them.
 
     So: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every block,
     every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a ViT.
+
+    Raises
+    ------
+    ValueError
+        If no blocks are found.
     """
     from torch import nn
 
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
     def is_stack(module: nn.Module, chains: bool) -> bool:
-        inner = [type(child) for child in module.children() if next(child.children(), None) is not None]
+        inner = [type(child) for child in _children(module).values() if _children(child)]
         inner = [kind for kind in inner if not issubclass(kind, containers) or (chains and issubclass(kind, nn.Sequential))]
         return isinstance(module, containers) and any(inner.count(kind) >= 2 for kind in inner)
 
-    modules = dict(model.named_modules())
+    modules = _modules(_checked_model(model))
     stacks = [name for name, module in modules.items() if is_stack(module, False)] or [
         name for name, module in modules.items() if is_stack(module, True)
     ]
     if not stacks:
-        return _activations(model)
+        return _activations(model, containers)
 
     def has_parameters(module: nn.Module) -> bool:
         return next(module.parameters(), None) is not None
@@ -503,12 +582,12 @@ def every_block(model: torch.nn.Module) -> tuple[str, ...]:
                 found.append(row[-1])
             row.clear()
 
-        for child_name, child in module.named_children():
+        for child_name, child in _children(module).items():
             name = f"{prefix}{child_name}"
             if any(stack == name or stack.startswith(name + ".") for stack in stacks):
                 close_row()
                 open_up(name + ".", child)
-            elif next(child.children(), None) is None and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            elif not _children(child) and not isinstance(module, nn.ModuleList | nn.ModuleDict):
                 row.append(name)
             else:
                 close_row()
@@ -520,13 +599,22 @@ def every_block(model: torch.nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _activations(model: torch.nn.Module) -> tuple[str, ...]:
+def _activations(model: torch.nn.Module, containers: tuple[type, ...]) -> tuple[str, ...]:
     from torch import nn
 
-    modules = {name: module for name, module in model.named_modules() if name and next(module.children(), None) is None}
-    found = [name for name, module in modules.items() if type(module).__module__ == nn.ReLU.__module__]
-    last = next((name for name in reversed(modules) if next(modules[name].parameters(), None) is not None), None)
-    return tuple(found) if last is None or last in found else (*found, last)
+    modules = _modules(model)
+    leaves = {name: module for name, module in modules.items() if name and not _children(module)}
+    found = [name for name, module in leaves.items() if type(module).__module__ == nn.ReLU.__module__]
+    inside = [name for name in found if "." in name and not isinstance(modules[name.rpartition(".")[0]], containers)]
+    last = next((name for name in reversed(leaves) if next(leaves[name].parameters(), None) is not None), None)
+    if last is not None and last not in found:
+        found.append(last)
+    if inside or len(found) < 2:
+        words = (
+            f"activation functions inside of a block ({', '.join(inside)})" if inside else f"only {', '.join(found) or 'nothing'}"
+        )
+        raise ValueError(f"layers: {EVERY_BLOCK!r} finds {words} in {type(model).__name__}; name the layers")
+    return tuple(found)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -541,6 +629,9 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) -> dict[str, int]:
+    for axis in channel_axis.values() if isinstance(channel_axis, Mapping) else [channel_axis]:
+        if not isinstance(axis, int):
+            raise ValueError(f"channel_axis = {channel_axis!r}: expected an integer, or {{layer or pattern: integer}}")
     if not isinstance(channel_axis, Mapping):
         return dict.fromkeys(layers, channel_axis)
     idle = [pattern for pattern in channel_axis if not any(_matches(layer, pattern) for layer in layers)]
@@ -569,7 +660,7 @@ def _checked_samples(samples: Any, name: str = "samples") -> torch.Tensor:
     return tensor
 
 
-def _check_finite(values: torch.Tensor, layer: str, start: int, of_pairs: bool) -> None:
+def _check_finite(values: torch.Tensor, what: str, start: int, of_pairs: bool) -> None:
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1)
@@ -580,4 +671,4 @@ def _check_finite(values: torch.Tensor, layer: str, start: int, of_pairs: bool) 
             words = [f"{'original' if k < pairs else 'reconstructed'} {start + k % pairs}" for k in bad[:10]]
         else:
             words = [f"sample {start + k}" for k in bad[:10]]
-        raise ValueError(f"layer {layer!r}: activations of {', '.join(words)} are not finite; check these samples")
+        raise ValueError(f"{what} of {', '.join(words)} are not finite; check these samples")

@@ -1,0 +1,41 @@
+"""Work shared out among processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
+    """Results of `function(*task)` as they are done, each task in one of `workers` new processes.
+
+    Tasks are begun in their order. The first error is raised here, and tasks that have not begun are dropped. A process may run
+    so many `threads`: an equal share of the cores unless given.
+    """
+    # spawn: forking a process that runs threads (numba, torch) can hang.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    # The processes inherit these when they start, before they import what reads them; here they have been read already.
+    limit = str(threads or max(1, cores() // workers))
+    before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    try:
+        os.environ.update(dict.fromkeys(before, limit))
+        try:
+            futures = [pool.submit(function, *task) for task in tasks]  # starts all processes
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
