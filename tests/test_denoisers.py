@@ -1,15 +1,27 @@
 """Trained denoisers: no one beats Bayes, training resumes bit for bit, and a tiny network learns a tiny grammar."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
+import enumeration
 import uturn as ut
 from uturn import denoisers
 from uturn.backward.denoising import ExactDenoiser, denoise
 from uturn.classifiers import TreeClassifier
 from uturn.corruption import Noisy
-from uturn.denoisers import CHANNELS, LearnedDenoiser, TreeDenoiser, compare_denoisers, full_noise, train_denoiser, training_noise
+from uturn.denoisers import (
+    CHANNELS,
+    LearnedDenoiser,
+    TreeDenoiser,
+    compare_denoisers,
+    full_noise,
+    level_weights,
+    train_denoiser,
+    training_noise,
+)  # fmt: skip
 from uturn.networks import load_network, save_network
 from uturn.training import fingerprint
 
@@ -137,7 +149,7 @@ def test_exact_denoiser_is_at_no_distance_from_itself(rhm):
         assert (found[name] == 0).all()
     assert (found.score_square > 0).all()
     assert found.local.mean() > 0
-    with pytest.raises(ValueError, match="same channel"):
+    with pytest.raises(ValueError, match="expected the same"):
         compare_denoisers(exact, ExactDenoiser(rhm, CHANNELS["masking"]()), rhm.sample(1).leaves, [0.5])
 
 
@@ -154,6 +166,71 @@ def test_score_is_the_gradient_of_the_log_density(rhm):
     (log_p.sum() - (x**2).sum() / (2 * (1 - abar))).backward()
     expected = (x.grad**2).sum(-1).mean(-1).numpy()
     assert np.allclose(found.score_square.values[0], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_bayes_loss_is_that_of_enumeration(rhm, share):
+    """Masking: mean loss of the best denoiser over all strings of the grammar and all sets of masked leaves."""
+    trees, weight = enumeration.all_trees(rhm)
+    leaves, p = trees[0], np.exp(weight)
+    bayes = 0.0
+    for mask in np.array(list(product([False, True], repeat=4))):
+        chance = share ** mask.sum() * (1 - share) ** (~mask).sum()
+        for string, of_string in zip(leaves, p, strict=True):
+            agree = (leaves == string)[:, ~mask].all(1)
+            right = [p[agree & (leaves[:, i] == string[i])].sum() / p[agree].sum() for i in range(4)]
+            bayes -= chance * of_string * np.mean(np.log(right))
+    exact = ExactDenoiser(rhm, CHANNELS["masking"]())
+    found = compare_denoisers(exact, exact, rhm.sample(4000, seed=6).leaves, [share], seed=7).local.isel(noise=0)
+    error = float(found.std("item", ddof=1)) / 4000**0.5
+    assert abs(float(found.mean()) - (share * np.log(4) - bayes)) < 4 * error  # alone, a masked leaf is any of 4 symbols
+    assert error < 0.01
+
+
+class Reader:
+    """The exact denoiser of a grammar of the lowest levels, its evidence times a factor, and errors that know nothing."""
+
+    vocab_size, num_leaves = 4, 8
+
+    def __init__(self, rhm, channel, top, factor=1.0, errors=0.0):
+        self.corruption, self.top, self.factor, self.errors = CHANNELS[channel](), top, factor, errors
+        self.known = ut.RandomHierarchyModel.from_rules({k: rhm.rules[k] for k in range(1, top + 1)}, 4)
+
+    def posterior(self, noisy):
+        evidence = self.corruption.log_evidence(noisy, np.float64)
+        own = evidence - np.logaddexp.reduce(evidence, -1, keepdims=True)
+        belief = ut.infer(self.known, evidence.reshape(-1, 2**self.top, 4)).marginals[0].reshape(own.shape)
+        log_p = own + self.factor * (np.log(np.maximum(belief, 1e-30)) - own)
+        log_p += self.errors * np.random.default_rng(0).standard_normal(own.shape)
+        return np.exp(log_p - np.logaddexp.reduce(log_p, -1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Weights of the levels for a `Reader` of a grammar of depth 3."""
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=3, seed=0)
+    leaves = rhm.sample(300, seed=1).leaves
+    return lambda channel="gaussian", **options: level_weights(Reader(rhm, channel, **options), rhm, leaves, [0.1, 0.3, 0.9])
+
+
+@pytest.mark.parametrize("channel", ["gaussian", "uniform"])
+def test_weights_of_the_levels_that_a_reader_knows(weights, channel):
+    assert np.allclose(weights(channel, top=3), 1, atol=1e-3)
+    for top in (1, 2):
+        found = weights(channel, top=top)
+        assert np.allclose(found[top:], 0, atol=1e-3), found  # rules that it does not know
+        assert (abs(found[:top] - 1) < 0.2).all(), found  # the evidence of the levels is not quite independent
+
+
+def test_weights_do_not_mistake_confidence_or_errors_for_knowledge(weights):
+    assert np.allclose(weights(top=3, factor=0.3), 1, atol=1e-3)
+    assert np.allclose(weights(top=3, factor=3), 1, atol=0.05)
+    assert np.allclose(weights(top=3, factor=-1), 0)
+    assert abs(weights(top=3, factor=0, errors=5)).max() < 0.02
+    # All levels used alike, with errors: one weight for all levels, though high levels have less to say.
+    alike = weights(top=3, factor=0.5, errors=1)
+    assert 0.1 < alike.mean() < 0.4
+    assert np.ptp(alike) < 0.1 * alike.mean(), alike
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
@@ -207,15 +284,83 @@ def test_bad_input(rhm):
     strings = rhm.sample(5, seed=1).leaves
     with pytest.raises(ValueError, match="channel = 'epsilon': expected one of gaussian, masking, uniform"):
         train_denoiser(rhm, "epsilon", strings)
+    with pytest.raises(ValueError, match="rhm is a NoneType"):
+        train_denoiser(None, "masking", strings)
     with pytest.raises(ValueError, match="strings is empty"):
         train_denoiser(rhm, "masking", strings[:0])
     with pytest.raises(ValueError, match=r"shape \(5, 3\)"):
         train_denoiser(rhm, "masking", strings[:, :3])
     with pytest.raises(ValueError, match=r"width = 0"):
         train_denoiser(rhm, "masking", strings, width=0)
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\).*expected float32 \(batch, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\).*expected torch.float32 \(batch, 4, 4\)"):
         TreeDenoiser(4, 2, 2)(torch.zeros(2, 3, 4))
+    evidence = torch.zeros(2, 4, 4)
+    evidence[1, 2] = -torch.inf
+    with pytest.raises(ValueError, match=r"log_evidence\[1, 2\] = \[-inf, .*expected numbers or -inf, not all -inf"):
+        TreeDenoiser(4, 2, 2)(evidence)
+    for wrong in (torch.tensor(0.0), evidence.double(), evidence.long()):
+        with pytest.raises(ValueError, match="log_evidence: torch"):
+            TreeDenoiser(4, 2, 2)(wrong)
+    for options in ({"depth": 29}, {"depth": 10**9}, {"vocab_size": 10**12}, {"width": 10**5}, {"branching": 10**9}):
+        with pytest.raises(ValueError, match=r"expected at most 268435456 leaves, and weights"):
+            TreeDenoiser(**{"vocab_size": 4, "branching": 2, "depth": 2, **options})
+    for options, words in (({"seed": -1}, "seed = -1"), ({"seed": 0.5}, "seed = 0.5"), ({"channel": ["masking"]}, "channel = ")):
+        with pytest.raises(ValueError, match=words):
+            TreeDenoiser(4, 2, 2, **options)
+    with pytest.raises(ValueError, match="channel = 'epsilon'"):
+        training_noise("epsilon", 0.5)
+    with pytest.raises(ValueError, match="count = -1"):
+        full_noise(CHANNELS["masking"](), -1, 4, 4)
     with pytest.raises(ValueError, match="TreeClassifier; expected a TreeDenoiser"):
         LearnedDenoiser(TreeClassifier(4, 2, 2, width=4))
     with pytest.raises(ValueError, match="over 5 symbols"):
         denoise(LearnedDenoiser(TreeDenoiser(4, 2, 2)), Noisy(np.zeros((1, 4, 5)), np.ones(1), 5), 3, ut.random.keys(0, range(1)))
+
+
+def test_bad_input_of_comparisons(rhm, trained):
+    exact, learned, leaves = ExactDenoiser(rhm, CHANNELS["gaussian"]()), trained["gaussian"], rhm.sample(3, seed=1).leaves
+    broken = LearnedDenoiser(TreeDenoiser(4, 2, 2, width=16))
+    with torch.no_grad():
+        broken.model.embedding.weight.fill_(np.nan)
+    other = LearnedDenoiser(TreeDenoiser(4, 2, 3, width=4))
+    for denoiser, strings, noise, words in (
+        (broken, leaves, [0.1], "posterior of LearnedDenoiser is not a distribution"),
+        (other, leaves, [0.1], r"denoiser has \(channel, leaves, symbols\) = \(Gaussian\(\), 8, 4\)"),
+        (learned, leaves[:, :3], [0.1], r"leaves has shape \(3, 3\)"),
+        (learned, leaves[:0], [0.1], r"leaves .*expected .*at least one"),
+        (learned, leaves + 2, [0.1], "leaves"),
+        (learned, leaves * 1.0, [0.1], "leaves"),
+        (learned, leaves, [], "noise = "),
+        (learned, leaves, [[0.1]], "noise = "),
+        (learned, leaves, [0.0], "above 0"),
+        (learned, leaves, [np.nan], "noise = nan"),
+        (learned, leaves, "much", "noise = 'much'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compare_denoisers(denoiser, exact, strings, noise)
+        if "denoiser has" not in words and "not a distribution" not in words:
+            with pytest.raises(ValueError, match=words):
+                level_weights(denoiser, rhm, strings, noise)
+    with pytest.raises(ValueError, match="rhm is a NoneType"):
+        level_weights(learned, None, leaves, [0.1])
+    with pytest.raises(ValueError, match="corruption = None"):
+        compare_denoisers(learned, None, leaves, [0.1])
+    with pytest.raises(ValueError, match="EpsilonBelief"):
+        compare_denoisers(learned, type("Odd", (), {"corruption": ut.EpsilonBelief()})(), leaves, [0.1])
+
+
+def test_bad_observations():
+    f = np.float32
+    gaussian, masking, uniform = (LearnedDenoiser(TreeDenoiser(4, 2, 2, width=4, channel=channel)) for channel in CHANNELS)
+    for learned, noisy, words in (
+        (gaussian, Noisy(np.full((2, 4, 4), np.nan, f), np.ones(2), 4), "expected finite floats"),
+        (gaussian, Noisy(np.ones((2, 4), int), np.ones(2), 4), r"values of shape \(2, 4\)"),
+        (gaussian, Noisy(np.ones((2, 4, 5), f), np.ones(2), 5), "over 5 symbols"),
+        (gaussian, Noisy(np.ones((2, 4, 4), f), np.ones(3), 4), r"noise has shape \(3,\)"),
+        (gaussian, Noisy(np.ones((2, 4, 4), f), -np.ones(2), 4), "noise = -1.0"),
+        (masking, Noisy(np.full((2, 4), 9), np.ones(2), 4), "expected integers -1..3"),
+        (uniform, Noisy(np.full((2, 4), -1), np.ones(2), 4), "expected integers 0..3"),
+        (uniform, np.zeros((2, 4), int), "noisy is a ndarray; expected a Noisy"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            learned.posterior(noisy)

@@ -7,6 +7,8 @@ propagation knows: the distance to it is measured, not guessed.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from uturn.checks import checked_integer
+from uturn.backward.denoising import Denoiser, check_channel, checked_observation, checked_posterior
+from uturn.checks import checked_integer, checked_noise
 from uturn.corruption import Corruption, Gaussian, Masking, Noisy, UniformReplacement
-from uturn.random import keys, streams, uniforms
-from uturn.training import History, train
+from uturn.random import checked_seed, keys, streams, uniforms
+from uturn.rhm import RandomHierarchyModel
+from uturn.training import History, fingerprint, train
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from uturn.backward.denoising import Denoiser
-    from uturn.rhm import RandomHierarchyModel
 
 CHANNELS: dict[str, type] = {"gaussian": Gaussian, "masking": Masking, "uniform": UniformReplacement}
 TIMES = (0.03, 3.0)
@@ -32,6 +34,7 @@ TIMES = (0.03, 3.0)
 
 _TRAINING = 8  # purpose of a random stream, see uturn.sources; its first coordinate says which of these
 _BATCH, _HELD_OUT = 0, 1
+_MOST = 2**28  # weights of a network, and leaves: a gigabyte
 _FLOOR = -30.0  # log-probability below which evidence counts as none: keeps the network's input finite
 
 
@@ -72,8 +75,12 @@ class TreeDenoiser(nn.Module):
         s = checked_integer("branching", branching, 2)
         L = checked_integer("depth", depth, 1)
         w = checked_integer("width", width, 1)
-        if channel not in CHANNELS:
-            raise ValueError(f"channel = {channel!r}: expected one of {', '.join(CHANNELS)}")
+        checked_channel(channel)
+        checked_seed(seed)
+        if L * math.log2(s) > 28 or L * w * w * (12 * s + 8) + 2 * v * w > _MOST:
+            raise ValueError(
+                f"vocab_size = {v}, branching = {s}, depth = {L}, width = {w}: expected at most {_MOST} leaves, and weights"
+            )
         self.options: dict[str, Any] = {"vocab_size": v, "branching": s, "depth": L, "width": w, "channel": channel}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -85,13 +92,18 @@ class TreeDenoiser(nn.Module):
     def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
         """Logits of `p(x_0^i | observation)`, (batch, s**L, v), given log-evidence of that shape (-inf is allowed)."""
         v, s, L, w = (self.options[name] for name in ("vocab_size", "branching", "depth", "width"))
-        batch = len(log_evidence)
-        if log_evidence.shape != (batch, s**L, v) or not log_evidence.is_floating_point():
+        dtype = self.embedding.weight.dtype
+        if log_evidence.ndim != 3 or log_evidence.shape[1:] != (s**L, v) or log_evidence.dtype != dtype:
             raise ValueError(
-                f"log_evidence: dtype {log_evidence.dtype}, shape {tuple(log_evidence.shape)}; expected float32 "
-                f"(batch, {s**L}, {v})"
+                f"log_evidence: {log_evidence.dtype}, shape {tuple(log_evidence.shape)}; expected {dtype} (batch, {s**L}, {v})"
             )
+        batch = len(log_evidence)
         own = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
+        if own.isnan().any():
+            sample, leaf, _ = own.isnan().nonzero()[0].tolist()
+            raise ValueError(
+                f"log_evidence[{sample}, {leaf}] = {log_evidence[sample, leaf].tolist()}: expected numbers or -inf, not all -inf"
+            )
         upward = [self.embedding(v * own.exp() - 1)]
         for block in self.up:
             upward.append(block(upward[-1].reshape(batch, -1, s * w)))
@@ -127,22 +139,26 @@ class LearnedDenoiser:
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """What the network takes for the posterior of every leaf, float32 (batch, num_leaves, vocab_size)."""
+        noisy = checked_observation(self, noisy)
         out = np.empty((len(noisy.values), self.num_leaves, self.vocab_size), np.float32)
         with torch.inference_mode():
             for k in range(0, len(out), self.batch_size):
                 rows = slice(k, k + self.batch_size)
                 part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
                 evidence = torch.from_numpy(self.corruption.log_evidence(part, np.float32))
-                out[rows] = self.model(evidence).softmax(-1).numpy()
+                out[rows] = self.model(evidence.to(self.model.embedding.weight)).softmax(-1).float().cpu().numpy()
         return out
 
     def fingerprint(self) -> str:
         """SHA-256 of channel and weights (hexadecimal)."""
-        import hashlib
-
-        from uturn.training import fingerprint
-
         return hashlib.sha256(f"{self.corruption!r} {fingerprint(self.model)}".encode()).hexdigest()
+
+
+def checked_channel(channel: Any) -> str:
+    """`channel`, or a ValueError if it is not the name of one that a network can be trained for."""
+    if not isinstance(channel, str) or channel not in CHANNELS:
+        raise ValueError(f"channel = {channel!r}: expected one of {', '.join(CHANNELS)}")
+    return channel
 
 
 def training_noise(channel: str, u: Any) -> np.ndarray:
@@ -151,7 +167,7 @@ def training_noise(channel: str, u: Any) -> np.ndarray:
     Gaussian: t log-uniform in `TIMES`; masking and uniform replacement: the fraction 1 - alpha is u.
     """
     u = np.asarray(u, float)
-    return TIMES[0] * (TIMES[1] / TIMES[0]) ** u if channel == "gaussian" else u
+    return TIMES[0] * (TIMES[1] / TIMES[0]) ** u if checked_channel(channel) == "gaussian" else u
 
 
 def train_denoiser(
@@ -199,6 +215,7 @@ def train_denoiser(
     history : History
         Records `loss` (training) and `held_out` (nats a leaf).
     """
+    _check_grammar(rhm)
     strings = rhm.checked_leaves(strings)
     P, v = len(strings), rhm.vocab_size
     if P == 0:
@@ -225,8 +242,6 @@ def train_denoiser(
         trained.remember(value)
         return {"held_out": value}
 
-    import hashlib
-
     recipe = {
         "network": model.options,
         "grammar": rhm.fingerprint,
@@ -246,15 +261,16 @@ def train_denoiser(
 
 
 class _Remembering(nn.Module):
-    """A network in training and its best state so far, which thereby is part of every checkpoint."""
+    """A network in training and its best weights so far, which thereby are part of every checkpoint."""
 
     lowest: torch.Tensor
+    weights: torch.Tensor
 
     def __init__(self, model: TreeDenoiser) -> None:
         super().__init__()
         self.last = model
-        self.best: TreeDenoiser = deepcopy(model).requires_grad_(False)
         self.register_buffer("lowest", torch.tensor(float("inf"), dtype=torch.float64))
+        self.register_buffer("weights", parameters_to_vector(model.parameters()).detach())
 
     def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
         return self.last(log_evidence)
@@ -262,7 +278,13 @@ class _Remembering(nn.Module):
     def remember(self, loss: float) -> None:
         if loss < self.lowest.item():
             self.lowest.fill_(loss)
-            self.best.load_state_dict(self.last.state_dict())
+            self.weights.copy_(parameters_to_vector(self.last.parameters()))
+
+    @property
+    def best(self) -> TreeDenoiser:
+        best = deepcopy(self.last)
+        vector_to_parameters(self.weights.clone(), best.parameters())
+        return best
 
 
 def _tensors(
@@ -302,14 +324,18 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     """
     import xarray as xr
 
-    if type(denoiser.corruption) is not type(exact.corruption):
-        raise ValueError(f"denoiser undoes {denoiser.corruption!r} and exact {exact.corruption!r}; expected the same channel")
-    corruption, v = denoiser.corruption, denoiser.vocab_size
-    leaves, levels = np.asarray(leaves), np.atleast_1d(np.asarray(noise, float))
+    check_channel(getattr(exact, "corruption", None))
+    mine, its = ((one.corruption, one.num_leaves, one.vocab_size) for one in (denoiser, exact))
+    if mine != its:
+        raise ValueError(f"denoiser has (channel, leaves, symbols) = {mine}, exact {its}; expected the same")
+    corruption, d, v = its
+    leaves, levels = np.asarray(leaves), _checked_levels(corruption, noise)
+    if leaves.ndim != 2 or leaves.shape[1] != d or leaves.size == 0:
+        raise ValueError(f"leaves has shape {leaves.shape}; expected (items, {d}), at least one item")
     readings: dict[str, list[np.ndarray]] = {}
     for k, level in enumerate(levels):
         noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
-        p, q = (one.posterior(noisy).astype(float) for one in (exact, denoiser))
+        p, q = (checked_posterior(one, noisy).astype(float) for one in (exact, denoiser))
         own = torch.from_numpy(corruption.log_evidence(noisy, np.float64)).softmax(-1).numpy()
         log_p, log_q, log_own = (np.log(np.maximum(x, 1e-30)) for x in (p, q, own))
         true = np.eye(v)[leaves]
@@ -331,7 +357,79 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     return xr.Dataset({name: (("noise", "item"), np.array(rows)) for name, rows in readings.items()}, {"noise": levels})
 
 
+def _check_grammar(rhm: Any) -> None:
+    if not isinstance(rhm, RandomHierarchyModel):
+        raise ValueError(f"rhm is a {type(rhm).__name__}; expected a RandomHierarchyModel")
+
+
+def _checked_levels(corruption: Corruption, noise: Any) -> np.ndarray:
+    levels = np.atleast_1d(checked_noise(noise, corruption.max_noise))
+    if levels.ndim != 1 or levels.size == 0 or (isinstance(corruption, Gaussian) and levels.min() == 0):
+        raise ValueError(f"noise = {levels.tolist()}: expected levels (levels,), above 0 for the Gaussian process")
+    return levels
+
+
 def full_noise(corruption: Corruption, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
     """Observations that say nothing: where the generation of new strings starts."""
-    anything = np.zeros((count, num_leaves), np.int64)
+    anything = np.zeros((checked_integer("count", count, 0), checked_integer("num_leaves", num_leaves, 1)), np.int64)
     return corruption.corrupt(anything, corruption.max_noise, vocab_size, seed)
+
+
+def level_weights(
+    denoiser: Denoiser, rhm: RandomHierarchyModel, leaves: Any, noise: Any, seed: int | np.ndarray = 0
+) -> np.ndarray:
+    """How much of the evidence that the rules of each tree level give about a leaf is in what a denoiser says of it.
+
+    Let p_l be the exact posterior of a leaf for a reader who knows the rules of tree levels 1 .. l alone, and so uses no other
+    leaves than those below the same node of level l: p_0 knows the leaf alone, p_L is the exact posterior. `D_l = log p_l -
+    log p_{l-1}` is the evidence of level l. Least squares give the weights w and, for them, the scale
+
+        log p_net - log p_0 = sum_l w_l D_l + rest,    scale * (log p_net - log p_0) = sum_l D_l + rest,    scale >= 0
+
+    over symbols, leaves, strings and noise levels (symbols weighted by p_L and centred, the metric of which the Kullback-Leibler
+    divergence is half the square). Returned is `scale * w`, the weights in the network's evidence once it is multiplied by the
+    factor that brings it closest to the exact evidence: 1 for exact inference, 0 for levels whose rules are not known. Without
+    the factor a network that is sure of everything, whatever it sees, would seem to know. Errors that have nothing to do with
+    the levels lower all weights alike, so that a network that uses all levels alike has equal weights.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    rhm : RandomHierarchyModel
+        The grammar of the strings.
+    leaves, noise, seed
+        As for `compare_denoisers`; noise levels above 0.
+
+    Returns
+    -------
+    float (depth,), tree levels 1 .. depth
+    """
+    from uturn.inference import infer
+
+    _check_grammar(rhm)
+    s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption
+    leaves, levels = rhm.checked_leaves(leaves), _checked_levels(corruption, noise)
+    if len(leaves) == 0:
+        raise ValueError("leaves is empty; expected at least one string")
+    rules, chances = rhm.rules, rhm.rule_probabilities
+    readers = [
+        RandomHierarchyModel.from_rules(
+            {k: rules[k] for k in range(1, top + 1)}, v, rule_probabilities={k: chances[k] for k in range(1, top + 1)}
+        )
+        for top in range(1, L)
+    ]
+    moments = np.zeros((L + 1, L + 1))  # of D_1 .. D_L and of the network's evidence
+    for k, level in enumerate(levels):
+        noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
+        evidence = corruption.log_evidence(noisy, np.float64)
+        known = [np.exp(evidence - np.logaddexp.reduce(evidence, -1, keepdims=True))]
+        for reader in [*readers, rhm]:
+            blocks = evidence.reshape(-1, s**reader.depth, v)
+            known.append(infer(reader, blocks).marginals[0].reshape(evidence.shape))
+        logs = np.log(np.maximum(np.array([*known, checked_posterior(denoiser, noisy)]), 1e-30))
+        parts = np.concatenate([np.diff(logs[: L + 1], axis=0), (logs[-1] - logs[0])[None]])
+        parts -= (known[L] * parts).sum(-1, keepdims=True)
+        moments += np.einsum("nia,jnia,knia->jk", known[L], parts, parts, optimize=True)
+    gram, projection, power = moments[:L, :L], moments[:L, L], moments[L, L]
+    scale = max(projection.sum(), 0) / power if power > 0 else 0.0
+    return scale * np.linalg.lstsq(gram, projection, rcond=None)[0]
