@@ -206,7 +206,7 @@ def test_goes_on_where_it_was_or_begins_anew(tmp_path, monkeypatch):
     checkpoint.write_bytes(b"{")
     learning._train(name, job, tmp_path)
     assert [fingerprint(model) for model in learning._trained(name, job, tmp_path)] == weights
-    with pytest.raises(ValueError, match="nvalid learning rate|learning_rate"):
+    with pytest.raises(ValueError, match=r"nvalid learning rate|learning_rate"):
         learning._train(name, {**job, "training": {**job["training"], "learning_rate": -1.0}}, tmp_path)
 
 
