@@ -89,20 +89,20 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     folder, _ = finished
     copy = tmp_path / "store"
     calls = []
-    measure = ut.Experiment.measure
+    write = Store.write
 
     def interrupted(self, *args):
         calls.append(args)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return measure(self, *args)
+        write(self, *args)
 
-    monkeypatch.setattr(ut.Experiment, "measure", interrupted)
+    monkeypatch.setattr(Store, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ut.run(experiment(), copy)
     assert len(calls) == 5
     ut.run(experiment(), copy)
-    assert len(calls) == 5 + 9 - 4  # nothing is computed twice
+    assert len(calls) == 5 + 9 - 4  # what had been written is not computed again
     assert files_of(copy) == files_of(folder)
 
 
@@ -234,41 +234,3 @@ def test_extension_by_import_path():
     assert json.loads(ds.attrs["spec"])["corruption"]["share"] == 0.5
     plain = ut.run(ut.Experiment.from_dict(with_part("corruption", noise=[0.8])))
     assert ds.belief.mean() > plain.belief.mean()
-
-
-def test_array_and_folder_sources(tmp_path):
-    from PIL import Image
-
-    from uturn.sources import ArraySource, ImageFolderSource
-
-    images = np.random.default_rng(0).integers(0, 256, (4, 6, 6), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    loaded, labels = ArraySource(path=str(tmp_path / "images.npy")).load()
-    assert loaded.shape == (4, 1, 6, 6)
-    assert np.allclose((loaded[:, 0] + 1) * 127.5, images, atol=1e-4)
-    assert (labels == -1).all()
-    for k, image in enumerate(images):
-        folder = tmp_path / "folder" / f"class{k % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{k}.png")
-    loaded, labels = ImageFolderSource(path=str(tmp_path / "folder"), channels=1).load()
-    assert np.allclose(loaded, ArraySource(path=str(tmp_path / "images.npy")).load()[0][[0, 2, 1, 3]])
-    assert labels.tolist() == [0, 0, 1, 1]
-    (tmp_path / "folder" / "notes.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"notes\.png cannot be read as an image"):
-        ImageFolderSource(path=str(tmp_path / "folder")).load()
-    with pytest.raises(ValueError, match="is not a folder"):
-        ImageFolderSource(path=str(tmp_path / "absent")).load()
-    np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
-    with pytest.raises(ValueError, match="expected uint8"):
-        ArraySource(path=str(tmp_path / "wrong.npy")).load()
-    images = np.zeros((4, 6, 6), np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    assert (ArraySource(path=str(tmp_path / "images.npy")).all_images()[0] == -1).all()
-    before = ArraySource(path=str(tmp_path / "images.npy")).fingerprint()
-    np.save(tmp_path / "images.npy", images + 255)  # a changed file is read again, and has another fingerprint
-    assert (ArraySource(path=str(tmp_path / "images.npy")).all_images()[0] == 1).all()
-    assert ArraySource(path=str(tmp_path / "images.npy")).fingerprint() != before
-    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="not a readable"):
-        ArraySource(path=str(tmp_path / "object.npy")).load()

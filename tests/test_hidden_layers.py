@@ -379,6 +379,58 @@ def test_predictions_are_the_softmax_of_the_output(network, images):
     np.testing.assert_array_equal(classes, expected.argmax(1))
 
 
+# -- originals with several reconstructions each --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 8, 100])
+def test_one_look_is_what_comparison_and_prediction_say(network, images, batch_size):
+    """Whole items in a batch (from 4 on), and the reconstructions of one item spread over several batches (below)."""
+    rebuilt = np.stack([np.roll(images, k, axis=0) for k in (0, 1, 5)], axis=1)
+    probe = HiddenLayers(network, LAYERS, batch_size=100).fit(images)
+    expected = probe.compare(np.repeat(images, 3, axis=0), rebuilt.reshape(-1, 1, 9, 9))
+    probe.batch_size = batch_size
+    readings = probe.read(images, rebuilt)
+    np.testing.assert_allclose(readings.similarity.reshape(-1, 3), expected.similarity, atol=1e-5)
+    np.testing.assert_allclose(readings.distance.reshape(-1, 3), expected.distance, atol=1e-5)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(readings.original_logits, logits, atol=1e-5)
+    np.testing.assert_allclose(readings.logits, np.stack([np.roll(logits, k, axis=0) for k in (0, 1, 5)], axis=1), atol=1e-5)
+    np.testing.assert_allclose(readings.similarity[:, 0], 1, atol=1e-5)
+    assert (readings.similarity[:, 1:].max((0, 1)) < 0.999).all()
+
+
+def test_an_original_passes_once(network, images):
+    passed = []
+    network.blocks["first"].register_forward_hook(lambda module, inputs, output: passed.append(len(output)))
+    probe = HiddenLayers(network, LAYERS, batch_size=12).fit(images)
+    rebuilt = np.repeat(images[:, None], 3, axis=1)
+    passed.clear()
+    probe.read(images, rebuilt)
+    assert passed == [12] * 7 + [8]  # 23 originals and 69 reconstructions, three items a batch
+    passed.clear()
+    probe.read(images[:2], np.repeat(images[:2, None], 23, axis=1))
+    assert passed == [12, 12, 2] * 2  # 11 + 11 + 1 reconstructions, each time with the original
+
+
+def test_what_does_not_belong_together_is_refused(network, images):
+    rebuilt = np.repeat(images[:, None], 3, axis=1)
+    with pytest.raises(ValueError, match="call fit"):
+        HiddenLayers(network, LAYERS).read(images, rebuilt)
+    probe = HiddenLayers(network, LAYERS).fit(images)
+    for bad in (images, rebuilt[:4], rebuilt[..., :5]):
+        with pytest.raises(ValueError, match=r"expected \(items, \.\.\.\) and \(items, trajectories, \.\.\.\)"):
+            probe.read(images, bad)
+    with pytest.raises(ValueError, match="no samples"):
+        probe.read(images, rebuilt[:, :0])
+    rebuilt[17, 2, 0, 4, 4] = np.nan
+    with pytest.raises(ValueError, match=r"'blocks\.first': activations of reconstructed 17 \(trajectory 2\) are not finite"):
+        probe.read(images, rebuilt)
+    without_head = HiddenLayers(network.blocks["first"]).fit(images)
+    with pytest.raises(ValueError, match=r"output has shape \(.*expected logits"):
+        without_head.read(images, np.repeat(images[:, None], 3, axis=1))
+
+
 # -- distance and the legacy variant ----------------------------------------------------------------------------------
 
 
@@ -641,6 +693,8 @@ def peak(tmp_path, depth: int, count: int, action: str, batch_size: int = 40) ->
             probe.fit(x)
         elif action == "compare":
             probe.compare(x, y)
+        elif action == "read":
+            probe.read(x[: count // 4], x[: count // 4 * 3].reshape(-1, 3, 50))
         else:
             for _ in probe.readings(x):
                 pass
@@ -656,6 +710,8 @@ def test_memory_bound(tmp_path):
     bound = peak(tmp_path, 20, 120, "forward") + 2 * 2 * size
     assert peak(tmp_path, 20, 120, "compare") <= bound
     assert peak(tmp_path, 40, 240, "compare") <= bound
+    assert peak(tmp_path, 20, 120, "read") <= bound
+    assert peak(tmp_path, 40, 240, "read") <= bound
     assert peak(tmp_path, 20, 240, "fit") <= bound + 2 * 8 * 50 * 20  # a mean and a sum of squares of one sample a layer
     # The instrument sees what is kept: readings hold all layers of a batch.
     assert peak(tmp_path, 20, 120, "readings") >= 20 * size

@@ -1,4 +1,4 @@
-"""The command line: `uturn reproduce`, `uturn run`, `uturn theory`, `uturn report`."""
+"""The command line: `uturn reproduce`, `run`, `images`, `convert`, `theory`, `report`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class _Scale(StrEnum):
 
 
 _Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the results do not depend on it.", show_default="by task")]
+
+_Shard = Annotated[
+    str, typer.Option(help="i/n: do the i-th of n shares; the others go to other GPUs or hosts, into the same store.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -95,6 +99,7 @@ def run(
     store: Annotated[Path, typer.Option(help="Folder of the zarr store to fill.")],
     workers: _Workers = None,
     resume: Annotated[bool, typer.Option(help="Go on with an existing store of the same experiment.")] = True,
+    shard: _Shard = "1/1",
 ) -> None:
     """Run an experiment from a file into a store, or what is left of it.
 
@@ -108,12 +113,125 @@ def run(
 
     experiment = Experiment.from_file(spec)
     with _resumable(f"what is done is in {store}; run the same command again to go on"):
-        ds = run_experiment(experiment, store, resume, workers=workers, progress=sys.stderr.isatty())
+        ds = run_experiment(experiment, store, resume, workers=workers, progress=sys.stderr.isatty(), shard=_shard(shard))
     console = _console()
-    console.print(f"{store}: complete, spec {experiment.hash[:12]}")
+    done = "complete" if shard == "1/1" else f"share {shard} done"
+    console.print(f"{store}: {done}, spec {experiment.hash[:12]}")
     for name in ds.attrs["variables"]:
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
         console.print(f"  {name} ({dims}): {ds[name].attrs['long_name']}")
+
+
+@app.command()
+def images(
+    out: Annotated[Path, typer.Option(help="Folder for the run, numbers and figures.")],
+    model: Annotated[str, typer.Option(help="Folder or hub id of a diffusers model, or a guided-diffusion checkpoint.")] = (
+        "fashion_mnist"
+    ),
+    data: Annotated[str, typer.Option(help="Folder of images (sub-folders are classes), or a .npy file.")] = "fashion_mnist",
+    classifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="torchvision:NAME, timm:NAME, module:function, or a file of uturn.networks; can be given several times.",
+            show_default="fashion_mnist, for that data",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights of the classifiers, in their order: a name, a file, or '' for the usual ones."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Which guided-diffusion model the checkpoint is.")] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Reverse process: ddpm, ddim, euler_ancestral, .., or a class of diffusers.")
+    ] = "ddpm",
+    steps: Annotated[int, typer.Option(min=1, help="Reverse steps of the whole chain.")] = 100,
+    eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 .. 1.")] = None,
+    timestep_spacing: Annotated[str | None, typer.Option(help="linspace, leading or trailing.")] = None,
+    levels: Annotated[
+        str, typer.Option(help="Number of noise levels, evenly spaced up to the whole chain; or 0.2,0.5,1.0")
+    ] = "10",
+    items: Annotated[int, typer.Option(min=1, help="Number of originals.")] = 40,
+    trajectories: Annotated[int, typer.Option(min=1, help="U-turns of each original at each level.")] = 1,
+    size: Annotated[int | None, typer.Option(help="Resize and crop the images of a folder to this size.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (RGB), for a folder.", show_default="3")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Class folders in the classifier's order, one a line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels for a .npy file: another one, of integers.")] = None,
+    compare_labels: Annotated[
+        bool, typer.Option(help="Compare with the labels of the images too, which must be the classifiers' classes.")
+    ] = True,
+    dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ..", show_default="the fastest there is")] = None,
+    batch_size: Annotated[str, typer.Option(help="Images in a call of the model: auto, or a number.")] = "auto",
+    compile: Annotated[bool, typer.Option(help="Compile the model with torch.compile first.")] = False,
+    shard: _Shard = "1/1",
+    keep: Annotated[int, typer.Option(min=0, help="Keep the reconstructions of the first so many originals.")] = 16,
+    save_images: Annotated[bool, typer.Option(help="Write the kept reconstructions as PNG too.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = True,
+    workers: _Workers = None,
+    finished: Annotated[
+        Path | None, typer.Option("--run", help="Analyse and draw this finished store of `uturn run` instead.")
+    ] = None,
+) -> None:
+    """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
+
+    Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
+    predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
+    the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
+    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. Stop it at any time: the same
+    command goes on. Without options it runs the Fashion-MNIST model that comes with the package, in a few minutes.
+
+    Example: `uturn images --out results/fashion`
+
+    Example: `uturn images --model google/ddpm-cifar10-32 --data photos --size 32 --classifier torchvision:resnet50
+    --no-compare-labels --out results/cifar`
+    """
+    from uturn.experiment import run as run_experiment
+    from uturn.images import RESULTS, image_experiment, missing_tasks, parsed_levels, summary, write_results
+    from uturn.store import Store
+
+    console = _console()
+    if finished is not None:
+        ds = Store.open(finished).dataset()
+    else:
+        experiment = image_experiment(
+            model,
+            data,
+            classifier,
+            weights=weights,
+            preset=preset,
+            scheduler=scheduler,
+            steps=steps,
+            eta=eta,
+            timestep_spacing=timestep_spacing,
+            levels=parsed_levels(levels),
+            items=items,
+            trajectories=trajectories,
+            size=size,
+            channels=channels,
+            classes=None if classes is None else str(classes),
+            labels=None if labels is None else str(labels),
+            compare_labels=compare_labels,
+            dtype=dtype,
+            device=device,
+            batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
+            compile=compile,
+            keep=keep,
+            seed=seed,
+        )
+        store = out / "run.zarr"
+        with _resumable(f"what is done is in {store}; run the same command again to go on"):
+            ds = run_experiment(experiment, store, resume, workers=workers, progress=sys.stderr.isatty(), shard=_shard(shard))
+        missing = missing_tasks(ds)
+        if missing:
+            left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
+            console.print(f"{store}: share {shard} done, {left}; the share that ends last draws the figures")
+            return
+    analysis = write_results(ds, out, save_images=save_images)
+    for table in summary(analysis):
+        console.print(table)
+    written = ", ".join(name for name in RESULTS if (out / name).exists())
+    console.print(f"{analysis.attrs['description']}\nwritten to {out}: {written}")
 
 
 @app.command()
@@ -169,6 +287,32 @@ def theory(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of guided-diffusion, .pt or .safetensors.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the published model, or flags of the original code, such as '--image_size 64 --num_heads 4'.",
+            show_default="the name of the file",
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint of OpenAI's guided-diffusion (ADM) as a folder in diffusers' layout: UNet2DModel and DDPMScheduler.
+
+    Measures nothing: the network computes the same as before. Checkpoints can also be used as they are, with their preset; those
+    with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) must be.
+
+    Example: `uturn convert 256x256_diffusion_uncond.pt adm256 --preset 256x256_diffusion_uncond`
+    """
+    from uturn.backward.guided_diffusion import convert_guided_diffusion
+
+    model = convert_guided_diffusion(checkpoint, folder, preset)
+    told = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
+    _console().print(f"written: {folder} (UNet2DModel, {told}, images of {model.options['image_size']} pixels)")
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn reproduce`.")]) -> None:
     """Write `index.html` for the figures found in a folder: pictures, captions, verdicts.
 
@@ -177,6 +321,14 @@ def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn 
     from uturn.report import write_report
 
     _console().print(f"written: {write_report(folder)}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """ "2/8" as numbers; `run` checks them."""
+    number, slash, shares = text.partition("/")
+    if not (slash and number.isdecimal() and shares.isdecimal()):
+        raise ValueError(f"shard = {text!r}: expected i/n, such as 2/8")
+    return int(number), int(shares)
 
 
 def _console() -> Any:

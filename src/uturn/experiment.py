@@ -7,7 +7,7 @@ import importlib
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from uturn.backward import BACKWARDS
 from uturn.corruption import CORRUPTIONS
+from uturn.image_sources import ImageSource
 from uturn.probes import PROBES
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
-from uturn.sources import SOURCES, RHMSource, _ImageSource, _VectorSource
+from uturn.sources import SOURCES, RHMSource, _VectorSource
 from uturn.store import Store, Task, Variable
 
 if TYPE_CHECKING:
@@ -112,10 +113,23 @@ class Experiment(BaseModel):
         """The full description, defaults filled in."""
         return self.model_dump(mode="python") | {"probes": list(self.probes)}
 
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on: the description without options that say only how they are computed (the device, ..)."""
+        source, corruption, backward, probes = self.parts
+        spec = self.to_dict()
+
+        def kept(part: Any, table: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in table.items() if key not in getattr(part, "execution", ())}
+
+        spec["source"], spec["corruption"] = kept(source, spec["source"]), kept(corruption, spec["corruption"])
+        spec["backward"] = kept(backward, spec["backward"])
+        spec["probes"] = [kept(probe, table) for probe, table in zip(probes, spec["probes"], strict=True)]
+        return spec
+
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the full description (hexadecimal): the identity of the run."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of `identity` (hexadecimal)."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     # -- the objects described -----------------------------------------------------------------------------------
     @cached_property
@@ -136,8 +150,8 @@ class Experiment(BaseModel):
     def _normalised(self) -> dict[str, Any]:
         """Tables with the defaults of the built-in types filled in; also checks that the parts fit together."""
         source, corruption, backward, probes = self.parts
-        images = isinstance(source, _ImageSource)
-        if isinstance(source, RHMSource | _ImageSource | _VectorSource):
+        images = isinstance(source, ImageSource)
+        if isinstance(source, RHMSource | ImageSource | _VectorSource):
             scored = self.backward["type"] == "score"  # strings with the forward process of a scheduler
             kind = "images" if images else "strings, backward 'score'" if scored else "strings"
             allowed = {
@@ -192,13 +206,39 @@ class Experiment(BaseModel):
 
     def measure(self, noise_index: int, items: np.ndarray) -> dict[str, np.ndarray]:
         """Readings of some items at one noise level: {variable: array (items, ...)}. The heart of `run`."""
+        return next(self.measurements([(None, noise_index, items)]))[1]
+
+    def measurements(self, tasks: Iterable[tuple[Any, int, np.ndarray]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+        """Readings of tasks `(name, noise_index, items)`: `(name, readings)` as in `measure`, in the order in which they end.
+
+        A backward with a method `u_turns` gets all tasks in one stream, so that they can share batches.
+        """
         source, corruption, backward, probes = self.parts
         outputs = sorted({output for probe in probes for output in probe.outputs})
-        pieces: list[dict[str, np.ndarray]] = []
-        for originals in source.blocks(items, self.seed, self.items):
-            u_turns = backward.u_turn(originals, corruption, self.noise[noise_index], self.seed, self.trajectories, outputs)
-            pieces.append({k: v for probe in probes for k, v in probe.read(u_turns, source).items()})
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+        def read(pieces: Iterable[Any]) -> dict[str, np.ndarray]:
+            found = [{k: v for probe in probes for k, v in probe.read(u_turns, source).items()} for u_turns in pieces]
+            return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
+
+        if hasattr(backward, "u_turns"):
+            done: dict[int, list[Any]] = {}  # of tasks whose originals come in several blocks
+
+            def batches() -> Iterator[tuple[Any, Any, float]]:
+                for number, (name, noise_index, items) in enumerate(tasks):
+                    blocks = list(source.blocks(items, self.seed, self.items))
+                    done[number] = [None] * len(blocks)
+                    for k, originals in enumerate(blocks):
+                        yield (number, k, name), originals, self.noise[noise_index]
+
+            for (number, k, name), u_turns in backward.u_turns(batches(), self.seed, self.trajectories):
+                done[number][k] = u_turns
+                if all(piece is not None for piece in done[number]):
+                    yield name, read(done.pop(number))
+            return
+        for name, noise_index, items in tasks:
+            noise = self.noise[noise_index]
+            blocks = source.blocks(items, self.seed, self.items)
+            yield name, read(backward.u_turn(x, corruption, noise, self.seed, self.trajectories, outputs) for x in blocks)
 
 
 def run(
@@ -208,6 +248,7 @@ def run(
     *,
     workers: int | None = 1,
     progress: bool = False,
+    shard: tuple[int, int] = (1, 1),
 ) -> xr.Dataset:
     """Run an experiment, or what is left of it.
 
@@ -224,6 +265,9 @@ def run(
         `if __name__ == "__main__":`, since the processes import it.
     progress : bool
         Show a progress bar on stderr.
+    shard : (i, n)
+        Do the i-th of n shares of the tasks, i = 1 .. n, and leave the others to other processes, GPUs or hosts that fill the
+        same store, perhaps at the same time; readings that are not done are NaN.
 
     Returns
     -------
@@ -241,47 +285,59 @@ def run(
         raise ValueError(f"experiment = {_short(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: expected an integer >= 1")
+    number, shares = shard
+    if not 1 <= number <= shares:
+        raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
+    if shares > 1 and store is None:
+        raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     opened = _open(experiment, store, resume)
-    tasks = list(opened.tasks())
+    # Long U-turns first: processes, and the places of a batch, end at about the same time. Dealt out in turn, shares are alike.
+    tasks = sorted(opened.tasks(), key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
     todo = [task for task in tasks if not opened.is_done(task)]
     with progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
         if workers is None:
             workers = cores() if getattr(experiment.parts[2], "wants_processes", False) else 1
         workers = min(workers, len(todo))
         if workers <= 1 or store is None:
-            for task in todo:
-                opened.write(task, experiment.measure(task.noise_index, opened.items(task)))
+            named = ((task, task.noise_index, opened.items(task)) for task in todo)
+            for task, readings in experiment.measurements(named):
+                opened.write(task, readings)
                 advance()
         else:
-            # Long U-turns first: the processes end at about the same time.
-            ordered = sorted(todo, key=lambda task: -experiment.noise[task.noise_index])
             spec = json.dumps(experiment.to_dict())
-            for _ in in_processes(_run_task, [(spec, str(store), task) for task in ordered], workers):
+            for _ in in_processes(_run_task, [(spec, str(store), task) for task in todo], workers):
                 advance()
     return opened.dataset()
 
 
 def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Store:
-    spec = experiment.to_dict()
     source, _, backward, probes = experiment.parts
     models = {"backward": backward.fingerprint()} | {f"probes[{i}]": probe.fingerprint() for i, probe in enumerate(probes)}
     if hasattr(source, "fingerprint"):
         models["source"] = source.fingerprint()
     attributes = {
-        "spec": json.dumps(spec),
+        "spec": json.dumps(experiment.to_dict()),
+        "identity": json.dumps(experiment.identity()),
         "spec_hash": experiment.hash,
         "seed": experiment.seed,
         "models": json.dumps(models),
         "versions": json.dumps(_versions()),
     }
+    if hasattr(backward, "describe"):
+        attributes["description"] = backward.describe()
     if store is None or not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
-        return Store.create(store, experiment.variables(), experiment.coordinates(), experiment.chunk, attributes)
-    opened = Store.open(store)
-    if not resume:
+        if hasattr(source, "skipped"):  # files that cannot be read
+            attributes["skipped"] = json.dumps(source.skipped(experiment.items))
+        opened = Store.create(store, experiment.variables(), experiment.coordinates(), experiment.chunk, attributes)
+        if opened is not None:
+            return opened
+    elif not resume:
         raise ValueError(f"{store} exists already; choose another folder, or go on with it (resume=True)")
+    assert store is not None
+    opened = Store.open(store)
     for what, mine, stored in [
-        ("spec", spec, json.loads(opened.attributes["spec"])),
+        ("spec", experiment.identity(), json.loads(opened.attributes["identity"])),
         ("models", models, json.loads(opened.attributes["models"])),
     ]:
         differences = _differences(stored, mine, what)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from uturn.image_sources import ArraySource, FashionMNISTSource, ImageFolderSource
+from uturn.image_sources import Images as Images
 from uturn.random import keys
 from uturn.rhm import Draw, RandomHierarchyModel, zipf
 
@@ -44,25 +44,6 @@ class Strings:
     def data_of(reconstructions: Any) -> np.ndarray:
         """Likewise of their U-turns, (batch, trajectories, num_leaves)."""
         return reconstructions[0]
-
-
-@dataclass(frozen=True)
-class Images:
-    """Original images, float32 (batch, channels, height, width) in [-1, 1]; labels are -1 where unknown."""
-
-    items: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def data(self) -> np.ndarray:
-        """What a network reads: the images."""
-        return self.images
-
-    @staticmethod
-    def data_of(reconstructions: Any) -> np.ndarray:
-        """Likewise of their U-turns, (batch, trajectories, channels, height, width)."""
-        return reconstructions
 
 
 @dataclass(frozen=True)
@@ -277,156 +258,6 @@ def _field(source: GaussianFieldSource) -> GaussianMixture:
     from uturn.laws import GaussianMixture, power_law
 
     return GaussianMixture(np.zeros((1, source.size**2)), variance=power_law(source.grid, source.exponent), grid=source.grid)
-
-
-class _ImageSource(_Spec):
-    """Items are the images in the order of the source; asking for more items than images is an error."""
-
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
-        raise NotImplementedError
-
-    def files(self) -> list[Path]:
-        """The files read, if any: when one changes, the images are read again."""
-        return []
-
-    def all_images(self) -> tuple[np.ndarray, np.ndarray]:
-        stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in self.files() if f.is_file())
-        return _loaded(self, stamp)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of images and labels (hexadecimal): a store does not go on with other data."""
-        images, labels = self.all_images()
-        return hashlib.sha256(f"{images.shape}".encode() + images.tobytes() + labels.tobytes()).hexdigest()
-
-    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
-        images, labels = self.all_images()
-        yield Images(items, images[items], labels[items])
-
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        images, labels = self.all_images()
-        if num_items > len(images):
-            raise ValueError(f"items = {num_items}, but the source has {len(images)} images; lower items")
-        return {"label": labels[:num_items]}
-
-
-class FashionMNISTSource(_ImageSource):
-    """The 1,000 Fashion-MNIST test images that come with the package, classes in turn."""
-
-    type: Literal["fashion_mnist"] = "fashion_mnist"
-
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        from uturn.fashion_mnist import load_test_set
-
-        images, labels = load_test_set()
-        return np.asarray(images, np.float32), np.asarray(labels, np.int64)
-
-
-class ImageFolderSource(_ImageSource):
-    """PNG, JPEG, .. files of a folder, in the order of their names; sub-folders, if any, are the classes.
-
-    `size`: resize the short side and crop the centre to size x size; by default all images must have one size already.
-    `channels`: 1 (grey) or 3 (RGB).
-    """
-
-    type: Literal["images"] = "images"
-    path: str
-    channels: Literal[1, 3] = 3
-    size: int | None = Field(default=None, ge=1, le=4096)
-
-    def files(self) -> list[Path]:
-        return sorted(f for f in Path(self.path).rglob("*") if f.is_file() and not f.name.startswith("."))
-
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
-        root, files = Path(self.path), self.files()
-        if not root.is_dir():
-            raise ValueError(f"path = {self.path!r} is not a folder; expected a folder of image files")
-        if not files:
-            raise ValueError(f"path = {self.path!r} holds no files; expected image files, or one sub-folder a class")
-        classes = sorted({f.parent.relative_to(root).as_posix() for f in files if f.parent != root})
-        images, labels, first = [], [], None
-        for file in files:
-            try:
-                with Image.open(file) as opened:
-                    image = opened.convert("L" if self.channels == 1 else "RGB")
-            except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-                raise ValueError(
-                    f"{file} cannot be read as an image ({error}); expected PNG, JPEG, .. only; mend it or move it away"
-                ) from None
-            if self.size is not None:
-                image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
-            first = first or (file, image.size)
-            if image.size != first[1]:
-                raise ValueError(
-                    f"{file} has size {image.size}, but {first[0]} has {first[1]}; give `size` to resize and crop all images"
-                )
-            _check_size(len(files) * image.width * image.height * self.channels, self.path)
-            images.append(np.asarray(image).reshape(image.height, image.width, self.channels).transpose(2, 0, 1))
-            labels.append(classes.index(file.parent.relative_to(root).as_posix()) if file.parent != root else -1)
-        return _scaled(np.stack(images), self.path), np.array(labels, np.int64)
-
-
-class ArraySource(_ImageSource):
-    """Images in a .npy file: (count, height, width), (.., channels) or (count, channels, height, width).
-
-    uint8 in 0..255, or floats in [-1, 1]. `labels`: another .npy file, integers (count,).
-    """
-
-    type: Literal["array"] = "array"
-    path: str
-    labels: str | None = None
-
-    def files(self) -> list[Path]:
-        return [Path(p) for p in (self.path, self.labels) if p is not None]
-
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        array = _read_npy(self.path)
-        if array.ndim == 3:
-            array = array[:, None]
-        elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
-            array = array.transpose(0, 3, 1, 2)
-        if array.ndim != 4 or array.shape[1] not in (1, 3):
-            raise ValueError(
-                f"{self.path} has shape {array.shape}; expected (count, height, width), with 1 or 3 channels before or after"
-            )
-        _check_size(array.size, self.path)
-        labels = np.full(len(array), -1) if self.labels is None else _read_npy(self.labels)
-        if labels.shape != (len(array),) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"{self.labels} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({len(array)},)"
-            )
-        return _scaled(array, self.path), labels.astype(np.int64)
-
-
-@lru_cache(maxsize=2)
-def _loaded(source: _ImageSource, stamp: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
-    return source.load()
-
-
-def _read_npy(path: str) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise ValueError(f"{path} is not a readable .npy file ({error}); write one with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} is an archive; expected a .npy file with one array")
-    return array
-
-
-def _check_size(numbers: int, where: str) -> None:
-    if 4 * numbers > _MOST_BYTES:
-        gigabytes = 4 * numbers / 2**30
-        raise ValueError(f"the images of {where} would take {gigabytes:.0f} GB of memory; take fewer, or smaller ones")
-
-
-def _scaled(array: np.ndarray, where: str) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 127.5 - 1
-    if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:
-        return array.astype(np.float32)
-    raise ValueError(f"{where} holds {array.dtype} images; expected uint8 in 0..255, or finite floats in [-1, 1]")
 
 
 SOURCES: dict[str, type] = {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _BOOTSTRAP = 4  # purpose of a random stream, see uturn.sources
+_MOST_NUMBERS = 2**22  # drawn at a time, to bound the memory
 
 
 class Estimate(NamedTuple):
@@ -118,22 +119,26 @@ def _weights(values: xr.DataArray, num: int, seed: int) -> np.ndarray:
     items, trajectories = values.sizes["item"], values.sizes["trajectory"]
     grammar = np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(items, int)
     groups = [np.flatnonzero(grammar == g) for g in np.unique(grammar)]
-    u = uniforms(keys(seed, _BOOTSTRAP, np.arange(num)), len(groups) + items * (1 + trajectories) + items)
-    weights = np.zeros((num, items, trajectories))
-    for r in range(num):
-        stream = iter(u[r])
-
-        def pick(n: int, stream: Any = stream) -> int:
-            return int(next(stream) * n)
-
-        chosen = [groups[pick(len(groups))] for _ in groups] if len(groups) > 1 else groups
-        # Groups may differ in size: draw as many items as there were, over the chosen groups in turn.
-        for k in range(items):
-            group = chosen[k % len(chosen)]
-            item = group[pick(len(group))]
-            for _ in range(trajectories):
-                weights[r, item, pick(trajectories)] += 1
-    return weights / (items * trajectories)
+    sizes, members = np.array([len(group) for group in groups]), np.concatenate(groups)
+    starts = np.cumsum(sizes) - sizes
+    # Groups may differ in size: draw as many items as there were, over the chosen groups in turn.
+    turn = np.arange(items) % len(groups)
+    before = len(groups) if len(groups) > 1 else 0  # numbers of a stream that choose groups
+    count = items * trajectories
+    weights = np.empty((num, items, trajectories))
+    rows = max(1, _MOST_NUMBERS // (items * (1 + trajectories)))  # resamples worked on at a time
+    for first in range(0, num, rows):
+        numbers = np.arange(first, min(first + rows, num))
+        u = uniforms(keys(seed, _BOOTSTRAP, numbers), before + items * (1 + trajectories))
+        chosen = (u[:, :before] * len(groups)).astype(int) if before else np.zeros((len(numbers), 1), int)
+        group = chosen[:, turn]
+        picks = u[:, before:].reshape(len(numbers), items, 1 + trajectories)
+        item = members[starts[group] + (picks[..., 0] * sizes[group]).astype(int)]
+        pair = item[..., None] * trajectories + (picks[..., 1:] * trajectories).astype(int)
+        pair += np.arange(len(numbers))[:, None, None] * count
+        drawn = np.bincount(pair.reshape(-1), minlength=len(numbers) * count)
+        weights[numbers] = drawn.reshape(len(numbers), items, trajectories)
+    return weights / count
 
 
 def estimate(
@@ -154,11 +159,17 @@ def estimate(
     dims = list(dict.fromkeys(order))
     mean = values.mean([d for d in ("item", "trajectory") if d in values.dims], dtype=float).transpose(*dims)
     draws = np.array([statistic(curve) for curve in resampled_curves(values, num, seed)])
+    return Estimate(float(statistic(mean.values)), *percentile_interval(draws, confidence))
+
+
+def percentile_interval(draws: Any, confidence: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval of a statistic over resamples; NaN if it does not exist (NaN) in more than 5 % of them."""
+    draws = np.asarray(draws, float)
     exists = np.isfinite(draws)
-    low, high = np.nan, np.nan
-    if exists.mean() >= 0.95:
-        low, high = np.quantile(draws[exists], [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Estimate(float(statistic(mean.values)), float(low), float(high))
+    if exists.mean() < 0.95:
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws[exists], [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
 
 
 def grammar_means(values: xr.DataArray) -> xr.DataArray:

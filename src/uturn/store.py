@@ -6,9 +6,12 @@ checksum, so workers need no locks, and what is left to do after an interruption
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store", 1
+FORMAT, VERSION = "uturn.store", 2
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,16 @@ class Store:
         coordinates: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]],
         chunk: int,
         attributes: Mapping[str, Any],
-    ) -> Store:
+    ) -> Store | None:
         """Lay out an empty run. `coordinates`: {name: (dims, values, attributes)}; those named like a dim give its length.
 
-        The layout appears under `path` in one rename, so an interruption leaves either no store or a whole one.
+        The layout appears under `path` in one rename, so an interruption leaves either no store or a whole one. None if another
+        process was faster.
         """
-        target: Any = zarr.storage.MemoryStore() if path is None else f"{path}.partial"
+        target: Any = zarr.storage.MemoryStore()
         if path is not None:
-            shutil.rmtree(target, ignore_errors=True)
-            if Path(path).is_dir():
-                Path(path).rmdir()  # an empty folder, made in advance
+            Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+            target = tempfile.mkdtemp(prefix=f"{Path(path).name}.", suffix=".partial", dir=Path(path).absolute().parent)
         group = zarr.open_group(target, mode="w")
         for name, (dims, values, attrs) in coordinates.items():
             array = _writable(values)
@@ -93,8 +96,16 @@ class Store:
         _consolidate(target)
         if path is None:
             return cls(group, "memory")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(target).rename(path)
+        os.chmod(target, 0o777 & ~_umask())
+        try:
+            with suppress(OSError):
+                Path(path).rmdir()  # an empty folder, made in advance
+            Path(target).rename(path)
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)
+            if Path(path).is_dir():
+                return None
+            raise
         return cls.open(path)
 
     @classmethod
@@ -180,7 +191,13 @@ class Store:
     def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
         """Store the readings of a task: {variable: array (items, ...)}."""
         for name in self.variables:
-            self._array(name)[self._region(task)] = arrays[name][None].astype(np.float32)
+            try:
+                self._array(name)[self._region(task)] = arrays[name][None].astype(np.float32)
+            except OSError as error:
+                raise ValueError(
+                    f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
+                    f"space, or give access, and run it again to go on"
+                ) from None
 
     def dataset(self) -> xr.Dataset:
         """The run as a labelled dataset, read lazily."""
@@ -203,6 +220,12 @@ class Store:
         from zarr.core.sync import sync
 
         return bool(sync(self.group.store.exists(self._chunk_key(name, task))))
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def _writable(values: Any) -> np.ndarray:

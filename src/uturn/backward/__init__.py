@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +20,9 @@ from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings, Vectors
 
 if TYPE_CHECKING:
     from uturn.backward.denoising import Denoiser
-    from uturn.backward.reverse_diffusion import ReverseDiffusion
+    from uturn.backward.guided_diffusion import load_guided_diffusion as load_guided_diffusion
+    from uturn.backward.pretrained import load_pretrained as load_pretrained
+    from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
     from uturn.inference import Beliefs
     from uturn.rhm import RandomHierarchyModel
 
@@ -61,6 +64,10 @@ class Backward(Protocol):
     def fingerprint(self) -> str:
         """Identity of the weights, if any, recorded with the results."""
         ...
+
+    # Optional. `u_turns(batches, seed, trajectories)`: many batches in one stream, see `DiffusionModel.u_turns`. `describe()`: a
+    # line recorded with the results. `execution`: names of options that do not change the results. `wants_processes`: whether
+    # several processes are faster than one.
 
 
 def stream(seed: int, purpose: int, items: np.ndarray, trajectories: int, noise: float) -> np.ndarray:
@@ -266,21 +273,15 @@ def _loaded_denoiser(path: str, stamp: int) -> Denoiser:
 
 @lru_cache(maxsize=4)
 def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
-    import diffusers
-
     from uturn.backward.denoising import ExactDenoiser
-    from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion
+    from uturn.backward.reverse_diffusion import ReverseDiffusion, named_scheduler
     from uturn.backward.score_model import ScoreModel
 
-    made = getattr(diffusers, SCHEDULERS.get(spec.scheduler, spec.scheduler), None)
-    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
-        raise ValueError(
-            f"scheduler = {spec.scheduler!r}: expected one of {sorted(SCHEDULERS)}, or the name of a scheduler class of diffusers"
-        )
+    made, extra = named_scheduler(spec.scheduler)
     # Not the defaults of the class, which differ: all schedulers go through the same noise levels.
     linear = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     taken = inspect.signature(made.__init__).parameters
-    scheduler = made(**(linear if "beta_schedule" in taken else {}))
+    scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)
     options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
     return ReverseDiffusion(
         ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler), scheduler, spec.steps, **options, batch_size=4096
@@ -290,31 +291,82 @@ def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> Rever
 class DiffusionModel(BaseModel):
     """A diffusion model run backwards with one of diffusers' schedulers.
 
-    `model`: "fashion_mnist", or a folder in diffusers' layout. `steps`: reverse steps of the whole chain; the noise levels of the
-    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", ...; `eta` for schedulers that take it;
-    `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
+    `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, or a guided-diffusion checkpoint with
+    its `preset` (`uturn.backward.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
+    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", .., or "stored"; `eta` for schedulers that take it;
+    `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM). `pure_noise`: start the whole chain from pure
+    noise, not from the scheduler's first level. `dtype`: "float32", "bfloat16" or "float16", what the network computes in.
+
+    How it is computed, which does not change what is computed: `device` ("cuda" where there is one), `batch_size` (a number,
+    or "auto"; see `ReverseDiffusion`), `compile` (by torch.compile).
     """
 
-    # Several processes are faster than one with several threads on the CPU, where the model is loaded: the threads of
-    # convolutions of small images wait for each other.
-    wants_processes: ClassVar[bool] = True
+    execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile"})
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["diffusion"] = "diffusion"
     model: str = "fashion_mnist"
+    preset: str | None = None
     scheduler: str = "ddpm"
     steps: int = Field(default=100, ge=1)
     eta: float | None = Field(default=None, ge=0, le=1)
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
-    batch_size: int = Field(default=64, ge=1)
+    pure_noise: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    compile: bool = False
+
+    @property
+    def wants_processes(self) -> bool:
+        """Several processes are faster than one with several threads on the CPU: the threads of convolutions of small images
+        wait for each other."""
+        return _reverse_diffusion(self).device.type == "cpu"
 
     def u_turn(
         self, originals: Images, corruption: Any, noise: float, seed: int, trajectories: int, outputs: Iterable[str]
     ) -> UTurns:
-        images = np.repeat(originals.images, trajectories, axis=0)
-        noises = stream(seed, RECONSTRUCTION, originals.items, trajectories, noise)
-        rebuilt = _reverse_diffusion(self).u_turn(images, self.step_of(noise), noises)
-        shape = (len(originals.items), trajectories, *originals.images.shape[1:])
-        return UTurns(originals, np.asarray(rebuilt, np.float32).reshape(shape))
+        return next(self.u_turns([(None, originals, noise)], seed, trajectories))[1]
+
+    def u_turns(self, batches: Iterable[tuple[Any, Images, float]], seed: int, trajectories: int) -> Iterator[tuple[Any, UTurns]]:
+        """U-turns of batches `(name, originals, noise)`, which share the calls of the network: `(name, u_turns)` as they end."""
+        reverse = _reverse_diffusion(self)
+        pending: dict[int, _Pending] = {}
+
+        def work() -> Iterator[Work]:
+            from uturn.backward.reverse_diffusion import Work
+
+            for number, (name, originals, noise) in enumerate(batches):
+                rows = len(originals.items) * trajectories
+                rebuilt = np.empty((rows, *originals.images.shape[1:]), np.float32)
+                pending[number] = _Pending(name, originals, rebuilt, rows)
+                noises = stream(seed, RECONSTRUCTION, originals.items, trajectories, noise)
+                labels = self._told(originals, reverse)
+                for row in range(rows):
+                    item, trajectory = divmod(row, trajectories)
+                    place = _Place(number, row, int(originals.items[item]), trajectory, noise)
+                    label = None if labels is None else labels[item]
+                    yield Work(originals.images[item], self.step_of(noise), noises[row], label, place)
+
+        for place, image in reverse.u_turns(work()):
+            batch = pending[place.batch]
+            batch.rebuilt[place.row] = image
+            batch.left -= 1
+            if batch.left == 0:
+                del pending[place.batch]
+                shape = (len(batch.originals.items), trajectories, *batch.rebuilt.shape[1:])
+                yield batch.name, UTurns(batch.originals, batch.rebuilt.reshape(shape))
+
+    def _told(self, originals: Images, reverse: ReverseDiffusion) -> list[int] | None:
+        """The true labels, for models that are told them."""
+        if reverse.num_classes is None:
+            return None
+        wrong = np.flatnonzero((originals.labels < 0) | (originals.labels >= reverse.num_classes))
+        if len(wrong):
+            raise ValueError(
+                f"item {originals.items[wrong[0]]} has the label {originals.labels[wrong[0]]}, but the model {self.model!r} is "
+                f"told the true class, 0 .. {reverse.num_classes - 1}; give the source labels in the model's order"
+            )
+        return originals.labels.tolist()
 
     def step_of(self, noise: float) -> int:
         """Number of reverse steps k of a U-turn at t/T = noise."""
@@ -322,16 +374,52 @@ class DiffusionModel(BaseModel):
 
     def noise_coordinates(self, corruption: Any, noise: Sequence[float], source: Any) -> dict[str, tuple[Any, dict[str, str]]]:
         reverse = _reverse_diffusion(self)
-        expected, found = reverse.image_shape, source.all_images()[0].shape[1:]
+        expected, found = reverse.image_shape, source.image_shape()
         if expected is not None and tuple(expected) != tuple(found):
             raise ValueError(
-                f"the images are {found} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; give "
-                f"the source the model's `channels` and `size`"
+                f"the images are {tuple(found)} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; "
+                f"give the source the model's `channels` and `size`"
+            )
+        labels = source.num_labels()
+        if reverse.num_classes is not None and labels != reverse.num_classes:
+            raise ValueError(
+                f"the model {self.model!r} is told the true class, one of {reverse.num_classes}, but the images have "
+                f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
+                f"(a folder: sub-folders, and `classes`)"
             )
         return _step_coordinates(noise, self.steps, reverse)
 
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()
+
+    def describe(self) -> str:
+        """The model and its reverse process in words."""
+        reverse = _reverse_diffusion(self)
+        draws = "draws noise" if reverse.is_stochastic else "deterministic"
+        return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}"
+
+
+class _Place(NamedTuple):
+    """A U-turn in the queue: found again by batch and row, named in errors by the rest."""
+
+    batch: int
+    row: int
+    item: int
+    trajectory: int
+    noise: float
+
+    def __str__(self) -> str:
+        return f"(item {self.item}, trajectory {self.trajectory}, noise {self.noise:g})"
+
+
+@dataclass
+class _Pending:
+    """A batch whose U-turns are on their way."""
+
+    name: Any
+    originals: Images
+    rebuilt: np.ndarray
+    left: int
 
 
 def _step_coordinates(noise: Sequence[float], steps: int, reverse: ReverseDiffusion) -> dict[str, tuple[Any, dict[str, str]]]:
@@ -362,19 +450,19 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.fashion_mnist import generator_folder
 
-    path = generator_folder() if spec.model == "fashion_mnist" else spec.model
-    if not Path(path).is_dir():
-        raise ValueError(f"model = {spec.model!r}: no such folder; expected 'fashion_mnist' or a folder in diffusers' layout")
     options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
-    try:
-        return ReverseDiffusion.from_pretrained(
-            path, scheduler=spec.scheduler, num_steps=spec.steps, batch_size=spec.batch_size, **options
-        )
-    except OSError as error:
-        raise ValueError(
-            f"model = {spec.model!r} cannot be loaded ({str(error).splitlines()[0]}); expected 'fashion_mnist' or a folder in "
-            f"diffusers' layout, with a model_index.json"
-        ) from None
+    return ReverseDiffusion.from_pretrained(
+        generator_folder() if spec.model == "fashion_mnist" else spec.model,
+        spec.scheduler,
+        spec.steps,
+        preset=spec.preset,
+        dtype=spec.dtype,
+        device=spec.device,
+        compile=spec.compile,
+        batch_size=spec.batch_size,
+        pure_noise=spec.pure_noise,
+        **options,
+    )
 
 
 BACKWARDS: dict[str, type] = {
@@ -383,3 +471,10 @@ BACKWARDS: dict[str, type] = {
     "score": StringDiffusion,
     "diffusion": DiffusionModel,
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load_guided_diffusion", "load_pretrained"):  # torch is imported when they are used
+        module = name.removeprefix("load_")
+        return getattr(importlib.import_module(f"uturn.backward.{module}"), name)
+    raise AttributeError(f"module 'uturn.backward' has no attribute {name!r}")

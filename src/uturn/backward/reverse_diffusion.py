@@ -2,18 +2,21 @@
 
 The sampler is never written here: `set_timesteps`, `add_noise`, `scale_model_input` and `step` of the scheduler do all
 the work. What this module adds is bookkeeping that is easy to get wrong (which timestep is noised to, which one is
-denoised first, whose noise is whose), and checks.
+denoised first, whose noise is whose), one queue that keeps the network's batches full, and checks.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import inspect
 import operator
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +33,38 @@ SCHEDULERS: Mapping[str, str] = {
     "unipc": "UniPCMultistepScheduler",
 }
 """Short names of schedulers; any other class of diffusers can be given by its own name."""
+
+
+class Work(NamedTuple):
+    """One U-turn to do: an image, how far to go, and whose noise to use.
+
+    `image`: float32 (channels, height, width) in [-1, 1]. `step`: k, 0 .. num_steps. `key`: uint64, its stream of random numbers.
+    `label`: true class, for models that must be told it. `name`: anything; comes back with the result, and is named in errors.
+    """
+
+    image: Any
+    step: int
+    key: Any
+    label: int | None = None
+    name: Any = None
+
+
+@dataclass
+class _Cohort:
+    """Images that entered the network together at the same step: they share a scheduler, and so its history."""
+
+    names: list[Any]
+    step: int
+    scheduler: Any
+    timesteps: torch.Tensor
+    state: torch.Tensor
+    labels: torch.Tensor | None
+    arguments: dict[str, Any]
+    position: int = 0
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        return self.timesteps[self.position]
 
 
 class ReverseDiffusion:
@@ -49,7 +84,7 @@ class ReverseDiffusion:
         The denoiser, called as `model(noisy, timestep)` with noisy (batch, channels, height, width) and timestep
         (batch,); returns a tensor or an object with `.sample`, in the prediction type the scheduler is configured for.
         With twice the input channels, the second half is a learned variance; schedulers that cannot use it do not get it.
-        Must be in evaluation mode.
+        The timesteps of a batch differ in `u_turns`. Must be in evaluation mode.
     scheduler
         Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never
         changed. Pseudo-numerical schedulers (PNDM) visit timesteps twice and are refused.
@@ -61,11 +96,20 @@ class ReverseDiffusion:
     eta
         Share of the posterior's noise for schedulers that take one (DDIM: 0 deterministic, 1 as DDPM).
     batch_size
-        Images denoised at a time; results depend on it through float rounding only.
+        Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. If the device runs out of memory, it is halved until
+        the batch fits. Results depend on it through float rounding only.
     image_shape
-        (channels, height, width) the model expects; read from `model.config` where there is one.
+        (channels, height, width) of the images; read from `model.config` where there is one.
     device
         Where to compute; by default where the model is.
+    pure_noise
+        Start k = N from pure noise instead of the scheduler's first level, which keeps a trace of the image.
+    num_classes
+        If given, the model is told the true class: it is called as `model(noisy, timestep, labels)`, labels (batch,) below it.
+    codec
+        For latent models: an object with `encode(images)` and `decode(latents)`. Noise is added to latents.
+    latent_shape
+        (channels, height, width) of the latents; needed by `generate` only.
 
     Attributes
     ----------
@@ -74,7 +118,11 @@ class ReverseDiffusion:
         Whether reverse steps draw noise, the full one or less.
     noise_levels : dict
         As `levels()`.
+    description : str
+        The model in words, if it was loaded by `from_pretrained`.
     """
+
+    description = ""
 
     def __init__(
         self,
@@ -84,9 +132,13 @@ class ReverseDiffusion:
         *,
         timestep_spacing: str | None = None,
         eta: float | None = None,
-        batch_size: int = 64,
+        batch_size: int | str = 64,
         image_shape: tuple[int, int, int] | None = None,
         device: torch.device | str | None = None,
+        pure_noise: bool = False,
+        num_classes: int | None = None,
+        codec: Any = None,
+        latent_shape: tuple[int, int, int] | None = None,
     ) -> None:
         import torch
 
@@ -97,13 +149,19 @@ class ReverseDiffusion:
             raise ValueError(
                 f"num_steps={num_steps}: expected 1 .. {num_train_timesteps}, the timesteps of the training schedule"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1 image")
+        if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
+            raise ValueError(f"batch_size={batch_size!r}: expected at least 1 image, or 'auto'")
         self.model = model
         self.num_steps = num_steps
-        self.batch_size = batch_size
         self.device = torch.device(device) if device is not None else _device_of(model)
-        self.image_shape = image_shape or _image_shape_of(model)
+        if isinstance(batch_size, str):
+            batch_size = 64 if self.device.type == "cpu" else 256
+        self.batch_size: int = batch_size
+        self.codec = codec
+        self.image_shape = image_shape or (_image_shape_of(model) if codec is None else None)
+        self.latent_shape = latent_shape if codec is not None else self.image_shape
+        self.num_classes = num_classes
+        self.pure_noise = pure_noise
         self._scheduler = _with_spacing(scheduler, timestep_spacing)
         self._scheduler.set_timesteps(num_steps)
         _check_timesteps(self._scheduler, num_steps)
@@ -124,35 +182,42 @@ class ReverseDiffusion:
         path: str | os.PathLike[str],
         scheduler: str | None = "ddpm",
         num_steps: int = 100,
+        *,
+        preset: str | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        compile: bool = False,
         **options: Any,
     ) -> ReverseDiffusion:
-        """Pixel-space diffusion model from a folder in diffusers' layout.
+        """Diffusion model from files; see `uturn.backward.pretrained.load_pretrained` for what can be read.
 
         Parameters
         ----------
         path
-            Folder that `DiffusionPipeline.save_pretrained` wrote (or the name of one on a hub).
+            Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, or a guided-diffusion checkpoint.
         scheduler
-            A key of `SCHEDULERS`, the name of a diffusers class, or None for the one stored with the model. The noise
-            schedule and the prediction type always come from the stored one.
+            A key of `SCHEDULERS`, "sde_dpm_solver" (SDE-DPM-Solver++), the name of a diffusers class, or "stored" (or None) for
+            the one stored with the model. The noise schedule and the prediction type always come from the stored one.
+        preset, dtype, device, compile
+            As in `load_pretrained`.
         num_steps, **options
             As in the class.
         """
-        import diffusers
+        from uturn.backward.pretrained import load_pretrained
 
-        parts = diffusers.DiffusionPipeline.load_config(str(path))  # {part: [library, class]}
-        if "vae" in parts or "vqvae" in parts:
-            raise ValueError(f"{path}: a latent diffusion model; only models that denoise pixels are supported")
-        denoiser = next((name for name in ("unet", "transformer") if name in parts), None)
-        if denoiser is None or "scheduler" not in parts:
-            raise ValueError(f"{path}: found {sorted(parts)}; expected a `unet` or a `transformer`, and a `scheduler`")
-        model_class = getattr(diffusers, parts[denoiser][1])
-        model = model_class.from_pretrained(str(path), subfolder=denoiser, low_cpu_mem_usage=False).float().eval()
-        class_name = parts["scheduler"][1] if scheduler is None else SCHEDULERS.get(scheduler, scheduler)
-        if not hasattr(diffusers, class_name):
-            raise ValueError(f"scheduler={scheduler!r}: expected one of {sorted(SCHEDULERS)} or the name of a diffusers class")
-        stored = getattr(diffusers, class_name).from_pretrained(str(path), subfolder="scheduler")
-        return cls(model, stored, num_steps, **options)
+        loaded = load_pretrained(path, preset=preset, dtype=dtype, device=device, compile=compile)
+        made = cls(
+            loaded.model,
+            _scheduler_like(loaded.scheduler, scheduler),
+            num_steps,
+            image_shape=loaded.image_shape,
+            num_classes=loaded.num_classes,
+            codec=loaded.codec,
+            latent_shape=loaded.latent_shape,
+            **options,
+        )
+        made.description = loaded.description
+        return made
 
     def levels(self) -> dict[str, np.ndarray]:
         """The noise levels a U-turn can reach, indexed by the step k = 0 .. num_steps; float64 arrays (num_steps + 1,).
@@ -163,7 +228,7 @@ class ReverseDiffusion:
         """
         return {name: values.copy() for name, values in self.noise_levels.items()}
 
-    def u_turn(self, images: Any, step: int, keys: Any) -> Any:
+    def u_turn(self, images: Any, step: int, keys: Any, labels: Any = None) -> Any:
         """Reconstructions of images after noising to `step` and denoising back.
 
         Parameters
@@ -175,101 +240,192 @@ class ReverseDiffusion:
         keys
             uint64 (batch,), one independent stream of random numbers for each image: `uturn.random.keys`. The noise of
             an image depends on its key alone, not on the batch it comes in.
+        labels
+            int64 (batch,), true classes, for models that are told them.
 
         Returns
         -------
         reconstructions
             As `images` (same kind and shape), clipped to [-1, 1]. For step 0 a copy of the input, bit for bit.
         """
-        return self._in_batches(images, step, keys, self._u_turn_batch)
+        return self._whole_batch(images, step, keys, labels, self._noisy)
+
+    def u_turns(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
+        """U-turns of any images to any steps, in batches that stay full: `(name, reconstruction)` in the order in which they end.
+
+        Whenever an image is back, the next one of `work` takes its place, whatever its step: one call of the network serves
+        images at different timesteps. The iterable is read as places become free, so it may be lazy. Give the longest U-turns
+        first: then the last batches, which cannot be filled, are few.
+
+        Yields
+        ------
+        name, reconstruction
+            float32 (channels, height, width) in [-1, 1].
+        """
+        return self._run(work, self._noisy)
 
     def corrupt(self, images: Any, step: int, keys: Any) -> Any:
-        """The noisy images x_t from which `u_turn` with the same arguments denoises (not clipped)."""
-        return self._in_batches(images, step, keys, self._noisy_batch)
-
-    def denoise(self, noisy: Any, step: int, keys: Any) -> Any:
-        """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of `corrupt`."""
-        return self._in_batches(noisy, step, keys, self._denoised_batch, clean=False)
-
-    def generate(self, keys: Any) -> Any:
-        """Unconditional samples (batch, channels, height, width) in [-1, 1] from pure noise; float32 numpy array."""
+        """Noisy images x_t (latents, if there is a codec), not clipped, from which `u_turn` with the same arguments denoises."""
         import torch
 
-        if self.image_shape is None:
+        checked, keys, step, _ = self._checked(images, step, keys, None, told=False)
+        if step == 0:
+            result = checked.clone()
+        else:
+            with torch.inference_mode():
+                parts = [slice(k, k + self.batch_size) for k in range(0, len(checked), self.batch_size)]
+                noisy = [self._noisy(checked[part].to(self.device), step, keys[part]).cpu() for part in parts]
+                result = torch.cat(noisy) if noisy else checked.clone()
+        return result if isinstance(images, torch.Tensor) else result.numpy()
+
+    def denoise(self, noisy: Any, step: int, keys: Any, labels: Any = None) -> Any:
+        """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of `corrupt`."""
+        return self._whole_batch(noisy, step, keys, labels, _as_given, clean=False)
+
+    def generate(self, keys: Any, labels: Any = None) -> Any:
+        """Samples (batch, channels, height, width) in [-1, 1] from pure noise; float32 numpy array.
+
+        One sample for each key; `labels` as in `u_turn`.
+        """
+        if self.latent_shape is None:
             raise ValueError("image_shape is not known from the model; give it to ReverseDiffusion(image_shape=...)")
+        shape = self.latent_shape
         keys = _checked_keys(keys, None)
-        shape = self.image_shape
-        batches = []
-        with torch.inference_mode():
-            for start in range(0, len(keys), self.batch_size):
-                batch = keys[start : start + self.batch_size]
-                noise = self._noise(batch, shape) * float(getattr(self._scheduler, "init_noise_sigma", 1.0))
-                batches.append(self._denoise(noise, self.num_steps, batch, start).clamp_(-1, 1).cpu().numpy())
-        return np.concatenate(batches) if batches else np.empty((0, *shape), np.float32)
+        classes = self._checked_labels(labels, len(keys))
+        blank = np.broadcast_to(np.float32(0), shape)
+        work = (Work(blank, self.num_steps, key, None if classes is None else classes[k], k) for k, key in enumerate(keys))
+        samples = dict(self._run(work, self._pure_noise))
+        return (
+            np.stack([samples[k] for k in range(len(keys))])
+            if samples
+            else np.empty((0, *(self.image_shape or shape)), np.float32)
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights, the scheduler's configuration and the choice of steps: recorded with results."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        modules = [self.model, *([self.codec] if hasattr(self.codec, "state_dict") else [])]
+        for module in modules:
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(_bytes_of(tensor))
         digest.update(type(self._scheduler).__name__.encode())
         digest.update(self._scheduler.to_json_string().encode())
-        digest.update(f"{self.num_steps} {self._step_arguments}".encode())
+        digest.update(f"{self.num_steps} {self._step_arguments} {self.pure_noise}".encode())
         return digest.hexdigest()
 
-    # --- one batch ---------------------------------------------------------------------------------------------------
+    # --- the queue ---------------------------------------------------------------------------------------------------
 
-    def _in_batches(self, images: Any, step: int, keys: Any, operation: Any, clean: bool = True) -> Any:
+    def _run(self, work: Iterable[Work], start: _Start) -> Iterator[tuple[Any, np.ndarray]]:
+        """Denoise from `start(images, step, keys)`; see `u_turns`."""
         import torch
 
-        checked = self._checked_images(images, clean)
-        keys = _checked_keys(keys, len(checked))
-        step = self._checked_step(step)
-        result = checked.clone()
-        if step > 0:
+        queue = iter(work)
+        cohorts: list[_Cohort] = []
+        while True:
+            free = max(0, self.batch_size - sum(len(cohort.names) for cohort in cohorts))
+            # The queue's own code runs outside inference mode, and so does the caller's, between two yields.
+            entering = list(islice(queue, free))
+            while any(w.step == 0 for w in entering):
+                yield from ((w.name, np.array(w.image, np.float32)) for w in entering if w.step == 0)
+                entering = [w for w in entering if w.step > 0]
+                entering += islice(queue, free - len(entering))
             with torch.inference_mode():
-                for start in range(0, len(checked), self.batch_size):
-                    rows = slice(start, start + self.batch_size)
-                    result[rows] = operation(checked[rows].to(self.device), step, keys[rows], start).cpu()
-        return result if isinstance(images, torch.Tensor) else result.numpy()
+                for step, group in groupby(sorted(entering, key=lambda w: -w.step), key=lambda w: w.step):
+                    cohorts.append(self._admitted(list(group), step, start))
+                if not cohorts:
+                    return
+                self._advance(cohorts)
+                ended = [cohort for cohort in cohorts if cohort.position == len(cohort.timesteps)]
+                cohorts = [cohort for cohort in cohorts if cohort.position < len(cohort.timesteps)]
+                results = [(cohort.names, self._finished(cohort)) for cohort in ended]
+            for names, images in results:
+                yield from zip(names, images, strict=True)
 
-    def _u_turn_batch(self, images: torch.Tensor, step: int, keys: np.ndarray, first: int) -> torch.Tensor:
-        return self._denoised_batch(self._noisy_batch(images, step, keys, first), step, keys, first)
-
-    def _denoised_batch(self, noisy: torch.Tensor, step: int, keys: np.ndarray, first: int) -> torch.Tensor:
-        return self._denoise(noisy, step, keys, first).clamp_(-1, 1)
-
-    def _noisy_batch(self, images: torch.Tensor, step: int, keys: np.ndarray, first: int) -> torch.Tensor:
-        noise = self._noise(keys, tuple(images.shape[1:]))
-        scheduler, timesteps = self._from_step(step)
-        return _add_noise(scheduler, images, noise, timesteps[:1].expand(len(images)))
-
-    def _denoise(self, noisy: torch.Tensor, step: int, keys: np.ndarray, first: int) -> torch.Tensor:
-        """Run the last `step` reverse steps; `first` is the place of the first image in the caller's batch."""
+    def _admitted(self, work: list[Work], step: int, start: _Start) -> _Cohort:
         import torch
 
+        keys = np.array([w.key for w in work], np.uint64)
+        images = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(self.device)
+        labels = None if self.num_classes is None else torch.tensor([w.label for w in work], device=self.device)
         scheduler, timesteps = self._from_step(step)
         arguments: dict[str, Any] = dict(self._step_arguments)
         if self._takes_generator:
             # On the CPU whatever the device, so that a GPU draws the same noise.
             arguments["generator"] = [torch.Generator().manual_seed(int(key)) for key in keys]
-        count, channels = noisy.shape[:2]
-        state = noisy
-        for timestep in timesteps:
-            scaled = state
-            if hasattr(scheduler, "scale_model_input"):
-                scaled = scheduler.scale_model_input(state, timestep)
-            output = self.model(scaled, timestep.to(state.device).expand(count))
-            output = getattr(output, "sample", output)
-            if output.shape[1] == 2 * channels and not _uses_learned_variance(scheduler):
+        return _Cohort([w.name for w in work], step, scheduler, timesteps, start(images, step, keys), labels, arguments)
+
+    def _advance(self, cohorts: list[_Cohort]) -> None:
+        """One step of all cohorts, with one call of the network."""
+        import torch
+
+        states, timesteps = [], []
+        for cohort in cohorts:
+            scaled = cohort.state
+            if hasattr(cohort.scheduler, "scale_model_input"):
+                scaled = cohort.scheduler.scale_model_input(cohort.state, cohort.timestep)
+            states.append(scaled)
+            timesteps.append(cohort.timestep.to(self.device).expand(len(cohort.names)))
+        told = [] if self.num_classes is None else [torch.cat([c.labels for c in cohorts if c.labels is not None])]
+        outputs = self._in_pieces(self._network, torch.cat(states), torch.cat(timesteps), *told)
+        for cohort, output in zip(cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True):
+            channels = cohort.state.shape[1]
+            if output.shape[1] == 2 * channels and not _uses_learned_variance(cohort.scheduler):
                 output = output[:, :channels]
-            state = scheduler.step(output, timestep, state, **arguments).prev_sample
-        finite = torch.isfinite(state).flatten(1).all(1)
-        if not finite.all():
-            bad = (first + torch.nonzero(~finite)[:, 0]).tolist()
-            raise ValueError(f"reconstructions of images {bad[:10]} are not finite: the model or the scheduler diverged")
-        return state
+            cohort.state = cohort.scheduler.step(output, cohort.timestep, cohort.state, **cohort.arguments).prev_sample
+            cohort.position += 1
+
+    def _network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
+        output = self.model(noisy, timesteps, *labels)
+        return getattr(output, "sample", output)
+
+    def _finished(self, cohort: _Cohort) -> np.ndarray:
+        import torch
+
+        finite = torch.isfinite(cohort.state).flatten(1).all(1).tolist()
+        if not all(finite):
+            bad = [name for name, good in zip(cohort.names, finite, strict=True) if not good]
+            raise ValueError(
+                f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.step} steps: the model "
+                f"or the scheduler diverged"
+            )
+        images = cohort.state if self.codec is None else self._in_pieces(self.codec.decode, cohort.state)
+        return images.clamp(-1, 1).cpu().numpy()
+
+    def _in_pieces(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        """`function(*tensors)`, at most `batch_size` rows at a time; half as many whenever the device has not enough memory."""
+        import torch
+
+        while True:
+            rows = min(self.batch_size, len(tensors[0]))
+            try:
+                if rows == len(tensors[0]):
+                    return function(*tensors)
+                return torch.cat([function(*piece) for piece in zip(*(t.split(rows) for t in tensors), strict=True)])
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                message = str(error).splitlines()[0][:200]
+            # Outside the handler: the error holds on to the tensors that were too many.
+            if rows == 1:
+                raise MemoryError(f"not enough memory on {self.device} for a single image: {message}")
+            self.batch_size = rows // 2
+            gc.collect()
+            if self.device.type in ("cuda", "mps"):
+                getattr(torch, self.device.type).empty_cache()
+
+    # --- where the way back starts ---------------------------------------------------------------------------------------
+
+    def _noisy(self, images: torch.Tensor, step: int, keys: np.ndarray) -> torch.Tensor:
+        """x_t at step k of clean images."""
+        latents = images if self.codec is None else self._in_pieces(self.codec.encode, images)
+        if self.pure_noise and step == self.num_steps:
+            return self._pure_noise(latents, step, keys)
+        scheduler, timesteps = self._from_step(step)
+        return _add_noise(scheduler, latents, self._noise(keys, latents), timesteps[:1].expand(len(latents)))
+
+    def _pure_noise(self, latents: torch.Tensor, step: int, keys: np.ndarray) -> torch.Tensor:
+        return self._noise(keys, latents) * float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
     def _from_step(self, step: int) -> tuple[Any, torch.Tensor]:
         """Fresh scheduler placed at step k, and the timesteps of its k steps.
@@ -282,8 +438,8 @@ class ReverseDiffusion:
             scheduler.set_begin_index(start)
         return scheduler, scheduler.timesteps[start:]
 
-    def _noise(self, keys: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-        """Standard normal noise (batch, *shape) of the forward process.
+    def _noise(self, keys: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise of the forward process, of the shape of `like`.
 
         Not from torch.Generator: that one keeps only 32 bits of a seed. So even two keys that agree in those bits, and
         share the noise of the reverse steps, start from different noisy images.
@@ -292,7 +448,7 @@ class ReverseDiffusion:
 
         from uturn.random import normals
 
-        noise = normals(keys, int(np.prod(shape)), np.float32).reshape(len(keys), *shape)
+        noise = normals(keys, int(np.prod(like.shape[1:])), np.float32).reshape(like.shape)
         return torch.from_numpy(noise).to(self.device)
 
     # --- facts about the scheduler, measured on itself ---------------------------------------------------------------
@@ -307,6 +463,8 @@ class ReverseDiffusion:
         signal = _add_noise(scheduler, one, 0 * one, timesteps).flatten().numpy()
         noise = _add_noise(scheduler, 0 * one, one, timesteps).flatten().numpy()
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
+        if self.pure_noise:
+            a[-1], s[-1] = 0.0, float(getattr(scheduler, "init_noise_sigma", 1.0))
         with np.errstate(divide="ignore"):
             log_snr = 2 * (np.log(a) - np.log(s))
             sigma = np.divide(s, a)
@@ -348,6 +506,36 @@ class ReverseDiffusion:
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
+    def _whole_batch(self, images: Any, step: int, keys: Any, labels: Any, start: _Start, clean: bool = True) -> Any:
+        import torch
+
+        checked, keys, step, classes = self._checked(images, step, keys, labels, clean)
+        work = (Work(image, step, keys[k], None if classes is None else classes[k], k) for k, image in enumerate(checked))
+        result = checked.numpy().copy()
+        if step > 0:
+            done = dict(self._run(work, start))
+            result = np.stack([done[k] for k in range(len(checked))]) if done else result
+        return torch.from_numpy(result) if isinstance(images, torch.Tensor) else result
+
+    def _checked(
+        self, images: Any, step: Any, keys: Any, labels: Any, clean: bool = True, told: bool = True
+    ) -> tuple[torch.Tensor, np.ndarray, int, list[int] | None]:
+        checked = self._checked_images(images, clean)
+        classes = self._checked_labels(labels, len(checked)) if told else None
+        return checked, _checked_keys(keys, len(checked)), self._checked_step(step), classes
+
+    def _checked_labels(self, labels: Any, count: int) -> list[int] | None:
+        if self.num_classes is None:
+            return None  # the model cannot be told
+        array = np.asarray(labels)
+        if labels is None or array.dtype.kind not in "iu" or array.shape != (count,):
+            raise ValueError(f"labels = {labels!r:.60}: the model is told the true class; expected integers ({count},)")
+        if count and not (array.min() >= 0 and array.max() < self.num_classes):
+            raise ValueError(
+                f"labels: {array.min()} .. {array.max()}; expected 0 .. {self.num_classes - 1}, the classes of the model"
+            )
+        return array.tolist()
+
     def _checked_step(self, step: Any) -> int:
         try:
             number = operator.index(step)
@@ -363,7 +551,7 @@ class ReverseDiffusion:
         tensor = images.detach().cpu() if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
         if tensor.dtype != torch.float32:
             raise ValueError(f"images: dtype {tensor.dtype}; expected float32 in [-1, 1] (uint8: x / 127.5 - 1)")
-        expected = self.image_shape
+        expected = self.image_shape if clean else self.latent_shape
         if tensor.ndim != 4 or (expected is not None and tuple(tensor.shape[1:]) != tuple(expected)):
             wanted = ("batch", *(expected or ("channels", "height", "width")))
             raise ValueError(f"images: shape {tuple(tensor.shape)}; expected ({', '.join(map(str, wanted))})")
@@ -373,6 +561,54 @@ class ReverseDiffusion:
             if not (low >= -most and high <= most):  # also catches NaN
                 raise ValueError(f"images: values in [{low}, {high}]; expected finite values{' in [-1, 1]' if clean else ''}")
         return tensor
+
+
+if TYPE_CHECKING:
+    _Start = Callable[[torch.Tensor, int, np.ndarray], torch.Tensor]
+    """(images, step, keys) -> the state from which the way back starts."""
+
+
+def _as_given(noisy: torch.Tensor, step: int, keys: np.ndarray) -> torch.Tensor:
+    return noisy
+
+
+def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
+    """Class of diffusers that a short name or the name of the class stands for, and the options that go with it."""
+    import diffusers
+
+    if name == "sde_dpm_solver":
+        return diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}
+    made = getattr(diffusers, SCHEDULERS.get(name, name), None)
+    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
+        names = [*sorted(SCHEDULERS), "sde_dpm_solver"]
+        raise ValueError(f"scheduler = {name!r}: expected one of {names}, or the name of a scheduler class of diffusers")
+    return made, {}
+
+
+def _scheduler_like(stored: Any, name: str | None) -> Any:
+    """A scheduler by name, with the noise schedule and prediction type of the stored one."""
+    if name is None or name == "stored":
+        return stored
+    made, options = named_scheduler(name)
+    if made is not type(stored) and made not in stored.compatibles:
+        raise ValueError(
+            f"scheduler = {name!r} does not go with the model, whose noise schedule is that of {type(stored).__name__}; take "
+            f"'stored', or one of {sorted(scheduler.__name__ for scheduler in stored.compatibles)}"
+        )
+    return made.from_config(stored.config, **options)
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def _add_noise(scheduler: Any, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -385,17 +621,19 @@ def _add_noise(scheduler: Any, images: torch.Tensor, noise: torch.Tensor, timest
 
 def _with_spacing(scheduler: Any, timestep_spacing: str | None) -> Any:
     """Copy of a scheduler with the timestep spacing asked for, or the one that suits it."""
-    if "timestep_spacing" not in scheduler.config:
-        if timestep_spacing is not None:
-            raise ValueError(
-                f"timestep_spacing={timestep_spacing!r}: {type(scheduler).__name__} has no such option; leave it out"
-            )
-        return copy.deepcopy(scheduler)
-    if timestep_spacing is None:
-        timestep_spacing = "trailing" if _has_fixed_stride(scheduler) else "linspace"
-    if timestep_spacing not in ("linspace", "leading", "trailing"):
-        raise ValueError(f"timestep_spacing={timestep_spacing!r}: expected 'linspace', 'leading' or 'trailing'")
-    return type(scheduler).from_config(scheduler.config, timestep_spacing=timestep_spacing)
+    made = type(scheduler)
+    changes: dict[str, Any] = {}
+    if "timestep_spacing" in scheduler.config:
+        if timestep_spacing is None:
+            timestep_spacing = "trailing" if _has_fixed_stride(scheduler) else "linspace"
+        if timestep_spacing not in ("linspace", "leading", "trailing"):
+            raise ValueError(f"timestep_spacing={timestep_spacing!r}: expected 'linspace', 'leading' or 'trailing'")
+        changes["timestep_spacing"] = timestep_spacing
+    elif timestep_spacing is not None:
+        raise ValueError(f"timestep_spacing={timestep_spacing!r}: {made.__name__} has no such option; leave it out")
+    if str(scheduler.config.get("variance_type", "")).startswith("learned") and not _uses_learned_variance(scheduler):
+        changes["variance_type"] = None  # solvers that would keep three channels of what they get: they get no variance at all
+    return made.from_config(scheduler.config, **changes) if changes else copy.deepcopy(scheduler)
 
 
 def _check_timesteps(scheduler: Any, num_steps: int) -> None:
@@ -427,7 +665,12 @@ def _has_fixed_stride(scheduler: Any) -> bool:
 
 
 def _uses_learned_variance(scheduler: Any) -> bool:
-    return str(scheduler.config.get("variance_type", "")).startswith("learned")
+    """Whether `step` takes the variance from the second half of the channels of the model's output."""
+    # By class: configurations carry the entry along to schedulers that know nothing of it.
+    from diffusers import DDPMParallelScheduler, DDPMScheduler
+
+    learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
+    return learned and isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler)
 
 
 def _device_of(model: Any) -> torch.device:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -120,68 +121,111 @@ def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
 class NetworkLayers(_Spec):
     """Hidden layers of a classifier: likeness of standardised post-activations, layer by layer, and its verdict.
 
-    `classifier`: "fashion_mnist", or a file written by `uturn.networks.save_network`. `layers`: names or patterns, by default
-    "every block" (see `uturn.probes.hidden_layers`). `statistics`: a file written by `HiddenLayers.save_statistics` for this
-    network; without one, means and variances are taken from the first `reference` images of the source. `legacy`: standardise
-    with the second moment, as the code published with the paper does.
+    `classifier`, `weights`: as in `uturn.probes.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
+    "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `name`: goes in front of the variables
+    and of the dim `network_layer`, as in "resnet_similarity", so that several classifiers can be probed at once. `layers`: names
+    or patterns, by default "every block" (see `uturn.probes.hidden_layers`). `statistics`: a file written by
+    `HiddenLayers.save_statistics` for this network; without one, means and variances are taken from the first `reference` images
+    of the source. `legacy`: standardise with the second moment, as the code published with the paper does. `labels`: compare with
+    the true labels, if the source has them. `batch_size`: samples in a forward pass.
 
-    `similarity`: cosine. `distance`: squared distance, 1 for independent data. `same_class`, `predicted_class`: the verdict.
+    `similarity`: cosine. `distance`: squared distance, 1 for independent data. `same_class`, `predicted_class`: the verdict. For
+    images also `original_class`, the class predicted for the original, and with labels `label_top1`: the verdict on the
+    reconstruction is the true label (NaN if that is unknown). With more than five classes, `same_class_top5` and `label_top5`:
+    the class of the original, the label, is among the five most probable ones of the reconstruction.
     """
 
+    # How it is computed, which does not change what is computed.
+    execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     type: Literal["network_layers"] = "network_layers"
     classifier: str = "fashion_mnist"
+    weights: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
     layers: tuple[str, ...] | None = None
     reference: int = Field(default=1000, ge=2)
     statistics: str | None = None
     legacy: bool = False
+    labels: bool = True
+    batch_size: int = Field(default=100, ge=1)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def prefix(self) -> str:
+        """What stands in front of the variables and of the dim `network_layer`."""
+        return "" if self.name is None else f"{self.name}_"
+
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
-        return {
-            "similarity": Variable((*dims, "network_layer"), "cosine similarity of standardised activations"),
-            "distance": Variable((*dims, "network_layer"), "squared distance of standardised activations, 1 if independent"),
+        layered = (*dims, f"{self.prefix}network_layer")
+        every = {
+            "similarity": Variable(layered, "cosine similarity of standardised activations"),
+            "distance": Variable(layered, "squared distance of standardised activations, 1 if independent"),
             "same_class": Variable(dims, "same predicted class as the original"),
             "predicted_class": Variable(dims, "class predicted for the reconstruction"),
+            "original_class": Variable(dims[:2], "class predicted for the original"),
+            "same_class_top5": Variable(dims, "class predicted for the original among the five first classes"),
+            "label_top1": Variable(dims, "label of the original is the predicted class"),
+            "label_top5": Variable(dims, "label of the original among the five first classes"),
         }
+        return {f"{self.prefix}{name}": every[name] for name in _measured(self, source, self._stamps())}
 
     def coordinates(self, source: Any) -> dict[str, Any]:
-        return {"network_layer": np.array(fitted(self, source).layers)}
+        return {f"{self.prefix}network_layer": np.array(fitted(self, source).layers)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        probe = fitted(self, source)
-        original, rebuilt = u_turns.originals.data, u_turns.originals.data_of(u_turns.reconstructions)
-        items, trajectories = rebuilt.shape[:2]
-        rebuilt = rebuilt.reshape(-1, *rebuilt.shape[2:])
-        before, after = probe.predict(original).classes, probe.predict(rebuilt).classes.reshape(items, trajectories)
-        compared = probe.compare(np.repeat(original, trajectories, axis=0), rebuilt)
-        return {
-            "similarity": compared.similarity.reshape(items, trajectories, -1),
-            "distance": compared.distance.reshape(items, trajectories, -1),
+        from uturn.probes.image_classifiers import in_top
+
+        originals = u_turns.originals
+        found = fitted(self, source).read(originals.data, originals.data_of(u_turns.reconstructions))
+        before, after = found.original_logits.argmax(axis=-1), found.logits.argmax(axis=-1)
+        readings: dict[str, Any] = {
+            "similarity": found.similarity,
+            "distance": found.distance,
             "same_class": after == before[:, None],
             "predicted_class": after,
         }
+        measured = _measured(self, source, self._stamps())
+        if "original_class" in measured:
+            readings["original_class"] = before
+        if "same_class_top5" in measured:
+            readings["same_class_top5"] = in_top(found.logits, np.broadcast_to(before[:, None], after.shape), 5)
+        for name, count in (("label_top1", 1), ("label_top5", 5)):
+            if name in measured:
+                label = np.broadcast_to(originals.labels[:, None], after.shape)
+                right = in_top(found.logits, np.maximum(label, 0), count)
+                readings[name] = np.where(label >= 0, right, np.nan)
+        return {f"{self.prefix}{name}": readings[name] for name in measured}
 
     def fingerprint(self) -> str:
+        from uturn.probes.image_classifiers import describe, load_network
         from uturn.training import fingerprint
 
-        if self.classifier == "fashion_mnist" and self.statistics is None:
+        if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
             from uturn.fashion_mnist import fingerprints
 
             return fingerprints()["classifier.safetensors"]
-        network = fingerprint(_classifier(self.classifier))
-        if self.statistics is None:
-            return network
-        return f"{network} {hashlib.sha256(_existing(self.statistics, 'statistics').read_bytes()).hexdigest()}"
+        network = load_network(self.classifier, self.weights)
+        parts = [fingerprint(network.module), describe(network.preprocess)]
+        if self.statistics is not None:
+            parts.append(hashlib.sha256(_existing(self.statistics, "statistics").read_bytes()).hexdigest())
+        return " ".join(part for part in parts if part)
+
+    def _stamps(self) -> tuple[int, ...]:
+        """Times of the files: one that was written again is read again."""
+        if self.statistics is not None:
+            _existing(self.statistics, "statistics")
+        names = (self.classifier, self.weights, self.statistics)
+        return tuple(Path(name).stat().st_mtime_ns if name is not None and Path(name).is_file() else 0 for name in names)
 
 
 class KeepImages(_Spec):
-    """The reconstructions themselves, lossless, float32 in [-1, 1]."""
+    """The reconstructions themselves, lossless, float32 in [-1, 1]; with `first`, NaN for all but the first so many items."""
 
     type: Literal["images"] = "images"
+    first: int | None = Field(default=None, ge=1)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -192,11 +236,17 @@ class KeepImages(_Spec):
         return {"image": Variable(dims, "reconstructed image, in [-1, 1]")}
 
     def coordinates(self, source: Any) -> dict[str, Any]:
-        shape = source.all_images()[0].shape[1:]
+        shape = _image_shape(source)
+        if shape is None:
+            raise ValueError("probes: 'images' needs a source of images")
         return {dim: np.arange(size) for dim, size in zip(("channel", "row", "column"), shape, strict=True)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        return {"image": u_turns.reconstructions}
+        images = u_turns.reconstructions
+        if self.first is not None and (u_turns.originals.items >= self.first).any():
+            images = np.array(images, np.float32)
+            images[u_turns.originals.items >= self.first] = np.nan
+        return {"image": images}
 
     def fingerprint(self) -> str:
         return ""
@@ -210,38 +260,81 @@ def fitted(spec: NetworkLayers, source: Any) -> HiddenLayers:
     ValueError
         If a file is missing or belongs to another network, or if there are neither statistics nor images.
     """
-    # A file that was written again is read again.
-    files = [name for name in (spec.classifier, spec.statistics) if name is not None and name != "fashion_mnist"]
-    return _fitted(spec, source, tuple(_existing(name, "classifier, statistics").stat().st_mtime_ns for name in files))
+    return _fitted(spec, source, spec._stamps())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _fitted(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> HiddenLayers:
     from uturn.probes.hidden_layers import EVERY_BLOCK, HiddenLayers
+    from uturn.probes.image_classifiers import load_classifier, load_network
 
-    probe = HiddenLayers(_classifier(spec.classifier), spec.layers or EVERY_BLOCK, legacy=spec.legacy)
+    shape = _image_shape(source)
+    options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
+    if shape is None:
+        network = load_network(spec.classifier, spec.weights)
+        probe = HiddenLayers(network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options)
+    else:
+        found = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
+        probe = HiddenLayers(found.module, found.layers, found.preprocess, channel_axis=found.channel_axes, **options)
     if spec.statistics is not None:
         return probe.load_statistics(spec.statistics)
-    if not hasattr(source, "all_images"):
+    if shape is None:
         raise ValueError(
             "statistics: missing; strings and vectors need the path of a file written by HiddenLayers(network, 'every block')"
             ".fit(samples).save_statistics(path)"
         )
-    return probe.fit(source.all_images()[0][: spec.reference])
+    return probe.fit(_first_images(source, spec.reference, spec.batch_size))
 
 
-def _classifier(name: str) -> Any:
-    from uturn.fashion_mnist import load_classifier
-    from uturn.networks import load_network
+@lru_cache(maxsize=8)
+def _measured(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of what is measured, without the prefix; ValueError if labels and classes do not match."""
+    from uturn.probes.image_classifiers import load_classifier
 
-    return load_classifier() if name == "fashion_mnist" else load_network(_existing(name, "classifier"))
+    names = ["similarity", "distance", "same_class", "predicted_class"]
+    shape = _image_shape(source)
+    if shape is None:
+        return tuple(names)
+    num_classes = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape).num_classes
+    names.append("original_class")
+    if num_classes > 5:
+        names.append("same_class_top5")
+    num_labels = source.num_labels() if spec.labels and hasattr(source, "num_labels") else None
+    if num_labels is not None:
+        if num_labels != num_classes:
+            raise ValueError(
+                f"classifier = {spec.classifier!r} knows {num_classes} classes, but the images have {num_labels} labels; give "
+                f"the source `classes`, a file with the classes in the classifier's order, or set labels = false for this probe"
+            )
+        names += ["label_top1", "label_top5"] if num_classes > 5 else ["label_top1"]
+    return tuple(names)
+
+
+def _image_shape(source: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images of a source; None if it is of something else."""
+    if hasattr(source, "image_shape"):
+        channels, height, width = source.image_shape()
+    elif hasattr(source, "all_images"):
+        channels, height, width = source.all_images()[0].shape[1:]
+    else:
+        return None
+    return channels, height, width
+
+
+def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
+    """The first so many images of a source, or all if there are fewer, batch by batch if the source can."""
+    if not hasattr(source, "images_at"):
+        yield source.all_images()[0][:number]
+        return
+    skipped = len(source.skipped(number)) if hasattr(source, "skipped") else 0  # files that turned out to be no images
+    number = min(number, source.count() - skipped)
+    for start in range(0, number, batch_size):
+        yield source.images_at(np.arange(start, min(start + batch_size, number)))[0]
 
 
 def _existing(path: str, what: str) -> Path:
     if not Path(path).is_file():
-        raise ValueError(
-            f"{what} = {path!r}: no such file; expected a file of uturn.networks or HiddenLayers, or 'fashion_mnist'"
-        )
+        raise ValueError(f"{what} = {path!r}: no such file; expected one written by HiddenLayers.save_statistics")
     return Path(path)
 
 

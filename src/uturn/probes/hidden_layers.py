@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,10 +43,23 @@ class Comparison(NamedTuple):
     distance: np.ndarray
 
 
+class Readings(NamedTuple):
+    """Originals and their reconstructions in one look.
+
+    `similarity`, `distance`: float64 (items, trajectories, num_layers), as in `Comparison`. `original_logits`: float64 (items,
+    num_classes) and `logits`: float64 (items, trajectories, num_classes), the output of the model.
+    """
+
+    similarity: np.ndarray
+    distance: np.ndarray
+    original_logits: np.ndarray
+    logits: np.ndarray
+
+
 class HiddenLayers:
     """Probe of the outputs of modules of a network, by forward hooks.
 
-    Activations are worked off inside the hook and dropped: besides the forward pass itself, `compare` holds at most two
+    Activations are worked off inside the hook and dropped: besides the forward pass itself, `compare` and `read` hold at most two
     float64 copies of the activations of *one* layer for *one* batch, whatever the number of layers and samples. `fit` holds
     besides these a mean and a sum of squares of one sample for every layer. `readings` hands out one batch of all layers.
 
@@ -62,7 +76,7 @@ class HiddenLayers:
         Applied to each batch, a tensor, before the model: resizing, ImageNet's normalisation, ... Statistics are those of the
         preprocessed data; a file of them does not know by which function, so give the same one when it is loaded.
     batch_size
-        Samples in a forward pass (at least one pair where pairs are compared).
+        Samples in a forward pass (at least one pair where pairs are compared). The model runs on the device of its parameters.
     channel_axis
         Axis of the channels in an activation of three or more dimensions: one number, or {name or pattern: number}, 1 for layers
         that fit none: convolutions have axis 1, transformers -1. Activations (batch, units) are standardised per unit.
@@ -133,7 +147,7 @@ class HiddenLayers:
             tensor = _checked_samples(batch)
             for start in range(0, len(tensor), self.batch_size):
                 rows = slice(start, start + self.batch_size)
-                self._forward(tensor[rows], lambda layer, values: moments[layer].add(_copy(values)), count + start)
+                self._forward(tensor[rows], lambda layer, values: moments[layer].add(_copy(values)), _numbered(count + start))
             count += len(tensor)
         if count < 2:
             raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
@@ -159,7 +173,7 @@ class HiddenLayers:
             def keep(layer: str, values: torch.Tensor, captured: dict[str, torch.Tensor] = captured) -> None:
                 captured[layer] = values.float().cpu().clone()  # a copy, because the next module may work in place
 
-            self._forward(tensor[start : start + self.batch_size], keep, start)
+            self._forward(tensor[start : start + self.batch_size], keep, _numbered(start))
             yield {layer: captured[layer] for layer in self.layers}
 
     def compare(self, original: Any, reconstructed: Any) -> Comparison:
@@ -188,51 +202,94 @@ class HiddenLayers:
             Without reference statistics, for unequal numbers, for samples of another size than the reference, or for activations
             that are not finite (naming layer and sample).
         """
-        return self._compare(original, reconstructed, True)
+        first, second = _checked_pairs(original, reconstructed)
+        found = self._compare(first, second[:, None], distances=True, outputs=False)
+        return Comparison(found.similarity[:, 0], found.distance[:, 0])
 
     def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
         """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""
-        return self._compare(original, reconstructed, False).similarity
+        first, second = _checked_pairs(original, reconstructed)
+        return self._compare(first, second[:, None], distances=False, outputs=False).similarity[:, 0]
 
-    def _compare(self, original: Any, reconstructed: Any, distances: bool) -> Comparison:
+    def read(self, original: Any, reconstructed: Any) -> Readings:
+        """Comparison of originals with several reconstructions each, and the logits of all of them, in one forward pass.
+
+        An original passes the model once, in one batch with its reconstructions, and again only for every `batch_size - 1`
+        reconstructions.
+
+        Parameters
+        ----------
+        original, reconstructed
+            Samples (items, ...) and (items, trajectories, ...), of types as in `readings`.
+
+        Raises
+        ------
+        ValueError
+            As `compare`; also if the output of the model are not finite logits (batch, num_classes), or there are no samples.
+        """
+        first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
+        if second.ndim != first.ndim + 1 or (len(first), *first.shape[1:]) != (len(second), *second.shape[2:]):
+            raise ValueError(
+                f"original has shape {tuple(first.shape)} and reconstructed {tuple(second.shape)}; expected (items, ...) and "
+                f"(items, trajectories, ...)"
+            )
+        if 0 in second.shape[:2]:
+            raise ValueError(f"reconstructed has shape {tuple(second.shape)}: no samples")
+        return self._compare(first, second, distances=True, outputs=True)
+
+    def _compare(self, first: torch.Tensor, second: torch.Tensor, *, distances: bool, outputs: bool) -> Readings:
+        """Compare (items, ...) with (items, trajectories, ...); logits are left empty unless `outputs`."""
         if not self.mean:
             raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
-        first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
-        if first.shape != second.shape:
-            raise ValueError(
-                f"original has shape {tuple(first.shape)} and reconstructed {tuple(second.shape)}; expected pairs of samples"
-            )
         import torch
 
-        result = Comparison(*(np.empty((len(first), len(self.layers))) for _ in range(2)))
-        pairs = max(1, self.batch_size // 2)
-        for start in range(0, len(first), pairs):
-            rows = slice(start, min(start + pairs, len(first)))
+        items, trajectories = second.shape[:2]
+        similarity, distance = (np.empty((items, trajectories, len(self.layers))) for _ in range(2))
+        original_logits, logits = np.empty((items, 0)), np.empty((items, trajectories, 0))
+        # Whole items if they fit in a batch, else one item with as many of its reconstructions as do.
+        block = max(1, self.batch_size // (1 + trajectories))
+        most = max(1, min(trajectories, self.batch_size - 1))
+        for start, begin in product(range(0, items, block), range(0, trajectories, most)):
+            rows, columns = slice(start, min(start + block, items)), slice(begin, min(begin + most, trajectories))
+            count, copies = rows.stop - rows.start, columns.stop - columns.start
 
-            def compare(layer: str, values: torch.Tensor, rows: slice = rows) -> None:
+            def compare(layer: str, values: torch.Tensor, rows: slice = rows, columns: slice = columns, n: int = count) -> None:
                 if distances and values.shape[1:] != self.shapes[layer]:
                     raise ValueError(
                         f"layer {layer!r}: activations of shape {tuple(values.shape[1:])}, but {self.shapes[layer]} in the "
                         f"reference set; distances need samples of its size, similarity(..) does not"
                     )
-                column = self.layers.index(layer)
-                similarity, distance = self._compare_layer(layer, values)
-                result.similarity[rows, column], result.distance[rows, column] = similarity, distance
+                k = self.layers.index(layer)
+                similarity[rows, columns, k], distance[rows, columns, k] = self._compare_layer(layer, values, n)
 
-            self._forward(torch.cat([first[rows], second[rows]]), compare, start, of_pairs=True)
-        return result
+            def name(row: int, start: int = start, begin: int = begin, n: int = count, copies: int = copies) -> str:
+                if row < n:
+                    return f"original {start + row}"
+                item, trajectory = divmod(row - n, copies)
+                where = f" (trajectory {begin + trajectory})" if trajectories > 1 else ""
+                return f"reconstructed {start + item}{where}"
+
+            batch = torch.cat([first[rows], second[rows, columns].flatten(0, 1)])
+            output = self._forward(batch, compare, name)
+            if outputs:
+                found = _logits(output, name).numpy()
+                if not logits.shape[2]:
+                    original_logits, logits = (
+                        np.empty((*table.shape[:-1], found.shape[1])) for table in (original_logits, logits)
+                    )
+                original_logits[rows] = found[:count]
+                logits[rows, columns] = found[count:].reshape(count, copies, -1)
+                del found
+            del output  # not to be held beside the next batch
+        return Readings(similarity, distance, original_logits, logits)
 
     def predict(self, samples: Any) -> Predictions:
         """Predicted classes and probabilities: the model's own output (batch, num_classes) taken as logits."""
         classes, probabilities = [], []
         tensor = _checked_samples(samples)
         for start in range(0, len(tensor), self.batch_size):
-            output = self._forward(tensor[start : start + self.batch_size], None, start)
-            logits = _as_tensor(output, "the model").double().cpu()
-            if logits.ndim != 2:
-                raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (batch, classes)")
-            probability = logits.softmax(dim=1)
-            _check_finite(probability, "class probabilities", start, False)
+            name = _numbered(start)
+            probability = _logits(self._forward(tensor[start : start + self.batch_size], None, name), name).softmax(dim=1)
             classes.append(probability.argmax(dim=1).numpy())
             probabilities.append(probability.numpy())
         if not classes:
@@ -320,9 +377,12 @@ class HiddenLayers:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _forward(
-        self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None, start: int, of_pairs: bool = False
+        self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None, name: Callable[[int], str]
     ) -> Any:
-        """The model's output for one batch; `consume(layer, activations)` is called as soon as a layer has run."""
+        """The model's output for one batch; `consume(layer, activations)` is called as soon as a layer has run.
+
+        `name(row)` says in messages what a row of the batch is.
+        """
         import torch
 
         self._check_evaluation_mode()
@@ -351,7 +411,7 @@ class HiddenLayers:
                 raise ValueError(
                     f"layer {layer!r} gives shape {tuple(values.shape)} for {len(batch)} samples; expected (batch, ...)"
                 )
-            _check_finite(values, f"layer {layer!r}: activations", start, of_pairs)
+            _check_finite(values, f"layer {layer!r}: activations", name)
             assert consume is not None
             consume(layer, values)
 
@@ -375,8 +435,8 @@ class HiddenLayers:
             )
         return output
 
-    def _compare_layer(self, layer: str, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Similarity and distance of the pairs in a batch: originals first, then as many reconstructions."""
+    def _compare_layer(self, layer: str, values: torch.Tensor, items: int) -> tuple[np.ndarray, np.ndarray]:
+        """Similarity and distance (items, trajectories) in a batch: the originals, then the reconstructions of each in turn."""
         import torch
 
         mean, spread = self.mean[layer], self.spread[layer]
@@ -386,15 +446,19 @@ class HiddenLayers:
         shape = [1] * values.ndim
         shape[axis] = -1
         scale = self._scale(layer)
-        z = _copy(values).sub_(torch.from_numpy(mean).view(shape)).mul_(torch.from_numpy(scale).view(shape))
-        a, b = z.flatten(1).chunk(2)
-        product, norm_a, norm_b = ((x[:, None, :] @ y[:, :, None])[:, 0, 0].numpy() for x, y in ((a, b), (a, a), (b, b)))
+        z = _copy(values)
+        centre, factor = (torch.from_numpy(table).to(z.device).view(shape) for table in (mean, scale))
+        flat = z.sub_(centre).mul_(factor).flatten(1)
+        a, b = flat[:items], flat[items:].view(items, -1, flat.shape[1])
+        products = (b @ a[:, :, None])[..., 0].cpu().numpy()
+        squares = (flat[:, None, :] @ flat[:, :, None])[:, 0, 0].cpu().numpy()
+        norm_a, norm_b = squares[:items, None], squares[items:].reshape(products.shape)
         norms = np.sqrt(norm_a) * np.sqrt(norm_b)
-        cosine = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
+        cosine = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
         cosine[(norm_a == 0) & (norm_b == 0)] = 1
-        squares = a.sub_(b).square_().sum(1).numpy()
+        distance = b.sub_(a[:, None]).square_().sum(2).cpu().numpy()
         expected = 2 * float(np.sum(spread * scale**2))
-        return cosine.clip(-1, 1), squares / expected if expected else np.where(squares > 0, np.inf, 0.0)
+        return cosine.clip(-1, 1), distance / expected if expected else np.where(distance > 0, np.inf, 0.0)
 
     def _scale(self, layer: str) -> np.ndarray:
         """What the centred activations of each channel are multiplied with; 0 for constant channels."""
@@ -436,9 +500,9 @@ class _Moments:
             raise ValueError(
                 f"layer {self.layer!r}: activations {tuple(mean.shape)} after {self.mean.shape}; samples must have one size"
             )
-        squares = values.sub_(mean).square_().sum(0).numpy()
+        squares = values.sub_(mean).square_().sum(0).cpu().numpy()
         total = self.count + count
-        shift = mean.numpy() - self.mean
+        shift = mean.cpu().numpy() - self.mean
         self.sum_of_squares = self.sum_of_squares + squares + shift**2 * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
@@ -452,10 +516,10 @@ class _Moments:
 
 
 def _copy(values: torch.Tensor) -> torch.Tensor:
-    """A float64 copy on the CPU, which may be overwritten."""
+    """A float64 copy, which may be overwritten, where the activations are; on the CPU if their device has no float64 (MPS)."""
     import torch
 
-    return values.cpu().to(torch.float64, copy=True)
+    return (values.cpu() if values.device.type == "mps" else values).to(torch.float64, copy=True)
 
 
 @contextmanager
@@ -536,10 +600,17 @@ def select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) ->
 def every_block(model: torch.nn.Module) -> tuple[str, ...]:
     """The blocks that a network is stacked from, and what comes before, between and after them.
 
-    A *stack* is a container (`Sequential`, `ModuleList`, `ModuleDict`) that holds at least two modules of one class which have
-    children themselves; chains (`Sequential`) count as such a class only if the model has no stack of another one. A module with
-    a stack inside is opened; any other one is a block, read as a whole if it has parameters. Simple modules next to each
-    other, such as the convolution, normalisation, activation and pooling in front of the stacks, make one block, read at its
+    A *stack* holds at least two modules of one class, blocks, which have children themselves. What counts as a stack is the first
+    of these that the network has (a *layer* is a module of two or more axes of weights: a convolution, a linear map):
+
+    1. a container (`Sequential`, `ModuleList`, `ModuleDict`) of blocks with two layers or more, and containers of simpler blocks
+       next to it: ResNet, ConvNeXt, EfficientNet, transformers;
+    2. a module of any class, or containers next to each other, with such blocks: Inception, RegNet, stages of a single block;
+    3. a container of blocks of one layer: a convolution with its normalisation, say, in a class of its own;
+    4. a container of chains (`Sequential`).
+
+    A module with a stack inside is opened; any other one is a block, read as a whole if it has parameters. Simple modules next to
+    each other, such as the convolution, normalisation, activation and pooling in front of the stacks, make one block, read at its
     last. A network without stacks (VGG) is read at every activation function and at its last module with parameters; one whose
     activation functions are inside of a block, or with fewer than two layers, is refused.
 
@@ -556,21 +627,21 @@ def every_block(model: torch.nn.Module) -> tuple[str, ...]:
     from torch import nn
 
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-    def is_stack(module: nn.Module, chains: bool) -> bool:
-        inner = [type(child) for child in _children(module).values() if _children(child)]
-        inner = [kind for kind in inner if not issubclass(kind, containers) or (chains and issubclass(kind, nn.Sequential))]
-        return isinstance(module, containers) and any(inner.count(kind) >= 2 for kind in inner)
-
     modules = _modules(_checked_model(model))
-    stacks = [name for name, module in modules.items() if is_stack(module, False)] or [
-        name for name, module in modules.items() if is_stack(module, True)
-    ]
+    stacks = _stacks(modules, containers)
     if not stacks:
         return _activations(model, containers)
 
     def has_parameters(module: nn.Module) -> bool:
         return next(module.parameters(), None) is not None
+
+    def runs(module: nn.Module) -> bool:
+        return type(module).forward is not nn.ModuleList.forward  # lists and tables of modules have no forward pass
+
+    def is_simple(module: nn.Module) -> bool:
+        # No children, or, as timm's normalisation with activation, parameters of its own and none in its children.
+        children = _children(module).values()
+        return not children or (bool(module._parameters) and not any(has_parameters(child) for child in children))
 
     found: list[str] = []
 
@@ -584,10 +655,10 @@ def every_block(model: torch.nn.Module) -> tuple[str, ...]:
 
         for child_name, child in _children(module).items():
             name = f"{prefix}{child_name}"
-            if any(stack == name or stack.startswith(name + ".") for stack in stacks):
+            if any(stack == name or stack.startswith(name + ".") for stack in stacks) or not runs(child):
                 close_row()
                 open_up(name + ".", child)
-            elif not _children(child) and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            elif is_simple(child) and runs(module):
                 row.append(name)
             else:
                 close_row()
@@ -597,6 +668,47 @@ def every_block(model: torch.nn.Module) -> tuple[str, ...]:
 
     open_up("", model)
     return tuple(found)
+
+
+def _stacks(modules: Mapping[str, torch.nn.Module], containers: tuple[type, ...]) -> list[str]:
+    """Names of the modules that hold blocks; see `every_block`."""
+    from torch import nn
+
+    def num_layers(module: nn.Module) -> int:
+        return sum(any(w.ndim > 1 for w in part.parameters(recurse=False)) for part in module.modules())
+
+    # For every module, the classes of its children that could be blocks, with their numbers of layers; chains apart.
+    inner: dict[str, list[tuple[type, int]]] = {}
+    chains: dict[str, list[type]] = {}
+    for name, module in modules.items():
+        able = [child for child in _children(module).values() if _children(child)]
+        inner[name] = [(type(child), num_layers(child)) for child in able if not isinstance(child, containers)]
+        chains[name] = [type(child) for child in able if isinstance(child, nn.Sequential)]
+    in_containers = [name for name, module in modules.items() if isinstance(module, containers)]
+
+    def kinds(name: str, least: int) -> list[type]:
+        return [kind for kind, number in inner[name] if number >= least]
+
+    def repeated(found: list[type]) -> set[type]:
+        return {kind for kind in found if found.count(kind) >= 2}
+
+    def parent(name: str) -> str:
+        return name.rpartition(".")[0]
+
+    deep = [name for name in in_containers if repeated(kinds(name, 2))]
+    if deep:
+        beside = {parent(name) for name in deep}
+        return [name for name in in_containers if name in deep or (parent(name) in beside and repeated(kinds(name, 1)))]
+    together: dict[str, list[type]] = {}
+    for name in in_containers:
+        together.setdefault(parent(name), []).extend(set(kinds(name, 2)))
+    loose = [name for name in modules if repeated(kinds(name, 2))]
+    loose += [name for name in in_containers if set(kinds(name, 2)) & repeated(together[parent(name)])]
+    return (
+        loose
+        or [name for name in in_containers if repeated(kinds(name, 0))]
+        or [name for name in in_containers if repeated(chains[name])]
+    )
 
 
 def _activations(model: torch.nn.Module, containers: tuple[type, ...]) -> tuple[str, ...]:
@@ -660,15 +772,33 @@ def _checked_samples(samples: Any, name: str = "samples") -> torch.Tensor:
     return tensor
 
 
-def _check_finite(values: torch.Tensor, what: str, start: int, of_pairs: bool) -> None:
+def _checked_pairs(original: Any, reconstructed: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
+    if first.shape != second.shape:
+        raise ValueError(
+            f"original has shape {tuple(first.shape)} and reconstructed {tuple(second.shape)}; expected pairs of samples"
+        )
+    return first, second
+
+
+def _numbered(start: int) -> Callable[[int], str]:
+    """Names of the rows of a batch that starts with sample `start`."""
+    return lambda row: f"sample {start + row}"
+
+
+def _logits(output: Any, name: Callable[[int], str]) -> torch.Tensor:
+    """The output of a classifier, float64 (batch, num_classes) on the CPU, finite."""
+    logits = _as_tensor(output, "the model").cpu().double()
+    if logits.ndim != 2:
+        raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (batch, classes)")
+    _check_finite(logits, "class probabilities", name)
+    return logits
+
+
+def _check_finite(values: torch.Tensor, what: str, name: Callable[[int], str]) -> None:
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
-        bad = torch.nonzero(~finite)[:, 0].tolist()
-        if of_pairs:
-            pairs = len(values) // 2
-            words = [f"{'original' if k < pairs else 'reconstructed'} {start + k % pairs}" for k in bad[:10]]
-        else:
-            words = [f"sample {start + k}" for k in bad[:10]]
+        words = [name(row) for row in torch.nonzero(~finite)[:10, 0].tolist()]
         raise ValueError(f"{what} of {', '.join(words)} are not finite; check these samples")

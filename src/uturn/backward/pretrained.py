@@ -1,0 +1,424 @@
+"""Diffusion models from files: folders in diffusers' layout, and checkpoints of guided-diffusion.
+
+Only weights and plain JSON are read, nothing is ever unpickled; only the parts that a U-turn needs are loaded. `docs/models.md`
+tells which models can be read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from uturn.checks import one_line
+
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
+"""Endings of single files that `uturn.backward.guided_diffusion` reads."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")  # the last: DiT by its former name
+_CODECS = ("AutoencoderKL", "VQModel")
+_CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # how names of such parts begin
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A diffusion model and what is known about it.
+
+    Attributes
+    ----------
+    model : Denoiser
+        Called as `model(noisy, timestep)` or, if `num_classes` is not None, `model(noisy, timestep, labels)`.
+    scheduler
+        The scheduler stored with the model: its noise schedule, and what the model predicts.
+    codec : Codec or None
+        Between images and latents, for models that denoise latents.
+    image_shape, latent_shape : (channels, height, width) or None
+        Of the images, and of what the model denoises if there is a codec. None if the files do not tell.
+    num_classes : int or None
+        Number of classes, if the model must be told the true one.
+    description : str
+        The model in one line, recorded with results.
+    """
+
+    model: Any
+    scheduler: Any
+    codec: Any | None
+    image_shape: tuple[int, int, int] | None
+    latent_shape: tuple[int, int, int] | None
+    num_classes: int | None
+    description: str
+
+
+class Denoiser(nn.Module):
+    """A denoising network that computes in its own precision, and is float32 for those who call it.
+
+    Its parameters are those of `network`; `torch.compile` changes neither them nor their names.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, null_class: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        self.null_class = null_class
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Prediction (batch, channels or twice as many, height, width) for noisy (batch, channels, height, width).
+
+        timestep: (batch,), of any dtype, never rounded to that of the network. labels: int64 (batch,), if the model is told.
+        """
+        if self.null_class is not None:
+            labels = torch.full((len(noisy),), self.null_class, device=noisy.device)
+        told = () if labels is None else (labels,)
+        output = self.network(noisy.to(self.dtype), timestep, *told)
+        return getattr(output, "sample", output).float()
+
+
+class Codec(nn.Module):
+    """Between images (batch, 3, height, width) in [-1, 1] and latents in the units of the denoiser; deterministic.
+
+    `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or what the encoder gives before
+    it is quantised (VQModel, which quantises when it decodes). Float32 on both sides.
+    """
+
+    scale: torch.Tensor
+    centre: torch.Tensor
+
+    def __init__(self, network: Any, dtype: torch.dtype, scale: torch.Tensor, centre: torch.Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
+        self.register_buffer("centre", centre.reshape(1, -1, 1, 1))
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        encoded = self.network.encode(images.to(self.dtype))
+        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (z.float() - self.centre) * self.scale
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.network.decode((latents / self.scale + self.centre).to(self.dtype)).sample.float()
+
+
+def load_pretrained(
+    path: str | os.PathLike[str],
+    *,
+    preset: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    compile: bool = False,
+) -> Pretrained:
+    """Read a diffusion model.
+
+    Parameters
+    ----------
+    path
+        A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, or a checkpoint of
+        guided-diffusion (a file).
+    preset
+        For checkpoints: what they do not tell, see `uturn.backward.guided_diffusion`.
+    device
+        "cpu", "cuda", "cuda:1", "mps", ...; by default "cuda" where there is one, else "cpu".
+    dtype
+        What the networks compute in: "float32", "bfloat16" or "float16". Timesteps and schedulers keep their own precision, and
+        what is returned is float32. Autoencoders that quantise stay in float32, and for "float16" those that ask for it
+        (`force_upcast`).
+    compile
+        Compile the denoiser when it is first called; later calls are faster.
+
+    Returns
+    -------
+    Pretrained
+        In evaluation mode, without gradients.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing at `path`, the files are damaged or incomplete, or the model is of a kind that makes no U-turns:
+        conditioned on a text or an image, or of an unknown class.
+
+    Notes
+    -----
+    A diffusion transformer (DiT, arXiv:2212.09748) was trained with a null class too and is run on it: unconditionally. Other
+    class-conditional models are told the true class.
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path={path!r}: expected the name of a folder or a file")
+    where = _checked_device(device)
+    path = Path(path)
+    read = _read_checkpoint if path.is_file() else _read_folder
+    found = read(path, preset, where, DTYPES[dtype])
+    if compile:
+        found.model.network.compile()  # in place: the names of the weights stay
+    return found
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def _read_checkpoint(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype) -> Pretrained:
+    if path.suffix not in CHECKPOINTS:
+        raise ValueError(f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)})")
+    from uturn.backward.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
+
+    network = load_guided_diffusion(path, preset)
+    _cast(network.unet, dtype)
+    classes = network.num_classes
+    told = "unconditional" if classes is None else f"conditioned on the true label ({classes} classes)"
+    return Pretrained(
+        model=_ready(Denoiser(network, dtype), device),
+        scheduler=guided_diffusion_scheduler(**network.options),
+        codec=None,
+        image_shape=_shape(network.config.in_channels, network.config.sample_size),
+        latent_shape=None,
+        num_classes=classes,
+        description=f"guided-diffusion UNet, {told}",
+    )
+
+
+# --- a folder --------------------------------------------------------------------------------------------------------
+
+
+def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype) -> Pretrained:
+    if preset is not None:
+        raise ValueError(f"preset={preset!r}: only for checkpoints of guided-diffusion, but {path} is not a file; leave it out")
+    folder, parts = _folder_and_parts(path)
+    part = next((name for name in ("unet", "transformer") if name in parts), None)
+    if part is None or "scheduler" not in parts:
+        raise ValueError(f"{path} holds {', '.join(parts) or 'nothing'}; expected a unet or a transformer, and a scheduler")
+    network, told, null_class, num_classes = _denoiser(folder, part, parts[part])
+    scheduler = _scheduler(folder, parts["scheduler"])
+    latent = next((name for name in ("vae", "vqvae") if name in parts), None)
+    inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
+    if outputs not in (inputs, 2 * inputs):
+        raise ValueError(
+            f"{path}: the denoiser takes {inputs} channels and gives {outputs}, so it reads more than the noisy image "
+            f"(super-resolution, inpainting); expected as many, or twice as many with a learned variance"
+        )
+    shape = _shape(inputs, network.config.sample_size)
+    codec, image_shape, description = None, shape, f"{type(network).__name__}, {told}"
+    if latent is not None:
+        codec = _codec(folder, latent, parts[latent], dtype, inputs)
+        config = codec.network.config
+        factor = 2 ** (len(config.block_out_channels) - 1)  # every block but the last halves the image
+        image_shape = None if shape is None else (config.in_channels, shape[1] * factor, shape[2] * factor)
+        description += f", in the latents of {type(codec.network).__name__}"
+        if "clip_sample" not in scheduler.config:
+            # Other schedulers that are made from this configuration would clip latents to [-1, 1] by default.
+            scheduler.register_to_config(clip_sample=False)
+        codec = _ready(codec, device)
+    return Pretrained(
+        model=_ready(Denoiser(_cast(network, dtype), dtype, null_class), device),
+        scheduler=scheduler,
+        codec=codec,
+        image_shape=image_shape,
+        latent_shape=None if codec is None else shape,
+        num_classes=num_classes,
+        description=description,
+    )
+
+
+def _folder_and_parts(path: Path) -> tuple[Path, dict[str, str]]:
+    """The folder, fetched from a hub if need be, and the class of each of its parts, checked."""
+    from diffusers import DiffusionPipeline
+
+    name = path.as_posix()
+    is_hub_name = not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.is_dir()
+    if not path.is_dir() and not is_hub_name:
+        raise ValueError(f"{name}: no such folder or file; expected a folder in diffusers' layout, or a checkpoint")
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        alone = (path / "config.json").is_file()
+        raise ValueError(
+            f"{name} holds no model_index.json"
+            + ("; it is a network without its scheduler: " if alone else ", so it is not a diffusion pipeline of diffusers; ")
+            + f"write both with DDPMPipeline(unet, scheduler).save_pretrained(folder){'' if alone else ' and give that folder'}"
+        )
+    if not is_hub_name:
+        try:
+            index = DiffusionPipeline.load_config(name)
+        except Exception as error:
+            raise ValueError(
+                f"{name}/model_index.json cannot be read ({one_line(error)}); fetch or write the folder again"
+            ) from None
+        return path, _checked_parts(name, index)
+    try:
+        index = DiffusionPipeline.load_config(name)
+    except Exception as error:
+        raise _not_fetched(name, error) from None
+    parts = _checked_parts(name, index)  # before gigabytes are fetched
+    try:
+        return Path(DiffusionPipeline.download(name)), parts
+    except Exception as error:
+        raise _not_fetched(name, error) from None
+
+
+def _not_fetched(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{name}: no such folder, and no model of this name could be fetched from the hub ({one_line(error)}); where there is a "
+        f"network, `hf download {name} --local-dir FOLDER` fetches it: give that folder"
+    )
+
+
+def _checked_parts(name: str, index: Any) -> dict[str, str]:
+    """{part: class} of a pipeline's index, without the parts that are empty."""
+    if not isinstance(index, dict):
+        raise ValueError(f"{name}/model_index.json holds {index!r:.60}; expected the parts of a pipeline of diffusers")
+    parts = {}
+    for part, entry in index.items():
+        if part.startswith("_") or not (isinstance(entry, list) and len(entry) == 2) or entry[1] is None:
+            continue  # options of the pipeline, parts that are not there
+        parts[part] = str(entry[1])
+    denoiser = parts.get("unet") or parts.get("transformer")
+    asked = [part for part in parts if part.startswith(_CONDITIONED)]
+    if asked:
+        raise ValueError(
+            f"{name} is conditioned on a text or an image ({', '.join(asked)}); expected an unconditional or class-conditional "
+            f"model (DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline)"
+        )
+    if denoiser is not None and denoiser not in _DENOISERS:
+        raise ValueError(f"{name}: the denoiser is a {denoiser}; expected UNet2DModel or DiTTransformer2DModel")
+    codec = parts.get("vae") or parts.get("vqvae")
+    if codec is not None and codec not in _CODECS:
+        raise ValueError(f"{name}: the autoencoder is a {codec}; expected {' or '.join(_CODECS)}")
+    return parts
+
+
+def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, str, int | None, int | None]:
+    """The network, what it is told, its null class, and the number of classes if it is told the true one."""
+    network = _load_part(folder, part, class_name)
+    config = network.config
+    if type(network).__name__ == "DiTTransformer2DModel":
+        null_class = config.num_embeds_ada_norm
+        return network, f"null class {null_class}", null_class, None
+    if type(network).__name__ != "UNet2DModel":  # the former class stands for others too
+        raise ValueError(f"{folder}: the denoiser is a {type(network).__name__}; expected UNet2DModel or DiTTransformer2DModel")
+    if network.class_embedding is None:
+        return network, "unconditional", None, None
+    if config.class_embed_type == "identity" or config.num_class_embeds is None:
+        raise ValueError(
+            f"{folder}: a UNet2DModel with class_embed_type={config.class_embed_type!r} and "
+            f"num_class_embeds={config.num_class_embeds}; expected classes by number: num_class_embeds in {part}/config.json"
+        )
+    classes = int(config.num_class_embeds)
+    return network, f"conditioned on the true label ({classes} classes)", None, classes
+
+
+def _codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:
+    """The codec of a denoiser of so many channels."""
+    network = _load_part(folder, part, class_name)
+    config = network.config
+    made = config.get("vq_embed_dim") or config.latent_channels
+    if made != channels:
+        raise ValueError(f"{folder}: the {part} makes latents of {made} channels, but the denoiser takes {channels}")
+    # A VQModel that says nothing is older than the option: latents were not scaled then, and the default of the class is wrong.
+    unsaid = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
+    scale = torch.tensor(1.0 if unsaid else config.scaling_factor)
+    centre = torch.tensor(config.get("shift_factor") or 0.0)
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        centre, scale = torch.tensor(config.latents_mean), scale / torch.tensor(config.latents_std)
+    # The nearest code is another one after rounding; and activations of many autoencoders overflow in half precision.
+    if class_name == "VQModel" or (dtype == torch.float16 and config.get("force_upcast")):
+        dtype = torch.float32
+    return Codec(_cast(network, dtype), dtype, scale.float(), centre.float())
+
+
+def _load_part(folder: Path, part: str, class_name: str) -> Any:
+    """A network of a pipeline, whole and finite."""
+    import diffusers
+
+    # Old pipelines keep their only network beside the index.
+    where = folder / part if (folder / part).is_dir() else folder
+    try:
+        network, report = getattr(diffusers, class_name).from_pretrained(
+            str(where),
+            use_safetensors=any(where.glob("*.safetensors*")),  # else .bin, which is read as weights only
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except Exception as error:
+        raise ValueError(f"{where}: the {part} cannot be loaded ({one_line(error)}); fetch or write the folder again") from None
+    missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:  # the library fills them with random numbers
+        raise ValueError(
+            f"{where}: {len(missing)} weights of the {part} are missing, such as {missing[0]}; fetch or write the folder again"
+        )
+    if extra:  # older versions of diffusers stored more
+        warnings.warn(
+            f"{where}: {len(extra)} weights in the file are not of the {part} and are left out, such as {extra[0]}", stacklevel=2
+        )
+    if not all(torch.isfinite(weights).all() for weights in network.state_dict().values() if weights.is_floating_point()):
+        raise ValueError(f"{where}: some weights of the {part} are not finite; fetch or write the folder again")
+    return network
+
+
+def _scheduler(folder: Path, class_name: str) -> Any:
+    import diffusers
+
+    where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    made = getattr(diffusers, class_name, None)
+    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
+        raise ValueError(f"{folder}: the scheduler is a {class_name}; expected a scheduler of diffusers")
+    try:
+        scheduler = made.from_pretrained(str(where), local_files_only=True)
+    except Exception as error:
+        raise ValueError(f"{where}: the scheduler cannot be loaded ({one_line(error)}); fetch or write it again") from None
+    if not hasattr(scheduler, "step") or not (hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")):
+        raise ValueError(
+            f"{folder}: {class_name} has no step() or add_noise(), so it makes no U-turns; expected one like DDPMScheduler"
+        )
+    return scheduler
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+def _cast(network: Any, dtype: torch.dtype) -> Any:
+    """The network in `dtype`, but for what embeds numbers that `dtype` would round: those parts stay as they are."""
+    config = getattr(network, "config", {})
+    kept = set()
+    if config.get("time_embedding_type") == "fourier":
+        kept.add("time_proj")  # multiplies timesteps by weights
+    if config.get("class_embed_type") == "timestep":
+        kept.add("class_embedding")
+    for name, part in network.named_children():
+        if name not in kept:
+            part.to(dtype)
+    return network
+
+
+def _ready(module: Any, device: torch.device) -> Any:
+    module = module.to(device).eval().requires_grad_(False)
+    if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):
+        module = module.to(memory_format=torch.channels_last)  # the layout of the fast convolutions there
+    return module
+
+
+def _checked_device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        checked = torch.device(device)
+        torch.empty(1, device=checked)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here ({one_line(error)}); expected 'cpu', 'cuda', 'mps' or None"
+        ) from None
+    return checked
+
+
+def _shape(channels: int, size: Any) -> tuple[int, int, int] | None:
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(channels), int(height), int(width)

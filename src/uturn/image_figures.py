@@ -1,0 +1,229 @@
+"""Drawing of an analysis of images (`uturn.images.analyse`): the grid of Fig. 1, the curves of Figs. 2 and 16."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.images import chosen
+from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MOST_NAMED = 8  # layers with a line of their own in the legend
+_CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # of Okabe and Ito: apart for all eyes
+
+
+def draw_layers(data: xr.Dataset) -> Any:
+    """Similarity of every layer against noise, a panel a classifier, with t*; and the share of U-turns that keep the class."""
+    names = [str(name) for name in data.classifier.values]
+    panels = len(names) + 1
+    columns = min(panels, 4)
+    rows = math.ceil(panels / columns)
+    with style() as plt:
+        width = {2: 11.0, 3: 14.0}.get(columns, 17.0)
+        figure = plt.figure(figsize=(width, 4.8 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+        for axis in axes[panels:]:
+            axis.set_axis_off()
+        lowest = min(0.0, float(np.nanmin(data.similarity)))
+        for k, (name, axis) in enumerate(zip(names, axes, strict=False)):
+            axis.set(xlim=(0, _end(data)), ylim=(lowest - 0.03, 1.03), xlabel=_axis_label(data))
+            axis.set_title(name, pad=34)
+            _draw_similarity(axis, data.isel(classifier=k))
+            if k % columns == 0:
+                axis.set_ylabel("cosine similarity of layers")
+            else:
+                axis.tick_params(labelleft=False)
+        _draw_class(axes[panels - 1], data, names)
+        words = _caption(data, "bands and brackets: 95 % bootstrap intervals", int(14 * width))
+        figure.text(0.005, -0.01, words, color=MUTED, fontsize=9, va="top")
+    return figure
+
+
+def draw_grid(data: xr.Dataset) -> Any | None:
+    """Originals and what they become at increasing noise; a frame where the class changed. None if no images were kept."""
+    if "image" not in data:
+        return None
+    count, levels = data.sizes["item"], data.sizes["shown_noise"]
+    height, width = data.sizes["row"], data.sizes["column"]
+    tiles = np.concatenate([data.original.values[None], data.image.values])  # original and levels, item, channel, row, column
+    gap, wide = max(2, width // 12), max(3, width // 6)  # pixels between images, and after the original
+    left = np.r_[0, wide - gap + (width + gap) * np.arange(1, levels + 1)]
+    top = (height + gap) * np.arange(count)
+    canvas = np.ones((top[-1] + height, left[-1] + width, 4))
+    canvas[..., 3] = 0  # nothing between the images
+    for i in range(count):
+        for j in range(levels + 1):
+            if np.isfinite(tiles[j, i]).all():
+                canvas[top[i] : top[i] + height, left[j] : left[j] + width] = _colours(data, tiles[j, i])
+    with style() as plt:
+        from matplotlib.patches import Rectangle
+
+        # The axes are the figure; what lies outside is added when it is saved.
+        inch = min(1.0, 9.5 / (levels + 1)) / width
+        figure = plt.figure(figsize=(inch * canvas.shape[1], inch * canvas.shape[0]))
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.imshow(canvas, interpolation="nearest" if width < 64 else "antialiased", aspect="auto")
+        for i in range(count):
+            for j in range(levels):
+                if data.image_same_class.values[j, i] == 0:
+                    corner = (left[j + 1] - 0.5, top[i] - 0.5)
+                    axis.add_patch(Rectangle(corner, width, height, fill=False, ec=CLASS, lw=1.6, clip_on=False))
+        star = float(data.transition.sel(axis="noise", estimate="value")[0])
+        after = int(np.searchsorted(data.shown_noise.values, star)) if np.isfinite(star) else levels
+        if after < levels:  # in the gap before the first level beyond t*
+            at = left[after + 1] - 0.5 - (gap if after else wide) / 2
+            axis.plot(
+                [at, at], [-0.5 - 2 * gap, canvas.shape[0] - 0.5 + gap], color=THEORY, lw=1.4, ls=(0, (1, 1.4)), clip_on=False
+            )
+        axis.set_xticks(left + width / 2 - 0.5, ["original", *(f"{x:.3g}" for x in data.shown_noise.values)])
+        axis.set_yticks(top + height / 2 - 0.5, [_brief(str(name), 18) for name in data.item_name.values])
+        axis.tick_params(length=0)
+        axis.xaxis.tick_top()
+        axis.xaxis.set_label_position("top")
+        axis.set_xlabel(_axis_label(data))
+        axis.spines[:].set_visible(False)
+        axis.set(xlim=(-0.5, canvas.shape[1] - 0.5), ylim=(canvas.shape[0] - 0.5, -0.5))
+        name = _brief(str(data.classifier.values[0]))
+        look = {"ls": "", "marker": "s", "mfc": "none", "mec": CLASS, "mew": 1.6, "ms": 9}
+        handles = [plt.Line2D([], [], **look, label=f"another class ({name})")]
+        if after < levels:
+            handles.append(plt.Line2D([], [], color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.2f}"))
+        axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
+        words = _caption(data, "", max(40, int(13 * figure.get_figwidth())))
+        axis.annotate(words, (0, 0), (4, -30), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
+    return figure
+
+
+def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
+    """Curves of the layers of one classifier, t*, inversion and half-lives."""
+    noise = data.noise.values
+    layers = [str(name) for name in data.layer.values if str(name)]
+    colors = level_colors(len(layers))
+    few = len(layers) <= _MOST_NAMED
+    named = chosen(len(layers), _MOST_NAMED if few else 4)
+    for k, name in enumerate(layers):
+        edge = k in (0, len(layers) - 1)
+        value, low, high = data.similarity.isel(network_layer=k).values.T
+        if edge or few:
+            axis.fill_between(noise, low, high, color=colors[k], alpha=0.22 if edge else 0.07, lw=0)
+        look = {"lw": 2.4, "zorder": 4, **_markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
+        axis.plot(noise, value, color=colors[k], label=_brief(name) if k in named else None, **look)
+        half_life = float(data.half_life.sel(axis="noise", estimate="value").isel(network_layer=k))
+        if few or k in named:
+            axis.plot([half_life], [0.985], "|", transform=axis.get_xaxis_transform(), color=colors[k], ms=10, mew=2)
+    star, swap = (data[name].sel(axis="noise").values for name in ("transition", "inversion"))
+    _draw_transition(axis, star, CLASS, True)
+    words = [f"$t^*$ = {_interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below"]
+    if np.isfinite(swap[0]):
+        at = np.interp(swap[0], noise, data.similarity.isel(network_layer=0, estimate=0).values)
+        axis.plot([swap[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
+        words.append(f"order inverts at {_interval(swap)}")
+    axis.text(0, 1.02, "\n".join(words), transform=axis.transAxes, color=CLASS, fontsize=9.5).set_in_layout(False)
+    if np.isfinite(data.half_life.values).any():
+        axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
+    curves = data.similarity.sel(estimate="value").transpose("noise", "network_layer").values
+    title = None if few else f"{len(layers)} layers, first to last"
+    bottom, top = axis.get_ylim()
+    early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=1)) < bottom + 0.55 * (top - bottom)
+    _legend(axis, early, title=title, title_fontsize=8.5)
+
+
+def _draw_class(axis: Any, data: xr.Dataset, names: list[str]) -> None:
+    """Share of U-turns that keep the predicted class, of all classifiers; of a single one other agreements too."""
+    noise = data.noise.values
+    single = len(names) == 1
+    curves = []
+    for k, name in enumerate(names):
+        one = data.isel(classifier=k)
+        color = _CLASSIFIERS[k % len(_CLASSIFIERS)]
+        value, low, high = one.same_class.values.T
+        axis.fill_between(noise, low, high, color=color, alpha=0.2, lw=0)
+        curves += axis.plot(noise, value, color=color, label=_named(name, one, single), **_markers(noise))
+        axis.axhline(float(one.chance), color=color, lw=0.8, ls=":")
+        _draw_transition(axis, one.transition.sel(axis="noise").values, CLASS if single else color, single)
+    if single:
+        for name, words, color, dash in (
+            ("same_class_top5", "predicted class among the five first", ACCENT, "--"),
+            ("label_top1", "true label first", MUTED, "-"),
+            ("label_top5", "true label among the five first", MUTED, "--"),
+        ):
+            if name in data:
+                value = data[name].isel(classifier=0, estimate=0)
+                curves += axis.plot(noise, value, color=color, lw=1.3, ls=dash, label=words)
+    if np.isfinite(data.chance).any():
+        axis.plot([], [], color=MUTED, lw=0.8, ls=":", label="two random originals")
+    axis.set(xlim=(0, _end(data)), ylim=(-0.03, 1.03), ylabel="share of U-turns", xlabel=_axis_label(data))
+    axis.set_title("class", pad=34)
+    _legend(axis, all(np.interp(0.6 * noise[-1], line.get_xdata(), line.get_ydata()) < 0.62 for line in curves))
+
+
+def _named(name: str, data: xr.Dataset, single: bool) -> str:
+    """What a line of the class panel is called."""
+    if single:
+        return "predicted class"
+    star = float(data.transition.sel(axis="noise", estimate="value"))
+    return f"{_brief(name)}, " + (f"$t^*$ = {star:.2f}" if np.isfinite(star) else "no $t^*$")
+
+
+def _legend(axis: Any, early: bool, **options: Any) -> None:
+    """A legend beyond curves that fall early, or below others."""
+    place = "upper right" if early else "lower left"
+    legend = axis.legend(loc=place, fontsize=8.5, labelspacing=0.3, frameon=True, edgecolor="none", framealpha=0.7, **options)
+    legend.set_zorder(6)
+
+
+def _draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> None:
+    """A line and a band at t*, if there is one."""
+    if band and np.isfinite(star).all():
+        axis.axvspan(*star[1:], color=color, alpha=0.1, lw=0)
+    if np.isfinite(star[0]):
+        axis.axvline(star[0], color=color, lw=1.2, ls=":")
+
+
+def _caption(data: xr.Dataset, addition: str, width: int) -> str:
+    """What was run, and what could not be located; in lines of so many characters."""
+    lines = ["; ".join(filter(None, (data.attrs["description"], addition)))]
+    names, remarks = data.classifier.values, data.remark.values
+    if len(set(remarks)) == 1:
+        names = [""]
+    lines += [f"{name}: {remark}" if name else str(remark) for name, remark in zip(names, remarks, strict=False) if remark]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, width))
+
+
+def _interval(values: np.ndarray) -> str:
+    value, low, high = values
+    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else "")
+
+
+def _markers(noise: np.ndarray) -> dict[str, Any]:
+    return {"marker": "o", "ms": 4} if len(noise) < 40 else {}
+
+
+def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
+    """An image (channels, height, width) in [-1, 1] as RGBA."""
+    pixels = np.clip((image.transpose(1, 2, 0) + 1) / 2, 0, 1)
+    if pixels.shape[-1] == 1:
+        source = json.loads(data.attrs.get("spec", "{}")).get("source", {})
+        pixels = np.repeat(1 - pixels if source.get("type") == "fashion_mnist" else pixels, 3, axis=-1)  # garments on white
+    return np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)
+
+
+def _axis_label(data: xr.Dataset) -> str:
+    return "inversion time $t/T$" if "step" in data.coords else str(data.noise.attrs.get("long_name", "noise"))
+
+
+def _end(data: xr.Dataset) -> float:
+    last = float(data.noise[-1])
+    return 1.03 * last if last > 0 else 1.0
+
+
+def _brief(name: str, most: int = 22) -> str:
+    """A name that fits: its end, if it is long."""
+    return name if len(name) <= most else f"..{name[-most + 2 :]}"

@@ -1,0 +1,512 @@
+"""Images that experiments start from: those that come with the package, a folder of files, an array."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from uturn.checks import one_line
+from uturn.processes import cores
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_MOST_BYTES = 8 * 2**30  # of images made in one piece
+_MOST_PIXELS = 89_478_485  # of one image; above it, Pillow warns of decompression bombs
+_MOST_FILE_BYTES = 2**29
+# Never all that Pillow knows: some of its formats start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Original images, float32 (batch, channels, height, width) in [-1, 1]; labels are -1 where unknown."""
+
+    items: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def data(self) -> np.ndarray:
+        """What a network reads: the images."""
+        return self.images
+
+    @staticmethod
+    def data_of(reconstructions: Any) -> np.ndarray:
+        """Likewise of their U-turns, (batch, trajectories, channels, height, width)."""
+        return reconstructions
+
+
+class ImageSource(BaseModel):
+    """Items are the images in the order of the source; asking for more items than images is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def count(self) -> int:
+        """Number of images; of a folder, of its files, some of which may turn out to be none."""
+        raise NotImplementedError
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image."""
+        raise NotImplementedError
+
+    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Some images, float32 (number, channels, height, width) in [-1, 1], and labels (number,), -1 where unknown."""
+        raise NotImplementedError
+
+    def first_images(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Likewise the first so many images, or all if there are fewer."""
+        return self.images_at(np.arange(min(number, self.count())))
+
+    def num_labels(self) -> int | None:
+        """Number of classes, None if no image has a label."""
+        return None
+
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of the labels, None if there are none."""
+        return None
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) that changes with the images or labels: a store does not go on with other data."""
+        raise NotImplementedError
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
+        yield Images(items, *self.images_at(items))
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class _ImagesInMemory(ImageSource):
+    """All images are read at once, and again when their files have changed."""
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
+        raise NotImplementedError
+
+    def files(self) -> list[Path]:
+        """The files read, if any: when one changes, the images are read again."""
+        return []
+
+    def all_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `load` returns, kept."""
+        stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in self.files() if f.is_file())
+        return _loaded(self, stamp)
+
+    def count(self) -> int:
+        return len(self.all_images()[0])
+
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.all_images()[0].shape[1:]
+        return channels, height, width
+
+    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self.all_images()
+        indices = _checked_indices(indices, len(images))
+        return images[indices], labels[indices]
+
+    def num_labels(self) -> int | None:
+        largest = int(self.all_images()[1].max(initial=-1))
+        return largest + 1 if largest >= 0 else None
+
+    def fingerprint(self) -> str:
+        images, labels = self.all_images()
+        return hashlib.sha256(f"{images.shape}".encode() + images.tobytes() + labels.tobytes()).hexdigest()
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        images, labels = self.all_images()
+        if num_items > len(images):
+            raise ValueError(f"items = {num_items}, but the source has {len(images)} images; lower items")
+        return {"label": labels[:num_items]}
+
+
+@lru_cache(maxsize=2)
+def _loaded(source: _ImagesInMemory, stamp: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return source.load()
+
+
+class FashionMNISTSource(_ImagesInMemory):
+    """The 1,000 Fashion-MNIST test images that come with the package, classes in turn."""
+
+    type: Literal["fashion_mnist"] = "fashion_mnist"
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        from uturn.fashion_mnist import load_test_set
+
+        images, labels = load_test_set()
+        return np.asarray(images, np.float32), np.asarray(labels, np.int64)
+
+    def class_names(self) -> list[str] | None:
+        from uturn.fashion_mnist import CLASS_NAMES
+
+        return list(CLASS_NAMES)
+
+
+class ArraySource(_ImagesInMemory):
+    """Images in a .npy file: (count, height, width), (.., channels) or (count, channels, height, width).
+
+    uint8 in 0..255, or floats in [-1, 1]. `labels`: another .npy file, integers (count,), -1 where unknown; the number of
+    classes is the largest label + 1.
+    """
+
+    type: Literal["array"] = "array"
+    path: str
+    labels: str | None = None
+
+    def files(self) -> list[Path]:
+        return [Path(p) for p in (self.path, self.labels) if p is not None]
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        array = _read_npy(self.path)
+        if array.ndim == 3:
+            array = array[:, None]
+        elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+            array = array.transpose(0, 3, 1, 2)
+        if array.ndim != 4 or array.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{self.path} has shape {array.shape}; expected (count, height, width), with 1 or 3 channels before or after"
+            )
+        _check_size(array.size, self.path)
+        labels = np.full(len(array), -1) if self.labels is None else _read_npy(self.labels)
+        if labels.shape != (len(array),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.labels} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({len(array)},)"
+            )
+        if labels.min(initial=0) < -1:
+            raise ValueError(f"{self.labels} holds the label {labels.min()}; expected classes 0, 1, .., or -1 where unknown")
+        return _scaled(array, self.path), labels.astype(np.int64)
+
+
+class ImageFolderSource(ImageSource):
+    """Image files of a folder; sub-folders, if any, are the classes. Nothing is read before it is needed.
+
+    Items are ordered so that the first n are balanced: the first file of every class, the second of every class, and so on, with
+    classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files directly
+    in a folder that has sub-folders too are one more group, first in turn, with label -1.
+
+    A file that cannot be decoded to its end (empty, cut short, no image, more than 89 million pixels) is skipped: the item is the
+    next file. To know which, the first `items` files are decoded once in each process, on all cores, before the first is used
+    (milliseconds a photograph and core). `coordinates` warns of what was skipped, and records the file of every item. A file that
+    cannot be read because of the file system is an error, since it may be readable elsewhere, and items would differ.
+
+    Pixels are 8 bits per channel: 16-bit grey is rounded, transparency is laid on white, the orientation in EXIF data is applied,
+    colour profiles are ignored.
+
+    Attributes
+    ----------
+    path : str
+        The folder; links are followed.
+    channels : int
+        1 (grey) or 3 (RGB).
+    size : int, optional
+        Resize the short side to it (bicubic, antialiased; small images are enlarged) and crop the centre to size x size; by
+        default all images must have one size already.
+    classes : str, optional
+        Text file with one class a line, in the classifier's order: the label of a sub-folder is the line of its name, from 0. By
+        default it is the rank of the sub-folder. With it, a few classes of a data set keep their labels.
+    """
+
+    type: Literal["images"] = "images"
+    path: str
+    channels: Literal[1, 3] = 3
+    size: int | None = Field(default=None, ge=1, le=4096)
+    classes: str | None = None
+
+    @cached_property
+    def _folder(self) -> _Folder:
+        # With the source, not with the process: the items of an experiment stay what they are, and a new one looks again.
+        return _Folder(self.path, self.classes)
+
+    def count(self) -> int:
+        return len(self._folder.files)
+
+    def image_shape(self) -> tuple[int, int, int]:
+        folder = self._folder if self.size is not None else self._find(1)
+        height, width = (self.size, self.size) if self.size is not None else folder.first_shape
+        return self.channels, height, width
+
+    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        indices = _checked_indices(indices, self.count())
+        folder = self._find(int(indices.max(initial=0)) + 1)
+        indices = _checked_indices(indices, len(folder.readable))
+        shape = self.image_shape()
+        _check_size(len(indices) * int(np.prod(shape)), self.path)
+        files = [folder.files[folder.readable[i]] for i in indices]
+        images = np.empty((len(files), *shape), np.float32)
+        for image, file, pixels in zip(images, files, _in_threads(self._decoded, files), strict=True):
+            if isinstance(pixels, str) or pixels.shape[:2] != shape[1:]:
+                raise ValueError(f"{folder.root / file.name} has changed during the run; start again in a new store")
+            image[...] = _scaled(pixels.transpose(2, 0, 1), self.path)
+        return images, np.array([file.label for file in files], np.int64)
+
+    def first_images(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.images_at(np.arange(min(number, len(self._find(number).readable))))
+
+    def num_labels(self) -> int | None:
+        names = self._folder.class_names
+        return None if names is None else len(names)
+
+    def class_names(self) -> list[str] | None:
+        names = self._folder.class_names
+        return None if names is None else list(names)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names, sizes and labels of all files, not of their contents: quick, and the same for a copy."""
+        digest = hashlib.sha256()
+        for file in self._folder.files:
+            digest.update(f"{file.label} {file.size} ".encode() + os.fsencode(file.name) + b"\0")
+        return digest.hexdigest()
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        folder = self._folder
+        if num_items > len(folder.files):
+            raise ValueError(f"items = {num_items}, but path = {self.path!r} holds {len(folder.files)} files; lower items")
+        self._find(num_items)
+        if num_items > len(folder.readable):
+            raise ValueError(
+                f"items = {num_items}, but path = {self.path!r} holds {len(folder.readable)} readable images "
+                f"(skipped: {_summary(folder.skipped)}); lower items"
+            )
+        skipped = self.skipped(num_items)
+        if skipped:
+            warnings.warn(f"{self.path}: files that cannot be read are skipped: {_summary(skipped)}", stacklevel=2)
+        files = [folder.files[i] for i in folder.readable[:num_items]]
+        names = [os.fsencode(file.name).decode(errors="replace") for file in files]  # a store takes proper Unicode only
+        return {"label": np.array([file.label for file in files], np.int64), "file": np.array(names, object)}
+
+    def skipped(self, num_items: int) -> dict[str, str]:
+        """Files skipped on the way to so many items, and why."""
+        folder = self._find(num_items)
+        last = folder.readable[num_items - 1] if num_items <= len(folder.readable) else len(folder.files)
+        return {file.name: folder.skipped[file.name] for file in folder.files[:last] if file.name in folder.skipped}
+
+    def _find(self, number: int) -> _Folder:
+        """The folder, after its first so many readable files are known."""
+        folder = self._folder
+        folder.find(number, self._decoded, same_shape=self.size is None)
+        if not folder.readable and number > 0:
+            raise ValueError(
+                f"path = {self.path!r} holds no readable image (skipped: {_summary(folder.skipped)}); expected PNG, JPEG, .."
+            )
+        return folder
+
+    def _decoded(self, file: _File) -> np.ndarray | str:
+        """Pixels, uint8 (height, width, channels), or why there are none."""
+        if file.size == 0:
+            return "empty"
+        if file.size > _MOST_FILE_BYTES:
+            return f"more than {_MOST_FILE_BYTES // 2**20} MB"
+        path = self._folder.root / file.name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror or error}); make it readable, or move it away") from None
+        if len(data) != file.size:
+            raise ValueError(f"{path} has changed since the folder was listed; start again when all files are in place")
+        return _decode(data, self.channels, self.size)
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str  # relative to the folder
+    size: int  # bytes
+    label: int
+
+
+class _Folder:
+    """Files of a folder in the order of the items, and which of the first ones are readable."""
+
+    def __init__(self, path: str, classes: str | None) -> None:
+        self.root = Path(path)
+        if not self.root.is_dir():
+            raise ValueError(f"path = {path!r} is not a folder; expected a folder of image files")
+        groups: dict[str, list[tuple[str, int]]] = {}
+        for name, size in sorted(_listed(path)):
+            groups.setdefault(name.rpartition("/")[0], []).append((name, size))
+        if not groups:
+            raise ValueError(f"path = {path!r} holds no files; expected image files, or one sub-folder a class")
+        folders = sorted(group for group in groups if group)
+        self.class_names = _labels_of(folders, path, classes)
+        labels = {name: label for label, name in enumerate(self.class_names or [])} | {"": -1}
+        ranked = [(rank, group, file) for group, files in groups.items() for rank, file in enumerate(files)]
+        self.files = [_File(*file, labels[group]) for _, group, file in sorted(ranked)]
+        self.readable: list[int] = []
+        self.skipped: dict[str, str] = {}
+        self.first_shape = (0, 0)  # height and width of the first readable one
+        self._checked = 0
+        self._lock = threading.Lock()
+
+    def find(self, number: int, decoded: Callable[[_File], np.ndarray | str], same_shape: bool) -> None:
+        """Decode files in turn until so many readable ones are known, and not one more."""
+
+        def attempt(file: _File) -> tuple[int, int] | str:
+            pixels = decoded(file)
+            return pixels if isinstance(pixels, str) else (pixels.shape[0], pixels.shape[1])
+
+        with self._lock:
+            while len(self.readable) < number and self._checked < len(self.files):
+                most = min(number - len(self.readable), 256)  # at a time, so that images of different sizes are found out soon
+                batch = self.files[self._checked : self._checked + most]
+                for file, found in zip(batch, _in_threads(attempt, batch), strict=True):
+                    if isinstance(found, str):
+                        self.skipped[file.name] = found
+                    else:
+                        if not self.readable:
+                            self.first_shape = found
+                        if same_shape and found != self.first_shape:
+                            sizes = [f"{width} x {height} pixels" for height, width in (found, self.first_shape)]
+                            first = self.files[self.readable[0]].name
+                            raise ValueError(
+                                f"{self.root / file.name} has {sizes[0]}, but {self.root / first} has {sizes[1]}; give `size` to "
+                                f"crop and resize all images"
+                            )
+                        self.readable.append(self._checked)
+                    self._checked += 1
+
+
+def _listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
+    """Names, relative to the folder, and sizes of all files that are not hidden."""
+    here = os.path.join(path, inside)
+    try:
+        status = os.stat(here)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return  # a link to a folder that it lies in
+        with os.scandir(here) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in visible:
+            if entry.is_dir():
+                yield from _listed(path, f"{inside}{entry.name}/", (*above, identity))
+            elif entry.is_file():
+                yield inside + entry.name, entry.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{here} cannot be listed ({error.strerror or error}); make it readable, or move it away") from None
+
+
+def _labels_of(folders: list[str], path: str, classes: str | None) -> list[str] | None:
+    """Names of the classes in the order of the labels."""
+    if classes is None:
+        return folders or None
+    if not folders:
+        raise ValueError(f"classes = {classes!r}, but path = {path!r} has no sub-folders with files; expected one a class")
+    try:
+        names = Path(classes).read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"classes = {classes!r} cannot be read ({one_line(error)}); expected a text file with one class folder a line"
+        ) from None
+    names = [name.strip() for name in names]
+    lines: dict[str, int] = {}
+    for line, name in enumerate(names, 1):
+        if not name or lines.setdefault(name, line) != line:
+            what = f"line {line} is {name!r}" + (f", as is line {lines[name]}" if name else "")
+            raise ValueError(f"classes = {classes!r}: {what}; expected one class folder a line, in the classifier's order")
+    unknown = sorted(set(folders) - set(names))
+    if unknown:
+        raise ValueError(
+            f"classes = {classes!r} lacks {len(unknown)} of the {len(folders)} folders of {path!r} ({_some(unknown)}); add them, "
+            f"or move them away"
+        )
+    return names
+
+
+def _in_threads(function: Callable[[_File], Any], files: Sequence[_File]) -> list[Any]:
+    """Results of function(file), in order; decoders release the interpreter's lock."""
+    from PIL import Image
+
+    Image.init()  # not in several threads at once
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(function, files))
+
+
+def _decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
+    """Pixels of an image file, uint8 (height, width, channels), or why there are none."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                return f"{image.width} x {image.height} pixels"
+            kind = image.format
+            image.load()
+            with suppress(Exception):  # broken EXIF data tell nothing; the pixels are there
+                ImageOps.exif_transpose(image, in_place=True)
+            plain = _eight_bits(image, kind).convert("L" if channels == 1 else "RGB")
+            if size is not None:
+                plain = ImageOps.fit(plain, (size, size), Image.Resampling.BICUBIC)
+            return np.asarray(plain).reshape(plain.height, plain.width, channels)
+    except UnidentifiedImageError:
+        return "not an image"
+    except MemoryError:
+        raise ValueError("not enough memory to decode an image; free some, or move the largest images away") from None
+    except Exception as error:  # decoders raise whatever they stumble upon
+        return one_line(error)
+
+
+def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
+    """The image with 8 bits per channel and without transparency."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        return Image.fromarray(((np.asarray(image).astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{kind} with pixels of mode {image.mode!r}, whose range is not known")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
+
+
+def _summary(skipped: dict[str, str]) -> str:
+    """`2 files: a.png (empty), b.png (not an image)`."""
+    if not skipped:
+        return "none"
+    return f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {_some([f'{k} ({v})' for k, v in skipped.items()])}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
+
+
+def _checked_indices(indices: Any, count: int) -> np.ndarray:
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= count)):
+        shown = " ".join(str(indices).split())[:80]
+        raise ValueError(f"indices = {shown}: expected a list of integers in 0 .. {count - 1}")
+    return indices.astype(np.int64)
+
+
+def _read_npy(path: str) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise ValueError(f"{path} is not a readable .npy file ({error}); write one with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive; expected a .npy file with one array")
+    return array
+
+
+def _check_size(numbers: int, where: str) -> None:
+    if 4 * numbers > _MOST_BYTES:
+        gigabytes = 4 * numbers / 2**30
+        raise ValueError(f"the images of {where} would take {gigabytes:.0f} GB of memory; take fewer, or smaller ones")
+
+
+def _scaled(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 127.5 - 1
+    if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:
+        return array.astype(np.float32)
+    raise ValueError(f"{where} holds {array.dtype} images; expected uint8 in 0..255, or finite floats in [-1, 1]")

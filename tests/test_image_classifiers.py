@@ -1,0 +1,712 @@
+"""Classifiers of images as probes: libraries' models and preprocessing, weights, blocks, verdicts against labels, bad input."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import uturn as ut
+from uturn.backward import UTurns
+from uturn.image_sources import ImageFolderSource, Images
+from uturn.probes import KeepImages, NetworkLayers, fitted, image_classifiers
+from uturn.probes.hidden_layers import every_block
+from uturn.probes.image_classifiers import class_transitions, in_top, load_classifier
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+HERE = Path(__file__).stem
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """A ResNet-18 with random weights, and their file."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18().eval()
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(model.state_dict(), path)
+    return model, str(path)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Smooth RGB images, uint8 (6, 3, 70, 90), far enough from 0 and 255 that bicubic resizing clips nothing."""
+    random = np.random.default_rng(0)
+    coarse = torch.from_numpy(random.uniform(60, 195, (6, 3, 9, 11)).astype(np.float32))
+    smooth = nn.functional.interpolate(coarse, (70, 90), mode="bicubic")
+    assert 20 < smooth.min() < smooth.max() < 235
+    return smooth.round().to(torch.uint8)
+
+
+def in_range(pictures):
+    """As the sources of this package give them: [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+class Source:
+    """Images in memory, with the methods of an image source."""
+
+    def __init__(self, images, labels=None, num_labels=None):
+        self.images, self.labels, self.labelled, self.asked = images, labels, num_labels, []
+
+    def count(self):
+        return len(self.images)
+
+    def image_shape(self):
+        return tuple(self.images.shape[1:])
+
+    def images_at(self, indices):
+        self.asked.append(len(indices))
+        return self.images[indices], None if self.labels is None else self.labels[indices]
+
+    def num_labels(self):
+        return self.labelled
+
+
+# -- preprocessing ----------------------------------------------------------------------------------------------------
+
+
+# PIL rounds to 8 bits after rows and after columns, half a level each; the weights of a bicubic kernel add up to 1.25 at most.
+PIL_LEVELS = 0.5 * 1.25 + 0.5 + 0.02
+
+
+def test_preprocessing_of_torchvision(resnet, pictures):
+    transforms = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    prepared = load_classifier("torchvision:resnet18", resnet[1]).preprocess(in_range(pictures))
+    assert prepared.shape == (6, 3, 224, 224)
+    torch.testing.assert_close(prepared, transforms(pictures.float() / 255), atol=1e-5, rtol=0)
+    assert (prepared - transforms(pictures)).abs().max() < 0.02  # from 8 bits, which the library rounds to again
+    for image, picture in zip(prepared, pictures, strict=True):
+        expected = transforms(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+        assert (image - expected).abs().max() < PIL_LEVELS / 255 / 0.224
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_tiny_patch16_224"])
+def test_preprocessing_of_timm(name, pictures, tmp_path):
+    model = timm.create_model(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    config = timm.data.resolve_model_data_config(model)
+    transforms = timm.data.create_transform(**config)
+    prepared = load_classifier(f"timm:{name}", str(tmp_path / "weights.pth")).preprocess(in_range(pictures))
+    assert prepared.shape[1:] == config["input_size"]
+    for image, picture in zip(prepared, pictures, strict=True):
+        expected = transforms(Image.fromarray(picture.permute(1, 2, 0).numpy()))
+        assert (image - expected).abs().max() < PIL_LEVELS / 255 / min(config["std"])
+
+
+def test_grey_images_are_repeated(resnet, pictures):
+    prepare = load_classifier("torchvision:resnet18", resnet[1], image_shape=(1, 28, 28)).preprocess
+    grey = in_range(pictures[:, :1])
+    torch.testing.assert_close(prepare(grey), prepare(grey.repeat(1, 3, 1, 1)), atol=0, rtol=0)
+    assert (prepare(grey)[:, 0] - prepare(grey)[:, 1]).abs().max() > 0.01  # normalised with another mean
+
+
+def test_values_beyond_the_range_are_clipped_as_in_a_file(resnet, pictures):
+    prepare = load_classifier("torchvision:resnet18", resnet[1]).preprocess
+    images = in_range(pictures)
+    torch.testing.assert_close(prepare(images * 3), prepare((images * 3).clamp(-1, 1)), atol=0, rtol=0)
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+def by_class(model, name):
+    """Modules of a class by its name, in the order of the model: the blocks, as the library's own code calls them."""
+    return [found for found, module in model.named_modules() if type(module).__name__ == name]
+
+
+@pytest.mark.parametrize(
+    ("spec", "block", "count", "first", "last"),
+    [
+        ("torchvision:convnext_base", "CNBlock", 36, "features.0", "classifier"),
+        ("torchvision:resnet50", "Bottleneck", 16, "maxpool", "fc"),
+        ("torchvision:wide_resnet50_2", "Bottleneck", 16, "maxpool", "fc"),
+        ("torchvision:resnet152", "Bottleneck", 50, "maxpool", "fc"),
+        ("torchvision:vit_b_16", "EncoderBlock", 12, "conv_proj", "heads"),
+        ("torchvision:swin_t", "SwinTransformerBlock", 12, "features.0", "head"),
+        ("torchvision:efficientnet_v2_s", "FusedMBConv", 10, "features.0", "classifier"),
+        ("torchvision:googlenet", "Inception", 9, "conv1", "fc"),
+        ("torchvision:inception_v3", "InceptionC", 4, "Conv2d_1a_3x3", "fc"),
+        ("timm:vit_tiny_patch16_224", "Block", 12, "patch_embed", "head"),
+        ("timm:convnext_atto", "ConvNeXtBlock", 12, "stem", "head"),
+        ("timm:swin_tiny_patch4_window7_224", "SwinTransformerBlock", 12, "patch_embed", "head"),
+        ("timm:resnet50", "Bottleneck", 16, "maxpool", "fc"),
+        ("timm:efficientnet_b0", "InvertedResidual", 15, "bn1", "classifier"),  # bn1, bn2 hold the activation functions
+        ("timm:test_resnet", "BasicBlock", 3, "conv1", "fc"),  # stages of one block
+    ],
+)
+def test_every_block_of_libraries(spec, block, count, first, last):
+    library, name = spec.split(":")
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("meta"):
+        build = torchvision.models.get_model if library == "torchvision" else timm.create_model
+        model = build(name, **options).eval()
+    found = every_block(model)
+    # The only block of a stage is read as the stage.
+    alone = {name: name.rpartition(".")[0] for name in by_class(model, block) if name.rpartition(".")[0] in found}
+    assert all(len(model.get_submodule(stage)) == 1 for stage in alone.values())
+    expected = [alone.get(name, name) for name in by_class(model, block)]
+    assert len(expected) == count
+    assert [name for name in found if name in expected] == expected
+    assert (found[0], found[-1]) == (first, last)
+    # A block is read as a whole: nothing inside of it is read too.
+    assert not [name for name in found if any(name.startswith(outer + ".") for outer in found)]
+
+
+def test_stages_of_one_block_that_are_no_containers():
+    found = every_block(timm.create_model("regnety_002"))
+    assert found[:5] == ("stem", "s1", "s2", "s3.b1", "s3.b2")  # s1 and s2 are one block each
+    assert len(found) == 1 + 2 + 4 + 7 + 1
+
+
+def test_auxiliary_heads_are_left_out(tmp_path):
+    """They run in training only."""
+    model = torchvision.models.googlenet(init_weights=False, num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    found = load_classifier("torchvision:googlenet", str(tmp_path / "weights.pth"))
+    assert {"aux1", "aux2"} < set(every_block(model))
+    assert found.layers == tuple(name for name in every_block(model) if not name.startswith("aux"))
+    assert (found.num_classes, found.class_names) == (7, None)
+    assert found.module.transform_input  # as torchvision builds it for its own weights
+
+
+def hooked(model, layers, inputs):
+    """Outputs of modules by plain hooks: the oracle."""
+    kept = {}
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_hook(lambda m, i, output, name=name: kept.update({name: output.clone()}))
+        for name in layers
+    ]
+    with torch.no_grad():
+        model(inputs)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def test_readings_are_those_of_plain_hooks(resnet, pictures):
+    model, path = resnet
+    source = Source(in_range(pictures).numpy())
+    probe = fitted(NetworkLayers(classifier="torchvision:resnet18", weights=path), source)
+    assert probe.layers == ("maxpool", *(f"layer{k}.{j}" for k in (1, 2, 3, 4) for j in (0, 1)), "fc")
+    inputs = torchvision.models.ResNet18_Weights.DEFAULT.transforms()(pictures.float() / 255)
+    expected = hooked(model, probe.layers, inputs)
+    (readings,) = probe.readings(source.images)
+    for name in probe.layers:
+        torch.testing.assert_close(readings[name], expected[name], atol=1e-4, rtol=1e-4)
+        reference = expected[name].double()
+        over = [axis for axis in range(reference.ndim) if axis != 1]
+        np.testing.assert_allclose(probe.mean[name], reference.mean(over), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(probe.variance[name], reference.var(over, correction=0), rtol=1e-3, atol=1e-6)
+
+
+def test_chosen_layers(resnet):
+    found = load_classifier("torchvision:resnet18", resnet[1], layers=("layer*", "fc"))
+    assert found.layers == ("layer1", "layer2", "layer3", "layer4", "fc")
+    assert found.num_classes == 1000
+    assert found.class_names[:2] == ("tench", "goldfish")
+    with pytest.raises(ValueError, match=r"'layer9' matches no module of ResNet; close names: .*layer"):
+        load_classifier("torchvision:resnet18", resnet[1], layers=("layer9",))
+
+
+def small_swin():
+    options = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": [4, 4], "stochastic_depth_prob": 0.0}
+    return torchvision.models.SwinTransformer(patch_size=[4, 4], num_classes=6, **options)
+
+
+def small_vit():
+    return torchvision.models.VisionTransformer(32, 8, 2, 2, 12, 24, num_classes=6)
+
+
+def small_convnext():
+    setting = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([setting(8, 12, 2), setting(12, None, 2)], num_classes=6)
+
+
+@pytest.mark.parametrize(
+    ("function", "axes"),
+    [
+        ("small_swin", [-1] * 6 + [1]),  # (batch, height, width, channels), but for the logits
+        ("small_vit", [1, -1, -1, -1, 1]),  # the stem is a convolution, tokens (batch, tokens, channels) follow
+        ("small_convnext", [1] * 7),  # channels last inside of a block, and first outside
+    ],
+)
+def test_the_axis_of_the_channels(function, axes):
+    """Statistics have one entry a channel: 8 to 16 of them, whereas images have 32 rows, and positions 16 or 64."""
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 32, 32)).astype(np.float32)
+    found = load_classifier(f"{HERE}:{function}", image_shape=(3, 32, 32))
+    assert [found.channel_axes[layer] for layer in found.layers] == axes
+    probe = fitted(NetworkLayers(classifier=f"{HERE}:{function}"), Source(images))
+    widths = {"small_swin": [8, 8, 8, 16, 16, 16, 6], "small_vit": [12] * 4 + [6], "small_convnext": [8, 8, 8, 12, 12, 12, 6]}
+    assert [len(probe.mean[layer]) for layer in probe.layers] == widths[function]
+
+
+def test_shapes_that_do_not_tell():
+    model = nn.ModuleDict({name: nn.Conv2d(1, 1, 1) for name in "abcd"} | {"e": nn.Conv1d(1, 1, 1), "f": nn.Linear(1, 1)})
+
+    def axes(**shapes):
+        return list(image_classifiers.channel_axes(model, shapes).values())
+
+    assert axes(a=(2, 8, 4, 4), b=(2, 4, 4, 4), c=(2, 3, 4, 5), d=(2, 9)) == [1, 1, 1, 1]
+    assert axes(a=(2, 4, 4, 8), b=(2, 4, 4, 4), c=(2, 3, 4, 5)) == [-1, -1, -1]  # as the one before
+    assert axes(a=(2, 4, 4, 4), b=(2, 2, 2, 8), c=(2, 2, 2, 2)) == [-1, -1, -1]  # the first as the one after
+    assert axes(a=(2, 4, 4, 4)) == [1]
+    assert axes(a=(2, 7, 8), e=(2, 7, 8), f=(2, 7, 8)) == [-1, 1, -1]
+
+
+# -- networks of one's own --------------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes=10, channels=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Conv2d(c, 6, 3, 2), nn.ReLU()) for c in (channels, 6)))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 6 * 6, num_classes))
+
+    def forward(self, x):
+        return self.head(self.blocks(x))
+
+
+def ten_classes():
+    return Small()
+
+
+def halved(images):
+    return images / 2
+
+
+def three_classes():
+    return Small(3).train(), halved
+
+
+def dropping():
+    return nn.Sequential(Small(), nn.Dropout(0.9))
+
+
+def spatial():
+    return nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+
+
+def no_network():
+    return 3, halved
+
+
+def failing():
+    raise RuntimeError("no\nluck")
+
+
+NOT_CALLABLE = 3
+
+
+def test_a_function_that_makes_a_network():
+    images = np.random.default_rng(0).uniform(-1, 1, (9, 1, 28, 28)).astype(np.float32)
+    found = load_classifier(f"{HERE}:three_classes", image_shape=(1, 28, 28))
+    assert found.layers == ("blocks.0", "blocks.1", "head")
+    assert (found.num_classes, found.class_names) == (3, None)
+    probe = fitted(NetworkLayers(classifier=f"{HERE}:three_classes"), Source(images))
+    with torch.no_grad():
+        expected = Small(3)(torch.from_numpy(images) / 2).softmax(1)
+    np.testing.assert_allclose(probe.predict(images).probabilities, expected, atol=1e-5)
+    # Put into evaluation mode: nothing is dropped.
+    model = load_classifier(f"{HERE}:dropping", image_shape=(1, 28, 28), layers=["0"]).module
+    assert not any(module.training for module in model.modules())
+
+
+def test_weights_of_a_function(tmp_path):
+    torch.save(
+        nn.Module.state_dict(Small(10).apply(lambda m: m.reset_parameters() if hasattr(m, "weight") else None)), tmp_path / "w"
+    )
+    plain, other = (
+        load_classifier(f"{HERE}:ten_classes", weights, image_shape=(1, 28, 28)).module for weights in (None, str(tmp_path / "w"))
+    )
+    assert not torch.equal(plain.head[1].weight, other.head[1].weight)
+    torch.testing.assert_close(other.state_dict(), torch.load(tmp_path / "w", weights_only=True))
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["plain", "table", "several GPUs", "safetensors"])
+def test_forms_of_weight_files(resnet, tmp_path, form):
+    state = dict(resnet[0].state_dict())
+    path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        renamed = {f"module.{name}": tensor for name, tensor in state.items()}
+        table = {"state_dict": state, "epoch": 3}
+        torch.save({"plain": state, "table": table, "several GPUs": renamed}[form], path)
+    loaded = load_classifier("torchvision:resnet18", str(path)).module.state_dict()
+    torch.testing.assert_close(loaded, resnet[0].state_dict())
+
+
+@pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:test_vit"])
+def test_weights_for_another_number_of_classes(spec, tmp_path):
+    library, name = spec.split(":")
+    build = torchvision.models.get_model if library == "torchvision" else timm.create_model
+    torch.save(build(name, num_classes=12).state_dict(), tmp_path / "weights.pth")
+    found = load_classifier(spec, str(tmp_path / "weights.pth"))
+    assert (found.num_classes, found.class_names) == (12, None)
+
+
+def test_names_in_published_files_of_densenet(tmp_path):
+    """The published files are older than the names: norm.1 for norm1."""
+    torch.manual_seed(0)
+    state = torchvision.models.densenet121(num_classes=4).state_dict()
+    old = {
+        name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in name else name: w
+        for name, w in state.items()
+    }
+    assert set(old) != set(state)
+    torch.save(old, tmp_path / "weights.pth")
+    loaded = load_classifier("torchvision:densenet121", str(tmp_path / "weights.pth")).module.state_dict()
+    torch.testing.assert_close(loaded, state)
+
+
+def test_a_file_that_is_written_again_is_read_again(tmp_path):
+    path = tmp_path / "weights.pth"
+    seen = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_vit", num_classes=6).state_dict(), path)
+        seen.append(NetworkLayers(classifier="timm:test_vit", weights=str(path)).fingerprint())
+    assert seen[0] != seen[1]
+
+
+def test_weights_by_name_are_downloaded_and_never_unpickled(resnet, monkeypatch):
+    asked = []
+
+    def download(url, **options):
+        asked.append((Path(url).name, options))
+        return resnet[0].state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    image_classifiers._network.cache_clear()
+    for weights in (None, "DEFAULT", "IMAGENET1K_V1"):
+        assert load_classifier("torchvision:resnet18", weights).num_classes == 1000
+    assert {name for name, _ in asked} == {"resnet18-f37072fd.pth"}
+    assert all(options["weights_only"] and options["check_hash"] for _, options in asked)
+
+
+def test_without_a_network_the_way_out_is_said(monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no route\nto host")
+
+    image_classifiers._network.cache_clear()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    monkeypatch.setattr("timm.create_model", fail)
+    for spec, words in [
+        (
+            "torchvision:resnet50",
+            r"IMAGENET1K_V2 cannot be downloaded \(no route to host\); give weights = FILE, a copy of resnet50",
+        ),
+        ("timm:resnet18", r"cannot be downloaded \(no route to host\); give weights = FILE"),
+        ("timm:resnet50.a1_in1k", r"cannot be downloaded"),
+    ]:
+        with pytest.raises(ValueError, match=words) as caught:
+            load_classifier(spec)
+        assert "\n" not in str(caught.value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_bad_weight_files(resnet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = resnet[0].state_dict()
+    whole = Path(resnet[1]).read_bytes()
+    files = {
+        "cut.pth": whole[: len(whole) // 2],
+        "empty.pth": b"",
+        "text.pth": b"weights",
+        "cut.safetensors": b"\x10" * 100,
+        "hostile.pth": pickle.dumps({"fc.weight": Hostile()}),
+    }
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+    torch.save({"epoch": 3}, "odd.pth")
+    torch.save(torch.zeros(3), "tensor.pth")
+    torch.save({}, "nothing.pth")
+    torch.save({**state, "fc.bias": torch.full((1000,), torch.nan)}, "nan.pth")
+    torch.save({k: v for k, v in state.items() if k != "fc.bias"}, "missing.pth")
+    torch.save({**state, "more": torch.zeros(1)}, "more.pth")
+    torch.save({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "grey.pth")
+    torch.save({**state, "conv1.weight": torch.zeros(()), "fc.bias": torch.zeros(7)}, "shapes.pth")
+    torch.save(torchvision.models.resnet34().state_dict(), "resnet34.pth")
+    expected = {
+        "missing file": "'missing file': no such file; expected one of DEFAULT, IMAGENET1K_V1, or a file with a state dict",
+        **dict.fromkeys(files, "is damaged, or no file of weights"),
+        "odd.pth": r"holds a table in which 'epoch' is a int; expected a table of tensors",
+        "tensor.pth": "holds a Tensor; expected",
+        "nothing.pth": "holds an empty table",
+        "nan.pth": "'fc.bias' is not finite",
+        "missing.pth": "of another network: 1 weights are missing, fc.bias",
+        "more.pth": "of another network: 1 weights are not in it, more",
+        "grey.pth": r"of another network: conv1.weight has shape \(64, 1, 7, 7\) there, \(64, 3, 7, 7\) here",
+        "shapes.pth": r"of another network: conv1.weight has shape \(\) there",
+        "resnet34.pth": r"of another network: \d+ weights are not in it, layer1.2",
+    }
+    for name, words in expected.items():
+        with pytest.raises(ValueError, match=words) as caught:
+            load_classifier("torchvision:resnet18", name)
+        assert "\n" not in str(caught.value), name
+        assert len(str(caught.value)) < 400, name
+    assert not Path("executed").exists()
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nowhere", "'nowhere': no such file; expected 'fashion_mnist', .*'torchvision:NAME', 'timm:NAME' or 'module:function'"),
+        ("", "no such file"),
+        ("torchvision:resent18", "'torchvision:resent18': torchvision has no such classifier; close names: resnet18"),
+        ("torchvision:", "close names"),
+        ("torchvision:fcn_resnet50", "no such classifier"),  # segmentation
+        ("timm:restnet50", r"timm has no such classifier; close names: .*resnet50"),
+        ("timm:resnet18.nothing", r"no such weights; expected .*resnet18\.a1_in1k"),
+        ("no_such_module:function", r"cannot be imported \(No module named 'no_such_module'\)"),
+        (f"{HERE}:nothing", "cannot be imported .*no attribute 'nothing'"),
+        (f"{HERE}:NOT_CALLABLE", "is a int; expected a function without arguments"),
+        (f"{HERE}:in_range", "fails .*expected a function without arguments"),
+        (f"{HERE}:failing", r"fails \(no luck\)"),
+        (f"{HERE}:no_network", r"gives int and function; expected a torch\.nn\.Module, or \(module, preprocess\)"),
+        (f"{HERE}:spatial", r"gives shape \(2, 4, 24, 24\) for 2 images; expected logits \(batch, classes\)"),
+        (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\) \(channels, height, width\): "),
+    ],
+)
+def test_mistakes_are_named(spec, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        load_classifier(spec, image_shape=(1, 28, 28))
+    assert "\n" not in str(caught.value)
+
+
+def test_images_with_other_channels(resnet):
+    with pytest.raises(ValueError, match=r"does not take images \(4, 32, 32\).*expected .* 1 or 3 channels"):
+        load_classifier("torchvision:resnet18", resnet[1], image_shape=(4, 32, 32))
+
+
+def test_weights_that_no_classifier_takes():
+    with pytest.raises(ValueError, match=r"weights = 'x': classifier = 'fashion_mnist' has its own; leave weights out"):
+        load_classifier("fashion_mnist", "x")
+    with pytest.raises(ValueError, match="name"):
+        NetworkLayers(name="two words")
+
+
+# -- as a probe -------------------------------------------------------------------------------------------------------
+
+
+def u_turns(count=7, trajectories=3, num_labels=10, first=0):
+    """Originals, and reconstructions that are other images, with labels of which some are unknown."""
+    random = np.random.default_rng(1)
+    images = random.uniform(-1, 1, (count, 1, 28, 28)).astype(np.float32)
+    labels = random.integers(0, num_labels, count)
+    labels[::3] = -1
+    rebuilt = 0.7 * images[:, None] + 0.3 * random.uniform(-1, 1, (count, trajectories, 1, 28, 28)).astype(np.float32)
+    return UTurns(Images(np.arange(first, first + count), images, labels), rebuilt)
+
+
+def test_verdicts():
+    """Against a network that is run by hand, class by class."""
+    turns = u_turns()
+    source = Source(turns.originals.images, turns.originals.labels, 10)
+    spec = NetworkLayers(classifier=f"{HERE}:ten_classes", batch_size=5)
+    readings = spec.read(turns, source)
+    assert list(readings) == list(spec.variables(source))
+    model = Small(10).eval()
+    with torch.no_grad():
+        before = model(torch.from_numpy(turns.originals.images)).numpy()
+        after = model(torch.from_numpy(turns.reconstructions).flatten(0, 1)).numpy().reshape(7, 3, 10)
+    np.testing.assert_array_equal(readings["original_class"], before.argmax(1))
+    np.testing.assert_array_equal(readings["predicted_class"], after.argmax(2))
+    np.testing.assert_array_equal(readings["same_class"], after.argmax(2) == before.argmax(1)[:, None])
+    order = np.argsort(-after, axis=2)
+    for name, classes, count in [
+        ("same_class_top5", before.argmax(1), 5),
+        ("label_top1", turns.originals.labels, 1),
+        ("label_top5", turns.originals.labels, 5),
+    ]:
+        expected = (order[:, :, :count] == classes[:, None, None]).any(2).astype(float)
+        expected[classes < 0] = np.nan
+        np.testing.assert_array_equal(readings[name], expected)
+    assert np.isnan(readings["label_top5"][::3]).all()
+    assert 0 < np.nanmean(readings["label_top5"]) < 1  # both happen
+
+
+def test_in_top_counts_equal_values_once():
+    logits = np.random.default_rng(0).integers(0, 4, (500, 9)).astype(float)  # many ties
+    order = np.argsort(-logits, axis=1, kind="stable")
+    for count in (1, 5):
+        found = np.stack([in_top(logits, np.full(500, c), count) for c in range(9)], axis=1)
+        expected = np.stack([(order[:, :count] == c).any(1) for c in range(9)], axis=1)
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(in_top(logits, logits.argmax(1), 1), True)
+
+
+@pytest.mark.parametrize(
+    ("function", "num_labels", "options", "expected"),
+    [
+        ("ten_classes", 10, {}, ["original_class", "same_class_top5", "label_top1", "label_top5"]),
+        ("ten_classes", None, {}, ["original_class", "same_class_top5"]),
+        ("ten_classes", 10, {"labels": False}, ["original_class", "same_class_top5"]),
+        ("ten_classes", 7, {"labels": False}, ["original_class", "same_class_top5"]),
+        ("three_classes", 3, {}, ["original_class", "label_top1"]),
+    ],
+)
+def test_variables(function, num_labels, options, expected):
+    turns = u_turns(num_labels=3)
+    source = Source(turns.originals.images, turns.originals.labels, num_labels)
+    spec = NetworkLayers(classifier=f"{HERE}:{function}", name="small", **options)
+    every = ["similarity", "distance", "same_class", "predicted_class", *expected]
+    variables, readings = spec.variables(source), spec.read(turns, source)
+    assert list(variables) == list(readings) == [f"small_{name}" for name in every]
+    assert variables["small_similarity"].dims == ("noise", "item", "trajectory", "small_network_layer")
+    assert variables["small_original_class"].dims == ("noise", "item")
+    assert spec.coordinates(source)["small_network_layer"].tolist() == ["blocks.0", "blocks.1", "head"]
+
+
+def test_labels_that_do_not_match():
+    turns = u_turns()
+    spec = NetworkLayers(classifier=f"{HERE}:three_classes")
+    with pytest.raises(ValueError, match=r"three_classes' knows 3 classes, but .* 10 labels; .*`classes`.*labels = false"):
+        spec.variables(Source(turns.originals.images, turns.originals.labels, 10))
+
+
+def test_reference_images_come_in_batches():
+    images = u_turns(60).originals.images
+    source = Source(images)
+    probe = fitted(NetworkLayers(classifier=f"{HERE}:ten_classes", reference=50, batch_size=20), source)
+    assert source.asked == [20, 20, 10]
+    whole = fitted(NetworkLayers(classifier=f"{HERE}:ten_classes", reference=50), Source(images[:50]))
+    assert probe.reference_count == whole.reference_count == 50
+    for layer in probe.layers:
+        np.testing.assert_allclose(probe.variance[layer], whole.variance[layer], rtol=1e-6)
+
+
+def test_reference_images_of_a_folder_with_files_that_are_no_images(tmp_path):
+    for k, image in enumerate(((u_turns(6).originals.images[:, 0] + 1) * 127.5).astype(np.uint8)):
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    (tmp_path / "2.png").write_bytes(b"no image")
+    source = ImageFolderSource(path=str(tmp_path), channels=1)
+    for reference, count in ((1000, 5), (5, 5), (4, 4), (3, 3)):
+        spec = NetworkLayers(classifier=f"{HERE}:ten_classes", reference=reference, batch_size=2)
+        assert fitted(spec, source).reference_count == count
+        assert list(spec.variables(source))[4:] == ["original_class", "same_class_top5"]  # no labels
+
+
+def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
+    seen = [NetworkLayers(classifier=f"{HERE}:{name}").fingerprint() for name in ("ten_classes", "three_classes")]
+    assert seen[0] == ut.training.fingerprint(Small(10))
+    assert seen[1] == f"{ut.training.fingerprint(Small(3))} {HERE}:halved"
+    library = NetworkLayers(classifier="torchvision:resnet18", weights=resnet[1]).fingerprint()
+    assert library.startswith(ut.training.fingerprint(resnet[0]))
+    assert "crop_size=[224]" in library
+    assert "\n" not in library
+    (tmp_path / "statistics").write_bytes(b"1")
+    with_statistics = NetworkLayers(classifier=f"{HERE}:ten_classes", statistics=str(tmp_path / "statistics")).fingerprint()
+    assert with_statistics.startswith(seen[0] + " ")
+
+
+def test_strings_keep_their_four_variables():
+    class Strings:
+        pass
+
+    assert list(NetworkLayers().variables(Strings())) == ["similarity", "distance", "same_class", "predicted_class"]
+
+
+def test_images_of_the_first_items_only():
+    source, turns = Source(u_turns().originals.images), u_turns(first=4)
+    np.testing.assert_array_equal(KeepImages().read(turns, source)["image"], turns.reconstructions)
+    kept = KeepImages(first=6).read(turns, source)["image"]
+    np.testing.assert_array_equal(kept[:2], turns.reconstructions[:2])
+    assert np.isnan(kept[2:]).all()
+    assert np.isfinite(turns.reconstructions).all()  # the probe that reads next sees them all
+    assert [len(values) for values in KeepImages().coordinates(source).values()] == [1, 28, 28]
+
+
+def test_two_classifiers_in_one_run(tmp_path):
+    spec = {
+        "items": 4,
+        "trajectories": 2,
+        "chunk": 2,
+        "source": {"type": "fashion_mnist"},
+        "corruption": {"type": "diffusion", "noise": [0.0, 1.0]},
+        "backward": {"type": "diffusion", "steps": 3},
+        "probes": [
+            {"type": "network_layers", "reference": 30},
+            {"type": "network_layers", "reference": 30, "name": "small", "classifier": f"{HERE}:ten_classes"},
+            {"type": "images", "first": 1},
+        ],
+    }
+    data = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()
+    assert data.similarity.sizes["network_layer"] == 7
+    assert data.small_similarity.sizes["small_network_layer"] == 3
+    for prefix in ("", "small_"):
+        np.testing.assert_allclose(data[f"{prefix}similarity"].sel(noise=0), 1, atol=1e-6)
+        assert (data[f"{prefix}same_class_top5"].sel(noise=0) == 1).all()
+    assert (data.label_top1.sel(noise=0) == (data.original_class.sel(noise=0) == data.label)).all()
+    assert np.isfinite(data.image[:, 0]).all()
+    assert np.isnan(data.image[:, 1:]).all()
+    matrix = class_transitions(data, "small")
+    assert matrix.name == "small_class_transitions"
+    identity = matrix.sel(noise=0).values
+    assert set(identity[np.isfinite(identity)]) <= {0.0, 1.0}
+    np.testing.assert_array_equal(np.diag(identity)[matrix["count"].sel(noise=0) > 0], 1)
+
+
+# -- class transitions ------------------------------------------------------------------------------------------------
+
+
+def results(noise=3, items=40, trajectories=4, classes=6, seed=0):
+    import xarray as xr
+
+    random = np.random.default_rng(seed)
+    before = np.broadcast_to(random.integers(0, classes - 1, items), (noise, items)).astype(np.float32).copy()
+    after = random.integers(0, classes, (noise, items, trajectories)).astype(np.float32)
+    after[1, 5:9] = before[1, 5] = np.nan  # not finished
+    return xr.Dataset(
+        {"original_class": (("noise", "item"), before), "predicted_class": (("noise", "item", "trajectory"), after)},
+        coords={"noise": np.linspace(0, 1, noise)},
+    )
+
+
+def test_transition_matrices_equal_counting():
+    run = results()
+    matrix = class_transitions(run, num_classes=8)
+    assert matrix.dims == ("noise", "original_class", "predicted_class")
+    assert matrix.dtype == np.float32
+    for k in range(3):
+        table = np.zeros((8, 8))
+        for item in range(40):
+            for trajectory in range(4):
+                a, b = run.original_class.values[k, item], run.predicted_class.values[k, item, trajectory]
+                if not np.isnan(a + b):
+                    table[int(a), int(b)] += 1
+        np.testing.assert_array_equal(matrix["count"][k], table.sum(1))
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(matrix[k], table / table.sum(1, keepdims=True), rtol=1e-6)
+    assert np.isnan(matrix[:, 5:]).all()  # no original of these classes
+    assert class_transitions(run).shape == (3, 6, 6)
+
+
+def test_transition_matrices_of_what_is_not_there():
+    run = results()
+    with pytest.raises(ValueError, match=r"num_classes = 4, but the run has class 5"):
+        class_transitions(run, num_classes=4)
+    with pytest.raises(ValueError, match=r"no variable 'other_original_class'; .*with one of the names \['', 'x'\]"):
+        class_transitions(run.assign(x_original_class=run.original_class), "other")
+    with pytest.raises(ValueError, match="no variable 'original_class'; expected results of the probe network_layers"):
+        class_transitions(run.drop_vars("original_class"))
+    empty = class_transitions(run * np.nan)
+    assert empty.shape == (3, 0, 0)

@@ -1,0 +1,565 @@
+"""Sources of images: order, labels, what is read and when, hostile files, kinds of pixels, sizes."""
+
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, features
+
+import uturn as ut
+from uturn import image_sources
+from uturn.image_sources import ArraySource, FashionMNISTSource, ImageFolderSource
+from uturn.store import Variable
+
+
+def noise_image(seed, height=6, width=6, channels=3):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.squeeze()).save(path, **options)
+
+
+def eight_bits(images):
+    """Images (batch, channels, height, width) in [-1, 1] as (batch, height, width, channels) in 0..255."""
+    return np.rint((images.astype(float) + 1) * 127.5).astype(int).transpose(0, 2, 3, 1)
+
+
+def number_of(images):
+    """The numbers that `numbered` images hold."""
+    return eight_bits(images)[:, 0, 0, 0].tolist()
+
+
+def numbered(path, number):
+    save(path, np.full((4, 4), number, np.uint8))
+
+
+def folder_source(path, **options):
+    return ImageFolderSource(path=str(path), **({"channels": 1} | options))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Sizes in bytes of the files decoded so far."""
+    found, original = [], image_sources._decode
+    monkeypatch.setattr(image_sources, "_decode", lambda data, *options: found.append(len(data)) or original(data, *options))
+    return found
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """Classes b, a and c/d with 3, 1 and 2 images, numbered by class and rank; and what is to be ignored."""
+    for name, class_number, count in [("b", 1, 3), ("a", 0, 1), ("c/d", 2, 2)]:
+        for rank in range(count):
+            numbered(tmp_path / "data" / name / f"image{rank}.png", 10 * class_number + rank)
+    numbered(tmp_path / "data" / ".hidden" / "x.png", 99)
+    numbered(tmp_path / "data" / "a" / ".hidden.png", 99)
+    return tmp_path / "data"
+
+
+# -- order and labels ------------------------------------------------------------------------------------------------
+def test_classes_come_in_turn(uneven):
+    source = folder_source(uneven)
+    images, labels = source.first_images(6)
+    assert number_of(images) == [0, 10, 20, 11, 21, 12]
+    assert labels.tolist() == [0, 1, 2, 1, 2, 1]
+    assert source.count() == 6
+    assert source.num_labels() == 3
+    assert source.class_names() == ["a", "b", "c/d"]
+    files = source.coordinates(0, 4)["file"].tolist()
+    assert files == ["a/image0.png", "b/image0.png", "c/d/image0.png", "b/image1.png"]
+
+
+def test_classes_are_sorted_by_their_own_names(tmp_path):
+    for number, name in enumerate(["b-2", "b", "b/c", "B"]):  # as paths of files, b-2/.. comes before b/..
+        numbered(tmp_path / name / "x.png", number)
+    source = folder_source(tmp_path)
+    assert source.class_names() == ["B", "b", "b-2", "b/c"]
+    images, labels = source.first_images(4)
+    assert number_of(images) == [3, 1, 0, 2]
+    assert labels.tolist() == [0, 1, 2, 3]
+
+
+def test_any_first_items_are_balanced(tmp_path):
+    for number in range(12):
+        numbered(tmp_path / f"class{number % 3}" / f"{number}.png", number)
+    _, labels = folder_source(tmp_path).first_images(12)
+    for n in range(1, 13):
+        counts = np.bincount(labels[:n], minlength=3)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_without_sub_folders_files_are_sorted_and_unlabelled(tmp_path):
+    for number, name in enumerate(["a.png", "b.png", "c10.png", "c9.png"]):
+        numbered(tmp_path / name, number)
+    source = folder_source(tmp_path)
+    images, labels = source.first_images(10)  # all, if there are fewer
+    assert number_of(images) == [0, 1, 2, 3]
+    assert labels.tolist() == [-1] * 4
+    assert source.num_labels() is None
+    assert source.class_names() is None
+
+
+def test_files_beside_classes_have_no_label(uneven):
+    numbered(uneven / "beside.png", 77)
+    source = folder_source(uneven)
+    images, labels = source.first_images(4)
+    assert number_of(images) == [77, 0, 10, 20]
+    assert labels.tolist() == [-1, 0, 1, 2]
+    assert source.num_labels() == 3
+
+
+def test_class_list_keeps_the_labels_of_the_classifier(uneven, tmp_path):
+    (tmp_path / "classes.txt").write_text("z\r\nc/d\r\ny\r\na\r\nb\r\n\r\n", encoding="utf-8-sig")
+    source = folder_source(uneven, classes=str(tmp_path / "classes.txt"))
+    images, labels = source.first_images(3)
+    assert number_of(images) == [0, 10, 20]  # the order of items does not depend on it
+    assert labels.tolist() == [3, 4, 1]
+    assert source.num_labels() == 5
+    assert source.class_names() == ["z", "c/d", "y", "a", "b"]
+    assert source.fingerprint() != folder_source(uneven).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\nb\n", r"lacks 1 of the 3 folders of .* \(c/d\)"),
+        ("a\nb\na\nc/d", "line 3 is 'a', as is line 1"),
+        ("a\n\nb\nc/d", "line 2 is ''"),
+        ("", "line 1 is ''"),
+        (None, "cannot be read"),
+    ],
+)
+def test_class_list_that_does_not_fit(uneven, tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=words) as error:
+        folder_source(uneven, classes=str(tmp_path / "classes.txt")).first_images(1)
+    assert "\n" not in str(error.value)
+
+
+def test_class_list_needs_sub_folders(tmp_path):
+    numbered(tmp_path / "data" / "a.png", 1)
+    (tmp_path / "classes.txt").write_text("a\n")
+    with pytest.raises(ValueError, match="no sub-folders"):
+        folder_source(tmp_path / "data", classes=str(tmp_path / "classes.txt")).num_labels()
+
+
+def test_links_are_followed_once(uneven, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "a").symlink_to(uneven / "b")
+    (uneven / "b" / "loop").symlink_to(uneven / "b")
+    (uneven / "b" / "nowhere.png").symlink_to(uneven / "absent.png")
+    assert number_of(folder_source(tmp_path / "linked").first_images(9)[0]) == [10, 11, 12]
+
+
+# -- what is read, and when ------------------------------------------------------------------------------------------
+def test_only_the_images_asked_for_are_decoded(tmp_path, decoded, monkeypatch):
+    for number in range(40):
+        numbered(tmp_path / f"{number % 4}" / f"{number:02}.png", number)
+    listings, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listings.append(path) or scandir(path))
+    source = folder_source(tmp_path, size=4)
+    assert source.image_shape() == (1, 4, 4)
+    assert (source.count(), source.num_labels()) == (40, 4)
+    source.fingerprint()
+    assert len(decoded) == 0
+    source.coordinates(0, 12)
+    assert len(decoded) == 12
+    source.coordinates(0, 12)
+    assert len(decoded) == 12  # known by now
+    assert number_of(next(source.blocks(np.array([5, 3]), 0, 12)).images) == [5, 3]
+    assert len(decoded) == 14
+    source.images_at([20])  # the items before it must be readable for it to be item 20
+    assert len(decoded) == 14 + 9 + 1
+    assert len(listings) == 5  # the folder and its four classes, once
+
+
+def test_shape_of_images_is_read_from_the_first(tmp_path, decoded):
+    for number in range(5):
+        save(tmp_path / f"{number}.png", noise_image(number, 5, 7))
+    assert folder_source(tmp_path, channels=3).image_shape() == (3, 5, 7)
+    assert len(decoded) == 1
+
+
+def test_fingerprint_knows_the_files_not_the_place(uneven, tmp_path):
+    before = folder_source(uneven).fingerprint()
+    uneven.rename(tmp_path / "moved")
+    for path in (tmp_path / "moved").rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert folder_source(tmp_path / "moved").fingerprint() == before
+    numbered(tmp_path / "moved" / "b" / "image3.png", 5)
+    added = folder_source(tmp_path / "moved").fingerprint()
+    (tmp_path / "moved" / "b" / "image3.png").rename(tmp_path / "moved" / "a" / "image3.png")
+    renamed = folder_source(tmp_path / "moved").fingerprint()
+    with open(tmp_path / "moved" / "a" / "image3.png", "ab") as file:
+        file.write(b"more")
+    assert len({before, added, renamed, folder_source(tmp_path / "moved").fingerprint()}) == 4
+
+
+def test_items_do_not_change_while_a_source_lives(uneven):
+    source = folder_source(uneven)
+    before = source.coordinates(0, 6)["file"].tolist()
+    numbered(uneven / "a" / "an earlier name.png", 1)
+    assert source.coordinates(0, 6)["file"].tolist() == before
+    with open(uneven / "b" / "image0.png", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"image0\.png has changed"):
+        source.images_at([1])
+
+
+# -- files that are no images ----------------------------------------------------------------------------------------
+def png_of_size(width, height):
+    """A PNG file that claims a size, and hardly holds anything."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Nine good images among ten files that are none; the good ones in order."""
+    root = tmp_path / "damaged"
+    save(root / "whole.jpg", noise_image(0, 64, 64), quality=95)
+    save(root / "whole.png", noise_image(0, 64, 64))
+    jpeg, png = (root / "whole.jpg").read_bytes(), (root / "whole.png").read_bytes()
+    (root / "whole.jpg").unlink()
+    (root / "whole.png").unlink()
+    for number in range(9):
+        save(root / f"{number}5.png", np.full((64, 64), number, np.uint8))
+    bad = {
+        "00.png": b"",
+        "01.jpg": jpeg[: len(jpeg) // 2],
+        "02.png": png[: len(png) // 2],
+        "03.txt": b"notes",
+        "20.png": png_of_size(30_000, 30_000),  # far above Pillow's own limit
+        "21.png": png_of_size(10_000, 10_000),  # below it, and above ours
+        "22.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n",
+        "50.npy": b"\x93NUMPY",
+        "51.jpg": jpeg[:-200],  # only the last rows are missing
+        "99.jpg": jpeg[:20],
+    }
+    for name, content in bad.items():
+        (root / name).write_bytes(content)
+    return root, sorted(bad)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_unreadable_files_are_skipped_counted_and_reported(damaged):
+    root, bad = damaged
+    source = folder_source(root)
+    with pytest.warns(
+        UserWarning, match=r"skipped: 9 files: 00\.png \(empty\), 01\.jpg \(.*truncated.*\), 02\.png \(.*\), \.\."
+    ) as seen:
+        found = source.coordinates(0, 9)
+    assert len([w for w in seen if w.category is UserWarning]) == 1
+    assert found["file"].tolist() == [f"{number}5.png" for number in range(9)]
+    assert sorted(source.skipped(9)) == bad[:-1]
+    assert sorted(source.skipped(1)) == bad[:4]
+    assert source.skipped(1)["03.txt"] == "not an image"
+    assert source.skipped(9)["21.png"] == "10000 x 10000 pixels"
+    assert "decompression bomb" in source.skipped(9)["20.png"]
+    assert source.skipped(9)["22.eps"] == "not an image"  # nothing is started to draw it
+    assert number_of(source.first_images(9)[0]) == list(range(9))
+    with pytest.raises(ValueError, match=r"items = 10, .* holds 9 readable images \(skipped: 10 files: .*lower items"):
+        source.coordinates(0, 10)
+    with pytest.raises(ValueError, match=r"items = 20, .* holds 19 files"):
+        source.coordinates(0, 20)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_skipping_does_not_depend_on_what_is_asked_for(damaged):
+    root, _ = damaged
+    for items in ([8], [0], [3, 4], [7, 1, 2], [0, 8]):
+        block = next(folder_source(root).blocks(np.array(items), 0, 9))
+        assert number_of(block.images) == items
+
+
+def test_no_more_is_decoded_than_needed_when_files_are_skipped(tmp_path, decoded):
+    for number in range(20):
+        numbered(tmp_path / f"{number:02}.png", number)
+    for number in (0, 4, 5):
+        (tmp_path / f"{number:02}.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="3 files"):
+        folder_source(tmp_path).coordinates(0, 6)
+    assert len(decoded) == 9
+
+
+def test_equal_processes_have_equal_items(damaged):
+    root, _ = damaged
+    code = (
+        "import hashlib, sys, numpy as np; from uturn.image_sources import ImageFolderSource as Source; "
+        "block = next(Source(path=sys.argv[1], channels=1).blocks(np.array([2, 7]), 0, 9)); "
+        "print(hashlib.sha256(block.images.tobytes()).hexdigest(), Source(path=sys.argv[1], channels=1).fingerprint())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONWARNINGS": "ignore"}
+    other = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, env=environment)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images = folder_source(root).first_images(9)[0][[2, 7]]
+    assert other.stdout.split() == [hashlib.sha256(images.tobytes()).hexdigest(), folder_source(root).fingerprint()]
+
+
+def test_folders_without_images(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        folder_source(tmp_path / "absent").count()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no files"):
+        folder_source(tmp_path / "empty", size=8).image_shape()
+    (tmp_path / "a.png").write_bytes(b"no image")
+    for ask in (
+        lambda s: s.first_images(3),
+        lambda s: s.coordinates(0, 1),
+        lambda s: s.image_shape(),
+        lambda s: s.images_at([0]),
+    ):
+        with pytest.raises(ValueError, match=r"no readable image \(skipped: 1 file: a\.png \(not an image\)\)"):
+            ask(folder_source(tmp_path))
+
+
+def test_errors_of_the_file_system_are_not_skipped(uneven, monkeypatch):
+    def fails(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(ValueError, match=r"image0\.png cannot be read \(Input/output error\)"):
+        folder_source(uneven).coordinates(0, 2)
+
+
+@pytest.mark.parametrize("indices", [[6], [-1], [0.5], [[0]], 0, ["a"]])
+def test_indices_out_of_range(uneven, indices):
+    for source in (folder_source(uneven), FashionMNISTSource()):
+        with pytest.raises(ValueError, match=r"expected a list of integers in 0 \.\. "):
+            source.images_at(np.array(indices) + 994 if indices == [6] and source.count() > 6 else indices)
+
+
+# -- pixels ----------------------------------------------------------------------------------------------------------
+def one_image(path, **options):
+    return eight_bits(folder_source(path.parent, **({"channels": 3} | options)).first_images(1)[0])[0]
+
+
+def test_colours_and_grey_are_exact(tmp_path):
+    pixels = noise_image(1)
+    save(tmp_path / "rgb" / "a.png", pixels)
+    np.testing.assert_array_equal(one_image(tmp_path / "rgb" / "a.png"), pixels)
+    grey = one_image(tmp_path / "rgb" / "a.png", channels=1)[..., 0]
+    assert np.abs(grey - pixels @ [0.299, 0.587, 0.114]).max() <= 0.51  # ITU-R BT.601
+    save(tmp_path / "grey" / "a.png", pixels[..., 0])
+    np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png"), np.repeat(pixels[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png", channels=1), pixels[..., :1])
+
+
+def test_palettes_and_bits(tmp_path):
+    pixels = (noise_image(2) // 128) * np.array([255, 100, 7], np.uint8)
+    (tmp_path / "p").mkdir()
+    Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE, colors=8).save(tmp_path / "p" / "a.gif")
+    assert Image.open(tmp_path / "p" / "a.gif").mode == "P"
+    np.testing.assert_array_equal(one_image(tmp_path / "p" / "a.gif"), pixels)
+    save(tmp_path / "bits" / "a.png", pixels[..., 0] > 0)
+    np.testing.assert_array_equal(one_image(tmp_path / "bits" / "a.png", channels=1)[..., 0], pixels[..., 0])
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    pixels = noise_image(3, channels=4)
+    pixels[0, :, 3], pixels[1, :, 3] = 0, 255
+    share = pixels[..., 3:] / 255
+    expected = share * pixels[..., :3] + (1 - share) * 255
+    save(tmp_path / "rgba" / "a.png", pixels)
+    found = one_image(tmp_path / "rgba" / "a.png")
+    assert np.abs(found - expected).max() <= 1
+    assert (found[0] == 255).all()
+    np.testing.assert_array_equal(found[1], pixels[1, :, :3])
+    (tmp_path / "la").mkdir()
+    Image.fromarray(pixels[..., [0, 3]], mode="LA").save(tmp_path / "la" / "a.png")
+    assert np.abs(one_image(tmp_path / "la" / "a.png", channels=1) - expected[..., :1]).max() <= 1
+    (tmp_path / "palette").mkdir()
+    indexed = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    indexed.putpalette([10, 20, 30, 40, 50, 60])
+    indexed.save(tmp_path / "palette" / "a.png", transparency=0)
+    assert one_image(tmp_path / "palette" / "a.png").tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+def test_cmyk(tmp_path):
+    inks = noise_image(4, channels=4)
+    (tmp_path / "cmyk").mkdir()
+    Image.fromarray(inks, mode="CMYK").save(tmp_path / "cmyk" / "a.tif")
+    light = 255 - inks.astype(float)
+    assert np.abs(one_image(tmp_path / "cmyk" / "a.tif") - light[..., :3] * light[..., 3:] / 255).max() <= 1
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_sixteen_bit_grey_is_rounded(tmp_path, ending):
+    deep = np.random.default_rng(5).integers(0, 2**16, (6, 6)).astype(np.uint16)
+    deep[0, :2] = 0, 2**16 - 1
+    Image.fromarray(deep).save(tmp_path / f"a.{ending}")
+    np.testing.assert_array_equal(one_image(tmp_path / f"a.{ending}", channels=1)[..., 0], np.rint(deep / 257))
+
+
+def test_numbers_without_a_known_range_are_skipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
+    numbered(tmp_path / "b.png", 3)
+    source = folder_source(tmp_path)
+    assert number_of(source.first_images(1)[0]) == [3]
+    assert "range is not known" in source.skipped(1)["a.tif"]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_orientation_is_applied(tmp_path, ending):
+    if not features.check("webp") and ending == "webp":
+        pytest.skip("Pillow was built without WebP")
+    pixels = np.zeros((16, 32), np.uint8)
+    pixels[:8, :16] = 255  # the upper left quarter
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the quarter moves to the upper right
+    save(tmp_path / f"a.{ending}", pixels, exif=exif, **({} if ending == "png" else {"quality": 100}))
+    found = one_image(tmp_path / f"a.{ending}", channels=1)[..., 0]
+    assert found.shape == (32, 16)
+    assert found[2:14, 10:14].min() > 250
+    assert max(found[18:].max(), found[:, :6].max()) < 5
+
+
+def test_broken_orientation_is_no_reason_to_skip(tmp_path):
+    pixels = noise_image(6, channels=1)
+    save(tmp_path / "a.png", pixels, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own
+        np.testing.assert_array_equal(one_image(tmp_path / "a.png", channels=1), pixels)
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(40, 60, 16), (60, 40, 16), (48, 48, 7), (100, 175, 8), (8, 12, 16), (16, 24, 16)]
+)
+def test_resizing_is_the_antialiased_bicubic_of_another_library(tmp_path, height, width, size):
+    pixels = 64 + noise_image(7, height, width) // 2  # Pillow clips to 0..255 in between, after the rows
+    save(tmp_path / "a.png", pixels)
+    # Sizes for which the resized long side, and what is cut from it, are whole numbers of pixels.
+    rows, columns = height * size // min(height, width), width * size // min(height, width)
+    whole = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(whole, (rows, columns), mode="bicubic", antialias=True, align_corners=False)
+    top, left = (rows - size) // 2, (columns - size) // 2
+    expected = resized[0, :, top : top + size, left : left + size].permute(1, 2, 0).clamp(0, 255).numpy()
+    found = one_image(tmp_path / "a.png", size=size)
+    assert found.shape == (size, size, 3)
+    assert np.abs(found - expected).max() <= 1.01  # rounded after the rows, and after the columns
+
+
+def test_fine_patterns_turn_grey_when_made_smaller(tmp_path):
+    board = (np.indices((128, 128)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    save(tmp_path / "a.png", board)
+    found = one_image(tmp_path / "a.png", channels=1, size=16)
+    assert np.abs(found - 127.5).max() < 5
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path):
+    save(tmp_path / "a.png", noise_image(0, 6, 8))
+    save(tmp_path / "b.png", noise_image(1, 6, 8))
+    save(tmp_path / "c.png", noise_image(2, 8, 6))
+    source = folder_source(tmp_path, channels=3)
+    assert source.first_images(2)[0].shape == (2, 3, 6, 8)
+    for _ in range(2):  # the error stays
+        with pytest.raises(ValueError, match=r"c\.png has 6 x 8 pixels, but .*a\.png has 8 x 6 pixels; give `size`"):
+            source.coordinates(0, 3)
+    assert folder_source(tmp_path, size=5).first_images(3)[0].shape == (3, 1, 5, 5)
+
+
+# -- in memory -------------------------------------------------------------------------------------------------------
+def test_arrays(tmp_path):
+    images = noise_image(8, 6, 6, 4).transpose(2, 0, 1)
+    np.save(tmp_path / "images.npy", images)
+    source = ArraySource(path=str(tmp_path / "images.npy"))
+    loaded, labels = source.load()
+    assert loaded.shape == (4, 1, 6, 6)
+    assert np.allclose((loaded[:, 0] + 1) * 127.5, images, atol=1e-4)
+    assert (labels == -1).all()
+    assert (source.count(), source.image_shape(), source.num_labels(), source.class_names()) == (4, (1, 6, 6), None, None)
+    np.testing.assert_array_equal(source.images_at([2, 0])[0], loaded[[2, 0]])
+    np.testing.assert_array_equal(source.first_images(9)[0], loaded)
+    np.save(tmp_path / "labels.npy", np.array([3, -1, 0, 1]))
+    labelled = ArraySource(path=str(tmp_path / "images.npy"), labels=str(tmp_path / "labels.npy"))
+    assert labelled.num_labels() == 4
+    assert labelled.first_images(2)[1].tolist() == [3, -1]
+    np.save(tmp_path / "labels.npy", np.array([3, -2, 0, 1]))
+    with pytest.raises(ValueError, match="holds the label -2"):
+        labelled.first_images(2)
+    np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
+    with pytest.raises(ValueError, match="expected uint8"):
+        ArraySource(path=str(tmp_path / "wrong.npy")).load()
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="not a readable"):
+        ArraySource(path=str(tmp_path / "object.npy")).load()
+
+
+def test_arrays_that_have_changed_are_read_again(tmp_path):
+    source = ArraySource(path=str(tmp_path / "images.npy"))
+    images = np.zeros((4, 6, 6), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    assert (source.all_images()[0] == -1).all()
+    before = source.fingerprint()
+    np.save(tmp_path / "images.npy", images + 255)
+    assert (source.all_images()[0] == 1).all()
+    assert source.fingerprint() != before
+
+
+def test_fashion_mnist_as_a_source():
+    source = FashionMNISTSource()
+    assert (source.count(), source.image_shape(), source.num_labels()) == (1000, (1, 28, 28), 10)
+    assert source.class_names()[9] == "Ankle boot"
+    images, labels = source.images_at([3, 25])
+    np.testing.assert_array_equal(images, source.all_images()[0][[3, 25]])
+    assert labels.tolist() == [3, 5]
+
+
+# -- in an experiment ------------------------------------------------------------------------------------------------
+class FirstPixel:
+    """Reads the first pixel of the reconstructions, 0..255."""
+
+    outputs = ()
+
+    def variables(self, source):
+        return {"first": Variable(("noise", "item", "trajectory"), "first pixel")}
+
+    def coordinates(self, source):
+        return {}
+
+    def fingerprint(self):
+        return "none"
+
+    def read(self, u_turns, source):
+        return {"first": np.rint((np.asarray(u_turns.reconstructions)[:, :, 0, 0, 0] + 1) * 127.5)}
+
+
+@pytest.mark.filterwarnings("ignore:.*files that cannot be read")
+def test_results_record_the_file_of_every_item(tmp_path):
+    for number in range(6):
+        save(tmp_path / "data" / f"class{number % 2}" / f"{number}.png", np.full((28, 28), number, np.uint8))
+    (tmp_path / "data" / "class1" / "0.png").write_bytes(b"no image")
+    spec = {
+        "items": 5,
+        "chunk": 2,
+        "source": {"type": "images", "path": str(tmp_path / "data"), "channels": 1},
+        "corruption": {"type": "diffusion", "noise": [0.0]},  # U-turns of no length
+        "backward": {"type": "diffusion", "steps": 2},
+        "probes": [{"type": f"{__name__}:FirstPixel"}],
+    }
+    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()
+    assert run.file.values.tolist() == ["class0/0.png", "class0/2.png", "class1/1.png", "class0/4.png", "class1/3.png"]
+    assert run.label.values.tolist() == [0, 0, 1, 0, 1]
+    assert run["first"].values[0, :, 0].tolist() == [0, 2, 1, 4, 3]
+    again = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()
+    assert again.identical(run)
+    save(tmp_path / "data" / "class0" / "9.png", np.zeros((28, 28), np.uint8))
+    with pytest.raises(ValueError, match="another experiment"):
+        ut.run(ut.Experiment.from_dict(spec), tmp_path / "store")

@@ -1,0 +1,519 @@
+"""Analysis of image runs against curves whose answers are known; figures and command line on the embedded model."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+from typer.testing import CliRunner
+
+import uturn as ut
+from uturn import fashion_mnist, images
+from uturn.cli import app
+from uturn.image_figures import draw_grid, draw_layers
+from uturn.images import analyse, image_experiment, missing_tasks, noise_levels, parsed_levels, probe_names, write_results
+from uturn.random import keys, uniforms
+from uturn.statistics import _BOOTSTRAP, _weights
+
+NOISE = np.arange(1, 21) / 20
+FIRST, LAST = 0.30, 0.04  # floors of the similarity of the first layer and of the logits
+
+
+def falling(noise, location, width, bottom):
+    """A straight fall from 1 to `bottom`, around its half at `location`; quarter to three quarters take `width`."""
+    return bottom + (1 - bottom) * np.clip(0.5 - (noise - location) / (2 * width), 0, 1)
+
+
+def forged(star=0.53, width=0.1, num_items=400, num_layers=4, noise=NOISE, prefix="", classes=10, seed=0):
+    """A run whose class is lost around t/T = `star`, first layer smoothly around 0.5, logits steeply around 0.6."""
+    noise = np.asarray(noise)
+    rng = np.random.default_rng(seed)
+    original = np.arange(num_items) % classes
+    bottom = 1 / classes
+    # Each item loses its class once: shares of the items are the curve, in steps of 1/items.
+    share = falling(noise, star, width, bottom)
+    same = (rng.permutation(num_items)[None] < np.round(share * num_items)[:, None]).astype(float)
+    depth = np.linspace(0, 1, num_layers)
+    curves = [falling(noise, 0.5 + 0.1 * d, 0.24 - 0.16 * d, FIRST + (LAST - FIRST) * d) for d in depth]
+    scatter = 0.05 * rng.standard_normal(num_items)
+    similarity = np.stack(curves, axis=-1)[:, None] + ((noise > 0)[:, None] * (scatter - scatter.mean()))[..., None]
+    dims = ("noise", "item", "trajectory")
+    sigma = np.tan(np.pi / 2 * noise)
+    with np.errstate(divide="ignore"):
+        log_snr = -2 * np.log(sigma)
+    return xr.Dataset(
+        {
+            f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity[:, :, None]),
+            f"{prefix}same_class": (dims, same[..., None]),
+            f"{prefix}predicted_class": (dims, np.where(same > 0, original, (original + 1) % classes)[..., None].astype(float)),
+            f"{prefix}original_class": (dims[:2], np.tile(original, (len(noise), 1)).astype(float)),
+        },
+        coords={
+            "noise": noise,
+            "step": ("noise", 100 * noise),
+            "abar": ("noise", np.cos(np.pi / 2 * noise) ** 2),
+            "log_snr": ("noise", log_snr),
+            "sigma": ("noise", sigma),
+            "label": ("item", original),
+            f"{prefix}network_layer": [f"block{k}" for k in range(num_layers - 1)] + ["logits"],
+        },
+    )
+
+
+def merged(first, *others):
+    """One run with the probes of several."""
+    for other in others:
+        first = first.assign(other.data_vars).assign_coords({dim: other[dim] for dim in other.dims if "layer" in str(dim)})
+    return first
+
+
+def value(estimates, **labels):
+    return float(estimates.sel(estimate="value", **labels))
+
+
+@pytest.fixture(scope="module")
+def known():
+    return analyse(forged()).isel(classifier=0)
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------
+
+
+def test_transition_width_inversion_and_half_lives_are_recovered(known):
+    # Exact but for steps of 1/items in the share and for the corners of the curves between levels.
+    assert value(known.transition, axis="noise") == pytest.approx(0.53, abs=0.003)
+    assert value(known.width) == pytest.approx(0.1, abs=0.006)
+    assert float(known.chance) == pytest.approx(0.1)
+    for k, d in enumerate(np.linspace(0, 1, 4)):
+        assert value(known.half_life.isel(network_layer=k), axis="noise") == pytest.approx(0.5 + 0.1 * d, abs=1e-6)
+    fine = np.linspace(0.5, 0.75, 100_001)
+    gap = falling(fine, 0.6, 0.08, LAST) - falling(fine, 0.5, 0.24, FIRST)
+    assert value(known.inversion, axis="noise") == pytest.approx(fine[np.argmax(gap < 0)], abs=0.005)
+    assert known.layer.values.tolist() == ["block0", "block1", "block2", "logits"]
+    assert known.remark == ""
+
+
+def test_curves_start_at_the_identity(known):
+    assert known.noise[0] == 0
+    assert (known.similarity.isel(noise=0) == 1).all()
+    assert (known.same_class.isel(noise=0) == 1).all()
+    assert known.step[0] == 0
+    assert known.abar[0] == 1
+    run = forged()
+    np.testing.assert_allclose(known.similarity.sel(estimate="value")[1:], run.similarity.mean(("item", "trajectory")))
+
+
+def test_the_other_axes_follow(known):
+    for numbers in (known.transition, known.inversion, known.half_life.isel(network_layer=2)):
+        t = numbers.sel(axis="noise")
+        np.testing.assert_allclose(numbers.sel(axis="step"), 100 * t, rtol=1e-12)
+        np.testing.assert_allclose(numbers.sel(axis="sigma"), np.tan(np.pi / 2 * t), rtol=1e-9)
+        np.testing.assert_allclose(value(numbers, axis="abar"), np.cos(np.pi / 2 * t[0]) ** 2, rtol=1e-9)
+        np.testing.assert_allclose(value(numbers, axis="log_snr"), -2 * np.log(np.tan(np.pi / 2 * t[0])), rtol=1e-9)
+        ends = numbers.sel(estimate=["low", "high"])
+        assert (ends[:, 0] <= ends[:, 1]).all()  # abar falls with noise, its interval still begins below
+
+
+def test_between_the_identity_and_the_first_level_axes_are_finite():
+    found = analyse(forged(star=0.02, width=0.01)).isel(classifier=0)
+    assert "t* lies below the smallest measured noise" in str(found.remark.item())
+    assert np.isfinite(found.transition).all()
+    assert 0 < value(found.transition, axis="sigma") < np.tan(np.pi / 2 * 0.05)
+
+
+def test_intervals_hold_the_truth_and_shrink_with_the_root_of_the_items():
+    widths = []
+    for items in (100, 1600):
+        low, high = analyse(forged(num_items=items)).transition.isel(classifier=0).sel(axis="noise", estimate=["low", "high"])
+        assert low < 0.53 < high
+        widths.append(float(high - low))
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
+
+
+def test_order_of_levels_and_a_measured_identity_do_not_matter(known):
+    run = forged(noise=np.r_[0, NOISE]).isel(noise=np.random.default_rng(0).permutation(21))
+    found = analyse(run).isel(classifier=0)
+    for name in ("transition", "half_life", "similarity", "same_class"):
+        np.testing.assert_allclose(found[name], known[name], atol=1e-12)
+
+
+def test_classifiers_keep_apart():
+    spec = {"probes": [{"type": "network_layers", "classifier": f"timm:{name}", "name": name} for name in ("b", "a")]}
+    run = merged(forged(0.4, prefix="a_"), forged(0.6, num_layers=2, prefix="b_")).assign_attrs(spec=json.dumps(spec))
+    found = analyse(run)
+    assert found.classifier.values.tolist() == ["b", "a"]  # as in the spec
+    assert found.model.values.tolist() == ["timm:b", "timm:a"]
+    np.testing.assert_allclose(found.transition.sel(axis="noise", estimate="value"), [0.6, 0.4], atol=0.003)
+    assert found.layer.values.tolist() == [["block0", "logits", "", ""], ["block0", "block1", "block2", "logits"]]
+    assert np.isnan(found.similarity[0, :, 2:]).all()
+    json.dumps(images.numbers(found), allow_nan=False)
+
+
+def test_agreement_with_labels_leaves_out_items_without_one():
+    run = forged(num_items=40)
+    right = run.same_class.where(run.label < 5)  # half of the items have a label
+    run = run.assign(label_top1=right).assign_coords(label=run.label.where(run.label < 5, -1))
+    found = analyse(run).label_top1.isel(classifier=0)
+    np.testing.assert_allclose(found.sel(estimate="value")[1:], right.mean(("item", "trajectory")))
+    assert value(found.isel(noise=0)) == 1  # predicted classes of the originals are their labels here
+    assert np.isfinite(found).all()
+
+
+# --- what cannot be located -----------------------------------------------------------------------------------------------
+
+
+def remark(run):
+    return str(analyse(run).remark[0].item())
+
+
+def test_what_is_missing_is_said_in_words():
+    kept = analyse(forged(noise=NOISE[:6]))
+    assert np.isnan(kept.transition).all()
+    assert "not half lost up to t/T = 0.3 (kept by 100%): no t*" in kept.remark.item()
+    single = analyse(forged(noise=[0.5]))
+    assert np.isnan(single.transition).all()
+    assert np.isnan(single.half_life).all()
+    assert "single noise level" in single.remark.item()
+    alone = analyse(forged(num_items=1))
+    assert np.isnan(alone.half_life.sel(estimate=["low", "high"])).all()
+    assert np.isfinite(alone.half_life.sel(estimate="value")).all()
+    assert "single original: no intervals" in alone.remark.item()
+    assert "one predicted class: no t*" in remark(forged(classes=1))
+    assert "single layer: no inversion" in remark(forged().isel(network_layer=[0]))
+    assert "swap order" in remark(forged().isel(network_layer=[-1, 0]))
+    unknown = analyse(forged().drop_vars("original_class"))
+    assert "chance level unknown" in unknown.remark.item()
+    assert value(unknown.transition.isel(classifier=0), axis="noise") == pytest.approx(
+        0.53, abs=0.003
+    )  # the last value is the floor
+
+
+@pytest.mark.parametrize("run", [forged(noise=[0.5]), forged(num_items=1), forged(noise=NOISE[:6]), forged(num_layers=1)])
+def test_what_is_missing_is_no_reason_not_to_draw(run, tmp_path):
+    write_results(run, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.zarr", "layers.pdf", "layers.png", "transition.json"]
+    found = json.loads((tmp_path / "transition.json").read_text())["classifiers"]
+    assert next(iter(found.values()))["remark"]
+
+
+def test_unfinished_runs_are_counted_and_refused(tmp_path):
+    run = forged(num_items=50).assign_attrs(chunk=20)
+    assert missing_tasks(run) == 0
+    assert images.finished(run)
+    run.same_class[3, 45] = np.nan
+    run.similarity[3, 0, 0, 1] = np.nan
+    run.similarity[3, 19] = np.nan  # the same task
+    assert missing_tasks(run) == 2
+    with pytest.raises(ValueError, match="not finished: 2 tasks are missing"):
+        write_results(run, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_without_layers_are_refused():
+    with pytest.raises(ValueError, match="network_layers"):
+        analyse(forged().drop_vars("similarity"))
+
+
+# --- the bootstrap ---------------------------------------------------------------------------------------------------------
+
+
+def loop_weights(values, num, seed):
+    """Weights of the hierarchical bootstrap, one draw after the other."""
+    items, trajectories = values.sizes["item"], values.sizes["trajectory"]
+    grammar = values.grammar.values if "grammar" in values.coords else np.zeros(items)
+    groups = [np.flatnonzero(grammar == g) for g in np.unique(grammar)]
+    weights = np.zeros((num, items, trajectories))
+    for row, numbers in zip(weights, uniforms(keys(seed, _BOOTSTRAP, np.arange(num)), 2000), strict=True):
+        stream = iter(numbers)
+        chosen = [groups[int(next(stream) * len(groups))] for _ in groups] if len(groups) > 1 else groups
+        for k in range(items):
+            group = chosen[k % len(chosen)]
+            item = group[int(next(stream) * len(group))]
+            for _ in range(trajectories):
+                row[item, int(next(stream) * trajectories)] += 1
+    return weights / (items * trajectories)
+
+
+@pytest.mark.parametrize(("items", "trajectories", "grammars"), [(1, 1, 1), (40, 1, 1), (30, 3, 4), (31, 2, 5)])
+def test_bootstrap_weights_are_those_of_a_plain_loop(items, trajectories, grammars):
+    values = xr.DataArray(np.zeros((1, items, trajectories)), dims=("noise", "item", "trajectory"))
+    if grammars > 1:
+        values = values.assign_coords(grammar=("item", np.arange(items) ** 2 % grammars))
+    np.testing.assert_array_equal(_weights(values, 50, seed=3), loop_weights(values, 50, seed=3))
+
+
+def test_bootstrap_weights_in_several_pieces(monkeypatch):
+    values = xr.DataArray(np.zeros((1, 12, 2)), dims=("noise", "item", "trajectory"))
+    whole = _weights(values, 11, seed=0)
+    real = np.bincount
+    calls = []
+    monkeypatch.setattr(np, "bincount", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr("uturn.statistics._MOST_NUMBERS", 4 * 12 * 3)
+    np.testing.assert_array_equal(_weights(values, 11, seed=0), whole)
+    assert len(calls) == 3
+
+
+# --- the experiment --------------------------------------------------------------------------------------------------------
+
+
+def test_levels_are_steps_of_the_chain():
+    assert noise_levels(10, 250) == [k / 250 for k in range(25, 251, 25)]
+    for steps in (7, 50, 250):
+        for count in range(1, steps + 1):
+            k = np.array(noise_levels(count, steps)) * steps
+            np.testing.assert_allclose(k, np.round(k), atol=1e-9)
+            assert len(set(np.round(k))) == count
+            assert round(k[-1]) == steps
+    assert noise_levels([0.5, 1], 50) == [0.5, 1.0]
+    assert parsed_levels("1") == 1
+    assert parsed_levels("1.0") == [1.0]
+
+
+def test_names_of_probes_are_different_identifiers():
+    names = probe_names(
+        ["torchvision:resnet50", "a/résnet 50.safetensors", "timm:resnet50", "own.nets:1x1", "own.nets:1x1", "::"]
+    )
+    assert names == ["resnet50", "r_snet_50", "resnet50_2", "classifier_1x1", "classifier_1x1_2", "classifier"]
+    assert probe_names(["anything"]) == [""]
+
+
+def test_spec_of_an_image_experiment():
+    experiment = image_experiment(steps=50, levels=5, items=7, keep=3, classifiers=["fashion_mnist", "fashion_mnist"])
+    spec = experiment.to_dict()
+    assert spec["corruption"]["noise"] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert [probe.get("name") for probe in spec["probes"]] == ["fashion_mnist", "fashion_mnist_2", None]
+    assert spec["probes"][-1]["first"] == 3
+    assert spec["source"] == {"type": "fashion_mnist"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "photos"}, "classifiers: none given"),
+        ({"classifiers": ["fashion_mnist"], "weights": ["A", "B"]}, "2 for 1 classifiers"),
+        ({"size": 64}, "size = 64: goes with a folder"),
+        ({"labels": "labels.npy"}, r"labels = 'labels\.npy': goes with a \.npy"),
+        ({"levels": 101}, "levels = 101, but the chain has 100 steps"),
+        ({"levels": 0}, "levels = 0"),
+        ({"levels": [0.5, 0.5]}, "different numbers"),
+        ({"items": 0}, "items = 0"),
+        ({"keep": -1}, "keep = -1"),
+        ({"steps": 0}, "steps = 0"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        image_experiment(**options)
+    assert "\n" not in str(error.value)
+
+
+# --- figures ------------------------------------------------------------------------------------------------------------------
+
+
+def test_layers_of_several_deep_classifiers():
+    import matplotlib.pyplot as plt
+
+    run = merged(*(forged(0.4 + 0.1 * k, num_layers=24, num_items=50, prefix=f"net{k}_") for k in range(3)))
+    figure = draw_layers(analyse(run))
+    assert len(figure.axes) == 4
+    for k, axis in enumerate(figure.axes[:3]):
+        assert len(axis.get_legend().get_texts()) <= 8  # not one entry a layer
+        assert axis.get_title(loc="left") == f"net{k}"
+        curves = [line for line in axis.lines if len(line.get_xdata()) == len(NOISE) + 1]
+        assert len(curves) == 24
+        assert any(np.allclose(line.get_xdata(), 0.4 + 0.1 * k, atol=0.01) for line in axis.lines)  # t*
+    plt.close(figure)
+    assert draw_grid(analyse(run)) is None
+
+
+# --- the embedded model, by the command line ----------------------------------------------------------------------------------
+
+SMALL = ["--steps", "5", "--levels", "3", "--items", "6", "--keep", "2", "--workers", "1"]
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["images", *map(str, arguments)], catch_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("images") / "out"
+    done = command("--out", out, *SMALL, "--save-images")
+    assert done.exit_code == 0, done.output
+    return out, done.output
+
+
+def test_command_writes_everything(results):
+    out, output = results
+    assert {path.name for path in out.iterdir()} == {*images.RESULTS, "run.zarr"}
+    for name in ("layers", "grid"):
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+    assert "class half lost, t*" in output
+    assert "half-life of logits" in output
+    assert "UNet2DModel, unconditional" in output
+    stored = json.loads((out / "transition.json").read_text())
+    run = xr.open_zarr(out / "run.zarr").load()
+    assert stored == json.loads(json.dumps(images.numbers(analyse(run))))
+    kept = xr.open_zarr(out / "analysis.zarr").load()
+    np.testing.assert_array_equal(kept.transition, analyse(run).transition)
+    np.testing.assert_array_equal(kept.original, fashion_mnist.load_test_set()[0][:2])
+    assert kept.item_name.values.tolist() == ["T-shirt/top", "Trouser"]
+
+
+def test_png_files_are_the_images(results):
+    out, _ = results
+    run = xr.open_zarr(out / "run.zarr").load()
+    assert len(list((out / "images").iterdir())) == 2 * (3 + 1)
+    pixels = np.asarray(Image.open(out / "images" / "item1-noise0.6000-trajectory0.png"))
+    np.testing.assert_array_equal(pixels, np.round((run.image.sel(noise=0.6, item=1, trajectory=0, channel=0) + 1) * 127.5))
+    original = np.asarray(Image.open(out / "images" / "item1-original.png"))
+    np.testing.assert_allclose(original / 127.5 - 1, fashion_mnist.load_test_set()[0][1, 0], atol=1e-6)
+
+
+def test_shares_make_the_same_run(results, tmp_path):
+    out, _ = results
+    first = command("--out", tmp_path, *SMALL, "--shard", "1/2")
+    assert first.exit_code == 0
+    assert "1 task of other shares left" in first.output
+    assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
+    last = command("--out", tmp_path, *SMALL, "--shard", "2/2")
+    assert last.exit_code == 0
+    assert "t*" in last.output
+    stored = [json.loads((folder / "transition.json").read_text())["classifiers"] for folder in (out, tmp_path)]
+    np.testing.assert_allclose(
+        *[[p["value"] for p in s["fashion_mnist"]["same_class"]] for s in stored]
+    )  # the share of six items does not hang on float rounding
+    assert not (tmp_path / "images").exists()
+
+
+def test_results_of_a_finished_store(results, tmp_path):
+    out, _ = results
+    done = command("--run", out / "run.zarr", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "transition.json").read_bytes() == (out / "transition.json").read_bytes()
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_originals_that_are_gone_leave_their_places_empty(results, tmp_path):
+    out, _ = results
+    run = xr.open_zarr(out / "run.zarr").load()
+    spec = json.loads(run.attrs["spec"])
+    for source in ({"type": "array", "path": str(tmp_path / "gone.npy")}, {"type": "array", "path": str(tmp_path / "other.npy")}):
+        np.save(tmp_path / "other.npy", np.zeros((6, 28, 28), np.float32))  # other images than those of the run
+        run.attrs["spec"] = json.dumps({**spec, "source": source})
+        found = analyse(run)
+        assert np.isnan(found.original).all()
+        assert np.isfinite(found.image).all()
+
+
+def test_results_are_replaced_or_left_alone(results, tmp_path):
+    out, _ = results
+    run = xr.open_zarr(out / "run.zarr").load()
+    write_results(run, tmp_path, save_images=True)
+    write_results(run.drop_vars("image"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(images.RESULTS) - {
+        "grid.png",
+        "grid.pdf",
+        "images",
+    }  # none left over
+    before = (tmp_path / "transition.json").read_bytes()
+    with pytest.raises(ValueError, match="save_images: the run kept no images"):
+        write_results(run.drop_vars("image"), tmp_path, save_images=True)
+    assert (tmp_path / "transition.json").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write to"):
+        write_results(run, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard", "3/2"], "shard = 3/2"),
+        (["--levels", "x"], "levels = 'x'"),
+        (["--levels", "0.6,0.61"], "fall on the same"),
+        (["--batch-size", "many"], "batch_size"),
+        (["--data", "absent", "--classifier", "fashion_mnist"], "not a folder"),
+        (["--run", "absent"], "no store at absent"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command("--out", tmp_path / "out", *SMALL, *arguments)
+    assert isinstance(done.exception, ValueError)
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_a_folder_of_another_experiment_is_refused(results):
+    out, _ = results
+    done = command("--out", out, *SMALL, "--seed", "1")
+    assert "seed is 0 in the store, 1 here" in str(done.exception)
+    assert "exists already" in str(command("--out", out, *SMALL, "--no-resume").exception)
+
+
+def test_help_says_what_is_measured():
+    done = command("--help")
+    assert "Example" in done.output
+    assert "half of the class is lost" in " ".join(done.output.split())
+
+
+def test_interrupted_runs_go_on(tmp_path, monkeypatch):
+    measure = ut.Experiment.measurements
+
+    def killed(self, tasks):
+        for number, done in enumerate(measure(self, tasks)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield done
+
+    short = ["--out", tmp_path, "--steps", "3", "--levels", "3", "--items", "2", "--keep", "0", "--workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ut.Experiment, "measurements", killed)
+        stopped = command(*short)
+    assert stopped.exit_code == 130
+    assert missing_tasks(xr.open_zarr(tmp_path / "run.zarr")) == 1
+    assert command(*short).exit_code == 0
+    assert (tmp_path / "layers.png").exists()
+
+
+SMALL_CLASSIFIER = """
+import torch
+from torch import nn
+
+
+def colours():
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 8, 3, 2), nn.ReLU())]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(8 * 6 * 6, 3)), lambda images: images / 2
+"""
+
+
+def test_a_checkpoint_told_the_label_with_two_classifiers(tmp_path, monkeypatch):
+    """A guided-diffusion checkpoint, colour images from files with labels, classifiers of one's own."""
+    import sys
+
+    from adm_checkpoints import preset, save_checkpoint
+
+    options = {"num_classes": 3}
+    save_checkpoint(tmp_path / "model.pt", **options)
+    (tmp_path / "own_classifiers.py").write_text(SMALL_CLASSIFIER)
+    monkeypatch.syspath_prepend(tmp_path)
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(6) % 3)
+    done = command(
+        *("--model", tmp_path / "model.pt", "--preset", preset(**options), "--steps", 3, "--levels", "0.4,1.0", "--items", 6),
+        *("--data", tmp_path / "images.npy", "--labels", tmp_path / "labels.npy", "--out", tmp_path / "out", "--workers", 1),
+        *("--classifier", "own_classifiers:colours", "--classifier", "own_classifiers:colours", "--device", "cpu"),
+    )
+    sys.modules.pop("own_classifiers", None)
+    assert done.exit_code == 0, done.exception
+    assert "conditioned on the true label (3 classes)" in done.output
+    found = xr.open_zarr(tmp_path / "out" / "analysis.zarr").load()
+    assert found.classifier.values.tolist() == ["colours", "colours_2"]
+    assert found.sizes["channel"] == 3
+    np.testing.assert_array_equal(found.transition[0], found.transition[1])  # it is one classifier
+    assert np.isfinite(found.label_top1).all()

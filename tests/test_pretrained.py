@@ -1,0 +1,646 @@
+"""Diffusion models read from files, against the same parts held in memory and against diffusers' own pipelines."""
+
+import json
+import pickle
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import adm_checkpoints as adm
+from uturn.backward import guided_diffusion
+from uturn.backward.pretrained import load_pretrained
+from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.random import keys, normals
+
+NUM_CLASSES = 5
+
+
+# --- one tiny random model of each kind ------------------------------------------------------------------------------
+
+
+def make_unet(channels, seed=0, **options):
+    torch.manual_seed(seed)
+    settings = {
+        "sample_size": 8,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return diffusers.UNet2DModel(**{**settings, **options}).eval()
+
+
+def make_dit(**options):
+    torch.manual_seed(1)
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "sample_size": 8,
+        "num_embeds_ada_norm": NUM_CLASSES,
+    }
+    return diffusers.DiTTransformer2DModel(**{**settings, **options}).eval()
+
+
+def make_autoencoder(made, **options):
+    torch.manual_seed(2)
+    settings = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+    }
+    return made(**{**settings, **options}).eval()
+
+
+def make_vae(**options):
+    return make_autoencoder(diffusers.AutoencoderKL, **{"latent_channels": 4, "scaling_factor": 0.7, **options})
+
+
+def make_vqvae():
+    return make_autoencoder(diffusers.VQModel, latent_channels=3, num_vq_embeddings=32, scaling_factor=0.6)
+
+
+@dataclass
+class Kind:
+    """A model in memory: what the files must give back."""
+
+    network: Any
+    scheduler: Any
+    description: str
+    class_name: str = "DDPMPipeline"
+    codec: Any = None
+    shift: float = 0.0
+    scale: float = 1.0
+    labels: bool = False
+    null: bool = False
+
+    @property
+    def parts(self):
+        parts = {"transformer" if "DiT" in self.class_name else "unet": self.network, "scheduler": self.scheduler}
+        if self.codec is not None:
+            parts["vqvae" if isinstance(self.codec, diffusers.VQModel) else "vae"] = self.codec
+        return parts
+
+    def predict(self, noisy, timestep, labels=None):
+        if self.null:
+            labels = torch.tensor([NUM_CLASSES] * len(noisy))
+        return (
+            self.network(noisy, timestep, class_labels=labels).sample
+            if self.labels or self.null
+            else self.network(noisy, timestep).sample
+        )
+
+    def encode(self, images):
+        z = self.codec.encode(images)
+        return ((z.latents if isinstance(self.codec, diffusers.VQModel) else z.latent_dist.mean) - self.shift) * self.scale
+
+    def decode(self, latents):
+        return self.codec.decode(latents / self.scale + self.shift).sample
+
+
+def ddim(**options):
+    return diffusers.DDIMScheduler(clip_sample=False, **options)
+
+
+def make_kinds():
+    told = f"UNet2DModel, conditioned on the true label ({NUM_CLASSES} classes)"
+    null = f"DiTTransformer2DModel, null class {NUM_CLASSES}, in the latents of AutoencoderKL"
+    plain = "UNet2DModel, unconditional"
+    return {
+        "ddpm": Kind(make_unet(1), diffusers.DDPMScheduler(), plain),
+        "ddim": Kind(make_unet(3, sample_size=(8, 16)), ddim(), plain, "DDIMPipeline"),
+        "learned variance": Kind(make_unet(1, out_channels=2), diffusers.DDPMScheduler(variance_type="learned_range"), plain),
+        "v": Kind(make_unet(1), diffusers.DDPMScheduler(prediction_type="v_prediction"), plain),
+        "sample": Kind(make_unet(1), diffusers.DDPMScheduler(prediction_type="sample"), plain),
+        "flow": Kind(make_unet(1), diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0), plain),
+        "classes": Kind(make_unet(1, num_class_embeds=NUM_CLASSES), diffusers.DDPMScheduler(), told, labels=True),
+        "class numbers": Kind(
+            make_unet(1, num_class_embeds=NUM_CLASSES, class_embed_type="timestep"), diffusers.DDPMScheduler(), told, labels=True
+        ),
+        "vq": Kind(make_unet(3), ddim(), f"{plain}, in the latents of VQModel", "LDMPipeline", make_vqvae(), scale=0.6),
+        "kl": Kind(
+            make_unet(4),
+            diffusers.EulerDiscreteScheduler(),
+            f"{plain}, in the latents of AutoencoderKL",
+            codec=make_vae(shift_factor=0.3),
+            shift=0.3,
+            scale=0.7,
+        ),
+        "dit": Kind(make_dit(), ddim(), null, "DiTPipeline", make_vae(), scale=0.7, null=True),
+        "dit flow": Kind(
+            make_dit(out_channels=4),
+            diffusers.FlowMatchEulerDiscreteScheduler(),
+            null,
+            "DiTPipeline",
+            make_vae(),
+            scale=0.7,
+            null=True,
+        ),
+    }
+
+
+KINDS = make_kinds()
+PIXELS = [name for name, kind in KINDS.items() if kind.codec is None]
+LATENTS = [name for name in KINDS if name not in PIXELS]
+
+
+def write(kind, folder):
+    """As a pipeline of diffusers writes it, without one."""
+    index = {"_class_name": kind.class_name, "_diffusers_version": diffusers.__version__}
+    for name, part in kind.parts.items():
+        part.save_pretrained(folder / name)
+        index[name] = ["diffusers", type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    found = {name: write(kind, root / name.replace(" ", "-")) for name, kind in KINDS.items()}
+    for name, made in (("ddpm", diffusers.DDPMPipeline), ("ddim", diffusers.DDIMPipeline), ("vq", diffusers.LDMPipeline)):
+        found[name] = root / f"pipeline-{name}"
+        made(**KINDS[name].parts).save_pretrained(found[name])
+    found["dit"] = root / "pipeline-dit"
+    diffusers.DiTPipeline(**KINDS["dit"].parts).save_pretrained(found["dit"])
+    return found
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """A copy of a folder, to be damaged."""
+    return lambda name: shutil.copytree(folders[name], tmp_path / "copy")
+
+
+def inputs_of(kind, count=3, seed=0):
+    config = kind.network.config
+    size = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
+    generator = torch.Generator().manual_seed(seed)
+    noisy = torch.randn(count, config.in_channels, *size, generator=generator)
+    return noisy, torch.tensor([999, 3, 500])[:count], torch.tensor([4, 0, 2])[:count]
+
+
+def images_of(shape, count=3, seed=3):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, *shape)).astype(np.float32)
+
+
+def edit(file, **changes):
+    """Change entries of a JSON file; None removes them."""
+    content = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+# --- what is read is what was written --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.inference_mode()
+def test_the_model_is_the_one_that_was_written(folders, name):
+    kind, loaded = KINDS[name], load_pretrained(folders[name])
+    noisy, timestep, labels = inputs_of(kind)
+    told = (labels,) if kind.labels else ()
+    assert torch.equal(loaded.model(noisy, timestep, *told), kind.predict(noisy, timestep, *told))
+    assert loaded.num_classes == (NUM_CLASSES if kind.labels else None)
+    assert loaded.description == kind.description
+    assert type(loaded.scheduler) is type(kind.scheduler)
+    saved = dict(kind.scheduler.config) | ({} if kind.codec is None else {"clip_sample": False})
+    public = {entry: value for entry, value in loaded.scheduler.config.items() if not entry.startswith("_")}
+    assert public == {entry: value for entry, value in saved.items() if not entry.startswith("_")}
+    assert not loaded.model.training
+    assert not any(weights.requires_grad for weights in loaded.model.parameters())
+    for entry, weights in kind.network.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[f"network.{entry}"], weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_shape", "latent_shape"),
+    [
+        ("ddpm", (1, 8, 8), None),
+        ("ddim", (3, 8, 16), None),
+        ("vq", (3, 16, 16), (3, 8, 8)),
+        ("kl", (3, 16, 16), (4, 8, 8)),
+        ("dit", (3, 16, 16), (4, 8, 8)),
+    ],
+)
+def test_shapes_of_images_and_latents(folders, name, image_shape, latent_shape):
+    loaded = load_pretrained(folders[name])
+    assert (loaded.image_shape, loaded.latent_shape) == (image_shape, latent_shape)
+    if loaded.codec is not None:
+        latents = loaded.codec.encode(torch.zeros(2, *image_shape))
+        assert latents.shape == (2, *latent_shape)
+        assert loaded.codec.decode(latents).shape == (2, *image_shape)
+
+
+def test_a_size_that_the_files_do_not_tell(folders, copied):
+    folder = copied("ddpm")
+    edit(folder / "unet" / "config.json", sample_size=None)
+    assert load_pretrained(folder).image_shape is None
+
+
+@pytest.mark.parametrize("name", LATENTS)
+@torch.inference_mode()
+def test_the_codec_is_the_autoencoder_in_the_units_of_the_denoiser(folders, name):
+    kind, codec = KINDS[name], load_pretrained(folders[name]).codec
+    images = torch.from_numpy(images_of((3, 16, 16)))
+    latents = codec.encode(images)
+    torch.testing.assert_close(latents, kind.encode(images), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(codec.decode(latents), kind.decode(latents), rtol=1e-5, atol=1e-6)
+    assert torch.equal(latents, codec.encode(images))  # nothing is drawn
+    assert not codec.training
+    assert not any(weights.requires_grad for weights in codec.parameters())
+
+
+@torch.inference_mode()
+def test_latents_may_be_standardised_channel_by_channel(tmp_path):
+    mean, deviation = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 0.5, 1.5]
+    vae = make_vae(latents_mean=mean, latents_std=deviation, scaling_factor=0.5)
+    folder = write(Kind(make_unet(4), ddim(), "", codec=vae), tmp_path)
+    images = torch.from_numpy(images_of((3, 16, 16)))
+    z = vae.encode(images).latent_dist.mean
+    expected = (z - torch.tensor(mean).view(1, 4, 1, 1)) / torch.tensor(deviation).view(1, 4, 1, 1) * 0.5
+    codec = load_pretrained(folder).codec
+    torch.testing.assert_close(codec.encode(images), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(codec.decode(expected), vae.decode(z).sample, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_quantising_autoencoders_that_state_no_scale_have_none(copied):
+    """Those of before the option: the default of diffusers, 0.18215, is not theirs (issue 6725 of huggingface/diffusers)."""
+    folder = copied("vq")
+    edit(folder / "vqvae" / "config.json", scaling_factor=None)
+    images = torch.from_numpy(images_of((3, 16, 16)))
+    assert torch.equal(load_pretrained(folder).codec.encode(images), KINDS["vq"].codec.encode(images).latents)
+
+
+def test_latents_are_not_clipped_by_schedulers_made_from_a_silent_one(folders):
+    """An EulerDiscreteScheduler says nothing about clipping; a DDPMScheduler made from it would clip by default."""
+    loaded = load_pretrained(folders["kl"])
+    assert "clip_sample" not in KINDS["kl"].scheduler.config
+    assert diffusers.DDPMScheduler.from_config(loaded.scheduler.config).config.clip_sample is False
+    assert diffusers.DDPMScheduler.from_config(load_pretrained(folders["flow"]).scheduler.config).config.clip_sample is True
+
+
+@torch.inference_mode()
+def test_older_layouts(folders, copied):
+    """A pipeline of one network kept its files beside the index; DiT was a kind of Transformer2DModel; weights were pickled."""
+    folder = copied("ddpm")
+    for file in [*(folder / "unet").iterdir(), *(folder / "scheduler").iterdir()]:
+        shutil.move(file, folder / file.name)
+    (folder / "unet").rmdir()
+    (folder / "scheduler").rmdir()
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(KINDS["ddpm"].network.state_dict(), folder / "diffusion_pytorch_model.bin")
+    noisy, timestep, _ = inputs_of(KINDS["ddpm"])
+    assert torch.equal(load_pretrained(folder).model(noisy, timestep), KINDS["ddpm"].predict(noisy, timestep))
+    shutil.rmtree(folder)
+    folder = copied("dit")
+    edit(folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
+    edit(
+        folder / "transformer" / "config.json",
+        _class_name="Transformer2DModel",
+        num_vector_embeds=None,
+        double_self_attention=False,
+    )
+    noisy, timestep, _ = inputs_of(KINDS["dit"])
+    loaded = load_pretrained(folder)
+    assert loaded.description == KINDS["dit"].description
+    assert torch.equal(loaded.model(noisy, timestep), KINDS["dit"].predict(noisy, timestep))
+
+
+# --- precision, device, compilation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ddpm", "class numbers", "dit", "kl"])
+@torch.inference_mode()
+def test_bfloat16_is_inside_only(folders, name):
+    kind, loaded = KINDS[name], load_pretrained(folders[name], dtype="bfloat16")
+    noisy, timestep, labels = inputs_of(kind)
+    told = (labels,) if kind.labels else ()
+    output, exact = loaded.model(noisy, timestep, *told), kind.predict(noisy, timestep, *told)
+    assert output.dtype == torch.float32
+    assert loaded.model.network.dtype == torch.bfloat16
+    error = (output - exact).std() / exact.std()
+    assert 1e-5 < error < 0.03  # 8 bits, a few layers
+    # 999 and 1000 are one number in bfloat16: the network still tells them apart.
+    assert not torch.equal(loaded.model(noisy, torch.full((3,), 999), *told), loaded.model(noisy, torch.full((3,), 1000), *told))
+    if kind.codec is not None:
+        images = torch.from_numpy(images_of((3, 16, 16)))
+        latents = loaded.codec.encode(images)
+        assert latents.dtype == loaded.codec.decode(latents).dtype == torch.float32
+        assert 1e-5 < (latents - kind.encode(images)).std() / kind.encode(images).std() < 0.03
+
+
+@torch.inference_mode()
+def test_weights_that_multiply_timesteps_are_not_rounded(tmp_path):
+    unet = make_unet(1, time_embedding_type="fourier")
+    folder = write(Kind(unet, diffusers.DDPMScheduler(), ""), tmp_path)
+    noisy, timestep, _ = inputs_of(KINDS["ddpm"])
+    exact = unet(noisy, timestep).sample * timestep.view(-1, 1, 1, 1)  # the network divides by it
+    found = load_pretrained(folder, dtype="bfloat16").model(noisy, timestep) * timestep.view(-1, 1, 1, 1)
+    assert (found - exact).std() / exact.std() < 0.03
+
+
+def test_autoencoders_that_would_overflow_or_round_stay_in_float32(folders):
+    assert load_pretrained(folders["kl"], dtype="float16").codec.dtype == torch.float32  # force_upcast
+    assert load_pretrained(folders["kl"], dtype="float16").model.network.dtype == torch.float16
+    images = torch.from_numpy(images_of((3, 16, 16)))
+    exact, rounded = (load_pretrained(folders["vq"], dtype=dtype).codec for dtype in ("float32", "bfloat16"))
+    assert torch.equal(exact.encode(images), rounded.encode(images))
+
+
+@torch.inference_mode()
+def test_compilation_changes_neither_results_nor_names(tmp_path):
+    unet = make_unet(
+        1, block_out_channels=(4,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), mid_block_type=None
+    )
+    folder = write(Kind(unet, diffusers.DDPMScheduler(), ""), tmp_path)
+    plain, compiled = load_pretrained(folder).model, load_pretrained(folder, compile=True).model
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    compiled.network.compile(backend="eager")  # traced all the same, but needs no C++ compiler
+    noisy, timestep, _ = inputs_of(KINDS["ddpm"])
+    torch.testing.assert_close(compiled(noisy, timestep), plain(noisy, timestep))
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+
+
+def test_compile_is_passed_on(folders, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(type(module).__name__))
+    load_pretrained(folders["ddpm"])
+    assert asked == []
+    load_pretrained(folders["ddpm"], compile=True)
+    assert asked == ["UNet2DModel"]
+
+
+# --- U-turns ---------------------------------------------------------------------------------------------------------
+
+
+def direct(kind, num_steps, **options):
+    """The reverse process of a kind held in memory, with the parts called directly."""
+
+    class Model(torch.nn.Module):
+        def forward(self, noisy, timestep, labels=None):
+            return kind.predict(noisy, timestep, labels)
+
+    codec = None if kind.codec is None else kind
+    classes = NUM_CLASSES if kind.labels else None
+    return ReverseDiffusion(Model().eval(), kind.scheduler, num_steps, codec=codec, num_classes=classes, **options)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_u_turns_of_every_kind(folders, name):
+    kind = KINDS[name]
+    backward = ReverseDiffusion.from_pretrained(folders[name], scheduler=None, num_steps=10)
+    images, streams = images_of(backward.image_shape), keys(0, range(3))
+    labels = np.array([4, 0, 2]) if kind.labels else None
+    assert backward.description == kind.description
+    np.testing.assert_array_equal(backward.u_turn(images, 0, streams, labels), images)
+    for step in (4, 10):
+        rebuilt = backward.u_turn(images, step, streams, labels)
+        assert rebuilt.shape == images.shape
+        np.testing.assert_allclose(rebuilt, direct(kind, 10).u_turn(images, step, streams, labels), atol=1e-5)
+    if kind.labels:
+        assert not np.allclose(rebuilt, backward.u_turn(images, 10, streams, np.array([3, 1, 4])), atol=1e-3)
+
+
+def test_u_turns_in_bfloat16_are_near_those_in_float32(folders):
+    images, streams = images_of((1, 8, 8)), keys(0, range(3))
+    exact, rounded = (
+        ReverseDiffusion.from_pretrained(folders["v"], num_steps=20, dtype=dtype).u_turn(images, 8, streams)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert 1e-6 < np.abs(exact - rounded).mean() < 0.02
+    assert rounded.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["ddim", "vq", "dit"])
+def test_deterministic_generation_is_that_of_the_pipeline(folders, name):
+    """From the same pure noise, with the pipeline's own loop, decoding and, for DiT, its own null class as the label."""
+    kind = KINDS[name]
+    start = inputs_of(kind, count=2, seed=7)[0]
+    arguments = {"num_inference_steps": 10, "output_type": "np", "generator": torch.Generator().manual_seed(7)}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folders[name])
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "dit":
+        # guidance_scale = 1: no mixture with a class; a network with a learned variance, whose half the pipeline drops
+        found = pipeline([NUM_CLASSES] * 2, guidance_scale=1.0, **arguments).images
+    else:
+        found = pipeline(batch_size=2, **arguments).images
+    backward = ReverseDiffusion.from_pretrained(folders[name], scheduler=None, num_steps=10, timestep_spacing="leading")
+    images = backward.denoise(start, 10, keys(0, range(2))).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(images / 2 + 0.5, found, atol=1e-5)
+    assert found.std() > 1e-3
+
+
+def test_schedulers_that_redraw_all_noise_keep_no_law():
+    """Flow matching with `stochastic_sampling` takes the posterior mean for x_0 at every step: too little variance, always."""
+    deviation = 0.15
+
+    class Flow(torch.nn.Module):
+        def forward(self, noisy, timestep):  # rectified flow of independent pixels N(0, deviation^2)
+            sigma = (timestep / 1000).reshape(-1, 1, 1, 1)
+            return (sigma - (1 - sigma) * deviation**2) / ((1 - sigma) ** 2 * deviation**2 + sigma**2) * noisy
+
+    streams = keys(0, range(2))
+    images = deviation * normals(streams, 1600).reshape(2, 1, 40, 40).astype(np.float32).clip(-6, 6)
+    ratios = {}
+    for stochastic in (False, True):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
+        rebuilt = ReverseDiffusion(Flow().eval(), scheduler, 200).u_turn(images, 120, keys(1, range(2)))
+        ratios[stochastic] = rebuilt.var() / images.var()
+    assert ratios[False] == pytest.approx(1, abs=0.1)
+    assert ratios[True] < 0.6
+
+
+# --- checkpoints of guided-diffusion, and names on a hub -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [None, NUM_CLASSES])
+def test_files_go_to_guided_diffusion(tmp_path, classes):
+    file = adm.save_checkpoint(tmp_path / "model.pt", num_classes=classes)
+    preset = "--image_size 16 --num_head_channels 32 --noise_schedule cosine"
+    network = guided_diffusion.load_guided_diffusion(file, preset)
+    loaded = load_pretrained(file, preset=preset)
+    noisy, timestep, labels = torch.randn(3, 3, 16, 16), torch.tensor([999, 3, 500]), torch.tensor([4, 0, 2])
+    told = () if classes is None else (labels,)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(noisy, timestep, *told), network(noisy, timestep, *told))
+        rounded = load_pretrained(file, preset=preset, dtype="bfloat16").model
+        output = rounded(noisy, timestep, *told)
+        assert output.dtype == torch.float32
+        assert rounded.network.unet.dtype == torch.bfloat16
+        assert 1e-5 < (output - network(noisy, timestep, *told)).std() / output.std() < 0.03
+    words = "unconditional" if classes is None else f"conditioned on the true label ({classes} classes)"
+    assert loaded.description == f"guided-diffusion UNet, {words}"
+    assert (loaded.image_shape, loaded.latent_shape, loaded.num_classes, loaded.codec) == ((3, 16, 16), None, classes, None)
+    assert loaded.scheduler.config.variance_type == "learned_range"
+    assert loaded.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    with pytest.raises(ValueError, match="no preset given"):
+        load_pretrained(file)
+
+
+def test_names_on_a_hub(folders, monkeypatch):
+    asked = []
+
+    def load_config(name):
+        asked.append(name)
+        return json.loads((folders["ddpm"] / "model_index.json").read_text())
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", load_config)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: asked.append(name) or str(folders["ddpm"]))
+    assert load_pretrained("owner/name").image_shape == (1, 8, 8)
+    assert asked == ["owner/name"] * 2
+
+
+def test_text_models_are_refused_before_they_are_fetched(monkeypatch):
+    index = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: pytest.fail("fetched"))
+    with pytest.raises(ValueError, match=r"owner/name is conditioned on a text or an image \(text_encoder\); expected"):
+        load_pretrained("owner/name")
+
+
+def test_a_hub_out_of_reach(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`") as error:
+        load_pretrained("owner/name")
+    assert "\n" not in str(error.value)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self.mark), "w"))
+
+
+def refuse(path, message, **options):
+    with pytest.raises(ValueError, match=message) as error:
+        load_pretrained(path, **options)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_what_is_not_there(tmp_path, folders):
+    refuse(tmp_path / "nothing", "nothing: no such folder or file")
+    refuse(tmp_path / "nothing.pt", "no such folder or file")
+    refuse(tmp_path, r"holds no model_index\.json, so it is not a diffusion pipeline")
+    refuse(folders["ddpm"] / "unet", r"without its scheduler: write both with DDPMPipeline\(unet, scheduler\)")
+    refuse(folders["ddpm"] / "model_index.json", "is a file; expected a folder")
+    refuse(None, "path=None: expected")
+
+
+def test_wrong_options(folders):
+    refuse(folders["ddpm"], r"preset='256x256_diffusion': only for checkpoints", preset="256x256_diffusion")
+    for dtype in ("float64", "bf16", None, torch.float32, ["float32"]):
+        refuse(folders["ddpm"], r"dtype=.*expected one of 'float32', 'bfloat16', 'float16'", dtype=dtype)
+    for device in ("gpu", 1.5, "mps" if not torch.backends.mps.is_available() else "xpu"):
+        refuse(folders["ddpm"], "device=.* cannot be used here", device=device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "the denoiser is a UNet2DConditionModel"),
+        ({"unet": ["diffusers", "NoSuchModel"]}, "the denoiser is a NoSuchModel; expected UNet2DModel"),
+        ({"unet": ["os", "system"]}, "the denoiser is a system"),
+        ({"unet": [None, None]}, "holds scheduler; expected a unet or a transformer"),
+        ({"unet": 3}, "expected a unet or a transformer"),
+        ({"scheduler": None}, "holds unet; expected"),
+        ({"scheduler": ["diffusers", "UNet2DModel"]}, "the scheduler is a UNet2DModel"),
+        ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "the scheduler is a NoSuchScheduler"),
+        ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, r"ScoreSdeVeScheduler has no step\(\)"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, "the vae cannot be loaded"),
+        ({"vae": ["diffusers", "AutoencoderDC"]}, "the autoencoder is a AutoencoderDC; expected AutoencoderKL or VQModel"),
+        ({"text_encoder": ["transformers", "CLIPTextModel"]}, r"conditioned on a text or an image \(text_encoder\)"),
+    ],
+)
+def test_wrong_parts(copied, changes, message):
+    folder = copied("ddpm")
+    edit(folder / "model_index.json", **changes)
+    refuse(folder, message)
+
+
+def test_an_empty_part_is_no_part(copied):
+    folder = copied("ddpm")
+    edit(folder / "model_index.json", text_encoder=[None, None], _extra=["a", "b"])
+    load_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "{}", "\x00\xff", "[" * 100_000])
+def test_damaged_index(copied, text):
+    folder = copied("ddpm")
+    (folder / "model_index.json").write_text(text, encoding="latin-1")
+    refuse(folder, r"model_index\.json|holds nothing")
+
+
+@pytest.mark.parametrize("part", ["unet", "scheduler"])
+@pytest.mark.parametrize("text", ["", "[]", '{"num_train_timesteps": "many", "block_out_channels": "wide"}', "\x00"])
+def test_damaged_configuration(copied, part, text):
+    folder = copied("ddpm")
+    next((folder / part).glob("*config.json")).write_text(text)
+    refuse(folder, f"the {part} cannot be loaded")
+
+
+def test_damaged_weights(copied, tmp_path):
+    folder = copied("ddpm")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:20], b"", b"\xff" * 64):
+        file.write_bytes(damaged)
+        refuse(folder, "the unet cannot be loaded")
+    file.unlink()
+    refuse(folder, "the unet cannot be loaded")
+
+
+def test_incomplete_or_foreign_weights(copied):
+    """The library itself fills what is missing with random numbers."""
+    from safetensors.torch import load_file, save_file
+
+    folder = copied("ddpm")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    bias = weights.pop("conv_in.bias")
+    save_file(weights, file)
+    refuse(folder, r"1 weights of the unet are missing, such as conv_in\.bias")
+    save_file({**weights, "conv_in.bias": bias, "extra": bias.clone()}, file)
+    with pytest.warns(UserWarning, match="1 weights in the file are not of the unet and are left out, such as extra"):
+        load_pretrained(folder)
+    save_file({**weights, "conv_in.bias": bias[:3].clone()}, file)
+    refuse(folder, "the unet cannot be loaded")
+    save_file({**weights, "conv_in.bias": bias * torch.nan}, file)
+    refuse(folder, "not finite")
+
+
+def test_nothing_is_unpickled(copied, tmp_path):
+    folder, mark = copied("ddpm"), tmp_path / "mark"
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    for dump in (torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))):
+        dump({"conv_in.bias": Trap(mark)}, folder / "unet" / "diffusion_pytorch_model.bin")
+        refuse(folder, "the unet cannot be loaded")
+        assert not mark.exists()
+
+
+def test_models_that_read_more_than_the_noisy_image(tmp_path):
+    wide = Kind(make_unet(6, out_channels=3), ddim(), "", codec=make_vqvae())
+    refuse(write(wide, tmp_path / "wide"), "takes 6 channels and gives 3")
+    other = Kind(make_unet(1), ddim(), "", codec=make_vae())
+    refuse(write(other, tmp_path / "other"), "the vae makes latents of 4 channels, but the denoiser takes 1")
+    unnumbered = Kind(make_unet(1, class_embed_type="timestep"), ddim(), "")
+    refuse(write(unnumbered, tmp_path / "unnumbered"), "expected classes by number")
