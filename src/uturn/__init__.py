@@ -29,8 +29,9 @@ _HOME = {
     "run": "experiment",
     "hierarchy_index": "statistics",
 }
-_MODULES = ("backward", "classifiers", "corruption", "denoisers", "experiment", "fashion_mnist", "inference", "laws", "networks",
-            "population", "probes", "random", "rhm", "sources", "statistics", "store", "theory", "training")  # fmt: skip
+_MODULES = ("backward", "classifiers", "corruption", "denoisers", "experiment", "fashion_mnist", "image_sources",
+            "images", "inference", "laws", "networks", "population", "probes", "random", "rhm", "sources", "statistics", "store",
+            "theory", "training")  # fmt: skip
 
 if TYPE_CHECKING:
     from uturn import (
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
         classifiers,
         denoisers,
         fashion_mnist,
+        image_sources,
+        images,
         laws,
         networks,
         population,
