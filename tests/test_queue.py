@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import uturn as ut
-from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion, Work, named_scheduler
 from uturn.random import keys
 from uturn.store import Store
 
@@ -33,7 +33,8 @@ class Network(torch.nn.Module):
 
 
 def reverse(name="ddpm", steps=10, network=None, **options):
-    scheduler = getattr(diffusers, SCHEDULERS.get(name, name)).from_config(diffusers.DDPMScheduler().config)
+    made, extra = named_scheduler(name)
+    scheduler = made.from_config(diffusers.DDPMScheduler().config, **extra)
     return ReverseDiffusion(network or Network(), scheduler, steps, **options)
 
 

@@ -30,6 +30,7 @@ SCHEDULERS: Mapping[str, str] = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "dpm_solver": "DPMSolverMultistepScheduler",
     "heun": "HeunDiscreteScheduler",
+    "sde_dpm_solver": "DPMSolverMultistepScheduler",  # with noise: SDE-DPM-Solver++
     "unipc": "UniPCMultistepScheduler",
 }
 """Short names of schedulers; any other class of diffusers can be given by its own name."""
@@ -196,8 +197,8 @@ class ReverseDiffusion:
         path
             Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, or a guided-diffusion checkpoint.
         scheduler
-            A key of `SCHEDULERS`, "sde_dpm_solver" (SDE-DPM-Solver++), the name of a diffusers class, or "stored" (or None) for
-            the one stored with the model. The noise schedule and the prediction type always come from the stored one.
+            A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The noise
+            schedule and the prediction type always come from the stored one.
         preset, dtype, device, compile
             As in `load_pretrained`.
         num_steps, **options
@@ -576,13 +577,12 @@ def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
     """Class of diffusers that a short name or the name of the class stands for, and the options that go with it."""
     import diffusers
 
-    if name == "sde_dpm_solver":
-        return diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}
     made = getattr(diffusers, SCHEDULERS.get(name, name), None)
     if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
-        names = [*sorted(SCHEDULERS), "sde_dpm_solver"]
-        raise ValueError(f"scheduler = {name!r}: expected one of {names}, or the name of a scheduler class of diffusers")
-    return made, {}
+        raise ValueError(
+            f"scheduler = {name!r}: expected one of {sorted(SCHEDULERS)}, or the name of a scheduler class of diffusers"
+        )
+    return made, {"algorithm_type": "sde-dpmsolver++"} if name == "sde_dpm_solver" else {}
 
 
 def _scheduler_like(stored: Any, name: str | None) -> Any:
