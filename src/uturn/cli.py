@@ -142,11 +142,13 @@ def images(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Which guided-diffusion model the checkpoint is.")] = None,
     scheduler: Annotated[
-        str, typer.Option(help="Reverse process: ddpm, ddim, euler_ancestral, .., or a class of diffusers.")
+        str,
+        typer.Option(help="Reverse process: ddpm, ddim, euler_ancestral, .., a class of diffusers, or 'stored' with the model."),
     ] = "ddpm",
     steps: Annotated[int, typer.Option(min=1, help="Reverse steps of the whole chain.")] = 100,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 .. 1.")] = None,
     timestep_spacing: Annotated[str | None, typer.Option(help="linspace, leading or trailing.")] = None,
+    pure_noise: Annotated[bool, typer.Option(help="Start the whole chain from pure noise, not from its first level.")] = False,
     levels: Annotated[
         str, typer.Option(help="Number of noise levels, evenly spaced up to the whole chain; or 0.2,0.5,1.0")
     ] = "10",
@@ -204,6 +206,7 @@ def images(
             steps=steps,
             eta=eta,
             timestep_spacing=timestep_spacing,
+            pure_noise=pure_noise,
             levels=parsed_levels(levels),
             items=items,
             trajectories=trajectories,

@@ -46,6 +46,7 @@ def image_experiment(
     steps: int = 100,
     eta: float | None = None,
     timestep_spacing: str | None = None,
+    pure_noise: bool = False,
     levels: int | Sequence[float] = 10,
     items: int = 40,
     trajectories: int = 1,
@@ -66,7 +67,7 @@ def image_experiment(
 
     Parameters
     ----------
-    model, preset, scheduler, steps, eta, timestep_spacing, dtype, device, batch_size, compile
+    model, preset, scheduler, steps, eta, timestep_spacing, pure_noise, dtype, device, batch_size, compile
         Of the backward `diffusion`, see `uturn.backward.DiffusionModel`.
     data : str
         "fashion_mnist", a folder of images (sub-folders are classes), or a .npy file.
@@ -135,6 +136,7 @@ def image_experiment(
         "steps": checked_integer("steps", steps, 1),
         "eta": eta,
         "timestep_spacing": timestep_spacing,
+        "pure_noise": pure_noise,
         "dtype": dtype,
         "device": device,
         "batch_size": batch_size,

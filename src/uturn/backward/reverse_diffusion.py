@@ -197,8 +197,8 @@ class ReverseDiffusion:
         path
             Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, or a guided-diffusion checkpoint.
         scheduler
-            A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The noise
-            schedule and the prediction type always come from the stored one.
+            A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The
+            noise schedule and the prediction type always come from the stored one.
         preset, dtype, device, compile
             As in `load_pretrained`.
         num_steps, **options
