@@ -32,6 +32,16 @@ class Network(torch.nn.Module):
         return torch.tanh(noisy) * (0.2 + t) + 0.1 * noisy.mean((1, 2, 3), keepdim=True) + told
 
 
+class Halves(torch.nn.Module):
+    """A codec that keeps every second row, at a third of its size."""
+
+    def encode(self, images):
+        return images[:, :, ::2] / 3
+
+    def decode(self, latents):
+        return 3 * latents.repeat_interleave(2, dim=2)
+
+
 def reverse(name="ddpm", steps=10, network=None, **options):
     made, extra = named_scheduler(name)
     scheduler = made.from_config(diffusers.DDPMScheduler().config, **extra)
@@ -64,9 +74,7 @@ def test_batches_are_full_and_no_row_is_done_twice():
     assert len(list(queue.u_turns(work))) == 400
     rows = np.array(network.rows)
     assert rows.sum() == 40 * sum(range(5, 51, 5))
-    assert rows.mean() / 64 >= 0.95
-    # What a loop over inversion times reaches, the yardstick: 40 of 64.
-    assert rows.mean() > 1.5 * 40
+    assert rows.mean() / 64 >= 0.95  # a loop over inversion times reaches 40 of 64
 
 
 def test_work_is_read_as_places_become_free():
@@ -104,6 +112,44 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert max(small.model.rows) <= 5
 
 
+def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_network():
+    class Large(Halves):
+        failures = 1
+
+        def decode(self, latents):
+            if len(latents) > 3:
+                raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+            if len(latents) == 1 and self.failures:
+                self.failures = 0
+                raise MemoryError  # for a moment
+            return super().decode(latents)
+
+    images, streams = images_of(9), keys(0, np.arange(9))
+    options = {"image_shape": (1, 4, 4), "latent_shape": (1, 2, 4), "batch_size": 8}
+    small = reverse(codec=Large(), **options)
+    result = small.u_turn(images, 6, streams)
+    np.testing.assert_allclose(result, reverse(codec=Halves(), **options).u_turn(images, 6, streams), atol=1e-6)
+    assert small.model.rows == [8] * 6 + [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": 12}, r"step=12: expected .* 0 \.\. 10"),
+        ({"step": -1}, "step=-1"),
+        ({"image": np.full((1, 4, 4), 100, np.float32)}, r"values in \[100"),
+        ({"image": np.zeros((1, 4, 4))}, "float64"),
+        ({"key": -1}, "keys: dtype int64"),
+    ],
+)
+def test_work_is_checked(change, message):
+    work = Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(0))
+    with pytest.raises(ValueError, match=message):
+        list(reverse().u_turns([work, work._replace(**change)]))
+    with pytest.raises(ValueError, match="told the true class"):
+        list(reverse(num_classes=3).u_turns([work]))
+
+
 def test_memory_for_less_than_one_image_is_an_error():
     with pytest.raises(MemoryError, match="not enough memory on cpu for a single image: CUDA out of memory"):
         reverse(network=Network(most=0)).u_turn(images_of(2), 3, keys(0, [0, 1]))
@@ -139,16 +185,6 @@ def test_labels_follow_their_images():
     for bad, message in [(None, "told the true class"), (labels[:2], r"integers \(6,\)"), (labels + 1, r"expected 0 \.\. 5")]:
         with pytest.raises(ValueError, match=message):
             told.u_turn(images, 5, streams, bad)
-
-
-class Halves(torch.nn.Module):
-    """A codec that keeps every second row, at a third of its size."""
-
-    def encode(self, images):
-        return images[:, :, ::2] / 3
-
-    def decode(self, latents):
-        return 3 * latents.repeat_interleave(2, dim=2)
 
 
 def test_noise_is_added_to_latents():
@@ -280,6 +316,35 @@ def test_a_killed_run_loses_what_is_in_flight_only(tmp_path, monkeypatch, whole)
     resumed = ut.run(experiment(), folder).load()
     assert killed.left == 0
     assert np.abs(resumed.image - whole.image).max() < 2e-5
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path, monkeypatch):
+    """Chunks of nothing but NaN, of images that are not kept, are results too."""
+    spec = ut.Experiment.from_dict({**SPEC, "probes": [{"type": "images", "first": 2}]})
+    ut.run(spec, tmp_path / "run")
+    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("a task was done again"))
+    ds = ut.run(spec, tmp_path / "run")
+    assert np.isnan(ds.image).sum("item").isel(noise=0, trajectory=0, channel=0, row=0, column=0) == 4
+
+
+def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    import zarr
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zarr.Group, "create_array", full)
+    with pytest.raises(ValueError, match=r"cannot make a store .*No space left"):
+        Store.create(tmp_path / "run", {}, {"item": (("item",), [0], {})}, 1, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_noise_axis_has_the_steps_that_were_done():
+    spec = {**SPEC, "items": 1, "corruption": {"type": "diffusion", "noise": [0.05, 0.3, 0.62]}}
+    ds = ut.run(ut.Experiment.from_dict(spec))
+    assert ds.step.values.tolist() == [0, 1, 2]
+    assert ds.t_over_T.values.tolist() == [0, 0.25, 0.5]
+    assert ds.noise.values.tolist() == [0.05, 0.3, 0.62]
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

@@ -43,7 +43,8 @@ class Experiment(BaseModel):
     trajectories : int
         U-turns of each original at each noise level.
     chunk : int
-        Items a task: what is computed in one batch, and lost at most when a run is killed.
+        Items a task: what is stored at once. A killed run loses the tasks in flight: one for each process, and for diffusion
+        models those of the images in the network.
     seed : int
         All randomness is keyed by (seed, item, trajectory, noise level).
 
@@ -292,8 +293,10 @@ def run(
         raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     opened = _open(experiment, store, resume)
-    # Long U-turns first: processes, and the places of a batch, end at about the same time. Dealt out in turn, shares are alike.
-    tasks = sorted(opened.tasks(), key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
+    tasks = list(opened.tasks())
+    if shares > 1 or workers != 1 or hasattr(experiment.parts[2], "u_turns"):
+        # Long U-turns first: processes, and the places of a batch, end at about the same time. Dealt out, shares are alike.
+        tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
     todo = [task for task in tasks if not opened.is_done(task)]
     with progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
         if workers is None:

@@ -270,6 +270,8 @@ def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
         raise ValueError(
             f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
         )
+    if "t_over_T" in run.coords:  # of the steps that were done; the spec may say something in between
+        run = run.assign_coords(noise=("noise", run.t_over_T.values, run.noise.attrs))
     run = run.sortby("noise")
     identity = not np.isclose(run.noise.values[0], 0)  # to be added
     x = np.r_[0.0, run.noise.values] if identity else run.noise.values.astype(float)
@@ -693,10 +695,16 @@ def _save_images(run: xr.Dataset, folder: Path) -> None:
 
 def _replace(new: Path, old: Path) -> None:
     """Put a file or folder in the place of another one, if there is any of the two."""
-    if old.exists():
-        os.replace(old, new.with_name(f"{new.name}.old"))
-    if new.exists():
-        os.replace(new, old)
+    for attempt in range(20):
+        try:
+            if old.exists():
+                os.replace(old, new.with_name(f"{new.name}.old{attempt}"))
+            if new.exists():
+                os.replace(new, old)
+            return
+        except OSError:  # another shard, which ended at the same time, did it between the two lines: once more
+            if attempt == 19:
+                raise
 
 
 def _number(values: np.ndarray, axis: str = "") -> str:

@@ -49,6 +49,7 @@ class Store:
         self.group, self.where = group, where
         self.chunk = int(group.attrs["chunk"])  # type: ignore[arg-type]
         self.variables = [str(name) for name in group.attrs["variables"]]  # type: ignore[union-attr]
+        self._arrays: dict[str, Any] = {}
 
     @classmethod
     def create(
@@ -64,48 +65,25 @@ class Store:
         The layout appears under `path` in one rename, so an interruption leaves either no store or a whole one. None if another
         process was faster.
         """
-        target: Any = zarr.storage.MemoryStore()
-        if path is not None:
-            Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-            target = tempfile.mkdtemp(prefix=f"{Path(path).name}.", suffix=".partial", dir=Path(path).absolute().parent)
-        group = zarr.open_group(target, mode="w")
-        for name, (dims, values, attrs) in coordinates.items():
-            array = _writable(values)
-            dtype = str if array.dtype == object else array.dtype
-            made = group.create_array(name, shape=array.shape, dtype=dtype, dimension_names=dims, attributes=attrs)
-            if array.size:
-                made[...] = array
-        for name, variable in variables.items():
-            shape = _shape(variable, coordinates)
-            chunks = (1, min(chunk, shape[1]), *shape[2:])
-            group.create_array(
-                name,
-                shape=shape,
-                chunks=chunks,
-                dtype="float32",
-                fill_value=float("nan"),
-                dimension_names=variable.dims,
-                compressors=(ZstdCodec(level=3), Crc32cCodec()),
-                attributes={"long_name": variable.long_name},
-                config={"write_empty_chunks": True},
-            )
-        # By the CF convention, what readers shall take for coordinates although it is not named like a dim.
-        others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
-        about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
-        group.attrs.update({**about, "coordinates": others, **attributes})
-        _consolidate(target)
         if path is None:
-            return cls(group, "memory")
-        os.chmod(target, 0o777 & ~_umask())
+            return cls(_laid_out(zarr.storage.MemoryStore(), variables, coordinates, chunk, attributes), "memory")
+        place = Path(path).absolute()
+        target = None
         try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            target = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent))
+            _laid_out(str(target), variables, coordinates, chunk, attributes)
+            target.chmod(0o777 & ~_umask())
             with suppress(OSError):
-                Path(path).rmdir()  # an empty folder, made in advance
-            Path(target).rename(path)
-        except OSError:
-            shutil.rmtree(target, ignore_errors=True)
-            if Path(path).is_dir():
+                place.rmdir()  # an empty folder, made in advance
+            target.rename(place)
+        except OSError as error:
+            if target is not None and place.is_dir() and any(place.iterdir()):
                 return None
-            raise
+            raise ValueError(f"cannot make a store at {path} ({error.strerror or error}); choose another folder") from None
+        finally:
+            if target is not None:
+                shutil.rmtree(target, ignore_errors=True)
         return cls.open(path)
 
     @classmethod
@@ -206,7 +184,12 @@ class Store:
         return xr.open_zarr(self.group.store, consolidated=False, chunks=None)
 
     def _array(self, name: str) -> Any:
-        return self.group[name]
+        if name not in self._arrays:
+            # A chunk of nothing but NaN (labels that are unknown, images that are not kept) is a result too; without this it
+            # would not be written, and be missing for ever. It holds for the array as it is opened, not for what is stored.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                self._arrays[name] = self.group[name]
+        return self._arrays[name]
 
     def _region(self, task: Task) -> tuple[slice, slice]:
         start = task.item_block * self.chunk
@@ -220,6 +203,42 @@ class Store:
         from zarr.core.sync import sync
 
         return bool(sync(self.group.store.exists(self._chunk_key(name, task))))
+
+
+def _laid_out(
+    target: Any,
+    variables: Mapping[str, Variable],
+    coordinates: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]],
+    chunk: int,
+    attributes: Mapping[str, Any],
+) -> zarr.Group:
+    """An empty run in an empty place."""
+    group = zarr.open_group(target, mode="w")
+    for name, (dims, values, attrs) in coordinates.items():
+        array = _writable(values)
+        dtype = str if array.dtype == object else array.dtype
+        made = group.create_array(name, shape=array.shape, dtype=dtype, dimension_names=dims, attributes=attrs)
+        if array.size:
+            made[...] = array
+    for name, variable in variables.items():
+        shape = _shape(variable, coordinates)
+        chunks = (1, min(chunk, shape[1]), *shape[2:])
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=chunks,
+            dtype="float32",
+            fill_value=float("nan"),
+            dimension_names=variable.dims,
+            compressors=(ZstdCodec(level=3), Crc32cCodec()),
+            attributes={"long_name": variable.long_name},
+        )
+    # By the CF convention, what readers shall take for coordinates although it is not named like a dim.
+    others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
+    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
+    group.attrs.update({**about, "coordinates": others, **attributes})
+    _consolidate(target)
+    return group
 
 
 def _umask() -> int:

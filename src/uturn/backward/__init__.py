@@ -440,13 +440,21 @@ def _step_coordinates(noise: Sequence[float], steps: int, reverse: ReverseDiffus
     }
     return {
         "noise": (levels, {"long_name": "inversion time t/T"}),
+        "t_over_T": (step / steps, {"long_name": "inversion time t/T of the whole number of steps"}),
         "step": (step, {"long_name": "reverse steps"}),
         **{name: (np.asarray(table[name])[step], {"long_name": text}) for name, text in words.items()},
     }
 
 
-@lru_cache(maxsize=4)
 def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
+    # Files that were written again are read again.
+    path = Path(spec.model)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+    return _loaded_diffusion(spec, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=2)
+def _loaded_diffusion(spec: DiffusionModel, stamps: tuple[Any, ...]) -> ReverseDiffusion:
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.fashion_mnist import generator_folder
 

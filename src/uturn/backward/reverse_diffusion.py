@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from uturn.checks import one_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -92,8 +94,9 @@ class ReverseDiffusion:
     num_steps
         Number of reverse steps N of the whole chain, 1 .. timesteps of the training schedule.
     timestep_spacing
-        How the N timesteps are spread. By default "linspace" (both ends included), and "trailing" for the DDIM
-        schedulers, whose step has the fixed length T // N and would not land on linspace's timesteps.
+        How the N timesteps are spread. By default "linspace" (both ends included; solvers of diffusers that step down to the
+        clean image, such as DPM-Solver++ and UniPC, leave out the last one), and "trailing" for the DDIM schedulers, whose
+        step has the fixed length T // N and would not land on linspace's timesteps.
     eta
         Share of the posterior's noise for schedulers that take one (DDIM: 0 deterministic, 1 as DDPM).
     batch_size
@@ -158,6 +161,7 @@ class ReverseDiffusion:
         if isinstance(batch_size, str):
             batch_size = 64 if self.device.type == "cpu" else 256
         self.batch_size: int = batch_size
+        self._limits: dict[str, int] = {}  # rows that fit, where fewer than a batch do
         self.codec = codec
         self.image_shape = image_shape or (_image_shape_of(model) if codec is None else None)
         self.latent_shape = latent_shape if codec is not None else self.image_shape
@@ -174,8 +178,14 @@ class ReverseDiffusion:
             if not 0 <= eta <= 1:
                 raise ValueError(f"eta={eta}: expected a number in [0, 1]")
             self._step_arguments["eta"] = eta
-        self.is_stochastic = self._draws_noise()
-        self.noise_levels = self._measure_levels()
+        try:
+            self.is_stochastic = self._draws_noise()
+            self.noise_levels = self._measure_levels()
+        except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"{type(scheduler).__name__} cannot begin in the middle of its chain as others do ({type(error).__name__}: "
+                f"{one_line(error)}); use another scheduler ({', '.join(map(repr, sorted(SCHEDULERS)))})"
+            ) from None
 
     @classmethod
     def from_pretrained(
@@ -263,7 +273,7 @@ class ReverseDiffusion:
         name, reconstruction
             float32 (channels, height, width) in [-1, 1].
         """
-        return self._run(work, self._noisy)
+        return self._run((self._checked_work(one) for one in work), self._noisy)
 
     def corrupt(self, images: Any, step: int, keys: Any) -> Any:
         """Noisy images x_t (latents, if there is a codec), not clipped, from which `u_turn` with the same arguments denoises."""
@@ -378,7 +388,7 @@ class ReverseDiffusion:
 
     def _network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
         output = self.model(noisy, timesteps, *labels)
-        return getattr(output, "sample", output)
+        return getattr(output, "sample", output).to(noisy.dtype)  # schedulers need the precision, whatever the model computes in
 
     def _finished(self, cohort: _Cohort) -> np.ndarray:
         import torch
@@ -394,11 +404,15 @@ class ReverseDiffusion:
         return images.clamp(-1, 1).cpu().numpy()
 
     def _in_pieces(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-        """`function(*tensors)`, at most `batch_size` rows at a time; half as many whenever the device has not enough memory."""
+        """`function(*tensors)` in pieces that fit into the memory of the device: half as many rows whenever they do not.
+
+        Network, encoder and decoder have a limit each, which holds for the rest of the run.
+        """
         import torch
 
+        name = getattr(function, "__name__", "")
         while True:
-            rows = min(self.batch_size, len(tensors[0]))
+            rows = max(1, min(self._limits.get(name, self.batch_size), len(tensors[0])))
             try:
                 if rows == len(tensors[0]):
                     return function(*tensors)
@@ -406,14 +420,21 @@ class ReverseDiffusion:
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                message = str(error).splitlines()[0][:200]
+                message = (str(error) or type(error).__name__).splitlines()[0][:200]
             # Outside the handler: the error holds on to the tensors that were too many.
-            if rows == 1:
-                raise MemoryError(f"not enough memory on {self.device} for a single image: {message}")
-            self.batch_size = rows // 2
             gc.collect()
             if self.device.type in ("cuda", "mps"):
                 getattr(torch, self.device.type).empty_cache()
+            if rows == 1:
+                try:  # what another process took, or what was just freed, may be there again
+                    return torch.cat([function(*piece) for piece in zip(*(t.split(1) for t in tensors), strict=True)])
+                except (RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                raise MemoryError(f"not enough memory on {self.device} for a single image: {message}")
+            self._limits[name] = rows // 2
+            if name == "_network":
+                self.batch_size = rows // 2
 
     # --- where the way back starts ---------------------------------------------------------------------------------------
 
@@ -525,6 +546,12 @@ class ReverseDiffusion:
         classes = self._checked_labels(labels, len(checked)) if told else None
         return checked, _checked_keys(keys, len(checked)), self._checked_step(step), classes
 
+    def _checked_work(self, work: Work) -> Work:
+        images, keys, step, labels = self._checked(
+            np.asarray(work.image)[None], work.step, np.asarray([work.key]), None if work.label is None else [work.label]
+        )
+        return Work(images[0].numpy(), step, keys[0], None if labels is None else labels[0], work.name)
+
     def _checked_labels(self, labels: Any, count: int) -> list[int] | None:
         if self.num_classes is None:
             return None  # the model cannot be told
@@ -607,7 +634,14 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(
-        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+        words in text
+        for words in (
+            "out of memory",
+            "allocate memory",
+            "not enough memory",
+            "alloc_failed",
+            "unable to find a valid cudnn algorithm",
+        )
     )
 
 
@@ -638,7 +672,11 @@ def _with_spacing(scheduler: Any, timestep_spacing: str | None) -> Any:
 
 def _check_timesteps(scheduler: Any, num_steps: int) -> None:
     """Refuse schedulers whose steps do not lead from each listed timestep to the next one."""
+    from diffusers import LMSDiscreteScheduler
+
     name, order = type(scheduler).__name__, scheduler.order
+    if isinstance(scheduler, LMSDiscreteScheduler):  # takes the order from the place in the chain, not from the steps it did
+        raise ValueError(f"{name} integrates wrongly unless it begins at the first timestep; use 'dpm_solver' or 'unipc'")
     timesteps = scheduler.timesteps.double().numpy()
     firsts = timesteps[::order]
     if len(firsts) != num_steps or not (np.diff(firsts) < 0).all():

@@ -170,7 +170,7 @@ class NetworkLayers(_Spec):
             "label_top1": Variable(dims, "label of the original is the predicted class"),
             "label_top5": Variable(dims, "label of the original among the five first classes"),
         }
-        return {f"{self.prefix}{name}": every[name] for name in _measured(self, source, self._stamps())}
+        return {f"{self.prefix}{name}": every[name] for name in _measured(self, source, (*self._stamps(), *_stamps_of(source)))}
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {f"{self.prefix}network_layer": np.array(fitted(self, source).layers)}
@@ -187,7 +187,7 @@ class NetworkLayers(_Spec):
             "same_class": after == before[:, None],
             "predicted_class": after,
         }
-        measured = _measured(self, source, self._stamps())
+        measured = _measured(self, source, (*self._stamps(), *_stamps_of(source)))
         if "original_class" in measured:
             readings["original_class"] = before
         if "same_class_top5" in measured:
@@ -260,7 +260,15 @@ def fitted(spec: NetworkLayers, source: Any) -> HiddenLayers:
     ValueError
         If a file is missing or belongs to another network, or if there are neither statistics nor images.
     """
-    return _fitted(spec, source, spec._stamps())
+    return _fitted(spec, source, (*spec._stamps(), *_stamps_of(source)))
+
+
+def _stamps_of(source: Any) -> tuple[int, ...]:
+    """What changes when the files of a source do: their dates, or the object itself, which looks at a folder once."""
+    files = source.files() if hasattr(source, "files") else []
+    return tuple(file.stat().st_mtime_ns for file in files if file.is_file()) + (
+        (id(source),) if hasattr(source, "skipped") else ()
+    )
 
 
 @lru_cache(maxsize=8)
