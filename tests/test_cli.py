@@ -85,6 +85,14 @@ def test_mistakes_are_one_line(tmp_path, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", [("--steps", 0), ("--batch-size", 0), ("--shard", "3/2"), ("--dtype", "int8"), ("--lvels", 3)])
+def test_mistakes_of_images_are_one_line(tmp_path, option):
+    done = uturn("images", "--out", tmp_path / "out", *option)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("uturn: error: ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_options_are_told():
     done = uturn("reproduce", "--scale", "huge")
     assert done.returncode == 2

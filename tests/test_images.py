@@ -348,7 +348,7 @@ def results(tmp_path_factory):
 
 def test_command_writes_everything(results):
     out, output = results
-    assert {path.name for path in out.iterdir()} == {*images.RESULTS, "run.zarr"}
+    assert {path.name for path in out.iterdir()} == {*images.RESULTS, images.PICTURES, "run.zarr"}
     for name in ("layers", "grid"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
@@ -367,10 +367,10 @@ def test_command_writes_everything(results):
 def test_png_files_are_the_images(results):
     out, _ = results
     run = xr.open_zarr(out / "run.zarr").load()
-    assert len(list((out / "images").iterdir())) == 2 * (3 + 1)
-    pixels = np.asarray(Image.open(out / "images" / "item1-noise0.6000-trajectory0.png"))
+    assert len(list((out / "reconstructions").iterdir())) == 2 * (3 + 1)
+    pixels = np.asarray(Image.open(out / "reconstructions" / "item1-noise0.6000-trajectory0.png"))
     np.testing.assert_array_equal(pixels, np.round((run.image.sel(noise=0.6, item=1, trajectory=0, channel=0) + 1) * 127.5))
-    original = np.asarray(Image.open(out / "images" / "item1-original.png"))
+    original = np.asarray(Image.open(out / "reconstructions" / "item1-original.png"))
     np.testing.assert_allclose(original / 127.5 - 1, fashion_mnist.load_test_set()[0][1, 0], atol=1e-6)
 
 
@@ -387,7 +387,7 @@ def test_shares_make_the_same_run(results, tmp_path):
     np.testing.assert_allclose(
         *[[p["value"] for p in s["fashion_mnist"]["same_class"]] for s in stored]
     )  # the share of six items does not hang on float rounding
-    assert not (tmp_path / "images").exists()
+    assert not (tmp_path / "reconstructions").exists()
 
 
 def test_results_of_a_finished_store(results, tmp_path):
@@ -415,13 +415,17 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     run = xr.open_zarr(out / "run.zarr").load()
     write_results(run, tmp_path, save_images=True)
     write_results(run.drop_vars("image"), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(images.RESULTS) - {
-        "grid.png",
-        "grid.pdf",
-        "images",
-    }  # none left over
+    kept = (set(images.RESULTS) - {"grid.png", "grid.pdf"}) | {images.PICTURES}  # no old figure is left over, pictures stay
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    (tmp_path / images.PICTURES / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"holds 'holiday.png'"):
+        write_results(run, tmp_path, save_images=True)
+    assert (tmp_path / images.PICTURES / "holiday.png").read_bytes() == b"mine"
+    (tmp_path / images.PICTURES / "holiday.png").unlink()
+    with pytest.raises(ValueError, match="is a store itself"):
+        write_results(run, out / "run.zarr")
     before = (tmp_path / "transition.json").read_bytes()
-    with pytest.raises(ValueError, match="save_images: the run kept no images"):
+    with pytest.raises(ValueError, match="save_images: no images are kept"):
         write_results(run.drop_vars("image"), tmp_path, save_images=True)
     assert (tmp_path / "transition.json").read_bytes() == before
     (tmp_path / "file").write_text("")

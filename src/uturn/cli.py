@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -143,7 +145,7 @@ def images(
     preset: Annotated[str | None, typer.Option(help="Which guided-diffusion model the checkpoint is.")] = None,
     scheduler: Annotated[
         str,
-        typer.Option(help="Reverse process: ddpm, ddim, euler_ancestral, .., a class of diffusers, or 'stored' with the model."),
+        typer.Option(help="Reverse process: ddpm, ddim, euler_ancestral, .., a class of diffusers, or 'stored'."),
     ] = "ddpm",
     steps: Annotated[int, typer.Option(min=1, help="Reverse steps of the whole chain.")] = 100,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 .. 1.")] = None,
@@ -172,7 +174,11 @@ def images(
     resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = True,
     workers: _Workers = None,
     finished: Annotated[
-        Path | None, typer.Option("--run", help="Analyse and draw this finished store of `uturn run` instead.")
+        Path | None,
+        typer.Option(
+            "--run",
+            help="Analyse and draw this finished store instead; other options than --out and --save-images do not count.",
+        ),
     ] = None,
 ) -> None:
     """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
@@ -189,7 +195,16 @@ def images(
     --no-compare-labels --out results/cifar`
     """
     from uturn.experiment import run as run_experiment
-    from uturn.images import RESULTS, image_experiment, missing_tasks, parsed_levels, summary, write_results
+    from uturn.images import (
+        PICTURES,
+        RESULTS,
+        check_folder,
+        image_experiment,
+        missing_tasks,
+        parsed_levels,
+        summary,
+        write_results,
+    )
     from uturn.store import Store
 
     console = _console()
@@ -222,6 +237,7 @@ def images(
             keep=keep,
             seed=seed,
         )
+        check_folder(out, save_images, keep)
         store = out / "run.zarr"
         with _resumable(f"what is done is in {store}; run the same command again to go on"):
             ds = run_experiment(experiment, store, resume, workers=workers, progress=sys.stderr.isatty(), shard=_shard(shard))
@@ -233,7 +249,7 @@ def images(
     analysis = write_results(ds, out, save_images=save_images)
     for table in summary(analysis):
         console.print(table)
-    written = ", ".join(name for name in RESULTS if (out / name).exists())
+    written = ", ".join(name for name in (*RESULTS, *([PICTURES] if save_images else [])) if (out / name).exists())
     console.print(f"{analysis.attrs['description']}\nwritten to {out}: {written}")
 
 
@@ -353,12 +369,24 @@ def _resumable(advice: str) -> Iterator[None]:
 def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
     sys.path.insert(0, "")  # parts of one's own, named by import path, are looked for where the command is given
+    for library in ("DIFFUSERS", "HF_HUB"):  # their errors come back as exceptions
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    warnings.formatwarning = lambda message, *_, **__: f"uturn: warning: {message}\n"
     try:
-        app()
-    except (ValueError, OSError, MemoryError, BrokenExecutor) as error:
-        message = (str(error) or type(error).__name__).replace("\n", " ")
-        typer.echo(f"uturn: error: {message}", err=True)
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # Mistakes in options are exceptions of click, or of typer's own copy of it: told by what they can do.
+        usage = getattr(error, "format_message", None)
+        if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
+            sys.exit(130 if type(error).__name__ == "Abort" else 2)
+        if usage is None and not isinstance(error, ValueError | OSError | MemoryError | BrokenExecutor):
+            raise
+        text = str(error) if usage is None else usage()
+        typer.echo(f"uturn: error: {' '.join((text or type(error).__name__).split())}", err=True)
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

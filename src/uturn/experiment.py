@@ -411,6 +411,9 @@ def _differences(stored: Any, mine: Any, where: str) -> list[str]:
             for key in sorted(set(stored) | set(mine))
             for text in _differences(stored.get(key), mine.get(key), f"{where}.{key}")
         ]
+    if isinstance(stored, list) and isinstance(mine, list) and len(stored) == len(mine):
+        pairs = enumerate(zip(stored, mine, strict=True))
+        return [text for k, (old, new) in pairs for text in _differences(old, new, f"{where}[{k}]")]
     same = json.dumps(stored) == json.dumps(mine)
     return [] if same else [f"{where} is {_short(stored)} in the store, {_short(mine)} here"]
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from uturn.experiment import Experiment
 
 ESTIMATE = ("value", "low", "high")  # of the dim `estimate`: a number and the ends of its 95 % bootstrap interval
-RESULTS = ("analysis.zarr", "transition.json", "layers.png", "layers.pdf", "grid.png", "grid.pdf", "images")
+RESULTS = ("analysis.zarr", "transition.json", "layers.png", "layers.pdf", "grid.png", "grid.pdf")
+PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 AGREEMENTS = ("same_class", "same_class_top5", "label_top1", "label_top5")
 _MOST_SHOWN = 8  # originals in the image grid
 
@@ -448,7 +449,8 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     """Analyse a finished run and write its numbers and figures into a folder, in place of those that are there.
 
     Writes `analysis.zarr` (what `analyse` gives), `transition.json` (its numbers), `layers.png`, `.pdf` (Figs. 2, 16); if the run
-    kept images, `grid.png`, `.pdf` (Fig. 1); and, for `save_images`, `images/` with a PNG (8 bit) of every kept reconstruction.
+    kept images, `grid.png`, `.pdf` (Fig. 1); and, for `save_images`, `reconstructions/` with a PNG (8 bit) of every
+    kept one.
     The exact numbers of the images are in the run.
 
     Raises
@@ -460,8 +462,9 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     from uturn.paper import write_dataset
     from uturn.paper.style import style
 
-    analysis = analyse(run)
     out = Path(out)
+    check_folder(out, save_images, _kept_images(run) if "image" in run else 0)
+    analysis = analyse(run)
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Elsewhere first: whoever looks sees the old results or the new ones, and two shards may end at the same time.
@@ -482,7 +485,8 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
                         figure.savefig(file, format=ending)
                 plt.close(figure)
         if save_images:
-            _save_images(run, work / "images")
+            _save_images(run, work / PICTURES)
+            _replace(work / PICTURES, out / PICTURES)
         for name in RESULTS:
             _replace(work / name, out / name)
     except OSError as error:
@@ -490,6 +494,22 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return analysis
+
+
+def check_folder(out: Path, save_images: bool, kept: int) -> None:
+    """ValueError if results cannot be written to a folder: known before the run as well as after it."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out = {str(out)!r} is a file; expected a folder")
+    if (out / "zarr.json").exists():
+        raise ValueError(f"out = {str(out)!r} is a store itself; choose another folder")
+    if save_images:
+        if not kept:
+            raise ValueError("save_images: no images are kept; set keep to 1 or more")
+        foreign = [f.name for f in (out / PICTURES).glob("*") if not re.fullmatch(r"item\d+-.*\.png", f.name)]
+        if foreign:
+            raise ValueError(
+                f"{out / PICTURES} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
+            )
 
 
 def chosen(count: int, most: int) -> list[int]:
@@ -566,6 +586,8 @@ def _remarks(
         yield "t* is outside the measured noise in too many resamples: no interval"
     if len(x) >= 3 and np.isnan(swap[0]):
         yield "the layers do not swap order" if num_layers > 1 else "a single layer: no inversion"
+    elif len(x) >= 3 and np.isnan(swap[1]) and run.sizes["item"] > 1:
+        yield "the layers do not swap order in too many resamples: no interval, no sure inversion"
     if len(x) >= 3 and "step" in run.coords and x[-1] < 1 - 1e-9:
         yield f"half-lives: half of the fall up to {axis} = {x[-1]:.3g}"
     if np.isnan(chance) and len(x) >= 3:
@@ -673,8 +695,6 @@ def _save_images(run: xr.Dataset, folder: Path) -> None:
     from PIL import Image
 
     count = _kept_images(run)
-    if "image" not in run or not count:
-        raise ValueError("save_images: the run kept no images; run it with keep = 1 or more")
     folder.mkdir()
     width = len(str(count - 1))
 

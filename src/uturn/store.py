@@ -119,6 +119,8 @@ class Store:
                 raise ValueError(f"{self.where}: the variable {name!r} is not as the spec says; choose another folder")
         for name, (_, values, _) in coordinates.items():
             wanted = _writable(values)
+            if name not in self.group:
+                raise ValueError(f"{self.where} was made by another version of uturn, without {name!r}; choose another folder")
             try:
                 found = self._array(name)[...]
                 same = found.shape == wanted.shape and bool(np.all((found == wanted) | ((found != found) & (wanted != wanted))))

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from uturn.checks import checked_noise
 from uturn.corruption import Corruption, Gaussian
@@ -313,8 +313,15 @@ class DiffusionModel(BaseModel):
     pure_noise: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    batch_size: int | str = "auto"
     compile: bool = False
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _is_a_size(cls, value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
+            raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
+        return value
 
     @property
     def wants_processes(self) -> bool:
@@ -426,6 +433,11 @@ def _step_coordinates(noise: Sequence[float], steps: int, reverse: ReverseDiffus
     """Coordinates of fractions t/T of a chain of so many reverse steps."""
     levels = checked_noise(list(noise), 1)
     step = np.array([round(level * steps) for level in levels])
+    if ((step == 0) & (levels > 0)).any():
+        raise ValueError(
+            f"noise = {float(levels[(step == 0) & (levels > 0)][0])}: less than half a step of {steps}; take 0 or at least "
+            f"1/steps = {1 / steps}, or more steps"
+        )
     if len(set(step.tolist())) < len(step):
         raise ValueError(
             f"noise = {list(noise)}: two levels fall on the same of the {steps} steps; take levels at least "

@@ -409,7 +409,7 @@ def _checked_device(device: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         checked = torch.device(device)
-        torch.empty(1, device=checked)
+        torch.ones(1, device=checked).cpu()  # devices without values ("meta") fail here
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(
             f"device={device!r} cannot be used here ({one_line(error)}); expected 'cpu', 'cuda', 'mps' or None"

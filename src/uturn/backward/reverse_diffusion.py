@@ -153,7 +153,7 @@ class ReverseDiffusion:
             raise ValueError(
                 f"num_steps={num_steps}: expected 1 .. {num_train_timesteps}, the timesteps of the training schedule"
             )
-        if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
+        if batch_size != "auto" and (isinstance(batch_size, str) or not 1 <= batch_size <= 2**20):
             raise ValueError(f"batch_size={batch_size!r}: expected at least 1 image, or 'auto'")
         self.model = model
         self.num_steps = num_steps
@@ -387,7 +387,12 @@ class ReverseDiffusion:
             cohort.position += 1
 
     def _network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
-        output = self.model(noisy, timesteps, *labels)
+        try:
+            output = self.model(noisy, timesteps, *labels)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise
+            raise ValueError(f"the model fails on noisy images of shape {tuple(noisy.shape)} ({one_line(error)})") from error
         return getattr(output, "sample", output).to(noisy.dtype)  # schedulers need the precision, whatever the model computes in
 
     def _finished(self, cohort: _Cohort) -> np.ndarray:
@@ -617,7 +622,8 @@ def _scheduler_like(stored: Any, name: str | None) -> Any:
     if name is None or name == "stored":
         return stored
     made, options = named_scheduler(name)
-    if made is not type(stored) and made not in stored.compatibles:
+    scales = [scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored))]  # those have noise levels of their own
+    if made is not type(stored) and (made not in stored.compatibles or scales[0] != scales[1]):
         raise ValueError(
             f"scheduler = {name!r} does not go with the model, whose noise schedule is that of {type(stored).__name__}; take "
             f"'stored', or one of {sorted(scheduler.__name__ for scheduler in stored.compatibles)}"

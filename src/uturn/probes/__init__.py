@@ -312,7 +312,8 @@ def _measured(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> tupl
         if num_labels != num_classes:
             raise ValueError(
                 f"classifier = {spec.classifier!r} knows {num_classes} classes, but the images have {num_labels} labels; give "
-                f"the source `classes`, a file with the classes in the classifier's order, or set labels = false for this probe"
+                f"the source `classes` (--classes), a file with the classes in the classifier's order, or set labels = false for "
+                f"this probe (--no-compare-labels)"
             )
         names += ["label_top1", "label_top5"] if num_classes > 5 else ["label_top1"]
     return tuple(names)
