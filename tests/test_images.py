@@ -429,7 +429,7 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
         write_results(run.drop_vars("image"), tmp_path, save_images=True)
     assert (tmp_path / "transition.json").read_bytes() == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write to"):
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
         write_results(run, tmp_path / "file")
 
 
