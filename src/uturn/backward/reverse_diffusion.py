@@ -415,13 +415,16 @@ class ReverseDiffusion:
         """
         import torch
 
+        def called(rows: int) -> torch.Tensor:
+            if rows == len(tensors[0]):
+                return function(*tensors)
+            return torch.cat([function(*piece) for piece in zip(*(t.split(rows) for t in tensors), strict=True)])
+
         name = getattr(function, "__name__", "")
         while True:
             rows = max(1, min(self._limits.get(name, self.batch_size), len(tensors[0])))
             try:
-                if rows == len(tensors[0]):
-                    return function(*tensors)
-                return torch.cat([function(*piece) for piece in zip(*(t.split(rows) for t in tensors), strict=True)])
+                return called(rows)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -432,7 +435,7 @@ class ReverseDiffusion:
                 getattr(torch, self.device.type).empty_cache()
             if rows == 1:
                 try:  # what another process took, or what was just freed, may be there again
-                    return torch.cat([function(*piece) for piece in zip(*(t.split(1) for t in tensors), strict=True)])
+                    return called(1)
                 except (RuntimeError, MemoryError) as error:
                     if not _is_out_of_memory(error):
                         raise
