@@ -186,7 +186,7 @@ def test_a_truncated_layout_is_told(finished, tmp_path):
         (with_part("source", grammars=11), "grammars = 11"),
         (with_part("source", type="tree"), "expected one of"),
         (with_part("source", type="no.such.module:Thing"), "cannot be imported"),
-        (with_part("corruption", type="os:getcwd"), "has no 'unit'"),
+        (with_part("corruption", type="os:getcwd"), "is a builtin_function_or_method; expected a class"),
         ([1], "expected a table"),
         (with_part("corruption", noise=[]), r"noise = \[\]"),
         (with_part("corruption", noise=[0.1, 0.1]), "different numbers"),

@@ -12,7 +12,7 @@ import torch
 import uturn as ut
 from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion, Work, named_scheduler
 from uturn.random import keys
-from uturn.store import Store
+from uturn.store import Store, Variable
 
 
 class Network(torch.nn.Module):
@@ -281,13 +281,21 @@ def test_two_processes_fill_one_store_at_the_same_time(tmp_path, whole):
     assert np.abs(ut.run(experiment(), tmp_path / "run").image - whole.image).max() < 2e-5
 
 
+LAYOUT = (  # of the smallest store there is
+    {"change": Variable(("noise", "item"), "a variable")},
+    {dim: ((dim,), [0], {}) for dim in ("noise", "item", "trajectory")},
+    1,
+    {"spec": "{}", "identity": "{}", "models": "{}", "spec_hash": ""},
+)
+
+
 def test_a_store_is_made_once(tmp_path):
     """Many makers at once: one makes it, the others get None, nothing is left beside it."""
     made, start = [], threading.Barrier(8)
 
     def make():
         start.wait()
-        made.append(Store.create(tmp_path / "run", {}, {"item": (("item",), [0], {})}, 1, {}))
+        made.append(Store.create(tmp_path / "run", *LAYOUT))
 
     threads = [threading.Thread(target=make) for _ in range(8)]
     for thread in threads:
@@ -335,7 +343,7 @@ def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zarr.Group, "create_array", full)
     with pytest.raises(ValueError, match=r"cannot make a store .*No space left"):
-        Store.create(tmp_path / "run", {}, {"item": (("item",), [0], {})}, 1, {})
+        Store.create(tmp_path / "run", *LAYOUT)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -350,12 +358,10 @@ def test_the_noise_axis_has_the_steps_that_were_done():
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
     import zarr
 
+    store = Store.create(tmp_path / "run", *LAYOUT)
     monkeypatch.setattr(zarr.Array, "__setitem__", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    store = Store.create(tmp_path / "run", {}, {"item": (("item",), [], {})}, 1, {})
-    store.variables = ["image"]
-    store.group.create_array("image", shape=(1, 1), chunks=(1, 1), dtype="float32")
     with pytest.raises(ValueError, match=r"cannot write .*No space left on device.*free some"):
-        store.write(next(store.tasks()), {"image": np.zeros(1)})
+        store.write(next(store.tasks()), {"change": np.zeros(1)})
 
 
 def test_runs_say_what_denoised(whole):

@@ -33,6 +33,6 @@ def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarr
     return levels
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, short enough to be quoted in another one."""
     return " ".join(str(error).split())[:160] or type(error).__name__

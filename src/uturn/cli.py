@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -98,15 +101,19 @@ def reproduce(
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="Description of the experiment, TOML or JSON.")],
-    store: Annotated[Path, typer.Option(help="Folder of the zarr store to fill.")],
+    store: Annotated[str, typer.Option(help="Folder of the zarr store to fill.")],
     workers: _Workers = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an existing store of the same experiment.")] = True,
+    resume: Annotated[bool, typer.Option(help="Go on with an existing store of the same, or of a smaller, experiment.")] = True,
     shard: _Shard = "1/1",
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although the code of a part of your own has changed.")
+    ] = False,
 ) -> None:
     """Run an experiment from a file into a store, or what is left of it.
 
     Measures, at every noise level, what U-turns change: the share of unchanged latents per tree level, or the similarity per
-    network layer. The store opens with `xarray.open_zarr(DIR)`.
+    network layer. The store opens with `xarray.open_zarr(DIR)`. A store of the same experiment with fewer items, noise levels or
+    trajectories is extended: only what is new is measured.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
     """
@@ -115,13 +122,66 @@ def run(
 
     experiment = Experiment.from_file(spec)
     with _resumable(f"what is done is in {store}; run the same command again to go on"):
-        ds = run_experiment(experiment, store, resume, workers=workers, progress=sys.stderr.isatty(), shard=_shard(shard))
+        ds = run_experiment(
+            experiment,
+            store,
+            resume,
+            workers=workers,
+            progress=sys.stderr.isatty(),
+            shard=_shard(shard),
+            accept_changes=accept_changes,
+        )
     console = _console()
-    done = "complete" if shard == "1/1" else f"share {shard} done"
+    done = "complete" if ds.attrs["complete"] else f"share {shard} done, {ds.attrs['missing_tasks']} tasks missing"
     console.print(f"{store}: {done}, spec {experiment.hash[:12]}")
     for name in ds.attrs["variables"]:
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
         console.print(f"  {name} ({dims}): {ds[name].attrs['long_name']}")
+
+
+@app.command()
+def check(spec: Annotated[Path, typer.Argument(help="Description of an experiment, TOML or JSON.")]) -> None:
+    """Try a spec before its run: build its parts, and run two items through all of them.
+
+    Measures the two items at the first and the last noise level, together and one by one, and says what is wrong: parts that lack
+    a member or give something else than they should, and readings that depend on the batch or change when they are repeated.
+
+    Example: `uturn check examples/epsilon.toml`
+    """
+    from uturn.experiment import Experiment
+    from uturn.experiment import check as check_experiment
+
+    console = _console()
+    for line in check_experiment(Experiment.from_file(spec)):
+        console.print(line, markup=False)
+    console.print(f"{spec}: nothing wrong was found")
+
+
+@app.command()
+def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> None:
+    """Print what of a run is done, missing and damaged, and its spec. Every reading is looked at; nothing is changed.
+
+    Example: `uturn status runs/epsilon`
+    """
+    from uturn.store import Store
+
+    opened = Store.open(store)
+    tasks = list(opened.tasks())
+    states = {task: opened.state(task)[0] for task in tasks}
+    console = _console()
+    counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}
+    words = [f"{counts['done']} of {len(tasks)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
+    if counts["part"]:
+        words.insert(1, f"{counts['part']} with fewer trajectories than wanted")
+    console.print(f"{store}: {', '.join(words)}", markup=False)
+    for task in tasks:
+        if states[task] == "damaged":
+            items = opened.items(task)
+            place = f"noise {opened.noise[task.noise_index]:g}, items {items[0]} to {items[-1]}"
+            console.print(f"  damaged: {place}; `uturn run` with the same spec measures it again", markup=False)
+    sizes = f"{len(opened.noise)} noise levels, {opened.num_items} items, {opened.trajectories} trajectories"
+    console.print(f"  {', '.join(opened.variables)}: {sizes}", markup=False)
+    console.print(json.dumps(json.loads(opened.attributes["spec"]), indent=1, ensure_ascii=False), markup=False)
 
 
 @app.command()
@@ -361,26 +421,44 @@ def _console() -> Any:
 def _resumable(advice: str) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(f"\nstopped; {advice}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(_exit_code(stop)) from None
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def _on_sigterm(*_: Any) -> None:
+    raise _Terminated
+
+
+def _exit_code(stop: BaseException | None) -> int:
+    """128 plus the number of the signal that stopped a command, as shells have it."""
+    return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
 
 
 def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    log = logging.StreamHandler()
+    log.setFormatter(logging.Formatter("uturn: %(message)s"))
+    logging.getLogger("uturn").addHandler(log)
+    logging.getLogger("uturn").setLevel(logging.INFO)
     sys.path.insert(0, "")  # parts of one's own, named by import path, are looked for where the command is given
     for library in ("DIFFUSERS", "HF_HUB"):  # their errors come back as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = lambda message, *_, **__: f"uturn: warning: {message}\n"
     try:
         code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        sys.exit(_exit_code(stop))
     except Exception as error:
         # Mistakes in options are exceptions of click, or of typer's own copy of it: told by what they can do.
         usage = getattr(error, "format_message", None)
         if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
-            sys.exit(130 if type(error).__name__ == "Abort" else 2)
+            sys.exit(_exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)
         if usage is None and not isinstance(error, ValueError | OSError | MemoryError | BrokenExecutor):
             raise
         text = str(error) if usage is None else usage()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
+import logging
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,17 +15,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from uturn.backward import BACKWARDS
 from uturn.corruption import CORRUPTIONS
 from uturn.image_sources import ImageSource
-from uturn.probes import PROBES
+from uturn.parts import (
+    STRING_CHANNEL,
+    build,
+    checked_blocks,
+    checked_dims,
+    checked_item_coordinates,
+    checked_noise_coordinates,
+    checked_readings,
+    checked_text,
+    checked_u_turns,
+    checked_variables,
+    code_digest,
+    is_own,
+    missing_members_named,
+    short,
+    validation_words,
+)
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
-from uturn.sources import SOURCES, RHMSource, _VectorSource
-from uturn.store import Store, Task, Variable
+from uturn.sources import RHMSource, _VectorSource
+from uturn.store import Store, Task, Variable, check_place
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+_log = logging.getLogger("uturn")
 
 
 class Experiment(BaseModel):
@@ -87,11 +105,11 @@ class Experiment(BaseModel):
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
         """Check a description and fill in its defaults; ValueError that names what is wrong with it."""
         if not isinstance(spec, Mapping):
-            raise ValueError(f"spec = {_short(spec)}: expected a table with source, corruption, backward, probes, items, ..")
+            raise ValueError(f"spec = {short(spec)}: expected a table with source, corruption, backward, probes, items, ..")
         try:
             experiment = cls.model_validate(dict(spec))
         except ValidationError as error:
-            raise ValueError(_one_line(error)) from None
+            raise ValueError(validation_words(error)) from None
         return experiment.model_copy(update=experiment._normalised())
 
     @classmethod
@@ -142,11 +160,17 @@ class Experiment(BaseModel):
     def parts(self) -> tuple[Any, Any, Any, list[Any]]:
         """(source, corruption, backward, probes) as objects."""
         return (
-            _build("source", SOURCES, self.source),
-            _build("corruption", CORRUPTIONS, {k: v for k, v in self.corruption.items() if k != "noise"}),
-            _build("backward", BACKWARDS, self.backward),
-            [_build(f"probes[{i}]", PROBES, probe) for i, probe in enumerate(self.probes)],
+            build("source", self.source),
+            build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"}),
+            build("backward", self.backward),
+            [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)],
         )
+
+    def labelled(self) -> list[tuple[str, Any]]:
+        """All parts with their names in the spec."""
+        source, corruption, backward, probes = self.parts
+        named = [(f"probes[{i}]", probe) for i, probe in enumerate(probes)]
+        return [("backward", backward), *named, ("source", source), ("corruption", corruption)]
 
     def _normalised(self) -> dict[str, Any]:
         """Tables with the defaults of the built-in types filled in; also checks that the parts fit together."""
@@ -167,9 +191,13 @@ class Experiment(BaseModel):
             for name, table in tables:
                 if ":" not in table["type"] and table["type"] not in allowed[name]:
                     raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; expected one of {allowed[name]}")
+        if is_own(corruption) and self.backward["type"] in ("exact", "denoiser"):
+            lacks = [member for member in STRING_CHANNEL if not hasattr(corruption, member)]
+            if lacks:
+                raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {self.backward['type']!r} asks for")
 
         def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            return part.model_dump(mode="json") if isinstance(part, BaseModel) else table
+            return part.model_dump(mode="json") if isinstance(part, BaseModel) and not is_own(part) else table
 
         return {
             "source": full(source, self.source),
@@ -178,47 +206,94 @@ class Experiment(BaseModel):
             "probes": tuple(full(part, table) for part, table in zip(probes, self.probes, strict=True)),
         }
 
+    @cached_property
+    def _declared(self) -> list[tuple[str, dict[str, Variable], dict[str, np.ndarray]]]:
+        """Of every probe: its name in messages, its variables, and the values along its dims; checked."""
+        source, _, _, probes = self.parts
+        found, taken = [], set()
+        with missing_members_named(self.labelled()):
+            for i, probe in enumerate(probes):
+                label = repr(probe) if is_own(probe) else f"probes[{i}]"
+                dims = checked_dims(label, probe.coordinates(source))
+                variables = checked_variables(label, probe.variables(source), dims)
+                for name in variables:
+                    if name in taken:
+                        raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
+                taken |= set(variables)
+                found.append((label, variables, dims))
+        return found
+
     def variables(self) -> dict[str, Variable]:
         """What the run measures: {name: Variable}."""
-        source, _, _, probes = self.parts
-        found: dict[str, Variable] = {}
-        for probe in probes:
-            for name, variable in probe.variables(source).items():
-                if name in found:
-                    raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
-                found[name] = variable
-        return found
+        return {name: variable for _, variables, _ in self._declared for name, variable in variables.items()}
 
     def coordinates(self) -> dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]]:
         """Coordinates of the results: {name: (dims, values, attributes)}."""
-        source, corruption, backward, probes = self.parts
+        source, corruption, backward, _ = self.parts
+        with missing_members_named(self.labelled()):
+            levels = backward.noise_coordinates(corruption, self.noise, source)
+            items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
+        levels = checked_noise_coordinates(backward, levels, len(self.noise))
         found: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {
-            name: (("noise",), values, attrs)
-            for name, (values, attrs) in backward.noise_coordinates(corruption, self.noise, source).items()
+            name: (("noise",), values, attrs) for name, (values, attrs) in levels.items()
         }
         found["item"] = (("item",), np.arange(self.items), {})
         found["trajectory"] = (("trajectory",), np.arange(self.trajectories), {})
-        for name, values in source.coordinates(self.seed, self.items).items():
-            found[name] = (("item",), values, {})
-        for probe in probes:
-            for dim, values in probe.coordinates(source).items():
-                found[dim] = ((dim,), values, {})
+        found |= {name: (("item",), values, {}) for name, values in items.items()}
+        for _, _, dims in self._declared:
+            found |= {dim: ((dim,), values, {}) for dim, values in dims.items()}
+        for name in self.variables():
+            if name in found:
+                raise ValueError(f"probes: the variable {name!r} has the name of a coordinate; choose another name")
         return found
 
-    def measure(self, noise_index: int, items: np.ndarray) -> dict[str, np.ndarray]:
-        """Readings of some items at one noise level: {variable: array (items, ...)}. The heart of `run`."""
-        return next(self.measurements([(None, noise_index, items)]))[1]
+    def models(self) -> dict[str, str]:
+        """Fingerprints of weights and data, and digests of the code of user-defined parts (keys that end in ".code")."""
+        found = {}
+        with missing_members_named(self.labelled()):
+            for name, part in self.labelled():
+                if hasattr(part, "fingerprint"):
+                    found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
+                code = part if is_own(part) else part.own_code() if hasattr(part, "own_code") else None
+                if code is not None:
+                    found[f"{name}.code"] = code_digest(code)
+        return found
 
-    def measurements(self, tasks: Iterable[tuple[Any, int, np.ndarray]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    def measure(self, noise_index: int, items: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
+        """Readings of some items at one noise level: {variable: array (items, ...)}. The heart of `run`."""
+        return next(self.measurements([(None, noise_index, items)], first))[1]
+
+    def measurements(
+        self, tasks: Iterable[tuple[Any, int, np.ndarray]], first: int = 0
+    ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         """Readings of tasks `(name, noise_index, items)`: `(name, readings)` as in `measure`, in the order in which they end.
 
-        A backward with a method `u_turns` gets all tasks in one stream, so that they can share batches.
+        `first` is the first trajectory to measure; other than 0 it needs `adds_trajectories`. A backward with a method `u_turns`
+        gets all tasks in one stream, so that they can share batches.
         """
+        with missing_members_named(self.labelled()):
+            yield from self._measurements(tasks, first)
+
+    def _measurements(
+        self, tasks: Iterable[tuple[Any, int, np.ndarray]], first: int
+    ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         source, corruption, backward, probes = self.parts
         outputs = sorted({output for probe in probes for output in probe.outputs})
+        count = self.trajectories - first
+        trajectories: Any = self.trajectories if first == 0 else range(first, self.trajectories)
+        sizes = {dim: len(values) for _, _, dims in self._declared for dim, values in dims.items()} | {"trajectory": count}
+
+        def blocks(items: np.ndarray) -> list[Any]:
+            return checked_blocks(source, source.blocks(items, self.seed, self.items), items)
 
         def read(pieces: Iterable[Any]) -> dict[str, np.ndarray]:
-            found = [{k: v for probe in probes for k, v in probe.read(u_turns, source).items()} for u_turns in pieces]
+            found = []
+            for u_turns in pieces:
+                readings: dict[str, np.ndarray] = {}
+                for probe, (label, variables, _) in zip(probes, self._declared, strict=True):
+                    given = probe.read(u_turns, source)
+                    readings |= checked_readings(label, given, variables, sizes, len(u_turns.originals.items))
+                found.append(readings)
             return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
 
         if hasattr(backward, "u_turns"):
@@ -226,20 +301,30 @@ class Experiment(BaseModel):
 
             def batches() -> Iterator[tuple[Any, Any, float]]:
                 for number, (name, noise_index, items) in enumerate(tasks):
-                    blocks = list(source.blocks(items, self.seed, self.items))
-                    done[number] = [None] * len(blocks)
-                    for k, originals in enumerate(blocks):
+                    found = blocks(items)
+                    done[number] = [None] * len(found)
+                    for k, originals in enumerate(found):
                         yield (number, k, name), originals, self.noise[noise_index]
 
-            for (number, k, name), u_turns in backward.u_turns(batches(), self.seed, self.trajectories):
+            for (number, k, name), u_turns in backward.u_turns(batches(), self.seed, trajectories):
                 done[number][k] = u_turns
                 if all(piece is not None for piece in done[number]):
                     yield name, read(done.pop(number))
             return
+
+        def u_turns_of(items: np.ndarray, noise: float) -> Iterator[Any]:
+            for originals in blocks(items):
+                u_turns = backward.u_turn(originals, corruption, noise, self.seed, trajectories, outputs)
+                yield checked_u_turns(backward, u_turns, originals, count) if is_own(backward) else u_turns
+
         for name, noise_index, items in tasks:
-            noise = self.noise[noise_index]
-            blocks = source.blocks(items, self.seed, self.items)
-            yield name, read(backward.u_turn(x, corruption, noise, self.seed, self.trajectories, outputs) for x in blocks)
+            yield name, read(u_turns_of(items, self.noise[noise_index]))
+
+    @property
+    def adds_trajectories(self) -> bool:
+        """Whether further trajectories can be measured by themselves: no variable pools those of an item."""
+        pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
+        return getattr(self.parts[2], "adds_trajectories", False) and not is_own(self.parts[2]) and not pooled
 
 
 def run(
@@ -250,6 +335,7 @@ def run(
     workers: int | None = 1,
     progress: bool = False,
     shard: tuple[int, int] = (1, 1),
+    accept_changes: bool = False,
 ) -> xr.Dataset:
     """Run an experiment, or what is left of it.
 
@@ -259,7 +345,9 @@ def run(
     store : path, optional
         Folder of the zarr store that is filled task by task; in memory if not given.
     resume : bool
-        Go on with an existing store of the same experiment (the default), or refuse to touch it.
+        Go on with an existing store of the same experiment (the default), or refuse to touch it. An experiment with more items,
+        noise levels or trajectories than the stored one extends the store: only what is new is measured, and again the last block
+        of items if it was not full, and means over trajectories.
     workers : int or None
         Processes, which share the cores. None chooses: one for exact inference, whose kernels use all cores by themselves, and
         one a core for networks on the CPU, which do not. Several need a store, and a script guarded by
@@ -269,11 +357,14 @@ def run(
     shard : (i, n)
         Do the i-th of n shares of the tasks, i = 1 .. n, and leave the others to other processes, GPUs or hosts that fill the
         same store, perhaps at the same time; readings that are not done are NaN.
+    accept_changes : bool
+        Go on although the code or the fingerprint of a user-defined part has changed since the store was made.
 
     Returns
     -------
     xarray.Dataset
-        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`. Numbers
+        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
+        (bool) and `missing_tasks` (int). Numbers
         depend on the experiment alone, not on the order of tasks or on interruptions; nor on `chunk` and `workers`, for exact
         inference in a single bit, for networks up to float rounding.
 
@@ -283,42 +374,97 @@ def run(
         If the store holds another experiment (the message names the difference) or cannot be read. Nothing in it is touched.
     """
     if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment = {_short(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+        raise ValueError(f"experiment = {short(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: expected an integer >= 1")
     number, shares = shard
     if not 1 <= number <= shares:
         raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
+    if store is not None:
+        check_place(store)
     if shares > 1 and store is None:
         raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
-    opened = _open(experiment, store, resume)
+    opened = _open(experiment, store, resume, accept_changes)
     tasks = list(opened.tasks())
     if shares > 1 or workers != 1 or hasattr(experiment.parts[2], "u_turns"):
         # Long U-turns first: processes, and the places of a batch, end at about the same time. Dealt out, shares are alike.
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
-    todo = [task for task in tasks if not opened.is_done(task)]
-    with progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
+    counts = {task: opened.trajectories_done(task) for task in tasks}
+    todo = [task for task, count in counts.items() if count < experiment.trajectories]
+    first = {task: counts[task] if experiment.adds_trajectories else 0 for task in todo}
+    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
         if workers is None:
             workers = cores() if getattr(experiment.parts[2], "wants_processes", False) else 1
         workers = min(workers, len(todo))
         if workers <= 1 or store is None:
-            named = ((task, task.noise_index, opened.items(task)) for task in todo)
-            for task, readings in experiment.measurements(named):
-                opened.write(task, readings)
-                advance()
+            for start in sorted(set(first.values())):
+                named = ((task, task.noise_index, opened.items(task)) for task in todo if first[task] == start)
+                for task, readings in experiment.measurements(named, start):
+                    _write(opened, task, readings, start)
+                    advance()
         else:
             spec = json.dumps(experiment.to_dict())
-            for _ in in_processes(_run_task, [(spec, str(store), task) for task in todo], workers):
+            for _ in in_processes(_run_task, [(spec, str(store), task, first[task]) for task in todo], workers):
                 advance()
     return opened.dataset()
 
 
-def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Store:
-    source, _, backward, probes = experiment.parts
-    models = {"backward": backward.fingerprint()} | {f"probes[{i}]": probe.fingerprint() for i, probe in enumerate(probes)}
-    if hasattr(source, "fingerprint"):
-        models["source"] = source.fingerprint()
+def check(experiment: Experiment) -> Iterator[str]:
+    """Run two items of an experiment through all of its parts, at the first and the last noise level; nothing is stored.
+
+    Yields
+    ------
+    str
+        What was looked at and found in order, a line each.
+
+    Raises
+    ------
+    ValueError
+        If a part lacks a member or gives something else than it should, and if readings of an item depend on the batch or on what
+        was measured before.
+    """
+    experiment = Experiment.from_dict(experiment.to_dict())
+    for name, part in experiment.labelled():
+        yield f"{repr(part) if is_own(part) else f'{name} ({type(part).__name__})'}: has the members that are needed"
+    coordinates = experiment.coordinates()
+    for name, variable in experiment.variables().items():
+        sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
+        yield f"measured: {name} ({sizes}): {variable.long_name}"
+    yield f"identity: {', '.join(sorted(experiment.models()))}"
+    items = np.arange(min(2, experiment.items))
+    for level in sorted({0, len(experiment.noise) - 1}):
+        noise = experiment.noise[level]
+        together = experiment.measure(level, items)
+        for item in items:
+            alone = experiment.measure(level, items[item : item + 1])
+            for name, values in together.items():
+                if not np.allclose(values[item], alone[name][0], rtol=1e-3, atol=1e-3, equal_nan=True):
+                    raise ValueError(
+                        f"{name} of item {item} at noise {noise:g} is {short(values[item].tolist())} in a batch of {len(items)}, "
+                        f"{short(alone[name][0].tolist())} by itself; draw random numbers from one stream an item, trajectory "
+                        f"and noise level (uturn.random.keys)"
+                    )
+        means = ", ".join(f"{name} {np.nanmean(values, dtype=float):.3g}" for name, values in together.items())
+        yield f"noise {noise:g}: means over items {items.tolist()}: {means}"
+
+
+def _write(opened: Store, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
+    """Store the readings of a task, after those of its first trajectories that are there already."""
+    if first:
+        before = opened.read(task, first)
+        axes = {name: variable.index("trajectory") - 1 for name, variable in opened.dims.items() if "trajectory" in variable}
+        readings = {
+            name: np.concatenate([before[name], values], axis=axes[name]) if name in axes else values
+            for name, values in readings.items()
+        }
+    opened.write(task, readings)
+
+
+def _open(experiment: Experiment, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
+    """The store of an experiment: a new one, the one that is there, or that one extended."""
+    source, _, backward, _ = experiment.parts
+    models = experiment.models()
     attributes = {
         "spec": json.dumps(experiment.to_dict()),
         "identity": json.dumps(experiment.identity()),
@@ -328,80 +474,113 @@ def _open(experiment: Experiment, store: str | Path | None, resume: bool) -> Sto
         "versions": json.dumps(_versions()),
     }
     if hasattr(backward, "describe"):
-        attributes["description"] = backward.describe()
+        attributes["description"] = checked_text("backward.describe", backward.describe())
+    if hasattr(source, "skipped"):  # files that cannot be read
+        attributes["skipped"] = json.dumps(source.skipped(experiment.items))
+    coordinates = experiment.coordinates()
+    layout = experiment.variables(), coordinates, experiment.chunk, attributes
     if store is None or not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
-        if hasattr(source, "skipped"):  # files that cannot be read
-            attributes["skipped"] = json.dumps(source.skipped(experiment.items))
-        opened = Store.create(store, experiment.variables(), experiment.coordinates(), experiment.chunk, attributes)
+        opened = Store.create(store, *layout)
         if opened is not None:
             return opened
     elif not resume:
         raise ValueError(f"{store} exists already; choose another folder, or go on with it (resume=True)")
     assert store is not None
     opened = Store.open(store)
-    for what, mine, stored in [
-        ("spec", experiment.identity(), json.loads(opened.attributes["identity"])),
-        ("models", models, json.loads(opened.attributes["models"])),
-    ]:
-        differences = _differences(stored, mine, what)
-        if differences:
-            raise ValueError(f"{store} holds another experiment: {'; '.join(differences[:4])}; choose another folder")
-    opened.restore(experiment.variables(), experiment.coordinates())
+    stored, mine = json.loads(opened.attributes["identity"]), experiment.identity()
+    added = _added(stored, mine)
+    differences = _differences(_with_size_of(mine, stored) if added else stored, mine, "spec")
+    known = json.loads(opened.attributes["models"])
+    own = {name for name, part in experiment.labelled() if is_own(part)}
+    changed = {key for key in known.keys() | models.keys() if known.get(key) != models.get(key)}
+    acceptable = {key for key in changed if key.endswith(".code") or key in own}
+    weights = [{key: m[key] for key in changed - acceptable if key in m} for m in (known, models)]
+    differences += _differences(weights[0], weights[1], "models")
+    if differences:
+        raise ValueError(f"{store} holds another experiment: {'; '.join(differences[:4])}; choose another folder")
+    if acceptable and not accept_changes:
+        words = [
+            f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
+            f"store was made ({short(known.get(key))} in the store, {short(models.get(key))} here)"
+            for key in sorted(acceptable)
+        ]
+        raise ValueError(
+            f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or insist with accept_changes=True "
+            f"(--accept-changes)"
+        )
+    if added:
+        _check_originals(experiment, stored, str(store))
+        opened = opened.extend(*layout)
+        _log.info(f"{store} is extended by {', '.join(added)}")
+    opened.restore(*layout[:2])
+    if acceptable:
+        before = json.loads(opened.attributes.get("accepted_changes", "[]"))
+        record = {key: known.get(key) for key in sorted(acceptable)}
+        opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, record]))
     return opened
 
 
-def _run_task(spec: str, store: str, task: Task) -> None:
+def _added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What a larger spec adds to a stored one, in words; empty if it is not larger."""
+    try:
+        old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
+        if any(mine[key] < stored[key] for key in ("items", "trajectories")) or not set(old_noise) <= set(noise):
+            return []
+    except (KeyError, TypeError):
+        return []
+    words = [f"{key} {stored[key]} -> {mine[key]}" for key in ("items", "trajectories") if mine[key] > stored[key]]
+    new = [f"{x:g}" for x in noise if x not in old_noise]
+    if new:
+        words.append(f"noise {', '.join(new[:6])}{', ..' if len(new) > 6 else ''}")
+    return words
+
+
+def _with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored spec with the size of the larger one: items, trajectories, chunk, noise levels, and grammars in proportion."""
+    sizes = {key: mine[key] for key in ("items", "trajectories", "chunk")}
+    found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
+    if {"grammars"} <= stored["source"].keys() & mine["source"].keys() and mine["items"] > stored["items"]:
+        found["source"] = {**stored["source"], "grammars": mine["source"]["grammars"]}  # see _check_originals
+    return found
+
+
+def _check_originals(experiment: Experiment, stored: dict[str, Any], store: str) -> None:
+    """ValueError if the items of a stored run would have other originals in a larger one."""
+    old, new = stored["items"], experiment.items
+    if new == old:
+        return
+    source, table = experiment.parts[0], experiment.source
+    before = source
+    if "grammars" in table:
+        wanted, rest = divmod(stored["source"]["grammars"] * new, old)
+        if table["grammars"] != wanted or rest:
+            way_out = (
+                f"grammars = {wanted}" if not rest else "items in a multiple of those in the store, and grammars in proportion"
+            )
+            raise ValueError(
+                f"{store} cannot be extended to items = {new} with grammars = {table['grammars']}: the first {old} items would "
+                f"be of other grammars; expected {way_out}"
+            )
+        before = build("source", {**table, "grammars": stored["source"]["grammars"]})
+    some = np.unique(np.linspace(0, old - 1, 16).astype(int))  # a look at a few of them
+    for item in some:
+        blocks = [list(one.blocks(np.array([item]), experiment.seed, count)) for one, count in ((before, old), (source, new))]
+        data = [np.concatenate([np.asarray(getattr(block, "data", block.items)) for block in found]) for found in blocks]
+        if not np.array_equal(data[0], data[1]):
+            raise ValueError(
+                f"{store} cannot be extended to items = {new}: its source gives item {item} another original than before; choose "
+                f"another folder"
+            )
+
+
+def _run_task(spec: str, store: str, task: Task, first: int) -> None:
     experiment, opened = _reopened(spec, store)
-    opened.write(task, experiment.measure(task.noise_index, opened.items(task)))
+    _write(opened, task, experiment.measure(task.noise_index, opened.items(task), first), first)
 
 
 @lru_cache(maxsize=1)
 def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
     return Experiment.from_dict(json.loads(spec)), Store.open(store)
-
-
-_MEMBERS = {
-    "source": ("blocks", "coordinates"),
-    "corruption": ("unit", "max_noise"),
-    "backward": ("u_turn", "noise_coordinates", "fingerprint"),
-    "probes": ("outputs", "variables", "coordinates", "read", "fingerprint"),
-}
-
-
-def _build(name: str, known: Mapping[str, type], table: Mapping[str, Any]) -> Any:
-    """The object that a table of the spec describes."""
-    kind = table.get("type")
-    options = {key: value for key, value in table.items() if key != "type"}
-    if isinstance(kind, str) and ":" in kind:
-        module, _, attribute = kind.partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{name}.type = {kind!r} cannot be imported ({error}); expected 'module:Class'") from None
-    elif isinstance(kind, str) and kind in known:
-        cls = known[kind]
-    else:
-        raise ValueError(f"{name}.type = {kind!r}: expected one of {list(known)}, or 'module:Class'")
-    try:
-        part = cls(**options)
-        missing = [member for member in _MEMBERS[name.partition("[")[0]] if not hasattr(part, member)]
-        if missing:
-            raise ValueError(f"{name}.type = {kind!r} has no {missing[0]!r}; see the protocols in docs/experiments.md")
-        return part
-    except ValidationError as error:
-        raise ValueError(f"{name}: {_one_line(error)}") from None
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _one_line(error: ValidationError) -> str:
-    def words(entry: Any) -> str:
-        where = ".".join(str(part) for part in entry["loc"])
-        message = entry["msg"].removeprefix("Value error, ")
-        value = "" if entry["type"] in ("missing", "value_error") else f" = {entry['input']!r}"
-        return f"{where}{value}: {message}" if where else message
-
-    return "; ".join(words(entry) for entry in error.errors())
 
 
 def _differences(stored: Any, mine: Any, where: str) -> list[str]:
@@ -415,12 +594,7 @@ def _differences(stored: Any, mine: Any, where: str) -> list[str]:
         pairs = enumerate(zip(stored, mine, strict=True))
         return [text for k, (old, new) in pairs for text in _differences(old, new, f"{where}[{k}]")]
     same = json.dumps(stored) == json.dumps(mine)
-    return [] if same else [f"{where} is {_short(stored)} in the store, {_short(mine)} here"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return [] if same else [f"{where} is {short(stored)} in the store, {short(mine)} here"]
 
 
 def _versions() -> dict[str, str]:

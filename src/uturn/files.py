@@ -1,7 +1,8 @@
-"""Files that are written as a whole or not at all."""
+"""Files and folders that are written as a whole or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,3 +28,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             os.remove(unfinished)
+
+
+def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
+    """Let two folders of one file system change places: in one step on Linux, by renames elsewhere.
+
+    Raises
+    ------
+    OSError
+        If one of them is missing or may not be renamed.
+    """
+    paths = [os.fsencode(os.path.abspath(path)) for path in (first, second)]
+    with suppress(AttributeError, OSError):  # another system, or a file system that cannot
+        at_working_directory, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+        if ctypes.CDLL(None).renameat2(at_working_directory, paths[0], at_working_directory, paths[1], exchange) == 0:
+            return
+    between = paths[0] + b".exchanged"
+    os.rename(paths[1], between)
+    os.rename(paths[0], paths[1])
+    os.rename(between, paths[0])

@@ -205,29 +205,8 @@ def probe_names(classifiers: Sequence[str]) -> list[str]:
 
 
 def missing_tasks(run: xr.Dataset) -> int:
-    """Number of tasks (a noise level, a block of items) whose readings are not there yet."""
-    items = run.sizes["item"]
-    chunk = int(run.attrs.get("chunk", items))
-    blocks = np.arange(0, items, chunk)
-    missing = np.zeros((run.sizes["noise"], len(blocks)), bool)
-    for name in run.data_vars:
-        values = run[name]
-        if not {"noise", "item"} <= set(values.dims) or "label_top" in str(name):  # items without a label have no label_top
-            continue
-        if "row" in values.dims:  # images, of the first items only: one pixel a block tells
-            kept = blocks[blocks < _kept_images(run)]
-            pixel = values.isel({dim: kept if dim == "item" else 0 for dim in values.dims if dim != "noise"})
-            missing[:, : len(kept)] |= np.isnan(pixel.transpose("noise", "item").values)
-            continue
-        others = [dim for dim in values.dims if dim not in ("noise", "item")]
-        gaps = np.isnan(values.transpose("noise", "item", *others).values).reshape(*missing.shape[:1], items, -1).any(axis=2)
-        missing |= np.add.reduceat(gaps.astype(int), blocks, axis=1) > 0
-    return int(missing.sum())
-
-
-def finished(run: xr.Dataset) -> bool:
-    """Whether all readings of a run are there."""
-    return missing_tasks(run) == 0
+    """Number of tasks (a noise level, a block of items) that are not done, as the run's store says; 0 if there was no store."""
+    return int(run.attrs.get("missing_tasks", 0))
 
 
 def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
@@ -375,8 +354,8 @@ def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
 
 def describe(run: xr.Dataset) -> str:
     """One line: model, what it is told, scheduler, steps, data."""
-    spec = json.loads(run.attrs.get("spec", "{}"))
-    backward, source = spec.get("backward", {}), spec.get("source", {})
+    spec = _spec(run)
+    backward, source = spec["backward"], spec["source"]
     words = [_short(backward["model"])] if "model" in backward else []
     if "description" in run.attrs:
         words.append(run.attrs["description"])
@@ -526,7 +505,7 @@ def chosen(count: int, most: int) -> list[int]:
 
 def _probes(run: xr.Dataset) -> list[tuple[str, str, dict[str, Any]]]:
     """Of every probe of network layers: prefix of its variables, dim of its layers, and its table in the spec."""
-    tables = [t for t in json.loads(run.attrs.get("spec", "{}")).get("probes", []) if t.get("type") == "network_layers"]
+    tables = [table for table in _spec(run)["probes"] if table.get("type") == "network_layers"]
     by_prefix = {f"{t['name']}_" if t.get("name") else "": t for t in tables}
     found = []
     for name in run.data_vars:
@@ -542,9 +521,22 @@ def _probes(run: xr.Dataset) -> list[tuple[str, str, dict[str, Any]]]:
     return sorted(found, key=lambda probe: order.index(probe[0]) if probe[0] in order else len(order))
 
 
+def _spec(run: xr.Dataset) -> dict[str, Any]:
+    """The stored spec as plain data, its tables empty if the run has none; ValueError if it is not a spec."""
+    empty: dict[str, Any] = {"source": {}, "backward": {}, "probes": []}
+    try:
+        spec = empty | json.loads(run.attrs.get("spec", "{}"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the run's attribute 'spec' is no JSON table ({error}); copy the store again") from None
+    tables = spec["probes"] if isinstance(spec["probes"], list) else [None]
+    if not all(isinstance(table, dict) for table in (spec["source"], spec["backward"], *tables)):
+        raise ValueError("the run's attribute 'spec' is not the description of an experiment; copy the store again")
+    return spec
+
+
 def _kept_images(run: xr.Dataset) -> int:
     """Number of items whose images are kept."""
-    for table in json.loads(run.attrs.get("spec", "{}")).get("probes", []):
+    for table in _spec(run)["probes"]:
         if table.get("type") == "images":
             first = table.get("first")
             return run.sizes["item"] if first is None else min(int(first), run.sizes["item"])
@@ -668,7 +660,7 @@ def _pictures(run: xr.Dataset, prefix: str) -> xr.Dataset:
 
 def _originals(run: xr.Dataset, items: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
     """Original images of items, NaN if the source is not there any more, and what to call them."""
-    from uturn.experiment import Experiment
+    from uturn.parts import build
 
     labels = run.label.values[items] if "label" in run.coords else np.full(len(items), -1)
     names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]
@@ -677,13 +669,14 @@ def _originals(run: xr.Dataset, items: np.ndarray, shape: tuple[int, ...]) -> tu
     if len(exact):
         return run.image.isel(noise=exact[0], trajectory=0, item=items).values, names
     try:
-        experiment = Experiment.from_dict(json.loads(run.attrs["spec"]))
-        source = experiment.parts[0]
+        spec = _spec(run)
+        # The spec of a store may name built-in sources only: the code of a user-defined one is not imported for it.
+        source = build("source", spec["source"], trusted=False)
         if hasattr(source, "fingerprint") and source.fingerprint() != json.loads(run.attrs["models"])["source"]:
             return images, names  # other images by now
-        images = np.concatenate([block.data for block in source.blocks(items, experiment.seed, experiment.items)])
+        images = np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
         class_names = source.class_names() if hasattr(source, "class_names") else None
-    except (ValueError, OSError, KeyError):  # results outlive the folder of originals: their places stay empty
+    except (ValueError, OSError, KeyError, TypeError):  # results outlive the folder of originals: their places stay empty
         return images, names
     if class_names:
         names = [class_names[label] if 0 <= label < len(class_names) else name for name, label in zip(names, labels, strict=True)]

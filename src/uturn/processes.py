@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import connection
 from typing import Any
 
 
@@ -17,14 +20,17 @@ def cores() -> int:
 def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
     """Results of `function(*task)` as they are done, each task in one of `workers` new processes.
 
-    Tasks are begun in their order. The first error is raised here, and tasks that have not begun are dropped. A process may run
-    so many `threads`: an equal share of the cores unless given.
+    Tasks are begun in their order. The first error is raised here; then, and when the caller stops early or is interrupted, the
+    processes are ended at once. They end by themselves when this process dies. A process may run so many `threads`: an equal
+    share of the cores unless given.
     """
+    others = set(multiprocessing.active_children())
     # spawn: forking a process that runs threads (numba, torch) can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     # The processes inherit these when they start, before they import what reads them; here they have been read already.
     limit = str(threads or max(1, cores() // workers))
     before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = False
     try:
         os.environ.update(dict.fromkeys(before, limit))
         try:
@@ -37,5 +43,22 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
                     os.environ[name] = value
         for future in as_completed(futures):
             yield future.result()
+        done = True
     finally:
+        if not done:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    """In a new process: leave Ctrl-C to the parent, and end when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

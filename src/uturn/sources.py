@@ -121,10 +121,10 @@ class RHMSource(_Spec):
         return _grammar(self, number, seed)
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
+        items = np.asarray(items)
         numbers = self._numbers(num_items)[items]
-        for number in np.unique(numbers):
-            part = items[numbers == number]
-            rhm = self.grammar(int(number), seed)
+        for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
+            rhm = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
             yield Strings(part, rhm, rhm.sample(len(part), keys(seed, ORIGINAL, part)))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:

@@ -1,37 +1,56 @@
 """Labelled, resumable results: one zarr group a run, one chunk a task.
 
-A task is one noise level times one block of items. It writes only its own chunks, each in one atomic step and with a
-checksum, so workers need no locks, and what is left to do after an interruption is the chunks that are missing.
+A task is one noise level times one block of items. It writes only its own chunks, each in one atomic step and with a checksum,
+and then a record: how many trajectories are done, and a digest of every variable that binds its values to the noise level and to
+the items. So workers need no locks, a chunk in the wrong place is noticed, and what is left to do is the tasks without a sound
+record.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from uturn.files import exchange_folders
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store", 2
+FORMAT, VERSION = "uturn.store", 3
+_RECORDS = "tasks/records"  # a group of its own, which xarray does not read with the results
+_ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
+
+Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
+"""{name: (dims, values, attributes)}; those named like a dim give its length."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """Shape and meaning of a measured variable; its dims start with ("noise", "item")."""
+    """Shape and meaning of a measured variable; its dims start with ("noise", "item").
+
+    `pooled` matters for a variable without the dim `trajectory` only: whether its readings depend on all trajectories of an item
+    (a mean over them, say), so that they are measured again when a run gets more trajectories.
+    """
 
     dims: tuple[str, ...]
     long_name: str
+    pooled: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,24 +62,28 @@ class Task:
 
 
 class Store:
-    """A run on disk (or in memory): created once, filled chunk by chunk, opened by `xarray.open_zarr`."""
+    """A run on disk (or in memory): created once, filled task by task, opened by `xarray.open_zarr`."""
 
     def __init__(self, group: zarr.Group, where: str) -> None:
         self.group, self.where = group, where
         self.chunk = int(group.attrs["chunk"])  # type: ignore[arg-type]
         self.variables = [str(name) for name in group.attrs["variables"]]  # type: ignore[union-attr]
         self._arrays: dict[str, Any] = {}
+        self.dims = {name: tuple(self._array(name).metadata.dimension_names) for name in self.variables}
+        self.num_items = int(self._array("item").shape[0])
+        self.trajectories = int(self._array("trajectory").shape[0])
+        self._folder = None if where == "memory" else os.stat(where).st_ino
 
     @classmethod
     def create(
         cls,
         path: str | Path | None,
         variables: Mapping[str, Variable],
-        coordinates: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]],
+        coordinates: Coordinates,
         chunk: int,
         attributes: Mapping[str, Any],
     ) -> Store | None:
-        """Lay out an empty run. `coordinates`: {name: (dims, values, attributes)}; those named like a dim give its length.
+        """Lay out an empty run.
 
         The layout appears under `path` in one rename, so an interruption leaves either no store or a whole one. None if another
         process was faster.
@@ -70,10 +93,8 @@ class Store:
         place = Path(path).absolute()
         target = None
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            target = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent))
+            target = _new_folder_beside(place)
             _laid_out(str(target), variables, coordinates, chunk, attributes)
-            target.chmod(0o777 & ~_umask())
             with suppress(OSError):
                 place.rmdir()  # an empty folder, made in advance
             target.rename(place)
@@ -89,6 +110,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """Open an existing run; ValueError if there is none, or if its layout is damaged."""
+        check_place(path)
         if not Path(path).exists():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
@@ -96,8 +118,7 @@ class Store:
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
             if found == (FORMAT, VERSION):
-                for name in attrs["variables"]:  # type: ignore[union-attr]
-                    group[str(name)]
+                _check_layout(group)
                 return cls(group, str(path))
         except Exception as error:
             raise ValueError(
@@ -109,14 +130,19 @@ class Store:
             f"another folder"
         )
 
-    def restore(self, variables: Mapping[str, Variable], coordinates: Mapping[str, Any]) -> None:
+    def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
         """Check the layout against what the run should have, and write coordinates again that are damaged.
 
         Only chunks of variables hold results; coordinates are known beforehand.
         """
         for name, variable in variables.items():
-            if name not in self.variables or self._array(name).shape != _shape(variable, coordinates):
+            shape = _shape(variable, coordinates)
+            if name not in self.variables or self._array(name).shape != shape or self.dims[name] != variable.dims:
                 raise ValueError(f"{self.where}: the variable {name!r} is not as the spec says; choose another folder")
+        if set(self.variables) != set(variables):
+            raise ValueError(
+                f"{self.where}: it holds {sorted(set(self.variables) - set(variables))[0]!r}, which the spec does not"
+            )
         for name, (_, values, _) in coordinates.items():
             wanted = _writable(values)
             if name not in self.group:
@@ -134,57 +160,188 @@ class Store:
                     raise ValueError(
                         f"{self.where}: the coordinate {name} cannot be mended ({error}); copy the store again"
                     ) from None
+        self.noise = [float(x) for x in coordinates["noise"][1]]
+
+    @cached_property
+    def noise(self) -> list[float]:
+        """The noise levels, as the coordinate says."""
+        return [float(x) for x in self._array("noise")[...]]
 
     @property
     def attributes(self) -> dict[str, Any]:
         return dict(self.group.attrs)
 
+    def update(self, **attributes: Any) -> None:
+        """Write attributes, in one atomic step."""
+        prototype = default_buffer_prototype()
+        found = sync(self.group.store.get("zarr.json", prototype))
+        assert found is not None
+        layout = json.loads(found.to_bytes())  # with the consolidated metadata, which zarr's own update drops
+        layout["attributes"].update(attributes)
+        text = json.dumps(layout, indent=2, default=str).encode()
+        try:
+            sync(self.group.store.set("zarr.json", prototype.buffer.from_bytes(text)))
+        except OSError as error:
+            raise ValueError(f"{self.where}: cannot write ({error.strerror or error}); what was written before is safe") from None
+        self.group.metadata.attributes.update(attributes)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
     def tasks(self) -> Iterator[Task]:
         """All tasks, in the order in which they are run."""
-        num_noise, num_items = self._array(self.variables[0]).shape[:2]
-        for block in range(-(-num_items // self.chunk)):
-            for level in range(num_noise):
+        for block in range(-(-self.num_items // self.chunk)):
+            for level in range(self._array("noise").shape[0]):
                 yield Task(level, block)
 
     def items(self, task: Task) -> np.ndarray:
         """Item numbers of a task."""
         start = task.item_block * self.chunk
-        return np.arange(start, min(start + self.chunk, self._array(self.variables[0]).shape[1]))
+        return np.arange(start, min(start + self.chunk, self.num_items))
+
+    def missing(self) -> int:
+        """Number of tasks that are not recorded as done, or lack a chunk; the values are not looked at."""
+        written = set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in (*self.variables, _RECORDS)))
+        count = 0
+        for task in self.tasks():
+            keys = [self._chunk_key(name, task) for name in (*self.variables, _RECORDS)]
+            record = self._record(task) if written.issuperset(keys) else None
+            count += record is None or int(record[0]) != self.trajectories
+        return count
+
+    def state(self, task: Task) -> tuple[Literal["done", "part", "missing", "damaged"], int]:
+        """Whether a task is done, and the number of its trajectories that are done and sound.
+
+        "part": the run has got more trajectories since. "damaged": the record or the values cannot be read, or do not belong to
+        each other, to this noise level and to these items.
+        """
+        record = self._record(task)
+        if record is None:
+            return "damaged", 0
+        count = int(record[0])
+        if count == 0:
+            return "missing", 0
+        try:
+            values = self.read(task, count)
+            sound = (
+                count <= self.trajectories and [self._digest(n, task, values[n]) for n in self.variables] == record[1:].tolist()
+            )
+        except Exception:  # zarr raises many kinds for chunks that cannot be decoded
+            sound = False
+        if not sound:
+            gone = not all(sync(self.group.store.exists(self._chunk_key(name, task))) for name in self.variables)
+            return ("missing" if gone else "damaged"), 0
+        return ("done" if count == self.trajectories else "part"), count
+
+    def trajectories_done(self, task: Task) -> int:
+        """Number of trajectories of a task that are done and sound; damage is reported, and counts as missing."""
+        state, count = self.state(task)
+        if state == "damaged":
+            place = f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
+            warnings.warn(
+                f"{self.where}: the chunk {self._chunk_key(self.variables[0], task)} ({place}) is damaged, or belongs elsewhere; "
+                f"it is computed again",
+                stacklevel=2,
+            )
+        return count
 
     def is_done(self, task: Task) -> bool:
-        """Whether every chunk of the task is there and sound; a damaged one is reported and counts as missing."""
-        for name in self.variables:
-            array = self._array(name)
-            if not self._exists(name, task):
-                return False
-            try:
-                array[self._region(task)]
-            except Exception as error:
-                warnings.warn(
-                    f"{self.where}: the chunk {self._chunk_key(name, task)} is damaged ({type(error).__name__}); it is "
-                    f"computed again",
-                    stacklevel=2,
-                )
-                return False
-        return True
+        """Whether all readings of a task are there and sound; damage is reported, and counts as missing."""
+        return self.trajectories_done(task) == self.trajectories
 
-    def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store the readings of a task: {variable: array (items, ...)}."""
-        for name in self.variables:
-            try:
-                self._array(name)[self._region(task)] = arrays[name][None].astype(np.float32)
-            except OSError as error:
-                raise ValueError(
-                    f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
-                    f"space, or give access, and run it again to go on"
-                ) from None
+    def read(self, task: Task, trajectories: int) -> dict[str, np.ndarray]:
+        """Readings of a task as stored, float32 (items, ...), of its first so many trajectories."""
+        return {name: self._first(name, self._array(name)[self._region(task)][0], trajectories) for name in self.variables}
+
+    def write(self, task: Task, arrays: Mapping[str, np.ndarray], trajectories: int | None = None) -> None:
+        """Store the readings of a task: {variable: array (items, ...)}, of its first so many trajectories (all by default)."""
+        count = self.trajectories if trajectories is None else trajectories
+        record = [count]
+        name = _RECORDS
+        try:
+            if self._folder is not None and os.stat(self.where).st_ino != self._folder:
+                raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to go on")
+            for name in self.variables:
+                values = np.ascontiguousarray(arrays[name], np.float32)
+                record.append(self._digest(name, task, values))
+                if count < self.trajectories and "trajectory" in self.dims[name]:
+                    full = np.full((len(values), *self._array(name).shape[2:]), np.nan, np.float32)
+                    self._first(name, full, count)[...] = values
+                    values = full
+                self._array(name)[self._region(task)] = values[None]
+            self._array(_RECORDS)[task.noise_index, task.item_block] = np.array(record, np.uint64)
+        except OSError as error:
+            raise ValueError(
+                f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
+                f"space, or give access, and run it again to go on"
+            ) from None
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """At the end, or when interrupted, record in the attributes how many tasks are missing."""
+        try:
+            yield
+        finally:
+            self.finish()
+
+    def finish(self) -> None:
+        """Record in the attributes how many tasks are missing."""
+        while self.attributes.get("missing_tasks") != (missing := self.missing()):  # others may do more in the meantime
+            self.update(complete=missing == 0, missing_tasks=missing)
 
     def dataset(self) -> xr.Dataset:
-        """The run as a labelled dataset, read lazily."""
+        """The run as a labelled dataset, read lazily; attributes `complete` and `missing_tasks` as they are now."""
         import xarray as xr
 
-        return xr.open_zarr(self.group.store, consolidated=False, chunks=None)
+        missing = self.missing()
+        ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None)
+        return ds.assign_attrs(complete=missing == 0, missing_tasks=missing)
 
+    # -- a larger run --------------------------------------------------------------------------------------------------
+    def extend(
+        self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
+    ) -> Store:
+        """The store with the layout of a larger run, which keeps the readings of this one.
+
+        The larger run has all noise levels, items and trajectories of this one, and more. Its layout is made and filled beside
+        the store and takes its place in one step, so a kill leaves the old layout or the new one.
+        """
+        place = Path(self.where).absolute()
+        target = None
+        try:
+            target = _new_folder_beside(place)
+            _laid_out(str(target), variables, coordinates, chunk, attributes)
+            larger = Store.open(target)
+            for task in larger.tasks():
+                readings, count = self._readings_of(larger.noise[task.noise_index], larger.items(task))
+                if count:
+                    larger.write(task, readings, count)
+            larger.finish()
+            exchange_folders(target, place)
+            if Store.open(target).attributes["spec_hash"] != self.attributes["spec_hash"]:
+                exchange_folders(target, place)  # another process has extended it, and gone on already
+        except OSError as error:
+            raise ValueError(f"cannot extend {self.where} ({error.strerror or error}); it is as it was") from None
+        finally:
+            if target is not None:
+                shutil.rmtree(target, ignore_errors=True)
+        return Store.open(self.where)
+
+    def _readings_of(self, noise: float, items: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+        """Readings of items at a noise level, if all are done and sound, and the number of trajectories (else 0)."""
+        if noise not in self.noise or items[-1] >= self.num_items:
+            return {}, 0
+        blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
+        tasks = [Task(self.noise.index(noise), block) for block in blocks]
+        counts = [self.trajectories_done(task) for task in tasks]
+        count = min(counts)
+        if count == 0:
+            return {}, 0
+        found = [self.read(task, count) for task in tasks]
+        first = items[0] - tasks[0].item_block * self.chunk
+        return {
+            name: np.concatenate([values[name] for values in found])[first : first + len(items)] for name in self.variables
+        }, count
+
+    # -- arrays --------------------------------------------------------------------------------------------------------
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
             # A chunk of nothing but NaN (labels that are unknown, images that are not kept) is a result too; without this it
@@ -192,6 +349,26 @@ class Store:
             with zarr.config.set({"array.write_empty_chunks": True}):
                 self._arrays[name] = self.group[name]
         return self._arrays[name]
+
+    def _first(self, name: str, values: np.ndarray, trajectories: int) -> np.ndarray:
+        """Values (items, ...) of the first so many trajectories."""
+        dims = self.dims[name]
+        if "trajectory" not in dims:
+            return values
+        return values[(slice(None),) * (dims.index("trajectory") - 1) + (slice(trajectories),)]
+
+    def _digest(self, name: str, task: Task, values: np.ndarray) -> int:
+        """64 bits that depend on the values, the variable, the noise level and the items."""
+        about = f"{name} {self.noise[task.noise_index].hex()} {_span(self.items(task))} {values.shape} "
+        values = np.ascontiguousarray(values, np.float32)
+        return int.from_bytes(hashlib.blake2b(about.encode() + values.tobytes(), digest_size=8).digest(), "little")
+
+    def _record(self, task: Task) -> np.ndarray | None:
+        """Number of trajectories done and digests of all variables, zeros if the task was not done; None if damaged."""
+        try:
+            return np.asarray(self._array(_RECORDS)[task.noise_index, task.item_block])
+        except Exception:  # zarr raises many kinds for chunks that cannot be decoded
+            return None
 
     def _region(self, task: Task) -> tuple[slice, slice]:
         start = task.item_block * self.chunk
@@ -201,16 +378,60 @@ class Store:
         rest = self._array(name).ndim - 2
         return "/".join([name, "c", str(task.noise_index), str(task.item_block), *["0"] * rest])
 
-    def _exists(self, name: str, task: Task) -> bool:
-        from zarr.core.sync import sync
 
-        return bool(sync(self.group.store.exists(self._chunk_key(name, task))))
+def _keys_under(store: Any, prefix: str) -> list[str]:
+    async def collected() -> list[str]:
+        return [key async for key in store.list_prefix(prefix)]
+
+    return sync(collected())
+
+
+def check_place(path: Any) -> None:
+    """ValueError if a store cannot be there: it is no path, or a URL."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"store = {path!r}: expected the path of a folder")
+    if "://" in os.fspath(path):
+        raise ValueError(f"store = {os.fspath(path)!r} is a URL; expected the path of a folder on a mounted file system")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"store = {os.fspath(path)!r}: a path has no NUL characters")
+
+
+def _check_layout(group: zarr.Group) -> None:
+    """ValueError, KeyError or TypeError if attributes and arrays of a store do not agree."""
+    attrs = dict(group.attrs)
+    for name in _ATTRIBUTES:
+        if not isinstance(attrs.get(name), str):
+            raise ValueError(f"no attribute {name!r}")
+    for name in ("spec", "identity", "models"):
+        if not isinstance(json.loads(str(attrs[name])), dict):
+            raise ValueError(f"the attribute {name!r} is no table")
+    chunk, names = attrs["chunk"], attrs["variables"]
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
+        raise ValueError(f"chunk = {chunk!r}")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"variables = {names!r}")
+    arrays: Any = group
+    shape = tuple(arrays[dim].shape[0] for dim in ("noise", "item"))
+    for name in names:
+        array = arrays[name]
+        if array.shape[:2] != shape or array.chunks != (1, min(chunk, shape[1]), *array.shape[2:]):
+            raise ValueError(
+                f"{name} has shape {array.shape} in chunks {array.chunks}, but chunk = {chunk}, noise x item = {shape}"
+            )
+        for dim, size in zip(array.metadata.dimension_names, array.shape, strict=True):
+            if arrays[dim].shape != (size,):
+                raise ValueError(f"{name} has {size} values along {dim}, which has {arrays[dim].shape}")
+        if array.dtype != np.float32 or not np.isnan(array.fill_value):
+            raise ValueError(f"{name} has dtype {array.dtype} and fill value {array.fill_value}; expected float32 and NaN")
+    records: Any = group[_RECORDS]
+    if records.shape != (shape[0], -(-shape[1] // chunk), 1 + len(names)) or records.fill_value != 0:
+        raise ValueError(f"{_RECORDS} has shape {records.shape} and fill value {records.fill_value}")
 
 
 def _laid_out(
     target: Any,
     variables: Mapping[str, Variable],
-    coordinates: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]],
+    coordinates: Coordinates,
     chunk: int,
     attributes: Mapping[str, Any],
 ) -> zarr.Group:
@@ -222,25 +443,44 @@ def _laid_out(
         made = group.create_array(name, shape=array.shape, dtype=dtype, dimension_names=dims, attributes=attrs)
         if array.size:
             made[...] = array
+    compressors = (ZstdCodec(level=3), Crc32cCodec())
     for name, variable in variables.items():
         shape = _shape(variable, coordinates)
-        chunks = (1, min(chunk, shape[1]), *shape[2:])
         group.create_array(
             name,
             shape=shape,
-            chunks=chunks,
+            chunks=(1, min(chunk, shape[1]), *shape[2:]),
             dtype="float32",
             fill_value=float("nan"),
             dimension_names=variable.dims,
-            compressors=(ZstdCodec(level=3), Crc32cCodec()),
+            compressors=compressors,
             attributes={"long_name": variable.long_name},
         )
+    levels, blocks = len(coordinates["noise"][1]), -(-len(coordinates["item"][1]) // chunk)
+    group.create_array(
+        _RECORDS,
+        shape=(levels, blocks, 1 + len(variables)),
+        chunks=(1, 1, 1 + len(variables)),
+        dtype="uint64",
+        fill_value=0,
+        compressors=compressors,
+        attributes={"long_name": "trajectories done, then a digest of every variable"},
+    )
     # By the CF convention, what readers shall take for coordinates although it is not named like a dim.
     others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
+    about |= {"complete": False, "missing_tasks": levels * blocks}
     group.attrs.update({**about, "coordinates": others, **attributes})
     _consolidate(target)
     return group
+
+
+def _new_folder_beside(place: Path) -> Path:
+    """A new, empty folder, which is to take the place of another one."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent))
+    target.chmod(0o777 & ~_umask())
+    return target
 
 
 def _umask() -> int:
@@ -249,13 +489,17 @@ def _umask() -> int:
     return current
 
 
+def _span(items: np.ndarray) -> str:
+    return f"{items[0]}..{items[-1]}"
+
+
 def _writable(values: Any) -> np.ndarray:
     """Values of a coordinate as zarr takes them: text as objects."""
     array = np.asarray(values)
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def _shape(variable: Variable, coordinates: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]) -> tuple[int, ...]:
+def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
     return tuple(len(coordinates[dim][1]) for dim in variable.dims)
 
 

@@ -70,13 +70,14 @@ class Backward(Protocol):
     # several processes are faster than one.
 
 
-def stream(seed: int, purpose: int, items: np.ndarray, trajectories: int, noise: float) -> np.ndarray:
-    """One key per U-turn, uint64 (items * trajectories,), item-major.
+def stream(seed: int, purpose: int, items: np.ndarray, trajectories: int | range, noise: float) -> np.ndarray:
+    """One key per U-turn, uint64 (items * trajectories,), item-major; `trajectories`: how many of each item, or which.
 
     The noise level enters by its value, not by its place in the grid, so that a finer grid repeats the old numbers.
     """
     level = np.float64(noise).view(np.uint64)
-    return keys(seed, purpose, items[:, None], np.arange(trajectories), level).reshape(-1)
+    chosen = np.arange(trajectories) if isinstance(trajectories, int) else np.asarray(trajectories)
+    return keys(seed, purpose, items[:, None], chosen, level).reshape(-1)
 
 
 class ExactPosterior(BaseModel):
@@ -302,6 +303,7 @@ class DiffusionModel(BaseModel):
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile"})
+    adds_trajectories: ClassVar[bool] = True  # `u_turns` takes a range of them
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["diffusion"] = "diffusion"
     model: str = "fashion_mnist"
@@ -334,23 +336,29 @@ class DiffusionModel(BaseModel):
     ) -> UTurns:
         return next(self.u_turns([(None, originals, noise)], seed, trajectories))[1]
 
-    def u_turns(self, batches: Iterable[tuple[Any, Images, float]], seed: int, trajectories: int) -> Iterator[tuple[Any, UTurns]]:
-        """U-turns of batches `(name, originals, noise)`, which share the calls of the network: `(name, u_turns)` as they end."""
+    def u_turns(
+        self, batches: Iterable[tuple[Any, Images, float]], seed: int, trajectories: int | range
+    ) -> Iterator[tuple[Any, UTurns]]:
+        """U-turns of batches `(name, originals, noise)`, which share the calls of the network: `(name, u_turns)` as they end.
+
+        `trajectories`: how many of each original, or which.
+        """
         reverse = _reverse_diffusion(self)
+        chosen = range(trajectories) if isinstance(trajectories, int) else trajectories
         pending: dict[int, _Pending] = {}
 
         def work() -> Iterator[Work]:
             from uturn.backward.reverse_diffusion import Work
 
             for number, (name, originals, noise) in enumerate(batches):
-                rows = len(originals.items) * trajectories
+                rows = len(originals.items) * len(chosen)
                 rebuilt = np.empty((rows, *originals.images.shape[1:]), np.float32)
                 pending[number] = _Pending(name, originals, rebuilt, rows)
-                noises = stream(seed, RECONSTRUCTION, originals.items, trajectories, noise)
+                noises = stream(seed, RECONSTRUCTION, originals.items, chosen, noise)
                 labels = self._told(originals, reverse)
                 for row in range(rows):
-                    item, trajectory = divmod(row, trajectories)
-                    place = _Place(number, row, int(originals.items[item]), trajectory, noise)
+                    item, trajectory = divmod(row, len(chosen))
+                    place = _Place(number, row, int(originals.items[item]), chosen[trajectory], noise)
                     label = None if labels is None else labels[item]
                     yield Work(originals.images[item], self.step_of(noise), noises[row], label, place)
 
@@ -360,7 +368,7 @@ class DiffusionModel(BaseModel):
             batch.left -= 1
             if batch.left == 0:
                 del pending[place.batch]
-                shape = (len(batch.originals.items), trajectories, *batch.rebuilt.shape[1:])
+                shape = (len(batch.originals.items), len(chosen), *batch.rebuilt.shape[1:])
                 yield batch.name, UTurns(batch.originals, batch.rebuilt.reshape(shape))
 
     def _told(self, originals: Images, reverse: ReverseDiffusion) -> list[int] | None:

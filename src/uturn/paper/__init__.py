@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
+
+from uturn.checks import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -169,11 +173,15 @@ def load_results(out: str | Path) -> list[Result]:
         path = Path(out) / f"{name}.json"
         if path.exists():
             try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-                stored["verdicts"] = [Verdict(**verdict) for verdict in stored["verdicts"]]
-                results.append(Result(**stored))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path} is damaged ({error}); run `uturn reproduce {name}` again") from None
+                result = TypeAdapter(Result).validate_json(path.read_bytes())
+                # Pages link to these files, which lie beside them: never a script, never another folder.
+                if result.figure != name or not all(re.fullmatch(r"\w[\w.-]*", file) for file in result.files.values()):
+                    raise ValueError(f"figure {result.figure!r} with files {result.files}")
+                if not {"png", "pdf", "data"} <= result.files.keys():
+                    raise ValueError("files are missing")
+                results.append(result)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged ({one_line(error)}); run `uturn reproduce {name}` again") from None
     return results
 
 

@@ -165,7 +165,7 @@ class NetworkLayers(_Spec):
             "distance": Variable(layered, "squared distance of standardised activations, 1 if independent"),
             "same_class": Variable(dims, "same predicted class as the original"),
             "predicted_class": Variable(dims, "class predicted for the reconstruction"),
-            "original_class": Variable(dims[:2], "class predicted for the original"),
+            "original_class": Variable(dims[:2], "class predicted for the original", pooled=False),
             "same_class_top5": Variable(dims, "class predicted for the original among the five first classes"),
             "label_top1": Variable(dims, "label of the original is the predicted class"),
             "label_top5": Variable(dims, "label of the original among the five first classes"),
@@ -179,7 +179,8 @@ class NetworkLayers(_Spec):
         from uturn.probes.image_classifiers import in_top
 
         originals = u_turns.originals
-        found = fitted(self, source).read(originals.data, originals.data_of(u_turns.reconstructions))
+        data_of = getattr(originals, "data_of", lambda reconstructions: reconstructions)
+        found = fitted(self, source).read(_readable(originals.data), _readable(data_of(u_turns.reconstructions)))
         before, after = found.original_logits.argmax(axis=-1), found.logits.argmax(axis=-1)
         readings: dict[str, Any] = {
             "similarity": found.similarity,
@@ -212,6 +213,12 @@ class NetworkLayers(_Spec):
         if self.statistics is not None:
             parts.append(hashlib.sha256(_existing(self.statistics, "statistics").read_bytes()).hexdigest())
         return " ".join(part for part in parts if part)
+
+    def own_code(self) -> Any:
+        """The user's function that makes the classifier, if it is named by its import path."""
+        from uturn.probes.image_classifiers import own_function
+
+        return own_function(self.classifier)
 
     def _stamps(self) -> tuple[int, ...]:
         """Times of the files: one that was written again is read again."""
@@ -288,7 +295,7 @@ def _fitted(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> Hidden
         return probe.load_statistics(spec.statistics)
     if shape is None:
         raise ValueError(
-            "statistics: missing; strings and vectors need the path of a file written by HiddenLayers(network, 'every block')"
+            "statistics: missing; data that are no images need the path of a file written by HiddenLayers(network, 'every block')"
             ".fit(samples).save_statistics(path)"
         )
     return probe.fit(_first_images(source, spec.reference, spec.batch_size))
@@ -321,24 +328,23 @@ def _measured(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> tupl
 
 def _image_shape(source: Any) -> tuple[int, int, int] | None:
     """Channels, height and width of the images of a source; None if it is of something else."""
-    if hasattr(source, "image_shape"):
-        channels, height, width = source.image_shape()
-    elif hasattr(source, "all_images"):
-        channels, height, width = source.all_images()[0].shape[1:]
-    else:
+    if not hasattr(source, "image_shape"):
         return None
+    channels, height, width = source.image_shape()
     return channels, height, width
 
 
 def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
-    """The first so many images of a source, or all if there are fewer, batch by batch if the source can."""
-    if not hasattr(source, "images_at"):
-        yield source.all_images()[0][:number]
-        return
+    """The first so many images of a source, or all if there are fewer, batch by batch."""
     skipped = len(source.skipped(number)) if hasattr(source, "skipped") else 0  # files that turned out to be no images
     number = min(number, source.count() - skipped)
     for start in range(0, number, batch_size):
         yield source.images_at(np.arange(start, min(start + batch_size, number)))[0]
+
+
+def _readable(data: Any) -> Any:
+    """Data as a network reads them: real numbers in float32."""
+    return data.astype(np.float32) if isinstance(data, np.ndarray) and data.dtype == np.float64 else data
 
 
 def _existing(path: str, what: str) -> Path:

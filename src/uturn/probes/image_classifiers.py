@@ -168,8 +168,8 @@ def _network(spec: str, weights: str | None, stamps: tuple[int, ...]) -> Network
         network = _torchvision_network(name, weights)
     elif library == "timm":
         network = _timm_network(name, weights)
-    elif name:
-        network = _imported_network(library, name, weights)
+    elif (function := own_function(spec)) is not None:
+        network = _imported_network(spec, function, weights)
     else:
         raise ValueError(f"classifier = {spec!r}: no such file; expected {_FORMS}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -260,16 +260,25 @@ def _timm_network(name: str, weights: str | None) -> Network:
 # -- any module -------------------------------------------------------------------------------------------------------
 
 
-def _imported_network(module_name: str, function_name: str, weights: str | None) -> Network:
-    from torch import nn
-
-    where = f"classifier = '{module_name}:{function_name}'"
+def own_function(spec: str) -> Callable[[], Any] | None:
+    """The user's function that a spec "module:function" names; None for classifiers of other kinds."""
+    library, _, name = spec.partition(":")
+    if not name or library in ("torchvision", "timm") or Path(spec).is_file():
+        return None
+    where = f"classifier = {spec!r}"
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(importlib.import_module(library), name)
     except Exception as error:  # the code of the module can fail in any way
         raise ValueError(f"{where} cannot be imported ({one_line(error)}); expected {_FORMS}") from error
     if not callable(function):
         raise ValueError(f"{where} is a {type(function).__name__}; expected a function without arguments")
+    return function
+
+
+def _imported_network(spec: str, function: Callable[[], Any], weights: str | None) -> Network:
+    from torch import nn
+
+    where = f"classifier = {spec!r}"
     try:
         made = function()
     except Exception as error:

@@ -1,0 +1,422 @@
+"""The parts of an experiment: built from the tables of its spec, checked, and named in errors.
+
+Built-in parts are named in a registry. A user-defined part is named by its import path, "module:Class", and importing it runs its
+code, so only a spec that the user hands over may name one (`trusted`); a spec read from a store may not. User-defined parts are
+wrapped in `OwnPart`, which turns every error in their code into one line that names part and member.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from uturn.backward import BACKWARDS
+from uturn.checks import one_line
+from uturn.corruption import CORRUPTIONS
+from uturn.probes import PROBES
+from uturn.sources import SOURCES
+
+if TYPE_CHECKING:
+    from uturn.store import Variable
+
+DOCS = "docs/own-parts.md"
+REGISTRIES: dict[str, dict[str, type]] = {
+    "source": SOURCES,
+    "corruption": CORRUPTIONS,
+    "backward": BACKWARDS,
+    "probes": PROBES,
+}
+# What every user-defined part must have: methods, looked for in the class before it is called, and values.
+_METHODS = {
+    "source": ("blocks", "coordinates"),
+    "corruption": ("corrupt",),
+    "backward": ("u_turn", "noise_coordinates", "fingerprint"),
+    "probes": ("variables", "coordinates", "read", "fingerprint"),
+}
+_VALUES: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "source": {},
+    "corruption": {"unit": str, "max_noise": (int, float)},
+    "backward": {},
+    "probes": {"outputs": (tuple, list)},
+}
+# What the built-in backward processes of strings ask of a corruption besides.
+STRING_CHANNEL = ("log_evidence", "effective_epsilon", "bits_per_leaf", "is_random")
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_OUTPUTS = ("marginals", "upward", "downward")
+
+
+class OwnPart:
+    """A user-defined part. It behaves as the part itself, but an error in one of its members names the part and the member."""
+
+    def __init__(self, part: Any, label: str) -> None:
+        self._part, self._label = part, label
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._part)
+
+    def __eq__(self, other: object) -> bool:
+        return self._part is getattr(other, "_part", other)
+
+    def __hash__(self) -> int:
+        return id(self._part)
+
+    def __repr__(self) -> str:
+        return self._label
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._part, name)
+        if not inspect.isroutine(value):
+            return value
+
+        def member(*args: Any, **kwargs: Any) -> Any:
+            with errors_named(f"{self._label}.{name}", value):
+                # User-defined parts see each other as they are.
+                result = value(*map(unwrapped, args), **{key: unwrapped(arg) for key, arg in kwargs.items()})
+            return self._iterated(name, result, value) if inspect.isgenerator(result) else result
+
+        return member
+
+    def _iterated(self, name: str, generator: Iterator[Any], code: Any) -> Iterator[Any]:
+        with errors_named(f"{self._label}.{name}", code):
+            yield from generator
+
+
+def unwrapped(part: Any) -> Any:
+    """The part itself, without `OwnPart` around it."""
+    return part._part if type(part) is OwnPart else part
+
+
+def is_own(part: Any) -> bool:
+    """Whether a part is user-defined."""
+    return type(part) is OwnPart
+
+
+@contextmanager
+def errors_named(label: str, code: Any) -> Iterator[None]:
+    """Errors of user-defined code as a ValueError of one line: label, error, and the line of the user's file."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        words = one_line(error)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{label}: {kind if words != type(error).__name__ else ''}{words}{_place(error, code)}") from error
+
+
+def _place(error: BaseException, code: Any) -> str:
+    """` (file.py, line 12)`: the last line of the user's file that was reached, if any."""
+    try:
+        file = inspect.getfile(inspect.unwrap(code))
+    except (TypeError, OSError):
+        return ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+
+
+# -- from a table of the spec to a part -------------------------------------------------------------------------------
+
+
+def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
+    """The part that a table of a spec describes.
+
+    Parameters
+    ----------
+    name : "source", "corruption", "backward" or "probes[i]"
+    table : mapping with a `type`; its other keys are the arguments of the part
+    trusted : bool
+        Whether the table may name user-defined parts, whose code is then run.
+
+    Raises
+    ------
+    ValueError
+        If there is no such part, if it lacks a member, or if it does not take its arguments.
+    """
+    idea = name.partition("[")[0]
+    kind = table.get("type")
+    options = {key: value for key, value in table.items() if key != "type"}
+    known = REGISTRIES[idea]
+    if isinstance(kind, str) and kind in known:
+        try:
+            return known[kind](**options)
+        except ValidationError as error:
+            raise ValueError(f"{name}: {validation_words(error)}") from None
+        except TypeError as error:
+            raise ValueError(f"{name}: {one_line(error)}") from None
+    if not (isinstance(kind, str) and _IMPORT_PATH.fullmatch(kind)):
+        raise ValueError(f"{name}.type = {kind!r}: expected one of {list(known)}, or 'module:Class'")
+    if not trusted:
+        raise ValueError(
+            f"{name}.type = {kind!r} names code by its import path; a stored spec may not, hand over the spec file instead"
+        )
+    label = f"{name} ({kind!r})"
+    cls = _imported(name, kind)
+    missing = [member for member in _METHODS[idea] if not callable(getattr(cls, member, None))] if inspect.isclass(cls) else []
+    if missing or not inspect.isclass(cls):
+        found = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
+        wanted = ", ".join(_METHODS[idea])
+        raise ValueError(f"{name}.type = {kind!r} is {found}; expected a class with the methods {wanted} (see {DOCS})")
+    try:
+        part = cls(**options)
+    except ValidationError as error:
+        raise ValueError(f"{label}: {validation_words(error)}") from None
+    except (Exception, SystemExit) as error:
+        with errors_named(label, cls):
+            raise error from None
+    own: Any = part
+    for member, types in _VALUES[idea].items():
+        with errors_named(f"{label}.{member}", cls):
+            found = getattr(own, member)
+        if not isinstance(found, types) or isinstance(found, bool):
+            words = " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
+            raise ValueError(f"{label}.{member} = {found!r}: expected a {words} (see {DOCS})")
+    if idea == "probes" and not set(own.outputs) <= set(_OUTPUTS):
+        raise ValueError(f"{label}.outputs = {own.outputs!r}: expected some of {_OUTPUTS}, or none")
+    return OwnPart(own, label)
+
+
+def _imported(name: str, kind: str) -> Any:
+    module, _, attribute = kind.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for word in attribute.split("."):
+            found = getattr(found, word)
+        return found
+    except (Exception, SystemExit) as error:  # the code of a module can fail in any way
+        raise ValueError(
+            f"{name}.type = {kind!r} cannot be imported ({type(error).__name__}: {one_line(error)}); expected 'module:Class'"
+        ) from error
+
+
+def validation_words(error: ValidationError) -> str:
+    """What pydantic found wrong, in one line."""
+
+    def words(entry: Any) -> str:
+        where = ".".join(str(part) for part in entry["loc"])
+        message = entry["msg"].removeprefix("Value error, ")
+        value = "" if entry["type"] in ("missing", "value_error") else f" = {short(entry['input'])}"
+        return f"{where}{value}: {message}" if where else message
+
+    return "; ".join(words(entry) for entry in error.errors())
+
+
+def short(value: Any) -> str:
+    """A value in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextmanager
+def missing_members_named(parts: Iterable[tuple[str, Any]]) -> Iterator[None]:
+    """A member that a user-defined part, or an object made by one, lacks is a ValueError that names both."""
+    try:
+        yield
+    except AttributeError as error:
+        for _, part in parts:
+            if not is_own(part):
+                continue
+            owner = unwrapped(part)
+            if error.obj is owner:
+                raise ValueError(f"{part!r} has no {error.name!r}, which another part asks for (see {DOCS})") from error
+            if type(error.obj).__module__ == type(owner).__module__:
+                what = f"the {type(error.obj).__name__} that {part!r} gives"
+                raise ValueError(f"{what} has no {error.name!r}, which another part asks for (see {DOCS})") from error
+        raise
+
+
+# -- the code of a part -----------------------------------------------------------------------------------------------
+
+
+def code_digest(part: Any) -> str:
+    """SHA-256 (hexadecimal) of the code of a user-defined part or function.
+
+    It is that of the file of its module, or where there is no file of the source of its class, or else of its code objects. Other
+    modules that it imports are not looked at.
+    """
+    code = unwrapped(part)
+    code = code if inspect.isfunction(code) else type(code)
+    for read in (lambda: Path(inspect.getfile(code)).read_bytes(), lambda: inspect.getsource(code).encode()):
+        try:
+            return hashlib.sha256(read()).hexdigest()
+        except (TypeError, OSError):
+            continue
+    digest = hashlib.sha256()
+    for function in _functions(code):
+        digest.update(function.__qualname__.encode() + _code_bytes(function.__code__))
+    return digest.hexdigest()
+
+
+def _functions(code: Any) -> Iterator[FunctionType]:
+    """A function itself, or all functions of a class."""
+    if inspect.isfunction(code):
+        yield code
+        return
+    for base in code.__mro__[:-1]:
+        for _, member in sorted(vars(base).items()):
+            for function in (member, getattr(member, "fget", None), getattr(member, "__func__", None)):
+                if inspect.isfunction(function):
+                    yield function
+
+
+def _code_bytes(code: CodeType) -> bytes:
+    constants = [_code_bytes(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
+    return b"\0".join([code.co_code, repr(code.co_names).encode(), *constants])
+
+
+# -- what parts give --------------------------------------------------------------------------------------------------
+
+
+def checked_blocks(source: Any, blocks: Iterable[Any], items: np.ndarray) -> list[Any]:
+    """The blocks of a source, which must hold the items that were asked for, each once and in order."""
+    found = list(blocks)
+    try:
+        given = np.concatenate([np.asarray(block.items) for block in found]) if found else np.zeros(0, int)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{_name(source, 'source')}.blocks: `items` of a block is no array of numbers ({one_line(error)})"
+        ) from None
+    if given.shape != items.shape or not np.array_equal(given, items):
+        raise ValueError(
+            f"{_name(source, 'source')}.blocks gave the items {_listed(given)}; expected {_listed(items)}, each once and in order"
+        )
+    return found
+
+
+def checked_u_turns(backward: Any, u_turns: Any, originals: Any, trajectories: int) -> Any:
+    """U-turns of a user-defined backward, which must be of the originals it was given, `trajectories` of each."""
+    where = f"{backward!r}.u_turn"
+    for member in ("originals", "reconstructions", "beliefs"):
+        if not hasattr(u_turns, member):
+            raise ValueError(f"{where} gave a {type(u_turns).__name__} without {member!r}; expected a uturn.backward.UTurns")
+    if not np.array_equal(u_turns.originals.items, originals.items):
+        raise ValueError(f"{where} gave U-turns of other items than it was given")
+    values = u_turns.reconstructions
+    for array in values.values() if isinstance(values, Mapping) else [values]:
+        if isinstance(array, np.ndarray) and array.shape[:2] != (len(originals.items), trajectories):
+            raise ValueError(
+                f"{where} gave reconstructions of shape {array.shape}; expected ({len(originals.items)}, {trajectories}, ..), "
+                f"items and trajectories first"
+            )
+    return u_turns
+
+
+def checked_readings(
+    label: str, readings: Any, declared: Mapping[str, Variable], sizes: Mapping[str, int], items: int
+) -> dict[str, np.ndarray]:
+    """Readings of a probe, which must be numbers of the declared names and shapes."""
+    where = f"{label}.read"
+    if not isinstance(readings, Mapping):
+        raise ValueError(f"{where} gave a {type(readings).__name__}; expected a dict of arrays, {{variable: array (items, ..)}}")
+    missing, extra = [n for n in declared if n not in readings], [n for n in readings if n not in declared]
+    if missing or extra:
+        what = f"did not give {missing[0]!r}" if missing else f"gave {extra[0]!r}"
+        raise ValueError(f"{where} {what}; expected what `variables` declares: {', '.join(declared)}")
+    found = {}
+    for name, variable in declared.items():
+        values = np.asarray(readings[name])
+        expected = (items, *(sizes[dim] for dim in variable.dims[2:]))
+        if values.shape != expected:
+            raise ValueError(
+                f"{where}: {name} has shape {values.shape}; expected {expected}, its dims {('item', *variable.dims[2:])}"
+            )
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: {name} has dtype {values.dtype}; expected real numbers")
+        found[name] = values
+    return found
+
+
+def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -> dict[str, Variable]:
+    """What a probe declares to measure."""
+    from uturn.store import Variable
+
+    where = f"{label}.variables"
+    if not isinstance(variables, Mapping) or not variables:
+        raise ValueError(f"{where} gave {short(variables)}; expected a dict {{name: Variable}} with at least one variable")
+    for name, variable in variables.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name):
+            raise ValueError(f"{where}: the name {name!r}; expected letters, digits and _")
+        if not isinstance(variable, Variable):
+            raise ValueError(f"{where}: {name} is a {type(variable).__name__}; expected a uturn.store.Variable(dims, long_name)")
+        dims = variable.dims
+        known = ("trajectory", *own_dims)
+        if tuple(dims[:2]) != ("noise", "item") or len(set(dims)) < len(dims) or not set(dims[2:]) <= set(known):
+            raise ValueError(
+                f"{where}: {name} has dims {dims}; expected ('noise', 'item', ..), then some of {known}: other dims need values "
+                f"in `coordinates`"
+            )
+    return dict(variables)
+
+
+def checked_dims(label: str, coordinates: Any) -> dict[str, np.ndarray]:
+    """Values along the dims of a probe."""
+    where = f"{label}.coordinates"
+    if not isinstance(coordinates, Mapping):
+        raise ValueError(f"{where} gave {short(coordinates)}; expected a dict {{dim: values}}")
+    found = {}
+    for dim, values in coordinates.items():
+        if not isinstance(dim, str) or not re.fullmatch(r"[^\W\d]\w*", dim) or dim in ("noise", "item", "trajectory"):
+            raise ValueError(f"{where}: the dim {dim!r}; expected a name of letters, digits and _ that is not taken")
+        found[dim] = _labels(f"{where}: {dim}", values, None)
+    return found
+
+
+def checked_noise_coordinates(backward: Any, coordinates: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Coordinates of the noise axis from a backward: `noise` itself among them, each as long as the grid."""
+    where = f"{_name(backward, 'backward')}.noise_coordinates"
+    if not isinstance(coordinates, Mapping) or "noise" not in coordinates:
+        raise ValueError(f"{where} gave {short(coordinates)}; expected a dict {{name: (values, attributes)}} with 'noise' in it")
+    found = {}
+    for name, entry in coordinates.items():
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
+            raise ValueError(
+                f"{where}: {name} is {short(entry)}; expected (values, attributes), such as (levels, {{'units': 's'}})"
+            )
+        found[str(name)] = (_labels(f"{where}: {name}", entry[0], count), dict(entry[1]))
+    noise = found["noise"][0]
+    if noise.dtype.kind not in "iuf" or np.isnan(noise).any() or len(set(noise.tolist())) < count:
+        raise ValueError(f"{where}: noise is {short(noise.tolist())}; expected different numbers, one a noise level")
+    return found
+
+
+def checked_item_coordinates(source: Any, coordinates: Any, count: int) -> dict[str, np.ndarray]:
+    """Coordinates of the items from a source."""
+    where = f"{_name(source, 'source')}.coordinates"
+    if not isinstance(coordinates, Mapping):
+        raise ValueError(f"{where} gave {short(coordinates)}; expected a dict {{name: values of all items}}, perhaps empty")
+    return {str(name): _labels(f"{where}: {name}", values, count) for name, values in coordinates.items()}
+
+
+def checked_text(where: str, value: Any) -> str:
+    """A fingerprint or description."""
+    if not isinstance(value, str):
+        raise ValueError(f"{where} gave {short(value)}; expected a string")
+    return value
+
+
+def _labels(where: str, values: Any, count: int | None) -> np.ndarray:
+    """Values along one axis: numbers or text, as many as there should be."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (count is not None and len(array) != count):
+        raise ValueError(f"{where} has shape {array.shape}; expected {'(length,)' if count is None else (count,)}")
+    if array.dtype.kind not in "biufU" and not (array.dtype.kind == "O" and all(isinstance(x, str) for x in array)):
+        raise ValueError(f"{where} has dtype {array.dtype}; expected numbers or text")
+    return array
+
+
+def _name(part: Any, idea: str) -> str:
+    return repr(part) if is_own(part) else idea
+
+
+def _listed(items: Sequence[Any] | np.ndarray) -> str:
+    shown = ", ".join(map(str, items[:6]))
+    return f"[{shown}{', ..' if len(items) > 6 else ''}]"

@@ -1,0 +1,443 @@
+"""User-defined parts: what they give is checked, their mistakes are named, and nothing stored is executed."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import uturn as ut
+from uturn import images
+from uturn.backward import ExactPosterior
+from uturn.cli import app
+from uturn.experiment import check
+from uturn.parts import code_digest
+from uturn.probes import TreeLevels
+from uturn.sources import RHMSource
+from uturn.store import Store, Variable
+
+OWN = Path(__file__).parents[1] / "examples" / "own"
+SPEC = {
+    "items": 6,
+    "chunk": 3,
+    "trajectories": 2,
+    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2},
+    "corruption": {"type": "masking", "noise": [0.0, 0.4]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}],
+}
+
+
+def with_part(idea, cls, **options):
+    table = {"type": f"{__name__}:{cls}", **options}
+    changed = [table] if idea == "probes" else {**table, "noise": [0.0, 0.4]} if idea == "corruption" else table
+    return {**SPEC, idea: changed}
+
+
+# -- parts with one mistake each --------------------------------------------------------------------------------------
+
+
+class Probe:
+    """Measures the share of unchanged leaves; `mistake` says how it goes wrong."""
+
+    outputs = ()
+
+    def __init__(self, mistake=""):
+        self.mistake = mistake
+        if mistake == "init":
+            raise RuntimeError("no licence")
+        if mistake == "outputs":
+            self.outputs = ("marginal",)
+
+    def variables(self, source):
+        dims = {"dims": ("noise", "item", "trajectory", "colour"), "order": ("item", "noise", "trajectory")}
+        found = {"leaves": Variable(dims.get(self.mistake, ("noise", "item", "trajectory")), "unchanged leaves")}
+        return {"nothing": {}, "no variable": {"leaves": ("noise", "item")}}.get(self.mistake, found)
+
+    def coordinates(self, source):
+        return None if self.mistake == "coordinates" else {}
+
+    def read(self, u_turns, source):
+        same = (u_turns.reconstructions[0] == u_turns.originals.data[:, None]).mean(axis=2)
+        if self.mistake == "raises":
+            raise ZeroDivisionError
+        if self.mistake == "asks":
+            return {"leaves": source.colour}
+        return {
+            "one row": {"leaves": same[:1]},
+            "keepdims": {"leaves": same[..., None]},
+            "transposed": {"leaves": same.T},
+            "text": {"leaves": same.astype(str)},
+            "complex": {"leaves": same.astype(complex)},
+            "another name": {"leafs": same},
+            "more": {"leaves": same, "extra": same},
+            "none": None,
+        }.get(self.mistake, {"leaves": same})
+
+    def fingerprint(self):
+        return None if self.mistake == "fingerprint" else ""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("init", r"RuntimeError: no licence \(test_parts.py, line \d+\)"),
+        ("outputs", r"outputs = \('marginal',\): expected some of"),
+        ("dims", r"variables: leaves has dims .*'colour'.*need values in `coordinates`"),
+        ("order", "variables: leaves has dims"),
+        ("nothing", "variables gave {}; expected a dict .* with at least one variable"),
+        ("no variable", r"variables: leaves is a tuple; expected a uturn.store.Variable"),
+        ("coordinates", "coordinates gave None"),
+        ("raises", r"read: ZeroDivisionError \(test_parts.py, line \d+\)"),
+        ("asks", "read: AttributeError: .*colour"),
+        ("one row", r"read: leaves has shape \(1, 2\); expected \(3, 2\), its dims \('item', 'trajectory'\)"),
+        ("keepdims", r"leaves has shape \(3, 2, 1\)"),
+        ("transposed", r"leaves has shape \(2, 3\)"),
+        ("text", "leaves has dtype <U"),
+        ("complex", "leaves has dtype complex128; expected real numbers"),
+        ("another name", "read did not give 'leaves'"),
+        ("more", "read gave 'extra'"),
+        ("none", "read gave a NoneType"),
+        ("fingerprint", "fingerprint gave None; expected a string"),
+    ],
+)
+def test_mistakes_of_a_probe(mistake, message):
+    with pytest.raises(ValueError, match=rf"probes\[0\] \('test_parts:Probe'\).*{message}") as error:
+        ut.run(ut.Experiment.from_dict(with_part("probes", "Probe", mistake=mistake)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_probe_without_mistakes_measures():
+    own = ut.run(ut.Experiment.from_dict(with_part("probes", "Probe")))
+    built_in = ut.run(ut.Experiment.from_dict(SPEC))
+    assert np.array_equal(own.leaves, built_in.unchanged.isel(tree_level=0))
+
+
+class Source:
+    """Strings of a grammar, in the wrong way that `mistake` says."""
+
+    def __init__(self, mistake=""):
+        self.mistake = mistake
+        self.inner = RHMSource(**{k: v for k, v in SPEC["source"].items() if k not in ("type", "grammars")})
+        self.vocab_size, self.depth = 8, 3
+
+    def blocks(self, items, seed, num_items):
+        if self.mistake == "raises":
+            raise KeyError("volume")
+        if self.mistake == "empty":
+            return
+        asked = {"reversed": items[::-1], "twice": np.repeat(items[:1], len(items)), "fewer": items[:-1], "others": items + 1}
+        for block in self.inner.blocks(asked.get(self.mistake, items), seed, num_items):
+            yield Nothing() if self.mistake == "no items" else block
+
+    def coordinates(self, seed, num_items):
+        return {"label": np.zeros(num_items - (self.mistake == "short"))}
+
+
+class Nothing:
+    """A block with no members."""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("raises", r"blocks: KeyError: 'volume' \(test_parts.py, line \d+\)"),
+        ("empty", r"blocks gave the items \[\]; expected \[0, 1, 2\], each once and in order"),
+        ("reversed", r"blocks gave the items \[2, 1, 0\]"),
+        ("twice", r"blocks gave the items \[0, 0, 0\]"),
+        ("fewer", r"blocks gave the items \[0, 1\]"),
+        ("others", r"blocks gave the items \[1, 2, 3\]"),
+        ("no items", r"Nothing that source .* gives has no 'items'"),
+        ("short", r"coordinates: label has shape \(5,\); expected \(6,\)"),
+    ],
+)
+def test_mistakes_of_a_source(mistake, message):
+    with pytest.raises(ValueError, match=rf"source \('test_parts:Source'\).*{message}|{message}"):
+        ut.run(ut.Experiment.from_dict(with_part("source", "Source", mistake=mistake)))
+
+
+def test_items_stay_in_their_order_across_grammars():
+    experiment = ut.Experiment.from_dict(SPEC)
+    mixed = np.array([5, 0, 4, 1])
+    alone = [experiment.measure(1, np.array([item]))["unchanged"] for item in mixed]
+    assert np.array_equal(experiment.measure(1, mixed)["unchanged"], np.concatenate(alone))
+
+
+class Backward:
+    """The exact posterior, in the wrong way that `mistake` says."""
+
+    def __init__(self, mistake=""):
+        self.mistake, self.inner = mistake, ExactPosterior()
+
+    def u_turn(self, originals, corruption, noise, seed, trajectories, outputs):
+        if self.mistake == "none":
+            return None
+        if self.mistake == "fewer":
+            trajectories -= 1
+        return self.inner.u_turn(originals, corruption, noise, seed, trajectories, outputs)
+
+    def noise_coordinates(self, corruption, noise, source):
+        levels = (np.array(noise), {})
+        return {
+            "no noise": {"time": levels},
+            "short": {"noise": (levels[0][:-1], {})},
+            "equal": {"noise": (np.zeros(len(noise)), {})},
+            "bare": {"noise": levels[0]},
+        }.get(self.mistake, {"noise": levels})
+
+    def fingerprint(self):
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("none", "u_turn gave a NoneType without 'originals'"),
+        ("fewer", r"u_turn gave reconstructions of shape \(3, 1, "),
+        ("no noise", "noise_coordinates gave .*with 'noise' in it"),
+        ("short", r"noise_coordinates: noise has shape \(1,\); expected \(2,\)"),
+        ("equal", "noise_coordinates: noise is .*different numbers"),
+        ("bare", r"noise_coordinates: noise is array.*expected \(values, attributes\)"),
+    ],
+)
+def test_mistakes_of_a_backward(mistake, message):
+    with pytest.raises(ValueError, match=rf"backward \('test_parts:Backward'\).*{message}"):
+        ut.run(ut.Experiment.from_dict(with_part("backward", "Backward", mistake=mistake)))
+
+
+class Swap:
+    """A corruption that fails, or lacks what the exact backward asks for."""
+
+    unit = "share"
+    max_noise = 1.0
+
+    def corrupt(self, leaves, noise, vocab_size, seed=0):
+        return leaves[10**9]
+
+
+class FailingMask(ut.Masking):
+    def corrupt(self, leaves, noise, vocab_size, seed=0):
+        return leaves[10**9]
+
+
+class NoUnit(Swap):
+    unit = None
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        ("Swap", r"corruption \('test_parts:Swap'\) has no 'log_evidence', which the backward 'exact' asks for"),
+        ("FailingMask", r"corruption \('test_parts:FailingMask'\).corrupt: IndexError: .*\(test_parts.py, line \d+\)"),
+        ("NoUnit", r"unit = None: expected a str"),
+        ("Nothing", r"is a class without 'corrupt'; expected a class with the methods corrupt"),
+        ("with_part", "is a function; expected a class"),
+        ("Absent", "cannot be imported"),
+    ],
+)
+def test_mistakes_of_a_corruption(cls, message):
+    with pytest.raises(ValueError, match=message):
+        ut.run(ut.Experiment.from_dict(with_part("corruption", cls)))
+
+
+@pytest.mark.parametrize("kind", ["os:system", "subprocess:Popen", "..x:Y", ":", "a:", ":b", "a b:c", "os\0:system", 3, None])
+@pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
+def test_what_a_spec_names_is_a_class_with_the_methods(idea, kind, tmp_path):
+    """It is checked before it is called."""
+    trace = tmp_path / "trace"
+    options = {"command": f"touch {trace}"} if kind == "os:system" else {"args": ["touch", str(trace)]}
+    table = {"type": kind, **options, **({"noise": [0.5]} if idea == "corruption" else {})}
+    with pytest.raises(ValueError, match=r"expected (a class with the methods|one of)") as error:
+        ut.Experiment.from_dict({**SPEC, idea: [table] if idea == "probes" else table})
+    assert "\n" not in str(error.value)
+    assert not trace.exists()
+
+
+# -- nothing stored is executed ---------------------------------------------------------------------------------------
+
+
+def test_a_spec_in_a_store_runs_nothing(tmp_path):
+    """Its analysis makes the originals again, but only from built-in sources; nothing is imported."""
+    spec = {
+        **SPEC,
+        "items": 3,
+        "trajectories": 1,
+        "source": {"type": "fashion_mnist"},
+        "corruption": {"type": "diffusion", "noise": [0.5, 1.0]},
+        "backward": {"type": "diffusion", "steps": 2},
+        "probes": [{"type": "network_layers", "reference": 20}, {"type": "images"}],
+    }
+    folder, trace = tmp_path / "run", tmp_path / "trace"
+    ut.run(ut.Experiment.from_dict(spec), folder)
+    (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Source: pass\n")
+    for source in (
+        {"type": "os:system", "command": f"touch {trace}"},
+        {"type": "subprocess:Popen", "args": ["touch", str(trace)]},
+        {"type": "evil:Source"},
+    ):
+        stored = json.loads(Store.open(folder).attributes["spec"])
+        Store.open(folder).update(spec=json.dumps({**stored, "source": source}))
+        done = subprocess.run(
+            [sys.executable, "-m", "uturn.cli", "images", "--run", str(folder), "--out", str(tmp_path / "out"), "--save-images"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        analysis = images.analyse(Store.open(folder).dataset())
+        assert np.isnan(analysis.original).all()
+        assert not trace.exists()
+        assert "evil" not in sys.modules
+    Store.open(folder).update(spec=json.dumps([source]))
+    with pytest.raises(ValueError, match="not a readable store"):
+        Store.open(folder)
+
+
+# -- the code of a part -----------------------------------------------------------------------------------------------
+
+
+MODULE = """
+from uturn.store import Variable
+from uturn.probes import TreeLevels
+
+class Mine(TreeLevels):
+    type: str = "mine"
+
+    def fingerprint(self):
+        return {fingerprint!r}
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Writes a module with a probe of one's own, and forgets it, as a new process would."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(text=MODULE, fingerprint="1"):
+        (tmp_path / "mine_changes.py").write_text(text.format(fingerprint=fingerprint))
+        sys.modules.pop("mine_changes", None)
+        return ut.Experiment.from_dict({**SPEC, "probes": [{"type": "mine_changes:Mine"}]})
+
+    yield write
+    sys.modules.pop("mine_changes", None)
+
+
+def test_going_on_with_other_code_is_refused(own_module, tmp_path):
+    store = tmp_path / "run"
+    first = ut.run(own_module(), store).load()
+    code = json.loads(first.attrs["models"])["probes[0].code"]
+    assert code not in json.dumps(first.attrs["identity"])
+    ut.run(own_module(), store)  # the same
+    changed = own_module(MODULE + "\n# changed\n")
+    assert changed.hash == first.attrs["spec_hash"]
+    with pytest.raises(ValueError, match=r"the code of probes\[0\] has changed .*accept_changes=True \(--accept-changes\)"):
+        ut.run(changed, store)
+    ut.run(changed)  # in memory never refused
+    again = ut.run(changed, store, accept_changes=True)
+    assert json.loads(again.attrs["models"])["probes[0].code"] != code
+    assert json.loads(again.attrs["accepted_changes"]) == [{"probes[0].code": code}]
+    ut.run(changed, store)
+    with pytest.raises(ValueError, match=r"the fingerprint of probes\[0\] has changed .*'1' in the store, '2' here"):
+        ut.run(own_module(MODULE + "\n# changed\n", fingerprint="2"), store)
+
+
+def test_code_without_a_file():
+    space = {}
+    exec("class A:\n def f(self):\n  return 1\n", space)
+    exec("class B:\n def f(self):\n  return 2\n", space)
+    exec("class C:\n def f(self):\n  return 1\n", space)
+    digests = [code_digest(space[name]()) for name in "ABC"]
+    assert digests[0] != digests[1]
+    assert code_digest(space["A"]()) == digests[0]
+
+
+# -- trying a spec before its run -------------------------------------------------------------------------------------
+
+
+class OneGenerator(TreeLevels):
+    """Adds noise from one generator for all items, so that readings depend on the batch and on what came before."""
+
+    type: str = "one generator"
+
+    def read(self, u_turns, source):
+        return {name: values + GENERATOR.random(values.shape) for name, values in super().read(u_turns, source).items()}
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+def test_check_finds_readings_that_depend_on_the_batch():
+    with pytest.raises(ValueError, match=r"unchanged of item 0 at noise 0 is .* in a batch of 2, .*uturn.random.keys"):
+        list(check(ut.Experiment.from_dict(with_part("probes", "OneGenerator"))))
+    lines = list(check(ut.Experiment.from_dict(SPEC)))
+    assert any(line.startswith("noise 0: means over items [0, 1]: unchanged 1") for line in lines)
+
+
+def test_check_from_the_command_line(tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "spec.json")])
+    assert done.exit_code == 0
+    assert "nothing wrong was found" in done.output
+    (tmp_path / "spec.json").write_text(json.dumps(with_part("probes", "Probe", mistake="keepdims")))
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "spec.json")])
+    assert "leaves has shape (2, 2, 1)" in str(done.exception)
+
+
+# -- the page "Your own data and model" -------------------------------------------------------------------------------
+
+
+def command(*words, cwd):
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory):
+    """A copy of examples/own, with the statistics of its network."""
+    folder = tmp_path_factory.mktemp("own")
+    for name in ("series.py", "series.toml", "network.py"):
+        (folder / name).write_text((OWN / name).read_text())
+    done = command("network.py", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_page_shows_the_files_that_are_tested():
+    page = (OWN.parents[1] / "docs" / "own-parts.md").read_text()
+    for name in ("series.py", "series.toml", "network.py"):
+        text = (OWN / name).read_text()
+        for piece in text.split("\n\n\n"):
+            assert textwrap.dedent(piece).strip() in page, f"{name}: {piece[:60]}"
+
+
+def test_own_series_run(own_folder):
+    assert command("-m", "uturn.cli", "check", "series.toml", cwd=own_folder).returncode == 0
+    done = command("-m", "uturn.cli", "run", "series.toml", "--store", "run", "--workers", "2", cwd=own_folder)
+    assert done.returncode == 0, done.stderr
+    ds = Store.open(own_folder / "run").dataset()
+    assert np.allclose(ds.similarity.sel(noise=0), 1)
+    mean = ds.similarity.mean(("item", "trajectory"))
+    assert (np.diff(mean, axis=0) < 0.02).all()  # falls with noise
+    assert (mean.sel(noise=0.3).diff("window") > 0.03).all()  # slow scales live longer
+    # 400 signs of independent series: a share of 1/2 +- .1 is four standard deviations.
+    assert abs(ds.same_sign.sel(noise=3).mean() - 0.5) < 0.1
+
+
+def test_own_series_in_the_layers_of_a_network(own_folder):
+    text = (own_folder / "series.toml").read_text()
+    head = text[: text.index("[[probes]]")].replace("items = 200", "items = 8")
+    probe = '[[probes]]\ntype = "network_layers"\nclassifier = "network:network"\n'
+    (own_folder / "layers.toml").write_text(head + probe + 'statistics = "statistics.safetensors"\n')
+    done = command("-m", "uturn.cli", "run", "layers.toml", "--store", "layers", cwd=own_folder)
+    assert done.returncode == 0, done.stderr
+    ds = Store.open(own_folder / "layers").dataset()
+    assert np.allclose(ds.similarity.sel(noise=0), 1, atol=1e-5)
+    assert "probes[0].code" in json.loads(ds.attrs["models"])
+    (own_folder / "layers.toml").write_text(head + probe)
+    done = command("-m", "uturn.cli", "check", "layers.toml", cwd=own_folder)
+    assert done.returncode == 2
+    assert "statistics: missing" in done.stderr
+    assert done.stderr.count("\n") == 1
