@@ -552,7 +552,8 @@ def _check_originals(experiment: Experiment, stored: dict[str, Any], store: str)
     source, table = experiment.parts[0], experiment.source
     before = source
     if "grammars" in table:
-        wanted, rest = divmod(stored["source"]["grammars"] * new, old)
+        grammars = stored["source"]["grammars"]
+        wanted, rest = (1, 0) if grammars == 1 else divmod(grammars * new, old)
         if table["grammars"] != wanted or rest:
             way_out = (
                 f"grammars = {wanted}" if not rest else "items in a multiple of those in the store, and grammars in proportion"
@@ -561,7 +562,7 @@ def _check_originals(experiment: Experiment, stored: dict[str, Any], store: str)
                 f"{store} cannot be extended to items = {new} with grammars = {table['grammars']}: the first {old} items would "
                 f"be of other grammars; expected {way_out}"
             )
-        before = build("source", {**table, "grammars": stored["source"]["grammars"]})
+        before = build("source", {**table, "grammars": grammars})
     some = np.unique(np.linspace(0, old - 1, 16).astype(int))  # a look at a few of them
     for item in some:
         blocks = [list(one.blocks(np.array([item]), experiment.seed, count)) for one, count in ((before, old), (source, new))]

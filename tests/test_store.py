@@ -1,0 +1,419 @@
+"""Stores: readings bound to their places, layouts that are checked, completeness, runs that grow, processes that end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import uturn as ut
+from uturn import files
+from uturn.cli import app
+from uturn.store import Store
+
+SPEC = {
+    "seed": 3,
+    "items": 10,
+    "trajectories": 2,
+    "chunk": 4,
+    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2},
+    "corruption": {"type": "masking", "noise": [0.0, 0.4, 1.0]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}],
+}
+
+
+def experiment(noise=None, grammars=None, **changes):
+    spec = {**SPEC, **changes}
+    if noise is not None:
+        spec["corruption"] = {**spec["corruption"], "noise": noise}
+    if grammars is not None:
+        spec["source"] = {**spec["source"], "grammars": grammars}
+    return ut.Experiment.from_dict(spec)
+
+
+def files_of(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture
+def store(tmp_path):
+    folder = tmp_path / "run"
+    ut.run(experiment(), folder)
+    return folder
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The tasks that are measured: (noise level, items)."""
+    found, measurements = [], ut.Experiment.measurements
+
+    def recorded(self, tasks, first=0):
+        def seen():
+            for task in tasks:
+                found.append((self.noise[task[1]], task[2].tolist()))
+                yield task
+
+        return measurements(self, seen(), first)
+
+    monkeypatch.setattr(ut.Experiment, "measurements", recorded)
+    return found
+
+
+# -- readings in their places -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [["unchanged", "belief"], ["unchanged"], ["unchanged", "belief", "tasks/records"]])
+@pytest.mark.parametrize(("taken", "put"), [("1/0", "2/0"), ("1/0", "1/1")])
+def test_a_valid_chunk_in_the_place_of_another_is_noticed(store, names, taken, put):
+    before = files_of(store)
+    for name in names:
+        chunks = store / name / "c"
+        rest = next((chunks / taken).rglob("*0")) if (chunks / taken).is_dir() else chunks / taken
+        ends = [path.relative_to(chunks / taken) for path in (chunks / taken).rglob("*") if path.is_file()]
+        shutil.copyfile(chunks / taken / ends[0], chunks / put / ends[0])
+        assert rest.exists()
+    states = [Store.open(store).state(task)[0] for task in Store.open(store).tasks()]
+    assert states.count("damaged") == 1
+    with pytest.warns(UserWarning, match="belongs elsewhere"):
+        ut.run(experiment(), store)
+    assert files_of(store) == before
+
+
+def test_a_flipped_bit_of_a_record_is_noticed(store):
+    before = files_of(store)
+    record = next(path for path in (store / "tasks" / "records" / "c").rglob("*") if path.is_file())
+    record.write_bytes(record.read_bytes()[:-1] + b"\0")
+    with pytest.warns(UserWarning, match="damaged"):
+        ut.run(experiment(), store)
+    assert files_of(store) == before
+
+
+def edited(folder, name, change):
+    """Change the metadata of an array, or of the store for ""."""
+    path = folder / name / "zarr.json"
+    text = json.loads(path.read_text())
+    change(text)
+    path.write_text(json.dumps(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("", lambda t: t["attributes"].pop("identity")),
+        ("", lambda t: t["attributes"].pop("spec")),
+        ("", lambda t: t["attributes"].update(identity="{")),
+        ("", lambda t: t["attributes"].update(models=3)),
+        ("", lambda t: t["attributes"].update(chunk=5)),
+        ("", lambda t: t["attributes"].update(chunk=0)),
+        ("", lambda t: t["attributes"].update(chunk=True)),
+        ("", lambda t: t["attributes"].update(variables=[])),
+        ("", lambda t: t["attributes"].update(variables=["unchanged", "grammar"])),
+        ("", lambda t: t["attributes"].update(variables=["../run/belief"])),
+        ("unchanged", lambda t: t.update(fill_value=0.5)),
+        ("unchanged", lambda t: t.update(shape=[3, 11, 2, 4])),
+        ("unchanged", lambda t: t["chunk_grid"]["configuration"].update(chunk_shape=[1, 5, 2, 4])),
+        ("unchanged", lambda t: t.update(data_type="int32", fill_value=0)),
+        ("tasks/records", lambda t: t.update(fill_value=2)),
+        ("tasks/records", lambda t: t.update(shape=[3, 2, 3])),
+        ("item", lambda t: t.update(shape=[9])),
+    ],
+)
+def test_layouts_that_do_not_agree_are_refused(store, name, change):
+    edited(store, name, change)
+    with pytest.raises(ValueError, match="is not a readable store") as error:
+        ut.run(experiment(), store)
+    assert "\n" not in str(error.value)
+    assert isinstance(CliRunner().invoke(app, ["status", str(store)]).exception, ValueError)
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://bucket/run", "file:///tmp/run", "a\0b", 5, 1.5])
+def test_places_that_are_no_folders(place):
+    with pytest.raises(ValueError, match="store = "):
+        ut.run(experiment(), place)
+    with pytest.raises(ValueError, match="store = "):
+        Store.open(place)
+
+
+# -- completeness -----------------------------------------------------------------------------------------------------
+
+
+def test_datasets_know_whether_they_are_complete(store, tmp_path):
+    assert ut.run(experiment()).attrs["complete"] is True
+    for ds in (ut.run(experiment(), store), xr.open_zarr(store), Store.open(store).dataset()):
+        assert ds.attrs["complete"] is True
+        assert ds.attrs["missing_tasks"] == 0
+    share = ut.run(experiment(), tmp_path / "shares", shard=(1, 2))
+    for ds in (share, xr.open_zarr(tmp_path / "shares"), Store.open(tmp_path / "shares").dataset()):
+        assert ds.attrs["complete"] is False
+        assert ds.attrs["missing_tasks"] == 4
+    assert ut.run(experiment(), tmp_path / "shares", shard=(2, 2)).attrs["complete"] is True
+    assert files_of(tmp_path / "shares") == files_of(store)
+    shutil.rmtree(store / "belief" / "c" / "1" / "1")
+    assert Store.open(store).dataset().attrs["missing_tasks"] == 1
+
+
+def test_interrupted_runs_record_what_is_missing(tmp_path, monkeypatch):
+    write, calls = Store.write, []
+
+    def interrupted(self, *args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write(self, *args)
+
+    monkeypatch.setattr(Store, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ut.run(experiment(), tmp_path / "run")
+    assert xr.open_zarr(tmp_path / "run").attrs["missing_tasks"] == 9 - 3
+
+
+def test_status(store):
+    shutil.rmtree(store / "belief" / "c" / "1" / "1")
+    shutil.copyfile(store / "belief" / "c" / "1" / "0" / "0", store / "belief" / "c" / "2" / "0" / "0")
+    before = files_of(store)
+    done = CliRunner().invoke(app, ["status", str(store)])
+    assert done.exit_code == 0
+    assert "7 of 9 tasks done, 1 missing, 1 damaged" in done.output
+    assert "damaged: noise 1, items 0 to 3" in done.output
+    assert '"multiplicity": 2' in done.output
+    assert files_of(store) == before
+
+
+# -- larger runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("larger", "new"),
+    [
+        # 10 items in blocks of 4: the third block is cut short, and is measured again with its new items.
+        (experiment(items=20, grammars=4), [(x, list(range(a, a + 4))) for x in (0.0, 0.4, 1.0) for a in (8, 12, 16)]),
+        (experiment(noise=[0.0, 0.2, 0.4, 0.7, 1.0]), [(x, b) for x in (0.2, 0.7) for b in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])]),
+        (experiment(noise=[1.0, 0.4, 0.0, 0.3]), [(0.3, b) for b in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])]),
+        # Beliefs are means over trajectories: all are measured again.
+        (experiment(trajectories=3), [(x, b) for x in (0.0, 0.4, 1.0) for b in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])]),
+        (experiment(items=20, grammars=4, noise=[0.0, 0.4, 0.5, 1.0], chunk=10), None),
+    ],
+)  # fmt: skip
+def test_an_extended_store_is_a_fresh_one(store, measured, tmp_path, larger, new):
+    extended = ut.run(larger, store)
+    found = sorted(measured)
+    fresh = ut.run(larger, tmp_path / "fresh")
+    assert files_of(store) == files_of(tmp_path / "fresh")
+    assert extended.identical(fresh)
+    if new is not None:
+        assert found == sorted(new)
+    else:  # other blocks: those of the first ten items at old levels are kept
+        assert found == sorted((x, list(range(a, a + 10))) for x in larger.noise for a in (0, 10) if a or x == 0.5)
+    assert [path.name for path in store.parent.iterdir() if path.suffix == ".partial"] == []
+
+
+def test_one_grammar_serves_any_number_of_items(tmp_path):
+    ut.run(experiment(grammars=1), tmp_path / "run")
+    ut.run(experiment(grammars=1, items=11), tmp_path / "run")
+    ut.run(experiment(grammars=1, items=11), tmp_path / "fresh")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
+
+
+def test_extension_is_told(store, caplog):
+    with caplog.at_level("INFO", logger="uturn"):
+        ut.run(experiment(items=20, grammars=4, noise=[0.0, 0.4, 0.55, 1.0]), store)
+    assert caplog.messages == [f"{store} is extended by items 10 -> 20, noise 0.55"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (experiment(items=20), "the first 10 items would be of other grammars; expected grammars = 4"),
+        (experiment(items=15, grammars=2), "expected grammars = 3"),
+        (experiment(items=13, grammars=2), "expected items in a multiple"),
+        (experiment(items=20, grammars=4, seed=4), r"spec\.seed is 3 in the store, 4 here"),
+        (experiment(items=8), r"spec\.items is 10 in the store, 8 here"),
+        (experiment(items=20, grammars=4, trajectories=1), r"spec\.items is 10 in the store, 20 here"),
+        (experiment(noise=[0.0, 0.4]), r"spec\.corruption\.noise"),
+        (experiment(noise=[0.0, 0.5, 1.0, 0.9]), r"spec\.corruption\.noise"),
+        (experiment(chunk=5), r"spec\.chunk"),
+    ],
+)
+def test_what_is_no_larger_run_is_refused(store, other, message):
+    before = files_of(store)
+    with pytest.raises(ValueError, match=message) as error:
+        ut.run(other, store)
+    assert "\n" not in str(error.value)
+    assert files_of(store) == before
+
+
+class Drifting(ut.sources.RHMSource):
+    """Originals that depend on the number of items."""
+
+    type: str = "drifting"
+
+    def blocks(self, items, seed, num_items):
+        return super().blocks(items, seed + num_items, num_items)
+
+
+def test_originals_that_change_with_the_number_of_items_are_noticed(tmp_path):
+    own = {**SPEC["source"], "type": f"{__name__}:Drifting", "grammars": 1}
+    ut.run(experiment(source=own), tmp_path / "run")
+    with pytest.raises(ValueError, match="gives item 0 another original than before"):
+        ut.run(experiment(source=own, items=12), tmp_path / "run")
+
+
+@pytest.mark.parametrize("when", ["layout", "first copy", "exchange", "after"])
+def test_killed_while_it_extends(store, tmp_path, monkeypatch, when):
+    larger, old = experiment(items=20, grammars=4), files_of(store)
+
+    class Killed(BaseException):
+        """SIGKILL: nothing is caught, nothing is tidied up."""
+
+    def killed(*_, **__):
+        raise Killed
+
+    import uturn.store as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+        if when == "layout":
+            patch.setattr(module, "_consolidate", killed)
+        elif when == "first copy":
+            patch.setattr(Store, "write", killed)
+        elif when == "exchange":
+            patch.setattr(module, "exchange_folders", killed)
+        else:
+            patch.setattr(module, "exchange_folders", lambda *paths: (files.exchange_folders(*paths), killed()))
+        with pytest.raises(Killed):
+            ut.run(larger, store)
+    if when == "after":
+        assert Store.open(store).attributes["spec_hash"] == larger.hash
+    else:
+        assert files_of(store) == old
+        assert ut.run(experiment(), store).attrs["complete"]
+    ut.run(larger, store)
+    ut.run(larger, tmp_path / "fresh")
+    assert files_of(store) == files_of(tmp_path / "fresh")
+
+
+def test_damage_does_not_spread_into_an_extended_store(store, tmp_path):
+    chunk = store / "unchanged" / "c" / "1" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-2] + b"\0\0")
+    with pytest.warns(UserWarning, match="damaged"):
+        ut.run(experiment(items=20, grammars=4), store)
+    ut.run(experiment(items=20, grammars=4), tmp_path / "fresh")
+    assert files_of(store) == files_of(tmp_path / "fresh")
+
+
+def test_a_writer_of_the_old_layout_stops(store):
+    old = Store.open(store)
+    task = next(old.tasks())
+    readings = old.read(task, 2)
+    ut.run(experiment(noise=[0.0, 0.2, 0.4, 1.0]), store)
+    with pytest.raises(ValueError, match="another process has extended the store"):
+        old.write(task, readings)
+
+
+def test_folders_change_places(tmp_path, monkeypatch):
+    for with_system_call in (True, False):
+        first, second = tmp_path / f"a{with_system_call}", tmp_path / f"b{with_system_call}"
+        for folder in (first, second):
+            folder.mkdir()
+            (folder / folder.name).touch()
+        if not with_system_call:
+            monkeypatch.setattr(files.ctypes, "CDLL", lambda *_: object())
+        files.exchange_folders(first, second)
+        assert (first / second.name).exists()
+        assert (second / first.name).exists()
+
+
+IMAGES = {
+    "items": 3,
+    "chunk": 2,
+    "source": {"type": "fashion_mnist"},
+    "corruption": {"type": "diffusion", "noise": [0.5, 1.0]},
+    "backward": {"type": "diffusion", "steps": 4},
+    "probes": [{"type": "network_layers", "reference": 20}, {"type": "images", "first": 2}],
+}
+
+
+def test_image_runs_grow(tmp_path, monkeypatch):
+    """Only the new trajectories are measured: no variable of a network is a mean over them."""
+    from uturn.backward.reverse_diffusion import ReverseDiffusion
+
+    counts, queue = [], ReverseDiffusion.u_turns
+
+    def counted(self, work):
+        def seen():
+            for one in work:
+                counts.append(one)
+                yield one
+
+        return queue(self, seen())
+
+    monkeypatch.setattr(ReverseDiffusion, "u_turns", counted)
+    small = ut.Experiment.from_dict(IMAGES)
+    larger = ut.Experiment.from_dict({**IMAGES, "items": 5, "trajectories": 3})
+    ut.run(small, tmp_path / "run")
+    assert len(counts) == 6
+    counts.clear()
+    # Two levels. Items 0 and 1: two more trajectories; items 2 and 3 share a block that was cut short; item 4 is new.
+    extended = ut.run(larger, tmp_path / "run").load()
+    assert len(counts) == 2 * (2 * 2 + 2 * 3 + 3)
+    fresh = ut.run(larger, tmp_path / "fresh").load()
+    for name in fresh.data_vars:
+        difference = np.abs(extended[name] - fresh[name])
+        assert float(difference.max()) < 2e-5, name
+        assert (extended[name].isnull() == fresh[name].isnull()).all()
+    assert Store.open(tmp_path / "run").dataset().attrs["complete"]
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+LONG = {**SPEC, "items": 4000, "chunk": 2, "grammars": 1, "source": {**SPEC["source"], "depth": 8, "grammars": 1}}
+
+
+def processes_of(group):
+    """Processes of a process group that are not yet gone."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(stat[2]) == group and stat[0] != "Z":
+            found.append(int(pid))
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at /proc")
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
+    spec = {key: value for key, value in LONG.items() if key != "grammars"}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    words = [sys.executable, "-m", "uturn.cli", "run", "spec.json", "--store", "run", "--workers", "2"]
+    run = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    records = tmp_path / "run" / "tasks" / "records" / "c"
+    deadline = time.monotonic() + 120
+    while not (records.exists() and any(records.rglob("*"))):  # workers are at work
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(processes_of(run.pid)) >= 3
+    run.send_signal(stop)
+    _, told = run.communicate(timeout=60)
+    deadline = time.monotonic() + 10
+    while processes_of(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(run.pid) == []
+    if stop == signal.SIGKILL:
+        assert run.returncode == -signal.SIGKILL
+    else:
+        assert run.returncode == 128 + stop
+        assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to go on"]
+        assert not Store.open(tmp_path / "run").dataset().attrs["complete"]
