@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.integrate import quad
 from scipy.special import log_softmax
 
 import uturn as ut
@@ -134,3 +135,32 @@ def test_bad_input_is_named(corruption, arguments, message):
 def test_fractions_end_at_one(corruption):
     with pytest.raises(ValueError, match=r"noise = 1\.5"):
         corruption.corrupt(LEAVES, 1.5, V)
+
+
+@pytest.mark.parametrize("t", [0.004, 0.02, 0.07, 0.2, 1.0, 5.0])
+def test_gaussian_axes_of_two_symbols(t):
+    """With two symbols, belief and information are functions of the difference of the logits, which is normal."""
+    r = 1 / np.expm1(2 * t)
+
+    def mean(f):
+        return quad(
+            lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.pi) * f(r + np.sqrt(2 * r) * x), -12, 12, epsabs=1e-13, limit=500
+        )[0]
+
+    lost, nats = mean(lambda d: np.exp(-np.logaddexp(0, d))), mean(lambda d: np.logaddexp(0, -d))
+    assert ut.Gaussian().effective_epsilon(t, 2) == pytest.approx(2 * lost, abs=1e-8)
+    assert ut.Gaussian().bits_per_leaf(t, 2) == pytest.approx(1 - nats / np.log(2), abs=1e-8)
+
+
+@pytest.mark.parametrize("v", [3, 32, 256])
+def test_gaussian_axes_belong_together(v):
+    """Information grows with abar/(1 - abar) at half the mean squared error (I-MMSE, Guo, Shamai and Verdu 2005).
+
+    Independently of the quadrature of the beliefs: E|x0 - E x0|^2 = 1 - E sum p^2 = 1 - E p(true), which effective epsilon has.
+    """
+    snr = np.linspace(2.0, 14.0, 2001)
+    t = 0.5 * np.log1p(1 / snr)
+    nats = ut.Gaussian().bits_per_leaf(t, v) * np.log(2)
+    error = ut.Gaussian().effective_epsilon(t, v) * (v - 1) / v
+    gained = np.trapezoid(error, snr) / 2
+    assert nats[-1] - nats[0] == pytest.approx(gained, abs=1e-6)
