@@ -1,5 +1,6 @@
 """What figures share: kept computations, whole or absent; measurement in the two ways a module can ask for it."""
 
+import json
 import shutil
 import types
 
@@ -8,7 +9,8 @@ import pytest
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.paper import Work, measure, write_dataset
+from uturn.paper import Work, load_results, measure, write_dataset
+from uturn.report import write_report
 
 SPEC = {
     "items": 2,
@@ -85,3 +87,50 @@ def test_modules_ask_for_experiments_or_measure(work):
     assert sorted(p.name for p in work.folder.iterdir()) == ["one-run.zarr"]
     own = types.SimpleNamespace(__name__="uturn.paper.own", measure=lambda w: {"scale": w.scale})
     assert measure(own, work) == {"scale": "smoke"}
+
+
+RESULT = {
+    "figure": "fig7",
+    "title": "A title",
+    "caption": "",
+    "scale": "smoke",
+    "verdicts": [{"quantity": "q", "measured": "1", "expected": "1", "passed": True, "rule": ""}],
+    "files": {"png": "fig7.png", "pdf": "fig7.pdf", "data": "fig7.zarr"},
+    "seconds": 1.0,
+    "notes": [],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {**RESULT["files"], "pdf": "javascript:alert(1)"}},
+        {"files": {**RESULT["files"], "data": "../../secret"}},
+        {"files": {**RESULT["files"], "png": "/etc/passwd"}},
+        {"files": {**RESULT["files"], "png": "http://elsewhere/x.png"}},
+        {"files": {**RESULT["files"], "png": 'x.png" onerror="alert(1)'}},
+        {"files": {"png": "fig7.png"}},
+        {"files": ["fig7.png"]},
+        {"figure": "fig8"},
+        {"title": 3},
+        {"seconds": "a minute"},
+        {"verdicts": [{"quantity": "q"}]},
+        {"verdicts": None},
+        {"unknown": 1} | {"title": None},
+    ],
+)
+def test_result_files_are_checked(tmp_path, change):
+    path = tmp_path / "fig7.json"
+    path.write_text(json.dumps(RESULT))
+    assert load_results(tmp_path)[0].passed
+    path.write_text(json.dumps(RESULT | change))
+    with pytest.raises(ValueError, match=r"is damaged .*run `uturn reproduce fig7` again") as error:
+        load_results(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_pages_escape_what_results_say(tmp_path):
+    (tmp_path / "fig7.json").write_text(json.dumps(RESULT | {"title": "<script>alert(1)</script>"}))
+    page = write_report(tmp_path).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
