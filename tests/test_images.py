@@ -191,6 +191,20 @@ def test_what_is_missing_is_said_in_words():
     )  # the last value is the floor
 
 
+def test_what_is_not_sure_is_said_in_words(known):
+    run = forged(num_items=40)
+    gap = 0.1 * np.random.default_rng(0).standard_normal((20, 40))
+    gap += np.where(NOISE < 0.6, 0.002, -0.002)[:, None] - gap.mean(1, keepdims=True)  # swaps, far below its errors of .016
+    run.similarity[..., -1] = run.similarity[..., 0] + gap[..., None]
+    found = analyse(run)
+    assert np.isfinite(found.inversion.sel(axis="noise")).all()
+    assert "no sure inversion" in found.remark.item()
+    run.similarity[..., -1] += np.where(NOISE < 0.6, 0.0, -0.1)[:, None, None]
+    assert "sure" not in remark(run)
+    assert "interval of t* reaches the largest measured noise, t/T = 0.55" in remark(forged(num_items=10, noise=NOISE[:11]))
+    assert "reaches" not in known.remark.item()
+
+
 @pytest.mark.parametrize("run", [forged(noise=[0.5]), forged(num_items=1), forged(noise=NOISE[:6]), forged(num_layers=1)])
 def test_what_is_missing_is_no_reason_not_to_draw(run, tmp_path):
     write_results(run, tmp_path)

@@ -1,5 +1,6 @@
 """Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
 
+import importlib
 import runpy
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from uturn.experiment import Experiment
+from uturn.paper import FIGURES
 from uturn.statistics import crossing, estimate, grammar_means, inversion, replicates, shift, transition
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coverage.py"))
 
 X = np.linspace(0, 1, 101)
@@ -163,3 +167,14 @@ def test_estimates_keep_level_dims_last():
     values = data().expand_dims(tree_level=2)  # a dim in front
     found = estimate(values, lambda curve: float(curve.shape == (2, 2)))
     assert found.value == 1
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_no_figure_has_fewer_than_six_independent_groups(scale):
+    """A verdict may rest on the interval of any run, and few groups make intervals that are too wide to decide anything."""
+    modules = [importlib.import_module(f"uturn.paper.{figure}") for figure in FIGURES]
+    runs = [run for module in modules if hasattr(module, "experiments") for run in module.experiments(scale).values()]
+    specs = [run.to_dict() for run in runs] + [Experiment.from_file(EXAMPLES / "epsilon.toml").to_dict()]
+    for spec in specs:
+        grammars = spec["source"].get("grammars", 1)
+        assert (grammars if grammars > 1 else spec["items"]) >= 6

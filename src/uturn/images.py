@@ -309,6 +309,7 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
         star = located(lambda c, fall=fall: fall(c).location, same)  # type: ignore[misc]
         width = located(lambda c, fall=fall: fall(c).width, same)  # type: ignore[misc]
         swap = located(lambda c: inversion(x, c[:, -1], c[:, 0]), similarity)
+        inverted = bool((similarity.interval(lambda c: c[:, -1] - c[:, 0])[2] < 0).any())  # at some noise, for sure
         half_lives = [
             located(lambda c, k=k: transition(x, c[:, k]).location, similarity)  # type: ignore[misc]
             for k in range(run.sizes[layers])
@@ -324,7 +325,7 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
             "width": width,
             "inversion": axes.at(swap),
             "half_life": _padded(np.stack([axes.at(t) for t in half_lives]), 0, deepest),
-            "remark": "; ".join(_remarks(run, x, same.mean, chance, star, swap, len(names))),
+            "remark": "; ".join(_remarks(run, x, same.mean, chance, star, swap, inverted, len(names))),
         }
         for name in AGREEMENTS:
             if f"{prefix}{name}" in run:
@@ -559,7 +560,14 @@ def _label_agreement(run: xr.Dataset, prefix: str) -> float:
 
 
 def _remarks(
-    run: xr.Dataset, x: np.ndarray, same: np.ndarray, chance: float, star: np.ndarray, swap: np.ndarray, num_layers: int
+    run: xr.Dataset,
+    x: np.ndarray,
+    same: np.ndarray,
+    chance: float,
+    star: np.ndarray,
+    swap: np.ndarray,
+    inverted: bool,
+    num_layers: int,
 ) -> Iterator[str]:
     """What is missing in an analysis, and why, in words."""
     axis = "t/T" if "step" in run.coords else "noise"
@@ -572,8 +580,12 @@ def _remarks(
             yield f"the class is not half lost up to {axis} = {x[-1]:.3g} (kept by {same[-1]:.0%}): no t*"
     elif star[0] < x[1]:
         yield f"t* lies below the smallest measured noise, {axis} = {x[1]:.3g}: measure smaller ones"
+    elif star[2] >= x[-1]:
+        yield f"the interval of t* reaches the largest measured noise, {axis} = {x[-1]:.3g}"
     if len(x) >= 3 and np.isnan(swap[0]):
         yield "the layers do not swap order" if num_layers > 1 else "a single layer: no inversion"
+    elif len(x) >= 3 and not inverted and run.sizes["item"] > 1:
+        yield "no sure inversion: all intervals of last minus first layer reach 0 or above"
     if len(x) >= 3 and "step" in run.coords and x[-1] < 1 - 1e-9:
         yield f"half-lives: half of the fall up to {axis} = {x[-1]:.3g}"
     if np.isnan(chance) and len(x) >= 3:
