@@ -63,6 +63,7 @@ IMAGES = {
 PAIRS = {  # of levels: the noise where the high level is lost, and the width of its logistic fall; the low level: 0.45, 0.15
     "an inversion": (0.45, 0.03),
     "an inversion that is not narrow": (0.45, 0.08),
+    "a small index, or none": (0.15, 0.04),
     "no transition": (0.15, 0.10),
     "no difference": (0.45, 0.15),
 }
