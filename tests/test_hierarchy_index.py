@@ -34,7 +34,7 @@ def readings(curve, items=2, noise=None, seed=None, grammar=None) -> xr.DataArra
 
 
 def index(high, low, **options):
-    return hierarchy_index(readings(high), readings(low), (0.0, 0.0), num=20, **options)
+    return hierarchy_index(readings(high), readings(low), (0.0, 0.0), **options)
 
 
 def logistic(low, centre=0.55, width=0.06):
@@ -74,13 +74,13 @@ def test_the_order_matters():
 def test_the_unit_of_noise_does_not_matter():
     low = (1 - FINE)[::10]
     high = logistic(low)
-    plain = hierarchy_index(readings(high), readings(low), num=20)
+    plain = hierarchy_index(readings(high, items=4), readings(low, items=4))
     for noise in (np.arange(len(low)) ** 3.0, np.r_[np.geomspace(1e-3, 5, len(low) - 1), np.inf]):
-        assert hierarchy_index(readings(high, noise=noise), readings(low, noise=noise), num=20) == plain
+        assert hierarchy_index(readings(high, items=4, noise=noise), readings(low, items=4, noise=noise)) == plain
     # Nor do more levels in between, on the straight pieces; only the place of the inversion is a level of the grid.
     middle = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), low)
     doubled = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), high)
-    assert hierarchy_index(readings(doubled), readings(middle), num=20).value == pytest.approx(plain.value, rel=0.005)
+    assert hierarchy_index(readings(doubled), readings(middle)).value == pytest.approx(plain.value, rel=0.005)
 
 
 def test_floors_are_taken_out():
@@ -88,9 +88,9 @@ def test_floors_are_taken_out():
     high = logistic(low)
     expected = index(high, low).value
     raised = readings(0.1 + 0.9 * high), readings(0.4 + 0.6 * low)
-    assert hierarchy_index(*raised, floors=(0.1, 0.4), num=20).value == pytest.approx(expected, rel=1e-9)
-    assert hierarchy_index(*raised, num=20).value == pytest.approx(expected, rel=1e-9)  # those of the last level
-    assert abs(hierarchy_index(*raised, floors=(0.0, 0.0), num=20).value - expected) > 0.05 * expected
+    assert hierarchy_index(*raised, floors=(0.1, 0.4)).value == pytest.approx(expected, rel=1e-9)
+    assert hierarchy_index(*raised).value == pytest.approx(expected, rel=1e-9)  # those of the last level
+    assert abs(hierarchy_index(*raised, floors=(0.0, 0.0)).value - expected) > 0.05 * expected
     np.testing.assert_allclose(rescaled([1, 0.55, 0.1]), [1, 0.5, 0])
 
 
@@ -98,7 +98,7 @@ def test_a_low_level_may_be_a_known_curve():
     low = 1 - FINE
     known = xr.DataArray(low, dims="noise", coords={"noise": np.arange(len(low))})
     high = readings(logistic(low), items=6)
-    assert hierarchy_index(high, known, num=20) == hierarchy_index(high, readings(low, items=6), num=20)
+    assert hierarchy_index(high, known) == hierarchy_index(high, readings(low, items=6))
 
 
 @lru_cache
@@ -135,10 +135,10 @@ NULLS = {"diagonal": lambda low: low, "mixture": lambda low: low**0.3, "no trans
 def test_fluctuations_make_no_inversion(name):
     low = np.linspace(1, 0, 26)[1:]
     found = [
-        hierarchy_index(readings(NULLS[name](low), 100, seed=2 * k), readings(low, 100, seed=2 * k + 1), (0, 0), num=100, seed=k)
+        hierarchy_index(readings(NULLS[name](low), 100, seed=2 * k), readings(low, 100, seed=2 * k + 1), (0, 0))
         for k in range(40)
     ]
-    # The interval has 2.5 % below it: more than 5 of 40 intervals without 0 would come up by chance once in 2000.
+    # The interval has at most 2.5 % below it: more than 5 of 40 intervals without 0 would come up by chance once in 2000.
     assert sum(estimate.low > 0 for estimate in found) <= 5
     assert np.median([estimate.value for estimate in found]) < 0.01
     assert np.quantile([estimate.value for estimate in found], 0.9) < 0.08
@@ -165,10 +165,7 @@ def test_intervals_cover_the_truth():
     high = logistic(low)
     truth = index(high, low).value
     assert 0.4 < truth < 0.9
-    found = [
-        hierarchy_index(readings(high, 200, seed=2 * k), readings(low, 200, seed=2 * k + 1), (0, 0), num=150, seed=k)
-        for k in range(60)
-    ]
+    found = [hierarchy_index(readings(high, 200, seed=2 * k), readings(low, 200, seed=2 * k + 1), (0, 0)) for k in range(60)]
     covered = sum(estimate.low <= truth <= estimate.high for estimate in found)
     # 95 % intended; 49 of 60 or fewer would come up by chance once in 10,000.
     assert covered >= 50
@@ -182,13 +179,13 @@ def test_pairs_of_items_stay_within_grammars():
     high, lows = readings(logistic(low), 7, grammar=grammar), readings(low, 7, grammar=grammar)
     broken = high.copy()
     broken[:, 2] = 0.5
-    assert hierarchy_index(broken, lows, num=30) == hierarchy_index(high, lows, num=30)
+    assert hierarchy_index(broken, lows) == hierarchy_index(high, lows)
 
 
 def test_a_class_that_is_not_lost_has_no_index():
     low = 1 - FINE
     assert np.isnan(index(0.4 + 0.6 * low, low).value)
-    assert np.isnan(hierarchy_index(readings(np.ones_like(low)), readings(low), num=20).value)
+    assert np.isnan(hierarchy_index(readings(np.ones_like(low)), readings(low)).value)
 
 
 def test_bad_readings():
@@ -216,8 +213,6 @@ def test_bad_readings():
     for floors in ((0.0,), (0.0, 1.0), (np.nan, 0.0), ("a", "b"), 0.5):
         with pytest.raises(ValueError, match="floors"):
             hierarchy_index(low, low, floors)
-    with pytest.raises(ValueError, match="num = 0"):
-        hierarchy_index(low, low, num=0)
     for confidence in (0.0, 95, "high"):
         with pytest.raises(ValueError, match="confidence"):
             hierarchy_index(low, low, confidence=confidence)

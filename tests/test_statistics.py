@@ -1,10 +1,20 @@
-"""Estimators on curves whose answers are known."""
+"""Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
+
+import importlib
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
-from uturn.statistics import crossing, estimate, grammar_means, inversion, resampled_curves, shift, transition
+from uturn.experiment import Experiment
+from uturn.paper import FIGURES
+from uturn.statistics import crossing, estimate, grammar_means, inversion, replicates, shift, transition
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coverage.py"))
 
 X = np.linspace(0, 1, 101)
 
@@ -46,36 +56,125 @@ def data(items=40, trajectories=3, grammars=4, seed=0):
     return xr.DataArray(values, dims=("noise", "item", "trajectory"), coords={"noise": [0.1, 0.2], "grammar": ("item", grammar)})
 
 
-def test_bootstrap_is_unbiased_and_sees_the_grammars():
+def plain(curve):
+    return float(curve[0])
+
+
+@pytest.mark.parametrize("grammars", [2, 5, 8, 40])
+def test_interval_of_a_mean_is_that_of_student_over_grammars(grammars):
+    values = data(grammars=grammars)
+    means = grammar_means(values).isel(noise=0)
+    expected = stats.t.interval(0.9, grammars - 1, means.mean(), stats.sem(means))
+    found = estimate(values, plain, confidence=0.9)
+    assert found.value == pytest.approx(float(values[0].mean()))
+    np.testing.assert_allclose(found[1:], expected)
+    # Negative control: items alone are overconfident where grammars differ.
+    blind = estimate(values.drop_vars("grammar"), plain, confidence=0.9)
+    assert grammars == 40 or blind.high - blind.low < 0.8 * (found.high - found.low)
+
+
+def test_trajectories_are_not_counted_as_a_level_of_their_own():
+    values = data(trajectories=16).drop_vars("grammar")
+    of_items = stats.t.interval(0.95, 39, values[0].mean(), stats.sem(values[0].mean("trajectory")))
+    np.testing.assert_allclose(estimate(values, plain)[1:], of_items)
+    np.testing.assert_allclose(estimate(values.mean("trajectory"), plain)[1:], of_items)
+
+
+def test_groups_of_unequal_size():
+    values = data(items=30).assign_coords(grammar=("item", np.repeat([7, 1, 3, 4], [3, 5, 12, 10])))
+    without = np.array([values[0].where(values.grammar != g).mean() for g in (1, 3, 4, 7)])
+    jackknife = np.sqrt(3 / 4 * ((without - float(values[0].mean())) ** 2).sum())
+    assert replicates(values).error(plain) == pytest.approx(jackknife)
+    shuffled = values.isel(item=np.random.default_rng(0).permutation(30))
+    np.testing.assert_allclose(estimate(shuffled, plain), estimate(values, plain))
+
+
+def test_many_items_make_64_groups():
+    values = data(items=6400, trajectories=1, grammars=1)
+    found = replicates(values)
+    assert found.groups == 64
+    assert found.deviations.shape == (64, 2)
+    assert found.error(plain) == pytest.approx(stats.sem(values[0].squeeze().values), rel=0.25)  # 64 numbers: 9 %, 1 s.d.
+    assert replicates(data(items=130, grammars=130)).groups == 64
+
+
+def test_missing_readings_are_left_out():
+    values = data(grammars=1)
+    broken = values.copy()
+    broken[0, 3] = np.nan
+    np.testing.assert_allclose(
+        estimate(broken, plain), estimate(values.isel(item=[i for i in range(40) if i != 3]), plain), rtol=0.02
+    )
+    assert replicates(broken).mean[0] == pytest.approx(float(broken[0].mean()))
+
+
+def test_an_interval_where_the_statistic_does_not_exist_in_most_replicates():
     values = data()
-    draws = resampled_curves(values, num=2000)
-    assert draws.shape == (2000, 2)
-    assert np.allclose(draws.mean(0), values.mean(("item", "trajectory")), atol=0.02)
-    between = grammar_means(values).isel(noise=0).std("grammar").item() / np.sqrt(4)
-    assert draws[:, 0].std() == pytest.approx(between, rel=0.2)
-    blind = resampled_curves(values.drop_vars("grammar"), num=2000)  # negative control: items alone are overconfident
-    assert blind[:, 0].std() < 0.6 * between
+    middle, whole = float(values[0].mean()), estimate(values, plain)
+    for exists in (
+        lambda c: c[0] <= middle + 1e-12,  # on one side
+        lambda c: abs(c[0] - middle) < 1e-3,  # in small steps
+    ):
+        found = estimate(values, lambda c, exists=exists: float(c[0]) if exists(c) else float("nan"))
+        np.testing.assert_allclose(found, whole)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    # 200 data sets of 30 independent items: coverage of a nominal 95 % interval; three standard errors below is .90.
+def test_no_interval_without_a_value_or_with_one_group():
+    one = data(items=1, grammars=1)
+    assert np.isfinite(estimate(one, plain).value)
+    assert np.isnan(estimate(one, plain)[1:]).all()
+    assert np.isnan(estimate(data(), lambda c: float("nan"))).all()
+    assert np.isnan(estimate(data(), lambda c: float("inf"))[1:]).all()
+    same = data() * 0 + 1
+    assert estimate(same, plain) == (1, 1, 1)
+
+
+def test_statistics_of_several_numbers():
+    values = data()
+    both = replicates(values).interval(lambda c: np.array([c[0], c[1] if c[1] > values[1].mean() else np.nan, np.nan]))
+    assert both.shape == (3, 3)
+    np.testing.assert_allclose(both[:, 0], estimate(values, plain))
+    assert np.isnan(both[:, 1:]).all()  # no value, so no interval
+    for confidence in (0.0, 95, "high", True):
+        with pytest.raises(ValueError, match="confidence"):
+            estimate(values, plain, confidence)
+
+
+RUNS = 200
+FEWEST = stats.binom.ppf(2e-4, RUNS, 0.92)  # of intervals that hold the truth: one false alarm in 5,000 designs
+
+
+def covered(design, runs=RUNS, grammars=True):
+    """How many intervals hold the known place where a curve of coin tosses falls."""
     hits = 0
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        values = xr.DataArray(rng.standard_normal((1, 30)), dims=("noise", "item"))
-        found = estimate(values, lambda c: float(c[0]), num=200)
-        hits += found.low <= 0 <= found.high
-    assert 0.87 < hits / 200 < 0.99
+    for seed in range(runs):
+        readings, statistic, truth = SIMULATED["curve_readings"](design, 10_000 + seed)
+        found = estimate(readings if grammars else readings.drop_vars("grammar"), statistic)
+        hits += found.low <= truth <= found.high
+    return hits
 
 
-def test_no_interval_where_the_statistic_often_does_not_exist():
-    values = data()
-    found = estimate(values, lambda c: float(c[0]) if c[0] > values[0].mean() else float("nan"), num=100)
-    assert np.isnan(found.low)
-    assert np.isnan(found.high)
+@pytest.mark.parametrize("name", ["1 grammar, 1 trajectory", "2 grammars", "4 grammars", "16 trajectories"])
+def test_intervals_hold_the_truth(name):
+    assert covered(SIMULATED["DESIGNS"][name]) >= FEWEST
+
+
+def test_intervals_that_ignore_grammars_do_not():
+    assert covered(SIMULATED["DESIGNS"]["6 grammars that differ much"], grammars=False) < FEWEST
 
 
 def test_estimates_keep_level_dims_last():
     values = data().expand_dims(tree_level=2)  # a dim in front
-    found = estimate(values, lambda curve: float(curve.shape == (2, 2)), num=5)
+    found = estimate(values, lambda curve: float(curve.shape == (2, 2)))
     assert found.value == 1
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_no_figure_has_fewer_than_six_independent_groups(scale):
+    """A verdict may rest on the interval of any run, and few groups make intervals that are too wide to decide anything."""
+    modules = [importlib.import_module(f"uturn.paper.{figure}") for figure in FIGURES]
+    runs = [run for module in modules if hasattr(module, "experiments") for run in module.experiments(scale).values()]
+    specs = [run.to_dict() for run in runs] + [Experiment.from_file(EXAMPLES / "epsilon.toml").to_dict()]
+    for spec in specs:
+        grammars = spec["source"].get("grammars", 1)
+        assert (grammars if grammars > 1 else spec["items"]) >= 6

@@ -113,6 +113,15 @@ def test_susceptibility_peaks_at_the_threshold_and_is_stable_at_small_noise():
     assert small[2] == pytest.approx(small[1] * 1e4, rel=1e-3)  # linear in ε, no cancellation
 
 
+@pytest.mark.parametrize(
+    ("sizes", "depth", "expected"),
+    [((16, 4, 2), 5, 0.763), ((16, 4, 2), 7, 0.784), ((16, 4, 2), 10, 0.795), ((16, 4, 2), 40, 0.800), ((8, 2, 2), 40, 0.907)],
+)
+def test_susceptibility_peaks_where_the_docstring_says(sizes, depth, expected):
+    grid = np.linspace(0.7, 0.99, 2901)
+    assert grid[MeanField(*sizes).susceptibility(grid, depth).argmax()] == pytest.approx(expected, abs=6e-4)
+
+
 @pytest.mark.parametrize(("v", "m", "s", "n"), [(8, 3, 2, None), (4, 2, 3, None), (6, 2, 2, 3)])
 def test_pair_correlations_against_the_joint_law(v, m, s, n):
     """The formula without cancellation equals the product of 2x2 matrices of theory section 7, multiplied out."""

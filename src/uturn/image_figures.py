@@ -41,7 +41,7 @@ def draw_layers(data: xr.Dataset) -> Any:
             else:
                 axis.tick_params(labelleft=False)
         _draw_class(axes[panels - 1], data, names)
-        words = _caption(data, "bands and brackets: 95 % bootstrap intervals", int(14 * width))
+        words = _caption(data, "bands and brackets: 95 % intervals", int(14 * width))
         figure.text(0.005, -0.01, words, color=MUTED, fontsize=9, va="top")
     return figure
 

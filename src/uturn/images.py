@@ -22,14 +22,14 @@ import numpy as np
 
 from uturn.checks import checked_integer
 from uturn.files import whole_file
-from uturn.statistics import inversion, percentile_interval, resampled_curves, transition
+from uturn.statistics import Replicates, inversion, replicates, transition
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from uturn.experiment import Experiment
 
-ESTIMATE = ("value", "low", "high")  # of the dim `estimate`: a number and the ends of its 95 % bootstrap interval
+ESTIMATE = ("value", "low", "high")  # of the dim `estimate`: a number and the ends of its 95 % interval
 RESULTS = ("analysis.zarr", "transition.json", "layers.png", "layers.pdf", "grid.png", "grid.pdf")
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 AGREEMENTS = ("same_class", "same_class_top5", "label_top1", "label_top5")
@@ -209,7 +209,7 @@ def missing_tasks(run: xr.Dataset) -> int:
     return int(run.attrs.get("missing_tasks", 0))
 
 
-def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
+def analyse(run: xr.Dataset) -> xr.Dataset:
     """Where, and how sharply, classifiers see the class of images lost, and how their layers go: from any finished run.
 
     Let c(x) be a mean over items and trajectories at noise x (t/T for images), c(0) = 1 added, straight lines between levels.
@@ -224,8 +224,6 @@ def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
     Parameters
     ----------
     run : Dataset of `uturn.run`, with one or more probes `network_layers`
-    resamples, seed
-        Of the bootstrap over items, then trajectories.
 
     Returns
     -------
@@ -233,9 +231,10 @@ def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
         similarity (classifier, noise, network_layer, estimate); same_class and other agreements (classifier, noise, estimate);
         chance (classifier); transition, inversion (classifier, axis, estimate); width (classifier, estimate); half_life
         (classifier, network_layer, axis, estimate). `classifier`: names of the probes, or the classifier itself if its probe has
-        none. `estimate`: value, low and high end of its 95 % interval; NaN where it does not exist, `remark` says why. `axis`:
-        noise, and by interpolation the run's other axes. `layer` names the layers, "" beyond the last one of a classifier. If
-        images were kept: `original`, `image` of the first items, for the grid.
+        none. `estimate`: value, low and high end of its 95 % interval over items (`uturn.statistics.Replicates`), cut off at the
+        least and largest possible value; NaN where the number does not exist, `remark` says why. `axis`: noise, and by
+        interpolation the run's other axes. `layer` names the layers, "" beyond the last one of a classifier. If images were kept:
+        `original`, `image` of the first items, for the grid.
 
     Raises
     ------
@@ -257,66 +256,60 @@ def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
     x = np.r_[0.0, run.noise.values] if identity else run.noise.values.astype(float)
     axes = _Axes(run, x)
     deepest = max(run.sizes[layers] for _, layers, _ in probes)
-    one_level, certain = len(x) < 3, run.sizes["item"] > 1
+    one_level = len(x) < 3
 
-    def curves(name: str, first: float) -> tuple[np.ndarray, np.ndarray]:
-        """Mean curve (noise, ..) of a variable and its resamples (resamples, noise, ..), from `first` at no noise on."""
+    def curves(name: str, first: float) -> Replicates:
+        """Mean curve (noise, ..) of a variable and its replicates, from `first` at no noise on."""
         values = run[name]
         if "label_top" in name:  # without those that have no label
             values = values.isel(item=values.notnull().all([dim for dim in values.dims if dim != "item"]).values)
         if not values.sizes["item"]:
-            return np.full(len(x), np.nan), np.full((resamples, len(x)), np.nan)
-        mean = values.mean([d for d in ("item", "trajectory") if d in values.dims], dtype=float).transpose("noise", ...).values
-        draws = resampled_curves(values, resamples, seed)
-        if identity:
-            mean = np.concatenate([np.full_like(mean[:1], first), mean])
-            draws = np.concatenate([np.full_like(draws[:, :1], first), draws], axis=1)
-        return mean, draws
+            return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0)
+        found = replicates(values)
+        if not identity:
+            return found
+        mean, deviations = found.mean, found.deviations
+        mean = np.concatenate([np.full_like(mean[:1], first), mean])
+        return Replicates(mean, np.concatenate([np.zeros_like(deviations[:, :1]), deviations], axis=1), found.groups)
 
-    def band(mean: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """A curve and the ends of its intervals, on a last axis."""
-        ends = np.quantile(draws, [0.025, 0.975], axis=0) if certain else np.full((2, *mean.shape), np.nan)
-        return np.stack([mean, *ends], axis=-1)
+    def band(curve: Replicates, least: float) -> np.ndarray:
+        """A curve and the ends of its intervals, on a last axis; readings are between `least` and 1."""
+        return np.clip(np.moveaxis(curve.interval(lambda mean: mean), 0, -1), least, 1)
 
-    def located(statistic: Callable[[np.ndarray], float], mean: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """A statistic of a curve and the ends of its interval."""
-        value = float("nan") if one_level else statistic(mean)
-        if not (np.isfinite(value) and certain):
-            return np.array([value, np.nan, np.nan])
-        return np.array([value, *percentile_interval([statistic(curve) for curve in draws])])
+    def located(statistic: Callable[[np.ndarray], float], curve: Replicates) -> np.ndarray:
+        """A noise level found on a curve and the ends of its interval, between 0 and the largest noise."""
+        return np.full(3, np.nan) if one_level else np.clip(curve.interval(statistic), 0, x[-1])
 
     measured: dict[str, list[Any]] = {}
     for prefix, layers, about in probes:
-        similarity, similarity_draws = curves(f"{prefix}similarity", 1.0)
-        same, same_draws = curves(f"{prefix}same_class", 1.0)
+        similarity, same = curves(f"{prefix}similarity", 1.0), curves(f"{prefix}same_class", 1.0)
         chance = _chance(run, prefix)
         fall = partial(transition, x, top=1.0, bottom=None if np.isnan(chance) else chance)
-        star = located(lambda c, fall=fall: fall(c).location, same, same_draws)  # type: ignore[misc]
-        width = located(lambda c, fall=fall: fall(c).width, same, same_draws)  # type: ignore[misc]
-        pair, pair_draws = similarity[:, [0, -1]], similarity_draws[..., [0, -1]]
-        swap = located(lambda c: inversion(x, c[:, 1], c[:, 0]), pair, pair_draws)
+        star = located(lambda c, fall=fall: fall(c).location, same)  # type: ignore[misc]
+        width = located(lambda c, fall=fall: fall(c).width, same)  # type: ignore[misc]
+        swap = located(lambda c: inversion(x, c[:, -1], c[:, 0]), similarity)
+        inverted = bool((similarity.interval(lambda c: c[:, -1] - c[:, 0])[2] < 0).any())  # at some noise, for sure
         half_lives = [
-            located(lambda c: transition(x, c).location, similarity[:, k], similarity_draws[..., k])
-            for k in range(similarity.shape[1])
+            located(lambda c, k=k: transition(x, c[:, k]).location, similarity)  # type: ignore[misc]
+            for k in range(run.sizes[layers])
         ]
         names = [str(layer) for layer in run[layers].values]
         entry = {
             "classifier": prefix.removesuffix("_") or about["classifier"],
             "model": about["classifier"],
             "layer": np.array(names + [""] * (deepest - len(names)), dtype=object),
-            "similarity": _padded(band(similarity, similarity_draws), 1, deepest),
+            "similarity": _padded(band(similarity, -1), 1, deepest),
             "chance": chance,
             "transition": axes.at(star),
             "width": width,
             "inversion": axes.at(swap),
             "half_life": _padded(np.stack([axes.at(t) for t in half_lives]), 0, deepest),
-            "remark": "; ".join(_remarks(run, x, same, chance, star, swap, len(names))),
+            "remark": "; ".join(_remarks(run, x, same.mean, chance, star, swap, inverted, len(names))),
         }
         for name in AGREEMENTS:
             if f"{prefix}{name}" in run:
                 first = 1.0 if name.startswith("same") else _label_agreement(run, prefix) if name == "label_top1" else np.nan
-                agreement = (same, same_draws) if name == "same_class" else curves(f"{prefix}{name}", first)
-                entry[name] = band(*agreement)
+                entry[name] = band(same if name == "same_class" else curves(f"{prefix}{name}", first), 0)
             else:
                 entry[name] = np.full((len(x), 3), np.nan)
         for key, value in entry.items():
@@ -346,9 +339,7 @@ def analyse(run: xr.Dataset, resamples: int = 400, seed: int = 0) -> xr.Dataset:
         attrs={key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs},
     )
     data = data.drop_vars([name for name in AGREEMENTS if np.isnan(data[name]).all()])
-    data.attrs.update(
-        description=describe(run), resamples=resamples, items=run.sizes["item"], trajectories=run.sizes.get("trajectory", 1)
-    )
+    data.attrs.update(description=describe(run), items=run.sizes["item"], trajectories=run.sizes.get("trajectory", 1))
     return data.merge(_pictures(run, probes[0][0]), combine_attrs="override")
 
 
@@ -397,7 +388,7 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
         "items": analysis.attrs["items"],
         "trajectories": analysis.attrs["trajectories"],
         "noise": [float(x) for x in analysis.noise.values],
-        "intervals": f"95 %, bootstrap over originals, then U-turns ({analysis.attrs['resamples']} resamples)",
+        "intervals": "95 %, Student's t, from the differences between originals, each with all its U-turns",
         "classifiers": found,
     }
 
@@ -561,7 +552,14 @@ def _label_agreement(run: xr.Dataset, prefix: str) -> float:
 
 
 def _remarks(
-    run: xr.Dataset, x: np.ndarray, same: np.ndarray, chance: float, star: np.ndarray, swap: np.ndarray, num_layers: int
+    run: xr.Dataset,
+    x: np.ndarray,
+    same: np.ndarray,
+    chance: float,
+    star: np.ndarray,
+    swap: np.ndarray,
+    inverted: bool,
+    num_layers: int,
 ) -> Iterator[str]:
     """What is missing in an analysis, and why, in words."""
     axis = "t/T" if "step" in run.coords else "noise"
@@ -574,12 +572,12 @@ def _remarks(
             yield f"the class is not half lost up to {axis} = {x[-1]:.3g} (kept by {same[-1]:.0%}): no t*"
     elif star[0] < x[1]:
         yield f"t* lies below the smallest measured noise, {axis} = {x[1]:.3g}: measure smaller ones"
-    elif np.isnan(star[1]) and run.sizes["item"] > 1:
-        yield "t* is outside the measured noise in too many resamples: no interval"
+    elif star[2] >= x[-1]:
+        yield f"the interval of t* reaches the largest measured noise, {axis} = {x[-1]:.3g}"
     if len(x) >= 3 and np.isnan(swap[0]):
         yield "the layers do not swap order" if num_layers > 1 else "a single layer: no inversion"
-    elif len(x) >= 3 and np.isnan(swap[1]) and run.sizes["item"] > 1:
-        yield "the layers do not swap order in too many resamples: no interval, no sure inversion"
+    elif len(x) >= 3 and not inverted and run.sizes["item"] > 1:
+        yield "no sure inversion: all intervals of last minus first layer reach 0 or above"
     if len(x) >= 3 and "step" in run.coords and x[-1] < 1 - 1e-9:
         yield f"half-lives: half of the fall up to {axis} = {x[-1]:.3g}"
     if np.isnan(chance) and len(x) >= 3:

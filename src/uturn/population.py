@@ -29,6 +29,7 @@ from numba import njit, prange
 
 from uturn.checks import checked_integer, checked_noise
 from uturn.corruption import Corruption
+from uturn.progress import progress_bar
 from uturn.random import checked_seed, fold, keys, philox, uniforms
 from uturn.rhm import RandomHierarchyModel
 from uturn.theory import MeanField
@@ -171,8 +172,12 @@ def threshold(
     replicates: int = 8,
     tolerance: float = 5e-4,
     grammars: Sequence[RandomHierarchyModel | int] | None = None,
+    progress: bool = False,
 ) -> ThresholdEstimate:
     """Noise beyond which the class of a deep tree is lost, for any channel.
+
+    A replicate takes some 5 s of one core at (v, m, s) = (32, 8, 2) with the default pool and tolerance, so that the default call
+    takes half a minute; threads share the work.
 
     The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost); a noise level counts as recovered if
     it is above (1 + 1/v)/2 after K levels. The search runs along the effective ε (Eq. 63 of arXiv:2402.16991), the axis that all
@@ -198,6 +203,8 @@ def threshold(
         Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional
         For "one grammar": the grammars themselves, one a replicate. Models need a depth of 300 at least; seeds are simpler.
+    progress : bool
+        Show a bar on stderr, one step a replicate.
 
     Returns
     -------
@@ -230,7 +237,11 @@ def threshold(
             raise ValueError(f"grammars = {grammars!r}: expected a sequence of at least one grammar or seed")
     setting.check_memory(_LANES, _MOST_LEVELS)
     models = [setting.grammar(g, seed, r, _MOST_LEVELS) if ensemble == "one grammar" else None for r, g in enumerate(given)]
-    shares = [setting.search(seed, r, model, tolerance) for r, model in enumerate(models)]
+    shares = []
+    with progress_bar(progress, f"thresholds, {ensemble}", len(models), 0) as advance:
+        for r, model in enumerate(models):
+            shares.append(setting.search(seed, r, model, tolerance))
+            advance()
     return setting.estimate(np.array(shares))
 
 

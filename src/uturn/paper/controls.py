@@ -12,14 +12,14 @@ from uturn.experiment import Experiment
 from uturn.fashion_mnist import COARSE_CLASS
 from uturn.paper import Scale, Verdict, Work, fig2, fig5, fig7
 from uturn.paper.style import ACCENT, CLASS, MUTED, style
-from uturn.statistics import Estimate, hierarchy_index, nonincreasing, resampled_curves, rescaled
+from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.theory import MeanField
 
 TITLE = "The signature of a hierarchy, and its controls"
 CAPTION = (
     "U-turns with the exact posterior, in Gaussian diffusion unless said otherwise. Top: what is kept of the class and of the "
     "low level (leaves; all components of a mixture; finest octave of a field), rescaled to 1 without noise and 0 for "
-    "independent data, against diffusion time; shading: 95 % bootstrap intervals; dashed: a low-level feature denoised on its "
+    "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its "
     "own, without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
     "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
     "against the isolated (circles) and the reconstructed low level (diamonds). Grammars: (v, m, s), as many classes as symbols. "
@@ -150,7 +150,7 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
     curves = MeanField(*sizes).curves(noise, source["depth"]).marginals
     high, low = (xr.DataArray(curves[:, [k, k]], dims=("noise", "item"), coords={"noise": noise}) for k in (-1, 0))
     isolated = xr.DataArray(1 - noise, dims="noise", coords={"noise": noise})
-    return {name: hierarchy_index(high, c, num=1).value for name, c in zip(COMPARISONS, (isolated, low), strict=True)}
+    return {name: hierarchy_index(high, c).value for name, c in zip(COMPARISONS, (isolated, low), strict=True)}
 
 
 def image_levels(run: xr.Dataset) -> Levels:
@@ -262,12 +262,10 @@ def _plain(words: str) -> str:
 
 
 def _curves(found: Levels) -> xr.DataArray:
-    """Rescaled curves and their bootstrap intervals: dims noise, level, bound."""
+    """Rescaled curves and their intervals: dims noise, level, bound."""
     pieces = []
     for values, floor in zip((found.high, found.low), found.floors or (None, None), strict=True):
-        mean = values.mean([d for d in ("item", "trajectory") if d in values.dims], dtype=float).values
-        draws = np.array([rescaled(draw, floor) for draw in resampled_curves(values)])
-        pieces.append(np.stack([rescaled(mean, floor), *np.quantile(draws, [0.025, 0.975], axis=0)], axis=-1))
+        pieces.append(replicates(values).interval(lambda c, floor=floor: rescaled(c, floor)).T)  # type: ignore[misc]
     assert found.isolated is not None  # only images have none, and no panel
     pieces.append(np.repeat(rescaled(found.isolated)[:, None], 3, axis=1))
     return xr.DataArray(

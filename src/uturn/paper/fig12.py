@@ -38,12 +38,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = data.assign_attrs(critical_noise=critical, **PARAMETERS)
     error = float(abs(up.isel(tree_level=0) - (1 - run.noise + run.noise / v)).max())
     meeting = estimate(
-        up.sel(noise=slice(0.4, 0.9)), lambda c: inversion(noise[(noise >= 0.4) & (noise <= 0.9)], c[:, L], c[:, 0]), num=200
+        up.sel(noise=slice(0.4, 0.9)), lambda c: inversion(noise[(noise >= 0.4) & (noise <= 0.9)], c[:, L], c[:, 0])
     )
     some = (1, L // 2, L)
-    widths = [
-        estimate(up.isel(tree_level=level), lambda curve: transition(noise, curve, 1.0, 1 / v).width, num=200) for level in some
-    ]
+    widths = [estimate(up.isel(tree_level=level), lambda curve: transition(noise, curve, 1.0, 1 / v).width) for level in some]
     return data, [
         Verdict(
             "messages of the leaves, largest difference to 1 - ε + ε/v (Eq. 21)",

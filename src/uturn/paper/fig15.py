@@ -95,7 +95,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             def displaced(curves: np.ndarray, level: int = level, x: np.ndarray = x) -> float:
                 return shift(even, on_even(x, curves[:, level]), fine, lines[:, level], REACH)
 
-            rows.append(estimate(run.belief, displaced, num=60))
+            rows.append(estimate(run.belief, displaced))
         shifts.append(rows)
         mean = run.belief.mean("item").transpose("noise", "tree_level").values
         curves = np.stack([on_even(x, mean[:, level]) for level in range(L + 1)])

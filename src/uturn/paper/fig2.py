@@ -15,13 +15,13 @@ from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 from uturn.probes import NetworkLayers, fitted
 from uturn.random import keys, uniforms
 from uturn.sources import FashionMNISTSource
-from uturn.statistics import Transition, estimate, inversion, resampled_curves, transition
+from uturn.statistics import Transition, estimate, inversion, replicates, transition
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
 CAPTION = (
     "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become "
     "when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and "
-    "reconstruction, layer by layer (bars: 95 % bootstrap intervals of the first block and of the logits); marks on the right: "
+    "reconstruction, layer by layer (bars: 95 % intervals of the first block and of the logits); marks on the right: "
     "random pairs of originals of the same and of different classes. Bottom right: share of reconstructions that keep the "
     "predicted class, and the kind of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in "
     "both: the same U-turns with a deterministic scheduler."
@@ -100,8 +100,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         return transition(noise, from_one(curve), 1.0, bottom)
 
     floor = random_pairs(layers_spec, source)
-    draws = resampled_curves(stochastic.similarity)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    _, low, high = replicates(stochastic.similarity).interval(lambda c: c)
     kept, kept_ode = (_kept(run, predicted[:items]) for run in (stochastic, deterministic))
     over = ("item", "trajectory")
     curves = stochastic.similarity.mean(over, dtype=float)

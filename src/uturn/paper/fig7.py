@@ -60,7 +60,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         def displaced(curves: np.ndarray, level: int = level) -> float:
             return shift(noise, curves[:, level], fine, lines[:, level])
 
-        shifts.append(estimate(run.belief, displaced, num=200))
+        shifts.append(estimate(run.belief, displaced))
     data["shift"] = (("tree_level", "bound"), np.array(shifts))
     data = data.assign_coords(bound=["value", "low", "high"])
     worst = int(np.argmax([abs(s.value) for s in shifts]))

@@ -17,7 +17,7 @@ from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.random import keys, uniforms
 from uturn.sources import RHMSource
-from uturn.statistics import Transition, estimate, grammar_means, inversion, resampled_curves, transition
+from uturn.statistics import Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.theory import MeanField
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TITLE = "Layers of a network that learned the grammar"
 CAPTION = (
     "A convolutional network with one block a tree level is trained to classify strings; U-turns draw from the exact "
     "posterior in the ε-process. Left: cosine similarity of standardised post-activations of original and reconstruction, "
-    "layer by layer (bars: 95 % bootstrap intervals of the first block and of the logits); triangles: independent strings; "
+    "layer by layer (bars: 95 % intervals of the first block and of the logits); triangles: independent strings; "
     "open circles: share of reconstructions in which the network sees the same class, scaled to 0 by chance. Right: "
     "probability that a latent of each tree level keeps its symbol, exact (points) and in mean-field theory (lines). "
     "Dashed: where mean-field theory has class and leaves swap order at this depth; dotted: ε*; red: where logits and first "
@@ -279,8 +279,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     right, count = float(network.accuracy), network.attrs["test_strings"]
     error = 1.96 * np.sqrt(right * (1 - right) / count)
 
-    draws = resampled_curves(run.similarity)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    _, low, high = replicates(run.similarity).interval(lambda c: c)
     curves = run.similarity.mean(over, dtype=float)
     data = xr.Dataset(
         {

@@ -18,7 +18,6 @@ from uturn.statistics import Estimate, estimate, grammar_means, shift
 from uturn.theory import MeanField
 
 TOLERANCE = 0.005  # in ε, as in fig7: 2.5 standard deviations of the thresholds of grammars
-RESAMPLES = 200  # of the bootstrap
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:
@@ -84,7 +83,7 @@ def compare(
         def displaced(curve: np.ndarray, level: int = level) -> float:
             return shift(noise, curve, theory_noise, theory[:, level])
 
-        shifts.append(estimate(values.isel(tree_level=level), displaced, num=RESAMPLES))
+        shifts.append(estimate(values.isel(tree_level=level), displaced))
     worst = int(np.argmax([abs(s.value) for s in shifts]))
     data = xr.Dataset(
         {

@@ -12,7 +12,7 @@ from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
-from uturn.statistics import crossing, estimate, hierarchy_index, nonincreasing, resampled_curves, rescaled
+from uturn.statistics import crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ TITLE = "Control without a hierarchy: a mixture of two Gaussians"
 CAPTION = (
     "Two Gaussians in d = 1024, U-turns with the exact posterior, a classifier trained on the mixture. Left: cosine similarity "
     "of standardised post-activations of original and reconstruction, layer by layer, against diffusion time (bars: 95 % "
-    "bootstrap intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral "
+    "intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral "
     "(line); dotted: t* of the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 "
     "for independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but "
     "neither it nor the logits ever fall below the first block."
@@ -135,8 +135,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["mixture"].load()
     noise, over = run.noise.values, ("item", "trajectory")
     together = xr.concat([run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer")
-    draws = resampled_curves(together)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    repeated = replicates(together)
+    _, low, high = repeated.interval(lambda c: c)
     curves = together.mean(over, dtype=float).transpose("noise", "network_layer")
     theory = kept_mode(noise, SOURCE.separation * np.sqrt(SOURCE.dimension))
     fine = np.linspace(0, 8, 4001)
@@ -151,18 +151,20 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         },
         attrs={"transition": expected},
     )
-    star = estimate(run.same_class, lambda c: crossing(noise, c, 0.75), num=1000, confidence=0.999)
+    star = estimate(run.same_class, lambda c: crossing(noise, c, 0.75), confidence=0.999)
     # Items are independent, so the sum over noise levels has a t distribution.
     difference = (run.same_class.mean("trajectory", dtype=float) - xr.DataArray(theory, dims="noise")).sum("noise")
     t = float(difference.mean() / (difference.std(ddof=1) / np.sqrt(run.sizes["item"])))
     # How far class and logits (first and last curve) are below the first block, in standard errors, at finite noise.
-    lines, spread = rescaled(curves.values), np.std([rescaled(draw) for draw in draws], axis=0)
-    gap = lines[:-1, [0, -1]] - lines[:-1, [1]]
-    error = np.std([rescaled(d)[:-1, [0, -1]] - rescaled(d)[:-1, [1]] for d in draws], axis=0)
-    lowest = (gap / np.maximum(error, 1e-3)).min(axis=0)
+
+    def gap(c: np.ndarray) -> np.ndarray:
+        lines = rescaled(c)
+        return lines[:-1, [0, -1]] - lines[:-1, [1]]
+
+    lowest = (gap(curves.values) / np.maximum(repeated.error(gap), 1e-3)).min(axis=0)
     first = run.similarity.isel(network_layer=0, drop=True)
     index = [hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))]
-    data["rescaled_error"] = (curves.dims, spread)
+    data["rescaled_error"] = (curves.dims, repeated.error(rescaled))
     data.attrs.update({f"index_{k}": getattr(index[0], k) for k in ("value", "low", "high")})
     accuracy = run.attrs["accuracy"]
     return data, [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,10 +90,10 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
     size = SIZES[work.scale]
     settings = {**PARAMETERS, **size._asdict(), "tolerance": TOLERANCE, "reach": {k: c.reach for k, c in CHANNELS.items()}}
     runs = {label: work.run(f"thresholds-{label}", experiment) for label, experiment in experiments(work.scale).items()}
-    return {**runs, "population": work.keep("thresholds-population", settings, lambda: population(size))}
+    return {**runs, "population": work.keep("thresholds-population", settings, lambda: population(size, work.progress))}
 
 
-def population(size: Size) -> xr.Dataset:
+def population(size: Size, progress: bool = False) -> xr.Dataset:
     """Thresholds of both ensembles, and the belief in the class at every depth for the grammars and noise levels of the runs."""
     from uturn.population import population_dynamics, threshold
 
@@ -104,8 +105,8 @@ def population(size: Size) -> xr.Dataset:
     for c, name in enumerate(CHANNELS):
         channel = CORRUPTIONS[name]()
         noise = _noise(name, size.points)
-        quenched = threshold(v, m, s, channel, size.pool, tolerance=TOLERANCE, grammars=grammars)
-        fresh = threshold(v, m, s, channel, size.pool, "fresh rules", tolerance=TOLERANCE, replicates=size.fresh)
+        search = partial(threshold, v, m, s, channel, size.pool, tolerance=TOLERANCE, progress=progress)
+        quenched, fresh = search(grammars=grammars), search("fresh rules", replicates=size.fresh)
         for e, found in enumerate((quenched, fresh)):
             thresholds[c, e, : len(found.values)] = found.values
         for g, grammar in enumerate(grammars):

@@ -1,0 +1,207 @@
+"""How often 95 % intervals hold the truth, on simulated runs: `estimate`, `hierarchy_index` and `images.analyse`.
+
+    python benchmarks/coverage.py [--runs 2000] [--part curves|images|index] [--workers 2]
+
+Readings are coin tosses. The truth is the statistic of the mean curve of the population at the same noise levels, from an
+integral over what differs between grammars and items. Where it lies between two noise levels is drawn anew for every run. (If
+the readings are much more precise than the spacing of the levels, coverage depends on that place: with 16 trajectories it is
+between .915, at a level, and .975.) "error": standard error of the coverage, from the number of runs. "missing": share of the
+runs in which the statistic exists but its interval does not. "exists": share in which the statistic does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.images import analyse
+from uturn.statistics import estimate, hierarchy_index, inversion, transition
+
+
+class Design(NamedTuple):
+    """Sizes of a run, and the standard deviations, between grammars and between items, of the noise where a reading falls."""
+
+    items: int = 40
+    trajectories: int = 1
+    grammars: int = 1
+    between_grammars: float = 0.0
+    between_items: float = 0.0
+    levels: int = 21
+    centre: float = 0.53
+
+
+DESIGNS = {
+    "1 grammar, 1 trajectory": Design(),
+    "2 grammars": Design(grammars=2, between_grammars=0.05),
+    "4 grammars": Design(grammars=4, between_grammars=0.05),
+    "6 grammars": Design(items=42, grammars=6, between_grammars=0.05),
+    "4 trajectories": Design(trajectories=4),
+    "16 trajectories": Design(trajectories=16),
+    "12 grammars": Design(items=48, grammars=12, between_grammars=0.05),
+    "6 grammars that do not differ": Design(items=42, grammars=6),
+    "6 grammars that differ much": Design(items=42, grammars=6, between_grammars=0.15),
+    "6 grammars, 4 trajectories, items differ": Design(42, 4, 6, 0.05, 0.1),
+    "4 trajectories, items differ": Design(trajectories=4, between_items=0.1),
+    "10 items": Design(items=10, between_items=0.05),
+    "100 items": Design(items=100, between_items=0.1),
+    "1000 items": Design(items=1000, between_items=0.1),
+    "11 noise levels": Design(levels=11),
+    "41 noise levels": Design(levels=41),
+    "next to the last level": Design(centre=0.96),
+}
+IMAGES = {
+    "40 originals": Design(levels=10),
+    "40 originals, 4 U-turns, items differ": Design(trajectories=4, between_items=0.1, levels=10),
+    "200 originals, 20 levels": Design(items=200, between_items=0.1, levels=20),
+}
+PAIRS = {  # of levels: the noise where the high level is lost, and the width of its logistic fall; the low level: 0.45, 0.15
+    "an inversion": (0.45, 0.03),
+    "an inversion that is not narrow": (0.45, 0.08),
+    "a small index, or none": (0.15, 0.04),
+    "no transition": (0.15, 0.10),
+    "no difference": (0.45, 0.15),
+}
+_GRID = np.linspace(-4, 4, 161)
+_WEIGHTS = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
+
+
+def logistic(x: np.ndarray, centre: np.ndarray | float, width: float) -> np.ndarray:
+    """Probabilities (noise, ..) that fall from 1 to 0 around centres (..)."""
+    return 1 / (1 + np.exp((x.reshape(-1, *[1] * np.ndim(centre)) - centre) / width))
+
+
+def centres(design: Design, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Of every item: where its readings fall, minus the mean of the population; and its grammar."""
+    grammar = np.arange(design.items) * design.grammars // design.items
+    effect = (design.between_grammars * rng.standard_normal(design.grammars))[grammar]
+    return effect + design.between_items * rng.standard_normal(design.items), grammar
+
+
+def population(design: Design, x: np.ndarray, centre: float, width: float) -> np.ndarray:
+    """Mean curve (noise,) of all grammars and items."""
+    spread = np.hypot(design.between_grammars, design.between_items)
+    return logistic(x, centre + spread * _GRID, width) @ _WEIGHTS
+
+
+def tossed(design: Design, rng: np.random.Generator, probability: np.ndarray, grammar: np.ndarray, x: np.ndarray) -> xr.DataArray:
+    """Readings 0 or 1, dims noise, item, trajectory."""
+    values = rng.random((*probability.shape, design.trajectories)) < probability[..., None]
+    readings = xr.DataArray(values.astype(np.float32), dims=("noise", "item", "trajectory"), coords={"noise": x})
+    return readings.assign_coords(grammar=("item", grammar)) if design.grammars > 1 else readings
+
+
+# --- simulated runs: {statistic: (truth, value, low, high)} ------------------------------------------------------------------
+
+
+def curve_readings(design: Design, seed: int) -> tuple[xr.DataArray, Callable[[np.ndarray], float], float]:
+    """Readings, the statistic, and its value for the population."""
+    rng, x = np.random.default_rng(seed), np.linspace(0, 1, design.levels)
+    centre = design.centre + (rng.random() - 0.5) * x[1]
+    offset, grammar = centres(design, rng)
+    readings = tossed(design, rng, logistic(x, centre + offset, 0.08), grammar, x)
+
+    def location(curve: np.ndarray) -> float:
+        return transition(x, curve, 1.0, 0.0).location
+
+    return readings, location, location(population(design, x, centre, 0.08))
+
+
+def curve_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
+    readings, location, truth = curve_readings(design, seed)
+    return {"location": (truth, *estimate(readings, location))}
+
+
+FLOOR, LAYERS = (0.3, 0.04), ((0.5, 0.12), (0.6, 0.03))  # of first layer and logits: their ends; centre and width of their falls
+
+
+def image_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
+    rng, x = np.random.default_rng(seed), np.arange(1, design.levels + 1) / design.levels
+    moved = (rng.random() - 0.5) / design.levels
+    offset, grammar = centres(design, rng)
+    offset = offset + moved
+    same = tossed(design, rng, 0.1 + 0.9 * logistic(x, design.centre + offset, 0.05), grammar, x)
+    original = np.arange(design.items) % 10
+    scatter = 0.1 * rng.standard_normal((len(x), design.items, design.trajectories, 2)) * x[:, None, None, None]
+    means = [f + (1 - f) * logistic(x, c + offset, w)[..., None] for f, (c, w) in zip(FLOOR, LAYERS, strict=True)]
+    run = xr.Dataset(
+        {
+            "similarity": ((*same.dims, "network_layer"), np.stack(means, axis=-1) + scatter),
+            "same_class": same,
+            "original_class": (("noise", "item"), np.tile(original, (len(x), 1))),
+        },
+        coords={"noise": x, "network_layer": ["first", "logits"]},
+    )
+    found, noise = analyse(run).isel(classifier=0), np.r_[0.0, x]
+
+    def from_one(curve: np.ndarray) -> np.ndarray:
+        return np.r_[1.0, curve]
+
+    fall = transition(noise, from_one(0.1 + 0.9 * population(design, x, design.centre + moved, 0.05)), 1.0, 0.1)
+    first, logits = (from_one(f + (1 - f) * population(design, x, c + moved, w)) for f, (c, w) in zip(FLOOR, LAYERS, strict=True))
+    return {
+        "t*": (fall.location, *found.transition.sel(axis="noise").values),
+        "width": (fall.width, *found.width.values),
+        "inversion": (inversion(noise, logits, first), *found.inversion.sel(axis="noise").values),
+        "half-life, first layer": (transition(noise, first).location, *found.half_life[0].sel(axis="noise").values),
+        "half-life, logits": (transition(noise, logits).location, *found.half_life[1].sel(axis="noise").values),
+    }
+
+
+def index_run(pair: tuple[float, float], design: Design, seed: int) -> dict[str, tuple[float, ...]]:
+    rng, x = np.random.default_rng(seed), np.linspace(0.04, 1, 25)
+    offset, grammar = centres(design, rng)
+    laws = (pair, (0.45, 0.15))
+    high, low = (tossed(design, rng, logistic(x, c + offset, w), grammar, x) for c, w in laws)
+
+    def index(curves: list[np.ndarray]) -> float:
+        exact = [xr.DataArray(np.stack([c, c], axis=1), dims=("noise", "item"), coords={"noise": x}) for c in curves]
+        return hierarchy_index(*exact, floors=(0.0, 0.0)).value
+
+    return {"index": (index([population(design, x, *law) for law in laws]), *hierarchy_index(high, low, (0.0, 0.0)))}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------------
+
+
+def simulated(part: str) -> dict[str, Callable[[int], dict[str, tuple[float, ...]]]]:
+    if part == "curves":
+        return {name: partial(curve_run, design) for name, design in DESIGNS.items()}
+    if part == "images":
+        return {name: partial(image_run, design) for name, design in IMAGES.items()}
+    sizes = {"600 items": Design(items=600), "6 grammars of 20": Design(items=120, grammars=6, between_grammars=0.02)}
+    return {f"{n}, {size}": partial(index_run, pair, design) for n, pair in PAIRS.items() for size, design in sizes.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--part", choices=("curves", "images", "index"), action="append")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    print(f"{'design':44} {'statistic':24} {'truth':>6} {'coverage':>8} {'error':>6} {'width':>6} {'missing':>7} {'exists':>6}")
+    with ProcessPoolExecutor(options.workers) as pool:
+        for part in options.part or ("curves", "images", "index"):
+            for name, run in simulated(part).items():
+                found = list(pool.map(run, range(options.runs), chunksize=20))
+                for statistic in found[0]:
+                    truth, value, low, high = np.array([one[statistic] for one in found]).T
+                    exists = np.isfinite(value)
+                    interval = exists & np.isfinite(low) & np.isfinite(high)
+                    covered = ((low <= truth) & (truth <= high))[interval].mean()
+                    error = np.sqrt(covered * (1 - covered) / interval.sum())
+                    width, missing = (high - low)[interval].mean(), 1 - interval.sum() / exists.sum()
+                    print(
+                        f"{name:44} {statistic:24} {truth.mean():6.3f} {covered:8.3f} {error:6.3f} {width:6.4f} {missing:7.3f} "
+                        f"{exists.mean():6.3f}",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
