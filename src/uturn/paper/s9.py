@@ -10,6 +10,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
+from uturn.paper.channels import BayesianChannel, bayesian_channel
 from uturn.paper.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
 from uturn.statistics import crossing, estimate, hierarchy_index, nonincreasing, resampled_curves, rescaled
@@ -84,6 +85,10 @@ def trained_classifier(folder: Path, progress: bool = False) -> tuple[Path, Path
     # Last, because it says that all is done.
     save_network(network, path, recipe=RECIPE, accuracy=history.records["accuracy"][-1][1], steps=history.steps)
     return path, statistics
+
+
+def channels(scale: Scale) -> list[BayesianChannel]:
+    return [bayesian_channel("mixture", SOURCE.model_dump(), "gaussian", scale, (0.5, 1.5, 2.5))]
 
 
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
-from uturn.paper import Verdict, Work
+from uturn.paper import Scale, Verdict, Work
+from uturn.paper.channels import BayesianChannel, bayesian_channel
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys, uniforms
 from uturn.rhm import RandomHierarchyModel
@@ -79,6 +80,11 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
 
 def _slug(label: str) -> str:
     return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum())
+
+
+def channels(scale: Scale) -> list[BayesianChannel]:
+    labels = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
+    return [bayesian_channel(labels[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
 
 
 # --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic) ------------------
