@@ -3,8 +3,8 @@
 The two belong together. A wrong posterior is caught by calibration (`uturn.calibration`), which needs no reference. A wrong
 channel whose evidence is right for what it drew is perfectly calibrated: only its own law tells.
 
-A figure module with a Bayesian channel has a function `channels(scale)` that lists them; `uturn.paper.reproduce`
-does the rest.
+A figure module has a function `channels(scale)` that lists its channels; `uturn.paper.reproduce` does the rest. The
+ε-process, which is no Bayesian channel, is a negative control: it must not be calibrated.
 """
 
 from __future__ import annotations
@@ -28,14 +28,23 @@ CLONES = 8
 LEVEL = 0.01  # false-alarm rate of the calibration of a figure
 LAW_LEVEL = 1e-3  # and of the laws of its channels
 # Below, at and beyond the loss of the class in the grammar of the paper.
-NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.2, 0.3, 0.6), "uniform": (0.1, 0.2, 0.5)}
+NOISE = {
+    "gaussian": (0.07, 0.15, 0.3),
+    "masking": (0.2, 0.3, 0.6),
+    "uniform": (0.1, 0.2, 0.5),
+    "epsilon": (0.3, 0.5, 0.7),
+}
 
 
-class BayesianChannel(NamedTuple):
+class ChannelSpec(NamedTuple):
     """A channel of a figure: what to call it, and an experiment that observes by it and draws from the exact posterior."""
 
     label: str
     experiment: Experiment
+
+    @property
+    def is_bayesian(self) -> bool:
+        return self.experiment.parts[1].is_bayesian
 
     @property
     def readings(self) -> list[str]:
@@ -44,9 +53,9 @@ class BayesianChannel(NamedTuple):
         return ["cosine", "class"] if depth is None else [str(k) for k in sorted({0, 1, 2, depth}) if k <= depth]
 
 
-def bayesian_channel(
+def channel_spec(
     label: str, source: dict[str, Any], kind: str, scale: Scale, noise: Sequence[float] | None = None
-) -> BayesianChannel:
+) -> ChannelSpec:
     """A channel of a source of strings or vectors, by default at the noise levels `NOISE`."""
     strings = source["type"] == "rhm"
     items = 1000 if (strings and source["depth"] <= 4) or scale == "paper" else 200
@@ -57,25 +66,33 @@ def bayesian_channel(
         "backward": {"type": "exact"},
         "probes": [{"type": "tree_levels" if strings else "scales"}],
     }
-    return BayesianChannel(label, Experiment.from_dict(spec))
+    return ChannelSpec(label, Experiment.from_dict(spec))
 
 
-def verdicts(channels: Sequence[BayesianChannel], work: Work) -> list[Verdict]:
-    """The verdict on the laws of the channels and that on their calibration. Channels that figures share are measured once."""
-    measured = []
+def verdicts(channels: Sequence[ChannelSpec], work: Work) -> list[Verdict]:
+    """Verdicts on the laws of all Bayesian channels and on their calibration, and on each negative control.
+
+    Channels that figures share are measured once.
+    """
+    found: list[Verdict] = []
+    bayesian = [one for one in channels if one.is_bayesian]
+    measured = {}
     for one in channels:
         settings = {"experiment": one.experiment.identity(), "clones": CLONES}
-        measured.append(work.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load())
-    return [law_verdict(channels, measured), calibration_verdict(channels, measured)]
+        measured[one.label] = work.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
+    if bayesian:
+        data = [measured[one.label] for one in bayesian]
+        found += [law_verdict(bayesian, data), calibration_verdict(bayesian, data)]
+    return found + [calibration_verdict([one], [measured[one.label]]) for one in channels if not one.is_bayesian]
 
 
-def measure(one: BayesianChannel) -> xr.Dataset:
+def measure(one: ChannelSpec) -> xr.Dataset:
     """Agreement of originals and clones, and what was drawn: the data of both verdicts."""
-    return xr.merge([clone_agreement(one.experiment, CLONES), drawn_noise(one.experiment)])
+    clones = clone_agreement(one.experiment, CLONES)
+    return xr.merge([clones, drawn_noise(one.experiment)]) if one.is_bayesian else clones
 
 
-# -- the law of what was drawn
-# ---------------------------------------------------------------------------------------------------
+# -- the law of what was drawn ------------------------------------------------------------------------------------------
 
 
 def drawn_noise(experiment: Experiment) -> xr.Dataset:
@@ -166,17 +183,15 @@ def law_p_values(data: xr.Dataset) -> np.ndarray:
     return np.concatenate(p_values)
 
 
-def law_verdict(channels: Sequence[BayesianChannel], measured: Sequence[xr.Dataset]) -> Verdict:
+def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
     """What the channels drew against their laws."""
     p_values = [law_p_values(data) for data in measured]
     p = np.concatenate([values.ravel() for values in p_values])
     adjusted = holm(p).min()
     words = []
     for one, data, values in zip(channels, measured, p_values, strict=True):
-        at = dict(
-            zip(("noise", "quantity"), np.unravel_index(values[: data.sizes["noise"]].argmin(), data["mean"].shape), strict=True)
-        )
-        worst = data[["mean", "expected"]].isel(at)
+        k, quantity = np.unravel_index(values[: data.sizes["noise"]].argmin(), data["mean"].shape)
+        worst = data[["mean", "expected"]].isel(noise=k, quantity=quantity)
         numbers = f"{float(worst['mean']):.4f} for {float(worst.expected):.4f}"
         words.append(f"{one.label} {float(worst.noise):g}: {worst.quantity.item()} {numbers}")
     return Verdict(
@@ -189,10 +204,10 @@ def law_verdict(channels: Sequence[BayesianChannel], measured: Sequence[xr.Datas
     )
 
 
-# -- calibration -----------------------------------------------------------------------------------------------------------------
+# -- calibration --------------------------------------------------------------------------------------------------------
 
 
-def calibration_verdict(channels: Sequence[BayesianChannel], measured: Sequence[xr.Dataset]) -> Verdict:
+def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
     """Originals and clones against each other, in all channels of a figure: one test for all of them."""
     tests = [len(one.readings) * len(one.experiment.noise) for one in channels]
     relabellings = math.ceil(100 * sum(tests) / LEVEL)
@@ -218,20 +233,26 @@ def calibration_verdict(channels: Sequence[BayesianChannel], measured: Sequence[
     if 0 < len(strings) < len(channels):
         what += "; vectors: cosine, same class"
     worst = f"{names[least]}: gap {Estimate(gap[least], low[least], high[least])}"
+    if channels[0].is_bayesian:
+        expected, rule = "0: originals and draws are exchangeable given the observation", "no p"
+        passed = adjusted.min() > LEVEL
+    else:
+        expected, rule = "above 0: a negative control, whose beliefs are pinned on the originals", "some p"
+        passed = adjusted.min() <= LEVEL and gap[least] > 0
     return Verdict(
         f"calibration of posterior draws, E f(x0, x̂) - E f(x̂, x̂'), {CLONES} clones of {channels[0].experiment.items} originals; "
         f"f: {what}; " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
         f"{len(p)} tests, smallest p = {p[least]:.2g} ({worst}), by Holm {adjusted.min():.2g}; gaps of "
         f"{visible[visible > 0].min():.2g} to {visible.max():.2g} would be seen",
-        "0: originals and draws are exchangeable given the observation",
-        adjusted.min() > LEVEL,
-        f"exact randomisation test, {relabellings:,} relabellings: no p by Holm <= {LEVEL:g}",
+        expected,
+        passed,
+        f"exact randomisation test, {relabellings:,} relabellings: {rule} by Holm <= {LEVEL:g}",
     )
 
 
-def _levels(one: BayesianChannel) -> str:
+def _levels(one: ChannelSpec) -> str:
     return ", ".join(f"{x:g}" for x in one.experiment.noise)
 
 
-def _words(one: BayesianChannel, reading: str) -> str:
+def _words(one: ChannelSpec, reading: str) -> str:
     return f"level {reading}" if reading.isdecimal() else reading

@@ -9,7 +9,7 @@ import xarray as xr
 
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
-from uturn.paper.channels import BayesianChannel, bayesian_channel
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
@@ -23,8 +23,8 @@ CAPTION = (
 NOISE = 0.5
 
 
-def channels(scale: Scale) -> list[BayesianChannel]:
-    return [bayesian_channel("masking", small.SOURCE, "masking", scale, [NOISE])]
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("masking", small.SOURCE, "masking", scale, [NOISE])]
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
-from uturn.paper.channels import BayesianChannel, bayesian_channel
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import MUTED, style
 from uturn.rhm import RandomHierarchyModel
 
@@ -25,8 +25,8 @@ TIME = 0.14  # diffusion time: half of the leaves are misread on their own, and 
 OUTPUTS = ("upward", "downward", "marginals")
 
 
-def channels(scale: Scale) -> list[BayesianChannel]:
-    return [bayesian_channel("Gaussian", small.SOURCE, "gaussian", scale, [TIME])]
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("Gaussian", small.SOURCE, "gaussian", scale, [TIME])]
 
 
 def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
-from uturn.paper.channels import BayesianChannel, bayesian_channel
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
 from uturn.statistics import crossing, estimate, hierarchy_index, nonincreasing, resampled_curves, rescaled
@@ -87,8 +87,8 @@ def trained_classifier(folder: Path, progress: bool = False) -> tuple[Path, Path
     return path, statistics
 
 
-def channels(scale: Scale) -> list[BayesianChannel]:
-    return [bayesian_channel("mixture", SOURCE.model_dump(), "gaussian", scale, (0.5, 1.5, 2.5))]
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("mixture", SOURCE.model_dump(), "gaussian", scale, (0.5, 1.5, 2.5))]
 
 
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
@@ -169,6 +169,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     index = [hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))]
     data["rescaled_error"] = (curves.dims, spread)
     data.attrs.update({f"index_{k}": getattr(index[0], k) for k in ("value", "low", "high")})
+    end = run.distance.sel(noise=np.inf).mean("trajectory")
+    z = ((end.mean("item") - 1) / (end.std("item", ddof=1) / np.sqrt(run.sizes["item"]))).values
     accuracy = run.attrs["accuracy"]
     return data, [
         Verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", accuracy >= 0.999, ">= 0.999"),
@@ -199,6 +201,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "0",
             all(estimate_.high < 0.05 for estimate_ in index),
             "intervals below 0.05",
+        ),
+        Verdict(
+            "squared distance of standardised activations at t = ∞, t statistics of the layers",
+            ", ".join(f"{value:+.1f}" for value in z),
+            "0, standard deviation 1: independent vectors have distance 1",
+            bool(np.all(np.abs(z) < 3.5)),
+            "below 3.5 in size at every layer",
         ),
     ]
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.paper import Scale, Verdict, Work
-from uturn.paper.channels import BayesianChannel, bayesian_channel
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys, uniforms
 from uturn.rhm import RandomHierarchyModel
@@ -82,9 +82,9 @@ def _slug(label: str) -> str:
     return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum())
 
 
-def channels(scale: Scale) -> list[BayesianChannel]:
+def channels(scale: Scale) -> list[ChannelSpec]:
     labels = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
-    return [bayesian_channel(labels[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
+    return [channel_spec(labels[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
 
 
 # --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic) ------------------

@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.corruption import CORRUPTIONS
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
-from uturn.paper.channels import BayesianChannel, bayesian_channel
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys
 from uturn.sources import GRAMMAR
@@ -86,9 +86,9 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     }
 
 
-def channels(scale: Scale) -> list[BayesianChannel]:
+def channels(scale: Scale) -> list[ChannelSpec]:
     table = {"type": "rhm", **PARAMETERS, "depth": 10}
-    return [bayesian_channel(one.label, table, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
+    return [channel_spec(one.label, table, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:
