@@ -148,10 +148,13 @@ def _counted(originals: Any, observed: Any, corruption: Any, level: float) -> _L
 
 def _gaussian(originals: Any, observed: Any, abar: float) -> _Law:
     if isinstance(originals, Vectors):
-        x0, xt = originals.values.astype(float), observed
-    else:
-        x0 = np.eye(originals.rhm.vocab_size)[originals.data].reshape(len(originals.items), -1)
-        xt = observed.values.reshape(x0.shape).astype(float)
+        return gaussian_law(originals.values, observed, abar)
+    return gaussian_law(np.eye(originals.rhm.vocab_size)[originals.data], observed.values, abar)
+
+
+def gaussian_law(x0: np.ndarray, xt: np.ndarray, abar: float) -> _Law:
+    """Signal and variance of `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, arrays (items, ...), as `drawn_noise` describes them."""
+    x0, xt = (np.asarray(x, float).reshape(len(x), -1) for x in (x0, xt))
     norm, n = np.sqrt((x0**2).sum(axis=1)), x0.shape[1]
     noise = xt - np.sqrt(abar) * x0
     along, square = (noise * x0).sum(axis=1) / norm, (noise**2).sum(axis=1)
