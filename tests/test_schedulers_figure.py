@@ -13,8 +13,10 @@ SHEETS, STRINGS, SIZE = 16, 1024, 32
 
 
 def forged(rng, posterior_error, law_error, steps=STEPS, alike=0.0, variance=1.0):
-    """A run whose laws are a share (function of the number of steps) of a wrong law away from the right ones; two clones
-    are equal in a share `alike` of the observations, and the chains start with `variance` times the noise of their first timestep."""
+    """A run whose laws are a share (function of the number of steps) of a wrong law away from the right ones.
+
+    Two clones are equal in a share `alike` of the observations; chains start with `variance` times the noise they should.
+    """
     posterior = np.pad(rng.dirichlet(np.full(SIZE, 0.3), size=2), ((0, 0), (0, 1)))
     data_law = np.append(np.full(SIZE, 1 / SIZE), 0)
     wrong = np.append(rng.dirichlet(np.full(SIZE, 0.3)), 0)
