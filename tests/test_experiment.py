@@ -79,6 +79,25 @@ def test_neighbouring_noise_levels_have_streams_of_their_own():
     assert not np.array_equal(ds.unchanged[0], ds.unchanged[1])
 
 
+@pytest.mark.parametrize("kind", ["masking", "epsilon"])
+def test_trajectories_are_independent(kind):
+    """At full noise U-turns of one item know nothing of each other: their mean has 1/4 of the variance of one of them."""
+    spec = {**with_part("corruption", type=kind, noise=[1.0]), "items": 400, "trajectories": 4, "probes": SPEC["probes"][:1]}
+    kept = ut.run(ut.Experiment.from_dict(spec)).unchanged.isel(noise=0)
+    share = kept.mean("trajectory").var("item") / kept.var(("item", "trajectory"))
+    assert (abs(share - 0.25) < 4 * 0.25 * np.sqrt(2 / 400)).all()  # false alarm below 1e-3; identical trajectories have 1
+
+
+def test_every_grammar_has_rules_of_its_own():
+    source = ut.Experiment.from_dict({**SPEC, "items": 30}).parts[0]
+    blocks = list(source.blocks(np.arange(30), 3, 30))
+    assert len({block.rhm.fingerprint for block in blocks}) == len(blocks) == 3
+    for block in blocks:
+        for other in blocks:
+            valid = other.rhm.parse(block.data).valid[3].mean()
+            assert valid == 1 if other is block else valid < 0.1  # strings of one grammar are none of the others'
+
+
 def test_workers_write_the_same_bytes(finished, tmp_path):
     folder, _ = finished
     ut.run(experiment(), tmp_path / "two", workers=2)

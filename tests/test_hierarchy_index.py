@@ -353,22 +353,25 @@ def test_controls_fail_on_the_contrary(label, failing):
     assert {k for k, verdict in enumerate(verdicts) if not verdict.passed} == failing
 
 
-def forged_s9(shift=1.0, first_layer=None, accuracy=1.0, items=300) -> dict[str, xr.Dataset]:
+def forged_s9(shift=1.0, first_layer=None, accuracy=1.0, items=300, error=0.0) -> dict[str, xr.Dataset]:
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf]
     kept = s9.kept_mode(noise * shift, 16.0)
     first = 0.6 * np.exp(-2 * noise) + 0.4 * np.exp(-noise) if first_layer is None else first_layer(noise)
     same = uniforms(keys(5, np.arange(len(noise))), items) < kept[:, None]
     wiggle = 0.05 * (uniforms(keys(6, np.arange(len(noise))), items) - 0.5)
     similarity = np.stack([first[:, None] + wiggle, 2.0 * same - 1], axis=-1)
+    layers = ["blocks.0", "logits"]
+    coords = {"noise": noise[8], "item": np.arange(20), "network_layer": layers}
     return {
         "mixture": xr.Dataset(
             {
                 "same_class": (("noise", "item", "trajectory"), same[..., None].astype(float)),
                 "similarity": (("noise", "item", "trajectory", "network_layer"), similarity[:, :, None]),
             },
-            coords={"noise": noise, "network_layer": ["blocks.0", "logits"]},
+            coords={"noise": noise, "item": np.arange(items), "network_layer": layers},
             attrs={"accuracy": accuracy},
-        )
+        ),
+        "written out": xr.Dataset({"similarity": (("item", "network_layer"), similarity[8, :20] + error)}, coords),
     }
 
 
@@ -395,6 +398,7 @@ def test_s9_passes_on_what_theory_expects():
     [
         ({"accuracy": 0.99}, {0}),
         ({"shift": 1.2}, {1, 2}),
+        ({"error": 1e-3}, {5}),  # activations that are standardised in another way
         ({"items": 40}, {1}),  # the interval holds t*, and much else
         ({"first_layer": lambda noise: 1 / (1 + (noise / 2.6) ** 2)}, {3, 4}),  # smooth around t*, and below before
     ],
@@ -410,7 +414,8 @@ def test_the_classifier_of_s9_is_judged_on_vectors_that_had_no_part_in_its_train
     network = lambda values: torch.zeros(len(values), 2)  # noqa: E731, always class 0
     monkeypatch.setattr(s9, "trained_classifier", lambda folder, progress: (tmp_path / "a", tmp_path / "b"))
     monkeypatch.setattr("uturn.networks.load_network", lambda path: network)
-    monkeypatch.setattr(s9, "experiment", lambda *args: None)
+    for name in ("experiment", "written_out"):
+        monkeypatch.setattr(s9, name, lambda *args: None)
     monkeypatch.setattr(
         type(source),
         "fresh",

@@ -154,6 +154,18 @@ def test_pair_correlations_against_the_joint_law(v, m, s, n):
         assert found[0] == pytest.approx(4 * curves.marginals[0] * (1 - curves.marginals[0]), abs=1e-12)
 
 
+@pytest.mark.parametrize(("v", "m", "s"), [(8, 3, 2), (4, 2, 3), (3, 4, 4)])
+def test_susceptibility_is_the_sum_over_all_ordered_pairs(v, m, s):
+    """chi = sum_ij C_ij / sum_i C_ii, with the pairs of leaves written out."""
+    mf, depth = MeanField(v, m, s), 3
+    leaves = np.arange(s**depth)
+    ancestors = leaves // s ** np.arange(depth + 1)[:, None]
+    common = (ancestors[:, :, None] != ancestors[:, None]).sum(axis=0)  # level of the lowest common ancestor of two leaves
+    for epsilon in (0.2, 0.6, 0.9):
+        matrix = mf.pair_correlations(epsilon, depth)[common]
+        assert mf.susceptibility(epsilon, depth) == pytest.approx(matrix.sum() / np.trace(matrix), rel=1e-12)
+
+
 def test_phase_diagram():
     diagram = phase_diagram(32, 2)
     assert diagram.multiplicity.tolist() == list(range(1, 33))

@@ -29,13 +29,14 @@ _HOME = {
     "run": "experiment",
     "hierarchy_index": "statistics",
 }
-_MODULES = ("backward", "classifiers", "corruption", "denoisers", "experiment", "fashion_mnist", "image_sources",
+_MODULES = ("backward", "calibration", "classifiers", "corruption", "denoisers", "experiment", "fashion_mnist", "image_sources",
             "images", "inference", "laws", "networks", "population", "probes", "random", "rhm", "sources", "statistics", "store",
             "theory", "training")  # fmt: skip
 
 if TYPE_CHECKING:
     from uturn import (
         backward,
+        calibration,
         classifiers,
         denoisers,
         fashion_mnist,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from uturn.checks import checked_noise
 from uturn.corruption import Corruption, Gaussian
-from uturn.random import keys
+from uturn.random import keys, streams
 from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings, Vectors
 
 if TYPE_CHECKING:
@@ -99,11 +99,9 @@ class ExactPosterior(BaseModel):
             return _exact_vectors(originals, corruption, noise, seed, trajectories)
         from uturn.inference import infer, sample_posterior
 
-        rhm, leaves, items = originals.rhm, originals.draw.leaves, originals.items
+        rhm, items = originals.rhm, originals.items
         copies = trajectories if corruption.is_random else 1
-        noisy = corruption.corrupt(
-            np.repeat(leaves, copies, axis=0), noise, rhm.vocab_size, stream(seed, CORRUPTION, items, copies, noise)
-        )
+        noisy = self.observe(originals, corruption, noise, seed, copies)
         evidence = corruption.log_evidence(noisy, np.float32)
         wanted = tuple(outputs)
         beliefs = infer(rhm, evidence, outputs=wanted) if wanted else None
@@ -115,6 +113,35 @@ class ExactPosterior(BaseModel):
             drawn = {level: nodes.swapaxes(0, 1) for level, nodes in drawn.items()}
         shape = (len(items), trajectories, -1)
         return UTurns(originals, {level: nodes.reshape(shape) for level, nodes in drawn.items()}, beliefs)
+
+    def observe(
+        self, originals: Strings | Vectors, corruption: Corruption, noise: float, seed: int, trajectories: int = 1
+    ) -> Any:
+        """What `u_turn` sees of the originals, batch = items x trajectories, item-major: Noisy, or float64 (batch, dimension)."""
+        noises = stream(seed, CORRUPTION, originals.items, trajectories, noise)
+        data = np.repeat(originals.data, trajectories, axis=0)
+        if isinstance(originals, Vectors):
+            return originals.law.diffuse(data, noise, noises)
+        return corruption.corrupt(data, noise, originals.rhm.vocab_size, noises)
+
+    def clones(self, originals: Strings | Vectors, corruption: Corruption, noise: float, seed: int, number: int) -> Any:
+        """Several draws from the posterior of one observation of each original, that of trajectory 0 of `u_turn`.
+
+        Returns
+        -------
+        {tree_level: int64 (items, number, nodes)}, or float32 (items, number, dimension)
+            In a channel that draws noise, clone 0 is the reconstruction of trajectory 0.
+        """
+        observed = self.observe(originals, corruption, noise, seed)
+        posterior = stream(seed, RECONSTRUCTION, originals.items, 1, noise)
+        if isinstance(originals, Vectors):
+            keys_of = (streams(posterior, len(posterior), k or None) for k in range(number))
+            draws = [originals.law.sample_posterior(observed, noise, k).values.astype(np.float32) for k in keys_of]
+            return np.stack(draws, axis=1)
+        from uturn.inference import sample_posterior
+
+        drawn = sample_posterior(originals.rhm, corruption.log_evidence(observed, np.float32), posterior, num_draws=number)
+        return {level: nodes.swapaxes(0, 1) for level, nodes in drawn.items()}
 
     def noise_coordinates(
         self, corruption: Corruption, noise: Sequence[float], source: Any
@@ -139,8 +166,7 @@ def _exact_vectors(originals: Vectors, corruption: Corruption, noise: float, see
     shape = (len(items), trajectories, law.dimension)
     if noise == 0:  # the identity, in a single bit too
         return UTurns(originals, np.broadcast_to(originals.values[:, None], shape))
-    values = np.repeat(originals.values, trajectories, axis=0)
-    observed = law.diffuse(values, noise, stream(seed, CORRUPTION, items, trajectories, noise))
+    observed = ExactPosterior().observe(originals, corruption, noise, seed, trajectories)
     rebuilt = law.sample_posterior(observed, noise, stream(seed, RECONSTRUCTION, items, trajectories, noise)).values
     return UTurns(originals, rebuilt.astype(np.float32).reshape(shape))
 

@@ -2,7 +2,8 @@
 
 A figure module has `TITLE`, `CAPTION`, `analyse(runs)` and `draw(data)`, and says what is to be measured in one of two ways:
 `experiments(scale)` gives U-turn experiments by label; `measure(work)` computes anything else (trained networks, population
-dynamics) with the tools of `Work`. `reproduce` does the rest.
+dynamics) with the tools of `Work`. `reproduce` does the rest. A module whose figure rests on a Bayesian channel names it in
+`channels(scale)`: the law of its noise and the calibration of its posterior draws are verdicts of the figure, too.
 """
 
 from __future__ import annotations
@@ -148,7 +149,9 @@ def reproduce(
         start = time.monotonic()
         module = importlib.import_module(f"uturn.paper.{name}")
         announce(f"{name}: {module.TITLE}")
-        data, verdicts = module.analyse(measure(module, Work(scale, out / scale, workers, progress)))
+        work = Work(scale, out / scale, workers, progress)
+        data, verdicts = module.analyse(measure(module, work))
+        verdicts = verdicts + channel_verdicts(module, work)
         files = _save(out, name, data, module.draw(data))
         result = Result(name, module.TITLE, module.CAPTION, scale, verdicts, files, time.monotonic() - start)
         (out / f"{name}.json").write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -164,6 +167,13 @@ def measure(module: Any, work: Work) -> dict[str, xr.Dataset]:
     # A figure made from the runs of another one names it in RUNS.
     figure = getattr(module, "RUNS", module.__name__.rpartition(".")[2])
     return {label: work.run(f"{figure}-{label}", experiment) for label, experiment in module.experiments(work.scale).items()}
+
+
+def channel_verdicts(module: Any, work: Work) -> list[Verdict]:
+    """Verdicts on the channels that a figure names, if any."""
+    from uturn.paper.channels import verdicts
+
+    return verdicts(module.channels(work.scale), work) if hasattr(module, "channels") else []
 
 
 def load_results(out: str | Path) -> list[Result]:

@@ -11,6 +11,7 @@ import xarray as xr
 from uturn.experiment import Experiment
 from uturn.fashion_mnist import COARSE_CLASS
 from uturn.paper import Scale, Verdict, Work, fig2, fig5, fig7
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, style
 from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.theory import MeanField
@@ -103,6 +104,17 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
                 "probes": [{"type": probe}],
             }
         )
+    return made
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    """Of the judged laws: grammars at noise levels around the loss of their class, mixtures and field around theirs."""
+    times = {"rhm": (0.1, 0.2), "gaussian_mixture": (1.0, 2.5), "gaussian_field": (0.3, 1.5)}
+    made = []
+    for case in cases(scale):
+        if case.judged and case.channel != "epsilon":
+            noise = times[case.source["type"]] if case.channel == "gaussian" else None
+            made.append(channel_spec(_plain(case.words), case.source, case.channel, scale, noise))
     return made
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from uturn.paper import Verdict
 from uturn.paper.fig7 import PARAMETERS, experiments
-from uturn.paper.messages import compare, draw_levels, quenched_downward
+from uturn.paper.messages import compare, competing_rules, draw_levels, mean_estimate, quenched_downward
 from uturn.statistics import grammar_means
 from uturn.theory import MeanField
 
@@ -75,7 +75,41 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "more than twice",
         )
     )
-    return data, verdicts
+    return data, [*verdicts, _competitors(), _grammars_differ(low.downward_belief)]
+
+
+def _competitors() -> Verdict:
+    """The number of competing rules in the mean-field map (Eq. 53): what is left of it without noise, in one step from the class.
+
+    A parent known for certain is a class without an alternative, n = 1, and an unknown one is one of n = v classes. The
+    belief of its child is then 1 / (1 + K), with the mean number K of rules that compete.
+    """
+    counted = competing_rules(**PARAMETERS, grammars=100)
+    v, m, s = (PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching"))
+    theory = [1 / float(MeanField(v, m, s, n).curves(0.0, 1).downward[0]) - 1 for n in (1, v)]
+    found = [mean_estimate(column) for column in counted.T]
+    t = (counted.mean(axis=0) - theory) / (counted.std(axis=0, ddof=1) / np.sqrt(len(counted)))
+    return Verdict(
+        "rules that compete for a child whose siblings are known: of the same parent, of all parents, counted in 100 grammars",
+        f"{found[0]}; {found[1]}",
+        f"{theory[0]:.4f}; {theory[1]:.4f} (mean-field map without noise)",
+        bool((np.abs(t) < 3.5).all()),
+        f"t = {t[0]:+.1f}, {t[1]:+.1f}, below 3.5 in size",
+    )
+
+
+def _grammars_differ(belief: xr.DataArray) -> Verdict:
+    """Strings of one grammar resemble each other more than strings of different grammars."""
+    from scipy.stats import f_oneway
+
+    test = f_oneway(*(group.values for _, group in belief.isel(tree_level=0).groupby("grammar")))
+    return Verdict(
+        "downward messages to the leaves of a string at ε = 0.1: variance between grammars over that within",
+        f"F = {test.statistic:.1f}, p = {test.pvalue:.1g}",
+        "above 1: the rules of the grammars differ",
+        bool(test.pvalue < 1e-3),
+        "analysis of variance, p < 0.001",
+    )
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -10,6 +10,7 @@ import xarray as xr
 from uturn.corruption import CORRUPTIONS
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work, fig5, fig7
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import crossing, estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
@@ -53,6 +54,10 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         name: Experiment.from_dict({**spec, "corruption": {"type": name, "noise": levels.round(6).tolist()}})
         for name, levels in noise.items()
     }
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec(one.label, {"type": "rhm", **PARAMETERS}, name, scale) for name, one in CHANNELS.items()]
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict, Work
+from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
@@ -20,6 +21,10 @@ CAPTION = (
     "share no rule; hidden leaves elsewhere can come back: their context tells them."
 )
 NOISE = 0.5
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("masking", small.SOURCE, "masking", scale, [NOISE])]
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict, Work
+from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import MUTED, style
 from uturn.rhm import RandomHierarchyModel
 
@@ -22,6 +23,10 @@ CAPTION = (
 )
 TIME = 0.14  # diffusion time: half of the leaves are misread on their own, and most of them corrected by their context
 OUTPUTS = ("upward", "downward", "marginals")
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("Gaussian", small.SOURCE, "gaussian", scale, [TIME])]
 
 
 def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarray, np.ndarray]:

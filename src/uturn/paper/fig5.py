@@ -10,6 +10,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import CLASS, MUTED, level_bar, level_colors, style
 from uturn.statistics import estimate, grammar_means, inversion, transition
 from uturn.theory import MeanField
@@ -44,6 +45,10 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         )
         for depth in depths
     }
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("Gaussian", {"type": "rhm", **PARAMETERS, "depth": 10}, "gaussian", scale)]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.statistics import crossing, estimate, grammar_means
+from uturn.statistics import crossing, estimate, grammar_means, shift
 from uturn.theory import MeanField, phase_diagram
 
 TITLE = "Phase diagram of class recovery"
@@ -21,6 +21,7 @@ CAPTION = (
 )
 PARAMETERS = {"vocab_size": 32, "branching": 2, "depth": 10}
 TOLERANCE = 0.02
+MAP_TOLERANCE = 0.005  # of one step of the map, in ε
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
@@ -124,7 +125,26 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             f"< {TOLERANCE / 2}",
         ),
     ]
-    return data, verdicts
+    return data, [*verdicts, _one_step(runs, ms)]
+
+
+def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
+    """The map F itself, of which ε* is a fixed point: beliefs one level above the leaves, and F(p*) - p*."""
+    v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
+    fine = np.linspace(0, 1, 2001)
+    shifts, residuals = [], [0.0]
+    for m in ms:
+        theory, up = MeanField(v, int(m), s), runs[f"m{m}"].upward_belief.isel(tree_level=1).mean("item")
+        shifts.append(shift(up.noise.values, up.values, fine, theory.upward_map(1 - fine * (v - 1) / v)))
+        if theory.fixed_point is not None:
+            residuals.append(abs(float(theory.upward_map(theory.fixed_point)) - theory.fixed_point))
+    return Verdict(
+        f"belief one level above the leaves against F(p_0), as a shift in ε, m = {', '.join(map(str, ms))}; largest F(p*) - p*",
+        ", ".join(f"{value:+.4f}" for value in shifts) + f"; {max(residuals):.1e}",
+        "0; 0",
+        max(map(abs, shifts)) < MAP_TOLERANCE and max(residuals) < 1e-9,
+        f"all within {MAP_TOLERANCE}; below 1e-9",
+    )
 
 
 def draw(data: xr.Dataset) -> Any:

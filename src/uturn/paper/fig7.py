@@ -9,6 +9,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
@@ -36,6 +37,10 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         "probes": [{"type": "tree_levels"}, {"type": "messages"}],  # the messages are for figs. 12 and 13
     }
     return {"epsilon": Experiment.from_dict(spec)}
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("ε-process", {"type": "rhm", **PARAMETERS}, "epsilon", scale)]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

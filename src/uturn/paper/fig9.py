@@ -19,6 +19,7 @@ CAPTION = (
     "largest = full."
 )
 LEVEL, NODE = 2, 1  # the parent
+channels = fig4.channels  # the observation is that of fig. 4
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:

@@ -72,6 +72,33 @@ def quenched_downward(
     return result
 
 
+def competing_rules(vocab_size: int, multiplicity: int, branching: int, depth: int, grammars: int) -> np.ndarray:
+    """Numbers of rules that compete for a child whose siblings are known, counted in random grammars.
+
+    Of a rule y -> (x_1, .., x_s) and one of its children i: rules with the same siblings and another symbol at i, of the same
+    parent y, and of all parents. Mean over the rules and children of every tree level.
+
+    Returns
+    -------
+    array (grammars, 2): of the same parent, of all parents
+    """
+    v, s = vocab_size, branching
+    found = np.empty((grammars, depth, 2))
+    for g, seed in enumerate(keys(0, PICTURES, np.arange(grammars)).tolist()):
+        rhm = RandomHierarchyModel(v, multiplicity, s, depth, seed=seed)
+        for level, rules in rhm.rules.items():
+            parents = np.repeat(np.arange(len(rules)), rules.shape[1])
+            counts = np.zeros(2)
+            for child in range(s):
+                siblings = np.delete(rules.reshape(-1, s), child, axis=1) @ v ** np.arange(s - 1)
+                for k, context in enumerate((siblings + v ** (s - 1) * parents, siblings)):
+                    # All rules of a context differ in the child.
+                    sizes = np.bincount(np.unique(context, return_inverse=True)[1])
+                    counts[k] += (sizes * (sizes - 1)).sum() / sizes.sum() / s
+            found[g, level - 1] = counts
+    return found.mean(axis=1)
+
+
 def compare(
     values: xr.DataArray, theory_noise: np.ndarray, theory: np.ndarray, levels: Sequence[int], what: str, against: str
 ) -> tuple[xr.Dataset, Verdict]:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
 from uturn.statistics import crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
@@ -86,6 +87,10 @@ def trained_classifier(folder: Path, progress: bool = False) -> tuple[Path, Path
     return path, statistics
 
 
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec("mixture", SOURCE.model_dump(), "gaussian", scale, (0.5, 1.5, 2.5))]
+
+
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
     items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf].round(4)
@@ -106,9 +111,39 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
     from uturn.networks import load_network
 
     classifier, statistics = trained_classifier(work.folder, work.progress)
-    run = work.run("s9-mixture", experiment(work.scale, classifier, statistics))
+    described = experiment(work.scale, classifier, statistics)
+    run = work.run("s9-mixture", described)
     # Of vectors that had no part in the training: the held-out ones decided when it was to end.
-    return {"mixture": run.assign_attrs(accuracy=_accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0)))}
+    accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
+    return {"mixture": run.assign_attrs(accuracy=accuracy), "written out": written_out(described, classifier)}
+
+
+def written_out(described: Experiment, classifier: Path, noise: float = 1.0, items: int = 100) -> xr.Dataset:
+    """Similarities of the first items at one noise level by the definition: cosine of (a - mean)/deviation, unit by unit."""
+    from uturn.networks import load_network
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    source, corruption, backward, _ = described.parts
+    probe = HiddenLayers(load_network(classifier), "every block")
+
+    def activations(vectors: np.ndarray) -> dict[str, np.ndarray]:
+        batches = list(probe.readings(vectors))
+        return {layer: np.concatenate([batch[layer].double().numpy() for batch in batches]) for layer in probe.layers}
+
+    (originals,) = source.blocks(np.arange(items), described.seed, described.items)
+    rebuilt = backward.u_turn(originals, corruption, noise, described.seed, 1, ()).reconstructions[:, 0]
+    reference = activations(SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values)
+    before, after = activations(originals.values), activations(rebuilt)
+    rows = []
+    for layer, values in reference.items():
+        deviation = values.std(axis=0)
+        used = deviation > 0  # a unit that is always off has no standard deviation
+        a, b = ((x[layer] - values.mean(axis=0))[:, used] / deviation[used] for x in (before, after))
+        rows.append((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    return xr.Dataset(
+        {"similarity": (("network_layer", "item"), np.array(rows))},
+        coords={"network_layer": list(reference), "item": np.arange(items), "noise": noise},
+    )
 
 
 def _accuracy(network: Any, vectors: Any) -> float:
@@ -166,6 +201,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     index = [hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))]
     data["rescaled_error"] = (curves.dims, repeated.error(rescaled))
     data.attrs.update({f"index_{k}": getattr(index[0], k) for k in ("value", "low", "high")})
+    written = runs["written out"].similarity
+    error = (
+        np.abs(written - run.similarity.sel(noise=written.noise, item=written["item"].values, trajectory=0)).max("item").values
+    )
     accuracy = run.attrs["accuracy"]
     return data, [
         Verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", accuracy >= 0.999, ">= 0.999"),
@@ -197,7 +236,20 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             all(estimate_.high < 0.05 for estimate_ in index),
             "intervals below 0.05",
         ),
+        _by_definition(run, runs["written out"]),
     ]
+
+
+def _by_definition(run: xr.Dataset, written: xr.Dataset) -> Verdict:
+    measured = run.similarity.sel(noise=written.noise, item=written["item"].values, trajectory=0)
+    error = np.abs(written.similarity - measured).max("item").values
+    return Verdict(
+        f"similarities at t = {float(written.noise):g} against their definition written out: largest difference in every layer",
+        ", ".join(f"{value:.1e}" for value in error),
+        "0: cosine of deviations from the mean, divided by their standard deviation",
+        bool((error < 1e-4).all()),
+        "below 1e-4 (single precision)",
+    )
 
 
 def draw(data: xr.Dataset) -> Any:

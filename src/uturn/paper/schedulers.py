@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.calibration import Calibration, calibrate, holm, paired
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
-from uturn.paper import Verdict, Work
+from uturn.paper import Scale, Verdict, Work
+from uturn.paper.channels import ChannelSpec, channel_spec, gaussian_law, law_p_values
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys, uniforms
 from uturn.rhm import RandomHierarchyModel
@@ -81,7 +83,12 @@ def _slug(label: str) -> str:
     return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum())
 
 
-# --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic) ------------------
+def channels(scale: Scale) -> list[ChannelSpec]:
+    labels = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
+    return [channel_spec(labels[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
+
+
+# --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic, watched(steps)) ----
 
 
 def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: int) -> tuple[Any, ...]:
@@ -90,6 +97,7 @@ def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: i
     name, options, eta, _ = sampler
     gaussian = Gaussian()
 
+    @lru_cache
     def chain(steps: int) -> tuple[Any, int]:
         """The chain and the number of its reverse steps that are run."""
         # The straight paths of flow matching always start in pure noise; halfway the noise level is about the wanted one.
@@ -107,7 +115,7 @@ def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: i
         rebuilt = strings_of(reverse.denoise(images, step, streams[::strings]))  # one stream a sheet
         return rebuilt.reshape(len(observation.values), -1)
 
-    return observe, rebuild, gaussian, chain(2)[0].is_stochastic
+    return observe, rebuild, gaussian, chain(2)[0].is_stochastic, lambda steps: chain(steps)[0].model
 
 
 def _discrete(channel: str) -> tuple[Any, ...]:
@@ -119,7 +127,7 @@ def _discrete(channel: str) -> tuple[Any, ...]:
     def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
         return corruption.corrupt(leaves, NOISE[channel], PARAMETERS["vocab_size"], streams)
 
-    return observe, lambda observation, streams, steps: denoise(denoiser, observation, steps, streams), corruption, True
+    return observe, lambda observation, streams, steps: denoise(denoiser, observation, steps, streams), corruption, True, None
 
 
 def _exact() -> tuple[Any, ...]:
@@ -133,7 +141,7 @@ def _exact() -> tuple[Any, ...]:
     def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
         return sample_posterior(_grammar(), gaussian.log_evidence(observation), streams)[0]
 
-    return observe, rebuild, gaussian, True
+    return observe, rebuild, gaussian, True, None
 
 
 def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
@@ -143,6 +151,16 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.backward.score_model import ScoreModel
 
+    class Watched(ScoreModel):
+        """Remembers what it is asked next, once it is told to."""
+
+        asked: tuple[Any, Any] | None = None
+
+        def __call__(self, noisy: Any, timestep: Any) -> Any:
+            if self.asked is None:
+                self.asked = noisy.clone(), timestep
+            return super().__call__(noisy, timestep)
+
     made = getattr(diffusers, name)
     if name.startswith("FlowMatch"):
         scheduler = made(num_train_timesteps=_TIMESTEPS)
@@ -151,7 +169,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
         abar = r / (1 + r)
         betas = 1 - abar / np.r_[1.0, abar[:-1]]
         scheduler = made(num_train_timesteps=_TIMESTEPS, trained_betas=betas.tolist(), **options)
-    model = ScoreModel(ExactDenoiser(_grammar(), Gaussian()), scheduler, rows)
+    model = Watched(ExactDenoiser(_grammar(), Gaussian()), scheduler, rows)
     return ReverseDiffusion(model, scheduler, steps, eta=eta, batch_size=max(1, 2**11 // rows))
 
 
@@ -198,14 +216,27 @@ def _measured(
     rebuild: Callable,
     corruption: Any,
     is_stochastic: bool,
+    model_of: Callable | None,
 ) -> xr.Dataset:
-    """Counts of reconstructed strings, sheet by sheet: of a few observations each many times, and of many observations once."""
+    """Counts of reconstructed strings, sheet by sheet: of a few observations each many times, and of many observations once.
+
+    Of one more sheet of observations two clones each, read as in `uturn.calibration`; and, where a scheduler drives a model,
+    what the model is asked first, against the law of the channel at the noise that the scheduler names.
+    """
     rhm, d = _grammar(), PARAMETERS["branching"] ** PARAMETERS["depth"]
     few, many = observations, sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
     noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
-    given, law, laws = [], [], []
+    given, law, laws, pairs, first = [], [], [], [], []
+    fresh = rhm.sample(strings, keys(0, *_SAMPLING, 3, np.arange(strings))).leaves
     for number in steps:
+        one = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
+        if model_of is not None:
+            model_of(number).asked = None
+        clones = [rebuild(one, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
+        pairs.append(_agreement(rhm, np.stack([fresh, *clones], axis=1)))
+        if model_of is not None:
+            first.append(_asked_first(model_of(number), fresh))
         observation = observe(seen, noises, number)
         laws.append(_posteriors(corruption, _rows(observation, slice(few))))
         # One sheet is enough of what always gives the same.
@@ -222,10 +253,40 @@ def _measured(
             "posterior": (("steps", "observation", "string"), np.array(laws)),
             "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
             "data_law": (("string",), data_law),
+            "with_original": (("steps", "item", "clone", "tree_level"), np.array([pair[0] for pair in pairs])),
+            "with_clones": (("steps", "item", "clone", "tree_level"), np.array([pair[1] for pair in pairs])),
+            **_by_quantity(first),
         },
         coords={"steps": list(steps)},
         attrs={"strings": strings},
     )
+
+
+def _agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of originals and clones (items, 1 + clones, leaves): shares of equal parsed nodes, (items, clones, tree levels)."""
+    latents = rhm.parse(strings.reshape(-1, strings.shape[2])).latents
+    trees = [nodes.reshape(*strings.shape[:2], -1) for nodes in latents.values()]
+    first, second = zip(*(paired(tree, lambda a, b: ((a == b) & (a >= 0)).mean(axis=1)) for tree in trees), strict=True)
+    return np.stack(first, axis=-1), np.stack(second, axis=-1)
+
+
+def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:
+    """Law of the noise in what a model was asked first (see `channels.gaussian_law`), at the timestep it was told."""
+    noisy, timestep = model.asked
+    a, s = (float(np.ravel(x)[0]) for x in model.amplitudes(timestep))
+    scale = np.hypot(a, s)  # to the units of a variance-preserving process
+    x = noisy.numpy().transpose(0, 2, 3, 1).reshape(len(strings), strings.shape[1], -1) / scale
+    return gaussian_law(np.eye(x.shape[2])[strings], x, (a / scale) ** 2)
+
+
+def _by_quantity(first: list[tuple[Any, ...]]) -> dict[str, Any]:
+    if not first:
+        return {}
+    names = ("standardised", "mean", "expected", "excess")
+    columns = dict(zip(names, zip(*first, strict=True), strict=True))
+    columns["mean"] = tuple(natural.mean(axis=0) for natural in columns["mean"])
+    dims = {"standardised": ("steps", "item", "quantity")}
+    return {name: (dims.get(name, ("steps", "quantity")), np.array(values)) for name, values in columns.items()}
 
 
 def _rows(observation: Noisy, rows: Any) -> Noisy:
@@ -412,7 +473,53 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             converges("uniform") and limits["uniform"] > RARE,
             f"interval above {LEAST_ORDER}; p > {RARE:g}",
         ),
+        _start(runs),
+        _clones(runs, last),
     ]
+
+
+def _start(runs: dict[str, xr.Dataset]) -> Verdict:
+    """The noise that a chain starts from is that of its first timestep."""
+    p = np.stack([law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
+    adjusted = holm(p)
+    worst = int(adjusted.min(axis=1).argmin())
+    run = runs[list(SAMPLERS)[worst]]
+    signal, variance = (", ".join(f"{x:.3f}" for x in run["mean"].values[:, k]) for k in (0, 1))
+    names = " and ".join(", ".join(f"{x:.3f}" for x in np.unique(run["expected"].values[:, k].round(3))) for k in (0, 1))
+    return Verdict(
+        "what the model is asked first, against the noise of its timestep: signal and variance, all schedulers and steps",
+        f"{p.size} tests, smallest p = {p.min():.2g}, by Holm {adjusted.min():.2g}; {list(SAMPLERS)[worst]}: signal {signal}; "
+        f"variance {variance}",
+        f"sqrt(abar) and 1 - abar of the first timestep: {names}",
+        bool(adjusted.min() > RARE),
+        f"mean, spread between strings, independence of the chains: no p by Holm <= {RARE:g}",
+    )
+
+
+def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
+    """Two draws from one observation: calibration, in which schedulers without noise are the negative controls."""
+    found: dict[str, Calibration] = {}
+    for label in [REFERENCE, *CHANNELS, *SAMPLERS]:
+        run = runs[label].isel(steps=-1)
+        pair = [run[name].transpose("item", "clone", "tree_level").values for name in ("with_original", "with_clones")]
+        found[label] = calibrate(pair[0], pair[1], level=0.01, relabellings=40_000)
+    kinds = {label: "full" for label in [REFERENCE, *CHANNELS]} | {label: kind for label, (*_, kind) in SAMPLERS.items()}
+    p = {label: float(one.adjusted.min()) for label, one in found.items()}
+
+    def words(label: str) -> str:
+        one = found[label]
+        k = int(one.p_value.argmin())
+        return f"{label} {one.gap[k]:+.3f} [{one.low[k]:+.3f}, {one.high[k]:+.3f}]"
+
+    drawn, fixed = ([label for label, kind in kinds.items() if (kind == "full") == full] for full in (True, False))
+    least = min(p[label] for label in drawn)
+    return Verdict(
+        f"calibration, E f(x0, x̂) - E f(x̂, x̂'), two draws of one observation in {last} steps; f: share of equal parsed nodes",
+        "; ".join(map(words, drawn)) + f": smallest p = {least:.2g}. Less noise: " + "; ".join(map(words, fixed)),
+        "0 with the full noise; below 0 without it, where the draws resemble each other too much",
+        least * len(drawn) > 0.01 and all(p[label] < RARE and found[label].gap.min() < 0 for label in fixed),
+        f"exact randomisation test: no p by Holm <= 0.01; p < {RARE:g} each",
+    )
 
 
 def draw(data: xr.Dataset) -> Any:

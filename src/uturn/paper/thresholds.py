@@ -11,6 +11,7 @@ import xarray as xr
 from uturn.corruption import CORRUPTIONS
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
+from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys
 from uturn.sources import GRAMMAR
@@ -84,6 +85,11 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         for channel in CHANNELS
         for depth in size.depths
     }
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    table = {"type": "rhm", **PARAMETERS, "depth": 10}
+    return [channel_spec(one.label, table, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:

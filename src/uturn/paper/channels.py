@@ -1,0 +1,262 @@
+"""Verdicts on the channels of a figure: the law of the noise that was drawn, and the calibration of the posterior draws.
+
+The two belong together. A wrong posterior is caught by calibration (`uturn.calibration`), which needs no reference. A wrong
+channel whose evidence is right for what it drew is perfectly calibrated: only its own law tells.
+
+A figure module has a function `channels(scale)` that lists its channels; `uturn.paper.reproduce` does the rest. The
+ε-process, which is no Bayesian channel, is a negative control: it must not be calibrated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.calibration import calibrate, clone_agreement, holm
+from uturn.corruption import Gaussian, Masking, UniformReplacement
+from uturn.experiment import Experiment
+from uturn.paper import Scale, Verdict, Work
+from uturn.sources import Vectors
+from uturn.statistics import Estimate
+
+CLONES = 8
+LEVEL = 0.01  # false-alarm rate of the calibration of a figure
+LAW_LEVEL = 1e-3  # and of the laws of its channels
+# Below, at and beyond the loss of the class in the grammar of the paper.
+NOISE = {
+    "gaussian": (0.07, 0.15, 0.3),
+    "masking": (0.2, 0.3, 0.6),
+    "uniform": (0.1, 0.2, 0.5),
+    "epsilon": (0.3, 0.5, 0.7),
+}
+
+
+class ChannelSpec(NamedTuple):
+    """A channel of a figure: what to call it, and an experiment that observes by it and draws from the exact posterior."""
+
+    label: str
+    experiment: Experiment
+
+    @property
+    def is_bayesian(self) -> bool:
+        return self.experiment.parts[1].is_bayesian
+
+    @property
+    def readings(self) -> list[str]:
+        """What the clones are compared in; errors in the weight of the evidence show best at the lowest tree levels."""
+        depth = getattr(self.experiment.parts[0], "depth", None)
+        return ["cosine", "class"] if depth is None else [str(k) for k in sorted({0, 1, 2, depth}) if k <= depth]
+
+
+def channel_spec(
+    label: str, source: dict[str, Any], kind: str, scale: Scale, noise: Sequence[float] | None = None
+) -> ChannelSpec:
+    """A channel of a source of strings or vectors, by default at the noise levels `NOISE`."""
+    strings = source["type"] == "rhm"
+    items = 1000 if (strings and source["depth"] <= 4) or scale == "paper" else 200
+    spec = {
+        "items": items,
+        "source": {"grammars": 8, **source} if strings else source,
+        "corruption": {"type": kind, "noise": list(NOISE[kind] if noise is None else noise)},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels" if strings else "scales"}],
+    }
+    return ChannelSpec(label, Experiment.from_dict(spec))
+
+
+def verdicts(channels: Sequence[ChannelSpec], work: Work) -> list[Verdict]:
+    """Verdicts on the laws of all Bayesian channels and on their calibration, and on each negative control.
+
+    Channels that figures share are measured once.
+    """
+    found: list[Verdict] = []
+    bayesian = [one for one in channels if one.is_bayesian]
+    measured = {}
+    for one in channels:
+        settings = {"experiment": one.experiment.identity(), "clones": CLONES}
+        measured[one.label] = work.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
+    if bayesian:
+        data = [measured[one.label] for one in bayesian]
+        found += [law_verdict(bayesian, data), calibration_verdict(bayesian, data)]
+    return found + [calibration_verdict([one], [measured[one.label]]) for one in channels if not one.is_bayesian]
+
+
+def measure(one: ChannelSpec) -> xr.Dataset:
+    """Agreement of originals and clones, and what was drawn: the data of both verdicts."""
+    clones = clone_agreement(one.experiment, CLONES)
+    return xr.merge([clones, drawn_noise(one.experiment)]) if one.is_bayesian else clones
+
+
+# -- the law of what was drawn ------------------------------------------------------------------------------------------
+
+
+def drawn_noise(experiment: Experiment) -> xr.Dataset:
+    """What the channel of an experiment did to each original, in numbers whose law is known.
+
+    Returns
+    -------
+    Dataset with dims noise, item, quantity
+        `standardised`: mean 0 and variance 1, independent between items and noise levels. Masking: number of masked leaves;
+        replacement: number of changed leaves, each changed with probability (1 - alpha)(v - 1)/v. Gaussian, with the residual
+        r = (x_t - sqrt(abar) x_0)/sqrt(1 - abar): r projected on x_0, and the square of r. `excess`: its excess kurtosis.
+        `mean`, `expected`: over items, in natural units (shares of leaves; amplitude of the signal; variance of the noise).
+    """
+    source, corruption, backward, _ = experiment.parts
+    items = np.arange(experiment.items)
+    rows, natural, expected, excess = [], [], [], []
+    for level in experiment.noise:
+        pieces = []
+        for originals in source.blocks(items, experiment.seed, experiment.items):
+            observed = backward.observe(originals, corruption, level, experiment.seed)
+            if isinstance(corruption, Gaussian):
+                pieces.append(_gaussian(originals, observed, float(corruption.abar(level))))
+            else:
+                pieces.append(_counted(originals, observed, corruption, level))
+        rows.append(np.concatenate([piece[0] for piece in pieces]))
+        natural.append(np.concatenate([piece[1] for piece in pieces]).mean(axis=0))
+        expected.append(pieces[0][2])
+        excess.append(pieces[0][3])
+    names = {Masking: ["masked leaves"], UniformReplacement: ["changed leaves"], Gaussian: ["signal", "variance"]}
+    return xr.Dataset(
+        {
+            "standardised": (("noise", "item", "quantity"), np.array(rows)),
+            **{
+                name: (("noise", "quantity"), np.array(values))
+                for name, values in (("mean", natural), ("expected", expected), ("excess", excess))
+            },
+        },
+        coords={"noise": experiment.noise, "item": items, "quantity": names[type(corruption)]},
+    )
+
+
+_Law = tuple[np.ndarray, np.ndarray, list[float], list[float]]  # standardised, natural, expected, excess
+
+
+def _counted(originals: Any, observed: Any, corruption: Any, level: float) -> _Law:
+    """Binomial numbers of leaves. A kept leaf that is not the original's counts as masked or changed, too."""
+    changed = (observed.values != originals.data).sum(axis=1, keepdims=True)
+    d, v = originals.data.shape[1], originals.rhm.vocab_size
+    p = level if isinstance(corruption, Masking) else level * (v - 1) / v
+    variance = d * p * (1 - p)
+    return (changed - d * p) / np.sqrt(variance), changed / d, [p], [(1 - 6 * p * (1 - p)) / variance]
+
+
+def _gaussian(originals: Any, observed: Any, abar: float) -> _Law:
+    if isinstance(originals, Vectors):
+        return gaussian_law(originals.values, observed, abar)
+    return gaussian_law(np.eye(originals.rhm.vocab_size)[originals.data], observed.values, abar)
+
+
+def gaussian_law(x0: np.ndarray, xt: np.ndarray, abar: float) -> _Law:
+    """Signal and variance of `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, arrays (items, ...), as `drawn_noise` describes them."""
+    x0, xt = (np.asarray(x, float).reshape(len(x), -1) for x in (x0, xt))
+    norm, n = np.sqrt((x0**2).sum(axis=1)), x0.shape[1]
+    noise = xt - np.sqrt(abar) * x0
+    along, square = (noise * x0).sum(axis=1) / norm, (noise**2).sum(axis=1)
+    standardised = np.stack([along / np.sqrt(1 - abar), (square / (1 - abar) - n) / np.sqrt(2 * n)], axis=1)
+    natural = np.stack([np.sqrt(abar) + along / norm, square / n], axis=1)
+    return standardised, natural, [np.sqrt(abar), 1 - abar], [0.0, 12 / n]
+
+
+def law_p_values(data: xr.Dataset) -> np.ndarray:
+    """Of every quantity: its mean at each noise level, its spread over items at each, and the spread of its sum over the levels.
+
+    The sum over L independent levels has variance L; noise that is the same at all levels has L**2.
+    """
+    from scipy.stats import gamma, norm
+
+    z = data.standardised.transpose("noise", "item", "quantity").values
+    levels, items = z.shape[:2]
+    excess = data.excess.transpose("noise", "quantity").values
+
+    def spread(values: np.ndarray, excess: np.ndarray) -> np.ndarray:
+        # A sum of squares has mean 1 and variance 2 + excess per item: the gamma law with these moments.
+        law = gamma(items / (2 + excess), scale=2 + excess)
+        square = (values**2).sum(axis=-2)
+        return (2 * np.minimum(law.cdf(square), law.sf(square))).clip(max=1)
+
+    p_values = [2 * norm.sf(np.abs(z.sum(axis=1)) / np.sqrt(items)), spread(z, excess)]
+    if levels > 1:
+        p_values.append(spread(z.sum(axis=0) / np.sqrt(levels), excess.mean(axis=0) / levels)[None])
+    return np.concatenate(p_values)
+
+
+def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
+    """What the channels drew against their laws."""
+    p_values = [law_p_values(data) for data in measured]
+    p = np.concatenate([values.ravel() for values in p_values])
+    adjusted = holm(p).min()
+    words = []
+    for one, data, values in zip(channels, measured, p_values, strict=True):
+        k, quantity = np.unravel_index(values[: data.sizes["noise"]].argmin(), data["mean"].shape)
+        worst = data[["mean", "expected"]].isel(noise=k, quantity=quantity)
+        numbers = f"{float(worst['mean']):.4f} for {float(worst.expected):.4f}"
+        words.append(f"{one.label} {float(worst.noise):g}: {worst.quantity.item()} {numbers}")
+    return Verdict(
+        "law of the noise that was drawn: " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
+        f"{len(p)} tests, smallest p = {p.min():.2g}, by Holm {adjusted:.2g}; means farthest from their laws: "
+        + "; ".join(words),
+        "masked and changed leaves: binomial; Gaussian: signal sqrt(abar) x_0, noise of variance 1 - abar",
+        adjusted > LAW_LEVEL,
+        f"mean, spread between originals, independence of the noise levels: no p by Holm <= {LAW_LEVEL:g}",
+    )
+
+
+# -- calibration --------------------------------------------------------------------------------------------------------
+
+
+def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
+    """Originals and clones against each other, in all channels of a figure: one test for all of them."""
+    tests = [len(one.readings) * len(one.experiment.noise) for one in channels]
+    relabellings = math.ceil(100 * sum(tests) / LEVEL)
+    rows = []
+    for one, data, count in zip(channels, measured, tests, strict=True):
+        joint = data[["with_original", "with_clones"]].sel(reading=one.readings).transpose("item", "clone", "noise", "reading")
+        share = LEVEL * count / sum(tests)
+        rows.append(calibrate(joint.with_original.values, joint.with_clones.values, share, relabellings))
+    p, gap, low, high, visible = (
+        np.concatenate([np.ravel(getattr(found, name)) for found in rows])
+        for name in ("p_value", "gap", "low", "high", "visible")
+    )
+    names = [
+        f"{one.label} {noise:g}, {_words(one, reading)}"
+        for one in channels
+        for noise in one.experiment.noise
+        for reading in one.readings
+    ]
+    visible = np.where(visible > 0, visible, np.inf)  # a reading that is always the same shows nothing
+    adjusted = holm(p)
+    least = int(p.argmin())
+    strings = [one for one in channels if hasattr(one.experiment.parts[0], "depth")]
+    what = "share of equal parsed nodes per tree level" if strings else "cosine, same class"
+    if 0 < len(strings) < len(channels):
+        what += "; vectors: cosine, same class"
+    worst = f"{names[least]}: gap {Estimate(gap[least], low[least], high[least])}"
+    if channels[0].is_bayesian:
+        expected, rule = "0: originals and draws are exchangeable given the observation", "no p"
+        passed = adjusted.min() > LEVEL
+    else:
+        expected, rule = "above 0: a negative control, whose beliefs are pinned on the originals", "some p"
+        passed = adjusted.min() <= LEVEL and gap[least] > 0
+    return Verdict(
+        f"calibration of posterior draws, E f(x0, x̂) - E f(x̂, x̂'), {CLONES} clones of {channels[0].experiment.items} originals; "
+        f"f: {what}; " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
+        f"{len(p)} tests, smallest p = {p[least]:.2g} ({worst}), by Holm {adjusted.min():.2g}; gaps of "
+        f"{visible.min():.2g} to {visible.max():.2g} would be seen",
+        expected,
+        passed,
+        f"exact randomisation test, {relabellings:,} relabellings: {rule} by Holm <= {LEVEL:g}",
+    )
+
+
+def _levels(one: ChannelSpec) -> str:
+    return ", ".join(f"{x:g}" for x in one.experiment.noise)
+
+
+def _words(one: ChannelSpec, reading: str) -> str:
+    return f"level {reading}" if reading.isdecimal() else reading

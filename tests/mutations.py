@@ -1,0 +1,226 @@
+"""Errors that were put into the package on purpose, each in one line, and what catches it: a verdict of a figure, or a test.
+
+`Mutation.applied()` compiles the changed function and puts it in the place of the right one, wherever that is imported.
+`tests/test_mutations.py` shows quickly that what is named fails; `benchmarks/mutations.py` runs the whole figures with the
+mutations.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import linecache
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A wrong version of the package.
+
+    `target`: "module:function" or "module:Class.method", in whose source `old` is replaced by `new`. `figures`: the figures
+    that have to notice at smoke scale, each with the beginning of the verdict that fails. `tests`: tests that have to fail,
+    as "module::function" with arguments.
+    """
+
+    name: str
+    target: str
+    old: str
+    new: str
+    figures: dict[str, str] = field(default_factory=dict)
+    tests: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        module_name, _, path = self.target.partition(":")
+        module: Any = importlib.import_module(module_name)
+        *inside, name = path.split(".")
+        owner = getattr(module, inside[0]) if inside else module
+        right = owner.__dict__[name]
+        source = textwrap.dedent(inspect.getsource(right))
+        assert source.count(self.old) == 1, f"{self.target} holds {self.old!r} {source.count(self.old)} times; expected once"
+        file = f"<mutation: {self.name}>"
+        text = "from __future__ import annotations\n" + source.replace(self.old, self.new)
+        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+        made: dict[str, Any] = {}
+        exec(compile(text, file, "exec"), module.__dict__, made)
+        wrong = made[name]
+        places = [(owner, name)]
+        if not inside:  # other modules may have imported it by name
+            loaded = [m for key, m in list(sys.modules.items()) if key.split(".")[0] == "uturn" and m is not module]
+            places += [(m, key) for m in loaded for key, value in list(vars(m).items()) if value is right]
+        for place, key in places:
+            setattr(place, key, wrong)
+        try:
+            yield
+        finally:
+            for place, key in places:
+                setattr(place, key, right)
+
+
+def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, draws: int) -> dict[int, np.ndarray]:
+    """What a sampler of marginals would draw: every node by itself, from its own marginal."""
+    from uturn.inference import infer
+    from uturn.random import streams, uniforms
+
+    trees = {}
+    for level, marginals in infer(rhm, log_evidence).marginals.items():
+        below = marginals.cumsum(-1, dtype=float)
+        heights = [uniforms(streams(keys, len(keys), 64 * level + k), below.shape[1]) for k in range(draws)]
+        drawn = (below <= np.array(heights)[..., None] * below[..., -1:]).sum(-1)
+        trees[level] = np.minimum(drawn, marginals.shape[-1] - 1)
+    return trees
+
+
+CALIBRATION, LAW = "calibration of posterior draws", "law of the noise that was drawn"
+
+MUTATIONS = (
+    Mutation(
+        "Gaussian evidence without sqrt(abar)",
+        "uturn.corruption:Gaussian.log_evidence",
+        "gain = np.sqrt(abar) / ",
+        "gain = 1 / ",
+        {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION, "schedulers": CALIBRATION},
+    ),
+    Mutation(
+        "Gaussian evidence times 1.1",
+        "uturn.corruption:Gaussian.log_evidence",
+        "gain = np.sqrt(abar) / ",
+        "gain = 1.1 * np.sqrt(abar) / ",
+        {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION, "schedulers": CALIBRATION},
+    ),
+    Mutation(
+        "replacement that never redraws the same symbol",
+        "uturn.corruption:UniformReplacement.corrupt",
+        "redrawn = (u[:, d:] * vocab_size).astype(np.int64)",
+        "redrawn = (leaves + 1 + (u[:, d:] * (vocab_size - 1)).astype(np.int64)) % vocab_size",
+        {"schedulers": LAW, "fig15": LAW},
+    ),
+    Mutation(
+        "10 % too little masking",
+        "uturn.corruption:Masking.corrupt",
+        "< share[:, None]",
+        "< 0.9 * share[:, None]",
+        {"fig3": LAW, "fig15": LAW, "schedulers": LAW},
+    ),
+    Mutation(
+        "wrong downward competitor count",
+        "uturn.theory:MeanField._messages",
+        "wrong = (q * (m - 1) + (1 - q) * m) * self._inverse_T",
+        "wrong = m * self._inverse_T",
+        {"fig13": "rules that compete for a child"},
+    ),
+    Mutation(
+        "intervals without the level of grammars",
+        "uturn.statistics:_weights",
+        'np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(items, int)',
+        "np.zeros(items, int)",
+        tests=(("test_mutations::intervals_see_the_grammars", {}),),
+    ),
+    Mutation(
+        "all trajectories identical",
+        "uturn.backward:stream",
+        "np.arange(trajectories)",
+        "np.zeros(trajectories, np.int64)",
+        tests=(("test_experiment::test_trajectories_are_independent", {"kind": "masking"}),),
+    ),
+    Mutation(
+        "all trajectories identical, channels that draw nothing",
+        "uturn.backward:ExactPosterior.u_turn",
+        "drawn = sample_posterior(rhm, evidence, posterior, num_draws=trajectories)",
+        "drawn = {k: x.repeat(trajectories, 0) for k, x in sample_posterior(rhm, evidence, posterior, num_draws=1).items()}",
+        tests=(("test_experiment::test_trajectories_are_independent", {"kind": "epsilon"}),),
+    ),
+    Mutation(
+        "all clones identical",
+        "uturn.inference:sample_posterior",
+        "trees = sample_numba(rhm, values, streams(seed, len(values)), draws)",
+        "trees = {k: x.repeat(draws, 0) for k, x in sample_numba(rhm, values, streams(seed, len(values)), 1).items()}",
+        {"fig3": CALIBRATION, "fig5": CALIBRATION},
+    ),
+    Mutation(
+        "the same noise at all levels",
+        "uturn.backward:stream",
+        "level = np.float64(noise).view(np.uint64)",
+        "level = np.uint64(0)",
+        {"fig5": LAW, "fig15": LAW, "s9": LAW},
+        (("test_experiment::test_neighbouring_noise_levels_have_streams_of_their_own", {}),),
+    ),
+    Mutation(
+        "E[a^2] for the variance of activations",
+        "uturn.probes.hidden_layers:HiddenLayers._scale",
+        "square = variance + mean**2 if self.legacy else variance",
+        "square = variance + mean**2",
+        {"s9": "similarities at t = 1 against their definition"},
+    ),
+    Mutation(
+        "noising one timestep off",
+        "uturn.paper.schedulers:_gaussian",
+        'reverse.noise_levels["abar"][step]',
+        'reverse.noise_levels["abar"][step - 1]',
+        {"schedulers": "what the model is asked first"},
+    ),
+    Mutation(
+        "denoising one timestep off",
+        "uturn.paper.schedulers:_gaussian",
+        "reverse.denoise(images, step, ",
+        "reverse.denoise(images, max(step - 1, 1), ",
+        {"schedulers": "what the model is asked first"},
+    ),
+    Mutation(
+        "a damped C_k",
+        "uturn.theory:MeanField.pair_correlations",
+        "damping = damping * (a - b) ** 2",
+        "damping = 0.9 * damping * (a - b) ** 2",
+        tests=(("test_theory::test_pair_correlations_against_the_joint_law", {"v": 8, "m": 3, "s": 2, "n": None}),),
+    ),
+    Mutation(
+        "a wrong pair count in chi, s = 2",
+        "uturn.theory:MeanField.susceptibility",
+        "(s - 1) * float(s) ** np.arange(depth)",
+        "(s - 1) * float(s) ** np.arange(1, depth + 1)",
+        tests=(("test_theory::test_susceptibility_is_the_sum_over_all_ordered_pairs", {"v": 8, "m": 3, "s": 2}),),
+    ),
+    Mutation(
+        "a wrong pair count in chi, right for s = 2",
+        "uturn.theory:MeanField.susceptibility",
+        "(s - 1) * float(s) ** np.arange(depth)",
+        "float(s) ** np.arange(depth)",
+        tests=(("test_theory::test_susceptibility_is_the_sum_over_all_ordered_pairs", {"v": 4, "m": 2, "s": 3}),),
+    ),
+    Mutation(
+        "one grammar for all",
+        "uturn.sources:RHMSource.grammar",
+        "_grammar(self, number, seed)",
+        "_grammar(self, 0, seed)",
+        {"fig13": "downward messages to the leaves of a string"},
+        (("test_experiment::test_every_grammar_has_rules_of_its_own", {}),),
+    ),
+    Mutation(
+        "a sampler of marginals",
+        "uturn.inference:sample_posterior",
+        "trees = sample_numba(rhm, values, streams(seed, len(values)), draws)",
+        "from mutations import of_marginals; trees = of_marginals(rhm, values, streams(seed, len(values)), draws)",
+        {"fig3": CALIBRATION, "fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
+    ),
+    Mutation(
+        "F with a wrong exponent",
+        "uturn.theory:MeanField._lost_above",
+        "power = _power(lost, s)",
+        "power = _power(lost, s - 1)",
+        {"fig6": "belief one level above the leaves"},
+    ),
+    Mutation(
+        "F with a wrong exponent in what is lost",
+        "uturn.theory:MeanField._lost_above",
+        "b = -np.expm1(s * _log_kept(lost))",
+        "b = -np.expm1((s - 1) * _log_kept(lost))",
+        {"fig6": "belief one level above the leaves"},
+    ),
+)  # fmt: skip

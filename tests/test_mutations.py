@@ -1,0 +1,125 @@
+"""Every error of `mutations.py` fails what is named there, and without it that passes.
+
+Verdicts are taken from the figure's own functions on its own smoke-scale measurement where that is cheap, else on a part of it:
+`benchmarks/mutations.py` runs the whole figures.
+"""
+
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import uturn as ut
+from mutations import MUTATIONS
+from uturn.experiment import Experiment, run
+from uturn.paper import Work, channel_verdicts, fig6, fig7, fig13, s9, schedulers
+from uturn.statistics import estimate
+
+NAMES = [mutation.name for mutation in MUTATIONS]
+
+
+def changed(experiment, noise=None, **changes):
+    """An experiment with other fields, and noise levels of its grid."""
+    spec = {**experiment.to_dict(), **changes}
+    return Experiment.from_dict({**spec, "corruption": {**spec["corruption"], "noise": noise or experiment.noise}})
+
+
+def of_fig6(work):
+    """Two of nine multiplicities."""
+    runs = {label: run(fig6.experiments("smoke")[label]).load() for label in ("m4", "m10")}
+    return [fig6._one_step(runs, np.array([4, 10]))]
+
+
+def of_fig13(work):
+    """One of the noise levels."""
+    one = changed(fig7.experiments("smoke")["epsilon"], [0.1], trajectories=1, probes=[{"type": "messages"}])
+    return [fig13._competitors(), fig13._grammars_differ(run(one).downward_belief.sel(noise=0.1).load())]
+
+
+def of_s9(work):
+    """An untrained network, and fewer items at one noise level."""
+    from uturn.classifiers import VectorClassifier
+    from uturn.networks import save_network
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    classifier, statistics = (work.folder / f"s9-{name}.safetensors" for name in ("classifier", "statistics"))
+    network = VectorClassifier(s9.SOURCE.dimension, 2, width=32, num_layers=2, seed=0).eval()
+    save_network(network, classifier, recipe={})
+    reference = s9.SOURCE.fresh(s9._REFERENCE + np.arange(4000), 0).values
+    HiddenLayers(network, "every block").fit(reference).save_statistics(statistics)
+    one = changed(s9.experiment("smoke", classifier, statistics), [1.0], items=40)
+    return [s9._by_definition(run(one).load(), s9.written_out(one, classifier, items=40))]
+
+
+def of_schedulers(work):
+    """One scheduler, two numbers of steps, fewer strings; and the channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedulers, "SAMPLERS", {"DDPM": schedulers.SAMPLERS["DDPM"]})
+        measured = schedulers._measured((2, 4), 1, 1, 256, *schedulers._gaussian(schedulers.SAMPLERS["DDPM"], 256))
+        return [schedulers._start({"DDPM": measured}), *channel_verdicts(schedulers, work)]
+
+
+QUICK = {"fig6": of_fig6, "fig13": of_fig13, "s9": of_s9, "schedulers": of_schedulers}
+
+
+def judged(figure, work):
+    module = importlib.import_module(f"uturn.paper.{figure}")
+    return QUICK[figure](work) if figure in QUICK else channel_verdicts(module, work)
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    """Verdicts of the right package, {figure: verdicts}."""
+    folder = tmp_path_factory.mktemp("unharmed")
+    return {name: judged(name, Work("smoke", folder)) for name in {next(iter(m.figures)) for m in MUTATIONS if m.figures}}
+
+
+def intervals_see_the_grammars():
+    """Of eight very different grammars, the interval of the mean is at least 2.4 standard errors wide (without grammars: 1.2)."""
+    rng = np.random.default_rng(0)
+    grammar = np.arange(80) // 10
+    heights = rng.standard_normal(8)
+    values = xr.DataArray(heights[grammar][None], dims=("noise", "item"), coords={"noise": [0.1], "grammar": ("item", grammar)})
+    found = estimate(values, lambda curve: float(curve[0]))
+    assert found.high - found.low > 2.4 * heights.std(ddof=1) / np.sqrt(8)
+
+
+def named_test(name, arguments):
+    """A function without arguments that runs a test by its name."""
+    module, _, function = name.partition("::")
+    found = globals()[function] if module == "test_mutations" else getattr(importlib.import_module(module), function)
+    assert set(inspect.signature(found).parameters) == set(arguments)
+    return lambda: found(**arguments)
+
+
+@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.figures], ids=lambda m: m.name)
+def test_the_figure_notices(mutation, unharmed, tmp_path):
+    figure, words = next(iter(mutation.figures.items()))  # the cheapest comes first
+
+    def passed(verdicts):
+        (found,) = [verdict.passed for verdict in verdicts if verdict.quantity.startswith(words)]
+        return found
+
+    assert passed(unharmed[figure])
+    with mutation.applied():
+        assert not passed(judged(figure, Work("smoke", tmp_path)))
+
+
+@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)
+def test_the_test_notices(mutation):
+    for test in mutation.tests:
+        named_test(*test)()
+        with mutation.applied(), pytest.raises(AssertionError):
+            named_test(*test)()
+
+
+def test_everything_is_caught_and_nothing_is_left_behind():
+    assert len(set(NAMES)) == len(NAMES)
+    assert all(mutation.figures or mutation.tests for mutation in MUTATIONS)
+    right = ut.theory.MeanField(8, 3, 2).susceptibility(0.5, 3), ut.inference.sample_posterior
+    for mutation in MUTATIONS:
+        with mutation.applied():
+            pass
+    assert (ut.theory.MeanField(8, 3, 2).susceptibility(0.5, 3), ut.inference.sample_posterior) == right
