@@ -1,11 +1,17 @@
 """Inputs that nobody should give: each is refused at once, in one line that names it and says what to do."""
 
+import json
+import shutil
 import time
+import warnings
 
 import numpy as np
 import pytest
 
 import uturn as ut
+from uturn.backward import DiffusionModel
+from uturn.fashion_mnist import generator_folder
+from uturn.image_sources import ArraySource
 from uturn.theory import MeanField, phase_diagram
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
@@ -53,3 +59,50 @@ def test_deep_trees_and_grammars_below_the_bounds():
     assert mf.class_crossing(1000) == pytest.approx(mf.critical_noise, abs=1e-9)
     assert np.isfinite(mf.susceptibility([0.1, mf.critical_noise, 0.9], 900)).all()
     assert ut.RandomHierarchyModel(4, 2, 2, 300).depth == 300  # what population dynamics asks for
+
+
+# --- models and images -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["", "/", ".", "~", "no/such/model", "a\0b", "x" * 5000])
+def test_no_tree_is_walked_for_a_model(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pathlib.Path.rglob", lambda *_: pytest.fail("a tree was walked"))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"model = |holds no model_index\.json|no such folder") as caught:
+        DiffusionModel(model=place).fingerprint()
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trained_betas": [0.001] * 998 + [float("nan")] * 2}, r"betas\[998\] = nan"),
+        ({"beta_start": float("nan")}, r"betas\[0\] = nan"),
+        ({"beta_end": float("inf")}, "betas"),
+        ({"beta_end": 5.0}, r"betas\[200\] = 1\.001"),
+        ({"beta_start": -0.5}, r"betas\[0\] = -0\.5"),
+    ],
+)
+@pytest.mark.parametrize("scheduler", ["ddpm", "euler", "stored"])
+def test_a_noise_schedule_that_is_none_is_named(change, message, scheduler, tmp_path):
+    folder = shutil.copytree(generator_folder(), tmp_path / "model")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=f"the noise schedule has {message}.*expected finite numbers in .*correct"):
+        DiffusionModel(model=str(folder), scheduler=scheduler, steps=10).fingerprint()
+
+
+def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
+    images = np.random.default_rng(0).random((3, 6, 6), np.float32)
+    np.save(tmp_path / "unit.npy", images)
+    with pytest.warns(UserWarning, match=r"unit\.npy holds floats in \[0\.0.*nothing lies below 0.*2 \* x - 1"):
+        loaded, _ = ArraySource(path=str(tmp_path / "unit.npy")).load()
+    np.testing.assert_array_equal(loaded[:, 0], images)  # taken as they are
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.save(tmp_path / "signed.npy", 2 * images - 1)
+        ArraySource(path=str(tmp_path / "signed.npy")).load()
+        np.save(tmp_path / "bytes.npy", (255 * images).astype(np.uint8))
+        ArraySource(path=str(tmp_path / "bytes.npy")).load()
