@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uturn.backward import BACKWARDS
+from uturn.checks import checked_integer, checked_path, plain, shown
 from uturn.corruption import CORRUPTIONS
 from uturn.image_sources import ImageSource
 from uturn.probes import PROBES
@@ -63,25 +64,44 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(default=0, ge=0, lt=2**64)
-    items: int = Field(ge=1)
-    trajectories: int = Field(default=1, ge=1)
-    chunk: int = Field(default=16, ge=1)
+    seed: int = Field(default=0, strict=True, ge=0, lt=2**64)
+    items: int = Field(strict=True, ge=1)
+    trajectories: int = Field(default=1, strict=True, ge=1)
+    chunk: int = Field(default=16, strict=True, ge=1)
     source: dict[str, Any]
     corruption: dict[str, Any]
     backward: dict[str, Any]
     probes: tuple[dict[str, Any], ...] = Field(min_length=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, spec: Any) -> Any:
+        return plain(spec)  # arrays and numbers of numpy are as good as lists and numbers
+
     @field_validator("corruption")
     @classmethod
     def _has_levels(cls, table: dict[str, Any]) -> dict[str, Any]:
         noise = table.get("noise")
-        numbers = isinstance(noise, list | tuple) and all(
-            isinstance(x, int | float) and not isinstance(x, bool) and not math.isnan(x) for x in noise
-        )
-        if not numbers or not noise or len(set(noise)) < len(noise):
-            raise ValueError(f"noise = {noise!r}: expected a list of different numbers, at least one")
-        return {**table, "noise": [float(x) for x in noise]}
+        numbers = isinstance(noise, list | tuple) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in noise)
+        try:
+            levels = [float(x) for x in noise] if numbers else []
+        except OverflowError:
+            levels = []
+        if not levels or any(map(math.isnan, levels)) or len(set(levels)) < len(levels):
+            raise ValueError(f"noise = {shown(noise)}: expected a list of different numbers, at least one")
+        return {**table, "noise": levels}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Experiment:
+        levels, chunk = len(self.corruption["noise"]), min(self.chunk, self.items)
+        for what, number, most, lower in (
+            ("chunk * trajectories", chunk * self.trajectories, 2**24, "U-turns in a task, which are in memory together"),
+            ("items * noise levels / chunk", -(-self.items // chunk) * levels, 2**24, "tasks, which are files"),
+            ("items * trajectories * noise levels", self.items * self.trajectories * levels, 2**32, "U-turns"),
+        ):
+            if number > most:
+                raise ValueError(f"{what} = {shown(number)}: expected at most {most} {lower}; lower one of them")
+        return self
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
@@ -97,7 +117,7 @@ class Experiment(BaseModel):
     @classmethod
     def from_file(cls, path: str | Path) -> Experiment:
         """Read a description from a TOML or JSON file."""
-        path = Path(path)
+        path = Path(checked_path("path", path))
         try:
             text = path.read_text(encoding="utf-8")
             spec = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -284,10 +304,13 @@ def run(
     """
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {_short(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers = {workers}: expected an integer >= 1")
-    number, shares = shard
-    if not 1 <= number <= shares:
+    workers = None if workers is None else checked_integer("workers", workers, 1)
+    store = None if store is None else checked_path("store", store)
+    try:
+        number, shares = (checked_integer("shard", part, 1) for part in shard)
+    except (TypeError, ValueError):
+        raise ValueError(f"shard = {shown(shard)}: expected (i, n) with 1 <= i <= n") from None
+    if number > shares:
         raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
     if shares > 1 and store is None:
         raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")

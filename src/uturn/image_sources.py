@@ -510,8 +510,8 @@ def _scaled(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:
         if array.size and array.min() >= 0:
             warnings.warn(
-                f"{where} holds floats in [{array.min():.3g}, {array.max():.3g}]: nothing lies below 0, but images are taken to be "
-                f"in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8",
+                f"{where} holds floats in [{array.min():.3g}, {array.max():.3g}]: nothing lies below 0, but images are "
+                f"taken to be in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8",
                 stacklevel=2,
             )
         return array.astype(np.float32)

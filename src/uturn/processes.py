@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
 
@@ -14,12 +16,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _check_script(workers: int) -> None:
+    """ValueError if new processes, which import the script that started this one, would fail or begin it all over again."""
+    main = sys.modules["__main__"]
+    path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if path is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
+        return  # a notebook, python -c, or the __main__ of a package: nothing that processes import
+    advice = 'put what runs under `if __name__ == "__main__":` in a file, or take workers=1'
+    try:
+        guarded = b"__name__" in Path(path).read_bytes()
+    except OSError:
+        raise ValueError(f"workers = {workers}: the processes import the script, but {path} is no file; {advice}") from None
+    if not guarded:
+        raise ValueError(f"workers = {workers}: the processes import {path}, which would begin again in each of them; {advice}")
+
+
 def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
     """Results of `function(*task)` as they are done, each task in one of `workers` new processes.
 
     Tasks are begun in their order. The first error is raised here, and tasks that have not begun are dropped. A process may run
     so many `threads`: an equal share of the cores unless given.
     """
+    _check_script(workers)
     # spawn: forking a process that runs threads (numba, torch) can hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     # The processes inherit these when they start, before they import what reads them; here they have been read already.
