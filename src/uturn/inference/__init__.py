@@ -2,7 +2,7 @@
 
 `infer` gives messages, marginals and the log-evidence; `sample_posterior` draws whole trees; the entropies say how much of
 each level an observation leaves open. Two backends compute the same numbers: compiled SIMD kernels (numba, numpy arrays on
-the CPU) and log-space torch (any device, differentiable).
+the CPU) and log-space torch (any device with float64, differentiable).
 """
 
 from __future__ import annotations
