@@ -1,17 +1,25 @@
 """Inputs that nobody should give: each is refused at once, in one line that names it and says what to do."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 
 import uturn as ut
+from uturn import paper
 from uturn.backward import DiffusionModel
+from uturn.cli import theory
 from uturn.fashion_mnist import generator_folder
 from uturn.image_sources import ArraySource
 from uturn.theory import MeanField, phase_diagram
@@ -194,3 +202,53 @@ def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
         ArraySource(path=str(tmp_path / "signed.npy")).load()
         np.save(tmp_path / "bytes.npy", (255 * images).astype(np.uint8))
         ArraySource(path=str(tmp_path / "bytes.npy")).load()
+
+
+# --- pictures, pages and disks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "written"), [("h", "h.png"), ("h.PDF", "h.PDF"), ("a.b.svg", "a.b.svg")])
+def test_the_picture_of_the_theory_is_the_file_that_is_named(name, written, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    theory(32, 8, 2, 10, Path(name))
+    assert f"drawn: {written}" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == [written]
+    assert (tmp_path / written).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["h.xyz", "h.pgf", ".", "h.png/"])
+def test_pictures_that_cannot_be_drawn(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h.png").mkdir()
+    with pytest.raises(ValueError, match=r"plot = .*expected a file that ends in \.png, \.pdf"):
+        theory(32, 8, 2, 10, Path(name))
+
+
+def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
+    figure = SimpleNamespace(
+        __name__="uturn.paper.fig6",
+        TITLE="title",
+        CAPTION="caption",
+        measure=lambda work: {},
+        analyse=lambda runs: (xr.Dataset({"y": ("x", np.arange(3.0))}), []),
+        draw=lambda data: plt.figure(),
+    )
+    monkeypatch.setitem(sys.modules, "uturn.paper.fig6", figure)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full_at(ending):
+        return lambda source, target: full() if str(target).endswith(ending) else replace(source, target)
+
+    replace = os.replace
+    places = {"fig6.zarr": (xr.Dataset, "to_zarr", full)}
+    places |= {ending: (os, "replace", full_at(ending)) for ending in ("fig6.png", "fig6.pdf", "fig6.json", "index.html")}
+    for ending, place in places.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(*place)
+            with pytest.raises(ValueError, match=r"cannot write '.*(No space left on device).*make room") as caught:
+                paper.reproduce(["fig6"], tmp_path)
+        assert f"'{tmp_path / ending}'" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*.unfinished"))

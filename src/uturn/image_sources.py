@@ -261,7 +261,7 @@ class ImageFolderSource(ImageSource):
 
     def class_names(self) -> list[str] | None:
         names = self._folder.class_names
-        return None if names is None else list(names)
+        return None if names is None else [_unicode(name) for name in names]
 
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and labels of all files, not of their contents: quick, and the same for a copy."""
@@ -284,7 +284,7 @@ class ImageFolderSource(ImageSource):
         if skipped:
             warnings.warn(f"{self.path}: files that cannot be read are skipped: {_summary(skipped)}", stacklevel=2)
         files = [folder.files[i] for i in folder.readable[:num_items]]
-        names = [os.fsencode(file.name).decode(errors="replace") for file in files]  # a store takes proper Unicode only
+        names = [_unicode(file.name) for file in files]
         return {"label": np.array([file.label for file in files], np.int64), "file": np.array(names, object)}
 
     def skipped(self, num_items: int) -> dict[str, str]:
@@ -474,6 +474,11 @@ def _summary(skipped: dict[str, str]) -> str:
     if not skipped:
         return "none"
     return f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {_some([f'{k} ({v})' for k, v in skipped.items()])}"
+
+
+def _unicode(name: str) -> str:
+    """A file name in proper Unicode, which is all that a store takes."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -736,5 +736,5 @@ def _number(values: np.ndarray, axis: str = "") -> str:
 
 
 def _short(path: str) -> str:
-    """The last part of a path."""
-    return Path(str(path)).name or str(path)
+    """The last part of a path, in proper Unicode."""
+    return os.fsencode(Path(str(path)).name or str(path)).decode(errors="replace")

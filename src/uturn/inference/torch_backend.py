@@ -1,4 +1,4 @@
-"""Exact belief propagation in torch, in log space: any device with float64, differentiable, simple. The portable path and the oracle."""
+"""Exact belief propagation in torch, in log space: differentiable, simple, on any device with float64. The oracle."""
 
 from __future__ import annotations
 

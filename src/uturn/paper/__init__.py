@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from uturn.files import named_errors, whole_file
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -147,7 +149,8 @@ def reproduce(
         data, verdicts = module.analyse(measure(module, Work(scale, out / scale, workers, progress)))
         files = _save(out, name, data, module.draw(data))
         result = Result(name, module.TITLE, module.CAPTION, scale, verdicts, files, time.monotonic() - start)
-        (out / f"{name}.json").write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
+        with whole_file(out / f"{name}.json") as file:
+            file.write(json.dumps(asdict(result), indent=1, ensure_ascii=False).encode())
         results.append(result)
         write_report(out)
     return results
@@ -182,7 +185,8 @@ def _save(out: Path, name: str, data: xr.Dataset, figure: Any) -> dict[str, str]
 
     write_dataset(data, out / f"{name}.zarr")
     for ending in ("png", "pdf"):
-        figure.savefig(out / f"{name}.{ending}")
+        with whole_file(out / f"{name}.{ending}") as file:
+            figure.savefig(file, format=ending)
     plt.close(figure)
     return {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}
 
@@ -197,8 +201,8 @@ def write_dataset(data: xr.Dataset, path: Path) -> None:
     # Whole or not at all: a half-written folder reads as missing values.
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with warnings.catch_warnings():
+    with named_errors(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         data.to_zarr(unfinished, mode="w", consolidated=True)
-    shutil.rmtree(path, ignore_errors=True)
-    unfinished.rename(path)
+        shutil.rmtree(path, ignore_errors=True)
+        unfinished.rename(path)
