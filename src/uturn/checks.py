@@ -68,8 +68,8 @@ def checked_array(name: str, value: Any) -> np.ndarray:
 def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarray:
     """Noise levels as float64, all in [0, most], or a ValueError."""
     try:
-        levels = np.asarray(noise, float)
-    except (TypeError, ValueError, OverflowError):
+        levels = checked_array("noise", noise).astype(float, casting="same_kind")
+    except TypeError:
         raise ValueError(f"noise = {shown(noise)}: expected numbers in [0, {most}]") from None
     if batch is not None and levels.shape not in ((), (batch,)):
         raise ValueError(f"noise has shape {levels.shape}; expected a scalar or one level per sample, ({batch},)")

@@ -8,6 +8,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,11 +83,10 @@ class Experiment(BaseModel):
     @classmethod
     def _has_levels(cls, table: dict[str, Any]) -> dict[str, Any]:
         noise = table.get("noise")
-        numbers = isinstance(noise, list | tuple) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in noise)
-        try:
-            levels = [float(x) for x in noise] if numbers else []
-        except OverflowError:
-            levels = []
+        levels: list[float] = []
+        if isinstance(noise, list | tuple) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in noise):
+            with suppress(OverflowError):
+                levels = [float(x) for x in noise]
         if not levels or any(map(math.isnan, levels)) or len(set(levels)) < len(levels):
             raise ValueError(f"noise = {shown(noise)}: expected a list of different numbers, at least one")
         return {**table, "noise": levels}

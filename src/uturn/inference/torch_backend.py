@@ -79,8 +79,8 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
             out["downward"] = {level: down[level].exp() for level in range(L + 1)}
         if "marginals" in outputs:
             out["marginals"] = {level: _normalised(up[level] + down[level])[0].exp() for level in range(L + 1)}
-    messages = {name: {level: p.to(log_evidence.dtype) for level, p in found.items()} for name, found in out.items()}
-    return {"log_evidence": log_p, **messages}
+    given = log_evidence.dtype
+    return {"log_evidence": log_p, **{name: {level: p.to(given) for level, p in found.items()} for name, found in out.items()}}
 
 
 def _logsumexp(terms: torch.Tensor) -> torch.Tensor:

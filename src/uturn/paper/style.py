@@ -52,7 +52,8 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
         return {chr(code) for code in font.get_charmap()} if font.scalable else set()
 
     usual = [findfont(FontProperties(family=rcParams["font.family"], weight=weight)) for weight in ("normal", "bold")]
-    missing = {c for c in text if c.isprintable()} - set.intersection(*map(characters, usual))
+    normal, bold = map(characters, usual)
+    missing = {c for c in text if c.isprintable()} - (normal & bold)
     families = []
     for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.name, entry.weight)):
         found = missing & characters(entry.fname) if missing and "Last Resort" not in entry.name else set()
