@@ -475,6 +475,18 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     assert folder_source(tmp_path, size=5).first_images(3)[0].shape == (3, 1, 5, 5)
 
 
+def test_class_names_that_are_no_text_are_made_so(tmp_path):
+    try:
+        os.mkdir(os.fsencode(tmp_path) + b"/bad\xff")
+    except OSError:
+        pytest.skip("the file system takes proper Unicode only")
+    save(tmp_path / os.fsdecode(b"bad\xff") / "a.png", noise_image(0, 4, 4))
+    source = folder_source(tmp_path)
+    assert source.class_names() == ["bad\ufffd"]
+    assert source.coordinates(0, 1)["file"].tolist() == ["bad\ufffd/a.png"]
+    assert source.first_images(1)[0].shape == (1, 1, 4, 4)
+
+
 # -- in memory -------------------------------------------------------------------------------------------------------
 def test_arrays(tmp_path):
     images = noise_image(8, 6, 6, 4).transpose(2, 0, 1)

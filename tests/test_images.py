@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import fashion_mnist, images
+from uturn import cli, fashion_mnist, images
 from uturn.cli import app
 from uturn.image_figures import draw_grid, draw_layers
 from uturn.images import analyse, image_experiment, missing_tasks, noise_levels, parsed_levels, probe_names, write_results
+from uturn.paper.style import fonts_for
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coverage.py"))
 NOISE = np.arange(1, 21) / 20
@@ -324,6 +326,66 @@ def test_layers_of_several_deep_classifiers():
         assert any(np.allclose(line.get_xdata(), 0.4 + 0.1 * k, atol=0.01) for line in axis.lines)  # t*
     plt.close(figure)
     assert draw_grid(analyse(run)) is None
+
+
+NAMES = [
+    "猫 cat",
+    "قطة",
+    "🐈 cat",
+    "$x_1$ cost $5",
+    "a\nb\tc",
+    "under_score",
+    r"\frac{1}{2}",
+    "[red]a[/]",
+    "%#&~^{}",
+    "हिन्दी",
+    "\u202eab",
+]
+
+
+def test_names_in_any_script_are_drawn_or_escaped(tmp_path):
+    import matplotlib.pyplot as plt
+
+    data = analyse(forged(num_items=50))
+    rng = np.random.default_rng(0)
+    data = data.assign(
+        original=(("item", "channel", "row", "column"), rng.random((len(NAMES), 1, 4, 4))),
+        image=(("shown_noise", "item", "channel", "row", "column"), rng.random((2, len(NAMES), 1, 4, 4))),
+        image_same_class=(("shown_noise", "item"), np.zeros((2, len(NAMES)))),
+    ).assign_coords(shown_noise=[0.5, 1.0], item_name=("item", NAMES), classifier=["".join(NAMES)])
+    data.attrs["description"] = " ".join(NAMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of glyphs that are missing
+        for draw in (draw_layers, draw_grid):
+            figure = draw(data)
+            for ending in ("png", "pdf"):
+                figure.savefig(tmp_path / f"figure.{ending}")
+            labels = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
+            plt.close(figure)
+    assert len(labels) == len(NAMES)
+    assert labels[0] in ("猫 cat", r"\u732b cat")
+    assert labels[1] == "قطة"
+    assert labels[2] in ("🐈 cat", r"\U0001f408 cat")
+    assert labels[3:6] == [r"\$x_1\$ cost \$5", r"a\nb\tc", "under_score"]
+    assert labels[-1] == r"\u202eab"
+
+
+def test_characters_that_the_usual_font_lacks_are_looked_for_in_others():
+    import matplotlib
+
+    with matplotlib.rc_context({"font.family": "STIXGeneral"}):
+        families, missing = fonts_for("aق")
+    assert len(families) == 1
+    assert not missing
+    assert fonts_for("abc ق") == ([], set())
+    assert fonts_for("\x00")[1] == {"\x00"}
+
+
+def test_markup_in_names_is_text(capsys):
+    data = analyse(forged(num_items=50)).assign_coords(classifier=["[red]a[/]"])
+    for table in images.summary(data):
+        cli._console().print(table)
+    assert "[red]a[/]" in capsys.readouterr().out
 
 
 # --- the embedded model, by the command line ----------------------------------------------------------------------------------

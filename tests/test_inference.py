@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enumeration import joint_entropy, marginals, tree_posterior
+from uturn.corruption import Gaussian
 from uturn.inference import (
     NotComputedError,
     infer,
@@ -140,6 +141,26 @@ def test_numba_equals_torch(shape, uniform):
     weights = np.exp(log_evidence)
     np.testing.assert_allclose(double.upward[0], weights / weights.sum(-1, keepdims=True), rtol=1e-13)
     assert double.log_evidence.dtype == single.log_evidence.dtype == np.float64
+
+
+def test_single_precision_of_torch_under_contradictory_evidence():
+    """Strings that the grammar does not know, almost without noise: logarithms of messages are in the thousands."""
+    import torch
+
+    rhm = grammar(8, 2, 2, 5, 8)
+    leaves = np.random.default_rng(0).integers(0, 8, (16, 32))
+    process = Gaussian()
+    single = process.log_evidence(process.corrupt(leaves, 1e-4, 8, seed=0))
+    assert single.max() > 1000
+    exact = infer(rhm, single.astype(np.float64), outputs=EVERYTHING)
+    values = torch.from_numpy(single).requires_grad_()
+    mine = infer(rhm, values, outputs=EVERYTHING)
+    (gradient,) = torch.autograd.grad(mine.log_evidence.sum(), values)
+    assert gradient.dtype == mine.marginals[0].dtype == torch.float32
+    np.testing.assert_allclose(gradient, exact.marginals[0], rtol=0, atol=1e-7)
+    for name in MESSAGES:
+        for level, message in getattr(mine, name).items():
+            np.testing.assert_allclose(message.detach(), getattr(exact, name)[level], rtol=0, atol=1e-7)
 
 
 def test_single_precision_at_depth_10():

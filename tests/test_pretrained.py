@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -496,6 +497,7 @@ def test_names_on_a_hub(folders, monkeypatch):
         asked.append(name)
         return json.loads((folders["ddpm"] / "model_index.json").read_text())
 
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", load_config)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: asked.append(name) or str(folders["ddpm"]))
     assert load_pretrained("owner/name").image_shape == (1, 8, 8)
@@ -504,6 +506,7 @@ def test_names_on_a_hub(folders, monkeypatch):
 
 def test_text_models_are_refused_before_they_are_fetched(monkeypatch):
     index = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: pytest.fail("fetched"))
     with pytest.raises(ValueError, match=r"owner/name is conditioned on a text or an image \(text_encoder\); expected"):
@@ -515,6 +518,38 @@ def test_a_hub_out_of_reach(monkeypatch):
     with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`") as error:
         load_pretrained("owner/name")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [404, 401, None])
+def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
+    """The hub is asked once; without a network there is no answer (None)."""
+    asked = []
+
+    def answer(url):
+        asked.append(url)
+        error = OSError("no such model" if status else "Name or service not known")
+        error.response = None if status is None else SimpleNamespace(status_code=status)
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", answer)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: pytest.fail("asked again"))
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`"):
+        load_pretrained("owner/name")
+    assert len(asked) == 1
+
+
+def test_a_hub_that_is_busy_is_asked_again(folders, monkeypatch):
+    def busy(url):
+        error = OSError("service unavailable")
+        error.response = SimpleNamespace(status_code=503)
+        raise error
+
+    index = json.loads((folders["ddpm"] / "model_index.json").read_text())
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", busy)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: str(folders["ddpm"]))
+    assert load_pretrained("owner/name").image_shape == (1, 8, 8)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

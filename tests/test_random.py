@@ -1,5 +1,10 @@
 """Philox against its published test vectors, and independence of the streams."""
 
+import os
+import pty
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -54,3 +59,27 @@ def test_bad_seeds(seed):
 def test_streams_check_shape():
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         streams(np.zeros(4, np.uint64), 3)
+
+
+# -- kernels are compiled once, and the person who waits is told ------------------------------------------------------
+def test_compiling_is_announced_once_and_at_a_terminal_only(tmp_path):
+    command = [sys.executable, "-c", "import uturn as ut; ut.random.keys(0, range(3))"]
+
+    def said(cache):
+        """What the command writes to a terminal."""
+        master, slave = pty.openpty()
+        subprocess.run(command, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)}, stderr=slave, check=True, timeout=100)
+        os.close(slave)
+        try:
+            return os.read(master, 10_000).decode()
+        except OSError:  # nothing
+            return ""
+        finally:
+            os.close(master)
+
+    first = said(tmp_path / "cache")
+    assert first.startswith("uturn: compiling kernels for this machine, once")
+    assert first.count("\n") == 1
+    assert said(tmp_path / "cache") == ""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "other")}
+    assert subprocess.run(command, env=environment, capture_output=True, check=True, timeout=100).stderr == b""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import os
+import re
 from typing import Any
 
 import numpy as np
+
+MOST_DEPTH = 10_000
+"""Levels of a tree: float64 has long lost the differences between levels by then, and every computation is still quick."""
 
 
 def checked_integer(name: str, value: Any, least: int) -> int:
@@ -15,22 +21,89 @@ def checked_integer(name: str, value: Any, least: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} = {value!r}: expected an integer >= {least}")
+        raise ValueError(f"{name} = {shown(value)}: expected an integer >= {least}")
     return number
+
+
+def checked_depth(value: Any, name: str = "depth", instead: str = "lower it") -> int:
+    """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
+    depth = checked_integer(name, value, 1)
+    if depth > MOST_DEPTH:
+        raise ValueError(f"{name} = {shown(depth)}: expected at most {MOST_DEPTH} levels; {instead}")
+    return depth
+
+
+def check_tuples(vocab_size: int, branching: int) -> None:
+    """ValueError if vocab_size**branching, the number of tuples, is too large to be computed with."""
+    if branching * math.log2(vocab_size) > 1000:
+        raise ValueError(
+            f"vocab_size = {shown(vocab_size)}, branching = {shown(branching)}: vocab_size**branching has more than 300 digits; "
+            f"lower one of them"
+        )
+
+
+def check_memory(what: str, size: int, instead: str) -> None:
+    """ValueError if `size` bytes are more than the memory of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
+    if size > memory:
+        needed = f"{size / 2**30:.0f} GB" if size < 2**60 else f"2**{size.bit_length() - 1} bytes"
+        raise ValueError(f"{what} would take {needed}, but this machine has {memory / 2**30:.0f} GB of memory; {instead}")
+
+
+def checked_path(name: str, value: Any) -> str:
+    """`value` as the path of a file or folder, or a ValueError."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    if not path or "\0" in path or len(path) > 4000:
+        raise ValueError(f"{name} = {shown(value)}: expected the path of a file or folder")
+    return path
+
+
+def checked_folder(name: str, value: Any) -> str:
+    """`value` as the path of a folder on a mounted file system, or a ValueError."""
+    path = checked_path(name, value)
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):  # one letter is a drive
+        raise ValueError(f"{name} = {shown(path)} is a URL; expected the path of a folder on a mounted file system")
+    return path
+
+
+def checked_array(name: str, value: Any) -> np.ndarray:
+    """`value` as an array of any type, or a ValueError."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):  # rows of different lengths
+        raise ValueError(f"{name} = {shown(value)}: expected an array") from None
 
 
 def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarray:
     """Noise levels as float64, all in [0, most], or a ValueError."""
     try:
-        levels = np.asarray(noise, float)
-    except (TypeError, ValueError):
-        raise ValueError(f"noise = {noise!r}: expected numbers in [0, {most}]") from None
+        levels = checked_array("noise", noise).astype(float, casting="same_kind")
+    except TypeError:
+        raise ValueError(f"noise = {shown(noise)}: expected numbers in [0, {most}]") from None
     if batch is not None and levels.shape not in ((), (batch,)):
         raise ValueError(f"noise has shape {levels.shape}; expected a scalar or one level per sample, ({batch},)")
     bad = ~((levels >= 0) & (levels <= most))
     if bad.any():
         raise ValueError(f"noise = {levels[bad].flat[0]}: expected a level in [0, {most}]")
     return levels
+
+
+def plain(value: Any) -> Any:
+    """Tables and lists with numpy's numbers and arrays as Python's own, so that they can be written as JSON."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value for an error: in one line, and short."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def one_line(error: BaseException) -> str:

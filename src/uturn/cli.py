@@ -67,6 +67,7 @@ def reproduce(
     Example: `uturn reproduce fig6 fig7 --out results`
     """
     from rich.table import Table
+    from rich.text import Text
 
     from uturn.paper import reproduce as reproduce_figures
 
@@ -80,14 +81,14 @@ def reproduce(
             scale.value,
             workers,
             progress=sys.stderr.isatty(),
-            announce=lambda text: console.print(f"[bold]{text}[/]"),
+            announce=lambda text: console.print(text, style="bold"),
         )
     table = Table(title=f"Verdicts, scale {scale.value}", title_justify="left", show_lines=False)
     for heading in ("figure", "quantity", "measured", "expected", ""):
         table.add_column(heading, overflow="fold")
     for result in results:
         for verdict in result.verdicts:
-            mark = "[green]pass[/]" if verdict.passed else "[bold red]FAIL[/]"
+            mark = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
             expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
             table.add_row(result.figure, verdict.quantity, verdict.measured, expected, mark)
     console.print(table)
@@ -327,8 +328,11 @@ def theory(
     """
     from rich.table import Table
 
+    from uturn.files import whole_file
     from uturn.theory import MeanField
 
+    if plot is not None:
+        plot = _picture(plot)
     mf = MeanField(vocab_size, multiplicity, branching)
     table = Table(
         title=f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}", title_justify="left", show_header=False
@@ -355,12 +359,9 @@ def theory(
         from uturn.paper.style import style
         from uturn.paper.theory_map import draw
 
-        with style() as plt:
+        with style() as plt, whole_file(plot) as file:
             figure = draw(mf)
-            try:
-                figure.savefig(plot)
-            except OSError as error:
-                raise ValueError(f"cannot write {plot}: {error.strerror or error}") from None
+            figure.savefig(file, format=plot.suffix[1:].lower())
             plt.close(figure)
         console.print(f"drawn: {plot}")
 
@@ -402,6 +403,15 @@ def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn 
     _console().print(f"written: {write_report(folder)}")
 
 
+def _picture(path: Path) -> Path:
+    """The file of a picture: PNG unless its ending says otherwise; checked before anything is drawn."""
+    endings = ("png", "pdf", "svg", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
+    path = path if path.suffix or not path.name else path.with_name(f"{path.name}.png")
+    if path.is_dir() or path.suffix[1:].lower() not in endings:
+        raise ValueError(f"plot = {str(path)!r}: expected a file that ends in .{', .'.join(endings)}")
+    return path
+
+
 def _shard(text: str) -> tuple[int, int]:
     """ "2/8" as numbers; `run` checks them."""
     number, slash, shares = text.partition("/")
@@ -414,7 +424,7 @@ def _console() -> Any:
     from rich.console import Console
 
     # Piped output has no width of its own; do not squeeze tables into 80 columns then.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)  # names may hold brackets
 
 
 @contextmanager

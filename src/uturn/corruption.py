@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from uturn.checks import checked_integer, checked_noise
+from uturn.checks import checked_array, checked_integer, checked_noise, shown
 from uturn.random import NOISE, normals, streams, uniforms
 
 
@@ -96,7 +96,7 @@ class Gaussian:
 
         At t = 0 it is 0 for the observed symbol and -inf else.
         """
-        t = noisy.noise
+        t = _checked_noisy(noisy).noise
         abar = self.abar(t)
         with np.errstate(divide="ignore", over="ignore"):
             gain = np.sqrt(abar) / -np.expm1(-2 * t)
@@ -131,12 +131,12 @@ class Gaussian:
 
         Deterministic quadrature: the mean of a softmax is the probability that its logit plus Gumbel noise is the largest.
         """
-        t = np.asarray(noise, float)
+        t = checked_noise(noise, np.inf)
         return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[0], otypes=[float])(t)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
         """Mutual information of a uniformly distributed leaf and its noisy version, in bits."""
-        t = np.asarray(noise, float)
+        t = checked_noise(noise, np.inf)
         return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[1], otypes=[float])(t)
 
 
@@ -160,6 +160,7 @@ class Masking:
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
         """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
+        _checked_noisy(noisy)
         possible = (noisy.values[..., None] == np.arange(noisy.vocab_size)) | (noisy.values[..., None] < 0)
         return np.where(possible, 0, -np.inf).astype(dtype or np.float64, copy=False)
 
@@ -172,11 +173,11 @@ class Masking:
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
         """Effective ε (Eq. 63): the masked fraction itself."""
-        return np.array(noise, float)
+        return checked_noise(noise, 1)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
         """Mutual information of a uniformly distributed leaf and its observation, in bits."""
-        return (1 - np.asarray(noise, float)) * np.log2(vocab_size)
+        return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class UniformReplacement:
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
         """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        same = noisy.values[..., None] == np.arange(noisy.vocab_size)
+        same = _checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
         return _two_valued(same, noisy.noise, noisy.vocab_size, dtype)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
@@ -210,7 +211,7 @@ class UniformReplacement:
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
         """Effective ε (Eq. 63) of the belief `alpha + (1-alpha)/v` in what is seen."""
-        other = np.asarray(noise, float) / vocab_size
+        other = checked_noise(noise, 1) / vocab_size
         seen = 1 - (vocab_size - 1) * other
         return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)
 
@@ -238,12 +239,12 @@ class EpsilonBelief:
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
         """Log-belief in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        same = noisy.values[..., None] == np.arange(noisy.vocab_size)
+        same = _checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
         return _two_valued(same, noisy.noise, noisy.vocab_size, dtype)
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
         """ε itself."""
-        return np.array(noise, float)
+        return checked_noise(noise, 1)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
         """`log2 v` minus the entropy of the pinned belief."""
@@ -270,7 +271,7 @@ CORRUPTIONS: dict[str, type] = {
 def _checked(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.ndarray, np.ndarray]:
     """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError."""
     checked_integer("vocab_size", vocab_size, 1)
-    leaves = np.asarray(leaves)
+    leaves = checked_array("leaves", leaves)
     if leaves.dtype.kind not in "iu" or leaves.ndim != 2:
         raise ValueError(
             f"leaves has shape {leaves.shape} and dtype {leaves.dtype}; expected integers of shape (batch, num_leaves)"
@@ -283,6 +284,12 @@ def _checked(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.
     )
 
 
+def _checked_noisy(noisy: Any) -> Noisy:
+    if not isinstance(noisy, Noisy):
+        raise ValueError(f"noisy = {shown(noisy)}: expected what corrupt() gives")
+    return noisy
+
+
 def _two_valued(same: np.ndarray, noise: np.ndarray, v: int, dtype: Any) -> np.ndarray:
     with np.errstate(divide="ignore"):
         this, other = np.log1p(-noise * (v - 1) / v), np.log(noise / v)
@@ -292,7 +299,7 @@ def _two_valued(same: np.ndarray, noise: np.ndarray, v: int, dtype: Any) -> np.n
 def _two_valued_bits(noise: Any, v: int) -> np.ndarray:
     from scipy.special import xlogy
 
-    other = np.asarray(noise, float) / v
+    other = checked_noise(noise, 1) / v
     this = 1 - (v - 1) * other
     return np.log2(v) + (xlogy(this, this) + (v - 1) * xlogy(other, other)) / np.log(2)
 

@@ -8,13 +8,15 @@ import logging
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from uturn.checks import checked_folder, checked_integer, checked_path, plain, shown
 from uturn.corruption import CORRUPTIONS
 from uturn.image_sources import ImageSource
 from uturn.parts import (
@@ -31,13 +33,12 @@ from uturn.parts import (
     code_digest,
     is_own,
     missing_members_named,
-    short,
     validation_words,
 )
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
 from uturn.sources import RHMSource, _VectorSource
-from uturn.store import Store, Task, Variable, check_place
+from uturn.store import Store, Task, Variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,31 +82,49 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(default=0, ge=0, lt=2**64)
-    items: int = Field(ge=1)
-    trajectories: int = Field(default=1, ge=1)
-    chunk: int = Field(default=16, ge=1)
+    seed: int = Field(default=0, strict=True, ge=0, lt=2**64)
+    items: int = Field(strict=True, ge=1)
+    trajectories: int = Field(default=1, strict=True, ge=1)
+    chunk: int = Field(default=16, strict=True, ge=1)
     source: dict[str, Any]
     corruption: dict[str, Any]
     backward: dict[str, Any]
     probes: tuple[dict[str, Any], ...] = Field(min_length=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, spec: Any) -> Any:
+        return plain(spec)  # arrays and numbers of numpy are as good as lists and numbers
+
     @field_validator("corruption")
     @classmethod
     def _has_levels(cls, table: dict[str, Any]) -> dict[str, Any]:
         noise = table.get("noise")
-        numbers = isinstance(noise, list | tuple) and all(
-            isinstance(x, int | float) and not isinstance(x, bool) and not math.isnan(x) for x in noise
-        )
-        if not numbers or not noise or len(set(noise)) < len(noise):
-            raise ValueError(f"noise = {noise!r}: expected a list of different numbers, at least one")
-        return {**table, "noise": [float(x) for x in noise]}
+        levels: list[float] = []
+        if isinstance(noise, list | tuple) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in noise):
+            with suppress(OverflowError):
+                levels = [float(x) for x in noise]
+        if not levels or any(map(math.isnan, levels)) or len(set(levels)) < len(levels):
+            raise ValueError(f"noise = {shown(noise)}: expected a list of different numbers, at least one")
+        return {**table, "noise": levels}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Experiment:
+        levels, chunk = len(self.corruption["noise"]), min(self.chunk, self.items)
+        for what, number, most, lower in (
+            ("chunk * trajectories", chunk * self.trajectories, 2**24, "U-turns in a task, which are in memory together"),
+            ("items * noise levels / chunk", -(-self.items // chunk) * levels, 2**24, "tasks, which are files"),
+            ("items * trajectories * noise levels", self.items * self.trajectories * levels, 2**32, "U-turns"),
+        ):
+            if number > most:
+                raise ValueError(f"{what} = {shown(number)}: expected at most {most} {lower}; lower one of them")
+        return self
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
         """Check a description and fill in its defaults; ValueError that names what is wrong with it."""
         if not isinstance(spec, Mapping):
-            raise ValueError(f"spec = {short(spec)}: expected a table with source, corruption, backward, probes, items, ..")
+            raise ValueError(f"spec = {shown(spec)}: expected a table with source, corruption, backward, probes, items, ..")
         try:
             experiment = cls.model_validate(dict(spec))
         except ValidationError as error:
@@ -115,7 +134,7 @@ class Experiment(BaseModel):
     @classmethod
     def from_file(cls, path: str | Path) -> Experiment:
         """Read a description from a TOML or JSON file."""
-        path = Path(path)
+        path = Path(checked_path("path", path))
         try:
             text = path.read_text(encoding="utf-8")
             spec = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -374,14 +393,15 @@ def run(
         If the store holds another experiment (the message names the difference) or cannot be read. Nothing in it is touched.
     """
     if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment = {short(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers = {workers}: expected an integer >= 1")
-    number, shares = shard
-    if not 1 <= number <= shares:
+        raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+    workers = None if workers is None else checked_integer("workers", workers, 1)
+    store = None if store is None else checked_folder("store", store)
+    try:
+        number, shares = (checked_integer("shard", part, 1) for part in shard)
+    except (TypeError, ValueError):
+        raise ValueError(f"shard = {shown(shard)}: expected (i, n) with 1 <= i <= n") from None
+    if number > shares:
         raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
-    if store is not None:
-        check_place(store)
     if shares > 1 and store is None:
         raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
@@ -441,8 +461,8 @@ def check(experiment: Experiment) -> Iterator[str]:
             for name, values in together.items():
                 if not np.allclose(values[item], alone[name][0], rtol=1e-3, atol=1e-3, equal_nan=True):
                     raise ValueError(
-                        f"{name} of item {item} at noise {noise:g} is {short(values[item].tolist())} in a batch of {len(items)}, "
-                        f"{short(alone[name][0].tolist())} by itself; draw random numbers from one stream an item, trajectory "
+                        f"{name} of item {item} at noise {noise:g} is {shown(values[item].tolist())} in a batch of {len(items)}, "
+                        f"{shown(alone[name][0].tolist())} by itself; draw random numbers from one stream an item, trajectory "
                         f"and noise level (uturn.random.keys)"
                     )
         means = ", ".join(f"{name} {np.nanmean(values, dtype=float):.3g}" for name, values in together.items())
@@ -501,7 +521,7 @@ def _open(experiment: Experiment, store: str | Path | None, resume: bool, accept
     if acceptable and not accept_changes:
         words = [
             f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
-            f"store was made ({short(known.get(key))} in the store, {short(models.get(key))} here)"
+            f"store was made ({shown(known.get(key))} in the store, {shown(models.get(key))} here)"
             for key in sorted(acceptable)
         ]
         raise ValueError(
@@ -595,7 +615,7 @@ def _differences(stored: Any, mine: Any, where: str) -> list[str]:
         pairs = enumerate(zip(stored, mine, strict=True))
         return [text for k, (old, new) in pairs for text in _differences(old, new, f"{where}[{k}]")]
     same = json.dumps(stored) == json.dumps(mine)
-    return [] if same else [f"{where} is {short(stored)} in the store, {short(mine)} here"]
+    return [] if same else [f"{where} is {shown(stored)} in the store, {shown(mine)} here"]
 
 
 def _versions() -> dict[str, str]:

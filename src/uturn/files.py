@@ -20,14 +20,24 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     unfinished = f"{os.fspath(path)}.unfinished"
     try:
-        with open(unfinished, "wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {str(path)!r} ({error.strerror or error}); choose another place") from None
+        with named_errors(path):
+            with open(unfinished, "wb") as file:
+                yield file
+            os.replace(unfinished, path)
     finally:
         with suppress(OSError):
             os.remove(unfinished)
+
+
+@contextmanager
+def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of writing, such as a full disk, as a ValueError that names the file or folder."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {str(path)!r} ({error.strerror or error}); make room there, or choose another place"
+        ) from None
 
 
 def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:

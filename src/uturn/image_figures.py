@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.images import chosen
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,11 +21,12 @@ _CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  
 
 def draw_layers(data: xr.Dataset) -> Any:
     """Similarity of every layer against noise, a panel a classifier, with t*; and the share of U-turns that keep the class."""
+    data, families = _readable(data)
     names = [str(name) for name in data.classifier.values]
     panels = len(names) + 1
     columns = min(panels, 4)
     rows = math.ceil(panels / columns)
-    with style() as plt:
+    with style(families) as plt:
         width = {2: 11.0, 3: 14.0}.get(columns, 17.0)
         figure = plt.figure(figsize=(width, 4.8 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
@@ -34,7 +35,7 @@ def draw_layers(data: xr.Dataset) -> Any:
         lowest = min(0.0, float(np.nanmin(data.similarity)))
         for k, (name, axis) in enumerate(zip(names, axes, strict=False)):
             axis.set(xlim=(0, _end(data)), ylim=(lowest - 0.03, 1.03), xlabel=_axis_label(data))
-            axis.set_title(name, pad=34)
+            axis.set_title(_brief(name, 60), pad=34)
             _draw_similarity(axis, data.isel(classifier=k))
             if k % columns == 0:
                 axis.set_ylabel("cosine similarity of layers")
@@ -50,6 +51,7 @@ def draw_grid(data: xr.Dataset) -> Any | None:
     """Originals and what they become at increasing noise; a frame where the class changed. None if no images were kept."""
     if "image" not in data:
         return None
+    data, families = _readable(data)
     count, levels = data.sizes["item"], data.sizes["shown_noise"]
     height, width = data.sizes["row"], data.sizes["column"]
     tiles = np.concatenate([data.original.values[None], data.image.values])  # original and levels, item, channel, row, column
@@ -62,7 +64,7 @@ def draw_grid(data: xr.Dataset) -> Any | None:
         for j in range(levels + 1):
             if np.isfinite(tiles[j, i]).all():
                 canvas[top[i] : top[i] + height, left[j] : left[j] + width] = _colours(data, tiles[j, i])
-    with style() as plt:
+    with style(families) as plt:
         from matplotlib.patches import Rectangle
 
         # The axes are the figure; what lies outside is added when it is saved.
@@ -194,7 +196,7 @@ def _caption(data: xr.Dataset, addition: str, width: int) -> str:
     if len(set(remarks)) == 1:
         names = [""]
     lines += [f"{name}: {remark}" if name else str(remark) for name, remark in zip(names, remarks, strict=False) if remark]
-    return "\n".join(part for line in lines for part in textwrap.wrap(line, width))
+    return "\n".join(_no_mathematics(part) for line in lines for part in textwrap.wrap(line, width))
 
 
 def _interval(values: np.ndarray) -> str:
@@ -216,7 +218,7 @@ def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
 
 
 def _axis_label(data: xr.Dataset) -> str:
-    return "inversion time $t/T$" if "step" in data.coords else str(data.noise.attrs.get("long_name", "noise"))
+    return "inversion time $t/T$" if "step" in data.coords else _no_mathematics(str(data.noise.attrs.get("long_name", "noise")))
 
 
 def _end(data: xr.Dataset) -> float:
@@ -226,4 +228,22 @@ def _end(data: xr.Dataset) -> float:
 
 def _brief(name: str, most: int = 22) -> str:
     """A name that fits: its end, if it is long."""
-    return name if len(name) <= most else f"..{name[-most + 2 :]}"
+    return _no_mathematics(name if len(name) <= most else f"..{name[-most + 2 :]}")
+
+
+def _no_mathematics(text: str) -> str:
+    """Text in which matplotlib takes dollars for dollars."""
+    return text.replace("$", r"\$")
+
+
+def _readable(data: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
+    """An analysis whose names can be drawn, and the fonts to draw them in; characters that no font has become escapes."""
+    names = [name for name in ("classifier", "layer", "remark", "item_name") if name in data.coords]
+    text = "".join([str(data.attrs["description"]), *(str(x) for name in names for x in data[name].values.flat)])
+    families, missing = fonts_for(text)
+    escapes = str.maketrans({c: c.encode("unicode_escape").decode() for c in missing})
+    drawn = {
+        name: (data[name].dims, np.array([str(x).translate(escapes) for x in data[name].values.flat]).reshape(data[name].shape))
+        for name in names
+    }
+    return data.assign_coords(drawn).assign_attrs(description=str(data.attrs["description"]).translate(escapes)), families

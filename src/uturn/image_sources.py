@@ -261,7 +261,7 @@ class ImageFolderSource(ImageSource):
 
     def class_names(self) -> list[str] | None:
         names = self._folder.class_names
-        return None if names is None else list(names)
+        return None if names is None else [_unicode(name) for name in names]
 
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and labels of all files, not of their contents: quick, and the same for a copy."""
@@ -284,7 +284,7 @@ class ImageFolderSource(ImageSource):
         if skipped:
             warnings.warn(f"{self.path}: files that cannot be read are skipped: {_summary(skipped)}", stacklevel=2)
         files = [folder.files[i] for i in folder.readable[:num_items]]
-        names = [os.fsencode(file.name).decode(errors="replace") for file in files]  # a store takes proper Unicode only
+        names = [_unicode(file.name) for file in files]
         return {"label": np.array([file.label for file in files], np.int64), "file": np.array(names, object)}
 
     def skipped(self, num_items: int) -> dict[str, str]:
@@ -476,6 +476,11 @@ def _summary(skipped: dict[str, str]) -> str:
     return f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {_some([f'{k} ({v})' for k, v in skipped.items()])}"
 
 
+def _unicode(name: str) -> str:
+    """A file name in proper Unicode, which is all that a store takes."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
 
@@ -508,5 +513,11 @@ def _scaled(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 127.5 - 1
     if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:
+        if array.size and array.min() >= 0:
+            warnings.warn(
+                f"{where} holds floats in [{array.min():.3g}, {array.max():.3g}]: nothing lies below 0, but images are "
+                f"taken to be in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8",
+                stacklevel=2,
+            )
         return array.astype(np.float32)
     raise ValueError(f"{where} holds {array.dtype} images; expected uint8 in 0..255, or finite floats in [-1, 1]")

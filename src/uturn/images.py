@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.checks import checked_integer
+from uturn.checks import checked_folder, checked_integer
 from uturn.files import whole_file
 from uturn.statistics import Replicates, inversion, replicates, transition
 
@@ -468,6 +468,7 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
 
 def check_folder(out: Path, save_images: bool, kept: int) -> None:
     """ValueError if results cannot be written to a folder: known before the run as well as after it."""
+    checked_folder("out", out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out = {str(out)!r} is a file; expected a folder")
     if (out / "zarr.json").exists():
@@ -727,5 +728,5 @@ def _number(values: np.ndarray, axis: str = "") -> str:
 
 
 def _short(path: str) -> str:
-    """The last part of a path."""
-    return Path(str(path)).name or str(path)
+    """The last part of a path, in proper Unicode."""
+    return os.fsencode(Path(str(path)).name or str(path)).decode(errors="replace")

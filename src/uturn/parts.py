@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from uturn.backward import BACKWARDS
-from uturn.checks import one_line
+from uturn.checks import one_line, shown
 from uturn.corruption import CORRUPTIONS
 from uturn.probes import PROBES
 from uturn.sources import SOURCES
@@ -204,16 +204,10 @@ def validation_words(error: ValidationError) -> str:
     def words(entry: Any) -> str:
         where = ".".join(str(part) for part in entry["loc"])
         message = entry["msg"].removeprefix("Value error, ")
-        value = "" if entry["type"] in ("missing", "value_error") else f" = {short(entry['input'])}"
+        value = "" if entry["type"] in ("missing", "value_error") else f" = {shown(entry['input'])}"
         return f"{where}{value}: {message}" if where else message
 
     return "; ".join(words(entry) for entry in error.errors())
-
-
-def short(value: Any) -> str:
-    """A value in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @contextmanager
@@ -341,7 +335,7 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
 
     where = f"{label}.variables"
     if not isinstance(variables, Mapping) or not variables:
-        raise ValueError(f"{where} gave {short(variables)}; expected a dict {{name: Variable}} with at least one variable")
+        raise ValueError(f"{where} gave {shown(variables)}; expected a dict {{name: Variable}} with at least one variable")
     for name, variable in variables.items():
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name):
             raise ValueError(f"{where}: the name {name!r}; expected letters, digits and _")
@@ -361,7 +355,7 @@ def checked_dims(label: str, coordinates: Any) -> dict[str, np.ndarray]:
     """Values along the dims of a probe."""
     where = f"{label}.coordinates"
     if not isinstance(coordinates, Mapping):
-        raise ValueError(f"{where} gave {short(coordinates)}; expected a dict {{dim: values}}")
+        raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{dim: values}}")
     found = {}
     for dim, values in coordinates.items():
         if not isinstance(dim, str) or not re.fullmatch(r"[^\W\d]\w*", dim) or dim in ("noise", "item", "trajectory"):
@@ -374,17 +368,17 @@ def checked_noise_coordinates(backward: Any, coordinates: Any, count: int) -> di
     """Coordinates of the noise axis from a backward: `noise` itself among them, each as long as the grid."""
     where = f"{_name(backward, 'backward')}.noise_coordinates"
     if not isinstance(coordinates, Mapping) or "noise" not in coordinates:
-        raise ValueError(f"{where} gave {short(coordinates)}; expected a dict {{name: (values, attributes)}} with 'noise' in it")
+        raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{name: (values, attributes)}} with 'noise' in it")
     found = {}
     for name, entry in coordinates.items():
         if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
             raise ValueError(
-                f"{where}: {name} is {short(entry)}; expected (values, attributes), such as (levels, {{'units': 's'}})"
+                f"{where}: {name} is {shown(entry)}; expected (values, attributes), such as (levels, {{'units': 's'}})"
             )
         found[str(name)] = (_labels(f"{where}: {name}", entry[0], count), dict(entry[1]))
     noise = found["noise"][0]
     if noise.dtype.kind not in "iuf" or np.isnan(noise).any() or len(set(noise.tolist())) < count:
-        raise ValueError(f"{where}: noise is {short(noise.tolist())}; expected different numbers, one a noise level")
+        raise ValueError(f"{where}: noise is {shown(noise.tolist())}; expected different numbers, one a noise level")
     return found
 
 
@@ -392,14 +386,14 @@ def checked_item_coordinates(source: Any, coordinates: Any, count: int) -> dict[
     """Coordinates of the items from a source."""
     where = f"{_name(source, 'source')}.coordinates"
     if not isinstance(coordinates, Mapping):
-        raise ValueError(f"{where} gave {short(coordinates)}; expected a dict {{name: values of all items}}, perhaps empty")
+        raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{name: values of all items}}, perhaps empty")
     return {str(name): _labels(f"{where}: {name}", values, count) for name, values in coordinates.items()}
 
 
 def checked_text(where: str, value: Any) -> str:
     """A fingerprint or description."""
     if not isinstance(value, str):
-        raise ValueError(f"{where} gave {short(value)}; expected a string")
+        raise ValueError(f"{where} gave {shown(value)}; expected a string")
     return value
 
 

@@ -259,8 +259,6 @@ class _Setting:
     @classmethod
     def checked(cls, v: Any, m: Any, s: Any, corruption: Any, pool: Any, ensemble: Any) -> _Setting:
         v, s = checked_integer("vocab_size", v, 2), checked_integer("branching", s, 2)
-        if s * np.log2(v) > 1000:
-            raise ValueError(f"branching = {s}: vocab_size**branching has more than 300 digits; lower one of them")
         MeanField(v, m, s)  # checks that the rules fit
         if isinstance(corruption, type):
             raise ValueError(f"corruption = {corruption.__name__}: expected an instance, {corruption.__name__}()")

@@ -5,16 +5,33 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_script(workers: int) -> None:
+    """ValueError if new processes, which import the script that started this one, would fail or begin it all over again."""
+    main = sys.modules["__main__"]
+    path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if path is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
+        return  # a notebook, python -c, or the __main__ of a package: nothing that processes import
+    advice = 'put what runs under `if __name__ == "__main__":` in a file, or take workers=1'
+    try:
+        guarded = b"__name__" in Path(path).read_bytes()
+    except OSError:
+        raise ValueError(f"workers = {workers}: the processes import the script, but {path} is no file; {advice}") from None
+    if not guarded:
+        raise ValueError(f"workers = {workers}: the processes import {path}, which would begin again in each of them; {advice}")
 
 
 def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
@@ -24,6 +41,7 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
     processes are ended at once. They end by themselves when this process dies. A process may run so many `threads`: an equal
     share of the cores unless given.
     """
+    _check_script(workers)
     others = set(multiprocessing.active_children())
     # spawn: forking a process that runs threads (numba, torch) can hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)

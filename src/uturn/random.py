@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from uturn import compiling
+
+compiling.announce()  # every module with kernels imports this one
+
 _UNIFORM, _FOLD = np.uint64(0), np.uint64(1)  # upper half of the 128-bit counter: keeps the two uses apart
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)

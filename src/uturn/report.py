@@ -6,6 +6,7 @@ import re
 from html import escape
 from pathlib import Path
 
+from uturn.files import whole_file
 from uturn.paper import Result, load_results
 
 _PAGE = """<!doctype html>
@@ -44,7 +45,9 @@ def write_report(out: str | Path) -> Path:
         f'<a href="#{escape(r.figure)}" title="{escape(r.title)}"{"" if r.passed else " class=fail"}>{escape(r.figure)}</a>'
         for r in results
     )
-    path.write_text(_PAGE.format(summary=summary, contents=contents, body="\n".join(map(_section, results))), encoding="utf-8")
+    page = _PAGE.format(summary=summary, contents=contents, body="\n".join(map(_section, results)))
+    with whole_file(path) as file:
+        file.write(page.encode())
     return path
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from uturn.checks import checked_integer
+from uturn.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, shown
+from uturn.files import whole_file
 from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniforms
 
 Rules = Mapping[int, np.ndarray]
@@ -73,8 +74,8 @@ class RandomHierarchyModel:
         Number of rules (synonyms) of a symbol; `v * m <= v**s`, and `n * m <= v**s` at the root.
     branching : int, s >= 2
         Children of a node.
-    depth : int, L >= 1
-        `num_leaves = s**L`.
+    depth : int, L, 1 .. 10,000
+        `num_leaves = s**L`. Grammars may be deeper than strings can be drawn (`uturn.population`).
     num_classes : int, n >= 1, optional
         Number of root symbols; v by default.
     seed : int
@@ -119,7 +120,8 @@ class RandomHierarchyModel:
     ) -> None:
         v = checked_integer("vocab_size", vocab_size, 2)
         s = checked_integer("branching", branching, 2)
-        L = checked_integer("depth", depth, 1)
+        L = checked_depth(depth)
+        check_tuples(v, s)
         n = v if num_classes is None else checked_integer("num_classes", num_classes, 1)
         key = keys(checked_seed(seed))
         levels = range(1, L + 1)
@@ -133,10 +135,11 @@ class RandomHierarchyModel:
             symbols, word = (n, "num_classes") if level == L else (v, "vocab_size")
             if symbols * sizes[level] > v**s:
                 raise ValueError(
-                    f"{word} * multiplicity = {symbols} * {sizes[level]} = {symbols * sizes[level]} rules at tree level {level}, "
+                    f"{word} * multiplicity = {shown(symbols)} * {shown(sizes[level])} rules at tree level {level}, "
                     f"but only vocab_size**branching = {v}**{s} = {v**s} distinct tuples exist; lower multiplicity to at "
                     f"most {v**s // symbols}"
                 )
+        check_memory("the rules", 16 * s * (n * sizes[L] + v * sum(sizes[k] for k in levels[:-1])), "lower multiplicity or depth")
         rules = {
             level: _distinct_tuples(v, s, (n if level == L else v) * sizes[level], int(key), level).reshape(-1, sizes[level], s)
             for level in levels
@@ -166,7 +169,7 @@ class RandomHierarchyModel:
         ValueError
             If levels are missing, shapes disagree, a symbol is out of range, or a tuple occurs twice in a level.
         """
-        tables = {level: np.asarray(table) for level, table in _by_level("rules", rules).items()}
+        tables = {level: checked_array(f"rules[{level}]", table) for level, table in _by_level("rules", rules).items()}
         L = len(tables)
         for level, table in tables.items():
             if table.ndim != 3 or table.size == 0 or table.dtype.kind not in "iu":
@@ -264,11 +267,17 @@ class RandomHierarchyModel:
         Parameters
         ----------
         count : int >= 0
+            ValueError if the strings and their latents do not fit into the memory of the machine.
         seed : int, or uint64 array (count,)
             With an integer, string i depends on (seed, i) only: `sample(10, seed)` is the start of `sample(100, seed)`. An
             array gives every string its own key (`uturn.random.keys`).
         """
         count = checked_integer("count", count, 0)
+        check_memory(
+            f"{count} strings of {self.branching}**{self.depth} leaves",
+            16 * count * self.num_leaves,
+            "draw fewer, or shorter ones",
+        )
         key = streams(seed, count, STRINGS)
         L = self.depth
         root = np.empty((count, 1), np.int64)
@@ -318,7 +327,7 @@ class RandomHierarchyModel:
 
     def checked_leaves(self, leaves: Any) -> np.ndarray:
         """`leaves` as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError that says what is wrong."""
-        array = np.asarray(leaves)
+        array = checked_array("leaves", leaves)
         if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != self.num_leaves:
             raise ValueError(
                 f"leaves has shape {array.shape} and dtype {array.dtype}; expected integers of shape (batch, {self.num_leaves})"
@@ -339,20 +348,22 @@ class RandomHierarchyModel:
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write the grammar to a safetensors file (rules, probabilities, and a format version)."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors = {"class_probabilities": self.class_probabilities}
         for level in self.rules:
             tensors[f"rules.{level}"] = self.rules[level]
             tensors[f"rule_probabilities.{level}"] = self.rule_probabilities[level]
         metadata = {"format": _FILE_FORMAT, "version": _FILE_VERSION, "vocab_size": str(self.vocab_size)}
-        save_file(tensors, str(path), metadata=metadata)
+        with whole_file(checked_path("path", path)) as file:
+            file.write(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> RandomHierarchyModel:
         """Read a grammar written by `save`; ValueError if the file is missing, damaged or something else."""
         from safetensors import SafetensorError, safe_open
 
+        path = checked_path("path", path)
         try:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}

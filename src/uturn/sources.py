@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from uturn.checks import check_tuples
 from uturn.image_sources import ArraySource, FashionMNISTSource, ImageFolderSource
 from uturn.image_sources import Images as Images
 from uturn.random import keys
@@ -104,8 +105,7 @@ class RHMSource(_Spec):
             raise ValueError(
                 f"depth = {L}, branching = {s}: one string needs 2**{evidence:.0f} bytes of evidence; lower depth or branching"
             )
-        if s * math.log2(v) > 1000:
-            raise ValueError(f"branching = {s}: vocab_size**branching has more than 300 digits; lower branching or vocab_size")
+        check_tuples(v, s)
         symbols, tuples = n if L == 1 else max(v, n), v**s
         if symbols * self.multiplicity > tuples:
             raise ValueError(

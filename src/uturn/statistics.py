@@ -299,6 +299,8 @@ def hierarchy_index(
 
     dims = {"noise", "item", "trajectory"}
     for name, values, least in (("high_level", high_level, {"noise", "item"}), ("low_level", low_level, {"noise"})):
+        if not isinstance(values, xr.DataArray):
+            raise ValueError(f"{name} is a {type(values).__name__}; expected a DataArray, such as ds.belief.isel(tree_level=0)")
         if not least <= set(values.dims) <= dims:
             raise ValueError(f"{name} has dims {values.dims}; expected noise, item, perhaps trajectory: select one level")
         if not np.isfinite(values).all():

@@ -27,6 +27,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from uturn.checks import checked_folder
 from uturn.files import exchange_folders
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """Open an existing run; ValueError if there is none, or if its layout is damaged."""
-        check_place(path)
+        path = checked_folder("store", path)
         if not Path(path).exists():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
@@ -384,16 +385,6 @@ def _keys_under(store: Any, prefix: str) -> list[str]:
         return [key async for key in store.list_prefix(prefix)]
 
     return sync(collected())
-
-
-def check_place(path: Any) -> None:
-    """ValueError if a store cannot be there: it is no path, or a URL."""
-    if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"store = {path!r}: expected the path of a folder")
-    if "://" in os.fspath(path):
-        raise ValueError(f"store = {os.fspath(path)!r} is a URL; expected the path of a folder on a mounted file system")
-    if "\0" in os.fspath(path):
-        raise ValueError(f"store = {os.fspath(path)!r}: a path has no NUL characters")
 
 
 def _check_layout(group: zarr.Group) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_integer, checked_noise
+from uturn.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise, shown
 
 Phase = Literal["transition", "always lost", "always recovered"]
 
@@ -53,10 +53,11 @@ class MeanField:
             object.__setattr__(self, "num_classes", self.vocab_size)
         for name, least in (("vocab_size", 2), ("multiplicity", 1), ("branching", 2), ("num_classes", 1)):
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
+        check_tuples(self.vocab_size, self.branching)
         symbols, tuples = max(self.vocab_size, self._n), self.vocab_size**self.branching
         if symbols * self.multiplicity > tuples:
             raise ValueError(
-                f"max(vocab_size, num_classes) * multiplicity = {symbols * self.multiplicity} rules, but only "
+                f"max(vocab_size, num_classes) * multiplicity = {shown(symbols * self.multiplicity)} rules, but only "
                 f"vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to at most {tuples // symbols}"
             )
 
@@ -150,7 +151,7 @@ class MeanField:
         Parameters
         ----------
         epsilon : float or array (...), in [0, 1]
-        depth : int >= 1
+        depth : int, 1 .. 10,000
 
         Returns
         -------
@@ -164,8 +165,10 @@ class MeanField:
     def _messages(self, epsilon: Any, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """(1 - upward belief, downward belief) per level, (..., depth + 1)."""
         v, m, s = self.vocab_size, self.multiplicity, self.branching
-        checked_integer("depth", depth, 1)
-        lost = [checked_noise(epsilon, 1) * ((v - 1) / v)]
+        depth = checked_depth(depth, instead="`fixed_point` and `critical_noise` are the limit of deep trees")
+        noise = checked_noise(epsilon, 1)
+        check_memory(f"depth = {depth} at {noise.size} noise levels", 64 * noise.size * depth, "lower one of them")
+        lost = [noise * ((v - 1) / v)]
         for level in range(1, depth + 1):
             lost.append(self._lost_above(lost[-1], self._n if level == depth else v))
         q = np.full(lost[0].shape, 1 / self._n)
@@ -242,8 +245,10 @@ class MeanField:
         L = 5, 7, 10. It comes to ε* with depth for this grammar and for (32, 8, 2), but not for every one: for (8, 2, 2), where
         ε* = .952, it stays at .907. Shape (...).
         """
-        c = self.pair_correlations(epsilon, depth)
         s = self.branching
+        if checked_depth(depth) * np.log2(s) > 1000:
+            raise ValueError(f"depth = {depth}, branching = {s}: more leaves than floating-point numbers can count; lower depth")
+        c = self.pair_correlations(epsilon, depth)
         pairs = (s - 1) * float(s) ** np.arange(depth)  # partners of a leaf whose common ancestor is at level 1, 2, ..
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = (c[..., 1:] * pairs).sum(axis=-1) / c[..., 0]
@@ -266,16 +271,20 @@ def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -
     Parameters
     ----------
     multiplicities : sequence of int, optional
-        All of 1..v**(s-1) by default.
+        All of 1..v**(s-1) by default, if these are at most 100,000.
 
     Examples
     --------
     >>> phase_diagram(32, 2, [4, 8, 16, 17]).critical_noise.round(4).tolist()
     [0.9217, 0.7312, 0.0645, 0.0]
     """
-    tuples = vocab_size ** (branching - 1)
-    ms = list(range(1, tuples + 1) if multiplicities is None else multiplicities)
-    theories = [MeanField(vocab_size, m, branching) for m in ms]
+    v, s = checked_integer("vocab_size", vocab_size, 2), checked_integer("branching", branching, 2)
+    check_tuples(v, s)
+    tuples = v ** (s - 1)
+    if multiplicities is None and tuples > 100_000:
+        raise ValueError(f"multiplicities: all 1 .. {tuples} are too many; give those to compute")
+    ms = list(range(1, tuples + 1)) if multiplicities is None else np.ravel(multiplicities).tolist()
+    theories = [MeanField(v, m, s) for m in ms]
     extreme = {"always lost": 0.0, "always recovered": 1.0}
     noise = [extreme[mf.phase] if mf.critical_noise is None else mf.critical_noise for mf in theories]
     return PhaseDiagram(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from uturn.checks import checked_noise
+from uturn.checks import checked_noise, checked_path
 from uturn.corruption import Corruption, Gaussian
 from uturn.random import keys, streams
 from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings, Vectors
@@ -493,9 +493,10 @@ def _step_coordinates(noise: Sequence[float], steps: int, reverse: ReverseDiffus
 
 
 def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
-    # Files that were written again are read again.
-    path = Path(spec.model)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+    # Files that were written again are read again: the index of a model, and the files of its parts, one folder down.
+    path = Path(checked_path("model", spec.model))
+    index = (path / "model_index.json").is_file()
+    files = sorted([*path.glob("*"), *path.glob("*/*")]) if index else [path] if path.is_file() else []
     return _loaded_diffusion(spec, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 

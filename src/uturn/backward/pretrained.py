@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.checks import one_line
+from uturn.checks import checked_path, one_line
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.backward.guided_diffusion` reads."""
@@ -153,8 +153,8 @@ def load_pretrained(
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path={path!r}: expected the name of a folder or a file")
+    path = Path(checked_path("path", path))
     where = _checked_device(device)
-    path = Path(path)
     read = _read_checkpoint if path.is_file() else _read_folder
     found = read(path, preset, where, DTYPES[dtype])
     if compile:
@@ -229,8 +229,6 @@ def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: to
 
 def _folder_and_parts(path: Path) -> tuple[Path, dict[str, str]]:
     """The folder, fetched from a hub if need be, and the class of each of its parts, checked."""
-    from diffusers import DiffusionPipeline
-
     name = path.as_posix()
     is_hub_name = not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.is_dir()
     if not path.is_dir() and not is_hub_name:
@@ -242,6 +240,10 @@ def _folder_and_parts(path: Path) -> tuple[Path, dict[str, str]]:
             + ("; it is a network without its scheduler: " if alone else ", so it is not a diffusion pipeline of diffusers; ")
             + f"write both with DDPMPipeline(unet, scheduler).save_pretrained(folder){'' if alone else ' and give that folder'}"
         )
+    if is_hub_name:
+        _check_hub(name)
+    from diffusers import DiffusionPipeline
+
     if not is_hub_name:
         try:
             index = DiffusionPipeline.load_config(name)
@@ -258,6 +260,20 @@ def _folder_and_parts(path: Path) -> tuple[Path, dict[str, str]]:
     try:
         return Path(DiffusionPipeline.download(name)), parts
     except Exception as error:
+        raise _not_fetched(name, error) from None
+
+
+def _check_hub(name: str) -> None:
+    """ValueError if there is no such model in the cache, and none on the hub, which is asked once: diffusers asks for 25 s."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "model_index.json"), str):
+            get_hf_file_metadata(hf_hub_url(name, "model_index.json"))  # waits for 10 s, or HF_HUB_ETAG_TIMEOUT
+    except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if status in (408, 429) or status >= 500:
+            return  # a hub that is busy is worth asking again
         raise _not_fetched(name, error) from None
 
 

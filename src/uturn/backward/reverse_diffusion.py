@@ -167,6 +167,7 @@ class ReverseDiffusion:
         self.latent_shape = latent_shape if codec is not None else self.image_shape
         self.num_classes = num_classes
         self.pure_noise = pure_noise
+        _check_schedule(scheduler)
         self._scheduler = _with_spacing(scheduler, timestep_spacing)
         self._scheduler.set_timesteps(num_steps)
         _check_timesteps(self._scheduler, num_steps)
@@ -677,6 +678,21 @@ def _with_spacing(scheduler: Any, timestep_spacing: str | None) -> Any:
     if str(scheduler.config.get("variance_type", "")).startswith("learned") and not _uses_learned_variance(scheduler):
         changes["variance_type"] = None  # solvers that would keep three channels of what they get: they get no variance at all
     return made.from_config(scheduler.config, **changes) if changes else copy.deepcopy(scheduler)
+
+
+def _check_schedule(scheduler: Any) -> None:
+    """Refuse what is no noise schedule: variances outside [0, 1], noise levels that are negative or not finite."""
+    import torch
+
+    for name, most in (("betas", 1.0), ("alphas_cumprod", 1.0), ("sigmas", float(np.finfo(np.float32).max))):
+        values = torch.as_tensor(getattr(scheduler, name, 0.0)).flatten()
+        bad = torch.nonzero(~((values >= 0) & (values <= most)))
+        if len(bad):
+            place = int(bad[0])
+            raise ValueError(
+                f"{type(scheduler).__name__}: the noise schedule has {name}[{place}] = {float(values[place])}; expected finite "
+                f"numbers in [0, {most:.3g}]: correct its configuration (scheduler_config.json)"
+            )
 
 
 def _check_timesteps(scheduler: Any, num_steps: int) -> None:

@@ -2,16 +2,18 @@
 
 `infer` gives messages, marginals and the log-evidence; `sample_posterior` draws whole trees; the entropies say how much of
 each level an observation leaves open. Two backends compute the same numbers: compiled SIMD kernels (numba, numpy arrays on
-the CPU) and log-space torch (any device, differentiable).
+the CPU) and log-space torch (any device with float64, differentiable).
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.checks import check_memory
 from uturn.inference.beliefs import OUTPUTS, Beliefs, NotComputedError
 from uturn.inference.checks import check_shape, check_values, floating_array, is_tensor
 from uturn.inference.entropy import mutual_information, posterior_entropy, prior_entropy
@@ -154,12 +156,13 @@ def sample_posterior(
         draws = -1
     if draws < 0 or isinstance(num_draws, bool):
         raise ValueError(f"num_draws = {num_draws!r}: expected an integer >= 0, or None for one draw without a leading axis")
+    check_memory(f"num_draws = {num_draws}", 16 * draws * len(values) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
     trees = sample_numba(rhm, values, streams(seed, len(values)), draws)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
 
 def _checked_outputs(outputs: Any) -> tuple[str, ...]:
-    names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    names = (outputs,) if isinstance(outputs, str) else tuple(outputs) if isinstance(outputs, Iterable) else ()
     if not names or any(name not in OUTPUTS for name in names):
         raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
     return tuple(name for name in OUTPUTS if name in names)

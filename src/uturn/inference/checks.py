@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from uturn.checks import checked_array, shown
+from uturn.rhm import RandomHierarchyModel
+
+
+def check_model(rhm: Any) -> None:
+    if not isinstance(rhm, RandomHierarchyModel):
+        raise ValueError(f"rhm = {shown(rhm)}: expected a RandomHierarchyModel")
+
 
 def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
+    check_model(rhm)
     expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
     if len(shape) != 3 or tuple(shape[1:]) != (rhm.num_leaves, rhm.vocab_size):
         raise ValueError(f"log_evidence has shape {tuple(shape)}; expected {expected}")
@@ -71,6 +80,6 @@ def floating_array(rhm: Any, values: Any) -> np.ndarray:
         if str(values.dtype) == "torch.bfloat16":
             values = values.float()
         values = values.cpu().numpy()
-    array = np.asarray(values)
+    array = checked_array("log_evidence", values)
     check_shape(rhm, array.shape, array.dtype, array.dtype.kind == "f")
     return array if array.dtype.itemsize <= 8 else array.astype(np.float64)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.inference.beliefs import entropy_of
+from uturn.inference.checks import check_model
 
 if TYPE_CHECKING:
     from uturn.rhm import RandomHierarchyModel
@@ -19,6 +20,7 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     symbol: a level's string has one parse, so it determines everything above it. With uniform probabilities
     `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
     """
+    check_model(rhm)
     L = rhm.depth
     entropy = {L: float(entropy_of(rhm.class_probabilities))}
     counts = rhm.class_probabilities  # expected number of nodes of the level that carry each symbol

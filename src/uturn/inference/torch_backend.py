@@ -1,4 +1,4 @@
-"""Exact belief propagation in torch, in log space: any device, differentiable, simple. The portable path and the oracle."""
+"""Exact belief propagation in torch, in log space: differentiable, simple, on any device with float64. The oracle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ _CHUNK = 2**25  # terms (sample, node, rule) held at a time
 
 
 def infer_torch(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...]) -> Beliefs:
-    """`infer` for a checked tensor (batch, leaves, v), float32 or float64."""
+    """`infer` for a checked tensor (batch, leaves, v), float32 or float64, which the messages get too.
+
+    Computed in float64: under contradictory evidence the logarithms of messages are in the thousands, and float32 would keep
+    three digits of their differences.
+    """
     s, L = rhm.branching, rhm.depth
     terms = max(rhm.num_nodes(level) * rhm.rules[level].shape[0] * rhm.rules[level].shape[1] for level in range(1, L + 1))
     size = max(1, _CHUNK // (terms * s))
@@ -33,7 +37,7 @@ def infer_torch(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...]) 
 
 def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...]) -> dict[str, Any]:
     s, L = rhm.branching, rhm.depth
-    device, dtype = log_evidence.device, log_evidence.dtype
+    device, dtype = log_evidence.device, torch.float64
     batch = log_evidence.shape[0]
     rules = {level: torch.tensor(rhm.rules[level].reshape(-1, s), device=device) for level in rhm.rules}
     log_rule = {
@@ -46,18 +50,18 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
         return [below[:, :, i, :].index_select(-1, rules[level][:, i]) for i in range(s)]
 
     up = {}
-    up[0], total = _normalised(log_evidence)
-    log_p = total.double().sum(1)
+    up[0], total = _normalised(log_evidence.to(dtype))
+    log_p = total.sum(1)
     for level in range(1, L + 1):
         n, m = rhm.rules[level].shape[:2]
         terms = sum(children(level)) + log_rule[level]
         message = _logsumexp(terms.unflatten(-1, (n, m)))
         if level == L:  # the last normaliser is the one that knows the class prior
-            log_p = log_p + _logsumexp(message + log_class).double()[:, 0]
+            log_p = log_p + _logsumexp(message + log_class)[:, 0]
         up[level], total = _normalised(message)
         if level < L:
-            log_p = log_p + total.double().sum(1)
-    out: dict[str, Any] = {"log_evidence": log_p}
+            log_p = log_p + total.sum(1)
+    out: dict[str, Any] = {}
     if "upward" in outputs:
         out["upward"] = {level: message.exp() for level, message in up.items()}
     if "marginals" in outputs or "downward" in outputs:
@@ -75,7 +79,8 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
             out["downward"] = {level: down[level].exp() for level in range(L + 1)}
         if "marginals" in outputs:
             out["marginals"] = {level: _normalised(up[level] + down[level])[0].exp() for level in range(L + 1)}
-    return out
+    given = log_evidence.dtype
+    return {"log_evidence": log_p, **{name: {level: p.to(given) for level, p in found.items()} for name, found in out.items()}}
 
 
 def _logsumexp(terms: torch.Tensor) -> torch.Tensor:

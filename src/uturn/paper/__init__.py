@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import TypeAdapter
 
-from uturn.checks import one_line
+from uturn.checks import checked_folder, one_line
+from uturn.files import named_errors, whole_file
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -139,7 +140,7 @@ def reproduce(
         raise ValueError(f"unknown figure {unknown[0]!r}; expected some of {', '.join(FIGURES)}")
     if scale not in ("smoke", "paper"):
         raise ValueError(f"scale = {scale!r}: expected 'smoke' or 'paper'")
-    out = Path(out)
+    out = Path(checked_folder("out", out))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +155,8 @@ def reproduce(
         verdicts = verdicts + channel_verdicts(module, work)
         files = _save(out, name, data, module.draw(data))
         result = Result(name, module.TITLE, module.CAPTION, scale, verdicts, files, time.monotonic() - start)
-        (out / f"{name}.json").write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False), encoding="utf-8")
+        with whole_file(out / f"{name}.json") as file:
+            file.write(json.dumps(asdict(result), indent=1, ensure_ascii=False).encode())
         results.append(result)
         write_report(out)
     return results
@@ -200,7 +202,8 @@ def _save(out: Path, name: str, data: xr.Dataset, figure: Any) -> dict[str, str]
 
     write_dataset(data, out / f"{name}.zarr")
     for ending in ("png", "pdf"):
-        figure.savefig(out / f"{name}.{ending}")
+        with whole_file(out / f"{name}.{ending}") as file:
+            figure.savefig(file, format=ending)
     plt.close(figure)
     return {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}
 
@@ -215,8 +218,8 @@ def write_dataset(data: xr.Dataset, path: Path) -> None:
     # Whole or not at all: a half-written folder reads as missing values.
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with warnings.catch_warnings():
+    with named_errors(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         data.to_zarr(unfinished, mode="w", consolidated=True)
-    shutil.rmtree(path, ignore_errors=True)
-    unfinished.rename(path)
+        shutil.rmtree(path, ignore_errors=True)
+        unfinished.rename(path)

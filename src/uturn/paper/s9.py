@@ -201,10 +201,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     index = [hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))]
     data["rescaled_error"] = (curves.dims, repeated.error(rescaled))
     data.attrs.update({f"index_{k}": getattr(index[0], k) for k in ("value", "low", "high")})
-    written = runs["written out"].similarity
-    error = (
-        np.abs(written - run.similarity.sel(noise=written.noise, item=written["item"].values, trajectory=0)).max("item").values
-    )
     accuracy = run.attrs["accuracy"]
     return data, [
         Verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", accuracy >= 0.999, ">= 0.999"),

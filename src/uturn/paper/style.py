@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,11 @@ CLASS, THEORY, ACCENT, MUTED = "#b3261e", "#111111", "#0072b2", "#777777"
 
 
 @contextmanager
-def style() -> Iterator[Any]:
-    """Matplotlib with the settings of the project, without touching the user's own; yields pyplot."""
+def style(families: Sequence[str] = ()) -> Iterator[Any]:
+    """Matplotlib with the settings of the project, without touching the user's own; yields pyplot.
+
+    `families`: fonts for characters that the usual one lacks, see `fonts_for`.
+    """
     import matplotlib
 
     matplotlib.use("Agg", force=False)
@@ -35,7 +38,29 @@ def style() -> Iterator[Any]:
         "mathtext.fontset": "cm",
     }
     with plt.rc_context(settings):
+        plt.rcParams["font.family"] = [*plt.rcParams["font.family"], *families]
         yield plt
+
+
+def fonts_for(text: str) -> tuple[list[str], set[str]]:
+    """Installed fonts that have the characters of a text which the usual font lacks, and the characters that none has."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    def characters(path: str) -> set[str]:
+        font = get_font(path)
+        return {chr(code) for code in font.get_charmap()} if font.scalable else set()
+
+    usual = [findfont(FontProperties(family=rcParams["font.family"], weight=weight)) for weight in ("normal", "bold")]
+    normal, bold = map(characters, usual)
+    missing = {c for c in text if c.isprintable()} - (normal & bold)
+    families = []
+    for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.name, entry.weight)):
+        found = missing & characters(entry.fname) if missing and "Last Resort" not in entry.name else set()
+        if found:
+            families.append(entry.name)
+            missing -= found
+    return families, missing | {c for c in text if not c.isprintable()}
 
 
 def level_colors(count: int) -> list[Any]:
