@@ -417,3 +417,10 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
         assert run.returncode == 128 + stop
         assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to go on"]
         assert not Store.open(tmp_path / "run").dataset().attrs["complete"]
+
+
+@pytest.mark.parametrize("name", ["s", "c", "d"])
+def test_a_store_may_have_any_name(tmp_path, monkeypatch, name):
+    """As the end of `tasks`, of `unchanged`, or as the folder of chunks; told as a relative path."""
+    monkeypatch.chdir(tmp_path)
+    assert ut.run(experiment(), name).attrs["complete"]

@@ -115,7 +115,8 @@ class Store:
         if not Path(path).exists():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
-            group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+            # Absolute: zarr strips a relative path from the names of chunks wherever it occurs in them ("s/" from "tasks/..").
+            group = zarr.open_group(os.path.abspath(path), mode="r+", use_consolidated=False)
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
             if found == (FORMAT, VERSION):
