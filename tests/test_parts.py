@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from uturn import images
-from uturn.backward import ExactPosterior
+from uturn.backward import ExactPosterior, UTurns
 from uturn.cli import app
 from uturn.experiment import check
 from uturn.parts import code_digest
@@ -56,7 +56,11 @@ class Probe:
     def variables(self, source):
         dims = {"dims": ("noise", "item", "trajectory", "colour"), "order": ("item", "noise", "trajectory")}
         found = {"leaves": Variable(dims.get(self.mistake, ("noise", "item", "trajectory")), "unchanged leaves")}
-        return {"nothing": {}, "no variable": {"leaves": ("noise", "item")}}.get(self.mistake, found)
+        return {
+            "nothing": {},
+            "no variable": {"leaves": ("noise", "item")},
+            "bare": {"leaves": Variable(None, "no dims")},
+        }.get(self.mistake, found)
 
     def coordinates(self, source):
         return None if self.mistake == "coordinates" else {}
@@ -76,6 +80,8 @@ class Probe:
             "another name": {"leafs": same},
             "more": {"leaves": same, "extra": same},
             "none": None,
+            "ragged": {"leaves": [[1], [1, 2], [3]]},
+            "infinite": {"leaves": np.where(same < 2, 1e300, 0)},
         }.get(self.mistake, {"leaves": same})
 
     def fingerprint(self):
@@ -102,6 +108,9 @@ class Probe:
         ("another name", "read did not give 'leaves'"),
         ("more", "read gave 'extra'"),
         ("none", "read gave a NoneType"),
+        ("ragged", "read: leaves is no array"),
+        ("infinite", "read: leaves is infinite in float32"),
+        ("bare", r"variables: leaves is Variable\(dims=None"),
         ("fingerprint", "fingerprint gave None; expected a string"),
     ],
 )
@@ -128,14 +137,27 @@ class Source:
     def blocks(self, items, seed, num_items):
         if self.mistake == "raises":
             raise KeyError("volume")
+        if self.mistake == "one block":
+            return next(self._blocks(items, seed, num_items))
+        return self._blocks(items, seed, num_items)
+
+    def _blocks(self, items, seed, num_items):
         if self.mistake == "empty":
+            return
+        if self.mistake == "for ever":
+            while True:
+                yield from self.inner.blocks(items, seed, num_items)
+        if self.mistake == "in place":
+            yield from self.inner.blocks(items.copy(), seed, num_items)
+            items[:] = 0
             return
         asked = {"reversed": items[::-1], "twice": np.repeat(items[:1], len(items)), "fewer": items[:-1], "others": items + 1}
         for block in self.inner.blocks(asked.get(self.mistake, items), seed, num_items):
             yield Nothing() if self.mistake == "no items" else block
 
     def coordinates(self, seed, num_items):
-        return {"label": np.zeros(num_items - (self.mistake == "short"))}
+        values = np.zeros(num_items - (self.mistake == "short"))
+        return {{"axis": "item", "slash": "a/b"}.get(self.mistake, "label"): values}
 
 
 class Nothing:
@@ -151,13 +173,22 @@ class Nothing:
         ("twice", r"blocks gave the items \[0, 0, 0\]"),
         ("fewer", r"blocks gave the items \[0, 1\]"),
         ("others", r"blocks gave the items \[1, 2, 3\]"),
-        ("no items", r"Nothing that source .* gives has no 'items'"),
+        ("no items", r"blocks gave a Nothing without 'items'"),
+        ("one block", r"blocks gave a Strings; expected an iterator over blocks"),
+        ("for ever", r"blocks gave the items \[0, 1, 2, 0, 1, 2\]"),
+        ("in place", None),
+        ("axis", r"coordinates: the name 'item'"),
+        ("slash", r"coordinates: the name 'a/b'"),
         ("short", r"coordinates: label has shape \(5,\); expected \(6,\)"),
     ],
 )
 def test_mistakes_of_a_source(mistake, message):
-    with pytest.raises(ValueError, match=rf"source \('test_parts:Source'\).*{message}|{message}"):
-        ut.run(ut.Experiment.from_dict(with_part("source", "Source", mistake=mistake)))
+    spec = ut.Experiment.from_dict(with_part("source", "Source", mistake=mistake))
+    if message is None:  # the array that a source is given is its own
+        assert ut.run(spec).unchanged.equals(ut.run(ut.Experiment.from_dict(with_part("source", "Source"))).unchanged)
+        return
+    with pytest.raises(ValueError, match=rf"source \('test_parts:Source'\)\.{message}"):
+        ut.run(spec)
 
 
 def test_items_stay_in_their_order_across_grammars():
@@ -178,6 +209,10 @@ class Backward:
             return None
         if self.mistake == "fewer":
             trajectories -= 1
+        if self.mistake == "nothing":
+            return UTurns(originals, None)
+        if self.mistake == "other":
+            return UTurns(None, {})
         return self.inner.u_turn(originals, corruption, noise, seed, trajectories, outputs)
 
     def noise_coordinates(self, corruption, noise, source):
@@ -186,6 +221,9 @@ class Backward:
             "no noise": {"time": levels},
             "short": {"noise": (levels[0][:-1], {})},
             "equal": {"noise": (np.zeros(len(noise)), {})},
+            "numbers": {"noise": (np.arange(len(noise)), {})},
+            "attributes": {"noise": (levels[0], {"units": object()})},
+            "item": {"noise": levels, "item": levels},
             "bare": {"noise": levels[0]},
         }.get(self.mistake, {"noise": levels})
 
@@ -200,13 +238,59 @@ class Backward:
         ("fewer", r"u_turn gave reconstructions of shape \(3, 1, "),
         ("no noise", "noise_coordinates gave .*with 'noise' in it"),
         ("short", r"noise_coordinates: noise has shape \(1,\); expected \(2,\)"),
-        ("equal", "noise_coordinates: noise is .*different numbers"),
+        ("equal", "noise_coordinates: noise is .*expected the levels of the spec"),
+        ("numbers", "noise_coordinates: noise is .*expected the levels of the spec"),
+        ("attributes", "noise_coordinates: the attributes of noise are .*plain data"),
+        ("item", "noise_coordinates: the name 'item'"),
+        ("nothing", "u_turn gave reconstructions None"),
+        ("other", "u_turn gave U-turns of other items"),
         ("bare", r"noise_coordinates: noise is array.*expected \(values, attributes\)"),
     ],
 )
 def test_mistakes_of_a_backward(mistake, message):
     with pytest.raises(ValueError, match=rf"backward \('test_parts:Backward'\).*{message}"):
         ut.run(ut.Experiment.from_dict(with_part("backward", "Backward", mistake=mistake)))
+
+
+class Stream(Backward):
+    """The exact posterior with many batches at once, in the wrong way that `mistake` says."""
+
+    def u_turns(self, batches, seed, trajectories):
+        return 3 if self.mistake == "number" else self._stream(batches, seed, trajectories)
+
+    def _stream(self, batches, seed, trajectories):
+        done = []
+        for name, originals, noise in batches:
+            done.append((name, self.inner.u_turn(originals, ut.Masking(), noise, seed, trajectories, ("marginals",))))
+        if self.mistake == "dropped":
+            done.pop()
+        if self.mistake == "twice":
+            done.append(done[0])
+        if self.mistake == "swapped":
+            done[0], done[-1] = (done[0][0], done[-1][1]), (done[-1][0], done[0][1])
+        if self.mistake == "nameless":
+            done = [u_turns for _, u_turns in done]
+        yield from reversed(done)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("number", r"u_turns gave a int; expected an iterator"),
+        ("dropped", "u_turns ended before the U-turns of 1 batches"),
+        ("twice", r"u_turns gave .*with each name of a batch once"),
+        ("swapped", "gave U-turns of other items"),
+        ("nameless", r"u_turns gave UTurns.*expected \(name, UTurns\)"),
+        ("", None),
+    ],
+)
+def test_mistakes_of_a_stream(mistake, message):
+    spec = ut.Experiment.from_dict(with_part("backward", "Stream", mistake=mistake))
+    if message is None:
+        assert np.array_equal(ut.run(spec).unchanged, ut.run(ut.Experiment.from_dict(SPEC)).unchanged)
+        return
+    with pytest.raises(ValueError, match=rf"backward \('test_parts:Stream'\).*{message}"):
+        ut.run(spec)
 
 
 class Swap:
@@ -242,6 +326,67 @@ class NoUnit(Swap):
 def test_mistakes_of_a_corruption(cls, message):
     with pytest.raises(ValueError, match=message):
         ut.run(ut.Experiment.from_dict(with_part("corruption", cls)))
+
+
+class Relabelled(TreeLevels):
+    """Gives another meaning to a dim that another probe has too, or writes into what it reads."""
+
+    type: str = "relabelled"
+    writes: bool = False
+
+    def variables(self, source):
+        return {f"again_{name}": variable for name, variable in super().variables(source).items()}
+
+    def coordinates(self, source):
+        return {"tree_level": np.arange(source.depth + 1)[:: 1 if self.writes else -1]}
+
+    def read(self, u_turns, source):
+        if self.writes:
+            u_turns.reconstructions[0][:] = 0
+        return {f"again_{name}": values for name, values in super().read(u_turns, source).items()}
+
+
+def test_probes_that_disagree_or_write():
+    two = [{"type": "tree_levels"}, {"type": f"{__name__}:Relabelled"}]
+    with pytest.raises(ValueError, match=r"Relabelled'\): the coordinate 'tree_level' is there already, with other values"):
+        ut.run(ut.Experiment.from_dict({**SPEC, "probes": two}))
+    with pytest.raises(ValueError, match=r"Relabelled'\)\.read: assignment destination is read-only \(test_parts.py, line \d+\)"):
+        ut.run(ut.Experiment.from_dict({**SPEC, "probes": [{**two[1], "writes": True}, two[0]]}))
+
+
+def test_who_needs_what_another_part_lacks(tmp_path, monkeypatch):
+    """Parts of one module are told apart."""
+    monkeypatch.syspath_prepend(str(OWN))
+    spec = {
+        "items": 2,
+        "source": {"type": "series:Series"},
+        "corruption": {"type": "series:Diffusing", "noise": [0.1]},
+        "backward": {"type": "series:Wiener"},
+        "probes": [{"type": "series:Scales"}],
+    }
+    for idea, table, message in [
+        ("probes", [{"type": "tree_levels"}], r"source \('series:Series'\) has no 'depth'; probes\[0\] \(TreeLevels\) needs it"),
+        (
+            "backward",
+            {"type": "diffusion", "steps": 10},
+            r"source \('series:Series'\) has no 'image_shape'; backward \(DiffusionModel\)",
+        ),
+        ("backward", {"type": "exact"}, r"has no 'log_evidence', which the backward 'exact' asks for"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ut.run(ut.Experiment.from_dict({**spec, idea: table}))
+    spec["corruption"] = {"type": "masking", "noise": [0.1]}
+    with pytest.raises(
+        ValueError, match=r"the Block that source \('series:Series'\) gives has no 'rhm'; backward \(ExactPosterior\)"
+    ):
+        ut.run(ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}}))
+
+
+def test_options_are_plain_data():
+    spec = {**SPEC, "probes": [{"type": f"{__name__}:Probe", "mistake": np.int64(3)}]}
+    assert ut.Experiment.from_dict(spec).to_dict()["probes"][0]["mistake"] == 3
+    with pytest.raises(ValueError, match=r"spec: .*not JSON serializable; expected plain data"):
+        ut.Experiment.from_dict({**SPEC, "probes": [{"type": f"{__name__}:Probe", "mistake": object()}]})
 
 
 @pytest.mark.parametrize("kind", ["os:system", "subprocess:Popen", "..x:Y", ":", "a:", ":b", "a b:c", "os\0:system", 3, None])

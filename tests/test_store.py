@@ -81,9 +81,10 @@ def test_a_valid_chunk_in_the_place_of_another_is_noticed(store, names, taken, p
         ends = [path.relative_to(chunks / taken) for path in (chunks / taken).rglob("*") if path.is_file()]
         shutil.copyfile(chunks / taken / ends[0], chunks / put / ends[0])
         assert rest.exists()
-    states = [Store.open(store).state(task)[0] for task in Store.open(store).tasks()]
+    states = [state for state, _ in Store.open(store).states().values()]
     assert states.count("damaged") == 1
-    with pytest.warns(UserWarning, match="belongs elsewhere"):
+    assert Store.open(store).dataset().attrs["missing_tasks"] == 1
+    with pytest.warns(UserWarning, match="holds the values of another noise level or other items"):
         ut.run(experiment(), store)
     assert files_of(store) == before
 
@@ -112,6 +113,12 @@ def edited(folder, name, change):
         ("", lambda t: t["attributes"].pop("spec")),
         ("", lambda t: t["attributes"].update(identity="{")),
         ("", lambda t: t["attributes"].update(models=3)),
+        ("", lambda t: t["attributes"].update(identity=t["attributes"]["identity"].replace('"items": 10', '"items": 9'))),
+        ("", lambda t: t["attributes"].update(identity=t["attributes"]["identity"].replace('"items": 10', '"items": "10"'))),
+        ("", lambda t: t["attributes"].update(identity=t["attributes"]["identity"].replace("[0.0, 0.4, 1.0]", "[0.0, 0.4]"))),
+        ("", lambda t: t["attributes"].update(coordinates="unchanged")),
+        ("unchanged", lambda t: t["attributes"].update(scale_factor=3.0)),
+        ("unchanged", lambda t: t["attributes"].update(_FillValue=1.0)),
         ("", lambda t: t["attributes"].update(chunk=5)),
         ("", lambda t: t["attributes"].update(chunk=0)),
         ("", lambda t: t["attributes"].update(chunk=True)),
@@ -317,6 +324,21 @@ def test_a_writer_of_the_old_layout_stops(store):
     ut.run(experiment(noise=[0.0, 0.2, 0.4, 1.0]), store)
     with pytest.raises(ValueError, match="another process has extended the store"):
         old.write(task, readings)
+
+
+def test_two_processes_extend_one_store(store, tmp_path):
+    larger = experiment(items=40, grammars=8, noise=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    (tmp_path / "spec.json").write_text(json.dumps(larger.to_dict()))
+    (tmp_path / "run.abc.partial").mkdir()  # left behind by a process that was killed
+    words = [sys.executable, "-m", "uturn.cli", "run", "spec.json", "--store", "run"]
+    both = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [one.communicate()[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert sorted(told)[0] == ""
+    assert sorted(told)[1].startswith("uturn: run is extended by items 10 -> 40, noise 0.2, 0.6, 0.8")
+    ut.run(larger, tmp_path / "fresh")
+    assert files_of(store) == files_of(tmp_path / "fresh")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "run", "spec.json"]
 
 
 def test_folders_change_places(tmp_path, monkeypatch):

@@ -167,16 +167,15 @@ def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> 
     from uturn.store import Store
 
     opened = Store.open(store)
-    tasks = list(opened.tasks())
-    states = {task: opened.state(task)[0] for task in tasks}
+    states = {task: state for task, (state, _) in opened.states().items()}
     console = _console()
     counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}
-    words = [f"{counts['done']} of {len(tasks)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
+    words = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
     if counts["part"]:
         words.insert(1, f"{counts['part']} with fewer trajectories than wanted")
     console.print(f"{store}: {', '.join(words)}", markup=False)
-    for task in tasks:
-        if states[task] == "damaged":
+    for task, state in states.items():
+        if state == "damaged":
             items = opened.items(task)
             place = f"noise {opened.noise[task.noise_index]:g}, items {items[0]} to {items[-1]}"
             console.print(f"  damaged: {place}; `uturn run` with the same spec measures it again", markup=False)

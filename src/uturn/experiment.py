@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from uturn.checks import checked_folder, checked_integer, checked_path, plain, shown
+from uturn.checks import checked_folder, checked_integer, checked_noise, checked_path, one_line, plain, shown
 from uturn.corruption import CORRUPTIONS
+from uturn.files import locked_folder
 from uturn.image_sources import ImageSource
 from uturn.parts import (
     STRING_CHANNEL,
@@ -27,11 +28,13 @@ from uturn.parts import (
     checked_item_coordinates,
     checked_noise_coordinates,
     checked_readings,
+    checked_stream,
     checked_text,
     checked_u_turns,
     checked_variables,
     code_digest,
     is_own,
+    misfits_named,
     missing_members_named,
     validation_words,
 )
@@ -129,6 +132,10 @@ class Experiment(BaseModel):
             experiment = cls.model_validate(dict(spec))
         except ValidationError as error:
             raise ValueError(validation_words(error)) from None
+        try:
+            json.dumps(experiment.to_dict())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"spec: {one_line(error)}; expected plain data: numbers, text, lists, tables") from None
         return experiment.model_copy(update=experiment._normalised())
 
     @classmethod
@@ -252,15 +259,23 @@ class Experiment(BaseModel):
         with missing_members_named(self.labelled()):
             levels = backward.noise_coordinates(corruption, self.noise, source)
             items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
-        levels = checked_noise_coordinates(backward, levels, len(self.noise))
+        if is_own(backward):
+            checked_noise(self.noise, corruption.max_noise)
+        levels = checked_noise_coordinates(backward, levels, self.noise)
         found: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {
-            name: (("noise",), values, attrs) for name, (values, attrs) in levels.items()
+            "item": (("item",), np.arange(self.items), {}),
+            "trajectory": (("trajectory",), np.arange(self.trajectories), {}),
         }
-        found["item"] = (("item",), np.arange(self.items), {})
-        found["trajectory"] = (("trajectory",), np.arange(self.trajectories), {})
-        found |= {name: (("item",), values, {}) for name, values in items.items()}
-        for _, _, dims in self._declared:
-            found |= {dim: ((dim,), values, {}) for dim, values in dims.items()}
+        groups: list[tuple[str, dict[str, Any]]] = [
+            ("backward", {name: (("noise",), values, attrs) for name, (values, attrs) in levels.items()}),
+            ("source", {name: (("item",), values, {}) for name, values in items.items()}),
+            *((label, {dim: ((dim,), values, {}) for dim, values in dims.items()}) for label, _, dims in self._declared),
+        ]
+        for label, group in groups:
+            for name, entry in group.items():
+                if name in found and not (found[name][0] == entry[0] and np.array_equal(found[name][1], entry[1])):
+                    raise ValueError(f"{label}: the coordinate {name!r} is there already, with other values; choose another name")
+                found[name] = entry
         for name in self.variables():
             if name in found:
                 raise ValueError(f"probes: the variable {name!r} has the name of a coordinate; choose another name")
@@ -303,14 +318,15 @@ class Experiment(BaseModel):
         sizes = {dim: len(values) for _, _, dims in self._declared for dim, values in dims.items()} | {"trajectory": count}
 
         def blocks(items: np.ndarray) -> list[Any]:
-            return checked_blocks(source, source.blocks(items, self.seed, self.items), items)
+            return checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
 
         def read(pieces: Iterable[Any]) -> dict[str, np.ndarray]:
             found = []
             for u_turns in pieces:
                 readings: dict[str, np.ndarray] = {}
                 for probe, (label, variables, _) in zip(probes, self._declared, strict=True):
-                    given = probe.read(u_turns, source)
+                    with misfits_named(f"{label}.read", probe, (source, backward)):
+                        given = probe.read(u_turns, source)
                     readings |= checked_readings(label, given, variables, sizes, len(u_turns.originals.items))
                 found.append(readings)
             return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
@@ -325,7 +341,8 @@ class Experiment(BaseModel):
                     for k, originals in enumerate(found):
                         yield (number, k, name), originals, self.noise[noise_index]
 
-            for (number, k, name), u_turns in backward.u_turns(batches(), self.seed, trajectories):
+            stream = checked_stream(backward, batches(), self.seed, trajectories, count)
+            for (number, k, name), u_turns in stream:
                 done[number][k] = u_turns
                 if all(piece is not None for piece in done[number]):
                     yield name, read(done.pop(number))
@@ -333,8 +350,9 @@ class Experiment(BaseModel):
 
         def u_turns_of(items: np.ndarray, noise: float) -> Iterator[Any]:
             for originals in blocks(items):
-                u_turns = backward.u_turn(originals, corruption, noise, self.seed, trajectories, outputs)
-                yield checked_u_turns(backward, u_turns, originals, count) if is_own(backward) else u_turns
+                with misfits_named("backward.u_turn", backward, (source, corruption)):
+                    u_turns = backward.u_turn(originals, corruption, noise, self.seed, trajectories, outputs)
+                yield checked_u_turns(backward, u_turns, originals, count)
 
         for name, noise_index, items in tasks:
             yield name, read(u_turns_of(items, self.noise[noise_index]))
@@ -410,7 +428,7 @@ def run(
     if shares > 1 or workers != 1 or hasattr(experiment.parts[2], "u_turns"):
         # Long U-turns first: processes, and the places of a batch, end at about the same time. Dealt out, shares are alike.
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
-    counts = {task: opened.trajectories_done(task) for task in tasks}
+    counts = opened.done(tasks)
     todo = [task for task, count in counts.items() if count < experiment.trajectories]
     first = {task: counts[task] if experiment.adds_trajectories else 0 for task in todo}
     with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
@@ -427,7 +445,7 @@ def run(
             spec = json.dumps(experiment.to_dict())
             for _ in in_processes(_run_task, [(spec, str(store), task, first[task]) for task in todo], workers):
                 advance()
-    return opened.dataset()
+    return opened.dataset(look=False)
 
 
 def check(experiment: Experiment) -> Iterator[str]:
@@ -446,12 +464,12 @@ def check(experiment: Experiment) -> Iterator[str]:
     """
     experiment = Experiment.from_dict(experiment.to_dict())
     for name, part in experiment.labelled():
-        yield f"{repr(part) if is_own(part) else f'{name} ({type(part).__name__})'}: has the members that are needed"
+        yield f"{repr(part) if is_own(part) else f'{name} ({type(part).__name__})'}: was built"
     coordinates = experiment.coordinates()
     for name, variable in experiment.variables().items():
         sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
         yield f"measured: {name} ({sizes}): {variable.long_name}"
-    yield f"identity: {', '.join(sorted(experiment.models()))}"
+    yield f"recorded with the results: fingerprints and code of {', '.join(sorted(experiment.models()))}"
     items = np.arange(min(2, experiment.items))
     for level in sorted({0, len(experiment.noise) - 1}):
         noise = experiment.noise[level]
@@ -506,38 +524,50 @@ def _open(experiment: Experiment, store: str | Path | None, resume: bool, accept
     elif not resume:
         raise ValueError(f"{store} exists already; choose another folder, or go on with it (resume=True)")
     assert store is not None
-    opened = Store.open(store)
-    stored, mine = json.loads(opened.attributes["identity"]), experiment.identity()
-    added = _added(stored, mine)
-    differences = _differences(_with_size_of(mine, stored) if added else stored, mine, "spec")
-    known = json.loads(opened.attributes["models"])
+    with locked_folder(Path(store).absolute().parent):  # one process at a time extends it
+        opened = Store.open(store)
+        opened.remove_unfinished()
+        stored = json.loads(opened.attributes["identity"])
+        added = _added(stored, experiment.identity())
+        changes = _changes(experiment, opened, stored, models, bool(added))
+        if changes and not accept_changes:
+            words = [
+                f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
+                f"store was made ({shown(old)} in the store, {shown(models.get(key))} here)"
+                for key, old in changes.items()
+            ]
+            raise ValueError(
+                f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or go on regardless with "
+                f"accept_changes=True (--accept-changes)"
+            )
+        if added:
+            _check_originals(experiment, stored, str(store))
+            opened = opened.extend(*layout)
+            _log.info(f"{store} is extended by {', '.join(added)}")
+        opened.restore(*layout[:2])
+        if changes:
+            before = json.loads(opened.attributes.get("accepted_changes", "[]"))
+            opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, changes]))
+    return opened
+
+
+def _changes(
+    experiment: Experiment, opened: Store, stored: dict[str, Any], models: dict[str, str], larger: bool
+) -> dict[str, str | None]:
+    """Code and fingerprints of user-defined parts that differ in a store, {name: what they were}.
+
+    ValueError for any other difference.
+    """
+    mine, known = experiment.identity(), json.loads(opened.attributes["models"])
     own = {name for name, part in experiment.labelled() if is_own(part)}
     changed = {key for key in known.keys() | models.keys() if known.get(key) != models.get(key)}
-    acceptable = {key for key in changed if key.endswith(".code") or key in own}
-    weights = [{key: m[key] for key in changed - acceptable if key in m} for m in (known, models)]
+    acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
+    weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
+    differences = _differences(_with_size_of(mine, stored) if larger else stored, mine, "spec")
     differences += _differences(weights[0], weights[1], "models")
     if differences:
-        raise ValueError(f"{store} holds another experiment: {'; '.join(differences[:4])}; choose another folder")
-    if acceptable and not accept_changes:
-        words = [
-            f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
-            f"store was made ({shown(known.get(key))} in the store, {shown(models.get(key))} here)"
-            for key in sorted(acceptable)
-        ]
-        raise ValueError(
-            f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or insist with accept_changes=True "
-            f"(--accept-changes)"
-        )
-    if added:
-        _check_originals(experiment, stored, str(store))
-        opened = opened.extend(*layout)
-        _log.info(f"{store} is extended by {', '.join(added)}")
-    opened.restore(*layout[:2])
-    if acceptable:
-        before = json.loads(opened.attributes.get("accepted_changes", "[]"))
-        record = {key: known.get(key) for key in sorted(acceptable)}
-        opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, record]))
-    return opened
+        raise ValueError(f"{opened.where} holds another experiment: {'; '.join(differences[:4])}; choose another folder")
+    return {key: known.get(key) for key in acceptable}
 
 
 def _added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
@@ -546,7 +576,7 @@ def _added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
         old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
         if any(mine[key] < stored[key] for key in ("items", "trajectories")) or not set(old_noise) <= set(noise):
             return []
-    except (KeyError, TypeError):
+    except (KeyError, TypeError):  # no spec of an experiment
         return []
     words = [f"{key} {stored[key]} -> {mine[key]}" for key in ("items", "trajectories") if mine[key] > stored[key]]
     new = [f"{x:g}" for x in noise if x not in old_noise]
@@ -559,8 +589,10 @@ def _with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     """A stored spec with the size of the larger one: items, trajectories, chunk, noise levels, and grammars in proportion."""
     sizes = {key: mine[key] for key in ("items", "trajectories", "chunk")}
     found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
-    if {"grammars"} <= stored["source"].keys() & mine["source"].keys() and mine["items"] > stored["items"]:
-        found["source"] = {**stored["source"], "grammars": mine["source"]["grammars"]}  # see _check_originals
+    before, source = stored["source"], mine["source"]
+    countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0
+    if countable and "grammars" in source and mine["items"] > stored["items"]:
+        found["source"] = {**before, "grammars": source["grammars"]}  # see _check_originals
     return found
 
 

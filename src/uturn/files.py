@@ -40,6 +40,23 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes that lock the same folder waiting; the lock ends with the process, however that ends."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
     """Let two folders of one file system change places: in one step on Linux, by renames elsewhere.
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -44,11 +46,11 @@ _METHODS = {
     "backward": ("u_turn", "noise_coordinates", "fingerprint"),
     "probes": ("variables", "coordinates", "read", "fingerprint"),
 }
-_VALUES: dict[str, dict[str, type | tuple[type, ...]]] = {
+_VALUES: dict[str, dict[str, tuple[Any, str]]] = {
     "source": {},
-    "corruption": {"unit": str, "max_noise": (int, float)},
+    "corruption": {"unit": (str, "string"), "max_noise": (Real, "number")},
     "backward": {},
-    "probes": {"outputs": (tuple, list)},
+    "probes": {"outputs": ((tuple, list), "tuple of strings")},
 }
 # What the built-in backward processes of strings ask of a corruption besides.
 STRING_CHANNEL = ("log_evidence", "effective_epsilon", "bits_per_leaf", "is_random")
@@ -76,7 +78,13 @@ class OwnPart:
         return self._label
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._part, name)
+        try:
+            value = getattr(self._part, name)
+        except AttributeError:
+            raise
+        except Exception as error:  # of a property
+            with errors_named(f"{self._label}.{name}", type(self._part)):
+                raise error
         if not inspect.isroutine(value):
             return value
 
@@ -161,7 +169,8 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
         )
     label = f"{name} ({kind!r})"
     cls = _imported(name, kind)
-    missing = [member for member in _METHODS[idea] if not callable(getattr(cls, member, None))] if inspect.isclass(cls) else []
+    with errors_named(label, cls):
+        missing = [member for member in _METHODS[idea] if inspect.isclass(cls) and not callable(getattr(cls, member, None))]
     if missing or not inspect.isclass(cls):
         found = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
         wanted = ", ".join(_METHODS[idea])
@@ -174,14 +183,16 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
         with errors_named(label, cls):
             raise error from None
     own: Any = part
-    for member, types in _VALUES[idea].items():
+    for member, (types, words) in _VALUES[idea].items():
         with errors_named(f"{label}.{member}", cls):
             found = getattr(own, member)
-        if not isinstance(found, types) or isinstance(found, bool):
-            words = " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
-            raise ValueError(f"{label}.{member} = {found!r}: expected a {words} (see {DOCS})")
-    if idea == "probes" and not set(own.outputs) <= set(_OUTPUTS):
-        raise ValueError(f"{label}.outputs = {own.outputs!r}: expected some of {_OUTPUTS}, or none")
+        if not isinstance(found, types) or isinstance(found, bool) or found != found:
+            raise ValueError(f"{label}.{member} = {shown(found)}: expected a {words} (see {DOCS})")
+    if idea == "probes" and not all(isinstance(output, str) and output in _OUTPUTS for output in own.outputs):
+        raise ValueError(f"{label}.outputs = {shown(own.outputs)}: expected some of {_OUTPUTS}, or none")
+    execution = getattr(own, "execution", ())
+    if not isinstance(execution, Collection) or not all(isinstance(name, str) for name in execution):
+        raise ValueError(f"{label}.execution = {shown(execution)}: expected names of options that do not change the results")
     return OwnPart(own, label)
 
 
@@ -211,21 +222,37 @@ def validation_words(error: ValidationError) -> str:
 
 
 @contextmanager
-def missing_members_named(parts: Iterable[tuple[str, Any]]) -> Iterator[None]:
-    """A member that a user-defined part, or an object made by one, lacks is a ValueError that names both."""
+def missing_members_named(parts: Sequence[tuple[str, Any]]) -> Iterator[None]:
+    """A member that a user-defined part, or an object made by one, lacks is a ValueError that names both and who needs it."""
     try:
         yield
     except AttributeError as error:
-        for _, part in parts:
-            if not is_own(part):
-                continue
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        asking = [f"{name} ({type(part).__name__})" for name, part in parts if not is_own(part) and part in frames]
+        needs = f"{asking[-1] if asking else 'an experiment'} needs it (see {DOCS})"
+        # Most objects that pass from part to part are blocks of originals, so the source is the first to be asked.
+        for _, part in sorted(parts, key=lambda entry: entry[0] != "source"):
             owner = unwrapped(part)
-            if error.obj is owner:
-                raise ValueError(f"{part!r} has no {error.name!r}, which another part asks for (see {DOCS})") from error
-            if type(error.obj).__module__ == type(owner).__module__:
-                what = f"the {type(error.obj).__name__} that {part!r} gives"
-                raise ValueError(f"{what} has no {error.name!r}, which another part asks for (see {DOCS})") from error
+            if is_own(part) and error.obj is owner:
+                raise ValueError(f"{part!r} has no {error.name!r}; {needs}") from error
+        for _, part in sorted(parts, key=lambda entry: entry[0] != "source"):
+            if is_own(part) and type(error.obj).__module__ == type(unwrapped(part)).__module__:
+                kind = type(error.obj).__name__
+                raise ValueError(f"the {kind} that {part!r} gives has no {error.name!r}; {needs}") from error
         raise
+
+
+@contextmanager
+def misfits_named(label: str, part: Any, others: Iterable[Any]) -> Iterator[None]:
+    """An error of a built-in part that works on what user-defined ones give is a ValueError that names all of them."""
+    own = [repr(other) for other in others if is_own(other)]
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        if is_own(part) or not own:
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{label} fails on what {' and '.join(own)} give: {kind}{one_line(error)}") from error
 
 
 # -- the code of a part -----------------------------------------------------------------------------------------------
@@ -270,38 +297,71 @@ def _code_bytes(code: CodeType) -> bytes:
 # -- what parts give --------------------------------------------------------------------------------------------------
 
 
-def checked_blocks(source: Any, blocks: Iterable[Any], items: np.ndarray) -> list[Any]:
+def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
     """The blocks of a source, which must hold the items that were asked for, each once and in order."""
-    found = list(blocks)
-    try:
-        given = np.concatenate([np.asarray(block.items) for block in found]) if found else np.zeros(0, int)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{_name(source, 'source')}.blocks: `items` of a block is no array of numbers ({one_line(error)})"
-        ) from None
-    if given.shape != items.shape or not np.array_equal(given, items):
-        raise ValueError(
-            f"{_name(source, 'source')}.blocks gave the items {_listed(given)}; expected {_listed(items)}, each once and in order"
-        )
+    where = f"{_name(source, 'source')}.blocks"
+    if not isinstance(blocks, Iterable):
+        raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
+    found: list[Any] = []
+    given: list[int] = []
+    for block in blocks:
+        if not hasattr(block, "items") or isinstance(block, Mapping):
+            raise ValueError(f"{where} gave a {type(block).__name__} without 'items'; expected blocks with `items` (batch,)")
+        numbers = _array(f"{where}: `items` of a block", block.items)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise ValueError(f"{where}: `items` of a block is {shown(block.items)}; expected integers (batch,)")
+        found.append(block)
+        given += numbers.tolist()
+        if len(given) > len(items):
+            break
+    if given != items.tolist():
+        raise ValueError(f"{where} gave the items {_listed(given)}; expected {_listed(items)}, each once and in order")
     return found
 
 
 def checked_u_turns(backward: Any, u_turns: Any, originals: Any, trajectories: int) -> Any:
-    """U-turns of a user-defined backward, which must be of the originals it was given, `trajectories` of each."""
-    where = f"{backward!r}.u_turn"
+    """U-turns of a backward, which must be of the originals it was given, `trajectories` of each; probes may not change them."""
+    where = f"{_name(backward, 'backward')}.u_turn"
     for member in ("originals", "reconstructions", "beliefs"):
         if not hasattr(u_turns, member):
             raise ValueError(f"{where} gave a {type(u_turns).__name__} without {member!r}; expected a uturn.backward.UTurns")
-    if not np.array_equal(u_turns.originals.items, originals.items):
+    given: Any = getattr(u_turns.originals, "items", None)
+    if not np.array_equal(given, originals.items):
         raise ValueError(f"{where} gave U-turns of other items than it was given")
     values = u_turns.reconstructions
+    shape = (len(originals.items), trajectories)
     for array in values.values() if isinstance(values, Mapping) else [values]:
-        if isinstance(array, np.ndarray) and array.shape[:2] != (len(originals.items), trajectories):
+        if array is None or np.isscalar(array) or (isinstance(array, np.ndarray) and array.shape[:2] != shape):
+            what = f"of shape {array.shape}" if isinstance(array, np.ndarray) else shown(array)
             raise ValueError(
-                f"{where} gave reconstructions of shape {array.shape}; expected ({len(originals.items)}, {trajectories}, ..), "
-                f"items and trajectories first"
+                f"{where} gave reconstructions {what}; expected ({shape[0]}, {shape[1]}, ..): items, trajectories, .."
             )
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
     return u_turns
+
+
+def checked_stream(
+    backward: Any, batches: Iterable[tuple[Any, Any, float]], seed: int, trajectories: Any, count: int
+) -> Iterator[tuple[Any, Any]]:
+    """`backward.u_turns` of batches `(name, originals, noise)`: every batch must come back once, under its name."""
+    where = f"{_name(backward, 'backward')}.u_turns"
+    pending: dict[Any, Any] = {}
+
+    def noted() -> Iterator[tuple[Any, Any, float]]:
+        for name, originals, noise in batches:
+            pending[name] = originals
+            yield name, originals, noise
+
+    stream = backward.u_turns(noted(), seed, trajectories)
+    if not isinstance(stream, Iterable):
+        raise ValueError(f"{where} gave a {type(stream).__name__}; expected an iterator over (name, UTurns)")
+    for entry in stream:
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], tuple) and entry[0] in pending):
+            raise ValueError(f"{where} gave {shown(entry)}; expected (name, UTurns), with each name of a batch once")
+        yield entry[0], checked_u_turns(backward, entry[1], pending.pop(entry[0]), count)
+    if pending:
+        raise ValueError(f"{where} ended before the U-turns of {len(pending)} batches; expected (name, UTurns) of every batch")
 
 
 def checked_readings(
@@ -314,10 +374,10 @@ def checked_readings(
     missing, extra = [n for n in declared if n not in readings], [n for n in readings if n not in declared]
     if missing or extra:
         what = f"did not give {missing[0]!r}" if missing else f"gave {extra[0]!r}"
-        raise ValueError(f"{where} {what}; expected what `variables` declares: {', '.join(declared)}")
+        raise ValueError(f"{where} {what}; `variables` declares {', '.join(declared)}")
     found = {}
     for name, variable in declared.items():
-        values = np.asarray(readings[name])
+        values = _array(f"{where}: {name}", readings[name])
         expected = (items, *(sizes[dim] for dim in variable.dims[2:]))
         if values.shape != expected:
             raise ValueError(
@@ -325,6 +385,9 @@ def checked_readings(
             )
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{where}: {name} has dtype {values.dtype}; expected real numbers")
+        with np.errstate(over="ignore"):
+            if np.isinf(values.astype(np.float32)).any():
+                raise ValueError(f"{where}: {name} is infinite in float32; expected finite numbers, NaN where there is none")
         found[name] = values
     return found
 
@@ -337,11 +400,14 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
     if not isinstance(variables, Mapping) or not variables:
         raise ValueError(f"{where} gave {shown(variables)}; expected a dict {{name: Variable}} with at least one variable")
     for name, variable in variables.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name):
-            raise ValueError(f"{where}: the name {name!r}; expected letters, digits and _")
+        _check_name(where, name)
         if not isinstance(variable, Variable):
             raise ValueError(f"{where}: {name} is a {type(variable).__name__}; expected a uturn.store.Variable(dims, long_name)")
         dims = variable.dims
+        if not isinstance(dims, tuple) or not all(isinstance(word, str) for word in (*dims, variable.long_name)):
+            raise ValueError(
+                f"{where}: {name} is {shown(variable)}; expected Variable(dims, long_name): a tuple of strings, a string"
+            )
         known = ("trajectory", *own_dims)
         if tuple(dims[:2]) != ("noise", "item") or len(set(dims)) < len(dims) or not set(dims[2:]) <= set(known):
             raise ValueError(
@@ -358,14 +424,15 @@ def checked_dims(label: str, coordinates: Any) -> dict[str, np.ndarray]:
         raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{dim: values}}")
     found = {}
     for dim, values in coordinates.items():
-        if not isinstance(dim, str) or not re.fullmatch(r"[^\W\d]\w*", dim) or dim in ("noise", "item", "trajectory"):
-            raise ValueError(f"{where}: the dim {dim!r}; expected a name of letters, digits and _ that is not taken")
+        _check_name(where, dim)
         found[dim] = _labels(f"{where}: {dim}", values, None)
     return found
 
 
-def checked_noise_coordinates(backward: Any, coordinates: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
-    """Coordinates of the noise axis from a backward: `noise` itself among them, each as long as the grid."""
+def checked_noise_coordinates(
+    backward: Any, coordinates: Any, grid: Sequence[float]
+) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Coordinates of the noise axis from a backward: `noise`, which is the grid itself, and others as long as it."""
     where = f"{_name(backward, 'backward')}.noise_coordinates"
     if not isinstance(coordinates, Mapping) or "noise" not in coordinates:
         raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{name: (values, attributes)}} with 'noise' in it")
@@ -375,10 +442,18 @@ def checked_noise_coordinates(backward: Any, coordinates: Any, count: int) -> di
             raise ValueError(
                 f"{where}: {name} is {shown(entry)}; expected (values, attributes), such as (levels, {{'units': 's'}})"
             )
-        found[str(name)] = (_labels(f"{where}: {name}", entry[0], count), dict(entry[1]))
-    noise = found["noise"][0]
-    if noise.dtype.kind not in "iuf" or np.isnan(noise).any() or len(set(noise.tolist())) < count:
-        raise ValueError(f"{where}: noise is {shown(noise.tolist())}; expected different numbers, one a noise level")
+        if name != "noise":
+            _check_name(where, name)
+        try:
+            json.dumps(dict(entry[1]))
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: the attributes of {name} are {shown(entry[1])}; expected plain data") from None
+        found[str(name)] = (_labels(f"{where}: {name}", entry[0], len(grid)), dict(entry[1]))
+    if not np.array_equal(found["noise"][0], grid):
+        raise ValueError(
+            f"{where}: noise is {shown(found['noise'][0].tolist())}; expected the levels of the spec, {shown(list(grid))}; other "
+            f"axes go under other names"
+        )
     return found
 
 
@@ -387,7 +462,9 @@ def checked_item_coordinates(source: Any, coordinates: Any, count: int) -> dict[
     where = f"{_name(source, 'source')}.coordinates"
     if not isinstance(coordinates, Mapping):
         raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{name: values of all items}}, perhaps empty")
-    return {str(name): _labels(f"{where}: {name}", values, count) for name, values in coordinates.items()}
+    for name in coordinates:
+        _check_name(where, name)
+    return {name: _labels(f"{where}: {name}", values, count) for name, values in coordinates.items()}
 
 
 def checked_text(where: str, value: Any) -> str:
@@ -399,12 +476,26 @@ def checked_text(where: str, value: Any) -> str:
 
 def _labels(where: str, values: Any, count: int | None) -> np.ndarray:
     """Values along one axis: numbers or text, as many as there should be."""
-    array = np.asarray(values)
+    array = _array(where, values)
     if array.ndim != 1 or (count is not None and len(array) != count):
         raise ValueError(f"{where} has shape {array.shape}; expected {'(length,)' if count is None else (count,)}")
     if array.dtype.kind not in "biufU" and not (array.dtype.kind == "O" and all(isinstance(x, str) for x in array)):
         raise ValueError(f"{where} has dtype {array.dtype}; expected numbers or text")
     return array
+
+
+def _array(where: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # of whatever type the values are
+        raise ValueError(f"{where} is no array ({type(error).__name__}: {one_line(error)})") from None
+
+
+def _check_name(where: str, name: Any) -> None:
+    """ValueError if a variable or coordinate cannot have this name."""
+    taken = ("noise", "item", "trajectory", "clone", "tasks")
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name) or name in taken:
+        raise ValueError(f"{where}: the name {shown(name)}; expected letters, digits and _, and none of {', '.join(taken)}")
 
 
 def _name(part: Any, idea: str) -> str:

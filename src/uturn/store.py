@@ -8,13 +8,14 @@ record.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,15 +28,18 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from uturn.checks import checked_folder
+from uturn.checks import checked_folder, checked_integer
 from uturn.files import exchange_folders
 
 if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT, VERSION = "uturn.store", 3
+State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a group of its own, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
+_MOST_TASKS = 2**24
+_UNFINISHED = ".partial"
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """{name: (dims, values, attributes)}; those named like a dim give its length."""
@@ -45,8 +49,8 @@ Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 class Variable:
     """Shape and meaning of a measured variable; its dims start with ("noise", "item").
 
-    `pooled` matters for a variable without the dim `trajectory` only: whether its readings depend on all trajectories of an item
-    (a mean over them, say), so that they are measured again when a run gets more trajectories.
+    `pooled` matters for a variable without the dim `trajectory` only. It is True if the reading of an item is computed from all
+    its trajectories, as a mean over them is. Such readings are measured again when trajectories are added.
     """
 
     dims: tuple[str, ...]
@@ -116,7 +120,7 @@ class Store:
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
             # Absolute: zarr strips a relative path from the names of chunks wherever it occurs in them ("s/" from "tasks/..").
-            group = zarr.open_group(os.path.abspath(path), mode="r+", use_consolidated=False)
+            group = zarr.open_group(os.path.abspath(path), mode="r+", use_consolidated=False, zarr_format=3)
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
             if found == (FORMAT, VERSION):
@@ -199,25 +203,36 @@ class Store:
         start = task.item_block * self.chunk
         return np.arange(start, min(start + self.chunk, self.num_items))
 
-    def missing(self) -> int:
-        """Number of tasks that are not recorded as done, or lack a chunk; the values are not looked at."""
-        written = set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in (*self.variables, _RECORDS)))
-        count = 0
-        for task in self.tasks():
-            keys = [self._chunk_key(name, task) for name in (*self.variables, _RECORDS)]
-            record = self._record(task) if written.issuperset(keys) else None
-            count += record is None or int(record[0]) != self.trajectories
-        return count
-
-    def state(self, task: Task) -> tuple[Literal["done", "part", "missing", "damaged"], int]:
-        """Whether a task is done, and the number of its trajectories that are done and sound.
+    def states(self) -> dict[Task, tuple[State, int]]:
+        """Of every task its state, and the number of its trajectories that are done and sound. All readings are looked at.
 
         "part": the run has got more trajectories since. "damaged": the record or the values cannot be read, or do not belong to
         each other, to this noise level and to these items.
         """
-        record = self._record(task)
-        if record is None:
-            return "damaged", 0
+        records = self._records()
+        return {task: self._state(task, records[task.noise_index, task.item_block]) for task in self.tasks()}
+
+    def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
+        """Number of trajectories of tasks that are done and sound; damage is reported, and counts as missing."""
+        records, counts = self._records(), {}
+        for task in tasks:
+            state, counts[task] = self._state(task, records[task.noise_index, task.item_block])
+            if state == "damaged":
+                self._check_still_there()
+                chunk = self._chunk_key(self.variables[0], task)
+                place = f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
+                warnings.warn(
+                    f"{self.where}: the chunk {chunk} ({place}) is damaged: it cannot be read, or holds the values of another "
+                    f"noise level or other items; it is computed again",
+                    stacklevel=2,
+                )
+        return counts
+
+    def is_done(self, task: Task) -> bool:
+        """Whether all readings of a task are there and sound; damage is reported, and counts as missing."""
+        return self.done([task])[task] == self.trajectories
+
+    def _state(self, task: Task, record: np.ndarray) -> tuple[State, int]:
         count = int(record[0])
         if count == 0:
             return "missing", 0
@@ -233,22 +248,6 @@ class Store:
             return ("missing" if gone else "damaged"), 0
         return ("done" if count == self.trajectories else "part"), count
 
-    def trajectories_done(self, task: Task) -> int:
-        """Number of trajectories of a task that are done and sound; damage is reported, and counts as missing."""
-        state, count = self.state(task)
-        if state == "damaged":
-            place = f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
-            warnings.warn(
-                f"{self.where}: the chunk {self._chunk_key(self.variables[0], task)} ({place}) is damaged, or belongs elsewhere; "
-                f"it is computed again",
-                stacklevel=2,
-            )
-        return count
-
-    def is_done(self, task: Task) -> bool:
-        """Whether all readings of a task are there and sound; damage is reported, and counts as missing."""
-        return self.trajectories_done(task) == self.trajectories
-
     def read(self, task: Task, trajectories: int) -> dict[str, np.ndarray]:
         """Readings of a task as stored, float32 (items, ...), of its first so many trajectories."""
         return {name: self._first(name, self._array(name)[self._region(task)][0], trajectories) for name in self.variables}
@@ -259,8 +258,7 @@ class Store:
         record = [count]
         name = _RECORDS
         try:
-            if self._folder is not None and os.stat(self.where).st_ino != self._folder:
-                raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to go on")
+            self._check_still_there()
             for name in self.variables:
                 values = np.ascontiguousarray(arrays[name], np.float32)
                 record.append(self._digest(name, task, values))
@@ -282,19 +280,35 @@ class Store:
         try:
             yield
         finally:
-            self.finish()
+            self._finish()
 
-    def finish(self) -> None:
-        """Record in the attributes how many tasks are missing."""
-        while self.attributes.get("missing_tasks") != (missing := self.missing()):  # others may do more in the meantime
+    def _finish(self) -> None:
+        while self.attributes.get("missing_tasks") != (missing := self._unrecorded()):  # others may do more in the meantime
             self.update(complete=missing == 0, missing_tasks=missing)
 
-    def dataset(self) -> xr.Dataset:
-        """The run as a labelled dataset, read lazily; attributes `complete` and `missing_tasks` as they are now."""
+    def _unrecorded(self) -> int:
+        """Number of tasks that are not recorded as done, or lack a chunk; the values are not looked at."""
+        written = set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in self.variables))
+        records = self._records()
+        return sum(
+            int(records[task.noise_index, task.item_block, 0]) != self.trajectories
+            or not written.issuperset(self._chunk_key(name, task) for name in self.variables)
+            for task in self.tasks()
+        )
+
+    def dataset(self, look: bool = True) -> xr.Dataset:
+        """The run as a labelled dataset, read lazily.
+
+        The attributes `complete` and `missing_tasks` count the tasks that are not done or not sound. Without `look`, they are
+        taken from the store, where the last process to end has recorded them.
+        """
         import xarray as xr
 
-        missing = self.missing()
-        ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None)
+        # As they are: attributes of a store that scale values, or make dates of them, do not count.
+        ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
+        if not look:
+            return ds
+        missing = sum(state != "done" for state, _ in self.states().values())
         return ds.assign_attrs(complete=missing == 0, missing_tasks=missing)
 
     # -- a larger run --------------------------------------------------------------------------------------------------
@@ -312,14 +326,13 @@ class Store:
             target = _new_folder_beside(place)
             _laid_out(str(target), variables, coordinates, chunk, attributes)
             larger = Store.open(target)
+            counts = self.done(self.tasks())
             for task in larger.tasks():
-                readings, count = self._readings_of(larger.noise[task.noise_index], larger.items(task))
+                readings, count = self._readings_of(larger.noise[task.noise_index], larger.items(task), counts)
                 if count:
                     larger.write(task, readings, count)
-            larger.finish()
+            larger._finish()
             exchange_folders(target, place)
-            if Store.open(target).attributes["spec_hash"] != self.attributes["spec_hash"]:
-                exchange_folders(target, place)  # another process has extended it, and gone on already
         except OSError as error:
             raise ValueError(f"cannot extend {self.where} ({error.strerror or error}); it is as it was") from None
         finally:
@@ -327,14 +340,19 @@ class Store:
                 shutil.rmtree(target, ignore_errors=True)
         return Store.open(self.where)
 
-    def _readings_of(self, noise: float, items: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+    def remove_unfinished(self) -> None:
+        """Remove layouts beside the store that a killed process has left behind; no other process may be extending it."""
+        place = Path(self.where).absolute()
+        for left in place.parent.glob(f"{glob.escape(place.name)}.*{_UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _readings_of(self, noise: float, items: np.ndarray, counts: Mapping[Task, int]) -> tuple[dict[str, np.ndarray], int]:
         """Readings of items at a noise level, if all are done and sound, and the number of trajectories (else 0)."""
         if noise not in self.noise or items[-1] >= self.num_items:
             return {}, 0
         blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
         tasks = [Task(self.noise.index(noise), block) for block in blocks]
-        counts = [self.trajectories_done(task) for task in tasks]
-        count = min(counts)
+        count = min(counts[task] for task in tasks)
         if count == 0:
             return {}, 0
         found = [self.read(task, count) for task in tasks]
@@ -342,6 +360,11 @@ class Store:
         return {
             name: np.concatenate([values[name] for values in found])[first : first + len(items)] for name in self.variables
         }, count
+
+    def _check_still_there(self) -> None:
+        """ValueError if another process has put a larger run in the place of this one."""
+        if self._folder is not None and os.stat(self.where).st_ino != self._folder:
+            raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to go on")
 
     # -- arrays --------------------------------------------------------------------------------------------------------
     def _array(self, name: str) -> Any:
@@ -365,12 +388,23 @@ class Store:
         values = np.ascontiguousarray(values, np.float32)
         return int.from_bytes(hashlib.blake2b(about.encode() + values.tobytes(), digest_size=8).digest(), "little")
 
-    def _record(self, task: Task) -> np.ndarray | None:
-        """Number of trajectories done and digests of all variables, zeros if the task was not done; None if damaged."""
+    def _records(self) -> np.ndarray:
+        """Of every task the number of trajectories done and the digests of all variables, (noise levels, blocks, ..).
+
+        Zeros if a task was not done, and a number of trajectories that no run has if its record is damaged.
+        """
+        array = self._array(_RECORDS)
         try:
-            return np.asarray(self._array(_RECORDS)[task.noise_index, task.item_block])
+            return np.asarray(array[...])
         except Exception:  # zarr raises many kinds for chunks that cannot be decoded
-            return None
+            records = np.zeros(array.shape, np.uint64)
+            for task in self.tasks():
+                place = task.noise_index, task.item_block
+                try:
+                    records[place] = array[place]
+                except Exception:
+                    records[place] = np.iinfo(np.uint64).max
+            return records
 
     def _region(self, task: Task) -> tuple[slice, slice]:
         start = task.item_block * self.chunk
@@ -397,9 +431,8 @@ def _check_layout(group: zarr.Group) -> None:
     for name in ("spec", "identity", "models"):
         if not isinstance(json.loads(str(attrs[name])), dict):
             raise ValueError(f"the attribute {name!r} is no table")
-    chunk, names = attrs["chunk"], attrs["variables"]
-    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
-        raise ValueError(f"chunk = {chunk!r}")
+    names: Any = attrs["variables"]
+    chunk = checked_integer("chunk", attrs["chunk"], 1)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"variables = {names!r}")
     arrays: Any = group
@@ -413,9 +446,20 @@ def _check_layout(group: zarr.Group) -> None:
         for dim, size in zip(array.metadata.dimension_names, array.shape, strict=True):
             if arrays[dim].shape != (size,):
                 raise ValueError(f"{name} has {size} values along {dim}, which has {arrays[dim].shape}")
-        if array.dtype != np.float32 or not np.isnan(array.fill_value):
-            raise ValueError(f"{name} has dtype {array.dtype} and fill value {array.fill_value}; expected float32 and NaN")
+        if array.dtype != np.float32 or not np.isnan(array.fill_value) or set(array.attrs) != {"long_name"}:
+            raise ValueError(
+                f"{name} has dtype {array.dtype}, fill value {array.fill_value} and attributes {sorted(array.attrs)}; expected "
+                f"float32, NaN and 'long_name'"
+            )
+    if {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()):
+        raise ValueError(f"coordinates = {attrs.get('coordinates')!r}")
+    identity = json.loads(str(attrs["identity"]))
+    sizes = {"items": shape[1], "trajectories": arrays["trajectory"].shape[0], "chunk": chunk}
+    if {key: identity[key] for key in sizes} != sizes or len(identity["corruption"]["noise"]) != shape[0]:
+        raise ValueError(f"the sizes in the attribute 'identity' are not those of the arrays, {sizes}")
     records: Any = group[_RECORDS]
+    if records.size > _MOST_TASKS * (1 + len(names)):
+        raise ValueError(f"{_RECORDS} has shape {records.shape}: too many tasks")
     if records.shape != (shape[0], -(-shape[1] // chunk), 1 + len(names)) or records.fill_value != 0:
         raise ValueError(f"{_RECORDS} has shape {records.shape} and fill value {records.fill_value}")
 
@@ -470,7 +514,7 @@ def _laid_out(
 def _new_folder_beside(place: Path) -> Path:
     """A new, empty folder, which is to take the place of another one."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".partial", dir=place.parent))
+    target = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=_UNFINISHED, dir=place.parent))
     target.chmod(0o777 & ~_umask())
     return target
 

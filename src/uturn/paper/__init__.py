@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from uturn.checks import checked_folder, one_line
 from uturn.files import named_errors, whole_file
@@ -76,7 +76,7 @@ class Work:
         path, identity = self.folder / f"{label}.zarr", json.dumps(settings, sort_keys=True)
         if path.exists():
             try:
-                kept = xr.open_zarr(path).load()
+                kept = xr.open_zarr(path, zarr_format=3).load()
                 if kept.attrs.get("settings") == identity and kept.attrs.get("digest") == _digest(kept):
                     return kept
             except (OSError, ValueError, KeyError, RuntimeError):
@@ -180,6 +180,8 @@ def channel_verdicts(module: Any, work: Work) -> list[Verdict]:
 
 def load_results(out: str | Path) -> list[Result]:
     """Results of all figures found in an output folder."""
+    from uturn.parts import validation_words
+
     results = []
     for name in FIGURES:
         path = Path(out) / f"{name}.json"
@@ -192,8 +194,9 @@ def load_results(out: str | Path) -> list[Result]:
                 if not {"png", "pdf", "data"} <= result.files.keys():
                     raise ValueError("files are missing")
                 results.append(result)
-            except ValueError as error:
-                raise ValueError(f"{path} is damaged ({one_line(error)}); run `uturn reproduce {name}` again") from None
+            except (ValueError, OSError) as error:
+                words = validation_words(error) if isinstance(error, ValidationError) else one_line(error)
+                raise ValueError(f"{path} is damaged ({words}); run `uturn reproduce {name}` again") from None
     return results
 
 
