@@ -378,7 +378,7 @@ def _resumable(advice: str) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
-    sys.path.insert(0, "")  # parts of one's own, named by import path, are looked for where the command is given
+    sys.path.append("")  # user-defined parts are imported from the working directory, where no file can replace a library
     for library in ("DIFFUSERS", "HF_HUB"):  # their errors come back as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = lambda message, *_, **__: f"uturn: warning: {message}\n"
