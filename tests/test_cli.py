@@ -50,6 +50,14 @@ def test_theory_prints_and_plots(tmp_path):
     assert "always lost" in uturn("theory", "-v", 32, "-m", 20).stdout
 
 
+def test_files_of_the_working_directory_replace_no_library(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    (tmp_path / "tomllib.py").write_text("raise SystemExit('not the library')")
+    command = [sys.executable, "-P", "-c", "from uturn.cli import main; main()", "run", "spec.toml", "--store", "store"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_run_and_resume(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     for _ in range(2):

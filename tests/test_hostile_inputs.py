@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import theory
 from uturn.fashion_mnist import generator_folder
-from uturn.image_sources import ArraySource
+from uturn.image_sources import ArraySource, ImageFolderSource
+from uturn.images import analyse, image_experiment
 from uturn.theory import MeanField, phase_diagram
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
@@ -59,6 +61,11 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: RHM.save("/no/such/folder/file"), "cannot write '/no/such/folder/file'"),
         (lambda: ut.RandomHierarchyModel.load("a\0b"), r"path = 'a\\x00b': expected the path"),
         (lambda: ut.hierarchy_index(np.zeros((3, 4)), np.zeros((3, 4))), "high_level is a ndarray; expected a DataArray"),
+        (lambda: analyse(None), "run = None: expected the dataset"),
+        (lambda: image_experiment(classifiers=5), "classifiers = 5: expected a list"),
+        (lambda: image_experiment(weights=[5]), r"weights = \[5\]: expected a list"),
+        (lambda: image_experiment(levels=[None]), r"noise = .*None.*: expected numbers"),
+        (lambda: image_experiment(levels=[10**400]), r"noise = \[1000.*: expected numbers"),
     ],
 )
 def test_refused_at_once(call, message):
@@ -194,6 +201,18 @@ def test_a_noise_schedule_that_is_none_is_named(change, message, scheduler, tmp_
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=f"the noise schedule has {message}.*expected finite numbers in .*correct"):
         DiffusionModel(model=str(folder), scheduler=scheduler, steps=10).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "options", [{"path": ""}, {"path": "a\0b"}, {"path": ".", "classes": "/dev/zero"}, {"path": ".", "classes": "a\0"}]
+)
+def test_places_of_images_that_are_none(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "a.png").write_bytes(b"")
+    name, value = list(options.items())[-1]
+    with pytest.raises(ValueError, match=f"{name} = '{re.escape(repr(value)[1:-1])}'"):
+        ImageFolderSource(**options).count()
 
 
 def test_float_images_without_a_negative_number_are_warned_of(tmp_path):

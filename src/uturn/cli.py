@@ -455,7 +455,7 @@ def main() -> None:
     log.setFormatter(logging.Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
     logging.getLogger("uturn").setLevel(logging.INFO)
-    sys.path.insert(0, "")  # parts of one's own, named by import path, are looked for where the command is given
+    sys.path.append("")  # user-defined parts are imported from the working directory, where no file can replace a library
     for library in ("DIFFUSERS", "HF_HUB"):  # their errors come back as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = lambda message, *_, **__: f"uturn: warning: {message}\n"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from uturn.checks import one_line
+from uturn.checks import checked_path, one_line
 from uturn.processes import cores
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ class _Folder:
     """Files of a folder in the order of the items, and which of the first ones are readable."""
 
     def __init__(self, path: str, classes: str | None) -> None:
-        self.root = Path(path)
+        self.root = Path(checked_path("path", path))
         if not self.root.is_dir():
             raise ValueError(f"path = {path!r} is not a folder; expected a folder of image files")
         groups: dict[str, list[tuple[str, int]]] = {}
@@ -403,6 +403,8 @@ def _labels_of(folders: list[str], path: str, classes: str | None) -> list[str] 
     if not folders:
         raise ValueError(f"classes = {classes!r}, but path = {path!r} has no sub-folders with files; expected one a class")
     try:
+        if not Path(checked_path("classes", classes)).is_file():
+            raise FileNotFoundError("no such file")
         names = Path(classes).read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -495,7 +497,7 @@ def _checked_indices(indices: Any, count: int) -> np.ndarray:
 
 def _read_npy(path: str) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(checked_path("path", path), allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable .npy file ({error}); write one with numpy.save") from None
     if not isinstance(array, np.ndarray):

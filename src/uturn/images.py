@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.checks import checked_folder, checked_integer
+from uturn.checks import checked_folder, checked_integer, checked_noise, shown
 from uturn.files import whole_file
 from uturn.statistics import Replicates, inversion, replicates, transition
 
@@ -111,6 +111,7 @@ def image_experiment(
                 kind = "a .npy file" if name == "labels" else "a folder of images"
                 raise ValueError(f"{name} = {value!r}: goes with {kind}, but data = {str(data)!r}; leave it out")
             source[name] = value
+    classifiers, weights = _listed("classifiers", classifiers), _listed("weights", weights)
     if not classifiers:
         if data != "fashion_mnist":
             raise ValueError(
@@ -158,6 +159,14 @@ def image_experiment(
     )
 
 
+def _listed(name: str, values: Any) -> list[Any]:
+    """Texts as a list, also if there is only one, or none."""
+    found = [values] if isinstance(values, str) else [] if values is None else values
+    if not isinstance(found, list | tuple) or not all(value is None or isinstance(value, str) for value in found):
+        raise ValueError(f"{name} = {shown(values)}: expected a list of texts")
+    return list(found)
+
+
 def noise_levels(levels: int | Sequence[float], steps: int) -> list[float]:
     """Noise levels t/T of a chain of `steps` reverse steps: so many evenly spaced steps k/steps, or a list as it is.
 
@@ -169,7 +178,7 @@ def noise_levels(levels: int | Sequence[float], steps: int) -> list[float]:
         if count > steps:
             raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
         return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
-    return [float(level) for level in levels]
+    return checked_noise(list(levels), 1).tolist()
 
 
 def parsed_levels(text: str) -> int | list[float]:
@@ -243,6 +252,8 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     """
     import xarray as xr
 
+    if not isinstance(run, xr.Dataset):
+        raise ValueError(f"run = {shown(run)}: expected the dataset that uturn.run gives")
     probes = _probes(run)
     missing = missing_tasks(run)
     if missing:

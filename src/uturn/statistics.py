@@ -299,8 +299,9 @@ def hierarchy_index(
 
     dims = {"noise", "item", "trajectory"}
     for name, values, least in (("high_level", high_level, {"noise", "item"}), ("low_level", low_level, {"noise"})):
-        if not isinstance(values, xr.DataArray):
-            raise ValueError(f"{name} is a {type(values).__name__}; expected a DataArray, such as ds.belief.isel(tree_level=0)")
+        if not isinstance(values, xr.DataArray) or values.dtype.kind not in "biuf":
+            kind = f"{values.dtype} " if isinstance(values, xr.DataArray) else ""
+            raise ValueError(f"{name} is a {kind}{type(values).__name__}; expected a DataArray of numbers, such as ds.belief")
         if not least <= set(values.dims) <= dims:
             raise ValueError(f"{name} has dims {values.dims}; expected noise, item, perhaps trajectory: select one level")
         if not np.isfinite(values).all():
