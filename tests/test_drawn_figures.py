@@ -29,7 +29,6 @@ def epsilon_run():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(messages, "RESAMPLES", 20)
     monkeypatch.setattr(fig13, "GRAMMARS", 60)
 
 
