@@ -16,7 +16,7 @@ import xarray as xr
 from uturn.calibration import Calibration, calibrate, holm, paired
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.paper import Scale, Verdict, Work
-from uturn.paper.channels import ChannelSpec, channel_spec, gaussian_law, law_p_values
+from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, gaussian_law, law_p_values
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys, uniforms
 from uturn.rhm import RandomHierarchyModel
@@ -84,8 +84,7 @@ def _slug(label: str) -> str:
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    labels = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
-    return [channel_spec(labels[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
+    return [channel_spec(WORDS[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
 
 
 # --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic, watched(steps)) ----
