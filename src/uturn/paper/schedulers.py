@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.calibration import Calibration, calibrate, holm, paired
+from uturn.calibration import Calibration, calibrate, holm, parsed_agreement
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, gaussian_law, law_p_values
@@ -233,7 +233,7 @@ def _measured(
         if model_of is not None:
             model_of(number).asked = None
         clones = [rebuild(one, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
-        pairs.append(_agreement(rhm, np.stack([fresh, *clones], axis=1)))
+        pairs.append(parsed_agreement(rhm, np.stack([fresh, *clones], axis=1)))
         if model_of is not None:
             first.append(_asked_first(model_of(number), fresh))
         observation = observe(seen, noises, number)
@@ -259,14 +259,6 @@ def _measured(
         coords={"steps": list(steps)},
         attrs={"strings": strings},
     )
-
-
-def _agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of originals and clones (items, 1 + clones, leaves): shares of equal parsed nodes, (items, clones, tree levels)."""
-    latents = rhm.parse(strings.reshape(-1, strings.shape[2])).latents
-    trees = [nodes.reshape(*strings.shape[:2], -1) for nodes in latents.values()]
-    first, second = zip(*(paired(tree, lambda a, b: ((a == b) & (a >= 0)).mean(axis=1)) for tree in trees), strict=True)
-    return np.stack(first, axis=-1), np.stack(second, axis=-1)
 
 
 def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:
