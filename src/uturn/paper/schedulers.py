@@ -58,6 +58,7 @@ _SIZES = {  # scale: (steps, observations, sheets, strings a sheet)
 def measure(work: Work) -> dict[str, xr.Dataset]:
     steps, observations, sheets, strings = _SIZES[work.scale]
     settings = {"parameters": PARAMETERS, "noise": NOISE, "observations": observations, "sheets": sheets, "strings": strings}
+    settings["clones"] = 2
 
     def measured(prepare: Callable, *arguments: Any) -> xr.Dataset:
         return _measured(steps, observations, sheets, strings, *prepare(*arguments))
@@ -87,7 +88,7 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec(WORDS[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
 
 
-# --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic, watched(steps)) ----
+# --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic, model_of(steps)) ---
 
 
 def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: int) -> tuple[Any, ...]:
@@ -151,7 +152,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
     from uturn.backward.score_model import ScoreModel
 
     class Watched(ScoreModel):
-        """Remembers what it is asked next, once it is told to."""
+        """Keeps what it was asked first since `asked` was set to None: noisy strings and their timestep."""
 
         asked: tuple[Any, Any] | None = None
 
