@@ -90,11 +90,9 @@ def main() -> int:
     with ThreadPoolExecutor(arguments.workers) as pool:
         for job, verdicts in zip(jobs, pool.map(lambda job: reproduced(*job), jobs), strict=True):
             found[job] = verdicts
-            failed = sum(not passed for _, passed in verdicts)
-            print(
-                f"{time.monotonic() - start:5.0f} s  {job[0]}, {job[1] or 'right'}: {failed} of {len(verdicts)} fail",
-                file=sys.stderr,
-            )
+            failed = [words[:60] for words, passed in verdicts if not passed]
+            seconds = f"{time.monotonic() - start:5.0f} s"
+            print(f"{seconds}  {job[0]}, {job[1] or 'right'}: {len(failed)} of {len(verdicts)} fail {failed}", file=sys.stderr)
     table = Table(
         "error", "the change", "figure or test", "verdicts that fail", title="Errors put in on purpose, figures at smoke scale"
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from uturn.experiment import Experiment
+    from uturn.rhm import RandomHierarchyModel
 
 _PURPOSE = 12  # of random streams, see uturn.sources
 _MARGIN = 1e-6  # relabellings that give the same mean up to the rounding of float32 readings count as ties
@@ -203,11 +204,12 @@ def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) 
     Raises
     ------
     ValueError
-        For another backward or source.
+        For another backward.
     """
     import xarray as xr
 
     from uturn.backward import ExactPosterior
+    from uturn.sources import Vectors
 
     checked_integer("clones", clones, 2)
     source, corruption, backward, _ = experiment.parts
@@ -219,39 +221,51 @@ def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) 
     for level in levels:
         pairs = []
         for originals in source.blocks(items, experiment.seed, experiment.items):
-            rebuilt = backward.clones(originals, corruption, float(level), experiment.seed, clones)
-            pairs.append(_agreement(source, originals, originals.data_of(rebuilt)))
+            rebuilt = originals.data_of(backward.clones(originals, corruption, float(level), experiment.seed, clones))
+            data = np.concatenate([originals.data[:, None], rebuilt], axis=1)
+            if isinstance(originals, Vectors):
+                pairs.append(_vector_agreement(source, originals.law, data))
+            else:
+                pairs.append(parsed_agreement(originals.rhm, data))
         for values, pieces in zip(found.values(), zip(*pairs, strict=True), strict=True):
             values.append(np.concatenate(pieces))
-    strings = hasattr(source, "depth")
-    reading = [str(k) for k in range(source.depth + 1)] if strings else ["cosine", "class"]
+    reading = ["cosine", "class"] if isinstance(originals, Vectors) else [str(k) for k in range(originals.rhm.depth + 1)]
     return xr.Dataset(
         {name: (("noise", "item", "clone", "reading"), np.array(values)) for name, values in found.items()},
         coords={"noise": levels, "reading": reading, "item": items},
     )
 
 
-def _agreement(source: Any, originals: Any, rebuilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`with_original` and `with_clones` of a block, (items, K, readings), from clones (items, K, sites)."""
-    data = np.concatenate([originals.data[:, None], rebuilt], axis=1)
-    items, size, sites = data.shape
-    if hasattr(originals, "rhm"):
-        latents = originals.rhm.parse(data.reshape(-1, sites)).latents
-        trees = [latents[level].reshape(items, size, -1) for level in sorted(latents)]
+def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of `calibrate` from strings: shares of nodes that have the same symbol, for every tree level.
 
-        def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return ((a == b) & (a >= 0)).mean(axis=1)
+    Parameters
+    ----------
+    rhm : RandomHierarchyModel
+    strings : int64 array (items, K + 1, num_leaves)
+        The original of every item, then its clones. A node that is not grammatical equals nothing.
 
-        pairs = [paired(tree, same) for tree in trees]
-    else:
-        law = originals.law
-        centred = np.asarray(data, float) - law.mean
-        unit = centred / np.linalg.norm(centred, axis=2, keepdims=True)
-        kinds = source.classify(data.reshape(-1, sites), law).reshape(items, size)
-        pairs = [
-            paired(unit, lambda a, b: (a * b).sum(axis=1)),
-            paired(kinds, lambda a, b: a == b),
-        ]
+    Returns
+    -------
+    with_original, with_clones : arrays (items, K, tree levels)
+    """
+    latents = rhm.parse(strings.reshape(-1, strings.shape[2])).latents
+
+    def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return ((a == b) & (a >= 0)).mean(axis=1)
+
+    return _stacked([paired(latents[level].reshape(*strings.shape[:2], -1), same) for level in sorted(latents)])
+
+
+def _vector_agreement(source: Any, law: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Likewise of vectors (items, K + 1, dimension): cosine, same class."""
+    centred = np.asarray(values, float) - law.mean
+    unit = centred / np.linalg.norm(centred, axis=2, keepdims=True)
+    kinds = source.classify(values.reshape(-1, values.shape[2]), law).reshape(values.shape[:2])
+    return _stacked([paired(unit, lambda a, b: (a * b).sum(axis=1)), paired(kinds, lambda a, b: a == b)])
+
+
+def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     first, second = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
     return first, second
 

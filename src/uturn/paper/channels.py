@@ -1,7 +1,8 @@
-"""Verdicts on the channels of a figure: the law of the noise that was drawn, and the calibration of the posterior draws.
+"""Verdicts on the channels of a figure: the law of the noise, calibration of the posterior draws, marginals against draws.
 
-The two belong together. A wrong posterior is caught by calibration (`uturn.calibration`), which needs no reference. A wrong
-channel whose evidence is right for what it drew is perfectly calibrated: only its own law tells.
+The first two belong together. A wrong posterior is caught by calibration (`uturn.calibration`), which needs no reference. A
+wrong channel whose evidence is right for what it drew is perfectly calibrated: only its own law tells. Draws that are right
+judge the marginals, on which most curves rest.
 
 A figure module has a function `channels(scale)` that lists its channels; `uturn.paper.reproduce` does the rest. The
 ε-process, which is no Bayesian channel, is a negative control: it must not be calibrated.
@@ -19,7 +20,7 @@ import xarray as xr
 
 from uturn.calibration import calibrate, clone_agreement, holm
 from uturn.corruption import Gaussian, Masking, UniformReplacement
-from uturn.experiment import Experiment
+from uturn.experiment import Experiment, run
 from uturn.paper import Scale, Verdict, Work
 from uturn.sources import Vectors
 from uturn.statistics import Estimate
@@ -34,6 +35,7 @@ NOISE = {
     "uniform": (0.1, 0.2, 0.5),
     "epsilon": (0.3, 0.5, 0.7),
 }
+WORDS = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
 
 
 class ChannelSpec(NamedTuple):
@@ -70,7 +72,7 @@ def channel_spec(
 
 
 def verdicts(channels: Sequence[ChannelSpec], work: Work) -> list[Verdict]:
-    """Verdicts on the laws of all Bayesian channels and on their calibration, and on each negative control.
+    """Verdicts on the laws of all Bayesian channels, on their calibration and marginals, and on each negative control.
 
     Channels that figures share are measured once.
     """
@@ -82,14 +84,16 @@ def verdicts(channels: Sequence[ChannelSpec], work: Work) -> list[Verdict]:
         measured[one.label] = work.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
     if bayesian:
         data = [measured[one.label] for one in bayesian]
-        found += [law_verdict(bayesian, data), calibration_verdict(bayesian, data)]
+        found += [law_verdict(bayesian, data), calibration_verdict(bayesian, data), *marginals_verdict(bayesian, data)]
     return found + [calibration_verdict([one], [measured[one.label]]) for one in channels if not one.is_bayesian]
 
 
 def measure(one: ChannelSpec) -> xr.Dataset:
-    """Agreement of originals and clones, and what was drawn: the data of both verdicts."""
-    clones = clone_agreement(one.experiment, CLONES)
-    return xr.merge([clones, drawn_noise(one.experiment)]) if one.is_bayesian else clones
+    """Agreement of originals and clones, marginals at the originals, and what was drawn: the data of the verdicts."""
+    found = clone_agreement(one.experiment, CLONES)
+    if hasattr(one.experiment.parts[0], "depth"):
+        found["belief"] = run(one.experiment).belief.rename(tree_level="reading").assign_coords(reading=found.reading)
+    return xr.merge([found, drawn_noise(one.experiment)]) if one.is_bayesian else found
 
 
 # -- the law of what was drawn ------------------------------------------------------------------------------------------
@@ -252,6 +256,34 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         passed,
         f"exact randomisation test, {relabellings:,} relabellings: {rule} by Holm <= {LEVEL:g}",
     )
+
+
+def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> list[Verdict]:
+    """A draw keeps a symbol with its marginal probability: two measurements of one number. Strings only."""
+    from scipy.stats import ttest_1samp
+
+    labels, rows = [], []
+    for one, data in zip(channels, measured, strict=True):
+        if "belief" in data:
+            # Originals are independent, so the sum over noise levels has a t distribution.
+            gap = (data.with_original.mean("clone") - data.belief).sum("noise").sel(reading=one.readings)
+            labels.append(one.label)
+            rows.append(ttest_1samp(gap.transpose("item", "reading").values, 0))
+    if not rows:
+        return []
+    adjusted = holm([row.pvalue for row in rows]).min()
+    return [
+        Verdict(
+            f"marginals at the originals against {CLONES} draws each, summed over noise levels: t statistics of the tree levels",
+            "; ".join(
+                f"{label} " + ", ".join(f"{t:+.1f}" for t in row.statistic) for label, row in zip(labels, rows, strict=True)
+            )
+            + f"; smallest p by Holm {adjusted:.2g}",
+            "0, standard deviation 1: a draw keeps a symbol with its marginal probability",
+            adjusted > LAW_LEVEL,
+            f"no p by Holm <= {LAW_LEVEL:g}",
+        )
+    ]
 
 
 def _levels(one: ChannelSpec) -> str:

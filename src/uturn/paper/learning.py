@@ -26,7 +26,7 @@ from uturn.denoisers import (
 from uturn.inference import infer
 from uturn.networks import load_network, save_network
 from uturn.paper import Scale, Verdict, Work
-from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.paper.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
@@ -104,7 +104,7 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
 
 def channels(scale: Scale) -> list[ChannelSpec]:
     table = {"type": "rhm", **SETTINGS[scale]["grammar"]}
-    return [channel_spec(kind, table, kind, scale) for kind in (SWEPT, *OTHERS)]
+    return [channel_spec(WORDS[kind], table, kind, scale) for kind in (SWEPT, *OTHERS)]
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.calibration import Calibration, calibrate, holm, paired
+from uturn.calibration import Calibration, calibrate, holm, parsed_agreement
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.paper import Scale, Verdict, Work
-from uturn.paper.channels import ChannelSpec, channel_spec, gaussian_law, law_p_values
+from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, gaussian_law, law_p_values
 from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys, uniforms
 from uturn.rhm import RandomHierarchyModel
@@ -58,6 +58,7 @@ _SIZES = {  # scale: (steps, observations, sheets, strings a sheet)
 def measure(work: Work) -> dict[str, xr.Dataset]:
     steps, observations, sheets, strings = _SIZES[work.scale]
     settings = {"parameters": PARAMETERS, "noise": NOISE, "observations": observations, "sheets": sheets, "strings": strings}
+    settings["clones"] = 2
 
     def measured(prepare: Callable, *arguments: Any) -> xr.Dataset:
         return _measured(steps, observations, sheets, strings, *prepare(*arguments))
@@ -84,11 +85,10 @@ def _slug(label: str) -> str:
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    labels = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
-    return [channel_spec(labels[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
+    return [channel_spec(WORDS[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
 
 
-# --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic, watched(steps)) ----
+# --- samplers: (observe(leaves, keys, steps), rebuild(observation, keys, steps), corruption, is_stochastic, model_of(steps)) ---
 
 
 def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: int) -> tuple[Any, ...]:
@@ -152,7 +152,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
     from uturn.backward.score_model import ScoreModel
 
     class Watched(ScoreModel):
-        """Remembers what it is asked next, once it is told to."""
+        """Keeps what it was asked first since `asked` was set to None: noisy strings and their timestep."""
 
         asked: tuple[Any, Any] | None = None
 
@@ -234,7 +234,7 @@ def _measured(
         if model_of is not None:
             model_of(number).asked = None
         clones = [rebuild(one, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
-        pairs.append(_agreement(rhm, np.stack([fresh, *clones], axis=1)))
+        pairs.append(parsed_agreement(rhm, np.stack([fresh, *clones], axis=1)))
         if model_of is not None:
             first.append(_asked_first(model_of(number), fresh))
         observation = observe(seen, noises, number)
@@ -260,14 +260,6 @@ def _measured(
         coords={"steps": list(steps)},
         attrs={"strings": strings},
     )
-
-
-def _agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of originals and clones (items, 1 + clones, leaves): shares of equal parsed nodes, (items, clones, tree levels)."""
-    latents = rhm.parse(strings.reshape(-1, strings.shape[2])).latents
-    trees = [nodes.reshape(*strings.shape[:2], -1) for nodes in latents.values()]
-    first, second = zip(*(paired(tree, lambda a, b: ((a == b) & (a >= 0)).mean(axis=1)) for tree in trees), strict=True)
-    return np.stack(first, axis=-1), np.stack(second, axis=-1)
 
 
 def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:
