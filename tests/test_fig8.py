@@ -37,7 +37,11 @@ def runs():
     layers["similarity"], layers["distance"] = scaled, 1 - scaled
     layers["same_class"] = layers.unchanged.isel(tree_level=L, drop=True)
     network = xr.Dataset(
-        {"accuracy": 0.995, "random_pairs": (("pair", "network_layer"), np.zeros((2, L + 1)))},
+        {
+            "accuracy": 0.995,
+            "random_pairs": (("pair", "network_layer"), np.zeros((2, L + 1))),
+            "random_distances": (("number", "network_layer"), layers.distance.sel(noise=1).isel(trajectory=1).values),
+        },
         coords={"pair": ["same class", "independent"], "network_layer": scaled.network_layer},
         attrs={"test_strings": 10_000, "training_steps": 100},
     )
