@@ -20,9 +20,8 @@ from uturn.rhm import Draw, RandomHierarchyModel, zipf
 if TYPE_CHECKING:
     from uturn.laws import GaussianMixture
 
-# Purposes that keep random streams apart: keys(seed, PURPOSE, item, ..). Others are 4 the bootstrap, 5 pairs of images (fig2),
-# 6 training of classifiers (fig8), 7 population dynamics, 8 training of denoisers, 9 their reverse processes, 11 pictures,
-# 12 calibration.
+# Purposes that keep random streams apart: keys(seed, PURPOSE, item, ..). Others are 5 pairs of images (fig2), 6 training of
+# classifiers (fig8), 7 population dynamics, 8 training of denoisers, 9 their reverse processes, 11 pictures, 12 calibration.
 GRAMMAR, ORIGINAL, CORRUPTION, RECONSTRUCTION = range(4)
 FRESH = 10
 _MOST_BYTES = 8 * 2**30  # of what a source keeps or makes in one piece
