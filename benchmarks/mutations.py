@@ -120,7 +120,7 @@ def main() -> int:
             rows.append((name, "MISSED" if passed else "fails"))
         for k, row in enumerate(rows):
             table.add_row(*((m.name, f"{m.old}\n-> {m.new}") if k == 0 else ("", "")), *row)
-    Console(width=190).print(table)
+    Console(width=190, markup=False).print(table)
     return int(wrong > 0)
 
 
