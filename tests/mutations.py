@@ -119,9 +119,9 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals without the level of grammars",
-        "uturn.statistics:_weights",
-        'np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(items, int)',
-        "np.zeros(items, int)",
+        "uturn.statistics:_groups",
+        'if "grammar" in values.coords and',
+        "if False and",
         tests=(("test_mutations::intervals_see_the_grammars", {}),),
     ),
     Mutation(
