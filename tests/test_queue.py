@@ -285,7 +285,12 @@ LAYOUT = (  # of the smallest store there is
     {"change": Variable(("noise", "item"), "a variable")},
     {dim: ((dim,), [0], {}) for dim in ("noise", "item", "trajectory")},
     1,
-    {"spec": "{}", "identity": "{}", "models": "{}", "spec_hash": ""},
+    {
+        "spec": "{}",
+        "identity": '{"items": 1, "trajectories": 1, "chunk": 1, "corruption": {"noise": [0]}}',
+        "models": "{}",
+        "spec_hash": "",
+    },
 )
 
 

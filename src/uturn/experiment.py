@@ -415,10 +415,10 @@ def run(
     workers = None if workers is None else checked_integer("workers", workers, 1)
     store = None if store is None else checked_folder("store", store)
     try:
-        number, shares = (checked_integer("shard", part, 1) for part in shard)
+        number, shares = (checked_integer("shard", part, 0) for part in shard)
     except (TypeError, ValueError):
         raise ValueError(f"shard = {shown(shard)}: expected (i, n) with 1 <= i <= n") from None
-    if number > shares:
+    if not 1 <= number <= shares:
         raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
     if shares > 1 and store is None:
         raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")

@@ -295,8 +295,8 @@ def _fitted(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> Hidden
         return probe.load_statistics(spec.statistics)
     if shape is None:
         raise ValueError(
-            "statistics: missing; data that are no images need the path of a file written by HiddenLayers(network, 'every block')"
-            ".fit(samples).save_statistics(path)"
+            "statistics: missing; strings and vectors need the path of a file written by HiddenLayers(network, 'every block')"
+            ".fit(samples).save_statistics(path), and so do all data that are no images"
         )
     return probe.fit(_first_images(source, spec.reference, spec.batch_size))
 
