@@ -1,4 +1,4 @@
-"""The command line: `uturn reproduce`, `run`, `images`, `convert`, `theory`, `report`."""
+"""The command line: `uturn reproduce`, `run`, `check`, `status`, `images`, `theory`, `convert`, `report`."""
 
 from __future__ import annotations
 
