@@ -1,6 +1,7 @@
 """User-defined parts: what they give is checked, their mistakes are named, and nothing stored is executed."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -81,6 +82,7 @@ class Probe:
             "more": {"leaves": same, "extra": same},
             "none": None,
             "ragged": {"leaves": [[1], [1, 2], [3]]},
+            "masked": {"leaves": np.ma.masked_array(same, same > 0)},
             "infinite": {"leaves": np.where(same < 2, 1e300, 0)},
         }.get(self.mistake, {"leaves": same})
 
@@ -109,6 +111,7 @@ class Probe:
         ("more", "read gave 'extra'"),
         ("none", "read gave a NoneType"),
         ("ragged", "read: leaves is no array"),
+        ("masked", "read: leaves is a masked array; expected a plain one, with NaN"),
         ("infinite", "read: leaves is infinite in float32"),
         ("bare", r"variables: leaves is Variable\(dims=None"),
         ("fingerprint", "fingerprint gave None; expected a string"),
@@ -442,6 +445,33 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path):
         Store.open(folder)
 
 
+def test_figures_build_parts_from_what_was_asked_for(tmp_path, monkeypatch):
+    """A store that says another spec has no say in it."""
+    from uturn.paper import controls
+
+    trace = tmp_path / "trace"
+    (tmp_path / "evil_spec.py").write_text(f"open({str(trace)!r}, 'w')\nclass Source: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = ut.Experiment.from_dict(
+        {
+            "items": 4,
+            "source": {"type": "gaussian_field", "size": 8},
+            "corruption": {"type": "gaussian", "noise": [0.1, 1.0]},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "scales"}],
+        }
+    )
+    ut.run(spec, tmp_path / "run")
+    stored = json.loads(Store.open(tmp_path / "run").attributes["spec"])
+    Store.open(tmp_path / "run").update(spec=json.dumps({**stored, "source": {"type": "evil_spec:Source"}}))
+    again = ut.run(spec, tmp_path / "run")
+    assert json.loads(again.attrs["spec"]) == stored
+    controls.levels(again)
+    with pytest.raises(ValueError, match="a stored spec may not"):
+        controls.levels(Store.open(tmp_path / "run").dataset())
+    assert not trace.exists()
+
+
 # -- the code of a part -----------------------------------------------------------------------------------------------
 
 
@@ -490,14 +520,36 @@ def test_going_on_with_other_code_is_refused(own_module, tmp_path):
         ut.run(own_module(MODULE + "\n# changed\n", fingerprint="2"), store)
 
 
+SET_OF_STRINGS = """
+space = {}
+exec("class A:\\n def f(self, x):\\n  return x in {'a', 'b', 'c', 'd'}\\n", space)
+from uturn.parts import code_digest
+print(code_digest(space["A"]()))
+"""
+
+
 def test_code_without_a_file():
     space = {}
     exec("class A:\n def f(self):\n  return 1\n", space)
     exec("class B:\n def f(self):\n  return 2\n", space)
-    exec("class C:\n def f(self):\n  return 1\n", space)
-    digests = [code_digest(space[name]()) for name in "ABC"]
-    assert digests[0] != digests[1]
-    assert code_digest(space["A"]()) == digests[0]
+    exec("class A2:\n gain = 1\n def f(self, x=1):\n  return x in {'a', 'b', 'c'}\n", space)
+    exec("class B2:\n gain = 2\n def f(self, x=1):\n  return x in {'a', 'b', 'c'}\n", space)
+    exec("class C2:\n gain = 1\n def f(self, x=2):\n  return x in {'a', 'b', 'c'}\n", space)
+    for names in (("A", "B"), ("A2", "B2"), ("A2", "C2")):
+        classes = [space[name] for name in names]
+        for cls in classes:
+            cls.__qualname__ = cls.f.__qualname__ = "Same"
+        assert code_digest(classes[0]()) == code_digest(classes[0]())
+        assert code_digest(classes[0]()) != code_digest(classes[1]())
+    # The order of a set of strings differs between processes.
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", SET_OF_STRINGS], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(told) == 1
+    assert len(told.pop().strip()) == 64
 
 
 # -- trying a spec before its run -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from uturn import files
+from uturn.backward import UTurns
 from uturn.cli import app
-from uturn.store import Store
+from uturn.store import Store, Variable
 
 SPEC = {
     "seed": 3,
@@ -119,6 +121,7 @@ def edited(folder, name, change):
         ("", lambda t: t["attributes"].update(coordinates="unchanged")),
         ("unchanged", lambda t: t["attributes"].update(scale_factor=3.0)),
         ("unchanged", lambda t: t["attributes"].update(_FillValue=1.0)),
+        ("", lambda t: t["consolidated_metadata"]["metadata"]["belief"]["attributes"].update(scale_factor=2)),
         ("", lambda t: t["attributes"].update(chunk=5)),
         ("", lambda t: t["attributes"].update(chunk=0)),
         ("", lambda t: t["attributes"].update(chunk=True)),
@@ -220,7 +223,7 @@ def test_an_extended_store_is_a_fresh_one(store, measured, tmp_path, larger, new
         assert found == sorted(new)
     else:  # other blocks: those of the first ten items at old levels are kept
         assert found == sorted((x, list(range(a, a + 10))) for x in larger.noise for a in (0, 10) if a or x == 0.5)
-    assert [path.name for path in store.parent.iterdir() if path.suffix == ".partial"] == []
+    assert [path.name for path in store.parent.iterdir() if path.name.startswith(".")] == []
 
 
 def test_one_grammar_serves_any_number_of_items(tmp_path):
@@ -272,6 +275,77 @@ def test_originals_that_change_with_the_number_of_items_are_noticed(tmp_path):
     ut.run(experiment(source=own), tmp_path / "run")
     with pytest.raises(ValueError, match="gives item 0 another original than before"):
         ut.run(experiment(source=own, items=12), tmp_path / "run")
+
+
+class OneChanges(ut.sources.RHMSource):
+    """The original of item 7 depends on the number of items, or only a coordinate does."""
+
+    type: str = "one changes"
+    changes: str = "item"
+
+    def blocks(self, items, seed, num_items):
+        for item in items.tolist():
+            changed = num_items if item == 7 and self.changes == "item" else 0
+            yield from super().blocks(np.array([item]), seed + changed, 100)
+
+    def coordinates(self, seed, num_items):
+        return {"place": np.arange(num_items) / (num_items if self.changes == "place" else 1)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [("item", "gives item 7 another original"), ("place", "place of the first 10 items would change")]
+)
+def test_every_old_item_of_an_own_source_is_compared(tmp_path, changes, message):
+    own = {**SPEC["source"], "type": f"{__name__}:OneChanges", "grammars": 1, "changes": changes}
+    ut.run(experiment(source=own), tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        ut.run(experiment(source=own, items=12), tmp_path / "run")
+
+
+class Bare:
+    """A source, a backward process and a probe of blocks that have no data."""
+
+    outputs = ()
+
+    def blocks(self, items, seed, num_items):
+        yield SimpleNamespace(items=items)
+
+    def u_turn(self, originals, corruption, noise, seed, trajectories, outputs):
+        return UTurns(originals, np.zeros((len(originals.items), trajectories)))
+
+    def noise_coordinates(self, corruption, noise, source):
+        return {"noise": (np.array(noise), {})}
+
+    def variables(self, source):
+        return {"change": Variable(("noise", "item", "trajectory"), "nothing")}
+
+    def coordinates(self, *_):
+        return {}
+
+    def read(self, u_turns, source):
+        return {"change": u_turns.reconstructions}
+
+    def fingerprint(self):
+        return ""
+
+
+def test_blocks_without_data_cannot_show_that_originals_stay(tmp_path):
+    own = {"type": f"{__name__}:Bare"}
+    parts = {"source": own, "backward": own, "probes": [own]}
+    ut.run(experiment(**parts), tmp_path / "run")
+    ut.run(experiment(**parts, noise=[0.0, 0.3, 0.4, 1.0]), tmp_path / "run")  # the same items
+    with pytest.raises(ValueError, match=r"blocks of source .* have no `data`"):
+        ut.run(experiment(**parts, items=12, noise=[0.0, 0.3, 0.4, 1.0]), tmp_path / "run")
+
+
+def test_a_store_behind_a_link_stays_where_it_is(tmp_path):
+    (tmp_path / "disk").mkdir()
+    ut.run(experiment(grammars=1), tmp_path / "disk" / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    ut.run(experiment(grammars=1, items=12), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Store.open(tmp_path / "disk" / "real").num_items == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
 
 
 @pytest.mark.parametrize("when", ["layout", "first copy", "exchange", "after"])
@@ -329,7 +403,8 @@ def test_a_writer_of_the_old_layout_stops(store):
 def test_two_processes_extend_one_store(store, tmp_path):
     larger = experiment(items=40, grammars=8, noise=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     (tmp_path / "spec.json").write_text(json.dumps(larger.to_dict()))
-    (tmp_path / "run.abc.partial").mkdir()  # left behind by a process that was killed
+    (tmp_path / ".run.abcd_123.unfinished-store").mkdir()  # left behind by a process that was killed
+    (tmp_path / "run.mine.partial").mkdir()
     words = [sys.executable, "-m", "uturn.cli", "run", "spec.json", "--store", "run"]
     both = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     told = [one.communicate()[1] for one in both]
@@ -338,7 +413,7 @@ def test_two_processes_extend_one_store(store, tmp_path):
     assert sorted(told)[1].startswith("uturn: run is extended by items 10 -> 40, noise 0.2, 0.6, 0.8")
     ut.run(larger, tmp_path / "fresh")
     assert files_of(store) == files_of(tmp_path / "fresh")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "run", "spec.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "run", "run.mine.partial", "spec.json"]
 
 
 def test_folders_change_places(tmp_path, monkeypatch):

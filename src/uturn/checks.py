@@ -53,7 +53,7 @@ def check_memory(what: str, size: int, instead: str) -> None:
 def checked_path(name: str, value: Any) -> str:
     """`value` as the path of a file or folder, or a ValueError."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
-    if not path or "\0" in path or len(path) > 4000:
+    if not path or "\0" in path or len(path) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)):
         raise ValueError(f"{name} = {shown(value)}: expected the path of a file or folder")
     return path
 

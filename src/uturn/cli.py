@@ -233,8 +233,11 @@ def images(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = True,
     workers: _Workers = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although the code of a classifier of your own has changed.")
+    ] = False,
     finished: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--run",
             help="Analyse and draw this finished store instead; other options than --out and --save-images do not count.",
@@ -300,7 +303,15 @@ def images(
         check_folder(out, save_images, keep)
         store = out / "run.zarr"
         with _resumable(f"what is done is in {store}; run the same command again to go on"):
-            ds = run_experiment(experiment, store, resume, workers=workers, progress=sys.stderr.isatty(), shard=_shard(shard))
+            ds = run_experiment(
+                experiment,
+                store,
+                resume,
+                workers=workers,
+                progress=sys.stderr.isatty(),
+                shard=_shard(shard),
+                accept_changes=accept_changes,
+            )
         missing = missing_tasks(ds)
         if missing:
             left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"

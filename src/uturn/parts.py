@@ -273,8 +273,22 @@ def code_digest(part: Any) -> str:
             continue
     digest = hashlib.sha256()
     for function in _functions(code):
-        digest.update(function.__qualname__.encode() + _code_bytes(function.__code__))
+        defaults = _plain_bytes((function.__defaults__, function.__kwdefaults__))
+        digest.update(function.__qualname__.encode() + _code_bytes(function.__code__) + defaults)
+    if inspect.isclass(code):
+        digest.update(b"".join(name.encode() + _plain_bytes(value) for name, value in sorted(vars(code).items())))
     return digest.hexdigest()
+
+
+def _plain_bytes(value: Any) -> bytes:
+    """A plain value in bytes that are the same in every process; nothing of other objects, whose text may hold their address."""
+    if isinstance(value, frozenset | set):
+        return b"".join(sorted(map(_plain_bytes, value)))
+    if isinstance(value, tuple | list):
+        return b"(" + b",".join(map(_plain_bytes, value)) + b")"
+    if isinstance(value, dict):
+        return _plain_bytes(sorted(value.items()))
+    return repr(value).encode() if value is None or isinstance(value, bool | int | float | complex | str | bytes) else b""
 
 
 def _functions(code: Any) -> Iterator[FunctionType]:
@@ -290,7 +304,7 @@ def _functions(code: Any) -> Iterator[FunctionType]:
 
 
 def _code_bytes(code: CodeType) -> bytes:
-    constants = [_code_bytes(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
+    constants = [_code_bytes(c) if isinstance(c, CodeType) else _plain_bytes(c) for c in code.co_consts]
     return b"\0".join([code.co_code, repr(code.co_names).encode(), *constants])
 
 
@@ -310,6 +324,11 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
         numbers = _array(f"{where}: `items` of a block", block.items)
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise ValueError(f"{where}: `items` of a block is {shown(block.items)}; expected integers (batch,)")
+        data = getattr(block, "data", None)
+        if data is not None and np.shape(data)[:1] != numbers.shape:
+            raise ValueError(
+                f"{where}: `data` of a block has shape {np.shape(data)}, its `items` {numbers.shape}; expected (batch, ..)"
+            )
         found.append(block)
         given += numbers.tolist()
         if len(given) > len(items):
@@ -485,6 +504,8 @@ def _labels(where: str, values: Any, count: int | None) -> np.ndarray:
 
 
 def _array(where: str, values: Any) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{where} is a masked array; expected a plain one, with NaN where there is no value")
     try:
         return np.asarray(values)
     except Exception as error:  # of whatever type the values are

@@ -160,8 +160,12 @@ def replicates(values: xr.DataArray) -> Replicates:
         The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. If there are
         more than 64, neighbours are put together. Missing readings (NaN) are left out of the means.
     """
+    import xarray as xr
     from scipy.linalg import hadamard
 
+    if not isinstance(values, xr.DataArray) or not {"noise", "item"} <= set(values.dims) or not values.sizes["item"]:
+        kind = f"dims {values.dims}" if isinstance(values, xr.DataArray) else type(values).__name__
+        raise ValueError(f"values: got {kind}; expected a DataArray with dims noise, item, such as ds.unchanged")
     within = ["item", *(["trajectory"] if "trajectory" in values.dims else [])]
     others = dict.fromkeys(d for d in ("noise", *values.dims) if d not in within)
     readings = values.transpose(*within, *others).values.astype(float)

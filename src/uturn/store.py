@@ -8,10 +8,10 @@ record.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -39,7 +39,7 @@ State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a group of its own, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
 _MOST_TASKS = 2**24
-_UNFINISHED = ".partial"
+_UNFINISHED = ".unfinished-store"
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """{name: (dims, values, attributes)}; those named like a dim give its length."""
@@ -95,7 +95,7 @@ class Store:
         """
         if path is None:
             return cls(_laid_out(zarr.storage.MemoryStore(), variables, coordinates, chunk, attributes), "memory")
-        place = Path(path).absolute()
+        place = Path(path).resolve()
         target = None
         try:
             target = _new_folder_beside(place)
@@ -124,7 +124,7 @@ class Store:
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
             if found == (FORMAT, VERSION):
-                _check_layout(group)
+                _check_layout(group, zarr.open_group(os.path.abspath(path), mode="r", use_consolidated=True, zarr_format=3))
                 return cls(group, str(path))
         except Exception as error:
             raise ValueError(
@@ -172,6 +172,10 @@ class Store:
     def noise(self) -> list[float]:
         """The noise levels, as the coordinate says."""
         return [float(x) for x in self._array("noise")[...]]
+
+    def coordinate(self, name: str) -> np.ndarray | None:
+        """Values of a coordinate as stored; None if there is none of this name."""
+        return np.asarray(self._array(name)[...]) if name in self.group else None
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -227,10 +231,6 @@ class Store:
                     stacklevel=2,
                 )
         return counts
-
-    def is_done(self, task: Task) -> bool:
-        """Whether all readings of a task are there and sound; damage is reported, and counts as missing."""
-        return self.done([task])[task] == self.trajectories
 
     def _state(self, task: Task, record: np.ndarray) -> tuple[State, int]:
         count = int(record[0])
@@ -320,7 +320,7 @@ class Store:
         The larger run has all noise levels, items and trajectories of this one, and more. Its layout is made and filled beside
         the store and takes its place in one step, so a kill leaves the old layout or the new one.
         """
-        place = Path(self.where).absolute()
+        place = Path(self.where).resolve()
         target = None
         try:
             target = _new_folder_beside(place)
@@ -342,9 +342,11 @@ class Store:
 
     def remove_unfinished(self) -> None:
         """Remove layouts beside the store that a killed process has left behind; no other process may be extending it."""
-        place = Path(self.where).absolute()
-        for left in place.parent.glob(f"{glob.escape(place.name)}.*{_UNFINISHED}"):
-            shutil.rmtree(left, ignore_errors=True)
+        place = Path(self.where).resolve()
+        name = re.compile(rf"\.{re.escape(place.name)}\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}")  # as mkdtemp makes them
+        for left in place.parent.iterdir():
+            if name.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _readings_of(self, noise: float, items: np.ndarray, counts: Mapping[Task, int]) -> tuple[dict[str, np.ndarray], int]:
         """Readings of items at a noise level, if all are done and sound, and the number of trajectories (else 0)."""
@@ -422,8 +424,8 @@ def _keys_under(store: Any, prefix: str) -> list[str]:
     return sync(collected())
 
 
-def _check_layout(group: zarr.Group) -> None:
-    """ValueError, KeyError or TypeError if attributes and arrays of a store do not agree."""
+def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
+    """ValueError, KeyError or TypeError if attributes, arrays and what readers find first of both do not agree."""
     attrs = dict(group.attrs)
     for name in _ATTRIBUTES:
         if not isinstance(attrs.get(name), str):
@@ -439,6 +441,8 @@ def _check_layout(group: zarr.Group) -> None:
     shape = tuple(arrays[dim].shape[0] for dim in ("noise", "item"))
     for name in names:
         array = arrays[name]
+        if consolidated[name].metadata.to_dict() != array.metadata.to_dict():
+            raise ValueError(f"the consolidated metadata of {name} are not its own")
         if array.shape[:2] != shape or array.chunks != (1, min(chunk, shape[1]), *array.shape[2:]):
             raise ValueError(
                 f"{name} has shape {array.shape} in chunks {array.chunks}, but chunk = {chunk}, noise x item = {shape}"
@@ -514,7 +518,7 @@ def _laid_out(
 def _new_folder_beside(place: Path) -> Path:
     """A new, empty folder, which is to take the place of another one."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=_UNFINISHED, dir=place.parent))
+    target = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNFINISHED, dir=place.parent))
     target.chmod(0o777 & ~_umask())
     return target
 

@@ -263,10 +263,16 @@ class StringDiffusion(BaseModel):
 
 def _shared_axes(corruption: Corruption, levels: np.ndarray, v: int) -> dict[str, tuple[Any, dict[str, str]]]:
     """What places noise levels on the axes that all corruptions share."""
-    return {
+    axes = {
         "effective_epsilon": (corruption.effective_epsilon(levels, v), {"long_name": "effective epsilon (Eq. 63)"}),
         "bits_per_leaf": (corruption.bits_per_leaf(levels, v), {"long_name": "information per leaf", "units": "bit"}),
     }
+    for name, (values, _) in axes.items():
+        if np.shape(values) != levels.shape:
+            raise ValueError(
+                f"{corruption!r}.{name} gave the shape {np.shape(values)}; expected {levels.shape}, one a noise level"
+            )
+    return axes
 
 
 def _string_u_turns(

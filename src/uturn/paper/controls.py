@@ -13,6 +13,7 @@ from uturn.fashion_mnist import COARSE_CLASS
 from uturn.paper import Scale, Verdict, Work, fig2, fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.style import ACCENT, CLASS, MUTED, style
+from uturn.parts import build
 from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.theory import MeanField
 
@@ -146,7 +147,7 @@ def levels(run: xr.Dataset) -> Levels:
         high, low = (run.belief.isel(tree_level=k, drop=True) for k in (-1, 0))
         return Levels(high, low, (1 - run.effective_epsilon).reset_coords(drop=True), None)
     spec = json.loads(run.attrs["spec"])
-    source = Experiment.from_dict(spec).parts[0]
+    source = build("source", spec["source"], trusted=False)
     law = source.law(spec["seed"])
     # A component of variance V on its own: correlation of two draws from its posterior, were it Gaussian.
     power = xr.DataArray(law.power[list(source.scales().values())[-1]], dims="component")
@@ -167,10 +168,10 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
 
 def image_levels(run: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    from uturn.probes import NetworkLayers, fitted
+    from uturn.probes import fitted
     from uturn.sources import FashionMNISTSource
 
-    source, spec = FashionMNISTSource(), NetworkLayers(**json.loads(run.attrs["spec"])["probes"][0])
+    source, spec = FashionMNISTSource(), fig2.LAYERS
     predicted = fitted(spec, source).predict(source.all_images()[0]).classes
     kind = xr.DataArray(COARSE_CLASS[predicted[: run.sizes["item"]]], dims="item")
     rebuilt = xr.DataArray(COARSE_CLASS[run.predicted_class.astype(int).values], dims=run.predicted_class.dims)

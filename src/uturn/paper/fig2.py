@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ CAPTION = (
 )
 _PAIRS = 5  # purpose of a random stream, see uturn.sources
 
+LAYERS = NetworkLayers(classifier="fashion_mnist")
+
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     items, steps = (60, 50) if scale == "smoke" else (1000, 250)
@@ -47,7 +48,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
                     "steps": steps,
                     "timestep_spacing": "trailing",
                 },
-                "probes": [{"type": "network_layers", "classifier": "fashion_mnist"}, {"type": "images"}],
+                "probes": [LAYERS.model_dump(exclude_none=True), {"type": "images"}],
             }
         )
     return runs
@@ -81,8 +82,7 @@ def _kept(run: xr.Dataset, original: np.ndarray) -> xr.DataArray:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     stochastic, deterministic = (runs[label].load() for label in ("stochastic", "deterministic"))
-    spec = json.loads(stochastic.attrs["spec"])
-    source, layers_spec = FashionMNISTSource(), NetworkLayers(**spec["probes"][0])
+    source, layers_spec = FashionMNISTSource(), LAYERS
     images, labels = source.all_images()
     items = stochastic.sizes["item"]
     predicted = fitted(layers_spec, source).predict(images).classes
