@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.paper import Work, load_results, measure, write_dataset
+from uturn.paper import FIGURES, ORDER, Work, load_results, measure, write_dataset
 from uturn.report import write_report
 
 SPEC = {
@@ -134,3 +134,7 @@ def test_pages_escape_what_results_say(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_all_figures_are_made_once():
+    assert sorted(ORDER) == sorted(FIGURES)

@@ -69,10 +69,11 @@ def reproduce(
     from rich.table import Table
     from rich.text import Text
 
+    from uturn.paper import ORDER
     from uturn.paper import reproduce as reproduce_figures
 
     names = list(figures or ["all"])
-    names = [figure for name in names for figure in (FIGURES if name == "all" else (name,))]
+    names = [figure for name in names for figure in (ORDER if name == "all" else (name,))]
     console = _console()
     with _resumable(f"run the same command again to go on (raw runs are in {out / scale.value})"):
         results = reproduce_figures(

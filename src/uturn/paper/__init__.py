@@ -34,6 +34,11 @@ FIGURES = (
     *("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15"),
     *("s9", "controls", "learning", "schedulers", "thresholds"),
 )
+# The order in which all of them are made: those that take seconds first, those that train or denoise images last.
+ORDER = (
+    *("fig7", "fig9", "fig10", "fig4", "fig11", "fig12", "fig13", "fig14", "fig6", "fig3", "fig5", "fig15", "s9"),
+    *("fig8", "controls", "schedulers", "thresholds", "fig2", "learning"),
+)
 Scale = Literal["smoke", "paper"]
 
 
