@@ -43,18 +43,18 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 @contextmanager
 def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes that lock the same folder waiting; the lock ends with the process, however that ends."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
+    folder = None
+    if os.name == "posix":
+        import fcntl
 
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):  # a folder that may not be read, a file system without locks
+            folder = os.open(path, os.O_RDONLY)
             fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
         yield
     finally:
-        os.close(folder)
+        if folder is not None:
+            os.close(folder)
 
 
 def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:

@@ -344,9 +344,10 @@ class Store:
         """Remove layouts beside the store that a killed process has left behind; no other process may be extending it."""
         place = Path(self.where).resolve()
         name = re.compile(rf"\.{re.escape(place.name)}\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}")  # as mkdtemp makes them
-        for left in place.parent.iterdir():
-            if name.fullmatch(left.name):
-                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # a folder that may not be read
+            for left in place.parent.iterdir():
+                if name.fullmatch(left.name):
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _readings_of(self, noise: float, items: np.ndarray, counts: Mapping[Task, int]) -> tuple[dict[str, np.ndarray], int]:
         """Readings of items at a noise level, if all are done and sound, and the number of trajectories (else 0)."""
