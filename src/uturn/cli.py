@@ -13,11 +13,14 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uturn.paper import FIGURES
+
+if TYPE_CHECKING:
+    from uturn.experiment import Experiment
 
 app = typer.Typer(
     name="uturn",
@@ -120,19 +123,9 @@ def run(
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
     """
     from uturn.experiment import Experiment
-    from uturn.experiment import run as run_experiment
 
     experiment = Experiment.from_file(spec)
-    with _resumable(f"what is done is in {store}; run the same command again to go on"):
-        ds = run_experiment(
-            experiment,
-            store,
-            resume,
-            workers=workers,
-            progress=sys.stderr.isatty(),
-            shard=_shard(shard),
-            accept_changes=accept_changes,
-        )
+    ds = _run(experiment, store, resume, workers, shard, accept_changes)
     console = _console()
     done = "complete" if ds.attrs["complete"] else f"share {shard} done, {ds.attrs['missing_tasks']} tasks missing"
     console.print(f"{store}: {done}, spec {experiment.hash[:12]}")
@@ -258,7 +251,6 @@ def images(
     Example: `uturn images --model google/ddpm-cifar10-32 --data photos --size 32 --classifier torchvision:resnet50
     --no-compare-labels --out results/cifar`
     """
-    from uturn.experiment import run as run_experiment
     from uturn.images import (
         PICTURES,
         RESULTS,
@@ -303,16 +295,7 @@ def images(
         )
         check_folder(out, save_images, keep)
         store = out / "run.zarr"
-        with _resumable(f"what is done is in {store}; run the same command again to go on"):
-            ds = run_experiment(
-                experiment,
-                store,
-                resume,
-                workers=workers,
-                progress=sys.stderr.isatty(),
-                shard=_shard(shard),
-                accept_changes=accept_changes,
-            )
+        ds = _run(experiment, store, resume, workers, shard, accept_changes)
         missing = missing_tasks(ds)
         if missing:
             left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
@@ -421,6 +404,22 @@ def _picture(path: Path) -> Path:
     if path.is_dir() or path.suffix[1:].lower() not in endings:
         raise ValueError(f"plot = {str(path)!r}: expected a file that ends in .{', .'.join(endings)}")
     return path
+
+
+def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int | None, shard: str, accept_changes: bool) -> Any:
+    """The dataset of an experiment, run into a store with a bar on terminals; a stopped run says how to go on."""
+    from uturn.experiment import run as run_experiment
+
+    with _resumable(f"what is done is in {store}; run the same command again to go on"):
+        return run_experiment(
+            experiment,
+            store,
+            resume,
+            workers=workers,
+            progress=sys.stderr.isatty(),
+            shard=_shard(shard),
+            accept_changes=accept_changes,
+        )
 
 
 def _shard(text: str) -> tuple[int, int]:
