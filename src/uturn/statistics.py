@@ -197,7 +197,7 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     """A statistic of the mean curve (noise, ..others) with its confidence interval, of Student's t (`Replicates`).
 
     The ends are NaN if the statistic does not exist (NaN, infinite), or if all readings are of one group. The statistic is
-    calculated 2 R + 1 times, where R is at most 64. `benchmarks/coverage.py` measures how often the intervals hold the truth.
+    calculated 2 R + 1 times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals hold the truth.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, on simulated runs: `estimate`, `hierarchy_index` and `images.analyse`.
 
-    python benchmarks/coverage.py [--runs 2000] [--part curves|images|index] [--workers 2]
+    python benchmarks/intervals.py [--runs 2000] [--part curves|images|index] [--workers 2]
 
 Readings are coin tosses. The truth is the statistic of the mean curve of the population at the same noise levels, from an
 integral over what differs between grammars and items. Where it lies between two noise levels is drawn anew for every run. (If
