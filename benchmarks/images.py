@@ -14,8 +14,8 @@ import time
 import numpy as np
 import torch
 
-from uturn import fashion_mnist
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.networks import fashion_mnist
 from uturn.random import keys
 
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.images import analyse
 from uturn.statistics import estimate, hierarchy_index, inversion, transition
+from uturn.workflows.images import analyse
 
 
 class Design(NamedTuple):

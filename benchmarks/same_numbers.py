@@ -66,7 +66,9 @@ def write(path: Path) -> None:
         results = ut.run(ut.Experiment.from_dict(spec))
         found |= {f"{name}/{variable}": values.values for variable, values in results.variables.items()}
         found[f"{name}/spec_hash"] = np.array(results.attrs["spec_hash"])
-    np.savez(path, **{name: values if values.dtype.kind in "biuf" else values.astype("U") for name, values in found.items()})
+    np.savez(
+        path, **{name: values if values.dtype.kind in "biuf" else np.array(values.tolist()) for name, values in found.items()}
+    )
 
 
 def run_in(source: Path, path: Path) -> dict[str, np.ndarray]:

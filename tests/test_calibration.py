@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 import uturn as ut
-from uturn.calibration import calibrate, clone_agreement, exchanged_gaps, holm, paired
 from uturn.experiment import Experiment, run
+from uturn.measures.calibration import calibrate, clone_agreement, exchanged_gaps, holm, paired
 
 
 def experiment(kind, noise, items=200, depth=7, **changes):

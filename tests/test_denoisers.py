@@ -8,11 +8,11 @@ import torch
 
 import enumeration
 import uturn as ut
-from uturn import denoisers
 from uturn.backward.denoising import ExactDenoiser, denoise
-from uturn.classifiers import TreeClassifier
 from uturn.corruption import Noisy
-from uturn.denoisers import (
+from uturn.networks import denoisers
+from uturn.networks.classifiers import TreeClassifier
+from uturn.networks.denoisers import (
     CHANNELS,
     LearnedDenoiser,
     TreeDenoiser,
@@ -22,8 +22,8 @@ from uturn.denoisers import (
     train_denoiser,
     training_noise,
 )  # fmt: skip
-from uturn.networks import load_network, save_network
-from uturn.training import fingerprint
+from uturn.networks.files import load_network, save_network
+from uturn.networks.training import fingerprint
 
 GRAMMAR = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2, "seed": 0}
 

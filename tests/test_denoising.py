@@ -20,8 +20,8 @@ from uturn.backward.denoising import ExactDenoiser, denoise
 from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, noisy_images_of, observation_of, strings_of
 from uturn.corruption import Diffusion
-from uturn.denoisers import TreeDenoiser
-from uturn.networks import save_network
+from uturn.networks.denoisers import TreeDenoiser
+from uturn.networks.files import save_network
 from uturn.random import keys
 from uturn.sources import RHMSource
 
@@ -290,8 +290,8 @@ def test_experiments_agree_with_exact_beliefs(corruption, backward):
 
 
 def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
-    from uturn.denoisers import TreeDenoiser
-    from uturn.networks import save_network
+    from uturn.networks.denoisers import TreeDenoiser
+    from uturn.networks.files import save_network
 
     torch.manual_seed(0)
     path = str(tmp_path / "network.safetensors")

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from uturn.experiment import Experiment, run
-from uturn.networks import load_network, save_network
+from uturn.networks.files import load_network, save_network
 from uturn.paper import Work, fig8
 
 ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = range(9)
@@ -119,7 +119,7 @@ SMALL = fig8.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops aft
 
 
 def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
-    from uturn import training
+    from uturn.networks import training
 
     monkeypatch.setattr(fig8, "setup", lambda scale: SMALL)
     original = training.train

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from uturn.corruption import Gaussian
-from uturn.fashion_mnist import COARSE_CLASS
+from uturn.networks.fashion_mnist import COARSE_CLASS
 from uturn.paper import fig2, fig5
 from uturn.probes import NetworkLayers, fitted
 from uturn.random import keys, uniforms

@@ -11,9 +11,9 @@ from safetensors.torch import save_file as save_torch_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from uturn.classifiers import TreeClassifier, VectorClassifier
 from uturn.experiment import Experiment, run
-from uturn.networks import load_network, save_network
+from uturn.networks.classifiers import TreeClassifier, VectorClassifier
+from uturn.networks.files import load_network, save_network
 from uturn.probes.hidden_layers import HiddenLayers, every_block
 from uturn.sources import RHMSource
 

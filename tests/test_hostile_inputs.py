@@ -21,10 +21,10 @@ import uturn as ut
 from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import theory
-from uturn.fashion_mnist import generator_folder
-from uturn.image_sources import ArraySource, ImageFolderSource
-from uturn.images import analyse, image_experiment
+from uturn.networks.fashion_mnist import generator_folder
+from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram
+from uturn.workflows.images import analyse, image_experiment
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 

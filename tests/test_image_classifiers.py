@@ -12,10 +12,11 @@ from torch import nn
 
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.image_sources import ImageFolderSource, Images
-from uturn.probes import KeepImages, NetworkLayers, fitted, image_classifiers
+from uturn.networks import image_classifiers
+from uturn.networks.image_classifiers import class_transitions, in_top, load_classifier
+from uturn.probes import KeepImages, NetworkLayers, fitted
 from uturn.probes.hidden_layers import every_block
-from uturn.probes.image_classifiers import class_transitions, in_top, load_classifier
+from uturn.sources.images import ImageFolderSource, Images
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -607,10 +608,10 @@ def test_reference_images_of_a_folder_with_files_that_are_no_images(tmp_path):
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
     seen = [NetworkLayers(classifier=f"{HERE}:{name}").fingerprint() for name in ("ten_classes", "three_classes")]
-    assert seen[0] == ut.training.fingerprint(Small(10))
-    assert seen[1] == f"{ut.training.fingerprint(Small(3))} {HERE}:halved"
+    assert seen[0] == ut.networks.training.fingerprint(Small(10))
+    assert seen[1] == f"{ut.networks.training.fingerprint(Small(3))} {HERE}:halved"
     library = NetworkLayers(classifier="torchvision:resnet18", weights=resnet[1]).fingerprint()
-    assert library.startswith(ut.training.fingerprint(resnet[0]))
+    assert library.startswith(ut.networks.training.fingerprint(resnet[0]))
     assert "crop_size=[224]" in library
     assert "\n" not in library
     (tmp_path / "statistics").write_bytes(b"1")

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, features
 
 import uturn as ut
-from uturn import image_sources
-from uturn.image_sources import ArraySource, FashionMNISTSource, ImageFolderSource
+from uturn.sources import images as image_sources
+from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSource
 from uturn.store import Variable
 
 
@@ -300,7 +300,7 @@ def test_no_more_is_decoded_than_needed_when_files_are_skipped(tmp_path, decoded
 def test_equal_processes_have_equal_items(damaged):
     root, _ = damaged
     code = (
-        "import hashlib, sys, numpy as np; from uturn.image_sources import ImageFolderSource as Source; "
+        "import hashlib, sys, numpy as np; from uturn.sources.images import ImageFolderSource as Source; "
         "block = next(Source(path=sys.argv[1], channels=1).blocks(np.array([2, 7]), 0, 9)); "
         "print(hashlib.sha256(block.images.tobytes()).hexdigest(), Source(path=sys.argv[1], channels=1).fingerprint())"
     )

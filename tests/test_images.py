@@ -13,13 +13,23 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import cli, fashion_mnist, images
+from uturn import cli
 from uturn.cli import app
-from uturn.image_figures import draw_grid, draw_layers
-from uturn.images import analyse, image_experiment, missing_tasks, noise_levels, parsed_levels, probe_names, write_results
-from uturn.paper.style import fonts_for
+from uturn.networks import fashion_mnist
+from uturn.plotting.images import draw_grid, draw_layers
+from uturn.plotting.style import fonts_for
+from uturn.workflows import images
+from uturn.workflows.images import (
+    analyse,
+    image_experiment,
+    missing_tasks,
+    noise_levels,
+    parsed_levels,
+    probe_names,
+    write_results,
+)
 
-SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coverage.py"))
+SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
 FIRST, LAST = 0.30, 0.04  # floors of the similarity of the first layer and of the logits
 

@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 
 import uturn as ut
-from uturn import denoisers
+from uturn.networks import denoisers
+from uturn.networks.training import fingerprint
 from uturn.paper import Work, learning
-from uturn.training import fingerprint
 
 V, M, L = 8, 3, 4
 CHANCE = M / V

@@ -40,8 +40,8 @@ def of_fig13(work):
 
 def of_s9(work):
     """An untrained network, and fewer items at one noise level."""
-    from uturn.classifiers import VectorClassifier
-    from uturn.networks import save_network
+    from uturn.networks.classifiers import VectorClassifier
+    from uturn.networks.files import save_network
     from uturn.probes.hidden_layers import HiddenLayers
 
     classifier, statistics = (work.folder / f"s9-{name}.safetensors" for name in ("classifier", "statistics"))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from uturn.classifiers import TreeClassifier, VectorClassifier
-from uturn.denoisers import TreeDenoiser
 from uturn.files import whole_file
-from uturn.networks import FORMAT, KINDS, load_network, save_network
-from uturn.training import fingerprint
+from uturn.networks.classifiers import TreeClassifier, VectorClassifier
+from uturn.networks.denoisers import TreeDenoiser
+from uturn.networks.files import FORMAT, KINDS, load_network, save_network
+from uturn.networks.training import fingerprint
 
 
 def small():

@@ -10,7 +10,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import FIGURES, ORDER, Work, load_results, measure, write_dataset
-from uturn.report import write_report
+from uturn.paper.page import write_report
 
 SPEC = {
     "items": 2,

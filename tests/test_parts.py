@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import images
 from uturn.backward import ExactPosterior, UTurns
 from uturn.cli import app
 from uturn.experiment import check
@@ -20,6 +19,7 @@ from uturn.parts import code_digest
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
 from uturn.store import Store, Variable
+from uturn.workflows import images
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
 SPEC = {

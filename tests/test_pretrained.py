@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import adm_checkpoints as adm
-from uturn.backward import guided_diffusion
-from uturn.backward.pretrained import load_pretrained
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.networks import guided_diffusion
+from uturn.networks.pretrained import load_pretrained
 from uturn.random import keys, normals
 
 NUM_CLASSES = 5

@@ -14,7 +14,7 @@ from uturn.paper import FIGURES
 from uturn.statistics import crossing, estimate, grammar_means, inversion, replicates, shift, transition
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coverage.py"))
+SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 
 X = np.linspace(0, 1, 101)
 

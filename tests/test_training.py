@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from uturn.classifiers import VectorClassifier
+from uturn.networks.classifiers import VectorClassifier
+from uturn.networks.training import fingerprint, train
 from uturn.random import keys, normals
-from uturn.training import fingerprint, train
 
 RECIPE = {"data": "two Gaussians", "seed": 0}
 

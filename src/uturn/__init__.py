@@ -29,28 +29,29 @@ _HOME = {
     "run": "experiment",
     "hierarchy_index": "statistics",
 }
-_MODULES = ("backward", "calibration", "classifiers", "corruption", "denoisers", "experiment", "fashion_mnist", "image_sources",
-            "images", "inference", "laws", "networks", "population", "probes", "random", "rhm", "sources", "statistics", "store",
-            "theory", "training")  # fmt: skip
+_MODULES = (
+    *("backward", "corruption", "experiment", "inference", "laws", "measures", "networks", "plotting", "population"),
+    *("probes", "random", "rhm", "sources", "statistics", "store", "theory", "workflows"),
+)
 
 if TYPE_CHECKING:
     from uturn import (
         backward,
-        calibration,
-        classifiers,
-        denoisers,
-        fashion_mnist,
-        image_sources,
-        images,
+        experiment,
+        inference,
         laws,
+        measures,
         networks,
+        plotting,
         population,
         probes,
+        random,
+        rhm,
         sources,
         statistics,
         store,
         theory,
-        training,
+        workflows,
     )
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, Noisy, UniformReplacement
     from uturn.experiment import Experiment, run

@@ -251,7 +251,8 @@ def images(
     Example: `uturn images --model google/ddpm-cifar10-32 --data photos --size 32 --classifier torchvision:resnet50
     --no-compare-labels --out results/cifar`
     """
-    from uturn.images import (
+    from uturn.store import Store
+    from uturn.workflows.images import (
         PICTURES,
         RESULTS,
         check_folder,
@@ -261,7 +262,6 @@ def images(
         summary,
         write_results,
     )
-    from uturn.store import Store
 
     console = _console()
     if finished is not None:
@@ -350,8 +350,8 @@ def theory(
     console = _console()
     console.print(table)
     if plot is not None:
-        from uturn.paper.style import style
-        from uturn.paper.theory_map import draw
+        from uturn.plotting.style import style
+        from uturn.plotting.theory import draw
 
         with style() as plt, whole_file(plot) as file:
             figure = draw(mf)
@@ -379,7 +379,7 @@ def convert(
 
     Example: `uturn convert 256x256_diffusion_uncond.pt adm256 --preset 256x256_diffusion_uncond`
     """
-    from uturn.backward.guided_diffusion import convert_guided_diffusion
+    from uturn.networks.guided_diffusion import convert_guided_diffusion
 
     model = convert_guided_diffusion(checkpoint, folder, preset)
     told = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
@@ -392,7 +392,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn 
 
     Example: `uturn report results`
     """
-    from uturn.report import write_report
+    from uturn.paper.page import write_report
 
     _console().print(f"written: {write_report(folder)}")
 

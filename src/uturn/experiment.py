@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from uturn.checks import checked_folder, checked_integer, checked_noise, checked_path, one_line, plain, shown
 from uturn.corruption import CORRUPTIONS
 from uturn.files import locked_folder
-from uturn.image_sources import ImageSource
 from uturn.parts import (
     STRING_CHANNEL,
     build,
@@ -41,6 +40,7 @@ from uturn.parts import (
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
 from uturn.sources import RHMSource, _VectorSource
+from uturn.sources.images import ImageSource
 from uturn.store import Store, Task, Variable
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from uturn.sources import CORRUPTION, RECONSTRUCTION, Images, Strings, Vectors
 
 if TYPE_CHECKING:
     from uturn.backward.denoising import Denoiser
-    from uturn.backward.guided_diffusion import load_guided_diffusion as load_guided_diffusion
-    from uturn.backward.pretrained import load_pretrained as load_pretrained
     from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
     from uturn.inference import Beliefs
+    from uturn.networks.guided_diffusion import load_guided_diffusion as load_guided_diffusion
+    from uturn.networks.pretrained import load_pretrained as load_pretrained
     from uturn.rhm import RandomHierarchyModel
 
 _DENOISING = 9  # purpose of a random stream, see uturn.sources
@@ -298,8 +298,8 @@ def _learned_denoiser(path: str) -> Denoiser:
 
 @lru_cache(maxsize=4)
 def _loaded_denoiser(path: str, stamp: int) -> Denoiser:
-    from uturn.denoisers import LearnedDenoiser
-    from uturn.networks import load_network
+    from uturn.networks.denoisers import LearnedDenoiser
+    from uturn.networks.files import load_network
 
     return LearnedDenoiser(load_network(path, "tree_denoiser"))
 
@@ -325,7 +325,7 @@ class DiffusionModel(BaseModel):
     """A diffusion model run backwards with one of diffusers' schedulers.
 
     `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, or a guided-diffusion checkpoint with
-    its `preset` (`uturn.backward.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
+    its `preset` (`uturn.networks.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
     experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", .., or "stored"; `eta` for schedulers that take it;
     `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM). `pure_noise`: start the whole chain from pure
     noise, not from the scheduler's first level. `dtype`: "float32", "bfloat16" or "float16", what the network computes in.
@@ -509,7 +509,7 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
 @lru_cache(maxsize=2)
 def _loaded_diffusion(spec: DiffusionModel, stamps: tuple[Any, ...]) -> ReverseDiffusion:
     from uturn.backward.reverse_diffusion import ReverseDiffusion
-    from uturn.fashion_mnist import generator_folder
+    from uturn.networks.fashion_mnist import generator_folder
 
     options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
     return ReverseDiffusion.from_pretrained(
@@ -537,5 +537,5 @@ BACKWARDS: dict[str, type] = {
 def __getattr__(name: str) -> Any:
     if name in ("load_guided_diffusion", "load_pretrained"):  # torch is imported when they are used
         module = name.removeprefix("load_")
-        return getattr(importlib.import_module(f"uturn.backward.{module}"), name)
+        return getattr(importlib.import_module(f"uturn.networks.{module}"), name)
     raise AttributeError(f"module 'uturn.backward' has no attribute {name!r}")

@@ -201,7 +201,7 @@ class ReverseDiffusion:
         compile: bool = False,
         **options: Any,
     ) -> ReverseDiffusion:
-        """Diffusion model from files; see `uturn.backward.pretrained.load_pretrained` for what can be read.
+        """Diffusion model from files; see `uturn.networks.pretrained.load_pretrained` for what can be read.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class ReverseDiffusion:
         num_steps, **options
             As in the class.
         """
-        from uturn.backward.pretrained import load_pretrained
+        from uturn.networks.pretrained import load_pretrained
 
         loaded = load_pretrained(path, preset=preset, dtype=dtype, device=device, compile=compile)
         made = cls(

@@ -138,7 +138,7 @@ def reproduce(
     ValueError
         For an unknown figure or scale, before anything is computed.
     """
-    from uturn.report import write_report
+    from uturn.paper.page import write_report
 
     unknown = [name for name in figures if name not in FIGURES]
     if unknown:

@@ -1,11 +1,8 @@
 """Verdicts on the channels of a figure: the law of the noise, calibration of the posterior draws, marginals against draws.
 
-The first two belong together. A wrong posterior is caught by calibration (`uturn.calibration`), which needs no reference. A
-wrong channel whose evidence is right for what it drew is perfectly calibrated: only its own law tells. Draws that are right
-judge the marginals, on which most curves rest.
-
-A figure module has a function `channels(scale)` that lists its channels; `uturn.paper.reproduce` does the rest. The
-ε-process, which is no Bayesian channel, is a negative control: it must not be calibrated.
+The first two belong together. A wrong posterior is caught by calibration (`uturn.measures.calibration`), which needs no
+reference. A wrong channel whose evidence is right for what it drew is perfectly calibrated: only its own law tells. Draws that
+are right judge the marginals, on which most curves rest.
 """
 
 from __future__ import annotations
@@ -18,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.calibration import calibrate, clone_agreement, holm
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.experiment import Experiment, run
+from uturn.measures.calibration import calibrate, clone_agreement, holm
 from uturn.paper import Scale, Verdict, Work
 from uturn.sources import Vectors
 from uturn.statistics import Estimate

@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.paper import Verdict, Work
 from uturn.paper.messages import mean_estimate
 from uturn.paper.small_tree import PICTURES
-from uturn.paper.style import ACCENT, CLASS, THEORY, style
+from uturn.plotting.style import ACCENT, CLASS, THEORY, style
 from uturn.random import keys
 from uturn.theory import MeanField
 

@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.paper import Verdict, Work
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.small_tree import PICTURES, by_level
-from uturn.paper.style import MUTED, THEORY, level_colors, style
+from uturn.plotting.style import MUTED, THEORY, level_colors, style
 from uturn.random import keys
 from uturn.theory import MeanField
 

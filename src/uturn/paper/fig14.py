@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.paper import Verdict
 from uturn.paper.fig7 import PARAMETERS, experiments
 from uturn.paper.messages import compare, draw_level, draw_shifts
-from uturn.paper.style import MUTED, THEORY, level_colors, style
+from uturn.plotting.style import MUTED, THEORY, level_colors, style
 from uturn.theory import MeanField
 
 __all__ = ["CAPTION", "RUNS", "TITLE", "analyse", "draw", "experiments"]

@@ -11,7 +11,7 @@ from uturn.corruption import CORRUPTIONS
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work, fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import crossing, estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
 

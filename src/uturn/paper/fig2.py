@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.fashion_mnist import CLASS_NAMES, COARSE_CLASS
+from uturn.networks.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.paper import Scale, Verdict
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 from uturn.probes import NetworkLayers, fitted
 from uturn.random import keys, uniforms
 from uturn.sources import FashionMNISTSource

@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.style import ACCENT, CLASS, MUTED, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
 CAPTION = (
@@ -108,7 +108,7 @@ def count_grammatical(rhm: Any) -> int:
 def draw(data: xr.Dataset) -> Any:
     from matplotlib.patches import FancyBboxPatch
 
-    from uturn.paper import tree_drawing as drawing
+    from uturn.plotting import trees as drawing
 
     rhm = small.grammar_of(data)
     before, after = (small.by_level(data[name]) for name in ("original", "reconstruction"))

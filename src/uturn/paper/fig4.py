@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.style import MUTED, style
+from uturn.plotting.style import MUTED, style
 from uturn.rhm import RandomHierarchyModel
 
 TITLE = "The factor graph and its messages"
@@ -117,7 +117,7 @@ def enumerated(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> dict[str,
 def draw(data: xr.Dataset) -> Any:
     from matplotlib.patches import Rectangle
 
-    from uturn.paper import tree_drawing as drawing
+    from uturn.plotting import trees as drawing
 
     rhm = small.grammar_of(data)
     true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))

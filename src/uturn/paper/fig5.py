@@ -11,7 +11,7 @@ import xarray as xr
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.style import CLASS, MUTED, level_bar, level_colors, style
+from uturn.plotting.style import CLASS, MUTED, level_bar, level_colors, style
 from uturn.statistics import estimate, grammar_means, inversion, transition
 from uturn.theory import MeanField
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.statistics import crossing, estimate, grammar_means, shift
 from uturn.theory import MeanField, phase_diagram
 

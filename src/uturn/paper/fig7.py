@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.style import MUTED, THEORY, level_bar, level_colors, style
+from uturn.plotting.style import MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
 

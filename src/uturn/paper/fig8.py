@@ -15,7 +15,7 @@ from scipy.stats import mannwhitneyu
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.messages import TOLERANCE, mean_estimate
-from uturn.paper.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
+from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.random import keys, uniforms
 from uturn.sources import RHMSource
 from uturn.statistics import Transition, estimate, grammar_means, inversion, replicates, transition
@@ -82,9 +82,9 @@ def trained_classifier(scale: Scale, folder: Path, progress: bool = False) -> Pa
     """File of the trained network: made, or taken up, or found in the folder."""
     import torch
 
-    from uturn.classifiers import TreeClassifier
-    from uturn.networks import save_network
-    from uturn.training import train
+    from uturn.networks.classifiers import TreeClassifier
+    from uturn.networks.files import save_network
+    from uturn.networks.training import train
 
     chosen, path = setup(scale), folder.resolve() / "fig8-classifier.safetensors"
     recipe = {**chosen._asdict(), "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
@@ -128,7 +128,7 @@ def trained_classifier(scale: Scale, folder: Path, progress: bool = False) -> Pa
 
 def _is_trained(path: Path, recipe: dict[str, Any]) -> bool:
     """Whether a file holds a network of this recipe; a damaged one is made again."""
-    from uturn.networks import load_network
+    from uturn.networks.files import load_network
 
     try:
         network: Any = load_network(path, "tree_classifier")
@@ -151,7 +151,7 @@ def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
 
 def statistics_file(scale: Scale, classifier: Path) -> Path:
     """File of the means and variances of the layers over reference strings, next to the network's."""
-    from uturn.networks import load_network
+    from uturn.networks.files import load_network
     from uturn.probes.hidden_layers import HiddenLayers
 
     path = classifier.with_name("fig8-statistics.safetensors")
@@ -169,7 +169,7 @@ def statistics_file(scale: Scale, classifier: Path) -> Path:
 def examined(scale: Scale, classifier: Path, statistics: Path) -> xr.Dataset:
     """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of one class and of independent ones,
     and the squared distance of every independent pair."""
-    from uturn.networks import load_network
+    from uturn.networks.files import load_network
     from uturn.probes.hidden_layers import HiddenLayers
 
     network: Any = load_network(classifier)
@@ -192,8 +192,8 @@ def examined(scale: Scale, classifier: Path, statistics: Path) -> xr.Dataset:
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:
-    from uturn.networks import load_network
-    from uturn.training import fingerprint
+    from uturn.networks.files import load_network
+    from uturn.networks.training import fingerprint
 
     chosen, grammars = setup(work.scale), 24 if work.scale == "smoke" else 96
     classifier = trained_classifier(work.scale, work.folder, work.progress)

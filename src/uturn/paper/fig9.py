@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.paper import Verdict, Work, fig4
-from uturn.paper.style import MUTED, style
+from uturn.plotting.style import MUTED, style
 
 TITLE = "The messages on one factor"
 CAPTION = (
@@ -88,7 +88,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    from uturn.paper import tree_drawing as drawing
+    from uturn.plotting import trees as drawing
 
     level, depth, v = data.attrs["tree_level"], data.attrs["depth"], data.sizes["symbol"]
     up, down_children = data.upward_children.values, data.downward_children.values

@@ -14,7 +14,8 @@ import xarray as xr
 from scipy.stats import binomtest, page_trend_test
 
 from uturn.backward.denoising import ExactDenoiser, denoise
-from uturn.denoisers import (
+from uturn.inference import infer
+from uturn.networks.denoisers import (
     CHANNELS,
     LearnedDenoiser,
     compare_denoisers,
@@ -23,11 +24,10 @@ from uturn.denoisers import (
     train_denoiser,
     training_noise,
 )  # fmt: skip
-from uturn.inference import infer
-from uturn.networks import load_network, save_network
+from uturn.networks.files import load_network, save_network
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
-from uturn.paper.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
+from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
 from uturn.random import keys

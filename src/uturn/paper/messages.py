@@ -11,7 +11,7 @@ import xarray as xr
 
 from uturn.paper import Verdict
 from uturn.paper.small_tree import PICTURES
-from uturn.paper.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
+from uturn.plotting.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
 from uturn.random import keys, uniforms
 from uturn.rhm import RandomHierarchyModel
 from uturn.statistics import Estimate, estimate, grammar_means, shift

@@ -11,7 +11,7 @@ import xarray as xr
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.style import CLASS, MUTED, THEORY, level_colors, style
+from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
 from uturn.statistics import crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
 
@@ -45,10 +45,10 @@ def trained_classifier(folder: Path, progress: bool = False) -> tuple[Path, Path
     """Files of the trained network and of the statistics of its layers; made once in a folder."""
     import torch
 
-    from uturn.classifiers import VectorClassifier
-    from uturn.networks import load_network, save_network
+    from uturn.networks.classifiers import VectorClassifier
+    from uturn.networks.files import load_network, save_network
+    from uturn.networks.training import train
     from uturn.probes.hidden_layers import HiddenLayers
-    from uturn.training import train
 
     path, statistics = (folder.resolve() / f"s9-{name}.safetensors" for name in ("classifier", "statistics"))
     try:
@@ -108,7 +108,7 @@ def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
 
 
 def measure(work: Work) -> dict[str, xr.Dataset]:
-    from uturn.networks import load_network
+    from uturn.networks.files import load_network
 
     classifier, statistics = trained_classifier(work.folder, work.progress)
     described = experiment(work.scale, classifier, statistics)
@@ -120,7 +120,7 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
 
 def written_out(described: Experiment, classifier: Path, noise: float = 1.0, items: int = 100) -> xr.Dataset:
     """Similarities of the first items at one noise level by the definition: cosine of (a - mean)/deviation, unit by unit."""
-    from uturn.networks import load_network
+    from uturn.networks.files import load_network
     from uturn.probes.hidden_layers import HiddenLayers
 
     source, corruption, backward, _ = described.parts

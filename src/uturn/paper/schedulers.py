@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.calibration import Calibration, calibrate, holm, parsed_agreement
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
+from uturn.measures.calibration import Calibration, calibrate, holm, parsed_agreement
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, gaussian_law, law_p_values
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys, uniforms
 from uturn.rhm import RandomHierarchyModel
 
@@ -220,8 +220,8 @@ def _measured(
 ) -> xr.Dataset:
     """Counts of reconstructed strings, sheet by sheet: of a few observations each many times, and of many observations once.
 
-    Of one more sheet of observations two clones each, read as in `uturn.calibration`; and, where a scheduler drives a model,
-    what the model is asked first, against the law of the channel at the noise that the scheduler names.
+    Of one more sheet of observations two clones each, read as in `uturn.measures.calibration`; and, where a scheduler drives a
+    model, what the model is asked first, against the law of the channel at the noise that the scheduler names.
     """
     rhm, d = _grammar(), PARAMETERS["branching"] ** PARAMETERS["depth"]
     few, many = observations, sheets * strings

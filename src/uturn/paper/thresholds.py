@@ -12,7 +12,7 @@ from uturn.corruption import CORRUPTIONS
 from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import keys
 from uturn.sources import GRAMMAR
 from uturn.statistics import crossing, grammar_means

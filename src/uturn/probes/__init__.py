@@ -121,7 +121,7 @@ def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
 class NetworkLayers(_Spec):
     """Hidden layers of a classifier: likeness of standardised post-activations, layer by layer, and its verdict.
 
-    `classifier`, `weights`: as in `uturn.probes.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
+    `classifier`, `weights`: as in `uturn.networks.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
     "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `name`: goes in front of the variables
     and of the dim `network_layer`, as in "resnet_similarity", so that several classifiers can be probed at once. `layers`: names
     or patterns, by default "every block" (see `uturn.probes.hidden_layers`). `statistics`: a file written by
@@ -176,7 +176,7 @@ class NetworkLayers(_Spec):
         return {f"{self.prefix}network_layer": np.array(fitted(self, source).layers)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        from uturn.probes.image_classifiers import in_top
+        from uturn.networks.image_classifiers import in_top
 
         originals = u_turns.originals
         data_of = getattr(originals, "data_of", lambda reconstructions: reconstructions)
@@ -201,11 +201,11 @@ class NetworkLayers(_Spec):
         return {f"{self.prefix}{name}": readings[name] for name in measured}
 
     def fingerprint(self) -> str:
-        from uturn.probes.image_classifiers import describe, load_network
-        from uturn.training import fingerprint
+        from uturn.networks.image_classifiers import describe, load_network
+        from uturn.networks.training import fingerprint
 
         if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
-            from uturn.fashion_mnist import fingerprints
+            from uturn.networks.fashion_mnist import fingerprints
 
             return fingerprints()["classifier.safetensors"]
         network = load_network(self.classifier, self.weights)
@@ -216,7 +216,7 @@ class NetworkLayers(_Spec):
 
     def own_code(self) -> Any:
         """The user's function that makes the classifier, if it is named by its import path."""
-        from uturn.probes.image_classifiers import own_function
+        from uturn.networks.image_classifiers import own_function
 
         return own_function(self.classifier)
 
@@ -280,8 +280,8 @@ def _stamps_of(source: Any) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _fitted(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> HiddenLayers:
+    from uturn.networks.image_classifiers import load_classifier, load_network
     from uturn.probes.hidden_layers import EVERY_BLOCK, HiddenLayers
-    from uturn.probes.image_classifiers import load_classifier, load_network
 
     shape = _image_shape(source)
     options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
@@ -304,7 +304,7 @@ def _fitted(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> Hidden
 @lru_cache(maxsize=8)
 def _measured(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> tuple[str, ...]:
     """Names of what is measured, without the prefix; ValueError if labels and classes do not match."""
-    from uturn.probes.image_classifiers import load_classifier
+    from uturn.networks.image_classifiers import load_classifier
 
     names = ["similarity", "distance", "same_class", "predicted_class"]
     shape = _image_shape(source)

@@ -300,7 +300,7 @@ class HiddenLayers:
         """Write mean, variance and spread of the layers to a safetensors file, with the fingerprint of the network."""
         from safetensors.numpy import save
 
-        from uturn.training import fingerprint
+        from uturn.networks.training import fingerprint
 
         if not self.mean:
             raise ValueError("no reference statistics to save; call fit(samples) first")
@@ -329,7 +329,7 @@ class HiddenLayers:
         """
         from safetensors import SafetensorError, safe_open
 
-        from uturn.training import fingerprint
+        from uturn.networks.training import fingerprint
 
         if not Path(path).is_file():
             raise ValueError(f"no file {path}; expected statistics written by HiddenLayers.save_statistics")

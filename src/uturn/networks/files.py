@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 FORMAT = "uturn-network-1"
 
 KINDS = {
-    "tree_classifier": "uturn.classifiers:TreeClassifier",
-    "vector_classifier": "uturn.classifiers:VectorClassifier",
-    "tree_denoiser": "uturn.denoisers:TreeDenoiser",
+    "tree_classifier": "uturn.networks.classifiers:TreeClassifier",
+    "vector_classifier": "uturn.networks.classifiers:VectorClassifier",
+    "tree_denoiser": "uturn.networks.denoisers:TreeDenoiser",
 }
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""
 

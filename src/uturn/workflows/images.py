@@ -439,9 +439,9 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     ValueError
         If the run is not finished or measured no network layers, or if the folder cannot be written to.
     """
-    from uturn.image_figures import draw_grid, draw_layers
     from uturn.paper import write_dataset
-    from uturn.paper.style import style
+    from uturn.plotting.images import draw_grid, draw_layers
+    from uturn.plotting.style import style
 
     out = Path(out)
     check_folder(out, save_images, _kept_images(run) if "image" in run else 0)

@@ -39,7 +39,7 @@ COARSE_CLASS_NAMES = ("tops", "trousers", "dresses", "shoes", "bags")
 COARSE_CLASS = np.array([0, 1, 0, 2, 0, 3, 0, 3, 4, 3])
 """Coarse label of each of the ten classes: `COARSE_CLASS[labels]`."""
 
-_FOLDER = Path(__file__).parent / "assets" / "fashion_mnist"
+_FOLDER = Path(__file__).parents[1] / "assets" / "fashion_mnist"
 
 
 def generator_folder() -> Path:

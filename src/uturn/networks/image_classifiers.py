@@ -177,11 +177,11 @@ def _network(spec: str, weights: str | None, stamps: tuple[int, ...]) -> Network
 
 
 def _own_network(spec: str) -> Network:
-    from uturn import fashion_mnist, networks
+    from uturn.networks import fashion_mnist, files
 
     if spec == "fashion_mnist":
         return Network(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
-    return Network(networks.load_network(spec))
+    return Network(files.load_network(spec))
 
 
 # -- torchvision ------------------------------------------------------------------------------------------------------

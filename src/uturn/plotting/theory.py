@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.theory import MeanField
 
 

@@ -1,4 +1,4 @@
-"""Drawing of an analysis of images (`uturn.images.analyse`): the grid of Fig. 1, the curves of Figs. 2 and 16."""
+"""Drawing of an analysis of images (`uturn.workflows.images.analyse`): the grid of Fig. 1, the curves of Figs. 2 and 16."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.images import chosen
-from uturn.paper.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
+from uturn.workflows.images import chosen
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -21,9 +21,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from uturn.backward.denoising import Denoiser, check_channel, checked_observation, checked_posterior
 from uturn.checks import checked_integer, checked_noise
 from uturn.corruption import Corruption, Gaussian, Masking, Noisy, UniformReplacement
+from uturn.networks.training import History, fingerprint, train
 from uturn.random import checked_seed, keys, streams, uniforms
 from uturn.rhm import RandomHierarchyModel
-from uturn.training import History, fingerprint, train
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -200,7 +200,7 @@ def train_denoiser(
     width, seed
         Of the network (its initial weights, batches and noise).
     steps, batch_size, learning_rate, checkpoint, progress
-        Of the training, see `uturn.training.train`.
+        Of the training, see `uturn.networks.training.train`.
     every
         Steps between looks at the held-out strings.
     held_out

@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from uturn.checks import check_tuples
-from uturn.image_sources import ArraySource, FashionMNISTSource, ImageFolderSource
-from uturn.image_sources import Images as Images
 from uturn.random import keys
 from uturn.rhm import Draw, RandomHierarchyModel, zipf
+from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSource
+from uturn.sources.images import Images as Images
 
 if TYPE_CHECKING:
     from uturn.laws import GaussianMixture

@@ -19,7 +19,7 @@ from torch import nn
 from uturn.checks import checked_path, one_line
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
-"""Endings of single files that `uturn.backward.guided_diffusion` reads."""
+"""Endings of single files that `uturn.networks.guided_diffusion` reads."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -123,7 +123,7 @@ def load_pretrained(
         A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, or a checkpoint of
         guided-diffusion (a file).
     preset
-        For checkpoints: what they do not tell, see `uturn.backward.guided_diffusion`.
+        For checkpoints: what they do not tell, see `uturn.networks.guided_diffusion`.
     device
         "cpu", "cuda", "cuda:1", "mps", ...; by default "cuda" where there is one, else "cpu".
     dtype
@@ -168,7 +168,7 @@ def load_pretrained(
 def _read_checkpoint(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype) -> Pretrained:
     if path.suffix not in CHECKPOINTS:
         raise ValueError(f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)})")
-    from uturn.backward.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
+    from uturn.networks.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 
     network = load_guided_diffusion(path, preset)
     _cast(network.unet, dtype)

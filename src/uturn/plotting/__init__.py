@@ -1,0 +1,1 @@
+"""Drawing: one look for all figures, trees, images, and the map of the theory."""
