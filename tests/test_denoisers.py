@@ -8,7 +8,7 @@ import torch
 
 import enumeration
 import uturn as ut
-from uturn.backward.denoising import ExactDenoiser, denoise
+from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption import Noisy
 from uturn.networks import denoisers
 from uturn.networks.classifiers import TreeClassifier

@@ -15,7 +15,7 @@ import uturn as ut
 from uturn.backward import ExactPosterior, UTurns
 from uturn.cli import app
 from uturn.experiment import check
-from uturn.parts import code_digest
+from uturn.own_parts import code_digest
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
 from uturn.store import Store, Variable
@@ -523,7 +523,7 @@ def test_going_on_with_other_code_is_refused(own_module, tmp_path):
 SET_OF_STRINGS = """
 space = {}
 exec("class A:\\n def f(self, x):\\n  return x in {'a', 'b', 'c', 'd'}\\n", space)
-from uturn.parts import code_digest
+from uturn.own_parts import code_digest
 print(code_digest(space["A"]()))
 """
 

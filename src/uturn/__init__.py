@@ -18,7 +18,7 @@ _HOME = {
     "Masking": "corruption",
     "UniformReplacement": "corruption",
     "EpsilonBelief": "corruption",
-    "Noisy": "corruption",
+    "Noisy": "protocols",
     "Beliefs": "inference",
     "infer": "inference",
     "sample_posterior": "inference",
@@ -27,11 +27,12 @@ _HOME = {
     "prior_entropy": "inference",
     "Experiment": "experiment",
     "run": "experiment",
+    "u_turn": "experiment",
     "hierarchy_index": "statistics",
 }
 _MODULES = (
     *("backward", "corruption", "experiment", "inference", "laws", "measures", "networks", "plotting", "population"),
-    *("probes", "random", "rhm", "sources", "statistics", "store", "theory", "workflows"),
+    *("probes", "protocols", "random", "rhm", "sources", "statistics", "store", "theory", "workflows"),
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         plotting,
         population,
         probes,
+        protocols,
         random,
         rhm,
         sources,
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
         workflows,
     )
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, Noisy, UniformReplacement
-    from uturn.experiment import Experiment, run
+    from uturn.experiment import Experiment, run, u_turn
     from uturn.inference import (
         Beliefs,
         infer,

@@ -1,14 +1,17 @@
-"""An experiment in one sentence, and its run: source, corruption, backward, probes, noise levels, items, a seed."""
+"""A U-turn, U = Backward after Corruption; an experiment in one sentence, and its run.
+
+An experiment is a source, a corruption, a backward, probes, noise levels, items, trajectories, clones, a seed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,37 +20,70 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uturn.checks import checked_folder, checked_integer, checked_noise, checked_path, one_line, plain, shown
-from uturn.corruption import CORRUPTIONS
-from uturn.files import locked_folder
-from uturn.parts import (
-    STRING_CHANNEL,
-    build,
+from uturn.contracts import (
+    checked_axes,
     checked_blocks,
     checked_dims,
     checked_item_coordinates,
-    checked_noise_coordinates,
     checked_readings,
+    checked_reconstructions,
     checked_stream,
     checked_text,
-    checked_u_turns,
     checked_variables,
-    code_digest,
-    is_own,
-    misfits_named,
-    missing_members_named,
-    validation_words,
+    with_clones,
 )
+from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
-from uturn.sources import RHMSource, _VectorSource
-from uturn.sources.images import ImageSource
-from uturn.store import Store, Task, Variable
+from uturn.protocols import UTurns, Variable
+from uturn.random import Streams
+from uturn.resume import open_store
+from uturn.spec import build, check_fit, validation_words
+from uturn.store import Store, Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
-_log = logging.getLogger("uturn")
+def u_turn(
+    originals: Any, corruption: Any, backward: Any, noise: float, streams: Streams | int = 0, *, clones: int = 1
+) -> UTurns:
+    """Corrupt originals up to a noise level, and reconstruct them.
+
+    Parameters
+    ----------
+    originals : block of a source
+        For example `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm, draw)`.
+    corruption : Corruption
+    backward : Backward
+        One that undoes the corruption. A diffusion model brings its forward process along: `backward.undone(None, source)`.
+    noise : float
+        Noise level, in the unit of the corruption.
+    streams : Streams, or int
+        Random streams of the items and trajectories. An integer is a seed, for one trajectory of each item.
+    clones : int
+        Reconstructions of each noisy datum. Clone 0 is the reconstruction without clones.
+
+    Returns
+    -------
+    UTurns
+        `originals`, `noisy`, and `reconstructions` with the axes (items, trajectories * clones, ...).
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
+    >>> originals = ut.sources.Strings(np.arange(5), rhm, rhm.sample(5, seed=0))
+    >>> found = u_turn(originals, ut.Masking(), ut.backward.ExactPosterior(), noise=0.3, clones=4)
+    >>> found.reconstructions[0].shape
+    (5, 4, 8)
+    """
+    if not isinstance(streams, Streams):
+        streams = Streams(streams, originals.items, noise)
+    noisy = corruption.observe(originals, noise, streams)
+    reconstructions = backward.reconstruct(noisy, streams, clones)
+    return UTurns(originals, noisy, reconstructions, clones)
 
 
 class Experiment(BaseModel):
@@ -57,18 +93,21 @@ class Experiment(BaseModel):
     ----------
     source, corruption, backward : table with a `type`, and its options
         `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods of
-        the protocols `uturn.sources.Source`, `uturn.corruption.Corruption`, `uturn.backward.Backward`,
-        `uturn.probes.Probe`; the other keys of its table are its arguments.
+        the protocols in `uturn.protocols`; the other keys of its table are its arguments.
     probes : list of such tables
     items : int
         Number of originals x0.
     trajectories : int
-        U-turns of each original at each noise level.
+        Noisy data of each original at each noise level, drawn independently. The ε-process draws nothing: its trajectories are
+        draws from one posterior.
+    clones : int
+        Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
+        clone with the others.
     chunk : int
         Items a task: what is stored at once. A killed run loses the tasks in flight: one for each process, and for diffusion
         models those of the images in the network.
     seed : int
-        All randomness is keyed by (seed, item, trajectory, noise level).
+        All randomness is keyed by (seed, item, trajectory, clone, noise level).
 
     Examples
     --------
@@ -88,6 +127,7 @@ class Experiment(BaseModel):
     seed: int = Field(default=0, strict=True, ge=0, lt=2**64)
     items: int = Field(strict=True, ge=1)
     trajectories: int = Field(default=1, strict=True, ge=1)
+    clones: int = Field(default=1, strict=True, ge=1)
     chunk: int = Field(default=16, strict=True, ge=1)
     source: dict[str, Any]
     corruption: dict[str, Any]
@@ -115,11 +155,12 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
-        levels, chunk = len(self.corruption["noise"]), min(self.chunk, self.items)
+        levels, chunk, draws = len(self.corruption["noise"]), min(self.chunk, self.items), self.trajectories * self.clones
+        of_each = "trajectories" if self.clones == 1 else "trajectories * clones"
         for what, number, most, lower in (
-            ("chunk * trajectories", chunk * self.trajectories, 2**24, "U-turns in a task, which are in memory together"),
+            (f"chunk * {of_each}", chunk * draws, 2**24, "U-turns in a task, which are in memory together"),
             ("items * noise levels / chunk", -(-self.items // chunk) * levels, 2**24, "tasks, which are files"),
-            ("items * trajectories * noise levels", self.items * self.trajectories * levels, 2**32, "U-turns"),
+            (f"items * {of_each} * noise levels", self.items * draws * levels, 2**32, "U-turns"),
         ):
             if number > most:
                 raise ValueError(f"{what} = {shown(number)}: expected at most {most} {lower}; lower one of them")
@@ -161,16 +202,18 @@ class Experiment(BaseModel):
         return self.model_dump(mode="python") | {"probes": list(self.probes)}
 
     def identity(self) -> dict[str, Any]:
-        """What the results depend on: the description without options that say only how they are computed (the device, ..)."""
+        """The fields that determine the results: the spec without execution-only options such as the device."""
         source, corruption, backward, probes = self.parts
         spec = self.to_dict()
 
         def kept(part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            return {key: value for key, value in table.items() if key not in getattr(part, "execution", ())}
+            return {key: value for key, value in table.items() if key not in part.execution}
 
         spec["source"], spec["corruption"] = kept(source, spec["source"]), kept(corruption, spec["corruption"])
         spec["backward"] = kept(backward, spec["backward"])
         spec["probes"] = [kept(probe, table) for probe, table in zip(probes, spec["probes"], strict=True)]
+        if self.clones == 1:
+            del spec["clones"]  # an experiment without clones is what it was before there were any
         return spec
 
     @cached_property
@@ -194,6 +237,14 @@ class Experiment(BaseModel):
             [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)],
         )
 
+    @cached_property
+    def undone(self) -> Any:
+        """The corruption as the backward undoes it: with the noise schedule of a diffusion model."""
+        source, corruption, backward, _ = self.parts
+        with missing_members_named(self.labelled()):
+            found = backward.undone(corruption, source)
+        return corruption if found is unwrapped(corruption) else found
+
     def labelled(self) -> list[tuple[str, Any]]:
         """All parts with their names in the spec."""
         source, corruption, backward, probes = self.parts
@@ -203,26 +254,10 @@ class Experiment(BaseModel):
     def _normalised(self) -> dict[str, Any]:
         """Tables with the defaults of the built-in types filled in; also checks that the parts fit together."""
         source, corruption, backward, probes = self.parts
-        images = isinstance(source, ImageSource)
-        if isinstance(source, RHMSource | ImageSource | _VectorSource):
-            scored = self.backward["type"] == "score"  # strings with the forward process of a scheduler
-            kind = "images" if images else "strings, backward 'score'" if scored else "strings"
-            allowed = {
-                "corruption": ["diffusion"] if images or scored else [name for name in CORRUPTIONS if name != "diffusion"],
-                "backward": ["diffusion"] if images else ["exact", "denoiser", "score"],
-                "probes": ["network_layers", "images"] if images else ["tree_levels", "messages", "network_layers"],
-            }
-            if isinstance(source, _VectorSource):
-                kind = "vectors"
-                allowed = {"corruption": ["gaussian"], "backward": ["exact"], "probes": ["network_layers", "scales"]}
-            tables = [("corruption", self.corruption), ("backward", self.backward), *(("probes", probe) for probe in self.probes)]
-            for name, table in tables:
-                if ":" not in table["type"] and table["type"] not in allowed[name]:
-                    raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; expected one of {allowed[name]}")
-        if is_own(corruption) and self.backward["type"] in ("exact", "denoiser"):
-            lacks = [member for member in STRING_CHANNEL if not hasattr(corruption, member)]
-            if lacks:
-                raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {self.backward['type']!r} asks for")
+        tables = {"backward": self.backward, "corruption": self.corruption}
+        tables |= {f"probes[{i}]": table for i, table in enumerate(self.probes)}
+        types = {name: table["type"] for name, table in tables.items()}
+        check_fit(source, corruption, backward, [(f"probes[{i}]", probe) for i, probe in enumerate(probes)], types)
 
         def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
             return part.model_dump(mode="json") if isinstance(part, BaseModel) and not is_own(part) else table
@@ -244,6 +279,7 @@ class Experiment(BaseModel):
                 label = repr(probe) if is_own(probe) else f"probes[{i}]"
                 dims = checked_dims(label, probe.coordinates(source))
                 variables = checked_variables(label, probe.variables(source), dims)
+                variables = with_clones(variables) if self.clones > 1 else variables
                 for name in variables:
                     if name in taken:
                         raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
@@ -257,19 +293,21 @@ class Experiment(BaseModel):
 
     def coordinates(self) -> dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]]:
         """Coordinates of the results: {name: (dims, values, attributes)}."""
-        source, corruption, backward, _ = self.parts
+        source = self.parts[0]
+        corruption = self.undone
+        levels = checked_noise(self.noise, corruption.max_noise)
         with missing_members_named(self.labelled()):
-            levels = backward.noise_coordinates(corruption, self.noise, source)
+            axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
             items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
-        if is_own(backward):
-            checked_noise(self.noise, corruption.max_noise)
-        levels = checked_noise_coordinates(backward, levels, self.noise)
         found: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {
             "item": (("item",), np.arange(self.items), {}),
             "trajectory": (("trajectory",), np.arange(self.trajectories), {}),
+            "noise": (("noise",), levels, {"long_name": corruption.unit}),
         }
+        if self.clones > 1:
+            found["clone"] = (("clone",), np.arange(self.clones), {})
         groups: list[tuple[str, dict[str, Any]]] = [
-            ("backward", {name: (("noise",), values, attrs) for name, (values, attrs) in levels.items()}),
+            ("corruption", {name: (("noise",), values, attrs) for name, (values, attrs) in axes.items()}),
             ("source", {name: (("item",), values, {}) for name, values in items.items()}),
             *((label, {dim: ((dim,), values, {}) for dim, values in dims.items()}) for label, _, dims in self._declared),
         ]
@@ -288,82 +326,89 @@ class Experiment(BaseModel):
         found = {}
         with missing_members_named(self.labelled()):
             for name, part in self.labelled():
-                if hasattr(part, "fingerprint"):
-                    found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
-                code = part if is_own(part) else part.own_code() if hasattr(part, "own_code") else None
+                found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
+                code = part if is_own(part) else part.own_code() if name.startswith("probes") else None
                 if code is not None:
                     found[f"{name}.code"] = code_digest(code)
         return found
 
+    # -- measurement ---------------------------------------------------------------------------------------------
     def measure(self, noise_index: int, items: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
-        """Readings of some items at one noise level: {variable: array (items, ...)}. The heart of `run`."""
+        """Readings of some items at one noise level, from trajectory `first` on: {variable: array (items, ...)}."""
         return next(self.measurements([(None, noise_index, items)], first))[1]
 
-    def measurements(
-        self, tasks: Iterable[tuple[Any, int, np.ndarray]], first: int = 0
-    ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    def measurements(self, tasks: Iterable[_Task], first: int = 0) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         """Readings of tasks `(name, noise_index, items)`: `(name, readings)` as in `measure`, in the order in which they end.
 
-        `first` is the first trajectory to measure; other than 0 it needs `adds_trajectories`. A backward with a method `u_turns`
-        gets all tasks in one stream, so that they can share batches.
+        `first` is the first trajectory to measure; other than 0 it needs `adds_trajectories`.
         """
+        u_turns = self._shared_u_turns if self.parts[2].shares_batches else self._u_turns
         with missing_members_named(self.labelled()):
-            yield from self._measurements(tasks, first)
+            for name, found in u_turns(tasks, range(first, self.trajectories)):
+                yield name, self._read(found)
 
-    def _measurements(
-        self, tasks: Iterable[tuple[Any, int, np.ndarray]], first: int
-    ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        source, corruption, backward, probes = self.parts
-        outputs = sorted({output for probe in probes for output in probe.outputs})
-        count = self.trajectories - first
-        trajectories: Any = self.trajectories if first == 0 else range(first, self.trajectories)
-        sizes = {dim: len(values) for _, _, dims in self._declared for dim, values in dims.items()} | {"trajectory": count}
-
-        def blocks(items: np.ndarray) -> list[Any]:
-            return checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
-
-        def read(pieces: Iterable[Any]) -> dict[str, np.ndarray]:
-            found = []
-            for u_turns in pieces:
-                readings: dict[str, np.ndarray] = {}
-                for probe, (label, variables, _) in zip(probes, self._declared, strict=True):
-                    with misfits_named(f"{label}.read", probe, (source, backward)):
-                        given = probe.read(u_turns, source)
-                    readings |= checked_readings(label, given, variables, sizes, len(u_turns.originals.items))
-                found.append(readings)
-            return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
-
-        if hasattr(backward, "u_turns"):
-            done: dict[int, list[Any]] = {}  # of tasks whose originals come in several blocks
-
-            def batches() -> Iterator[tuple[Any, Any, float]]:
-                for number, (name, noise_index, items) in enumerate(tasks):
-                    found = blocks(items)
-                    done[number] = [None] * len(found)
-                    for k, originals in enumerate(found):
-                        yield (number, k, name), originals, self.noise[noise_index]
-
-            stream = checked_stream(backward, batches(), self.seed, trajectories, count)
-            for (number, k, name), u_turns in stream:
-                done[number][k] = u_turns
-                if all(piece is not None for piece in done[number]):
-                    yield name, read(done.pop(number))
-            return
-
-        def u_turns_of(items: np.ndarray, noise: float) -> Iterator[Any]:
-            for originals in blocks(items):
-                with misfits_named("backward.u_turn", backward, (source, corruption)):
-                    u_turns = backward.u_turn(originals, corruption, noise, self.seed, trajectories, outputs)
-                yield checked_u_turns(backward, u_turns, originals, count)
-
+    def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterator[UTurns]]]:
+        """U-turns of each task by itself, block by block."""
+        source, _, backward, _ = self.parts
+        draws = len(trajectories) * self.clones
         for name, noise_index, items in tasks:
-            yield name, read(u_turns_of(items, self.noise[noise_index]))
+            noise = self.noise[noise_index]
+
+            def of_task(items: np.ndarray = items, noise: float = noise) -> Iterator[UTurns]:
+                for originals in self._blocks(items):
+                    streams = Streams(self.seed, originals.items, noise, trajectories)
+                    with misfits_named("backward.reconstruct", backward, (source, self.undone)):
+                        found = u_turn(originals, self.undone, backward, noise, streams, clones=self.clones)
+                    checked_reconstructions(backward, found.reconstructions, len(originals.items), draws)
+                    yield found
+
+            yield name, of_task()
+
+    def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[UTurns]]]:
+        """The same for a backward that reconstructs many batches at once: all tasks in one stream, as they end."""
+        pending: dict[int, list[Any]] = {}  # of each task: what is known of the U-turns of its blocks
+
+        def batches() -> Iterator[tuple[Any, Any, Streams]]:
+            for number, (name, noise_index, items) in enumerate(tasks):
+                noise, blocks = self.noise[noise_index], self._blocks(items)
+                pending[number] = [None] * len(blocks)
+                for k, originals in enumerate(blocks):
+                    streams = Streams(self.seed, originals.items, noise, trajectories)
+                    noisy = self.undone.observe(originals, noise, streams)
+                    pending[number][k] = UTurns(originals, noisy, None, self.clones)
+                    yield (number, k, name), noisy, streams
+
+        for (number, k, name), reconstructions in checked_stream(self.parts[2], batches(), self.clones):
+            known = pending[number]
+            known[k] = replace(known[k], reconstructions=reconstructions)
+            if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
+                yield name, pending.pop(number)
+
+    def _blocks(self, items: np.ndarray) -> list[Any]:
+        source = self.parts[0]
+        return checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
+
+    def _read(self, pieces: Iterable[UTurns]) -> dict[str, np.ndarray]:
+        """Readings of all probes: {variable: array (items, ...)}."""
+        source, _, backward, probes = self.parts
+        sizes = {dim: len(values) for _, _, dims in self._declared for dim, values in dims.items()}
+        found = []
+        for u_turns in pieces:
+            items = len(u_turns.originals.items)
+            sizes |= {"trajectory": _draws_of(u_turns) // self.clones, "clone": self.clones}
+            readings: dict[str, np.ndarray] = {}
+            for probe, (label, variables, _) in zip(probes, self._declared, strict=True):
+                with misfits_named(f"{label}.read", probe, (source, backward)):
+                    given = probe.read(u_turns, source)
+                readings |= checked_readings(label, given, variables, sizes, items)
+            found.append(readings)
+        return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
 
     @property
     def adds_trajectories(self) -> bool:
         """Whether further trajectories can be measured by themselves: no variable pools those of an item."""
         pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
-        return getattr(self.parts[2], "adds_trajectories", False) and not is_own(self.parts[2]) and not pooled
+        return self.parts[2].adds_trajectories and not is_own(self.parts[2]) and not pooled
 
 
 def run(
@@ -425,17 +470,17 @@ def run(
     if shares > 1 and store is None:
         raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
-    opened = _open(experiment, store, resume, accept_changes)
+    opened = open_store(experiment, store, resume, accept_changes)
     tasks = list(opened.tasks())
-    if shares > 1 or workers != 1 or hasattr(experiment.parts[2], "u_turns"):
-        # Long U-turns first: processes, and the places of a batch, end at about the same time. Dealt out, shares are alike.
+    if shares > 1 or workers != 1 or experiment.parts[2].shares_batches:
+        # Long U-turns first: processes, and the places of a batch, end at about the same time. Round-robin balances the shards.
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
     counts = opened.done(tasks)
     todo = [task for task, count in counts.items() if count < experiment.trajectories]
     first = {task: counts[task] if experiment.adds_trajectories else 0 for task in todo}
     with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
         if workers is None:
-            workers = cores() if getattr(experiment.parts[2], "wants_processes", False) else 1
+            workers = cores() if experiment.parts[2].wants_processes else 1
         workers = min(workers, len(todo))
         if workers <= 1 or store is None:
             for start in sorted(set(first.values())):
@@ -502,146 +547,6 @@ def _write(opened: Store, task: Task, readings: dict[str, np.ndarray], first: in
     opened.write(task, readings)
 
 
-def _open(experiment: Experiment, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
-    """The store of an experiment: a new one, the one that is there, or that one extended."""
-    source, _, backward, _ = experiment.parts
-    models = experiment.models()
-    attributes = {
-        "spec": json.dumps(experiment.to_dict()),
-        "identity": json.dumps(experiment.identity()),
-        "spec_hash": experiment.hash,
-        "seed": experiment.seed,
-        "models": json.dumps(models),
-        "versions": json.dumps(_versions()),
-    }
-    if hasattr(backward, "describe"):
-        attributes["description"] = checked_text("backward.describe", backward.describe())
-    if hasattr(source, "skipped"):  # files that cannot be read
-        attributes["skipped"] = json.dumps(source.skipped(experiment.items))
-    coordinates = experiment.coordinates()
-    layout = experiment.variables(), coordinates, experiment.chunk, attributes
-    if store is None or not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
-        opened = Store.create(store, *layout)
-        if opened is not None:
-            return opened
-    elif not resume:
-        raise ValueError(f"{store} exists already; choose another folder, or go on with it (resume=True)")
-    assert store is not None
-    with locked_folder(Path(store).resolve().parent):  # one process at a time extends it
-        opened = Store.open(store)
-        opened.remove_unfinished()
-        stored = json.loads(opened.attributes["identity"])
-        added = _added(stored, experiment.identity())
-        changes = _changes(experiment, opened, stored, models, bool(added))
-        if changes and not accept_changes:
-            words = [
-                f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
-                f"store was made ({shown(old)} in the store, {shown(models.get(key))} here)"
-                for key, old in changes.items()
-            ]
-            raise ValueError(
-                f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or go on regardless with "
-                f"accept_changes=True (--accept-changes)"
-            )
-        if added:
-            _check_originals(experiment, opened, stored)
-            opened = opened.extend(*layout)
-            _log.info(f"{store} is extended by {', '.join(added)}")
-        opened.restore(*layout[:2])
-        if changes:
-            before = json.loads(opened.attributes.get("accepted_changes", "[]"))
-            opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, changes]))
-    return opened
-
-
-def _changes(
-    experiment: Experiment, opened: Store, stored: dict[str, Any], models: dict[str, str], larger: bool
-) -> dict[str, str | None]:
-    """Code and fingerprints of user-defined parts that differ in a store, {name: what they were}.
-
-    ValueError for any other difference.
-    """
-    mine, known = experiment.identity(), json.loads(opened.attributes["models"])
-    own = {name for name, part in experiment.labelled() if is_own(part)}
-    changed = {key for key in known.keys() | models.keys() if known.get(key) != models.get(key)}
-    acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
-    weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
-    differences = _differences(_with_size_of(mine, stored) if larger else stored, mine, "spec")
-    differences += _differences(weights[0], weights[1], "models")
-    if differences:
-        raise ValueError(f"{opened.where} holds another experiment: {'; '.join(differences[:4])}; choose another folder")
-    return {key: known.get(key) for key in acceptable}
-
-
-def _added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What a larger spec adds to a stored one, in words; empty if it is not larger."""
-    try:
-        old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
-        if any(mine[key] < stored[key] for key in ("items", "trajectories")) or not set(old_noise) <= set(noise):
-            return []
-    except (KeyError, TypeError):  # no spec of an experiment
-        return []
-    words = [f"{key} {stored[key]} -> {mine[key]}" for key in ("items", "trajectories") if mine[key] > stored[key]]
-    new = [f"{x:g}" for x in noise if x not in old_noise]
-    if new:
-        words.append(f"noise {', '.join(new[:6])}{', ..' if len(new) > 6 else ''}")
-    return words
-
-
-def _with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored spec with the size of the larger one: items, trajectories, chunk, noise levels, and grammars in proportion."""
-    sizes = {key: mine[key] for key in ("items", "trajectories", "chunk")}
-    found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
-    before, source = stored["source"], mine["source"]
-    countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0
-    if countable and isinstance(source.get("grammars"), int) and mine["items"] > stored["items"]:
-        found["source"] = {**before, "grammars": source["grammars"]}  # see _check_originals
-    return found
-
-
-def _check_originals(experiment: Experiment, opened: Store, stored: dict[str, Any]) -> None:
-    """ValueError if the items of a stored run would have other originals in a larger one."""
-    old, new, store = stored["items"], experiment.items, opened.where
-    if new == old:
-        return
-    source, table = experiment.parts[0], experiment.source
-    before = source
-    if isinstance(source, RHMSource):
-        grammars = stored["source"]["grammars"]
-        wanted, rest = (1, 0) if grammars == 1 else divmod(grammars * new, old)
-        if table["grammars"] != wanted or rest:
-            way_out = (
-                f"grammars = {wanted}" if not rest else "items in a multiple of those in the store, and grammars in proportion"
-            )
-            raise ValueError(
-                f"{store} cannot be extended to items = {new} with grammars = {table['grammars']}: the first {old} items would "
-                f"be of other grammars; expected {way_out}"
-            )
-        before = build("source", {**table, "grammars": grammars})
-    for name, values in source.coordinates(experiment.seed, new).items():
-        known: Any = opened.coordinate(name)
-        if not np.array_equal(known, np.asarray(values)[:old]):
-            raise ValueError(f"{store} cannot be extended to items = {new}: {name} of the first {old} items would change")
-    # The items of built-in sources depend on nothing else; a few are looked at all the same.
-    items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
-    for some in np.array_split(items, -(-len(items) // 1024)):
-        data = [_data_of(one, some, experiment.seed, count, store) for one, count in ((before, old), (source, new))]
-        different = [item for item, a, b in zip(some, *data, strict=True) if not np.array_equal(a, b)]
-        if different:
-            raise ValueError(
-                f"{store} cannot be extended to items = {new}: its source gives item {different[0]} another original than before"
-                "; choose another folder"
-            )
-
-
-def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: str) -> list[Any]:
-    """The originals of items, one each."""
-    blocks = checked_blocks(source, source.blocks(items.copy(), seed, num_items), items)
-    if not all(hasattr(block, "data") for block in blocks):
-        raise ValueError(f"{store} cannot get more items: the blocks of {source!r} have no `data` that shows that old ones stay")
-    return [original for block in blocks for original in block.data]
-
-
 def _run_task(spec: str, store: str, task: Task, first: int) -> None:
     experiment, opened = _reopened(spec, store)
     _write(opened, task, experiment.measure(task.noise_index, opened.items(task), first), first)
@@ -652,27 +557,7 @@ def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
     return Experiment.from_dict(json.loads(spec)), Store.open(store)
 
 
-def _differences(stored: Any, mine: Any, where: str) -> list[str]:
-    if isinstance(stored, dict) and isinstance(mine, dict):
-        return [
-            text
-            for key in sorted(set(stored) | set(mine))
-            for text in _differences(stored.get(key), mine.get(key), f"{where}.{key}")
-        ]
-    if isinstance(stored, list) and isinstance(mine, list) and len(stored) == len(mine):
-        pairs = enumerate(zip(stored, mine, strict=True))
-        return [text for k, (old, new) in pairs for text in _differences(old, new, f"{where}[{k}]")]
-    same = json.dumps(stored) == json.dumps(mine)
-    return [] if same else [f"{where} is {shown(stored)} in the store, {shown(mine)} here"]
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("uturn", "numpy", "numba", "torch", "diffusers", "zarr"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _draws_of(u_turns: UTurns) -> int:
+    """Number of reconstructions of each original."""
+    values = u_turns.reconstructions
+    return int(np.shape(next(iter(values.values())) if isinstance(values, Mapping) else values)[1])

@@ -7,6 +7,8 @@ depend on batch size, order, number of workers or interruptions.
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -143,9 +145,65 @@ def keys(seed: int, *coordinates: Any) -> np.ndarray:
     return key.reshape(shape)
 
 
-# What a stream is for: the same seed given to `sample` and to `corrupt` must not make noise that knows the string.
+class Purpose(IntEnum):
+    """What a random stream is for: the first coordinate of its key after the seed. Numbers above 99 are free for users."""
+
+    GRAMMAR = 0
+    ORIGINAL = 1
+    CORRUPTION = 2
+    RECONSTRUCTION = 3
+    IMAGE_PAIRS = 5
+    CLASSIFIER = 6
+    POPULATION = 7
+    DENOISER = 8
+    DENOISING = 9
+    FRESH = 10
+    PICTURE = 11
+    CALIBRATION = 12
+
+
+# Sub-streams of a sample: the same seed given to `sample` and to `corrupt` must not make noise that knows the string.
 # Far from the numbers of posterior draws, which `sample_posterior` folds in.
 STRINGS, NOISE = 2**63 + 1, 2**63 + 2
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of the U-turns of some items at one noise level.
+
+    Attributes
+    ----------
+    seed : int in [0, 2**64)
+    items : integer array (items,)
+    noise : float
+        It enters by its value, not by its place in a grid, so that a finer grid repeats the old numbers.
+    trajectories : range
+        Which trajectories of each item.
+    """
+
+    seed: int
+    items: np.ndarray
+    noise: float
+    trajectories: range = range(1)
+
+    @property
+    def count(self) -> int:
+        """Number of trajectories of an item."""
+        return len(self.trajectories)
+
+    def keys(self, purpose: int, clones: int = 1) -> np.ndarray:
+        """One key for every item, trajectory and clone, uint64 (items * trajectories * clones,), the clones varying fastest.
+
+        Clone 0 has the key of a U-turn without clones.
+        """
+        level = np.float64(self.noise).view(np.uint64)
+        own = keys(self.seed, purpose, self.items[:, None], np.asarray(self.trajectories), level).reshape(-1)
+        others = [_fold_all(own, np.full(len(own), clone, np.uint64)) for clone in range(1, clones)]
+        return np.stack([own, *others], axis=1).reshape(-1)
+
+    def first(self) -> Streams:
+        """The streams of trajectory 0 alone."""
+        return Streams(self.seed, self.items, self.noise)
 
 
 def streams(seed: Any, count: int, purpose: int | None = None) -> np.ndarray:

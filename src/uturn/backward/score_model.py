@@ -12,8 +12,8 @@ from uturn.corruption import Gaussian, Noisy
 if TYPE_CHECKING:
     import torch
 
-    from uturn.backward.denoising import Denoiser
-    from uturn.backward.reverse_diffusion import ReverseDiffusion
+    from uturn.corruption import Diffusion
+    from uturn.corruption.denoising import Denoiser
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -51,7 +51,7 @@ class ScoreModel:
     --------
     >>> import uturn as ut
     >>> from diffusers import DDPMScheduler
-    >>> from uturn.backward.denoising import ExactDenoiser
+    >>> from uturn.corruption.denoising import ExactDenoiser
     >>> from uturn.backward.reverse_diffusion import ReverseDiffusion
     >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
     >>> scheduler = DDPMScheduler()
@@ -150,23 +150,23 @@ def strings_of(images: np.ndarray) -> np.ndarray:
     return images.argmax(axis=1)
 
 
-def observation_of(noisy: np.ndarray, reverse: ReverseDiffusion, step: int) -> Noisy:
+def observation_of(noisy: np.ndarray, forward: Diffusion, step: int) -> Noisy:
     """Noisy images at a step of a chain as observations by `Gaussian`, batch x rows: what exact inference needs."""
-    scale, t = _units(reverse, step)
+    scale, t = _units(forward, step)
     values = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(-1, noisy.shape[3], noisy.shape[1]) / np.float32(scale)
     return Noisy(values, np.full(len(values), t), values.shape[2])
 
 
-def noisy_images_of(observation: Noisy, reverse: ReverseDiffusion, step: int, rows: int = 1) -> np.ndarray:
+def noisy_images_of(observation: Noisy, forward: Diffusion, step: int, rows: int = 1) -> np.ndarray:
     """Observations by `Gaussian` at the level of a step as noisy images of a chain: the inverse of `observation_of`."""
-    scale, _ = _units(reverse, step)
+    scale, _ = _units(forward, step)
     values = observation.values.reshape(-1, rows, *observation.values.shape[1:]) * np.float32(scale)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
-def _units(reverse: ReverseDiffusion, step: int) -> tuple[float, float]:
+def _units(forward: Diffusion, step: int) -> tuple[float, float]:
     """Of a step of a chain: its units over those of a variance-preserving process, and its Ornstein-Uhlenbeck time."""
-    a, abar = (float(reverse.noise_levels[name][step]) for name in ("signal", "abar"))
+    a, abar = (float(forward.noise_levels[name][step]) for name in ("signal", "abar"))
     # Without signal the scale is that of the noise, which is 1 in flow matching; other schedulers always have some.
     scale = a / np.sqrt(abar) if a > 0 else 1.0
     with np.errstate(divide="ignore"):

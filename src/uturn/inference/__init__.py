@@ -111,7 +111,7 @@ def sample_posterior(
     rhm: RandomHierarchyModel,
     log_evidence: Any,
     seed: int | np.ndarray = 0,
-    num_draws: int | None = None,
+    num_draws: int | np.ndarray | None = None,
 ) -> dict[int, np.ndarray]:
     """Draw whole trees from the posterior, given evidence about the leaves.
 
@@ -125,12 +125,13 @@ def sample_posterior(
     seed : int, or uint64 array (batch,)
         With an integer, sample b uses the key `uturn.random.keys(seed, b)`; an array gives every sample its own key, so that
         draws do not depend on what else is in the batch. Every random number is a function of (key, draw, node) only.
-    num_draws : int >= 0, optional
-        K independent draws of every sample, from one upward pass. Draw 0 is the draw of `num_draws=None`.
+    num_draws : int >= 0, or uint64 array (draws,), optional
+        K independent draws of every sample, from one upward pass: those numbered 0 .. K - 1, or those of the given numbers. Draw
+        0 is the draw of `num_draws=None`.
 
     Returns
     -------
-    {tree_level: int64 array (batch, nodes)}, or (num_draws, batch, nodes) if `num_draws` is given
+    {tree_level: int64 array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given
         0 = leaves. Always numpy.
 
     Raises
@@ -150,15 +151,25 @@ def sample_posterior(
     from uturn.random import streams
 
     values = floating_array(rhm, log_evidence)
+    given = isinstance(num_draws, np.ndarray) and num_draws.dtype == np.uint64 and num_draws.ndim == 1
+    count = len(num_draws) if given else _checked_draws(num_draws)
+    check_memory(f"num_draws = {count}", 16 * count * len(values) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
+    numbers = np.ascontiguousarray(num_draws) if given else np.arange(count, dtype=np.uint64)
+    trees = sample_numba(rhm, values, streams(seed, len(values)), numbers)
+    return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
+
+
+def _checked_draws(num_draws: Any) -> int:
     try:
         draws = 1 if num_draws is None else operator.index(num_draws)
     except TypeError:
         draws = -1
     if draws < 0 or isinstance(num_draws, bool):
-        raise ValueError(f"num_draws = {num_draws!r}: expected an integer >= 0, or None for one draw without a leading axis")
-    check_memory(f"num_draws = {num_draws}", 16 * draws * len(values) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
-    trees = sample_numba(rhm, values, streams(seed, len(values)), draws)
-    return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
+        raise ValueError(
+            f"num_draws = {num_draws!r}: expected an integer >= 0, numbers of draws as a uint64 array, or None for one draw "
+            f"without a leading axis"
+        )
+    return draws
 
 
 def _checked_outputs(outputs: Any) -> tuple[str, ...]:

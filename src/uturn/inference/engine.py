@@ -168,8 +168,12 @@ def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any], first_s
     return np.flatnonzero(flagged).tolist()
 
 
-def draw(plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, out: Levels, stride: int, first_sample: int = 0) -> list[int]:
-    """Fill `out` (draws, samples, nodes) for a contiguous chunk of samples; return those whose numbers left the range.
+def draw(
+    plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray, out: Levels, stride: int, first_sample: int = 0
+) -> list[int]:
+    """Fill `out` (draws, samples, nodes) with the draws numbered `numbers`; return the samples whose numbers left the range.
+
+    The samples are a contiguous chunk of a batch.
 
     `out` may be part of a larger array, in which draws are `stride` samples apart.
     """
@@ -189,7 +193,7 @@ def draw(plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, out: Levels, st
         job = plan.job(low, high, batch, source(low))
         status = np.zeros(job.items, np.uint8)
         apart, addresses = stride * (job.items // batch), _addresses(out, t.depth)
-        _over_tiles(plan, kernels.sample_tiles, job, keys, len(out[0]), apart, plan.most_rules, addresses, status)
+        _over_tiles(plan, kernels.sample_tiles, job, keys, numbers, apart, plan.most_rules, addresses, status)
         _merge(flagged, status, log_evidence, first_sample)
     return np.flatnonzero(flagged).tolist()
 

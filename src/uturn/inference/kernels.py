@@ -501,13 +501,13 @@ def _draw_rules(ws, children, slot, s, m, start, uniform, index, weight, symbols
 
 @njit(**_options)
 def sample_tiles(
-    first_tile, last_tile, workspace, one, limits, tables, job, keys, num_draws, draw_items, most_rules, out, status
+    first_tile, last_tile, workspace, one, limits, tables, job, keys, numbers, draw_items, most_rules, out, status
 ):  # fmt: skip
     """Draw the nodes of a band below its root from the posterior (and the root's symbol, in the top band).
 
     `out`: addresses, by level, of int64 arrays (draws, samples, nodes); draws are `draw_items` items apart. A random number is a
-    function of the sample's key, the draw and the node's number in the tree, counted level by level from the root (0 is for
-    the root's symbol).
+    function of the sample's key, the draw's number (in `numbers`) and the node's number in the tree, counted level by level from
+    the root (0 is for the root's symbol).
     """
     s, low, high = job.branching, job.low, job.high
     height = high - low
@@ -534,11 +534,11 @@ def sample_tiles(
                 status[first + lane] = INVALID
             elif not ws[least + lane] >= limits.smallest_z:
                 status[first + lane] = REDO
-        for draw in range(num_draws):
+        for draw in range(len(numbers)):
             row = draw * draw_items + first
             for lane in range(LANES):
                 item = min(first + lane, job.items - 1)
-                streams[lane] = fold(keys[item // subtrees], np.uint64(draw))
+                streams[lane] = fold(keys[item // subtrees], numbers[draw])
                 offset[lane] = item % subtrees
             if job.top:
                 for lane in range(count):

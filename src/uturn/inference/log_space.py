@@ -121,11 +121,11 @@ def marginals(up, down):
 
 
 @njit(nogil=True, cache=True)
-def draw(key, num_draws, depth, symbols, multiplicity, rule_start, children, log_p, log_class, up, out):
+def draw(key, numbers, depth, symbols, multiplicity, rule_start, children, log_p, log_class, up, out):
     """Posterior draws of one sample, walking down from the root: `out[draw, node row]`."""
     s = children.shape[1]
-    for d in range(num_draws):
-        stream = fold(key, np.uint64(d))
+    for d in range(len(numbers)):
+        stream = fold(key, numbers[d])
         first, nodes = up.shape[0] - 1, 1
         n = symbols[depth]
         weights = np.empty(n)
@@ -262,9 +262,9 @@ class LogSpace:
         rule_entropies(*self.rules[:-1], self.up, self.down, out)
         return out
 
-    def draw(self, key: np.uint64, num_draws: int) -> dict[int, np.ndarray]:
-        out = np.empty((num_draws, len(self.up)), np.int64)
-        draw(key, num_draws, *self.rules, self.up, out)
+    def draw(self, key: np.uint64, numbers: np.ndarray) -> dict[int, np.ndarray]:
+        out = np.empty((len(numbers), len(self.up)), np.int64)
+        draw(key, numbers, *self.rules, self.up, out)
         return self.split(out.T)
 
     def split(self, rows: np.ndarray) -> dict[int, np.ndarray]:

@@ -60,29 +60,29 @@ def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) ->
     return Beliefs(**out)
 
 
-def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, num_draws: int) -> Levels:
-    """`sample_posterior` for an array, with one key per sample and a leading axis for the draws."""
+def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> Levels:
+    """`sample_posterior` for an array, with one key per sample and a leading axis for the draws of these numbers."""
     batch, keys = len(log_evidence), np.ascontiguousarray(keys)
     plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE, batch)
     integers = np.dtype(np.int64)
-    out = {level: recycled((num_draws, batch, rhm.num_nodes(level)), integers) for level in range(rhm.depth + 1)}
+    out = {level: recycled((len(numbers), batch, rhm.num_nodes(level)), integers) for level in range(rhm.depth + 1)}
     left = []
     for first in range(0, batch, plan.chunk):
         rows = slice(first, min(first + plan.chunk, batch))
         values = np.ascontiguousarray(log_evidence[rows], plan.dtype)
         views = {level: x[:, rows] for level, x in out.items()}
-        left += [first + b for b in draw(plan, values, keys[rows], views, batch, first)]
+        left += [first + b for b in draw(plan, values, keys[rows], numbers, views, batch, first)]
     if left and plan.dtype == _SINGLE:
         plan, samples, left = plan_of(rhm, _DOUBLE), left, []
         for part, values in _parts(samples, log_evidence, plan):
-            again = {level: np.empty((num_draws, len(part), x.shape[2]), np.int64) for level, x in out.items()}
-            lost = draw(plan, values, keys[part], again, len(part))
+            again = {level: np.empty((len(numbers), len(part), x.shape[2]), np.int64) for level, x in out.items()}
+            lost = draw(plan, values, keys[part], numbers, again, len(part))
             for level, x in again.items():
                 out[level][:, part] = x
             left += part[lost].tolist()
 
     def finish(space: LogSpace, b: int) -> None:
-        for level, nodes in space.draw(keys[b], num_draws).items():
+        for level, nodes in space.draw(keys[b], numbers).items():
             out[level][:, b] = nodes.T
 
     _in_log_space(rhm, log_evidence, left, finish)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from uturn.backward.denoising import Denoiser, check_channel, checked_observation, checked_posterior
+from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
 from uturn.checks import checked_integer, checked_noise
 from uturn.corruption import Corruption, Gaussian, Masking, Noisy, UniformReplacement
 from uturn.networks.training import History, fingerprint, train

@@ -185,7 +185,7 @@ def channel_verdicts(module: Any, work: Work) -> list[Verdict]:
 
 def load_results(out: str | Path) -> list[Result]:
     """Results of all figures found in an output folder."""
-    from uturn.parts import validation_words
+    from uturn.spec import validation_words
 
     results = []
     for name in FIGURES:

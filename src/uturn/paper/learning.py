@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest, page_trend_test
 
-from uturn.backward.denoising import ExactDenoiser, denoise
+from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.inference import infer
 from uturn.networks.denoisers import (
     CHANNELS,

@@ -119,7 +119,7 @@ def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: i
 
 
 def _discrete(channel: str) -> tuple[Any, ...]:
-    from uturn.backward.denoising import ExactDenoiser, denoise
+    from uturn.corruption.denoising import ExactDenoiser, denoise
 
     corruption = CHANNELS[channel]
     denoiser = ExactDenoiser(_grammar(), corruption)
@@ -147,7 +147,7 @@ def _exact() -> tuple[Any, ...]:
 def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
     import diffusers
 
-    from uturn.backward.denoising import ExactDenoiser
+    from uturn.corruption.denoising import ExactDenoiser
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.backward.score_model import ScoreModel
 

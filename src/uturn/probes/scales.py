@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from uturn.store import Variable
-
-if TYPE_CHECKING:
-    from uturn.backward import UTurns
+from uturn.probes.clones import between_clones
+from uturn.protocols import Probe, Spec, UTurns, Variable
 
 
-class Scales(BaseModel):
+class Scales(Spec, Probe):
     """Cosine similarity of original and reconstruction, scale by scale, and agreement of their exact classes.
 
     `scale_similarity`: cosine of the components of one scale (octaves of the wave number for a field; a mixture has one scale,
@@ -21,33 +18,35 @@ class Scales(BaseModel):
     same; no network is involved.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    kinds: ClassVar[tuple[str, ...]] = ("vectors",)
     type: Literal["scales"] = "scales"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return ()
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
         return {
-            "scale_similarity": Variable((*dims, "scale"), "cosine similarity of the components of a scale"),
-            "same_label": Variable(dims, "same class as the original"),
+            "scale_similarity": Variable((*dims, "scale"), "cosine similarity of the components of a scale", symmetric=True),
+            "same_label": Variable(dims, "same class as the original", symmetric=True),
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {"scale": np.array(list(source.scales()), float)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        originals, rebuilt = u_turns.originals, u_turns.reconstructions
+        originals, rebuilt, clones = u_turns.originals, u_turns.reconstructions, u_turns.clones
         law = originals.law
         before, after = (law.to_basis(values - law.mean) for values in (originals.values[:, None], rebuilt))
-        similarity = []
-        for chosen in source.scales().values():
-            a, b = before[..., chosen], after[..., chosen]
-            similarity.append((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
         label = source.classify(rebuilt.reshape(-1, law.dimension), law).reshape(rebuilt.shape[:2])
-        return {"scale_similarity": np.stack(similarity, axis=-1), "same_label": label == originals.labels[:, None]}
+        scales = list(source.scales().values())
+        found = {
+            "scale_similarity": np.stack([_cosine(before[..., chosen], after[..., chosen]) for chosen in scales], axis=-1),
+            "same_label": label == originals.labels[:, None],
+        }
+        if clones > 1:
+            twins = [between_clones(after[..., chosen], clones, _cosine) for chosen in scales]
+            found["clone_scale_similarity"] = np.stack(twins, axis=-1)
+            found["clone_same_label"] = between_clones(label, clones, lambda a, b: a == b)
+        return found
 
-    def fingerprint(self) -> str:
-        return ""
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))

@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from uturn.checks import checked_path, one_line
+from uturn.files import cached_while_unchanged
 from uturn.processes import cores
+from uturn.protocols import Noisy, Originals, Source, Spec
+from uturn.random import Streams
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +35,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Originals):
     """Original images, float32 (batch, channels, height, width) in [-1, 1]; labels are -1 where unknown."""
 
     items: np.ndarray
@@ -44,16 +47,23 @@ class Images:
         """What a network reads: the images."""
         return self.images
 
-    @staticmethod
-    def data_of(reconstructions: Any) -> np.ndarray:
-        """Likewise of their U-turns, (batch, trajectories, channels, height, width)."""
-        return reconstructions
+    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyImages:
+        """Every image once a trajectory, noisy, with its label."""
+        noisy = super().observed_by(corruption, noise, streams)
+        return NoisyImages(noisy.values, noisy.noise, labels=np.repeat(self.labels, streams.count))
 
 
-class ImageSource(BaseModel):
+@dataclass(frozen=True, eq=False)
+class NoisyImages(Noisy):
+    """Noisy images or latents, float32 (batch, channels, height, width), and the labels of the originals, -1 where unknown."""
+
+    labels: Any = None
+
+
+class ImageSource(Spec, Source):
     """Items are the images in the order of the source; asking for more items than images is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str] = "images"
 
     def count(self) -> int:
         """Number of images; of a folder, of its files, some of which may turn out to be none."""
@@ -68,16 +78,8 @@ class ImageSource(BaseModel):
         raise NotImplementedError
 
     def first_images(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Likewise the first so many images, or all if there are fewer."""
+        """The first so many images and labels, or all if there are fewer."""
         return self.images_at(np.arange(min(number, self.count())))
-
-    def num_labels(self) -> int | None:
-        """Number of classes, None if no image has a label."""
-        return None
-
-    def class_names(self) -> list[str] | None:
-        """Names of the classes in the order of the labels, None if there are none."""
-        return None
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) that changes with the images or labels: a store does not go on with other data."""
@@ -97,14 +99,9 @@ class _ImagesInMemory(ImageSource):
         """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
-    def files(self) -> list[Path]:
-        """The files read, if any: when one changes, the images are read again."""
-        return []
-
     def all_images(self) -> tuple[np.ndarray, np.ndarray]:
-        """What `load` returns, kept."""
-        stamp = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in self.files() if f.is_file())
-        return _loaded(self, stamp)
+        """What `load` returns, kept while the files stay as they are."""
+        return _loaded(self)
 
     def count(self) -> int:
         return len(self.all_images()[0])
@@ -133,8 +130,8 @@ class _ImagesInMemory(ImageSource):
         return {"label": labels[:num_items]}
 
 
-@lru_cache(maxsize=2)
-def _loaded(source: _ImagesInMemory, stamp: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
+@cached_while_unchanged(files=lambda source: source.files(), maxsize=2)
+def _loaded(source: _ImagesInMemory) -> tuple[np.ndarray, np.ndarray]:
     return source.load()
 
 
@@ -225,9 +222,16 @@ class ImageFolderSource(ImageSource):
     size: int | None = Field(default=None, ge=1, le=4096)
     classes: str | None = None
 
+    # A source lists its folder once, so that its items stay what they are. Another source of the same folder lists it anew, and
+    # may have other images; so no two are equal.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
     @cached_property
     def _folder(self) -> _Folder:
-        # With the source, not with the process: the items of an experiment stay what they are, and a new one looks again.
         return _Folder(self.path, self.classes)
 
     def count(self) -> int:

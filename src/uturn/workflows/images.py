@@ -670,7 +670,7 @@ def _pictures(run: xr.Dataset, prefix: str) -> xr.Dataset:
 
 def _originals(run: xr.Dataset, items: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
     """Original images of items, NaN if the source is not there any more, and what to call them."""
-    from uturn.parts import build
+    from uturn.spec import build
 
     labels = run.label.values[items] if "label" in run.coords else np.full(len(items), -1)
     names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]

@@ -1,0 +1,63 @@
+"""The reverse process of a channel of strings, step by step, with a denoiser that knows single leaves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
+from uturn.files import cached_while_unchanged
+from uturn.protocols import Backward, Spec
+from uturn.random import Purpose, Streams
+from uturn.sources.strings import NoisyStrings
+
+
+class StringDenoiser(Spec, Backward):
+    """The reverse process of a Bayesian channel of strings, step by step, with a denoiser that knows single leaves.
+
+    `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
+    evaluations of the denoiser in a U-turn. Beliefs are exact, whatever the denoiser. See `uturn.corruption.denoising.denoise`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    undoes: ClassVar[tuple[str, ...]] = ("channel",)
+    asks: ClassVar[tuple[str, ...]] = ("log_evidence",)
+    type: Literal["denoiser"] = "denoiser"
+    model: str = "exact"
+    steps: int = Field(default=64, ge=1)
+
+    def reconstruct(self, noisy: NoisyStrings, streams: Streams, clones: int = 1) -> dict[int, np.ndarray]:
+        denoiser = ExactDenoiser(noisy.rhm, noisy.channel) if self.model == "exact" else self._learned(noisy.channel)
+        strings = denoise(denoiser, noisy.repeated(clones), self.steps, streams.keys(Purpose.DENOISING, clones))
+        return noisy.parsed(strings, len(streams.items))
+
+    def undone(self, corruption: Any, source: Any) -> Any:
+        check_channel(corruption)
+        if self.model != "exact":
+            denoiser = self._learned(corruption)
+            v, d = source.vocab_size, source.branching**source.depth
+            if (denoiser.vocab_size, denoiser.num_leaves) != (v, d):
+                raise ValueError(
+                    f"model = {self.model!r} denoises {denoiser.num_leaves} leaves over {denoiser.vocab_size} symbols, but the "
+                    f"strings have {d} over {v}"
+                )
+        return corruption
+
+    def fingerprint(self) -> str:
+        return "" if self.model == "exact" else _learned_denoiser(self.model).fingerprint()
+
+    def _learned(self, corruption: Any) -> Denoiser:
+        denoiser = _learned_denoiser(self.model)
+        if denoiser.corruption != corruption:
+            raise ValueError(f"model = {self.model!r} undoes {denoiser.corruption!r}, but the corruption is {corruption!r}")
+        return denoiser
+
+
+@cached_while_unchanged(files=lambda path: [path], maxsize=4)
+def _learned_denoiser(path: str) -> Denoiser:
+    from uturn.networks.denoisers import LearnedDenoiser
+    from uturn.networks.files import load_network
+
+    return LearnedDenoiser(load_network(path, "tree_denoiser"))

@@ -1,0 +1,182 @@
+"""Diffusion models run backwards, one image at a time or many in a queue that keeps the network's batches full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.checks import checked_path
+from uturn.files import cached_while_unchanged
+from uturn.networks.fashion_mnist import generator_folder
+from uturn.protocols import Backward, Noisy, Spec
+from uturn.random import Purpose, Streams
+from uturn.sources.images import NoisyImages
+
+
+class DiffusionModel(Spec, Backward):
+    """A diffusion model run backwards with one of diffusers' schedulers.
+
+    `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, or a guided-diffusion checkpoint with
+    its `preset` (`uturn.networks.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
+    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", .., or "stored"; `eta` for schedulers that take it;
+    `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM). `pure_noise`: start the whole chain from pure
+    noise, not from the scheduler's first level. `dtype`: "float32", "bfloat16" or "float16", what the network computes in.
+
+    How it is computed, which does not change what is computed: `device` ("cuda" where there is one), `batch_size` (a number,
+    or "auto"; see `ReverseDiffusion`), `compile` (by torch.compile).
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile"})
+    kinds: ClassVar[tuple[str, ...]] = ("images",)
+    undoes: ClassVar[tuple[str, ...]] = ("diffusion",)
+    adds_trajectories: ClassVar[bool] = True
+    shares_batches: ClassVar[bool] = True
+    type: Literal["diffusion"] = "diffusion"
+    model: str = "fashion_mnist"
+    preset: str | None = None
+    scheduler: str = "ddpm"
+    steps: int = Field(default=100, ge=1)
+    eta: float | None = Field(default=None, ge=0, le=1)
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+    pure_noise: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    batch_size: int | str = "auto"
+    compile: bool = False
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _is_a_size(cls, value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
+            raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
+        return value
+
+    @property
+    def wants_processes(self) -> bool:
+        """True on the CPU, where small convolutions scale poorly across threads."""
+        return _reverse_diffusion(self).device.type == "cpu"
+
+    def reconstruct(self, noisy: Noisy, streams: Streams, clones: int = 1) -> np.ndarray:
+        reverse = _reverse_diffusion(self)
+        values, keys = np.repeat(noisy.values, clones, axis=0), streams.keys(Purpose.RECONSTRUCTION, clones)
+        labels = self._labels(noisy, reverse, streams, clones)
+        images = reverse.denoise(values, reverse.forward.step_of(streams.noise), keys, labels)
+        return images.reshape(len(streams.items), -1, *images.shape[1:])
+
+    def reconstruct_many(
+        self, batches: Iterable[tuple[Any, Noisy, Streams]], clones: int = 1
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        reverse = _reverse_diffusion(self)
+        pending: dict[int, _Pending] = {}
+
+        def work() -> Iterator[Work]:
+            for number, (name, noisy, streams) in enumerate(batches):
+                step, keys = reverse.forward.step_of(streams.noise), streams.keys(Purpose.RECONSTRUCTION, clones)
+                labels = self._labels(noisy, reverse, streams, clones)
+                pending[number] = _Pending(name, streams, [None] * len(keys), len(keys))
+                for row, key in enumerate(keys):
+                    label = None if labels is None else int(labels[row])
+                    yield Work(noisy.values[row // clones], step, key, label, _Place(number, row, streams, clones))
+
+        for place, image in reverse.queue(work()):
+            batch = pending[place.batch]
+            batch.images[place.row] = image
+            batch.left -= 1
+            if batch.left == 0:
+                del pending[place.batch]
+                images = np.stack(batch.images)
+                yield batch.name, images.reshape(len(batch.streams.items), -1, *images.shape[1:])
+
+    def undone(self, corruption: Any, source: Any) -> Any:
+        reverse = _reverse_diffusion(self)
+        expected, found = reverse.image_shape, source.image_shape()
+        if expected is not None and tuple(expected) != tuple(found):
+            raise ValueError(
+                f"the images are {tuple(found)} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; "
+                f"give the source the model's `channels` and `size`"
+            )
+        if reverse.num_classes is not None:
+            labels = source.num_labels()
+            if labels != reverse.num_classes:
+                raise ValueError(
+                    f"the model {self.model!r} is told the true class, one of {reverse.num_classes}, but the images have "
+                    f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
+                    f"(a folder: sub-folders, and `classes`)"
+                )
+        return reverse.forward
+
+    def _labels(self, noisy: Noisy, reverse: ReverseDiffusion, streams: Streams, clones: int) -> np.ndarray | None:
+        """The true class of every reconstruction, for models that are conditioned on it."""
+        if reverse.num_classes is None:
+            return None
+        labels = noisy.labels if isinstance(noisy, NoisyImages) else np.full(len(noisy.values), -1)
+        wrong = np.flatnonzero((labels < 0) | (labels >= reverse.num_classes))
+        if len(wrong):
+            raise ValueError(
+                f"item {streams.items[wrong[0] // streams.count]} has the label {labels[wrong[0]]}, but the model {self.model!r} "
+                f"is told the true class, 0 .. {reverse.num_classes - 1}; give the source labels in the model's order"
+            )
+        return np.repeat(labels, clones)
+
+    def fingerprint(self) -> str:
+        return _reverse_diffusion(self).fingerprint()
+
+    def describe(self) -> str:
+        """The model and its reverse process in words."""
+        reverse = _reverse_diffusion(self)
+        draws = "draws noise" if reverse.is_stochastic else "deterministic"
+        return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}"
+
+
+class _Place(NamedTuple):
+    """A reconstruction in the queue: its batch, its row, and the words that name it in errors."""
+
+    batch: int
+    row: int
+    streams: Streams
+    clones: int
+
+    def __str__(self) -> str:
+        item, draw = divmod(self.row, self.streams.count * self.clones)
+        trajectory, clone = divmod(draw, self.clones)
+        words = f"item {self.streams.items[item]}, trajectory {self.streams.trajectories[trajectory]}"
+        return f"({words}{f', clone {clone}' if self.clones > 1 else ''}, noise {self.streams.noise:g})"
+
+
+@dataclass
+class _Pending:
+    """A batch whose reconstructions are on their way."""
+
+    name: Any
+    streams: Streams
+    images: list[Any]
+    left: int
+
+
+def _model_files(spec: DiffusionModel) -> list[Path]:
+    """The files of a model: its checkpoint, or its index and the files of its parts, one folder down."""
+    path = Path(checked_path("model", spec.model))
+    return sorted([*path.glob("*"), *path.glob("*/*")]) if (path / "model_index.json").is_file() else [path]
+
+
+@cached_while_unchanged(files=_model_files, maxsize=2)
+def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
+    options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
+    return ReverseDiffusion.from_pretrained(
+        generator_folder() if spec.model == "fashion_mnist" else spec.model,
+        spec.scheduler,
+        spec.steps,
+        preset=spec.preset,
+        dtype=spec.dtype,
+        device=spec.device,
+        compile=spec.compile,
+        batch_size=spec.batch_size,
+        pure_noise=spec.pure_noise,
+        **options,
+    )

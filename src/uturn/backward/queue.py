@@ -1,0 +1,125 @@
+"""A queue that keeps the batches of a network full: one call serves images at different timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.corruption.schedulers import uses_learned_variance
+
+if TYPE_CHECKING:
+    import torch
+
+    from uturn.backward.reverse_diffusion import ReverseDiffusion
+
+
+class Work(NamedTuple):
+    """One reconstruction to do: a noisy image, how far it has to go, and whose random numbers to use.
+
+    `image`: float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`. `step`: k, 0 .. num_steps. `key`:
+    uint64, its stream of random numbers. `label`: true class, for models that are conditioned on it. `name`: anything; comes back
+    with the result, and is named in errors.
+    """
+
+    image: Any
+    step: int
+    key: Any
+    label: int | None = None
+    name: Any = None
+
+
+@dataclass
+class _Cohort:
+    """Images that entered the network together at the same step: they share a scheduler, and so its history."""
+
+    names: list[Any]
+    step: int
+    scheduler: Any
+    timesteps: torch.Tensor
+    state: torch.Tensor
+    labels: torch.Tensor | None
+    arguments: dict[str, Any]
+    position: int = 0
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        return self.timesteps[self.position]
+
+
+def run_queue(reverse: ReverseDiffusion, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
+    """Reconstructions `(name, image)` in the order in which they end; see `ReverseDiffusion.queue`."""
+    import torch
+
+    queue = iter(work)
+    cohorts: list[_Cohort] = []
+    while True:
+        free = max(0, reverse.batch_size - sum(len(cohort.names) for cohort in cohorts))
+        # The code that makes the work runs outside inference mode, and so does the caller's, between two yields.
+        entering = list(islice(queue, free))
+        while any(w.step == 0 for w in entering):
+            yield from ((w.name, np.array(w.image, np.float32)) for w in entering if w.step == 0)
+            entering = [w for w in entering if w.step > 0]
+            entering += islice(queue, free - len(entering))
+        with torch.inference_mode():
+            for step, group in groupby(sorted(entering, key=lambda w: -w.step), key=lambda w: w.step):
+                cohorts.append(_admitted(reverse, list(group), step))
+            if not cohorts:
+                return
+            _advance(reverse, cohorts)
+            ended = [cohort for cohort in cohorts if cohort.position == len(cohort.timesteps)]
+            cohorts = [cohort for cohort in cohorts if cohort.position < len(cohort.timesteps)]
+            results = [(cohort.names, _finished(reverse, cohort)) for cohort in ended]
+        for names, images in results:
+            yield from zip(names, images, strict=True)
+
+
+def _admitted(reverse: ReverseDiffusion, work: list[Work], step: int) -> _Cohort:
+    import torch
+
+    state = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(reverse.device)
+    labels = None if reverse.num_classes is None else torch.tensor([w.label for w in work], device=reverse.device)
+    scheduler, timesteps = reverse.forward.placed(step)
+    arguments: dict[str, Any] = dict(reverse.step_arguments)
+    if reverse.takes_generator:
+        # On the CPU whatever the device, so that a GPU draws the same noise.
+        arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
+    return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
+
+
+def _advance(reverse: ReverseDiffusion, cohorts: list[_Cohort]) -> None:
+    """One step of all cohorts, with one call of the network."""
+    import torch
+
+    states, timesteps = [], []
+    for cohort in cohorts:
+        scaled = cohort.state
+        if hasattr(cohort.scheduler, "scale_model_input"):
+            scaled = cohort.scheduler.scale_model_input(cohort.state, cohort.timestep)
+        states.append(scaled)
+        timesteps.append(cohort.timestep.to(reverse.device).expand(len(cohort.names)))
+    labels = [torch.cat([c.labels for c in cohorts if c.labels is not None])] if reverse.num_classes is not None else []
+    outputs = reverse.pieces(reverse.network, torch.cat(states), torch.cat(timesteps), *labels)
+    for cohort, output in zip(cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True):
+        channels = cohort.state.shape[1]
+        if output.shape[1] == 2 * channels and not uses_learned_variance(cohort.scheduler):
+            output = output[:, :channels]
+        cohort.state = cohort.scheduler.step(output, cohort.timestep, cohort.state, **cohort.arguments).prev_sample
+        cohort.position += 1
+
+
+def _finished(reverse: ReverseDiffusion, cohort: _Cohort) -> np.ndarray:
+    import torch
+
+    finite = torch.isfinite(cohort.state).flatten(1).all(1).tolist()
+    if not all(finite):
+        bad = [name for name, good in zip(cohort.names, finite, strict=True) if not good]
+        raise ValueError(
+            f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.step} steps: the model "
+            f"or the scheduler diverged"
+        )
+    images = cohort.state if reverse.codec is None else reverse.pieces(reverse.codec.decode, cohort.state)
+    return images.clamp(-1, 1).cpu().numpy()

@@ -1,0 +1,93 @@
+"""The exact score of strings, run backwards with a scheduler of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.backward.score_model import ScoreModel, images_of, observation_of, strings_of
+from uturn.corruption import Diffusion, Gaussian
+from uturn.corruption.denoising import ExactDenoiser
+from uturn.corruption.schedulers import named_scheduler
+from uturn.protocols import Axes, Backward, Corruption, Spec
+from uturn.random import Purpose, Streams
+from uturn.sources.strings import NoisyStrings
+
+if TYPE_CHECKING:
+    from uturn.rhm import RandomHierarchyModel
+
+
+class StringDiffusion(Spec, Backward):
+    """The exact score of strings run backwards with one of diffusers' schedulers; noise levels are fractions t/T of its chain.
+
+    The schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02), or the straight paths of flow matching.
+    `scheduler`, `steps`, `eta`, `timestep_spacing` as in `DiffusionModel`. Beliefs are the exact ones given x_t.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    undoes: ClassVar[tuple[str, ...]] = ("diffusion",)
+    type: Literal["score"] = "score"
+    scheduler: str = "ddpm"
+    steps: int = Field(default=100, ge=1)
+    eta: float | None = Field(default=None, ge=0, le=1)
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+
+    def reconstruct(self, noisy: _NoisyScored, streams: Streams, clones: int = 1) -> dict[int, np.ndarray]:
+        reverse = _string_diffusion(self, noisy.rhm)
+        step, keys = reverse.forward.step_of(streams.noise), streams.keys(Purpose.DENOISING, clones)
+        images = reverse.denoise(np.repeat(noisy.images, clones, axis=0), step, keys)
+        return noisy.parsed(strings_of(images)[:, 0], len(streams.items))
+
+    def undone(self, corruption: Any, source: Any) -> Any:
+        return _DiffusedStrings(_string_diffusion(self, source.grammar(0, 0)).forward)
+
+
+class _DiffusedStrings(Corruption):
+    """The forward process of a scheduler for strings as one-hot images."""
+
+    def __init__(self, forward: Diffusion) -> None:
+        self.forward = forward
+        self.unit, self.max_noise, self.purpose = forward.unit, forward.max_noise, Purpose.DENOISING  # type: ignore[misc]
+
+    def corrupt(self, leaves: np.ndarray, noise: float, vocab_size: int, keys: np.ndarray) -> np.ndarray:
+        """Noisy one-hot images (batch, vocab_size, 1, num_leaves)."""
+        return self.forward.noised(images_of(leaves[:, None], vocab_size), self.forward.step_of(noise), keys)
+
+    def observe(self, originals: Any, noise: float, streams: Streams) -> _NoisyScored:
+        leaves = np.repeat(originals.data, streams.count, axis=0)
+        images = self.corrupt(leaves, noise, originals.rhm.vocab_size, streams.keys(self.purpose))
+        seen = observation_of(images, self.forward, self.forward.step_of(noise))
+        return _NoisyScored(seen.values, seen.noise, seen.vocab_size, originals.rhm, Gaussian(), images=images)
+
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        axes = self.forward.axes(noise, source)
+        with np.errstate(divide="ignore"):
+            t = 0.5 * np.log(1 / axes["abar"][0])
+        shared = Gaussian().axes(t, source)
+        return {**axes, **{name: shared[name] for name in ("effective_epsilon", "bits_per_leaf")}}
+
+
+@dataclass(frozen=True, eq=False)
+class _NoisyScored(NoisyStrings):
+    """Observations of strings, and the images (batch, vocab_size, 1, num_leaves) in which the scheduler has them."""
+
+    images: Any = None
+
+
+@lru_cache(maxsize=4)
+def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
+    made, extra = named_scheduler(spec.scheduler)
+    # Not the defaults of the class, which differ: all schedulers go through the same noise levels.
+    linear = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    taken = inspect.signature(made.__init__).parameters
+    scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)
+    options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
+    return ReverseDiffusion(
+        ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler), scheduler, spec.steps, **options, batch_size=4096
+    )

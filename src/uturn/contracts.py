@@ -1,0 +1,233 @@
+"""What parts give each other, checked where it comes from a user's code: blocks, reconstructions, readings, coordinates."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from uturn.checks import one_line, shown
+from uturn.own_parts import completed, is_own
+from uturn.protocols import Originals, Variable
+
+
+def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
+    """The blocks of a source, which must hold the items that were asked for, each once and in order."""
+    where = f"{_name(source, 'source')}.blocks"
+    if not isinstance(blocks, Iterable):
+        raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
+    found: list[Any] = []
+    given: list[int] = []
+    for block in blocks:
+        if not hasattr(block, "items") or isinstance(block, Mapping):
+            raise ValueError(f"{where} gave a {type(block).__name__} without 'items'; expected blocks with `items` (batch,)")
+        numbers = _array(f"{where}: `items` of a block", block.items)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise ValueError(f"{where}: `items` of a block is {shown(block.items)}; expected integers (batch,)")
+        data = getattr(block, "data", None)
+        if data is not None and np.shape(data)[:1] != numbers.shape:
+            raise ValueError(
+                f"{where}: `data` of a block has shape {np.shape(data)}, its `items` {numbers.shape}; expected (batch, ..)"
+            )
+        found.append(completed(block, Originals))
+        given += numbers.tolist()
+        if len(given) > len(items):
+            break
+    if given != items.tolist():
+        raise ValueError(f"{where} gave the items {_listed(given)}; expected {_listed(items)}, each once and in order")
+    return found
+
+
+def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
+    """Reconstructions of a backward, `draws` of each of the items; probes may not change them."""
+    where = f"{_name(backward, 'backward')}.reconstruct"
+    for array in reconstructions.values() if isinstance(reconstructions, Mapping) else [reconstructions]:
+        if array is None or np.isscalar(array) or (isinstance(array, np.ndarray) and array.shape[:2] != (items, draws)):
+            what = f"of shape {array.shape}" if isinstance(array, np.ndarray) else shown(array)
+            raise ValueError(f"{where} gave reconstructions {what}; expected ({items}, {draws}, ..): items, draws, ..")
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return reconstructions
+
+
+def checked_stream(backward: Any, batches: Iterable[tuple[Any, Any, Any]], clones: int) -> Iterator[tuple[Any, Any]]:
+    """`backward.reconstruct_many` of batches `(name, noisy, streams)`: every batch must come back once, under its name."""
+    where = f"{_name(backward, 'backward')}.reconstruct_many"
+    pending: dict[Any, Any] = {}
+
+    def noted() -> Iterator[tuple[Any, Any, Any]]:
+        for name, noisy, streams in batches:
+            pending[name] = streams
+            yield name, noisy, streams
+
+    stream = backward.reconstruct_many(noted(), clones)
+    if not isinstance(stream, Iterable):
+        raise ValueError(f"{where} gave a {type(stream).__name__}; expected an iterator over (name, reconstructions)")
+    for entry in stream:
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], tuple) and entry[0] in pending):
+            raise ValueError(f"{where} gave {shown(entry)}; expected (name, reconstructions), with each name of a batch once")
+        streams = pending.pop(entry[0])
+        yield entry[0], checked_reconstructions(backward, entry[1], len(streams.items), streams.count * clones)
+    if pending:
+        raise ValueError(
+            f"{where} ended before the reconstructions of {len(pending)} batches; expected (name, reconstructions) of every batch"
+        )
+
+
+def checked_readings(
+    label: str, readings: Any, declared: Mapping[str, Variable], sizes: Mapping[str, int], items: int
+) -> dict[str, np.ndarray]:
+    """Readings of a probe, which must be numbers of the declared names and shapes; draws become trajectories and clones.
+
+    `sizes`: lengths of all dims but noise and item.
+    """
+    where = f"{label}.read"
+    if not isinstance(readings, Mapping):
+        raise ValueError(f"{where} gave a {type(readings).__name__}; expected a dict of arrays, {{variable: array (items, ..)}}")
+    missing, extra = [n for n in declared if n not in readings], [n for n in readings if n not in declared]
+    if missing or extra:
+        what = f"did not give {missing[0]!r}" if missing else f"gave {extra[0]!r}"
+        raise ValueError(f"{where} {what}; `variables` declares {', '.join(declared)}")
+    found = {}
+    for name, variable in declared.items():
+        values = _array(f"{where}: {name}", readings[name])
+        dims = variable.dims[2:]
+        final = (items, *(sizes[dim] for dim in dims))
+        draws = sizes["trajectory"] * sizes.get("clone", 1)
+        expected = (items, *(draws if dim == "trajectory" else sizes[dim] for dim in dims if dim != "clone"))
+        if values.shape != expected:
+            shown_dims = ("item", *(dim for dim in dims if dim != "clone"))
+            raise ValueError(f"{where}: {name} has shape {values.shape}; expected {expected}, its dims {shown_dims}")
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: {name} has dtype {values.dtype}; expected real numbers")
+        with np.errstate(over="ignore"):
+            if np.isinf(values.astype(np.float32)).any():
+                raise ValueError(f"{where}: {name} is infinite in float32; expected finite numbers, NaN where there is none")
+        found[name] = values.reshape(final)
+    return found
+
+
+def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -> dict[str, Variable]:
+    """What a probe declares to measure."""
+    where = f"{label}.variables"
+    if not isinstance(variables, Mapping) or not variables:
+        raise ValueError(f"{where} gave {shown(variables)}; expected a dict {{name: Variable}} with at least one variable")
+    for name, variable in variables.items():
+        _check_name(where, name)
+        if not isinstance(variable, Variable):
+            kind = type(variable).__name__
+            raise ValueError(f"{where}: {name} is a {kind}; expected a uturn.protocols.Variable(dims, long_name)")
+        dims = variable.dims
+        if not isinstance(dims, tuple) or not all(isinstance(word, str) for word in (*dims, variable.long_name)):
+            raise ValueError(
+                f"{where}: {name} is {shown(variable)}; expected Variable(dims, long_name): a tuple of strings, a string"
+            )
+        known = ("trajectory", *own_dims)
+        if tuple(dims[:2]) != ("noise", "item") or len(set(dims)) < len(dims) or not set(dims[2:]) <= set(known):
+            raise ValueError(
+                f"{where}: {name} has dims {dims}; expected ('noise', 'item', ..), then some of {known}: other dims need values "
+                f"in `coordinates`"
+            )
+    return dict(variables)
+
+
+def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """The variables of an experiment with several clones: the dim "clone" after "trajectory", and twins of the symmetric ones."""
+    found = {}
+    for name, variable in variables.items():
+        dims = variable.dims
+        if "trajectory" in dims:
+            at = dims.index("trajectory") + 1
+            variable = replace(variable, dims=(*dims[:at], "clone", *dims[at:]))
+        found[name] = variable
+        if variable.symmetric:
+            found[f"clone_{name}"] = replace(variable, long_name=f"{variable.long_name}, compared with the other clones")
+    return found
+
+
+def checked_dims(label: str, coordinates: Any) -> dict[str, np.ndarray]:
+    """Values along the dims of a probe."""
+    where = f"{label}.coordinates"
+    if not isinstance(coordinates, Mapping):
+        raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{dim: values}}")
+    found = {}
+    for dim, values in coordinates.items():
+        _check_name(where, dim)
+        found[dim] = _labels(f"{where}: {dim}", values, None)
+    return found
+
+
+def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Further coordinates of the noise axis from a corruption, each with `count` values."""
+    where = f"{_name(corruption, 'corruption')}.axes"
+    if not isinstance(axes, Mapping):
+        raise ValueError(f"{where} gave {shown(axes)}; expected a dict {{name: (values, attributes)}}, perhaps empty")
+    found = {}
+    for name, entry in axes.items():
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
+            raise ValueError(
+                f"{where}: {name} is {shown(entry)}; expected (values, attributes), such as (levels, {{'units': 's'}})"
+            )
+        _check_name(where, name)
+        try:
+            json.dumps(dict(entry[1]))
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: the attributes of {name} are {shown(entry[1])}; expected plain data") from None
+        found[str(name)] = (_labels(f"{where}: {name}", entry[0], count), dict(entry[1]))
+    return found
+
+
+def checked_item_coordinates(source: Any, coordinates: Any, count: int) -> dict[str, np.ndarray]:
+    """Coordinates of the items from a source."""
+    where = f"{_name(source, 'source')}.coordinates"
+    if not isinstance(coordinates, Mapping):
+        raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{name: values of all items}}, perhaps empty")
+    for name in coordinates:
+        _check_name(where, name)
+    return {name: _labels(f"{where}: {name}", values, count) for name, values in coordinates.items()}
+
+
+def checked_text(where: str, value: Any) -> str:
+    """A fingerprint or description."""
+    if not isinstance(value, str):
+        raise ValueError(f"{where} gave {shown(value)}; expected a string")
+    return value
+
+
+def _labels(where: str, values: Any, count: int | None) -> np.ndarray:
+    """Values along one axis: numbers or text, as many as there should be."""
+    array = _array(where, values)
+    if array.ndim != 1 or (count is not None and len(array) != count):
+        raise ValueError(f"{where} has shape {array.shape}; expected {'(length,)' if count is None else (count,)}")
+    if array.dtype.kind not in "biufU" and not (array.dtype.kind == "O" and all(isinstance(x, str) for x in array)):
+        raise ValueError(f"{where} has dtype {array.dtype}; expected numbers or text")
+    return array
+
+
+def _array(where: str, values: Any) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{where} is a masked array; expected a plain one, with NaN where there is no value")
+    try:
+        return np.asarray(values)
+    except Exception as error:  # of whatever type the values are
+        raise ValueError(f"{where} is no array ({type(error).__name__}: {one_line(error)})") from None
+
+
+def _check_name(where: str, name: Any) -> None:
+    """ValueError if a variable or coordinate cannot have this name."""
+    taken = ("noise", "item", "trajectory", "clone", "tasks")
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name) or name in taken:
+        raise ValueError(f"{where}: the name {shown(name)}; expected letters, digits and _, and none of {', '.join(taken)}")
+
+
+def _name(part: Any, idea: str) -> str:
+    return repr(part) if is_own(part) else idea
+
+
+def _listed(items: Sequence[Any] | np.ndarray) -> str:
+    shown = ", ".join(map(str, items[:6]))
+    return f"[{shown}{', ..' if len(items) > 6 else ''}]"

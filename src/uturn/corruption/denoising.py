@@ -1,0 +1,183 @@
+"""The reverse process of every Bayesian channel of strings, driven by the posterior of single leaves.
+
+Exact posterior sampling (`uturn.inference.sample_posterior`) draws whole strings. A denoiser knows less: the posterior of every
+leaf by itself, `p(x_0^i | observation)`. Many small steps of the reverse process make draws from the joint posterior out of it,
+for exact and for learned denoisers alike; few steps draw leaves as if they were independent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from uturn.checks import checked_integer, checked_noise
+from uturn.protocols import Channel, Noisy
+from uturn.random import streams
+
+if TYPE_CHECKING:
+    from uturn.rhm import RandomHierarchyModel
+
+_AT_ONCE = 2**23  # numbers (sample, leaf, symbol) held at a time
+# Sub-streams of a sample: one a step, and these. Far from the number of any step.
+ORDER, LAST = 2**62, 2**62 + 1
+
+
+class Denoiser(Protocol):
+    """What a reverse process asks of a denoiser; any object with these members will do."""
+
+    vocab_size: int
+    num_leaves: int
+    corruption: Channel
+    """The channel it undoes: `Gaussian()`, `Masking()` or `UniformReplacement()`."""
+
+    def posterior(self, noisy: Noisy) -> np.ndarray:
+        """Probability of every symbol at every leaf given the observation, float32 (batch, num_leaves, vocab_size)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identity of grammar or weights, recorded with results."""
+        ...
+
+
+class ExactDenoiser:
+    """The Bayes-optimal denoiser of a grammar: leaf marginals by belief propagation (Eqs. 7, 8 of arXiv:2402.16991).
+
+    Parameters
+    ----------
+    rhm : RandomHierarchyModel
+    corruption : Gaussian, Masking or UniformReplacement
+
+    Notes
+    -----
+    Unmasking several leaves at once can make a string that the grammar cannot complete, and whose posterior does not exist. So
+    an unmasked leaf is taken to be misread with probability e**-25 per symbol (`Masking.misread`): consistent strings notice
+    nothing (1e-11), and others are explained with as few misread leaves as possible.
+    """
+
+    def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
+        check_channel(corruption)
+        self.rhm = rhm
+        self.corruption = corruption
+        self.vocab_size = rhm.vocab_size
+        self.num_leaves = rhm.num_leaves
+
+    def posterior(self, noisy: Noisy) -> np.ndarray:
+        """Leaf marginals given the observation, float32 (batch, num_leaves, vocab_size)."""
+        from uturn.inference import infer
+
+        evidence = self.corruption.log_evidence(noisy, np.float32)
+        if np.isfinite(self.corruption.misread):
+            evidence = np.maximum(evidence, np.float32(self.corruption.misread))
+        return infer(self.rhm, evidence).marginals[0]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of grammar and channel (hexadecimal)."""
+        return hashlib.sha256(f"{self.rhm.fingerprint} {self.corruption!r}".encode()).hexdigest()
+
+
+def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+    """Draw strings given observations, with `steps` evaluations of a denoiser.
+
+    All but the last evaluation make a step of the reverse process to a lower noise level; after the last one every leaf is
+    drawn from its own posterior. With the exact denoiser the strings follow the joint posterior as the number of steps grows, and
+    the product of its marginals for one step.
+
+    - Gaussian: ancestral sampling of the one-hot leaves (diffusers' DDIM scheduler with eta = 1, which is DDPM). For x_0 held at
+      its posterior mean over a step, this is the Euler step of `dy = E[x_0 | y] dr + dB`, `y = x_t sqrt(abar)/(1 - abar)`, whose
+      time is the signal-to-noise ratio `r = abar/(1 - abar)`. Of K levels, number k = 0, 1, .. is at `r_0 - 6 log(1 - k/K)`.
+    - Masking: leaves are unmasked in random order, in groups of equal size. One at a time (steps >= masked leaves) is exact.
+    - Uniform replacement: `q(x_s | x_t) = sum_a p(x_0 = a | x_t) q(x_s | x_t, x_0 = a)` leaf by leaf (arXiv:2107.03006), the
+      replaced fraction going to 0 in equal steps.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    noisy : Noisy
+        Observations by the denoiser's channel; noise levels may differ between samples, and full noise generates strings from
+        nothing.
+    steps : int >= 1
+    keys : uint64 (batch,)
+        One stream of random numbers for each sample (`uturn.random.keys`), on which alone its string depends.
+
+    Returns
+    -------
+    int64 (batch, num_leaves)
+        A sample without noise (or with so little that nothing is in doubt) is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If the observation is not one of the denoiser's channel, vocabulary and length, or a posterior is not a distribution.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
+    >>> nothing = Noisy(np.full((5, 8), -1), np.ones(5), 8)
+    >>> strings = denoise(ExactDenoiser(rhm, ut.Masking()), nothing, steps=8, keys=ut.random.keys(0, range(5)))
+    >>> bool(rhm.parse(strings).valid[3].all())
+    True
+    """
+    steps = checked_integer("steps", steps, 1)
+    check_channel(denoiser.corruption)
+    noisy = checked_observation(denoiser, noisy)
+    keys = streams(np.asarray(keys), len(noisy.noise))
+    channel = denoiser.corruption
+    out = np.empty((len(keys), denoiser.num_leaves), np.int64)
+    at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
+    for rows in _equal_noise(noisy.noise, at_once):
+        part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
+        clean = part.noise[0] <= channel.clean_noise
+        out[rows] = channel.shown(part) if clean else channel.reverse(denoiser, part, steps, keys[rows])
+    return out
+
+
+def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
+    """The posterior of a denoiser as float32, or a ValueError if it is not a distribution at every leaf."""
+    belief = np.asarray(denoiser.posterior(noisy), np.float32)
+    shape = (len(noisy.noise), denoiser.num_leaves, denoiser.vocab_size)
+    if belief.shape != shape:
+        raise ValueError(f"posterior of {type(denoiser).__name__} has shape {belief.shape}; expected {shape}")
+    total = belief.sum(-1)
+    if not (belief.min(initial=0) >= 0 and np.abs(total - 1).max(initial=0) < 1e-3):  # also catches NaN
+        sample, leaf = np.argwhere(~(np.abs(total - 1) < 1e-3) | (belief < 0).any(-1))[0]
+        raise ValueError(
+            f"posterior of {type(denoiser).__name__} is not a distribution at leaf {leaf} of sample {sample}: it adds up to "
+            f"{total[sample, leaf]}; expected probabilities (a softmax)"
+        )
+    return belief
+
+
+def _equal_noise(noise: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Indices of samples of one noise level, at most so many at a time."""
+    for level in np.unique(noise):
+        rows = np.flatnonzero(noise == level)
+        yield from (rows[k : k + most] for k in range(0, len(rows), most))
+
+
+def check_channel(corruption: Any) -> None:
+    """ValueError for a corruption that has no reverse steps."""
+    if not getattr(corruption, "is_reversible", False):
+        raise ValueError(
+            f"corruption = {corruption!r}: a reverse process needs a Bayesian channel that draws noise; expected Gaussian(), "
+            f"Masking() or UniformReplacement()"
+        )
+
+
+def checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
+    """An observation by the denoiser's channel, one noise level for each sample, or a ValueError that says what is wrong."""
+    channel, d, v = denoiser.corruption, denoiser.num_leaves, denoiser.vocab_size
+    if not isinstance(noisy, Noisy):
+        raise ValueError(f"noisy is a {type(noisy).__name__}; expected a Noisy, as corrupt() of {channel!r} makes it")
+    values = np.asarray(noisy.values)
+    expected = channel.value_shape(d, v)
+    if values.shape[1:] != expected or noisy.vocab_size != v:
+        raise ValueError(
+            f"noisy holds values of shape {values.shape} over {noisy.vocab_size} symbols; expected "
+            f"{('batch', *expected)} over {v}"
+        )
+    noise = np.array(np.broadcast_to(checked_noise(noisy.noise, channel.max_noise, len(values)), len(values)))
+    return Noisy(channel.checked_values(values, noise, v), noise, v)

@@ -1,0 +1,195 @@
+"""The forward process of a diffusion model, made from its scheduler."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from uturn.checks import checked_noise
+from uturn.corruption.schedulers import add_noise, check_schedule, check_timesteps, with_spacing
+from uturn.pieces import Pieces
+from uturn.protocols import Axes, Corruption, Noisy
+from uturn.random import Purpose, normals
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Diffusion(Corruption):
+    """Draws x_t = a x_0 + s noise from the marginal q(x_t | x_0) at the timesteps of a scheduler; `noise` is t/T in [0, 1].
+
+    In a spec it is the table `{"type": "diffusion"}`, and the backward brings scheduler and number of steps along. With N =
+    `num_steps`, t/T = k/N stands for the k-th timestep counted from the clean end; k = 0 is the image itself.
+
+    Parameters
+    ----------
+    scheduler
+        Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never changed.
+    num_steps : int
+        Number N of reverse steps of the whole chain.
+    timestep_spacing : str, optional
+        How the N timesteps are spread; see `ReverseDiffusion`.
+    pure_noise : bool
+        k = N is pure noise instead of the scheduler's first level, which keeps a trace of the image.
+    codec : optional
+        For latent models: an object with `encode(images)`. Noise is added to latents.
+    pieces : Pieces, optional
+        Where, and how many images at a time, are encoded; on the CPU, all at once, by default.
+    purpose : int
+        What its stream of random numbers is for: the reconstruction, too. One key an image drives both ways, forward Philox,
+        backward the generator of torch.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
+    process: ClassVar[str] = "diffusion"
+    unit: ClassVar[str] = "inversion time t/T"
+    max_noise: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        scheduler: Any = None,
+        num_steps: int = 0,
+        *,
+        timestep_spacing: str | None = None,
+        pure_noise: bool = False,
+        codec: Any = None,
+        pieces: Pieces | None = None,
+        purpose: Purpose = Purpose.RECONSTRUCTION,
+    ) -> None:
+        self.num_steps, self.pure_noise, self.codec, self.purpose = num_steps, pure_noise, codec, purpose
+        self._pieces = pieces
+        if scheduler is not None:
+            check_schedule(scheduler)
+            self.scheduler = with_spacing(scheduler, timestep_spacing)
+            self.scheduler.set_timesteps(num_steps)
+            check_timesteps(self.scheduler, num_steps)
+            self.noise_levels = self._measured_levels()
+
+    def __repr__(self) -> str:
+        return "Diffusion()" if self.num_steps == 0 else f"Diffusion({type(self.scheduler).__name__}, {self.num_steps})"
+
+    def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
+        """x_t of images, float32 (batch, channels, height, width), or of their latents; not clipped.
+
+        `keys`: uint64 (batch,), one stream of random numbers for each image.
+        """
+        values = self.noised(images, self.step_of(noise), keys)
+        return Noisy(values, np.full(len(values), float(noise)))
+
+    def noised(self, images: np.ndarray, step: int, keys: np.ndarray) -> np.ndarray:
+        """x_t at step k of images; for k = 0 the images themselves, bit for bit."""
+        import torch
+
+        if step == 0:
+            return np.array(images, np.float32)
+        pieces = self._pieces or Pieces(torch.device("cpu"), max(1, len(images)))
+
+        def one(clean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return self._noised(clean.to(pieces.device), step, keys[rows.numpy()], pieces).cpu()
+
+        parts = torch.arange(len(images)).split(pieces.batch_size)
+        clean = torch.from_numpy(np.ascontiguousarray(images, np.float32))
+        with torch.inference_mode():
+            return torch.cat([one(clean[part], part) for part in parts]).numpy() if len(images) else clean.numpy()
+
+    def _noised(self, images: torch.Tensor, step: int, keys: np.ndarray, pieces: Pieces) -> torch.Tensor:
+        latents = images if self.codec is None else pieces(self.codec.encode, images)
+        noise = self.noise_like(latents, keys)
+        if self.pure_noise and step == self.num_steps:
+            return noise * self.pure_sigma
+        _, timesteps = self.placed(step)
+        return add_noise(self.scheduler, latents, noise, timesteps[:1].expand(len(latents)))
+
+    def noise_like(self, values: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
+        """Standard normal noise of the shape and on the device of `values`, one key a row.
+
+        Not from torch.Generator: that one keeps only 32 bits of a seed. So even two keys that agree in those bits, and
+        share the noise of the reverse steps, start from different noisy images.
+        """
+        import torch
+
+        noise = normals(keys, int(np.prod(values.shape[1:])), np.float32).reshape(values.shape)
+        return torch.from_numpy(noise).to(values.device)
+
+    @property
+    def pure_sigma(self) -> float:
+        """Standard deviation of pure noise, in the units of the scheduler."""
+        return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+
+    def placed(self, step: int) -> tuple[Any, torch.Tensor]:
+        """A fresh scheduler placed at step k, and the timesteps of its k reverse steps.
+
+        Fresh because multistep schedulers keep a history. Two-stage schedulers (order 2) list two timesteps a step.
+        """
+        scheduler = copy.deepcopy(self.scheduler)
+        start = (self.num_steps - step) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start)
+        return scheduler, scheduler.timesteps[start:]
+
+    def step_of(self, noise: float) -> int:
+        """Number of reverse steps k from t/T = noise."""
+        return round(noise * self.num_steps)
+
+    def _measured_levels(self) -> dict[str, np.ndarray]:
+        """The noise levels k = 0 .. N, float64 arrays (N + 1,), as the scheduler itself applies them to a 1 and to a 0.
+
+        `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: share of the signal in the variance,
+        a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2), natural; `sigma`: noise over signal, s / a; `signal`: a itself, which
+        depends on the units of the scheduler.
+        """
+        import torch
+
+        scheduler = copy.deepcopy(self.scheduler)
+        timesteps = scheduler.timesteps[:: scheduler.order].flip(0)
+        one = torch.ones(self.num_steps, 1, 1, 1, dtype=torch.float64)
+        signal = add_noise(scheduler, one, 0 * one, timesteps).flatten().numpy()
+        noise = add_noise(scheduler, 0 * one, one, timesteps).flatten().numpy()
+        a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
+        if self.pure_noise:
+            a[-1], s[-1] = 0.0, self.pure_sigma
+        with np.errstate(divide="ignore"):
+            log_snr = 2 * (np.log(a) - np.log(s))
+            sigma = np.divide(s, a)
+        return {
+            "timestep": np.concatenate([[-1.0], timesteps.double().numpy()]),
+            "t_over_T": np.arange(self.num_steps + 1) / self.num_steps,
+            "abar": a**2 / (a**2 + s**2),
+            "log_snr": log_snr,
+            "sigma": sigma,
+            "signal": a,
+        }
+
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        levels, steps = checked_noise(list(noise), 1), self.num_steps
+        step = self.checked_steps(levels)
+        table = self.noise_levels
+        words = {
+            "timestep": "timestep of the schedule",
+            "abar": "signal power abar",
+            "log_snr": "log signal-to-noise ratio",
+            "sigma": "noise standard deviation over signal",
+        }
+        return {
+            "t_over_T": (step / steps, {"long_name": "inversion time t/T of the whole number of steps"}),
+            "step": (step, {"long_name": "reverse steps"}),
+            **{name: (table[name][step], {"long_name": text}) for name, text in words.items()},
+        }
+
+    def checked_steps(self, noise: np.ndarray) -> np.ndarray:
+        """The step of every noise level, or a ValueError if two have the same, or one is rounded to 0."""
+        step = np.array([self.step_of(level) for level in noise])
+        least = f"1/steps = {1 / self.num_steps}"
+        if ((step == 0) & (noise > 0)).any():
+            raise ValueError(
+                f"noise = {float(noise[(step == 0) & (noise > 0)][0])}: less than half a step of {self.num_steps}; take 0 or at "
+                f"least {least}, or more steps"
+            )
+        if len(set(step.tolist())) < len(step):
+            raise ValueError(
+                f"noise = {noise.tolist()}: two levels fall on the same of the {self.num_steps} steps; take levels at least "
+                f"{least} apart, or more steps"
+            )
+        return step

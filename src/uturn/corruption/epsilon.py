@@ -1,0 +1,44 @@
+"""The ε-process, the solvable stand-in for a diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from uturn.checks import checked_noise
+from uturn.corruption.strings import checked_noisy, checked_strings, two_valued, two_valued_bits
+from uturn.protocols import Channel, Noisy
+
+
+@dataclass(frozen=True)
+class EpsilonBelief(Channel):
+    """The ε-process (Eqs. 9, 10, 20, 21 of arXiv:2402.16991): nothing is drawn, the belief is pinned on the true leaves.
+
+    Belief `1 - ε + ε/v` in the true symbol, `ε/v` in each other one; `noise = ε` in [0, 1].
+    """
+
+    unit: ClassVar[str] = "epsilon"
+    max_noise: ClassVar[float] = 1.0
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    is_bayesian: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
+
+    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+        """Keep the true leaves; the noise acts on the beliefs alone (`seed` is not used)."""
+        leaves, epsilon = checked_strings(leaves, noise, vocab_size, 1)
+        return Noisy(leaves, epsilon, vocab_size)
+
+    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+        """Log-belief in nats, (batch, num_leaves, vocab_size), float64 by default."""
+        same = checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
+        return two_valued(same, noisy.noise, noisy.vocab_size, dtype)
+
+    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """ε itself."""
+        return checked_noise(noise, 1)
+
+    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """`log2 v` minus the entropy of the pinned belief."""
+        return two_valued_bits(noise, vocab_size)

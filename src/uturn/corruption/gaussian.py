@@ -1,0 +1,203 @@
+"""Gaussian diffusion of one-hot strings, and of vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from uturn.checks import checked_noise
+from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
+from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols
+from uturn.protocols import Axes, Channel, Noisy
+from uturn.random import NOISE, normals, streams
+
+# Of the signal-to-noise ratio r. The error of an Euler step of length h is about h^2 |d mmse/dr|, and the uncertainty about a
+# leaf (mmse) dies out as exp(-r/4), a little faster among its neighbours: best is a density of levels falling as exp(-r/6) or so.
+_SCALE = 6.0
+
+
+@dataclass(frozen=True)
+class Gaussian(Channel):
+    """Gaussian diffusion of the one-hot leaves (Eqs. 2, 4, 12, 13 of arXiv:2402.16991), Ornstein-Uhlenbeck time.
+
+    `x_t = sqrt(abar) onehot(x_0) + sqrt(1 - abar) xi`, `abar = exp(-2 t)`; log-evidence `x_t[a] sqrt(abar)/(1 - abar)`.
+    `noise` is the time t in [0, inf]: t = 0 shows the string itself, t = inf nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> noisy = Gaussian().corrupt(np.zeros((1, 4), int), noise=0.1, vocab_size=3, seed=0)
+    >>> noisy.values.shape, noisy.values.dtype
+    ((1, 4, 3), dtype('float32'))
+    """
+
+    unit: ClassVar[str] = "diffusion time t, abar = exp(-2t)"
+    max_noise: ClassVar[float] = np.inf
+    kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")
+    is_reversible: ClassVar[bool] = True
+    clean_noise: ClassVar[float] = 5e-7  # one standard deviation is 1e-3 of a one-hot component
+
+    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+        """Diffuse strings (batch, num_leaves) for a time `noise` (scalar or (batch,)); `values` are float32.
+
+        `seed`: an integer, or one uint64 key per sample (see `uturn.random.keys`).
+        """
+        leaves, t = checked_strings(leaves, noise, vocab_size, np.inf)
+        batch, d = leaves.shape
+        abar = self.abar(t).reshape(-1, 1, 1)
+        values = normals(streams(seed, batch, NOISE), d * vocab_size).reshape(batch, d, vocab_size)
+        values *= np.sqrt(1 - abar).astype(np.float32)
+        at = leaves[..., None]
+        signal = np.take_along_axis(values, at, 2) + np.sqrt(abar).astype(np.float32)
+        np.put_along_axis(values, at, signal, 2)
+        return Noisy(values, t, vocab_size)
+
+    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+        """Log-evidence in nats, (batch, num_leaves, vocab_size); dtype that of the values by default.
+
+        At t = 0 it is 0 for the observed symbol and -inf else.
+        """
+        t = checked_noisy(noisy).noise
+        abar = self.abar(t)
+        with np.errstate(divide="ignore", over="ignore"):
+            gain = np.sqrt(abar) / -np.expm1(-2 * t)
+        # A time below 1e-30 tells the symbol for certain; the cap keeps the product finite in float32.
+        gain = np.minimum(gain, 1e30).astype(dtype or noisy.values.dtype).reshape(-1, 1, 1)
+        out = noisy.values * gain
+        clean = t == 0
+        if clean.any():
+            out[clean] = np.where(noisy.values[clean] == 1, 0, -np.inf)
+        return out
+
+    def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
+        """What `Beliefs.log_evidence` lacks to be the log-density of the observation, (batch,) nats; t > 0."""
+        abar = self.abar(noisy.noise)
+        variance = -np.expm1(-2 * noisy.noise)
+        d, v = noisy.values.shape[1:]
+        square = np.square(noisy.values, dtype=np.float64).sum(axis=(1, 2))
+        return -0.5 * (d * v * np.log(2 * np.pi * variance) + d * abar / variance + square / variance)
+
+    def abar(self, noise: Any) -> np.ndarray:
+        """Signal power exp(-2t)."""
+        return np.exp(-2 * np.asarray(noise, float))
+
+    def log_snr(self, noise: Any) -> np.ndarray:
+        """log(abar / (1 - abar)), nats."""
+        t = np.asarray(noise, float)
+        with np.errstate(divide="ignore"):
+            return -np.log(np.expm1(2 * t))
+
+    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """Effective ε of a time (Eq. 63): v/(v-1) times the mean belief lost by the true symbol.
+
+        Deterministic quadrature: the mean of a softmax is the probability that its logit plus Gumbel noise is the largest.
+        """
+        t = checked_noise(noise, np.inf)
+        return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[0], otypes=[float])(t)
+
+    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """Mutual information of a uniformly distributed leaf and its noisy version, in bits."""
+        t = checked_noise(noise, np.inf)
+        return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[1], otypes=[float])(t)
+
+    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+        import torch
+
+        batch, d, v = noisy.values.shape
+        if steps > 1:
+            start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))  # beyond, nothing is seen and exp overflows
+            scheduler = _ancestral_scheduler(start, steps)
+            abar = scheduler.alphas_cumprod.numpy()
+            state = torch.from_numpy(noisy.values.astype(np.float32))
+            for step, timestep in enumerate(range(steps - 1, 0, -1)):  # timestep 0 is the level of the last draw
+                mean = torch.from_numpy(checked_posterior(denoiser, noisy))
+                noise = torch.from_numpy(normals(streams(keys, batch, step), d * v).reshape(batch, d, v))
+                state = scheduler.step(mean, timestep, state, eta=1.0, variance_noise=noise).prev_sample
+                noisy = Noisy(state.numpy(), np.full(batch, -0.5 * np.log(abar[timestep - 1], dtype=np.float64)), v)
+        return draw_symbols(checked_posterior(denoiser, noisy), keys, LAST)
+
+    def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
+        return num_leaves, vocab_size
+
+    def shown(self, noisy: Noisy) -> np.ndarray:
+        """The symbol of largest value at every leaf."""
+        return noisy.values.argmax(-1)
+
+    def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
+        if values.dtype.kind != "f" or not np.isfinite(values).all():
+            raise ValueError(f"noisy.values are not what {self!r} makes; expected finite floats")
+        still = values[noise == 0]
+        if not (((still == 0) | (still == 1)).all() and (still.sum(axis=-1) == 1).all()):
+            raise ValueError(f"noisy.values are not what {self!r} makes; expected one-hot leaves where noise = 0")
+        return values
+
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        return {
+            **super().axes(noise, source),
+            "abar": (self.abar(noise), {"long_name": "signal power abar"}),
+            "log_snr": (self.log_snr(noise), {"long_name": "log signal-to-noise ratio"}),
+        }
+
+
+def _ancestral_scheduler(start: float, steps: int) -> Any:
+    """DDIM scheduler whose training timesteps are the grid itself, from steps - 1 (the observation) to 0 (the last draw)."""
+    import diffusers
+
+    # Below 1e-4 next to nothing is seen, and the scheduler would take roots of rounding errors.
+    r = max(start, 1e-4) - _SCALE * np.log1p(-np.arange(steps)[::-1] / steps)
+    abar = r / (1 + r)
+    betas = 1 - abar / np.r_[1.0, abar[:-1]]
+    scheduler: Any = diffusers.DDIMScheduler(
+        num_train_timesteps=steps,
+        trained_betas=betas.tolist(),
+        prediction_type="sample",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@lru_cache(maxsize=4096)
+def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
+    """(effective ε, bits) of one Gaussian leaf, both to 1e-9.
+
+    The logits are r + c xi for the true symbol and c xi for the others, r = abar/(1-abar) = c**2. With independent Gumbel noise
+    on top, P(the true one is the largest) = E softmax, and E max = E logsumexp + Euler's constant. Both are integrals over y of
+
+        g(y) = P(c xi + Gumbel < y) = E exp(-exp(c xi - y)),
+
+    the law of another symbol's logit; that of the true one is g(y - r). The integrands are analytic and decay at both ends, so
+    the trapezoidal rule errs by exp(-2 pi a/h) with steps h and a the distance of their singularities from the real line: pi/2 in
+    y and pi/2c in xi.
+    """
+    if t == 0:
+        return 0.0, float(np.log2(v))
+    if t > 300:
+        return 1.0, 0.0
+    r = 1 / np.expm1(2 * t)
+    if r > 150:  # the error probability is below v exp(-r/4)
+        return 0.0, float(np.log2(v))
+    c, h = np.sqrt(r), 0.35
+    step = min(0.7, h / c)
+    xi = step * np.arange(-np.ceil(7 / step), np.ceil(7 / step) + 1)
+    weight = np.exp(-(xi**2) / 2)
+    weight /= weight.sum()
+    y = np.arange(-7 * c - 5, r + 7 * c + 30 + np.log(v), h)
+
+    def law(shift: float) -> tuple[np.ndarray, np.ndarray]:
+        """P(shift + c xi + Gumbel < y) and its derivative."""
+        rate = np.exp(np.minimum(c * xi[:, None] + shift - y, 700))
+        below = np.exp(-rate)
+        return weight @ below, weight @ (rate * below)
+
+    true, density = law(r)
+    others = law(0.0)[0] ** (v - 1)
+    recovered = h * float(density @ others)
+    # E max, by its difference from a Gumbel variable around r, whose mean is r + Euler's constant.
+    largest = r + h * float((np.exp(-np.exp(np.minimum(r - y, 700))) - true * others).sum())
+    bits = (np.log(v) + r - largest) / np.log(2)
+    return float(np.clip((1 - recovered) * v / (v - 1), 0, 1)), float(np.clip(bits, 0, np.log2(v)))

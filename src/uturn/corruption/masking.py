@@ -1,0 +1,76 @@
+"""Masking, the absorbing diffusion of strings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from uturn.checks import checked_noise
+from uturn.corruption.denoising import ORDER, Denoiser, checked_posterior
+from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, draw_symbols
+from uturn.protocols import Channel, Noisy
+from uturn.random import NOISE, streams, uniforms
+
+
+@dataclass(frozen=True)
+class Masking(Channel):
+    """Masking, or absorbing diffusion: every leaf is kept with probability alpha, else hidden (value -1).
+
+    `noise = 1 - alpha` in [0, 1]. Log-evidence: 0 everywhere where masked; where kept 0 for the symbol, -inf else.
+    """
+
+    unit: ClassVar[str] = "masked fraction 1 - alpha"
+    max_noise: ClassVar[float] = 1.0
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    is_reversible: ClassVar[bool] = True
+    misread: ClassVar[float] = -25.0
+
+    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+        """Mask leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
+        leaves, share = checked_strings(leaves, noise, vocab_size, 1)
+        hidden = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]) < share[:, None]
+        return Noisy(np.where(hidden, -1, leaves), share, vocab_size)
+
+    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+        """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
+        checked_noisy(noisy)
+        possible = (noisy.values[..., None] == np.arange(noisy.vocab_size)) | (noisy.values[..., None] < 0)
+        return np.where(possible, 0, -np.inf).astype(dtype or np.float64, copy=False)
+
+    def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
+        """What `Beliefs.log_evidence` lacks to be the log-probability of the observation, (batch,) nats."""
+        from scipy.special import xlogy
+
+        kept, d = (noisy.values >= 0).sum(axis=1), noisy.values.shape[1]
+        return xlogy(kept, 1 - noisy.noise) + xlogy(d - kept, noisy.noise)
+
+    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """Effective ε (Eq. 63): the masked fraction itself."""
+        return checked_noise(noise, 1)
+
+    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """Mutual information of a uniformly distributed leaf and its observation, in bits."""
+        return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
+
+    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+        leaves = noisy.values.copy()
+        batch, d = leaves.shape
+        hidden = leaves < 0
+        order = np.where(hidden, uniforms(streams(keys, batch, ORDER), d), 2.0)
+        rank = order.argsort(axis=1).argsort(axis=1)  # of the hidden leaves: 0, 1, ..
+        masked = hidden.sum(axis=1)
+        groups = np.minimum(masked, steps)
+        for step in range(int(groups.max(initial=0))):
+            active = np.flatnonzero(groups > step)
+            first, end = (masked[active] * k // groups[active] for k in (step, step + 1))
+            share = (masked[active] - first) / d
+            now = Noisy(leaves[active], share if step else noisy.noise[active], noisy.vocab_size)
+            drawn = draw_symbols(checked_posterior(denoiser, now), keys[active], step)
+            chosen = (rank[active] >= first[:, None]) & (rank[active] < end[:, None]) & hidden[active]
+            leaves[active] = np.where(chosen, drawn, leaves[active])
+        return leaves
+
+    def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
+        return checked_symbols(values, noise, -1, vocab_size, self)

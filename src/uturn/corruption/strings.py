@@ -1,0 +1,67 @@
+"""What the channels of strings share: checks, beliefs of two values, draws of symbols."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from uturn.checks import checked_array, checked_integer, checked_noise, shown
+from uturn.protocols import Noisy
+from uturn.random import streams, uniforms
+
+
+def checked_strings(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.ndarray, np.ndarray]:
+    """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError."""
+    checked_integer("vocab_size", vocab_size, 1)
+    leaves = checked_array("leaves", leaves)
+    if leaves.dtype.kind not in "iu" or leaves.ndim != 2:
+        raise ValueError(
+            f"leaves has shape {leaves.shape} and dtype {leaves.dtype}; expected integers of shape (batch, num_leaves)"
+        )
+    if leaves.size and (leaves.min() < 0 or leaves.max() >= vocab_size):
+        bad = leaves[(leaves < 0) | (leaves >= vocab_size)][0]
+        raise ValueError(f"leaves contains the symbol {bad}; expected 0..{vocab_size - 1} (vocab_size = {vocab_size})")
+    return leaves.astype(np.int64, copy=False), np.array(
+        np.broadcast_to(checked_noise(noise, most, len(leaves)), len(leaves)), float
+    )
+
+
+def checked_noisy(noisy: Any) -> Noisy:
+    """`noisy` itself, or a ValueError if no corruption made it."""
+    if not isinstance(noisy, Noisy):
+        raise ValueError(f"noisy = {shown(noisy)}: expected what corrupt() gives")
+    return noisy
+
+
+def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_size: int, channel: Any) -> np.ndarray:
+    """Observed symbols as int64, or a ValueError: integers from `least` on, none below 0 where there is no noise."""
+    if values.dtype.kind not in "iu" or not bool(((values >= least) & (values < vocab_size)).all()):
+        raise ValueError(f"noisy.values are not what {channel!r} makes; expected integers {least}..{vocab_size - 1}")
+    if (values[noise == 0] < 0).any():
+        raise ValueError(f"noisy.values are not what {channel!r} makes; expected no masked leaf where noise = 0")
+    return values.astype(np.int64, copy=False)
+
+
+def two_valued(same: np.ndarray, noise: np.ndarray, v: int, dtype: Any) -> np.ndarray:
+    """Log of the belief 1 - noise + noise/v in one symbol (`same`) and noise/v in each other one."""
+    with np.errstate(divide="ignore"):
+        this, other = np.log1p(-noise * (v - 1) / v), np.log(noise / v)
+    return np.where(same, this[:, None, None], other[:, None, None]).astype(dtype or np.float64, copy=False)
+
+
+def two_valued_bits(noise: Any, v: int) -> np.ndarray:
+    """Information of that belief about a uniformly distributed leaf, in bits."""
+    from scipy.special import xlogy
+
+    other = checked_noise(noise, 1) / v
+    this = 1 - (v - 1) * other
+    return np.log2(v) + (xlogy(this, this) + (v - 1) * xlogy(other, other)) / np.log(2)
+
+
+def draw_symbols(law: np.ndarray, keys: np.ndarray, stream: int) -> np.ndarray:
+    """One symbol of every leaf, each by itself, from laws (batch, leaves, v) that need not be normalised."""
+    batch, d, v = law.shape
+    below = np.cumsum(law, axis=-1, dtype=np.float64)
+    height = uniforms(streams(keys, batch, stream), d) * below[..., -1]
+    return np.minimum((below <= height[..., None]).sum(-1), v - 1)

@@ -1,0 +1,79 @@
+"""Uniform replacement of symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from uturn.checks import checked_noise
+from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
+from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, draw_symbols, two_valued, two_valued_bits
+from uturn.protocols import Channel, Noisy
+from uturn.random import NOISE, streams, uniforms
+
+
+@dataclass(frozen=True)
+class UniformReplacement(Channel):
+    """Uniform replacement: every leaf is kept with probability alpha, else redrawn uniformly (maybe the same symbol).
+
+    `noise = 1 - alpha` in [0, 1]. Log-evidence `log(alpha 1[a = observed] + (1 - alpha)/v)`.
+    """
+
+    unit: ClassVar[str] = "replaced fraction 1 - alpha"
+    max_noise: ClassVar[float] = 1.0
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    is_reversible: ClassVar[bool] = True
+    clean_noise: ClassVar[float] = 1e-15
+
+    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+        """Redraw leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
+        leaves, share = checked_strings(leaves, noise, vocab_size, 1)
+        d = leaves.shape[1]
+        u = uniforms(streams(seed, len(leaves), NOISE), 2 * d)
+        redrawn = (u[:, d:] * vocab_size).astype(np.int64)
+        return Noisy(np.where(u[:, :d] < share[:, None], redrawn, leaves), share, vocab_size)
+
+    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+        """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
+        same = checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
+        return two_valued(same, noisy.noise, noisy.vocab_size, dtype)
+
+    def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
+        """Zero: `Beliefs.log_evidence` is the log-probability of the observation already."""
+        return np.zeros(len(noisy.values))
+
+    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """Effective ε (Eq. 63) of the belief `alpha + (1-alpha)/v` in what is seen."""
+        other = checked_noise(noise, 1) / vocab_size
+        seen = 1 - (vocab_size - 1) * other
+        return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)
+
+    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """Mutual information of a uniformly distributed leaf and its observation, in bits."""
+        return two_valued_bits(noise, vocab_size)
+
+    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+        v = noisy.vocab_size
+        for step, (now, later) in enumerate(_pairs(1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps)):
+            at = noisy.values[..., None]
+            belief = checked_posterior(denoiser, noisy)
+            # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with weights p(a | x_t) / q(x_t | a).
+            ratio = now / later
+            belief = belief.astype(np.float64) / _replaced(np.arange(v) == at, now, v)
+            law = _replaced(np.arange(v) == at, ratio, v) * (later * belief + (1 - later) / v * belief.sum(-1, keepdims=True))
+            noisy = Noisy(draw_symbols(law, keys, step), np.full(len(keys), 1 - later), v)
+        return draw_symbols(checked_posterior(denoiser, noisy), keys, LAST)
+
+    def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
+        return checked_symbols(values, noise, 0, vocab_size, self)
+
+
+def _replaced(same: np.ndarray, alpha: float, v: int) -> np.ndarray:
+    return np.where(same, alpha + (1 - alpha) / v, (1 - alpha) / v)
+
+
+def _pairs(levels: np.ndarray) -> Iterator[tuple[float, float]]:
+    return zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)

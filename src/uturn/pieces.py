@@ -1,0 +1,65 @@
+"""Batches in pieces that fit into the memory of a device."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Pieces:
+    """Calls functions of tensors in pieces: half as many rows whenever the device runs out of memory.
+
+    Each function has a limit of its own, which holds for the rest of the run.
+    """
+
+    def __init__(self, device: torch.device, batch_size: int) -> None:
+        self.device, self.batch_size = device, batch_size
+        self._limits: dict[str, int] = {}
+
+    def limit(self, function: Callable[..., torch.Tensor]) -> int:
+        """Most rows that a function is called with."""
+        return self._limits.get(function.__name__, self.batch_size)
+
+    def __call__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        """`function(*tensors)`, which works row by row."""
+        import torch
+
+        def called(rows: int) -> torch.Tensor:
+            if rows == len(tensors[0]):
+                return function(*tensors)
+            return torch.cat([function(*piece) for piece in zip(*(t.split(rows) for t in tensors), strict=True)])
+
+        while True:
+            rows = max(1, min(self.limit(function), len(tensors[0])))
+            try:
+                return called(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = (str(error) or type(error).__name__).splitlines()[0][:200]
+            # Outside the handler: the error holds on to the tensors that were too many.
+            gc.collect()
+            if self.device.type in ("cuda", "mps"):
+                getattr(torch, self.device.type).empty_cache()
+            if rows == 1:
+                try:  # what another process took, or what was just freed, may be there again
+                    return called(1)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                raise MemoryError(f"not enough memory on {self.device} for a single image: {message}")
+            self._limits[function.__name__] = rows // 2
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch says that the memory of the device is used up."""
+    text = str(error).lower()
+    words = (
+        *("out of memory", "allocate memory", "not enough memory", "alloc_failed"),
+        "unable to find a valid cudnn algorithm",
+    )
+    return isinstance(error, MemoryError) or any(word in text for word in words)

@@ -1,0 +1,212 @@
+"""Hidden layers of a network as a probe of an experiment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from uturn.files import cached_while_unchanged
+from uturn.probes.clones import between_clones
+from uturn.protocols import Probe, Spec, UTurns, Variable
+
+if TYPE_CHECKING:
+    from uturn.probes.hidden_layers import HiddenLayers
+
+
+class NetworkLayers(Spec, Probe):
+    """Hidden layers of a classifier: likeness of standardised post-activations, layer by layer, and its verdict.
+
+    `classifier`, `weights`: as in `uturn.networks.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
+    "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `name`: goes in front of the variables
+    and of the dim `network_layer`, as in "resnet_similarity", so that several classifiers can be probed at once. `layers`: names
+    or patterns, by default "every block" (see `uturn.probes.hidden_layers`). `statistics`: a file written by
+    `HiddenLayers.save_statistics` for this network; without one, means and variances are taken from the first `reference` images
+    of the source. `legacy`: standardise with the second moment, as the code published with the paper does. `labels`: compare with
+    the true labels, if the source has them. `batch_size`: samples in a forward pass.
+
+    `similarity`: cosine. `distance`: squared distance, 1 for independent data. `same_class`, `predicted_class`: the verdict. For
+    images also `original_class`, the class predicted for the original, and with labels `label_top1`: the verdict on the
+    reconstruction is the true label (NaN if that is unknown). With more than five classes, `same_class_top5` and `label_top5`:
+    the class of the original, the label, is among the five most probable ones of the reconstruction.
+    """
+
+    # How it is computed, which does not change what is computed.
+    execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    type: Literal["network_layers"] = "network_layers"
+    classifier: str = "fashion_mnist"
+    weights: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
+    layers: tuple[str, ...] | None = None
+    reference: int = Field(default=1000, ge=2)
+    statistics: str | None = None
+    legacy: bool = False
+    labels: bool = True
+    batch_size: int = Field(default=100, ge=1)
+
+    @property
+    def prefix(self) -> str:
+        """What stands in front of the variables and of the dim `network_layer`."""
+        return "" if self.name is None else f"{self.name}_"
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "trajectory")
+        layered = (*dims, f"{self.prefix}network_layer")
+        every = {
+            "similarity": Variable(layered, "cosine similarity of standardised activations", symmetric=True),
+            "distance": Variable(layered, "squared distance of standardised activations, 1 if independent", symmetric=True),
+            "same_class": Variable(dims, "same predicted class as the original", symmetric=True),
+            "predicted_class": Variable(dims, "class predicted for the reconstruction"),
+            "original_class": Variable(dims[:2], "class predicted for the original", pooled=False),
+            "same_class_top5": Variable(dims, "class predicted for the original among the five first classes"),
+            "label_top1": Variable(dims, "label of the original is the predicted class"),
+            "label_top5": Variable(dims, "label of the original among the five first classes"),
+        }
+        return {f"{self.prefix}{name}": every[name] for name in _measured(self, source)}
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {f"{self.prefix}network_layer": np.array(hidden_layers_of(self, source).layers)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        from uturn.networks.image_classifiers import in_top
+
+        originals, clones = u_turns.originals, u_turns.clones
+        reconstructions = _readable(originals.data_of(u_turns.reconstructions))
+        found = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions)
+        before, after = found.original_logits.argmax(axis=-1), found.logits.argmax(axis=-1)
+        readings: dict[str, Any] = {
+            "similarity": found.similarity,
+            "distance": found.distance,
+            "same_class": after == before[:, None],
+            "predicted_class": after,
+        }
+        measured = _measured(self, source)
+        if "original_class" in measured:
+            readings["original_class"] = before
+        if "same_class_top5" in measured:
+            readings["same_class_top5"] = in_top(found.logits, np.broadcast_to(before[:, None], after.shape), 5)
+        for name, count in (("label_top1", 1), ("label_top5", 5)):
+            if name in measured:
+                label = np.broadcast_to(originals.labels[:, None], after.shape)
+                right = in_top(found.logits, np.maximum(label, 0), count)
+                readings[name] = np.where(label >= 0, right, np.nan)
+        named = {f"{self.prefix}{name}": readings[name] for name in measured}
+        if clones > 1:
+            same = between_clones(after, clones, lambda a, b: a == b)
+            twins = {"similarity": found.clone_similarity, "distance": found.clone_distance, "same_class": same}
+            named |= {f"clone_{self.prefix}{name}": values for name, values in twins.items()}
+        return named
+
+    def fingerprint(self) -> str:
+        from uturn.networks.image_classifiers import describe, load_network
+        from uturn.networks.training import fingerprint
+
+        if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
+            from uturn.networks.fashion_mnist import fingerprints
+
+            return fingerprints()["classifier.safetensors"]
+        network = load_network(self.classifier, self.weights)
+        parts = [fingerprint(network.module), describe(network.preprocess)]
+        if self.statistics is not None:
+            parts.append(hashlib.sha256(_existing(self.statistics, "statistics").read_bytes()).hexdigest())
+        return " ".join(part for part in parts if part)
+
+    def own_code(self) -> Any:
+        """The user's function that makes the classifier, if it is named by its import path."""
+        from uturn.networks.image_classifiers import own_function
+
+        return own_function(self.classifier)
+
+    def files(self) -> list[Path]:
+        """The files it reads: when one changes, it is read again."""
+        names = [name for name in (self.classifier, self.weights) if name is not None]
+        return [Path(name) for name in names] + ([] if self.statistics is None else [_existing(self.statistics, "statistics")])
+
+
+def _files(spec: NetworkLayers, source: Any) -> list[Path]:
+    return [*spec.files(), *source.files()]
+
+
+@cached_while_unchanged(files=_files)
+def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
+    """The hidden layers of a spec, standardised by its statistics or on images of the source.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or belongs to another network, or if there are neither statistics nor images.
+    """
+    from uturn.networks.image_classifiers import load_classifier, load_network
+    from uturn.probes.hidden_layers import EVERY_BLOCK, HiddenLayers
+
+    shape = _image_shape(source)
+    options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
+    if shape is None:
+        network = load_network(spec.classifier, spec.weights)
+        probe = HiddenLayers(network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options)
+    else:
+        found = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
+        probe = HiddenLayers(found.module, found.layers, found.preprocess, channel_axis=found.channel_axes, **options)
+    if spec.statistics is not None:
+        return probe.load_statistics(spec.statistics)
+    if shape is None:
+        raise ValueError(
+            "statistics: missing; strings and vectors need the path of a file written by HiddenLayers(network, 'every block')"
+            ".fit(samples).save_statistics(path), and so do all data that are no images"
+        )
+    return probe.fit(_first_images(source, spec.reference, spec.batch_size))
+
+
+@cached_while_unchanged(files=_files)
+def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
+    """Names of what is measured, without the prefix; ValueError if labels and classes do not match."""
+    from uturn.networks.image_classifiers import load_classifier
+
+    names = ["similarity", "distance", "same_class", "predicted_class"]
+    shape = _image_shape(source)
+    if shape is None:
+        return tuple(names)
+    num_classes = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape).num_classes
+    names.append("original_class")
+    if num_classes > 5:
+        names.append("same_class_top5")
+    num_labels = source.num_labels() if spec.labels else None
+    if num_labels is not None:
+        if num_labels != num_classes:
+            raise ValueError(
+                f"classifier = {spec.classifier!r} knows {num_classes} classes, but the images have {num_labels} labels; give "
+                f"the source `classes` (--classes), a file with the classes in the classifier's order, or set labels = false for "
+                f"this probe (--no-compare-labels)"
+            )
+        names += ["label_top1", "label_top5"] if num_classes > 5 else ["label_top1"]
+    return tuple(names)
+
+
+def _image_shape(source: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images of a source; None if it is of something else."""
+    if source.kind != "images":
+        return None
+    channels, height, width = source.image_shape()
+    return channels, height, width
+
+
+def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
+    """The first so many images of a source, or all if there are fewer, batch by batch."""
+    number = min(number, source.count() - len(source.skipped(number)))  # without files that turned out to be no images
+    for start in range(0, number, batch_size):
+        yield source.images_at(np.arange(start, min(start + batch_size, number)))[0]
+
+
+def _readable(data: Any) -> Any:
+    """Data as a network reads them: real numbers in float32."""
+    return data.astype(np.float32) if isinstance(data, np.ndarray) and data.dtype == np.float64 else data
+
+
+def _existing(path: str, what: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"{what} = {path!r}: no such file; expected one written by HiddenLayers.save_statistics")
+    return Path(path)

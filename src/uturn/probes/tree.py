@@ -1,0 +1,76 @@
+"""Latents of strings: which nodes of the tree are what they were, and what exact inference says about them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from uturn.probes.clones import between_clones
+from uturn.protocols import Probe, Spec, UTurns, Variable
+
+
+class TreeLevels(Spec, Probe):
+    """Latents of the tree: how many nodes of each level are what they were.
+
+    `unchanged`: share of the nodes of a level that equal the original's. A node that is not grammatical equals nothing. `belief`:
+    mean exact marginal of the original's symbols; its expectation is that of `unchanged`, without the noise of drawing.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    type: Literal["tree_levels"] = "tree_levels"
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "trajectory", "tree_level")
+        return {
+            "unchanged": Variable(dims, "share of unchanged nodes", symmetric=True),
+            "belief": Variable(("noise", "item", "tree_level"), "mean marginal of the true symbol"),
+        }
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {"tree_level": np.arange(source.depth + 1)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        before, after = u_turns.originals.draw.latents, u_turns.reconstructions
+        unchanged = [(after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(before)]
+        found = {"unchanged": np.stack(unchanged, axis=-1), "belief": true_beliefs(u_turns, "marginals")}
+        if u_turns.clones > 1:
+            twins = [between_clones(after[level], u_turns.clones, _share_of_equal_nodes) for level in sorted(before)]
+            found["clone_unchanged"] = np.stack(twins, axis=-1)
+        return found
+
+
+def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return ((a == b) & (a >= 0)).mean(axis=-1, dtype=np.float64)
+
+
+class Messages(Spec, Probe):
+    """Exact messages at the true symbols, averaged over the nodes of each level (Figs. 12 and 13 of arXiv:2402.16991)."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    type: Literal["messages"] = "messages"
+    directions: tuple[Literal["upward", "downward"], ...] = ("upward", "downward")
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "tree_level")
+        return {f"{name}_belief": Variable(dims, f"mean {name} message at the true symbol") for name in self.directions}
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {"tree_level": np.arange(source.depth + 1)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        return {f"{name}_belief": true_beliefs(u_turns, name) for name in self.directions}
+
+
+def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
+    """Mean of a message at the true symbols over the nodes of a level (and over trajectories): (items, levels)."""
+    latents = u_turns.originals.draw.latents
+    messages = u_turns.noisy.beliefs(output)
+    columns = []
+    for level in sorted(latents):
+        true = latents[level]
+        copies = len(messages[level]) // len(true)
+        at = np.repeat(true, copies, axis=0)[..., None]
+        right = np.take_along_axis(messages[level], at, axis=2)
+        columns.append(right.reshape(len(true), -1).mean(axis=1, dtype=np.float64))
+    return np.stack(columns, axis=-1)

@@ -1,0 +1,147 @@
+"""The store of an experiment: a new one, one to go on with, or one to extend."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.checks import shown
+from uturn.contracts import checked_blocks, checked_text
+from uturn.files import locked_folder
+from uturn.own_parts import is_own
+from uturn.spec import added, build, differences, with_size_of
+from uturn.store import Store
+
+if TYPE_CHECKING:
+    from uturn.experiment import Experiment
+
+_log = logging.getLogger("uturn")
+
+
+def open_store(experiment: Experiment, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
+    """The store of an experiment: a new one, the one that is there, or that one extended."""
+    source, _, backward, _ = experiment.parts
+    models = experiment.models()
+    attributes = {
+        "spec": json.dumps(experiment.to_dict()),
+        "identity": json.dumps(experiment.identity()),
+        "spec_hash": experiment.hash,
+        "seed": experiment.seed,
+        "models": json.dumps(models),
+        "versions": json.dumps(_versions()),
+    }
+    description, skipped = checked_text("backward.describe", backward.describe()), source.skipped(experiment.items)
+    attributes |= {"description": description} if description else {}
+    attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
+    coordinates = experiment.coordinates()
+    layout = experiment.variables(), coordinates, experiment.chunk, attributes
+    if store is None or not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
+        opened = Store.create(store, *layout)
+        if opened is not None:
+            return opened
+    elif not resume:
+        raise ValueError(f"{store} exists already; choose another folder, or go on with it (resume=True)")
+    assert store is not None
+    with locked_folder(Path(store).resolve().parent):  # one process at a time extends it
+        opened = Store.open(store)
+        opened.remove_unfinished()
+        stored = json.loads(opened.attributes["identity"])
+        new = added(stored, experiment.identity())
+        changes = _changes(experiment, opened, stored, models, bool(new))
+        if changes and not accept_changes:
+            words = [
+                f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
+                f"store was made ({shown(old)} in the store, {shown(models.get(key))} here)"
+                for key, old in changes.items()
+            ]
+            raise ValueError(
+                f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or go on regardless with "
+                f"accept_changes=True (--accept-changes)"
+            )
+        if new:
+            _check_originals(experiment, opened, stored)
+            opened = opened.extend(*layout)
+            _log.info(f"{store} is extended by {', '.join(new)}")
+        opened.restore(*layout[:2])
+        if changes:
+            before = json.loads(opened.attributes.get("accepted_changes", "[]"))
+            opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, changes]))
+    return opened
+
+
+def _changes(
+    experiment: Experiment, opened: Store, stored: dict[str, Any], models: dict[str, str], larger: bool
+) -> dict[str, str | None]:
+    """Code and fingerprints of user-defined parts that differ in a store, {name: what they were}.
+
+    ValueError for any other difference.
+    """
+    mine, known = experiment.identity(), json.loads(opened.attributes["models"])
+    own = {name for name, part in experiment.labelled() if is_own(part)}
+    changed = {key for key in known.keys() | models.keys() if known.get(key) != models.get(key)}
+    acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
+    weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
+    found = differences(with_size_of(mine, stored) if larger else stored, mine, "spec")
+    found += differences(weights[0], weights[1], "models")
+    if found:
+        raise ValueError(f"{opened.where} holds another experiment: {'; '.join(found[:4])}; choose another folder")
+    return {key: known.get(key) for key in acceptable}
+
+
+def _check_originals(experiment: Experiment, opened: Store, stored: dict[str, Any]) -> None:
+    """ValueError if the items of a stored run would have other originals in a larger one."""
+    old, new, store = stored["items"], experiment.items, opened.where
+    if new == old:
+        return
+    source, table = experiment.parts[0], experiment.source
+    before = source
+    if "grammars" in table and not is_own(source):
+        grammars = stored["source"]["grammars"]
+        wanted, rest = (1, 0) if grammars == 1 else divmod(grammars * new, old)
+        if table["grammars"] != wanted or rest:
+            way_out = (
+                f"grammars = {wanted}" if not rest else "items in a multiple of those in the store, and grammars in proportion"
+            )
+            raise ValueError(
+                f"{store} cannot be extended to items = {new} with grammars = {table['grammars']}: the first {old} items would "
+                f"be of other grammars; expected {way_out}"
+            )
+        before = build("source", {**table, "grammars": grammars})
+    for name, values in source.coordinates(experiment.seed, new).items():
+        known: Any = opened.coordinate(name)
+        if not np.array_equal(known, np.asarray(values)[:old]):
+            raise ValueError(f"{store} cannot be extended to items = {new}: {name} of the first {old} items would change")
+    # The items of built-in sources depend on nothing else; a few are looked at all the same.
+    items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
+    for some in np.array_split(items, -(-len(items) // 1024)):
+        data = [_data_of(one, some, experiment.seed, count, store) for one, count in ((before, old), (source, new))]
+        different = [item for item, a, b in zip(some, *data, strict=True) if not np.array_equal(a, b)]
+        if different:
+            raise ValueError(
+                f"{store} cannot be extended to items = {new}: its source gives item {different[0]} another original than before"
+                "; choose another folder"
+            )
+
+
+def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: str) -> list[Any]:
+    """The originals of items, one each."""
+    blocks = checked_blocks(source, source.blocks(items.copy(), seed, num_items), items)
+    if not all(hasattr(block, "data") for block in blocks):
+        raise ValueError(f"{store} cannot get more items: the blocks of {source!r} have no `data` that shows that old ones stay")
+    return [original for block in blocks for original in block.data]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("uturn", "numpy", "numba", "torch", "diffusers", "zarr"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

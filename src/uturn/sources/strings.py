@@ -1,0 +1,165 @@
+"""Strings of the Random Hierarchy Model as originals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from uturn.checks import check_tuples
+from uturn.protocols import Noisy, Originals, Source, Spec
+from uturn.random import Purpose, Streams, keys
+from uturn.rhm import Draw, RandomHierarchyModel, zipf
+
+_MOST_BYTES = 8 * 2**30  # of the evidence of one string, and of the rules
+_CLONE_APART = np.uint64(2**32)  # numbers of posterior draws: clones of the ε-process are beyond its trajectories
+
+
+@dataclass(frozen=True)
+class Strings(Originals):
+    """Originals drawn from one grammar."""
+
+    items: np.ndarray
+    rhm: RandomHierarchyModel
+    draw: Draw
+
+    @property
+    def data(self) -> np.ndarray:
+        """The strings themselves, int64 (batch, num_leaves): what a network reads."""
+        return self.draw.leaves
+
+    def data_of(self, reconstructions: Any) -> np.ndarray:
+        """The leaves of reconstructions, int64 (batch, draws, num_leaves)."""
+        return reconstructions[0]
+
+    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyStrings:
+        """Every string once a trajectory, noisy; once in all if the corruption draws nothing."""
+        streams = streams if corruption.is_random else streams.first()
+        leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
+        noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
+        if not isinstance(noisy, Noisy):
+            raise ValueError(f"{corruption!r}.corrupt gave a {type(noisy).__name__}; expected a uturn.corruption.Noisy")
+        return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyStrings(Noisy):
+    """Observations of strings, with what exact inference says about them.
+
+    `rhm`: the grammar. `channel`: the corruption that made them.
+    """
+
+    rhm: Any = None
+    channel: Any = None
+    _beliefs: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def log_evidence(self) -> np.ndarray:
+        """Log-evidence of every leaf, float32 (batch, num_leaves, vocab_size)."""
+        return self.channel.log_evidence(self, np.float32)
+
+    def beliefs(self, output: str) -> Any:
+        """Exact messages given the observations, {tree_level: (batch, nodes, symbols)}; kept, since several probes ask for them.
+
+        `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`.
+        """
+        from uturn.inference import infer
+
+        if output not in self._beliefs:
+            self._beliefs[output] = getattr(infer(self.rhm, self.log_evidence, outputs=(output,)), output)
+        return self._beliefs[output]
+
+    def repeated(self, clones: int) -> Noisy:
+        """Every observation `clones` times, one after the other."""
+        return Noisy(np.repeat(self.values, clones, axis=0), np.repeat(self.noise, clones), self.vocab_size)
+
+    def parsed(self, leaves: np.ndarray, num_items: int) -> dict[int, np.ndarray]:
+        """Reconstructed strings (items * draws, num_leaves) as trees, {tree_level: int64 (items, draws, nodes)}; -1 where a node
+        is not grammatical."""
+        return {level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in self.rhm.parse(leaves).latents.items()}
+
+    def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
+        """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each observation."""
+        from uturn.inference import sample_posterior
+
+        if self.channel.is_random:
+            numbers = np.arange(clones, dtype=np.uint64)
+        else:  # all trajectories of an item are draws given its one observation
+            trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
+            numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
+        drawn = sample_posterior(self.rhm, self.log_evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
+        count = len(streams.items)
+        return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
+
+
+class RHMSource(Spec, Source):
+    """Strings of the Random Hierarchy Model; the items are spread over `grammars` independent grammars."""
+
+    kind: ClassVar[str] = "strings"
+    type: Literal["rhm"] = "rhm"
+    vocab_size: int = Field(ge=2)
+    multiplicity: int = Field(ge=1)
+    branching: int = Field(ge=2)
+    depth: int = Field(ge=1)
+    num_classes: int | None = Field(default=None, ge=1)
+    grammars: int = Field(default=1, ge=1)
+    zipf_exponent: float | None = Field(default=None, ge=-20, le=20)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RHMSource:
+        v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
+        # Before anything is computed from them: s**L and v**s can have any number of digits.
+        evidence = 2 + math.log2(v) + L * math.log2(s)
+        if evidence > math.log2(_MOST_BYTES):
+            raise ValueError(
+                f"depth = {L}, branching = {s}: one string needs 2**{evidence:.0f} bytes of evidence; lower depth or branching"
+            )
+        check_tuples(v, s)
+        symbols, tuples = n if L == 1 else max(v, n), v**s
+        if symbols * self.multiplicity > tuples:
+            raise ValueError(
+                f"{symbols * self.multiplicity} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; "
+                f"lower multiplicity to at most {tuples // symbols}"
+            )
+        gigabytes = 8 * symbols * self.multiplicity * s * L / 2**30
+        if gigabytes > _MOST_BYTES / 2**30:
+            raise ValueError(f"multiplicity = {self.multiplicity}: the rules would take {gigabytes:.0f} GB; lower multiplicity")
+        return self
+
+    def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
+        """The `number`-th grammar of an experiment."""
+        return _grammar(self, number, seed)
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
+        items = np.asarray(items)
+        numbers = self._numbers(num_items)[items]
+        for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
+            rhm = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
+            yield Strings(part, rhm, rhm.sample(len(part), keys(seed, Purpose.ORIGINAL, part)))
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        if self.grammars > num_items:
+            raise ValueError(f"grammars = {self.grammars}, but items = {num_items}; expected at least one item a grammar")
+        return {"grammar": self._numbers(num_items)}
+
+    def _numbers(self, num_items: int) -> np.ndarray:
+        # Neighbouring items share a grammar, so that a block of items is inferred in few large batches.
+        return np.arange(num_items) * self.grammars // num_items
+
+
+@lru_cache(maxsize=32)
+def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
+    return RandomHierarchyModel(
+        source.vocab_size,
+        source.multiplicity,
+        source.branching,
+        source.depth,
+        source.num_classes,
+        seed=int(keys(seed, Purpose.GRAMMAR, number)),
+        rule_probabilities=None if source.zipf_exponent is None else zipf(source.multiplicity, source.zipf_exponent),
+    )

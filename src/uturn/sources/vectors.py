@@ -1,0 +1,169 @@
+"""Vectors of a solvable law as originals: a Gaussian mixture, or a Gaussian random field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from uturn.corruption import Gaussian
+from uturn.protocols import Noisy, Originals, Source, Spec
+from uturn.random import Purpose, Streams, keys
+
+if TYPE_CHECKING:
+    from uturn.laws import GaussianMixture
+
+_MOST_COMPONENTS = 2**20
+
+
+@dataclass(frozen=True)
+class Vectors(Originals):
+    """Originals drawn from a continuous law, float32 (batch, dimension), and their classes, int64 (batch,)."""
+
+    items: np.ndarray
+    law: GaussianMixture
+    values: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def data(self) -> np.ndarray:
+        """What a network reads: the vectors."""
+        return self.values
+
+    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyVectors:
+        """Every vector once a trajectory, diffused."""
+        if not isinstance(corruption, Gaussian):
+            raise ValueError(f"corruption = {corruption!r}: the exact posterior of vectors is known for Gaussian() only")
+        copies = np.repeat(self.values, streams.count, axis=0)
+        diffused = self.law.diffuse(copies, noise, streams.keys(corruption.purpose))
+        return NoisyVectors(diffused, np.full(len(copies), float(noise)), law=self.law)
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyVectors(Noisy):
+    """Observations of vectors, float64 (batch, dimension), and the law of the originals."""
+
+    law: Any = None
+
+    def posterior_draws(self, streams: Streams, clones: int) -> np.ndarray:
+        """Draws from the exact posterior, float32 (items, draws, dimension); without noise the vectors themselves."""
+        observed = np.repeat(self.values, clones, axis=0)
+        if streams.noise > 0:
+            observed = self.law.sample_posterior(observed, streams.noise, streams.keys(Purpose.RECONSTRUCTION, clones)).values
+        return observed.astype(np.float32).reshape(len(streams.items), -1, self.law.dimension)
+
+
+class VectorSource(Spec, Source):
+    """Vectors of a law whose posterior under Gaussian diffusion is exact."""
+
+    kind: ClassVar[str] = "vectors"
+
+    def law(self, seed: int) -> GaussianMixture:
+        """The law of an experiment."""
+        raise NotImplementedError
+
+    def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
+        """Class of vectors (batch, dimension) of the law, int64 (batch,): a function of the vectors alone."""
+        raise NotImplementedError
+
+    def scales(self) -> dict[float, np.ndarray]:
+        """Groups of components of the law's basis, from coarse to fine: {name of the scale: bool (dimension,)}."""
+        raise NotImplementedError
+
+    def fresh(self, items: np.ndarray, seed: int) -> Vectors:
+        """Draws from the law of an experiment that are none of its originals: for training classifiers."""
+        return self._vectors(items, seed, keys(seed, Purpose.FRESH, items))
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Vectors]:
+        yield self._vectors(items, seed, keys(seed, Purpose.ORIGINAL, items))
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        block = 2**24 // len(next(iter(self.scales().values())))  # not all vectors at once
+        parts = np.split(np.arange(num_items), np.arange(block, num_items, block))
+        return {"label": np.concatenate([next(self.blocks(part, seed, num_items)).labels for part in parts])}
+
+    def _vectors(self, items: np.ndarray, seed: int, streams: np.ndarray) -> Vectors:
+        law = self.law(seed)
+        values = law.sample(len(items), streams).values.astype(np.float32)
+        return Vectors(items, law, values, self.classify(values, law))
+
+
+class GaussianMixtureSource(VectorSource):
+    """A flat mixture: `num_modes` isotropic Gaussians of variance 1 per component, all at the same distance from each other.
+
+    `separation`: that distance over sqrt(dimension). At 1, differences between modes are as large as those within a mode. The
+    class is the most probable mode.
+    """
+
+    type: Literal["gaussian_mixture"] = "gaussian_mixture"
+    dimension: int = Field(default=1024, ge=1, le=_MOST_COMPONENTS)
+    num_modes: int = Field(default=2, ge=1)
+    separation: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _fits(self) -> GaussianMixtureSource:
+        if self.num_modes > self.dimension:
+            raise ValueError(f"num_modes = {self.num_modes}, but dimension = {self.dimension}; lower num_modes")
+        if self.num_modes * self.dimension > 16 * _MOST_COMPONENTS:
+            raise ValueError(
+                f"num_modes = {self.num_modes}: num_modes * dimension = {self.num_modes * self.dimension}; expected at most "
+                f"{16 * _MOST_COMPONENTS}"
+            )
+        return self
+
+    def law(self, seed: int) -> GaussianMixture:
+        return _mixture(self, seed)
+
+    def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
+        return law.classify(values)
+
+    def scales(self) -> dict[float, np.ndarray]:
+        return {0: np.ones(self.dimension, bool)}
+
+
+@lru_cache(maxsize=8)
+def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
+    from uturn.laws import GaussianMixture, simplex
+
+    K, d = source.num_modes, source.dimension
+    return GaussianMixture(simplex(K, d, source.separation * np.sqrt(d), keys(seed, Purpose.GRAMMAR, np.arange(K))))
+
+
+class GaussianFieldSource(VectorSource):
+    """A Gaussian random field on a periodic size x size grid, power spectrum `|k|^-exponent`, variance 1 per point.
+
+    It has scales, but no hierarchy: they are independent. The class is the sign of the spatial mean (0: negative, 1: positive),
+    and the scales are octaves of |k|, named by their lower ends.
+    """
+
+    type: Literal["gaussian_field"] = "gaussian_field"
+    size: int = Field(default=32, ge=2, le=1024)
+    exponent: float = Field(default=2.0, ge=0, le=20)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    def law(self, seed: int) -> GaussianMixture:
+        return _field(self)
+
+    def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
+        return (np.asarray(values, float).mean(axis=1) > 0).astype(np.int64)
+
+    def scales(self) -> dict[float, np.ndarray]:
+        from uturn.laws import wave_numbers
+
+        k = wave_numbers(self.grid)
+        octave = np.floor(np.log2(np.maximum(k, 1)))
+        return {0 if j == 0 else float(2**j): octave == j for j in np.unique(octave)}
+
+
+@lru_cache(maxsize=8)
+def _field(source: GaussianFieldSource) -> GaussianMixture:
+    from uturn.laws import GaussianMixture, power_law
+
+    return GaussianMixture(np.zeros((1, source.size**2)), variance=power_law(source.grid, source.exponent), grid=source.grid)

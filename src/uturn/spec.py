@@ -1,0 +1,191 @@
+"""From the tables of a spec to parts, and from two specs to their differences.
+
+Built-in parts are named in a registry. A user-defined part is named by its import path, "module:Class". Importing it runs its
+code, so only a spec that the user hands over may name one (`trusted`); a spec read from a store may not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Collection, Mapping
+from numbers import Real
+from typing import Any
+
+from pydantic import ValidationError
+
+from uturn.backward import BACKWARDS
+from uturn.checks import one_line, shown
+from uturn.corruption import CORRUPTIONS
+from uturn.own_parts import DOCS, OwnPart, errors_named, is_own, unwrapped
+from uturn.probes import PROBES
+from uturn.protocols import PROTOCOLS, Channel
+from uturn.sources import SOURCES
+
+REGISTRIES: dict[str, dict[str, type]] = {
+    "source": SOURCES,
+    "corruption": CORRUPTIONS,
+    "backward": BACKWARDS,
+    "probes": PROBES,
+}
+# Values that a user-defined part must have, besides the abstract methods of its protocol.
+_VALUES: dict[str, dict[str, tuple[Any, str]]] = {
+    "corruption": {"unit": (str, "string"), "max_noise": (Real, "number")},
+}
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
+    """The part that a table of a spec describes.
+
+    Parameters
+    ----------
+    name : "source", "corruption", "backward" or "probes[i]"
+    table : mapping with a `type`; its other keys are the arguments of the part
+    trusted : bool
+        Whether the table may name user-defined parts, whose code is then run.
+
+    Raises
+    ------
+    ValueError
+        If there is no such part, if it lacks a member, or if it does not take its arguments.
+    """
+    idea = name.partition("[")[0]
+    kind = table.get("type")
+    options = {key: value for key, value in table.items() if key != "type"}
+    known = REGISTRIES[idea]
+    if isinstance(kind, str) and kind in known:
+        try:
+            return known[kind](**options)
+        except ValidationError as error:
+            raise ValueError(f"{name}: {validation_words(error)}") from None
+        except TypeError as error:
+            raise ValueError(f"{name}: {one_line(error)}") from None
+    if not (isinstance(kind, str) and _IMPORT_PATH.fullmatch(kind)):
+        raise ValueError(f"{name}.type = {kind!r}: expected one of {list(known)}, or 'module:Class'")
+    if not trusted:
+        raise ValueError(
+            f"{name}.type = {kind!r} names code by its import path; a stored spec may not, hand over the spec file instead"
+        )
+    label = f"{name} ({kind!r})"
+    cls = _imported(name, kind)
+    with errors_named(label, cls):
+        required = sorted(PROTOCOLS[idea].__abstractmethods__)
+        missing = [member for member in required if inspect.isclass(cls) and not callable(getattr(cls, member, None))]
+    if missing or not inspect.isclass(cls):
+        found = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
+        wanted = ", ".join(required)
+        raise ValueError(f"{name}.type = {kind!r} is {found}; expected a class with the methods {wanted} (see {DOCS})")
+    try:
+        part = cls(**options)
+    except ValidationError as error:
+        raise ValueError(f"{label}: {validation_words(error)}") from None
+    except (Exception, SystemExit) as error:
+        with errors_named(label, cls):
+            raise error from None
+    own = OwnPart(part, label, Channel if idea == "corruption" else PROTOCOLS[idea])
+    for member, (types, words) in _VALUES.get(idea, {}).items():
+        found = getattr(own, member)
+        if not isinstance(found, types) or isinstance(found, bool) or found != found:
+            raise ValueError(f"{label}.{member} = {shown(found)}: expected a {words} (see {DOCS})")
+    execution = own.execution
+    if not isinstance(execution, Collection) or not all(isinstance(name, str) for name in execution):
+        raise ValueError(f"{label}.execution = {shown(execution)}: expected names of options that do not change the results")
+    return own
+
+
+def _imported(name: str, kind: str) -> Any:
+    module, _, attribute = kind.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for word in attribute.split("."):
+            found = getattr(found, word)
+        return found
+    except (Exception, SystemExit) as error:  # the code of a module can fail in any way
+        raise ValueError(
+            f"{name}.type = {kind!r} cannot be imported ({type(error).__name__}: {one_line(error)}); expected 'module:Class'"
+        ) from error
+
+
+def validation_words(error: ValidationError) -> str:
+    """What pydantic found wrong, in one line."""
+
+    def words(entry: Any) -> str:
+        where = ".".join(str(part) for part in entry["loc"])
+        message = entry["msg"].removeprefix("Value error, ")
+        value = "" if entry["type"] in ("missing", "value_error") else f" = {shown(entry['input'])}"
+        return f"{where}{value}: {message}" if where else message
+
+    return "; ".join(words(entry) for entry in error.errors())
+
+
+def check_fit(source: Any, corruption: Any, backward: Any, probes: list[tuple[str, Any]], types: Mapping[str, str]) -> None:
+    """ValueError if parts are for different kinds of data, or if the backward undoes another process.
+
+    `probes`: with their names in the spec. `types`: the `type` of every part, by its name.
+    """
+
+    def fits(idea: str, part: Any) -> bool:
+        kinds = not part.kinds or not source.kind or source.kind in part.kinds
+        if idea == "corruption":
+            return kinds and (not backward.undoes or not part.process or part.process in backward.undoes)
+        return kinds
+
+    for name, part in [("backward", backward), *probes, ("corruption", corruption)]:
+        idea = name.partition("[")[0]
+        if not fits(idea, part):
+            with_backward = f", backward {types['backward']!r}" if idea == "corruption" and len(backward.kinds) == 1 else ""
+            allowed = [key for key, cls in REGISTRIES[idea].items() if fits(idea, cls)]
+            raise ValueError(
+                f"{name}: type {types[name]!r} does not go with {source.kind or 'the source'}{with_backward}; expected one of "
+                f"{allowed}"
+            )
+    if is_own(corruption):
+        lacks = [member for member in backward.asks if not hasattr(unwrapped(corruption), member)]
+        if lacks:
+            raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {types['backward']!r} asks for")
+
+
+# -- two specs --------------------------------------------------------------------------------------------------------
+
+
+def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What a larger spec adds to a stored one, in words; empty if it is not larger."""
+    try:
+        old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
+        if any(mine[key] < stored[key] for key in ("items", "trajectories")) or not set(old_noise) <= set(noise):
+            return []
+    except (KeyError, TypeError):  # no spec of an experiment
+        return []
+    words = [f"{key} {stored[key]} -> {mine[key]}" for key in ("items", "trajectories") if mine[key] > stored[key]]
+    new = [f"{x:g}" for x in noise if x not in old_noise]
+    if new:
+        words.append(f"noise {', '.join(new[:6])}{', ..' if len(new) > 6 else ''}")
+    return words
+
+
+def with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored spec with the size of the larger one: items, trajectories, chunk, noise levels, and grammars in proportion."""
+    sizes = {key: mine[key] for key in ("items", "trajectories", "chunk")}
+    found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
+    before, source = stored["source"], mine["source"]
+    countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0
+    if countable and isinstance(source.get("grammars"), int) and mine["items"] > stored["items"]:
+        found["source"] = {**before, "grammars": source["grammars"]}  # checked by comparing originals
+    return found
+
+
+def differences(stored: Any, mine: Any, where: str) -> list[str]:
+    if isinstance(stored, dict) and isinstance(mine, dict):
+        return [
+            text
+            for key in sorted(set(stored) | set(mine))
+            for text in differences(stored.get(key), mine.get(key), f"{where}.{key}")
+        ]
+    if isinstance(stored, list) and isinstance(mine, list) and len(stored) == len(mine):
+        pairs = enumerate(zip(stored, mine, strict=True))
+        return [text for k, (old, new) in pairs for text in differences(old, new, f"{where}[{k}]")]
+    same = json.dumps(stored) == json.dumps(mine)
+    return [] if same else [f"{where} is {shown(stored)} in the store, {shown(mine)} here"]
