@@ -10,13 +10,13 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from uturn.checks import one_line
+from uturn.files import cached_while_unchanged
 
 if TYPE_CHECKING:
     import torch
@@ -116,22 +116,14 @@ def load_classifier(
         For unknown names (with close ones), weights that are missing, damaged, of another network or cannot be downloaded, and
         networks that do not take such images or do not give logits (batch, classes).
     """
-    chosen = None if layers is None else tuple(layers)
-    return _classifier(spec, weights, _stamps(spec, weights), chosen, tuple(image_shape))
+    return _classifier(spec, weights, None if layers is None else tuple(layers), tuple(image_shape))
 
 
-def load_network(spec: str, weights: str | None = None) -> Network:
-    """The module of a classifier, its preprocessing and class names, without a run of it; arguments as in `load_classifier`."""
-    return _network(spec, weights, _stamps(spec, weights))
-
-
-@lru_cache(maxsize=8)
-def _classifier(
-    spec: str, weights: str | None, stamps: tuple[int, ...], layers: tuple[str, ...] | None, image_shape: tuple[int, int, int]
-) -> Classifier:
+@cached_while_unchanged(files=lambda spec, weights, *_: (spec, weights))
+def _classifier(spec: str, weights: str | None, layers: tuple[str, ...] | None, image_shape: tuple[int, int, int]) -> Classifier:
     from uturn.probes.hidden_layers import EVERY_BLOCK, select_layers
 
-    module, preprocess, class_names = _network(spec, weights, stamps)
+    module, preprocess, class_names = load_network(spec, weights)
     chosen = select_layers(module, layers or EVERY_BLOCK)
     if spec == "fashion_mnist":  # known beforehand, whatever the images to come
         return Classifier(module, preprocess, chosen, dict.fromkeys(chosen, 1), len(class_names or ()), class_names)
@@ -148,13 +140,13 @@ def _classifier(
     return Classifier(module, preprocess, chosen, axes, num_classes, names)
 
 
-def _stamps(spec: str, weights: str | None) -> tuple[int, ...]:
-    """Times of the files, if they are: one that was written again is read again."""
-    return tuple(Path(name).stat().st_mtime_ns if name is not None and Path(name).is_file() else 0 for name in (spec, weights))
+def load_network(spec: str, weights: str | None = None) -> Network:
+    """The module of a classifier, its preprocessing and class names, without a run of it; arguments as in `load_classifier`."""
+    return _network(spec, weights)
 
 
-@lru_cache(maxsize=4)
-def _network(spec: str, weights: str | None, stamps: tuple[int, ...]) -> Network:
+@cached_while_unchanged(files=lambda spec, weights: (spec, weights), maxsize=4)
+def _network(spec: str, weights: str | None) -> Network:
     import torch
 
     library, _, name = spec.partition(":")
