@@ -281,7 +281,8 @@ def _stamps_of(source: Any) -> tuple[int, ...]:
 @lru_cache(maxsize=8)
 def _fitted(spec: NetworkLayers, source: Any, stamps: tuple[int, ...]) -> HiddenLayers:
     from uturn.networks.image_classifiers import load_classifier, load_network
-    from uturn.probes.hidden_layers import EVERY_BLOCK, HiddenLayers
+    from uturn.networks.layers import EVERY_BLOCK
+    from uturn.probes.hidden_layers import HiddenLayers
 
     shape = _image_shape(source)
     options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
