@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from uturn.experiment import Experiment, run
 from uturn.networks.classifiers import TreeClassifier, VectorClassifier
 from uturn.networks.files import load_network, save_network
-from uturn.probes.hidden_layers import HiddenLayers, every_block
+from uturn.networks.layers import every_block
+from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import RHMSource
 
 

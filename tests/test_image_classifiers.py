@@ -14,8 +14,8 @@ import uturn as ut
 from uturn.backward import UTurns
 from uturn.networks import image_classifiers
 from uturn.networks.image_classifiers import class_transitions, in_top, load_classifier
+from uturn.networks.layers import every_block
 from uturn.probes import KeepImages, NetworkLayers, fitted
-from uturn.probes.hidden_layers import every_block
 from uturn.sources.images import ImageFolderSource, Images
 
 timm = pytest.importorskip("timm")

@@ -347,7 +347,7 @@ def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(zarr.Group, "create_array", full)
-    with pytest.raises(ValueError, match=r"cannot make a store .*No space left"):
+    with pytest.raises(ValueError, match=r"cannot write .*No space left"):
         Store.create(tmp_path / "run", *LAYOUT)
     assert list(tmp_path.iterdir()) == []
 

@@ -28,16 +28,16 @@ import numpy as np
 from numba import njit, prange
 
 from uturn.checks import checked_integer, checked_noise
-from uturn.corruption import Corruption
 from uturn.progress import progress_bar
-from uturn.random import checked_seed, fold, keys, philox, uniforms
+from uturn.protocols import Channel
+from uturn.random import Purpose, checked_seed, fold, keys, philox, uniforms
 from uturn.rhm import RandomHierarchyModel
 from uturn.theory import MeanField
 
 Ensemble = Literal["one grammar", "fresh rules"]
 ENSEMBLES: tuple[Ensemble, ...] = ("one grammar", "fresh rules")
 
-_PURPOSE = 7  # of a random stream: keys(seed, 7, replicate, use, tree_level)
+# Keys of the random streams are keys(seed, Purpose.POPULATION, replicate, use, tree_level), with these uses.
 _RULES, _MEMBERS, _LEAVES = range(3)
 _LANES = 16  # noise levels a round of the threshold search looks at
 _MOST_LEVELS = 300
@@ -90,7 +90,7 @@ def population_dynamics(
     vocab_size: int,
     multiplicity: int,
     branching: int,
-    corruption: Corruption,
+    corruption: Channel,
     noise: Any,
     levels: int,
     pool: int = 8192,
@@ -164,7 +164,7 @@ def threshold(
     vocab_size: int,
     multiplicity: int,
     branching: int,
-    corruption: Corruption,
+    corruption: Channel,
     pool: int = 8192,
     ensemble: Ensemble = "one grammar",
     seed: int = 0,
@@ -306,17 +306,17 @@ class _Setting:
             if any(np.ptp(p) > 1e-12 for p in given.rule_probabilities.values()):
                 raise ValueError("grammar has rules of different probability; expected uniform rule_probabilities")
             return given
-        own = int(keys(seed, _PURPOSE, replicate, _RULES)) if given is None else checked_seed(given, "grammar")
+        own = int(keys(seed, Purpose.POPULATION, replicate, _RULES)) if given is None else checked_seed(given, "grammar")
         return RandomHierarchyModel(self.v, self.m, self.s, levels, seed=own)
 
     # -- the flow of the pools -------------------------------------------------------------------------------------
     def flow(self, noise: np.ndarray, levels: int, seed: int, replicate: int, model: Any) -> Iterator[np.ndarray]:
         """Mean belief in the true symbol, (noise,), of the tree levels 0 .. levels in turn."""
         s, q, N = self.s, self.symbols, self.members
-        messages = self._leaves(noise, int(keys(seed, _PURPOSE, replicate, _LEAVES)))
+        messages = self._leaves(noise, int(keys(seed, Purpose.POPULATION, replicate, _LEAVES)))
         yield self._mean(messages)
         for level in range(1, levels + 1):
-            u = uniforms(keys(seed, _PURPOSE, [replicate], _MEMBERS, level), q * N * s + 2)[0]
+            u = uniforms(keys(seed, Purpose.POPULATION, [replicate], _MEMBERS, level), q * N * s + 2)[0]
             children = np.zeros((q, N, s), np.int64)  # the true symbol of every child of every new node
             if model is not None:
                 # Rules take turns, which is less random than drawing them. The first one is drawn: each has the same mean share.
@@ -326,7 +326,7 @@ class _Setting:
             if model is not None:
                 _shared_rules_step(model.rules[level], child, messages, above)
             else:
-                key = keys(seed, _PURPOSE, replicate, _RULES, level)[()]
+                key = keys(seed, Purpose.POPULATION, replicate, _RULES, level)[()]
                 _fresh_rules_step(self.m, _tuples(self.v, s), key, child, messages, above)
             messages = above
             yield self._mean(messages)

@@ -11,12 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +26,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from uturn.checks import checked_folder, checked_integer
-from uturn.files import exchange_folders
+from uturn.files import remove_unfinished_folders, whole_folder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,7 +36,6 @@ State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a group of its own, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
 _MOST_TASKS = 2**24
-_UNFINISHED = ".unfinished-store"
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """{name: (dims, values, attributes)}; those named like a dim give its length."""
@@ -95,21 +91,13 @@ class Store:
         """
         if path is None:
             return cls(_laid_out(zarr.storage.MemoryStore(), variables, coordinates, chunk, attributes), "memory")
-        place = Path(path).resolve()
-        target = None
         try:
-            target = _new_folder_beside(place)
-            _laid_out(str(target), variables, coordinates, chunk, attributes)
-            with suppress(OSError):
-                place.rmdir()  # an empty folder, made in advance
-            target.rename(place)
-        except OSError as error:
-            if target is not None and place.is_dir() and any(place.iterdir()):
+            with whole_folder(path, replace=False) as unfinished:
+                _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
+        except ValueError:
+            if Path(path).is_dir() and any(Path(path).iterdir()):
                 return None
-            raise ValueError(f"cannot make a store at {path} ({error.strerror or error}); choose another folder") from None
-        finally:
-            if target is not None:
-                shutil.rmtree(target, ignore_errors=True)
+            raise
         return cls.open(path)
 
     @classmethod
@@ -320,34 +308,20 @@ class Store:
         The larger run has all noise levels, items and trajectories of this one, and more. Its layout is made and filled beside
         the store and takes its place in one step, so a kill leaves the old layout or the new one.
         """
-        place = Path(self.where).resolve()
-        target = None
-        try:
-            target = _new_folder_beside(place)
-            _laid_out(str(target), variables, coordinates, chunk, attributes)
-            larger = Store.open(target)
+        with whole_folder(self.where) as unfinished:
+            _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
+            larger = Store.open(unfinished)
             counts = self.done(self.tasks())
             for task in larger.tasks():
                 readings, count = self._readings_of(larger.noise[task.noise_index], larger.items(task), counts)
                 if count:
                     larger.write(task, readings, count)
             larger._finish()
-            exchange_folders(target, place)
-        except OSError as error:
-            raise ValueError(f"cannot extend {self.where} ({error.strerror or error}); it is as it was") from None
-        finally:
-            if target is not None:
-                shutil.rmtree(target, ignore_errors=True)
         return Store.open(self.where)
 
     def remove_unfinished(self) -> None:
         """Remove layouts beside the store that a killed process has left behind; no other process may be extending it."""
-        place = Path(self.where).resolve()
-        name = re.compile(rf"\.{re.escape(place.name)}\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}")  # as mkdtemp makes them
-        with suppress(OSError):  # a folder that may not be read
-            for left in place.parent.iterdir():
-                if name.fullmatch(left.name):
-                    shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished_folders(self.where)
 
     def _readings_of(self, noise: float, items: np.ndarray, counts: Mapping[Task, int]) -> tuple[dict[str, np.ndarray], int]:
         """Readings of items at a noise level, if all are done and sound, and the number of trajectories (else 0)."""
@@ -514,20 +488,6 @@ def _laid_out(
     group.attrs.update({**about, "coordinates": others, **attributes})
     _consolidate(target)
     return group
-
-
-def _new_folder_beside(place: Path) -> Path:
-    """A new, empty folder, which is to take the place of another one."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=_UNFINISHED, dir=place.parent))
-    target.chmod(0o777 & ~_umask())
-    return target
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _span(items: np.ndarray) -> str:

@@ -22,7 +22,8 @@ import numpy as np
 from numba import njit, prange
 
 from uturn.checks import checked_integer
-from uturn.random import fold, keys, philox
+from uturn.probes.clones import between_clones
+from uturn.random import Purpose, Streams, fold, keys, philox
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from uturn.experiment import Experiment
     from uturn.rhm import RandomHierarchyModel
 
-_PURPOSE = 12  # of random streams, see uturn.sources
 _MARGIN = 1e-6  # relabellings that give the same mean up to the rounding of float32 readings count as ties
 _BLOCK = 1000  # relabellings a thread does in one go
 
@@ -114,7 +114,7 @@ def calibrate(
     tests = math.prod(shape)
     B = math.ceil(100 * tests / level) if relabellings is None else checked_integer("relabellings", relabellings, 1)
     table = np.ascontiguousarray(gaps.reshape(items, gaps.shape[1], tests))
-    p_value = (1 + _exceeding(table, B, keys(seed, _PURPOSE)[()])) / (B + 1)
+    p_value = (1 + _exceeding(table, B, keys(seed, Purpose.CALIBRATION)[()])) / (B + 1)
     mean, error = gaps[:, 0].mean(axis=0), gaps[:, 0].std(axis=0, ddof=1) / np.sqrt(items)
     half = t.ppf(0.975, items - 1) * error
     # Standard deviation of G* over all relabellings: the g_j of an item add up to 0.
@@ -167,17 +167,9 @@ def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndar
     -------
     with_original, with_clones : arrays (items, K, ...)
     """
-    size = data.shape[1]
-    rows: list[Any] = [0] * size
-    first = []
-    for j in range(size):
-        for k in range(j + 1, size):
-            value = np.asarray(f(data[:, j], data[:, k]), float)
-            if j == 0:
-                first.append(value)
-            else:
-                rows[j], rows[k] = rows[j] + value, rows[k] + value
-    return np.stack(first, axis=1), np.stack(rows[1:], axis=1) / (size - 2)
+    original, clones = data[:, 0], data[:, 1:]
+    first = [np.asarray(f(original, clones[:, k]), float) for k in range(clones.shape[1])]
+    return np.stack(first, axis=1), between_clones(clones, clones.shape[1], f)
 
 
 def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) -> xr.Dataset:
@@ -208,28 +200,26 @@ def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) 
     """
     import xarray as xr
 
-    from uturn.backward import ExactPosterior
-    from uturn.sources import Vectors
+    from uturn.experiment import u_turn
 
     checked_integer("clones", clones, 2)
     source, corruption, backward, _ = experiment.parts
-    if not isinstance(backward, ExactPosterior):
+    if experiment.backward["type"] != "exact":
         raise ValueError(f"backward = {experiment.backward['type']!r}: expected 'exact', which can draw several times")
     levels = np.array(experiment.noise if noise is None else noise, float)
     items = np.arange(experiment.items)
+    vectors = source.kind == "vectors"
     found: dict[str, list[np.ndarray]] = {"with_original": [], "with_clones": []}
     for level in levels:
         pairs = []
         for originals in source.blocks(items, experiment.seed, experiment.items):
-            rebuilt = originals.data_of(backward.clones(originals, corruption, float(level), experiment.seed, clones))
-            data = np.concatenate([originals.data[:, None], rebuilt], axis=1)
-            if isinstance(originals, Vectors):
-                pairs.append(_vector_agreement(source, originals.law, data))
-            else:
-                pairs.append(parsed_agreement(originals.rhm, data))
+            streams = Streams(experiment.seed, originals.items, float(level))
+            u_turns = u_turn(originals, corruption, backward, float(level), streams, clones=clones)
+            data = np.concatenate([originals.data[:, None], originals.data_of(u_turns.reconstructions)], axis=1)
+            pairs.append(_vector_agreement(source, originals.law, data) if vectors else parsed_agreement(originals.rhm, data))
         for values, pieces in zip(found.values(), zip(*pairs, strict=True), strict=True):
             values.append(np.concatenate(pieces))
-    reading = ["cosine", "class"] if isinstance(originals, Vectors) else [str(k) for k in range(originals.rhm.depth + 1)]
+    reading = ["cosine", "class"] if vectors else [str(k) for k in range(originals.rhm.depth + 1)]
     return xr.Dataset(
         {name: (("noise", "item", "clone", "reading"), np.array(values)) for name, values in found.items()},
         coords={"noise": levels, "reading": reading, "item": items},
@@ -258,7 +248,7 @@ def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np
 
 
 def _vector_agreement(source: Any, law: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Likewise of vectors (items, K + 1, dimension): cosine, same class."""
+    """The arguments of `calibrate` from vectors (items, K + 1, dimension): cosine, same class."""
     centred = np.asarray(values, float) - law.mean
     unit = centred / np.linalg.norm(centred, axis=2, keepdims=True)
     kinds = source.classify(values.reshape(-1, values.shape[2]), law).reshape(values.shape[:2])

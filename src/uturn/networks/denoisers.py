@@ -18,11 +18,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
 from uturn.checks import checked_integer, checked_noise
-from uturn.corruption import Corruption, Gaussian, Masking, Noisy, UniformReplacement
+from uturn.corruption import Gaussian, Masking, UniformReplacement
+from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
 from uturn.networks.training import History, fingerprint, train
-from uturn.random import checked_seed, keys, streams, uniforms
+from uturn.protocols import Channel, Noisy
+from uturn.random import Purpose, checked_seed, keys, streams, uniforms
 from uturn.rhm import RandomHierarchyModel
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ CHANNELS: dict[str, type] = {"gaussian": Gaussian, "masking": Masking, "uniform"
 TIMES = (0.03, 3.0)
 """Gaussian times t in training: below nearly every leaf is read without error, beyond next to nothing is left of it."""
 
-_TRAINING = 8  # purpose of a random stream, see uturn.sources; its first coordinate says which of these
+# First coordinates of the random streams with the purpose DENOISER.
 _BATCH, _HELD_OUT = 0, 1
 _MOST = 2**28  # weights of a network, and leaves: a gigabyte
 _FLOOR = -30.0  # log-probability below which evidence counts as none: keeps the network's input finite
@@ -135,7 +136,7 @@ class LearnedDenoiser:
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.vocab_size: int = model.options["vocab_size"]
         self.num_leaves: int = model.options["branching"] ** model.options["depth"]
-        self.corruption: Corruption = CHANNELS[model.options["channel"]]()
+        self.corruption: Channel = CHANNELS[model.options["channel"]]()
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """What the network takes for the posterior of every leaf, float32 (batch, num_leaves, vocab_size)."""
@@ -223,13 +224,13 @@ def train_denoiser(
     checked_integer("batch_size", batch_size, 1)
     model = TreeDenoiser(v, rhm.branching, rhm.depth, width, channel, seed)
     corruption = CHANNELS[channel]()
-    fresh = keys(seed, _TRAINING, _HELD_OUT, range(checked_integer("held_out", held_out, 1)))
+    fresh = keys(seed, Purpose.DENOISER, _HELD_OUT, range(checked_integer("held_out", held_out, 1)))
     judged = rhm.sample(held_out, seed=fresh).leaves
     levels = training_noise(channel, (np.arange(held_out) + 0.5) / held_out)
     judged_evidence, judged_symbols = _tensors(corruption, judged, levels, v, fresh)
 
     def loss(trained: nn.Module, step: int) -> torch.Tensor:
-        streams_of_batch = keys(seed, _TRAINING, _BATCH, step, range(batch_size))
+        streams_of_batch = keys(seed, Purpose.DENOISER, _BATCH, step, range(batch_size))
         u = uniforms(streams_of_batch, 2)
         chosen = strings[(u[:, 0] * P).astype(np.int64)]
         evidence, symbols = _tensors(corruption, chosen, training_noise(channel, u[:, 1]), v, streams_of_batch)
@@ -362,14 +363,14 @@ def _check_grammar(rhm: Any) -> None:
         raise ValueError(f"rhm is a {type(rhm).__name__}; expected a RandomHierarchyModel")
 
 
-def _checked_levels(corruption: Corruption, noise: Any) -> np.ndarray:
+def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
     levels = np.atleast_1d(checked_noise(noise, corruption.max_noise))
     if levels.ndim != 1 or levels.size == 0 or (isinstance(corruption, Gaussian) and levels.min() == 0):
         raise ValueError(f"noise = {levels.tolist()}: expected levels (levels,), above 0 for the Gaussian process")
     return levels
 
 
-def full_noise(corruption: Corruption, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
+def full_noise(corruption: Channel, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
     """Observations that say nothing: where the generation of new strings starts."""
     anything = np.zeros((checked_integer("count", count, 0), checked_integer("num_leaves", num_leaves, 1)), np.int64)
     return corruption.corrupt(anything, corruption.max_noise, vocab_size, seed)

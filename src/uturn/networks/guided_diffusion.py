@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from uturn.checks import one_line
+from uturn.files import whole_folder
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -227,16 +227,12 @@ def convert_guided_diffusion(
         raise ValueError(
             f"{path}: diffusers' UNet2DModel cannot hold {model.not_in_diffusers}; use the checkpoint itself, with its preset"
         )
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        pipeline: Any = DDPMPipeline(model.unet, guided_diffusion_scheduler(**model.options))
-        pipeline.save_pretrained(unfinished)
-        unfinished.rename(folder)
-    except Exception as error:  # safetensors has errors of its own for a full disk
-        raise ValueError(f"cannot write {folder} ({one_line(error)}); choose another place") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_folder(folder, replace=False) as unfinished:
+        try:
+            pipeline: Any = DDPMPipeline(model.unet, guided_diffusion_scheduler(**model.options))
+            pipeline.save_pretrained(unfinished)
+        except Exception as error:  # safetensors has errors of its own for a full disk
+            raise OSError(one_line(error)) from None
     return model
 
 

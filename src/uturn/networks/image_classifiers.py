@@ -10,16 +10,19 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
 from uturn.checks import one_line
+from uturn.files import cached_while_unchanged
+from uturn.networks import fashion_mnist, files
+from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, select_layers
 
 if TYPE_CHECKING:
-    import torch
     import xarray as xr
 
 _FORMS = "'fashion_mnist', a file of uturn.networks, 'torchvision:NAME', 'timm:NAME' or 'module:function'"
@@ -43,7 +46,7 @@ class Classifier:
     class_names : tuple of str, or None where they are not known
     """
 
-    module: torch.nn.Module
+    module: nn.Module
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None
     layers: tuple[str, ...]
     channel_axes: dict[str, int]
@@ -54,7 +57,7 @@ class Classifier:
 class Network(NamedTuple):
     """A module that has not run yet, its preprocessing, and the names of its classes where they are known."""
 
-    module: torch.nn.Module
+    module: nn.Module
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None
     class_names: tuple[str, ...] | None = None
 
@@ -116,22 +119,12 @@ def load_classifier(
         For unknown names (with close ones), weights that are missing, damaged, of another network or cannot be downloaded, and
         networks that do not take such images or do not give logits (batch, classes).
     """
-    chosen = None if layers is None else tuple(layers)
-    return _classifier(spec, weights, _stamps(spec, weights), chosen, tuple(image_shape))
+    return _classifier(spec, weights, None if layers is None else tuple(layers), tuple(image_shape))
 
 
-def load_network(spec: str, weights: str | None = None) -> Network:
-    """The module of a classifier, its preprocessing and class names, without a run of it; arguments as in `load_classifier`."""
-    return _network(spec, weights, _stamps(spec, weights))
-
-
-@lru_cache(maxsize=8)
-def _classifier(
-    spec: str, weights: str | None, stamps: tuple[int, ...], layers: tuple[str, ...] | None, image_shape: tuple[int, int, int]
-) -> Classifier:
-    from uturn.probes.hidden_layers import EVERY_BLOCK, select_layers
-
-    module, preprocess, class_names = _network(spec, weights, stamps)
+@cached_while_unchanged(files=lambda spec, weights, *_: (spec, weights))
+def _classifier(spec: str, weights: str | None, layers: tuple[str, ...] | None, image_shape: tuple[int, int, int]) -> Classifier:
+    module, preprocess, class_names = load_network(spec, weights)
     chosen = select_layers(module, layers or EVERY_BLOCK)
     if spec == "fashion_mnist":  # known beforehand, whatever the images to come
         return Classifier(module, preprocess, chosen, dict.fromkeys(chosen, 1), len(class_names or ()), class_names)
@@ -148,15 +141,13 @@ def _classifier(
     return Classifier(module, preprocess, chosen, axes, num_classes, names)
 
 
-def _stamps(spec: str, weights: str | None) -> tuple[int, ...]:
-    """Times of the files, if they are: one that was written again is read again."""
-    return tuple(Path(name).stat().st_mtime_ns if name is not None and Path(name).is_file() else 0 for name in (spec, weights))
+def load_network(spec: str, weights: str | None = None) -> Network:
+    """The module of a classifier, its preprocessing and class names, without a run of it; arguments as in `load_classifier`."""
+    return _network(spec, weights)
 
 
-@lru_cache(maxsize=4)
-def _network(spec: str, weights: str | None, stamps: tuple[int, ...]) -> Network:
-    import torch
-
+@cached_while_unchanged(files=lambda spec, weights: (spec, weights), maxsize=4)
+def _network(spec: str, weights: str | None) -> Network:
     library, _, name = spec.partition(":")
     if spec == "fashion_mnist" or Path(spec).is_file():
         if weights is not None:
@@ -177,8 +168,6 @@ def _network(spec: str, weights: str | None, stamps: tuple[int, ...]) -> Network
 
 
 def _own_network(spec: str) -> Network:
-    from uturn.networks import fashion_mnist, files
-
     if spec == "fashion_mnist":
         return Network(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
     return Network(files.load_network(spec))
@@ -276,8 +265,6 @@ def own_function(spec: str) -> Callable[[], Any] | None:
 
 
 def _imported_network(spec: str, function: Callable[[], Any], weights: str | None) -> Network:
-    from torch import nn
-
     where = f"classifier = {spec!r}"
     try:
         made = function()
@@ -295,8 +282,6 @@ def _imported_network(spec: str, function: Callable[[], Any], weights: str | Non
 
 def describe(preprocess: Callable[..., Any] | None) -> str:
     """Preprocessing in words that are the same in every process; "" for none."""
-    from torch import nn
-
     if preprocess is None:
         return ""
     if isinstance(preprocess, Preprocessing | nn.Module):
@@ -319,8 +304,6 @@ def _check_known(library: str, name: str, known: Sequence[str]) -> None:
 
 def _read_weights(path: str, expected: str) -> dict[str, torch.Tensor]:
     """A state dict from a file; nothing in it is executed."""
-    import torch
-
     if not Path(path).is_file():
         raise ValueError(f"weights = {path!r}: no such file; expected {expected}")
     try:
@@ -360,7 +343,7 @@ def _rename(state: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> N
         state[new_name(name)] = state.pop(name)
 
 
-def _built(build: Callable[..., torch.nn.Module], state: dict[str, torch.Tensor], where: str) -> torch.nn.Module:
+def _built(build: Callable[..., nn.Module], state: dict[str, torch.Tensor], where: str) -> nn.Module:
     """A network with its weights, and with as many classes as they have."""
     module = build()
     own = module.state_dict()
@@ -374,7 +357,7 @@ def _built(build: Callable[..., torch.nn.Module], state: dict[str, torch.Tensor]
     return module
 
 
-def _put(module: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+def _put(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """Load weights into a module; ValueError in one line if they are of another one."""
     own = module.state_dict()
     wrong = next((name for name in own if name in state and own[name].shape != state[name].shape), None)
@@ -405,41 +388,37 @@ _BLANKS = 2  # images of a dry run: more than one, to tell the axis of the batch
 
 
 def _dry_run(
-    module: torch.nn.Module,
+    module: nn.Module,
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None,
     layers: Iterable[str],
     image_shape: tuple[int, int, int],
     where: str,
 ) -> tuple[dict[str, list[tuple[int, ...]]], int]:
     """Shapes of the outputs of modules, one for each time they ran (() for no tensor), and the number of classes."""
-    import torch
-
-    from uturn.probes.hidden_layers import _as_tensor, _hooks
-
     shapes: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in layers}
 
     def note(layer: str, output: Any) -> None:
         try:
-            shapes[layer].append(tuple(_as_tensor(output, layer).shape))
+            shapes[layer].append(tuple(as_tensor(output, layer).shape))
         except ValueError:
             shapes[layer].append(())
 
     parameter = next(module.parameters(), None)
     blank = torch.zeros((_BLANKS, *image_shape), device=None if parameter is None else parameter.device)
-    with _hooks(module, list(shapes), note), torch.inference_mode():
+    with hooks(module, list(shapes), note), torch.inference_mode():
         try:
             output = module(blank if preprocess is None else preprocess(blank))
         except Exception as error:  # whatever a foreign model raises
             raise ValueError(
                 f"{where} does not take images {tuple(image_shape)} (channels, height, width): {one_line(error)}"
             ) from error
-    logits = _as_tensor(output, where)
+    logits = as_tensor(output, where)
     if logits.ndim != 2 or len(logits) != _BLANKS:
         raise ValueError(f"{where} gives shape {tuple(logits.shape)} for {_BLANKS} images; expected logits (batch, classes)")
     return shapes, logits.shape[1]
 
 
-def channel_axes(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Axis of the channels in the outputs of layers, from their shapes: {layer: 1 or -1}.
 
     Up to two axes (batch, units): 1. Three axes are tokens (batch, tokens, channels): -1, unless the layer has one-dimensional
@@ -455,8 +434,6 @@ def channel_axes(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]])
     shapes
         {layer: shape of its output, batch first}, in the order of the network.
     """
-    from torch import nn
-
     modules = dict(module.named_modules(remove_duplicate=False))
 
     def has(layer: str, kinds: tuple[type, ...]) -> bool:

@@ -12,8 +12,8 @@ from uturn.experiment import Experiment
 from uturn.networks.fashion_mnist import COARSE_CLASS
 from uturn.paper import Scale, Verdict, Work, fig2, fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.spec import build
 from uturn.plotting.style import ACCENT, CLASS, MUTED, style
+from uturn.spec import build
 from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.theory import MeanField
 

@@ -147,9 +147,9 @@ def _exact() -> tuple[Any, ...]:
 def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
     import diffusers
 
-    from uturn.corruption.denoising import ExactDenoiser
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.backward.score_model import ScoreModel
+    from uturn.corruption.denoising import ExactDenoiser
 
     class Watched(ScoreModel):
         """Keeps what it was asked first since `asked` was set to None: noisy strings and their timestep."""

@@ -7,25 +7,21 @@ distance in units of that of independent data.
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from uturn.checks import checked_integer, one_line
 from uturn.files import whole_file
+from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
+from uturn.networks.training import fingerprint
 
-if TYPE_CHECKING:
-    import torch
-
-EVERY_BLOCK = "every block"
 FORMAT = "uturn-layer-statistics-2"
 
 
@@ -108,7 +104,7 @@ class HiddenLayers:
         channel_axis: int | Mapping[str, int] = 1,
         legacy: bool = False,
     ) -> None:
-        self.model = _checked_model(model)
+        self.model = checked_model(model)
         if preprocess is not None and not callable(preprocess):
             raise ValueError(f"preprocess = {preprocess!r}: expected a function of a tensor, or None")
         self.preprocess = preprocess
@@ -241,8 +237,6 @@ class HiddenLayers:
         """Compare (items, ...) with (items, trajectories, ...); logits are left empty unless `outputs`."""
         if not self.mean:
             raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
-        import torch
-
         items, trajectories = second.shape[:2]
         similarity, distance = (np.empty((items, trajectories, len(self.layers))) for _ in range(2))
         original_logits, logits = np.empty((items, 0)), np.empty((items, trajectories, 0))
@@ -300,8 +294,6 @@ class HiddenLayers:
         """Write mean, variance and spread of the layers to a safetensors file, with the fingerprint of the network."""
         from safetensors.numpy import save
 
-        from uturn.networks.training import fingerprint
-
         if not self.mean:
             raise ValueError("no reference statistics to save; call fit(samples) first")
         tables = {"mean": self.mean, "variance": self.variance, "spread": self.spread}
@@ -328,8 +320,6 @@ class HiddenLayers:
             If the file is missing or damaged, or belongs to another network or to other layers.
         """
         from safetensors import SafetensorError, safe_open
-
-        from uturn.networks.training import fingerprint
 
         if not Path(path).is_file():
             raise ValueError(f"no file {path}; expected statistics written by HiddenLayers.save_statistics")
@@ -383,8 +373,6 @@ class HiddenLayers:
 
         `name(row)` says in messages what a row of the batch is.
         """
-        import torch
-
         self._check_evaluation_mode()
         parameter = next(self.model.parameters(), None)
         # A copy, because the model may work in place.
@@ -406,7 +394,7 @@ class HiddenLayers:
                     f"such as the block around it"
                 )
             ran.add(layer)
-            values = _as_tensor(output, f"layer {layer!r}")
+            values = as_tensor(output, f"layer {layer!r}")
             if len(values) != len(batch):
                 raise ValueError(
                     f"layer {layer!r} gives shape {tuple(values.shape)} for {len(batch)} samples; expected (batch, ...)"
@@ -415,7 +403,7 @@ class HiddenLayers:
             assert consume is not None
             consume(layer, values)
 
-        with _hooks(self.model, self.layers if consume is not None else (), receive), torch.inference_mode():
+        with hooks(self.model, self.layers if consume is not None else (), receive), torch.inference_mode():
             where = "preprocess"
             try:
                 prepared = batch if self.preprocess is None else self.preprocess(batch)
@@ -437,8 +425,6 @@ class HiddenLayers:
 
     def _compare_layer(self, layer: str, values: torch.Tensor, items: int) -> tuple[np.ndarray, np.ndarray]:
         """Similarity and distance (items, trajectories) in a batch: the originals, then the reconstructions of each in turn."""
-        import torch
-
         mean, spread = self.mean[layer], self.spread[layer]
         axis = self._axis(layer, values.ndim)
         if values.shape[axis] != len(mean):
@@ -517,227 +503,7 @@ class _Moments:
 
 def _copy(values: torch.Tensor) -> torch.Tensor:
     """A float64 copy, which may be overwritten, where the activations are; on the CPU if their device has no float64 (MPS)."""
-    import torch
-
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64, copy=True)
-
-
-@contextmanager
-def _hooks(model: torch.nn.Module, layers: Sequence[str], receive: Callable[[str, Any], None]) -> Iterator[None]:
-    modules = _modules(model)
-
-    def hook(layer: str) -> Callable[..., None]:
-        return lambda module, inputs, output: receive(layer, output)
-
-    handles = [modules[layer].register_forward_hook(hook(layer)) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _as_tensor(output: Any, where: str) -> torch.Tensor:
-    import torch
-
-    first = output[0] if isinstance(output, tuple | list) and len(output) > 0 else output
-    first = getattr(first, "logits", first)
-    if not isinstance(first, torch.Tensor) or first.ndim < 2:
-        raise ValueError(f"{where} gives {type(output).__name__}; expected a tensor (batch, channels, ...)")
-    return first.detach()
-
-
-def _checked_model(model: Any) -> torch.nn.Module:
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    return model
-
-
-def _modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """All modules by name; one that is shared has all its names."""
-    return dict(model.named_modules(remove_duplicate=False))
-
-
-def _children(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    return {name: child for name, child in module._modules.items() if child is not None}
-
-
-# -- which layers -----------------------------------------------------------------------------------------------------
-
-
-def select_layers(model: torch.nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of modules chosen by name, pattern or "every block", in the order the model registers them; see `HiddenLayers`.
-
-    Raises
-    ------
-    ValueError
-        If a name or pattern matches nothing; the message lists close names.
-    """
-    names = [name for name in _modules(_checked_model(model)) if name]
-    if layers is None:
-        children = tuple(_children(model))
-        if not children:
-            raise ValueError(f"{type(model).__name__} has no child modules to probe; name the layers")
-        return children
-    patterns = [layers] if isinstance(layers, str) else layers
-    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(f"layers = {layers!r}: expected names or patterns, at least one, or {EVERY_BLOCK!r}")
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matches = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if _matches(name, pattern)]
-        if not matches:
-            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
-            raise ValueError(
-                f"layers: {pattern!r} matches no module of {type(model).__name__}; close names: {', '.join(close)} "
-                f"(all {len(names)}: [name for name, _ in model.named_modules(remove_duplicate=False)])"
-            )
-        chosen.update(matches)
-    return tuple(name for name in names if name in chosen)
-
-
-def every_block(model: torch.nn.Module) -> tuple[str, ...]:
-    """The blocks that a network is stacked from, and what comes before, between and after them.
-
-    A *stack* holds at least two modules of one class, blocks, which have children themselves. What counts as a stack is the first
-    of these that the network has (a *layer* is a module of two or more axes of weights: a convolution, a linear map):
-
-    1. a container (`Sequential`, `ModuleList`, `ModuleDict`) of blocks with two layers or more, and containers of simpler blocks
-       next to it: ResNet, ConvNeXt, EfficientNet, transformers;
-    2. a module of any class, or containers next to each other, with such blocks: Inception, RegNet, stages of a single block;
-    3. a container of blocks of one layer: a convolution with its normalisation, say, in a class of its own;
-    4. a container of chains (`Sequential`).
-
-    A module with a stack inside is opened; any other one is a block, read as a whole if it has parameters. Simple modules next to
-    each other, such as the convolution, normalisation, activation and pooling in front of the stacks, make one block, read at its
-    last. A network without stacks (VGG) is read at every activation function and at its last module with parameters; one whose
-    activation functions are inside of a block, or with fewer than two layers, is refused.
-
-    Modules are found, not run: where some do not run (heads of other tasks), the probe names them.
-
-    So: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every block,
-    every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a ViT.
-
-    Raises
-    ------
-    ValueError
-        If no blocks are found.
-    """
-    from torch import nn
-
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    modules = _modules(_checked_model(model))
-    stacks = _stacks(modules, containers)
-    if not stacks:
-        return _activations(model, containers)
-
-    def has_parameters(module: nn.Module) -> bool:
-        return next(module.parameters(), None) is not None
-
-    def runs(module: nn.Module) -> bool:
-        return type(module).forward is not nn.ModuleList.forward  # lists and tables of modules have no forward pass
-
-    def is_simple(module: nn.Module) -> bool:
-        # No children, or, as timm's normalisation with activation, parameters of its own and none in its children.
-        children = _children(module).values()
-        return not children or (bool(module._parameters) and not any(has_parameters(child) for child in children))
-
-    found: list[str] = []
-
-    def open_up(prefix: str, module: nn.Module) -> None:
-        row: list[str] = []  # simple modules next to each other
-
-        def close_row() -> None:
-            if any(has_parameters(modules[name]) for name in row):
-                found.append(row[-1])
-            row.clear()
-
-        for child_name, child in _children(module).items():
-            name = f"{prefix}{child_name}"
-            if any(stack == name or stack.startswith(name + ".") for stack in stacks) or not runs(child):
-                close_row()
-                open_up(name + ".", child)
-            elif is_simple(child) and runs(module):
-                row.append(name)
-            else:
-                close_row()
-                if has_parameters(child):
-                    found.append(name)
-        close_row()
-
-    open_up("", model)
-    return tuple(found)
-
-
-def _stacks(modules: Mapping[str, torch.nn.Module], containers: tuple[type, ...]) -> list[str]:
-    """Names of the modules that hold blocks; see `every_block`."""
-    from torch import nn
-
-    def num_layers(module: nn.Module) -> int:
-        return sum(any(w.ndim > 1 for w in part.parameters(recurse=False)) for part in module.modules())
-
-    # For every module, the classes of its children that could be blocks, with their numbers of layers; chains apart.
-    inner: dict[str, list[tuple[type, int]]] = {}
-    chains: dict[str, list[type]] = {}
-    for name, module in modules.items():
-        able = [child for child in _children(module).values() if _children(child)]
-        inner[name] = [(type(child), num_layers(child)) for child in able if not isinstance(child, containers)]
-        chains[name] = [type(child) for child in able if isinstance(child, nn.Sequential)]
-    in_containers = [name for name, module in modules.items() if isinstance(module, containers)]
-
-    def kinds(name: str, least: int) -> list[type]:
-        return [kind for kind, number in inner[name] if number >= least]
-
-    def repeated(found: list[type]) -> set[type]:
-        return {kind for kind in found if found.count(kind) >= 2}
-
-    def parent(name: str) -> str:
-        return name.rpartition(".")[0]
-
-    deep = [name for name in in_containers if repeated(kinds(name, 2))]
-    if deep:
-        beside = {parent(name) for name in deep}
-        return [name for name in in_containers if name in deep or (parent(name) in beside and repeated(kinds(name, 1)))]
-    together: dict[str, list[type]] = {}
-    for name in in_containers:
-        together.setdefault(parent(name), []).extend(set(kinds(name, 2)))
-    loose = [name for name in modules if repeated(kinds(name, 2))]
-    loose += [name for name in in_containers if set(kinds(name, 2)) & repeated(together[parent(name)])]
-    return (
-        loose
-        or [name for name in in_containers if repeated(kinds(name, 0))]
-        or [name for name in in_containers if repeated(chains[name])]
-    )
-
-
-def _activations(model: torch.nn.Module, containers: tuple[type, ...]) -> tuple[str, ...]:
-    from torch import nn
-
-    modules = _modules(model)
-    leaves = {name: module for name, module in modules.items() if name and not _children(module)}
-    found = [name for name, module in leaves.items() if type(module).__module__ == nn.ReLU.__module__]
-    inside = [name for name in found if "." in name and not isinstance(modules[name.rpartition(".")[0]], containers)]
-    last = next((name for name in reversed(leaves) if next(leaves[name].parameters(), None) is not None), None)
-    if last is not None and last not in found:
-        found.append(last)
-    if inside or len(found) < 2:
-        words = (
-            f"activation functions inside of a block ({', '.join(inside)})" if inside else f"only {', '.join(found) or 'nothing'}"
-        )
-        raise ValueError(f"layers: {EVERY_BLOCK!r} finds {words} in {type(model).__name__}; name the layers")
-    return tuple(found)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    def match(parts: list[str], wanted: list[str]) -> bool:
-        if not wanted:
-            return not parts
-        if wanted[0] == "**":
-            return any(match(parts[k:], wanted[1:]) for k in range(len(parts) + 1))
-        return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and match(parts[1:], wanted[1:])
-
-    return match(name.split("."), pattern.split("."))
 
 
 def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) -> dict[str, int]:
@@ -746,15 +512,13 @@ def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) 
             raise ValueError(f"channel_axis = {channel_axis!r}: expected an integer, or {{layer or pattern: integer}}")
     if not isinstance(channel_axis, Mapping):
         return dict.fromkeys(layers, channel_axis)
-    idle = [pattern for pattern in channel_axis if not any(_matches(layer, pattern) for layer in layers)]
+    idle = [pattern for pattern in channel_axis if not any(matches(layer, pattern) for layer in layers)]
     if idle:
         raise ValueError(f"channel_axis: {idle[0]!r} matches none of the probed layers {', '.join(layers)}")
-    return {layer: next((axis for pattern, axis in channel_axis.items() if _matches(layer, pattern)), 1) for layer in layers}
+    return {layer: next((axis for pattern, axis in channel_axis.items() if matches(layer, pattern)), 1) for layer in layers}
 
 
 def _checked_samples(samples: Any, name: str = "samples") -> torch.Tensor:
-    import torch
-
     try:
         if isinstance(samples, torch.Tensor):
             tensor = samples.detach()
@@ -788,7 +552,7 @@ def _numbered(start: int) -> Callable[[int], str]:
 
 def _logits(output: Any, name: Callable[[int], str]) -> torch.Tensor:
     """The output of a classifier, float64 (batch, num_classes) on the CPU, finite."""
-    logits = _as_tensor(output, "the model").cpu().double()
+    logits = as_tensor(output, "the model").cpu().double()
     if logits.ndim != 2:
         raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (batch, classes)")
     _check_finite(logits, "class probabilities", name)
@@ -796,8 +560,6 @@ def _logits(output: Any, name: Callable[[int], str]) -> torch.Tensor:
 
 
 def _check_finite(values: torch.Tensor, what: str, name: Callable[[int], str]) -> None:
-    import torch
-
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
         words = [name(row) for row in torch.nonzero(~finite)[:10, 0].tolist()]

@@ -141,7 +141,8 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
         If a file is missing or belongs to another network, or if there are neither statistics nor images.
     """
     from uturn.networks.image_classifiers import load_classifier, load_network
-    from uturn.probes.hidden_layers import EVERY_BLOCK, HiddenLayers
+    from uturn.networks.layers import EVERY_BLOCK
+    from uturn.probes.hidden_layers import HiddenLayers
 
     shape = _image_shape(source)
     options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}

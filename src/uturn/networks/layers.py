@@ -1,0 +1,243 @@
+"""Layers of a network: chosen by name, by pattern or as "every block", and read by forward hooks."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+EVERY_BLOCK = "every block"
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of modules chosen by name, pattern or "every block", in the order in which the model registers them.
+
+    Parameters
+    ----------
+    model
+        The network.
+    layers
+        Names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`). `*` stays between two
+        dots, so that "features.*" are the direct children of `features`; `**` between dots stands for any number of names, also
+        none. By default the direct children of the model.
+
+    Raises
+    ------
+    ValueError
+        If a name or pattern matches nothing; the message lists close names.
+    """
+    names = [name for name in named_modules(checked_model(model)) if name]
+    if layers is None:
+        children = tuple(_children(model))
+        if not children:
+            raise ValueError(f"{type(model).__name__} has no child modules to probe; name the layers")
+        return children
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"layers = {layers!r}: expected names or patterns, at least one, or {EVERY_BLOCK!r}")
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if matches(name, pattern)]
+        if not found:
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+            raise ValueError(
+                f"layers: {pattern!r} matches no module of {type(model).__name__}; close names: {', '.join(close)} "
+                f"(all {len(names)}: [name for name, _ in model.named_modules(remove_duplicate=False)])"
+            )
+        chosen.update(found)
+    return tuple(name for name in names if name in chosen)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether the name of a module fits a pattern; see `select_layers`."""
+
+    def match(parts: list[str], wanted: list[str]) -> bool:
+        if not wanted:
+            return not parts
+        if wanted[0] == "**":
+            return any(match(parts[k:], wanted[1:]) for k in range(len(parts) + 1))
+        return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and match(parts[1:], wanted[1:])
+
+    return match(name.split("."), pattern.split("."))
+
+
+# -- every block ------------------------------------------------------------------------------------------------------
+
+
+def every_block(model: nn.Module) -> tuple[str, ...]:
+    """The blocks that a network is stacked from, and what comes before, between and after them.
+
+    A *stack* holds at least two modules of one class, its *blocks*, which have children themselves. A *layer* is a module with
+    weights of two or more axes: a convolution, a linear map. The stacks of a network are given by the first of these rules that
+    finds any:
+
+    1. a container (`Sequential`, `ModuleList`, `ModuleDict`) of blocks with two layers or more, and containers of simpler blocks
+       next to it: ResNet, ConvNeXt, EfficientNet, transformers;
+    2. a module of any class, or containers next to each other, with such blocks: Inception, RegNet, stages of a single block;
+    3. a container of blocks of one layer: a convolution with its normalisation, say, in a class of its own;
+    4. a container of chains (`Sequential`).
+
+    A module with a stack inside is opened; any other one is a block, read as a whole if it has parameters. Simple modules next to
+    each other, such as the convolution, normalisation, activation and pooling in front of the stacks, make one block, read at its
+    last. A network without stacks (VGG) is read at every activation function and at its last module with parameters; one whose
+    activation functions are inside of a block, or with fewer than two layers, is refused.
+
+    The network is not run. If some of its blocks do not run (heads of other tasks), the probe names them in an error.
+
+    So: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every block,
+    every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a ViT.
+
+    Raises
+    ------
+    ValueError
+        If no blocks are found.
+    """
+    modules = named_modules(checked_model(model))
+    stacks = _stacks(modules)
+    return tuple(_blocks(model, stacks)) if stacks else _activation_functions(modules)
+
+
+def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the modules that hold blocks, by the first rule of `every_block` that finds any."""
+    containers = [name for name, module in modules.items() if isinstance(module, _CONTAINERS)]
+    # The children of every module that have children themselves: chains, and (class, number of layers) of all but containers.
+    parents = {name: [child for child in _children(module).values() if _children(child)] for name, module in modules.items()}
+    chains = {name: [type(child) for child in inside if isinstance(child, nn.Sequential)] for name, inside in parents.items()}
+    sized = {
+        name: [(type(child), _num_layers(child)) for child in inside if not isinstance(child, _CONTAINERS)]
+        for name, inside in parents.items()
+    }
+
+    def classes(name: str, least: int) -> list[type]:
+        return [kind for kind, num_layers in sized[name] if num_layers >= least]
+
+    deep = [name for name in containers if _repeated(classes(name, 2))]
+    if deep:
+        around = {_parent(name) for name in deep}
+        return deep + [name for name in containers if _parent(name) in around and _repeated(classes(name, 1))]
+    next_to: dict[str, list[type]] = {}  # classes in the containers that have one parent
+    for name in containers:
+        next_to.setdefault(_parent(name), []).extend(set(classes(name, 2)))
+    loose = [name for name in modules if _repeated(classes(name, 2))]
+    loose += [name for name in containers if set(classes(name, 2)) & _repeated(next_to[_parent(name)])]
+    return (
+        loose
+        or [name for name in containers if _repeated(classes(name, 0))]
+        or [name for name in containers if _repeated(chains[name])]
+    )
+
+
+def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> Iterator[str]:
+    """Names of the blocks in a module, which is opened, in order."""
+    row: list[tuple[str, nn.Module]] = []  # simple modules next to each other
+    for child_name, child in _children(module).items():
+        name = f"{prefix}{child_name}"
+        opened = any(stack == name or stack.startswith(f"{name}.") for stack in stacks) or not _runs(child)
+        if not opened and _is_simple(child) and _runs(module):
+            row.append((name, child))
+            continue
+        yield from _last_of(row)
+        row = []
+        if opened:
+            yield from _blocks(child, stacks, f"{name}.")
+        elif _has_parameters(child):
+            yield name
+    yield from _last_of(row)
+
+
+def _last_of(row: Sequence[tuple[str, nn.Module]]) -> list[str]:
+    """The block that simple modules next to each other make, if any of them has parameters."""
+    return [row[-1][0]] if any(_has_parameters(module) for _, module in row) else []
+
+
+def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Activation functions, and the last module with parameters, of a network without stacks."""
+    leaves = {name: module for name, module in modules.items() if name and not _children(module)}
+    found = [name for name, module in leaves.items() if type(module).__module__ == nn.ReLU.__module__]
+    inside = [name for name in found if "." in name and not isinstance(modules[_parent(name)], _CONTAINERS)]
+    last = next((name for name in reversed(leaves) if _has_parameters(leaves[name])), None)
+    if last is not None and last not in found:
+        found.append(last)
+    if inside or len(found) < 2:
+        words = (
+            f"activation functions inside of a block ({', '.join(inside)})" if inside else f"only {', '.join(found) or 'nothing'}"
+        )
+        raise ValueError(f"layers: {EVERY_BLOCK!r} finds {words} in {type(modules['']).__name__}; name the layers")
+    return tuple(found)
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _runs(module: nn.Module) -> bool:
+    """False for lists and tables of modules, which have no forward pass."""
+    return type(module).forward is not nn.ModuleList.forward
+
+
+def _is_simple(module: nn.Module) -> bool:
+    """No children, or parameters of its own and none in its children, as timm's normalisation with activation."""
+    children = _children(module).values()
+    return not children or (bool(module._parameters) and not any(_has_parameters(child) for child in children))
+
+
+def _num_layers(module: nn.Module) -> int:
+    return sum(any(weights.ndim > 1 for weights in part.parameters(recurse=False)) for part in module.modules())
+
+
+def _repeated(kinds: list[type]) -> set[type]:
+    return {kind for kind in kinds if kinds.count(kind) >= 2}
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _children(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
+# -- reading them -----------------------------------------------------------------------------------------------------
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by name, the model itself as ""; a module that is shared has all its names."""
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def checked_model(model: Any) -> nn.Module:
+    """`model`, or a ValueError if it is not a module."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+@contextmanager
+def hooks(model: nn.Module, layers: Iterable[str], receive: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `receive(layer, output)` as soon as a layer has run, in all forward passes within the block."""
+    modules = named_modules(model)
+
+    def hook(layer: str) -> Callable[..., None]:
+        return lambda module, inputs, output: receive(layer, output)
+
+    handles = [modules[layer].register_forward_hook(hook(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_tensor(output: Any, where: str) -> torch.Tensor:
+    """The output of a module: a tensor (batch, channels, ...), the first entry of a tuple, or `logits`; else a ValueError."""
+    first = output[0] if isinstance(output, tuple | list) and len(output) > 0 else output
+    first = getattr(first, "logits", first)
+    if not isinstance(first, torch.Tensor) or first.ndim < 2:
+        raise ValueError(f"{where} gives {type(output).__name__}; expected a tensor (batch, channels, ...)")
+    return first.detach()
