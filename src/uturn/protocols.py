@@ -220,7 +220,7 @@ class Channel(Corruption, Protocol):
 
     def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         """Strings (batch, num_leaves) after `steps` evaluations of a denoiser; all observations have one noise level."""
-        raise NotImplementedError
+        raise ValueError(f"{self!r} has no reverse steps")
 
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
         """Shape of the values that an observation of one string holds."""

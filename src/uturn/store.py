@@ -27,6 +27,7 @@ from zarr.core.sync import sync
 
 from uturn.checks import checked_folder, checked_integer
 from uturn.files import remove_unfinished_folders, whole_folder
+from uturn.protocols import Variable as Variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,19 +40,6 @@ _MOST_TASKS = 2**24
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """{name: (dims, values, attributes)}; those named like a dim give its length."""
-
-
-@dataclass(frozen=True)
-class Variable:
-    """Shape and meaning of a measured variable; its dims start with ("noise", "item").
-
-    `pooled` matters for a variable without the dim `trajectory` only. It is True if the reading of an item is computed from all
-    its trajectories, as a mean over them is. Such readings are measured again when trajectories are added.
-    """
-
-    dims: tuple[str, ...]
-    long_name: str
-    pooled: bool = True
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class _DiffusedStrings(Corruption):
 
     def __init__(self, forward: Diffusion) -> None:
         self.forward = forward
-        self.unit, self.max_noise, self.purpose = forward.unit, forward.max_noise, Purpose.DENOISING  # type: ignore[misc]
+        self.unit, self.max_noise, self.purpose = forward.unit, forward.max_noise, Purpose.DENOISING
 
     def corrupt(self, leaves: np.ndarray, noise: float, vocab_size: int, keys: np.ndarray) -> np.ndarray:
         """Noisy one-hot images (batch, vocab_size, 1, num_leaves)."""

@@ -151,10 +151,10 @@ def sample_posterior(
     from uturn.random import streams
 
     values = floating_array(rhm, log_evidence)
-    given = isinstance(num_draws, np.ndarray) and num_draws.dtype == np.uint64 and num_draws.ndim == 1
-    count = len(num_draws) if given else _checked_draws(num_draws)
+    given = num_draws if isinstance(num_draws, np.ndarray) and (num_draws.dtype, num_draws.ndim) == (np.uint64, 1) else None
+    count = _checked_draws(num_draws) if given is None else len(given)
     check_memory(f"num_draws = {count}", 16 * count * len(values) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
-    numbers = np.ascontiguousarray(num_draws) if given else np.arange(count, dtype=np.uint64)
+    numbers = np.arange(count, dtype=np.uint64) if given is None else np.ascontiguousarray(given)
     trees = sample_numba(rhm, values, streams(seed, len(values)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 

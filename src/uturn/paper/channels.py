@@ -19,6 +19,7 @@ from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.experiment import Experiment, run
 from uturn.measures.calibration import calibrate, clone_agreement, holm
 from uturn.paper import Scale, Verdict, Work
+from uturn.random import Streams
 from uturn.sources import Vectors
 from uturn.statistics import Estimate
 
@@ -107,13 +108,13 @@ def drawn_noise(experiment: Experiment) -> xr.Dataset:
         r = (x_t - sqrt(abar) x_0)/sqrt(1 - abar): r projected on x_0, and the square of r. `excess`: its excess kurtosis.
         `mean`, `expected`: over items, in natural units (shares of leaves; amplitude of the signal; variance of the noise).
     """
-    source, corruption, backward, _ = experiment.parts
+    source, corruption, _, _ = experiment.parts
     items = np.arange(experiment.items)
     rows, natural, expected, excess = [], [], [], []
     for level in experiment.noise:
         pieces = []
         for originals in source.blocks(items, experiment.seed, experiment.items):
-            observed = backward.observe(originals, corruption, level, experiment.seed)
+            observed = corruption.observe(originals, level, Streams(experiment.seed, originals.items, level))
             if isinstance(corruption, Gaussian):
                 pieces.append(_gaussian(originals, observed, float(corruption.abar(level))))
             else:
@@ -149,7 +150,7 @@ def _counted(originals: Any, observed: Any, corruption: Any, level: float) -> _L
 
 def _gaussian(originals: Any, observed: Any, abar: float) -> _Law:
     if isinstance(originals, Vectors):
-        return gaussian_law(originals.values, observed, abar)
+        return gaussian_law(originals.values, observed.values, abar)
     return gaussian_law(np.eye(originals.rhm.vocab_size)[originals.data], observed.values, abar)
 
 

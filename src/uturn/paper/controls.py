@@ -168,11 +168,11 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
 
 def image_levels(run: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    from uturn.probes import fitted
+    from uturn.probes.network_layers import hidden_layers_of
     from uturn.sources import FashionMNISTSource
 
     source, spec = FashionMNISTSource(), fig2.LAYERS
-    predicted = fitted(spec, source).predict(source.all_images()[0]).classes
+    predicted = hidden_layers_of(spec, source).predict(source.all_images()[0]).classes
     kind = xr.DataArray(COARSE_CLASS[predicted[: run.sizes["item"]]], dims="item")
     rebuilt = xr.DataArray(COARSE_CLASS[run.predicted_class.astype(int).values], dims=run.predicted_class.dims)
     kept = (rebuilt == kind).astype(float)

@@ -9,9 +9,8 @@ import xarray as xr
 
 from uturn.paper import Verdict, Work
 from uturn.paper.messages import mean_estimate
-from uturn.paper.small_tree import PICTURES
 from uturn.plotting.style import ACCENT, CLASS, THEORY, style
-from uturn.random import keys
+from uturn.random import Purpose, keys
 from uturn.theory import MeanField
 
 TITLE = "Rules for and against the right symbol"
@@ -39,7 +38,7 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
     def compute() -> xr.Dataset:
         tables, messages, counts = [], [], []
         # The message of a factor depends on one level of rules only: trees of depth 1 are enough.
-        for seed in keys(0, PICTURES, np.arange(grammars)).tolist():
+        for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
             rhm = RandomHierarchyModel(**PARAMETERS, depth=1, seed=seed)
             pairs = rhm.rules[1].reshape(-1, 2)
             evidence = EpsilonBelief().log_evidence(EpsilonBelief().corrupt(pairs, NOISE, v), np.float64)

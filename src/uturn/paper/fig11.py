@@ -9,9 +9,9 @@ import xarray as xr
 
 from uturn.paper import Verdict, Work
 from uturn.paper.messages import TOLERANCE, mean_estimate
-from uturn.paper.small_tree import PICTURES, by_level
+from uturn.paper.small_tree import by_level
 from uturn.plotting.style import MUTED, THEORY, level_colors, style
-from uturn.random import keys
+from uturn.random import Purpose, keys
 from uturn.theory import MeanField
 
 TITLE = "Every message at the bottom of the tree"
@@ -35,9 +35,9 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
     def compute() -> xr.Dataset:
         means = []
         first: dict[str, np.ndarray] = {}
-        for seed in keys(0, PICTURES, np.arange(grammars)).tolist():
+        for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
             rhm = RandomHierarchyModel(**PARAMETERS, depth=DEPTH, seed=seed)
-            draw = rhm.sample(strings, keys(seed, PICTURES, np.arange(strings)))
+            draw = rhm.sample(strings, keys(seed, Purpose.PICTURE, np.arange(strings)))
             noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, rhm.vocab_size)
             up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
             right = [

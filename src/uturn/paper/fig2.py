@@ -11,8 +11,9 @@ from uturn.experiment import Experiment
 from uturn.networks.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.paper import Scale, Verdict
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
-from uturn.probes import NetworkLayers, fitted
-from uturn.random import keys, uniforms
+from uturn.probes import NetworkLayers
+from uturn.probes.network_layers import hidden_layers_of
+from uturn.random import Purpose, keys, uniforms
 from uturn.sources import FashionMNISTSource
 from uturn.statistics import Transition, estimate, inversion, replicates, transition
 
@@ -25,7 +26,6 @@ CAPTION = (
     "predicted class, and the kind of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in "
     "both: the same U-turns with a deterministic scheduler."
 )
-_PAIRS = 5  # purpose of a random stream, see uturn.sources
 
 LAYERS = NetworkLayers(classifier="fashion_mnist")
 
@@ -57,8 +57,8 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int = 0) -> xr.DataArray:
     """Mean similarity, per layer, of random pairs of different images of the same and of different classes: the floor lines."""
     images, labels = source.all_images()
-    probe = fitted(spec, source)
-    u = uniforms(keys(seed, _PAIRS, np.arange(40 * count)), 2)
+    probe = hidden_layers_of(spec, source)
+    u = uniforms(keys(seed, Purpose.IMAGE_PAIRS, np.arange(40 * count)), 2)
     first, second = (u * len(images)).astype(int).T
     same = (labels[first] == labels[second]) & (first != second)
     rows = []
@@ -85,7 +85,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     source, layers_spec = FashionMNISTSource(), LAYERS
     images, labels = source.all_images()
     items = stochastic.sizes["item"]
-    predicted = fitted(layers_spec, source).predict(images).classes
+    predicted = hidden_layers_of(layers_spec, source).predict(images).classes
     agreement = float((predicted == labels).mean())
     # Probability that two independent images agree, in class and in kind.
     chance = [float(np.sum((np.bincount(x) / len(x)) ** 2)) for x in (predicted, COARSE_CLASS[predicted])]

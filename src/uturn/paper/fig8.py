@@ -16,7 +16,7 @@ from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
-from uturn.random import keys, uniforms
+from uturn.random import Purpose, keys, uniforms
 from uturn.sources import RHMSource
 from uturn.statistics import Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.theory import MeanField
@@ -35,7 +35,7 @@ CAPTION = (
     "block swap."
 )
 
-_TRAINING = 6  # purpose of random streams, see uturn.sources; the parts of it:
+# First coordinates of the random streams with the purpose CLASSIFIER.
 _TRAIN, _HELD_OUT, _TEST, _REFERENCE, _BATCH = range(5)
 SEED = 0
 
@@ -72,7 +72,7 @@ def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.nd
     leaves, classes = [], []
     for start in range(0, count, 20_000):  # latents of all strings at once would take much memory
         numbers = np.arange(start, min(start + 20_000, count))
-        drawn = rhm.sample(len(numbers), keys(SEED, _TRAINING, part, numbers))
+        drawn = rhm.sample(len(numbers), keys(SEED, Purpose.CLASSIFIER, part, numbers))
         leaves.append(drawn.leaves.astype(np.uint8))
         classes.append(drawn.latents[rhm.depth][:, 0])
     return np.concatenate(leaves), np.concatenate(classes)
@@ -99,7 +99,7 @@ def trained_classifier(scale: Scale, folder: Path, progress: bool = False) -> Pa
     network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
 
     def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
-        chosen_rows = (uniforms(keys(SEED, _TRAINING, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
+        chosen_rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
         batch = torch.from_numpy(leaves[chosen_rows].astype(np.int64))
         return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[chosen_rows]))
 

@@ -30,7 +30,7 @@ from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
-from uturn.random import keys
+from uturn.random import Purpose, keys
 from uturn.rhm import RandomHierarchyModel
 from uturn.statistics import crossing
 
@@ -73,7 +73,7 @@ MISSED = 0.10  # largest share of the information in the other leaves that the n
 U_TURN_ERROR = 0.05  # largest difference of a U-turn probability, network against exact, at tree levels 0 and 1
 FALSE_ALARM = 0.01  # of a trend over the grammars, were there none
 _MARKERS = {"masking": ("^", "#0072b2", 0.87), "uniform": ("D", "#009e73", 1.15)}  # and a shift aside, both being at one size
-_PURPOSE = 8  # of the random streams, see uturn.sources; their first coordinate is one of these, 0 and 1 being those of training
+# First coordinates of the random streams with the purpose DENOISER; 0 and 1 are those of training.
 _STRINGS, _TESTS, _FULL_NOISE, _LOSS_NOISE, _U_TURN_NOISE, _GENERATION, _U_TURN = range(2, 9)
 
 
@@ -225,7 +225,7 @@ def u_turns(denoiser: Any, rhm: RandomHierarchyModel, channel: str, reading: Map
 
 
 def _keys(use: int, *coordinates: Any) -> np.ndarray:
-    return keys(0, _PURPOSE, use, *coordinates)
+    return keys(0, Purpose.DENOISER, use, *coordinates)
 
 
 def _tests(rhm: RandomHierarchyModel, reading: Mapping[str, Any]) -> Any:

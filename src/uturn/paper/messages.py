@@ -10,9 +10,8 @@ import numpy as np
 import xarray as xr
 
 from uturn.paper import Verdict
-from uturn.paper.small_tree import PICTURES
 from uturn.plotting.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
-from uturn.random import keys, uniforms
+from uturn.random import Purpose, keys, uniforms
 from uturn.rhm import RandomHierarchyModel
 from uturn.statistics import Estimate, estimate, grammar_means, shift
 from uturn.theory import MeanField
@@ -51,9 +50,9 @@ def quenched_downward(
     result = np.zeros((grammars, len(noise), L + 1))
     result[..., L] = 1 / v
     symbols = np.eye(v)
-    for g, seed in enumerate(keys(0, PICTURES, np.arange(grammars)).tolist()):
+    for g, seed in enumerate(keys(0, Purpose.PICTURE, np.arange(grammars)).tolist()):
         rhm = RandomHierarchyModel(v, m, s, L, seed=seed)
-        u = uniforms(keys(seed, PICTURES, np.arange(paths)), 2 * L + 1)
+        u = uniforms(keys(seed, Purpose.PICTURE, np.arange(paths)), 2 * L + 1)
         for path in range(paths):
             symbol, message = int(u[path, 0] * v), np.full((len(noise), v), 1 / v)
             for level in range(L, 0, -1):
@@ -84,7 +83,7 @@ def competing_rules(vocab_size: int, multiplicity: int, branching: int, depth: i
     """
     v, s = vocab_size, branching
     found = np.empty((grammars, depth, 2))
-    for g, seed in enumerate(keys(0, PICTURES, np.arange(grammars)).tolist()):
+    for g, seed in enumerate(keys(0, Purpose.PICTURE, np.arange(grammars)).tolist()):
         rhm = RandomHierarchyModel(v, multiplicity, s, depth, seed=seed)
         for level, rules in rhm.rules.items():
             parents = np.repeat(np.arange(len(rules)), rules.shape[1])

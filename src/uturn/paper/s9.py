@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.experiment import Experiment, u_turn
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
@@ -131,7 +131,7 @@ def written_out(described: Experiment, classifier: Path, noise: float = 1.0, ite
         return {layer: np.concatenate([batch[layer].double().numpy() for batch in batches]) for layer in probe.layers}
 
     (originals,) = source.blocks(np.arange(items), described.seed, described.items)
-    rebuilt = backward.u_turn(originals, corruption, noise, described.seed, 1, ()).reconstructions[:, 0]
+    rebuilt = u_turn(originals, corruption, backward, noise, described.seed).reconstructions[:, 0]
     reference = activations(SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values)
     before, after = activations(originals.values), activations(rebuilt)
     rows = []

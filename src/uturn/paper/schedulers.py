@@ -18,7 +18,7 @@ from uturn.measures.calibration import Calibration, calibrate, holm, parsed_agre
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, gaussian_law, law_p_values
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.random import keys, uniforms
+from uturn.random import Purpose, keys, uniforms
 from uturn.rhm import RandomHierarchyModel
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
@@ -46,7 +46,7 @@ SAMPLERS = {  # label: (class of diffusers, its options, eta, kind)
 }
 CHANNELS: dict[str, Any] = {"masking": Masking(), "uniform": UniformReplacement()}
 REFERENCE = "exact posterior draws"
-_SAMPLING, _SIGNS = (9, 0), (9, 1)  # purposes of random streams, see uturn.sources
+_SAMPLING, _SIGNS = (Purpose.DENOISING, 0), (Purpose.DENOISING, 1)  # of the keys of random streams
 _FLIPS = 2000  # of signs, for p-values
 _TIMESTEPS = 4096  # of the training schedule
 _SIZES = {  # scale: (steps, observations, sheets, strings a sheet)
@@ -106,12 +106,12 @@ def _gaussian(sampler: tuple[str, dict[str, Any], float | None, str], strings: i
 
     def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
         reverse, step = chain(steps)
-        t = 0.5 * np.log(1 / reverse.noise_levels["abar"][step])
+        t = 0.5 * np.log(1 / reverse.forward.noise_levels["abar"][step])
         return gaussian.corrupt(leaves, t, PARAMETERS["vocab_size"], streams)
 
     def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
         reverse, step = chain(steps)
-        images = noisy_images_of(observation, reverse, step, rows=strings)
+        images = noisy_images_of(observation, reverse.forward, step, rows=strings)
         rebuilt = strings_of(reverse.denoise(images, step, streams[::strings]))  # one stream a sheet
         return rebuilt.reshape(len(observation.values), -1)
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.random import keys
+from uturn.random import Purpose, keys
 from uturn.rhm import Draw, RandomHierarchyModel
 
-PICTURES = 11  # purpose of a random stream, see uturn.sources
 # Chosen by eye: one branch of the tree changes in the U-turn, and one hidden leaf is recovered from its context.
 GRAMMAR = {"vocab_size": 6, "multiplicity": 2, "branching": 2, "depth": 3, "seed": 6}
 SEED = 15
@@ -24,7 +23,7 @@ def small_grammar() -> RandomHierarchyModel:
 
 def small_string(rhm: RandomHierarchyModel) -> tuple[Draw, np.ndarray]:
     """The string of the pictures, and the key of the random numbers of its U-turn."""
-    key = keys(SEED, PICTURES, [0])
+    key = keys(SEED, Purpose.PICTURE, [0])
     return rhm.sample(1, key), key
 
 

@@ -13,8 +13,7 @@ from uturn.experiment import Experiment
 from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.random import keys
-from uturn.sources import GRAMMAR
+from uturn.random import Purpose, keys
 from uturn.statistics import crossing, grammar_means
 from uturn.theory import MeanField
 
@@ -105,7 +104,7 @@ def population(size: Size, progress: bool = False) -> xr.Dataset:
 
     v, m, s = PARAMETERS.values()
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the tree.
-    grammars = [int(keys(0, GRAMMAR, number)) for number in range(size.grammars)]
+    grammars = [int(keys(0, Purpose.GRAMMAR, number)) for number in range(size.grammars)]
     thresholds = np.full((len(CHANNELS), 2, max(size.grammars, size.fresh)), np.nan)
     beliefs = np.empty((len(CHANNELS), size.grammars, size.points, max(size.depths) + 1))
     for c, name in enumerate(CHANNELS):
