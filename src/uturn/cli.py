@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from uturn.paper import FIGURES
+from uturn.workflows.image_options import ImageOptions
 
 if TYPE_CHECKING:
     from uturn.experiment import Experiment
@@ -42,6 +47,37 @@ _Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the result
 _Shard = Annotated[
     str, typer.Option(help="i/n: do the i-th of n shares; the others go to other GPUs or hosts, into the same store.")
 ]
+
+
+def _with_fields(model: type[BaseModel], **flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command with `**fields` one option for each field of a model; `flags`: names of options that are not the field's."""
+
+    def with_fields(command: Callable[..., None]) -> Callable[..., None]:
+        *own, _ = inspect.signature(command, eval_str=True).parameters.values()
+        fields = [
+            _option(name, field, flags.get(name, f"--{name.replace('_', '-')}")) for name, field in model.model_fields.items()
+        ]
+        parameters = [*(parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own), *fields]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return with_fields
+
+
+def _option(name: str, field: FieldInfo, flag: str) -> inspect.Parameter:
+    """A field of a model as an option with its type, default and description; fields of several types are given as text."""
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    kind, default = (field.annotation, field.default) if len(kinds) == 1 else (str, str(field.default))
+    switch = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    words = f"{field.description}{' Can be given several times.' if default == [] else ''}"
+    option = typer.Option(switch, help=words, rich_help_panel="Experiment (also in the file of --options)")
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Those values of options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in values}
+    return {name: value for name, value in values.items() if getattr(sources[name], "name", "") == "COMMANDLINE"}
 
 
 @app.callback(invoke_without_command=True)
@@ -179,72 +215,34 @@ def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> 
 
 
 @app.command()
+@_with_fields(ImageOptions, classifiers="--classifier")
 def images(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the run, numbers and figures.")],
-    model: Annotated[str, typer.Option(help="Folder or hub id of a diffusers model, or a guided-diffusion checkpoint.")] = (
-        "fashion_mnist"
-    ),
-    data: Annotated[str, typer.Option(help="Folder of images (sub-folders are classes), or a .npy file.")] = "fashion_mnist",
-    classifier: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="torchvision:NAME, timm:NAME, module:function, or a file of uturn.networks; can be given several times.",
-            show_default="fashion_mnist, for that data",
-        ),
+    options: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of options of the experiment, such as steps = 50; the command line takes precedence."),
     ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(help="Weights of the classifiers, in their order: a name, a file, or '' for the usual ones."),
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Which guided-diffusion model the checkpoint is.")] = None,
-    scheduler: Annotated[
-        str,
-        typer.Option(help="Reverse process: ddpm, ddim, euler_ancestral, .., a class of diffusers, or 'stored'."),
-    ] = "ddpm",
-    steps: Annotated[int, typer.Option(min=1, help="Reverse steps of the whole chain.")] = 100,
-    eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 .. 1.")] = None,
-    timestep_spacing: Annotated[str | None, typer.Option(help="linspace, leading or trailing.")] = None,
-    pure_noise: Annotated[bool, typer.Option(help="Start the whole chain from pure noise, not from its first level.")] = False,
-    levels: Annotated[
-        str, typer.Option(help="Number of noise levels, evenly spaced up to the whole chain; or 0.2,0.5,1.0")
-    ] = "10",
-    items: Annotated[int, typer.Option(min=1, help="Number of originals.")] = 40,
-    trajectories: Annotated[int, typer.Option(min=1, help="U-turns of each original at each level.")] = 1,
-    size: Annotated[int | None, typer.Option(help="Resize and crop the images of a folder to this size.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (RGB), for a folder.", show_default="3")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Class folders in the classifier's order, one a line.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels for a .npy file: another one, of integers.")] = None,
-    compare_labels: Annotated[
-        bool, typer.Option(help="Compare with the labels of the images too, which must be the classifiers' classes.")
-    ] = True,
-    dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ..", show_default="the fastest there is")] = None,
-    batch_size: Annotated[str, typer.Option(help="Images in a call of the model: auto, or a number.")] = "auto",
-    compile: Annotated[bool, typer.Option(help="Compile the model with torch.compile first.")] = False,
     shard: _Shard = "1/1",
-    keep: Annotated[int, typer.Option(min=0, help="Keep the reconstructions of the first so many originals.")] = 16,
-    save_images: Annotated[bool, typer.Option(help="Write the kept reconstructions as PNG too.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = True,
+    save_images: Annotated[bool, typer.Option(help="Write the kept reconstructions as PNG files too.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run that is in the folder.")] = True,
     workers: _Workers = None,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although the code of a classifier of your own has changed.")
+        bool, typer.Option("--accept-changes", help="Continue although the code of a classifier of your own has changed.")
     ] = False,
     finished: Annotated[
         str | None,
-        typer.Option(
-            "--run",
-            help="Analyse and draw this finished store instead; other options than --out and --save-images do not count.",
-        ),
+        typer.Option("--run", help="Analyse and draw this finished store instead; only --out and --save-images apply."),
     ] = None,
+    **fields: Any,
 ) -> None:
     """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
 
     Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
     predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
     the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
-    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. Stop it at any time: the same
-    command goes on. Without options it runs the Fashion-MNIST model that comes with the package, in a few minutes.
+    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. It can be stopped at any time;
+    the same command continues. Without options it runs the Fashion-MNIST model that comes with the package, in a few minutes.
 
     Example: `uturn images --out results/fashion`
 
@@ -252,50 +250,18 @@ def images(
     --no-compare-labels --out results/cifar`
     """
     from uturn.store import Store
-    from uturn.workflows.images import (
-        PICTURES,
-        RESULTS,
-        check_folder,
-        image_experiment,
-        missing_tasks,
-        parsed_levels,
-        summary,
-        write_results,
-    )
+    from uturn.workflows.results import PICTURES, RESULTS, check_folder, summary, write_results
+    from uturn.workflows.runs import missing_tasks
 
     console = _console()
     if finished is not None:
         ds = Store.open(finished).dataset()
     else:
-        experiment = image_experiment(
-            model,
-            data,
-            classifier,
-            weights=weights,
-            preset=preset,
-            scheduler=scheduler,
-            steps=steps,
-            eta=eta,
-            timestep_spacing=timestep_spacing,
-            pure_noise=pure_noise,
-            levels=parsed_levels(levels),
-            items=items,
-            trajectories=trajectories,
-            size=size,
-            channels=channels,
-            classes=None if classes is None else str(classes),
-            labels=None if labels is None else str(labels),
-            compare_labels=compare_labels,
-            dtype=dtype,
-            device=device,
-            batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
-            compile=compile,
-            keep=keep,
-            seed=seed,
-        )
-        check_folder(out, save_images, keep)
+        chosen = {} if options is None else ImageOptions.from_file(options).model_dump(exclude_unset=True)
+        image_options = ImageOptions.from_dict(chosen | _given(context, fields))
+        check_folder(out, save_images, image_options.keep)
         store = out / "run.zarr"
-        ds = _run(experiment, store, resume, workers, shard, accept_changes)
+        ds = _run(image_options.experiment(), store, resume, workers, shard, accept_changes)
         missing = missing_tasks(ds)
         if missing:
             left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"

@@ -1,4 +1,4 @@
-"""Drawing of an analysis of images (`uturn.workflows.images.analyse`): the grid of Fig. 1, the curves of Figs. 2 and 16."""
+"""Drawing of an analysis of images (`uturn.workflows.analyse`): the grid of Fig. 1, the curves of Figs. 2 and 16."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
-from uturn.workflows.images import chosen
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _MOST_NAMED = 8  # layers with a line of their own in the legend
 _CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # of Okabe and Ito: apart for all eyes
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, evenly spaced, the first and the last among them.
+
+    >>> evenly_spaced(36, 4)
+    [0, 12, 23, 35]
+    """
+    return sorted({round(float(k)) for k in np.linspace(0, count - 1, min(count, most))})
 
 
 def draw_layers(data: xr.Dataset) -> Any:
@@ -109,7 +117,7 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
     layers = [str(name) for name in data.layer.values if str(name)]
     colors = level_colors(len(layers))
     few = len(layers) <= _MOST_NAMED
-    named = chosen(len(layers), _MOST_NAMED if few else 4)
+    named = evenly_spaced(len(layers), _MOST_NAMED if few else 4)
     for k, name in enumerate(layers):
         edge = k in (0, len(layers) - 1)
         value, low, high = data.similarity.isel(network_layer=k).values.T
