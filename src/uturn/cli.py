@@ -1,4 +1,4 @@
-"""The command line: `uturn reproduce`, `run`, `check`, `status`, `images`, `theory`, `convert`, `report`."""
+"""The command line: reproduce, run, check, status, images, theory, convert, report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from uturn.paper import FIGURES
 from uturn.workflows.image_options import ImageOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from uturn.experiment import Experiment
+    from uturn.paper import Result
 
 app = typer.Typer(
     name="uturn",
@@ -42,10 +45,12 @@ class _Scale(StrEnum):
     paper = "paper"
 
 
-_Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the results do not depend on it.", show_default="by task")]
+_Workers = Annotated[
+    int | None, typer.Option(min=1, help="Number of processes; the results do not depend on it.", show_default="by task")
+]
 
 _Shard = Annotated[
-    str, typer.Option(help="i/n: do the i-th of n shares; the others go to other GPUs or hosts, into the same store.")
+    str, typer.Option(help="i/n: run the i-th of n shares; other GPUs or hosts run the others, into the same store.")
 ]
 
 
@@ -81,7 +86,7 @@ def _given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         import uturn
 
@@ -92,22 +97,21 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def reproduce(
     figures: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(FIGURES)}; or all (default)")] = None,
-    scale: Annotated[_Scale, typer.Option(help="smoke: minutes on two cores; paper: the paper's parameters.")] = _Scale.smoke,
+    scale: Annotated[
+        _Scale, typer.Option(help="smoke: small sizes, minutes on two cores; paper: the sizes of the paper.")
+    ] = _Scale.smoke,
     out: Annotated[Path, typer.Option(help="Folder for figures, data and the page.")] = Path("results"),
     workers: _Workers = None,
 ) -> None:
-    """Reproduce figures of arXiv:2402.16991 and what goes beyond them, with a verdict for each of their claims.
+    """Reproduce the figures of arXiv:2402.16991 and further ones, with a verdict for each of their claims.
 
-    Measures where the class of a datum is lost when diffusion is reversed from a growing noise: in the exactly solvable
-    hierarchical model, on images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9,
-    controls). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1 if a verdict fails. Stop it at any time: the same
-    command goes on where it was.
+    Measures at which noise the class of a datum is lost when diffusion is reversed: in the exactly solvable hierarchical model,
+    in images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9, controls). Writes
+    PNG, PDF, data (zarr) and `index.html`. The exit code is 1 if a verdict fails. The command can be stopped at any time; the
+    same command continues.
 
     Example: `uturn reproduce fig6 fig7 --out results`
     """
-    from rich.table import Table
-    from rich.text import Text
-
     from uturn.paper import ORDER
     from uturn.paper import reproduce as reproduce_figures
 
@@ -123,15 +127,7 @@ def reproduce(
             progress=sys.stderr.isatty(),
             announce=lambda text: console.print(text, style="bold"),
         )
-    table = Table(title=f"Verdicts, scale {scale.value}", title_justify="left", show_lines=False)
-    for heading in ("figure", "quantity", "measured", "expected", ""):
-        table.add_column(heading, overflow="fold")
-    for result in results:
-        for verdict in result.verdicts:
-            mark = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
-            expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
-            table.add_row(result.figure, verdict.quantity, verdict.measured, expected, mark)
-    console.print(table)
+    console.print(_verdict_table(results, scale.value))
     failed = sum(not verdict.passed for result in results for verdict in result.verdicts)
     total = sum(len(result.verdicts) for result in results)
     console.print(f"{total - failed} of {total} verdicts passed; page: {out / 'index.html'}")
@@ -139,22 +135,37 @@ def reproduce(
         raise typer.Exit(1)
 
 
+def _verdict_table(results: list[Result], scale: str) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Verdicts, scale {scale}", title_justify="left", show_lines=False)
+    for heading in ("figure", "quantity", "measured", "expected", ""):
+        table.add_column(heading, overflow="fold")
+    for result in results:
+        for verdict in result.verdicts:
+            mark = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
+            expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
+            table.add_row(result.figure, verdict.quantity, verdict.measured, expected, mark)
+    return table
+
+
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="Description of the experiment, TOML or JSON.")],
     store: Annotated[str, typer.Option(help="Folder of the zarr store to fill.")],
     workers: _Workers = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an existing store of the same, or of a smaller, experiment.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue an existing store of the same experiment, or of a smaller one.")] = True,
     shard: _Shard = "1/1",
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although the code of a part of your own has changed.")
+        bool, typer.Option("--accept-changes", help="Continue although the code of a part of your own has changed.")
     ] = False,
 ) -> None:
-    """Run an experiment from a file into a store, or what is left of it.
+    """Run an experiment from a file into a store; readings that the store has already are not measured again.
 
-    Measures, at every noise level, what U-turns change: the share of unchanged latents per tree level, or the similarity per
-    network layer. The store opens with `xarray.open_zarr(DIR)`. A store of the same experiment with fewer items, noise levels or
-    trajectories is extended: only what is new is measured.
+    Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
+    each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise levels
+    or trajectories is extended.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
     """
@@ -174,8 +185,8 @@ def run(
 def check(spec: Annotated[Path, typer.Argument(help="Description of an experiment, TOML or JSON.")]) -> None:
     """Try a spec before its run: build its parts, and run two items through all of them.
 
-    Measures the two items at the first and the last noise level, together and one by one, and says what is wrong: parts that lack
-    a member or give something else than they should, and readings that depend on the batch or change when they are repeated.
+    Measures the two items at the first and the last noise level, together and one by one. Reports parts that lack a member or
+    return values of a wrong kind, and readings that depend on the batch or change when they are repeated.
 
     Example: `uturn check examples/epsilon.toml`
     """
@@ -190,7 +201,9 @@ def check(spec: Annotated[Path, typer.Argument(help="Description of an experimen
 
 @app.command()
 def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> None:
-    """Print what of a run is done, missing and damaged, and its spec. Every reading is looked at; nothing is changed.
+    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures nothing and changes nothing.
+
+    Reads every stored reading, so that damaged files are found.
 
     Example: `uturn status runs/epsilon`
     """
@@ -202,7 +215,7 @@ def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> 
     counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}
     words = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
     if counts["part"]:
-        words.insert(1, f"{counts['part']} with fewer trajectories than wanted")
+        words.insert(1, f"{counts['part']} with fewer trajectories than the spec asks for")
     console.print(f"{store}: {', '.join(words)}", markup=False)
     for task, state in states.items():
         if state == "damaged":
@@ -276,13 +289,17 @@ def images(
 
 @app.command()
 def theory(
-    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", help="Symbols of a level.")] = 32,
-    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules of a symbol.")] = 8,
-    branching: Annotated[int, typer.Option("--branching", "-s", help="Children of a node.")] = 2,
-    depth: Annotated[int, typer.Option("--depth", "-L", min=1, help="Levels of the tree, for finite-depth numbers.")] = 10,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", help="Symbols at each level.")] = 32,
+    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules for each symbol.")] = 8,
+    branching: Annotated[int, typer.Option("--branching", "-s", help="Children of each node.")] = 2,
+    depth: Annotated[
+        int, typer.Option("--depth", "-L", min=1, help="Levels of the tree, for the numbers that depend on it.")
+    ] = 10,
     plot: Annotated[Path | None, typer.Option(help="Draw the upward map to this file (PNG, PDF, ..).")] = None,
 ) -> None:
-    """Print the mean-field theory of a grammar: phase, threshold ε*, exponent ν, fixed points; and draw its map.
+    """Print the mean-field theory of a grammar, and draw its map.
+
+    Computes the phase, the threshold ε\\*, the exponent ν, and the fixed points of the map from level to level with their slopes.
 
     Example: `uturn theory -v 32 -m 8 -s 2 --plot map.png`
     """
@@ -329,7 +346,7 @@ def theory(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of guided-diffusion, .pt or .safetensors.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
     preset: Annotated[
         str | None,
         typer.Option(
@@ -340,21 +357,21 @@ def convert(
 ) -> None:
     """Write a checkpoint of OpenAI's guided-diffusion (ADM) as a folder in diffusers' layout: UNet2DModel and DDPMScheduler.
 
-    Measures nothing: the network computes the same as before. Checkpoints can also be used as they are, with their preset; those
-    with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) must be.
+    Measures nothing; the network computes the same as before. Checkpoints can also be used without conversion, with their preset.
+    Those with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) cannot be converted.
 
     Example: `uturn convert 256x256_diffusion_uncond.pt adm256 --preset 256x256_diffusion_uncond`
     """
     from uturn.networks.guided_diffusion import convert_guided_diffusion
 
     model = convert_guided_diffusion(checkpoint, folder, preset)
-    told = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
-    _console().print(f"written: {folder} (UNet2DModel, {told}, images of {model.options['image_size']} pixels)")
+    condition = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
+    _console().print(f"written: {folder} (UNet2DModel, {condition}, images of {model.options['image_size']} pixels)")
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn reproduce`.")]) -> None:
-    """Write `index.html` for the figures found in a folder: pictures, captions, verdicts.
+    """Write `index.html` for the figures found in a folder: pictures, captions, verdicts. Measures nothing.
 
     Example: `uturn report results`
     """
@@ -364,7 +381,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn 
 
 
 def _picture(path: Path) -> Path:
-    """The file of a picture: PNG unless its ending says otherwise; checked before anything is drawn."""
+    """The file of a picture, checked before anything is drawn: PNG unless its ending says otherwise."""
     endings = ("png", "pdf", "svg", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
     path = path if path.suffix or not path.name else path.with_name(f"{path.name}.png")
     if path.is_dir() or path.suffix[1:].lower() not in endings:
@@ -373,7 +390,7 @@ def _picture(path: Path) -> Path:
 
 
 def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int | None, shard: str, accept_changes: bool) -> Any:
-    """The dataset of an experiment, run into a store with a bar on terminals; a stopped run says how to go on."""
+    """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
     from uturn.experiment import run as run_experiment
 
     with _resumable(f"what is done is in {store}; run the same command again to go on"):
@@ -399,7 +416,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _console() -> Any:
     from rich.console import Console
 
-    # Piped output has no width of its own; do not squeeze tables into 80 columns then.
+    # Piped output has no width of its own, and 80 columns would be too few for some tables.
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)  # names may hold brackets
 
 
@@ -441,7 +458,7 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         sys.exit(_exit_code(stop))
     except Exception as error:
-        # Mistakes in options are exceptions of click, or of typer's own copy of it: told by what they can do.
+        # Mistakes in options are exceptions of click, or of typer's own copy of it; both have `format_message`.
         usage = getattr(error, "format_message", None)
         if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
             sys.exit(_exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)
