@@ -14,7 +14,8 @@ import time
 import numpy as np
 import torch
 
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.queue import Work
+from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.networks import fashion_mnist
 from uturn.random import keys
 

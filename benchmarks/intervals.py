@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth, on simulated runs: `estimate`, `hierarchy_index` and `images.analyse`.
+"""How often 95 % intervals hold the truth, on simulated runs: `estimate`, `hierarchy_index` and `uturn.workflows.analyse`.
 
     python benchmarks/intervals.py [--runs 2000] [--part curves|images|index] [--workers 2]
 
@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.statistics import estimate, hierarchy_index, inversion, transition
-from uturn.workflows.images import analyse
+from uturn.workflows import analyse
 
 
 class Design(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 
 import enumeration
 import uturn as ut
-from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption import Noisy
+from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.networks import denoisers
 from uturn.networks.classifiers import TreeClassifier
 from uturn.networks.denoisers import (

@@ -16,10 +16,11 @@ from scipy import stats
 import uturn as ut
 from enumeration import all_trees
 from uturn.backward import StringDenoiser, StringDiffusion
-from uturn.corruption.denoising import ExactDenoiser, denoise
-from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion
+from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, noisy_images_of, observation_of, strings_of
 from uturn.corruption import Diffusion
+from uturn.corruption.denoising import ExactDenoiser, denoise
+from uturn.corruption.schedulers import SCHEDULERS
 from uturn.networks.denoisers import TreeDenoiser
 from uturn.networks.files import save_network
 from uturn.random import keys

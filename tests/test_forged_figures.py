@@ -9,7 +9,8 @@ import xarray as xr
 from uturn.corruption import Gaussian
 from uturn.networks.fashion_mnist import COARSE_CLASS
 from uturn.paper import fig2, fig5
-from uturn.probes import NetworkLayers, fitted
+from uturn.probes import NetworkLayers
+from uturn.probes.network_layers import hidden_layers_of
 from uturn.random import keys, uniforms
 from uturn.sources import FashionMNISTSource
 
@@ -70,7 +71,7 @@ def test_fig5():
 @pytest.fixture(scope="module")
 def garments():
     source, spec = FashionMNISTSource(), NetworkLayers()
-    probe = fitted(spec, source)
+    probe = hidden_layers_of(spec, source)
     return list(probe.layers), probe.predict(source.all_images()[0]).classes, source.all_images()[0]
 
 

@@ -24,7 +24,7 @@ from uturn.cli import theory
 from uturn.networks.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram
-from uturn.workflows.images import analyse, image_experiment
+from uturn.workflows import analyse, image_experiment
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 

@@ -15,7 +15,8 @@ from uturn.backward import UTurns
 from uturn.networks import image_classifiers
 from uturn.networks.image_classifiers import class_transitions, in_top, load_classifier
 from uturn.networks.layers import every_block
-from uturn.probes import KeepImages, NetworkLayers, fitted
+from uturn.probes import KeepImages, NetworkLayers
+from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import ImageFolderSource, Images
 
 timm = pytest.importorskip("timm")
@@ -193,7 +194,7 @@ def hooked(model, layers, inputs):
 def test_readings_are_those_of_plain_hooks(resnet, pictures):
     model, path = resnet
     source = Source(in_range(pictures).numpy())
-    probe = fitted(NetworkLayers(classifier="torchvision:resnet18", weights=path), source)
+    probe = hidden_layers_of(NetworkLayers(classifier="torchvision:resnet18", weights=path), source)
     assert probe.layers == ("maxpool", *(f"layer{k}.{j}" for k in (1, 2, 3, 4) for j in (0, 1)), "fc")
     inputs = torchvision.models.ResNet18_Weights.DEFAULT.transforms()(pictures.float() / 255)
     expected = hooked(model, probe.layers, inputs)
@@ -242,7 +243,7 @@ def test_the_axis_of_the_channels(function, axes):
     images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 32, 32)).astype(np.float32)
     found = load_classifier(f"{HERE}:{function}", image_shape=(3, 32, 32))
     assert [found.channel_axes[layer] for layer in found.layers] == axes
-    probe = fitted(NetworkLayers(classifier=f"{HERE}:{function}"), Source(images))
+    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:{function}"), Source(images))
     widths = {"small_swin": [8, 8, 8, 16, 16, 16, 6], "small_vit": [12] * 4 + [6], "small_convnext": [8, 8, 8, 12, 12, 12, 6]}
     assert [len(probe.mean[layer]) for layer in probe.layers] == widths[function]
 
@@ -310,7 +311,7 @@ def test_a_function_that_makes_a_network():
     found = load_classifier(f"{HERE}:three_classes", image_shape=(1, 28, 28))
     assert found.layers == ("blocks.0", "blocks.1", "head")
     assert (found.num_classes, found.class_names) == (3, None)
-    probe = fitted(NetworkLayers(classifier=f"{HERE}:three_classes"), Source(images))
+    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:three_classes"), Source(images))
     with torch.no_grad():
         expected = Small(3)(torch.from_numpy(images) / 2).softmax(1)
     np.testing.assert_allclose(probe.predict(images).probabilities, expected, atol=1e-5)
@@ -587,9 +588,9 @@ def test_labels_that_do_not_match():
 def test_reference_images_come_in_batches():
     images = u_turns(60).originals.images
     source = Source(images)
-    probe = fitted(NetworkLayers(classifier=f"{HERE}:ten_classes", reference=50, batch_size=20), source)
+    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:ten_classes", reference=50, batch_size=20), source)
     assert source.asked == [20, 20, 10]
-    whole = fitted(NetworkLayers(classifier=f"{HERE}:ten_classes", reference=50), Source(images[:50]))
+    whole = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:ten_classes", reference=50), Source(images[:50]))
     assert probe.reference_count == whole.reference_count == 50
     for layer in probe.layers:
         np.testing.assert_allclose(probe.variance[layer], whole.variance[layer], rtol=1e-6)
@@ -602,7 +603,7 @@ def test_reference_images_of_a_folder_with_files_that_are_no_images(tmp_path):
     source = ImageFolderSource(path=str(tmp_path), channels=1)
     for reference, count in ((1000, 5), (5, 5), (4, 4), (3, 3)):
         spec = NetworkLayers(classifier=f"{HERE}:ten_classes", reference=reference, batch_size=2)
-        assert fitted(spec, source).reference_count == count
+        assert hidden_layers_of(spec, source).reference_count == count
         assert list(spec.variables(source))[4:] == ["original_class", "same_class_top5"]  # no labels
 
 

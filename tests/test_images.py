@@ -18,16 +18,10 @@ from uturn.cli import app
 from uturn.networks import fashion_mnist
 from uturn.plotting.images import draw_grid, draw_layers
 from uturn.plotting.style import fonts_for
-from uturn.workflows import images
-from uturn.workflows.images import (
-    analyse,
-    image_experiment,
-    missing_tasks,
-    noise_levels,
-    parsed_levels,
-    probe_names,
-    write_results,
-)
+from uturn.workflows import ImageOptions, analyse, image_experiment, numbers, summary, write_results
+from uturn.workflows.image_options import noise_levels, parsed_levels, probe_names
+from uturn.workflows.results import PICTURES, RESULTS
+from uturn.workflows.runs import missing_tasks
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
@@ -119,13 +113,13 @@ def test_curves_start_at_the_identity(known):
 
 
 def test_the_other_axes_follow(known):
-    for numbers in (known.transition, known.inversion, known.half_life.isel(network_layer=2)):
-        t = numbers.sel(axis="noise")
-        np.testing.assert_allclose(numbers.sel(axis="step"), 100 * t, rtol=1e-12)
-        np.testing.assert_allclose(numbers.sel(axis="sigma"), np.tan(np.pi / 2 * t), rtol=1e-9)
-        np.testing.assert_allclose(value(numbers, axis="abar"), np.cos(np.pi / 2 * t[0]) ** 2, rtol=1e-9)
-        np.testing.assert_allclose(value(numbers, axis="log_snr"), -2 * np.log(np.tan(np.pi / 2 * t[0])), rtol=1e-9)
-        ends = numbers.sel(estimate=["low", "high"])
+    for places in (known.transition, known.inversion, known.half_life.isel(network_layer=2)):
+        t = places.sel(axis="noise")
+        np.testing.assert_allclose(places.sel(axis="step"), 100 * t, rtol=1e-12)
+        np.testing.assert_allclose(places.sel(axis="sigma"), np.tan(np.pi / 2 * t), rtol=1e-9)
+        np.testing.assert_allclose(value(places, axis="abar"), np.cos(np.pi / 2 * t[0]) ** 2, rtol=1e-9)
+        np.testing.assert_allclose(value(places, axis="log_snr"), -2 * np.log(np.tan(np.pi / 2 * t[0])), rtol=1e-9)
+        ends = places.sel(estimate=["low", "high"])
         assert (ends[:, 0] <= ends[:, 1]).all()  # abar falls with noise, its interval still begins below
 
 
@@ -161,7 +155,7 @@ def test_classifiers_keep_apart():
     np.testing.assert_allclose(found.transition.sel(axis="noise", estimate="value"), [0.6, 0.4], atol=0.003)
     assert found.layer.values.tolist() == [["block0", "logits", "", ""], ["block0", "block1", "block2", "logits"]]
     assert np.isnan(found.similarity[0, :, 2:]).all()
-    json.dumps(images.numbers(found), allow_nan=False)
+    json.dumps(numbers(found), allow_nan=False)
 
 
 def test_agreement_with_labels_leaves_out_items_without_one():
@@ -310,13 +304,56 @@ def test_spec_of_an_image_experiment():
         ({"keep": -1}, "keep = -1"),
         ({"steps": 0}, "steps = 0"),
         ({"dtype": "int8"}, "dtype"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -1}, "seed = -1"),
+        ({"eta": 2.0}, "eta = 2"),
+        ({"items": True}, "items = True"),
+        ({"lvels": 3}, "lvels = 3"),
     ],
 )
 def test_mistakes_are_named(options, message):
     with pytest.raises(ValueError, match=message) as error:
         image_experiment(**options)
     assert "\n" not in str(error.value)
+
+
+def test_options_mean_the_same_in_python_toml_and_on_the_command_line(tmp_path, monkeypatch):
+    python = image_experiment(
+        classifiers=("fashion_mnist", "fashion_mnist"), weights=[None, None], steps=5, levels=[0.4, 1], compare_labels=False
+    )
+    lines = ['classifiers = ["fashion_mnist", "fashion_mnist"]', 'weights = ["", ""]', "steps = 7", "levels = [0.4, 1.0]"]
+    (tmp_path / "options.toml").write_text("\n".join([*lines, "compare_labels = false"]))
+    asked = []
+
+    def run(experiment, *_):
+        asked.append(experiment)
+        return xr.Dataset(attrs={"missing_tasks": 1})
+
+    monkeypatch.setattr(cli, "_run", run)
+    both = ("--classifier", "fashion_mnist", "--classifier", "fashion_mnist", "--weights", "", "--weights", "")
+    for arguments in (
+        (*both, "--steps", 5, "--levels", "0.4,1", "--no-compare-labels"),
+        ("--options", tmp_path / "options.toml", "--steps", 5),  # the command line takes precedence
+    ):
+        assert command("--out", tmp_path, *arguments).exit_code == 0
+        assert asked[-1].to_dict() == python.to_dict()
+    assert command("--out", tmp_path).exit_code == 0
+    assert asked[-1].to_dict() == image_experiment().to_dict()  # the same defaults
+
+
+def test_mistakes_in_a_file_of_options_are_named(tmp_path):
+    path = tmp_path / "options.toml"
+    for text, message in (
+        (b"steps = 5.5", "steps = 5.5"),
+        (b"lvels = 3", "lvels = 3"),
+        (b"steps =", "Invalid"),
+        (b"\xff", "utf-8"),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match=rf"options\.toml: .*{message}") as error:
+            ImageOptions.from_file(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"cannot read the options .*absent"):
+        ImageOptions.from_file(tmp_path / "absent.toml")
 
 
 # --- figures ------------------------------------------------------------------------------------------------------------------
@@ -393,7 +430,7 @@ def test_characters_that_the_usual_font_lacks_are_looked_for_in_others():
 
 def test_markup_in_names_is_text(capsys):
     data = analyse(forged(num_items=50)).assign_coords(classifier=["[red]a[/]"])
-    for table in images.summary(data):
+    for table in summary(data):
         cli._console().print(table)
     assert "[red]a[/]" in capsys.readouterr().out
 
@@ -417,7 +454,7 @@ def results(tmp_path_factory):
 
 def test_command_writes_everything(results):
     out, output = results
-    assert {path.name for path in out.iterdir()} == {*images.RESULTS, images.PICTURES, "run.zarr"}
+    assert {path.name for path in out.iterdir()} == {*RESULTS, PICTURES, "run.zarr"}
     for name in ("layers", "grid"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
@@ -426,7 +463,7 @@ def test_command_writes_everything(results):
     assert "UNet2DModel, unconditional" in output
     stored = json.loads((out / "transition.json").read_text())
     run = xr.open_zarr(out / "run.zarr").load()
-    assert stored == json.loads(json.dumps(images.numbers(analyse(run))))
+    assert stored == json.loads(json.dumps(numbers(analyse(run))))
     kept = xr.open_zarr(out / "analysis.zarr").load()
     np.testing.assert_array_equal(kept.transition, analyse(run).transition)
     np.testing.assert_array_equal(kept.original, fashion_mnist.load_test_set()[0][:2])
@@ -484,13 +521,13 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     run = xr.open_zarr(out / "run.zarr").load()
     write_results(run, tmp_path, save_images=True)
     write_results(run.drop_vars("image"), tmp_path)
-    kept = (set(images.RESULTS) - {"grid.png", "grid.pdf"}) | {images.PICTURES}  # no old figure is left over, pictures stay
+    kept = (set(RESULTS) - {"grid.png", "grid.pdf"}) | {PICTURES}  # no old figure is left over, pictures stay
     assert {path.name for path in tmp_path.iterdir()} == kept
-    (tmp_path / images.PICTURES / "holiday.png").write_bytes(b"mine")
+    (tmp_path / PICTURES / "holiday.png").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"holds 'holiday.png'"):
         write_results(run, tmp_path, save_images=True)
-    assert (tmp_path / images.PICTURES / "holiday.png").read_bytes() == b"mine"
-    (tmp_path / images.PICTURES / "holiday.png").unlink()
+    assert (tmp_path / PICTURES / "holiday.png").read_bytes() == b"mine"
+    (tmp_path / PICTURES / "holiday.png").unlink()
     with pytest.raises(ValueError, match="is a store itself"):
         write_results(run, out / "run.zarr")
     before = (tmp_path / "transition.json").read_bytes()
@@ -531,6 +568,8 @@ def test_a_folder_of_another_experiment_is_refused(results):
 def test_help_says_what_is_measured():
     done = command("--help")
     assert "Example" in done.output
+    for name in ImageOptions.model_fields:
+        assert f"--{name.replace('_', '-').removesuffix('iers')}" in done.output
     assert "half of the class is lost" in " ".join(done.output.split())
 
 

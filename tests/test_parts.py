@@ -19,7 +19,7 @@ from uturn.own_parts import code_digest
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
 from uturn.store import Store, Variable
-from uturn.workflows import images
+from uturn.workflows import analyse
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
 SPEC = {
@@ -436,7 +436,7 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        analysis = images.analyse(Store.open(folder).dataset())
+        analysis = analyse(Store.open(folder).dataset())
         assert np.isnan(analysis.original).all()
         assert not trace.exists()
         assert "evil" not in sys.modules

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import uturn as ut
-from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion, Work, named_scheduler
+from uturn.backward.queue import Work
+from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.corruption.schedulers import SCHEDULERS, named_scheduler
 from uturn.random import keys
 from uturn.store import Store, Variable
 

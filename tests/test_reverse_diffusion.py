@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from uturn.backward.reverse_diffusion import SCHEDULERS, ReverseDiffusion, named_scheduler
+from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.corruption.schedulers import SCHEDULERS, named_scheduler
 from uturn.random import keys, normals
 
 STOCHASTIC = {"ddpm", "euler_ancestral", "sde_dpm_solver"}

@@ -1,26 +1,34 @@
-"""The command line: `uturn reproduce`, `run`, `check`, `status`, `images`, `theory`, `convert`, `report`."""
+"""The command line: reproduce, run, check, status, images, theory, convert, report."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from uturn.paper import FIGURES
+from uturn.workflows.image_options import ImageOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from uturn.experiment import Experiment
+    from uturn.paper import Result
 
 app = typer.Typer(
     name="uturn",
@@ -37,15 +45,48 @@ class _Scale(StrEnum):
     paper = "paper"
 
 
-_Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the results do not depend on it.", show_default="by task")]
+_Workers = Annotated[
+    int | None, typer.Option(min=1, help="Number of processes; the results do not depend on it.", show_default="by task")
+]
 
 _Shard = Annotated[
-    str, typer.Option(help="i/n: do the i-th of n shares; the others go to other GPUs or hosts, into the same store.")
+    str, typer.Option(help="i/n: run the i-th of n shares; other GPUs or hosts run the others, into the same store.")
 ]
 
 
+def _with_fields(model: type[BaseModel], **flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command with `**fields` one option for each field of a model; `flags`: names of options that are not the field's."""
+
+    def with_fields(command: Callable[..., None]) -> Callable[..., None]:
+        *own, _ = inspect.signature(command, eval_str=True).parameters.values()
+        fields = [
+            _option(name, field, flags.get(name, f"--{name.replace('_', '-')}")) for name, field in model.model_fields.items()
+        ]
+        parameters = [*(parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own), *fields]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return with_fields
+
+
+def _option(name: str, field: FieldInfo, flag: str) -> inspect.Parameter:
+    """A field of a model as an option with its type, default and description; fields of several types are given as text."""
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    kind, default = (field.annotation, field.default) if len(kinds) == 1 else (str, str(field.default))
+    switch = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    words = f"{field.description}{' Can be given several times.' if default == [] else ''}"
+    option = typer.Option(switch, help=words, rich_help_panel="Experiment (also in the file of --options)")
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Those values of options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in values}
+    return {name: value for name, value in values.items() if getattr(sources[name], "name", "") == "COMMANDLINE"}
+
+
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         import uturn
 
@@ -56,22 +97,21 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def reproduce(
     figures: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(FIGURES)}; or all (default)")] = None,
-    scale: Annotated[_Scale, typer.Option(help="smoke: minutes on two cores; paper: the paper's parameters.")] = _Scale.smoke,
+    scale: Annotated[
+        _Scale, typer.Option(help="smoke: small sizes, minutes on two cores; paper: the sizes of the paper.")
+    ] = _Scale.smoke,
     out: Annotated[Path, typer.Option(help="Folder for figures, data and the page.")] = Path("results"),
     workers: _Workers = None,
 ) -> None:
-    """Reproduce figures of arXiv:2402.16991 and what goes beyond them, with a verdict for each of their claims.
+    """Reproduce the figures of arXiv:2402.16991 and further ones, with a verdict for each of their claims.
 
-    Measures where the class of a datum is lost when diffusion is reversed from a growing noise: in the exactly solvable
-    hierarchical model, on images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9,
-    controls). Writes PNG, PDF, data (zarr) and `index.html`; exit code 1 if a verdict fails. Stop it at any time: the same
-    command goes on where it was.
+    Measures at which noise the class of a datum is lost when diffusion is reversed: in the exactly solvable hierarchical model,
+    in images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9, controls). Writes
+    PNG, PDF, data (zarr) and `index.html`. The exit code is 1 if a verdict fails. The command can be stopped at any time; the
+    same command continues.
 
     Example: `uturn reproduce fig6 fig7 --out results`
     """
-    from rich.table import Table
-    from rich.text import Text
-
     from uturn.paper import ORDER
     from uturn.paper import reproduce as reproduce_figures
 
@@ -87,15 +127,7 @@ def reproduce(
             progress=sys.stderr.isatty(),
             announce=lambda text: console.print(text, style="bold"),
         )
-    table = Table(title=f"Verdicts, scale {scale.value}", title_justify="left", show_lines=False)
-    for heading in ("figure", "quantity", "measured", "expected", ""):
-        table.add_column(heading, overflow="fold")
-    for result in results:
-        for verdict in result.verdicts:
-            mark = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
-            expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
-            table.add_row(result.figure, verdict.quantity, verdict.measured, expected, mark)
-    console.print(table)
+    console.print(_verdict_table(results, scale.value))
     failed = sum(not verdict.passed for result in results for verdict in result.verdicts)
     total = sum(len(result.verdicts) for result in results)
     console.print(f"{total - failed} of {total} verdicts passed; page: {out / 'index.html'}")
@@ -103,22 +135,37 @@ def reproduce(
         raise typer.Exit(1)
 
 
+def _verdict_table(results: list[Result], scale: str) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Verdicts, scale {scale}", title_justify="left", show_lines=False)
+    for heading in ("figure", "quantity", "measured", "expected", ""):
+        table.add_column(heading, overflow="fold")
+    for result in results:
+        for verdict in result.verdicts:
+            mark = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
+            expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
+            table.add_row(result.figure, verdict.quantity, verdict.measured, expected, mark)
+    return table
+
+
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="Description of the experiment, TOML or JSON.")],
     store: Annotated[str, typer.Option(help="Folder of the zarr store to fill.")],
     workers: _Workers = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an existing store of the same, or of a smaller, experiment.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue an existing store of the same experiment, or of a smaller one.")] = True,
     shard: _Shard = "1/1",
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although the code of a part of your own has changed.")
+        bool, typer.Option("--accept-changes", help="Continue although the code of a part of your own has changed.")
     ] = False,
 ) -> None:
-    """Run an experiment from a file into a store, or what is left of it.
+    """Run an experiment from a file into a store; readings that the store has already are not measured again.
 
-    Measures, at every noise level, what U-turns change: the share of unchanged latents per tree level, or the similarity per
-    network layer. The store opens with `xarray.open_zarr(DIR)`. A store of the same experiment with fewer items, noise levels or
-    trajectories is extended: only what is new is measured.
+    Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
+    each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise levels
+    or trajectories is extended.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
     """
@@ -138,8 +185,8 @@ def run(
 def check(spec: Annotated[Path, typer.Argument(help="Description of an experiment, TOML or JSON.")]) -> None:
     """Try a spec before its run: build its parts, and run two items through all of them.
 
-    Measures the two items at the first and the last noise level, together and one by one, and says what is wrong: parts that lack
-    a member or give something else than they should, and readings that depend on the batch or change when they are repeated.
+    Measures the two items at the first and the last noise level, together and one by one. Reports parts that lack a member or
+    return values of a wrong kind, and readings that depend on the batch or change when they are repeated.
 
     Example: `uturn check examples/epsilon.toml`
     """
@@ -154,7 +201,9 @@ def check(spec: Annotated[Path, typer.Argument(help="Description of an experimen
 
 @app.command()
 def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> None:
-    """Print what of a run is done, missing and damaged, and its spec. Every reading is looked at; nothing is changed.
+    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures nothing and changes nothing.
+
+    Reads every stored reading, so that damaged files are found.
 
     Example: `uturn status runs/epsilon`
     """
@@ -166,7 +215,7 @@ def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> 
     counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}
     words = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
     if counts["part"]:
-        words.insert(1, f"{counts['part']} with fewer trajectories than wanted")
+        words.insert(1, f"{counts['part']} with fewer trajectories than the spec asks for")
     console.print(f"{store}: {', '.join(words)}", markup=False)
     for task, state in states.items():
         if state == "damaged":
@@ -179,72 +228,34 @@ def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> 
 
 
 @app.command()
+@_with_fields(ImageOptions, classifiers="--classifier")
 def images(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the run, numbers and figures.")],
-    model: Annotated[str, typer.Option(help="Folder or hub id of a diffusers model, or a guided-diffusion checkpoint.")] = (
-        "fashion_mnist"
-    ),
-    data: Annotated[str, typer.Option(help="Folder of images (sub-folders are classes), or a .npy file.")] = "fashion_mnist",
-    classifier: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="torchvision:NAME, timm:NAME, module:function, or a file of uturn.networks; can be given several times.",
-            show_default="fashion_mnist, for that data",
-        ),
+    options: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of options of the experiment, such as steps = 50; the command line takes precedence."),
     ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(help="Weights of the classifiers, in their order: a name, a file, or '' for the usual ones."),
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Which guided-diffusion model the checkpoint is.")] = None,
-    scheduler: Annotated[
-        str,
-        typer.Option(help="Reverse process: ddpm, ddim, euler_ancestral, .., a class of diffusers, or 'stored'."),
-    ] = "ddpm",
-    steps: Annotated[int, typer.Option(min=1, help="Reverse steps of the whole chain.")] = 100,
-    eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 .. 1.")] = None,
-    timestep_spacing: Annotated[str | None, typer.Option(help="linspace, leading or trailing.")] = None,
-    pure_noise: Annotated[bool, typer.Option(help="Start the whole chain from pure noise, not from its first level.")] = False,
-    levels: Annotated[
-        str, typer.Option(help="Number of noise levels, evenly spaced up to the whole chain; or 0.2,0.5,1.0")
-    ] = "10",
-    items: Annotated[int, typer.Option(min=1, help="Number of originals.")] = 40,
-    trajectories: Annotated[int, typer.Option(min=1, help="U-turns of each original at each level.")] = 1,
-    size: Annotated[int | None, typer.Option(help="Resize and crop the images of a folder to this size.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (RGB), for a folder.", show_default="3")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Class folders in the classifier's order, one a line.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels for a .npy file: another one, of integers.")] = None,
-    compare_labels: Annotated[
-        bool, typer.Option(help="Compare with the labels of the images too, which must be the classifiers' classes.")
-    ] = True,
-    dtype: Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ..", show_default="the fastest there is")] = None,
-    batch_size: Annotated[str, typer.Option(help="Images in a call of the model: auto, or a number.")] = "auto",
-    compile: Annotated[bool, typer.Option(help="Compile the model with torch.compile first.")] = False,
     shard: _Shard = "1/1",
-    keep: Annotated[int, typer.Option(min=0, help="Keep the reconstructions of the first so many originals.")] = 16,
-    save_images: Annotated[bool, typer.Option(help="Write the kept reconstructions as PNG too.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = True,
+    save_images: Annotated[bool, typer.Option(help="Write the kept reconstructions as PNG files too.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run that is in the folder.")] = True,
     workers: _Workers = None,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although the code of a classifier of your own has changed.")
+        bool, typer.Option("--accept-changes", help="Continue although the code of a classifier of your own has changed.")
     ] = False,
     finished: Annotated[
         str | None,
-        typer.Option(
-            "--run",
-            help="Analyse and draw this finished store instead; other options than --out and --save-images do not count.",
-        ),
+        typer.Option("--run", help="Analyse and draw this finished store instead; only --out and --save-images apply."),
     ] = None,
+    **fields: Any,
 ) -> None:
     """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
 
     Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
     predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
     the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
-    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. Stop it at any time: the same
-    command goes on. Without options it runs the Fashion-MNIST model that comes with the package, in a few minutes.
+    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. It can be stopped at any time;
+    the same command continues. Without options it runs the Fashion-MNIST model that comes with the package, in a few minutes.
 
     Example: `uturn images --out results/fashion`
 
@@ -252,50 +263,18 @@ def images(
     --no-compare-labels --out results/cifar`
     """
     from uturn.store import Store
-    from uturn.workflows.images import (
-        PICTURES,
-        RESULTS,
-        check_folder,
-        image_experiment,
-        missing_tasks,
-        parsed_levels,
-        summary,
-        write_results,
-    )
+    from uturn.workflows.results import PICTURES, RESULTS, check_folder, summary, write_results
+    from uturn.workflows.runs import missing_tasks
 
     console = _console()
     if finished is not None:
         ds = Store.open(finished).dataset()
     else:
-        experiment = image_experiment(
-            model,
-            data,
-            classifier,
-            weights=weights,
-            preset=preset,
-            scheduler=scheduler,
-            steps=steps,
-            eta=eta,
-            timestep_spacing=timestep_spacing,
-            pure_noise=pure_noise,
-            levels=parsed_levels(levels),
-            items=items,
-            trajectories=trajectories,
-            size=size,
-            channels=channels,
-            classes=None if classes is None else str(classes),
-            labels=None if labels is None else str(labels),
-            compare_labels=compare_labels,
-            dtype=dtype,
-            device=device,
-            batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
-            compile=compile,
-            keep=keep,
-            seed=seed,
-        )
-        check_folder(out, save_images, keep)
+        chosen = {} if options is None else ImageOptions.from_file(options).model_dump(exclude_unset=True)
+        image_options = ImageOptions.from_dict(chosen | _given(context, fields))
+        check_folder(out, save_images, image_options.keep)
         store = out / "run.zarr"
-        ds = _run(experiment, store, resume, workers, shard, accept_changes)
+        ds = _run(image_options.experiment(), store, resume, workers, shard, accept_changes)
         missing = missing_tasks(ds)
         if missing:
             left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
@@ -310,13 +289,17 @@ def images(
 
 @app.command()
 def theory(
-    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", help="Symbols of a level.")] = 32,
-    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules of a symbol.")] = 8,
-    branching: Annotated[int, typer.Option("--branching", "-s", help="Children of a node.")] = 2,
-    depth: Annotated[int, typer.Option("--depth", "-L", min=1, help="Levels of the tree, for finite-depth numbers.")] = 10,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", help="Symbols at each level.")] = 32,
+    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules for each symbol.")] = 8,
+    branching: Annotated[int, typer.Option("--branching", "-s", help="Children of each node.")] = 2,
+    depth: Annotated[
+        int, typer.Option("--depth", "-L", min=1, help="Levels of the tree, for the numbers that depend on it.")
+    ] = 10,
     plot: Annotated[Path | None, typer.Option(help="Draw the upward map to this file (PNG, PDF, ..).")] = None,
 ) -> None:
-    """Print the mean-field theory of a grammar: phase, threshold ε*, exponent ν, fixed points; and draw its map.
+    """Print the mean-field theory of a grammar, and draw its map.
+
+    Computes the phase, the threshold ε\\*, the exponent ν, and the fixed points of the map from level to level with their slopes.
 
     Example: `uturn theory -v 32 -m 8 -s 2 --plot map.png`
     """
@@ -363,7 +346,7 @@ def theory(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of guided-diffusion, .pt or .safetensors.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
     preset: Annotated[
         str | None,
         typer.Option(
@@ -374,21 +357,21 @@ def convert(
 ) -> None:
     """Write a checkpoint of OpenAI's guided-diffusion (ADM) as a folder in diffusers' layout: UNet2DModel and DDPMScheduler.
 
-    Measures nothing: the network computes the same as before. Checkpoints can also be used as they are, with their preset; those
-    with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) must be.
+    Measures nothing; the network computes the same as before. Checkpoints can also be used without conversion, with their preset.
+    Those with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) cannot be converted.
 
     Example: `uturn convert 256x256_diffusion_uncond.pt adm256 --preset 256x256_diffusion_uncond`
     """
     from uturn.networks.guided_diffusion import convert_guided_diffusion
 
     model = convert_guided_diffusion(checkpoint, folder, preset)
-    told = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
-    _console().print(f"written: {folder} (UNet2DModel, {told}, images of {model.options['image_size']} pixels)")
+    condition = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
+    _console().print(f"written: {folder} (UNet2DModel, {condition}, images of {model.options['image_size']} pixels)")
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn reproduce`.")]) -> None:
-    """Write `index.html` for the figures found in a folder: pictures, captions, verdicts.
+    """Write `index.html` for the figures found in a folder: pictures, captions, verdicts. Measures nothing.
 
     Example: `uturn report results`
     """
@@ -398,7 +381,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn 
 
 
 def _picture(path: Path) -> Path:
-    """The file of a picture: PNG unless its ending says otherwise; checked before anything is drawn."""
+    """The file of a picture, checked before anything is drawn: PNG unless its ending says otherwise."""
     endings = ("png", "pdf", "svg", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
     path = path if path.suffix or not path.name else path.with_name(f"{path.name}.png")
     if path.is_dir() or path.suffix[1:].lower() not in endings:
@@ -407,7 +390,7 @@ def _picture(path: Path) -> Path:
 
 
 def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int | None, shard: str, accept_changes: bool) -> Any:
-    """The dataset of an experiment, run into a store with a bar on terminals; a stopped run says how to go on."""
+    """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
     from uturn.experiment import run as run_experiment
 
     with _resumable(f"what is done is in {store}; run the same command again to go on"):
@@ -433,7 +416,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _console() -> Any:
     from rich.console import Console
 
-    # Piped output has no width of its own; do not squeeze tables into 80 columns then.
+    # Piped output has no width of its own, and 80 columns would be too few for some tables.
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)  # names may hold brackets
 
 
@@ -475,7 +458,7 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         sys.exit(_exit_code(stop))
     except Exception as error:
-        # Mistakes in options are exceptions of click, or of typer's own copy of it: told by what they can do.
+        # Mistakes in options are exceptions of click, or of typer's own copy of it; both have `format_message`.
         usage = getattr(error, "format_message", None)
         if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
             sys.exit(_exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
+
 def u_turn(
     originals: Any, corruption: Any, backward: Any, noise: float, streams: Streams | int = 0, *, clones: int = 1
 ) -> UTurns:

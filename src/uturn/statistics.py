@@ -1,7 +1,7 @@
-"""Statistics of change: where a curve falls, how sharply, where two curves swap, and how sure we are.
+"""Statistics of change: where a curve falls, how sharply, where two curves cross, and the confidence intervals of such numbers.
 
-A *curve* is a mean over items against the noise level. Confidence intervals use independent groups of readings only: the
-grammars if there are several, otherwise the items, each with all its trajectories. See `Replicates`.
+A *curve* is a mean over items against the noise level. Confidence intervals rest on the differences between independent groups of
+readings: the grammars if there are several, otherwise the items, each with all its trajectories. See `Replicates`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Transition(NamedTuple):
     """A fall of a curve between two plateaus.
 
     `location`: noise at which half of the fall is done for the first time. `width`: noise between a quarter and three quarters of
-    it, likewise for the first time, so that fluctuations on the lower plateau do not widen it. `sharpness`: location / width, the
+    it, each for the first time, so that fluctuations on the lower plateau do not widen it. `sharpness`: location / width, the
     steepness on a logarithmic axis.
     """
 
@@ -81,7 +81,7 @@ def shift(x: Any, y: Any, theory_x: Any, theory_y: Any, reach: float = 0.2) -> f
     from scipy.optimize import minimize_scalar
 
     x, y = np.asarray(x, float), np.asarray(y, float)
-    # A coarse look first: the squares can have several minima.
+    # A coarse grid first, since the sum of squares can have several minima.
     steps = np.linspace(-reach, reach, 81)
 
     def loss(d: float) -> float:
@@ -157,8 +157,8 @@ def replicates(values: xr.DataArray) -> Replicates:
     Parameters
     ----------
     values : DataArray with dims noise, item, perhaps trajectory, and others
-        The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. If there are
-        more than 64, neighbours are put together. Missing readings (NaN) are left out of the means.
+        The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. More than 64
+        are joined to 64 groups of neighbours. Missing readings (NaN) are left out of the means.
     """
     import xarray as xr
     from scipy.linalg import hadamard
@@ -169,11 +169,11 @@ def replicates(values: xr.DataArray) -> Replicates:
     within = ["item", *(["trajectory"] if "trajectory" in values.dims else [])]
     others = dict.fromkeys(d for d in ("noise", *values.dims) if d not in within)
     readings = values.transpose(*within, *others).values.astype(float)
-    there = ~np.isnan(readings)
+    present = ~np.isnan(readings)
     label, over = _groups(values), tuple(range(len(within)))
     G = int(label.max()) + 1
     sums, counts = (
-        np.stack([part[label == g].sum(axis=over) for g in range(G)]) for part in (np.where(there, readings, 0.0), there)
+        np.stack([part[label == g].sum(axis=over) for g in range(G)]) for part in (np.where(present, readings, 0.0), present)
     )
     with np.errstate(invalid="ignore"):  # 0/0 where no readings are left
         mean = sums.sum(axis=0) / counts.sum(axis=0)
@@ -197,7 +197,7 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     """A statistic of the mean curve (noise, ..others) with its confidence interval, of Student's t (`Replicates`).
 
     The ends are NaN if the statistic does not exist (NaN, infinite), or if all readings are of one group. The statistic is
-    calculated 2 R + 1 times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals hold the truth.
+    calculated 2 R + 1 times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def grammar_means(values: xr.DataArray) -> xr.DataArray:
 
 
 def rescaled(curve: Any, floor: float | None = None) -> np.ndarray:
-    """A curve as a share of its way down: `r = (c - floor)/(1 - floor)`, 1 without noise, 0 for independent data.
+    """A curve between 1, no noise, and 0, independent data: `r = (c - floor)/(1 - floor)`.
 
     `floor`: value of the curve for independent originals; by default its last value along the first axis, the noise.
     """
@@ -233,22 +233,9 @@ def rescaled(curve: Any, floor: float | None = None) -> np.ndarray:
 
 def nonincreasing(curves: Any) -> np.ndarray:
     """The closest curves, in least squares, that never rise along the first axis (isotonic regression)."""
-    y = np.asarray(curves, float)
-    columns = y.reshape(len(y), -1)
-    fit = np.empty_like(columns)
-    for k, column in enumerate(columns.T.tolist()):
-        means: list[float] = []
-        sizes: list[int] = []
-        for value in column:
-            size = 1
-            while means and means[-1] < value:  # a rise: the two stretches share their mean
-                value = (means[-1] * sizes[-1] + value * size) / (sizes[-1] + size)
-                size += sizes.pop()
-                means.pop()
-            means.append(value)
-            sizes.append(size)
-        fit[:, k] = np.repeat(means, sizes)
-    return fit.reshape(y.shape)
+    from scipy.optimize import isotonic_regression
+
+    return np.apply_along_axis(lambda curve: isotonic_regression(curve, increasing=False).x, 0, np.asarray(curves, float))
 
 
 def hierarchy_index(
@@ -257,11 +244,11 @@ def hierarchy_index(
     floors: tuple[float, float] | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
-    """How far two levels show what a hierarchy does to them: a class lost abruptly, and an order of the levels that inverts.
+    """Strength of the two signs of a hierarchy in the curves of two levels: an abrupt loss of the class, and an inverted order.
 
-    Rescale both curves, r = (c - floor)/(1 - floor), and plot the high level r_H against the low level r_L; noise runs along the
-    curve from (1, 1) to (0, 0) and its unit does not matter. Let G be the signed area between curve and diagonal, from (1, 1) on:
-    `G = int (r_H - r_L) (-dr_L)`. It grows while the class is the better preserved and falls afterwards. With
+    Both curves are rescaled, r = (c - floor)/(1 - floor), and the high level r_H is plotted against the low level r_L. Noise runs
+    along the curve from (1, 1) to (0, 0); its unit does not matter. Let G be the signed area between curve and diagonal, from
+    (1, 1) on: `G = int (r_H - r_L) (-dr_L)`. It grows where the class is better preserved and falls where the low level is. With
 
         A = G at its largest value, the inversion       (class better preserved, small noise)
         B = A - G at the end                            (low level better preserved, large noise)
@@ -269,19 +256,20 @@ def hierarchy_index(
 
     the index is `8 sqrt(A B) max(0, 1 - 2 W)`, 0 if A or B is not positive. It is 1 for a class lost in one step at r_L = 1/2,
     4 r (1 - r) for a step at r, and 0 on the diagonal, for curves on one side of it, and if the low level is the better preserved
-    first. What it tells, and of which data (grammars with as many classes as symbols; mixtures whose modes are far apart), is in
+    first. For interpretation and limits (grammars with as many classes as symbols; mixtures whose modes are far apart), see
     docs/hierarchy-index.md.
 
-    Fluctuations of the curves must not make an inversion. More noise preserves no more, so the closest non-increasing curves are
-    taken. The place of the largest G is taken from one half of the items (every other one of a grammar) and A, B are measured
-    there on the other half, both ways round, then averaged: what fluctuates enters them with either sign.
+    Two steps keep fluctuations of the curves from making an inversion. More noise never preserves more, so both curves are
+    replaced by the closest non-increasing ones. And the items are split into two halves (every other one of a grammar): the place
+    of the largest G is found on one half, and A and B are measured there on the other. Both ways round are averaged, so that
+    fluctuations enter A and B with either sign.
 
     Parameters
     ----------
     high_level, low_level : DataArray with dims noise, item, perhaps trajectory
-        Readings of the same items at the same noise levels, 1 where nothing changed; e.g. `belief` of the root and of the leaves,
-        or same_class and the similarity of the first layer. The low level may also be a known curve, with the dim noise alone.
-        Noise increases. Zero noise (both 1) and infinite noise (both at their floors) are added.
+        Readings of the same items at the same increasing noise levels, 1 where nothing changed; e.g. `belief` of the root and of
+        the leaves, or same_class and the similarity of the first layer. The low level may also be a known curve, with the dim
+        noise alone. Zero noise (both 1) and infinite noise (both at their floors) are added.
     floors : (high, low), optional
         Their values for independent originals, below 1; by default those at the last noise level, which then must be (nearly)
         infinite.
@@ -291,7 +279,7 @@ def hierarchy_index(
     Returns
     -------
     Estimate
-        With an interval as in `estimate`, cut off at 0 and 1. NaN if the high level is not lost, r_H > 1/4 everywhere.
+        With an interval as in `estimate`, cut off at 0 and 1. NaN if the high level is not lost: r_H > 1/4 at all noise levels.
 
     Raises
     ------
@@ -299,6 +287,28 @@ def hierarchy_index(
         For other dims, missing readings, noise that does not increase, levels of other noise or items, floors that are no
         numbers below 1.
     """
+    import xarray as xr
+
+    _check_levels(high_level, low_level, floors)
+    curves = [values.drop_vars(_others(values)) for values in (high_level, low_level)]
+    both = xr.concat(xr.broadcast(*curves), dim="curve")
+    bottoms = (None, None) if floors is None else floors
+
+    def index(means: np.ndarray) -> float:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = np.stack([rescaled(means[..., k], bottoms[k]) for k in (0, 1)], axis=-1)
+        if not np.isfinite(r).all():  # a level stays at 1: its floor is 1 too
+            return float("nan")
+        r = nonincreasing(r).clip(0, 1)
+        r = np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])])
+        return _index(r)
+
+    found = estimate(_halves(both), index, confidence)
+    return Estimate(*np.clip(found, 0, 1).tolist())
+
+
+def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any) -> None:
+    """ValueError if two levels and their floors are none that a hierarchy index can be computed of."""
     import xarray as xr
 
     dims = {"noise", "item", "trajectory"}
@@ -319,21 +329,6 @@ def hierarchy_index(
         pair = np.asarray(floors, dtype=object)
         if pair.shape != (2,) or not all(isinstance(x, int | float) and -np.inf < x < 1 for x in pair):
             raise ValueError(f"floors = {floors!r}: expected two numbers below 1, of the high and of the low level")
-    curves = [values.drop_vars(_others(values)) for values in (high_level, low_level)]
-    both = xr.concat(xr.broadcast(*curves), dim="curve")
-    bottoms = (None, None) if floors is None else floors
-
-    def index(means: np.ndarray) -> float:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            r = np.stack([rescaled(means[..., k], bottoms[k]) for k in (0, 1)], axis=-1)
-        if not np.isfinite(r).all():  # a level that is never lost
-            return float("nan")
-        r = nonincreasing(r).clip(0, 1)
-        r = np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])])
-        return _index(r)
-
-    found = estimate(_halves(both), index, confidence)
-    return Estimate(*np.clip(found, 0, 1).tolist())
 
 
 def _index(r: np.ndarray) -> float:

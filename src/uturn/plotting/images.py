@@ -1,16 +1,15 @@
-"""Drawing of an analysis of images (`uturn.workflows.images.analyse`): the grid of Fig. 1, the curves of Figs. 2 and 16."""
+"""Drawing of an analysis of images (`uturn.workflows.analyse`): the grid of Fig. 1, the curves of Figs. 2 and 16."""
 
 from __future__ import annotations
 
 import json
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
-from uturn.workflows.images import chosen
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,8 +18,17 @@ _MOST_NAMED = 8  # layers with a line of their own in the legend
 _CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # of Okabe and Ito: apart for all eyes
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, evenly spaced, the first and the last among them.
+
+    >>> evenly_spaced(36, 4)
+    [0, 12, 23, 35]
+    """
+    return sorted({round(float(k)) for k in np.linspace(0, count - 1, min(count, most))})
+
+
 def draw_layers(data: xr.Dataset) -> Any:
-    """Similarity of every layer against noise, a panel a classifier, with t*; and the share of U-turns that keep the class."""
+    """Similarity of each layer against noise, with t*, in a panel for each classifier; and the share that keeps the class."""
     data, families = _readable(data)
     names = [str(name) for name in data.classifier.values]
     panels = len(names) + 1
@@ -48,59 +56,92 @@ def draw_layers(data: xr.Dataset) -> Any:
 
 
 def draw_grid(data: xr.Dataset) -> Any | None:
-    """Originals and what they become at increasing noise; a frame where the class changed. None if no images were kept."""
+    """Originals and their reconstructions at increasing noise, framed where the class changed. None if no images were kept."""
     if "image" not in data:
         return None
     data, families = _readable(data)
-    count, levels = data.sizes["item"], data.sizes["shown_noise"]
-    height, width = data.sizes["row"], data.sizes["column"]
-    tiles = np.concatenate([data.original.values[None], data.image.values])  # original and levels, item, channel, row, column
-    gap, wide = max(2, width // 12), max(3, width // 6)  # pixels between images, and after the original
-    left = np.r_[0, wide - gap + (width + gap) * np.arange(1, levels + 1)]
-    top = (height + gap) * np.arange(count)
-    canvas = np.ones((top[-1] + height, left[-1] + width, 4))
-    canvas[..., 3] = 0  # nothing between the images
-    for i in range(count):
-        for j in range(levels + 1):
-            if np.isfinite(tiles[j, i]).all():
-                canvas[top[i] : top[i] + height, left[j] : left[j] + width] = _colours(data, tiles[j, i])
+    grid = _Grid.of(data)
+    rows, columns = grid.canvas.shape[:2]
     with style(families) as plt:
-        from matplotlib.patches import Rectangle
-
-        # The axes are the figure; what lies outside is added when it is saved.
-        inch = min(1.0, 9.5 / (levels + 1)) / width
-        figure = plt.figure(figsize=(inch * canvas.shape[1], inch * canvas.shape[0]))
+        # The axes fill the figure; labels and legend lie outside and are included when it is saved.
+        inch = min(1.0, 9.5 / len(grid.left)) / grid.width
+        figure = plt.figure(figsize=(inch * columns, inch * rows))
         axis = figure.add_axes((0, 0, 1, 1))
-        axis.imshow(canvas, interpolation="nearest" if width < 64 else "antialiased", aspect="auto")
-        for i in range(count):
-            for j in range(levels):
-                if data.image_same_class.values[j, i] == 0:
-                    corner = (left[j + 1] - 0.5, top[i] - 0.5)
-                    axis.add_patch(Rectangle(corner, width, height, fill=False, ec=CLASS, lw=1.6, clip_on=False))
-        star = float(data.transition.sel(axis="noise", estimate="value")[0])
-        after = int(np.searchsorted(data.shown_noise.values, star)) if np.isfinite(star) else levels
-        if after < levels:  # in the gap before the first level beyond t*
-            at = left[after + 1] - 0.5 - (gap if after else wide) / 2
-            axis.plot(
-                [at, at], [-0.5 - 2 * gap, canvas.shape[0] - 0.5 + gap], color=THEORY, lw=1.4, ls=(0, (1, 1.4)), clip_on=False
-            )
-        axis.set_xticks(left + width / 2 - 0.5, ["original", *(f"{x:.3g}" for x in data.shown_noise.values)])
-        axis.set_yticks(top + height / 2 - 0.5, [_brief(str(name), 18) for name in data.item_name.values])
-        axis.tick_params(length=0)
-        axis.xaxis.tick_top()
-        axis.xaxis.set_label_position("top")
-        axis.set_xlabel(_axis_label(data))
-        axis.spines[:].set_visible(False)
-        axis.set(xlim=(-0.5, canvas.shape[1] - 0.5), ylim=(canvas.shape[0] - 0.5, -0.5))
-        name = _brief(str(data.classifier.values[0]))
+        axis.imshow(grid.canvas, interpolation="nearest" if grid.width < 64 else "antialiased", aspect="auto")
+        _frame_changes(axis, data, grid)
+        star = _draw_transition_in_grid(axis, data, grid)
+        _label_grid(axis, data, grid)
+        axis.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
         look = {"ls": "", "marker": "s", "mfc": "none", "mec": CLASS, "mew": 1.6, "ms": 9}
-        handles = [plt.Line2D([], [], **look, label=f"another class ({name})")]
-        if after < levels:
-            handles.append(plt.Line2D([], [], color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.2f}"))
-        axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
+        changed = plt.Line2D([], [], **look, label=f"another class ({_brief(str(data.classifier.values[0]))})")
+        axis.legend(handles=[changed, *star], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
         words = _caption(data, "", max(40, int(13 * figure.get_figwidth())))
         axis.annotate(words, (0, 0), (4, -30), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
     return figure
+
+
+class _Grid(NamedTuple):
+    """Images on one canvas: RGBA array, pixels where columns and rows begin, size of an image, gaps between images."""
+
+    canvas: np.ndarray
+    left: np.ndarray
+    top: np.ndarray
+    height: int
+    width: int
+    gap: int
+    gap_after_originals: int
+
+    @classmethod
+    def of(cls, data: xr.Dataset) -> _Grid:
+        """Originals in the first column, then one column for each noise level; images that are not known stay empty."""
+        count, levels = data.sizes["item"], data.sizes["shown_noise"]
+        height, width = data.sizes["row"], data.sizes["column"]
+        gap, wide = max(2, width // 12), max(3, width // 6)
+        left = np.r_[0, wide - gap + (width + gap) * np.arange(1, levels + 1)]
+        top = (height + gap) * np.arange(count)
+        canvas = np.ones((top[-1] + height, left[-1] + width, 4))
+        canvas[..., 3] = 0
+        tiles = np.concatenate([data.original.values[None], data.image.values])
+        for column, item in np.ndindex(tiles.shape[:2]):
+            if np.isfinite(tiles[column, item]).all():
+                rows, columns = slice(top[item], top[item] + height), slice(left[column], left[column] + width)
+                canvas[rows, columns] = _colours(data, tiles[column, item])
+        return cls(canvas, left, top, height, width, gap, wide)
+
+
+def _frame_changes(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
+    """A frame around each reconstruction of another class."""
+    from matplotlib.patches import Rectangle
+
+    for item, level in np.argwhere(data.image_same_class.transpose("item", "shown_noise").values == 0):
+        corner = (grid.left[level + 1] - 0.5, grid.top[item] - 0.5)
+        axis.add_patch(Rectangle(corner, grid.width, grid.height, fill=False, ec=CLASS, lw=1.6, clip_on=False))
+
+
+def _draw_transition_in_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> list[Any]:
+    """A line before the first level beyond t*, and its entry of the legend; none if there is no such level."""
+    from matplotlib.lines import Line2D
+
+    star = float(data.transition.sel(axis="noise", estimate="value")[0])
+    beyond = np.flatnonzero(data.shown_noise.values >= star)
+    if not len(beyond):
+        return []
+    at = grid.left[beyond[0] + 1] - 0.5 - (grid.gap if beyond[0] else grid.gap_after_originals) / 2
+    ends = [-0.5 - 2 * grid.gap, len(grid.canvas) - 0.5 + grid.gap]
+    look: dict[str, Any] = {"color": THEORY, "lw": 1.4, "ls": (0, (1, 1.4))}
+    axis.plot([at, at], ends, clip_on=False, **look)
+    return [Line2D([], [], label=f"$t^*$ = {star:.2f}", **look)]
+
+
+def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
+    """Noise levels above the columns, names of the originals beside the rows."""
+    axis.set_xticks(grid.left + grid.width / 2 - 0.5, ["original", *(f"{x:.3g}" for x in data.shown_noise.values)])
+    axis.set_yticks(grid.top + grid.height / 2 - 0.5, [_brief(str(name), 18) for name in data.item_name.values])
+    axis.tick_params(length=0)
+    axis.xaxis.tick_top()
+    axis.xaxis.set_label_position("top")
+    axis.set_xlabel(_axis_label(data))
+    axis.spines[:].set_visible(False)
 
 
 def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
@@ -109,7 +150,7 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
     layers = [str(name) for name in data.layer.values if str(name)]
     colors = level_colors(len(layers))
     few = len(layers) <= _MOST_NAMED
-    named = chosen(len(layers), _MOST_NAMED if few else 4)
+    named = evenly_spaced(len(layers), _MOST_NAMED if few else 4)
     for k, name in enumerate(layers):
         edge = k in (0, len(layers) - 1)
         value, low, high = data.similarity.isel(network_layer=k).values.T
@@ -138,7 +179,7 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
 
 
 def _draw_class(axis: Any, data: xr.Dataset, names: list[str]) -> None:
-    """Share of U-turns that keep the predicted class, of all classifiers; of a single one other agreements too."""
+    """Share of U-turns that keep the predicted class, for all classifiers; for a single one, other agreements too."""
     noise = data.noise.values
     single = len(names) == 1
     curves = []
@@ -167,7 +208,7 @@ def _draw_class(axis: Any, data: xr.Dataset, names: list[str]) -> None:
 
 
 def _named(name: str, data: xr.Dataset, single: bool) -> str:
-    """What a line of the class panel is called."""
+    """Label of a curve in the class panel."""
     if single:
         return "predicted class"
     star = float(data.transition.sel(axis="noise", estimate="value"))
@@ -175,7 +216,7 @@ def _named(name: str, data: xr.Dataset, single: bool) -> str:
 
 
 def _legend(axis: Any, early: bool, **options: Any) -> None:
-    """A legend beyond curves that fall early, or below others."""
+    """A legend to the right of curves that fall early, or below those that do not."""
     place = "upper right" if early else "lower left"
     legend = axis.legend(loc=place, fontsize=8.5, labelspacing=0.3, frameon=True, edgecolor="none", framealpha=0.7, **options)
     legend.set_zorder(6)
@@ -190,7 +231,7 @@ def _draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> Non
 
 
 def _caption(data: xr.Dataset, addition: str, width: int) -> str:
-    """What was run, and what could not be located; in lines of so many characters."""
+    """The description of the run and the remarks of the analysis, in lines of at most `width` characters."""
     lines = ["; ".join(filter(None, (data.attrs["description"], addition)))]
     names, remarks = data.classifier.values, data.remark.values
     if len(set(remarks)) == 1:
@@ -227,12 +268,12 @@ def _end(data: xr.Dataset) -> float:
 
 
 def _brief(name: str, most: int = 22) -> str:
-    """A name that fits: its end, if it is long."""
+    """A name of at most so many characters: the end of a longer one."""
     return _no_mathematics(name if len(name) <= most else f"..{name[-most + 2 :]}")
 
 
 def _no_mathematics(text: str) -> str:
-    """Text in which matplotlib takes dollars for dollars."""
+    """Text whose dollar signs matplotlib prints, instead of reading them as mathematics."""
     return text.replace("$", r"\$")
 
 

@@ -1,1 +1,39 @@
-"""Whole studies in one call: from a diffusion model, images and classifiers to numbers and figures."""
+"""Studies of images: options that describe a run, the analysis of its results, and the files written from it.
+
+options = uturn.workflows.ImageOptions(steps=50)     # or image_experiment(steps=50), the experiment itself
+run = uturn.run(options.experiment(), "run.zarr")
+analysis = uturn.workflows.analyse(run)              # or write_results(run, "results"), which writes files too
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uturn.workflows.analysis import analyse as analyse
+    from uturn.workflows.image_options import ImageOptions as ImageOptions
+    from uturn.workflows.image_options import image_experiment as image_experiment
+    from uturn.workflows.results import numbers as numbers
+    from uturn.workflows.results import summary as summary
+    from uturn.workflows.results import write_results as write_results
+
+# Public name -> module. Imported on first use, so that no command loads what it does not need.
+_HOME = {
+    "ImageOptions": "image_options",
+    "image_experiment": "image_options",
+    "analyse": "analysis",
+    "numbers": "results",
+    "summary": "results",
+    "write_results": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'uturn.workflows' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"uturn.workflows.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

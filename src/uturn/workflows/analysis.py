@@ -1,0 +1,293 @@
+"""Where, and how sharply, classifiers see the class of images lost: the analysis of a finished run.
+
+Everything is measured on the run's own axis t/T, and given on the others (step, abar, log-SNR, sigma) too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.checks import shown
+from uturn.plotting.images import evenly_spaced
+from uturn.statistics import Replicates, Transition, inversion, replicates, transition
+from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ESTIMATE = ("value", "low", "high")  # of the dim `estimate`: a number and the ends of its 95 % interval
+AGREEMENTS = ("same_class", "same_class_top5", "label_top1", "label_top5")
+_MOST_SHOWN = 8  # originals in the image grid
+
+
+def analyse(run: xr.Dataset) -> xr.Dataset:
+    """Where, and how sharply, classifiers see the class of images lost, and how the similarity of their layers falls.
+
+    Let c(x) be a mean over items and trajectories at noise x (t/T for images). Between measured levels c is linear, and c(0) = 1,
+    since U-turns of length zero change nothing.
+
+    - `same_class`: share of U-turns whose predicted class is the original's. `chance`: probability that two independent originals
+      agree, sum_k p_k^2 with the shares p_k of the classes predicted for the originals of the run.
+    - `transition`: t*, where same_class has done half of its fall from 1 to chance, for the first time. `width`: noise between a
+      quarter and three quarters of that fall. If the run did not record the classes of the originals, the value at the largest
+      noise is used as the chance level.
+    - `similarity`, per layer; `half_life`: where it has done half of its fall from 1 to its value at the largest noise.
+    - `inversion`: noise beyond which the last layer (the logits) stays less similar than the first.
+
+    Parameters
+    ----------
+    run : Dataset of `uturn.run`, with one or more probes `network_layers`
+
+    Returns
+    -------
+    Dataset
+        similarity (classifier, noise, network_layer, estimate); same_class and other agreements (classifier, noise, estimate);
+        chance (classifier); transition, inversion (classifier, axis, estimate); width (classifier, estimate); half_life
+        (classifier, network_layer, axis, estimate). `classifier`: names of the probes, or the classifier itself if its probe has
+        none. `estimate`: value, low and high end of its 95 % interval over items (`uturn.statistics.Replicates`), cut off at the
+        least and largest possible value; NaN where the number does not exist, and `remark` says why. `axis`: noise, and by
+        interpolation the run's other axes. `layer` names the layers, "" beyond the last one of a classifier. If images were kept:
+        `original`, `image` of the first items, for the grid.
+
+    Raises
+    ------
+    ValueError
+        If the run is not finished, or measured no network layers.
+    """
+    import xarray as xr
+
+    if not isinstance(run, xr.Dataset):
+        raise ValueError(f"run = {shown(run)}: expected the dataset that uturn.run gives")
+    probes = layer_probes(run)
+    missing = missing_tasks(run)
+    if missing:
+        raise ValueError(
+            f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
+        )
+    run = _by_noise(run)
+    axes = _Axes(run)
+    data = _side_by_side([_of_classifier(run, probe, axes) for probe in probes])
+    data = data.assign_coords({name: ("noise", values) for name, values in axes.values.items() if name != "noise"})
+    data.noise.attrs.update(run.noise.attrs)
+    data.attrs = {key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs}
+    data.attrs.update(description=describe(run), items=run.sizes["item"], trajectories=run.sizes.get("trajectory", 1))
+    return data.merge(_pictures(run, probes[0].prefix), combine_attrs="override")
+
+
+def _by_noise(run: xr.Dataset) -> xr.Dataset:
+    """The run with its noise levels in increasing order; for images, those of the steps that were done."""
+    if "t_over_T" in run.coords:  # levels of the spec may lie between two steps
+        run = run.assign_coords(noise=("noise", run.t_over_T.values, run.noise.attrs))
+    return run.sortby("noise")
+
+
+def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Dataset:
+    """All numbers of one classifier."""
+    import xarray as xr
+
+    x, prefix = axes.noise, probe.prefix
+    similarity, same_class = (_curve(run, f"{prefix}{name}", x) for name in ("similarity", "same_class"))
+    chance = _chance(run, prefix)
+    layers = [str(layer) for layer in run[probe.layers].values]
+
+    def fall(curve: np.ndarray) -> Transition:
+        return transition(x, curve, bottom=None if np.isnan(chance) else chance)
+
+    half_lives = [
+        _place(similarity, lambda c, k=k: transition(x, c[:, k]).location, x)  # type: ignore[misc]
+        for k in range(len(layers))
+    ]
+    found = xr.Dataset(
+        {
+            "similarity": (("noise", "network_layer", "estimate"), _band(similarity, -1)),
+            "chance": chance,
+            "transition": (("axis", "estimate"), axes.at(_place(same_class, lambda c: fall(c).location, x))),
+            "width": ("estimate", _place(same_class, lambda c: fall(c).width, x)),
+            "inversion": (("axis", "estimate"), axes.at(_place(similarity, lambda c: inversion(x, c[:, -1], c[:, 0]), x))),
+            "half_life": (("network_layer", "axis", "estimate"), np.stack([axes.at(place) for place in half_lives])),
+            **{name: (("noise", "estimate"), values) for name, values in _agreements(run, prefix, x).items()},
+            "layer": ("network_layer", np.array(layers, object)),
+            "model": probe.classifier,
+        },
+        coords={
+            "classifier": probe.name,
+            "noise": x,
+            "network_layer": np.arange(len(layers)),
+            "axis": list(axes.values),
+            "estimate": list(ESTIMATE),
+        },
+    )
+    last_below_first = similarity.interval(lambda c: c[:, -1] - c[:, 0])[2] < 0  # with 97.5 % confidence, at each noise
+    found["remark"] = "; ".join(_remarks(found, bool(last_below_first.any()), run))
+    return found
+
+
+def _side_by_side(classifiers: list[xr.Dataset]) -> xr.Dataset:
+    """Numbers of several classifiers along `classifier`; NaN beyond the last layer, and no agreements that all of them lack."""
+    import xarray as xr
+
+    layout: dict[str, Any] = {"data_vars": "all", "coords": "minimal", "compat": "override", "join": "outer"}
+    data = xr.concat(classifiers, "classifier", fill_value={"layer": ""}, **layout)
+    names = {name: data[name].astype(str) for name in ("layer", "model", "remark")}
+    data = data.drop_vars([name for name in AGREEMENTS if name in data and np.isnan(data[name]).all()])
+    return data.assign_coords(names)
+
+
+# --- curves and places on them -----------------------------------------------------------------------------------------
+
+
+def _curve(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> Replicates:
+    """Mean curve (noise, ..) of a variable and its replicates; `start` is its value at zero noise, if that was not measured."""
+    values = run[name]
+    if "label_top" in name:  # without items that have no label
+        values = values.isel(item=values.notnull().all([dim for dim in values.dims if dim != "item"]).values)
+    if not values.sizes["item"]:
+        return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0)
+    mean, deviations, groups = replicates(values)
+    if len(mean) < len(x):
+        mean = np.concatenate([np.full_like(mean[:1], start), mean])
+        deviations = np.concatenate([np.zeros_like(deviations[:, :1]), deviations], axis=1)
+    return Replicates(mean, deviations, groups)
+
+
+def _band(curve: Replicates, least: float) -> np.ndarray:
+    """A curve and the ends of its intervals, on a last axis; readings lie between `least` and 1."""
+    return np.clip(np.moveaxis(curve.interval(lambda mean: mean), 0, -1), least, 1)
+
+
+def _place(curve: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
+    """A noise found on a curve and the ends of its interval, between 0 and the largest noise; NaN for a single level."""
+    return np.full(3, np.nan) if len(x) < 3 else np.clip(curve.interval(statistic), 0, x[-1])
+
+
+def _agreements(run: xr.Dataset, prefix: str, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Shares of U-turns that keep the predicted class or the label: {name: array (noise, estimate)}."""
+    starts = {"label_top1": _label_agreement(run, prefix), "label_top5": np.nan}
+    measured = [name for name in AGREEMENTS if f"{prefix}{name}" in run]
+    return {name: _band(_curve(run, f"{prefix}{name}", x, starts.get(name, 1.0)), 0) for name in measured}
+
+
+def _chance(run: xr.Dataset, prefix: str) -> float:
+    """Probability that two independent originals are predicted to be of one class; NaN if the run did not record the classes."""
+    if f"{prefix}original_class" not in run:
+        return float("nan")
+    _, counts = np.unique(run[f"{prefix}original_class"].isel(noise=0).values, return_counts=True)
+    return float(np.sum((counts / counts.sum()) ** 2))
+
+
+def _label_agreement(run: xr.Dataset, prefix: str) -> float:
+    """Share of originals whose predicted class is their label; NaN if the run did not record it."""
+    if f"{prefix}original_class" not in run or "label" not in run.coords:
+        return float("nan")
+    labelled = run.label.values >= 0
+    same = run[f"{prefix}original_class"].isel(noise=0).values == run.label.values
+    return float(same[labelled].mean()) if labelled.any() else float("nan")
+
+
+class _Axes:
+    """Noise levels of a run on all of its axes, zero noise included, and the position of a noise between two levels on each."""
+
+    def __init__(self, run: xr.Dataset) -> None:
+        measured = run.noise.values.astype(float)
+        added = 0 if np.isclose(measured[0], 0) else 1
+        self.noise, self.angle = np.r_[np.zeros(added), measured], None
+        self.values: dict[str, np.ndarray] = {"noise": self.noise}
+        if "step" in run.coords:
+            self.values["step"] = np.r_[np.zeros(added), run.step.values]
+        if "log_snr" in run.coords:
+            # log-SNR and sigma are infinite at the ends; the angle with tan(angle) = sigma = noise over signal is not.
+            with np.errstate(over="ignore"):
+                sigma = np.exp(-np.r_[np.full(added, np.inf), run.log_snr.values] / 2)
+            self.angle = np.arctan(sigma)
+            self.values |= self._of_angle(self.angle)
+
+    @staticmethod
+    def _of_angle(angle: np.ndarray) -> dict[str, np.ndarray]:
+        sigma = np.where(angle < np.pi / 2, np.tan(angle), np.inf)
+        with np.errstate(divide="ignore"):
+            return {"abar": np.cos(angle) ** 2, "log_snr": -2 * np.log(sigma), "sigma": sigma}
+
+    def at(self, noise: np.ndarray) -> np.ndarray:
+        """A noise and the ends of its interval (estimate,) on all axes: array (axis, estimate)."""
+        rows = {"noise": noise}
+        if "step" in self.values:
+            rows["step"] = np.interp(noise, self.noise, self.values["step"])
+        if self.angle is not None:
+            rows |= self._of_angle(np.interp(noise, self.noise, self.angle))
+        found = np.stack([np.where(np.isnan(noise), np.nan, rows[name]) for name in self.values])
+        found[:, 1:].sort(axis=1)  # abar and log-SNR fall with noise
+        return found
+
+
+# --- remarks -------------------------------------------------------------------------------------------------------------
+
+
+def _remarks(found: xr.Dataset, inverted: bool, run: xr.Dataset) -> Iterator[str]:
+    """What could not be located on the curves of a classifier, and why, in words."""
+    x = found.noise.values
+    at_end = f"{'t/T' if 'step' in run.coords else 'noise'} = {x[-1]:.3g}"
+    single = run.sizes["item"] == 1
+    if len(x) < 3:
+        yield "a single noise level: t*, inversion and half-lives cannot be located"
+    else:
+        yield from _about_transition(found, at_end)
+        yield from _about_inversion(found, inverted or single)
+        if "step" in run.coords and x[-1] < 1 - 1e-9:
+            yield f"half-lives are those of the fall from 1 to the similarity at {at_end}"
+        if np.isnan(found.chance):
+            yield f"chance level unknown: the share at {at_end} is used instead"
+    if single:
+        yield "a single original: no intervals"
+
+
+def _about_transition(found: xr.Dataset, at_end: str) -> Iterator[str]:
+    x, star = found.noise.values, found.transition.sel(axis="noise").values
+    if np.isnan(star[0]) and found.chance > 1 - 1e-9:
+        yield "all originals have one predicted class: no t*"
+    elif np.isnan(star[0]):
+        yield f"the class is not half lost up to {at_end} (kept by {float(found.same_class[-1, 0]):.0%}): no t*"
+    elif star[0] < x[1]:
+        axis = at_end.partition(" ")[0]
+        yield f"t* lies below the smallest measured noise, {axis} = {x[1]:.3g}: measure smaller ones"
+    elif star[2] >= x[-1]:
+        yield f"the interval of t* reaches the largest measured noise, {at_end}"
+
+
+def _about_inversion(found: xr.Dataset, sure: bool) -> Iterator[str]:
+    if np.isfinite(found.inversion[0, 0]):
+        if not sure:
+            yield "no sure inversion: at no noise does the interval of last minus first layer lie below 0"
+    else:
+        yield "the layers do not swap order" if found.sizes["network_layer"] > 1 else "a single layer: no inversion"
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------------
+
+
+def _pictures(run: xr.Dataset, prefix: str) -> xr.Dataset:
+    """Originals, reconstructions and whether they kept the class, of the first items with images; empty if none were kept."""
+    import xarray as xr
+
+    count = min(kept_images(run), _MOST_SHOWN)
+    if not count:
+        return xr.Dataset()
+    some = run.isel(item=slice(count), trajectory=0)
+    noisy = np.flatnonzero(~np.isclose(run.noise.values, 0))
+    columns = [int(noisy[k]) for k in evenly_spaced(len(noisy), 10)] if len(noisy) else []
+    images = some.image.isel(noise=columns).load()
+    first, names = originals(run, count)
+    return xr.Dataset(
+        {
+            "original": (("item", "channel", "row", "column"), first),
+            "image": (("shown_noise", "item", "channel", "row", "column"), images.values),
+            "image_same_class": (("shown_noise", "item"), some[f"{prefix}same_class"].isel(noise=columns).values),
+        },
+        coords={
+            "shown_noise": images.noise.values,
+            "item": np.arange(count),
+            "item_name": ("item", np.array(names, str)),
+        },
+    )

@@ -1,0 +1,257 @@
+"""The options of an image experiment, described once for Python, TOML files and the command line."""
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
+
+from uturn.checks import checked_integer, checked_noise, checked_path, plain, shown
+from uturn.spec import validation_words
+
+if TYPE_CHECKING:
+    from uturn.experiment import Experiment
+
+_BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
+    *("model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
+    *("dtype", "device", "batch_size", "compile"),
+)
+
+
+class ImageOptions(BaseModel):
+    """U-turns of images by a diffusion model, compared in the layers of classifiers.
+
+    Every option has a default. Their meanings are printed by `uturn images --help`, and stand in
+    `ImageOptions.model_fields[name].description`. The method `experiment` gives the experiment that they describe.
+
+    Examples
+    --------
+    >>> experiment = ImageOptions(steps=50, levels=5, items=20).experiment()
+    >>> experiment.noise
+    [0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = Field("fashion_mnist", description="Folder or hub id of a diffusers model, or a guided-diffusion checkpoint.")
+    data: str = Field("fashion_mnist", description="Folder of images, whose sub-folders are classes; or a .npy file.")
+    classifiers: list[str] = Field(
+        [],
+        description="torchvision:NAME, timm:NAME, module:function, or a file of uturn.networks; several are compared. "
+        "By default the embedded classifier of Fashion-MNIST, for that data only.",
+    )
+    weights: list[str] = Field(
+        [], description="Weights of the classifiers, in the same order: a name, a file, or '' for the library's own choice."
+    )
+    preset: str | None = Field(None, description="Name or flags of the guided-diffusion model in the checkpoint.")
+    scheduler: str = Field(
+        "ddpm",
+        description="Reverse process: ddpm, ddim, euler_ancestral, .., a class of diffusers, or 'stored', the model's own.",
+    )
+    steps: int = Field(100, ge=1, description="Reverse steps of the whole chain.")
+    eta: float | None = Field(None, description="Noise of ddim, 0 .. 1.")
+    timestep_spacing: str | None = Field(None, description="linspace, leading or trailing.")
+    pure_noise: bool = Field(False, description="Start the whole chain from pure noise, not from its first level.")
+    # Levels and batch size are of two types each. They are checked by `noise_levels` and by the backward.
+    levels: SkipValidation[int | list[float]] = Field(
+        10, description="Number of noise levels, evenly spaced up to the whole chain; or the levels t/T, such as 0.2,0.5,1.0."
+    )
+    items: int = Field(40, ge=1, description="Number of originals.")
+    trajectories: int = Field(1, ge=1, description="U-turns of each original at each level.")
+    size: int | None = Field(None, description="Resize and crop the images of a folder to this size.")
+    channels: int | None = Field(None, description="Channels of the images of a folder: 1 (grey) or 3 (RGB), by default 3.")
+    classes: str | None = Field(None, description="Text file with the sub-folders of data in the classifier's order, one a line.")
+    labels: str | None = Field(None, description="Labels for a .npy file: another .npy file, of integers.")
+    compare_labels: bool = Field(
+        True, description="Compare with the labels of the images too, which must be the classifier's classes."
+    )
+    dtype: str = Field("float32", description="What the model computes in: float32, bfloat16 or float16.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ..; by default the fastest that is available.")
+    batch_size: SkipValidation[int | str] = Field("auto", description="Images in a call of the model: auto, or a number.")
+    compile: bool = Field(False, description="Compile the model with torch.compile first.")
+    keep: int = Field(16, ge=0, description="Store the reconstructions of this many originals, the first ones.")
+    chunk: int | None = Field(
+        None, ge=1, description="Originals in a task, which is stored as a whole; by default 20, or 50 for more than 1000 items."
+    )
+    seed: int = Field(0, ge=0, description="Seed of all random numbers.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, options: Any) -> Any:
+        """Options as Python, TOML files and command lines give them, in the types of the fields."""
+        if not isinstance(options, Mapping):
+            return options
+        found = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
+        for name in {"classifiers", "weights"} & found.keys():
+            found[name] = _texts(name, found[name])
+        if isinstance(found.get("levels"), str):
+            found["levels"] = parsed_levels(found["levels"])
+        if str(found.get("batch_size")).isdecimal():
+            found["batch_size"] = int(found["batch_size"])
+        return found
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> ImageOptions:
+        """Check options; ValueError in one line that names what is wrong with them."""
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise ValueError(validation_words(error)) from None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ImageOptions:
+        """Read options from a TOML file, with one line `name = value` for each option that is not the default."""
+        path = Path(checked_path("options", path))
+        try:
+            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ValueError(f"cannot read the options {path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def experiment(self) -> Experiment:
+        """The experiment that these options describe.
+
+        Raises
+        ------
+        ValueError
+            For options that do not fit together, and for what `Experiment.from_dict` refuses.
+        """
+        from uturn.experiment import Experiment
+
+        return Experiment.from_dict(
+            {
+                "seed": self.seed,
+                "items": self.items,
+                "trajectories": self.trajectories,
+                # A killed run loses its unfinished tasks, and a task is one file a variable: small ones for small runs, few files
+                # for large ones.
+                "chunk": self.chunk or (20 if self.items <= 1000 else 50),
+                "source": self._source(),
+                "corruption": {"type": "diffusion", "noise": noise_levels(self.levels, self.steps)},
+                "backward": {"type": "diffusion", **self._given(*_BACKWARD)},
+                "probes": self._probes(),
+            }
+        )
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """Those of some options that are not None."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _source(self) -> dict[str, Any]:
+        """Table of the source: the embedded images, a .npy file or a folder."""
+        table: dict[str, Any] = {"type": "images", "path": self.data}
+        own: tuple[str, ...] = ("size", "channels", "classes")
+        if self.data == "fashion_mnist":
+            table, own = {"type": "fashion_mnist"}, ()
+        elif self.data.endswith(".npy"):
+            table, own = {"type": "array", "path": self.data}, ("labels",)
+        given = self._given("size", "channels", "classes", "labels")
+        for name, value in given.items():
+            if name not in own:
+                kind = "a .npy file" if name == "labels" else "a folder of images"
+                raise ValueError(f"{name} = {value!r}: goes with {kind}, but data = {self.data!r}; leave it out")
+        return table | given
+
+    def _probes(self) -> list[dict[str, Any]]:
+        """Tables of the probes: the layers of each classifier, and the images that are kept."""
+        classifiers = self.classifiers or (["fashion_mnist"] if self.data == "fashion_mnist" else [])
+        if not classifiers:
+            raise ValueError(
+                f"classifiers: none given for data = {self.data!r}; expected at least one, e.g. 'torchvision:convnext_base'"
+            )
+        weights = self.weights or [""] * len(classifiers)
+        if len(weights) != len(classifiers):
+            raise ValueError(f"weights: {len(weights)} for {len(classifiers)} classifiers; expected one for each, or none at all")
+        probes: list[dict[str, Any]] = [
+            {
+                "type": "network_layers",
+                "classifier": classifier,
+                **({"weights": chosen} if chosen else {}),
+                **({"name": name} if name else {}),
+                **({} if self.compare_labels else {"labels": False}),
+            }
+            for name, classifier, chosen in zip(probe_names(classifiers), classifiers, weights, strict=True)
+        ]
+        if self.keep:
+            probes.append({"type": "images"} if self.keep >= self.items else {"type": "images", "first": self.keep})
+        return probes
+
+
+def image_experiment(
+    model: str = "fashion_mnist", data: str = "fashion_mnist", classifiers: Sequence[str] = (), **options: Any
+) -> Experiment:
+    """The experiment of image options: U-turns of images by a diffusion model, compared in the layers of classifiers.
+
+    Parameters
+    ----------
+    model, data, classifiers, and further options by name
+        The fields of `ImageOptions`.
+
+    Raises
+    ------
+    ValueError
+        For unknown options, values out of range, and options that do not fit together.
+    """
+    return ImageOptions.from_dict({"model": model, "data": data, "classifiers": classifiers, **options}).experiment()
+
+
+def noise_levels(levels: int | Sequence[float], steps: int) -> list[float]:
+    """Noise levels t/T of a chain of `steps` reverse steps: so many evenly spaced steps k/steps, or a list as it is.
+
+    >>> noise_levels(4, 50)
+    [0.26, 0.5, 0.76, 1.0]
+    """
+    if isinstance(levels, str | bytes) or not isinstance(levels, Sequence | np.ndarray):
+        count = checked_integer("levels", levels, 1)
+        if count > steps:
+            raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
+        return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
+    return checked_noise(list(levels), 1).tolist()
+
+
+def parsed_levels(text: str) -> int | list[float]:
+    """Noise levels in one text: "10", so many; "0.2,0.5,1.0", these.
+
+    >>> parsed_levels("10"), parsed_levels("0.5,1.0")
+    (10, [0.5, 1.0])
+    """
+    try:
+        return int(text) if text.strip().isdecimal() else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"levels = {text!r}: expected a number of levels, or levels t/T such as 0.2,0.5,1.0") from None
+
+
+def probe_names(classifiers: Sequence[str]) -> list[str]:
+    """Names of the probes of several classifiers: identifiers made from their strings, all different; "" for a single one.
+
+    >>> probe_names(["torchvision:resnet50", "nets/resnet50.safetensors", "timm:vit_tiny.augreg"])
+    ['resnet50', 'resnet50_2', 'vit_tiny_augreg']
+    """
+    if len(classifiers) == 1:
+        return [""]
+    names: list[str] = []
+    for classifier in classifiers:
+        text = str(classifier)
+        word = text.rpartition(":")[2] if ":" in text and not Path(text).exists() else Path(text).stem
+        word = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")[:80] or "classifier"
+        if word[0].isdigit() or keyword.iskeyword(word):
+            word = f"classifier_{word}"
+        number = next(n for n in range(1, len(classifiers) + 1) if (word if n == 1 else f"{word}_{n}") not in names)
+        names.append(word if number == 1 else f"{word}_{number}")
+    return names
+
+
+def _texts(name: str, values: Any) -> list[str]:
+    """A list of texts from one text, a list of them, or None; None in a list is an empty text."""
+    found = [values] if isinstance(values, str) else [] if values is None else values
+    if not isinstance(found, list) or not all(value is None or isinstance(value, str) for value in found):
+        raise ValueError(f"{name} = {shown(values)}: expected a list of texts")
+    return [value or "" for value in found]

@@ -1,0 +1,211 @@
+"""What is written from a run of images: numbers, tables for a terminal, figures and pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.checks import checked_folder
+from uturn.datasets import write_dataset
+from uturn.files import whole_file
+from uturn.plotting.images import evenly_spaced
+from uturn.workflows.analysis import AGREEMENTS, ESTIMATE, analyse
+from uturn.workflows.runs import kept_images, originals
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+RESULTS = ("analysis.zarr", "transition.json", "layers.png", "layers.pdf", "grid.png", "grid.pdf")
+PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
+
+
+def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False) -> xr.Dataset:
+    """Analyse a finished run, and write its numbers and figures into a folder, in place of those of an earlier call.
+
+    Writes `analysis.zarr` (the dataset that `analyse` gives), `transition.json` (its numbers) and `layers.png`, `.pdf` (Figs. 2,
+    16). If the run kept images, also `grid.png`, `.pdf` (Fig. 1), and with `save_images` the folder `reconstructions/` with an
+    8-bit PNG of every kept image; the run itself holds them as exact floats.
+
+    Raises
+    ------
+    ValueError
+        If the run is not finished or measured no network layers, or if the folder cannot be written to.
+    """
+    out = Path(out)
+    check_folder(out, save_images, kept_images(run))
+    analysis = analyse(run)
+    # All files are complete before the first one is moved: readers see old results or new ones, also if two shards end together.
+    with _unfinished(out) as work:
+        write_dataset(analysis, work / "analysis.zarr")
+        with whole_file(work / "transition.json") as file:
+            file.write(json.dumps(numbers(analysis), indent=1, ensure_ascii=False, allow_nan=False).encode())
+        _draw(analysis, work)
+        if save_images:
+            _save_images(run, work / PICTURES)
+        for name in (PICTURES, *RESULTS) if save_images else RESULTS:
+            _replace(work / name, out / name)
+    return analysis
+
+
+def check_folder(out: Path, save_images: bool, kept: int) -> None:
+    """ValueError if results cannot be written to a folder; checked before a run, too, which may take long."""
+    checked_folder("out", out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out = {str(out)!r} is a file; expected a folder")
+    if (out / "zarr.json").exists():
+        raise ValueError(f"out = {str(out)!r} is a store itself; choose another folder")
+    if save_images:
+        if not kept:
+            raise ValueError("save_images: no images are kept; set keep to 1 or more")
+        foreign = [f.name for f in (out / PICTURES).glob("*") if not re.fullmatch(r"item\d+-.*\.png", f.name)]
+        if foreign:
+            raise ValueError(
+                f"{out / PICTURES} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
+            )
+
+
+@contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """A folder in `out` to write to, removed at the end; errors of writing name `out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out, ignore_cleanup_errors=True) as work:
+            yield Path(work)
+    except OSError as error:
+        raise ValueError(f"cannot write to {out} ({error.strerror or error}); make room, or choose another folder") from None
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Move a file or folder to the place of an old one; if there is no new one, the old one goes."""
+    for attempt in range(20):
+        try:
+            if old.exists():
+                os.replace(old, new.with_name(f"{new.name}.old{attempt}"))
+            if new.exists():
+                os.replace(new, old)
+            return
+        except OSError:  # another shard, which ended at the same time, replaced it between the two lines
+            if attempt == 19:
+                raise
+
+
+def _draw(analysis: xr.Dataset, folder: Path) -> None:
+    """The figures of an analysis as PNG and PDF files."""
+    from uturn.plotting.images import draw_grid, draw_layers
+    from uturn.plotting.style import style
+
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the fonts' dates
+    with style() as plt:
+        for name, figure in (("layers", draw_layers(analysis)), ("grid", draw_grid(analysis))):
+            if figure is None:
+                continue
+            for ending in ("png", "pdf"):
+                with whole_file(folder / f"{name}.{ending}") as file:
+                    figure.savefig(file, format=ending)
+            plt.close(figure)
+
+
+def _save_images(run: xr.Dataset, folder: Path) -> None:
+    """Originals and kept reconstructions as PNG: item, noise and trajectory in the name."""
+    from PIL import Image
+
+    count = kept_images(run)
+    folder.mkdir()
+    width = len(str(count - 1))
+
+    def save(name: str, image: np.ndarray) -> None:
+        if np.isfinite(image).all():
+            pixels = np.round((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(folder / name)
+
+    for item, image in enumerate(originals(run, count)[0]):
+        save(f"item{item:0{width}d}-original.png", image)
+    for level, noise in enumerate(run.noise.values):
+        images = run.image.isel(noise=level, item=slice(count)).values
+        for item, trajectory in np.ndindex(images.shape[:2]):
+            save(f"item{item:0{width}d}-noise{noise:.4f}-trajectory{trajectory}.png", images[item, trajectory])
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(analysis: xr.Dataset) -> dict[str, Any]:
+    """The content of `transition.json`: the numbers of an analysis with intervals, on all axes; None where one does not exist."""
+
+    def plain(values: Any) -> dict[str, float | None]:
+        return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
+
+    def on_axes(values: xr.DataArray) -> dict[str, dict[str, float | None]]:
+        return {str(axis): plain(values.sel(axis=axis).values) for axis in values.axis.values}
+
+    found = {}
+    for name in analysis.classifier.values:
+        one = analysis.sel(classifier=name)
+        layers = [(k, str(layer)) for k, layer in enumerate(one.layer.values) if str(layer)]
+        found[str(name)] = {
+            "classifier": str(one.model.item()),
+            "remark": str(one.remark.item()),
+            "transition": on_axes(one.transition),
+            "width": plain(one.width.values),
+            "inversion": on_axes(one.inversion),
+            "half_life": {layer: on_axes(one.half_life.isel(network_layer=k)) for k, layer in layers},
+            "chance": float(one.chance) if np.isfinite(one.chance) else None,
+            **{name: [plain(v) for v in one[name].values] for name in AGREEMENTS if name in one},
+        }
+    return {
+        "run": analysis.attrs["description"],
+        "spec_hash": analysis.attrs.get("spec_hash"),
+        "items": analysis.attrs["items"],
+        "trajectories": analysis.attrs["trajectories"],
+        "noise": [float(x) for x in analysis.noise.values],
+        "intervals": "95 %, Student's t, from the differences between originals, each with all its U-turns",
+        "classifiers": found,
+    }
+
+
+def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
+    """Tables for a terminal (rich), one for each classifier: t*, width, inversion, half-lives of at most so many layers.
+
+    The first column has the intervals; the others give the same places on the run's other axes.
+    """
+    from rich.table import Table
+
+    axes = [str(axis) for axis in analysis.axis.values]
+    titles = {"noise": "t/T" if "step" in axes else "noise", "log_snr": "log SNR"}
+    for name in analysis.classifier.values:
+        one = analysis.sel(classifier=name)
+        remark = str(one.remark.item())
+        table = Table(title=f"{name}: {remark}" if remark else f"{name}", title_justify="left")
+        for heading in ("", f"{titles['noise']} [95 % interval]", *(titles.get(axis, axis) for axis in axes[1:])):
+            table.add_column(heading, overflow="fold")
+        table.add_row("class half lost, t*", *_cells(one.transition))
+        table.add_row("width of its fall", _with_interval(one.width.values))
+        table.add_row("logits fall below first layer", *_cells(one.inversion))
+        layers = [str(layer) for layer in one.layer.values if str(layer)]
+        for k in evenly_spaced(len(layers), most_layers):
+            table.add_row(f"half-life of {layers[k]}", *_cells(one.half_life.isel(network_layer=k)))
+        yield table
+
+
+def _cells(places: xr.DataArray) -> list[str]:
+    """A noise (axis, estimate) as cells of a table: with its interval on the first axis, without on the others."""
+    others = [(str(axis), float(places.sel(axis=axis, estimate="value"))) for axis in places.axis.values[1:]]
+    words = ["" if np.isnan(value) else f"{value:.1f}" if axis == "step" else f"{value:.3g}" for axis, value in others]
+    return [_with_interval(places.values[0]), *words]
+
+
+def _with_interval(values: np.ndarray) -> str:
+    """A number with its interval, for a table."""
+    value, low, high = (f"{v:.3g}" for v in values)
+    if not np.isfinite(values[0]):
+        return "none"
+    return f"{value} [{low}, {high}]" if np.isfinite(values[1:]).all() else value
