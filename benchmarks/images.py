@@ -55,10 +55,10 @@ def main() -> None:
     work = (
         Work(image, step, key, name=(step, i))
         for step in ladder
-        for i, (image, key) in enumerate(zip(images, streams, strict=True))
+        for i, (image, key) in enumerate(zip(queue.corrupt(images, step, streams), streams, strict=True))
     )
     start = time.perf_counter()
-    queued = dict(queue.u_turns(work))
+    queued = dict(queue.queue(work))
     wall = time.perf_counter() - start
     model = queue.model
     needed = options.items * sum(ladder)

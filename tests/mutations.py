@@ -64,7 +64,7 @@ class Mutation:
                 setattr(place, key, right)
 
 
-def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, draws: int) -> dict[int, np.ndarray]:
+def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
     """What a sampler of marginals would draw: every node by itself, from its own marginal."""
     from uturn.inference import infer
     from uturn.random import streams, uniforms
@@ -72,7 +72,7 @@ def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, draws: in
     trees = {}
     for level, marginals in infer(rhm, log_evidence).marginals.items():
         below = marginals.cumsum(-1, dtype=float)
-        heights = [uniforms(streams(keys, len(keys), 64 * level + k), below.shape[1]) for k in range(draws)]
+        heights = [uniforms(streams(keys, len(keys), 64 * level + k), below.shape[1]) for k in numbers.tolist()]
         drawn = (below <= np.array(heights)[..., None] * below[..., -1:]).sum(-1)
         trees[level] = np.minimum(drawn, marginals.shape[-1] - 1)
     return trees
@@ -84,28 +84,28 @@ MARGINALS = "marginals at the originals against 8 draws"
 MUTATIONS = (
     Mutation(
         "Gaussian evidence without sqrt(abar)",
-        "uturn.corruption:Gaussian.log_evidence",
+        "uturn.corruption.gaussian:Gaussian.log_evidence",
         "gain = np.sqrt(abar) / ",
         "gain = 1 / ",
         {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
     ),
     Mutation(
         "Gaussian evidence times 1.1",
-        "uturn.corruption:Gaussian.log_evidence",
+        "uturn.corruption.gaussian:Gaussian.log_evidence",
         "gain = np.sqrt(abar) / ",
         "gain = 1.1 * np.sqrt(abar) / ",
         {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
     ),
     Mutation(
         "replacement that never redraws the same symbol",
-        "uturn.corruption:UniformReplacement.corrupt",
+        "uturn.corruption.uniform:UniformReplacement.corrupt",
         "redrawn = (u[:, d:] * vocab_size).astype(np.int64)",
         "redrawn = (leaves + 1 + (u[:, d:] * (vocab_size - 1)).astype(np.int64)) % vocab_size",
         {"schedulers": LAW, "fig15": LAW},
     ),
     Mutation(
         "10 % too little masking",
-        "uturn.corruption:Masking.corrupt",
+        "uturn.corruption.masking:Masking.corrupt",
         "< share[:, None]",
         "< 0.9 * share[:, None]",
         {"fig3": LAW, "fig15": LAW},
@@ -126,29 +126,29 @@ MUTATIONS = (
     ),
     Mutation(
         "all trajectories identical",
-        "uturn.backward:stream",
-        "np.arange(trajectories)",
-        "np.zeros(trajectories, np.int64)",
+        "uturn.random:Streams.keys",
+        "np.asarray(self.trajectories)",
+        "np.zeros(self.count, np.int64)",
         tests=(("test_experiment::test_trajectories_are_independent", {"kind": "masking"}),),
     ),
     Mutation(
         "all trajectories identical, channels that draw nothing",
-        "uturn.backward:ExactPosterior.u_turn",
-        "drawn = sample_posterior(rhm, evidence, posterior, num_draws=trajectories)",
-        "drawn = {k: x.repeat(trajectories, 0) for k, x in sample_posterior(rhm, evidence, posterior, num_draws=1).items()}",
+        "uturn.sources.strings:NoisyStrings.posterior_draws",
+        "np.asarray(streams.trajectories, np.uint64)",
+        "np.zeros(streams.count, np.uint64)",
         tests=(("test_experiment::test_trajectories_are_independent", {"kind": "epsilon"}),),
     ),
     Mutation(
         "all clones identical",
         "uturn.inference:sample_posterior",
-        "trees = sample_numba(rhm, values, streams(seed, len(values)), draws)",
-        "trees = {k: x.repeat(draws, 0) for k, x in sample_numba(rhm, values, streams(seed, len(values)), 1).items()}",
+        "trees = sample_numba(rhm, values, streams(seed, len(values)), numbers)",
+        "trees = sample_numba(rhm, values, streams(seed, len(values)), 0 * numbers)",
         {"fig3": CALIBRATION, "fig5": CALIBRATION},
     ),
     Mutation(
         "the same noise at all levels",
-        "uturn.backward:stream",
-        "level = np.float64(noise).view(np.uint64)",
+        "uturn.random:Streams.keys",
+        "level = np.float64(self.noise).view(np.uint64)",
         "level = np.uint64(0)",
         {"fig5": LAW, "fig15": LAW, "s9": LAW},
         (("test_experiment::test_neighbouring_noise_levels_have_streams_of_their_own", {}),),
@@ -163,8 +163,8 @@ MUTATIONS = (
     Mutation(
         "noising one timestep off",
         "uturn.paper.schedulers:_gaussian",
-        'reverse.noise_levels["abar"][step]',
-        'reverse.noise_levels["abar"][step - 1]',
+        'reverse.forward.noise_levels["abar"][step]',
+        'reverse.forward.noise_levels["abar"][step - 1]',
         {"schedulers": "what the model is asked first"},
     ),
     Mutation(
@@ -197,7 +197,7 @@ MUTATIONS = (
     ),
     Mutation(
         "one grammar for all",
-        "uturn.sources:RHMSource.grammar",
+        "uturn.sources.strings:RHMSource.grammar",
         "_grammar(self, number, seed)",
         "_grammar(self, 0, seed)",
         {"fig13": "downward messages to the leaves of a string"},
@@ -206,8 +206,8 @@ MUTATIONS = (
     Mutation(
         "a sampler of marginals",
         "uturn.inference:sample_posterior",
-        "trees = sample_numba(rhm, values, streams(seed, len(values)), draws)",
-        "from mutations import of_marginals; trees = of_marginals(rhm, values, streams(seed, len(values)), draws)",
+        "trees = sample_numba(rhm, values, streams(seed, len(values)), numbers)",
+        "from mutations import of_marginals; trees = of_marginals(rhm, values, streams(seed, len(values)), numbers)",
         {"fig3": CALIBRATION, "fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
     ),
     Mutation(

@@ -173,7 +173,7 @@ def test_a_sampler_of_marginals_is_seen_by_parsed_levels_and_not_by_sites(monkey
     def marginals(rhm, log_evidence, seed=0, num_draws=None):
         trees = right(rhm, log_evidence, seed, num_draws)
         below = infer(rhm, log_evidence).marginals[0].cumsum(-1, dtype=float)
-        heights = np.random.default_rng(0).random((num_draws, *below.shape[:2], 1)) * below[..., -1:]
+        heights = np.random.default_rng(0).random((len(num_draws), *below.shape[:2], 1)) * below[..., -1:]
         return {**trees, 0: (below <= heights).sum(-1).clip(max=rhm.vocab_size - 1)}
 
     monkeypatch.setattr(ut.inference, "sample_posterior", marginals)

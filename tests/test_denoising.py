@@ -86,7 +86,7 @@ def reverse(name, steps, rows=1, eta=None, **options):
 
 
 def rebuilt(chain, observation, step, rows=500, seed=5):
-    images = noisy_images_of(observation, chain, step, rows)
+    images = noisy_images_of(observation, chain.forward, step, rows)
     return strings_of(chain.denoise(images, step, keys(seed, np.arange(len(images))))).reshape(-1, 4)
 
 
@@ -201,8 +201,8 @@ def test_units_of_schedulers_are_undone():
     for name in ("DDPMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
         chain = reverse(name, 8, rows=3)
         noisy = chain.corrupt(images_of(leaves, 3), 5, keys(0, np.arange(2)))
-        observation = observation_of(noisy, chain, 5)
-        np.testing.assert_allclose(noisy_images_of(observation, chain, 5, rows=3), noisy, rtol=1e-6)
+        observation = observation_of(noisy, chain.forward, 5)
+        np.testing.assert_allclose(noisy_images_of(observation, chain.forward, 5, rows=3), noisy, rtol=1e-6)
         signal = np.take_along_axis(observation.values, leaves.reshape(6, 4, 1), 2).mean()
         assert abs(signal - np.exp(-observation.noise[0])) < 0.5
         assert np.isclose(np.exp(-2 * observation.noise[0]), chain.levels()["abar"][5])
@@ -240,7 +240,7 @@ def test_other_schedulers_keep_the_data_law_but_not_the_posterior(name, options)
     chain, step = reverse(name, 128 if half else 64, rows=500, **options), 64
     leaves = RHM.sample(COUNT, seed=8).leaves
     noisy = chain.corrupt(images_of(leaves.reshape(-1, 500, 4), 3), step, keys(6, np.arange(COUNT // 500)))
-    observation = observation_of(noisy, chain, step)
+    observation = observation_of(noisy, chain.forward, step)
     back = rebuilt(chain, observation, step, seed=7)
     assert p_value(back, np.exp(LOG_P)) > 1e-3
     marginals = ut.infer(RHM, ut.Gaussian().log_evidence(observation)).marginals[0]
@@ -401,11 +401,11 @@ def test_all_schedulers_of_strings_start_from_one_noise():
     for name in SCHEDULERS:
         spec = StringDiffusion(scheduler=name, steps=10)
         source = RHMSource(vocab_size=4, multiplicity=2, branching=2, depth=2)
-        last[name] = float(spec.noise_coordinates(Diffusion(), [1.0], source)["abar"][0][0])
+        last[name] = float(spec.undone(Diffusion(), source).axes(np.array([1.0]), source)["abar"][0][0])
     assert max(last.values()) < 1.1 * min(last.values()), last
     for name in ("pipelines", "__version__", "DiffusionPipeline", "nonsense"):
         with pytest.raises(ValueError, match="name of a scheduler class"):
-            StringDiffusion(scheduler=name).noise_coordinates(Diffusion(), [1.0], source)
+            StringDiffusion(scheduler=name).undone(Diffusion(), source)
 
 
 def test_a_network_file_that_was_written_again_is_read_again(tmp_path):

@@ -49,11 +49,16 @@ def in_range(pictures):
     return pictures.float() / 127.5 - 1
 
 
-class Source:
+class Source(ut.protocols.Source):
     """Images in memory, with the methods of an image source."""
+
+    kind = "images"
 
     def __init__(self, images, labels=None, num_labels=None):
         self.images, self.labels, self.labelled, self.asked = images, labels, num_labels, []
+
+    def blocks(self, items, seed, num_items):
+        yield from ()
 
     def count(self):
         return len(self.images)
@@ -516,7 +521,7 @@ def u_turns(count=7, trajectories=3, num_labels=10, first=0):
     labels = random.integers(0, num_labels, count)
     labels[::3] = -1
     rebuilt = 0.7 * images[:, None] + 0.3 * random.uniform(-1, 1, (count, trajectories, 1, 28, 28)).astype(np.float32)
-    return UTurns(Images(np.arange(first, first + count), images, labels), rebuilt)
+    return UTurns(Images(np.arange(first, first + count), images, labels), None, rebuilt)
 
 
 def test_verdicts():
@@ -621,8 +626,9 @@ def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
 
 
 def test_strings_keep_their_four_variables():
-    class Strings:
-        pass
+    class Strings(ut.protocols.Source):
+        def blocks(self, items, seed, num_items):
+            yield from ()
 
     assert list(NetworkLayers().variables(Strings())) == ["similarity", "distance", "same_class", "predicted_class"]
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uturn.backward import ExactPosterior
+from uturn.backward import ExactPosterior, UTurns
 from uturn.corruption import Gaussian
-from uturn.experiment import Experiment, run
+from uturn.experiment import Experiment, run, u_turn
 from uturn.laws import GaussianMixture, power_law, simplex, wave_numbers
 from uturn.probes.scales import Scales
+from uturn.random import Streams
 from uturn.sources import GaussianFieldSource, GaussianMixtureSource, ImageFolderSource, RHMSource, Vectors
 
 
@@ -260,7 +261,7 @@ def test_reverse_diffusion_with_the_exact_score_draws_from_the_posterior():
 def test_the_deterministic_identity_holds_bit_for_bit():
     source = GaussianFieldSource(size=8)
     originals = next(source.blocks(np.arange(5), 0, 5))
-    turned = ExactPosterior().u_turn(originals, Gaussian(), 0.0, 0, 3, ())
+    turned = u_turn(originals, Gaussian(), ExactPosterior(), 0.0, Streams(0, originals.items, 0.0, range(3)))
     np.testing.assert_array_equal(turned.reconstructions, np.repeat(originals.values[:, None], 3, axis=1))
     assert originals.data_of(turned.reconstructions).shape == (5, 3, 64)
 
@@ -313,7 +314,7 @@ def test_similarity_of_scales_is_taken_around_the_mean():
 
     law = GaussianMixture(np.full((1, 40), 7.0))
     x, y = (law.sample(400, seed=seed).values for seed in (1, 2))
-    turns = SimpleNamespace(originals=Vectors(np.arange(400), law, x, np.zeros(400, int)), reconstructions=y[:, None])
+    turns = UTurns(Vectors(np.arange(400), law, x, np.zeros(400, int)), None, y[:, None])
     similarity = Scales().read(turns, Lopsided())["scale_similarity"]
     assert abs(similarity.mean()) < 4.5 / np.sqrt(400 * 40)  # independent draws; around 0 it would be .98
 

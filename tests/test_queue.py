@@ -54,15 +54,18 @@ def images_of(count, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (count, 1, 4, 4)).astype(np.float32)
 
 
-def ladder(images, steps):
+def ladder(backward, images, steps):
+    """Work for the queue: noisy images at several steps."""
     streams = keys(0, np.arange(len(images)))
-    return [Work(image, k, streams[i], name=(k, i)) for k in steps for i, image in enumerate(images)]
+    noisy = {k: backward.corrupt(images, k, streams) for k in steps}
+    return [Work(noisy[k][i], k, streams[i], name=(k, i)) for k in steps for i in range(len(images))]
 
 
 @pytest.mark.parametrize("name", [*sorted(SCHEDULERS), "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"])
 def test_shared_batches_change_nothing(name):
     images, steps = images_of(5), (10, 7, 2, 1, 0)
-    queued = dict(reverse(name, batch_size=7).u_turns(ladder(images, steps)))
+    queue = reverse(name, batch_size=7)
+    queued = dict(queue.queue(ladder(queue, images, steps)))
     assert len(queued) == 25
     for k in steps:
         alone = reverse(name).u_turn(images, k, keys(0, np.arange(5)))
@@ -72,8 +75,8 @@ def test_shared_batches_change_nothing(name):
 def test_batches_are_full_and_no_row_is_done_twice():
     network = Network()
     queue = reverse(steps=50, network=network, batch_size=64)
-    work = ladder(images_of(40), range(50, 0, -5))
-    assert len(list(queue.u_turns(work))) == 400
+    work = ladder(queue, images_of(40), range(50, 0, -5))
+    assert len(list(queue.queue(work))) == 400
     rows = np.array(network.rows)
     assert rows.sum() == 40 * sum(range(5, 51, 5))
     assert rows.mean() / 64 >= 0.95  # a loop over inversion times reaches 40 of 64
@@ -87,7 +90,7 @@ def test_work_is_read_as_places_become_free():
             read.append(n)
             yield Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(n), name=n)
 
-    queue = reverse(batch_size=4).u_turns(endless())
+    queue = reverse(batch_size=4).queue(endless())
     for done in range(1, 20):
         next(queue)
         assert len(read) - done <= 2 * 4  # in the network, or done and not yet handed out
@@ -97,7 +100,7 @@ def test_work_is_read_as_places_become_free():
 def test_zero_steps_take_no_place():
     queue = reverse(batch_size=2)
     images = images_of(6)
-    done = dict(queue.u_turns(ladder(images, (0,))))
+    done = dict(queue.queue(ladder(queue, images, (0,))))
     assert all(np.array_equal(done[0, i], images[i]) for i in range(6))
     assert queue.model.rows == []
 
@@ -139,7 +142,8 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
     [
         ({"step": 12}, r"step=12: expected .* 0 \.\. 10"),
         ({"step": -1}, "step=-1"),
-        ({"image": np.full((1, 4, 4), 100, np.float32)}, r"values in \[100"),
+        ({"image": np.full((1, 4, 4), np.inf, np.float32)}, r"values in \[inf"),
+        ({"image": np.full((1, 4, 4), 100, np.float32), "step": 0}, r"values in \[100"),
         ({"image": np.zeros((1, 4, 4))}, "float64"),
         ({"key": -1}, "keys: dtype int64"),
     ],
@@ -147,9 +151,9 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
 def test_work_is_checked(change, message):
     work = Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(0))
     with pytest.raises(ValueError, match=message):
-        list(reverse().u_turns([work, work._replace(**change)]))
+        list(reverse().queue([work, work._replace(**change)]))
     with pytest.raises(ValueError, match="told the true class"):
-        list(reverse(num_classes=3).u_turns([work]))
+        list(reverse(num_classes=3).queue([work]))
 
 
 def test_memory_for_less_than_one_image_is_an_error():
@@ -199,7 +203,7 @@ def test_noise_is_added_to_latents():
     np.testing.assert_array_equal(latent.corrupt(images, 6, streams), noisy)
     # Without clipping in between: the latents of denoise are clipped to [-1, 1] only after decoding.
     raw = reverse()
-    raw_state = dict(raw._run([Work(x, 6, streams[i], name=i) for i, x in enumerate(noisy)], lambda x, k, s: x))
+    raw_state = dict(raw.queue([Work(x, 6, streams[i], name=i) for i, x in enumerate(noisy.numpy())]))
     expected = codec.decode(torch.from_numpy(np.stack([raw_state[i] for i in range(3)]))).clamp(-1, 1)
     np.testing.assert_allclose(latent.u_turn(images, 6, streams), expected, atol=1e-6)
     assert latent.generate(streams).shape == (3, 1, 4, 4)

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from uturn import files
-from uturn.backward import UTurns
 from uturn.cli import app
 from uturn.store import Store, Variable
 
@@ -308,13 +307,10 @@ class Bare:
     outputs = ()
 
     def blocks(self, items, seed, num_items):
-        yield SimpleNamespace(items=items)
+        yield SimpleNamespace(items=items, observed_by=lambda corruption, noise, streams: None)
 
-    def u_turn(self, originals, corruption, noise, seed, trajectories, outputs):
-        return UTurns(originals, np.zeros((len(originals.items), trajectories)))
-
-    def noise_coordinates(self, corruption, noise, source):
-        return {"noise": (np.array(noise), {})}
+    def reconstruct(self, noisy, streams, clones):
+        return np.zeros((len(streams.items), streams.count * clones))
 
     def variables(self, source):
         return {"change": Variable(("noise", "item", "trajectory"), "nothing")}
@@ -430,7 +426,7 @@ def test_image_runs_grow(tmp_path, monkeypatch):
     """Only the new trajectories are measured: no variable of a network is a mean over them."""
     from uturn.backward.reverse_diffusion import ReverseDiffusion
 
-    counts, queue = [], ReverseDiffusion.u_turns
+    counts, queue = [], ReverseDiffusion.queue
 
     def counted(self, work):
         def seen():
@@ -440,7 +436,7 @@ def test_image_runs_grow(tmp_path, monkeypatch):
 
         return queue(self, seen())
 
-    monkeypatch.setattr(ReverseDiffusion, "u_turns", counted)
+    monkeypatch.setattr(ReverseDiffusion, "queue", counted)
     small = ut.Experiment.from_dict(IMAGES)
     larger = ut.Experiment.from_dict({**IMAGES, "items": 5, "trajectories": 3})
     ut.run(small, tmp_path / "run")

@@ -1,35 +1,43 @@
 """Four parts of one's own: time series, their noise, a model that denoises them, and what is compared."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
-from uturn.backward import UTurns
-from uturn.random import keys, normals
-from uturn.store import Variable
+from uturn.probes.clones import between_clones
+from uturn.protocols import Backward, Corruption, Noisy, Originals, Probe, Source, Variable
+from uturn.random import Purpose, keys, normals, streams
 
-DRAW, NOISE, PRIOR = 100, 101, 102  # what random streams are for: numbers above 99 are free
+DRAW = 100  # what a random stream is for: numbers above 99 are free
 
 
 @dataclass
-class Block:
+class Block(Originals):
     """Some originals: their item numbers (batch,), the series (batch, length), and the law they are drawn from."""
 
     items: np.ndarray
     data: np.ndarray
     law: "Series"
 
-    @staticmethod
-    def data_of(reconstructions):
-        """What a network reads of reconstructions: (batch, trajectories, length)."""
-        return reconstructions
+    def observed_by(self, corruption, noise, streams):
+        """Every series once a trajectory, noisy, with its law, which the way back needs."""
+        noisy = super().observed_by(corruption, noise, streams)
+        return NoisySeries(noisy.values, noisy.noise, law=self.law)
+
+
+@dataclass(frozen=True)
+class NoisySeries(Noisy):
+    """Noisy series (batch, length) and the law of the originals."""
+
+    law: "Series" = None
 
 
 @dataclass
-class Series:
+class Series(Source):
     """Source: stationary Gaussian series, the sum of a slow and a fast process of equal variance."""
 
+    kind = "series"
     length: int = 64
     slow: float = 40.0
     fast: float = 2.0
@@ -39,67 +47,66 @@ class Series:
         lag = np.abs(np.subtract.outer(np.arange(self.length), np.arange(self.length)))
         return 0.5 * np.exp(-lag / self.slow) + 0.5 * np.exp(-lag / self.fast)
 
-    def draw(self, streams):
-        """Series, one a random stream: float64 (streams, length)."""
+    def draw(self, keys):
+        """Series, one for each random stream: float64 (keys, length)."""
         root = np.linalg.cholesky(self.covariance)
-        return normals(streams, self.length, np.float64) @ root.T
+        return normals(keys, self.length, np.float64) @ root.T
 
     def blocks(self, items, seed, num_items):
         yield Block(items, self.draw(keys(seed, DRAW, items)), self)
 
-    def coordinates(self, seed, num_items):
-        return {}
 
-
-class Diffusing:
+class Diffusing(Corruption):
     """Corruption: x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi, with abar = exp(-2 t)."""
 
+    kinds = ("series",)
+    process = "diffusing series"
     unit = "diffusion time t"
     max_noise = np.inf
 
-    def corrupt(self, values, noise, streams):
+    def corrupt(self, values, noise, keys):
         abar = np.exp(-2 * noise)
-        return np.sqrt(abar) * values + np.sqrt(1 - abar) * normals(streams, values.shape[1], np.float64)
+        noisy = np.sqrt(abar) * values + np.sqrt(1 - abar) * normals(keys, values.shape[1], np.float64)
+        return Noisy(noisy, np.full(len(noisy), noise))
 
 
-class Wiener:
+class Wiener(Backward):
     """Backward: draws from the exact posterior of Gaussian series.
 
     A draw from the prior and its noisy version are moved by what the noisy original differs from the latter (Matheron's rule).
     """
 
-    def u_turn(self, originals, corruption, noise, seed, trajectories, outputs):
-        law, level = originals.law, np.float64(noise).view(np.uint64)  # by its value: a finer grid repeats the old numbers
-        items = np.repeat(originals.items, trajectories)
-        numbers = np.tile(np.arange(trajectories), len(originals.items))
-        streams = [keys(seed, purpose, items, numbers, level) for purpose in (NOISE, PRIOR, PRIOR + 1)]
-        noisy = corruption.corrupt(np.repeat(originals.data, trajectories, axis=0), noise, streams[0])
-        prior = law.draw(streams[1])
-        abar = np.exp(-2 * noise)
+    kinds = ("series",)
+    undoes = ("diffusing series",)
+
+    def reconstruct(self, noisy, streams, clones=1):
+        law, abar = noisy.law, np.exp(-2 * streams.noise)
+        prior_keys, noise_keys = (split(streams.keys(Purpose.RECONSTRUCTION, clones), part) for part in (0, 1))
+        prior = law.draw(prior_keys)
         total = abar * law.covariance + (1 - abar) * np.eye(law.length)
         gain = np.sqrt(abar) * np.linalg.solve(total, law.covariance)
-        rebuilt = prior + (noisy - corruption.corrupt(prior, noise, streams[2])) @ gain
-        return UTurns(originals, rebuilt.reshape(len(originals.items), trajectories, -1))
+        observed = np.repeat(noisy.values, clones, axis=0)
+        moved = prior + (observed - Diffusing().corrupt(prior, streams.noise, noise_keys).values) @ gain
+        return moved.reshape(len(streams.items), -1, law.length)
 
-    def noise_coordinates(self, corruption, noise, source):
-        return {"noise": (np.array(noise), {"long_name": corruption.unit})}
 
-    def fingerprint(self):
-        return ""
+def split(keys, part):
+    """Sub-streams of random streams, for a second use of the same ones."""
+    return streams(keys, len(keys), part)
 
 
 @dataclass
-class Scales:
+class Scales(Probe):
     """Probe: correlation of original and reconstruction in moving averages, and whether the sign of the mean is kept."""
 
+    kinds = ("series",)
     windows: tuple = (1, 4, 16)
-    outputs = ()
 
     def variables(self, source):
         dims = ("noise", "item", "trajectory")
         return {
-            "similarity": Variable((*dims, "window"), "correlation of moving averages"),
-            "same_sign": Variable(dims, "sign of the mean is kept"),
+            "similarity": Variable((*dims, "window"), "correlation of moving averages", symmetric=True),
+            "same_sign": Variable(dims, "sign of the mean is kept", symmetric=True),
         }
 
     def coordinates(self, source):
@@ -107,18 +114,28 @@ class Scales:
 
     def read(self, u_turns, source):
         before, after = u_turns.originals.data[:, None], u_turns.reconstructions
-        smooth = [[_average(x, window) for x in (before, after)] for window in self.windows]
-        cosines = [(a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)) for a, b in smooth]
-        return {
-            "similarity": np.stack(cosines, axis=-1),
-            "same_sign": np.sign(before.mean(-1)) == np.sign(after.mean(-1)),
+        found = {
+            "similarity": np.stack([correlation(before, after, window) for window in self.windows], axis=-1),
+            "same_sign": same_sign(before, after),
         }
+        if u_turns.clones > 1:
+            twins = [between_clones(after, u_turns.clones, partial(correlation, window=window)) for window in self.windows]
+            found["clone_similarity"] = np.stack(twins, axis=-1)
+            found["clone_same_sign"] = between_clones(after, u_turns.clones, same_sign)
+        return found
 
-    def fingerprint(self):
-        return ""
+
+def correlation(a, b, window):
+    """Cosine of two series in moving averages."""
+    a, b = average(a, window), average(b, window)
+    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
 
-def _average(series, window):
+def same_sign(a, b):
+    return np.sign(a.mean(-1)) == np.sign(b.mean(-1))
+
+
+def average(series, window):
     """Means of neighbouring points, (.., length // window)."""
     length = series.shape[-1] // window * window
     return series[..., :length].reshape(*series.shape[:-1], -1, window).mean(-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -85,15 +85,21 @@ class UTurns:
 
 
 class Originals(Protocol):
-    """A block of originals of one source."""
+    """A block of originals of one source.
+
+    Attributes
+    ----------
+    items : int64 array (batch,)
+        Numbers of the items.
+    data : array (batch, ...)
+        The originals: what a network reads.
+    """
 
     items: np.ndarray
-    """Numbers of the items, int64 (batch,)."""
+    if TYPE_CHECKING:  # a field or a property
 
-    @property
-    @abstractmethod
-    def data(self) -> np.ndarray:
-        """The originals, (batch, ...): what a network reads."""
+        @property
+        def data(self) -> np.ndarray: ...
 
     def data_of(self, reconstructions: Any) -> Any:
         """What a network reads of reconstructions, (batch, draws, ...)."""

@@ -82,7 +82,7 @@ def _changes(
     """
     mine, known = experiment.identity(), json.loads(opened.attributes["models"])
     own = {name for name, part in experiment.labelled() if is_own(part)}
-    changed = {key for key in known.keys() | models.keys() if known.get(key) != models.get(key)}
+    changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
     weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
     found = differences(with_size_of(mine, stored) if larger else stored, mine, "spec")

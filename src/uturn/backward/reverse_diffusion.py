@@ -19,7 +19,7 @@ import numpy as np
 from uturn.backward.queue import Work as Work
 from uturn.backward.queue import run_queue
 from uturn.checks import one_line
-from uturn.corruption import Diffusion
+from uturn.corruption.diffusion import Diffusion, checked_images
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like, uses_learned_variance
 from uturn.pieces import Pieces, is_out_of_memory
 
@@ -356,21 +356,7 @@ class ReverseDiffusion:
         return number
 
     def _checked_images(self, images: Any, clean: bool) -> torch.Tensor:
-        import torch
-
-        tensor = images.detach().cpu() if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"images: dtype {tensor.dtype}; expected float32 in [-1, 1] (uint8: x / 127.5 - 1)")
-        expected = self.image_shape if clean else self.latent_shape
-        if tensor.ndim != 4 or (expected is not None and tuple(tensor.shape[1:]) != tuple(expected)):
-            wanted = ("batch", *(expected or ("channels", "height", "width")))
-            raise ValueError(f"images: shape {tuple(tensor.shape)}; expected ({', '.join(map(str, wanted))})")
-        if tensor.numel():
-            low, high = tensor.min().item(), tensor.max().item()
-            most = 1.0 if clean else float(np.finfo(np.float32).max)
-            if not (low >= -most and high <= most):  # also catches NaN
-                raise ValueError(f"images: values in [{low}, {high}]; expected finite values{' in [-1, 1]' if clean else ''}")
-        return tensor
+        return checked_images(images, self.image_shape if clean else self.latent_shape, clean)
 
 
 def _step_arguments(scheduler: Any, eta: float | None) -> dict[str, float]:

@@ -75,7 +75,7 @@ class Diffusion(Corruption):
 
         `keys`: uint64 (batch,), one stream of random numbers for each image.
         """
-        values = self.noised(images, self.step_of(noise), keys)
+        values = self.noised(checked_images(images, None, True).numpy(), self.step_of(noise), keys)
         return Noisy(values, np.full(len(values), float(noise)))
 
     def noised(self, images: np.ndarray, step: int, keys: np.ndarray) -> np.ndarray:
@@ -193,3 +193,21 @@ class Diffusion(Corruption):
                 f"{least} apart, or more steps"
             )
         return step
+
+
+def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> torch.Tensor:
+    """A batch of images as a float32 tensor, in [-1, 1] if they are `clean`, or a ValueError; `shape`: that of one image."""
+    import torch
+
+    tensor = images.detach().cpu() if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"images: dtype {tensor.dtype}; expected float32 in [-1, 1] (uint8: x / 127.5 - 1)")
+    if tensor.ndim != 4 or (shape is not None and tuple(tensor.shape[1:]) != tuple(shape)):
+        wanted = ("batch", *(shape or ("channels", "height", "width")))
+        raise ValueError(f"images: shape {tuple(tensor.shape)}; expected ({', '.join(map(str, wanted))})")
+    if tensor.numel():
+        low, high = tensor.min().item(), tensor.max().item()
+        most = 1.0 if clean else float(np.finfo(np.float32).max)
+        if not (low >= -most and high <= most):  # also catches NaN
+            raise ValueError(f"images: values in [{low}, {high}]; expected finite values{' in [-1, 1]' if clean else ''}")
+    return tensor
