@@ -613,7 +613,7 @@ def colours():
 """
 
 
-def test_a_checkpoint_told_the_label_with_two_classifiers(tmp_path, monkeypatch):
+def test_a_class_conditional_checkpoint_with_two_classifiers(tmp_path, monkeypatch):
     """A guided-diffusion checkpoint, colour images from files with labels, classifiers of one's own."""
     import sys
 
