@@ -2,8 +2,8 @@
 
     python benchmarks/images.py [--items 40] [--levels 10] [--steps 50] [--batch 64]
 
-On the embedded Fashion-MNIST model, in one process on the CPU. Floors are counted, not guessed: the rows that the network must
-work off are `items * sum of steps`, and the time of the network is measured inside it, in the same run.
+On the embedded Fashion-MNIST model, in one process on the CPU. The least number of rows that the network must compute is `items *
+sum of steps`; the time of the network is measured inside it, in the same run.
 """
 
 from __future__ import annotations

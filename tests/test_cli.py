@@ -101,7 +101,7 @@ def test_mistakes_of_images_are_one_line(tmp_path, option):
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_options_are_told():
+def test_unknown_options_are_named():
     done = uturn("reproduce", "--scale", "huge")
     assert done.returncode == 2
     assert "huge" in done.stderr

@@ -340,6 +340,15 @@ def test_options_mean_the_same_in_python_toml_and_on_the_command_line(tmp_path, 
     assert asked[-1].to_dict() == image_experiment().to_dict()  # the same defaults
 
 
+def test_the_options_of_the_docs_make_an_experiment(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "images.md").read_text()
+    (tmp_path / "photos.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    options = ImageOptions.from_file(tmp_path / "photos.toml")
+    assert options.experiment().to_dict()["probes"][1]["weights"] == "IMAGENET1K_V1"
+    for name in ImageOptions.model_fields:
+        assert f"--{name.replace('_', '-').removesuffix('iers')}" in text.replace("--no-", "--")
+
+
 def test_mistakes_in_a_file_of_options_are_named(tmp_path):
     path = tmp_path / "options.toml"
     for text, message in (
@@ -604,7 +613,7 @@ def colours():
 """
 
 
-def test_a_checkpoint_told_the_label_with_two_classifiers(tmp_path, monkeypatch):
+def test_a_class_conditional_checkpoint_with_two_classifiers(tmp_path, monkeypatch):
     """A guided-diffusion checkpoint, colour images from files with labels, classifiers of one's own."""
     import sys
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
 from uturn.checks import checked_integer, checked_noise, checked_path, plain, shown
@@ -203,22 +202,22 @@ def image_experiment(
     return ImageOptions.from_dict({"model": model, "data": data, "classifiers": classifiers, **options}).experiment()
 
 
-def noise_levels(levels: int | Sequence[float], steps: int) -> list[float]:
-    """Noise levels t/T of a chain of `steps` reverse steps: so many evenly spaced steps k/steps, or a list as it is.
+def noise_levels(levels: int | list[float], steps: int) -> list[float]:
+    """Noise levels t/T of a chain of `steps` reverse steps: a number of evenly spaced steps k/steps, or a list as it is.
 
     >>> noise_levels(4, 50)
     [0.26, 0.5, 0.76, 1.0]
     """
-    if isinstance(levels, str | bytes) or not isinstance(levels, Sequence | np.ndarray):
-        count = checked_integer("levels", levels, 1)
-        if count > steps:
-            raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
-        return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
-    return checked_noise(list(levels), 1).tolist()
+    if isinstance(levels, list):
+        return checked_noise(levels, 1).tolist()
+    count = checked_integer("levels", levels, 1)
+    if count > steps:
+        raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
+    return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
 
 
 def parsed_levels(text: str) -> int | list[float]:
-    """Noise levels in one text: "10", so many; "0.2,0.5,1.0", these.
+    """Noise levels in one text: their number, "10", or the levels themselves, "0.2,0.5,1.0".
 
     >>> parsed_levels("10"), parsed_levels("0.5,1.0")
     (10, [0.5, 1.0])
@@ -238,8 +237,7 @@ def probe_names(classifiers: Sequence[str]) -> list[str]:
     if len(classifiers) == 1:
         return [""]
     names: list[str] = []
-    for classifier in classifiers:
-        text = str(classifier)
+    for text in classifiers:
         word = text.rpartition(":")[2] if ":" in text and not Path(text).exists() else Path(text).stem
         word = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")[:80] or "classifier"
         if word[0].isdigit() or keyword.iskeyword(word):
