@@ -278,7 +278,7 @@ class HiddenLayers:
         tables = [np.empty((items, draws, len(self.layers))) for _ in range(2 if clones == 1 else 4)]
         similarity, distance, *among_clones = tables
         original_logits, logits = np.empty((items, 0)), np.empty((items, draws, 0))
-        for rows, columns in _blocks(items, draws, clones, self.batch_size):
+        for rows, columns in _batch_slices(items, draws, clones, self.batch_size):
             count = rows.stop - rows.start
             name = _name_of(rows, columns, draws, clones)
 
@@ -422,7 +422,7 @@ class _Receiver:
         self.consume(layer, values)
 
 
-def _blocks(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
+def _batch_slices(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
     """Items and draws that make a batch: whole items if they fit, else one item with as many groups of clones as fit."""
     at_once = max(1, batch_size // (1 + draws))
     width = clones * max(1, min(draws // clones, (batch_size - 1) // clones))

@@ -16,7 +16,7 @@ from uturn.checks import checked_integer, one_line
 from uturn.files import whole_file
 from uturn.networks.training import fingerprint
 
-FORMAT = "uturn-layer-statistics-2"
+_FORMAT = "uturn-layer-statistics-2"
 _TABLES = ("mean", "variance", "spread")
 
 
@@ -80,7 +80,7 @@ def write_statistics(
 
     arrays = {f"{layer}/{name}": np.ascontiguousarray(getattr(statistics, name)[layer]) for name in _TABLES for layer in layers}
     metadata = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "layers": json.dumps(layers),
         "shapes": json.dumps(statistics.shapes),
         "channel_axes": json.dumps(axes),
@@ -138,8 +138,8 @@ def _content(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, np
 
 
 def _check_network(path: str | os.PathLike[str], header: Mapping[str, str], model: nn.Module) -> None:
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}: fit and save the probe again")
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"{path} has format {header.get('format')!r}; expected {_FORMAT!r}: fit and save the probe again")
     expected = fingerprint(model)
     if header.get("model") != expected:
         raise ValueError(
