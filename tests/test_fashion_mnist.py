@@ -39,7 +39,7 @@ def test_classifier_offers_its_depths():
     assert HiddenLayers(model).layers == ("block1", "block2", "block3", "block4", "block5", "block6", "logits")
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert not model.training
-    (batch,) = HiddenLayers(model).readings(np.zeros((2, 1, 28, 28), np.float32))
+    (batch,) = HiddenLayers(model).activations(np.zeros((2, 1, 28, 28), np.float32))
     assert all(batch[f"block{i}"].min() >= 0 for i in range(1, 7))  # after the ReLU
     assert batch["logits"].shape == (2, 10)
 

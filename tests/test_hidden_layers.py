@@ -133,7 +133,7 @@ def test_batch_size_does_not_change_the_result(network, images):
 
 
 def test_readings_are_post_activations_batch_by_batch(network, images):
-    batches = list(HiddenLayers(network, LAYERS, batch_size=10).readings(images))
+    batches = list(HiddenLayers(network, LAYERS, batch_size=10).activations(images))
     assert [len(b["head"]) for b in batches] == [10, 10, 3]
     for layer, expected in all_activations(network, images).items():
         np.testing.assert_allclose(np.concatenate([b[layer].numpy() for b in batches]), expected, atol=1e-5)
@@ -141,7 +141,7 @@ def test_readings_are_post_activations_batch_by_batch(network, images):
 
 def test_a_copy_is_kept_of_what_later_modules_change_in_place(network, images):
     """The convolution in front of an in-place ReLU is read before the ReLU."""
-    (batch,) = HiddenLayers(network, "blocks.second.0").readings(images)
+    (batch,) = HiddenLayers(network, "blocks.second.0").activations(images)
     assert (batch["blocks.second.0"] < 0).any()
 
 
@@ -420,7 +420,7 @@ def test_what_does_not_belong_together_is_refused(network, images):
         HiddenLayers(network, LAYERS).read(images, rebuilt)
     probe = HiddenLayers(network, LAYERS).fit(images)
     for bad in (images, rebuilt[:4], rebuilt[..., :5]):
-        with pytest.raises(ValueError, match=r"expected \(items, \.\.\.\) and \(items, trajectories, \.\.\.\)"):
+        with pytest.raises(ValueError, match=r"expected \(items, \.\.\.\) and \(items, draws, \.\.\.\)"):
             probe.read(images, bad)
     with pytest.raises(ValueError, match="no samples"):
         probe.read(images, rebuilt[:, :0])
@@ -430,6 +430,63 @@ def test_what_does_not_belong_together_is_refused(network, images):
     without_head = HiddenLayers(network.blocks["first"]).fit(images)
     with pytest.raises(ValueError, match=r"output has shape \(.*expected logits"):
         without_head.read(images, np.repeat(images[:, None], 3, axis=1))
+
+
+def test_clones_are_compared_with_the_others_of_their_trajectory(network, images):
+    clones, pairs = 3, ((0, 1), (0, 2), (1, 2))
+    rebuilt = np.stack([np.roll(images, k, axis=0) for k in (0, 1, 5, 2, 2, 7)], axis=1)  # two trajectories of three clones
+    for batch_size in (100, 11, 4, 1):  # several items, one item, one trajectory at a time, groups larger than a batch
+        probe = HiddenLayers(network, LAYERS, batch_size=batch_size).fit(images)
+        readings, plain = probe.read(images, rebuilt, clones=clones), probe.read(images, rebuilt)
+        for name in ("similarity", "distance", "original_logits", "logits"):
+            np.testing.assert_allclose(getattr(readings, name), getattr(plain, name), atol=1e-5)
+        assert plain.clone_similarity is plain.clone_distance is None
+        for name in ("similarity", "distance"):
+            found = getattr(readings, f"clone_{name}").reshape(len(images), 2, clones, len(LAYERS))
+            expected = np.zeros_like(found)
+            for trajectory in range(2):
+                for pair in pairs:
+                    first, second = (np.ascontiguousarray(rebuilt[:, 3 * trajectory + k]) for k in pair)
+                    for k in pair:
+                        expected[:, trajectory, k] += getattr(probe.compare(first, second), name) / (clones - 1)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert np.ptp(found, axis=(0, 1, 2)).min() > 0.1
+
+
+def test_equal_clones_and_clones_of_constant_layers(network, images):
+    probe = HiddenLayers(network, LAYERS).fit(images)
+    same = probe.read(images, np.repeat(images[:, None], 4, axis=1), clones=2)
+    np.testing.assert_allclose(same.clone_similarity, 1, atol=1e-12)
+    assert (same.clone_distance == 0).all()
+    with torch.no_grad():
+        network.head.weight.zero_()
+    flat = HiddenLayers(network, LAYERS).fit(images).read(images, np.stack([images, images[::-1]], axis=1), clones=2)
+    assert (flat.clone_similarity[..., 2] == 1).all()
+    assert (flat.clone_distance[..., 2] == 0).all()
+    np.testing.assert_array_equal(flat.clone_distance[:, 0], flat.clone_distance[:, 1])  # of two clones both say the same
+    np.testing.assert_array_equal(flat.clone_similarity[:, 0], flat.clone_similarity[:, 1])
+
+
+def test_groups_of_clones_stay_in_one_batch(network, images):
+    passed = []
+    network.blocks["first"].register_forward_hook(lambda module, inputs, output: passed.append(len(output)))
+    probe = HiddenLayers(network, LAYERS, batch_size=12).fit(images)
+    for clones, expected in ((4, [9, 9, 9]), (3, [10, 10, 7]), (12, [13, 13]), (24, [25])):
+        passed.clear()
+        probe.read(images[:1], np.repeat(images[:1, None], 24, axis=1), clones=clones)
+        assert passed == expected
+
+
+def test_clones_that_do_not_fit_are_refused(network, images):
+    rebuilt = np.repeat(images[:, None], 6, axis=1)
+    probe = HiddenLayers(network, LAYERS).fit(images)
+    with pytest.raises(ValueError, match="6 draws of each item; expected a multiple of clones = 4"):
+        probe.read(images, rebuilt, clones=4)
+    with pytest.raises(ValueError, match="clones = 0: expected an integer >= 1"):
+        probe.read(images, rebuilt, clones=0)
+    rebuilt[17, 5, 0, 4, 4] = np.nan
+    with pytest.raises(ValueError, match=r"activations of reconstructed 17 \(trajectory 1, clone 2\) are not finite"):
+        probe.read(images, rebuilt, clones=3)
 
 
 # -- distance and the legacy variant ----------------------------------------------------------------------------------
@@ -515,7 +572,7 @@ def test_channel_axis_by_layer():
 
 def test_the_samples_are_not_changed_by_a_model_that_works_in_place():
     model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)).eval(), torch.full((4, 3), -1.0)
-    list(HiddenLayers(model).readings(x))
+    list(HiddenLayers(model).activations(x))
     assert (x == -1).all()
 
 
@@ -696,8 +753,10 @@ def peak(tmp_path, depth: int, count: int, action: str, batch_size: int = 40) ->
             probe.compare(x, y)
         elif action == "read":
             probe.read(x[: count // 4], x[: count // 4 * 3].reshape(-1, 3, 50))
+        elif action == "read clones":
+            probe.read(x[: count // 4], x[: count // 4 * 3].reshape(-1, 3, 50), clones=3)
         else:
-            for _ in probe.readings(x):
+            for _ in probe.activations(x):
                 pass
     record.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -713,6 +772,7 @@ def test_memory_bound(tmp_path):
     assert peak(tmp_path, 40, 240, "compare") <= bound
     assert peak(tmp_path, 20, 120, "read") <= bound
     assert peak(tmp_path, 40, 240, "read") <= bound
+    assert peak(tmp_path, 20, 120, "read clones") <= bound
     assert peak(tmp_path, 20, 240, "fit") <= bound + 2 * 8 * 50 * 20  # a mean and a sum of squares of one sample a layer
     # The instrument sees what is kept: readings hold all layers of a batch.
     assert peak(tmp_path, 20, 120, "readings") >= 20 * size

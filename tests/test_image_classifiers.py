@@ -15,6 +15,7 @@ from uturn.backward import UTurns
 from uturn.networks import image_classifiers
 from uturn.networks.image_classifiers import class_transitions, in_top, load_classifier
 from uturn.networks.layers import every_block
+from uturn.networks.modules import load_module
 from uturn.probes import KeepImages, NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import ImageFolderSource, Images
@@ -203,7 +204,7 @@ def test_readings_are_those_of_plain_hooks(resnet, pictures):
     assert probe.layers == ("maxpool", *(f"layer{k}.{j}" for k in (1, 2, 3, 4) for j in (0, 1)), "fc")
     inputs = torchvision.models.ResNet18_Weights.DEFAULT.transforms()(pictures.float() / 255)
     expected = hooked(model, probe.layers, inputs)
-    (readings,) = probe.readings(source.images)
+    (readings,) = probe.activations(source.images)
     for name in probe.layers:
         torch.testing.assert_close(readings[name], expected[name], atol=1e-4, rtol=1e-4)
         reference = expected[name].double()
@@ -394,7 +395,7 @@ def test_weights_by_name_are_downloaded_and_never_unpickled(resnet, monkeypatch)
         return resnet[0].state_dict()
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-    image_classifiers._network.cache_clear()
+    load_module.cache_clear()
     for weights in (None, "DEFAULT", "IMAGENET1K_V1"):
         assert load_classifier("torchvision:resnet18", weights).num_classes == 1000
     assert {name for name, _ in asked} == {"resnet18-f37072fd.pth"}
@@ -405,7 +406,7 @@ def test_without_a_network_the_way_out_is_said(monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no route\nto host")
 
-    image_classifiers._network.cache_clear()
+    load_module.cache_clear()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     monkeypatch.setattr("timm.create_model", fail)
     for spec, words in [

@@ -152,6 +152,27 @@ def test_places_that_are_no_folders(place):
         Store.open(place)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "sound"),
+    [
+        ("effective_epsilon", 5e-8, True),  # another quadrature
+        ("effective_epsilon", 1e-6, False),
+        ("noise", 1e-9, False),  # the digests of the readings depend on it
+        ("tree_level", 1, False),
+    ],
+)
+def test_coordinates_agree_up_to_rounding(store, recwarn, name, change, sound):
+    before = Store.open(store).coordinate(name)
+    Store.open(store)._array(name)[1] = before[1] + change
+    ut.run(experiment(), store)
+    assert [str(w.message) for w in recwarn if "is damaged" in str(w.message)] == (
+        [] if sound else [f"{store}: the coordinate {name} is damaged; it is written again"]
+    )
+    after = Store.open(store).coordinate(name)
+    assert (after[1] == before[1]) == (not sound)
+    assert Store.open(store).dataset().attrs["complete"]
+
+
 # -- completeness -----------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +189,29 @@ def test_datasets_know_whether_they_are_complete(store, tmp_path):
     assert files_of(tmp_path / "shares") == files_of(store)
     shutil.rmtree(store / "belief" / "c" / "1" / "1")
     assert Store.open(store).dataset().attrs["missing_tasks"] == 1
+
+
+def test_a_lost_chunk_of_nothing_but_nan_is_missing(tmp_path):
+    """Absent chunks are read as NaN, so the values alone would not show it."""
+    (tmp_path / "run").mkdir()
+    opened = Store.create(
+        tmp_path / "run",
+        {"change": Variable(("noise", "item"), "a variable")},
+        {dim: ((dim,), [0], {}) for dim in ("noise", "item", "trajectory")},
+        1,
+        {
+            "spec": "{}",
+            "identity": '{"items": 1, "trajectories": 1, "chunk": 1, "corruption": {"noise": [0]}}',
+            "models": "{}",
+            "spec_hash": "",
+        },
+    )
+    (task,) = opened.tasks()
+    opened.write(task, {"change": np.full(1, np.nan, np.float32)})
+    assert opened.states() == opened.states(look=False) == {task: ("done", 1)}
+    (tmp_path / "run" / "change" / "c" / "0" / "0").unlink()
+    assert opened.states() == opened.states(look=False) == {task: ("missing", 0)}
+    assert opened.done([task]) == {task: 0}
 
 
 def test_interrupted_runs_record_what_is_missing(tmp_path, monkeypatch):

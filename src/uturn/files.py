@@ -159,7 +159,7 @@ def cached_while_unchanged(
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            return kept(tuple(map(_state, files(*args, **kwargs))), *args, **kwargs)  # type: ignore[arg-type]
+            return kept(tuple(map(_stamp, files(*args, **kwargs))), *args, **kwargs)  # type: ignore[arg-type]
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
         return current
@@ -167,7 +167,7 @@ def cached_while_unchanged(
     return decorated
 
 
-def _state(path: str | os.PathLike[str] | None) -> tuple[str, int, int] | None:
+def _stamp(path: str | os.PathLike[str] | None) -> tuple[str, int, int] | None:
     """What changes when a file is written again; None for what is no file."""
     if path is None or not os.path.isfile(path):
         return None

@@ -1,9 +1,9 @@
-"""Labelled, resumable results: one zarr group a run, one chunk a task.
+"""Labelled, resumable results: one zarr group for a run, one chunk of every variable for a task.
 
-A task is one noise level times one block of items. It writes only its own chunks, each in one atomic step and with a checksum,
-and then a record: how many trajectories are done, and a digest of every variable that binds its values to the noise level and to
-the items. So workers need no locks, a chunk in the wrong place is noticed, and what is left to do is the tasks without a sound
-record.
+A task is one noise level and one block of items. It writes only its own chunks, each in one atomic step and with a checksum, and
+then a record: the number of trajectories that are done, and for every variable a digest of its values, its noise level and its
+items. So workers need no locks, and a chunk in the wrong place is noticed. `Store.states` alone decides which tasks are done; the
+attributes `complete` and `missing_tasks` repeat what it found.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "uturn.store", 3
 State = Literal["done", "part", "missing", "damaged"]
-_RECORDS = "tasks/records"  # a group of its own, which xarray does not read with the results
+_RECORDS = "tasks/records"  # in a group of its own, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
 _MOST_TASKS = 2**24
+_TOLERANCE = 1e-7  # of coordinates, which another version may compute with another quadrature
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
-"""{name: (dims, values, attributes)}; those named like a dim give its length."""
+"""{name: (dims, values, attributes)}; a coordinate with the name of a dim gives its length."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ class Store:
         chunk: int,
         attributes: Mapping[str, Any],
     ) -> Store | None:
-        """Lay out an empty run.
+        """Lay out an empty run, on disk or, without a path, in memory.
 
-        The layout appears under `path` in one rename, so an interruption leaves either no store or a whole one. None if another
-        process was faster.
+        The layout appears at `path` in one step, so an interruption leaves no store or a whole one. None if another process has
+        made a store there in the meantime.
         """
         if path is None:
             return cls(_laid_out(zarr.storage.MemoryStore(), variables, coordinates, chunk, attributes), "memory")
@@ -113,9 +114,9 @@ class Store:
         )
 
     def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
-        """Check the layout against what the run should have, and write coordinates again that are damaged.
+        """Check the layout against the spec, and write damaged coordinates again, which follow from the spec.
 
-        Only chunks of variables hold results; coordinates are known beforehand.
+        Real numbers may differ by 1e-7 (in relation to those above 1), except noise levels, which readings are bound to.
         """
         for name, variable in variables.items():
             shape = _shape(variable, coordinates)
@@ -126,15 +127,14 @@ class Store:
                 f"{self.where}: it holds {sorted(set(self.variables) - set(variables))[0]!r}, which the spec does not"
             )
         for name, (_, values, _) in coordinates.items():
-            wanted = _writable(values)
             if name not in self.group:
                 raise ValueError(f"{self.where} was made by another version of uturn, without {name!r}; choose another folder")
+            wanted = _writable(values)
             try:
-                found = self._array(name)[...]
-                same = found.shape == wanted.shape and bool(np.all((found == wanted) | ((found != found) & (wanted != wanted))))
-            except Exception:
-                same = False
-            if not same:
+                sound = _agree(self._array(name)[...], wanted, 0 if name == "noise" else _TOLERANCE)
+            except Exception:  # zarr raises many kinds for chunks that cannot be decoded
+                sound = False
+            if not sound:
                 warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
                 try:
                     self._array(name)[...] = wanted
@@ -146,11 +146,11 @@ class Store:
 
     @cached_property
     def noise(self) -> list[float]:
-        """The noise levels, as the coordinate says."""
+        """The noise levels in the store."""
         return [float(x) for x in self._array("noise")[...]]
 
     def coordinate(self, name: str) -> np.ndarray | None:
-        """Values of a coordinate as stored; None if there is none of this name."""
+        """Values of a coordinate in the store; None if there is none of this name."""
         return np.asarray(self._array(name)[...]) if name in self.group else None
 
     @property
@@ -173,7 +173,7 @@ class Store:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
     def tasks(self) -> Iterator[Task]:
-        """All tasks, in the order in which they are run."""
+        """All tasks, block by block."""
         for block in range(-(-self.num_items // self.chunk)):
             for level in range(self._array("noise").shape[0]):
                 yield Task(level, block)
@@ -183,53 +183,65 @@ class Store:
         start = task.item_block * self.chunk
         return np.arange(start, min(start + self.chunk, self.num_items))
 
-    def states(self) -> dict[Task, tuple[State, int]]:
-        """Of every task its state, and the number of its trajectories that are done and sound. All readings are looked at.
+    def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
+        """For every task its state and the number of its trajectories that are done.
 
-        "part": the run has got more trajectories since. "damaged": the record or the values cannot be read, or do not belong to
-        each other, to this noise level and to these items.
+        "done": all trajectories. "part": fewer, since the run has got more of them. "missing": no record, or no chunk. "damaged":
+        the record cannot be read, or the values cannot be read or do not belong to the record, to this noise level and to these
+        items. The count of the last two is 0.
+
+        Parameters
+        ----------
+        tasks
+            By default all.
+        look
+            Whether all readings are read. If False, damage of their values is not noticed.
         """
-        records = self._records()
-        return {task: self._state(task, records[task.noise_index, task.item_block]) for task in self.tasks()}
+        records, written = self._records(), self._written()
+        found: dict[Task, tuple[State, int]] = {}
+        for task in self.tasks() if tasks is None else tasks:
+            record = records[task.noise_index, task.item_block]
+            count = int(record[0])
+            if count == 0 or not written.issuperset(self._chunk_key(name, task) for name in self.variables):
+                found[task] = "missing", 0
+            elif count > self.trajectories or (look and not self._is_sound(task, record)):
+                found[task] = "damaged", 0
+            else:
+                found[task] = ("done" if count == self.trajectories else "part"), count
+        return found
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """Number of trajectories of tasks that are done and sound; damage is reported, and counts as missing."""
-        records, counts = self._records(), {}
-        for task in tasks:
-            state, counts[task] = self._state(task, records[task.noise_index, task.item_block])
-            if state == "damaged":
-                self._check_still_there()
-                chunk = self._chunk_key(self.variables[0], task)
-                place = f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
-                warnings.warn(
-                    f"{self.where}: the chunk {chunk} ({place}) is damaged: it cannot be read, or holds the values of another "
-                    f"noise level or other items; it is computed again",
-                    stacklevel=2,
-                )
-        return counts
-
-    def _state(self, task: Task, record: np.ndarray) -> tuple[State, int]:
-        count = int(record[0])
-        if count == 0:
-            return "missing", 0
-        try:
-            values = self.read(task, count)
-            sound = (
-                count <= self.trajectories and [self._digest(n, task, values[n]) for n in self.variables] == record[1:].tolist()
+        """Number of trajectories of tasks that are done; warns of damaged tasks, which count as missing."""
+        states = self.states(tasks)
+        for task in (task for task, (state, _) in states.items() if state == "damaged"):
+            self._check_still_there()
+            chunk = self._chunk_key(self.variables[0], task)
+            place = f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
+            warnings.warn(
+                f"{self.where}: the chunk {chunk} ({place}) is damaged: it cannot be read, or holds the values of another "
+                f"noise level or other items; it is computed again",
+                stacklevel=2,
             )
+        return {task: count for task, (_, count) in states.items()}
+
+    def _is_sound(self, task: Task, record: np.ndarray) -> bool:
+        """Whether the readings of a task are those that were recorded."""
+        try:
+            values = self.read(task, int(record[0]))
         except Exception:  # zarr raises many kinds for chunks that cannot be decoded
-            sound = False
-        if not sound:
-            gone = not all(sync(self.group.store.exists(self._chunk_key(name, task))) for name in self.variables)
-            return ("missing" if gone else "damaged"), 0
-        return ("done" if count == self.trajectories else "part"), count
+            return False
+        return [self._digest(name, task, values[name]) for name in self.variables] == record[1:].tolist()
+
+    def _written(self) -> set[str]:
+        """Keys of all chunks of variables."""
+        return set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in self.variables))
 
     def read(self, task: Task, trajectories: int) -> dict[str, np.ndarray]:
-        """Readings of a task as stored, float32 (items, ...), of its first so many trajectories."""
+        """Stored readings of the first trajectories of a task, {variable: float32 (items, ...)}."""
         return {name: self._first(name, self._array(name)[self._region(task)][0], trajectories) for name in self.variables}
 
     def write(self, task: Task, arrays: Mapping[str, np.ndarray], trajectories: int | None = None) -> None:
-        """Store the readings of a task: {variable: array (items, ...)}, of its first so many trajectories (all by default)."""
+        """Store the readings of the first trajectories of a task (by default of all), {variable: array (items, ...)}."""
         count = self.trajectories if trajectories is None else trajectories
         record = [count]
         name = _RECORDS
@@ -252,49 +264,42 @@ class Store:
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """At the end, or when interrupted, record in the attributes how many tasks are missing."""
+        """At the end, or when interrupted, write to the attributes how many tasks are not done."""
         try:
             yield
         finally:
             self._finish()
 
     def _finish(self) -> None:
-        while self.attributes.get("missing_tasks") != (missing := self._unrecorded()):  # others may do more in the meantime
+        while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may do more meanwhile
             self.update(complete=missing == 0, missing_tasks=missing)
 
-    def _unrecorded(self) -> int:
-        """Number of tasks that are not recorded as done, or lack a chunk; the values are not looked at."""
-        written = set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in self.variables))
-        records = self._records()
-        return sum(
-            int(records[task.noise_index, task.item_block, 0]) != self.trajectories
-            or not written.issuperset(self._chunk_key(name, task) for name in self.variables)
-            for task in self.tasks()
-        )
+    def _num_missing(self, look: bool) -> int:
+        return sum(state != "done" for state, _ in self.states(look=look).values())
 
     def dataset(self, look: bool = True) -> xr.Dataset:
         """The run as a labelled dataset, read lazily.
 
-        The attributes `complete` and `missing_tasks` count the tasks that are not done or not sound. Without `look`, they are
-        taken from the store, where the last process to end has recorded them.
+        The attributes `complete` and `missing_tasks` count the tasks that are not done, after a look at all readings. If `look`
+        is False, they are those that the last process has written at its end.
         """
         import xarray as xr
 
-        # As they are: attributes of a store that scale values, or make dates of them, do not count.
+        # Attributes of a store that scale values, or make dates of them, are ignored.
         ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
         if not look:
             return ds
-        missing = sum(state != "done" for state, _ in self.states().values())
+        missing = self._num_missing(look=True)
         return ds.assign_attrs(complete=missing == 0, missing_tasks=missing)
 
     # -- a larger run --------------------------------------------------------------------------------------------------
     def extend(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
     ) -> Store:
-        """The store with the layout of a larger run, which keeps the readings of this one.
+        """The store of a larger run, with the readings of this one.
 
-        The larger run has all noise levels, items and trajectories of this one, and more. Its layout is made and filled beside
-        the store and takes its place in one step, so a kill leaves the old layout or the new one.
+        The larger run has all noise levels, items and trajectories of this one, and more. Its store is made and filled beside
+        this one and takes its place in one step, so an interruption leaves the old store or the new one.
         """
         with whole_folder(self.where) as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
@@ -308,11 +313,11 @@ class Store:
         return Store.open(self.where)
 
     def remove_unfinished(self) -> None:
-        """Remove layouts beside the store that a killed process has left behind; no other process may be extending it."""
+        """Remove what killed processes have left beside the store; no other process may be extending it."""
         remove_unfinished_folders(self.where)
 
     def _readings_of(self, noise: float, items: np.ndarray, counts: Mapping[Task, int]) -> tuple[dict[str, np.ndarray], int]:
-        """Readings of items at a noise level, if all are done and sound, and the number of trajectories (else 0)."""
+        """Readings of items at a noise level and the number of their trajectories, which is 0 unless all items are done."""
         if noise not in self.noise or items[-1] >= self.num_items:
             return {}, 0
         blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
@@ -334,14 +339,14 @@ class Store:
     # -- arrays --------------------------------------------------------------------------------------------------------
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
-            # A chunk of nothing but NaN (labels that are unknown, images that are not kept) is a result too; without this it
-            # would not be written, and be missing for ever. It holds for the array as it is opened, not for what is stored.
+            # Without this setting, chunks of NaN alone (unknown labels, images that are not kept) are not written, and their
+            # tasks would be missing for ever. It is a setting of the opened array and is not stored.
             with zarr.config.set({"array.write_empty_chunks": True}):
                 self._arrays[name] = self.group[name]
         return self._arrays[name]
 
     def _first(self, name: str, values: np.ndarray, trajectories: int) -> np.ndarray:
-        """Values (items, ...) of the first so many trajectories."""
+        """The part of values (items, ...) that belongs to the first trajectories; all of them without that dim."""
         dims = self.dims[name]
         if "trajectory" not in dims:
             return values
@@ -354,9 +359,9 @@ class Store:
         return int.from_bytes(hashlib.blake2b(about.encode() + values.tobytes(), digest_size=8).digest(), "little")
 
     def _records(self) -> np.ndarray:
-        """Of every task the number of trajectories done and the digests of all variables, (noise levels, blocks, ..).
+        """For every task the number of trajectories done and the digests of all variables, (noise levels, blocks, ..).
 
-        Zeros if a task was not done, and a number of trajectories that no run has if its record is damaged.
+        A task that was not done has zeros; one with a damaged record has a number of trajectories larger than any run's.
         """
         array = self._array(_RECORDS)
         try:
@@ -388,7 +393,7 @@ def _keys_under(store: Any, prefix: str) -> list[str]:
 
 
 def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
-    """ValueError, KeyError or TypeError if attributes, arrays and what readers find first of both do not agree."""
+    """ValueError, KeyError or TypeError if attributes, arrays and the consolidated metadata do not agree."""
     attrs = dict(group.attrs)
     for name in _ATTRIBUTES:
         if not isinstance(attrs.get(name), str):
@@ -469,7 +474,7 @@ def _laid_out(
         compressors=compressors,
         attributes={"long_name": "trajectories done, then a digest of every variable"},
     )
-    # By the CF convention, what readers shall take for coordinates although it is not named like a dim.
+    # By the CF convention, the names of the coordinates that are not named like a dim.
     others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
     about |= {"complete": False, "missing_tasks": levels * blocks}
@@ -483,9 +488,18 @@ def _span(items: np.ndarray) -> str:
 
 
 def _writable(values: Any) -> np.ndarray:
-    """Values of a coordinate as zarr takes them: text as objects."""
+    """Values of a coordinate in the form that zarr takes: text as objects."""
     array = np.asarray(values)
     return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _agree(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
+    """Whether two coordinates are the same: text and integers exactly, real numbers up to a tolerance; NaN equals NaN."""
+    if found.shape != wanted.shape:
+        return False
+    if found.dtype.kind == wanted.dtype.kind == "f":
+        return bool(np.allclose(found, wanted, rtol=tolerance, atol=tolerance, equal_nan=True))
+    return bool(np.all(found == wanted))
 
 
 def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
@@ -493,7 +507,7 @@ def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
 
 
 def _consolidate(where: Any) -> None:
-    """Gather the metadata in one file, which is what readers look for first."""
+    """Gather the metadata in one file, which readers open first."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(where)

@@ -127,7 +127,7 @@ def written_out(described: Experiment, classifier: Path, noise: float = 1.0, ite
     probe = HiddenLayers(load_network(classifier), "every block")
 
     def activations(vectors: np.ndarray) -> dict[str, np.ndarray]:
-        batches = list(probe.readings(vectors))
+        batches = list(probe.activations(vectors))
         return {layer: np.concatenate([batch[layer].double().numpy() for batch in batches]) for layer in probe.layers}
 
     (originals,) = source.blocks(np.arange(items), described.seed, described.items)

@@ -1,32 +1,29 @@
-"""Hidden layers of a network as a probe: how alike a datum and its reconstruction look, depth by depth.
+"""Hidden layers of a network as a probe: how similar a datum and its reconstruction are, layer by layer.
 
-The post-activations of a layer are standardised, each channel centred by its mean and divided by its standard deviation over a
-reference set (section 2 of arXiv:2402.16991). Two data are then compared by the cosine of their activations, and by the squared
-distance in units of that of independent data.
+The post-activations of a layer are standardised: the mean of each channel over a reference set is subtracted, and the difference
+divided by the standard deviation (section 2 of arXiv:2402.16991). Two data are then compared by the cosine of their activations,
+and by their squared distance divided by that of independent data.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from uturn.checks import checked_integer, one_line
-from uturn.files import whole_file
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
-from uturn.networks.training import fingerprint
+from uturn.probes.layer_statistics import LayerStatistics, Moments, channel_position, read_statistics, write_statistics
 
-FORMAT = "uturn-layer-statistics-2"
+_Name = Callable[[int], str]  # what a row of a batch is called in messages
 
 
 class Predictions(NamedTuple):
-    """What a classifier says: `classes` int64 (batch,) and `probabilities` float64 (batch, num_classes)."""
+    """Output of a classifier: `classes` int64 (batch,) and `probabilities` float64 (batch, num_classes)."""
 
     classes: np.ndarray
     probabilities: np.ndarray
@@ -40,37 +37,40 @@ class Comparison(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """Originals and their reconstructions in one look.
+    """What one forward pass of originals and their reconstructions gives.
 
-    `similarity`, `distance`: float64 (items, trajectories, num_layers), as in `Comparison`. `original_logits`: float64 (items,
-    num_classes) and `logits`: float64 (items, trajectories, num_classes), the output of the model.
+    `similarity`, `distance`: float64 (items, draws, num_layers), of a reconstruction and its original, as in `Comparison`.
+    `original_logits`: float64 (items, num_classes) and `logits`: float64 (items, draws, num_classes), the output of the model.
+    `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), of a clone and another clone of the same trajectory,
+    mean over the others; None without clones.
     """
 
     similarity: np.ndarray
     distance: np.ndarray
     original_logits: np.ndarray
     logits: np.ndarray
+    clone_similarity: np.ndarray | None = None
+    clone_distance: np.ndarray | None = None
 
 
 class HiddenLayers:
     """Probe of the outputs of modules of a network, by forward hooks.
 
-    Activations are worked off inside the hook and dropped: besides the forward pass itself, `compare` and `read` hold at most two
-    float64 copies of the activations of *one* layer for *one* batch, whatever the number of layers and samples. `fit` holds
-    besides these a mean and a sum of squares of one sample for every layer. `readings` hands out one batch of all layers.
+    Activations are processed inside the hook and dropped: besides the forward pass itself, `compare` and `read` hold at most two
+    float64 copies of the activations of *one* layer for *one* batch, whatever the number of layers and samples. `fit` also holds
+    a mean and a sum of squares of one sample for every layer. `activations` yields all layers of one batch at a time.
 
     Parameters
     ----------
     model
         Any `torch.nn.Module` in evaluation mode that takes a batch of samples.
     layers
-        Names of modules as in `model.named_modules()`, or glob patterns of them, or "every block". `*` stays between two dots, so
-        that "features.*" are the direct children of `features`; a `**` between dots stands for any number of names, also none.
-        By default the direct children of the model. The output of each must be a tensor (or a tuple that starts with one),
-        produced once a forward pass. Name the module whose output is the post-activation. For "every block" see `every_block`.
+        Names of modules, glob patterns of them, or "every block", see `uturn.networks.layers.select_layers`. By default the
+        direct children of the model. The output of each must be a tensor (or a tuple that starts with one), produced once in a
+        forward pass. Name the module whose output is the post-activation.
     preprocess
         Applied to each batch, a tensor, before the model: resizing, ImageNet's normalisation, ... Statistics are those of the
-        preprocessed data; a file of them does not know by which function, so give the same one when it is loaded.
+        preprocessed data. Statistics files do not record the preprocessing; pass the same function when they are loaded.
     batch_size
         Samples in a forward pass (at least one pair where pairs are compared). The model runs on the device of its parameters.
     channel_axis
@@ -83,11 +83,11 @@ class HiddenLayers:
     Attributes
     ----------
     layers : tuple of str
-        The probed modules, in the order the model registers them.
+        The probed modules, in the order in which the model registers them.
     mean, variance : {layer: float64 (channels,)}
         Of the reference set, over samples and positions, after `fit` or `load_statistics`.
     spread : {layer: float64 (channels,)}
-        Variance over the samples at a fixed position (divided by their number minus 1), added up over positions.
+        Variance over the samples at a fixed position (divided by their number minus 1), summed over positions.
     shapes : {layer: tuple}
         Shape of the activations of one reference sample.
     reference_count : int
@@ -96,7 +96,7 @@ class HiddenLayers:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         layers: str | Sequence[str] | None = None,
         preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
         *,
@@ -111,49 +111,67 @@ class HiddenLayers:
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.layers = select_layers(model, layers)
         self.legacy = legacy
-        self.mean: dict[str, np.ndarray] = {}
-        self.variance: dict[str, np.ndarray] = {}
-        self.spread: dict[str, np.ndarray] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.reference_count = 0
         self._axes = _channel_axes(self.layers, channel_axis)
+        self._take(LayerStatistics({}, {}, {}, {}, 0))
         self._check_evaluation_mode()
 
+    # -- reference statistics ------------------------------------------------------------------------------------------
     def fit(self, samples: Any) -> HiddenLayers:
         """Take the mean and variance of every channel over a reference set; returns the probe itself.
 
         Variance is the mean of (a - mean)^2 over samples and positions (divided by their number), accumulated in float64
-        batch by batch (Chan, Golub and LeVeque 1979): one pass, no cancellation. It replaces earlier statistics.
+        batch by batch: one pass, no cancellation. It replaces earlier statistics.
 
         Parameters
         ----------
         samples
-            As in `readings`, or an iterable of such batches for sets that do not fit in memory.
+            As in `activations`, or an iterable of such batches for sets that do not fit in memory.
 
         Raises
         ------
         ValueError
             For fewer than two samples, samples of different sizes, or activations that are not finite (naming layer and sample).
         """
-        moments = {layer: _Moments(layer) for layer in self.layers}
-        count = 0
         if not hasattr(samples, "shape") and not isinstance(samples, Iterable):
             raise ValueError(f"samples is a {type(samples).__name__}; expected an array, or an iterable of arrays")
-        for batch in [samples] if hasattr(samples, "shape") else samples:
-            tensor = _checked_samples(batch)
-            for start in range(0, len(tensor), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                self._forward(tensor[rows], lambda layer, values: moments[layer].add(_copy(values)), _numbered(count + start))
+        moments = {layer: Moments(layer) for layer in self.layers}
+        count = 0
+        for part in [samples] if hasattr(samples, "shape") else samples:
+            tensor = _checked_samples(part)
+            for batch, name in self._batches(tensor, count):
+                self._forward(batch, lambda layer, values: moments[layer].add(_copy(values)), name)
             count += len(tensor)
         if count < 2:
             raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
         reduced = {layer: moments[layer].by_channel(self._axis(layer, moments[layer].mean.ndim + 1)) for layer in self.layers}
-        self.mean, self.variance, self.spread = ({layer: r[i] for layer, r in reduced.items()} for i in range(3))
-        self.shapes = {layer: moments[layer].mean.shape for layer in self.layers}
-        self.reference_count = count
+        mean, variance, spread = ({layer: table[k] for layer, table in reduced.items()} for k in range(3))
+        shapes = {layer: moments[layer].mean.shape for layer in self.layers}
+        self._take(LayerStatistics(mean, variance, spread, shapes, count))
         return self
 
-    def readings(self, samples: Any) -> Iterator[dict[str, torch.Tensor]]:
+    def save_statistics(self, path: str | os.PathLike[str]) -> None:
+        """Write mean, variance and spread of the layers to a safetensors file, with the fingerprint of the network."""
+        if not self.mean:
+            raise ValueError("no reference statistics to save; call fit(samples) first")
+        found = LayerStatistics(self.mean, self.variance, self.spread, self.shapes, self.reference_count)
+        write_statistics(path, found, self.model, self.layers, self._axes)
+
+    def load_statistics(self, path: str | os.PathLike[str]) -> HiddenLayers:
+        """Read what `save_statistics` wrote, for the same network and layers; returns the probe itself.
+
+        Raises
+        ------
+        ValueError
+            If the file is missing or damaged, or belongs to another network or to other layers.
+        """
+        self._take(read_statistics(path, self.model, self.layers, self._axes))
+        return self
+
+    def _take(self, statistics: LayerStatistics) -> None:
+        self.mean, self.variance, self.spread, self.shapes, self.reference_count = statistics
+
+    # -- what it measures ----------------------------------------------------------------------------------------------
+    def activations(self, samples: Any) -> Iterator[dict[str, torch.Tensor]]:
         """Raw activations {layer: float32 (batch, ...)}, one batch of at most `batch_size` samples after the other.
 
         Parameters
@@ -162,23 +180,33 @@ class HiddenLayers:
             Numpy array or tensor whose first axis counts the samples: float32 images (count, channels, height, width), int64
             strings (count, num_leaves), float32 vectors (count, d), ... as the model takes them.
         """
-        tensor = _checked_samples(samples)
-        for start in range(0, len(tensor), self.batch_size):
+        for batch, name in self._batches(_checked_samples(samples)):
             captured: dict[str, torch.Tensor] = {}
 
             def keep(layer: str, values: torch.Tensor, captured: dict[str, torch.Tensor] = captured) -> None:
                 captured[layer] = values.float().cpu().clone()  # a copy, because the next module may work in place
 
-            self._forward(tensor[start : start + self.batch_size], keep, _numbered(start))
+            self._forward(batch, keep, name)
             yield {layer: captured[layer] for layer in self.layers}
+
+    def predict(self, samples: Any) -> Predictions:
+        """Predicted classes and probabilities: the model's own output (batch, num_classes) taken as logits."""
+        found = [
+            _logits(self._forward(batch, None, name), name).softmax(dim=1)
+            for batch, name in self._batches(_checked_samples(samples))
+        ]
+        if not found:
+            raise ValueError("samples: got none")
+        probabilities = torch.cat(found)
+        return Predictions(probabilities.argmax(dim=1).numpy(), probabilities.numpy())
 
     def compare(self, original: Any, reconstructed: Any) -> Comparison:
         """Cosine similarity and normalised squared distance of standardised activations, for every pair and layer.
 
         Let z be the activation of a whole layer (all positions and channels) after (a - mean) / sqrt(variance) per channel.
 
-        similarity = z . z' / (|z| |z'|). Two activations that both are exactly at the mean count as 1 (they are equal), one of
-        them as 0.
+        similarity = z . z' / (|z| |z'|). If both activations are exactly at the mean, it is 1 (they are equal); if one of them
+        is, it is 0.
 
         distance = |z - z'|^2 / (2 sum_i Var z_i), the sum over positions and channels i and the variance over the reference
         samples (sample variance, divided by their number minus 1). 0 for equal activations; its mean over all pairs of
@@ -190,7 +218,7 @@ class HiddenLayers:
         Parameters
         ----------
         original, reconstructed
-            Samples as in `readings`, paired: row n with row n. Both of a pair pass the model in one batch.
+            Samples as in `activations`, paired: row n with row n. Both of a pair pass the model in one batch.
 
         Raises
         ------
@@ -207,7 +235,7 @@ class HiddenLayers:
         first, second = _checked_pairs(original, reconstructed)
         return self._compare(first, second[:, None], distances=False, outputs=False).similarity[:, 0]
 
-    def read(self, original: Any, reconstructed: Any) -> Readings:
+    def read(self, original: Any, reconstructed: Any, clones: int = 1) -> Readings:
         """Comparison of originals with several reconstructions each, and the logits of all of them, in one forward pass.
 
         An original passes the model once, in one batch with its reconstructions, and again only for every `batch_size - 1`
@@ -216,235 +244,88 @@ class HiddenLayers:
         Parameters
         ----------
         original, reconstructed
-            Samples (items, ...) and (items, trajectories, ...), of types as in `readings`.
+            Samples (items, ...) and (items, draws, ...), of types as in `activations`.
+        clones
+            Number of reconstructions of one noisy datum. The draws of an item are trajectories x clones, with the clones of a
+            trajectory next to each other. Each clone is compared with the other clones of its trajectory too. For this, the
+            clones of a trajectory pass the model in one batch, which is larger than `batch_size` if they are more than
+            `batch_size - 1`.
 
         Raises
         ------
         ValueError
-            As `compare`; also if the output of the model are not finite logits (batch, num_classes), or there are no samples.
+            As `compare`; also if the output of the model are not finite logits (batch, num_classes), if there are no samples, or
+            if the number of draws is no multiple of `clones`.
         """
         first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
         if second.ndim != first.ndim + 1 or (len(first), *first.shape[1:]) != (len(second), *second.shape[2:]):
             raise ValueError(
                 f"original has shape {tuple(first.shape)} and reconstructed {tuple(second.shape)}; expected (items, ...) and "
-                f"(items, trajectories, ...)"
+                f"(items, draws, ...)"
             )
         if 0 in second.shape[:2]:
             raise ValueError(f"reconstructed has shape {tuple(second.shape)}: no samples")
-        return self._compare(first, second, distances=True, outputs=True)
+        if second.shape[1] % checked_integer("clones", clones, 1):
+            raise ValueError(f"reconstructed has {second.shape[1]} draws of each item; expected a multiple of clones = {clones}")
+        return self._compare(first, second, clones, distances=True, outputs=True)
 
-    def _compare(self, first: torch.Tensor, second: torch.Tensor, *, distances: bool, outputs: bool) -> Readings:
-        """Compare (items, ...) with (items, trajectories, ...); logits are left empty unless `outputs`."""
+    # -- one forward pass after the other ------------------------------------------------------------------------------
+    def _compare(self, first: torch.Tensor, second: torch.Tensor, clones: int = 1, *, distances: bool, outputs: bool) -> Readings:
+        """Compare (items, ...) with (items, draws, ...); logits are left empty unless `outputs`."""
         if not self.mean:
             raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
-        items, trajectories = second.shape[:2]
-        similarity, distance = (np.empty((items, trajectories, len(self.layers))) for _ in range(2))
-        original_logits, logits = np.empty((items, 0)), np.empty((items, trajectories, 0))
-        # Whole items if they fit in a batch, else one item with as many of its reconstructions as do.
-        block = max(1, self.batch_size // (1 + trajectories))
-        most = max(1, min(trajectories, self.batch_size - 1))
-        for start, begin in product(range(0, items, block), range(0, trajectories, most)):
-            rows, columns = slice(start, min(start + block, items)), slice(begin, min(begin + most, trajectories))
-            count, copies = rows.stop - rows.start, columns.stop - columns.start
+        items, draws = second.shape[:2]
+        tables = [np.empty((items, draws, len(self.layers))) for _ in range(2 if clones == 1 else 4)]
+        similarity, distance, *among_clones = tables
+        original_logits, logits = np.empty((items, 0)), np.empty((items, draws, 0))
+        for rows, columns in _batch_slices(items, draws, clones, self.batch_size):
+            count = rows.stop - rows.start
+            name = _name_of(rows, columns, draws, clones)
 
             def compare(layer: str, values: torch.Tensor, rows: slice = rows, columns: slice = columns, n: int = count) -> None:
-                if distances and values.shape[1:] != self.shapes[layer]:
-                    raise ValueError(
-                        f"layer {layer!r}: activations of shape {tuple(values.shape[1:])}, but {self.shapes[layer]} in the "
-                        f"reference set; distances need samples of its size, similarity(..) does not"
-                    )
-                k = self.layers.index(layer)
-                similarity[rows, columns, k], distance[rows, columns, k] = self._compare_layer(layer, values, n)
-
-            def name(row: int, start: int = start, begin: int = begin, n: int = count, copies: int = copies) -> str:
-                if row < n:
-                    return f"original {start + row}"
-                item, trajectory = divmod(row - n, copies)
-                where = f" (trajectory {begin + trajectory})" if trajectories > 1 else ""
-                return f"reconstructed {start + item}{where}"
+                if distances:
+                    self._check_size(layer, values)
+                for table, found in zip(tables, self._compare_layer(layer, values, n, clones), strict=True):
+                    table[rows, columns, self.layers.index(layer)] = found
 
             batch = torch.cat([first[rows], second[rows, columns].flatten(0, 1)])
             output = self._forward(batch, compare, name)
             if outputs:
                 found = _logits(output, name).numpy()
                 if not logits.shape[2]:
-                    original_logits, logits = (
-                        np.empty((*table.shape[:-1], found.shape[1])) for table in (original_logits, logits)
-                    )
+                    original_logits, logits = np.empty((items, found.shape[1])), np.empty((items, draws, found.shape[1]))
                 original_logits[rows] = found[:count]
-                logits[rows, columns] = found[count:].reshape(count, copies, -1)
+                logits[rows, columns] = found[count:].reshape(count, -1, found.shape[1])
                 del found
             del output  # not to be held beside the next batch
-        return Readings(similarity, distance, original_logits, logits)
+        return Readings(similarity, distance, original_logits, logits, *among_clones)
 
-    def predict(self, samples: Any) -> Predictions:
-        """Predicted classes and probabilities: the model's own output (batch, num_classes) taken as logits."""
-        classes, probabilities = [], []
-        tensor = _checked_samples(samples)
-        for start in range(0, len(tensor), self.batch_size):
-            name = _numbered(start)
-            probability = _logits(self._forward(tensor[start : start + self.batch_size], None, name), name).softmax(dim=1)
-            classes.append(probability.argmax(dim=1).numpy())
-            probabilities.append(probability.numpy())
-        if not classes:
-            raise ValueError("samples: got none")
-        return Predictions(np.concatenate(classes), np.concatenate(probabilities))
+    def _compare_layer(self, layer: str, values: torch.Tensor, items: int, clones: int) -> list[np.ndarray]:
+        """Similarity and distance (items, draws) in a batch: the originals, then the reconstructions of each in turn.
 
-    def save_statistics(self, path: str | os.PathLike[str]) -> None:
-        """Write mean, variance and spread of the layers to a safetensors file, with the fingerprint of the network."""
-        from safetensors.numpy import save
-
-        if not self.mean:
-            raise ValueError("no reference statistics to save; call fit(samples) first")
-        tables = {"mean": self.mean, "variance": self.variance, "spread": self.spread}
-        arrays = {
-            f"{layer}/{name}": np.ascontiguousarray(table[layer]) for name, table in tables.items() for layer in self.layers
-        }
-        metadata = {
-            "format": FORMAT,
-            "layers": json.dumps(self.layers),
-            "shapes": json.dumps(self.shapes),
-            "channel_axes": json.dumps(self._axes),
-            "reference_count": str(self.reference_count),
-            "model": fingerprint(self.model),
-        }
-        with whole_file(path) as file:
-            file.write(save(arrays, metadata))
-
-    def load_statistics(self, path: str | os.PathLike[str]) -> HiddenLayers:
-        """Read what `save_statistics` wrote, for the same network and layers; returns the probe itself.
-
-        Raises
-        ------
-        ValueError
-            If the file is missing or damaged, or belongs to another network or to other layers.
+        With clones, also their similarity and distance to the other clones.
         """
-        from safetensors import SafetensorError, safe_open
+        scale = self._scale(layer)
+        flat = self._centred(layer, values, scale).flatten(1)
+        a, b = flat[:items], flat[items:].view(items, -1, flat.shape[1])
+        products = (b @ a[:, :, None])[..., 0].cpu().numpy()
+        squares = (flat[:, None, :] @ flat[:, :, None])[:, 0, 0].cpu().numpy()
+        own, norms = squares[:items, None], squares[items:].reshape(products.shape)
+        expected = 2 * float(np.sum(self.spread[layer] * scale**2))
+        among = _among_clones(b, norms, expected, clones) if clones > 1 else []
+        distance = b.sub_(a[:, None]).square_().sum(2).cpu().numpy()  # overwrites b
+        return [_cosine(products, own, norms), _relative(distance, expected), *among]
 
-        if not Path(path).is_file():
-            raise ValueError(f"no file {path}; expected statistics written by HiddenLayers.save_statistics")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: types that numpy lacks
-            raise ValueError(f"{path} is damaged, or not a file of layer statistics ({one_line(error)})") from None
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}: fit and save the probe again")
-        if header.get("model") != fingerprint(self.model):
-            raise ValueError(
-                f"{path} holds the statistics of another network (fingerprint {str(header.get('model'))[:12]}.., here "
-                f"{fingerprint(self.model)[:12]}..); fit the probe on this one"
-            )
-        try:
-            stored, axes, shapes = (json.loads(header[name]) for name in ("layers", "channel_axes", "shapes"))
-            count = checked_integer("reference_count", json.loads(header["reference_count"]), 2)
-        except (KeyError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: its header cannot be read ({one_line(error)})") from None
-        if stored != list(self.layers):
-            raise ValueError(f"{path}: statistics of layers {str(stored)[:200]}; this probe reads {list(self.layers)}")
-        if axes != self._axes:
-            raise ValueError(f"{path}: statistics along channel axes {str(axes)[:200]}; this probe has {self._axes}")
-        names = ("mean", "variance", "spread")
-        for layer in self.layers:
-            try:
-                shape = [checked_integer("shape", size, 0) for size in shapes[layer]]
-                channels = shape[self._axis(layer, len(shape) + 1) - 1]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path} is damaged: no shape of layer {layer!r} ({one_line(error)})") from None
-            for name in names:
-                table = arrays.get(f"{layer}/{name}", np.zeros(0))
-                good = table.dtype == np.float64 and table.shape == (channels,) and np.isfinite(table).all()
-                if not good or (name != "mean" and (table < 0).any()):
-                    raise ValueError(
-                        f"{path} is damaged: {name} of layer {layer!r} has dtype {table.dtype}, shape {table.shape}; expected "
-                        f"{channels} finite float64 numbers{'' if name == 'mean' else ' >= 0'}"
-                    )
-        self.mean, self.variance, self.spread = ({layer: arrays[f"{layer}/{name}"] for layer in self.layers} for name in names)
-        self.shapes, self.reference_count = {layer: tuple(shapes[layer]) for layer in self.layers}, count
-        return self
-
-    # -----------------------------------------------------------------------------------------------------------------
-
-    def _forward(
-        self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None, name: Callable[[int], str]
-    ) -> Any:
-        """The model's output for one batch; `consume(layer, activations)` is called as soon as a layer has run.
-
-        `name(row)` says in messages what a row of the batch is.
-        """
-        self._check_evaluation_mode()
-        parameter = next(self.model.parameters(), None)
-        # A copy, because the model may work in place.
-        batch = batch.clone() if parameter is None else batch.to(parameter.device, copy=True)
-        ran: set[str] = set()
-        refusals: list[ValueError] = []
-
-        def receive(layer: str, output: Any) -> None:
-            try:
-                take(layer, output)
-            except ValueError as error:
-                refusals.append(error)
-                raise
-
-        def take(layer: str, output: Any) -> None:
-            if layer in ran:
-                raise ValueError(
-                    f"layer {layer!r} runs more than once in a forward pass (a shared module?); name a module that runs once, "
-                    f"such as the block around it"
-                )
-            ran.add(layer)
-            values = as_tensor(output, f"layer {layer!r}")
-            if len(values) != len(batch):
-                raise ValueError(
-                    f"layer {layer!r} gives shape {tuple(values.shape)} for {len(batch)} samples; expected (batch, ...)"
-                )
-            _check_finite(values, f"layer {layer!r}: activations", name)
-            assert consume is not None
-            consume(layer, values)
-
-        with hooks(self.model, self.layers if consume is not None else (), receive), torch.inference_mode():
-            where = "preprocess"
-            try:
-                prepared = batch if self.preprocess is None else self.preprocess(batch)
-                where = type(self.model).__name__
-                output = self.model(prepared)
-            except Exception as error:  # whatever a foreign model raises
-                if error in refusals:
-                    raise
-                raise ValueError(
-                    f"{where} does not take samples of dtype {batch.dtype}, shape {tuple(batch.shape)}: {one_line(error)}"
-                ) from error
-        missing = [layer for layer in self.layers if layer not in ran] if consume is not None else []
-        if missing:
-            raise ValueError(
-                f"layers {', '.join(map(repr, missing))} did not run in the forward pass, so they have no activations; "
-                f"name the layers without them"
-            )
-        return output
-
-    def _compare_layer(self, layer: str, values: torch.Tensor, items: int) -> tuple[np.ndarray, np.ndarray]:
-        """Similarity and distance (items, trajectories) in a batch: the originals, then the reconstructions of each in turn."""
-        mean, spread = self.mean[layer], self.spread[layer]
-        axis = self._axis(layer, values.ndim)
+    def _centred(self, layer: str, values: torch.Tensor, scale: np.ndarray) -> torch.Tensor:
+        """Standardised activations, float64."""
+        mean, axis = self.mean[layer], self._axis(layer, values.ndim)
         if values.shape[axis] != len(mean):
             raise ValueError(f"layer {layer!r}: {values.shape[axis]} channels, but the reference statistics have {len(mean)}")
         shape = [1] * values.ndim
         shape[axis] = -1
-        scale = self._scale(layer)
         z = _copy(values)
         centre, factor = (torch.from_numpy(table).to(z.device).view(shape) for table in (mean, scale))
-        flat = z.sub_(centre).mul_(factor).flatten(1)
-        a, b = flat[:items], flat[items:].view(items, -1, flat.shape[1])
-        products = (b @ a[:, :, None])[..., 0].cpu().numpy()
-        squares = (flat[:, None, :] @ flat[:, :, None])[:, 0, 0].cpu().numpy()
-        norm_a, norm_b = squares[:items, None], squares[items:].reshape(products.shape)
-        norms = np.sqrt(norm_a) * np.sqrt(norm_b)
-        cosine = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-        cosine[(norm_a == 0) & (norm_b == 0)] = 1
-        distance = b.sub_(a[:, None]).square_().sum(2).cpu().numpy()
-        expected = 2 * float(np.sum(spread * scale**2))
-        return cosine.clip(-1, 1), distance / expected if expected else np.where(distance > 0, np.inf, 0.0)
+        return z.sub_(centre).mul_(factor)
 
     def _scale(self, layer: str) -> np.ndarray:
         """What the centred activations of each channel are multiplied with; 0 for constant channels."""
@@ -455,12 +336,51 @@ class HiddenLayers:
         return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
 
     def _axis(self, layer: str, ndim: int) -> int:
-        axis = self._axes[layer] if ndim > 2 else 1
-        if not (1 <= axis < ndim or -ndim < axis < 0):
+        return channel_position(self._axes[layer], layer, ndim)
+
+    def _batches(self, samples: torch.Tensor, first: int = 0) -> Iterator[tuple[torch.Tensor, _Name]]:
+        """Batches of samples, and the names of their rows, numbered from `first`."""
+        for start in range(0, len(samples), self.batch_size):
+
+            def name(row: int, start: int = first + start) -> str:
+                return f"sample {start + row}"
+
+            yield samples[start : start + self.batch_size], name
+
+    def _forward(self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None, name: _Name) -> Any:
+        """The model's output for one batch; `consume(layer, activations)` is called as soon as a layer has run."""
+        self._check_evaluation_mode()
+        parameter = next(self.model.parameters(), None)
+        # A copy, because the model may work in place.
+        batch = batch.clone() if parameter is None else batch.to(parameter.device, copy=True)
+        layers = () if consume is None else self.layers
+        receive = _Receiver(len(batch), consume, name)
+        with hooks(self.model, layers, receive), torch.inference_mode():
+            where = "preprocess"
+            try:
+                prepared = batch if self.preprocess is None else self.preprocess(batch)
+                where = type(self.model).__name__
+                output = self.model(prepared)
+            except Exception as error:  # whatever a foreign model raises
+                if error is receive.refusal:
+                    raise
+                raise ValueError(
+                    f"{where} does not take samples of dtype {batch.dtype}, shape {tuple(batch.shape)}: {one_line(error)}"
+                ) from error
+        missing = [layer for layer in layers if layer not in receive.ran]
+        if missing:
             raise ValueError(
-                f"channel_axis = {axis} of layer {layer!r}: its activations have {ndim} axes, and axis 0 is the batch"
+                f"layers {', '.join(map(repr, missing))} did not run in the forward pass, so they have no activations; "
+                f"name the layers without them"
             )
-        return axis % ndim
+        return output
+
+    def _check_size(self, layer: str, values: torch.Tensor) -> None:
+        if values.shape[1:] != self.shapes[layer]:
+            raise ValueError(
+                f"layer {layer!r}: activations of shape {tuple(values.shape[1:])}, but {self.shapes[layer]} in the "
+                f"reference set; distances need samples of its size, similarity(..) does not"
+            )
 
     def _check_evaluation_mode(self) -> None:
         training = [name or "the model itself" for name, module in self.model.named_modules() if module.training]
@@ -470,35 +390,95 @@ class HiddenLayers:
             )
 
 
-class _Moments:
-    """Count, mean and sum of squared deviations, per unit, of the activations of one layer seen so far."""
+class _Receiver:
+    """Takes the outputs of layers in one forward pass, checks them and passes them on."""
 
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
-        self.count = 0
-        self.mean = np.zeros(())
-        self.sum_of_squares = np.zeros(())
+    def __init__(self, batch_size: int, consume: Callable[[str, torch.Tensor], None] | None, name: _Name) -> None:
+        self.batch_size, self.consume, self.name = batch_size, consume, name
+        self.ran: set[str] = set()
+        self.refusal: ValueError | None = None
 
-    def add(self, values: torch.Tensor) -> None:
-        """Merge a batch (count, ...), which is overwritten."""
-        count, mean = len(values), values.mean(0)
-        if self.count and mean.shape != self.mean.shape:
+    def __call__(self, layer: str, output: Any) -> None:
+        try:
+            self._receive(layer, output)
+        except ValueError as error:
+            self.refusal = error
+            raise
+
+    def _receive(self, layer: str, output: Any) -> None:
+        if layer in self.ran:
             raise ValueError(
-                f"layer {self.layer!r}: activations {tuple(mean.shape)} after {self.mean.shape}; samples must have one size"
+                f"layer {layer!r} runs more than once in a forward pass (a shared module?); name a module that runs once, "
+                f"such as the block around it"
             )
-        squares = values.sub_(mean).square_().sum(0).cpu().numpy()
-        total = self.count + count
-        shift = mean.cpu().numpy() - self.mean
-        self.sum_of_squares = self.sum_of_squares + squares + shift**2 * (self.count * count / total)
-        self.mean = self.mean + shift * (count / total)
-        self.count = total
+        self.ran.add(layer)
+        values = as_tensor(output, f"layer {layer!r}")
+        if len(values) != self.batch_size:
+            raise ValueError(
+                f"layer {layer!r} gives shape {tuple(values.shape)} for {self.batch_size} samples; expected (batch, ...)"
+            )
+        _check_finite(values, f"layer {layer!r}: activations", self.name)
+        assert self.consume is not None
+        self.consume(layer, values)
 
-    def by_channel(self, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean and variance over samples and positions; variance over samples (count - 1), summed over positions."""
-        over = tuple(k for k in range(self.mean.ndim) if k != axis - 1)
-        mean, squares = self.mean.mean(over), self.sum_of_squares.sum(over)
-        variance = (self.sum_of_squares / self.count).mean(over) + self.mean.var(over)
-        return mean, variance, squares / (self.count - 1)
+
+def _batch_slices(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
+    """Items and draws that make a batch: whole items if they fit, else one item with as many groups of clones as fit."""
+    at_once = max(1, batch_size // (1 + draws))
+    width = clones * max(1, min(draws // clones, (batch_size - 1) // clones))
+    for start in range(0, items, at_once):
+        for begin in range(0, draws, width):
+            yield slice(start, min(start + at_once, items)), slice(begin, min(begin + width, draws))
+
+
+def _name_of(rows: slice, columns: slice, draws: int, clones: int) -> _Name:
+    """Names of the rows of a batch of originals and their reconstructions."""
+    count, copies = rows.stop - rows.start, columns.stop - columns.start
+
+    def name(row: int) -> str:
+        if row < count:
+            return f"original {rows.start + row}"
+        item, draw = divmod(row - count, copies)
+        trajectory, clone = divmod(columns.start + draw, clones)
+        where = [f"trajectory {trajectory}"] * (draws > clones) + [f"clone {clone}"] * (clones > 1)
+        return f"reconstructed {rows.start + item}" + (f" ({', '.join(where)})" if where else "")
+
+    return name
+
+
+def _among_clones(z: torch.Tensor, norms: np.ndarray, expected: float, clones: int) -> list[np.ndarray]:
+    """Similarity and distance (items, draws) of clones to the others of their group, mean over these.
+
+    `z`: standardised activations (items, draws, units); `norms`: their squared norms (items, draws).
+    """
+    groups = z.view(len(z), -1, clones, z.shape[2])
+    norms = norms.reshape(groups.shape[:3])
+    products, distances = (np.zeros((*norms.shape, clones)) for _ in range(2))
+    for k in range(clones - 1):
+        one, others = groups[:, :, k], groups[:, :, k + 1 :]
+        pairs = (Ellipsis, k, slice(k + 1, None)), (Ellipsis, slice(k + 1, None), k)
+        product = (others @ one[..., None])[..., 0].cpu().numpy()
+        distance = (others - one[:, :, None]).square_().sum(3).cpu().numpy()
+        for pair in pairs:
+            products[pair], distances[pair] = product, distance
+    others_only = 1 - np.eye(clones)
+    return [
+        ((values * others_only).sum(3) / (clones - 1)).reshape(len(z), -1)
+        for values in (_cosine(products, norms[..., :, None], norms[..., None, :]), _relative(distances, expected))
+    ]
+
+
+def _cosine(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine of vectors from their products and squared norms; 1 if both are zero, 0 if one is."""
+    norms = np.sqrt(first) * np.sqrt(second)
+    cosine = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    cosine[(first == 0) & (second == 0)] = 1
+    return cosine.clip(-1, 1)
+
+
+def _relative(distance: np.ndarray, expected: float) -> np.ndarray:
+    """Squared distances divided by that of independent data, which is 0 if no channel varies in the reference set."""
+    return distance / expected if expected else np.where(distance > 0, np.inf, 0.0)
 
 
 def _copy(values: torch.Tensor) -> torch.Tensor:
@@ -545,12 +525,7 @@ def _checked_pairs(original: Any, reconstructed: Any) -> tuple[torch.Tensor, tor
     return first, second
 
 
-def _numbered(start: int) -> Callable[[int], str]:
-    """Names of the rows of a batch that starts with sample `start`."""
-    return lambda row: f"sample {start + row}"
-
-
-def _logits(output: Any, name: Callable[[int], str]) -> torch.Tensor:
+def _logits(output: Any, name: _Name) -> torch.Tensor:
     """The output of a classifier, float64 (batch, num_classes) on the CPU, finite."""
     logits = as_tensor(output, "the model").cpu().double()
     if logits.ndim != 2:
@@ -559,7 +534,7 @@ def _logits(output: Any, name: Callable[[int], str]) -> torch.Tensor:
     return logits
 
 
-def _check_finite(values: torch.Tensor, what: str, name: Callable[[int], str]) -> None:
+def _check_finite(values: torch.Tensor, what: str, name: _Name) -> None:
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
         words = [name(row) for row in torch.nonzero(~finite)[:10, 0].tolist()]

@@ -76,7 +76,7 @@ class NetworkLayers(Spec, Probe):
 
         originals, clones = u_turns.originals, u_turns.clones
         reconstructions = _readable(originals.data_of(u_turns.reconstructions))
-        found = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions)
+        found = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions, clones)
         before, after = found.original_logits.argmax(axis=-1), found.logits.argmax(axis=-1)
         readings: dict[str, Any] = {
             "similarity": found.similarity,
@@ -102,14 +102,14 @@ class NetworkLayers(Spec, Probe):
         return named
 
     def fingerprint(self) -> str:
-        from uturn.networks.image_classifiers import describe, load_network
+        from uturn.networks.modules import describe, load_module
         from uturn.networks.training import fingerprint
 
         if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
             from uturn.networks.fashion_mnist import fingerprints
 
             return fingerprints()["classifier.safetensors"]
-        network = load_network(self.classifier, self.weights)
+        network = load_module(self.classifier, self.weights)
         parts = [fingerprint(network.module), describe(network.preprocess)]
         if self.statistics is not None:
             parts.append(hashlib.sha256(_existing(self.statistics, "statistics").read_bytes()).hexdigest())
@@ -117,7 +117,7 @@ class NetworkLayers(Spec, Probe):
 
     def own_code(self) -> Any:
         """The user's function that makes the classifier, if it is named by its import path."""
-        from uturn.networks.image_classifiers import own_function
+        from uturn.networks.modules import own_function
 
         return own_function(self.classifier)
 
@@ -140,14 +140,15 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     ValueError
         If a file is missing or belongs to another network, or if there are neither statistics nor images.
     """
-    from uturn.networks.image_classifiers import load_classifier, load_network
+    from uturn.networks.image_classifiers import load_classifier
     from uturn.networks.layers import EVERY_BLOCK
+    from uturn.networks.modules import load_module
     from uturn.probes.hidden_layers import HiddenLayers
 
     shape = _image_shape(source)
     options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
     if shape is None:
-        network = load_network(spec.classifier, spec.weights)
+        network = load_module(spec.classifier, spec.weights)
         probe = HiddenLayers(network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options)
     else:
         found = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)

@@ -1,0 +1,211 @@
+"""Networks of other libraries and of users by name, each with its own preprocessing and weights, and without a run of it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from uturn.checks import one_line
+from uturn.files import cached_while_unchanged
+from uturn.networks import fashion_mnist
+from uturn.networks.files import load_network
+from uturn.networks.state_dicts import built_with, put_weights, read_state_dict, rename_weights
+
+_FORMS = "'fashion_mnist', a file of uturn.networks, 'torchvision:NAME', 'timm:NAME' or 'module:function'"
+
+
+class LoadedModule(NamedTuple):
+    """A module that has not been run, its preprocessing, and the names of its classes where they are known."""
+
+    module: nn.Module
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+class Preprocessing:
+    """Transforms of a library, applied to images in [-1, 1].
+
+    Images are mapped to [0, 1] and clipped to it, as when an image is saved. Grey images are repeated to the channels of the
+    network. Then the library's own transforms for evaluation resize (with antialiasing), crop and normalise them. Resizing works
+    on floating point numbers; a library that is given PIL images rounds to 8 bits in between.
+    """
+
+    def __init__(self, transforms: Callable[[torch.Tensor], torch.Tensor], channels: int = 3) -> None:
+        self.transforms, self.channels = transforms, channels
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, self.channels):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width) with 1 or "
+                f"{self.channels} channels"
+            )
+        return self.transforms((images / 2 + 0.5).clamp(0, 1).expand(-1, self.channels, -1, -1))
+
+    def __repr__(self) -> str:
+        return f"Preprocessing({' '.join(repr(self.transforms).split())}, channels={self.channels})"
+
+
+@cached_while_unchanged(files=lambda spec, weights=None: (spec, weights), maxsize=4)
+def load_module(spec: str, weights: str | None = None) -> LoadedModule:
+    """The module of a classifier, its preprocessing and the names of its classes; it is not run.
+
+    Parameters
+    ----------
+    spec, weights
+        As in `uturn.networks.image_classifiers.load_classifier`.
+
+    Raises
+    ------
+    ValueError
+        For unknown names (with close ones), and weights that are missing, damaged, of another network or cannot be downloaded.
+    """
+    library, _, name = spec.partition(":")
+    if spec == "fashion_mnist" or Path(spec).is_file():
+        if weights is not None:
+            raise ValueError(f"weights = {weights!r}: classifier = {spec!r} has its own; leave weights out")
+        if spec != "fashion_mnist":
+            return LoadedModule(load_network(spec))  # of strings or vectors: too small for a GPU
+        found = LoadedModule(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
+    elif library == "torchvision":
+        found = _torchvision_module(name, weights)
+    elif library == "timm":
+        found = _timm_module(name, weights)
+    elif (function := own_function(spec)) is not None:
+        found = _imported_module(spec, function, weights)
+    else:
+        raise ValueError(f"classifier = {spec!r}: no such file; expected {_FORMS}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return found._replace(module=found.module.to(device).eval().requires_grad_(False))
+
+
+# -- torchvision ------------------------------------------------------------------------------------------------------
+
+
+def _torchvision_module(name: str, weights: str | None) -> LoadedModule:
+    try:
+        from torchvision import models
+    except ImportError:
+        raise ValueError(
+            f"classifier = 'torchvision:{name}' needs torchvision, which is not installed; pip install 'uturn[images]'"
+        ) from None
+    _check_known("torchvision", name, models.list_models(module=models))
+    entries = models.get_model_weights(name)
+    default = entries.DEFAULT
+    names = sorted({"DEFAULT", *entries.__members__})
+    if weights is None or weights in names:
+        entry = entries[weights or "DEFAULT"]
+        state = _downloaded(name, entry)
+    else:
+        entry = default
+        state = read_state_dict(weights, f"one of {', '.join(names)}, or a file with a state dict")
+    options: dict[str, Any] = {}
+    if name.startswith(("vgg", "googlenet", "inception")):
+        options["init_weights"] = False  # a slow start that the weights replace
+    if name.startswith(("googlenet", "inception")):
+        # As torchvision builds them for its own weights, which are of another normalisation than the transforms.
+        options |= {"transform_input": True, "aux_logits": any(key.lower().startswith("aux") for key in state)}
+    if name.startswith("densenet"):  # the published files call the parts of a layer norm.1, here norm1
+        rename_weights(state, lambda key: re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", key))
+    where = f"classifier = 'torchvision:{name}', weights = {weights or entry.name!r}"
+    module = built_with(lambda **more: models.get_model(name, weights=None, **options, **more), state, where)
+    return LoadedModule(module, Preprocessing(entry.transforms()), tuple(entry.meta["categories"]))
+
+
+def _downloaded(name: str, entry: Any) -> dict[str, torch.Tensor]:
+    try:
+        return entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, no space, a file cut short, ..
+        raise ValueError(
+            f"classifier = 'torchvision:{name}': the weights {entry.name} cannot be downloaded ({one_line(error)}); give "
+            f"weights = FILE, a copy of {Path(entry.url).name}"
+        ) from None
+
+
+# -- timm -------------------------------------------------------------------------------------------------------------
+
+
+def _timm_module(name: str, weights: str | None) -> LoadedModule:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"classifier = 'timm:{name}' needs timm, which is not installed; pip install 'uturn[images]'") from None
+    base, _, tag = name.partition(".")
+    _check_known("timm", base, timm.list_models())
+    published = timm.list_models(base, pretrained=True)
+    if tag and name not in published:
+        raise ValueError(f"classifier = 'timm:{name}': no such weights; expected {', '.join(published) or base}")
+    where = f"classifier = 'timm:{name}'"
+    if weights is None:
+        if not published:
+            raise ValueError(f"{where} has no published weights; give weights = FILE, a file with a state dict")
+        try:
+            module = timm.create_model(name, pretrained=True)
+        except Exception as error:  # no network, no space, ..
+            raise ValueError(
+                f"{where}: its weights cannot be downloaded ({one_line(error)}); give weights = FILE, a copy of them"
+            ) from None
+    else:
+        state = read_state_dict(weights, "a file with a state dict, or none for the published weights")
+        module = built_with(lambda **more: timm.create_model(name, **more), state, f"{where}, weights = {weights!r}")
+    config = timm.data.resolve_model_data_config(module)
+    return LoadedModule(module, Preprocessing(timm.data.create_transform(**config), config["input_size"][0]))
+
+
+# -- any module -------------------------------------------------------------------------------------------------------
+
+
+def own_function(spec: str) -> Callable[[], Any] | None:
+    """The user's function that a spec "module:function" names; None for classifiers of other kinds."""
+    library, _, name = spec.partition(":")
+    if not name or library in ("torchvision", "timm") or Path(spec).is_file():
+        return None
+    where = f"classifier = {spec!r}"
+    try:
+        function = getattr(importlib.import_module(library), name)
+    except Exception as error:  # the code of the module can fail in any way
+        raise ValueError(f"{where} cannot be imported ({one_line(error)}); expected {_FORMS}") from error
+    if not callable(function):
+        raise ValueError(f"{where} is a {type(function).__name__}; expected a function without arguments")
+    return function
+
+
+def _imported_module(spec: str, function: Callable[[], Any], weights: str | None) -> LoadedModule:
+    where = f"classifier = {spec!r}"
+    try:
+        made = function()
+    except Exception as error:
+        raise ValueError(f"{where} fails ({one_line(error)}); expected a function without arguments") from error
+    module, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module) or not (preprocess is None or callable(preprocess)):
+        kinds = " and ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else [made]))
+        raise ValueError(f"{where} gives {kinds or 'nothing'}; expected a torch.nn.Module, or (module, preprocess)")
+    if weights is not None:
+        state = read_state_dict(weights, "a file with a state dict, or none for those the module has")
+        put_weights(module, state, f"{where}, weights = {weights!r}")
+    return LoadedModule(module, preprocess)
+
+
+def describe(preprocess: Callable[..., Any] | None) -> str:
+    """Preprocessing in words that are the same in every process; "" for none."""
+    if preprocess is None:
+        return ""
+    if isinstance(preprocess, Preprocessing | nn.Module):
+        return " ".join(repr(preprocess).split())
+    named = preprocess if hasattr(preprocess, "__qualname__") else type(preprocess)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _check_known(library: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:4]
+        raise ValueError(
+            f"classifier = '{library}:{name}': {library} has no such classifier; close names: {', '.join(close)} "
+            f"({len(known)} in all)"
+        )
