@@ -84,7 +84,7 @@ def reproduce(
             out,
             scale.value,
             workers,
-            progress=sys.stderr.isatty(),
+            progress=True,
             announce=lambda text: console.print(text, style="bold"),
         )
     table = Table(title=f"Verdicts, scale {scale.value}", title_justify="left", show_lines=False)
@@ -416,7 +416,7 @@ def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int |
             store,
             resume,
             workers=workers,
-            progress=sys.stderr.isatty(),
+            progress=True,
             shard=_shard(shard),
             accept_changes=accept_changes,
         )

@@ -439,7 +439,7 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     ValueError
         If the run is not finished or measured no network layers, or if the folder cannot be written to.
     """
-    from uturn.paper import write_dataset
+    from uturn.datasets import write_dataset
     from uturn.plotting.images import draw_grid, draw_layers
     from uturn.plotting.style import style
 
