@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.paper import FIGURES, Work, channel_verdicts, channels
+from uturn.paper import FIGURES, Workshop, channel_verdicts, channels
 from uturn.paper.channels import channel_spec, drawn_noise, law_p_values, law_verdict
 
 STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2}
@@ -64,7 +64,7 @@ def test_figures_with_a_bayesian_channel_name_it():
     for figure in FIGURES:
         module = importlib.import_module(f"uturn.paper.{figure}")
         for scale in ("smoke", "paper"):
-            named[figure] = getattr(module, "channels", lambda scale: [])(scale)
+            named[figure] = module.channels(scale)
         if not hasattr(module, "experiments"):
             continue
         used = [one.parts[1] for one in module.experiments("smoke").values() if one.backward["type"] == "exact"]
@@ -81,16 +81,16 @@ def test_shared_channels_are_measured_once(tmp_path, monkeypatch):
     calls = []
     measure = channels.measure
     monkeypatch.setattr(channels, "measure", lambda one: calls.append(one.label) or measure(one))
-    work = Work("smoke", tmp_path)
+    workshop = Workshop("smoke", tmp_path)
     for figure in ("fig4", "fig9"):
-        found = channel_verdicts(importlib.import_module(f"uturn.paper.{figure}"), work)
+        found = channel_verdicts(importlib.import_module(f"uturn.paper.{figure}"), workshop)
         assert [verdict.passed for verdict in found] == [True, True, True]
     assert calls == ["Gaussian"]
-    assert channel_verdicts(importlib.import_module("uturn.paper.fig6"), work) == []
+    assert channel_verdicts(importlib.import_module("uturn.paper.fig6"), workshop) == []
 
 
 def test_the_negative_control_must_not_be_calibrated(tmp_path):
     one = channel_spec("ε", {**STRINGS, "vocab_size": 8}, "epsilon", "smoke")
-    assert [verdict.passed for verdict in channels.verdicts([one], Work("smoke", tmp_path))] == [True]
+    assert [verdict.passed for verdict in channels.verdicts([one], Workshop("smoke", tmp_path))] == [True]
     exact = xr.zeros_like(channels.measure(one))
     assert not channels.calibration_verdict([one], [exact]).passed

@@ -8,7 +8,7 @@ import pytest
 
 from enumeration import all_trees, marginals
 from uturn.experiment import run
-from uturn.paper import Work, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, messages, small_tree
+from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, messages, small_tree
 
 
 def passed(verdicts):
@@ -18,7 +18,7 @@ def passed(verdicts):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """{module name: runs} of the figures that are drawn from an instance."""
-    work = Work("smoke", tmp_path_factory.mktemp("pictures"))
+    work = Workshop("smoke", tmp_path_factory.mktemp("pictures"))
     return {module.__name__.rpartition(".")[2]: module.measure(work) for module in (fig3, fig4, fig9, fig10, fig11)}
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment, run
 from uturn.networks.files import load_network, save_network
-from uturn.paper import Work, fig8
+from uturn.paper import Workshop, fig8
 
 ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = range(9)
 
@@ -123,7 +123,7 @@ def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fig8, "setup", lambda scale: SMALL)
     original = training.train
-    runs = fig8.measure(Work("smoke", tmp_path / "whole"))
+    runs = fig8.measure(Workshop("smoke", tmp_path / "whole"))
     assert runs["network"].accuracy >= 0.98
     assert runs["layers"].sizes["network_layer"] == 4
     independent = runs["network"].random_pairs.sel(pair="independent")
@@ -131,7 +131,7 @@ def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
     assert (np.abs(independent) < 0.05).all()
     assert same[-1] > same[0] + 0.1  # strings of one class share little at the bottom and much at the top
     monkeypatch.setattr(training, "train", None)  # not called again
-    again = fig8.measure(Work("smoke", tmp_path / "whole"))
+    again = fig8.measure(Workshop("smoke", tmp_path / "whole"))
     xr.testing.assert_identical(again["network"].load(), runs["network"].load())
 
     def until_killed(model, loss, steps, **options):
@@ -144,9 +144,9 @@ def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        fig8.trained_classifier("smoke", tmp_path / "pieces")
+        fig8.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     monkeypatch.setattr(training, "train", original)
-    path = fig8.trained_classifier("smoke", tmp_path / "pieces")
+    path = fig8.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     pieces, whole = load_network(path), load_network(tmp_path / "whole" / path.name)
     assert training.fingerprint(pieces) == training.fingerprint(whole)
     assert pieces.facts == whole.facts
@@ -155,16 +155,16 @@ def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
 
 def test_a_damaged_classifier_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=20))
-    path = fig8.trained_classifier("smoke", tmp_path)
+    path = fig8.trained_classifier(Workshop("smoke", tmp_path))
     whole = load_network(path)
     for facts in ({}, {"recipe": whole.facts["recipe"]}, {**whole.facts, "recipe": 1}):
         save_network(whole, path, **facts)
-        assert load_network(fig8.trained_classifier("smoke", tmp_path)).facts == whole.facts
+        assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
     path.write_bytes(path.read_bytes()[:500])
-    assert load_network(fig8.trained_classifier("smoke", tmp_path)).facts == whole.facts
+    assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
     # Another recipe does not trip over what is left of this one.
     monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=10))
-    assert load_network(fig8.trained_classifier("smoke", tmp_path)).facts["steps"] == 10
+    assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts["steps"] == 10
 
 
 def test_parts_of_the_data_are_different_strings(monkeypatch):

@@ -412,7 +412,7 @@ def test_the_classifier_of_s9_is_judged_on_vectors_that_had_no_part_in_its_train
     asked = []
     source = s9.SOURCE
     network = lambda values: torch.zeros(len(values), 2)  # noqa: E731, always class 0
-    monkeypatch.setattr(s9, "trained_classifier", lambda folder, progress: (tmp_path / "a", tmp_path / "b"))
+    monkeypatch.setattr(s9, "trained_classifier", lambda workshop: tmp_path / "a")
     monkeypatch.setattr("uturn.networks.files.load_network", lambda path: network)
     for name in ("experiment", "written_out"):
         monkeypatch.setattr(s9, name, lambda *args: None)
@@ -421,8 +421,8 @@ def test_the_classifier_of_s9_is_judged_on_vectors_that_had_no_part_in_its_train
         "fresh",
         lambda self, items, seed: asked.append(items) or source._vectors(items[:50], 0, keys(1, items[:50])),
     )
-    work = SimpleNamespace(folder=tmp_path, progress=False, scale="smoke", run=lambda *args: xr.Dataset())
-    accuracy = s9.measure(work)["mixture"].attrs["accuracy"]
+    workshop = SimpleNamespace(scale="smoke", run=lambda *args: xr.Dataset(), layer_statistics=lambda *args: tmp_path / "b")
+    accuracy = s9.measure(workshop)["mixture"].attrs["accuracy"]
     assert 0.2 < accuracy < 0.8  # measured, not taken from the file
     assert asked[0].min() >= s9._TEST > s9._REFERENCE + 4000 > 2000
     assert asked[0].max() < s9._BATCHES

@@ -254,7 +254,8 @@ def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
         __name__="uturn.paper.fig6",
         TITLE="title",
         CAPTION="caption",
-        measure=lambda work: {},
+        measure=lambda workshop: {},
+        channels=lambda scale: [],
         analyse=lambda runs: (xr.Dataset({"y": ("x", np.arange(3.0))}), []),
         draw=lambda data: plt.figure(),
     )

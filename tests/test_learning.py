@@ -9,7 +9,7 @@ import xarray as xr
 import uturn as ut
 from uturn.networks import denoisers
 from uturn.networks.training import fingerprint
-from uturn.paper import Work, learning
+from uturn.paper import Workshop, learning
 
 V, M, L = 8, 3, 4
 CHANCE = M / V
@@ -153,36 +153,37 @@ TINY = {
     "seeds": [0, 1],
     "sizes": [4, 16, 64],
     "other_size": 16,
-    "training": {"width": 8, "steps": [20, 20], "batch_size": 16, "learning_rate": 5e-3, "every": 10, "held_out": 32},
+    "training": {"width": 8, "steps": [20, 6, 20], "batch_size": 16, "learning_rate": 5e-3, "every": 10, "held_out": 32},
     "reading": {"levels": 2, "items": 10, "generated": 20, "steps": 2},
 }
 
 
 def test_measures_once_and_trains_anew_what_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setitem(learning.SETTINGS, "smoke", TINY)
-    work, trained = Work("smoke", tmp_path, workers=1), []
-    real = learning._train
-    monkeypatch.setattr(learning, "_train", lambda name, *rest: (trained.append(name), real(name, *rest)))
-    runs = learning.measure(work)
+    workshop, trained = Workshop("smoke", tmp_path, workers=1), []
+    real = learning.train_denoiser
+    monkeypatch.setattr(learning, "train_denoiser", lambda *args, **options: (trained.append(args[1]), real(*args, **options))[1])
+    runs = learning.measure(workshop)
     names = [f"gaussian-{size}-{seed}" for size in (64, 16, 4) for seed in (0, 1)]
-    assert trained == list(learning.networks("smoke")) == ["masking-16-0", "uniform-16-0", *names]
+    assert list(learning.networks("smoke")) == ["masking-16-0", "uniform-16-0", *names]
+    assert trained == ["masking", "uniform", *["gaussian"] * 6]
     data, found = learning.analyse(runs)
     assert len(found) == 6
     assert data.exact.dims == ("noise", "tree_level")
-    again = learning.measure(work)
+    again = learning.measure(workshop)
     assert len(trained) == 8
     for name in runs:
         xr.testing.assert_equal(runs[name], again[name])
     (tmp_path / "learning-masking-16-0-last.safetensors").write_bytes(b"{")
-    learning.measure(work)
-    assert trained[8:] == ["masking-16-0"]
-    assert not list(tmp_path.glob("*.pt"))
+    learning.measure(workshop)
+    assert trained[8:] == ["masking"]
+    assert not list(tmp_path.glob("*.checkpoint"))
 
 
 def test_goes_on_where_it_was_or_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setitem(learning.SETTINGS, "smoke", TINY)
-    name = "gaussian-4-0"
-    job, checkpoint = learning.networks("smoke")[name], tmp_path / f"learning-{name}-training.pt"
+    name, workshop = "gaussian-4-0", Workshop("smoke", tmp_path)
+    job = learning.networks("smoke")[name]
     batches, real = [], denoisers._tensors
     monkeypatch.setattr(denoisers, "_tensors", lambda *arguments: (batches.append(1), real(*arguments))[1])
 
@@ -191,23 +192,36 @@ def test_goes_on_where_it_was_or_begins_anew(tmp_path, monkeypatch):
 
     def left_by(job):
         with monkeypatch.context() as patch:
-            patch.setattr(learning, "save_network", killed)
+            patch.setattr("uturn.networks.files.save_network", killed)
             with pytest.raises(KeyboardInterrupt):
-                learning._train(name, job, tmp_path)
+                learning._train(name, job, workshop)
         batches.clear()
+        (checkpoint,) = tmp_path.glob("*.checkpoint")
+        return checkpoint
 
-    left_by(job)
-    learning._train(name, job, tmp_path)
+    def weights():
+        return [fingerprint(model) for model in workshop.trained(learning._files(name), job)]
+
+    checkpoint = left_by(job)
+    learning._train(name, job, workshop)
     assert len(batches) == 1  # the held-out strings
-    weights = [fingerprint(model) for model in learning._trained(name, job, tmp_path)]
+    found = weights()
+    assert len(found) == 2
+    left_by({**job, "size": 16}).rename(checkpoint)  # of another recipe
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    learning._train(name, job, workshop)
+    assert weights() == found
     left_by({**job, "size": 16})
-    learning._train(name, job, tmp_path)
-    assert [fingerprint(model) for model in learning._trained(name, job, tmp_path)] == weights
+    learning._train(name, job, workshop)  # is done: nothing is taken from there
+    assert weights() == found
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
     checkpoint.write_bytes(b"{")
-    learning._train(name, job, tmp_path)
-    assert [fingerprint(model) for model in learning._trained(name, job, tmp_path)] == weights
+    learning._train(name, job, workshop)
+    assert weights() == found
     with pytest.raises(ValueError, match=r"nvalid learning rate|learning_rate"):
-        learning._train(name, {**job, "training": {**job["training"], "learning_rate": -1.0}}, tmp_path)
+        learning._train(name, {**job, "training": {**job["training"], "learning_rate": -1.0}}, workshop)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])

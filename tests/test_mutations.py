@@ -14,7 +14,7 @@ import xarray as xr
 import uturn as ut
 from mutations import MUTATIONS
 from uturn.experiment import Experiment, run
-from uturn.paper import Work, channel_verdicts, fig6, fig7, fig13, s9, schedulers
+from uturn.paper import Workshop, channel_verdicts, fig6, fig7, fig13, s9, schedulers
 from uturn.statistics import estimate
 
 NAMES = [mutation.name for mutation in MUTATIONS]
@@ -73,7 +73,7 @@ def judged(figure, work):
 def unharmed(tmp_path_factory):
     """Verdicts of the right package, {figure: verdicts}."""
     folder = tmp_path_factory.mktemp("unharmed")
-    return {name: judged(name, Work("smoke", folder)) for name in {next(iter(m.figures)) for m in MUTATIONS if m.figures}}
+    return {name: judged(name, Workshop("smoke", folder)) for name in {next(iter(m.figures)) for m in MUTATIONS if m.figures}}
 
 
 def intervals_see_the_grammars():
@@ -104,7 +104,7 @@ def test_the_figure_notices(mutation, unharmed, tmp_path):
 
     assert passed(unharmed[figure])
     with mutation.applied():
-        assert not passed(judged(figure, Work("smoke", tmp_path)))
+        assert not passed(judged(figure, Workshop("smoke", tmp_path)))
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)

@@ -1,16 +1,19 @@
-"""What figures share: kept computations, whole or absent; measurement in the two ways a module can ask for it."""
+"""What figures share: kept computations, whole or absent; rules of verdicts; the page."""
 
 import json
 import shutil
-import types
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from uturn import progress
+from uturn.datasets import write_dataset
 from uturn.experiment import Experiment
-from uturn.paper import FIGURES, ORDER, Work, load_results, measure, write_dataset
+from uturn.paper import FIGURES, ORDER, Workshop, load_results
 from uturn.paper.page import write_report
+from uturn.paper.verdicts import above, apart, at_least, below, decreasing, equal, increasing, inside, meets, verdict, within
+from uturn.statistics import Estimate
 
 SPEC = {
     "items": 2,
@@ -22,8 +25,8 @@ SPEC = {
 
 
 @pytest.fixture
-def work(tmp_path):
-    return Work("smoke", tmp_path)
+def workshop(tmp_path):
+    return Workshop("smoke", tmp_path)
 
 
 def counted(values):
@@ -35,18 +38,18 @@ def counted(values):
     return compute
 
 
-def test_kept_once_for_its_settings(work):
+def test_kept_once_for_its_settings(workshop):
     compute = counted([1.0, 2.0])
-    first = work.keep("a", {"n": 2}, compute)
-    again = work.keep("a", {"n": 2}, compute)
+    first = workshop.keep("a", {"n": 2}, compute)
+    again = workshop.keep("a", {"n": 2}, compute)
     assert compute.calls == 1
     xr.testing.assert_identical(first.x, again.x.astype(float))
     assert [str(name) for name in again.name.values] == ["n0", "n1"]
-    assert work.keep("a", {"n": 3}, counted([5.0])).x.values.tolist() == [5.0]
-    assert work.keep("a", {"n": 3}, compute).x.values.tolist() == [5.0]
+    assert workshop.keep("a", {"n": 3}, counted([5.0])).x.values.tolist() == [5.0]
+    assert workshop.keep("a", {"n": 3}, compute).x.values.tolist() == [5.0]
 
 
-def test_kept_data_survive_a_killed_write(work, monkeypatch):
+def test_kept_data_survive_a_killed_write(workshop, monkeypatch):
     compute = counted([1.0])
     real = xr.Dataset.to_zarr
 
@@ -56,18 +59,18 @@ def test_kept_data_survive_a_killed_write(work, monkeypatch):
 
     monkeypatch.setattr(xr.Dataset, "to_zarr", killed)
     with pytest.raises(KeyboardInterrupt):
-        work.keep("a", {}, compute)
+        workshop.keep("a", {}, compute)
     monkeypatch.undo()
-    assert work.keep("a", {}, compute).x.values.tolist() == [1.0]
+    assert workshop.keep("a", {}, compute).x.values.tolist() == [1.0]
     assert compute.calls == 2
-    shutil.rmtree(work.folder / "a.zarr" / "x")
-    (work.folder / "a.zarr" / "zarr.json").write_text("{")
-    assert work.keep("a", {}, compute).x.values.tolist() == [1.0]
+    shutil.rmtree(workshop.folder / "a.zarr" / "x")
+    (workshop.folder / "a.zarr" / "zarr.json").write_text("{")
+    assert workshop.keep("a", {}, compute).x.values.tolist() == [1.0]
     assert compute.calls == 3
-    for chunk in (work.folder / "a.zarr" / "x" / "c").rglob("*"):
+    for chunk in (workshop.folder / "a.zarr" / "x" / "c").rglob("*"):
         if chunk.is_file():
             chunk.unlink()  # zarr fills in NaN
-    assert work.keep("a", {}, compute).x.values.tolist() == [1.0]
+    assert workshop.keep("a", {}, compute).x.values.tolist() == [1.0]
     assert compute.calls == 4
 
 
@@ -78,15 +81,13 @@ def test_writing_replaces(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["d.zarr"]
 
 
-def test_modules_ask_for_experiments_or_measure(work):
+def test_figures_share_runs(workshop):
     experiment = Experiment.from_dict(SPEC)
-    one = types.SimpleNamespace(__name__="uturn.paper.one", experiments=lambda scale: {"run": experiment})
-    assert measure(one, work)["run"].unchanged.sizes["item"] == 2
-    shared = types.SimpleNamespace(__name__="uturn.paper.two", RUNS="one", experiments=lambda scale: {"run": experiment})
-    measure(shared, work)
-    assert sorted(p.name for p in work.folder.iterdir()) == ["one-run.zarr"]
-    own = types.SimpleNamespace(__name__="uturn.paper.own", measure=lambda w: {"scale": w.scale})
-    assert measure(own, work) == {"scale": "smoke"}
+    runs = workshop.runs("one", {"run": experiment})
+    assert runs["run"].unchanged.sizes["item"] == 2
+    again = workshop.runs("one", {"run": experiment})
+    xr.testing.assert_identical(runs["run"].load(), again["run"].load())
+    assert [p.name for p in workshop.folder.iterdir()] == ["one-run.zarr"]
 
 
 RESULT = {
@@ -97,7 +98,6 @@ RESULT = {
     "verdicts": [{"quantity": "q", "measured": "1", "expected": "1", "passed": True, "rule": ""}],
     "files": {"png": "fig7.png", "pdf": "fig7.pdf", "data": "fig7.zarr"},
     "seconds": 1.0,
-    "notes": [],
 }
 
 
@@ -138,3 +138,84 @@ def test_pages_escape_what_results_say(tmp_path):
 
 def test_all_figures_are_made_once():
     assert sorted(ORDER) == sorted(FIGURES)
+    assert ORDER[0] == "fig7"  # its runs are those of three others
+    assert ORDER.index("fig2") > ORDER.index("fig6")
+
+
+def interval(value, half):
+    return Estimate(value, value - half, value + half)
+
+
+@pytest.mark.parametrize(
+    ("passes", "fails"),
+    [
+        (below([1, 2], 3), below([1, 3], 3)),
+        (below([1, 2], [2, 3], ""), below([1, 2], [2, 2], "")),
+        (above([4, 5], 3), above([3, 5], 3)),
+        (within([-0.1, 0.1], 0.2), within([-0.3, 0.1], 0.2)),
+        (at_least(1.0, 1.0), at_least(0.9, 1.0)),
+        (equal([2, 2], 2), equal([2, 3], 2)),
+        (equal([1, 2], [1, 2]), equal([2, 1], [1, 2])),
+        (inside(interval(0.5, 0.1), 0.3, 0.8), inside(interval(0.5, 0.25), 0.3, 0.8)),
+        (meets(interval(0.5, 0.1), 0.55, 0.8, ""), meets(interval(0.5, 0.1), 0.65, 0.9, "")),
+        (meets(interval(0.5, 0.1), 0.3, 0.8, ""), meets(interval(0.5, 0.4), 0.3, 0.8, "")),  # wider than the range
+        (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(1, 0.6), interval(2, 0.6), "")),
+        (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(2, 0.1), interval(1, 0.1), "")),
+        (
+            increasing([interval(1, 0.1), interval(1.1, 0.9), interval(2, 0.1)]),
+            increasing([interval(1, 0.1), interval(0.9, 0.1), interval(2, 0.1)]),
+        ),
+        (
+            decreasing([interval(2, 0.1), interval(1, 0.1)]),
+            decreasing([interval(2, 0.6), interval(1, 0.6)]),
+        ),
+    ],
+)
+def test_rules(passes, fails):
+    assert verdict("q", 1, "1", passes).passed is True
+    assert verdict("q", 1, "1", fails).passed is False
+    assert verdict("q", 1, "1", passes, fails).passed is False
+
+
+def test_nothing_passes_without_a_number():
+    nan, missing = float("nan"), Estimate(np.nan, np.nan, np.nan)
+    for rule in (below(nan, 1), above(nan, 1), within([0, nan], 1), at_least(nan, 1), below([], 1), above([], 1), within([], 1)):
+        assert not rule.passed
+    for rule in (inside(missing, 0, 1), meets(missing, 0, 1, ""), apart(missing, interval(1, 0), ""), equal([], 1)):
+        assert not rule.passed
+    assert not verdict("q", 1, "1").passed
+
+
+def test_verdicts_say_their_rules():
+    one = verdict("q", interval(0.5, 0.1), "1", below(0.4, 0.5), above(0.6, 0.5, ""), within(0, 1, "close"))
+    assert (one.measured, one.rule) == ("0.5 [0.4, 0.6]", "below 0.5; close")
+
+
+class Clock:
+    """A stand-in for `time.monotonic`, three seconds later at each look."""
+
+    now = 0.0
+
+    def __call__(self):
+        self.now += 3
+        return self.now
+
+
+@pytest.mark.parametrize("done", [0, 40])
+def test_progress_in_a_log_is_a_line_a_step(done, monkeypatch, capsys):
+    monkeypatch.setattr(progress.time, "monotonic", Clock())
+    with progress.progress_bar(True, "run", 100, done) as advance:
+        for _ in range(done, 100):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(line.split()[1]) for line in lines] == list(range(done + 10, 101, 10))
+    assert lines[-1] == "run: 100 of 100"
+    assert lines[0] == f"run: {done + 10} of 100, about {3 * (90 - done)} s left"
+
+
+def test_short_or_unwanted_progress_is_silent(capsys):
+    for wanted in (True, False):
+        with progress.progress_bar(wanted, "run", 3, 0) as advance:
+            for _ in range(3):
+                advance()
+    assert capsys.readouterr().err == ""

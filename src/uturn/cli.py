@@ -124,7 +124,7 @@ def reproduce(
             out,
             scale.value,
             workers,
-            progress=sys.stderr.isatty(),
+            progress=True,
             announce=lambda text: console.print(text, style="bold"),
         )
     console.print(_verdict_table(results, scale.value))
@@ -399,7 +399,7 @@ def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int |
             store,
             resume,
             workers=workers,
-            progress=sys.stderr.isatty(),
+            progress=True,
             shard=_shard(shard),
             accept_changes=accept_changes,
         )

@@ -1,4 +1,4 @@
-"""Labelled datasets as zarr folders."""
+"""Labelled datasets as zarr folders that are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def write_dataset(data: xr.Dataset, path: Path) -> None:
-    """Write a labelled dataset to a new zarr folder, in place of what is there."""
-    # Variable-length text: zarr has no specification for numpy's fixed-length one.
+def write_dataset(data: xr.Dataset, path: str | Path) -> None:
+    """Write a dataset to a zarr folder, which replaces the one that is there; ValueError if it cannot be written."""
+    path = Path(path)
+    # zarr has no specification for numpy's text of fixed length.
     text = {key: coord.astype(np.dtypes.StringDType()) for key, coord in data.coords.items() if coord.dtype.kind == "U"}
-    data = data.assign_coords(text)
-    # Whole or not at all: a half-written folder reads as missing values.
+    # A folder that is written in part would read as missing values, so it gets its name when it is complete.
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with named_errors(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        data.to_zarr(unfinished, mode="w", consolidated=True)
+        data.assign_coords(text).to_zarr(unfinished, mode="w", consolidated=True)
         shutil.rmtree(path, ignore_errors=True)
         unfinished.rename(path)

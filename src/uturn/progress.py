@@ -1,17 +1,30 @@
-"""The progress bar of everything that takes long."""
+"""Progress of whatever takes long: a bar on a terminal, a line a step in a log."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_TENTHS = 10  # a line for each tenth of the tasks ..
+_SECONDS = 10.0  # .. if the last line is at least so old
 
 
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int) -> Iterator[Callable[[], None]]:
-    """Each call of its value advances a bar on stderr, if one is wanted."""
+    """Each call of its value reports one more task as done, on stderr, if progress is wanted."""
     if not wanted:
         yield lambda: None
-        return
+    elif sys.stderr.isatty():
+        with _bar(title, total, done) as advance:
+            yield advance
+    else:
+        yield _lines(title, total, done)
+
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,3 +32,19 @@ def progress_bar(wanted: bool, title: str, total: int, done: int) -> Iterator[Ca
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done)
         yield lambda: bar.advance(task)
+
+
+def _lines(title: str, total: int, done: int) -> Callable[[], None]:
+    start = last = time.monotonic()
+    count, told = done, _TENTHS * done // total if total else 0
+
+    def advance() -> None:
+        nonlocal last, count, told
+        count += 1
+        now, tenths = time.monotonic(), _TENTHS * count // total
+        if tenths > told and now - last >= _SECONDS:
+            last, told = now, tenths
+            left = (now - start) * (total - count) / (count - done)
+            print(f"{title}: {count} of {total}" + (f", about {left:.0f} s left" if left else ""), file=sys.stderr, flush=True)
+
+    return advance

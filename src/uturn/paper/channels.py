@@ -18,7 +18,8 @@ import xarray as xr
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.experiment import Experiment, run
 from uturn.measures.calibration import calibrate, clone_agreement, holm
-from uturn.paper import Scale, Verdict, Work
+from uturn.paper.verdicts import Rule, Verdict, above, below, verdict
+from uturn.paper.workshop import Scale, Workshop
 from uturn.random import Streams
 from uturn.sources import Vectors
 from uturn.statistics import Estimate
@@ -69,7 +70,7 @@ def channel_spec(
     return ChannelSpec(label, Experiment.from_dict(spec))
 
 
-def verdicts(channels: Sequence[ChannelSpec], work: Work) -> list[Verdict]:
+def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdict]:
     """Verdicts on the laws of all Bayesian channels, on their calibration and marginals, and on each negative control.
 
     Channels that figures share are measured once.
@@ -79,7 +80,7 @@ def verdicts(channels: Sequence[ChannelSpec], work: Work) -> list[Verdict]:
     measured = {}
     for one in channels:
         settings = {"experiment": one.experiment.identity(), "clones": CLONES}
-        measured[one.label] = work.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
+        measured[one.label] = workshop.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
     if bayesian:
         data = [measured[one.label] for one in bayesian]
         found += [law_verdict(bayesian, data), calibration_verdict(bayesian, data), *marginals_verdict(bayesian, data)]
@@ -199,13 +200,16 @@ def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset])
         worst = data[["mean", "expected"]].isel(noise=k, quantity=quantity)
         numbers = f"{float(worst['mean']):.4f} for {float(worst.expected):.4f}"
         words.append(f"{one.label} {float(worst.noise):g}: {worst.quantity.item()} {numbers}")
-    return Verdict(
+    return verdict(
         "law of the noise that was drawn: " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
         f"{len(p)} tests, smallest p = {p.min():.2g}, by Holm {adjusted:.2g}; means farthest from their laws: "
         + "; ".join(words),
         "masked and changed leaves: binomial; Gaussian: signal sqrt(abar) x_0, noise of variance 1 - abar",
-        adjusted > LAW_LEVEL,
-        f"mean, spread between originals, independence of the noise levels: no p by Holm <= {LAW_LEVEL:g}",
+        above(
+            adjusted,
+            LAW_LEVEL,
+            f"mean, spread between originals, independence of the noise levels: no p by Holm <= {LAW_LEVEL:g}",
+        ),
     )
 
 
@@ -240,19 +244,19 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         what += "; vectors: cosine, same class"
     worst = f"{names[least]}: gap {Estimate(gap[least], low[least], high[least])}"
     if channels[0].is_bayesian:
-        expected, rule = "0: originals and draws are exchangeable given the observation", "no p"
-        passed = adjusted.min() > LEVEL
+        expected, word = "0: originals and draws are exchangeable given the observation", "no"
+        rules = [above(adjusted, LEVEL, "")]
     else:
-        expected, rule = "above 0: a negative control, whose beliefs are pinned on the originals", "some p"
-        passed = adjusted.min() <= LEVEL and gap[least] > 0
-    return Verdict(
+        expected, word = "above 0: a negative control, whose beliefs are pinned on the originals", "some"
+        rules = [below(adjusted.min(), np.nextafter(LEVEL, 1), ""), above(gap[least], 0, "")]
+    return verdict(
         f"calibration of posterior draws, E f(x0, x̂) - E f(x̂, x̂'), {CLONES} clones of {channels[0].experiment.items} originals; "
         f"f: {what}; " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
         f"{len(p)} tests, smallest p = {p[least]:.2g} ({worst}), by Holm {adjusted.min():.2g}; gaps of "
         f"{visible.min():.2g} to {visible.max():.2g} would be seen",
         expected,
-        passed,
-        f"exact randomisation test, {relabellings:,} relabellings: {rule} by Holm <= {LEVEL:g}",
+        *rules,
+        Rule(True, f"exact randomisation test, {relabellings:,} relabellings: {word} p by Holm <= {LEVEL:g}"),
     )
 
 
@@ -271,15 +275,14 @@ def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dat
         return []
     adjusted = holm([row.pvalue for row in rows]).min()
     return [
-        Verdict(
+        verdict(
             f"marginals at the originals against {CLONES} draws each, summed over noise levels: t statistics of the tree levels",
             "; ".join(
                 f"{label} " + ", ".join(f"{t:+.1f}" for t in row.statistic) for label, row in zip(labels, rows, strict=True)
             )
             + f"; smallest p by Holm {adjusted:.2g}",
             "0, standard deviation 1: a draw keeps a symbol with its marginal probability",
-            adjusted > LAW_LEVEL,
-            f"no p by Holm <= {LAW_LEVEL:g}",
+            above(adjusted, LAW_LEVEL, f"no p by Holm <= {LAW_LEVEL:g}"),
         )
     ]
 

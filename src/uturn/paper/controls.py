@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.networks.fashion_mnist import COARSE_CLASS
-from uturn.paper import Scale, Verdict, Work, fig2, fig5, fig7
+from uturn.paper import fig2, fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, above, apart, below, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, style
 from uturn.spec import build
 from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
@@ -123,12 +124,15 @@ def _shares() -> np.ndarray:
     return np.linspace(0, 1, 61)[1:]
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
-    runs = {label: work.run(f"controls-{label}", experiment) for label, experiment in experiments(work.scale).items()}
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    runs = workshop.runs("controls", experiments(workshop.scale))
     # Runs of other figures, at the paper's grammar and on images.
-    runs["paper"] = work.run("fig5-depth10", fig5.experiments(work.scale)["depth10"])
-    runs["paper-epsilon"] = work.run("fig7-epsilon", fig7.experiments(work.scale)["epsilon"])
-    runs["images"] = work.run("fig2-stochastic", fig2.experiments(work.scale)["stochastic"])
+    for label, figure, name, module in (
+        ("paper", "fig5", "depth10", fig5),
+        ("paper-epsilon", "fig7", "epsilon", fig7),
+        ("images", "fig2", "stochastic", fig2),
+    ):
+        runs[label] = workshop.runs(figure, {name: module.experiments(workshop.scale)[name]})[name]
     return runs
 
 
@@ -171,18 +175,19 @@ def image_levels(run: xr.Dataset) -> Levels:
     from uturn.probes.network_layers import hidden_layers_of
     from uturn.sources import FashionMNISTSource
 
-    source, spec = FashionMNISTSource(), fig2.LAYERS
-    predicted = hidden_layers_of(spec, source).predict(source.all_images()[0]).classes
-    kind = xr.DataArray(COARSE_CLASS[predicted[: run.sizes["item"]]], dims="item")
-    rebuilt = xr.DataArray(COARSE_CLASS[run.predicted_class.astype(int).values], dims=run.predicted_class.dims)
-    kept = (rebuilt == kind).astype(float)
-    chance = float(np.sum((np.bincount(COARSE_CLASS[predicted]) / len(predicted)) ** 2))
-    # Random pairs of the same class and of different classes, as often as chance has them.
-    pairs = fig2.random_pairs(spec, source).isel(network_layer=0)
-    same = float(np.sum((np.bincount(predicted) / len(predicted)) ** 2))
+    source = FashionMNISTSource()
+    predicted = hidden_layers_of(fig2.LAYERS, source).predict(source.all_images()[0]).classes
+    found = fig2.kept(run, predicted)
+    # Random pairs are of one class as often as two independent images are.
+    same, chance = found.chance
+    pairs = fig2.random_pairs(fig2.LAYERS, source).isel(network_layer=0)
     floor = float(same * pairs.sel(pair="same class") + (1 - same) * pairs.sel(pair="different class"))
-    kept = kept.assign_coords(noise=run.noise)
-    return Levels(kept, run.similarity.isel(network_layer=0, drop=True), None, (chance, floor))
+    kind = found.values.isel(label_set=1, drop=True)
+    return Levels(kind, run.similarity.isel(network_layer=0, drop=True), None, (float(chance), floor))
+
+
+Indices = dict[str, dict[str, Estimate]]
+"""Hierarchy index by case and comparison."""
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -191,18 +196,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         raise ValueError(f"the run {min(required - set(runs))!r} is missing; expected all that are judged")
     order = ["hierarchy", "control", "other"]
     listed = sorted((c for c in [*cases("paper"), *OTHERS] if c.label in runs), key=lambda case: order.index(case.kind))
-    index: dict[str, dict[str, Estimate]] = {}
-    data = xr.Dataset()
-    for case in listed:
-        run = runs[case.label].load()
-        found = image_levels(run) if case.label == "images" else levels(run)
-        index[case.label] = {"reconstructed": hierarchy_index(found.high, found.low, found.floors)}
-        if found.isolated is not None:
-            floors = None if found.floors is None else (found.floors[0], 0.0)
-            index[case.label]["isolated"] = hierarchy_index(found.high, found.isolated, floors)
-        if case.panel:
-            data[f"r_{case.label}"] = _curves(found).rename(noise=f"time_{case.label}")
+    found = {case.label: (image_levels if case.label == "images" else levels)(runs[case.label].load()) for case in listed}
+    index = {label: _indices(one) for label, one in found.items()}
     missing = Estimate(np.nan, np.nan, np.nan)
+    data = xr.Dataset({f"r_{c.label}": _curves(found[c.label]).rename(noise=f"time_{c.label}") for c in listed if c.panel})
     values = [[index[case.label].get(name, missing) for name in COMPARISONS] for case in listed]
     data["index"] = (("case", "comparison", "bound"), np.array(values))
     data = data.assign_coords(
@@ -212,59 +209,75 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         words=("case", [case.words for case in listed]),
         kind=("case", [case.kind for case in listed]),
     )
+    return data, [
+        *(one for name in COMPARISONS for one in _hierarchies_and_controls(listed, index, name)),
+        _mean_field(listed, index, runs),
+        *(_depth(index, name) for name in COMPARISONS),
+    ]
 
-    def text(kind: str, name: str, judged: bool) -> str:
+
+def _indices(found: Levels) -> dict[str, Estimate]:
+    index = {"reconstructed": hierarchy_index(found.high, found.low, found.floors)}
+    if found.isolated is not None:
+        floors = None if found.floors is None else (found.floors[0], 0.0)
+        index["isolated"] = hierarchy_index(found.high, found.isolated, floors)
+    return index
+
+
+def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> list[Verdict]:
+    """Hierarchies above all controls, controls about 0, in one comparison."""
+
+    def text(kind: str, judged: bool) -> str:
         chosen = [c for c in listed if c.kind == kind and (name in c.judged) == judged and name in index[c.label]]
         return "; ".join(f"{_plain(c.words)}: {index[c.label][name]}" for c in chosen)
 
-    verdicts = []
-    for name in COMPARISONS:
-        positive, zero = (
-            [index[case.label][name] for case in listed if case.kind == kind and name in case.judged]
-            for kind in ("hierarchy", "control")
-        )
-        lowest, highest = min(e.low for e in positive), max(e.high for e in zero)
-        verdicts += [
-            Verdict(
-                f"hierarchy index of grammars with s f < 1, class against the {name} low level",
-                text("hierarchy", name, True) + f" (not judged: {text('hierarchy', name, False)})",
-                "clearly positive, apart from all controls",
-                lowest > max(LIMIT, highest),
+    positive, zero = (
+        [index[case.label][name] for case in listed if case.kind == kind and name in case.judged]
+        for kind in ("hierarchy", "control")
+    )
+    highest = max(estimate.high for estimate in zero)
+    return [
+        verdict(
+            f"hierarchy index of grammars with s f < 1, class against the {name} low level",
+            text("hierarchy", True) + f" (not judged: {text('hierarchy', False)})",
+            "clearly positive, apart from all controls",
+            above(
+                [estimate.low for estimate in positive],
+                max(LIMIT, highest),
                 f"intervals above {LIMIT} and above those of the controls",
             ),
-            Verdict(
-                f"hierarchy index with s f > 1, with f = 1, of mixtures (modes 32 s.d. apart) and of a field, {name} low level",
-                text("control", name, True) + f" (not judged: {text('other', name, False)})",
-                "about 0",
-                highest < LIMIT,
-                f"intervals below {LIMIT}",
-            ),
-        ]
+        ),
+        verdict(
+            f"hierarchy index with s f > 1, with f = 1, of mixtures (modes 32 s.d. apart) and of a field, {name} low level",
+            text("control", True) + f" (not judged: {text('other', False)})",
+            "about 0",
+            below([estimate.high for estimate in zero], LIMIT, f"intervals below {LIMIT}"),
+        ),
+    ]
+
+
+def _mean_field(listed: list[Case], index: Indices, runs: dict[str, xr.Dataset]) -> Verdict:
     pinned = [case for case in listed if case.channel == "epsilon"]
     theory = [mean_field_index(case.source, runs[case.label].noise.values)["isolated"] for case in pinned]
     measured = [index[case.label]["isolated"].value for case in pinned]
-    verdicts.append(
-        Verdict(
-            "hierarchy index in the ε-process, class against the isolated leaves",
-            "; ".join(f"{_plain(case.words)}: {value:.3f}" for case, value in zip(pinned, measured, strict=True)),
-            ", ".join(f"{value:.3f}" for value in theory) + " (mean field)",
-            bool(np.abs(np.subtract(measured, theory)).max() < 4 * SHIFT),
-            f"within {4 * SHIFT}: a shift of {SHIFT} in ε",
-        )
+    return verdict(
+        "hierarchy index in the ε-process, class against the isolated leaves",
+        "; ".join(f"{_plain(case.words)}: {value:.3f}" for case, value in zip(pinned, measured, strict=True)),
+        ", ".join(f"{value:.3f}" for value in theory) + " (mean field)",
+        within(np.subtract(measured, theory), 4 * SHIFT, f"within {4 * SHIFT}: a shift of {SHIFT} in ε"),
     )
-    for name in COMPARISONS:
-        depths = sorted((int(k.removeprefix("sparse-depth")), e[name]) for k, e in index.items() if k.startswith("sparse-depth"))
-        deep = index["sparse"][name]
-        verdicts.append(
-            Verdict(
-                f"hierarchy index of (32, 4, 2), s f = 1/4, as the tree grows deeper, against the {name} low level",
-                "; ".join(f"L = {L}: {e}" for L, e in sorted([*depths, (7, deep)])),
-                "grows from a shallow tree to L = 7",
-                depths[0][1].high < deep.low,
-                f"intervals of L = {depths[0][0]} and L = 7 apart",
-            )
-        )
-    return data, verdicts
+
+
+def _depth(index: Indices, name: str) -> Verdict:
+    deep = index["sparse"][name]
+    depths = sorted((int(k.removeprefix("sparse-depth")), e[name]) for k, e in index.items() if k.startswith("sparse-depth"))
+    shallowest, shallow = depths[0]
+    return verdict(
+        f"hierarchy index of (32, 4, 2), s f = 1/4, as the tree grows deeper, against the {name} low level",
+        "; ".join(f"L = {L}: {e}" for L, e in sorted([*depths, (7, deep)])),
+        "grows from a shallow tree to L = 7",
+        apart(shallow, deep, f"intervals of L = {shallowest} and L = 7 apart"),
+    )
 
 
 def _plain(words: str) -> str:
@@ -311,54 +324,66 @@ def draw(data: xr.Dataset) -> Any:
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
         grid = top.subplots(2, 3, sharey=True)
         for axes, label in zip(grid.flat, panels, strict=True):
-            curves = data[f"r_{label}"]
-            time = curves[f"time_{label}"].values
-            finite = np.isfinite(time)
-            lines = ((CLASS, "class", "-"), (ACCENT, "low level", "-"), (MUTED, "low level, isolated", "--"))
-            for k, (color, name, dashes) in enumerate(lines):
-                mean, low, high = (curves.isel(level=k, bound=b).values[finite] for b in range(3))
-                axes.plot(time[finite], mean, color=color, label=name, ls=dashes, lw=1.2 if k == 2 else 1.9)
-                axes.fill_between(time[finite], low, high, color=color, alpha=0.2, lw=0)
-            axes.set(xscale="log", xlim=(time[finite][0], time[finite][-1]), ylim=(-0.06, 1.04), title=words[label])
-            axes.axhline(0, color=MUTED, lw=0.6)
-            ticks = [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[finite][-1]]
-            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-            axes.minorticks_off()
+            _draw_case(axes, data[f"r_{label}"].rename({f"time_{label}": "time"}), words[label])
         for axes in grid[1]:
             axes.set_xlabel("diffusion time $t$")
         for axes in grid[:, 0]:
             axes.set_ylabel("kept, rescaled: $r$")
         grid[0, 0].legend(loc="upper right")
-        planes_and_index = bottom.subplots(1, 3, width_ratios=[1, 1, 1.25])
-        for axes, name in zip(planes_and_index, COMPARISONS, strict=False):
-            for label in panels:
-                curves = data[f"r_{label}"].isel(bound=0)
-                low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
-                main = label == "sparse"
-                style_of = {"color": PANEL_COLORS[label], "lw": 2.8 if main else 1.6, "zorder": 3 if main else 2}
-                axes.plot(np.r_[1, low], np.r_[1, high], label=words[label], **style_of)
-            axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", zorder=1)
-            axes.set(xlabel=f"low level, {name}: $r_L$", ylabel="class: $r_H$", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
-            axes.set_box_aspect(1)
-        left, middle, right = planes_and_index
-        left.set_title("class against isolated low level")
-        middle.set_title("class against low level")
-        handles, texts = left.get_legend_handles_labels()
-        bottom.legend(handles, texts, fontsize=9, loc="outside lower left", ncols=3)
-        for row in range(len(labels)):
-            color = {"hierarchy": CLASS, "control": ACCENT, "other": MUTED}[str(data.kind.values[row])]
-            for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):
-                value, low, high = data["index"].isel(case=row, comparison=k).values
-                right.plot([low, high], [row + offset] * 2, color=color, lw=2, zorder=2)
-                right.plot([value], [row + offset], marker, ms=5.5, color=color, mfc="white" if k else color, mew=1.5, zorder=3)
-        right.set_yticks(range(len(labels)), [words[label] for label in labels], fontsize=9)
-        right.invert_yaxis()
-        right.axvline(0, color=MUTED, lw=0.8)
-        right.set(xlabel="hierarchy index", xlim=(-0.02, 0.8), title="hierarchy index")
-        for marker, face, text in (("o", MUTED, "against isolated low level"), ("D", "white", "against low level")):
-            right.plot([], [], marker, ms=5.5, color=MUTED, mfc=face, mew=1.5, label=text)
-        for color, text in ((CLASS, "grammar $(v,m,s)$, $sf<1$"), (ACCENT, "control"), (MUTED, "not judged")):
-            right.plot([], [], color=color, lw=2, label=text)
-        handles, texts = right.get_legend_handles_labels()
-        bottom.legend(handles, texts, fontsize=9, loc="outside lower right", ncols=3)
+        left, middle, right = bottom.subplots(1, 3, width_ratios=[1, 1, 1.25])
+        for axes, name, title in ((left, "isolated", "isolated low level"), (middle, "reconstructed", "low level")):
+            _draw_plane(axes, data, {label: words[label] for label in panels}, name)
+            axes.set_title(f"class against {title}")
+        _draw_index(right, data)
+        for axes, corner in ((left, "left"), (right, "right")):
+            bottom.legend(*axes.get_legend_handles_labels(), fontsize=9, loc=f"outside lower {corner}", ncols=3)
     return figure
+
+
+def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
+    """Class and low level of one case against time."""
+    finite = np.isfinite(curves.time.values)
+    time = curves.time.values[finite]
+    for k, (color, name, dashes) in enumerate(
+        ((CLASS, "class", "-"), (ACCENT, "low level", "-"), (MUTED, "low level, isolated", "--"))
+    ):
+        mean, low, high = (curves.isel(level=k, bound=b).values[finite] for b in range(3))
+        axes.plot(time, mean, color=color, label=name, ls=dashes, lw=1.2 if k == 2 else 1.9)
+        axes.fill_between(time, low, high, color=color, alpha=0.2, lw=0)
+    axes.set(xscale="log", xlim=(time[0], time[-1]), ylim=(-0.06, 1.04), title=title)
+    axes.axhline(0, color=MUTED, lw=0.6)
+    ticks = [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[-1]]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+
+
+def _draw_plane(axes: Any, data: xr.Dataset, words: dict[str, str], name: str) -> None:
+    """The class of several cases against their low level, in one comparison."""
+    for label, text in words.items():
+        curves = data[f"r_{label}"].isel(bound=0)
+        low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
+        main = label == "sparse"
+        look = {"color": PANEL_COLORS[label], "lw": 2.8 if main else 1.6, "zorder": 3 if main else 2}
+        axes.plot(np.r_[1, low], np.r_[1, high], label=text, **look)
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", zorder=1)
+    axes.set(xlabel=f"low level, {name}: $r_L$", ylabel="class: $r_H$", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
+    axes.set_box_aspect(1)
+
+
+def _draw_index(axes: Any, data: xr.Dataset) -> None:
+    """Hierarchy index of all cases."""
+    colors = {"hierarchy": CLASS, "control": ACCENT, "other": MUTED}
+    for row, kind in enumerate(data.kind.values.tolist()):
+        for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):
+            value, low, high = data["index"].isel(case=row, comparison=k).values
+            look = {"ms": 5.5, "color": colors[kind], "mfc": "white" if k else colors[kind], "mew": 1.5, "zorder": 3}
+            axes.plot([low, high], [row + offset] * 2, color=colors[kind], lw=2, zorder=2)
+            axes.plot([value], [row + offset], marker, **look)
+    axes.set_yticks(range(data.sizes["case"]), data.words.values.tolist(), fontsize=9)
+    axes.invert_yaxis()
+    axes.axvline(0, color=MUTED, lw=0.8)
+    axes.set(xlabel="hierarchy index", xlim=(-0.02, 0.8), title="hierarchy index")
+    for marker, face, text in (("o", MUTED, "against isolated low level"), ("D", "white", "against low level")):
+        axes.plot([], [], marker, ms=5.5, color=MUTED, mfc=face, mew=1.5, label=text)
+    for color, text in ((CLASS, "grammar $(v,m,s)$, $sf<1$"), (ACCENT, "control"), (MUTED, "not judged")):
+        axes.plot([], [], color=color, lw=2, label=text)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict, Work
+from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.small_tree import by_level
+from uturn.paper.verdicts import Verdict, below, equal, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import MUTED, THEORY, level_colors, style
 from uturn.random import Purpose, keys
 from uturn.theory import MeanField
@@ -25,12 +27,16 @@ PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 DEPTH, LEVELS, NOISE = 10, 5, 0.4
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.corruption import EpsilonBelief
     from uturn.inference import infer
     from uturn.rhm import RandomHierarchyModel
 
-    grammars, strings = (24, 4) if work.scale == "smoke" else (96, 16)
+    grammars, strings = (24, 4) if workshop.scale == "smoke" else (96, 16)
 
     def compute() -> xr.Dataset:
         means = []
@@ -63,7 +69,7 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
         )
 
     settings = {"grammars": grammars, "strings": strings, "noise": NOISE, "depth": DEPTH, "levels": LEVELS, **PARAMETERS}
-    return {"messages": work.keep("fig11-messages", settings, compute)}
+    return {"messages": workshop.keep("fig11-messages", settings, compute)}
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -72,8 +78,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     v = PARAMETERS["vocab_size"]
     theory, step = MeanField(**PARAMETERS), 1e-5
     curves = theory.curves([noise - step, noise, noise + step], depth).upward
-    below, lines, above = curves[:, :levels]
-    slope = (below - above) / (2 * step)  # -dp/dε: a curve displaced to larger ε lies higher
+    less, lines, more = curves[:, :levels]
+    slope = (less - more) / (2 * step)  # -dp/dε: a curve displaced to larger ε lies higher
     data = data.assign(mean_field=("level", lines))
     messages = by_level(data.upward)
     exact = np.where(np.arange(v) == by_level(data.true_symbol)[0][:, None], 1 - noise + noise / v, noise / v)
@@ -87,26 +93,24 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     drawn = (means - lines) / slope
     nearest = [int(np.argmin(abs(curves[1] - means[level]))) for level in above_leaves]
     return data, [
-        Verdict(
+        verdict(
             "messages of the leaves against Eq. 21; sums over symbols against 1: largest difference",
             f"{error:.1e}; {total:.1e}",
             "0",
-            error < 1e-12 and total < 1e-12,
-            "below 1e-12 (double precision)",
+            below([error, total], 1e-12, "below 1e-12 (double precision)"),
         ),
-        Verdict(
+        verdict(
             f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε, levels 1 .. {levels - 1}",
             ", ".join(f"{s.value:+.4f} [{s.low:+.4f}, {s.high:+.4f}]" for s in shifts),
             "0",
-            all(abs(s.value) < TOLERANCE for s in shifts),
-            f"all within {TOLERANCE}",
+            within([s.value for s in shifts], TOLERANCE, f"all within {TOLERANCE}"),
         ),
-        Verdict(
+        verdict(
             f"the string of the picture, mean over nodes, as a shift in ε, levels 1 .. {levels - 1}",
             ", ".join(f"{drawn[level]:+.4f}" for level in above_leaves),
             "0; standard deviation between strings " + ", ".join(f"{spread[level]:.4f}" for level in above_leaves),
-            nearest == list(above_leaves) and all(abs(drawn[level]) < TOLERANCE + 3.5 * spread[level] for level in above_leaves),
-            f"within {TOLERANCE} + 3.5 standard deviations, and nearest to the mean field of its own level",
+            within(drawn[1:], TOLERANCE + 3.5 * spread[1:], f"within {TOLERANCE} + 3.5 standard deviations"),
+            equal(nearest, list(above_leaves), "nearest to the mean field of its own level"),
         ),
     ]
 

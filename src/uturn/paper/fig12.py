@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict
-from uturn.paper.fig7 import PARAMETERS, experiments
-from uturn.paper.messages import TOLERANCE, compare, draw_levels
+from uturn.paper.channels import ChannelSpec
+from uturn.paper.fig7 import PARAMETERS, measure
+from uturn.paper.messages import TOLERANCE, compare
+from uturn.paper.verdicts import Verdict, below, decreasing, verdict, within
+from uturn.paper.workshop import Scale
+from uturn.plotting.levels import draw_levels
 from uturn.statistics import estimate, inversion, transition
 from uturn.theory import MeanField
 
-__all__ = ["CAPTION", "RUNS", "TITLE", "analyse", "draw", "experiments"]
+__all__ = ["CAPTION", "TITLE", "analyse", "channels", "draw", "measure"]
 
-RUNS = "fig7"
 TITLE = "Upward messages of every level"
 CAPTION = (
     "What the leaves below a node say about its true symbol (upward message, mean over nodes), against the noise ε on the "
@@ -24,6 +25,10 @@ CAPTION = (
     "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how "
     "far along ε each level is displaced from the mean field."
 )
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -34,7 +39,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     fine = np.linspace(0, 1, 4001)
     lines = theory.curves(fine, L).upward
     up, noise = run.upward_belief, run.noise.values
-    data, verdict = compare(up, fine, lines, range(1, L + 1), "upward messages", "mean field")
+    data, shifted = compare(up, fine, lines, range(1, L + 1), "upward messages", "mean field")
     data = data.assign_attrs(critical_noise=critical, **PARAMETERS)
     error = float(abs(up.isel(tree_level=0) - (1 - run.noise + run.noise / v)).max())
     meeting = estimate(
@@ -43,27 +48,24 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     some = (1, L // 2, L)
     widths = [estimate(up.isel(tree_level=level), lambda curve: transition(noise, curve, 1.0, 1 / v).width) for level in some]
     return data, [
-        Verdict(
+        verdict(
             "messages of the leaves, largest difference to 1 - ε + ε/v (Eq. 21)",
             f"{error:.1e}",
             "0",
-            error < 1e-5,
-            "below 1e-5 (single precision)",
+            below(error, 1e-5, "below 1e-5 (single precision)"),
         ),
-        verdict,
-        Verdict(
+        shifted,
+        verdict(
             "ε where class and leaves carry the same message, p_L = p_0",
-            str(meeting),
+            meeting,
             f"ε* = {critical:.4f} (mean field, any depth)",
-            abs(meeting.value - critical) < TOLERANCE,
-            f"within {TOLERANCE}",
+            within(meeting.value - critical, TOLERANCE),
         ),
-        Verdict(
+        verdict(
             f"width in ε of the fall (3/4 to 1/4), levels {', '.join(map(str, some))}",
             ", ".join(map(str, widths)),
             "smaller up the tree",
-            all(a.value > b.value for a, b in pairwise(widths)) and widths[0].low > widths[-1].high,
-            "decreasing; first and last intervals apart",
+            decreasing(widths),
         ),
     ]
 

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict
-from uturn.paper.fig7 import PARAMETERS, experiments
-from uturn.paper.messages import compare, competing_rules, draw_levels, mean_estimate, quenched_downward
+from uturn.paper.channels import ChannelSpec
+from uturn.paper.fig7 import PARAMETERS, measure
+from uturn.paper.messages import compare, competing_rules, mean_estimate, quenched_downward
+from uturn.paper.verdicts import Verdict, above, below, verdict, within
+from uturn.paper.workshop import Scale
+from uturn.plotting.levels import draw_levels
 from uturn.statistics import grammar_means
 from uturn.theory import MeanField
 
-__all__ = ["CAPTION", "RUNS", "TITLE", "analyse", "draw", "experiments"]
+__all__ = ["CAPTION", "TITLE", "analyse", "channels", "draw", "measure"]
 
-RUNS = "fig7"
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
 CAPTION = (
@@ -27,55 +29,70 @@ CAPTION = (
 )
 
 
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    sizes = tuple(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching"))
-    L, n = PARAMETERS["depth"], PARAMETERS["vocab_size"]
-    theory = MeanField(*sizes)
+    v, m, s, L = (PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
+    theory = MeanField(v, m, s)
     fine = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.6, 0.86, 53)].round(6))
-    drawn = quenched_downward(*sizes, L, tuple(fine.tolist()), GRAMMARS)
-    data, verdict = compare(
+    drawn = quenched_downward(v, m, s, L, tuple(fine.tolist()), GRAMMARS)
+    data, shifted = compare(
         run.downward_belief, fine, drawn.mean(axis=0), range(L), "downward messages", "rules drawn at random on each path"
     )
     data = data.assign(mean_field=(("theory_noise", "tree_level"), theory.curves(fine, L).downward))
     data = data.assign_attrs(critical_noise=theory.critical_noise, **PARAMETERS)
-    error = float(abs(run.downward_belief.isel(tree_level=L) - 1 / n).max())
-    verdicts = [
-        Verdict(
-            "messages to the class, largest difference to 1/n", f"{error:.1e}", "0", error < 1e-5, "below 1e-5 (single precision)"
-        )
+    error = float(abs(run.downward_belief.isel(tree_level=L) - 1 / v).max())
+    low_noise = run.sel(noise=0.1)
+    return data, [
+        verdict(
+            "messages to the class, largest difference to 1/n",
+            f"{error:.1e}",
+            "0",
+            below(error, 1e-5, "below 1e-5 (single precision)"),
+        ),
+        _without_noise(run.downward_belief, drawn[:, 0, :L], theory),
+        shifted,
+        _spread(low_noise),
+        _competitors(),
+        _grammars_differ(low_noise.downward_belief),
     ]
 
-    # Without noise the siblings of a path are known for certain, and the drawn paths follow the exact law.
+
+def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField) -> Verdict:
+    """Without noise the siblings of a path are known for certain, so that the drawn paths follow the exact law.
+
+    `expected`: their beliefs (grammar, tree_level).
+    """
     from scipy.stats import ttest_ind
 
-    measured = grammar_means(run.downward_belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
-    expected = drawn[:, 0, :L]
-    p_values = ttest_ind(measured, expected, equal_var=False).pvalue
-    verdicts.append(
-        Verdict(
-            f"messages without noise, levels 0 .. {L - 1}",
-            ", ".join(f"{value:.3f}" for value in measured.mean(axis=0)),
-            ", ".join(f"{value:.3f}" for value in expected.mean(axis=0))
-            + "; annealed mean field "
-            + ", ".join(f"{value:.3f}" for value in theory.curves(0.0, L).downward[:L]),
-            bool(np.all(p_values > 5e-4)),
-            f"Welch's test between grammars, every p > 0.0005 (smallest {p_values.min():.2g})",
-        )
+    L = expected.shape[1]
+    measured = grammar_means(belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
+    p = ttest_ind(measured, expected, equal_var=False).pvalue
+    exact, drawn, annealed = (
+        ", ".join(f"{value:.3f}" for value in levels)
+        for levels in (measured.mean(axis=0), expected.mean(axis=0), theory.curves(0.0, L).downward[:L])
     )
-    verdicts.append(verdict)
-    low = run.sel(noise=0.1)
-    down, up = (grammar_means(low[f"{name}_belief"]).std("grammar", ddof=1).values[1:L].mean() for name in ("downward", "upward"))
-    verdicts.append(
-        Verdict(
-            f"spread between grammars at ε = 0.1, mean over levels 1 .. {L - 1}: downward, upward",
-            f"{down:.2g}, {up:.2g}",
-            "downward larger: a context has several fits",
-            down > 2 * up,
-            "more than twice",
-        )
+    return verdict(
+        f"messages without noise, levels 0 .. {L - 1}",
+        exact,
+        f"{drawn}; annealed mean field {annealed}",
+        above(p, 5e-4, f"Welch's test between grammars, every p > 0.0005 (smallest {p.min():.2g})"),
     )
-    return data, [*verdicts, _competitors(), _grammars_differ(low.downward_belief)]
+
+
+def _spread(run: xr.Dataset) -> Verdict:
+    """A context has several fits, whose number depends on the grammar."""
+    L = PARAMETERS["depth"]
+    down, up = (grammar_means(run[f"{name}_belief"]).std("grammar", ddof=1).values[1:L].mean() for name in ("downward", "upward"))
+    return verdict(
+        f"spread between grammars at ε = 0.1, mean over levels 1 .. {L - 1}: downward, upward",
+        f"{down:.2g}, {up:.2g}",
+        "downward larger: a context has several fits",
+        above(down, 2 * up, "more than twice"),
+    )
 
 
 def _competitors() -> Verdict:
@@ -89,12 +106,11 @@ def _competitors() -> Verdict:
     theory = [1 / float(MeanField(v, m, s, n).curves(0.0, 1).downward[0]) - 1 for n in (1, v)]
     found = [mean_estimate(column) for column in counted.T]
     t = (counted.mean(axis=0) - theory) / (counted.std(axis=0, ddof=1) / np.sqrt(len(counted)))
-    return Verdict(
+    return verdict(
         "rules that compete for a child whose siblings are known: of the same parent, of all parents, counted in 100 grammars",
         f"{found[0]}; {found[1]}",
         f"{theory[0]:.4f}; {theory[1]:.4f} (mean-field map without noise)",
-        bool((np.abs(t) < 3.5).all()),
-        f"t = {t[0]:+.1f}, {t[1]:+.1f}, below 3.5 in size",
+        within(t, 3.5, f"t = {t[0]:+.1f}, {t[1]:+.1f}, below 3.5 in size"),
     )
 
 
@@ -103,12 +119,11 @@ def _grammars_differ(belief: xr.DataArray) -> Verdict:
     from scipy.stats import f_oneway
 
     test = f_oneway(*(group.values for _, group in belief.isel(tree_level=0).groupby("grammar")))
-    return Verdict(
+    return verdict(
         "downward messages to the leaves of a string at ε = 0.1: variance between grammars over that within",
         f"F = {test.statistic:.1f}, p = {test.pvalue:.1g}",
         "above 1: the rules of the grammars differ",
-        bool(test.pvalue < 1e-3),
-        "analysis of variance, p < 0.001",
+        below(test.pvalue, 1e-3, "analysis of variance, p < 0.001"),
     )
 
 

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict
-from uturn.paper.fig7 import PARAMETERS, experiments
-from uturn.paper.messages import compare, draw_level, draw_shifts
+from uturn.paper.channels import ChannelSpec
+from uturn.paper.fig7 import PARAMETERS, measure
+from uturn.paper.messages import compare
+from uturn.paper.verdicts import Verdict, below, verdict
+from uturn.paper.workshop import Scale
+from uturn.plotting.levels import draw_level, draw_shifts
 from uturn.plotting.style import MUTED, THEORY, level_colors, style
 from uturn.theory import MeanField
 
-__all__ = ["CAPTION", "RUNS", "TITLE", "analyse", "draw", "experiments"]
+__all__ = ["CAPTION", "TITLE", "analyse", "channels", "draw", "measure"]
 
-RUNS = "fig7"
 TITLE = "Marginals of every level"
 CAPTION = (
     "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every "
@@ -24,32 +26,34 @@ CAPTION = (
 )
 
 
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
     L, n = PARAMETERS["depth"], PARAMETERS["vocab_size"]
     theory = MeanField(*(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")))
     fine = np.linspace(0, 1, 4001)
-    data, verdict = compare(run.belief, fine, theory.curves(fine, L).marginals, range(L + 1), "marginals", "mean field")
+    data, shifted = compare(run.belief, fine, theory.curves(fine, L).marginals, range(L + 1), "marginals", "mean field")
     data = data.assign_attrs(critical_noise=theory.critical_noise, **PARAMETERS)
     ends = max(
         float(abs(run.belief.sel(noise=0) - 1).max()), float(abs(run.belief.sel(noise=1).isel(tree_level=L) - 1 / n).max())
     )
     root = float(abs((run.belief - run.upward_belief).isel(tree_level=L)).max())
     return data, [
-        verdict,
-        Verdict(
+        shifted,
+        verdict(
             "marginal 1 without noise, and 1/n for the class at full noise: largest difference",
             f"{ends:.1e}",
             "0",
-            ends < 1e-5,
-            "below 1e-5 (single precision)",
+            below(ends, 1e-5, "below 1e-5 (single precision)"),
         ),
-        Verdict(
+        verdict(
             "marginal of the class against its upward message, string by string: largest difference",
             f"{root:.1e}",
             "0 (uniform prior)",
-            root < 1e-5,
-            "below 1e-5 (single precision)",
+            below(root, 1e-5, "below 1e-5 (single precision)"),
         ),
     ]
 

@@ -9,10 +9,12 @@ import xarray as xr
 
 from uturn.corruption import CORRUPTIONS
 from uturn.experiment import Experiment
-from uturn.paper import Scale, Verdict, Work, fig5, fig7
+from uturn.paper import fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, above, below, meets, verdict
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
-from uturn.statistics import crossing, estimate, grammar_means, inversion, shift
+from uturn.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
 
 TITLE = "Effective ε: what it maps, and what not"
@@ -60,200 +62,218 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec(one.label, {"type": "rhm", **PARAMETERS}, name, scale) for name, one in CHANNELS.items()]
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     deep = f"depth{PARAMETERS['depth']}"
     return {
-        "epsilon": work.run("fig7-epsilon", fig7.experiments(work.scale)["epsilon"]),
-        "gaussian": work.run(f"fig5-{deep}", fig5.experiments(work.scale)[deep]),
-        **{label: work.run(f"fig15-{label}", experiment) for label, experiment in experiments(work.scale).items()},
+        **workshop.runs("fig7", fig7.experiments(workshop.scale)),
+        "gaussian": workshop.runs("fig5", {deep: fig5.experiments(workshop.scale)[deep]})[deep],
+        **workshop.runs("fig15", experiments(workshop.scale)),
     }
 
 
+class Findings(NamedTuple):
+    """What is read from the run of one channel; lists have an entry for each tree level."""
+
+    shifts: list[Estimate]
+    """Displacement along effective ε from the mean field of the ε-process."""
+    before: list[float]
+    after: list[float]
+    """Root mean square distance from the mean field before and after the displacement."""
+    half: Estimate
+    """Effective ε where half of the class is lost."""
+    swap: Estimate
+    """Effective ε where class and leaves swap order."""
+    apart: float
+    """Largest distance of the leaves from the mean field."""
+    surplus: float
+    """Smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items."""
+
+
+EVEN = np.linspace(
+    0.02, 0.98, 65
+)  # effective ε at which curves are compared, so that dense regions of the runs do not weigh more
+
+
+def _on_even(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.interp(EVEN, np.r_[0, x], np.r_[1, y])  # every channel starts at (0, 1)
+
+
+def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
+    """Curves of a run against the mean field `lines` (fine, tree_level) of the ε-process."""
+    v, levels = PARAMETERS["vocab_size"], range(PARAMETERS["depth"] + 1)
+    x, half = run.effective_epsilon.values, (1 + 1 / v) / 2
+
+    def displacement(level: int) -> Estimate:
+        return estimate(run.belief, lambda c: shift(EVEN, _on_even(x, c[:, level]), fine, lines[:, level], REACH))
+
+    def distance(level: int, by: float) -> float:
+        return float(np.sqrt(np.mean((curves[level] - np.interp(EVEN - by, fine, lines[:, level])) ** 2)))
+
+    shifts = [displacement(level) for level in levels]
+    mean = run.belief.mean("item").transpose("tree_level", "noise").values
+    curves = [_on_even(x, curve) for curve in mean]
+    gain = run.belief.isel(tree_level=0) - (1 - run.effective_epsilon * (v - 1) / v)
+    error = gain.std("item", ddof=1) / np.sqrt(run.sizes["item"])
+    return Findings(
+        shifts,
+        [distance(level, 0.0) for level in levels],
+        [distance(level, found.value) for level, found in zip(levels, shifts, strict=True)],
+        estimate(run.belief, lambda c: crossing(x, c[:, -1], half, first=True)),
+        estimate(run.belief, lambda c: inversion(x, c[:, -1], c[:, 0])),
+        float(np.abs(curves[0] - np.interp(EVEN, fine, lines[:, 0])).max()),
+        float((gain.mean("item") / error.clip(1e-12)).min()),
+    )
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    L, v = PARAMETERS["depth"], PARAMETERS["vocab_size"]
-    theory = MeanField(*(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")))
+    v, m, s, L = (PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
+    theory, fine = MeanField(v, m, s), np.linspace(0, 1, 1001)
     critical = theory.critical_noise or np.nan
-    fine = np.linspace(0, 1, 1001)
-    lines = theory.curves(fine, L).marginals
-    even = np.linspace(0.02, 0.98, 65)
-    half = (1 + 1 / v) / 2
     loaded = {name: runs[name].load() for name in ("epsilon", *CHANNELS)}
-    data = xr.Dataset(attrs={**PARAMETERS, "critical_noise": critical})
+    found = [findings(loaded[name], fine, theory.curves(fine, L).marginals) for name in CHANNELS]
+    data = xr.Dataset(
+        {
+            "shift": (("channel", "tree_level", "bound"), np.array([one.shifts for one in found])),
+            "residual_before": (("channel", "tree_level"), [one.before for one in found]),
+            "residual_after": (("channel", "tree_level"), [one.after for one in found]),
+            "half_lost": (("channel", "bound"), np.array([one.half for one in found])),
+        },
+        coords={"channel": list(CHANNELS), "bound": ["value", "low", "high"], "tree_level": np.arange(L + 1)},
+        attrs={**PARAMETERS, "critical_noise": critical},
+    )
     for name, run in loaded.items():
         mean = grammar_means(run.belief).transpose("grammar", "noise", "tree_level")
         point = f"{name}_point"
         data[f"{name}_belief"] = (("grammar", point, "tree_level"), mean.values)
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
+    return data, _verdicts(found, critical)
 
-    def on_even(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        # Every channel starts at (0, 1); an even grid, so that dense regions of the runs do not weigh more.
-        return np.interp(even, np.r_[0, x], np.r_[1, y])
 
-    shifts, before, after, halves, swaps, apart, surplus = [], [], [], [], [], [], []
-    for name in CHANNELS:
-        run = loaded[name]
-        x = run.effective_epsilon.values
-        rows = []
-        for level in range(L + 1):
-
-            def displaced(curves: np.ndarray, level: int = level, x: np.ndarray = x) -> float:
-                return shift(even, on_even(x, curves[:, level]), fine, lines[:, level], REACH)
-
-            rows.append(estimate(run.belief, displaced))
-        shifts.append(rows)
-        mean = run.belief.mean("item").transpose("noise", "tree_level").values
-        curves = np.stack([on_even(x, mean[:, level]) for level in range(L + 1)])
-
-        def residual(d: np.ndarray, curves: np.ndarray = curves) -> list[float]:
-            return [
-                float(np.sqrt(np.mean((c - np.interp(even - by, fine, line)) ** 2)))
-                for c, by, line in zip(curves, d, lines.T, strict=True)
-            ]
-
-        before.append(residual(np.zeros(L + 1)))
-        after.append(residual(np.array([row.value for row in rows])))
-        halves.append(estimate(run.belief, lambda c, x=x: crossing(x, c[:, -1], half, first=True)))  # type: ignore[misc]
-        swaps.append(estimate(run.belief, lambda c, x=x: inversion(x, c[:, -1], c[:, 0])))  # type: ignore[misc]
-        apart.append(float(np.abs(curves[0] - np.interp(even, fine, lines[:, 0])).max()))
-        # The mean belief in the truth given all leaves, minus that given the leaf alone, in standard errors over items.
-        gain = run.belief.isel(tree_level=0) - (1 - run.effective_epsilon * (v - 1) / v)
-        error = gain.std("item", ddof=1) / np.sqrt(run.sizes["item"])
-        surplus.append(float((gain.mean("item") / error.clip(1e-12)).min()))
-    dims = ("channel", "tree_level")
-    data["shift"] = ((*dims, "bound"), np.array(shifts))
-    data["residual_before"], data["residual_after"] = (dims, before), (dims, after)
-    data["half_lost"] = (("channel", "bound"), np.array(halves))
-    data = data.assign_coords(channel=list(CHANNELS), bound=["value", "low", "high"], tree_level=np.arange(L + 1))
-    verdicts = [
-        Verdict(
-            f"effective ε where half of the class is lost, {channel.label}",
-            str(found),
-            f"{channel.expected[0]} to {channel.expected[1]} (ε* = {critical:.3f})",
-            found.high >= channel.expected[0]
-            and found.low <= channel.expected[1]
-            and found.high - found.low < channel.expected[1] - channel.expected[0],
-            "95 % interval meets the range, exact BP at L = 9, 10, and is narrower",
-        )
-        for channel, found in zip(CHANNELS.values(), halves, strict=True)
-    ]
+def _verdicts(found: list[Findings], critical: float) -> list[Verdict]:
+    L = PARAMETERS["depth"]
     names = ", ".join(channel.label for channel in CHANNELS.values())
-    verdicts += [
-        Verdict(
+    before, after = [one.before[L] for one in found], [one.after[L] for one in found]
+    displacements, swaps, surplus = [one.shifts[L] for one in found], [one.swap for one in found], [one.surplus for one in found]
+    return [
+        *(
+            verdict(
+                f"effective ε where half of the class is lost, {channel.label}",
+                one.half,
+                f"{channel.expected[0]} to {channel.expected[1]} (ε* = {critical:.3f})",
+                meets(one.half, *channel.expected, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
+            )
+            for channel, one in zip(CHANNELS.values(), found, strict=True)
+        ),
+        verdict(
             f"displacement of the class curve from the ε-process: {names}",
-            ", ".join(str(rows[L]) for rows in shifts),
+            ", ".join(map(str, displacements)),
             "negative: the threshold is not mapped",
-            all(rows[L].high < 0 for rows in shifts),
-            "95 % intervals below 0",
+            below([one.high for one in displacements], 0, "95 % intervals below 0"),
         ),
-        Verdict(
+        verdict(
             f"class curve, root mean square distance from the ε-process before and after the displacement: {names}",
-            ", ".join(f"{b[L]:.3f} to {a[L]:.3f}" for b, a in zip(before, after, strict=True)),
+            ", ".join(f"{b:.3f} to {a:.3f}" for b, a in zip(before, after, strict=True)),
             "the shape is mapped",
-            all(a[L] < b[L] / 3 for b, a in zip(before, after, strict=True)),
-            "less than a third is left",
+            below(after, np.array(before) / 3, "less than a third is left"),
         ),
-        Verdict(
+        verdict(
             f"leaves: smallest gain over the belief of a leaf by itself, in standard errors: {names}",
             ", ".join(f"{z:+.1f}" for z in surplus)
             + "; largest distance from the ε-process "
-            + ", ".join(f"{x:.2f}" for x in apart),
+            + ", ".join(f"{one.apart:.2f}" for one in found),
             "not negative: in a Bayesian channel context cannot lower the mean belief in the truth",
-            all(z > -3.5 for z in surplus),
-            "above -3.5 at every noise level",
+            above(surplus, -3.5, "above -3.5 at every noise level"),
         ),
-        Verdict(
+        verdict(
             f"effective ε at which class and leaves swap order: {names}",
             ", ".join(map(str, swaps)),
             f"below ε* = {critical:.3f}",
-            all(swap.high < critical for swap in swaps),
-            "in every channel, 95 % intervals below ε*",
+            below([swap.high for swap in swaps], critical, "in every channel, 95 % intervals below ε*"),
         ),
     ]
-    return data, verdicts
 
 
 def draw(data: xr.Dataset) -> Any:
-    L = PARAMETERS["depth"]
-    colors = level_colors(L + 1)
     theory = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching")))
     fine = np.linspace(0, 1, 500)
-    lines = theory.curves(fine, L).marginals
+    lines = theory.curves(fine, PARAMETERS["depth"]).marginals
     with style() as plt:
         figure, ((first, second), (third, fourth)) = plt.subplots(2, 2, figsize=(11.5, 8.4), layout="constrained")
-        share = np.linspace(0, 1, 101)[:-1]
-        for name, channel in CHANNELS.items():
-            noise = -np.log1p(-share) / 2 if name == "gaussian" else share
-            first.plot(share, CORRUPTIONS[name]().effective_epsilon(noise, PARAMETERS["vocab_size"]), color=channel.color)
-            at = float(data.half_lost.sel(channel=name, bound="value"))
-            x = float(np.interp(at, data[f"{name}_epsilon"], data[f"{name}_noise"]))
-            first.plot(
-                -np.expm1(-2 * x) if name == "gaussian" else x, at, channel.marker, ms=8, color=channel.color, label=channel.label
-            )
-        first.plot([], [], " ", label="markers: half of\nthe class is lost")
-        first.set(
-            xlabel=r"masked, replaced fraction; Gaussian: $1-\bar\alpha$", ylabel="effective ε (Eq. 63)", xlim=(0, 1), ylim=(0, 1)
-        )
-        first.legend(loc="lower right")
-        above = first.secondary_xaxis("top", functions=(lambda x: x, lambda x: x))
-        times = np.array([0.05, 0.1, 0.2, 0.5, 1])
-        above.set_xticks(-np.expm1(-2 * times), [f"{t:g}" for t in times])
-        above.set_xlabel("Gaussian time $t$", color=CLASS)
-        first.set_title("effective ε of the channels")
-
-        mean = data.gaussian_belief.mean("grammar")
-        for level in range(L + 1):
-            second.plot(
-                data.gaussian_epsilon,
-                mean.isel(tree_level=level),
-                "-o",
-                ms=3,
-                color=colors[level],
-                lw=2 if level in (0, L) else 0.9,
-            )
-        level_bar(plt, second, L + 1, "tree level (0 = leaves)")
-        second.set(title="Gaussian, all levels")
-
-        for name, channel in CHANNELS.items():
-            curves = data[f"{name}_belief"]
-            for level, fill in ((0, "white"), (L, channel.color)):
-                third.errorbar(
-                    data[f"{name}_epsilon"],
-                    curves.isel(tree_level=level).mean("grammar"),
-                    curves.isel(tree_level=level).std("grammar", ddof=1),
-                    fmt=channel.marker, ms=4.5, mfc=fill, color=channel.color, lw=0.9, zorder=3 + level,
-                )  # fmt: skip
-        third.plot(fine, lines[:, L], color=THEORY)
-        third.plot(fine, lines[:, 0], color=THEORY)
-        third.plot(fine, 1 - fine * (1 - 1 / PARAMETERS["vocab_size"]), color=MUTED, lw=1.2, ls="--")
-        third.text(0.76, 0.9, "ε-process,\nmean field", color=THEORY, va="center")
-        third.text(0.545, 0.3, "a leaf\nby itself", color=MUTED, va="center")
-        third.set(title="class (filled) and leaves (open)")
+        _draw_map(first, data)
+        _draw_levels(plt, second, data)
+        _draw_class_and_leaves(third, data, fine, lines)
         for axes in (second, third):
             axes.axvline(data.attrs["critical_noise"], color=MUTED, lw=1, ls=":")
             axes.set(xlabel="effective ε", ylabel="P(symbol unchanged)", xlim=(0, 1), ylim=(0, 1.03))
-
-        for offset, (name, channel) in zip((-0.15, 0, 0.15), CHANNELS.items(), strict=True):
-            rows = data["shift"].sel(channel=name)
-            value = rows.sel(bound="value")
-            bars = np.abs(np.stack([value - rows.sel(bound="low"), rows.sel(bound="high") - value]))
-            fourth.errorbar(
-                data.tree_level + offset,
-                value,
-                bars,
-                fmt=channel.marker,
-                ms=6,
-                color=channel.color,
-                capsize=2,
-                label=channel.label,
-            )
-        fourth.axhline(0, color=THEORY, lw=1.4)
-        fourth.text(L + 0.3, 0.008, "ε-process", ha="right")
-        fourth.set(
-            xlabel="tree level (0 = leaves, L = class)",
-            ylabel="displacement along effective ε",
-            title="displacement of every level",
-        )
-        fourth.set_xticks(range(L + 1))
-        fourth.legend(loc="lower left")
+        _draw_displacements(fourth, data)
     return figure
+
+
+def _draw_map(axes: Any, data: xr.Dataset) -> None:
+    """Effective ε of every channel against its noise, with the place where half of the class is lost."""
+    share = np.linspace(0, 1, 101)[:-1]
+    for name, channel in CHANNELS.items():
+        noise = -np.log1p(-share) / 2 if name == "gaussian" else share
+        axes.plot(share, CORRUPTIONS[name]().effective_epsilon(noise, PARAMETERS["vocab_size"]), color=channel.color)
+        at = float(data.half_lost.sel(channel=name, bound="value"))
+        x = float(np.interp(at, data[f"{name}_epsilon"], data[f"{name}_noise"]))
+        x = -np.expm1(-2 * x) if name == "gaussian" else x
+        axes.plot(x, at, channel.marker, ms=8, color=channel.color, label=channel.label)
+    axes.plot([], [], " ", label="markers: half of\nthe class is lost")
+    axes.set(
+        xlabel=r"masked, replaced fraction; Gaussian: $1-\bar\alpha$", ylabel="effective ε (Eq. 63)", xlim=(0, 1), ylim=(0, 1)
+    )
+    axes.legend(loc="lower right")
+    above = axes.secondary_xaxis("top", functions=(lambda x: x, lambda x: x))
+    times = np.array([0.05, 0.1, 0.2, 0.5, 1])
+    above.set_xticks(-np.expm1(-2 * times), [f"{t:g}" for t in times])
+    above.set_xlabel("Gaussian time $t$", color=CLASS)
+    axes.set_title("effective ε of the channels")
+
+
+def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
+    """All levels of the Gaussian process."""
+    L = PARAMETERS["depth"]
+    mean = data.gaussian_belief.mean("grammar")
+    for level, color in enumerate(level_colors(L + 1)):
+        width = 2 if level in (0, L) else 0.9
+        axes.plot(data.gaussian_epsilon, mean.isel(tree_level=level), "-o", ms=3, color=color, lw=width)
+    level_bar(plt, axes, L + 1, "tree level (0 = leaves)")
+    axes.set(title="Gaussian, all levels")
+
+
+def _draw_class_and_leaves(axes: Any, data: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> None:
+    """Class and leaves of all channels, with the mean field of the ε-process."""
+    L = PARAMETERS["depth"]
+    for name, channel in CHANNELS.items():
+        curves = data[f"{name}_belief"]
+        for level, fill in ((0, "white"), (L, channel.color)):
+            axes.errorbar(
+                data[f"{name}_epsilon"],
+                curves.isel(tree_level=level).mean("grammar"),
+                curves.isel(tree_level=level).std("grammar", ddof=1),
+                fmt=channel.marker, ms=4.5, mfc=fill, color=channel.color, lw=0.9, zorder=3 + level,
+            )  # fmt: skip
+    axes.plot(fine, lines[:, L], color=THEORY)
+    axes.plot(fine, lines[:, 0], color=THEORY)
+    axes.plot(fine, 1 - fine * (1 - 1 / PARAMETERS["vocab_size"]), color=MUTED, lw=1.2, ls="--")
+    axes.text(0.76, 0.9, "ε-process,\nmean field", color=THEORY, va="center")
+    axes.text(0.545, 0.3, "a leaf\nby itself", color=MUTED, va="center")
+    axes.set(title="class (filled) and leaves (open)")
+
+
+def _draw_displacements(axes: Any, data: xr.Dataset) -> None:
+    """Displacement of every level along effective ε, for each channel."""
+    L = PARAMETERS["depth"]
+    for offset, (name, channel) in zip((-0.15, 0, 0.15), CHANNELS.items(), strict=True):
+        value, low, high = data["shift"].sel(channel=name).transpose("bound", "tree_level").values
+        look = {"fmt": channel.marker, "ms": 6, "color": channel.color, "capsize": 2, "label": channel.label}
+        axes.errorbar(data.tree_level + offset, value, np.abs([value - low, high - value]), **look)
+    axes.axhline(0, color=THEORY, lw=1.4)
+    axes.text(L + 0.3, 0.008, "ε-process", ha="right")
+    axes.set(
+        xlabel="tree level (0 = leaves, L = class)", ylabel="displacement along effective ε", title="displacement of every level"
+    )
+    axes.set_xticks(range(L + 1))
+    axes.legend(loc="lower left")

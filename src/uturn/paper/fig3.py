@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, equal, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
@@ -27,7 +28,7 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec("masking", small.SOURCE, "masking", scale, [NOISE])]
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.corruption import Masking
     from uturn.inference import sample_posterior
 
@@ -63,33 +64,29 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     seen = data.observed.values >= 0
     kept = {name: int((tree[0] == data.observed.values)[seen].sum()) for name, tree in trees.items()}
     return data, [
-        Verdict(
+        verdict(
             "nodes whose symbol a parser recovers from the leaves, both trees",
             f"{agree} of {2 * data.sizes['node']}",
             "all: a string has one parse",
-            agree == 2 * data.sizes["node"],
-            "equal",
+            equal(agree, 2 * data.sizes["node"]),
         ),
-        Verdict(
+        verdict(
             "log-likelihood of original and reconstruction",
             " and ".join(f"{value:.6f}" for value in measured.values()) + " nats",
             f"-(log n + (d-1)/(s-1) log m) = {expected:.6f} nats",
-            all(abs(value - expected) < 1e-9 for value in measured.values()),
-            "equal to 1e-9",
+            within([value - expected for value in measured.values()], 1e-9, "equal to 1e-9"),
         ),
-        Verdict(
+        verdict(
             f"grammatical strings among all {rhm.vocab_size}**{d} = {rhm.vocab_size**d:,}",
-            str(grammatical),
+            grammatical,
             f"n m**((d-1)/(s-1)) = {n} * {m}**{rules_drawn} = {n * m**rules_drawn}",
-            grammatical == n * m**rules_drawn,
-            f"equal; every string parsed up to level {L}",
+            equal(grammatical, n * m**rules_drawn, f"equal; every string parsed up to level {L}"),
         ),
-        Verdict(
+        verdict(
             "leaves that were seen and are unchanged: original, reconstruction",
             f"{kept['original']} and {kept['reconstruction']} of {int(seen.sum())}",
             "all",
-            all(count == int(seen.sum()) for count in kept.values()),
-            "equal",
+            equal(list(kept.values()), int(seen.sum())),
         ),
     ]
 

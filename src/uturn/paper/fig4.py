@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Scale, Verdict, Work
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, below, verdict
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import MUTED, style
 from uturn.rhm import RandomHierarchyModel
 
@@ -39,7 +40,7 @@ def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarr
     return rhm, draw.latents, noisy.values[0], Gaussian().log_evidence(noisy, np.float64)[0]
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.inference import infer
 
     rhm, latents, noisy, log_evidence = observation()
@@ -68,20 +69,17 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         written_out = np.concatenate([exact[name][level] for level in range(rhm.depth + 1)])
         error = float(np.abs(written_out - data[name].values).max())
         verdicts.append(
-            Verdict(
+            verdict(
                 f"{words[name]} of all {data.sizes['node']} nodes, largest difference to enumeration",
                 f"{error:.1e}",
                 f"0 (sums over all {rhm.num_classes * len(small.expansions(rhm, rhm.depth)[0])} strings written out)",
-                error < 1e-12,
-                "below 1e-12 (double precision)",
+                below(error, 1e-12, "below 1e-12 (double precision)"),
             )
         )
     product = data.upward * data.downward
     error = float(abs(product / product.sum("symbol") - data.marginals).max())
     verdicts.append(
-        Verdict(
-            "posterior ∝ upward x downward, largest difference", f"{error:.1e}", "0 at every node", error < 1e-12, "below 1e-12"
-        )
+        verdict("posterior ∝ upward x downward, largest difference", f"{error:.1e}", "0 at every node", below(error, 1e-12))
     )
     return data, verdicts
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.paper import Scale, Verdict
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, above, increasing, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import CLASS, MUTED, level_bar, level_colors, style
 from uturn.statistics import estimate, grammar_means, inversion, transition
 from uturn.theory import MeanField
@@ -51,6 +51,10 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec("Gaussian", {"type": "rhm", **PARAMETERS, "depth": 10}, "gaussian", scale)]
 
 
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    return workshop.runs("fig5", experiments(workshop.scale))
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     depths = _depths(runs)
     deepest = runs[f"depth{depths[-1]}"].load()
@@ -81,33 +85,30 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     place = np.nan_to_num(swap.value, nan=time[0])  # no swap: not a number to interpolate at
     before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     return data, [
-        Verdict(
+        verdict(
             f"t*: half of the class is lost, L = {L}",
-            str(location),
+            location,
             f"about {REFERENCE_TIME} (exact BP; effective ε there far below ε* = {critical:.3f})",
-            abs(location.value - REFERENCE_TIME) < TOLERANCE,
-            f"within {TOLERANCE}",
+            within(location.value - REFERENCE_TIME, TOLERANCE),
         ),
-        Verdict(
+        verdict(
             "effective ε at t* (Eq. 63)",
             f"{epsilon:.3f}",
             f"about 0.43, below ε* = {critical:.3f}",
-            abs(epsilon - 0.43) < 0.06,
-            "within 0.06: Eq. 63 maps the shape of the curves, not the threshold",
+            within(epsilon - 0.43, 0.06, "within 0.06: Eq. 63 maps the shape of the curves, not the threshold"),
         ),
-        Verdict(
+        verdict(
             f"sharpness t*/width of the class curve, L = {', '.join(map(str, depths))}",
             ", ".join(str(s) for s in sharpness),
             "grows with depth",
-            all(a.value < b.value for a, b in pairwise(sharpness)) and sharpness[0].high < sharpness[-1].low,
-            "increasing; first and last intervals apart",
+            increasing(sharpness),
         ),
-        Verdict(
+        verdict(
             "t at which class and leaves swap order",
-            str(swap),
+            swap,
             "near t*",
-            abs(swap.value / location.value - 1) < 0.2 and before[-1] > before[0] and after[-1] < after[0],
-            "within 20 % of t*; class above leaves before, below after",
+            within(swap.value / location.value - 1, 0.2, "within 20 % of t*"),
+            above([before[-1] - before[0], after[0] - after[-1]], 0, "class above leaves before, below after"),
         ),
     ]
 

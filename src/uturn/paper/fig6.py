@@ -8,7 +8,9 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.paper import Scale, Verdict
+from uturn.paper.channels import ChannelSpec
+from uturn.paper.verdicts import Verdict, below, equal, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.statistics import crossing, estimate, grammar_means, shift
 from uturn.theory import MeanField, phase_diagram
@@ -50,82 +52,86 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     return runs
 
 
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    return workshop.runs("fig6", experiments(workshop.scale))
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
     ms = np.array(sorted(int(label[1:]) for label in runs))
     theory = phase_diagram(v, s, ms)
-    points: list[xr.DataArray] = []
-    rows: list[tuple[float, float, float]] = []
-    spreads: list[float] = []
-    verdicts: list[Verdict] = []
-    for m, phase in zip(ms, theory.phase, strict=True):
-        run = runs[f"m{m}"].load()
-        noise = run.noise.values
-        gain = run.upward_belief.isel(tree_level=-1) - run.upward_belief.isel(tree_level=0)  # p_L - p_0
-        measured = estimate(gain, lambda c, noise=noise: crossing(noise, c, 0.0))  # type: ignore[misc]
-        each = [crossing(noise, grammar.values, 0.0) for grammar in grammar_means(gain).transpose("grammar", "noise")]
-        if phase == "transition":
-            rows.append(measured)
-            spreads.append(float(np.nanstd(each, ddof=1)) if np.isfinite(each).sum() > 1 else np.nan)
-        else:
-            rows.append((np.nan,) * 3)
-            spreads.append(np.nan)
-            most = float(gain.mean("item").max())
-            verdicts.append(
-                Verdict(
-                    f"m = {m} (s f = {s * m / v ** (s - 1):.2f}): largest p_L - p_0 on the grid",
-                    f"{most:.3f}",
-                    "below 0: always lost",
-                    most < 0,
-                    "< 0",
-                )
-            )
-        points.append(xr.DataArray(gain.mean("item").values, dims="noise", coords={"noise": noise}))
+    gains = [_gain(runs[f"m{m}"].load()) for m in ms]
+    transition = theory.phase == "transition"
+    missing = (np.nan,) * 3, np.nan
+    found = [_crossing(gain) if there else missing for gain, there in zip(gains, transition, strict=True)]
     data = xr.Dataset(
         {
-            "gain": xr.concat(points, dim="multiplicity", join="outer"),
-            "crossing": (("multiplicity", "bound"), np.array(rows)),
-            "spread": ("multiplicity", np.array(spreads)),
+            "gain": xr.concat([gain.mean("item").reset_coords(drop=True) for gain in gains], "multiplicity", join="outer"),
+            "crossing": (("multiplicity", "bound"), np.array([interval for interval, _ in found])),
+            "spread": ("multiplicity", np.array([spread for _, spread in found])),
             "critical_noise": ("multiplicity", theory.critical_noise),
         },
         coords={"multiplicity": ms, "bound": ["value", "low", "high"], "rule_density": ("multiplicity", theory.rule_density)},
         attrs=PARAMETERS,
     )
-    error = (data.crossing.sel(bound="value") - data.critical_noise)[theory.phase == "transition"]
+    grammars = len(np.unique(gains[0].grammar))
+    lost = [_lost(int(m), gain) for m, gain, there in zip(ms, gains, transition, strict=True) if not there]
+    return data, [*_thresholds(data.isel(multiplicity=transition), grammars), *lost, _one_step(runs, ms)]
+
+
+def _gain(run: xr.Dataset) -> xr.DataArray:
+    """p_L - p_0: positive where the class is recoverable."""
+    return run.upward_belief.isel(tree_level=-1, drop=True) - run.upward_belief.isel(tree_level=0, drop=True)
+
+
+def _crossing(gain: xr.DataArray) -> tuple[tuple[float, ...], float]:
+    """ε at which p_L = p_0 with its interval, and its standard deviation between grammars."""
+    noise = gain.noise.values
+    each = [crossing(noise, grammar.values, 0.0) for grammar in grammar_means(gain).transpose("grammar", "noise")]
+    spread = float(np.nanstd(each, ddof=1)) if np.isfinite(each).sum() > 1 else np.nan
+    return estimate(gain, lambda c: crossing(noise, c, 0.0)), spread
+
+
+def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
+    """Crossings against ε*, for the multiplicities with a transition."""
+    error = data.crossing.sel(bound="value") - data.critical_noise
     found = int(error.notnull().sum())
-    verdicts.insert(
-        0,
-        Verdict(
-            "multiplicities with a transition where p_L = p_0 is crossed",
-            f"{found} of {error.size}",
-            "all",
-            found == error.size,
-            "all",
-        ),
+    everywhere = verdict(
+        "multiplicities with a transition where p_L = p_0 is crossed",
+        f"{found} of {error.size}",
+        "all",
+        equal(found, error.size, "all"),
     )
     error = error.dropna("multiplicity")
-    worst = int(np.argmax(abs(error.values)))
-    m = int(error.multiplicity[worst])
-    grammars = len(np.unique(runs[f"m{m}"].grammar))
-    standard = float(data.spread.sel(multiplicity=m)) / np.sqrt(grammars)
-    allowed = max(TOLERANCE, 3 * standard)
-    verdicts[:0] = [
-        Verdict(
+    root_mean_square = float(np.sqrt((error**2).mean()))
+    m = int(error.multiplicity[int(np.argmax(abs(error.values)))])
+    worst, off = data.sel(multiplicity=m), float(error.sel(multiplicity=m))
+    allowed = max(TOLERANCE, 3 * float(worst.spread) / np.sqrt(grammars))
+    return [
+        verdict(
             f"crossing p_L = p_0 against ε*, worst of {error.size} multiplicities (m = {m})",
-            f"{float(data.crossing.sel(bound='value', multiplicity=m)):.4f} (off by {float(error[worst]):+.4f})",
-            f"{float(data.critical_noise.sel(multiplicity=m)):.4f}",
-            abs(float(error[worst])) < allowed,
-            f"within {allowed:.3f}: the larger of {TOLERANCE} and 3 standard errors over grammars",
+            f"{float(worst.crossing.sel(bound='value')):.4f} (off by {off:+.4f})",
+            f"{float(worst.critical_noise):.4f}",
+            within(off, allowed, f"within {allowed:.3f}: the larger of {TOLERANCE} and 3 standard errors over grammars"),
         ),
-        Verdict(
-            "root mean square of crossing - ε*",
-            f"{float(np.sqrt((error**2).mean())):.4f}",
-            "0",
-            float(np.sqrt((error**2).mean())) < TOLERANCE / 2,
-            f"< {TOLERANCE / 2}",
-        ),
+        verdict("root mean square of crossing - ε*", f"{root_mean_square:.4f}", "0", below(root_mean_square, TOLERANCE / 2)),
+        everywhere,
     ]
-    return data, [*verdicts, _one_step(runs, ms)]
+
+
+def _lost(m: int, gain: xr.DataArray) -> Verdict:
+    v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
+    most = float(gain.mean("item").max())
+    return verdict(
+        f"m = {m} (s f = {s * m / v ** (s - 1):.2f}): largest p_L - p_0 on the grid",
+        f"{most:.3f}",
+        "below 0: always lost",
+        below(most, 0),
+    )
 
 
 def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
@@ -138,12 +144,12 @@ def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
         shifts.append(shift(up.noise.values, up.values, fine, theory.upward_map(1 - fine * (v - 1) / v)))
         if theory.fixed_point is not None:
             residuals.append(abs(float(theory.upward_map(theory.fixed_point)) - theory.fixed_point))
-    return Verdict(
+    return verdict(
         f"belief one level above the leaves against F(p_0), as a shift in ε, m = {', '.join(map(str, ms))}; largest F(p*) - p*",
         ", ".join(f"{value:+.4f}" for value in shifts) + f"; {max(residuals):.1e}",
         "0; 0",
-        max(map(abs, shifts)) < MAP_TOLERANCE and max(residuals) < 1e-9,
-        f"all within {MAP_TOLERANCE}; below 1e-9",
+        within(shifts, MAP_TOLERANCE, f"all within {MAP_TOLERANCE}"),
+        below(residuals, 1e-9, "below 1e-9"),
     )
 
 

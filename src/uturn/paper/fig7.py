@@ -8,8 +8,10 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.paper import Scale, Verdict
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.messages import TOLERANCE, shift_verdict
+from uturn.paper.verdicts import Verdict, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
@@ -21,7 +23,6 @@ CAPTION = (
     "is lost abruptly, the leaves (level 0) smoothly, and the order of the levels inverts."
 )
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 10}
-TOLERANCE = 0.005  # in ε; grammars differ by .0020 (standard deviation of their thresholds, fig6)
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
@@ -43,66 +44,59 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec("ε-process", {"type": "rhm", **PARAMETERS}, "epsilon", scale)]
 
 
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    return workshop.runs("fig7", experiments(workshop.scale))  # of figs. 12 to 14 too
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    theory = MeanField(*(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")))
-    depth = PARAMETERS["depth"]
-    noise = run.noise.values
-    per_grammar = grammar_means(run.belief)
+    v, m, s, L = (PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
+    theory = MeanField(v, m, s)
+    fine, noise = np.linspace(0, 1, 4001), run.noise.values
+    lines = theory.curves(fine, L).marginals
+    shifts = [estimate(run.belief, lambda c, k=k: shift(noise, c[:, k], fine, lines[:, k])) for k in range(L + 1)]  # type: ignore[misc]
     data = xr.Dataset(
         {
-            "belief": per_grammar,
+            "belief": grammar_means(run.belief),
             "unchanged": grammar_means(run.unchanged),
-            "mean_field": (("noise", "tree_level"), theory.curves(noise, depth).marginals),
+            "mean_field": (("noise", "tree_level"), theory.curves(noise, L).marginals),
+            "shift": (("tree_level", "bound"), np.array(shifts)),
         },
+        coords={"bound": ["value", "low", "high"]},
         attrs={"critical_noise": theory.critical_noise, **PARAMETERS},
     )
-    fine = np.linspace(0, 1, 4001)
-    lines = theory.curves(fine, depth).marginals
-    shifts = []
-    for level in range(depth + 1):
-
-        def displaced(curves: np.ndarray, level: int = level) -> float:
-            return shift(noise, curves[:, level], fine, lines[:, level])
-
-        shifts.append(estimate(run.belief, displaced))
-    data["shift"] = (("tree_level", "bound"), np.array(shifts))
-    data = data.assign_coords(bound=["value", "low", "high"])
-    worst = int(np.argmax([abs(s.value) for s in shifts]))
-    verdicts = [
-        Verdict(
-            f"shift in ε, BP against mean field, levels 0 .. {depth}",
-            ", ".join(f"{s.value:+.4f}" for s in shifts) + f"; largest {shifts[worst]} (level {worst})",
-            "0",
-            abs(shifts[worst].value) < TOLERANCE,
-            f"all within {TOLERANCE}",
-        )
+    return data, [
+        shift_verdict("BP against mean field", shifts, range(L + 1), "shift in ε, "),
+        _swap(run.belief, theory),
+        _draws(run),
     ]
-    swap = estimate(run.belief.sel(noise=slice(0.4, 1)), lambda c: inversion(noise[noise >= 0.4], c[:, depth], c[:, 0]))
-    expected = theory.class_crossing(depth) or np.nan
-    verdicts.append(
-        Verdict(
-            "ε at which class and leaves swap order",
-            str(swap),
-            f"{expected:.4f} (mean field, L = {depth}; ε* = {theory.critical_noise:.4f})",
-            abs(swap.value - expected) < 2 * TOLERANCE,
-            f"within {2 * TOLERANCE}",
-        )
+
+
+def _swap(belief: xr.DataArray, theory: MeanField) -> Verdict:
+    noise, L = belief.noise.values, PARAMETERS["depth"]
+    found = estimate(belief.sel(noise=slice(0.4, 1)), lambda c: inversion(noise[noise >= 0.4], c[:, L], c[:, 0]))
+    expected = theory.class_crossing(L) or np.nan
+    return verdict(
+        "ε at which class and leaves swap order",
+        found,
+        f"{expected:.4f} (mean field, L = {L}; ε* = {theory.critical_noise:.4f})",
+        within(found.value - expected, 2 * TOLERANCE),
     )
-    # A draw from the posterior keeps a symbol with its marginal probability: two measurements of the same number. Items are
-    # independent, so the sum over noise levels has a t distribution with items - 1 degrees of freedom.
+
+
+def _draws(run: xr.Dataset) -> Verdict:
+    """A draw from the posterior keeps a symbol with its marginal probability: two measurements of one number.
+
+    Items are independent, so the sum over noise levels has a t distribution with items - 1 degrees of freedom.
+    """
     difference = (run.unchanged.mean("trajectory", dtype=float) - run.belief).sum("noise")
-    z = (difference.mean("item") / (difference.std("item", ddof=1) / np.sqrt(run.sizes["item"]))).values
-    verdicts.append(
-        Verdict(
-            f"posterior draws against marginals, t statistic of levels 0 .. {depth}",
-            ", ".join(f"{value:+.1f}" for value in z),
-            "0, standard deviation 1",
-            bool(np.all(np.abs(z) < 3.5)),
-            "below 3.5 in size at every level",
-        )
+    t = (difference.mean("item") / (difference.std("item", ddof=1) / np.sqrt(run.sizes["item"]))).values
+    return verdict(
+        f"posterior draws against marginals, t statistic of levels 0 .. {PARAMETERS['depth']}",
+        ", ".join(f"{value:+.1f}" for value in t),
+        "0, standard deviation 1",
+        within(t, 3.5, "below 3.5 in size at every level"),
     )
-    return data, verdicts
 
 
 def draw(data: xr.Dataset) -> Any:

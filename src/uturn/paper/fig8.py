@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,16 +12,20 @@ import xarray as xr
 from scipy.stats import mannwhitneyu
 
 from uturn.experiment import Experiment
-from uturn.paper import Scale, Verdict, Work
+from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
+from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.random import Purpose, keys, uniforms
 from uturn.sources import RHMSource
-from uturn.statistics import Transition, estimate, grammar_means, inversion, replicates, transition
+from uturn.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.theory import MeanField
 
 if TYPE_CHECKING:
     import torch
+
+    from uturn.networks.training import History
 
 TITLE = "Layers of a network that learned the grammar"
 CAPTION = (
@@ -78,63 +81,45 @@ def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.nd
     return np.concatenate(leaves), np.concatenate(classes)
 
 
-def trained_classifier(scale: Scale, folder: Path, progress: bool = False) -> Path:
-    """File of the trained network: made, or taken up, or found in the folder."""
+def trained_classifier(workshop: Workshop) -> Path:
+    """File of the trained network."""
     import torch
 
     from uturn.networks.classifiers import TreeClassifier
-    from uturn.networks.files import save_network
     from uturn.networks.training import train
 
-    chosen, path = setup(scale), folder.resolve() / "fig8-classifier.safetensors"
+    chosen = setup(workshop.scale)
     recipe = {**chosen._asdict(), "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
     for unrelated in ("items", "noise"):
         del recipe[unrelated]
-    if _is_trained(path, recipe):
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    source = chosen.source
-    leaves, classes = strings(source, _TRAIN, chosen.training_strings)
-    held_out = strings(source, _HELD_OUT, 4000)
-    network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
 
-    def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
-        chosen_rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
-        batch = torch.from_numpy(leaves[chosen_rows].astype(np.int64))
-        return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[chosen_rows]))
+    def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
+        leaves, classes = strings(chosen.source, _TRAIN, chosen.training_strings)
+        held_out = strings(chosen.source, _HELD_OUT, 4000)
+        network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
 
-    def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        return {"accuracy": accuracy(model, *held_out)}
+        def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
+            chosen_rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
+            batch = torch.from_numpy(leaves[chosen_rows].astype(np.int64))
+            return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[chosen_rows]))
 
-    # Another recipe has another file: what is left of its training is in nobody's way.
-    name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
-    history = train(
-        network,
-        loss,
-        chosen.steps,
-        recipe=recipe,
-        checkpoint=folder / f"fig8-classifier-{name}.checkpoint",
-        learning_rate=recipe["learning_rate"],
-        weight_decay=recipe["weight_decay"],
-        decay=False,
-        evaluate=evaluate,
-        every=200,
-        target=("accuracy", recipe["target"]),
-        progress=progress,
-    )
-    save_network(network, path, recipe=recipe, steps=history.steps, records=history.records)
-    return path
+        history = train(
+            network,
+            loss,
+            chosen.steps,
+            recipe=recipe,
+            checkpoint=checkpoint,
+            learning_rate=recipe["learning_rate"],
+            weight_decay=recipe["weight_decay"],
+            decay=False,
+            evaluate=lambda model: {"accuracy": accuracy(model, *held_out)},
+            every=200,
+            target=("accuracy", recipe["target"]),
+            progress=workshop.progress,
+        )
+        return [network], history
 
-
-def _is_trained(path: Path, recipe: dict[str, Any]) -> bool:
-    """Whether a file holds a network of this recipe; a damaged one is made again."""
-    from uturn.networks.files import load_network
-
-    try:
-        network: Any = load_network(path, "tree_classifier")
-    except ValueError:
-        return False
-    return network.facts.get("recipe") == recipe and isinstance(network.facts.get("steps"), int)
+    return workshop.train(["fig8-classifier"], recipe, trained)[0]
 
 
 def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
@@ -149,26 +134,9 @@ def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
     return right / len(leaves)
 
 
-def statistics_file(scale: Scale, classifier: Path) -> Path:
-    """File of the means and variances of the layers over reference strings, next to the network's."""
-    from uturn.networks.files import load_network
-    from uturn.probes.hidden_layers import HiddenLayers
-
-    path = classifier.with_name("fig8-statistics.safetensors")
-    probe = HiddenLayers(load_network(classifier), "every block")
-    if path.exists():
-        try:
-            probe.load_statistics(path)
-            return path
-        except ValueError:
-            pass  # of another network, or damaged: made again
-    probe.fit(strings(setup(scale).source, _REFERENCE, 4000)[0]).save_statistics(path)
-    return path
-
-
 def examined(scale: Scale, classifier: Path, statistics: Path) -> xr.Dataset:
-    """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of one class and of independent ones,
-    and the squared distance of every independent pair."""
+    """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
+    independent pairs, and the squared distance of each independent pair."""
     from uturn.networks.files import load_network
     from uturn.probes.hidden_layers import HiddenLayers
 
@@ -191,13 +159,17 @@ def examined(scale: Scale, classifier: Path, statistics: Path) -> xr.Dataset:
     )
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.networks.files import load_network
     from uturn.networks.training import fingerprint
 
-    chosen, grammars = setup(work.scale), 24 if work.scale == "smoke" else 96
-    classifier = trained_classifier(work.scale, work.folder, work.progress)
-    statistics = statistics_file(work.scale, classifier)
+    chosen, grammars = setup(workshop.scale), 24 if workshop.scale == "smoke" else 96
+    classifier = trained_classifier(workshop)
+    statistics = workshop.layer_statistics("fig8-statistics", classifier, lambda: strings(chosen.source, _REFERENCE, 4000)[0])
     common = {"seed": SEED, "corruption": {"type": "epsilon", "noise": list(chosen.noise)}, "backward": {"type": "exact"}}
     source, tree = chosen.source.model_dump(), {"type": "tree_levels"}
     layers = {"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}
@@ -210,82 +182,37 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
         "source": {**source, "grammars": grammars},
         "probes": [tree],
     }
+    experiments = {"layers": Experiment.from_dict(network), "grammars": Experiment.from_dict(many)}
     settings = {"network": fingerprint(load_network(classifier)), "random_distances": True, **chosen._asdict()}
     return {
-        "layers": work.run("fig8-layers", Experiment.from_dict(network)),
-        "grammars": work.run("fig8-grammars", Experiment.from_dict(many)),
-        "network": work.keep("fig8-network", settings, lambda: examined(work.scale, classifier, statistics)),
+        **workshop.runs("fig8", experiments),
+        "network": workshop.keep("fig8-network", settings, lambda: examined(workshop.scale, classifier, statistics)),
     }
+
+
+class Places(NamedTuple):
+    """Where mean-field theory puts the transition of a grammar."""
+
+    crossing: float
+    """ε at which class and leaves swap order at the depth of the grammar."""
+    star: float
+    """ε*, the threshold of infinitely deep trees."""
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run, many, network = (runs[label].load() for label in ("layers", "grammars", "network"))
-    table = json.loads(run.attrs["spec"])["source"]
-    v, m, s, L = (table[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
+    v, m, s, L = (json.loads(run.attrs["spec"])["source"][key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
     theory = MeanField(v, m, s)
     crossing, star = theory.class_crossing(L), theory.critical_noise
     if crossing is None or star is None:
         raise ValueError(f"vocab_size = {v}, multiplicity = {m}, depth = {L}: class and leaves do not swap; take a deeper tree")
-    noise = run.noise.values
-    # With less noise all curves are 1, with more they are at their floors: their order is chance there.
-    window = (noise >= crossing / 2) & (noise <= (1 + star) / 2)
-
-    def swap(high: int, low: int) -> Callable[[np.ndarray], float]:
-        return lambda c: inversion(noise[window], c[window, high], c[window, low])
-
-    def at(position: float) -> int:
-        return int(np.argmin(np.abs(noise - position)))
-
-    def mean_gap(c: np.ndarray, low: float, high: float) -> float:
-        inside = (noise >= low) & (noise <= high)
-        return float(np.trapezoid((c[:, -1] - c[:, 0])[inside], noise[inside]) / np.ptp(noise[inside]))
-
+    places = Places(crossing, star)
     # What the network says, scaled like the similarities: 1 for no change, 0 for chance.
     said = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
-    decided = xr.concat([*(run.similarity.isel(network_layer=k, drop=True) for k in (0, -1)), said], dim="curve").transpose(
-        *run.similarity.dims[:3], "curve"
-    )
-    layer_swap, decided_swap = estimate(decided, swap(1, 0)), estimate(decided, swap(2, 0))
-    later_swap = estimate(decided, lambda c: swap(1, 0)(c) - swap(2, 0)(c))
-    exact_swap = estimate(run.belief, swap(-1, 0))
-    grammar_swaps = np.array([swap(-1, 0)(curves) for curves in grammar_means(many.belief).transpose("grammar", ...).values])
-    mean_swap, deviation = mean_estimate(grammar_swaps), float(grammar_swaps.std(ddof=1))
-    half = mean_swap.high - mean_swap.value
-    gaps = [
-        estimate(run.similarity, lambda c: mean_gap(c, 0, crossing)),
-        estimate(run.similarity, lambda c: mean_gap(c, star, 1)),
-    ]
-
-    floor = network.random_pairs.sel(pair="independent").values
-    # Curves to compare in pairs: class belief, logits and first block of the same items.
-    similarity = run.similarity.mean("trajectory")
-    together = xr.concat(
-        [run.belief.isel(tree_level=-1, drop=True), *(similarity.isel(network_layer=k, drop=True) for k in (-1, 0))], dim="curve"
-    ).transpose("noise", "item", "curve")
-    bottoms = [1 / v, floor[-1], floor[0]]
-
-    def fall(c: np.ndarray, k: int) -> Transition:
-        return transition(noise, c[:, k], 1.0, bottoms[k])
-
-    halves = [estimate(together, lambda c, k=k: fall(c, k).location) for k in range(2)]  # type: ignore[misc]
-    later = estimate(together, lambda c: fall(c, 1).location - fall(c, 0).location)
-    widths = [estimate(together, lambda c, k=k: fall(c, k).width) for k in range(3)]  # type: ignore[misc]
-    narrower = estimate(together, lambda c: fall(c, 2).width - fall(c, 1).width)
-
+    swaps = _swaps(run, said, places)
+    each_grammar = grammar_means(many.belief).transpose("grammar", ...).values
+    grammar_swaps = np.array([_swap(many.noise.values, curves, -1, 0, places) for curves in each_grammar])
     over = ("item", "trajectory")
-    lost = run.similarity.isel(network_layer=-1, noise=at(layer_swap.value)).where(
-        run.same_class.isel(noise=at(layer_swap.value)) == 0
-    )
-    memory = float(lost.mean())
-    kept = run.same_class.mean(over, dtype=float)
-    unchanged = run.unchanged.isel(tree_level=-1, drop=True).mean(over, dtype=float)
-    misjudged = float(np.abs(kept - unchanged).max())
-    # By ranks: some units are nearly always silent, so that a few pairs are a hundred times as far apart as the others.
-    ends = run.distance.sel(noise=1.0).isel(trajectory=0), network.random_distances
-    independent = mannwhitneyu(*(values.transpose(..., "network_layer").values for values in ends)).pvalue
-    right, count = float(network.accuracy), network.attrs["test_strings"]
-    error = 1.96 * np.sqrt(right * (1 - right) / count)
-
     _, low, high = replicates(run.similarity).interval(lambda c: c)
     curves = run.similarity.mean(over, dtype=float)
     data = xr.Dataset(
@@ -294,10 +221,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "similarity_low": (curves.dims, low),
             "similarity_high": (curves.dims, high),
             "distance": run.distance.mean(over, dtype=float),
-            "same_class": kept,
+            "same_class": run.same_class.mean(over, dtype=float),
             "verdict": said.mean(over, dtype=float),
             "belief": run.belief.mean("item", dtype=float),
-            "mean_field": (("noise", "tree_level"), theory.curves(noise, L).marginals),
+            "mean_field": (("noise", "tree_level"), theory.curves(run.noise.values, L).marginals),
             "random_pairs": network.random_pairs,
             "grammar_crossing": ("grammar", grammar_swaps),
         },
@@ -307,118 +234,193 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "branching": s,
             "critical_noise": star,
             "class_crossing": crossing,
-            "inversion": layer_swap.value,
-            "inversion_low": layer_swap.low,
-            "inversion_high": layer_swap.high,
-            "exact_inversion": exact_swap.value,
-            "accuracy": right,
+            "inversion": swaps.layers.value,
+            "inversion_low": swaps.layers.low,
+            "inversion_high": swaps.layers.high,
+            "exact_inversion": swaps.exact.value,
+            "accuracy": float(network.accuracy),
             "training_steps": network.attrs["training_steps"],
         },
     )
     return data, [
-        Verdict(
-            f"accuracy of the network on {count} new strings",
-            f"{right:.4f} ± {error:.4f} after {network.attrs['training_steps']} steps",
-            "at least 0.99",
-            right >= 0.99,
-            ">= 0.99",
-        ),
-        Verdict(
-            "ε at which the network's verdict and its first block swap order",
-            f"{decided_swap}; class and leaves of the same U-turns: {exact_swap}",
-            f"{crossing:.4f} (mean field, class and leaves, L = {L})",
-            abs(decided_swap.value - crossing) < 3 * deviation,
+        _accuracy(network),
+        _said_swap(swaps, places, L, float(grammar_swaps.std(ddof=1))),
+        _layer_swap(swaps, places, run, network),
+        _order(run.similarity, places),
+        _grammars(grammar_swaps, swaps.exact, places),
+        *_falls(run, network.random_pairs.sel(pair="independent").values, 1 / v),
+        _same_class(run),
+        _distances(run, network),
+    ]
+
+
+def _swap(noise: np.ndarray, curves: np.ndarray, high: int, low: int, places: Places) -> float:
+    """ε at which two curves (noise, curve) swap order, looked for around the transition: with less noise all curves are 1, with
+    more they are at their floors, and their order is chance."""
+    window = (noise >= places.crossing / 2) & (noise <= (1 + places.star) / 2)
+    return inversion(noise[window], curves[window, high], curves[window, low])
+
+
+class Swaps(NamedTuple):
+    """ε at which the order inverts."""
+
+    said: Estimate
+    """What the network says, and its first block."""
+    layers: Estimate
+    """Logits and first block."""
+    later: Estimate
+    """How much later than the former."""
+    exact: Estimate
+    """Class and leaves of the same U-turns, by belief propagation."""
+
+
+def _swaps(run: xr.Dataset, said: xr.DataArray, places: Places) -> Swaps:
+    swap = partial(_swap, run.noise.values, places=places)
+    first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
+    curves = xr.concat([first, logits, said], dim="curve").transpose(*run.similarity.dims[:3], "curve")
+    return Swaps(
+        estimate(curves, partial(swap, high=2, low=0)),
+        estimate(curves, partial(swap, high=1, low=0)),
+        estimate(curves, lambda c: swap(c, high=1, low=0) - swap(c, high=2, low=0)),
+        estimate(run.belief, partial(swap, high=-1, low=0)),
+    )
+
+
+def _accuracy(network: xr.Dataset) -> Verdict:
+    right, count, steps = float(network.accuracy), network.attrs["test_strings"], network.attrs["training_steps"]
+    error = 1.96 * np.sqrt(right * (1 - right) / count)
+    return verdict(
+        f"accuracy of the network on {count} new strings",
+        f"{right:.4f} ± {error:.4f} after {steps} steps",
+        "at least 0.99",
+        at_least(right, 0.99),
+    )
+
+
+def _said_swap(swaps: Swaps, places: Places, depth: int, deviation: float) -> Verdict:
+    return verdict(
+        "ε at which the network's verdict and its first block swap order",
+        f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
+        f"{places.crossing:.4f} (mean field, class and leaves, L = {depth})",
+        within(
+            swaps.said.value - places.crossing,
+            3 * deviation,
             f"within 3 standard deviations between grammars ({3 * deviation:.4f})",
         ),
-        Verdict(
-            "ε at which logits and first block swap order",
-            f"{layer_swap}, later than the verdict by {later_swap}; similarity of logits of another class there: {memory:.2f} "
-            f"(independent strings: {floor[-1]:.2f})",
-            f"later than the verdict, as logits tell more than the class; before ε* = {star:.4f}",
-            later_swap.low > 0 and layer_swap.high < star,
-            "interval of the difference above 0, interval of the swap below ε*",
+    )
+
+
+def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Dataset) -> Verdict:
+    """Logits remember more than the class, so they swap later."""
+    nearest = int(np.argmin(np.abs(run.noise.values - swaps.layers.value)))
+    logits, same = run.similarity.isel(network_layer=-1, noise=nearest), run.same_class.isel(noise=nearest)
+    floor = network.random_pairs.sel(pair="independent").values[-1]
+    return verdict(
+        "ε at which logits and first block swap order",
+        f"{swaps.layers}, later than the verdict by {swaps.later}; similarity of logits of another class there: "
+        f"{float(logits.where(same == 0).mean()):.2f} (independent strings: {floor:.2f})",
+        f"later than the verdict, as logits tell more than the class; before ε* = {places.star:.4f}",
+        above(swaps.later.low, 0, "interval of the difference above 0, interval of the swap below ε*"),
+        below(swaps.layers.high, places.star, ""),
+    )
+
+
+def _order(similarity: xr.DataArray, places: Places) -> Verdict:
+    noise = similarity.noise.values
+
+    def mean_gap(c: np.ndarray, low: float, high: float) -> float:
+        inside = (noise >= low) & (noise <= high)
+        return float(np.trapezoid((c[:, -1] - c[:, 0])[inside], noise[inside]) / np.ptp(noise[inside]))
+
+    before = estimate(similarity, partial(mean_gap, low=0, high=places.crossing))
+    after = estimate(similarity, partial(mean_gap, low=places.star, high=1))
+    return verdict(
+        f"logits - first block, mean over ε < {places.crossing:.3f} and over ε > ε* = {places.star:.3f}",
+        f"{before}; {after}",
+        "positive, then negative: the order of the layers inverts",
+        above([before.low, -after.high], 0, "intervals exclude 0"),
+    )
+
+
+def _grammars(swaps: np.ndarray, exact: Estimate, places: Places) -> Verdict:
+    """Swap of class and leaves in many grammars, and in the grammar of the network."""
+    mean, deviation = mean_estimate(swaps), float(swaps.std(ddof=1))
+    half = mean.high - mean.value
+    return verdict(
+        f"ε at which class and leaves swap order, {len(swaps)} grammars",
+        f"{mean}, standard deviation {deviation:.4f}; the grammar of the network: {exact.value:.4f}",
+        f"{places.crossing:.4f} (mean field), up to its bias; a typical grammar",
+        within(
+            mean.value - places.crossing,
+            half + TOLERANCE,
+            f"mean field within {TOLERANCE} of the t interval, which is no wider than ±{TOLERANCE}",
         ),
-        Verdict(
-            f"logits - first block, mean over ε < {crossing:.3f} and over ε > ε* = {star:.3f}",
-            f"{gaps[0]}; {gaps[1]}",
-            "positive, then negative: the order of the layers inverts",
-            gaps[0].low > 0 and gaps[1].high < 0,
-            "intervals exclude 0",
-        ),
-        Verdict(
-            f"ε at which class and leaves swap order, {len(grammar_swaps)} grammars",
-            f"{mean_swap}, standard deviation {deviation:.4f}; the grammar of the network: {exact_swap.value:.4f}",
-            f"{crossing:.4f} (mean field), up to its bias; a typical grammar",
-            abs(mean_swap.value - crossing) < half + TOLERANCE
-            and half < TOLERANCE
-            and abs(exact_swap.value - mean_swap.value) < 2 * deviation,
-            f"mean field within {TOLERANCE} of the t interval, which is no wider than ±{TOLERANCE}; the network's grammar "
-            "within 2 standard deviations of the mean",
-        ),
-        Verdict(
+        below(half, TOLERANCE, ""),
+        within(exact.value - mean.value, 2 * deviation, "the network's grammar within 2 standard deviations of the mean"),
+    )
+
+
+def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
+    """Place and width of the falls of class belief, logits and first block of the same items; each falls to its own floor."""
+    similarity = run.similarity.mean("trajectory")
+    layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
+    together = xr.concat([run.belief.isel(tree_level=-1, drop=True), *layers], dim="curve").transpose("noise", "item", "curve")
+    bottoms = [chance, floor[-1], floor[0]]
+
+    def fall(c: np.ndarray, k: int) -> Transition:
+        return transition(run.noise.values, c[:, k], 1.0, bottoms[k])
+
+    belief, logits = (estimate(together, lambda c, k=k: fall(c, k).location) for k in (0, 1))  # type: ignore[misc]
+    later = estimate(together, lambda c: fall(c, 1).location - fall(c, 0).location)
+    widths = [estimate(together, lambda c, k=k: fall(c, k).width) for k in range(3)]  # type: ignore[misc]
+    narrower = estimate(together, lambda c: fall(c, 2).width - fall(c, 1).width)
+    half = widths[0].value / 2
+    return [
+        verdict(
             "half of the fall of the logits, and how much later than that of the exact class belief",
-            f"{halves[1]}; {later}",
-            f"{halves[0].value:.4f}: the logits lose the class where it is lost",
-            abs(later.value) < widths[0].value / 2,
-            f"within half the width of the fall of the class ({widths[0].value / 2:.4f})",
+            f"{logits}; {later}",
+            f"{belief.value:.4f}: the logits lose the class where it is lost",
+            within(later.value, half, f"within half the width of the fall of the class ({half:.4f})"),
         ),
-        Verdict(
+        verdict(
             "width of the fall (a quarter to three quarters) of logits and first block",
             f"{widths[1]}; {widths[2]}; difference {narrower}",
             "abrupt for the logits, smooth for the first block",
-            narrower.low > 0,
-            "interval of the difference above 0",
-        ),
-        Verdict(
-            "same predicted class against same class, largest difference over ε",
-            f"{misjudged:.4f}",
-            "at most the network's errors on two strings",
-            misjudged < 0.02,
-            "below 2 x 0.01",
-        ),
-        Verdict(
-            "squared distance at ε = 1 against that of random pairs of strings, p-values of the layers (rank test)",
-            ", ".join(f"{p:.2g}" for p in independent),
-            "the same law: nothing is left of the original",
-            bool(independent.min() * len(independent) > 1e-3),
-            "none below 0.001 / number of layers",
+            above(narrower.low, 0, "interval of the difference above 0"),
         ),
     ]
 
 
+def _same_class(run: xr.Dataset) -> Verdict:
+    over = ("item", "trajectory")
+    unchanged = run.unchanged.isel(tree_level=-1, drop=True).mean(over, dtype=float)
+    misjudged = float(np.abs(run.same_class.mean(over, dtype=float) - unchanged).max())
+    return verdict(
+        "same predicted class against same class, largest difference over ε",
+        f"{misjudged:.4f}",
+        "at most the network's errors on two strings",
+        below(misjudged, 0.02, "below 2 x 0.01"),
+    )
+
+
+def _distances(run: xr.Dataset, network: xr.Dataset) -> Verdict:
+    """By ranks: some units are nearly always silent, so that a few pairs are a hundred times as far apart as the others."""
+    ends = run.distance.sel(noise=1.0).isel(trajectory=0), network.random_distances
+    p = mannwhitneyu(*(values.transpose(..., "network_layer").values for values in ends)).pvalue
+    return verdict(
+        "squared distance at ε = 1 against that of random pairs of strings, p-values of the layers (rank test)",
+        ", ".join(f"{value:.2g}" for value in p),
+        "the same law: nothing is left of the original",
+        above(p * len(p), 1e-3, "none below 0.001 / number of layers"),
+    )
+
+
 def draw(data: xr.Dataset) -> Any:
-    noise, attrs = data.noise.values, data.attrs
-    layers, L = data.network_layer.values, data.sizes["tree_level"] - 1
-    colors = level_colors(L + 1)
-    fine = np.linspace(0, 1, 500)
-    lines = MeanField(attrs["vocab_size"], attrs["multiplicity"], attrs["branching"]).curves(fine, L).marginals
+    attrs = data.attrs
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True, layout="constrained")
-        for k in range(len(layers)):
-            edge = k in (0, len(layers) - 1)
-            y = data.similarity.isel(network_layer=k)
-            label = "logits" if k == len(layers) - 1 else f"block {k + 1}"
-            left.plot(noise, y, color=colors[k], lw=2.4 if edge else 1.2, zorder=3 if edge else 2, label=label)
-            if edge:
-                low, high = (data[f"similarity_{side}"].isel(network_layer=k) for side in ("low", "high"))
-                bars = np.maximum([y - low, high - y], 0)  # all equal to 1 but for rounding, without noise
-                left.errorbar(noise, y, bars, fmt="o", ms=3.5, lw=1, color=colors[k], zorder=4)
-            floor = float(data.random_pairs.sel(pair="independent").isel(network_layer=k))
-            left.plot([1.015], [floor], "<", color=colors[k], ms=5, clip_on=False)
-        left.axvspan(attrs["inversion_low"], attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)
-        left.axvline(attrs["inversion"], color=CLASS, lw=1, label="logits and block 1 swap")
-        left.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same verdict, scaled", zorder=5)
-        left.plot([], [], "<", color=MUTED, ms=5, label="independent strings")
-        left.legend(loc="lower left", fontsize=8.5)
-        left.set(ylabel="cosine similarity", title="layers of the trained network", ylim=(None, 1.03))
-        for level in range(L + 1):
-            edge = level in (0, L)
-            right.plot(fine, lines[:, level], color=colors[level], lw=1.8 if edge else 0.9, zorder=2)
-            right.plot(noise, data.belief.isel(tree_level=level), "o" if edge else ".", ms=4, color=colors[level], zorder=3)
-        right.plot([], [], "o", color=MUTED, ms=4, label="exact (belief propagation)")
-        right.plot([], [], color=MUTED, label="mean-field theory")
-        right.set(ylabel="P(symbol unchanged)", title="levels of the tree", ylim=(0, 1.03))
-        level_bar(plt, right, L + 1, "tree level (0 = leaves)")
+        _draw_layers(left, data)
+        _draw_levels(plt, right, data)
         for axes in (left, right):
             axes.axvline(attrs["class_crossing"], color=THEORY, lw=1, ls="--", zorder=1)
             axes.axvline(attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
@@ -427,3 +429,38 @@ def draw(data: xr.Dataset) -> Any:
         right.plot([], [], color=THEORY, lw=1, ls="--", label="class and leaves swap (mean field)")
         right.legend(loc="lower left", fontsize=8.5, frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     return figure
+
+
+def _draw_layers(axes: Any, data: xr.Dataset) -> None:
+    noise, layers = data.noise.values, data.network_layer.values
+    for k, color in enumerate(level_colors(len(layers))):
+        edge = k in (0, len(layers) - 1)
+        y = data.similarity.isel(network_layer=k)
+        label = "logits" if k == len(layers) - 1 else f"block {k + 1}"
+        axes.plot(noise, y, color=color, lw=2.4 if edge else 1.2, zorder=3 if edge else 2, label=label)
+        if edge:
+            low, high = (data[f"similarity_{side}"].isel(network_layer=k) for side in ("low", "high"))
+            bars = np.maximum([y - low, high - y], 0)  # all equal to 1 but for rounding, without noise
+            axes.errorbar(noise, y, bars, fmt="o", ms=3.5, lw=1, color=color, zorder=4)
+        floor = float(data.random_pairs.sel(pair="independent").isel(network_layer=k))
+        axes.plot([1.015], [floor], "<", color=color, ms=5, clip_on=False)
+    axes.axvspan(data.attrs["inversion_low"], data.attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)
+    axes.axvline(data.attrs["inversion"], color=CLASS, lw=1, label="logits and block 1 swap")
+    axes.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same verdict, scaled", zorder=5)
+    axes.plot([], [], "<", color=MUTED, ms=5, label="independent strings")
+    axes.legend(loc="lower left", fontsize=8.5)
+    axes.set(ylabel="cosine similarity", title="layers of the trained network", ylim=(None, 1.03))
+
+
+def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
+    L, fine = data.sizes["tree_level"] - 1, np.linspace(0, 1, 500)
+    theory = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching")))
+    lines = theory.curves(fine, L).marginals
+    for level, color in enumerate(level_colors(L + 1)):
+        edge = level in (0, L)
+        axes.plot(fine, lines[:, level], color=color, lw=1.8 if edge else 0.9, zorder=2)
+        axes.plot(data.noise, data.belief.isel(tree_level=level), "o" if edge else ".", ms=4, color=color, zorder=3)
+    axes.plot([], [], "o", color=MUTED, ms=4, label="exact (belief propagation)")
+    axes.plot([], [], color=MUTED, label="mean-field theory")
+    axes.set(ylabel="P(symbol unchanged)", title="levels of the tree", ylim=(0, 1.03))
+    level_bar(plt, axes, L + 1, "tree level (0 = leaves)")

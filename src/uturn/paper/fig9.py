@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict, Work, fig4
+from uturn.paper import fig4
+from uturn.paper.verdicts import Verdict, below, equal, verdict
+from uturn.paper.workshop import Workshop
 from uturn.plotting.style import MUTED, style
 
 TITLE = "The messages on one factor"
@@ -22,7 +24,7 @@ LEVEL, NODE = 2, 1  # the parent
 channels = fig4.channels  # the observation is that of fig. 4
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.inference import infer
 
     rhm, latents, _, log_evidence = fig4.observation()
@@ -66,24 +68,16 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     for words, (total, message) in sums.items():
         error = float(np.abs(total / total.sum() - message).max())
         verdicts.append(
-            Verdict(
+            verdict(
                 f"contributions of the rules, summed, against the message {words}",
                 f"largest difference {error:.1e}",
                 "0",
-                error < 1e-12,
-                "below 1e-12 (double precision)",
+                below(error, 1e-12, "below 1e-12 (double precision)"),
             )
         )
     distinct = len(np.unique(rules.reshape(-1, 2), axis=0))
-    verdicts.append(
-        Verdict(
-            "distinct pairs among the rules",
-            str(distinct),
-            f"v m = {rules[..., 0].size}",
-            distinct == rules[..., 0].size,
-            "equal",
-        )
-    )
+    count = rules[..., 0].size
+    verdicts.append(verdict("distinct pairs among the rules", distinct, f"v m = {count}", equal(distinct, count)))
     return data, verdicts
 
 

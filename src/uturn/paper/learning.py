@@ -24,9 +24,10 @@ from uturn.networks.denoisers import (
     train_denoiser,
     training_noise,
 )  # fmt: skip
-from uturn.networks.files import load_network, save_network
-from uturn.paper import Scale, Verdict, Work
+from uturn.networks.training import History
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, above, below, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
@@ -47,16 +48,16 @@ CAPTION = (
     "with least and most data. (f) Squared error of the score, relative to its square. Networks stopped early unless said."
 )
 
-# Grammars with a transition: s f = 1/2; the first of their seeds is measured in every way. Of `training`, `steps` are the least
-# and the largest number of optimisation steps, with 12 for each training string in between. Of `reading`, `levels` of noise,
-# `items` test strings, `generated` strings, and the `steps` of U-turns; generation takes twice as many.
+# Grammars with a transition: s f = 1/2; the first of their seeds is measured in every way. `training`: `steps` are the least
+# number of optimisation steps, the number for each training string, and the largest number. `reading`: `levels` of noise, `items`
+# test strings, `generated` strings, and the `steps` of U-turns; generation takes twice as many.
 SETTINGS: dict[str, dict[str, Any]] = {
     "smoke": {
         "grammar": {"vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4},
         "seeds": [0, 1, 2],
         "sizes": [8, 16, 32, 64, 128, 256, 1024],
         "other_size": 1024,
-        "training": dict(width=32, steps=[800, 4000], batch_size=64, learning_rate=2.5e-3, every=50, held_out=1024),
+        "training": dict(width=32, steps=[400, 6, 2400], batch_size=64, learning_rate=2.5e-3, every=50, held_out=1024),
         "reading": {"levels": 10, "items": 512, "generated": 1024, "steps": 32},
     },
     "paper": {
@@ -64,7 +65,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "seeds": [0, 1, 2],
         "sizes": [16, 64, 256, 1024, 4096, 16384, 65536, 262144],
         "other_size": 65536,
-        "training": dict(width=128, steps=[4000, 40000], batch_size=256, learning_rate=2e-3, every=200, held_out=4096),
+        "training": dict(width=128, steps=[4000, 12, 40000], batch_size=256, learning_rate=2e-3, every=200, held_out=4096),
         "reading": {"levels": 16, "items": 2048, "generated": 8192, "steps": 64},
     },
 }  # fmt: skip
@@ -73,29 +74,38 @@ MISSED = 0.10  # largest share of the information in the other leaves that the n
 U_TURN_ERROR = 0.05  # largest difference of a U-turn probability, network against exact, at tree levels 0 and 1
 FALSE_ALARM = 0.01  # of a trend over the grammars, were there none
 _MARKERS = {"masking": ("^", "#0072b2", 0.87), "uniform": ("D", "#009e73", 1.15)}  # and a shift aside, both being at one size
+_STATES = (("best", "o-", THEORY, "stopped early"), ("last", "s--", CLASS, "trained to the end"))
 # First coordinates of the random streams with the purpose DENOISER; 0 and 1 are those of training.
 _STRINGS, _TESTS, _FULL_NOISE, _LOSS_NOISE, _U_TURN_NOISE, _GENERATION, _U_TURN = range(2, 9)
 
 
 # -- measurement -----------------------------------------------------------------------------------------------------------
-def measure(work: Work) -> dict[str, xr.Dataset]:
-    """Train what is not yet trained, then read it: one dataset for each network, and one for each channel's exact denoiser."""
-    jobs, plan = networks(work.scale), SETTINGS[work.scale]
-    work.folder.mkdir(parents=True, exist_ok=True)
-    runs = {}
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    """One dataset for each network, trained where it is not yet, and one for each channel's exact denoiser."""
+    return _exact(workshop) | _networks(workshop)
+
+
+def _exact(workshop: Workshop) -> dict[str, xr.Dataset]:
+    plan, runs = SETTINGS[workshop.scale], {}
     for channel in (SWEPT, *OTHERS):
         settings = {"channel": channel, "grammar": {**plan["grammar"], "seed": plan["seeds"][0]}, **plan["reading"]}
-        runs[f"{channel}-exact"] = work.keep(f"learning-{channel}-exact", settings, partial(exact_readings, settings))
-    full, few = plan["reading"], {key: plan["reading"][key] for key in ("levels", "items")}
-    readings = [full if job["grammar"]["seed"] == plan["seeds"][0] else few for job in jobs.values()]
-    todo = sum(_trained(name, job, work.folder) is None for name, job in jobs.items())
-    workers = min(work.workers or cores(), todo)
-    own = replace(work, progress=work.progress and workers <= 1)
+        runs[f"{channel}-exact"] = workshop.keep(f"learning-{channel}-exact", settings, partial(exact_readings, settings))
+    return runs
+
+
+def _networks(workshop: Workshop) -> dict[str, xr.Dataset]:
+    jobs, plan = networks(workshop.scale), SETTINGS[workshop.scale]
+    few = {key: plan["reading"][key] for key in ("levels", "items")}
+    readings = [plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few for job in jobs.values()]
+    todo = sum(not workshop.trained(_files(name), job) for name, job in jobs.items())
+    workers = min(workshop.workers or cores(), todo)
+    own = replace(workshop, progress=workshop.progress and workers <= 1)
     tasks = [(name, job, reading, own) for (name, job), reading in zip(jobs.items(), readings, strict=True)]
     if workers <= 1:
-        return runs | dict(_network(*task) for task in tasks)
-    with progress_bar(work.progress, "networks", len(tasks), 0) as advance:
-        # One thread each: the networks are so small that threads would wait for each other.
+        return dict(_network(*task) for task in tasks)
+    runs = {}
+    with progress_bar(workshop.progress, "networks", len(tasks), 0) as advance:
+        # One thread each, as threads do not speed up networks that are so small.
         for name, run in in_processes(_network, tasks, workers, threads=1):
             runs[name] = run
             advance()
@@ -121,42 +131,28 @@ def networks(scale: Scale) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], work: Work) -> tuple[str, xr.Dataset]:
-    if _trained(name, job, work.folder) is None:
-        _train(name, job, work.folder, work.progress)
-    compute = partial(network_readings, name, job, reading, work.folder)
-    return name, work.keep(f"learning-{name}", {**job, **reading}, compute).load()
+def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> tuple[str, xr.Dataset]:
+    _train(name, job, workshop)
+    compute = partial(network_readings, name, job, reading, workshop)
+    return name, workshop.keep(f"learning-{name}", {**job, **reading}, compute).load()
 
 
-def _train(name: str, job: Mapping[str, Any], folder: Path, progress: bool = False) -> None:
-    rhm = RandomHierarchyModel(**job["grammar"])
-    least, most = job["training"]["steps"]
-    training = {**job["training"], "steps": min(max(12 * job["size"], least), most)}
-    checkpoint = folder / f"learning-{name}-training.pt"
-    strings, resumed = training_strings(rhm, job["size"]), checkpoint.exists()
-    try:
-        *models, history = train_denoiser(rhm, job["channel"], strings, **training, checkpoint=checkpoint, progress=progress)
-    except ValueError:
-        if not resumed:
-            raise
-        checkpoint.unlink()  # damaged, or left behind by other settings
-        return _train(name, job, folder, progress)
-    for path, model in zip(_files(name, folder), models, strict=True):
-        save_network(model, path, settings=json.dumps(job, sort_keys=True), held_out=history.records["held_out"])
-    checkpoint.unlink()
+def _train(name: str, job: Mapping[str, Any], workshop: Workshop) -> None:
+    def trained(checkpoint: Path) -> tuple[list[Any], History]:
+        rhm = RandomHierarchyModel(**job["grammar"])
+        least, each, most = job["training"]["steps"]
+        training = {**job["training"], "steps": min(max(each * job["size"], least), most)}
+        strings = training_strings(rhm, job["size"])
+        *models, history = train_denoiser(
+            rhm, job["channel"], strings, **training, checkpoint=checkpoint, progress=workshop.progress
+        )
+        return models, history
+
+    workshop.train(_files(name), job, trained)
 
 
-def _files(name: str, folder: Path) -> list[Path]:
-    return [folder / f"learning-{name}-{state}.safetensors" for state in ("best", "last")]
-
-
-def _trained(name: str, job: Mapping[str, Any], folder: Path) -> list[Any] | None:
-    """The best and the last network; None if they are absent, damaged, or made under other settings."""
-    try:
-        found: list[Any] = [load_network(path, "tree_denoiser") for path in _files(name, folder)]
-        return found if all(one.facts["settings"] == json.dumps(job, sort_keys=True) for one in found) else None
-    except (ValueError, KeyError):
-        return None
+def _files(name: str) -> list[str]:
+    return [f"learning-{name}-{state}" for state in ("best", "last")]
 
 
 def training_strings(rhm: RandomHierarchyModel, size: int) -> np.ndarray:
@@ -164,7 +160,7 @@ def training_strings(rhm: RandomHierarchyModel, size: int) -> np.ndarray:
     return rhm.sample(size, seed=_keys(_STRINGS, range(size))).leaves
 
 
-def network_readings(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], folder: Path) -> xr.Dataset:
+def network_readings(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
     """What a network makes of new strings, dims state (best, last), ...: its distance from the exact denoiser
     (`compare_denoisers`), the `weight` of each tree level in its evidence, and, if any strings are to be `generated`, these and
     U-turns (best state only).
@@ -174,7 +170,7 @@ def network_readings(name: str, job: Mapping[str, Any], reading: Mapping[str, An
     """
     rhm = RandomHierarchyModel(**job["grammar"])
     tests, noise = _tests(rhm, reading), _noise(job["channel"], reading)
-    denoisers = [LearnedDenoiser(model) for model in _trained(name, job, folder) or ()]
+    denoisers = [LearnedDenoiser(model) for model in workshop.trained(_files(name), job)]
     states = []
     for learned in denoisers:
         judged = (tests.leaves, noise, _keys(_LOSS_NOISE, range(reading["items"])))
@@ -253,29 +249,30 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     grammar = json.loads(first[SWEPT, sizes[0]].attrs["settings"])["grammar"]
     v, m, s, L = (grammar[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
 
-    def stacked(parts: list[xr.Dataset], dim: str, labels: Any) -> xr.Dataset:
-        return xr.concat(parts, xr.DataArray(labels, dims=dim, name=dim), join="override", combine_attrs="drop")
-
     means = {name: run[["weight", "divergence", "local"]].mean(["noise", "item"]) for name, run in read.items()}
-    swept = [stacked([means[SWEPT, str(size), str(seed)] for size in sizes], "size", sizes) for seed in seeds]
-    data = stacked(swept, "grammar", seeds)
-    data = data.merge(stacked([summary(first[SWEPT, size]) for size in sizes], "size", sizes))
+    swept = [_stacked([means[SWEPT, str(size), str(seed)] for size in sizes], "size", sizes) for seed in seeds]
+    data = _stacked(swept, "grammar", seeds)
+    data = data.merge(_stacked([summary(first[SWEPT, size]) for size in sizes], "size", sizes))
     data["exact"] = exact[SWEPT].belief.mean("item")
-    data["other"] = stacked(
-        [first[name].divergence.mean(["noise", "item"]) for name in others], "channel", [c for c, _ in others]
-    )
+    other_means = [first[name].divergence.mean(["noise", "item"]) for name in others]
+    data["other"] = _stacked(other_means, "channel", [channel for channel, _ in others])
     weight = data.weight.sel(state="best").transpose("grammar", "learned_level", "size").values
     learned_at = np.array([[reached(np.array(sizes), curve) for curve in one] for one in weight])
     data["learned_at"] = ("grammar", "learned_level"), learned_at
     data["predicted_at"] = "learned_level", v * float(m) ** (np.arange(1, L + 1) + 1)
     data.attrs = {**grammar, "chance": m / v ** (s - 1), "other_size": others[0][1]}
+    most = {channel: first[channel, size] for channel, size in [(SWEPT, sizes[-1]), *others]}
     return data, [
         _bayes_bound(first),
         _order(data),
         *_approach(data),
-        _u_turns({channel: first[channel, size] for channel, size in [(SWEPT, sizes[-1]), *others]}, exact),
+        _u_turns(most, exact),
         _copies(first[SWEPT, sizes[0]], first[SWEPT, sizes[-1]], sizes),
-    ]  # fmt: skip
+    ]
+
+
+def _stacked(parts: list[Any], dim: str, labels: Any) -> Any:
+    return xr.concat(parts, xr.DataArray(labels, dims=dim, name=dim), join="override", combine_attrs="drop")
 
 
 def summary(run: xr.Dataset) -> xr.Dataset:
@@ -317,12 +314,11 @@ def _bayes_bound(first: Mapping[Any, xr.Dataset]) -> Verdict:
             ratio = items.mean("item") / items.std("item", ddof=1) * np.sqrt(items.sizes["item"])
             t |= {f"{words}, {channel}, P = {size}, {state}": float(ratio.sel(state=state)) for state in ("best", "last")}
     worst = min(t, key=lambda name: t[name])
-    return Verdict(
+    return verdict(
         f"no network beats Bayes: smallest t statistic of the excess loss, {len(first)} networks x 2 states x 2 losses",
         f"{t[worst]:+.1f} ({worst})",
         "not negative",
-        t[worst] > -3,
-        "above -3",
+        above(list(t.values()), -3),
     )
 
 
@@ -330,13 +326,13 @@ def _order(data: xr.Dataset) -> Verdict:
     at, levels = data.learned_at, data.learned_level.values
     p, middle = _trend(at), at.median("grammar").values
     words = [f"{one.median():.3g} [{one.min():.3g}, {one.max():.3g}]" for one in (at.sel(learned_level=k) for k in levels)]
-    return Verdict(
+    return verdict(
         f"training strings at which the weight of levels {levels[0]} .. {levels[-1]} reaches 1/2: median [range] of "
         f"{at.sizes['grammar']} grammars",
         f"{', '.join(words)}; Page's trend test: p = {p:.2g}",
         "levels are learned from the bottom up; scales v m^(l+1) = " + ", ".join(f"{x:.0f}" for x in data.predicted_at.values),
-        p < FALSE_ALARM and bool((middle[1:] > middle[:-1]).all()),
-        f"p < {FALSE_ALARM}, and each median above that of the level below",
+        below(p, FALSE_ALARM, f"p < {FALSE_ALARM}"),
+        above(middle[1:], middle[:-1], "each median above that of the level below"),
     )
 
 
@@ -345,39 +341,36 @@ def _approach(data: xr.Dataset) -> list[Verdict]:
     p = _trend(-best.divergence.transpose("grammar", "size"))
     missed = (best.divergence / best.local).isel(size=-1)
     return [
-        Verdict(
+        verdict(
             f"excess loss over Bayes, nats a leaf, P = {', '.join(map(str, sizes))}: mean of {len(best.grammar)} grammars",
             ", ".join(f"{x:.4f}" for x in best.divergence.mean("grammar").values) + f"; Page's trend test: p = {p:.2g}",
             "falls with P",
-            p < FALSE_ALARM,
-            f"p < {FALSE_ALARM}",
+            below(p, FALSE_ALARM, f"p < {FALSE_ALARM}"),
         ),
-        Verdict(
+        verdict(
             f"information in the other leaves that the network misses at P = {sizes[-1]}, for each grammar",
             ", ".join(f"{100 * x:.1f} %" for x in missed.values),
             "0 as P and training grow",
-            float(missed.max()) < MISSED,
-            f"all below {100 * MISSED:.0f} %",
+            below(missed, MISSED, f"all below {100 * MISSED:.0f} %"),
         ),
     ]
 
 
 def _u_turns(runs: Mapping[str, xr.Dataset], exact: Mapping[str, xr.Dataset]) -> Verdict:
     """U-turns of the network with most data, in every channel, against exact probabilities at the same observations."""
-    parts, worst = [], 0.0
+    words, gaps = [], []
     for channel, run in runs.items():
         gap, own = ((one.unchanged - exact[channel].belief).sel(tree_level=[0, 1]) for one in (run, exact[channel]))
         one = gap.isel({key: int(value) for key, value in abs(gap.mean("item")).argmax(...).items()})
         mean, error = float(one.mean()), 1.96 * float(one.std("item", ddof=1)) / one.size**0.5
         sampler = float(abs(own.mean("item")).max())
-        parts.append(f"{channel} {mean:+.3f} [{mean - error:+.3f}, {mean + error:+.3f}] (the sampler alone: {sampler:.3f})")
-        worst = max(worst, abs(mean))
-    return Verdict(
+        words.append(f"{channel} {mean:+.3f} [{mean - error:+.3f}, {mean + error:+.3f}] (the sampler alone: {sampler:.3f})")
+        gaps.append(mean)
+    return verdict(
         "U-turns with most data, network against exact probabilities: largest difference over noise at levels 0 and 1",
-        "; ".join(parts),
+        "; ".join(words),
         "0",
-        worst < U_TURN_ERROR,
-        f"below {U_TURN_ERROR} in size",
+        within(gaps, U_TURN_ERROR, f"below {U_TURN_ERROR} in size"),
     )
 
 
@@ -386,57 +379,31 @@ def _copies(few: xr.Dataset, many: xr.Dataset, sizes: list[int]) -> Verdict:
     tests = [binomtest(int(one.sum()), one.size) for one in hits]
     first, last = (test.proportion_ci(method="wilson") for test in tests)
     words = [f"{test.statistic:.3f} [{ci.low:.3f}, {ci.high:.3f}]" for test, ci in zip(tests, (first, last), strict=True)]
-    return Verdict(
+    return verdict(
         f"generated strings that are copies of training strings, trained to the end, P = {sizes[0]} and {sizes[-1]}",
         f"{words[0]} and {words[1]} (stopped early at P = {sizes[0]}: {float(few.copied.sel(state='best').mean()):.3f})",
         "falls with P: little data is memorised",
-        first.low > last.high and tests[1].statistic < 0.01,
-        "intervals apart, and below 0.01 at the largest P",
+        above(first.low, last.high, "intervals apart"),
+        below(tests[1].statistic, 0.01, "below 0.01 at the largest P"),
     )
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------------------
 def draw(data: xr.Dataset) -> Any:
-    L, sizes = int(data.attrs["depth"]), data["size"].values
-    colors = level_colors(L + 1)
+    sizes = data["size"].values
     with style() as plt:
         figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.6), layout="constrained")
         (weight, rules, loss), (few, many, score) = axes
-        best = data.sel(state="best")
-        for level in range(1, L + 1):
-            one, at = best.weight.sel(learned_level=level), float(data.predicted_at.sel(learned_level=level))
-            weight.errorbar(sizes, *_mean_and_range(one), fmt="o-", color=colors[level], ms=5, capsize=2)
-            weight.plot(at, 1.14, "v", color=colors[level], ms=8, clip_on=False)
-            weight.annotate(f"{level}", (at, 1.14), (6, 0), textcoords="offset points", color=colors[level], va="center")
-            obeyed = best.sel(tree_level=level)
-            rules.errorbar(sizes, obeyed.obeyed_share, 1.96 * obeyed.obeyed_error, fmt="o-", color=colors[level], ms=5)
-        weight.hlines([0, 0.5, 1], sizes[0], sizes[-1], color=MUTED, lw=1, ls=":")
-        weight.plot([], [], "v", color=MUTED, ms=8, label=r"$v\,m^{l+1}$, level $l$")
-        lowest = min(-0.1, float(best.weight.min()) - 0.05)
-        weight.set(ylabel="weight in the evidence", ylim=(lowest, 1.22), title="(a) levels learned")
-        for state, fmt, color, words in (("best", "o-", THEORY, "stopped early"), ("last", "s--", CLASS, "trained to the end")):
-            one = data.sel(state=state)
-            rules.plot(sizes, one.copied, fmt[1:], color=color, lw=1.3, label=f"copies, {words}")
-            loss.errorbar(sizes, *_mean_and_range(one.divergence), fmt=fmt, color=color, ms=5, label=words)
-        rules.axhline(data.attrs["chance"], color=MUTED, lw=1, ls=":")
-        rules.set(ylabel="share of rules; of copies", ylim=(-0.03, 1.03), title="(b) generated strings")
-        for channel, (marker, color, aside) in _MARKERS.items():
-            value = float(best.other.sel(channel=channel))
-            loss.plot(data.attrs["other_size"] * aside, value, marker, color=color, ms=8, label=channel, zorder=4)
-        loss.axhline(float(best.local.mean()), color=MUTED, lw=1, ls="--", label="each leaf by itself")
-        loss.set(yscale="log", ylabel="nats / leaf", title="(c) excess loss over Bayes")
-        for panel, place, letter in ((few, 0, "d"), (many, -1, "e")):
-            one = best.isel(size=place)
-            for level in range(L + 1):
-                mean, error = one.unchanged.sel(tree_level=level), 1.96 * one.unchanged_error.sel(tree_level=level)
-                panel.plot(data.noise, data.exact.sel(tree_level=level), color=colors[level], lw=1.5)
-                panel.errorbar(data.noise, mean, error, fmt="o", color=colors[level], ms=4.5, lw=1)
-            panel.set(ylabel="P(symbol unchanged)", ylim=(0, 1.03), title=f"({letter}) U-turns, $P$ = {sizes[place]}")
+        _draw_weights(weight, data)
+        _draw_generated(rules, data)
+        _draw_losses(loss, data)
+        _draw_u_turns(few, data, 0, "d")
+        _draw_u_turns(many, data, -1, "e")
         few.plot([], [], "o", color=MUTED, ms=4.5, label="network")
         few.plot([], [], color=MUTED, lw=1.5, label="exact")
-        shades = plt.colormaps["viridis"](np.linspace(0.85, 0.1, len(sizes)))
-        for size, shade in zip(sizes, shades, strict=True):
-            score.plot(data.noise, best.score_error.sel(size=size), "o-", ms=4, color=shade, label=str(size))
+        for shade, size in zip(plt.colormaps["viridis"](np.linspace(0.85, 0.1, len(sizes))), sizes, strict=True):
+            error = data.score_error.sel(state="best", size=size)
+            score.plot(data.noise, error, "o-", ms=4, color=shade, label=str(size))
         score.set(yscale="log", ylabel=r"$|s_{net}-s|^2\;/\;|s|^2$", title="(f) error of the score")
         for panel, corner in ((weight, "lower right"), (loss, "lower left"), (few, "upper right")):
             panel.legend(loc=corner)
@@ -445,8 +412,59 @@ def draw(data: xr.Dataset) -> Any:
         for row, label in zip(axes, ("training strings $P$", "diffusion time $t$"), strict=True):
             for panel in row:
                 panel.set(xscale="log", xlabel=label)
-        level_bar(plt, many, L + 1, "tree level")
+        level_bar(plt, many, int(data.attrs["depth"]) + 1, "tree level")
     return figure
+
+
+def _draw_weights(axes: Any, data: xr.Dataset) -> None:
+    """(a) The weight of each level against P, with its scale."""
+    best, sizes, L = data.sel(state="best"), data["size"].values, int(data.attrs["depth"])
+    for level, color in list(enumerate(level_colors(L + 1)))[1:]:
+        one, at = best.weight.sel(learned_level=level), float(data.predicted_at.sel(learned_level=level))
+        axes.errorbar(sizes, *_mean_and_range(one), fmt="o-", color=color, ms=5, capsize=2)
+        axes.plot(at, 1.14, "v", color=color, ms=8, clip_on=False)
+        axes.annotate(f"{level}", (at, 1.14), (6, 0), textcoords="offset points", color=color, va="center")
+    axes.hlines([0, 0.5, 1], sizes[0], sizes[-1], color=MUTED, lw=1, ls=":")
+    axes.plot([], [], "v", color=MUTED, ms=8, label=r"$v\,m^{l+1}$, level $l$")
+    lowest = min(-0.1, float(best.weight.min()) - 0.05)
+    axes.set(ylabel="weight in the evidence", ylim=(lowest, 1.22), title="(a) levels learned")
+
+
+def _draw_generated(axes: Any, data: xr.Dataset) -> None:
+    """(b) Rules obeyed by generated strings, and copies of training strings."""
+    sizes, L = data["size"].values, int(data.attrs["depth"])
+    for level, color in list(enumerate(level_colors(L + 1)))[1:]:
+        obeyed = data.sel(state="best", tree_level=level)
+        axes.errorbar(sizes, obeyed.obeyed_share, 1.96 * obeyed.obeyed_error, fmt="o-", color=color, ms=5)
+    for state, fmt, color, words in _STATES:
+        axes.plot(sizes, data.copied.sel(state=state), fmt[1:], color=color, lw=1.3, label=f"copies, {words}")
+    axes.axhline(data.attrs["chance"], color=MUTED, lw=1, ls=":")
+    axes.set(ylabel="share of rules; of copies", ylim=(-0.03, 1.03), title="(b) generated strings")
+
+
+def _draw_losses(axes: Any, data: xr.Dataset) -> None:
+    """(c) Excess loss over Bayes' optimum."""
+    best = data.sel(state="best")
+    for state, fmt, color, words in _STATES:
+        axes.errorbar(
+            data["size"].values, *_mean_and_range(data.divergence.sel(state=state)), fmt=fmt, color=color, ms=5, label=words
+        )
+    for channel, (marker, color, aside) in _MARKERS.items():
+        value = float(best.other.sel(channel=channel))
+        axes.plot(data.attrs["other_size"] * aside, value, marker, color=color, ms=8, label=channel, zorder=4)
+    axes.axhline(float(best.local.mean()), color=MUTED, lw=1, ls="--", label="each leaf by itself")
+    axes.set(yscale="log", ylabel="nats / leaf", title="(c) excess loss over Bayes")
+
+
+def _draw_u_turns(axes: Any, data: xr.Dataset, place: int, letter: str) -> None:
+    """(d, e) U-turns of the network trained on one of the sizes."""
+    one = data.sel(state="best").isel(size=place)
+    for level, color in enumerate(level_colors(int(data.attrs["depth"]) + 1)):
+        mean, error = one.unchanged.sel(tree_level=level), 1.96 * one.unchanged_error.sel(tree_level=level)
+        axes.plot(data.noise, data.exact.sel(tree_level=level), color=color, lw=1.5)
+        axes.errorbar(data.noise, mean, error, fmt="o", color=color, ms=4.5, lw=1)
+    title = f"({letter}) U-turns, $P$ = {data['size'].values[place]}"
+    axes.set(ylabel="P(symbol unchanged)", ylim=(0, 1.03), title=title)
 
 
 def _mean_and_range(values: xr.DataArray) -> tuple[xr.DataArray, list[xr.DataArray]]:

@@ -1,31 +1,30 @@
-"""Messages per level against ε, exact and in theory: what figs. 11 to 14 have in common."""
+"""Beliefs and messages of every level against ε, exact and in theory: what figs. 7 and 10 to 14 have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from uturn.paper import Verdict
-from uturn.plotting.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
+from uturn.paper.verdicts import Verdict, verdict, within
 from uturn.random import Purpose, keys, uniforms
 from uturn.rhm import RandomHierarchyModel
 from uturn.statistics import Estimate, estimate, grammar_means, shift
 from uturn.theory import MeanField
 
-TOLERANCE = 0.005  # in ε, as in fig7: 2.5 standard deviations of the thresholds of grammars
+TOLERANCE = 0.005  # in ε: 2.5 standard deviations of the thresholds of grammars (fig6)
 
 
-def mean_estimate(values: np.ndarray) -> Estimate:
-    """Mean of independent numbers with its 95 % interval of Student's t."""
+def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Mean of independent numbers with its interval of Student's t."""
     from scipy.stats import t
 
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    with np.errstate(invalid="ignore"):  # infinite numbers
+        half = np.std(values, ddof=1) / np.sqrt(len(values)) * t.ppf(0.5 + confidence / 2, len(values) - 1)
     mean = float(np.mean(values))
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, mean - float(half), mean + float(half))
 
 
 @lru_cache(maxsize=2)
@@ -101,7 +100,7 @@ def competing_rules(vocab_size: int, multiplicity: int, branching: int, depth: i
 def compare(
     values: xr.DataArray, theory_noise: np.ndarray, theory: np.ndarray, levels: Sequence[int], what: str, against: str
 ) -> tuple[xr.Dataset, Verdict]:
-    """Shift in ε of the mean curve of every level against a theory (noise, tree_level), with the verdict on it."""
+    """Shift in ε of the mean curve of each level against a theory (noise, tree_level), with the verdict on it."""
     noise = values.noise.values
     shifts = []
     for level in levels:
@@ -110,7 +109,6 @@ def compare(
             return shift(noise, curve, theory_noise, theory[:, level])
 
         shifts.append(estimate(values.isel(tree_level=level), displaced))
-    worst = int(np.argmax([abs(s.value) for s in shifts]))
     data = xr.Dataset(
         {
             "belief": grammar_means(values),
@@ -118,63 +116,17 @@ def compare(
             "shift": (("shifted_level", "bound"), np.array(shifts)),
         },
         coords={"bound": ["value", "low", "high"], "shifted_level": list(levels), "theory_noise": theory_noise},
+        attrs={"tolerance": TOLERANCE},
     )
-    verdict = Verdict(
-        f"shift in ε of the {what}, BP against {against}, levels {levels[0]} .. {levels[-1]}",
+    return data, shift_verdict(f"{what}, BP against {against}", shifts, levels)
+
+
+def shift_verdict(what: str, shifts: Sequence[Estimate], levels: Sequence[int], prefix: str = "shift in ε of the ") -> Verdict:
+    """All levels lie on the theory, up to the tolerance in ε."""
+    worst = int(np.argmax([abs(s.value) for s in shifts]))
+    return verdict(
+        f"{prefix}{what}, levels {levels[0]} .. {levels[-1]}",
         ", ".join(f"{s.value:+.4f}" for s in shifts) + f"; largest {shifts[worst]} (level {levels[worst]})",
         "0",
-        abs(shifts[worst].value) < TOLERANCE,
-        f"all within {TOLERANCE}",
+        within([s.value for s in shifts], TOLERANCE, f"all within {TOLERANCE}"),
     )
-    return data, verdict
-
-
-def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
-    """Left: curves of all levels, exact and in theory. Right: the shift in ε of every level with its interval."""
-    with style() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), width_ratios=[1.75, 1], layout="constrained")
-        depth = data.sizes["tree_level"] - 1
-        colors = level_colors(depth + 1)
-        for level in range(depth + 1):
-            draw_level(left, data, level, colors[level], bold=level in (0, depth))
-        if "mean_field" in data:
-            some = (0, depth // 2, depth - 1)
-            for level in some:
-                line = data.mean_field.isel(tree_level=level)
-                left.plot(data.theory_noise, line, color=colors[level], lw=1.3, ls=(0, (4, 2)), zorder=1)
-            left.plot([], [], color=MUTED, lw=1.3, ls=(0, (4, 2)), label=f"mean field,\nlevels {some[0]}, {some[1]}, {some[2]}")
-        left.axvline(data.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
-        left.text(data.attrs["critical_noise"] + 0.012, 0.96, rf"$\epsilon^*={data.attrs['critical_noise']:.3f}$", va="center")
-        left.plot([], [], "o", color=MUTED, ms=4.5, label="exact (BP)")
-        left.plot([], [], color=MUTED, lw=1.4, label=theory_name)
-        left.legend(loc="upper left", bbox_to_anchor=(data.attrs["critical_noise"] + 0.005, 0.92), fontsize=9, handlelength=1.5)
-        left.set(xlabel=r"noise $\epsilon$", ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.03))
-        left.set_title("all levels")
-        level_bar(plt, left, depth + 1, "tree level (0 = leaves)")
-        draw_shifts(right, data, colors)
-    return figure
-
-
-def draw_level(axes: Any, data: xr.Dataset, level: int, color: Any, bold: bool) -> None:
-    """One level: points with the standard deviation between grammars, and the theory."""
-    curve = data.belief.isel(tree_level=level)
-    axes.plot(data.theory_noise, data.theory.isel(tree_level=level), color=color, lw=1.4, zorder=2)
-    marker, size = ("o", 4.2) if bold else (".", 4)
-    mean, spread = curve.mean("grammar"), curve.std("grammar")
-    axes.errorbar(data.noise, mean, spread, fmt=marker, ms=size, lw=0.9, color=color, zorder=3)
-
-
-def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
-    levels = data.shifted_level.values
-    value, low, high = (data["shift"].sel(bound=bound).values for bound in ("value", "low", "high"))
-    axes.axvspan(-TOLERANCE, TOLERANCE, color=ACCENT, alpha=0.1, lw=0)
-    axes.axvline(0, color=THEORY, lw=1)
-    for k, level in enumerate(levels):
-        axes.plot([low[k], high[k]], [level, level], color=colors[level], lw=2)
-        axes.plot(value[k], level, "o", color=colors[level], ms=6)
-    reach = 1.15 * max(1.6 * TOLERANCE, float(np.abs([low, high]).max()))
-    axes.set(xlim=(-reach, reach), yticks=levels, xlabel=r"shift in $\epsilon$ (exact minus theory)", ylabel="tree level")
-    ticks = [-TOLERANCE, 0, TOLERANCE]
-    axes.set_xticks(ticks, ["0" if tick == 0 else f"{tick:+g}".replace("-", "−") for tick in ticks])
-    axes.set_title("displacement, 95 % interval")
-    axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)

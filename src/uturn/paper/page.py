@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from uturn.files import whole_file
-from uturn.paper import Result, load_results
+from uturn.paper.results import Result, load_results
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -9,14 +9,17 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment, u_turn
-from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
-from uturn.statistics import crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
+from uturn.statistics import Replicates, crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
 
 if TYPE_CHECKING:
     import torch
+
+    from uturn.networks.training import History
 
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
 CAPTION = (
@@ -28,6 +31,7 @@ CAPTION = (
     "neither it nor the logits ever fall below the first block."
 )
 SOURCE = GaussianMixtureSource(dimension=1024, num_modes=2, separation=0.5)
+SEPARATION = SOURCE.separation * np.sqrt(SOURCE.dimension)  # of the means, in standard deviations
 RECIPE: dict[str, Any] = {
     "source": SOURCE.model_dump(),
     "width": 128,
@@ -41,50 +45,43 @@ RECIPE: dict[str, Any] = {
 _HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first numbers of draws that are no originals
 
 
-def trained_classifier(folder: Path, progress: bool = False) -> tuple[Path, Path]:
-    """Files of the trained network and of the statistics of its layers; made once in a folder."""
+def trained_classifier(workshop: Workshop) -> Path:
+    """File of the trained network."""
     import torch
 
     from uturn.networks.classifiers import VectorClassifier
-    from uturn.networks.files import load_network, save_network
     from uturn.networks.training import train
-    from uturn.probes.hidden_layers import HiddenLayers
 
-    path, statistics = (folder.resolve() / f"s9-{name}.safetensors" for name in ("classifier", "statistics"))
-    try:
-        kept: Any = load_network(path)
-        HiddenLayers(kept, "every block").load_statistics(statistics)
-        if kept.facts.get("recipe") == RECIPE:
-            return path, statistics
-    except ValueError:
-        pass  # missing or damaged: trained again
-    folder.mkdir(parents=True, exist_ok=True)
-    held_out = SOURCE.fresh(np.arange(_HELD_OUT, 2000), RECIPE["seed"])
-    network = VectorClassifier(SOURCE.dimension, 2, width=RECIPE["width"], num_layers=RECIPE["num_layers"], seed=RECIPE["seed"])
+    def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
+        held_out = SOURCE.fresh(np.arange(_HELD_OUT, 2000), RECIPE["seed"])
+        network = VectorClassifier(SOURCE.dimension, 2, RECIPE["width"], RECIPE["num_layers"], RECIPE["seed"])
 
-    def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
-        numbers = _BATCHES + step * RECIPE["batch"] + np.arange(RECIPE["batch"])
-        batch = SOURCE.fresh(numbers, RECIPE["seed"])
-        return torch.nn.functional.cross_entropy(model(torch.from_numpy(batch.values)), torch.from_numpy(batch.labels))
+        def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
+            numbers = _BATCHES + step * RECIPE["batch"] + np.arange(RECIPE["batch"])
+            batch = SOURCE.fresh(numbers, RECIPE["seed"])
+            return torch.nn.functional.cross_entropy(model(torch.from_numpy(batch.values)), torch.from_numpy(batch.labels))
 
-    history = train(
-        network,
-        loss,
-        RECIPE["steps"],
-        recipe=RECIPE,
-        checkpoint=folder / "s9-classifier.checkpoint",
-        learning_rate=RECIPE["learning_rate"],
-        warmup=50,
-        evaluate=lambda model: {"accuracy": _accuracy(model, held_out)},
-        every=100,
-        target=("accuracy", RECIPE["target"]),
-        progress=progress,
-    )
-    reference = SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values
-    HiddenLayers(network, "every block").fit(reference).save_statistics(statistics)
-    # Last, because it says that all is done.
-    save_network(network, path, recipe=RECIPE, accuracy=history.records["accuracy"][-1][1], steps=history.steps)
-    return path, statistics
+        history = train(
+            network,
+            loss,
+            RECIPE["steps"],
+            recipe=RECIPE,
+            checkpoint=checkpoint,
+            learning_rate=RECIPE["learning_rate"],
+            warmup=50,
+            evaluate=lambda model: {"accuracy": _accuracy(model, held_out)},
+            every=100,
+            target=("accuracy", RECIPE["target"]),
+            progress=workshop.progress,
+        )
+        return [network], history
+
+    return workshop.train(["s9-classifier"], RECIPE, trained)[0]
+
+
+def reference() -> np.ndarray:
+    """Vectors that say what mean and variance a unit has."""
+    return SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
@@ -107,12 +104,12 @@ def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
     )
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.networks.files import load_network
 
-    classifier, statistics = trained_classifier(work.folder, work.progress)
-    described = experiment(work.scale, classifier, statistics)
-    run = work.run("s9-mixture", described)
+    classifier = trained_classifier(workshop)
+    described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
+    run = workshop.run("s9-mixture", described)
     # Of vectors that had no part in the training: the held-out ones decided when it was to end.
     accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
     return {"mixture": run.assign_attrs(accuracy=accuracy), "written out": written_out(described, classifier)}
@@ -132,17 +129,17 @@ def written_out(described: Experiment, classifier: Path, noise: float = 1.0, ite
 
     (originals,) = source.blocks(np.arange(items), described.seed, described.items)
     rebuilt = u_turn(originals, corruption, backward, noise, described.seed).reconstructions[:, 0]
-    reference = activations(SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values)
+    moments = activations(reference())
     before, after = activations(originals.values), activations(rebuilt)
     rows = []
-    for layer, values in reference.items():
+    for layer, values in moments.items():
         deviation = values.std(axis=0)
         used = deviation > 0  # a unit that is always off has no standard deviation
         a, b = ((x[layer] - values.mean(axis=0))[:, used] / deviation[used] for x in (before, after))
         rows.append((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
     return xr.Dataset(
         {"similarity": (("network_layer", "item"), np.array(rows))},
-        coords={"network_layer": list(reference), "item": np.arange(items), "noise": noise},
+        coords={"network_layer": list(moments), "item": np.arange(items), "noise": noise},
     )
 
 
@@ -168,110 +165,100 @@ def kept_mode(noise: Any, separation: float) -> np.ndarray:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["mixture"].load()
-    noise, over = run.noise.values, ("item", "trajectory")
+    noise = run.noise.values
     together = xr.concat([run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer")
     repeated = replicates(together)
     _, low, high = repeated.interval(lambda c: c)
-    curves = together.mean(over, dtype=float).transpose("noise", "network_layer")
-    theory = kept_mode(noise, SOURCE.separation * np.sqrt(SOURCE.dimension))
+    curves = together.mean(("item", "trajectory"), dtype=float).transpose("noise", "network_layer")
+    theory = xr.DataArray(kept_mode(noise, SEPARATION), dims="noise")
     fine = np.linspace(0, 8, 4001)
-    expected = crossing(fine, kept_mode(fine, SOURCE.separation * np.sqrt(SOURCE.dimension)), 0.75)
+    expected = crossing(fine, kept_mode(fine, SEPARATION), 0.75)
+    first = run.similarity.isel(network_layer=0, drop=True)
+    index = [hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))]
     data = xr.Dataset(
         {
             "kept": curves,
             "kept_low": (curves.dims, low),
             "kept_high": (curves.dims, high),
-            "same_class_theory": ("noise", theory),
+            "same_class_theory": theory,
             "rescaled": (curves.dims, rescaled(curves.values)),
+            "rescaled_error": (curves.dims, repeated.error(rescaled)),
         },
-        attrs={"transition": expected},
+        attrs={"transition": expected, **{f"index_{k}": getattr(index[0], k) for k in ("value", "low", "high")}},
     )
-    star = estimate(run.same_class, lambda c: crossing(noise, c, 0.75), confidence=0.999)
-    # Items are independent, so the sum over noise levels has a t distribution.
-    difference = (run.same_class.mean("trajectory", dtype=float) - xr.DataArray(theory, dims="noise")).sum("noise")
-    t = float(difference.mean() / (difference.std(ddof=1) / np.sqrt(run.sizes["item"])))
-    # How far class and logits (first and last curve) are below the first block, in standard errors, at finite noise.
-
-    def gap(c: np.ndarray) -> np.ndarray:
-        lines = rescaled(c)
-        return lines[:-1, [0, -1]] - lines[:-1, [1]]
-
-    lowest = (gap(curves.values) / np.maximum(repeated.error(gap), 1e-3)).min(axis=0)
-    first = run.similarity.isel(network_layer=0, drop=True)
-    index = [hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))]
-    data["rescaled_error"] = (curves.dims, repeated.error(rescaled))
-    data.attrs.update({f"index_{k}": getattr(index[0], k) for k in ("value", "low", "high")})
     accuracy = run.attrs["accuracy"]
     return data, [
-        Verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", accuracy >= 0.999, ">= 0.999"),
-        Verdict(
-            "t*: half of the class is lost",
-            f"{star} (99.9 % interval)",
-            f"{expected:.4f} (integral along the axis of the means)",
-            star.low < expected < star.high and star.high - star.low < 0.2 * expected,
-            "inside the interval, which is narrower than 20 % of it",
-        ),
-        Verdict(
-            "probability that the class is kept, minus the integral, summed over noise levels: t statistic",
-            f"{t:+.2f}",
-            "0, standard deviation 1",
-            abs(t) < 3.5,
-            "below 3.5 in size",
-        ),
-        Verdict(
-            "how far class and logits fall below the first block, rescaled: lowest difference in standard errors",
-            f"{lowest[0]:+.1f}; {lowest[1]:+.1f}",
-            "no inversion: not below",
-            bool((lowest > -3.5).all()),
-            f"above -3.5 at all {len(noise) - 1} noise levels (errors below 0.001 count as 0.001)",
-        ),
-        Verdict(
+        verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", at_least(accuracy, 0.999)),
+        _transition(run.same_class, expected),
+        _class_curve(run.same_class, theory),
+        _no_inversion(curves.values, repeated),
+        verdict(
             "hierarchy index, class and logits against the first block",
             f"{index[0]}; {index[1]}",
             "0",
-            all(estimate_.high < 0.05 for estimate_ in index),
-            "intervals below 0.05",
+            below([one.high for one in index], 0.05, "intervals below 0.05"),
         ),
         _by_definition(run, runs["written out"]),
     ]
 
 
+def _transition(same_class: xr.DataArray, expected: float) -> Verdict:
+    star = estimate(same_class, lambda c: crossing(same_class.noise.values, c, 0.75), confidence=0.999)
+    return verdict(
+        "t*: half of the class is lost",
+        f"{star} (99.9 % interval)",
+        f"{expected:.4f} (integral along the axis of the means)",
+        above(expected, star.low, "inside the interval, which is narrower than 20 % of it"),
+        below(expected, star.high, ""),
+        below(star.high - star.low, 0.2 * expected, ""),
+    )
+
+
+def _class_curve(same_class: xr.DataArray, theory: xr.DataArray) -> Verdict:
+    """Items are independent, so the sum over noise levels has a t distribution."""
+    difference = (same_class.mean("trajectory", dtype=float) - theory).sum("noise")
+    t = float(difference.mean() / (difference.std(ddof=1) / np.sqrt(difference.sizes["item"])))
+    return verdict(
+        "probability that the class is kept, minus the integral, summed over noise levels: t statistic",
+        f"{t:+.2f}",
+        "0, standard deviation 1",
+        within(t, 3.5, "below 3.5 in size"),
+    )
+
+
+def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
+    """How far class and logits (first and last curve) are below the first block, in standard errors, at finite noise."""
+
+    def gap(c: np.ndarray) -> np.ndarray:
+        lines = rescaled(c)
+        return lines[:-1, [0, -1]] - lines[:-1, [1]]
+
+    lowest = (gap(curves) / np.maximum(repeated.error(gap), 1e-3)).min(axis=0)
+    return verdict(
+        "how far class and logits fall below the first block, rescaled: lowest difference in standard errors",
+        f"{lowest[0]:+.1f}; {lowest[1]:+.1f}",
+        "no inversion: not below",
+        above(lowest, -3.5, f"above -3.5 at all {len(curves) - 1} noise levels (errors below 0.001 count as 0.001)"),
+    )
+
+
 def _by_definition(run: xr.Dataset, written: xr.Dataset) -> Verdict:
     measured = run.similarity.sel(noise=written.noise, item=written["item"].values, trajectory=0)
     error = np.abs(written.similarity - measured).max("item").values
-    return Verdict(
+    return verdict(
         f"similarities at t = {float(written.noise):g} against their definition written out: largest difference in every layer",
         ", ".join(f"{value:.1e}" for value in error),
         "0: cosine of deviations from the mean, divided by their standard deviation",
-        bool((error < 1e-4).all()),
-        "below 1e-4 (single precision)",
+        below(error, 1e-4, "below 1e-4 (single precision)"),
     )
 
 
 def draw(data: xr.Dataset) -> Any:
-    finite = np.isfinite(data.noise.values)
-    time = data.noise.values[finite]
     names = [str(name) for name in data.network_layer.values]
-    colors = [CLASS, *level_colors(len(names) - 1)]
-    labels = ["class", *(_words(name) for name in names[1:])]
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
-        for k in range(1, len(names)):
-            edge = k in (1, len(names) - 1)
-            mean, low, high = (data[v].isel(network_layer=k).values[finite] for v in ("kept", "kept_low", "kept_high"))
-            left.plot(time, mean, color=colors[k], lw=2.2 if edge else 1.2, label=labels[k])
-            if edge:
-                left.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=3, lw=0.9, color=colors[k])
-        left.set(ylabel="cosine similarity", title="layers of the classifier")
-        left.legend(loc="lower left")
-        fine = np.geomspace(0.02, 4.5, 600)
-        middle.plot(fine, kept_mode(fine, SOURCE.separation * np.sqrt(SOURCE.dimension)), color=THEORY, lw=1.4, label="integral")
-        mean, low, high = (data[v].isel(network_layer=0).values[finite] for v in ("kept", "kept_low", "kept_high"))
-        middle.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
-        middle.axhline(0.5, color=MUTED, lw=0.8, ls="--")
-        middle.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
-        middle.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
-        middle.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
+        _draw_layers(left, data, names)
+        _draw_class(middle, data)
         star = data.attrs["transition"]
         for axes in (left, middle):
             axes.axvline(star, color=CLASS, lw=1, ls=":")
@@ -280,21 +267,51 @@ def draw(data: xr.Dataset) -> Any:
             axes.minorticks_off()
         left.set_ylim(-0.05, 1.03)
         middle.text(star * 1.08, 1.0, f"$t^*={star:.2f}$", va="top", color=CLASS)
-        first = np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)]
-        for k, label in ((0, "class"), (len(names) - 1, "logits")):
-            right.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=colors[k], label=label)
-        right.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
-        right.set(xlabel="$r$ of the first block", ylabel="$r$", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), title="no inversion")
-        right.text(0.97, 0.06, _index_text(data), ha="right", fontsize=10)
-        right.legend(loc="center right")
+        _draw_plane(right, data, names)
     return figure
+
+
+def _finite(data: xr.Dataset, curve: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Finite times, and a curve with the ends of its intervals."""
+    finite = np.isfinite(data.noise.values)
+    mean, low, high = (data[v].isel(network_layer=curve).values[finite] for v in ("kept", "kept_low", "kept_high"))
+    return data.noise.values[finite], mean, low, high
+
+
+def _draw_layers(axes: Any, data: xr.Dataset, names: list[str]) -> None:
+    for k, color in enumerate(level_colors(len(names) - 1), 1):
+        edge = k in (1, len(names) - 1)
+        time, mean, low, high = _finite(data, k)
+        axes.plot(time, mean, color=color, lw=2.2 if edge else 1.2, label=_words(names[k]))
+        if edge:
+            axes.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=3, lw=0.9, color=color)
+    axes.set(ylabel="cosine similarity", title="layers of the classifier")
+    axes.legend(loc="lower left")
+
+
+def _draw_class(axes: Any, data: xr.Dataset) -> None:
+    fine = np.geomspace(0.02, 4.5, 600)
+    axes.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
+    time, mean, low, high = _finite(data, 0)
+    axes.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
+    axes.axhline(0.5, color=MUTED, lw=0.8, ls="--")
+    axes.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
+    axes.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
+
+
+def _draw_plane(axes: Any, data: xr.Dataset, names: list[str]) -> None:
+    """Class and logits against the first block, rescaled."""
+    first = np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)]
+    for k, label, color in ((0, "class", CLASS), (len(names) - 1, "logits", level_colors(len(names) - 1)[-1])):
+        axes.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=color, label=label)
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
+    axes.set(xlabel="$r$ of the first block", ylabel="$r$", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), title="no inversion")
+    value, low, high = (data.attrs[f"index_{k}"] for k in ("value", "low", "high"))
+    axes.text(0.97, 0.06, f"hierarchy index\n{value:.3f} [{low:.3f}, {high:.3f}]", ha="right", fontsize=10)
+    axes.legend(loc="center right")
 
 
 def _words(name: str) -> str:
     block = name.rpartition(".")[2]
     return f"block {int(block) + 1}" if block.isdigit() else name
-
-
-def _index_text(data: xr.Dataset) -> str:
-    value, low, high = (data.attrs[f"index_{k}"] for k in ("value", "low", "high"))
-    return f"hierarchy index\n{value:.3f} [{low:.3f}, {high:.3f}]"

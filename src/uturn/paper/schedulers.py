@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.measures.calibration import Calibration, calibrate, holm, parsed_agreement
-from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, gaussian_law, law_p_values
+from uturn.paper.verdicts import Verdict, above, below, verdict
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import Purpose, keys, uniforms
 from uturn.rhm import RandomHierarchyModel
+from uturn.statistics import Estimate
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
 CAPTION = (
@@ -50,13 +52,13 @@ _SAMPLING, _SIGNS = (Purpose.DENOISING, 0), (Purpose.DENOISING, 1)  # of the key
 _FLIPS = 2000  # of signs, for p-values
 _TIMESTEPS = 4096  # of the training schedule
 _SIZES = {  # scale: (steps, observations, sheets, strings a sheet)
-    "smoke": ((2, 4, 8, 16, 32, 64), 4, 24, 512),
+    "smoke": ((2, 4, 8, 16, 32, 64), 4, 16, 512),
     "paper": ((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024),
 }
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
-    steps, observations, sheets, strings = _SIZES[work.scale]
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    steps, observations, sheets, strings = _SIZES[workshop.scale]
     settings = {"parameters": PARAMETERS, "noise": NOISE, "observations": observations, "sheets": sheets, "strings": strings}
     settings["clones"] = 2
 
@@ -65,18 +67,20 @@ def measure(work: Work) -> dict[str, xr.Dataset]:
 
     found = {}
     for label, sampler in SAMPLERS.items():
-        found[label] = work.keep(
+        found[label] = workshop.keep(
             f"schedulers-{_slug(label)}",
             {**settings, "steps": steps, "sampler": sampler, "timesteps": _TIMESTEPS},
             partial(measured, _gaussian, sampler, strings),
         )
     for label in CHANNELS:
-        found[label] = work.keep(
+        found[label] = workshop.keep(
             f"schedulers-{label}",
             {**settings, "steps": steps, "channel": label},
             partial(measured, _discrete, label),
         )
-    found[REFERENCE] = work.keep("schedulers-exact", settings, lambda: _measured((0,), observations, sheets, strings, *_exact()))
+    found[REFERENCE] = workshop.keep(
+        "schedulers-exact", settings, lambda: _measured((0,), observations, sheets, strings, *_exact())
+    )
     return found
 
 
@@ -180,9 +184,13 @@ def _grammar() -> RandomHierarchyModel:
     return RandomHierarchyModel(**PARAMETERS, seed=0)
 
 
+def num_leaves() -> int:
+    return PARAMETERS["branching"] ** PARAMETERS["depth"]
+
+
 def _all_strings() -> tuple[np.ndarray, np.ndarray]:
     """All grammatical strings and their log-probabilities."""
-    v, d = PARAMETERS["vocab_size"], PARAMETERS["branching"] ** PARAMETERS["depth"]
+    v, d = PARAMETERS["vocab_size"], num_leaves()
     candidates = np.indices((v,) * d).reshape(d, -1).T
     log_p = _grammar().log_likelihood(candidates)
     return candidates[np.isfinite(log_p)], log_p[np.isfinite(log_p)]
@@ -223,7 +231,7 @@ def _measured(
     Of one more sheet of observations two clones each, read as in `uturn.measures.calibration`; and, where a scheduler drives a
     model, what the model is asked first, against the law of the channel at the noise that the scheduler names.
     """
-    rhm, d = _grammar(), PARAMETERS["branching"] ** PARAMETERS["depth"]
+    rhm, d = _grammar(), num_leaves()
     few, many = observations, sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
     noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
@@ -384,90 +392,127 @@ def _text(deviation: np.ndarray) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+class Deviations(NamedTuple):
+    """q - p of every sheet and its extrapolation, by sampler."""
+
+    given: dict[str, np.ndarray]
+    """Given observations, against the posterior."""
+    law: dict[str, np.ndarray]
+    """Over all observations, against the data law."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """P-values of the distances to the posterior, extrapolated to infinitely many steps."""
+        return {label: p_value(extrapolated(self.given[label])) for label in [*SAMPLERS, *CHANNELS]}
+
+
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     labels = [*SAMPLERS, *CHANNELS]
-    given, law = ({label: deviations(runs[label])[k] for label in [*labels, REFERENCE]} for k in (0, 1))
+    both = {label: deviations(runs[label]) for label in [*labels, REFERENCE]}
+    found = Deviations(*({label: one[k] for label, one in both.items()} for k in (0, 1)))
     steps = runs[labels[0]].steps.values
-    last = int(steps[-1])
     data = xr.Dataset(
-        {
-            name: (("quantity", "sampler", "steps"), np.stack([_distance(found[label]) for label in labels], axis=1))
-            for name, found in (("posterior_distance", given), ("law_distance", law))
-        },
         coords={"quantity": ["value", "low", "high"], "sampler": labels, "steps": steps},
         attrs={
             **PARAMETERS,
-            "posterior_resolution": _resolution(given[REFERENCE][0]),
-            "law_resolution": _resolution(law[REFERENCE][0]),
-            "discrete_resolution": max(_resolution(given[label][-1]) for label in CHANNELS),
+            "posterior_resolution": _resolution(found.given[REFERENCE][0]),
+            "law_resolution": _resolution(found.law[REFERENCE][0]),
+            "discrete_resolution": max(_resolution(found.given[label][-1]) for label in CHANNELS),
         },
     )
-    for name, found in (("posterior_p", given), ("law_p", law)):
-        data[name] = (("sampler", "steps"), np.array([[p_value(d) for d in found[label]] for label in labels]))
-    full, half, none = ([k for k, (*_, kind) in SAMPLERS.items() if kind == wanted] for wanted in ("full", "half", "none"))
-    orders = {label: order(given[label], steps) for label in [*full, "uniform"]}
-    limits = {label: p_value(extrapolated(given[label])) for label in labels}
-    law_limits = {label: p_value(extrapolated(law[label])) for label in SAMPLERS}
-    worst = max(float(_distance(given[label][-1])[2]) for label in full)
-    apart = {label: float(_distance(given[label][-1])[1]) for label in [*half, *none]}
-    one_by_one = given["masking"][int(np.flatnonzero(steps >= PARAMETERS["branching"] ** PARAMETERS["depth"])[0])]
-
-    def words(label: str) -> str:
-        slope, error = orders[label]
-        return f"{label} {slope:.2f} [{slope - 1.96 * error:.2f}, {slope + 1.96 * error:.2f}]"
-
-    def converges(label: str) -> bool:
-        slope, error = orders[label]
-        return bool(slope - 1.96 * error > LEAST_ORDER)
-
+    for name, values in (("posterior", found.given), ("law", found.law)):
+        distances = np.stack([_distance(values[label]) for label in labels], axis=1)
+        data[f"{name}_distance"] = (("quantity", "sampler", "steps"), distances)
+        data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
+    limits, last = found.limits, int(steps[-1])
     return data, [
-        Verdict(
-            "order at which schedulers with the full noise approach the posterior",
-            "; ".join(map(words, full)),
-            "distance falls as a power of the number of steps: 1 for single steps",
-            all(converges(label) for label in full),
-            f"all intervals above {LEAST_ORDER}",
-        ),
-        Verdict(
-            f"their distance to the posterior, extrapolated from {last // 2} and {last} steps to infinitely many",
-            "; ".join(f"{label} {_text(extrapolated(given[label]))}, p = {limits[label]:.2g}" for label in full),
-            "0: they draw from the posterior",
-            all(limits[label] > RARE for label in full),
-            f"not told apart from 0 (p > {RARE:g} each)",
-        ),
-        Verdict(
-            f"distance to the posterior after {last} steps without noise, or with half of it",
-            "; ".join(f"{label} {_text(given[label][-1])}" for label in [*half, *none]),
-            f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
-            all(low > 5 * worst and limits[label] < RARE for label, low in apart.items()),
-            f"lower limits above 5 times that; extrapolated distance told apart from 0 (p < {RARE:g})",
-        ),
-        Verdict(
-            "distance of the law of U-turned strings to the data law, all schedulers, extrapolated likewise",
-            f"p = {min(law_limits.values()):.2g} .. {max(law_limits.values()):.2g} (after 2 steps the distance is "
-            f"{min(float(_distance(law[k][0])[0]) for k in SAMPLERS):.3f} .. "
-            f"{max(float(_distance(law[k][0])[0]) for k in SAMPLERS):.3f})",
-            "0: all keep the data law",
-            all(p > RARE for p in law_limits.values()),
-            f"not told apart from 0 (p > {RARE:g} each)",
-        ),
-        Verdict(
-            "masking: distance to the posterior in 2 steps, and with one leaf at a time",
-            f"{_text(given['masking'][0])}; {_text(one_by_one)}, p = {p_value(one_by_one):.2g}",
-            "not 0; 0: exact without a limit",
-            p_value(given["masking"][0]) < RARE < p_value(one_by_one),
-            f"p below and above {RARE:g}",
-        ),
-        Verdict(
-            "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
-            f"{words('uniform')}; {_text(extrapolated(given['uniform']))}, p = {limits['uniform']:.2g}",
-            "1; 0",
-            converges("uniform") and limits["uniform"] > RARE,
-            f"interval above {LEAST_ORDER}; p > {RARE:g}",
-        ),
+        *_full_noise(found, limits, steps),
+        _less_noise(found, limits, last),
+        _data_law(found),
+        _masking(found, steps),
+        _replacement(found, limits, steps),
         _start(runs),
         _clones(runs, last),
     ]
+
+
+def _of_kind(*kinds: str) -> list[str]:
+    return [label for label, (*_, kind) in SAMPLERS.items() if kind in kinds]
+
+
+def _slope(label: str, found: Deviations, steps: np.ndarray) -> Estimate:
+    """Order of convergence to the posterior."""
+    slope, error = order(found.given[label], steps)
+    return Estimate(slope, slope - 1.96 * error, slope + 1.96 * error)
+
+
+def _slope_text(label: str, slope: Estimate) -> str:
+    return f"{label} {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
+
+
+def _full_noise(found: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+    full = _of_kind("full")
+    slopes = {label: _slope(label, found, steps) for label in full}
+    distances = (f"{label} {_text(extrapolated(found.given[label]))}, p = {limits[label]:.2g}" for label in full)
+    return [
+        verdict(
+            "order at which schedulers with the full noise approach the posterior",
+            "; ".join(_slope_text(label, slope) for label, slope in slopes.items()),
+            "distance falls as a power of the number of steps: 1 for single steps",
+            above([slope.low for slope in slopes.values()], LEAST_ORDER, f"all intervals above {LEAST_ORDER}"),
+        ),
+        verdict(
+            f"their distance to the posterior, extrapolated from {steps[-1] // 2} and {steps[-1]} steps to infinitely many",
+            "; ".join(distances),
+            "0: they draw from the posterior",
+            above([limits[label] for label in full], RARE, f"not told apart from 0 (p > {RARE:g} each)"),
+        ),
+    ]
+
+
+def _less_noise(found: Deviations, limits: dict[str, float], last: int) -> Verdict:
+    less = _of_kind("half", "none")
+    worst = max(float(_distance(found.given[label][-1])[2]) for label in _of_kind("full"))
+    return verdict(
+        f"distance to the posterior after {last} steps without noise, or with half of it",
+        "; ".join(f"{label} {_text(found.given[label][-1])}" for label in less),
+        f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
+        above([_distance(found.given[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
+        below([limits[label] for label in less], RARE, f"extrapolated distance told apart from 0 (p < {RARE:g})"),
+    )
+
+
+def _data_law(found: Deviations) -> Verdict:
+    limits = [p_value(extrapolated(found.law[label])) for label in SAMPLERS]
+    first = [float(_distance(found.law[label][0])[0]) for label in SAMPLERS]
+    return verdict(
+        "distance of the law of U-turned strings to the data law, all schedulers, extrapolated in the same way",
+        f"p = {min(limits):.2g} .. {max(limits):.2g} (after 2 steps the distance is {min(first):.3f} .. {max(first):.3f})",
+        "0: all keep the data law",
+        above(limits, RARE, f"not told apart from 0 (p > {RARE:g} each)"),
+    )
+
+
+def _masking(found: Deviations, steps: np.ndarray) -> Verdict:
+    two, one_by_one = (found.given["masking"][k] for k in (0, np.flatnonzero(steps >= num_leaves())[0]))
+    return verdict(
+        "masking: distance to the posterior in 2 steps, and with one leaf at a time",
+        f"{_text(two)}; {_text(one_by_one)}, p = {p_value(one_by_one):.2g}",
+        "not 0; 0: exact without a limit",
+        below(p_value(two), RARE, f"p below and above {RARE:g}"),
+        above(p_value(one_by_one), RARE, ""),
+    )
+
+
+def _replacement(found: Deviations, limits: dict[str, float], steps: np.ndarray) -> Verdict:
+    slope, p = _slope("uniform", found, steps), limits["uniform"]
+    return verdict(
+        "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
+        f"{_slope_text('uniform', slope)}; {_text(extrapolated(found.given['uniform']))}, p = {p:.2g}",
+        "1; 0",
+        above(slope.low, LEAST_ORDER, f"interval above {LEAST_ORDER}"),
+        above(p, RARE, f"p > {RARE:g}"),
+    )
 
 
 def _start(runs: dict[str, xr.Dataset]) -> Verdict:
@@ -478,13 +523,12 @@ def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     run = runs[list(SAMPLERS)[worst]]
     signal, variance = (", ".join(f"{x:.3f}" for x in run["mean"].values[:, k]) for k in (0, 1))
     names = " and ".join(", ".join(f"{x:.3f}" for x in np.unique(run["expected"].values[:, k].round(3))) for k in (0, 1))
-    return Verdict(
+    return verdict(
         "what the model is asked first, against the noise of its timestep: signal and variance, all schedulers and steps",
         f"{p.size} tests, smallest p = {p.min():.2g}, by Holm {adjusted.min():.2g}; {list(SAMPLERS)[worst]}: signal {signal}; "
         f"variance {variance}",
         f"sqrt(abar) and 1 - abar of the first timestep: {names}",
-        bool(adjusted.min() > RARE),
-        f"mean, spread between strings, independence of the chains: no p by Holm <= {RARE:g}",
+        above(adjusted, RARE, f"mean, spread between strings, independence of the chains: no p by Holm <= {RARE:g}"),
     )
 
 
@@ -505,64 +549,74 @@ def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
 
     drawn, fixed = ([label for label, kind in kinds.items() if (kind == "full") == full] for full in (True, False))
     least = min(p[label] for label in drawn)
-    return Verdict(
+    return verdict(
         f"calibration, E f(x0, x̂) - E f(x̂, x̂'), two draws of one observation in {last} steps; f: share of equal parsed nodes",
         "; ".join(map(words, drawn)) + f": smallest p = {least:.2g}. Less noise: " + "; ".join(map(words, fixed)),
         "0 with the full noise; below 0 without it, where the draws resemble each other too much",
-        least * len(drawn) > 0.01 and all(p[label] < RARE and found[label].gap.min() < 0 for label in fixed),
-        f"exact randomisation test: no p by Holm <= 0.01; p < {RARE:g} each",
+        above(least * len(drawn), 0.01, "exact randomisation test: no p by Holm <= 0.01"),
+        below([p[label] for label in fixed], RARE, f"p < {RARE:g} each"),
+        below([found[label].gap.min() for label in fixed], 0, ""),
     )
 
 
 def draw(data: xr.Dataset) -> Any:
-    kinds = {"full": (ACCENT, "full noise"), "half": ("#e69f00", "half of it"), "none": (CLASS, "no noise")}
-    marks = ("o", "s", "^", "D", "v", "P", "X")
-    looks: dict[str, tuple[Any, ...]] = {}
-    for kind, (color, _) in kinds.items():
-        for k, label in enumerate(label for label, sampler in SAMPLERS.items() if sampler[-1] == kind):
-            looks[label] = (color, marks[k % len(marks)], "-" if kind == "full" else "--")
-    looks["masking"], looks["uniform"] = (THEORY, "o", "-"), ("#009e73", "s", "-")
-    steps = data.steps.values
+    attrs, steps = data.attrs, data.steps.values
+    bottom = 0.5 * min(attrs["posterior_resolution"], attrs["law_resolution"])
+    shown = (
+        ("posterior", list(SAMPLERS), "given an observation: the posterior", "posterior_resolution"),
+        ("law", list(SAMPLERS), "over all observations: the data law", "law_resolution"),
+        ("posterior", list(CHANNELS), "discrete channels: the posterior", "discrete_resolution"),
+    )
     with style() as plt:
         figure, panels = plt.subplots(1, 3, figsize=(13.5, 5.6), width_ratios=[1.15, 1.15, 1], sharey=True, layout="constrained")
-        shown = (
-            ("posterior", list(SAMPLERS), "given an observation: the posterior", "posterior_resolution"),
-            ("law", list(SAMPLERS), "over all observations: the data law", "law_resolution"),
-            ("posterior", list(CHANNELS), "discrete channels: the posterior", "discrete_resolution"),
-        )
-        bottom = 0.5 * min(data.attrs["posterior_resolution"], data.attrs["law_resolution"])
-        for axes, (name, labels, title, floor) in zip(panels, shown, strict=True):
-            resolution = data.attrs[floor]
-            axes.axhspan(bottom / 2, resolution, color="#e4e4e4", lw=0, zorder=0)
+        for axes, (name, labels, title, resolution) in zip(panels, shown, strict=True):
+            axes.axhspan(bottom / 2, attrs[resolution], color="#e4e4e4", lw=0, zorder=0)
             for label in labels:
-                color, mark, line = looks[label]
-                value, low, high = data[f"{name}_distance"].sel(sampler=label).values
-                seen = data[f"{name}_p"].sel(sampler=label).values < 0.01
-                at = np.maximum(value, bottom)
-                axes.plot(steps, at, color=color, ls=line, lw=1.3, alpha=0.75, zorder=2)
-                axes.vlines(steps[seen], np.maximum(low, bottom)[seen], high[seen], color=color, lw=1.1, zorder=2)
-                axes.plot(steps[seen], at[seen], ls="", marker=mark, ms=5.5, color=color, label=label, zorder=3)
-                axes.plot(steps[~seen], at[~seen], ls="", marker=mark, ms=5.5, mfc="white", mec=color, zorder=3)
+                distance, p = data[f"{name}_distance"].sel(sampler=label), data[f"{name}_p"].sel(sampler=label)
+                _draw_sampler(axes, steps, distance.values, p.values < 0.01, bottom, label)
             axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
             axes.set_title(title)
             axes.set_xticks(steps, [str(k) for k in steps])
             axes.minorticks_off()
-        guide = steps[1:4].astype(float)
-        panels[0].plot(guide, 0.9 / guide * 1.0, color=MUTED, lw=1, ls=":")
-        panels[0].text(guide[1], 1.05 * 0.9 / guide[1], r"$\propto 1/\mathrm{steps}$", color=MUTED, fontsize=10, va="bottom")
-        panels[0].text(0.02, 0.03, "not told apart from 0", color=MUTED, fontsize=9.5, transform=panels[0].transAxes)
-        panels[0].set_ylabel("distance to the exact law")
-        for kind, (color, text) in kinds.items():
-            at = {"full": 0.055, "half": 0.52, "none": 0.9}[kind]
-            panels[0].text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")
+        _draw_guides(panels[0], steps)
         handles, names = panels[0].get_legend_handles_labels()
-        more = panels[2].get_legend_handles_labels()
-        figure.legend(
-            handles + more[0],
-            [*names, "masking: random order", "uniform replacement"],
-            loc="outside lower center",
-            ncols=5,
-            columnspacing=1.6,
-            handletextpad=0.2,
-        )
+        more = panels[2].get_legend_handles_labels()[0]
+        names += ["masking: random order", "uniform replacement"]
+        place = {"loc": "outside lower center", "ncols": 5, "columnspacing": 1.6, "handletextpad": 0.2}
+        figure.legend(handles + more, names, **place)
     return figure
+
+
+_KINDS = {"full": (ACCENT, "full noise", 0.055), "half": ("#e69f00", "half of it", 0.52), "none": (CLASS, "no noise", 0.9)}
+
+
+def _looks() -> dict[str, tuple[Any, str, str]]:
+    """Colour, mark and line of every sampler."""
+    marks = ("o", "s", "^", "D", "v", "P", "X")
+    looks: dict[str, tuple[Any, str, str]] = {"masking": (THEORY, "o", "-"), "uniform": ("#009e73", "s", "-")}
+    for kind, (color, *_) in _KINDS.items():
+        for k, label in enumerate(_of_kind(kind)):
+            looks[label] = (color, marks[k % len(marks)], "-" if kind == "full" else "--")
+    return looks
+
+
+def _draw_sampler(axes: Any, steps: np.ndarray, distance: np.ndarray, seen: np.ndarray, bottom: float, label: str) -> None:
+    """A distance (value, low, high) against the number of steps; hollow where it is not told apart from 0."""
+    color, mark, line = _looks()[label]
+    value, low, high = distance
+    at = np.maximum(value, bottom)
+    axes.plot(steps, at, color=color, ls=line, lw=1.3, alpha=0.75, zorder=2)
+    axes.vlines(steps[seen], np.maximum(low, bottom)[seen], high[seen], color=color, lw=1.1, zorder=2)
+    axes.plot(steps[seen], at[seen], ls="", marker=mark, ms=5.5, color=color, label=label, zorder=3)
+    axes.plot(steps[~seen], at[~seen], ls="", marker=mark, ms=5.5, mfc="white", mec=color, zorder=3)
+
+
+def _draw_guides(axes: Any, steps: np.ndarray) -> None:
+    """Words, and a line for first order."""
+    guide = steps[1:4].astype(float)
+    axes.plot(guide, 0.9 / guide * 1.0, color=MUTED, lw=1, ls=":")
+    axes.text(guide[1], 1.05 * 0.9 / guide[1], r"$\propto 1/\mathrm{steps}$", color=MUTED, fontsize=10, va="bottom")
+    axes.text(0.02, 0.03, "not told apart from 0", color=MUTED, fontsize=9.5, transform=axes.transAxes)
+    axes.set_ylabel("distance to the exact law")
+    for color, text, at in _KINDS.values():
+        axes.text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")

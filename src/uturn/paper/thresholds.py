@@ -10,11 +10,13 @@ import xarray as xr
 
 from uturn.corruption import CORRUPTIONS
 from uturn.experiment import Experiment
-from uturn.paper import Scale, Verdict, Work
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.messages import mean_estimate
+from uturn.paper.verdicts import Rule, Verdict, below, meets, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.random import Purpose, keys
-from uturn.statistics import crossing, grammar_means
+from uturn.statistics import Estimate, crossing, grammar_means
 from uturn.theory import MeanField
 
 TITLE = "Where the class is lost, for every channel"
@@ -60,7 +62,7 @@ class Size(NamedTuple):
     fresh: int
 
 
-SIZES = {"smoke": Size(6, 240, (4, 6, 8, 10), 9, 8192, 3), "paper": Size(24, 480, (4, 6, 8, 10, 12), 17, 65536, 8)}
+SIZES = {"smoke": Size(6, 240, (4, 6, 8, 10), 9, 4096, 3), "paper": Size(24, 480, (4, 6, 8, 10, 12), 17, 65536, 8)}
 
 
 def _noise(channel: str, points: int) -> list[float]:
@@ -91,11 +93,11 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec(one.label, table, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
 
 
-def measure(work: Work) -> dict[str, xr.Dataset]:
-    size = SIZES[work.scale]
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    size = SIZES[workshop.scale]
     settings = {**PARAMETERS, **size._asdict(), "tolerance": TOLERANCE, "reach": {k: c.reach for k, c in CHANNELS.items()}}
-    runs = {label: work.run(f"thresholds-{label}", experiment) for label, experiment in experiments(work.scale).items()}
-    return {**runs, "population": work.keep("thresholds-population", settings, lambda: population(size, work.progress))}
+    runs = workshop.runs("thresholds", experiments(workshop.scale))
+    return {**runs, "population": workshop.keep("thresholds-population", settings, lambda: population(size, workshop.progress))}
 
 
 def population(size: Size, progress: bool = False) -> xr.Dataset:
@@ -128,63 +130,41 @@ def population(size: Size, progress: bool = False) -> xr.Dataset:
     )
 
 
-def _interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent values and its confidence interval (Student's t)."""
-    from scipy.stats import t
-
-    values = values[~np.isnan(values)]  # no such replicate; an infinite threshold counts
-    with np.errstate(invalid="ignore"):
-        error = values.std(ddof=1) / np.sqrt(len(values)) * t.ppf(0.5 + confidence / 2, len(values) - 1)
-    return float(values.mean()), float(values.mean() - error), float(values.mean() + error)
+def _interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Mean of independent values with its interval; NaN stands for "no such replicate", an infinite threshold counts."""
+    return mean_estimate(values[~np.isnan(values)], confidence)
 
 
-def _text(interval: tuple[float, float, float]) -> str:
+def _text(interval: Estimate) -> str:
     return "{:.4f} [{:.4f}, {:.4f}]".format(*interval)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    data = runs["population"].load().rename(belief="population_belief")
     v = PARAMETERS["vocab_size"]
+    data = runs["population"].load().rename(belief="population_belief")
     depths = sorted({int(label.partition("-depth")[2]) for label in runs if "-depth" in label})
-    data = data.assign_coords(depth=depths)
-    data["belief"] = xr.concat(
-        [
-            xr.concat(
-                [
-                    grammar_means(runs[f"{name}-depth{depth}"].load().upward_belief.isel(tree_level=-1, drop=True))
-                    .rename(noise="point")
-                    .drop_vars(["point", *runs[f"{name}-depth{depth}"].coords], errors="ignore")
-                    for depth in depths
-                ],
-                dim="depth",
-            )
-            for name in CHANNELS
-        ],
-        dim="channel",
-    ).transpose("channel", "depth", "grammar", "point")
-    half = (1 + 1 / v) / 2
-    noise = data.noise.values
-    data["half_lost"] = (
-        ("channel", "depth"),
-        [
-            [crossing(x, c, half, first=True) for c in curves]
-            for x, curves in zip(noise, data.belief.mean("grammar").values, strict=True)
-        ],
-    )
-    levels = data.population_belief.mean("grammar").transpose("channel", "tree_level", "point").values
-    data["population_half_lost"] = (
-        ("channel", "tree_level"),
-        [[crossing(x, c, half, first=True) for c in curves] for x, curves in zip(noise, levels, strict=True)],
-    )
+    data = data.assign_coords(depth=depths).assign_attrs(PARAMETERS)
+    beliefs = [[_class_belief(runs[f"{name}-depth{depth}"].load()) for depth in depths] for name in CHANNELS]
+    data["belief"] = ("channel", "depth", "grammar", "point"), np.array(beliefs)
+    data["half_lost"] = ("channel", "depth"), _half_lost(data.noise, data.belief)
+    data["population_half_lost"] = ("channel", "tree_level"), _half_lost(data.noise, data.population_belief)
     for axis in ("effective_epsilon", "bits_per_leaf"):
-        convert = [getattr(CORRUPTIONS[name](), axis) for name in CHANNELS]
-        data[axis] = (
-            data.threshold.dims,
-            [to(values, v) for to, values in zip(convert, np.nan_to_num(data.threshold.values), strict=True)],
-        )
-        data[axis] = data[axis].where(data.threshold.notnull())
-    data.attrs.update(PARAMETERS)
-    return data, [*_against_theory(data), *_against_depth(data)]
+        values = np.nan_to_num(data.threshold.transpose("channel", ...).values)
+        found = [getattr(CORRUPTIONS[name](), axis)(one, v) for name, one in zip(CHANNELS, values, strict=True)]
+        data[axis] = data.threshold.transpose("channel", ...).copy(data=np.array(found)).where(data.threshold.notnull())
+    return data, [*_against_theory(data), _shift(data), _finite_depth(data)]
+
+
+def _class_belief(run: xr.Dataset) -> np.ndarray:
+    """Mean belief in the class, (grammar, point)."""
+    return grammar_means(run.upward_belief.isel(tree_level=-1, drop=True)).transpose("grammar", "noise").values
+
+
+def _half_lost(noise: xr.DataArray, belief: xr.DataArray) -> list[list[float]]:
+    """Noise at which half of the class is lost, for each channel and for each depth or tree level."""
+    height = (1 + 1 / PARAMETERS["vocab_size"]) / 2
+    curves = belief.mean("grammar").transpose("channel", ..., "point").values
+    return [[crossing(x, c, height, first=True) for c in of_channel] for x, of_channel in zip(noise.values, curves, strict=True)]
 
 
 def _against_theory(data: xr.Dataset) -> list[Verdict]:
@@ -193,177 +173,169 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
         {name: _interval(data.threshold.sel(channel=name, ensemble=e).values) for name in CHANNELS}
         for e in ("one grammar", "fresh rules")
     )
-    spread = float(data.threshold.sel(channel="epsilon", ensemble="one grammar").std("replicate", ddof=1))
-    grammars = int(data.threshold.sel(channel="epsilon", ensemble="one grammar").notnull().sum())
+    quenched = data.threshold.sel(channel="epsilon", ensemble="one grammar")
+    spread, grammars = float(quenched.std("replicate", ddof=1)), int(quenched.notnull().sum())
     allowed = 3 * SPREAD / np.sqrt(grammars) + TOLERANCE
-    verdicts = [
-        Verdict(
+    low, high = critical - allowed, QUENCHED + allowed
+    return [
+        verdict(
             f"threshold in ε, one grammar (mean of {grammars})",
             f"{_text(one['epsilon'])}, standard deviation {spread:.4f}",
             f"from {critical:.4f} (annealed ε*) to {QUENCHED} (quoted, of unknown error); between grammars {SPREAD}",
-            critical - allowed < one["epsilon"][0] < QUENCHED + allowed,
-            f"within {allowed:.4f} of that range: 3 standard errors of the expected spread, and the resolution",
+            within(
+                one["epsilon"].value - (low + high) / 2,
+                (high - low) / 2,
+                f"within {allowed:.4f} of that range: 3 standard errors of the expected spread, and the resolution",
+            ),
         ),
-        Verdict(
+        verdict(
             "threshold in ε, fresh rules",
             _text(fresh["epsilon"]),
             f"{critical:.4f} (annealed ε*)",
-            abs(fresh["epsilon"][0] - critical) < FRESH_ERROR,
-            f"within {FRESH_ERROR}",
+            within(fresh["epsilon"].value - critical, FRESH_ERROR),
         ),
-    ]
-    for name, channel in CHANNELS.items():
-        if name == "epsilon":
-            continue
-        low, high = channel.expected
-        verdicts.append(
-            Verdict(
+        *(
+            verdict(
                 f"threshold, {channel.label} ({channel.axis.replace('$', '')}), one grammar",
                 f"{_text(one[name])}; fresh rules {_text(fresh[name])}",
-                f"{low} to {high} (exact BP at L = 9, 10)",
-                one[name][2] >= low and one[name][1] <= high and one[name][2] - one[name][1] < high - low,
-                "95 % interval meets the range and is narrower",
+                f"{channel.expected[0]} to {channel.expected[1]} (exact BP at L = 9, 10)",
+                meets(one[name], *channel.expected, "95 % interval meets the range and is narrower"),
             )
-        )
+            for name, channel in CHANNELS.items()
+            if name != "epsilon"
+        ),
+        _effective_epsilon(data),
+    ]
+
+
+def _effective_epsilon(data: xr.Dataset) -> Verdict:
     epsilon = {name: _interval(data.effective_epsilon.sel(channel=name, ensemble="one grammar").values) for name in CHANNELS}
     bits = data.bits_per_leaf.sel(ensemble="one grammar").mean("replicate").values
-    verdicts.append(
-        Verdict(
-            "effective ε (Eq. 63) at the threshold: " + ", ".join(channel.label for channel in CHANNELS.values()),
-            ", ".join(_text(interval) for interval in epsilon.values())
-            + "; bits per leaf there: "
-            + ", ".join(f"{x:.2f}" for x in bits),
-            "not one number: below ε* in every channel that draws its noise",
-            all(interval[2] < epsilon["epsilon"][1] for name, interval in epsilon.items() if name != "epsilon"),
+    return verdict(
+        "effective ε (Eq. 63) at the threshold: " + ", ".join(channel.label for channel in CHANNELS.values()),
+        ", ".join(map(_text, epsilon.values())) + "; bits per leaf there: " + ", ".join(f"{x:.2f}" for x in bits),
+        "not one number: below ε* in every channel that draws its noise",
+        below(
+            [interval.high for name, interval in epsilon.items() if name != "epsilon"],
+            epsilon["epsilon"].low,
             "95 % intervals below that of the ε-process",
-        )
+        ),
     )
-    return verdicts
 
 
-def _against_depth(data: xr.Dataset) -> list[Verdict]:
-    deepest, depths = int(data.depth[-1]), data.depth.values
-    verdicts = []
-    texts, agree = [], []
-    for name, channel in CHANNELS.items():
-        # The area between two curves over their height is the displacement of one against the other along the noise. One number a
-        # grammar, with the same grammar on both sides, so that its error holds items and pools.
+def _shift(data: xr.Dataset) -> Verdict:
+    """The area between two curves over their height is the displacement of one against the other along the noise.
+
+    It gives one number a grammar, with the same grammar on both sides, so that its error holds items and pools.
+    """
+    deepest = int(data.depth[-1])
+    shifts = []
+    for name in CHANNELS:
         part = data.sel(channel=name)
         exact, population = part.belief.sel(depth=deepest), part.population_belief.sel(tree_level=deepest)
         area = (exact - population).mean("point") * float(part.noise[-1] - part.noise[0])
         height = float(population.mean("grammar")[0] - population.mean("grammar")[-1])
         center = float(part.threshold.sel(ensemble="one grammar").mean())
-        shift = np.array(_interval((area / height).values, 0.999)) / center
-        texts.append(f"{channel.label} {100 * shift[0]:+.1f} [{100 * shift[1]:+.1f}, {100 * shift[2]:+.1f}] %")
-        agree.append(shift[1] <= 0 <= shift[2] and shift[2] - shift[1] < 0.2)
-    verdicts.append(
-        Verdict(
-            f"shift of the class curve at L = {deepest}, exact BP against population dynamics, as a share of the threshold",
-            ", ".join(texts),
-            "0",
-            all(agree),
+        shifts.append(Estimate(*(np.array(_interval((area / height).values, 0.999)) / center)))
+    labels = [channel.label for channel in CHANNELS.values()]
+    return verdict(
+        f"shift of the class curve at L = {deepest}, exact BP against population dynamics, as a share of the threshold",
+        ", ".join(
+            f"{label} {100 * s.value:+.1f} [{100 * s.low:+.1f}, {100 * s.high:+.1f}] %"
+            for label, s in zip(labels, shifts, strict=True)
+        ),
+        "0",
+        Rule(
+            all(s.low <= 0 <= s.high and s.high - s.low < 0.2 for s in shifts),
             "99.9 % intervals (over grammars) hold 0 and are narrower than 20 %",
-        )
+        ),
     )
+
+
+def _finite_depth(data: xr.Dataset) -> Verdict:
+    depths = data.depth.values
     ratio = data.half_lost.values / data.threshold.sel(ensemble="one grammar").mean("replicate").values[:, None]
-    verdicts.append(
-        Verdict(
-            f"noise at which half of the class is lost / threshold, L = {', '.join(map(str, depths))}",
-            "; ".join(
-                f"{channel.label} " + ", ".join(f"{r:.3f}" for r in row)
-                for channel, row in zip(CHANNELS.values(), ratio, strict=True)
-            ),
-            "1 for infinite depth; off by a factor F'(p*)**-L",
-            bool(np.abs(ratio[:, -1] - 1).max() < np.abs(ratio[:, 0] - 1).max() / 2),
-            f"the channel that is farthest from 1 is at least twice as close at L = {deepest} as at L = {depths[0]}",
-        )
+    off = np.abs(ratio - 1).max(axis=0)
+    labels = [channel.label for channel in CHANNELS.values()]
+    return verdict(
+        f"noise at which half of the class is lost / threshold, L = {', '.join(map(str, depths))}",
+        "; ".join(f"{label} " + ", ".join(f"{r:.3f}" for r in row) for label, row in zip(labels, ratio, strict=True)),
+        "1 for infinite depth; off by a factor F'(p*)**-L",
+        below(
+            off[-1],
+            off[0] / 2,
+            f"the channel that is farthest from 1 is at least twice as close at L = {depths[-1]} as at L = {depths[0]}",
+        ),
     )
-    return verdicts
 
 
 def draw(data: xr.Dataset) -> Any:
-    v = data.attrs["vocab_size"]
-    depths = data.depth.values
     quenched = data.sel(ensemble="one grammar")
     with style() as plt:
         figure = plt.figure(figsize=(13, 7.4), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.05])
         panels = top.subplots(1, 4, sharey=True)
         for axes, (name, channel) in zip(panels, CHANNELS.items(), strict=True):
-            part = quenched.sel(channel=name)
-            center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
-            axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
-            for k, depth in enumerate(depths):
-                shade = 0.3 + 0.7 * k / max(len(depths) - 1, 1)
-                exact = part.belief.sel(depth=depth)
-                error = exact.std("grammar", ddof=1) / np.sqrt(exact.sizes["grammar"])
-                axes.plot(
-                    part.noise,
-                    part.population_belief.sel(tree_level=depth).mean("grammar"),
-                    color=channel.color,
-                    alpha=shade,
-                    lw=1.5,
-                )
-                axes.errorbar(
-                    part.noise,
-                    exact.mean("grammar"),
-                    error,
-                    fmt="o",
-                    ms=3.8,
-                    lw=1,
-                    color=channel.color,
-                    alpha=shade,
-                    label=f"$L={depth}$",
-                )
-            axes.axhline(1 / v, color=MUTED, lw=0.8, ls="--")
-            axes.set(xlabel=channel.axis, ylim=(0, 1.03), xlim=channel.reach)
-            axes.set_title(channel.label, color=channel.color)
-            axes.locator_params(axis="x", nbins=5)
+            _draw_channel(axes, quenched.sel(channel=name), channel, 1 / data.attrs["vocab_size"])
         panels[0].set_ylabel("belief in the class")
         panels[0].legend(loc="lower left", bbox_to_anchor=(0, 0.04), handletextpad=0.3)
-        panels[-1].text(
-            0.97,
-            0.93,
-            "band: threshold\n± standard\ndeviation",
-            transform=panels[-1].transAxes,
-            ha="right",
-            va="top",
-            fontsize=9.5,
-            color="#a36f00",
-        )
+        words = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
+        panels[-1].text(0.97, 0.93, "band: threshold\n± standard\ndeviation", transform=panels[-1].transAxes, **words)
         left, middle, right = bottom.subplots(1, 3, width_ratios=[1.15, 1, 1])
-        for name, channel in CHANNELS.items():
-            part = quenched.sel(channel=name)
-            center = float(part.threshold.mean())
-            levels = np.arange(2, part.sizes["tree_level"])
-            left.plot(levels, part.population_half_lost.values[2:] / center, color=channel.color, lw=1.5)
-            left.plot(depths, part.half_lost / center, "o", ms=6, color=channel.color, label=channel.label)
-        left.axhline(1, color="#e69f00", lw=3, alpha=0.6, zorder=0)
-        left.set(xlabel="depth $L$", ylabel=r"$t^*(L)$ / threshold", title="finite depth approaches it")
-        left.legend(loc="upper right", title="points: exact BP\nlines: population dynamics", title_fontsize=9.5)
-        critical = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching"))).critical_noise or np.nan
-        for axes, key, label in (
-            (middle, "effective_epsilon", "effective ε (Eq. 63) at the threshold"),
-            (right, "bits_per_leaf", "bits per leaf at the threshold"),
-        ):
-            for row, (name, channel) in enumerate(CHANNELS.items()):
-                for offset, ensemble, marker, fill in (
-                    (-0.13, "one grammar", "o", channel.color),
-                    (0.13, "fresh rules", "s", "white"),
-                ):
-                    values = data[key].sel(channel=name, ensemble=ensemble)
-                    axes.errorbar(
-                        float(values.mean()), row + offset, xerr=float(values.std(ddof=1)), fmt=marker, ms=8, mfc=fill, capsize=4,
-                        color=channel.color,
-                    )  # fmt: skip
-                axes.axhline(row, color=MUTED, lw=0.4, zorder=0)
-            axes.set_yticks(range(len(CHANNELS)), [channel.label for channel in CHANNELS.values()] if axes is middle else [])
-            axes.set(xlabel=label, ylim=(len(CHANNELS) - 0.5, -0.5))
-        middle.axvline(critical, color=MUTED, ls=":", lw=1.2)
-        middle.text(critical, 3.42, rf" $\epsilon^*={critical:.3f}$ ", color=MUTED, ha="left" if critical < 0.6 else "right")
-        middle.set(xlim=(0, 1), title="not one effective ε ..")
-        right.set(xlim=(0, np.log2(v)), title=".. but nearly one information")
-        right.plot([], [], "o", color=MUTED, ms=8, label="one grammar")
-        right.plot([], [], "s", color=MUTED, mfc="white", ms=8, label="fresh rules")
-        right.legend(loc="upper right")
+        _draw_depths(left, quenched)
+        _draw_thresholds(middle, right, data)
     return figure
+
+
+def _draw_channel(axes: Any, part: xr.Dataset, channel: Channel, chance: float) -> None:
+    """Class against noise in one channel: exact at all depths, population dynamics, threshold."""
+    center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
+    axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
+    for k, depth in enumerate(part.depth.values):
+        look = {"color": channel.color, "alpha": 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)}
+        exact = part.belief.sel(depth=depth)
+        error = exact.std("grammar", ddof=1) / np.sqrt(exact.sizes["grammar"])
+        axes.plot(part.noise, part.population_belief.sel(tree_level=depth).mean("grammar"), lw=1.5, **look)
+        axes.errorbar(part.noise, exact.mean("grammar"), error, fmt="o", ms=3.8, lw=1, label=f"$L={depth}$", **look)
+    axes.axhline(chance, color=MUTED, lw=0.8, ls="--")
+    axes.set(xlabel=channel.axis, ylim=(0, 1.03), xlim=channel.reach)
+    axes.set_title(channel.label, color=channel.color)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
+    """Where half of the class is lost, as a share of the threshold, against depth."""
+    for name, channel in CHANNELS.items():
+        part = quenched.sel(channel=name)
+        center = float(part.threshold.mean())
+        levels = np.arange(2, part.sizes["tree_level"])
+        axes.plot(levels, part.population_half_lost.values[2:] / center, color=channel.color, lw=1.5)
+        axes.plot(part.depth.values, part.half_lost / center, "o", ms=6, color=channel.color, label=channel.label)
+    axes.axhline(1, color="#e69f00", lw=3, alpha=0.6, zorder=0)
+    axes.set(xlabel="depth $L$", ylabel=r"$t^*(L)$ / threshold", title="finite depth approaches it")
+    axes.legend(loc="upper right", title="points: exact BP\nlines: population dynamics", title_fontsize=9.5)
+
+
+def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
+    """Thresholds of all channels in effective ε, and in bits per leaf."""
+    critical = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching"))).critical_noise or np.nan
+    for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
+        for row, (name, channel) in enumerate(CHANNELS.items()):
+            for offset, ensemble, marker, fill in (
+                (-0.13, "one grammar", "o", channel.color),
+                (0.13, "fresh rules", "s", "white"),
+            ):
+                values = data[key].sel(channel=name, ensemble=ensemble)
+                look = {"fmt": marker, "ms": 8, "mfc": fill, "capsize": 4, "color": channel.color}
+                axes.errorbar(float(values.mean()), row + offset, xerr=float(values.std(ddof=1)), **look)
+            axes.axhline(row, color=MUTED, lw=0.4, zorder=0)
+        axes.set_yticks(range(len(CHANNELS)), [channel.label for channel in CHANNELS.values()] if axes is middle else [])
+        axes.set_ylim(len(CHANNELS) - 0.5, -0.5)
+    middle.axvline(critical, color=MUTED, ls=":", lw=1.2)
+    middle.text(critical, 3.42, rf" $\epsilon^*={critical:.3f}$ ", color=MUTED, ha="left" if critical < 0.6 else "right")
+    middle.set(xlabel="effective ε (Eq. 63) at the threshold", xlim=(0, 1), title="not one effective ε ..")
+    right.set(xlabel="bits per leaf at the threshold", xlim=(0, np.log2(data.attrs["vocab_size"])))
+    right.set_title(".. but nearly one information")
+    right.plot([], [], "o", color=MUTED, ms=8, label="one grammar")
+    right.plot([], [], "s", color=MUTED, mfc="white", ms=8, label="fresh rules")
+    right.legend(loc="upper right")

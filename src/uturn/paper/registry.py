@@ -1,0 +1,63 @@
+"""The figures: one line each here, and one module each in this folder."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.paper.channels import ChannelSpec
+    from uturn.paper.verdicts import Verdict
+    from uturn.paper.workshop import Scale, Workshop
+
+# In the order of the page; the numbers are rough times in seconds at smoke scale on two cores.
+FIGURES = {
+    "fig2": 90,
+    "fig3": 6,
+    "fig4": 3,
+    "fig5": 6,
+    "fig6": 5,
+    "fig7": 0,  # first, as figs. 12 to 14 share its runs
+    "fig8": 40,
+    "fig9": 1,
+    "fig10": 2,
+    "fig11": 3,
+    "fig12": 3,
+    "fig13": 4,
+    "fig14": 4,
+    "fig15": 12,
+    "s9": 20,
+    "controls": 100,  # shares the images of fig. 2
+    "learning": 150,
+    "schedulers": 35,
+    "thresholds": 45,
+}
+ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
+"""The order in which all figures are made: those that take seconds first, those that train or denoise images last."""
+
+
+class Figure(Protocol):
+    """What the module of a figure defines."""
+
+    TITLE: str
+    CAPTION: str
+
+    def measure(self, workshop: Workshop) -> dict[str, xr.Dataset]:
+        """The data of the figure by label: runs of experiments, or anything else that is computed."""
+
+    def analyse(self, runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+        """The labelled data of the plot, and the verdicts."""
+
+    def draw(self, data: xr.Dataset) -> Any:
+        """The matplotlib figure."""
+
+    def channels(self, scale: Scale) -> list[ChannelSpec]:
+        """The Bayesian channels that the figure rests on, and negative controls: their verdicts are verdicts of the figure."""
+
+
+def load_figure(name: str) -> Figure:
+    """The module of a figure."""
+    module: Any = importlib.import_module(f"uturn.paper.{name}")
+    return module

@@ -1,0 +1,101 @@
+"""Verdicts: a number of a figure against what theory or the paper expects of it, and the rules that decide.
+
+A rule compares numbers and says in words what it compares; `verdict` joins the rules that a quantity has to pass. NaN passes no
+rule, and neither does an empty list of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from uturn.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One number of a figure against what theory or the paper expects of it.
+
+    `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome.
+    """
+
+    quantity: str
+    measured: str
+    expected: str
+    passed: bool
+    rule: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passed", bool(self.passed))  # numpy's own bool is not JSON
+
+
+class Rule(NamedTuple):
+    """The outcome of a comparison, and the comparison in words."""
+
+    passed: bool
+    words: str
+
+
+def verdict(quantity: str, measured: Any, expected: str, *rules: Rule) -> Verdict:
+    """A verdict that passes if all of its rules pass; `measured` is turned into text."""
+    words = "; ".join(rule.words for rule in rules if rule.words)
+    return Verdict(quantity, str(measured), expected, bool(rules) and all(rule.passed for rule in rules), words)
+
+
+def below(values: Any, limit: Any, words: str | None = None) -> Rule:
+    """Every value is below the limit: one number, or one for each value, which then needs words."""
+    return Rule(_all(np.asarray(values, float) < limit), f"below {limit:g}" if words is None else words)
+
+
+def above(values: Any, limit: Any, words: str | None = None) -> Rule:
+    """Every value is above the limit (one number, or one for each value)."""
+    return Rule(_all(np.asarray(values, float) > limit), f"above {limit:g}" if words is None else words)
+
+
+def at_least(value: float, limit: float) -> Rule:
+    """The value is not below the limit."""
+    return Rule(_all(value >= limit), f">= {limit:g}")
+
+
+def within(deviations: Any, tolerance: Any, words: str | None = None) -> Rule:
+    """Every deviation is smaller in size than the tolerance (one number, or one for each deviation)."""
+    return Rule(_all(np.abs(np.asarray(deviations, float)) < tolerance), f"within {tolerance:g}" if words is None else words)
+
+
+def equal(found: Any, wanted: Any, words: str = "equal") -> Rule:
+    """Every value is the wanted one."""
+    return Rule(_all(np.asarray(found) == wanted), words)
+
+
+def inside(interval: Estimate, low: float, high: float, words: str | None = None) -> Rule:
+    """A whole interval lies in a range."""
+    return Rule(low < interval.low and interval.high < high, f"interval within {low:g} .. {high:g}" if words is None else words)
+
+
+def meets(interval: Estimate, low: float, high: float, words: str) -> Rule:
+    """An interval overlaps a range and is narrower: a wide interval is no agreement."""
+    return Rule(interval.high >= low and interval.low <= high and interval.high - interval.low < high - low, words)
+
+
+def apart(lower: Estimate, higher: Estimate, words: str) -> Rule:
+    """Two intervals do not overlap, and their order is the expected one."""
+    return Rule(lower.high < higher.low, words)
+
+
+def increasing(estimates: Sequence[Estimate], words: str = "increasing; first and last intervals apart") -> Rule:
+    """Each number is larger than the one before, and the first and the last interval do not overlap."""
+    rises = all(a.value < b.value for a, b in pairwise(estimates))
+    return Rule(rises and apart(estimates[0], estimates[-1], "").passed, words)
+
+
+def decreasing(estimates: Sequence[Estimate], words: str = "decreasing; first and last intervals apart") -> Rule:
+    """Each number is smaller than the one before, and the first and the last interval do not overlap."""
+    return increasing(estimates[::-1], words)
+
+
+def _all(comparison: Any) -> bool:
+    return bool(np.size(comparison) and np.all(comparison))

@@ -1,0 +1,130 @@
+"""Where and how a figure does its work: runs, computations and trained networks, each done once and kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from uturn.datasets import write_dataset
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    import xarray as xr
+
+    from uturn.experiment import Experiment
+    from uturn.networks.training import History
+
+    Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
+
+Scale = Literal["smoke", "paper"]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The scale of a figure, and the folder that keeps what is finished; the next call finds it there."""
+
+    scale: Scale
+    folder: Path
+    workers: int | None = None
+    progress: bool = False
+
+    def run(self, label: str, experiment: Experiment) -> xr.Dataset:
+        """The results of an experiment; what is missing in `folder/label.zarr` is run."""
+        from uturn.experiment import run
+
+        return run(experiment, self.folder / f"{label}.zarr", workers=self.workers, progress=self.progress)
+
+    def runs(self, figure: str, experiments: Mapping[str, Experiment]) -> dict[str, xr.Dataset]:
+        """The results of the experiments of a figure; figures that share runs name the same figure."""
+        return {label: self.run(f"{figure}-{label}", experiment) for label, experiment in experiments.items()}
+
+    def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+        """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
+        import xarray as xr
+
+        path, identity = self.folder / f"{label}.zarr", json.dumps(settings, sort_keys=True)
+        if path.exists():
+            try:
+                kept = xr.open_zarr(path, zarr_format=3).load()
+                if kept.attrs.get("settings") == identity and kept.attrs.get("digest") == _digest(kept):
+                    return kept
+            except (OSError, ValueError, KeyError, RuntimeError):
+                pass  # damaged: computed again
+        data = compute()
+        data = data.assign_attrs(settings=identity, digest=_digest(data))
+        write_dataset(data, path)
+        return data
+
+    def trained(self, names: Sequence[str], recipe: Mapping[str, Any]) -> list[Any]:
+        """The networks in `folder/name.safetensors`; none if one of them is missing, damaged, or made by another recipe."""
+        from uturn.networks.files import load_network
+
+        try:
+            found: list[Any] = [load_network(path) for path in self._networks(names)]
+        except ValueError:
+            return []
+        wanted = json.dumps(recipe, sort_keys=True)
+        same = (json.dumps(one.facts.get("recipe"), sort_keys=True) == wanted for one in found)
+        return found if all(same) and all(isinstance(one.facts.get("steps"), int) for one in found) else []
+
+    def train(self, names: Sequence[str], recipe: Mapping[str, Any], train: Train) -> list[Path]:
+        """The files of networks that are trained once for their recipe (plain data).
+
+        `train(checkpoint)` gives the networks, one for each name, and the history of their training, which it takes up from the
+        file `checkpoint` if that exists.
+        """
+        from uturn.networks.files import save_network
+
+        paths = self._networks(names)
+        if self.trained(names, recipe):
+            return paths
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Each recipe has a checkpoint of its own: what another one left behind does not matter.
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        checkpoint = self.folder.resolve() / f"{names[0]}-{digest[:8]}.checkpoint"
+        resumed = checkpoint.exists()
+        try:
+            networks, history = train(checkpoint)
+        except ValueError:
+            if not resumed:
+                raise
+            checkpoint.unlink()  # damaged
+            return self.train(names, recipe, train)
+        for path, network in zip(paths, networks, strict=True):
+            save_network(network, path, recipe=recipe, steps=history.steps, records=history.records)
+        checkpoint.unlink(missing_ok=True)
+        return paths
+
+    def layer_statistics(self, name: str, classifier: Path, reference: Callable[[], np.ndarray]) -> Path:
+        """The file of the means and variances of the layers of a classifier over reference data, measured once."""
+        from uturn.networks.files import load_network
+        from uturn.probes.hidden_layers import HiddenLayers
+
+        path = self.folder.resolve() / f"{name}.safetensors"
+        probe = HiddenLayers(load_network(classifier), "every block")
+        if path.exists():
+            try:
+                probe.load_statistics(path)
+                return path
+            except ValueError:
+                pass  # damaged, or of another network: measured again
+        probe.fit(reference()).save_statistics(path)
+        return path
+
+    def _networks(self, names: Sequence[str]) -> list[Path]:
+        return [self.folder.resolve() / f"{name}.safetensors" for name in names]
+
+
+def _digest(data: xr.Dataset) -> str:
+    """SHA-256 of all values and labels: a lost chunk would be read as missing values."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, data.variables)):
+        values = data[name].values
+        text = values.dtype.kind not in "biufc"
+        digest.update(f"{name} {values.shape}".encode() + (repr(values.tolist()).encode() if text else values.tobytes()))
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Curves of all tree levels against ε, and their displacement from a theory: what figs. 12 to 14 have in common.
+
+The dataset is that of `uturn.paper.messages.compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.plotting.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
+    """Left: curves of all levels, exact and in theory. Right: the shift in ε of every level with its interval."""
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), width_ratios=[1.75, 1], layout="constrained")
+        depth = data.sizes["tree_level"] - 1
+        colors = level_colors(depth + 1)
+        for level in range(depth + 1):
+            draw_level(left, data, level, colors[level], bold=level in (0, depth))
+        if "mean_field" in data:
+            some = (0, depth // 2, depth - 1)
+            for level in some:
+                line = data.mean_field.isel(tree_level=level)
+                left.plot(data.theory_noise, line, color=colors[level], lw=1.3, ls=(0, (4, 2)), zorder=1)
+            left.plot([], [], color=MUTED, lw=1.3, ls=(0, (4, 2)), label=f"mean field,\nlevels {some[0]}, {some[1]}, {some[2]}")
+        left.axvline(data.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
+        left.text(data.attrs["critical_noise"] + 0.012, 0.96, rf"$\epsilon^*={data.attrs['critical_noise']:.3f}$", va="center")
+        left.plot([], [], "o", color=MUTED, ms=4.5, label="exact (BP)")
+        left.plot([], [], color=MUTED, lw=1.4, label=theory_name)
+        left.legend(loc="upper left", bbox_to_anchor=(data.attrs["critical_noise"] + 0.005, 0.92), fontsize=9, handlelength=1.5)
+        left.set(xlabel=r"noise $\epsilon$", ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.03))
+        left.set_title("all levels")
+        level_bar(plt, left, depth + 1, "tree level (0 = leaves)")
+        draw_shifts(right, data, colors)
+    return figure
+
+
+def draw_level(axes: Any, data: xr.Dataset, level: int, color: Any, bold: bool) -> None:
+    """One level: points with the standard deviation between grammars, and the theory."""
+    curve = data.belief.isel(tree_level=level)
+    axes.plot(data.theory_noise, data.theory.isel(tree_level=level), color=color, lw=1.4, zorder=2)
+    marker, size = ("o", 4.2) if bold else (".", 4)
+    mean, spread = curve.mean("grammar"), curve.std("grammar")
+    axes.errorbar(data.noise, mean, spread, fmt=marker, ms=size, lw=0.9, color=color, zorder=3)
+
+
+def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
+    """The shift in ε of each level with its interval, and the tolerance of the verdict as a band."""
+    levels = data.shifted_level.values
+    tolerance = data.attrs["tolerance"]
+    value, low, high = (data["shift"].sel(bound=bound).values for bound in ("value", "low", "high"))
+    axes.axvspan(-tolerance, tolerance, color=ACCENT, alpha=0.1, lw=0)
+    axes.axvline(0, color=THEORY, lw=1)
+    for k, level in enumerate(levels):
+        axes.plot([low[k], high[k]], [level, level], color=colors[level], lw=2)
+        axes.plot(value[k], level, "o", color=colors[level], ms=6)
+    reach = 1.15 * max(1.6 * tolerance, float(np.abs([low, high]).max()))
+    axes.set(xlim=(-reach, reach), yticks=levels, xlabel=r"shift in $\epsilon$ (exact minus theory)", ylabel="tree level")
+    ticks = [-tolerance, 0, tolerance]
+    axes.set_xticks(ticks, ["0" if tick == 0 else f"{tick:+g}".replace("-", "−") for tick in ticks])
+    axes.set_title("displacement, 95 % interval")
+    axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)
