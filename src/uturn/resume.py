@@ -85,7 +85,8 @@ def _changes(
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
     weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
-    found = differences(with_size_of(mine, stored) if larger else stored, mine, "spec")
+    expected = with_size_of(mine, stored) if larger else stored
+    found = differences({"clones": 1, **expected}, {"clones": 1, **mine}, "spec")
     found += differences(weights[0], weights[1], "models")
     if found:
         raise ValueError(f"{opened.where} holds another experiment: {'; '.join(found[:4])}; choose another folder")

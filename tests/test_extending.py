@@ -1,0 +1,244 @@
+"""A new part is a class and one line in a registry: a source, a corruption with its reverse step, a backward, a probe, a figure.
+
+The data are coins, which are no strings, vectors or images: n independent tosses, 1 with probability `bias`.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar, Literal
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import uturn as ut
+from uturn.backward import BACKWARDS
+from uturn.cli import app
+from uturn.corruption import CORRUPTIONS
+from uturn.corruption.denoising import checked_posterior
+from uturn.corruption.strings import checked_strings, draw_symbols
+from uturn.paper.registry import FIGURES
+from uturn.paper.verdicts import verdict, within
+from uturn.probes import PROBES
+from uturn.probes.clones import between_clones
+from uturn.protocols import Backward, Channel, Corruption, Noisy, Originals, Probe, Source, Spec, Variable
+from uturn.random import Purpose, keys, uniforms
+from uturn.sources import SOURCES
+
+# -- one of each, for a new kind of data --------------------------------------------------------------------------------
+
+
+@dataclass
+class Tosses(Originals):
+    """A block of coins: item numbers (batch,) and tosses (batch, n)."""
+
+    items: np.ndarray
+    data: np.ndarray
+
+
+class Coins(Spec, Source):
+    """`tosses` tosses of a coin."""
+
+    kind: ClassVar[str] = "coins"
+    type: Literal["coins"] = "coins"
+    tosses: int = 50
+    bias: float = 0.7
+
+    def blocks(self, items, seed, num_items):
+        yield Tosses(items, (uniforms(keys(seed, Purpose.ORIGINAL, items), self.tosses) < self.bias).astype(int))
+
+
+@dataclass(frozen=True)
+class Covering(Corruption):
+    """Every coin is covered (-1) with probability `noise`."""
+
+    kinds: ClassVar = ("coins",)
+    process: ClassVar = "covering"
+    unit: ClassVar = "share of covered coins"
+    max_noise: ClassVar = 1.0
+
+    def corrupt(self, tosses, noise, keys):
+        covered = uniforms(keys, tosses.shape[1]) < noise
+        return Noisy(np.where(covered, -1, tosses), np.full(len(tosses), noise))
+
+
+class Guess(Spec, Backward):
+    """Covered coins are tossed again."""
+
+    kinds: ClassVar = ("coins",)
+    undoes: ClassVar = ("covering",)
+    type: Literal["guess"] = "guess"
+    bias: float = 0.7
+
+    def reconstruct(self, noisy, streams, clones=1):
+        seen = np.repeat(noisy.values, clones, axis=0)
+        tossed = uniforms(streams.keys(Purpose.RECONSTRUCTION, clones), seen.shape[1]) < self.bias
+        return np.where(seen < 0, tossed, seen).reshape(len(streams.items), -1, seen.shape[1])
+
+
+class Overlap(Spec, Probe):
+    """Share of equal tosses."""
+
+    kinds: ClassVar = ("coins",)
+    type: Literal["overlap"] = "overlap"
+
+    def variables(self, source):
+        return {"overlap": Variable(("noise", "item", "trajectory"), "share of equal tosses", symmetric=True)}
+
+    def read(self, u_turns, source):
+        def equal(a, b):
+            return (a == b).mean(-1)
+
+        before, after = u_turns.originals.data[:, None], u_turns.reconstructions
+        twins = {"clone_overlap": between_clones(after, u_turns.clones, equal)} if u_turns.clones > 1 else {}
+        return {"overlap": equal(before, after), **twins}
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    for registry, name, part in (
+        (SOURCES, "coins", Coins),
+        (CORRUPTIONS, "covering", Covering),
+        (BACKWARDS, "guess", Guess),
+        (PROBES, "overlap", Overlap),
+    ):
+        monkeypatch.setitem(registry, name, part)
+
+
+SPEC = {
+    "items": 300,
+    "trajectories": 2,
+    "clones": 3,
+    "chunk": 100,
+    "source": {"type": "coins"},
+    "corruption": {"type": "covering", "noise": [0.0, 0.3, 1.0]},
+    "backward": {"type": "guess"},
+    "probes": [{"type": "overlap"}],
+}
+
+
+def test_a_new_kind_of_data_from_end_to_end(registered, tmp_path):
+    results = ut.run(ut.Experiment.from_dict(SPEC), tmp_path / "run")
+    assert results.overlap.dims == ("noise", "item", "trajectory", "clone")
+    # A covered coin agrees with a new toss with probability b^2 + (1 - b)^2 = .58.
+    expected = 1 - np.array(results.noise) * (1 - 0.58)
+    for name in ("overlap", "clone_overlap"):
+        np.testing.assert_allclose(results[name].mean(("item", "trajectory", "clone")), expected, atol=0.02)
+    stored = json.loads(results.attrs["spec"])
+    assert stored["source"] == {"type": "coins", "tosses": 50, "bias": 0.7}
+    (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "items": 400}))
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+
+
+def test_the_same_parts_by_their_import_path(registered, tmp_path):
+    own = {
+        **SPEC,
+        "source": {"type": f"{__name__}:Coins"},
+        "corruption": {**SPEC["corruption"], "type": f"{__name__}:Covering"},
+        "backward": {"type": f"{__name__}:Guess"},
+        "probes": [{"type": f"{__name__}:Overlap"}],
+    }
+    assert ut.run(ut.Experiment.from_dict(own)).drop_attrs().equals(ut.run(ut.Experiment.from_dict(SPEC)).drop_attrs())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backward": {"type": "exact"}}, r"backward: type 'exact' does not go with coins; expected one of \['guess'\]"),
+        ({"probes": [{"type": "tree_levels"}]}, r"probes\[0\]: type 'tree_levels' does not go with coins; .*'overlap'"),
+        ({"corruption": {"type": "masking", "noise": [0.5]}}, r"corruption: type 'masking' does not go with coins"),
+        ({"source": {"type": "fashion_mnist"}}, "does not go with images"),
+    ],
+)
+def test_parts_of_other_kinds_are_found_by_what_they_declare(registered, change, message):
+    with pytest.raises(ValueError, match=message):
+        ut.Experiment.from_dict({**SPEC, **change})
+
+
+# -- a corruption of strings with a reverse step ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Neighbours(Channel):
+    """Every symbol is replaced by one of its two neighbours on a ring, with probability `noise`/2 each."""
+
+    kinds: ClassVar = ("strings",)
+    is_reversible: ClassVar = True
+    unit: ClassVar = "probability of a step"
+    max_noise: ClassVar = 2 / 3
+
+    def corrupt(self, leaves, noise, vocab_size, seed=0):
+        leaves, noise = checked_strings(leaves, noise, vocab_size, self.max_noise)
+        u = uniforms(seed, leaves.shape[1])
+        step = (u < noise[:, None] / 2).astype(int) - ((u >= noise[:, None] / 2) & (u < noise[:, None]))
+        return Noisy((leaves + step) % vocab_size, noise, vocab_size)
+
+    def log_evidence(self, noisy, dtype=None):
+        away = (noisy.values[..., None] - np.arange(noisy.vocab_size)) % noisy.vocab_size
+        noise = noisy.noise[:, None, None]
+        with np.errstate(divide="ignore"):
+            law = np.where(away == 0, 1 - noise, np.where((away == 1) | (away == noisy.vocab_size - 1), noise / 2, 0))
+            return np.log(law).astype(dtype or float)
+
+    def reverse(self, denoiser, noisy, steps, keys):
+        return draw_symbols(checked_posterior(denoiser, noisy), keys, 0)  # a single step, leaf by leaf
+
+
+@pytest.mark.parametrize(("backward", "is_posterior"), [({"type": "exact"}, True), ({"type": "denoiser", "steps": 1}, False)])
+def test_a_channel_with_its_reverse_step(monkeypatch, backward, is_posterior):
+    monkeypatch.setitem(CORRUPTIONS, "neighbours", Neighbours)
+    spec = {
+        "items": 1000,
+        "chunk": 1000,
+        "clones": 4,
+        "source": {"type": "rhm", "vocab_size": 6, "multiplicity": 3, "branching": 2, "depth": 3},
+        "corruption": {"type": "neighbours", "noise": [0.6]},
+        "backward": backward,
+        "probes": [{"type": "tree_levels"}],
+    }
+    results = ut.run(ut.Experiment.from_dict(spec)).isel(noise=0, trajectory=0)
+    gap = (results.unchanged - results.clone_unchanged).mean("clone")
+    z = gap.mean("item") / (gap.std("item", ddof=1) / np.sqrt(1000))
+    assert (abs(z) < 4.5).all() == is_posterior, z.values  # of 4 levels: false alarm 3e-5
+
+
+# -- a figure -----------------------------------------------------------------------------------------------------------
+
+
+def figure():
+    """A module with what a figure defines."""
+    module = ModuleType("uturn.paper.coins")
+    module.TITLE, module.CAPTION = "Coins", "Share of equal tosses against the share of covered coins."
+
+    def measure(workshop):
+        return {"coins": workshop.run("coins", ut.Experiment.from_dict(SPEC))}
+
+    def analyse(runs):
+        mean = runs["coins"].overlap.mean(("item", "trajectory", "clone"))
+        return xr.Dataset({"overlap": mean}), [
+            verdict("overlap with all coins covered", f"{float(mean[-1]):.3f}", "0.58", within(float(mean[-1]) - 0.58, 0.02))
+        ]
+
+    def draw(data):
+        import matplotlib.pyplot as plt
+
+        drawn, axis = plt.subplots()
+        axis.plot(data.noise, data.overlap)
+        return drawn
+
+    module.measure, module.analyse, module.draw, module.channels = measure, analyse, draw, lambda scale: []
+    return module
+
+
+def test_a_new_figure(registered, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "uturn.paper.coins", figure())
+    monkeypatch.setitem(FIGURES, "coins", 1)
+    done = CliRunner().invoke(app, ["reproduce", "coins", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "1 of 1 verdicts passed" in done.output
+    assert (tmp_path / "coins.png").exists()
+    assert "Coins" in (tmp_path / "index.html").read_text()

@@ -1,0 +1,245 @@
+"""The composition U = Backward after Corruption, and clones: several reconstructions of one noisy datum."""
+
+import numpy as np
+import pytest
+
+import uturn as ut
+from uturn.backward import DiffusionModel, ExactPosterior, StringDenoiser, StringDiffusion
+from uturn.corruption import Diffusion
+from uturn.probes.clones import between_clones
+from uturn.random import Streams
+from uturn.sources import FashionMNISTSource, GaussianMixtureSource, RHMSource, Strings
+
+RHM = RHMSource(vocab_size=6, multiplicity=3, branching=2, depth=3)
+LEVELS = {"gaussian": [0.3, 1.0], "masking": [0.4, 0.8], "uniform": [0.3, 0.6], "epsilon": [0.3, 0.6], "diffusion": [0.25, 1.0]}
+
+
+def spec(source, channel, backward, probes, **sizes):
+    return {
+        **{"items": 5, "trajectories": 2, "chunk": 3, "seed": 4, **sizes},
+        "source": source,
+        "corruption": {"type": channel, "noise": [0.0, *LEVELS[channel]]},
+        "backward": backward,
+        "probes": probes,
+    }
+
+
+STRINGS = {"type": "rhm", "vocab_size": 6, "multiplicity": 3, "branching": 2, "depth": 3, "grammars": 2}
+TREE = [{"type": "tree_levels"}, {"type": "messages"}]
+LAYERS = {"type": "network_layers", "reference": 20}
+SPECS = {
+    **{f"exact {channel}": spec(STRINGS, channel, {"type": "exact"}, TREE) for channel in LEVELS if channel != "diffusion"},
+    "denoiser": spec(STRINGS, "masking", {"type": "denoiser", "steps": 4}, TREE),
+    "score": spec(STRINGS, "diffusion", {"type": "score", "steps": 8}, TREE),
+    "vectors": spec({"type": "gaussian_mixture", "dimension": 16}, "gaussian", {"type": "exact"}, [{"type": "scales"}]),
+    "images": spec(
+        {"type": "fashion_mnist"}, "diffusion", {"type": "diffusion", "steps": 4}, [LAYERS, {"type": "images", "first": 2}]
+    ),
+}
+TWINS = {
+    **dict.fromkeys(SPECS, {"clone_unchanged"}),
+    "vectors": {"clone_scale_similarity", "clone_same_label"},
+    "images": {"clone_similarity", "clone_distance", "clone_same_class"},
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_clone_0_is_the_run_without_clones(name):
+    one = ut.run(ut.Experiment.from_dict(SPECS[name]))
+    many = ut.run(ut.Experiment.from_dict({**SPECS[name], "clones": 3}))
+    assert set(many.data_vars) - set(one.data_vars) == TWINS[name]
+    for variable in one.data_vars:
+        found = many[variable]
+        if "trajectory" in one[variable].dims:
+            dims = list(one[variable].dims)
+            dims.insert(dims.index("trajectory") + 1, "clone")
+            assert list(found.dims) == dims
+            assert found.sizes["clone"] == 3
+            found = found.isel(clone=0)
+        np.testing.assert_allclose(found, one[variable], rtol=0, atol=2e-4 if name == "images" else 0)
+    for twin in TWINS[name]:
+        assert many[twin].dims == many[twin.removeprefix("clone_")].dims
+    assert not np.array_equal(many[max(TWINS[name])].isel(noise=-1), many[max(TWINS[name])].isel(noise=0))
+
+
+def test_clones_are_part_of_what_a_store_holds(tmp_path):
+    without = ut.Experiment.from_dict(SPECS["exact masking"])
+    ut.run(without, tmp_path / "run")
+    assert without.hash == ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 1}).hash
+    with pytest.raises(ValueError, match=r"spec.clones is 1 in the store, 3 here"):
+        ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3}), tmp_path / "run")
+    whole = ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3}))
+    stored = ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3, "chunk": 2}), tmp_path / "clones", workers=2)
+    assert stored.drop_attrs().equals(whole.drop_attrs())
+
+
+# -- the composition --------------------------------------------------------------------------------------------------
+
+
+def test_the_sentence():
+    rhm = RHM.grammar(0, 0)
+    originals = Strings(np.arange(7), rhm, rhm.sample(7, seed=1))
+    found = ut.u_turn(originals, ut.Masking(), ExactPosterior(), 0.5, 3, clones=4)
+    assert found.originals is originals
+    assert found.reconstructions[0].shape == (7, 4, 8)
+    # By hand: the evidence of what was seen, and draws given it.
+    streams = Streams(3, originals.items, 0.5)
+    noisy = ut.Masking().corrupt(originals.data, 0.5, 6, streams.keys(ut.random.Purpose.CORRUPTION))
+    assert np.array_equal(found.noisy.values, noisy.values)
+    evidence = ut.Masking().log_evidence(found.noisy)
+    drawn = ut.sample_posterior(rhm, evidence.astype(np.float32), streams.keys(ut.random.Purpose.RECONSTRUCTION), 4)
+    assert all(np.array_equal(found.reconstructions[level], drawn[level].swapaxes(0, 1)) for level in drawn)
+
+
+def test_beliefs_are_inferred_when_they_are_first_asked_for(monkeypatch):
+    calls, right = [], ut.inference.infer
+
+    def counted(rhm, evidence, outputs):
+        calls.append(outputs)
+        return right(rhm, evidence, outputs=outputs)
+
+    monkeypatch.setattr(ut.inference, "infer", counted)
+    rhm = RHM.grammar(0, 0)
+    found = ut.u_turn(Strings(np.arange(3), rhm, rhm.sample(3, seed=1)), ut.Masking(), ExactPosterior(), 0.5)
+    assert calls == []
+    marginals = found.noisy.beliefs("marginals")
+    assert found.noisy.beliefs("marginals") is marginals
+    assert calls == [("marginals",)]
+    np.testing.assert_allclose(marginals[0].sum(-1), 1, atol=1e-5)
+
+
+def test_clones_share_one_upward_pass_and_one_encoder_pass(monkeypatch):
+    from uturn.inference import numba_backend
+
+    batches, right = [], numba_backend.draw
+
+    def counted(plan, evidence, *arguments):
+        batches.append(len(evidence))
+        return right(plan, evidence, *arguments)
+
+    monkeypatch.setattr(numba_backend, "draw", counted)
+    for channel in (ut.Masking(), ut.EpsilonBelief()):
+        rhm = RHM.grammar(0, 0)
+        originals = Strings(np.arange(3), rhm, rhm.sample(3, seed=1))
+        streams = Streams(0, originals.items, 0.5, range(2))
+        batches.clear()
+        ut.u_turn(originals, channel, ExactPosterior(), 0.5, streams, clones=5)
+        assert sum(batches) == 3 * (2 if channel.is_random else 1)
+
+
+def test_the_queue_gives_the_numbers_of_the_simple_path():
+    backward, source = DiffusionModel(steps=4, batch_size=5), FashionMNISTSource()
+    forward = backward.undone(Diffusion(), source)
+    blocks = [next(source.blocks(np.arange(k, k + 3), 0, 9)) for k in (0, 3, 6)]
+    levels, chosen = (0.0, 0.5, 1.0), range(1, 3)
+    batches = {}
+    for originals, noise in zip(blocks, levels, strict=True):
+        streams = Streams(2, originals.items, noise, chosen)
+        batches[noise] = (originals, forward.observe(originals, noise, streams), streams)
+    queued = dict(backward.reconstruct_many(((noise, *batch[1:]) for noise, batch in batches.items()), clones=2))
+    for noise, (originals, _, streams) in batches.items():
+        alone = ut.u_turn(originals, forward, backward, noise, streams, clones=2).reconstructions
+        assert alone.shape == (3, 4, 1, 28, 28)
+        np.testing.assert_allclose(queued[noise], alone, rtol=0, atol=1e-4)
+    assert np.array_equal(queued[0.0][:, 0], blocks[0].images)
+
+
+def test_the_forward_process_is_a_corruption_like_the_others():
+    backward, source = DiffusionModel(steps=10), FashionMNISTSource()
+    forward = backward.undone(Diffusion(), source)
+    originals = next(source.blocks(np.arange(50), 0, 50))
+    noisy = forward.observe(originals, 0.6, Streams(0, originals.items, 0.6))
+    abar = float(forward.axes(np.array([0.6]), source)["abar"][0][0])
+    residual = (noisy.values - np.sqrt(abar) * originals.images) / np.sqrt(1 - abar)
+    assert abs(residual.mean()) < 4.5 / np.sqrt(residual.size)
+    assert abs(residual.var() - 1) < 4.5 * np.sqrt(2 / residual.size)
+    assert np.array_equal(noisy.labels, originals.labels)
+    with pytest.raises(ValueError, match=r"images: values in \[-3.0"):
+        forward.corrupt(3 * originals.images, 0.6, ut.random.keys(0, range(50)))
+
+
+# -- clones are draws of the posterior --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("channel", "noise", "backward", "is_posterior"),
+    [
+        ("gaussian", 0.4, {"type": "exact"}, True),
+        ("masking", 0.6, {"type": "exact"}, True),
+        ("uniform", 0.5, {"type": "exact"}, True),
+        ("masking", 0.6, {"type": "denoiser", "steps": 8}, True),
+        ("epsilon", 0.6, {"type": "exact"}, False),
+        ("masking", 0.6, {"type": "denoiser", "steps": 1}, False),  # every leaf from its own marginal
+    ],
+)
+def test_clones_look_like_each_other_as_they_look_like_the_original(channel, noise, backward, is_posterior):
+    """E f(x0, clone) = E f(clone, clone') for a posterior; z-scores over 1500 items, 4 levels: false alarm 4 * 7e-6 a case."""
+    table = {"type": "rhm", "vocab_size": 6, "multiplicity": 3, "branching": 2, "depth": 3}
+    sizes = {"items": 1500, "chunk": 1500, "seed": 7, "clones": 4}
+    experiment = {
+        **sizes,
+        "source": table,
+        "corruption": {"type": channel, "noise": [noise]},
+        "backward": backward,
+        "probes": [{"type": "tree_levels"}],
+    }
+    results = ut.run(ut.Experiment.from_dict(experiment)).isel(noise=0, trajectory=0)
+    gap = (results.unchanged - results.clone_unchanged).mean("clone")
+    z = gap.mean("item") / (gap.std("item", ddof=1) / np.sqrt(1500))
+    assert (abs(z) < 4.5).all() == is_posterior, z.values
+
+
+def test_twins_against_a_loop():
+    rng = np.random.default_rng(0)
+    values = rng.integers(-1, 3, (4, 6, 5))  # 2 trajectories of 3 clones
+    found = between_clones(values, 3, lambda a, b: ((a == b) & (a >= 0)).mean(-1))
+    for item in range(4):
+        for draw in range(6):
+            first = draw // 3 * 3
+            others = [k for k in range(first, first + 3) if k != draw]
+            same = [
+                np.mean([a == b and a >= 0 for a, b in zip(values[item, draw], values[item, k], strict=True)]) for k in others
+            ]
+            assert found[item, draw] == pytest.approx(np.mean(same))
+
+
+def test_an_unparsed_node_equals_nothing():
+    """One step of the reverse process draws ungrammatical strings, whose latents are -1."""
+    backward, rhm = StringDenoiser(steps=1), RHM.grammar(0, 0)
+    originals = Strings(np.arange(20), rhm, rhm.sample(20, seed=1))
+    found = ut.u_turn(originals, ut.Masking(), backward, 0.95, clones=6)
+    lost = (found.reconstructions[3] == -1).all(axis=-1)
+    assert lost.any()
+    read = ut.probes.TreeLevels().read(found, RHM)["clone_unchanged"]
+    assert (read[..., 3][lost] == 0).all()
+
+
+def test_streams_of_clones_differ_and_stay():
+    streams = Streams(0, np.arange(3), 0.5, range(2))
+    keys = streams.keys(3, clones=4)
+    assert len(set(keys.tolist())) == 24
+    assert np.array_equal(keys.reshape(6, 4)[:, 0], streams.keys(3))
+    assert np.array_equal(keys.reshape(6, 4)[:, :2].reshape(-1), streams.keys(3, clones=2))
+    later = Streams(0, np.arange(3), 0.5, range(1, 2))
+    assert np.array_equal(later.keys(3, clones=2).reshape(3, 2), keys.reshape(3, 2, 4)[:, 1, :2])
+
+
+@pytest.mark.parametrize("clones", [0, -1, True, 2.0, "3", 2**40])
+def test_bad_clones(clones):
+    with pytest.raises(ValueError, match="clones"):
+        ut.Experiment.from_dict({**SPECS["exact masking"], "clones": clones})
+
+
+def test_vectors_know_the_gaussian_channel_only():
+    originals = next(GaussianMixtureSource(dimension=4).blocks(np.arange(3), 0, 3))
+    with pytest.raises(ValueError, match=r"vectors is known for Gaussian\(\) only"):
+        ut.u_turn(originals, ut.Masking(), ExactPosterior(), 0.5)
+
+
+def test_score_clones_start_from_one_noisy_datum():
+    backward = StringDiffusion(steps=6)
+    rhm = RHM.grammar(0, 0)
+    originals = Strings(np.arange(4), rhm, rhm.sample(4, seed=1))
+    found = ut.u_turn(originals, backward.undone(Diffusion(), RHM), backward, 1.0, clones=3)
+    assert found.noisy.images.shape[0] == 4
+    assert found.reconstructions[0].shape == (4, 3, 8)
