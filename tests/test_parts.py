@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import ExactPosterior
 from uturn.cli import app
-from uturn.experiment import check
 from uturn.own_parts import code_digest
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
 from uturn.store import Store, Variable
+from uturn.trial import check
 from uturn.workflows import analyse
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
