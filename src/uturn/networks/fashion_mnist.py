@@ -33,11 +33,8 @@ CLASS_NAMES = (
 )
 """Names of the ten classes, in the order of the labels."""
 
-COARSE_CLASS_NAMES = ("tops", "trousers", "dresses", "shoes", "bags")
-"""A coarser label set, one level up the hierarchy: the ten classes grouped by the kind of garment."""
-
 COARSE_CLASS = np.array([0, 1, 0, 2, 0, 3, 0, 3, 4, 3])
-"""Coarse label of each of the ten classes: `COARSE_CLASS[labels]`."""
+"""Labels one level up the hierarchy, `COARSE_CLASS[labels]`: 0 tops, 1 trousers, 2 dresses, 3 shoes, 4 bags."""
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "fashion_mnist"
 
