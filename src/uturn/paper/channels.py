@@ -27,12 +27,7 @@ CLONES = 8
 LEVEL = 0.01  # false-alarm rate of the calibration of a figure
 LAW_LEVEL = 1e-3  # and of the laws of its channels
 # Below, at and beyond the loss of the class in the grammar of the paper.
-NOISE = {
-    "gaussian": (0.07, 0.15, 0.3),
-    "masking": (0.2, 0.3, 0.6),
-    "uniform": (0.1, 0.2, 0.5),
-    "epsilon": (0.3, 0.5, 0.7),
-}
+NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.2, 0.3, 0.6), "uniform": (0.1, 0.2, 0.5), "epsilon": (0.3, 0.5, 0.7)}
 WORDS = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
 
 

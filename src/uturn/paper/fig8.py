@@ -17,6 +17,7 @@ from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.string_classifier import SEED
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.plotting.levels import draw_layers
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.theory import MeanField
@@ -47,12 +48,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     experiments = {
         "layers": {"items": chosen.items, "trajectories": 2, "chunk": 50, "source": source, "probes": [tree, layers]},
         # The same U-turns without the network, for many grammars: how much a grammar matters.
-        "grammars": {
-            "items": 64 * grammars,
-            "chunk": 64 * 24,
-            "source": {**source, "grammars": grammars},
-            "probes": [tree],
-        },
+        "grammars": {"items": 64 * grammars, "chunk": 64 * 24, "source": {**source, "grammars": grammars}, "probes": [tree]},
     }
     runs = workshop.runs("fig8", {label: Experiment.from_dict({**common, **spec}) for label, spec in experiments.items()})
     return {**runs, "network": string_classifier.examined(workshop, classifier, statistics)}
@@ -167,7 +163,7 @@ def _accuracy(network: xr.Dataset) -> Verdict:
 
 def _said_swap(swaps: Swaps, places: Places, depth: int, deviation: float) -> Verdict:
     return verdict(
-        "ε at which the network's verdict and its first block swap order",
+        "ε at which the predicted class and the first block swap order",
         f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
         f"{places.crossing:.4f} (mean field, class and leaves, L = {depth})",
         within(
@@ -185,7 +181,7 @@ def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Datas
     floor = network.random_pairs.sel(pair="independent").values[-1]
     return verdict(
         "ε at which logits and first block swap order",
-        f"{swaps.layers}, later than the verdict by {swaps.later}; similarity of logits of another class there: "
+        f"{swaps.layers}, later than the predicted class by {swaps.later}; similarity of logits of another class there: "
         f"{float(logits.where(same == 0).mean()):.2f} (independent strings: {floor:.2f})",
         f"later than the verdict, as logits tell more than the class; before ε* = {places.star:.4f}",
         above(swaps.later.low, 0, "interval of the difference above 0, interval of the swap below ε*"),
@@ -300,21 +296,15 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
-    noise, layers = data.noise.values, data.network_layer.values
-    for k, color in enumerate(level_colors(len(layers))):
-        edge = k in (0, len(layers) - 1)
-        y = data.similarity.isel(network_layer=k)
-        label = "logits" if k == len(layers) - 1 else f"block {k + 1}"
-        axes.plot(noise, y, color=color, lw=2.4 if edge else 1.2, zorder=3 if edge else 2, label=label)
-        if edge:
-            low, high = (data[f"similarity_{side}"].isel(network_layer=k) for side in ("low", "high"))
-            bars = np.maximum([y - low, high - y], 0)  # all equal to 1 but for rounding, without noise
-            axes.errorbar(noise, y, bars, fmt="o", ms=3.5, lw=1, color=color, zorder=4)
-        floor = float(data.random_pairs.sel(pair="independent").isel(network_layer=k))
+    noise, depth = data.noise.values, data.sizes["network_layer"] - 1
+    names = (f"similarity{end}" for end in ("", "_low", "_high"))
+    curves, low, high = (data[name].transpose("noise", "network_layer").values for name in names)
+    colors = draw_layers(axes, noise, curves, low, high, [f"block {k}" for k in range(1, depth + 1)] + ["logits"])
+    for color, floor in zip(colors, data.random_pairs.sel(pair="independent").values, strict=True):
         axes.plot([1.015], [floor], "<", color=color, ms=5, clip_on=False)
     axes.axvspan(data.attrs["inversion_low"], data.attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)
     axes.axvline(data.attrs["inversion"], color=CLASS, lw=1, label="logits and block 1 swap")
-    axes.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same verdict, scaled", zorder=5)
+    axes.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same predicted class, scaled", zorder=5)
     axes.plot([], [], "<", color=MUTED, ms=5, label="independent strings")
     axes.legend(loc="lower left", fontsize=8.5)
     axes.set(ylabel="cosine similarity", title="layers of the trained network", ylim=(None, 1.03))

@@ -44,10 +44,7 @@ CAPTION = (
     "half of it, do not, however many steps. Middle: the law of U-turned strings, which all of them keep. Right: discrete "
     "channels with exact leaf marginals. Hollow: not significantly different from 0 (p > 0.01). Grey: chance alone (99 %)."
 )
-_SIZES = {
-    "smoke": Size((2, 4, 8, 16, 32, 64), 4, 16, 512),
-    "paper": Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024),
-}
+_SIZES = {"smoke": Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
 LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
 RARE = 1e-3  # false-alarm rate of one comparison with 0
 
