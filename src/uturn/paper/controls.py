@@ -26,10 +26,10 @@ CAPTION = (
     "own, without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
     "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
     "against the isolated (circles) and the reconstructed low level (diamonds). Grammars: (v, m, s), as many classes as symbols. "
-    "Modes of the control mixtures are 32 standard deviations apart; the 1000 modes of the random code only 10, hardly more than "
-    "they must be, and it is lost abruptly too."
+    "The modes of the control mixtures are 32 standard deviations apart. Those of the random code are only 10 apart, close to "
+    "the least distance at which 1000 modes can be distinguished, and its class is lost abruptly too."
 )
-LIMIT = 0.05  # what counts as "about 0"
+LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
 
 COMPARISONS = ("isolated", "reconstructed")
@@ -69,13 +69,13 @@ def cases(scale: Scale) -> list[Case]:
         Case("two-modes", "mixture, 2 modes", "control", {"type": "gaussian_mixture", "num_modes": 2}, panel=True),
         Case("many-modes", "mixture, 64 modes", "control", {"type": "gaussian_mixture", "num_modes": 64}, panel=True),
         Case("field", "Gaussian random field", "control", {"type": "gaussian_field", "exponent": 2.0}, panel=True),
-        # A limit of validity: many classes, hardly further apart than they must be, are a random code. It is lost abruptly too.
+        # A limit of validity: the class of a random code, many modes close to the least distance, is lost abruptly too.
         Case("code", "random code, 1000 modes", "other", CODE, judged=()),
     ]
 
 
 # Runs of other figures. In the Gaussian process the leaves of the paper's grammar are corrected along with the class until it is
-# lost: an inversion of small area, which no theory here predicts; the mean field of the ε-process predicts one of .24.
+# lost. This gives an inversion of small area, which no theory here predicts; the mean field of the ε-process predicts .24.
 PAPER = _rhm(32, 8, 2, 10)
 OTHERS = [
     Case("paper", "(32, 8, 2), $L=10$", "hierarchy", PAPER, judged=("isolated",)),
@@ -153,7 +153,7 @@ def levels(run: xr.Dataset) -> Levels:
     spec = json.loads(run.attrs["spec"])
     source = build("source", spec["source"], trusted=False)
     law = source.law(spec["seed"])
-    # A component of variance V on its own: correlation of two draws from its posterior, were it Gaussian.
+    # Correlation of two draws from the posterior of a single component of variance V, if it were Gaussian.
     power = xr.DataArray(law.power[list(source.scales().values())[-1]], dims="component")
     isolated = (power / (power + np.exp(-run.log_snr))).weighted(power).mean("component")
     chance = float((law.weights**2).sum()) if law.num_modes > 1 else 0.5  # the classes of a field are signs

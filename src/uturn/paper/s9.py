@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
     "target": 0.999,
     "seed": 0,
 }
-_HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first numbers of draws that are no originals
+_HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first numbers of draws other than originals
 
 
 def trained_classifier(workshop: Workshop) -> Path:
@@ -111,7 +111,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     classifier = trained_classifier(workshop)
     described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
     run = workshop.run("s9-mixture", described)
-    # Of vectors that had no part in the training: the held-out ones decided when it was to end.
+    # On vectors without a part in the training: the held-out ones decided when it ended.
     accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
     return {"mixture": run.assign_attrs(accuracy=accuracy), "written out": written_out(described, classifier)}
 

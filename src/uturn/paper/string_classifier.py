@@ -1,4 +1,4 @@
-"""The classifier of strings of figure 8: its grammar, its training, and what it makes of random pairs of strings."""
+"""The classifier of strings of figure 8: its grammar, its training, and its layers on random pairs of strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoisers trained on strings of a grammar, and what they make of new strings: the measurement of the figure `learning`."""
+"""Denoisers trained on strings of a grammar, and their readings on new strings: the measurement of the figure `learning`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SWEPT, OTHERS = "gaussian", ("masking", "uniform")
-_PURPOSE = 8  # of the random streams, see uturn.sources; their first coordinate is one of these, 0 and 1 being those of training
+_PURPOSE = 8  # of random streams, see uturn.sources; their first coordinate is a use, of which 0 and 1 are those of training
 _STRINGS, _TESTS, _FULL_NOISE, _LOSS_NOISE, _U_TURN_NOISE, _GENERATION, _U_TURN = range(2, 9)
 
 
@@ -126,7 +126,7 @@ def training_strings(rhm: RandomHierarchyModel, size: int) -> np.ndarray:
 
 
 def network_readings(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
-    """What a network makes of new strings, dims state (best, last), ...: its distance from the exact denoiser
+    """Readings of a network on new strings, dims state (best, last), ...: its distance from the exact denoiser
     (`compare_denoisers`), the `weight` of each tree level in its evidence, and, if any strings are to be `generated`, these and
     U-turns (best state only).
 
