@@ -89,9 +89,8 @@ class Findings(NamedTuple):
     """Smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items."""
 
 
-EVEN = np.linspace(
-    0.02, 0.98, 65
-)  # effective ε at which curves are compared, so that dense regions of the runs do not weigh more
+# Effective ε at which curves are compared: an even grid, so that dense regions of the runs do not weigh more.
+EVEN = np.linspace(0.02, 0.98, 65)
 
 
 def _on_even(x: np.ndarray, y: np.ndarray) -> np.ndarray:

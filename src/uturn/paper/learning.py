@@ -34,10 +34,8 @@ CAPTION = (
 MISSED = 0.10  # largest share of the information in the other leaves that the network with most data may miss
 U_TURN_ERROR = 0.05  # largest difference of a U-turn probability, network against exact, at tree levels 0 and 1
 FALSE_ALARM = 0.01  # probability that a trend over the grammars is found where there is none
-_MARKERS = {
-    "masking": ("^", "#0072b2", 0.87),
-    "uniform": ("D", "#009e73", 1.15),
-}  # the last number shifts a marker aside, as both are at one size
+# The last number shifts a marker aside, as both are at one size.
+_MARKERS = {"masking": ("^", "#0072b2", 0.87), "uniform": ("D", "#009e73", 1.15)}
 _STATES = (("best", "o-", THEORY, "stopped early"), ("last", "s--", CLASS, "trained to the end"))
 
 
