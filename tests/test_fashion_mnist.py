@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uturn.networks import fashion_mnist
+from uturn import fashion_mnist
 from uturn.probes.hidden_layers import HiddenLayers
 
 

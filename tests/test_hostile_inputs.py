@@ -21,7 +21,7 @@ import uturn as ut
 from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import theory
-from uturn.networks.fashion_mnist import generator_folder
+from uturn.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram
 from uturn.workflows import analyse, image_experiment

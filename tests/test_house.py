@@ -26,7 +26,7 @@ FLOORS = (
     "corruption inference",
     "population",
     "theory laws rhm",
-    "store statistics datasets pieces processes progress",
+    "store statistics datasets fashion_mnist pieces processes progress",
     "protocols",
     "random files checks compiling",
 )

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.networks.fashion_mnist import CLASS_NAMES, COARSE_CLASS
+from uturn.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Verdict, above, at_least, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
