@@ -53,7 +53,7 @@ def modules():
 
 
 def room(module):
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def test_no_module_imports_from_a_floor_above():
