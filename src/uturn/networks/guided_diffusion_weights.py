@@ -350,7 +350,9 @@ def renamed_weights(
                     renamed[ours] = weights[name].to(torch.float32, copy=True).reshape(expected[ours])
     unexpected = sorted(set(weights) - used)
     problems = [
-        f"{words}: {_some(names)}" for words, names in (("missing", missing), ("unexpected", unexpected), ("odd", odd)) if names
+        f"{words}: {_first_names(names)}"
+        for words, names in (("missing", missing), ("unexpected", unexpected), ("odd", odd))
+        if names
     ]
     if problems:
         raise ValueError(f"{path}: not all weights of one guided-diffusion U-Net and nothing else; {'; '.join(problems)}")
@@ -367,5 +369,5 @@ def _split_heads(fused: torch.Tensor, heads: int, new_order: bool) -> list[torch
     return [part.flatten(0, 1).clone(memory_format=torch.contiguous_format) for part in parts]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
