@@ -405,7 +405,7 @@ def test_all_schedulers_of_strings_start_from_one_noise():
     assert max(last.values()) < 1.1 * min(last.values()), last
     for name in ("pipelines", "__version__", "DiffusionPipeline", "nonsense"):
         with pytest.raises(ValueError, match="name of a scheduler class"):
-            StringDiffusion(scheduler=name).undone(Diffusion(), source)
+            StringDiffusion(scheduler=name).undone(Diffusion(), source).axes(np.array([1.0]), source)
 
 
 def test_a_network_file_that_was_written_again_is_read_again(tmp_path):

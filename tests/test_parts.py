@@ -397,7 +397,7 @@ def test_who_needs_what_another_part_lacks(tmp_path, monkeypatch):
             "backward",
             {"type": "diffusion", "steps": 10},
             "backward: type 'diffusion'",
-            r"has no 'image_shape'; backward \(DiffusionModel\)",
+            r"has no 'image_shape'; corruption \(_ModelForward\) needs it",
         ),
         (
             "backward",

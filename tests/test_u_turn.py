@@ -243,3 +243,36 @@ def test_score_clones_start_from_one_noisy_datum():
     found = ut.u_turn(originals, backward.undone(Diffusion(), RHM), backward, 1.0, clones=3)
     assert found.noisy.images.shape[0] == 4
     assert found.reconstructions[0].shape == (4, 3, 8)
+
+
+def test_parts_of_an_experiment_make_u_turns():
+    """Also of a diffusion model, whose forward process its parts hold."""
+    for name in ("images", "score", "vectors"):
+        experiment = ut.Experiment.from_dict(SPECS[name])
+        source, corruption, backward, _ = experiment.parts
+        originals = next(source.blocks(np.arange(2), 4, 5))
+        found = ut.u_turn(originals, corruption, backward, 1.0, 4, clones=2)
+        values = originals.data_of(found.reconstructions)
+        assert values.shape == (2, 2, *originals.data.shape[1:])
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clones": 0}, "clones = 0: expected"),
+        ({"streams": -1}, "streams = -1: expected an integer"),
+        (
+            {"streams": Streams(0, np.arange(3), 0.4)},
+            r"those of items \[0, 1, 2\] at noise 0.4; expected \[0, 1, 2\] at 0.5",
+        ),
+        ({"streams": Streams(0, np.arange(4), 0.5)}, r"streams are those of items \[0, 1, 2, 3\]"),
+        ({"noise": 1.5}, "noise"),
+    ],
+)
+def test_bad_arguments(change, message):
+    rhm = RHM.grammar(0, 0)
+    originals = Strings(np.arange(3), rhm, rhm.sample(3, seed=1))
+    arguments = {"noise": 0.5, "streams": 0, **change}
+    with pytest.raises(ValueError, match=message):
+        ut.u_turn(originals, ut.Masking(), ExactPosterior(), **arguments)

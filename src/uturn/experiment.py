@@ -1,6 +1,6 @@
-"""A U-turn, U = Backward after Corruption; an experiment in one sentence, and its run.
+"""A U-turn is U = Backward after Corruption. An experiment repeats it for many originals and noise levels.
 
-An experiment is a source, a corruption, a backward, probes, noise levels, items, trajectories, clones, a seed.
+An experiment is one sentence: source, corruption, backward, probes, noise levels, items, trajectories, clones, a seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
 from uturn.protocols import UTurns, Variable
-from uturn.random import Streams
+from uturn.random import Streams, checked_seed
 from uturn.resume import open_store
 from uturn.spec import build, check_fit, validation_words
 from uturn.store import Coordinates, Store, Task
@@ -52,17 +52,20 @@ def u_turn(
 ) -> UTurns:
     """Corrupt originals up to a noise level, and reconstruct them.
 
+    The parts of an experiment fit together: `source, corruption, backward, probes = experiment.parts`. The corruption of a
+    diffusion model is its forward process, `backward.undone(Diffusion(), source)`.
+
     Parameters
     ----------
     originals : block of a source
         For example `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm, draw)`.
     corruption : Corruption
     backward : Backward
-        One that undoes the corruption. A diffusion model brings its forward process along: `backward.undone(None, source)`.
+        One that undoes the corruption.
     noise : float
         Noise level, in the unit of the corruption.
     streams : Streams, or int
-        Random streams of the items and trajectories. An integer is a seed, for one trajectory of each item.
+        Random streams of the items and trajectories at this noise level. An integer is a seed, for one trajectory of each item.
     clones : int
         Reconstructions of each noisy datum. Clone 0 is the reconstruction without clones.
 
@@ -80,8 +83,8 @@ def u_turn(
     >>> found.reconstructions[0].shape
     (5, 4, 8)
     """
-    if not isinstance(streams, Streams):
-        streams = Streams(streams, originals.items, noise)
+    streams = _checked_streams(streams, originals.items, noise)
+    clones = checked_integer("clones", clones, 1)
     noisy = corruption.observe(originals, noise, streams)
     reconstructions = backward.reconstruct(noisy, streams, clones)
     return UTurns(originals, noisy, reconstructions, clones)
@@ -105,8 +108,8 @@ class Experiment(BaseModel):
         Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
         clone with the others.
     chunk : int
-        Items a task: what is stored at once. A killed run loses the tasks in flight: one for each process, and for diffusion
-        models those of the images in the network.
+        Items of a task, which is stored at once. A killed run loses the unfinished tasks: one for each process, and for
+        diffusion models those of the images in the network.
     seed : int
         All randomness is keyed by (seed, item, trajectory, clone, noise level).
 
@@ -214,7 +217,7 @@ class Experiment(BaseModel):
         spec["backward"] = kept(backward, spec["backward"])
         spec["probes"] = [kept(probe, table) for probe, table in zip(probes, spec["probes"], strict=True)]
         if self.clones == 1:
-            del spec["clones"]  # an experiment without clones is what it was before there were any
+            del spec["clones"]  # a spec that does not name them has the same identity
         return spec
 
     @cached_property
@@ -230,21 +233,14 @@ class Experiment(BaseModel):
 
     @cached_property
     def parts(self) -> tuple[Any, Any, Any, list[Any]]:
-        """(source, corruption, backward, probes) as objects."""
-        return (
-            build("source", self.source),
-            build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"}),
-            build("backward", self.backward),
-            [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)],
-        )
-
-    @cached_property
-    def undone(self) -> Any:
-        """The corruption as the backward undoes it: with the noise schedule of a diffusion model."""
-        source, corruption, backward, _ = self.parts
-        with missing_members_named(self.labelled()):
-            found = backward.undone(corruption, source)
-        return corruption if found is unwrapped(corruption) else found
+        """(source, corruption, backward, probes) as objects; the corruption as the backward undoes it."""
+        source, backward = build("source", self.source), build("backward", self.backward)
+        corruption = build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"})
+        probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
+        check_fit(self.to_dict(), source, corruption, backward, probes)
+        with missing_members_named([("backward", backward), ("source", source), ("corruption", corruption)]):
+            undone = backward.undone(corruption, source)
+        return source, corruption if undone is unwrapped(corruption) else undone, backward, probes
 
     def labelled(self) -> list[tuple[str, Any]]:
         """All parts with their names in the spec."""
@@ -253,15 +249,12 @@ class Experiment(BaseModel):
         return [("backward", backward), *named, ("source", source), ("corruption", corruption)]
 
     def _normalised(self) -> dict[str, Any]:
-        """Tables with the defaults of the built-in types filled in; also checks that the parts fit together."""
+        """Tables with the defaults of the built-in types filled in; this builds the parts, which must fit together."""
         source, corruption, backward, probes = self.parts
-        tables = {"backward": self.backward, "corruption": self.corruption}
-        tables |= {f"probes[{i}]": table for i, table in enumerate(self.probes)}
-        types = {name: table["type"] for name, table in tables.items()}
-        check_fit(source, corruption, backward, [(f"probes[{i}]", probe) for i, probe in enumerate(probes)], types)
 
         def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            return part.model_dump(mode="json") if isinstance(part, BaseModel) and not is_own(part) else table
+            known = isinstance(part, BaseModel) and not is_own(part)
+            return {"type": table["type"], **part.model_dump(mode="json")} if known else table
 
         return {
             "source": full(source, self.source),
@@ -282,7 +275,7 @@ class Experiment(BaseModel):
 
     def coordinates(self) -> Coordinates:
         """Coordinates of the results: {name: (dims, values, attributes)}."""
-        source, corruption = self.parts[0], self.undone
+        source, corruption, _, _ = self.parts
         levels = checked_noise(self.noise, corruption.max_noise)
         found: Coordinates = {
             "item": (("item",), np.arange(self.items), {}),
@@ -328,22 +321,19 @@ class Experiment(BaseModel):
             for name, found in u_turns(tasks, range(first, self.trajectories)):
                 yield name, self._read(found)
 
-    def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterator[UTurns]]]:
+    def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[UTurns]]]:
         """U-turns of each task by itself, block by block."""
-        source, _, backward, _ = self.parts
-        draws = len(trajectories) * self.clones
         for name, noise_index, items in tasks:
-            noise = self.noise[noise_index]
+            of_block = partial(self._u_turns_of_block, noise=self.noise[noise_index], trajectories=trajectories)
+            yield name, map(of_block, self._blocks(items))
 
-            def of_task(items: np.ndarray = items, noise: float = noise) -> Iterator[UTurns]:
-                for originals in self._blocks(items):
-                    streams = Streams(self.seed, originals.items, noise, trajectories)
-                    with misfits_named("backward.reconstruct", backward, (source, self.undone)):
-                        found = u_turn(originals, self.undone, backward, noise, streams, clones=self.clones)
-                    checked_reconstructions(backward, found.reconstructions, len(originals.items), draws)
-                    yield found
-
-            yield name, of_task()
+    def _u_turns_of_block(self, originals: Any, noise: float, trajectories: range) -> UTurns:
+        source, corruption, backward, _ = self.parts
+        streams = Streams(self.seed, originals.items, noise, trajectories)
+        with misfits_named("backward.reconstruct", backward, (source, corruption)):
+            found = u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
+        checked_reconstructions(backward, found.reconstructions, len(originals.items), streams.count * self.clones)
+        return found
 
     def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[UTurns]]]:
         """The same for a backward that reconstructs many batches at once: all tasks in one stream, as they end."""
@@ -355,7 +345,7 @@ class Experiment(BaseModel):
                 pending[number] = [None] * len(blocks)
                 for k, originals in enumerate(blocks):
                     streams = Streams(self.seed, originals.items, noise, trajectories)
-                    noisy = self.undone.observe(originals, noise, streams)
+                    noisy = self.parts[1].observe(originals, noise, streams)
                     pending[number][k] = UTurns(originals, noisy, None, self.clones)
                     yield (number, k, name), noisy, streams
 
@@ -410,18 +400,18 @@ def run(
     store : path, optional
         Folder of the zarr store that is filled task by task; in memory if not given.
     resume : bool
-        Go on with an existing store of the same experiment (the default), or refuse to touch it. An experiment with more items,
-        noise levels or trajectories than the stored one extends the store: only what is new is measured, and again the last block
-        of items if it was not full, and means over trajectories.
+        Complete an existing store of the same experiment (the default), or refuse to touch it. An experiment with more items,
+        noise levels or trajectories than the stored one extends the store. Only what is new is measured, and again the last block
+        of items if it was not full, and readings that are means over trajectories.
     workers : int or None
         Processes, which share the cores. None chooses: one for exact inference, whose kernels use all cores by themselves, and
-        one a core for networks on the CPU, which do not. Several need a store, and a script guarded by
-        `if __name__ == "__main__":`, since the processes import it.
+        one for each core for networks on the CPU, which do not. Several processes need a store, and a script guarded by
+        `if __name__ == "__main__":`, since they import it.
     progress : bool
         Show a progress bar on stderr.
     shard : (i, n)
-        Do the i-th of n shares of the tasks, i = 1 .. n, and leave the others to other processes, GPUs or hosts that fill the
-        same store, perhaps at the same time; readings that are not done are NaN.
+        Do the i-th of n shares of the tasks, i = 1 .. n. Other processes, GPUs or hosts do the others into the same store,
+        perhaps at the same time; readings that are missing are NaN.
     accept_changes : bool
         Go on although the code or the fingerprint of a user-defined part has changed since the store was made.
 
@@ -429,9 +419,8 @@ def run(
     -------
     xarray.Dataset
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
-        (bool) and `missing_tasks` (int). Numbers
-        depend on the experiment alone, not on the order of tasks or on interruptions; nor on `chunk` and `workers`, for exact
-        inference in a single bit, for networks up to float rounding.
+        (bool) and `missing_tasks` (int). Numbers depend on the experiment alone, not on the order of tasks or on interruptions.
+        For exact inference they do not depend on `chunk` and `workers` in a single bit, for networks up to float rounding.
 
     Raises
     ------
@@ -442,6 +431,47 @@ def run(
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     workers = None if workers is None else checked_integer("workers", workers, 1)
     store = None if store is None else checked_folder("store", store)
+    number, shares = _checked_shard(shard, store)
+    experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
+    backward = experiment.parts[2]
+    opened = open_store(experiment, store, resume, accept_changes)
+    tasks = list(opened.tasks())
+    if shares > 1 or workers != 1 or backward.shares_batches:
+        # Long U-turns first: processes, and the places of a batch, end at about the same time. Round-robin balances the shards.
+        tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
+    counts = opened.done(tasks)
+    adds = experiment.adds_trajectories
+    first = {task: count if adds else 0 for task, count in counts.items() if count < experiment.trajectories}
+    if workers is None:
+        workers = cores() if backward.wants_processes else 1
+    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(first)) as advance:
+        if min(workers, len(first)) <= 1 or store is None:
+            for start in sorted(set(first.values())):
+                named = ((task, task.noise_index, opened.items(task)) for task in first if first[task] == start)
+                for task, readings in experiment.measurements(named, start):
+                    _write(opened, task, readings, start)
+                    advance()
+        else:
+            spec = json.dumps(experiment.to_dict())
+            jobs = [(spec, str(store), task, start) for task, start in first.items()]
+            for _ in in_processes(_run_task, jobs, min(workers, len(jobs))):
+                advance()
+    # The spec is what was asked for: figures build parts from it, and a store could say anything.
+    return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
+
+
+def _checked_streams(streams: Any, items: np.ndarray, noise: float) -> Streams:
+    if not isinstance(streams, Streams):
+        return Streams(checked_seed(streams, "streams"), items, noise)
+    if streams.noise != noise or not np.array_equal(streams.items, items):
+        raise ValueError(
+            f"streams are those of items {shown(streams.items.tolist())} at noise {streams.noise}; expected "
+            f"{shown(items.tolist())} at {noise}"
+        )
+    return streams
+
+
+def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
     try:
         number, shares = (checked_integer("shard", part, 0) for part in shard)
     except (TypeError, ValueError):
@@ -450,31 +480,7 @@ def run(
         raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
     if shares > 1 and store is None:
         raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
-    experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
-    opened = open_store(experiment, store, resume, accept_changes)
-    tasks = list(opened.tasks())
-    if shares > 1 or workers != 1 or experiment.parts[2].shares_batches:
-        # Long U-turns first: processes, and the places of a batch, end at about the same time. Round-robin balances the shards.
-        tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
-    counts = opened.done(tasks)
-    todo = [task for task, count in counts.items() if count < experiment.trajectories]
-    first = {task: counts[task] if experiment.adds_trajectories else 0 for task in todo}
-    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(todo)) as advance:
-        if workers is None:
-            workers = cores() if experiment.parts[2].wants_processes else 1
-        workers = min(workers, len(todo))
-        if workers <= 1 or store is None:
-            for start in sorted(set(first.values())):
-                named = ((task, task.noise_index, opened.items(task)) for task in todo if first[task] == start)
-                for task, readings in experiment.measurements(named, start):
-                    _write(opened, task, readings, start)
-                    advance()
-        else:
-            spec = json.dumps(experiment.to_dict())
-            for _ in in_processes(_run_task, [(spec, str(store), task, first[task]) for task in todo], workers):
-                advance()
-    # The spec is what was asked for: figures build parts from it, and a store could say anything.
-    return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
+    return number, shares
 
 
 def _write(opened: Store, task: Task, readings: dict[str, np.ndarray], first: int) -> None:

@@ -268,7 +268,7 @@ class Backward(Part, Protocol):
             yield name, self.reconstruct(noisy, streams, clones)
 
     def undone(self, corruption: Any, source: Any) -> Any:
-        """The corruption that is undone, completed by what only this backward knows, such as the schedule of a diffusion model.
+        """The corruption that is undone: the one given, or one with what only this backward knows, the schedule of a diffusion.
 
         Raises
         ------

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -121,31 +121,27 @@ def validation_words(error: ValidationError) -> str:
     return "; ".join(words(entry) for entry in error.errors())
 
 
-def check_fit(source: Any, corruption: Any, backward: Any, probes: list[tuple[str, Any]], types: Mapping[str, str]) -> None:
-    """ValueError if parts are for different kinds of data, or if the backward undoes another process.
-
-    `probes`: with their names in the spec. `types`: the `type` of every part, by its name.
-    """
+def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: Any, probes: Sequence[Any]) -> None:
+    """ValueError if parts are for different kinds of data, or if the backward undoes another process than the corruption's."""
 
     def fits(idea: str, part: Any) -> bool:
         kinds = not part.kinds or not source.kind or source.kind in part.kinds
-        if idea == "corruption":
-            return kinds and (not backward.undoes or not part.process or part.process in backward.undoes)
-        return kinds
+        undone = not backward.undoes or not part.process or part.process in backward.undoes if idea == "corruption" else True
+        return kinds and undone
 
-    for name, part in [("backward", backward), *probes, ("corruption", corruption)]:
+    tables = {"backward": spec["backward"], "corruption": spec["corruption"]}
+    tables |= {f"probes[{i}]": table for i, table in enumerate(spec["probes"])}
+    for (name, table), part in zip(tables.items(), (backward, corruption, *probes), strict=True):
         idea = name.partition("[")[0]
         if not fits(idea, part):
-            with_backward = f", backward {types['backward']!r}" if idea == "corruption" and len(backward.kinds) == 1 else ""
+            kind = source.kind or "the source"
+            if idea == "corruption":
+                kind += f", backward {spec['backward']['type']!r}"
             allowed = [key for key, cls in REGISTRIES[idea].items() if fits(idea, cls)]
-            raise ValueError(
-                f"{name}: type {types[name]!r} does not go with {source.kind or 'the source'}{with_backward}; expected one of "
-                f"{allowed}"
-            )
-    if is_own(corruption):
-        lacks = [member for member in backward.asks if not hasattr(unwrapped(corruption), member)]
-        if lacks:
-            raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {types['backward']!r} asks for")
+            raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; expected one of {allowed}")
+    lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(unwrapped(corruption), member)]
+    if lacks:
+        raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {spec['backward']['type']!r} asks for")
 
 
 # -- two specs --------------------------------------------------------------------------------------------------------

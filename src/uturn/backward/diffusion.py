@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -12,9 +13,10 @@ from pydantic import Field, field_validator
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.checks import checked_path
+from uturn.corruption import Diffusion
 from uturn.fashion_mnist import generator_folder
 from uturn.files import cached_while_unchanged
-from uturn.protocols import Backward, Noisy, Spec
+from uturn.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.random import Purpose, Streams
 from uturn.sources.images import NoisyImages
 
@@ -93,23 +95,8 @@ class DiffusionModel(Spec, Backward):
                 images = np.stack(batch.images)
                 yield batch.name, images.reshape(len(batch.streams.items), -1, *images.shape[1:])
 
-    def undone(self, corruption: Any, source: Any) -> Any:
-        reverse = _reverse_diffusion(self)
-        expected, found = reverse.image_shape, source.image_shape()
-        if expected is not None and tuple(expected) != tuple(found):
-            raise ValueError(
-                f"the images are {tuple(found)} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; "
-                f"give the source the model's `channels` and `size`"
-            )
-        if reverse.num_classes is not None:
-            labels = source.num_labels()
-            if labels != reverse.num_classes:
-                raise ValueError(
-                    f"the model {self.model!r} is told the true class, one of {reverse.num_classes}, but the images have "
-                    f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
-                    f"(a folder: sub-folders, and `classes`)"
-                )
-        return reverse.forward
+    def undone(self, corruption: Any, source: Any) -> _ModelForward:
+        return _ModelForward(self, source)
 
     def _labels(self, noisy: Noisy, reverse: ReverseDiffusion, streams: Streams, clones: int) -> np.ndarray | None:
         """The true class of every reconstruction, for models that are conditioned on it."""
@@ -132,6 +119,43 @@ class DiffusionModel(Spec, Backward):
         reverse = _reverse_diffusion(self)
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
         return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}"
+
+
+class _ModelForward(Corruption):
+    """The forward process of a diffusion model for the images of a source. The model is loaded when it is first needed."""
+
+    kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
+
+    def __init__(self, spec: DiffusionModel, source: Any) -> None:
+        self.spec, self.source, self.purpose = spec, source, Purpose.RECONSTRUCTION
+
+    def __repr__(self) -> str:
+        return f"the forward process of {self.spec.model!r}"
+
+    @cached_property
+    def forward(self) -> Diffusion:
+        """The forward process of the model, if the images fit it; else a ValueError."""
+        reverse, model = _reverse_diffusion(self.spec), self.spec.model
+        expected, found = reverse.image_shape, self.source.image_shape()
+        if expected is not None and tuple(expected) != tuple(found):
+            raise ValueError(
+                f"the images are {tuple(found)} (channels, height, width), but the model {model!r} takes {tuple(expected)}; "
+                f"give the source the model's `channels` and `size`"
+            )
+        labels = self.source.num_labels() if reverse.num_classes is not None else None
+        if labels != reverse.num_classes:
+            raise ValueError(
+                f"the model {model!r} is told the true class, one of {reverse.num_classes}, but the images have "
+                f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
+                f"(a folder: sub-folders, and `classes`)"
+            )
+        return reverse.forward
+
+    def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
+        return self.forward.corrupt(images, noise, keys)
+
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        return self.forward.axes(noise, source)
 
 
 class _Place(NamedTuple):

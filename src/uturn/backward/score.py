@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -44,16 +44,22 @@ class StringDiffusion(Spec, Backward):
         images = reverse.denoise(np.repeat(noisy.images, clones, axis=0), step, keys)
         return noisy.parsed(strings_of(images)[:, 0], len(streams.items))
 
-    def undone(self, corruption: Any, source: Any) -> Any:
-        return _DiffusedStrings(_string_diffusion(self, source.grammar(0, 0)).forward)
+    def undone(self, corruption: Any, source: Any) -> _DiffusedStrings:
+        return _DiffusedStrings(self, source)
 
 
 class _DiffusedStrings(Corruption):
-    """The forward process of a scheduler for strings as one-hot images."""
+    """The forward process of a scheduler for the strings of a source as one-hot images."""
 
-    def __init__(self, forward: Diffusion) -> None:
-        self.forward = forward
-        self.unit, self.max_noise, self.purpose = forward.unit, forward.max_noise, Purpose.DENOISING
+    kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
+
+    def __init__(self, spec: StringDiffusion, source: Any) -> None:
+        self.spec, self.source, self.purpose = spec, source, Purpose.DENOISING
+
+    @cached_property
+    def forward(self) -> Diffusion:
+        """The forward process of the scheduler, which is the same for all grammars."""
+        return _string_diffusion(self.spec, self.source.grammar(0, 0)).forward
 
     def corrupt(self, leaves: np.ndarray, noise: float, vocab_size: int, keys: np.ndarray) -> np.ndarray:
         """Noisy one-hot images (batch, vocab_size, 1, num_leaves)."""
