@@ -2,9 +2,9 @@
 
     python training/fashion_mnist/evaluate.py --threads 2
 
-Measured are the accuracy of the classifier on all 10,000 test images, the classes and the confidence of unconditional samples, and,
-against the inversion step of U-turns of test images, the share with the same predicted class (ten classes, five coarse classes, class
-by class) and the similarity of the hidden layers. Every random number is a function of --seed.
+Measured are the accuracy of the classifier on all 10,000 test images, the classes and the confidence of unconditional
+samples, and, for U-turns of test images against the inversion step, the share with the same predicted class (ten classes,
+five coarse classes, class by class) and the similarity of the hidden layers. Every random number is a function of --seed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python training/fashion_mnist/train_classifier.py --minutes 8 --threads 1 \
         --checkpoint /tmp/classifier.pt --out src/uturn/assets/fashion_mnist/classifier.safetensors
 
-It is trained on the train split only; the test split is read once, at the end. An interrupted run is resumed from its checkpoint by
-the same command.
+It is trained on the train split only; the test split is read once, at the end. An interrupted run is resumed from its
+checkpoint by the same command.
 """
 
 from __future__ import annotations
