@@ -1,10 +1,10 @@
-"""Measure the embedded Fashion-MNIST models and write the numbers down: manifest.json, the sample sheets, the docs page.
+"""Measure the embedded Fashion-MNIST models, and write the numbers to manifest.json, the sample sheets and the docs page.
 
     python training/fashion_mnist/evaluate.py --threads 2
 
-What is measured: accuracy of the classifier on all 10,000 test images; classes and confidence of unconditional
-samples; U-turns of test images: same predicted class (ten classes, five coarse classes, class by class) and similarity
-of the hidden layers, against the inversion step. Every random number is a function of --seed.
+Measured are the accuracy of the classifier on all 10,000 test images, the classes and the confidence of unconditional
+samples, and, for U-turns of test images against the inversion step, the share with the same predicted class (ten classes,
+five coarse classes, class by class) and the similarity of the hidden layers. Every random number is a function of --seed.
 """
 
 from __future__ import annotations

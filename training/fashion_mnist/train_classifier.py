@@ -3,8 +3,8 @@
     python training/fashion_mnist/train_classifier.py --minutes 8 --threads 1 \
         --checkpoint /tmp/classifier.pt --out src/uturn/assets/fashion_mnist/classifier.safetensors
 
-Trained on the train split only; the test split is read once, at the end. A run that was interrupted goes on from its
-checkpoint when the same command is given again.
+It is trained on the train split only; the test split is read once, at the end. An interrupted run is resumed from its
+checkpoint by the same command.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from uturn.fashion_mnist import build_classifier, load_classifier
+from uturn.files import whole_file
 
 LARGEST_SHIFT = 2
 
@@ -109,9 +109,8 @@ def main() -> None:
                 "step": step,
                 "seconds": seconds,
             }
-            partial = args.checkpoint.with_suffix(".tmp")
-            torch.save(state, partial)
-            os.replace(partial, args.checkpoint)
+            with whole_file(args.checkpoint) as file:
+                torch.save(state, file)
 
     weights = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.eval().state_dict().items()

@@ -3,8 +3,8 @@
     python training/fashion_mnist/train_generator.py --minutes 75 --threads 2 \
         --checkpoint /tmp/generator.pt --out src/uturn/assets/fashion_mnist/generator
 
-The result is an ordinary diffusers folder (float16 weights) of the moving average of the weights. A run that was
-interrupted goes on from its checkpoint when the same command is given again.
+The result is a diffusers folder (float16 weights) with the moving average of the weights. An interrupted run is resumed from its
+checkpoint by the same command.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 
 import data
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from uturn.files import whole_file, whole_folder
 
 
 def build_model(channels: tuple[int, ...]) -> UNet2DModel:
@@ -56,7 +56,7 @@ def regression_target(scheduler: DDPMScheduler, clean, noise, timesteps):
 
 
 def stratified_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:
-    """One uniform timestep from each of `count` equal strata: same law as independent ones, less noise in the loss."""
+    """One uniform timestep from each of `count` equal strata: each has the same law as without strata; the loss is less noisy."""
     position = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     return (position * num_train_timesteps).long().clamp_(max=num_train_timesteps - 1)
 
@@ -65,7 +65,7 @@ def stratified_timesteps(count: int, num_train_timesteps: int, generator: torch.
 def clean_image_error(model, scheduler, images, bf16: bool) -> list[float]:
     """Mean squared error of the predicted clean image on fixed held-out images, at five fixed timesteps.
 
-    In this unit models with different prediction types can be compared.
+    It does not depend on the prediction type, so models of different types can be compared.
     """
     errors = []
     generator = torch.Generator().manual_seed(1)
@@ -85,17 +85,11 @@ def clean_image_error(model, scheduler, images, bf16: bool) -> list[float]:
 
 
 def save_pipeline(model: UNet2DModel, scheduler: DDPMScheduler, out: Path) -> None:
-    """Write float16 weights beside the target and swap the folders, so that a reader never sees half a model."""
-    fresh, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    DDPMPipeline(unet=copy.deepcopy(model).half().eval(), scheduler=scheduler).save_pretrained(fresh)
-    for weights in fresh.rglob("*.safetensors"):
-        weights.chmod(0o644)  # safetensors writes files that only their owner can read
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write the model with float16 weights as a diffusers folder."""
+    with whole_folder(out) as unfinished:
+        DDPMPipeline(unet=copy.deepcopy(model).half().eval(), scheduler=scheduler).save_pretrained(unfinished)
+        for weights in unfinished.rglob("*.safetensors"):
+            weights.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def main() -> None:
@@ -140,7 +134,6 @@ def main() -> None:
     started = last_snapshot = last_checkpoint = time.monotonic()
 
     def write(snapshot: bool) -> None:
-        partial = args.checkpoint.with_suffix(".tmp")
         state = {
             "model": model.state_dict(),
             "average": average.state_dict(),
@@ -149,8 +142,8 @@ def main() -> None:
             "step": step,
             "seconds": earlier_seconds + time.monotonic() - started,
         }
-        torch.save(state, partial)
-        os.replace(partial, args.checkpoint)
+        with whole_file(args.checkpoint) as file:
+            torch.save(state, file)
         if snapshot:
             save_pipeline(average, scheduler, args.out)
             print(f"step {step}: wrote {args.out}", flush=True)
@@ -180,7 +173,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        # The average follows closely at first, so that the random start is forgotten within a few hundred steps.
+        # A smaller decay at first, so that the average forgets the random start within a few hundred steps.
         decay = min(args.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
