@@ -14,9 +14,9 @@ import time
 import numpy as np
 import torch
 
+from uturn import fashion_mnist
 from uturn.backward.queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.networks import fashion_mnist
 from uturn.random import keys
 
 

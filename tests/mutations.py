@@ -162,14 +162,14 @@ MUTATIONS = (
     ),
     Mutation(
         "noising one timestep off",
-        "uturn.paper.schedulers:_gaussian",
+        "uturn.paper.sampler_laws:scheduler_sampler",
         'reverse.forward.noise_levels["abar"][step]',
         'reverse.forward.noise_levels["abar"][step - 1]',
         {"schedulers": "what the model is asked first"},
     ),
     Mutation(
         "denoising one timestep off",
-        "uturn.paper.schedulers:_gaussian",
+        "uturn.paper.sampler_laws:scheduler_sampler",
         "reverse.denoise(images, step, ",
         "reverse.denoise(images, max(step - 1, 1), ",
         {"schedulers": "what the model is asked first"},

@@ -8,7 +8,7 @@ import xarray as xr
 
 from uturn.experiment import Experiment, run
 from uturn.networks.files import load_network, save_network
-from uturn.paper import Workshop, fig8
+from uturn.paper import Workshop, fig8, string_classifier
 
 ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = range(9)
 
@@ -16,7 +16,7 @@ ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = ran
 @pytest.fixture(scope="module")
 def runs():
     """What a good network would see: layers know the latents of one tree level each, the logits also a little of the next."""
-    chosen = fig8.setup("smoke")
+    chosen = string_classifier.setup("smoke")
     source = chosen.source.model_dump()
     spec = {
         "corruption": {"type": "epsilon", "noise": list(chosen.noise)},
@@ -115,13 +115,13 @@ def test_a_grammar_that_does_not_invert_is_refused(runs):
         fig8.analyse({**runs, "layers": shallow})
 
 
-SMALL = fig8.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops after more than one checkpoint
+SMALL = string_classifier.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops after more than one checkpoint
 
 
 def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
     from uturn.networks import training
 
-    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL)
+    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL)
     original = training.train
     runs = fig8.measure(Workshop("smoke", tmp_path / "whole"))
     assert runs["network"].accuracy >= 0.98
@@ -144,9 +144,9 @@ def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        fig8.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
+        string_classifier.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     monkeypatch.setattr(training, "train", original)
-    path = fig8.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
+    path = string_classifier.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     pieces, whole = load_network(path), load_network(tmp_path / "whole" / path.name)
     assert training.fingerprint(pieces) == training.fingerprint(whole)
     assert pieces.facts == whole.facts
@@ -154,35 +154,35 @@ def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
 
 
 def test_a_damaged_classifier_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=20))
-    path = fig8.trained_classifier(Workshop("smoke", tmp_path))
+    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL._replace(steps=20))
+    path = string_classifier.trained_classifier(Workshop("smoke", tmp_path))
     whole = load_network(path)
     for facts in ({}, {"recipe": whole.facts["recipe"]}, {**whole.facts, "recipe": 1}):
         save_network(whole, path, **facts)
-        assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
+        assert load_network(string_classifier.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
     path.write_bytes(path.read_bytes()[:500])
-    assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
+    assert load_network(string_classifier.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
     # Another recipe does not trip over what is left of this one.
-    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=10))
-    assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts["steps"] == 10
+    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL._replace(steps=10))
+    assert load_network(string_classifier.trained_classifier(Workshop("smoke", tmp_path))).facts["steps"] == 10
 
 
 def test_parts_of_the_data_are_different_strings(monkeypatch):
-    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL)
-    parts = [fig8.strings(SMALL.source, part, 500)[0] for part in range(4)]
+    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL)
+    parts = [string_classifier.strings(SMALL.source, part, 500)[0] for part in range(4)]
     assert len({part.tobytes() for part in parts}) == 4
-    leaves, classes = fig8.strings(SMALL.source, 0, 500)
-    rhm = SMALL.source.grammar(0, fig8.SEED)
+    leaves, classes = string_classifier.strings(SMALL.source, 0, 500)
+    rhm = SMALL.source.grammar(0, string_classifier.SEED)
     parsed = rhm.parse(leaves.astype(np.int64))
     assert parsed.valid[3].all()
     np.testing.assert_array_equal(parsed.latents[3][:, 0], classes)
-    shorter = fig8.strings(SMALL.source, 0, 100)[0]
+    shorter = string_classifier.strings(SMALL.source, 0, 100)[0]
     np.testing.assert_array_equal(shorter, leaves[:100])
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_scales(scale):
-    chosen = fig8.setup(scale)
+    chosen = string_classifier.setup(scale)
     assert chosen.source.depth >= 6
     assert {0.0, 1.0} < set(chosen.noise)
     if scale == "paper":

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from uturn.corruption import Gaussian
-from uturn.networks.fashion_mnist import COARSE_CLASS
+from uturn.fashion_mnist import COARSE_CLASS
 from uturn.paper import fig2, fig5
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of

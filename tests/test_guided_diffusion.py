@@ -255,7 +255,7 @@ def test_presets_fit_the_published_networks(preset, monkeypatch, tmp_path):
     options["num_head_channels"] = published.get("num_head_channels")
     options["num_classes"] = 1000 if published["class_cond"] else None
     weights = {name: torch.empty(shape, device="meta") for name, shape in adm.shapes(**options).items()}
-    monkeypatch.setattr(guided_diffusion, "_read_weights", lambda path: weights)
+    monkeypatch.setattr(guided_diffusion, "read_checkpoint", lambda path: weights)
     model = load_guided_diffusion(tmp_path / f"{preset}.pt")  # by the name of the file
     size = sum(tensor.numel() for tensor in model.parameters())
     kind = str(published["image_size"]) + ("" if published["class_cond"] else "_uncond")

@@ -286,12 +286,12 @@ def forged_controls() -> dict[str, xr.Dataset]:
         "beyond": string_run(low**8, low, low),
         "full": string_run(low**20, low, low),
     }
-    for label, source in [
-        ("two-modes", {"type": "gaussian_mixture"}),
-        ("many-modes", {"type": "gaussian_mixture", "num_modes": 64}),
-        ("field", {"type": "gaussian_field"}),
+    for label, chance, source in [
+        ("two-modes", 1 / 2, {"type": "gaussian_mixture"}),
+        ("many-modes", 1 / 64, {"type": "gaussian_mixture", "num_modes": 64}),
+        ("field", 1 / 2, {"type": "gaussian_field"}),
     ]:
-        runs[label] = vector_run(0.5 + 0.5 * low**0.1, low, source)
+        runs[label] = vector_run(chance + (1 - chance) * low**0.1, low, source)
     return runs
 
 
@@ -300,6 +300,14 @@ def test_controls_pass_on_what_theory_expects():
     assert [verdict.passed for verdict in verdicts] == [True] * 7
     assert "(32, 12, 2), L = 7, ε-process: 0.5" in verdicts[0].measured  # grammars are named
     assert "not judged: (32, 12, 2), L = 7, ε-process: 0 [0, 0]; (32, 4, 2), L = 3" in verdicts[2].measured
+
+
+def test_a_control_without_an_index_does_not_pass():
+    low = np.linspace(1, 0, 42)[1:]
+    never_lost = vector_run(0.5 + 0.5 * low**0.1, low, {"type": "gaussian_mixture", "num_modes": 64})
+    _, verdicts = controls.analyse({**forged_controls(), "many-modes": never_lost})
+    assert "mixture, 64 modes: nan" in verdicts[1].measured
+    assert not verdicts[1].passed
 
 
 @pytest.mark.parametrize("label", ["dense-epsilon", "paper", "two-modes", "sparse-depth3"])

@@ -21,7 +21,7 @@ import uturn as ut
 from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import theory
-from uturn.networks.fashion_mnist import generator_folder
+from uturn.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram
 from uturn.workflows import analyse, image_experiment
@@ -166,7 +166,7 @@ def test_a_script_that_processes_cannot_import(place, tmp_path):
     )
     assert done.returncode == 1
     *_, last = done.stderr.strip().splitlines()
-    assert "<stdin> is no file" in last if place == "stdin" else "would begin again in each of them" in last
+    assert "<stdin> is no file" in last if place == "stdin" else "would run again in each of them" in last
     assert 'if __name__ == "__main__":' in last
     assert "workers=1" in last
     assert "spawn" not in done.stderr  # nothing had been started

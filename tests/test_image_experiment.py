@@ -33,7 +33,7 @@ def test_labels_and_the_identity(finished):
     assert ds.same_class.dims == ("noise", "item", "trajectory")
     assert ds.network_layer.values.tolist()[-1] == "logits"
     assert ds.label.values.tolist() == [0, 1, 2, 3]
-    assert np.array_equal(ds.image.sel(noise=0)[:, 0], ut.networks.fashion_mnist.load_test_set()[0][:4])  # k = 0, bit for bit
+    assert np.array_equal(ds.image.sel(noise=0)[:, 0], ut.fashion_mnist.load_test_set()[0][:4])  # k = 0, bit for bit
     assert (ds.same_class.sel(noise=0) == 1).all()
     assert np.allclose(ds.similarity.sel(noise=0), 1)
     assert (ds.similarity.sel(noise=0.25) > ds.similarity.sel(noise=1.0)).mean() > 0.9

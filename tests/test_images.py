@@ -13,9 +13,8 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import cli
+from uturn import cli, fashion_mnist
 from uturn.cli import app
-from uturn.networks import fashion_mnist
 from uturn.plotting.images import draw_grid, draw_layers
 from uturn.plotting.style import fonts_for
 from uturn.workflows import ImageOptions, analyse, image_experiment, numbers, summary, write_results

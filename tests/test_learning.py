@@ -9,7 +9,7 @@ import xarray as xr
 import uturn as ut
 from uturn.networks import denoisers
 from uturn.networks.training import fingerprint
-from uturn.paper import Workshop, learning
+from uturn.paper import Workshop, learning, trained_denoisers
 
 V, M, L = 8, 3, 4
 CHANCE = M / V
@@ -143,7 +143,7 @@ def test_rules_are_counted_where_children_are_grammatical():
     wrong = next((a, b) for a in range(4) for b in range(4) if (a, b) not in pairs)
     broken = leaves.copy()
     broken[0, :2] = wrong
-    found = xr.Dataset(learning.grammaticality(rhm, np.concatenate([leaves, broken])))
+    found = xr.Dataset(trained_denoisers.grammaticality(rhm, np.concatenate([leaves, broken])))
     assert found.tried.values.tolist() == [[4, 2, 1], [4, 2, 0]]
     assert found.obeyed.values.tolist() == [[4, 2, 1], [4, 1, 0]]
 
@@ -159,13 +159,15 @@ TINY = {
 
 
 def test_measures_once_and_trains_anew_what_is_damaged(tmp_path, monkeypatch):
-    monkeypatch.setitem(learning.SETTINGS, "smoke", TINY)
+    monkeypatch.setitem(trained_denoisers.SETTINGS, "smoke", TINY)
     workshop, trained = Workshop("smoke", tmp_path, workers=1), []
-    real = learning.train_denoiser
-    monkeypatch.setattr(learning, "train_denoiser", lambda *args, **options: (trained.append(args[1]), real(*args, **options))[1])
+    real = trained_denoisers.train_denoiser
+    monkeypatch.setattr(
+        trained_denoisers, "train_denoiser", lambda *args, **options: (trained.append(args[1]), real(*args, **options))[1]
+    )
     runs = learning.measure(workshop)
     names = [f"gaussian-{size}-{seed}" for size in (64, 16, 4) for seed in (0, 1)]
-    assert list(learning.networks("smoke")) == ["masking-16-0", "uniform-16-0", *names]
+    assert list(trained_denoisers.networks("smoke")) == ["masking-16-0", "uniform-16-0", *names]
     assert trained == ["masking", "uniform", *["gaussian"] * 6]
     data, found = learning.analyse(runs)
     assert len(found) == 6
@@ -181,9 +183,9 @@ def test_measures_once_and_trains_anew_what_is_damaged(tmp_path, monkeypatch):
 
 
 def test_goes_on_where_it_was_or_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setitem(learning.SETTINGS, "smoke", TINY)
+    monkeypatch.setitem(trained_denoisers.SETTINGS, "smoke", TINY)
     name, workshop = "gaussian-4-0", Workshop("smoke", tmp_path)
-    job = learning.networks("smoke")[name]
+    job = trained_denoisers.networks("smoke")[name]
     batches, real = [], denoisers._tensors
     monkeypatch.setattr(denoisers, "_tensors", lambda *arguments: (batches.append(1), real(*arguments))[1])
 
@@ -194,39 +196,39 @@ def test_goes_on_where_it_was_or_begins_anew(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("uturn.networks.files.save_network", killed)
             with pytest.raises(KeyboardInterrupt):
-                learning._train(name, job, workshop)
+                trained_denoisers._train(name, job, workshop)
         batches.clear()
         (checkpoint,) = tmp_path.glob("*.checkpoint")
         return checkpoint
 
     def weights():
-        return [fingerprint(model) for model in workshop.trained(learning._files(name), job)]
+        return [fingerprint(model) for model in workshop.trained(trained_denoisers._files(name), job)]
 
     checkpoint = left_by(job)
-    learning._train(name, job, workshop)
+    trained_denoisers._train(name, job, workshop)
     assert len(batches) == 1  # the held-out strings
     found = weights()
     assert len(found) == 2
     left_by({**job, "size": 16}).rename(checkpoint)  # of another recipe
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
-    learning._train(name, job, workshop)
+    trained_denoisers._train(name, job, workshop)
     assert weights() == found
     left_by({**job, "size": 16})
-    learning._train(name, job, workshop)  # is done: nothing is taken from there
+    trained_denoisers._train(name, job, workshop)  # is done: nothing is taken from there
     assert weights() == found
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     checkpoint.write_bytes(b"{")
-    learning._train(name, job, workshop)
+    trained_denoisers._train(name, job, workshop)
     assert weights() == found
     with pytest.raises(ValueError, match=r"nvalid learning rate|learning_rate"):
-        learning._train(name, {**job, "training": {**job["training"], "learning_rate": -1.0}}, workshop)
+        trained_denoisers._train(name, {**job, "training": {**job["training"], "learning_rate": -1.0}}, workshop)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_grammars_have_a_transition_and_sizes_span_the_scales(scale):
-    plan = learning.SETTINGS[scale]
+    plan = trained_denoisers.SETTINGS[scale]
     v, m, s, depth = (plan["grammar"][key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
     assert s * m / v ** (s - 1) <= 1
     assert ut.theory.MeanField(v, m, s).phase == "transition"

@@ -14,7 +14,7 @@ import xarray as xr
 import uturn as ut
 from mutations import MUTATIONS
 from uturn.experiment import Experiment, run
-from uturn.paper import Workshop, channel_verdicts, fig6, fig7, fig13, s9, schedulers
+from uturn.paper import Workshop, channel_verdicts, fig6, fig7, fig13, s9, sampler_laws, schedulers
 from uturn.statistics import estimate
 
 NAMES = [mutation.name for mutation in MUTATIONS]
@@ -57,7 +57,8 @@ def of_schedulers(work):
     """One scheduler, two numbers of steps, fewer strings; and the channels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedulers, "SAMPLERS", {"DDPM": schedulers.SAMPLERS["DDPM"]})
-        measured = schedulers._measured((2, 4), 1, 1, 256, *schedulers._gaussian(schedulers.SAMPLERS["DDPM"], 256))
+        sampler = sampler_laws.scheduler_sampler(schedulers.SAMPLERS["DDPM"], 256)
+        measured = sampler_laws.measured(sampler_laws.Size((2, 4), 1, 1, 256), sampler)
         return [schedulers._start({"DDPM": measured}), *channel_verdicts(schedulers, work)]
 
 

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import ExactPosterior
 from uturn.cli import app
-from uturn.experiment import check
 from uturn.own_parts import code_digest
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
 from uturn.store import Store, Variable
+from uturn.trial import check
 from uturn.workflows import analyse
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
@@ -371,31 +371,48 @@ def test_probes_that_disagree_or_write():
 
 
 def test_who_needs_what_another_part_lacks(tmp_path, monkeypatch):
-    """Parts of one module are told apart."""
-    monkeypatch.syspath_prepend(str(OWN))
+    """Parts of one module are told apart; kinds that are declared are compared first."""
+    (tmp_path / "kindless.py").write_text(
+        "import series\n"
+        "class Series(series.Series):\n    kind = ''\n"
+        "class Diffusing(series.Diffusing):\n    kinds, process = (), ''\n"
+    )
+    for folder in (OWN, tmp_path):
+        monkeypatch.syspath_prepend(str(folder))
     spec = {
         "items": 2,
-        "source": {"type": "series:Series"},
-        "corruption": {"type": "series:Diffusing", "noise": [0.1]},
+        "source": {"type": "kindless:Series"},
+        "corruption": {"type": "kindless:Diffusing", "noise": [0.1]},
         "backward": {"type": "series:Wiener"},
         "probes": [{"type": "series:Scales"}],
     }
-    for idea, table, message in [
-        ("probes", [{"type": "tree_levels"}], r"source \('series:Series'\) has no 'depth'; probes\[0\] \(TreeLevels\) needs it"),
+    for idea, table, needs, message in [
+        (
+            "probes",
+            [{"type": "tree_levels"}],
+            r"probes\[0\]: type 'tree_levels'",
+            r"has no 'depth'; probes\[0\] \(TreeLevels\) needs it",
+        ),
         (
             "backward",
             {"type": "diffusion", "steps": 10},
-            r"source \('series:Series'\) has no 'image_shape'; backward \(DiffusionModel\)",
+            "backward: type 'diffusion'",
+            r"has no 'image_shape'; backward \(DiffusionModel\)",
         ),
-        ("backward", {"type": "exact"}, r"has no 'log_evidence', which the backward 'exact' asks for"),
+        (
+            "backward",
+            {"type": "exact"},
+            "backward: type 'exact'",
+            r"\('kindless:Diffusing'\) has no 'log_evidence', which the backward 'exact' asks for",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             ut.run(ut.Experiment.from_dict({**spec, idea: table}))
-    spec["corruption"] = {"type": "masking", "noise": [0.1]}
-    with pytest.raises(
-        ValueError, match=r"the Block that source \('series:Series'\) gives has no 'rhm'; backward \(ExactPosterior\)"
-    ):
-        ut.run(ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}}))
+        with pytest.raises(ValueError, match=rf"{needs} does not go with series; expected one of"):
+            ut.Experiment.from_dict({**spec, "source": {"type": "series:Series"}, idea: table})
+    spec |= {"corruption": {"type": "masking", "noise": [0.1]}, "backward": {"type": "exact"}}
+    with pytest.raises(ValueError, match=r"has no 'posterior_draws'|fails on what source \('kindless:Series'\)"):
+        ut.run(ut.Experiment.from_dict(spec))
 
 
 def test_options_are_plain_data():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from uturn.population import _deal, _Setting, population_dynamics, threshold
+from uturn.population import _rows_of_children, _Setting, population_dynamics, threshold
 from uturn.theory import MeanField
 
 CHANNELS = [ut.EpsilonBelief(), ut.Gaussian(), ut.Masking(), ut.UniformReplacement()]
@@ -186,10 +186,10 @@ def test_numbers_depend_on_the_seed_alone(ensemble):
     assert (np.diff(both.reshape(4, 4), axis=0) < 0).all()  # more noise, less belief, since they share them
 
 
-def test_dealing_uses_all_members_equally():
+def test_children_use_all_members_equally():
     rng = np.random.default_rng(0)
     symbols = rng.integers(0, 3, 3000)
-    rows = _deal(symbols, rng.random(3001), 100)
+    rows = _rows_of_children(symbols, rng.random(3001), 100)
     assert (rows // 100 == symbols).all()
     counts = np.bincount(rows, minlength=300).reshape(3, 100)
     assert (np.ptp(counts, axis=1) <= 1).all()

@@ -37,7 +37,7 @@ SPECS = {
     ),
 }
 TWINS = {
-    **dict.fromkeys(SPECS, {"clone_unchanged"}),
+    **{name: {"clone_unchanged"} for name in SPECS},
     "vectors": {"clone_scale_similarity", "clone_same_label"},
     "images": {"clone_similarity", "clone_distance", "clone_same_class"},
 }

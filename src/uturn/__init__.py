@@ -31,7 +31,18 @@ _HOME = {
     "hierarchy_index": "statistics",
 }
 _MODULES = (
-    *("backward", "corruption", "experiment", "inference", "laws", "measures", "networks", "plotting", "population"),
+    *(
+        "backward",
+        "corruption",
+        "experiment",
+        "fashion_mnist",
+        "inference",
+        "laws",
+        "measures",
+        "networks",
+        "plotting",
+        "population",
+    ),
     *("probes", "protocols", "random", "rhm", "sources", "statistics", "store", "theory", "workflows"),
 )
 
@@ -39,6 +50,7 @@ if TYPE_CHECKING:
     from uturn import (
         backward,
         experiment,
+        fashion_mnist,
         inference,
         laws,
         measures,

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share: errors that name the value and say what was expected."""
+"""Checks of arguments that several modules share. Their errors name the value and what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 MOST_DEPTH = 10_000
-"""Levels of a tree: float64 has long lost the differences between levels by then, and every computation is still quick."""
+"""Largest number of tree levels: float64 cannot resolve differences between levels at this depth, and everything is fast."""
 
 
 def checked_integer(name: str, value: Any, least: int) -> int:
@@ -34,7 +34,7 @@ def checked_depth(value: Any, name: str = "depth", instead: str = "lower it") ->
 
 
 def check_tuples(vocab_size: int, branching: int) -> None:
-    """ValueError if vocab_size**branching, the number of tuples, is too large to be computed with."""
+    """ValueError if vocab_size**branching, the number of tuples, leaves the range of float64."""
     if branching * math.log2(vocab_size) > 1000:
         raise ValueError(
             f"vocab_size = {shown(vocab_size)}, branching = {shown(branching)}: vocab_size**branching has more than 300 digits; "
@@ -43,7 +43,7 @@ def check_tuples(vocab_size: int, branching: int) -> None:
 
 
 def check_memory(what: str, size: int, instead: str) -> None:
-    """ValueError if `size` bytes are more than the memory of this machine."""
+    """ValueError if `size` bytes exceed the memory of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
     if size > memory:
         needed = f"{size / 2**30:.0f} GB" if size < 2**60 else f"2**{size.bit_length() - 1} bytes"
@@ -89,7 +89,7 @@ def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarr
 
 
 def plain(value: Any) -> Any:
-    """Tables and lists with numpy's numbers and arrays as Python's own, so that they can be written as JSON."""
+    """Tables and lists in which Python's own types replace numpy's numbers and arrays, so that JSON can hold them."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, dict):
@@ -98,7 +98,7 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value for an error: in one line, and short."""
+    """A value for an error message, on one line and short."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
@@ -107,5 +107,5 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, short enough to be quoted in another one."""
+    """The text of an error, short enough to be quoted in another one."""
     return " ".join(str(error).split())[:160] or type(error).__name__

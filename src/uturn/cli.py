@@ -191,7 +191,7 @@ def check(spec: Annotated[Path, typer.Argument(help="Description of an experimen
     Example: `uturn check examples/epsilon.toml`
     """
     from uturn.experiment import Experiment
-    from uturn.experiment import check as check_experiment
+    from uturn.trial import check as check_experiment
 
     console = _console()
     for line in check_experiment(Experiment.from_file(spec)):

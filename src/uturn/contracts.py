@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from uturn.checks import one_line, shown
 from uturn.own_parts import completed, is_own
 from uturn.protocols import Originals, Variable
+from uturn.store import Coordinates
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
@@ -133,6 +134,37 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
                 f"in `coordinates`"
             )
     return dict(variables)
+
+
+class Declared(NamedTuple):
+    """What a probe declares: its name in messages, its variables, and the values along its dims."""
+
+    label: str
+    variables: dict[str, Variable]
+    dims: dict[str, np.ndarray]
+
+
+def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declared]:
+    """What the probes of an experiment declare; no two may measure a variable of one name."""
+    found: list[Declared] = []
+    for i, probe in enumerate(probes):
+        label = repr(probe) if is_own(probe) else f"probes[{i}]"
+        dims = checked_dims(label, probe.coordinates(source))
+        variables = checked_variables(label, probe.variables(source), dims)
+        variables = with_clones(variables) if clones > 1 else variables
+        for name in variables:
+            if any(name in one.variables for one in found):
+                raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
+        found.append(Declared(label, variables, dims))
+    return found
+
+
+def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:
+    """Coordinates and those of a further part; one name may stand for one thing only."""
+    for name, (dims, values, _) in more.items():
+        if name in coordinates and not (coordinates[name][0] == dims and np.array_equal(coordinates[name][1], values)):
+            raise ValueError(f"{label}: the coordinate {name!r} is there already, with other values; choose another name")
+    return {**coordinates, **more}
 
 
 def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uturn.files import named_errors
+from uturn.files import whole_folder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,14 +16,9 @@ if TYPE_CHECKING:
 
 def write_dataset(data: xr.Dataset, path: str | Path) -> None:
     """Write a dataset to a zarr folder, which replaces the one that is there; ValueError if it cannot be written."""
-    path = Path(path)
     # zarr has no specification for numpy's text of fixed length.
     text = {key: coord.astype(np.dtypes.StringDType()) for key, coord in data.coords.items() if coord.dtype.kind == "U"}
-    # A folder that is written in part would read as missing values, so it gets its name when it is complete.
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with named_errors(path), warnings.catch_warnings():
+    # A folder that is written in part would read as missing values.
+    with whole_folder(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         data.assign_coords(text).to_zarr(unfinished, mode="w", consolidated=True)
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)

@@ -21,16 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from uturn.checks import checked_folder, checked_integer, checked_noise, checked_path, one_line, plain, shown
 from uturn.contracts import (
+    Declared,
     checked_axes,
     checked_blocks,
-    checked_dims,
     checked_item_coordinates,
     checked_readings,
     checked_reconstructions,
     checked_stream,
     checked_text,
-    checked_variables,
-    with_clones,
+    declared_by,
+    joined,
 )
 from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
 from uturn.processes import cores, in_processes
@@ -39,7 +39,7 @@ from uturn.protocols import UTurns, Variable
 from uturn.random import Streams
 from uturn.resume import open_store
 from uturn.spec import build, check_fit, validation_words
-from uturn.store import Store, Task
+from uturn.store import Coordinates, Store, Task
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -271,52 +271,32 @@ class Experiment(BaseModel):
         }
 
     @cached_property
-    def _declared(self) -> list[tuple[str, dict[str, Variable], dict[str, np.ndarray]]]:
-        """Of every probe: its name in messages, its variables, and the values along its dims; checked."""
-        source, _, _, probes = self.parts
-        found, taken = [], set()
+    def declared(self) -> list[Declared]:
+        """What every probe declares to measure, checked."""
         with missing_members_named(self.labelled()):
-            for i, probe in enumerate(probes):
-                label = repr(probe) if is_own(probe) else f"probes[{i}]"
-                dims = checked_dims(label, probe.coordinates(source))
-                variables = checked_variables(label, probe.variables(source), dims)
-                variables = with_clones(variables) if self.clones > 1 else variables
-                for name in variables:
-                    if name in taken:
-                        raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
-                taken |= set(variables)
-                found.append((label, variables, dims))
-        return found
+            return declared_by(self.parts[3], self.parts[0], self.clones)
 
     def variables(self) -> dict[str, Variable]:
         """What the run measures: {name: Variable}."""
-        return {name: variable for _, variables, _ in self._declared for name, variable in variables.items()}
+        return {name: variable for one in self.declared for name, variable in one.variables.items()}
 
-    def coordinates(self) -> dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]]:
+    def coordinates(self) -> Coordinates:
         """Coordinates of the results: {name: (dims, values, attributes)}."""
-        source = self.parts[0]
-        corruption = self.undone
+        source, corruption = self.parts[0], self.undone
         levels = checked_noise(self.noise, corruption.max_noise)
+        found: Coordinates = {
+            "item": (("item",), np.arange(self.items), {}),
+            "trajectory": (("trajectory",), np.arange(self.trajectories), {}),
+            **({"clone": (("clone",), np.arange(self.clones), {})} if self.clones > 1 else {}),
+            "noise": (("noise",), levels, {"long_name": corruption.unit}),
+        }
         with missing_members_named(self.labelled()):
             axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
             items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
-        found: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {
-            "item": (("item",), np.arange(self.items), {}),
-            "trajectory": (("trajectory",), np.arange(self.trajectories), {}),
-            "noise": (("noise",), levels, {"long_name": corruption.unit}),
-        }
-        if self.clones > 1:
-            found["clone"] = (("clone",), np.arange(self.clones), {})
-        groups: list[tuple[str, dict[str, Any]]] = [
-            ("corruption", {name: (("noise",), values, attrs) for name, (values, attrs) in axes.items()}),
-            ("source", {name: (("item",), values, {}) for name, values in items.items()}),
-            *((label, {dim: ((dim,), values, {}) for dim, values in dims.items()}) for label, _, dims in self._declared),
-        ]
-        for label, group in groups:
-            for name, entry in group.items():
-                if name in found and not (found[name][0] == entry[0] and np.array_equal(found[name][1], entry[1])):
-                    raise ValueError(f"{label}: the coordinate {name!r} is there already, with other values; choose another name")
-                found[name] = entry
+        found = joined(found, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
+        found = joined(found, "source", {name: (("item",), values, {}) for name, values in items.items()})
+        for one in self.declared:
+            found = joined(found, one.label, {dim: ((dim,), values, {}) for dim, values in one.dims.items()})
         for name in self.variables():
             if name in found:
                 raise ValueError(f"probes: the variable {name!r} has the name of a coordinate; choose another name")
@@ -392,16 +372,16 @@ class Experiment(BaseModel):
     def _read(self, pieces: Iterable[UTurns]) -> dict[str, np.ndarray]:
         """Readings of all probes: {variable: array (items, ...)}."""
         source, _, backward, probes = self.parts
-        sizes = {dim: len(values) for _, _, dims in self._declared for dim, values in dims.items()}
+        sizes = {dim: len(values) for one in self.declared for dim, values in one.dims.items()}
         found = []
         for u_turns in pieces:
             items = len(u_turns.originals.items)
             sizes |= {"trajectory": _draws_of(u_turns) // self.clones, "clone": self.clones}
             readings: dict[str, np.ndarray] = {}
-            for probe, (label, variables, _) in zip(probes, self._declared, strict=True):
-                with misfits_named(f"{label}.read", probe, (source, backward)):
+            for probe, one in zip(probes, self.declared, strict=True):
+                with misfits_named(f"{one.label}.read", probe, (source, backward)):
                     given = probe.read(u_turns, source)
-                readings |= checked_readings(label, given, variables, sizes, items)
+                readings |= checked_readings(one.label, given, one.variables, sizes, items)
             found.append(readings)
         return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
 
@@ -495,45 +475,6 @@ def run(
                 advance()
     # The spec is what was asked for: figures build parts from it, and a store could say anything.
     return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
-
-
-def check(experiment: Experiment) -> Iterator[str]:
-    """Run two items of an experiment through all of its parts, at the first and the last noise level; nothing is stored.
-
-    Yields
-    ------
-    str
-        What was looked at and found in order, a line each.
-
-    Raises
-    ------
-    ValueError
-        If a part lacks a member or gives something else than it should, and if readings of an item depend on the batch or on what
-        was measured before.
-    """
-    experiment = Experiment.from_dict(experiment.to_dict())
-    for name, part in experiment.labelled():
-        yield f"{repr(part) if is_own(part) else f'{name} ({type(part).__name__})'}: was built"
-    coordinates = experiment.coordinates()
-    for name, variable in experiment.variables().items():
-        sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
-        yield f"measured: {name} ({sizes}): {variable.long_name}"
-    yield f"recorded with the results: fingerprints and code of {', '.join(sorted(experiment.models()))}"
-    items = np.arange(min(2, experiment.items))
-    for level in sorted({0, len(experiment.noise) - 1}):
-        noise = experiment.noise[level]
-        together = experiment.measure(level, items)
-        for item in items:
-            alone = experiment.measure(level, items[item : item + 1])
-            for name, values in together.items():
-                if not np.allclose(values[item], alone[name][0], rtol=1e-3, atol=1e-4, equal_nan=True):
-                    raise ValueError(
-                        f"{name} of item {item} at noise {noise:g} is {shown(values[item].tolist())} in a batch of {len(items)}, "
-                        f"{shown(alone[name][0].tolist())} by itself; draw random numbers from one stream an item, trajectory "
-                        f"and noise level (uturn.random.keys)"
-                    )
-        means = ", ".join(f"{name} {np.nanmean(values, dtype=float):.3g}" for name, values in together.items())
-        yield f"noise {noise:g}: means over items {items.tolist()}: {means}"
 
 
 def _write(opened: Store, task: Task, readings: dict[str, np.ndarray], first: int) -> None:

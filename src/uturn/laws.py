@@ -1,23 +1,19 @@
-"""Continuous laws whose diffusion is solved exactly: Gaussian mixtures, and Gaussian random fields as mixtures of one.
+"""Continuous laws whose diffusion is solved exactly: Gaussian mixtures, and Gaussian random fields as mixtures of one mode.
 
-They are the controls of the hierarchical world: data with classes, with scales, or with both, but without a hierarchy.
+They are the controls of the Random Hierarchy Model: data with classes, with scales, or with both, but without a hierarchy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from uturn.checks import checked_integer, checked_noise
 from uturn.random import NOISE, normals, streams, uniforms
 
-if TYPE_CHECKING:
-    import torch
-
-# What a stream of normal or uniform numbers is for, as in uturn.random; apart from STRINGS and NOISE.
+# Purposes of random streams, as in uturn.random, distinct from STRINGS and NOISE.
 _MODE, _VALUES, _POSTERIOR_MODE, _POSTERIOR_VALUES = (2**63 + k for k in range(10, 14))
 
 
@@ -29,17 +25,17 @@ class Sample(NamedTuple):
 
 
 class GaussianMixture:
-    """A mixture of Gaussians that share one covariance, diagonal in an orthonormal basis, seen through Gaussian diffusion.
+    """A mixture of Gaussians with one covariance, diagonal in an orthonormal basis, observed through Gaussian diffusion.
 
     The law is `sum_k w_k N(x; mu_k, C)`. A vector is observed as `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, `abar = exp(-2t)`,
     with `noise` = t in [0, inf], scalar or one per vector: the process of `uturn.Gaussian`. In the basis all components of
-    a mode are independent, so that posterior, score and density are closed formulas, evaluated in float64.
+    a mode are independent, so that the posterior is a closed formula, evaluated in float64.
 
     Parameters
     ----------
     means : array (modes, dimension)
     weights : array (modes,), optional
-        Positive, adding up to 1; equal by default.
+        Positive, with sum 1; equal by default.
     variance : float or array (dimension,)
         Variances along the basis, positive.
     grid : tuple of int, optional
@@ -120,9 +116,9 @@ class GaussianMixture:
         return np.exp(-t) * values + np.sqrt(-np.expm1(-2 * t)) * xi
 
     def sample_posterior(self, observed: Any, noise: Any, seed: Any = 0) -> Sample:
-        """Draw from p(x_0 | x_t): the mode from its responsibilities, then the Gaussian given mode and observation.
+        """Draw from p(x_0 | x_t): the mode from its responsibilities, then the vector from the Gaussian given mode and x_t.
 
-        x_0 and the draw are exchangeable. At t = 0 the draw is the observation itself, at t = inf it does not depend on it.
+        x_0 and the draw are exchangeable. At t = 0 the draw is the observation; at t = inf it is independent of it.
         """
         x, t = self._checked(observed, noise)
         abar, rest, total = self._variances(t)
@@ -134,7 +130,7 @@ class GaussianMixture:
         drawn = self.to_basis(m + gain * (centre - np.sqrt(abar) * m) + np.sqrt(self.variance * rest / total) * xi)
         return Sample(np.where(t == 0, x, drawn), modes)
 
-    # -- what the observation says --------------------------------------------------------------------------------
+    # -- modes given the observation --------------------------------------------------------------------------------
     def responsibilities(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
         """Posterior probability of each mode given x_t, (batch, modes)."""
         log_joint = self._log_joint(observed, noise)
@@ -144,52 +140,6 @@ class GaussianMixture:
     def classify(self, values: Any) -> np.ndarray:
         """The most probable mode of vectors without noise, int64 (batch,): the Bayes classifier."""
         return self._log_joint(values, 0.0).argmax(axis=1)
-
-    def log_density(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
-        """log p(x_t), nats, (batch,)."""
-        log_joint = self._log_joint(observed, noise)
-        top = log_joint.max(axis=1)
-        return top + np.log(np.exp(log_joint - top[:, None]).sum(axis=1))
-
-    def posterior_mean(self, observed: Any, noise: Any) -> np.ndarray:
-        """E[x_0 | x_t], (batch, dimension)."""
-        x, t = self._checked(observed, noise)
-        abar, rest, total = self._variances(t)
-        mode_mean = self.responsibilities(x, noise) @ self._means
-        mean = self.to_basis((np.sqrt(abar) * self.variance * self.to_basis(x) + rest * mode_mean) / total)
-        return np.where(t == 0, x, mean)
-
-    def score(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
-        """Gradient of log p(x_t) with respect to x_t, (batch, dimension)."""
-        x, t = self._checked(observed, noise)
-        abar, _, total = self._variances(t)
-        mode_mean = self.responsibilities(x, noise) @ self._means
-        return self.to_basis((np.sqrt(abar) * mode_mean - self.to_basis(x)) / total)
-
-    def as_model(self, scheduler: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The exact score behind the interface of a network: `model(x_t, timestep)` predicts the noise, for diffusers' use.
-
-        Parameters
-        ----------
-        scheduler
-            One of diffusers' with a table `alphas_cumprod`, prediction type "epsilon" and integer timesteps. Vectors may come in
-            any shape (batch, ..) of `dimension` numbers.
-        """
-        import torch
-
-        if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.prediction_type != "epsilon":
-            raise ValueError(
-                f"scheduler {type(scheduler).__name__}: expected a table alphas_cumprod and prediction type 'epsilon'"
-            )
-        times = -0.5 * np.log(scheduler.alphas_cumprod.double().numpy())
-
-        def model(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            t = np.broadcast_to(times[timestep.cpu().numpy().astype(int)], len(noisy))
-            score = self.score(noisy.double().cpu().numpy().reshape(len(noisy), -1), t)
-            noise = -np.sqrt(-np.expm1(-2 * t))[:, None] * score
-            return torch.from_numpy(noise.reshape(noisy.shape)).to(noisy)
-
-        return model
 
     def _log_joint(self, observed: Any, noise: Any) -> np.ndarray:
         """log of w_k p(x_t | mode k), (batch, modes)."""

@@ -1,19 +1,19 @@
 """Population dynamics: belief propagation on trees of any depth, and the threshold of every channel.
 
-A tree of depth 30 has a billion leaves, but all its nodes of a level have messages of one law. Population dynamics keeps a
-pool of messages drawn from that law and makes the pool of the next level from it: a new node takes a rule, takes a message at
+A tree of depth 30 has a billion leaves, but the messages of all nodes of a level have the same law. Population dynamics keeps a
+pool of messages drawn from that law and computes the pool of the next level from it: a new node takes a rule, takes a message at
 random for each of its children, and does one upward step of belief propagation. It starts from the evidence of any channel
-about one leaf, so it follows what the mean field of the ε-process (`uturn.theory`) averages away: fluctuations.
+about one leaf. So it includes the fluctuations, which the mean field of the ε-process (`uturn.theory`) averages out.
 
-Which randomness of the rules is kept makes an ensemble:
+There are two ensembles, with different randomness of the rules:
 
 - "one grammar": all nodes of a level share their rules, as in `RandomHierarchyModel`; one pool for each true symbol. A
-  grammar's threshold is random and does not self-average with depth, since the rules of the lowest levels set it;
-- "fresh rules": every node has rules of its own. All symbols are then equivalent, and one pool is enough: the true symbol is
+  grammar's threshold is random and does not self-average with depth, since it depends on the rules of the lowest levels;
+- "fresh rules": every node has its own rules. All symbols are then equivalent, and one pool is enough: the true symbol is
   called 0 everywhere.
 
-Many noise levels are followed at once, with the same random numbers (common random numbers), so that differences between
-them are not blurred by the finite pool. Every number is a function of the seed: results do not depend on the threads.
+All noise levels are computed with the same random numbers, so that the finite pool hardly affects differences between them.
+Every number is a function of the seed: results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ENSEMBLES: tuple[Ensemble, ...] = ("one grammar", "fresh rules")
 
 # Keys of the random streams are keys(seed, Purpose.POPULATION, replicate, use, tree_level), with these uses.
 _RULES, _MEMBERS, _LEAVES = range(3)
-_LANES = 16  # noise levels a round of the threshold search looks at
+_LANES = 16  # noise levels in a round of the threshold search
 _MOST_LEVELS = 300
 _MOST_TUPLES = 2**20  # "fresh rules" shuffles all v**s of them
 _MOST_BYTES = 8 * 2**30
@@ -48,8 +48,8 @@ _MOST_BYTES = 8 * 2**30
 class PopulationBeliefs(NamedTuple):
     """Mean upward belief in the true symbol: arrays (..., levels + 1), the shape of `noise` first; tree level last, 0 = leaves.
 
-    `standard_error` is that of the mean, from the spread between independent pools (of the same grammar): it holds all that the
-    finite pools have added on the way up.
+    `standard_error` is that of the mean, from the spread between independent pools of the same grammar. It includes the errors
+    of all levels.
     """
 
     beliefs: np.ndarray
@@ -63,8 +63,8 @@ class ThresholdEstimate:
     Attributes
     ----------
     values : float64 array (replicates,)
-        Threshold of every replicate: of every grammar, or of every pool with fresh rules. 0 where the class is lost at any noise
-        that the search can resolve, the channel's `max_noise` (perhaps inf) where it is recovered at any.
+        Threshold of every replicate: of every grammar, or of every pool with fresh rules. 0 where the class is lost at all noise
+        levels that the search can resolve; the channel's `max_noise` (inf for some) where it is recovered at all of them.
     value : float
         Their mean; NaN if some are infinite and some are not.
     standard_error : float
@@ -72,7 +72,7 @@ class ThresholdEstimate:
     spread : float
         Standard deviation between replicates: between grammars, with the error of the pool.
     phase : "transition", "always lost", "always recovered" or "mixed"
-        "mixed" if the replicates do not agree; then look at `values`.
+        "mixed" if the replicates differ; see `values`.
     effective_epsilon, bits_per_leaf : float
         `value` on the axes that all channels share; see `uturn.corruption`.
     """
@@ -111,8 +111,8 @@ def population_dynamics(
     ----------
     vocab_size, multiplicity, branching : int
         v, m, s with v * m <= v**s.
-    corruption : Gaussian, Masking, UniformReplacement, EpsilonBelief, or anything alike
-        Its evidence must treat all symbols alike.
+    corruption : Gaussian, Masking, UniformReplacement, EpsilonBelief, or another one
+        Its evidence must be the same for all symbols, up to their names.
     noise : float or array (...)
         Noise levels in the unit of the corruption. They share their random numbers.
     levels : int >= 1
@@ -133,8 +133,8 @@ def population_dynamics(
     Raises
     ------
     ValueError
-        For sizes that do not fit, or not into 8 GB of memory, an unknown ensemble, a noise level out of range, or a grammar of
-        other sizes.
+        For sizes that are not possible or need more than 8 GB of memory, an unknown ensemble, a noise level out of range, or a
+        grammar of other sizes.
 
     Examples
     --------
@@ -176,35 +176,34 @@ def threshold(
 ) -> ThresholdEstimate:
     """Noise beyond which the class of a deep tree is lost, for any channel.
 
-    A replicate takes some 5 s of one core at (v, m, s) = (32, 8, 2) with the default pool and tolerance, so that the default call
-    takes half a minute; threads share the work.
+    A replicate takes about 5 s of one core at (v, m, s) = (32, 8, 2) with the default pool and tolerance; threads share the work.
 
     The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost); a noise level counts as recovered if
     it is above (1 + 1/v)/2 after K levels. The search runs along the effective ε (Eq. 63 of arXiv:2402.16991), the axis that all
-    channels share: it divides an interval by 16 levels at once, again and again, until they are `tolerance` apart.
+    channels share: every round divides an interval by 16 levels, until they are `tolerance` apart.
 
     Depth. Near the threshold, distances from it grow like `slope**K`, slope = F'(p*) of the mean field, so
     K = 5 + 1.25 log(1/distance)/log(slope) with the distance between the levels decides levels next to the threshold with a
     margin of slope**5 (and of a quarter of the levels, for grammars that are slower than the mean field); the height (1 + 1/v)/2
     then shifts the result by a fraction of `tolerance` only. Grammars without a transition in mean field leave the fixed point 1
-    or 1/v, with the slope there: then the distance counts from which the leaves of the pool start, if it is smaller. At most
-    300 levels are made: where that slope is below 1.03 or so, K is too small, and the class seems to be recovered at small
-    noise where in the end it is not.
+    or 1/v, with the slope there; the distance is then the one at which the leaves of the pool start, if that is smaller. K is at
+    most 300. Where that slope is below about 1.03, this is too small, and the class seems to be recovered at small noise where
+    in deeper trees it is not.
 
     Parameters
     ----------
     vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
         As in `population_dynamics`. A finite pool adds a random error to every threshold, which shows in the `spread` of the
-        values and averages out over replicates. Where the leaves tell next to nothing, small pools lose the class too early; a
-        level at which all leaves of the pool are certain, or all tell nothing, decides nothing and belongs to neither side.
+        values and averages out over replicates. Where the leaves are nearly uninformative, small pools lose the class too early.
+        A noise level at which all leaves of the pool are certain, or all are uninformative, is assigned to neither phase.
     replicates : int >= 1
         Independent grammars and pools, or independent pools with fresh rules.
     tolerance : float in (0, 0.1]
         Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional
-        For "one grammar": the grammars themselves, one a replicate. Models need a depth of 300 at least; seeds are simpler.
+        For "one grammar": the grammars, one for each replicate. Models need a depth of at least 300; seeds are simpler.
     progress : bool
-        Show a bar on stderr, one step a replicate.
+        Show a bar on stderr, one step for each replicate.
 
     Returns
     -------
@@ -247,7 +246,7 @@ def threshold(
 
 @dataclass(frozen=True)
 class _Setting:
-    """What stays the same while noise levels and replicates vary."""
+    """Arguments that all noise levels and replicates share, checked."""
 
     v: int
     m: int
@@ -275,7 +274,7 @@ class _Setting:
         return cls(v, int(m), s, corruption, int(pool), ensemble)
 
     def check_memory(self, lanes: int, levels: int) -> None:
-        """Refuse what would not fit: two generations of messages, children with their order, and the rules of all levels."""
+        """ValueError if two generations of messages, the children with their order, and all rules need too much memory."""
         N = self.symbols * self.members
         shuffled = _MOST_TUPLES if self.ensemble == "fresh rules" else 0
         size = 8 * (2 * N * self.v * lanes + 5 * N * self.s + self.v * self.m * self.s * levels + shuffled)
@@ -319,9 +318,10 @@ class _Setting:
             u = uniforms(keys(seed, Purpose.POPULATION, [replicate], _MEMBERS, level), q * N * s + 2)[0]
             children = np.zeros((q, N, s), np.int64)  # the true symbol of every child of every new node
             if model is not None:
-                # Rules take turns, which is less random than drawing them. The first one is drawn: each has the same mean share.
+                # The nodes use the rules in turn, which adds less noise than drawing them. The first rule is drawn at random, so
+                # that all rules have the same mean share.
                 children = model.rules[level][:, (np.arange(N) + int(u[-1] * self.m)) % self.m]
-            child = _deal(children.reshape(-1), u[:-1], N).reshape(q * N, s)
+            child = _rows_of_children(children.reshape(-1), u[:-1], N).reshape(q * N, s)
             above = np.empty_like(messages)
             if model is not None:
                 _shared_rules_step(model.rules[level], child, messages, above)
@@ -332,7 +332,7 @@ class _Setting:
             yield self._mean(messages)
 
     def _leaves(self, noise: np.ndarray, seed: int) -> np.ndarray:
-        """Normalised evidence of a pool of leaves, (pools * members, v, noise); all noise levels from the same random numbers."""
+        """Normalised evidence of a pool of leaves, (pools * members, v, noise), all noise levels from the same random numbers."""
         true = np.repeat(np.arange(self.symbols), self.members)
         streams = keys(seed, np.arange(len(true)))
         out = np.empty((len(true), self.v, len(noise)))
@@ -371,15 +371,15 @@ class _Setting:
             low, high = shares[recovered], shares[recovered + 1]
             if step <= tolerance:
                 break
-            # A threshold close to one of the levels may lie on its other side: look there too.
+            # A threshold close to one of the levels may be on its other side, so the next interval extends a little beyond both.
             low, high = max(low - step / 4, 0.0), min(high + step / 4, 1.0)
-        # No evidence against the truth, or none at all: what then comes out is no finding.
+        # If all leaves are certain, or all uninformative, at the ends of the interval, there is no threshold inside.
         first, last = next(self.flow(self._noise([low, high]), 0, seed, replicate, model))
         return 0.0 if first == 1 else 1.0 if np.isclose(last, 1 / self.v, rtol=1e-12) else (low + high) / 2
 
     @cached_property
     def _axis(self) -> tuple[np.ndarray, np.ndarray]:
-        """Effective ε at even shares of the whole range of noise, and these shares: a coarse grid, it orders the search only."""
+        """Effective ε on an even grid of the whole range of noise, and the grid; coarse, since it only maps the search."""
         share = np.linspace(0, 1, 33)
         epsilon = np.asarray(self.corruption.effective_epsilon(self._at(share), self.v), float)
         if epsilon.shape != share.shape or not (np.diff(epsilon) > -1e-9).all() or not np.allclose(epsilon[[0, -1]], [0, 1]):
@@ -409,15 +409,15 @@ class _Setting:
         return ThresholdEstimate(values, value, spread / np.sqrt(len(values)), spread, phase, *axes)
 
 
-def _deal(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:
-    """Row of the message that every child takes, from the pool of its symbol, like cards from a shuffled deck.
+def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:
+    """Row of the message that every child takes from the pool of its symbol.
 
-    All members of a pool are used equally often (up to one), in random order: unbiased, and with less noise than drawing with
-    replacement. `u` holds a uniform number for each child, and one more for the place where the decks are cut.
+    All members of a pool are used equally often (up to one), in random order: this is unbiased, and adds less noise than drawing
+    with replacement. `u` holds a uniform number for each child, and one more for the member that is used first.
     """
     order = np.argsort(symbols + u[:-1], kind="stable")
     of = symbols[order]
-    rank = np.arange(len(of)) - np.searchsorted(of, of)  # place among those that take from the same pool
+    rank = np.arange(len(of)) - np.searchsorted(of, of)  # place among the children that use the same pool
     rows = np.empty_like(symbols)
     rows[order] = of * members + (rank + int(u[-1] * members)) % members
     return rows
@@ -458,7 +458,7 @@ def _up(rules, child, below, out):
             total[lane] += out[y, lane]
     for y in range(symbols):
         for lane in range(lanes):
-            # 0 only where evidence contradicts itself beyond the range of float64: then it says nothing.
+            # The sum is 0 only where contradictory evidence leaves the range of float64; the message is uninformative then.
             out[y, lane] = out[y, lane] / total[lane] if total[lane] > 0 else 1 / symbols
 
 
@@ -470,10 +470,10 @@ def _shared_rules_step(rules, child, below, out):
 
 @njit(parallel=True, cache=True)
 def _fresh_rules_step(m, tuples, key, child, below, out):
-    """One level where every node draws its v * m distinct tuples. The true one, of the true symbol 0, is (0, .., 0)."""
+    """One level whose nodes draw their v * m distinct tuples each. The true tuple, of the true symbol 0, is (0, .., 0)."""
     T, s = tuples.shape
     count, blocks = out.shape[1] * m, 64
-    for block in prange(blocks):  # not threads: their number must not matter
+    for block in prange(blocks):  # a fixed number, so that results do not depend on the number of threads
         deck = np.arange(T)
         drawn = np.zeros((count, s), np.int64)
         rules = drawn.reshape(-1, m, s)

@@ -1,4 +1,4 @@
-"""Work shared out among processes."""
+"""Tasks in several processes."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def cores() -> int:
 
 
 def _check_script(workers: int) -> None:
-    """ValueError if new processes, which import the script that started this one, would fail or begin it all over again."""
+    """ValueError if new processes could not import the script that started this one, or would run it again."""
     main = sys.modules["__main__"]
     path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if path is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
-        return  # a notebook, python -c, or the __main__ of a package: nothing that processes import
+        return  # a notebook, python -c, or the __main__ of a package, which processes do not import
     advice = 'put what runs under `if __name__ == "__main__":` in a file, or take workers=1'
     try:
         guarded = b"__name__" in Path(path).read_bytes()
     except OSError:
         raise ValueError(f"workers = {workers}: the processes import the script, but {path} is no file; {advice}") from None
     if not guarded:
-        raise ValueError(f"workers = {workers}: the processes import {path}, which would begin again in each of them; {advice}")
+        raise ValueError(f"workers = {workers}: the processes import {path}, which would run again in each of them; {advice}")
 
 
 def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
-    """Results of `function(*task)` as they are done, each task in one of `workers` new processes.
+    """Yield the results of `function(*task)` in the order in which they are done, from `workers` new processes.
 
-    Tasks are begun in their order. The first error is raised here; then, and when the caller stops early or is interrupted, the
-    processes are ended at once. They end by themselves when this process dies. A process may run so many `threads`: an equal
-    share of the cores unless given.
+    Tasks start in the given order. The first error is raised here. After an error, and when the caller stops early or is
+    interrupted, the processes are killed; they end by themselves when this process dies. `threads` is the number of threads of a
+    process, by default an equal share of the cores.
     """
     _check_script(workers)
     others = set(multiprocessing.active_children())
     # spawn: forking a process that runs threads (numba, torch) can hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-    # The processes inherit these when they start, before they import what reads them; here they have been read already.
+    # New processes inherit these variables before they import the libraries that read them; this process has read them already.
     limit = str(threads or max(1, cores() // workers))
     before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     done = False

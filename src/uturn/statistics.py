@@ -1,7 +1,7 @@
 """Statistics of change: where a curve falls, how sharply, where two curves cross, and the confidence intervals of such numbers.
 
 A *curve* is a mean over items against the noise level. Confidence intervals rest on the differences between independent groups of
-readings: the grammars if there are several, otherwise the items, each with all its trajectories. See `Replicates`.
+readings: the grammars if there are several, otherwise the items, each with all its reconstructions. See `Replicates`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _MOST_GROUPS = 64  # 63 degrees of freedom widen an interval by 2 %; more groups would cost time for less than that
 _SMALLEST_STEP = 2.0**-10
+
+
+WITHIN = ("item", "trajectory", "clone")
+"""Dims over which a curve is a mean."""
 
 
 class Estimate(NamedTuple):
@@ -152,11 +156,11 @@ def _mean_where_finite(values: np.ndarray) -> np.ndarray:
 
 
 def replicates(values: xr.DataArray) -> Replicates:
-    """Replicates of the mean curve over items and trajectories, from the differences between independent groups.
+    """Replicates of the mean curve over items, trajectories and clones, from the differences between independent groups.
 
     Parameters
     ----------
-    values : DataArray with dims noise, item, perhaps trajectory, and others
+    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
         The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. More than 64
         are joined to 64 groups of neighbours. Missing readings (NaN) are left out of the means.
     """
@@ -166,7 +170,7 @@ def replicates(values: xr.DataArray) -> Replicates:
     if not isinstance(values, xr.DataArray) or not {"noise", "item"} <= set(values.dims) or not values.sizes["item"]:
         kind = f"dims {values.dims}" if isinstance(values, xr.DataArray) else type(values).__name__
         raise ValueError(f"values: got {kind}; expected a DataArray with dims noise, item, such as ds.unchanged")
-    within = ["item", *(["trajectory"] if "trajectory" in values.dims else [])]
+    within = [dim for dim in WITHIN if dim in values.dims]
     others = dict.fromkeys(d for d in ("noise", *values.dims) if d not in within)
     readings = values.transpose(*within, *others).values.astype(float)
     present = ~np.isnan(readings)
@@ -201,7 +205,7 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
 
     Parameters
     ----------
-    values : DataArray with dims noise, item, perhaps trajectory, and others
+    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
         See `replicates`.
     statistic : function of an array (noise, ..others)
     confidence : float in (0, 1)
@@ -215,9 +219,10 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
 
 
 def grammar_means(values: xr.DataArray) -> xr.DataArray:
-    """Mean of every grammar: dims item (and trajectory) become `grammar`."""
-    if "trajectory" in values.dims:
-        values = values.mean("trajectory", dtype=float)
+    """Mean of every grammar: dims item, trajectory and clone become `grammar`."""
+    draws = [dim for dim in WITHIN[1:] if dim in values.dims]
+    if draws:
+        values = values.mean(draws, dtype=float)
     return values.groupby("grammar").mean("item")
 
 
@@ -266,7 +271,7 @@ def hierarchy_index(
 
     Parameters
     ----------
-    high_level, low_level : DataArray with dims noise, item, perhaps trajectory
+    high_level, low_level : DataArray with dims noise, item, perhaps trajectory and clone
         Readings of the same items at the same increasing noise levels, 1 where nothing changed; e.g. `belief` of the root and of
         the leaves, or same_class and the similarity of the first layer. The low level may also be a known curve, with the dim
         noise alone. Zero noise (both 1) and infinite noise (both at their floors) are added.
@@ -311,13 +316,15 @@ def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any
     """ValueError if two levels and their floors are none that a hierarchy index can be computed of."""
     import xarray as xr
 
-    dims = {"noise", "item", "trajectory"}
+    dims = {"noise", *WITHIN}
     for name, values, least in (("high_level", high_level, {"noise", "item"}), ("low_level", low_level, {"noise"})):
         if not isinstance(values, xr.DataArray) or values.dtype.kind not in "biuf":
             kind = f"{values.dtype} " if isinstance(values, xr.DataArray) else ""
             raise ValueError(f"{name} is a {kind}{type(values).__name__}; expected a DataArray of numbers, such as ds.belief")
         if not least <= set(values.dims) <= dims:
-            raise ValueError(f"{name} has dims {values.dims}; expected noise, item, perhaps trajectory: select one level")
+            raise ValueError(
+                f"{name} has dims {values.dims}; expected noise, item, perhaps trajectory and clone; select one level"
+            )
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
     if high_level.sizes["noise"] < 2 or not (np.diff(high_level.noise.values) > 0).all():
@@ -351,7 +358,7 @@ def _index(r: np.ndarray) -> float:
 
 def _others(values: xr.DataArray) -> list[str]:
     """Coordinates that have no part in the estimate."""
-    return [str(name) for name in values.coords if name not in ("noise", "item", "trajectory", "grammar")]
+    return [str(name) for name in values.coords if name not in ("noise", "grammar", *WITHIN)]
 
 
 def _halves(values: xr.DataArray) -> xr.DataArray:

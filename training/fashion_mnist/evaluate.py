@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from sheet import save_sheet
 
+from uturn import fashion_mnist
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.networks import fashion_mnist
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.random import keys
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from uturn.networks.fashion_mnist import build_classifier, load_classifier
+from uturn.fashion_mnist import build_classifier, load_classifier
 
 LARGEST_SHIFT = 2
 

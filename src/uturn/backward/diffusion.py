@@ -12,8 +12,8 @@ from pydantic import Field, field_validator
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.checks import checked_path
+from uturn.fashion_mnist import generator_folder
 from uturn.files import cached_while_unchanged
-from uturn.networks.fashion_mnist import generator_folder
 from uturn.protocols import Backward, Noisy, Spec
 from uturn.random import Purpose, Streams
 from uturn.sources.images import NoisyImages

@@ -1,8 +1,8 @@
 """Exact inference in the Random Hierarchy Model by belief propagation (section 3 and appendix A of arXiv:2402.16991).
 
-`infer` gives messages, marginals and the log-evidence; `sample_posterior` draws whole trees; the entropies say how much of
-each level an observation leaves open. Two backends compute the same numbers: compiled SIMD kernels (numba, numpy arrays on
-the CPU) and log-space torch (any device with float64, differentiable).
+`infer` gives messages, marginals and the log-evidence; `sample_posterior` draws whole trees; `posterior_entropy` and
+`mutual_information` give the uncertainty and the information about each tree level. Two backends compute the same numbers:
+compiled SIMD kernels (numba, numpy arrays on the CPU) and log-space torch (any device with float64, differentiable).
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def infer(
         Natural log of p(observation at leaf i | symbol a), up to a constant per leaf; -inf is allowed. Floating point: messages
         are float64 for float64 and float32 for everything else.
     backend : "auto", "numba" or "torch"
-        "auto" takes torch for tensors and numba for everything else. Whatever the backend, tensors give tensors (on their
+        "auto" uses torch for tensors and numba for everything else. With either backend, tensors give tensors (on their
         device) and arrays give arrays. Only torch is differentiable: the gradient of `log_evidence` is `marginals[0]`.
     outputs : any of "marginals", "upward", "downward", "log_evidence"
-        What to compute. What is not asked for takes no memory.
+        What to compute. Other outputs take no memory.
 
     Returns
     -------
     Beliefs
-        A sample's numbers do not depend on the rest of the batch; with numba, not in a single bit.
+        The numbers of a sample do not depend on the rest of the batch; with numba, in no bit.
 
     Raises
     ------

@@ -8,28 +8,28 @@ OUTPUTS = ("marginals", "upward", "downward", "log_evidence")
 
 
 class NotComputedError(AttributeError, ValueError):
-    """An output of `infer` was read that had not been asked for."""
+    """An output of `infer` that was not requested has been read."""
 
 
 class Beliefs:
-    """Messages and marginals of one call of `infer`; only what was asked for in `outputs` is there.
+    """Messages and marginals of one call of `infer`, as far as they were requested in `outputs`.
 
     Attributes
     ----------
     marginals : {tree_level: (batch, nodes, symbols)}
         Posterior probability of every symbol at every node; 0 = leaves.
     upward : {tree_level: (batch, nodes, symbols)}
-        Message of a node's subtree about the node, normalised to 1. `upward[0]` is the normalised evidence, `upward[depth]`
-        (batch, 1, n) leaves the class prior out.
+        Message from a node's subtree to the node, normalised to 1. `upward[0]` is the normalised evidence; `upward[depth]`
+        (batch, 1, n) does not include the class prior.
     downward : {tree_level: (batch, nodes, symbols)}
-        Message of everything outside a node's subtree, normalised to 1. `downward[depth]` is the class prior.
+        Message from everything outside a node's subtree, normalised to 1. `downward[depth]` is the class prior.
     log_evidence : (batch,) float64
-        Log of sum over strings of p(string) * prod_i evidence_i, in nats, with the evidence as it was given.
+        Log of the sum over strings of p(string) * prod_i evidence_i, in nats; the evidence is not normalised first.
 
     Raises
     ------
     NotComputedError
-        (both an AttributeError and a ValueError) when reading an output that was not asked for.
+        (both an AttributeError and a ValueError) when an output is read that was not requested.
     """
 
     def __init__(self, **computed: Any) -> None:
@@ -37,7 +37,7 @@ class Beliefs:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what was computed."""
+        """Names of the computed outputs."""
         return tuple(self._computed)
 
     def _get(self, name: str) -> Any:
@@ -61,10 +61,6 @@ class Beliefs:
     @property
     def log_evidence(self) -> Any:
         return self._get("log_evidence")
-
-    def node_entropy(self) -> dict[int, Any]:
-        """Entropy of every node's marginal in nats, {tree_level: (batch, nodes)}, between 0 and log(symbols)."""
-        return {level: entropy_of(p) for level, p in self.marginals.items()}
 
     def __repr__(self) -> str:
         lines = []

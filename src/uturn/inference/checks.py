@@ -1,4 +1,4 @@
-"""Errors of exact inference that teach."""
+"""Checks of models and evidence for exact inference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) ->
 
 
 def check_values(log_evidence: Any, first_sample: int = 0) -> None:
-    """Raise if a value is NaN or +inf, or if all of a leaf's values are -inf; for arrays and tensors, a chunk at a time."""
+    """ValueError if a value is NaN or +inf, or if all values of a leaf are -inf; for arrays and tensors, chunk by chunk."""
     size = max(1, 2**22 // (log_evidence.shape[1] * log_evidence.shape[2]))
     for b in range(0, len(log_evidence), size):
         part = log_evidence[b : b + size]
@@ -50,7 +50,7 @@ def _invalid_evidence(sample: int, leaf: int, top: float) -> ValueError:
 
 
 class ImpossibleEvidenceError(ValueError):
-    """Evidence that no string of the grammar can explain; `samples` says where in the batch."""
+    """No string of the grammar can explain the evidence of some samples; `samples` are their places in the batch."""
 
     samples: list[int]
 
@@ -67,7 +67,7 @@ def impossible_evidence(samples: list[int]) -> ImpossibleEvidenceError:
 
 
 def is_tensor(values: Any) -> bool:
-    """Whether these are torch's, without loading torch."""
+    """Whether `values` is a torch tensor; torch is not imported."""
     torch = sys.modules.get("torch")  # a tensor can only exist if torch is loaded already
     return torch is not None and isinstance(values, torch.Tensor)
 

@@ -1,4 +1,4 @@
-"""Runs the compiled kernels on whole batches: cuts trees into bands and spreads tiles over threads."""
+"""Run the compiled kernels on whole batches: trees are cut into bands, and tiles are distributed over threads."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ _PLANS: WeakKeyDictionary[Any, dict[tuple[np.dtype, bool], Plan]] = WeakKeyDicti
 
 
 def plan_of(rhm: Any, dtype: np.dtype, batch: int = 0) -> Plan:
-    """The plan of a RandomHierarchyModel, made once; for a batch (if given) that fills lanes and threads, on whole trees."""
+    """The plan of a RandomHierarchyModel, made once; a batch (if given) that fills lanes and threads runs on whole trees."""
     plans = _PLANS.setdefault(rhm, {})
     if (dtype, False) not in plans:
         plans[dtype, False] = Plan(tables_of(rhm), dtype)
@@ -303,7 +303,7 @@ class _Recycled:
 
 
 def recycled(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """`aligned`, on memory that earlier results have given back, if there is some (at most 64 MB are kept).
+    """`aligned`, on memory of earlier results that are no longer used, if there is some (at most 64 MB are kept).
 
     A page of fresh memory costs as much as computing the messages on it.
     """

@@ -1,4 +1,4 @@
-"""The fast backend: compiled kernels in the precision of the evidence, and more range for the few samples that need it.
+"""The fast backend: compiled kernels in the precision of the evidence.
 
 Samples whose messages leave the range of float32 are computed again in float64; those that leave that range too, in log space.
 """

@@ -1,4 +1,4 @@
-"""Exact belief propagation in torch, in log space: differentiable, simple, on any device with float64. The oracle."""
+"""Exact belief propagation in torch, in log space: simple, differentiable, on any device with float64; the reference."""
 
 from __future__ import annotations
 

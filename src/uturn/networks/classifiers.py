@@ -1,4 +1,4 @@
-"""Small classifiers of strings and of vectors, whose blocks are the layers that a hidden-layer probe reads."""
+"""Small classifiers of strings and of vectors. Their blocks are the layers that a hidden-layer probe reads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uturn.checks import checked_integer
 
 
 class TreeClassifier(nn.Module):
-    """Convolutional network in the shape of the tree of strings: a convolution and ReLU a tree level (Fig. 8, arXiv:2402.16991).
+    """Convolutional network with the shape of the tree: one convolution and ReLU for each tree level (Fig. 8, arXiv:2402.16991).
 
-    Filters of size s move by s, so that the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level
-    k + 1; `logits` is a linear map to the classes. The output of each of these modules is what a probe reads.
+    Filters have size and stride s, so that the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level
+    k + 1; `logits` is a linear map to the classes. A probe reads the outputs of these modules.
 
     Parameters
     ----------
@@ -26,8 +26,8 @@ class TreeClassifier(nn.Module):
     width
         Channels of each block.
     seed
-        Of the initial weights: normal with variance 2 / (number of inputs of a unit), zero biases (arXiv:1502.01852). PyTorch's
-        own smaller initial weights, and one-hot input that is not whitened, leave deep trees at chance.
+        Of the initial weights: normal with variance 2 / (number of inputs of a unit), zero biases (arXiv:1502.01852). With
+        PyTorch's smaller initial weights, or without whitening of the one-hot input, deep trees stay at chance.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Denoisers of strings that are learned from examples, and how far they are from the exact one.
+"""Denoisers of strings that are learned from examples, and their distance from the exact one.
 
-The network has the shape of the tree. It reads the log-evidence of the leaves, the input of belief propagation, and is trained to
-name the symbols of the original string. The best that any network can do is the exact posterior of every leaf, which belief
-propagation knows: the distance to it is measured, not guessed.
+The network has the shape of the tree. It reads the log-evidence of the leaves, as belief propagation does, and is trained to
+predict the symbols of the original string. The optimal prediction is the exact posterior of every leaf, which belief propagation
+computes, so the distance from the optimum can be measured.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 CHANNELS: dict[str, type] = {"gaussian": Gaussian, "masking": Masking, "uniform": UniformReplacement}
 TIMES = (0.03, 3.0)
-"""Gaussian times t in training: below nearly every leaf is read without error, beyond next to nothing is left of it."""
+"""Gaussian times t in training: below, nearly all leaves can be read without error; above, they are nearly uninformative."""
 
 # First coordinates of the random streams with the purpose DENOISER.
 _BATCH, _HELD_OUT = 0, 1
 _MOST = 2**28  # weights of a network, and leaves: a gigabyte
-_FLOOR = -30.0  # log-probability below which evidence counts as none: keeps the network's input finite
+_FLOOR = -30.0  # smallest log-probability of the input, which keeps it finite
 
 
 class TreeDenoiser(nn.Module):
-    """Network in the shape of the tree that gives the posterior of every leaf.
+    """Network with the shape of the tree that gives the posterior of every leaf.
 
     A U-Net without overlap: going up, a block reads the features of the s children of a node (a convolution with kernel and
     stride s); going down, a block reads the features of a node and, by the skip connection, those of its s children, and writes
     s children (a transposed convolution). Each block is linear, GELU, linear, with the same weights for all nodes of a tree
     level. These are the two passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of a leaf
-    is added to its logits, as in Bayes' rule, so that the network has to learn what the *other* leaves say.
+    is added to its logits, as in Bayes' rule, so that the network has to learn the evidence of the *other* leaves only.
 
-    There is no input for the noise level: log-evidence holds all that an observation says, whatever the channel and its noise.
+    There is no input for the noise level: the log-evidence contains all information of an observation, for any channel and noise.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class LearnedDenoiser:
         self.corruption: Channel = CHANNELS[model.options["channel"]]()
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
-        """What the network takes for the posterior of every leaf, float32 (batch, num_leaves, vocab_size)."""
+        """The network's posterior of every leaf, float32 (batch, num_leaves, vocab_size)."""
         noisy = checked_observation(self, noisy)
         out = np.empty((len(noisy.values), self.num_leaves, self.vocab_size), np.float32)
         with torch.inference_mode():
@@ -156,7 +156,7 @@ class LearnedDenoiser:
 
 
 def checked_channel(channel: Any) -> str:
-    """`channel`, or a ValueError if it is not the name of one that a network can be trained for."""
+    """`channel`, or a ValueError if no network can be trained for a channel of this name."""
     if not isinstance(channel, str) or channel not in CHANNELS:
         raise ValueError(f"channel = {channel!r}: expected one of {', '.join(CHANNELS)}")
     return channel
@@ -186,7 +186,7 @@ def train_denoiser(
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> tuple[TreeDenoiser, TreeDenoiser, History]:
-    """Train a denoiser on given strings; the grammar itself is used for nothing but more strings, held out to judge it.
+    """Train a denoiser on given strings; the grammar is used only to draw more strings, which are held out for evaluation.
 
     Every step takes `batch_size` of the strings with new noise, at levels drawn from `training_noise`, and lowers the
     cross-entropy `-log p(x_0^i | observation)`, mean over leaves. Its minimum over all functions is the exact posterior, whose
@@ -203,9 +203,9 @@ def train_denoiser(
     steps, batch_size, learning_rate, checkpoint, progress
         Of the training, see `uturn.networks.training.train`.
     every
-        Steps between looks at the held-out strings.
+        Steps between evaluations on the held-out strings.
     held_out
-        Number of strings to look at; noise levels evenly spread over the training distribution, always the same noise.
+        Number of held-out strings. Their noise levels are spread evenly over the training distribution; their noise is fixed.
 
     Returns
     -------
@@ -262,7 +262,7 @@ def train_denoiser(
 
 
 class _Remembering(nn.Module):
-    """A network in training and its best weights so far, which thereby are part of every checkpoint."""
+    """A network in training, with its best weights so far as a buffer, so that every checkpoint contains them."""
 
     lowest: torch.Tensor
     weights: torch.Tensor
@@ -291,7 +291,7 @@ class _Remembering(nn.Module):
 def _tensors(
     corruption: Any, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-evidence of noisy strings, and the true symbols in one row."""
+    """Log-evidence of noisy strings, and their true symbols, flattened."""
     evidence = corruption.log_evidence(corruption.corrupt(leaves, noise, v, seed), np.float32)
     return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))
 
@@ -312,12 +312,12 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     Returns
     -------
     Dataset with dims noise and item, all means over the leaves of a string
-        excess : `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats. Its expectation cannot be negative: no
-        denoiser beats Bayes. A single item can.
+        excess : `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats. Its expectation is never negative, since the
+        exact posterior is optimal; the value of a single item can be.
         divergence : Kullback-Leibler divergence `sum_a p_exact(a) log(p_exact(a) / p_net(a))`: the expectation of `excess`
         given the observation, hence less noisy.
-        local : `log p_exact(x_0^i) - log p_local(x_0^i)`, where p_local knows the observation of leaf i alone (uniform prior):
-        what there is to learn from the other leaves.
+        local : `log p_exact(x_0^i) - log p_local(x_0^i)`, where p_local is the posterior given the observation of leaf i alone
+        (uniform prior): the information in the other leaves.
         squared_error, exact_squared_error : `|onehot(x_0^i) - p(.)|^2` of the denoiser and of the exact posterior mean.
         mean_error : `|p_net - p_exact|^2`, the expectation of their difference.
         score_error, score_square (Gaussian only) : `|s_net - s_exact|^2` and `|s_exact|^2`, with the score
@@ -340,7 +340,7 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
         own = torch.from_numpy(corruption.log_evidence(noisy, np.float64)).softmax(-1).numpy()
         log_p, log_q, log_own = (np.log(np.maximum(x, 1e-30)) for x in (p, q, own))
         true = np.eye(v)[leaves]
-        # Below their floor in both, symbols add nothing; the sum of the divergence is meant over the support of p.
+        # Symbols below the floor in both contribute nothing; the divergence is a sum over the support of p.
         found = {
             "excess": (true * (log_p - log_q)).sum(-1),
             "divergence": (p * (log_p - log_q)).sum(-1),
@@ -371,7 +371,7 @@ def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
 
 
 def full_noise(corruption: Channel, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
-    """Observations that say nothing: where the generation of new strings starts."""
+    """Observations at full noise, without information: the start of the generation of new strings."""
     anything = np.zeros((checked_integer("count", count, 0), checked_integer("num_leaves", num_leaves, 1)), np.int64)
     return corruption.corrupt(anything, corruption.max_noise, vocab_size, seed)
 
@@ -379,19 +379,19 @@ def full_noise(corruption: Channel, count: int, num_leaves: int, vocab_size: int
 def level_weights(
     denoiser: Denoiser, rhm: RandomHierarchyModel, leaves: Any, noise: Any, seed: int | np.ndarray = 0
 ) -> np.ndarray:
-    """How much of the evidence that the rules of each tree level give about a leaf is in what a denoiser says of it.
+    """Weight, in a denoiser's posterior of a leaf, of the evidence from the rules of each tree level.
 
-    Let p_l be the exact posterior of a leaf for a reader who knows the rules of tree levels 1 .. l alone, and so uses no other
-    leaves than those below the same node of level l: p_0 knows the leaf alone, p_L is the exact posterior. `D_l = log p_l -
-    log p_{l-1}` is the evidence of level l. Least squares give the weights w and, for them, the scale
+    Let p_l be the posterior of a leaf computed with the rules of tree levels 1 .. l alone, hence from the leaves below the same
+    node of level l: p_0 is computed from the leaf alone, and p_L is the exact posterior. `D_l = log p_l - log p_{l-1}` is the
+    evidence of level l. Least squares give the weights w and then the scale
 
         log p_net - log p_0 = sum_l w_l D_l + rest,    scale * (log p_net - log p_0) = sum_l D_l + rest,    scale >= 0
 
-    over symbols, leaves, strings and noise levels (symbols weighted by p_L and centred, the metric of which the Kullback-Leibler
-    divergence is half the square). Returned is `scale * w`, the weights in the network's evidence once it is multiplied by the
-    factor that brings it closest to the exact evidence: 1 for exact inference, 0 for levels whose rules are not known. Without
-    the factor a network that is sure of everything, whatever it sees, would seem to know. Errors that have nothing to do with
-    the levels lower all weights alike, so that a network that uses all levels alike has equal weights.
+    over symbols, leaves, strings and noise levels. Symbols are weighted by p_L and centred: half the square of a difference in
+    this metric is the Kullback-Leibler divergence. The result is `scale * w`, the weights after the network's evidence is
+    multiplied by the factor that brings it closest to the exact evidence: 1 for exact inference, 0 for levels whose rules are not
+    known. Without the factor, an overconfident network would seem to know the rules. Errors that are unrelated to the levels
+    lower all weights by the same factor, so that a network that uses all levels equally has equal weights.
 
     Parameters
     ----------

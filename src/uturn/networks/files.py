@@ -1,4 +1,4 @@
-"""The small networks of this package, and their files: safetensors with the kind of network and its options in the header."""
+"""Files of the small networks of this package: safetensors with the kind of network and its options in the header."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ KINDS = {
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""
 
 
-_COUNTS = ("depth", "num_layers")  # options that say how many blocks there are
+_COUNTS = ("depth", "num_layers")  # options that are numbers of blocks
 
 
 def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:
-    """Write a network to a safetensors file; `facts` (plain data, such as its accuracy) go into the header.
+    """Write a network to a safetensors file, with `facts` about it (plain data, such as its accuracy) in the header.
 
     Raises
     ------
@@ -51,9 +51,9 @@ def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None
 
 
 def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
-    """Read a network, in evaluation mode; `facts` of the file become its attribute `facts`.
+    """Read a network, in evaluation mode; the `facts` in the file become its attribute `facts`.
 
-    The weights of a file bound what is built from it: a header that promises more is refused before it costs memory or time.
+    A header whose sizes exceed the weights in the file is refused before it costs memory or time.
 
     Raises
     ------

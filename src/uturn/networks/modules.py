@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from uturn import fashion_mnist
 from uturn.checks import one_line
 from uturn.files import cached_while_unchanged
-from uturn.networks import fashion_mnist
 from uturn.networks.files import load_network
 from uturn.networks.state_dicts import built_with, put_weights, read_state_dict, rename_weights
 

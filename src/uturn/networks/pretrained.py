@@ -1,7 +1,7 @@
 """Diffusion models from files: folders in diffusers' layout, and checkpoints of guided-diffusion.
 
-Only weights and plain JSON are read, nothing is ever unpickled; only the parts that a U-turn needs are loaded. `docs/models.md`
-tells which models can be read.
+Only weights and plain JSON are read, nothing is unpickled, and only the parts that a U-turn needs are loaded. `docs/models.md`
+lists the models that can be read.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A diffusion model and what is known about it.
+    """A diffusion model with its scheduler, its codec and its shapes.
 
     Attributes
     ----------
-    model : Denoiser
+    model : DenoisingNetwork
         Called as `model(noisy, timestep)` or, if `num_classes` is not None, `model(noisy, timestep, labels)`.
     scheduler
         The scheduler stored with the model: its noise schedule, and what the model predicts.
     codec : Codec or None
         Between images and latents, for models that denoise latents.
     image_shape, latent_shape : (channels, height, width) or None
-        Of the images, and of what the model denoises if there is a codec. None if the files do not tell.
+        Of the images, and of what the model denoises if there is a codec. None if the files do not say.
     num_classes : int or None
-        Number of classes, if the model must be told the true one.
+        Number of classes, if the model is conditioned on the true one.
     description : str
         The model in one line, recorded with results.
     """
@@ -57,8 +57,8 @@ class Pretrained:
     description: str
 
 
-class Denoiser(nn.Module):
-    """A denoising network that computes in its own precision, and is float32 for those who call it.
+class DenoisingNetwork(nn.Module):
+    """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
     Its parameters are those of `network`; `torch.compile` changes neither them nor their names.
     """
@@ -72,17 +72,17 @@ class Denoiser(nn.Module):
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Prediction (batch, channels or twice as many, height, width) for noisy (batch, channels, height, width).
 
-        timestep: (batch,), of any dtype, never rounded to that of the network. labels: int64 (batch,), if the model is told.
+        timestep: (batch,), of any dtype, not rounded to that of the network. labels: int64 (batch,), if the model is
+        conditioned on them.
         """
         if self.null_class is not None:
             labels = torch.full((len(noisy),), self.null_class, device=noisy.device)
-        told = () if labels is None else (labels,)
-        output = self.network(noisy.to(self.dtype), timestep, *told)
+        output = self.network(noisy.to(self.dtype), timestep, *(() if labels is None else (labels,)))
         return getattr(output, "sample", output).float()
 
 
 class Codec(nn.Module):
-    """Between images (batch, 3, height, width) in [-1, 1] and latents in the units of the denoiser; deterministic.
+    """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and back; deterministic.
 
     `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or what the encoder gives before
     it is quantised (VQModel, which quantises when it decodes). Float32 on both sides.
@@ -123,7 +123,7 @@ def load_pretrained(
         A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, or a checkpoint of
         guided-diffusion (a file).
     preset
-        For checkpoints: what they do not tell, see `uturn.networks.guided_diffusion`.
+        For checkpoints: the options that their weights do not determine, see `uturn.networks.guided_diffusion`.
     device
         "cpu", "cuda", "cuda:1", "mps", ...; by default "cuda" where there is one, else "cpu".
     dtype
@@ -146,8 +146,8 @@ def load_pretrained(
 
     Notes
     -----
-    A diffusion transformer (DiT, arXiv:2212.09748) was trained with a null class too and is run on it: unconditionally. Other
-    class-conditional models are told the true class.
+    A diffusion transformer (DiT, arXiv:2212.09748) was trained with a null class too, and is conditioned on that one, which makes
+    it unconditional. Other class-conditional models are conditioned on the true class.
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
@@ -173,15 +173,15 @@ def _read_checkpoint(path: Path, preset: str | None, device: torch.device, dtype
     network = load_guided_diffusion(path, preset)
     _cast(network.unet, dtype)
     classes = network.num_classes
-    told = "unconditional" if classes is None else f"conditioned on the true label ({classes} classes)"
+    condition = "unconditional" if classes is None else f"conditioned on the true label ({classes} classes)"
     return Pretrained(
-        model=_ready(Denoiser(network, dtype), device),
+        model=_ready(DenoisingNetwork(network, dtype), device),
         scheduler=guided_diffusion_scheduler(**network.options),
         codec=None,
         image_shape=_shape(network.config.in_channels, network.config.sample_size),
         latent_shape=None,
         num_classes=classes,
-        description=f"guided-diffusion UNet, {told}",
+        description=f"guided-diffusion UNet, {condition}",
     )
 
 
@@ -195,7 +195,7 @@ def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: to
     part = next((name for name in ("unet", "transformer") if name in parts), None)
     if part is None or "scheduler" not in parts:
         raise ValueError(f"{path} holds {', '.join(parts) or 'nothing'}; expected a unet or a transformer, and a scheduler")
-    network, told, null_class, num_classes = _denoiser(folder, part, parts[part])
+    network, condition, null_class, num_classes = _denoiser(folder, part, parts[part])
     scheduler = _scheduler(folder, parts["scheduler"])
     latent = next((name for name in ("vae", "vqvae") if name in parts), None)
     inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
@@ -205,7 +205,7 @@ def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: to
             f"(super-resolution, inpainting); expected as many, or twice as many with a learned variance"
         )
     shape = _shape(inputs, network.config.sample_size)
-    codec, image_shape, description = None, shape, f"{type(network).__name__}, {told}"
+    codec, image_shape, description = None, shape, f"{type(network).__name__}, {condition}"
     if latent is not None:
         codec = _codec(folder, latent, parts[latent], dtype, inputs)
         config = codec.network.config
@@ -217,7 +217,7 @@ def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: to
             scheduler.register_to_config(clip_sample=False)
         codec = _ready(codec, device)
     return Pretrained(
-        model=_ready(Denoiser(_cast(network, dtype), dtype, null_class), device),
+        model=_ready(DenoisingNetwork(_cast(network, dtype), dtype, null_class), device),
         scheduler=scheduler,
         codec=codec,
         image_shape=image_shape,
@@ -291,7 +291,7 @@ def _checked_parts(name: str, index: Any) -> dict[str, str]:
     parts = {}
     for part, entry in index.items():
         if part.startswith("_") or not (isinstance(entry, list) and len(entry) == 2) or entry[1] is None:
-            continue  # options of the pipeline, parts that are not there
+            continue  # options of the pipeline, empty parts
         parts[part] = str(entry[1])
     denoiser = parts.get("unet") or parts.get("transformer")
     asked = [part for part in parts if part.startswith(_CONDITIONED)]
@@ -309,7 +309,7 @@ def _checked_parts(name: str, index: Any) -> dict[str, str]:
 
 
 def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, str, int | None, int | None]:
-    """The network, what it is told, its null class, and the number of classes if it is told the true one."""
+    """The network, its condition in words, its null class, and the number of classes if it is conditioned on the true one."""
     network = _load_part(folder, part, class_name)
     config = network.config
     if type(network).__name__ == "DiTTransformer2DModel":
@@ -335,9 +335,9 @@ def _codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channel
     made = config.get("vq_embed_dim") or config.latent_channels
     if made != channels:
         raise ValueError(f"{folder}: the {part} makes latents of {made} channels, but the denoiser takes {channels}")
-    # A VQModel that says nothing is older than the option: latents were not scaled then, and the default of the class is wrong.
-    unsaid = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
-    scale = torch.tensor(1.0 if unsaid else config.scaling_factor)
+    # A VQModel without the option is older than it: its latents were not scaled, and the default of the class is wrong.
+    unscaled = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
+    scale = torch.tensor(1.0 if unscaled else config.scaling_factor)
     centre = torch.tensor(config.get("shift_factor") or 0.0)
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         centre, scale = torch.tensor(config.latents_mean), scale / torch.tensor(config.latents_std)
@@ -400,7 +400,7 @@ def _scheduler(folder: Path, class_name: str) -> Any:
 
 
 def _cast(network: Any, dtype: torch.dtype) -> Any:
-    """The network in `dtype`, but for what embeds numbers that `dtype` would round: those parts stay as they are."""
+    """The network in `dtype`, except the parts that embed numbers, which `dtype` would round."""
     config = getattr(network, "config", {})
     kept = set()
     if config.get("time_embedding_type") == "fourier":

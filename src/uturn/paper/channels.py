@@ -1,8 +1,8 @@
 """Verdicts on the channels of a figure: the law of the noise, calibration of the posterior draws, marginals against draws.
 
-The first two belong together. A wrong posterior is caught by calibration (`uturn.measures.calibration`), which needs no
-reference. A wrong channel whose evidence is right for what it drew is perfectly calibrated: only its own law tells. Draws that
-are right judge the marginals, on which most curves rest.
+Calibration (`uturn.measures.calibration`) detects a wrong posterior and needs no reference. It does not detect a channel that
+draws the wrong noise while its evidence is right for what it drew; the law of the noise does. Draws that pass both are then
+compared with the marginals, on which most curves rest.
 """
 
 from __future__ import annotations
@@ -26,19 +26,14 @@ from uturn.statistics import Estimate
 
 CLONES = 8
 LEVEL = 0.01  # false-alarm rate of the calibration of a figure
-LAW_LEVEL = 1e-3  # and of the laws of its channels
-# Below, at and beyond the loss of the class in the grammar of the paper.
-NOISE = {
-    "gaussian": (0.07, 0.15, 0.3),
-    "masking": (0.2, 0.3, 0.6),
-    "uniform": (0.1, 0.2, 0.5),
-    "epsilon": (0.3, 0.5, 0.7),
-}
+LAW_LEVEL = 1e-3  # false-alarm rate of the laws of the channels of a figure
+# Noise levels below, at and beyond the loss of the class in the grammar of the paper.
+NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.2, 0.3, 0.6), "uniform": (0.1, 0.2, 0.5), "epsilon": (0.3, 0.5, 0.7)}
 WORDS = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
 
 
 class ChannelSpec(NamedTuple):
-    """A channel of a figure: what to call it, and an experiment that observes by it and draws from the exact posterior."""
+    """A channel of a figure: its label, and an experiment that observes by it and draws from the exact posterior."""
 
     label: str
     experiment: Experiment
@@ -49,7 +44,7 @@ class ChannelSpec(NamedTuple):
 
     @property
     def readings(self) -> list[str]:
-        """What the clones are compared in; errors in the weight of the evidence show best at the lowest tree levels."""
+        """The readings in which clones are compared; the lowest tree levels show errors in the weight of the evidence best."""
         depth = getattr(self.experiment.parts[0], "depth", None)
         return ["cosine", "class"] if depth is None else [str(k) for k in sorted({0, 1, 2, depth}) if k <= depth]
 
@@ -88,18 +83,18 @@ def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdic
 
 
 def measure(one: ChannelSpec) -> xr.Dataset:
-    """Agreement of originals and clones, marginals at the originals, and what was drawn: the data of the verdicts."""
+    """The data of the verdicts: agreement of originals and clones, marginals at the originals, and the noise that was drawn."""
     found = clone_agreement(one.experiment, CLONES)
     if hasattr(one.experiment.parts[0], "depth"):
         found["belief"] = run(one.experiment).belief.rename(tree_level="reading").assign_coords(reading=found.reading)
     return xr.merge([found, drawn_noise(one.experiment)]) if one.is_bayesian else found
 
 
-# -- the law of what was drawn ------------------------------------------------------------------------------------------
+# -- the law of the noise ------------------------------------------------------------------------------------------------
 
 
 def drawn_noise(experiment: Experiment) -> xr.Dataset:
-    """What the channel of an experiment did to each original, in numbers whose law is known.
+    """The noise that the channel of an experiment drew for each original, in numbers whose law is known.
 
     Returns
     -------
@@ -141,7 +136,7 @@ _Law = tuple[np.ndarray, np.ndarray, list[float], list[float]]  # standardised, 
 
 
 def _counted(originals: Any, observed: Any, corruption: Any, level: float) -> _Law:
-    """Binomial numbers of leaves. A kept leaf that is not the original's counts as masked or changed, too."""
+    """Binomial numbers of leaves. A kept leaf that differs from the original's counts as masked or changed too."""
     changed = (observed.values != originals.data).sum(axis=1, keepdims=True)
     d, v = originals.data.shape[1], originals.rhm.vocab_size
     p = level if isinstance(corruption, Masking) else level * (v - 1) / v
@@ -167,7 +162,7 @@ def gaussian_law(x0: np.ndarray, xt: np.ndarray, abar: float) -> _Law:
 
 
 def law_p_values(data: xr.Dataset) -> np.ndarray:
-    """Of every quantity: its mean at each noise level, its spread over items at each, and the spread of its sum over the levels.
+    """P-values of the mean and of the spread over items at each noise level, and of the spread of the sum over the levels.
 
     The sum over L independent levels has variance L; noise that is the same at all levels has L**2.
     """
@@ -190,7 +185,7 @@ def law_p_values(data: xr.Dataset) -> np.ndarray:
 
 
 def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
-    """What the channels drew against their laws."""
+    """The noise that the channels drew, against its law."""
     p_values = [law_p_values(data) for data in measured]
     p = np.concatenate([values.ravel() for values in p_values])
     adjusted = holm(p).min()
@@ -217,7 +212,7 @@ def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset])
 
 
 def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
-    """Originals and clones against each other, in all channels of a figure: one test for all of them."""
+    """Originals against clones, in one test for all channels of a figure."""
     tests = [len(one.readings) * len(one.experiment.noise) for one in channels]
     relabellings = math.ceil(100 * sum(tests) / LEVEL)
     rows = []
@@ -235,7 +230,7 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         for noise in one.experiment.noise
         for reading in one.readings
     ]
-    visible = np.where(visible > 0, visible, np.inf)  # a reading that is always the same shows nothing
+    visible = np.where(visible > 0, visible, np.inf)  # a reading that is always the same detects nothing
     adjusted = holm(p)
     least = int(p.argmin())
     strings = [one for one in channels if hasattr(one.experiment.parts[0], "depth")]
@@ -261,7 +256,7 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
 
 
 def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> list[Verdict]:
-    """A draw keeps a symbol with its marginal probability: two measurements of one number. Strings only."""
+    """A draw keeps a symbol with its marginal probability: two measurements of one number. For strings only."""
     from scipy.stats import ttest_1samp
 
     labels, rows = [], []

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
 from uturn.paper import fig2, fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.control_cases import COMPARISONS, OTHERS, Case, cases, experiments
 from uturn.paper.verdicts import Verdict, above, apart, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, style
@@ -26,91 +26,15 @@ CAPTION = (
     "own, without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
     "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
     "against the isolated (circles) and the reconstructed low level (diamonds). Grammars: (v, m, s), as many classes as symbols. "
-    "Modes of the control mixtures are 32 standard deviations apart; the 1000 modes of the random code only 10, hardly more than "
-    "they must be, and it is lost abruptly too."
+    "The modes of the control mixtures are 32 standard deviations apart. Those of the random code are only 10 apart, close to "
+    "the least distance at which 1000 modes can be distinguished, and its class is lost abruptly too."
 )
-LIMIT = 0.05  # what counts as "about 0"
+LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
-
-COMPARISONS = ("isolated", "reconstructed")
-
-
-class Case(NamedTuple):
-    """One law and process; `kind` is "hierarchy" (s f < 1), "control" or "other". `judged`: comparisons with a verdict."""
-
-    label: str
-    words: str
-    kind: str
-    source: dict[str, Any]
-    channel: str = "gaussian"
-    panel: bool = False
-    judged: tuple[str, ...] = COMPARISONS
-
-
-CODE = {"type": "gaussian_mixture", "num_modes": 1000, "separation": 0.3125}
-
-
-def _rhm(v: int, m: int, s: int, L: int) -> dict[str, Any]:
-    return {"type": "rhm", "vocab_size": v, "multiplicity": m, "branching": s, "depth": L}
-
-
-def cases(scale: Scale) -> list[Case]:
-    depths = (3, 5) if scale == "smoke" else (3, 4, 5, 6, 8, 9)
-    sparse, epsilon = "(32, 4, 2), $L={}$", r", $\epsilon$-process"
-    return [
-        Case("sparse", sparse.format(7) + ": $sf=1/4$", "hierarchy", _rhm(32, 4, 2, 7), panel=True),
-        Case("sparse-masking", sparse.format(7) + ", masking", "hierarchy", _rhm(32, 4, 2, 7), "masking"),
-        Case("sparse-epsilon", sparse.format(7) + epsilon, "hierarchy", _rhm(32, 4, 2, 7), "epsilon"),
-        # In mean field the class falls below the reconstructed leaves in deeper trees only.
-        Case("dense-epsilon", "(32, 12, 2), $L=7$" + epsilon, "hierarchy", _rhm(32, 12, 2, 7), "epsilon", judged=("isolated",)),
-        *(Case(f"sparse-depth{L}", sparse.format(L), "hierarchy", _rhm(32, 4, 2, L), judged=()) for L in depths),
-        Case("beyond", "(32, 20, 2), $L=7$: $sf>1$", "control", _rhm(32, 20, 2, 7), panel=True),
-        Case("full", "(16, 16, 2), $L=7$: $f=1$", "control", _rhm(16, 16, 2, 7), panel=True),
-        Case("two-modes", "mixture, 2 modes", "control", {"type": "gaussian_mixture", "num_modes": 2}, panel=True),
-        Case("many-modes", "mixture, 64 modes", "control", {"type": "gaussian_mixture", "num_modes": 64}, panel=True),
-        Case("field", "Gaussian random field", "control", {"type": "gaussian_field", "exponent": 2.0}, panel=True),
-        # A limit of validity: many classes, hardly further apart than they must be, are a random code. It is lost abruptly too.
-        Case("code", "random code, 1000 modes", "other", CODE, judged=()),
-    ]
-
-
-# Runs of other figures. In the Gaussian process the leaves of the paper's grammar are corrected along with the class until it is
-# lost: an inversion of small area, which no theory here predicts; the mean field of the ε-process predicts one of .24.
-PAPER = _rhm(32, 8, 2, 10)
-OTHERS = [
-    Case("paper", "(32, 8, 2), $L=10$", "hierarchy", PAPER, judged=("isolated",)),
-    Case("paper-epsilon", r"(32, 8, 2), $L=10$, $\epsilon$-process", "hierarchy", PAPER, "epsilon"),
-    Case("images", "Fashion-MNIST, kind and block 1", "other", {}, "diffusion", judged=()),
-]
-
-
-def experiments(scale: Scale) -> dict[str, Experiment]:
-    made = {}
-    for case in cases(scale):
-        if case.source["type"] == "rhm":
-            grammars, items = (6, 120) if scale == "smoke" else (24, 960)
-            source, probe, chunk, trajectories = {**case.source, "grammars": grammars}, "tree_levels", 120, 1
-            noise = np.r_[np.geomspace(0.015, 0.4, 25), 0.6, 0.9, 1.5, 4, np.inf] if case.channel == "gaussian" else _shares()
-        else:
-            source, probe, chunk = case.source, "scales", 100
-            items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
-            noise = np.r_[np.geomspace(0.01, 0.5, 8), np.linspace(0.7, 3.7, 13), 5, np.inf]
-        made[case.label] = Experiment.from_dict(
-            {
-                "items": items,
-                "trajectories": trajectories,
-                "chunk": chunk,
-                "source": source,
-                "corruption": {"type": case.channel, "noise": noise.round(4).tolist()},
-                "backward": {"type": "exact"},
-                "probes": [{"type": probe}],
-            }
-        )
-    return made
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    """Of the judged laws: grammars at noise levels around the loss of their class, mixtures and field around theirs."""
+    """Channels of the judged laws, at noise levels around the loss of the class."""
     times = {"rhm": (0.1, 0.2), "gaussian_mixture": (1.0, 2.5), "gaussian_field": (0.3, 1.5)}
     made = []
     for case in cases(scale):
@@ -118,10 +42,6 @@ def channels(scale: Scale) -> list[ChannelSpec]:
             noise = times[case.source["type"]] if case.channel == "gaussian" else None
             made.append(channel_spec(_plain(case.words), case.source, case.channel, scale, noise))
     return made
-
-
-def _shares() -> np.ndarray:
-    return np.linspace(0, 1, 61)[1:]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -153,7 +73,7 @@ def levels(run: xr.Dataset) -> Levels:
     spec = json.loads(run.attrs["spec"])
     source = build("source", spec["source"], trusted=False)
     law = source.law(spec["seed"])
-    # A component of variance V on its own: correlation of two draws from its posterior, were it Gaussian.
+    # Correlation of two draws from the posterior of a single component of variance V, if it were Gaussian.
     power = xr.DataArray(law.power[list(source.scales().values())[-1]], dims="component")
     isolated = (power / (power + np.exp(-run.log_snr))).weighted(power).mean("component")
     chance = float((law.weights**2).sum()) if law.num_modes > 1 else 0.5  # the classes of a field are signs

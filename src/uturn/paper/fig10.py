@@ -104,7 +104,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             within(z, 3.5, f"t = {z:+.1f}, below 3.5 in size"),
         )
     )
-    # Mean field is the ratio of averages, the belief an average of ratios: judged by the shift in ε.
+    # Mean field is a ratio of averages and the belief an average of ratios, so they are compared by their shift in ε.
     theory, step = MeanField(v, m, s), 1e-5
     slope = (theory.upward_map(p + step) - theory.upward_map(p - step)) / (2 * step) * (v - 1) / v  # -dF/dε: p = 1 - ε (v-1)/v
     belief = mean_estimate(data.mean_belief.values)

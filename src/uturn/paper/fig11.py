@@ -140,14 +140,7 @@ def draw(data: xr.Dataset) -> Any:
             for value in (p, (1 - p) / (v - 1)):
                 axes.axhline(value, color=THEORY, lw=1.5, zorder=3)
             axes.plot(
-                [1.02],
-                [right.mean()],
-                "<",
-                color=colors[level],
-                ms=9,
-                mew=0,
-                transform=axes.get_yaxis_transform(),
-                clip_on=False,
+                [1.02], [right.mean()], "<", color=colors[level], ms=9, mew=0, transform=axes.get_yaxis_transform(), clip_on=False
             )
             axes.set(xlim=(0, nodes + 1), ylim=(-0.01, 1.02), xlabel="node")
             axes.set_xticks([1, nodes // 2])

@@ -17,12 +17,12 @@ from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_
 from uturn.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
 from uturn.theory import MeanField
 
-TITLE = "Effective ε: what it maps, and what not"
+TITLE = "Effective ε gives the shape of the class curve, not the threshold"
 CAPTION = (
     "Effective ε (Eq. 63): the ε whose leaf beliefs have the mean that the channel gives. Probability that a symbol is unchanged "
     "against it, by exact belief propagation (points: mean over grammars, bars: standard deviation between them), and mean field "
     "of the ε-process (lines). The class curves have the shape of the ε-process but are displaced: fluctuations between leaves "
-    "make the class harder to recover than their mean belief tells. Leaves stay above the belief that each has by itself "
+    "make the class harder to recover than their mean belief suggests. Leaves stay above the belief that each has by itself "
     "(dashed) and meet it, and each other, only where context is lost. Last panel: displacement of every level along ε (bars: "
     "95 % intervals)."
 )
@@ -89,9 +89,8 @@ class Findings(NamedTuple):
     """Smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items."""
 
 
-EVEN = np.linspace(
-    0.02, 0.98, 65
-)  # effective ε at which curves are compared, so that dense regions of the runs do not weigh more
+# Effective ε at which curves are compared: an even grid, so that dense regions of the runs do not weigh more.
+EVEN = np.linspace(0.02, 0.98, 65)
 
 
 def _on_even(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -9,11 +9,12 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.networks.fashion_mnist import CLASS_NAMES, COARSE_CLASS
+from uturn.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Verdict, above, at_least, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+from uturn.plotting.levels import draw_layers
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.random import Purpose, keys, uniforms
@@ -257,18 +258,13 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     """Similarity of every layer; first block and logits with intervals, and with the deterministic scheduler."""
-    noise, attrs = data.noise.values, data.attrs
-    layers = [str(name) for name in data.network_layer.values]
-    colors = level_colors(len(layers))
-    for k, name in enumerate(layers):
-        edge = k in (0, len(layers) - 1)
-        y = np.r_[1, data.similarity.isel(network_layer=k)]
-        axes.plot(np.r_[0, noise], y, color=colors[k], lw=2.4 if edge else 1.3, label=name, zorder=3 if edge else 2)
-        if edge:
-            low, high = (data[f"similarity_{side}"].isel(network_layer=k).values for side in ("low", "high"))
-            axes.errorbar(noise, y[1:], [y[1:] - low, high - y[1:]], fmt="o", ms=4, lw=1, color=colors[k], zorder=4)
-            ode = np.r_[1, data.similarity_deterministic.isel(network_layer=k)]
-            axes.plot(np.r_[0, noise], ode, color=colors[k], lw=1.1, ls="--", zorder=2)
+    attrs, noise = data.attrs, np.r_[0, data.noise.values]
+    names = [f"similarity{ending}" for ending in ("", "_low", "_high", "_deterministic")]
+    curves, low, high, ode = (np.insert(data[name].transpose("noise", "network_layer").values, 0, 1, axis=0) for name in names)
+    colors = draw_layers(axes, noise, curves, low, high, [str(name) for name in data.network_layer.values])
+    for k in (0, -1):
+        axes.plot(noise, ode[:, k], color=colors[k], lw=1.1, ls="--", zorder=2)
+    for k in range(len(colors)):
         for pair, marker in ((0, "^"), (1, "_")):
             height = float(data.random_pairs.isel(pair=pair, network_layer=k))
             axes.plot([1.045], [height], marker, color=colors[k], ms=7 if pair else 5, mew=2 if pair else 1, clip_on=False)

@@ -19,7 +19,7 @@ CAPTION = (
     "it; its class is the symbol on top. Middle: all rules of the grammar, level by level; framed: those the tree is made "
     "of. Right: a U-turn. Half of the leaves, on average, were hidden, and a string drawn from the exact posterior: red "
     "marks what changed. Below a changed latent at least one child has changed too, down to a hidden leaf, as two symbols "
-    "share no rule; hidden leaves elsewhere can come back: their context tells them."
+    "share no rule. Hidden leaves elsewhere can come back, as their context determines them."
 )
 NOISE = 0.5
 

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy.stats import mannwhitneyu
 
 from uturn.experiment import Experiment
+from uturn.paper import string_classifier
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
+from uturn.paper.string_classifier import SEED
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.plotting.levels import draw_layers
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
-from uturn.random import Purpose, keys, uniforms
-from uturn.sources import RHMSource
 from uturn.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.theory import MeanField
-
-if TYPE_CHECKING:
-    import torch
-
-    from uturn.networks.training import History
 
 TITLE = "Layers of a network that learned the grammar"
 CAPTION = (
@@ -38,156 +33,25 @@ CAPTION = (
     "block swap."
 )
 
-# First coordinates of the random streams with the purpose CLASSIFIER.
-_TRAIN, _HELD_OUT, _TEST, _REFERENCE, _BATCH = range(5)
-SEED = 0
-
-
-class Setup(NamedTuple):
-    """Grammar, network and sizes of one scale."""
-
-    vocab_size: int
-    multiplicity: int
-    branching: int
-    depth: int
-    width: int
-    training_strings: int
-    steps: int
-    items: int
-    noise: tuple[float, ...]
-
-    @property
-    def source(self) -> RHMSource:
-        return RHMSource(vocab_size=self.vocab_size, multiplicity=self.multiplicity, branching=self.branching, depth=self.depth)
-
-
-def setup(scale: Scale) -> Setup:
-    if scale == "smoke":
-        noise = np.unique(np.r_[np.arange(0, 1.01, 0.1), np.arange(0.72, 0.97, 0.03)].round(4))
-        return Setup(16, 3, 2, 6, 128, 60_000, 3000, 600, tuple(noise.tolist()))
-    noise = np.unique(np.r_[np.arange(0, 1.01, 0.05), np.arange(0.6, 0.85, 0.02)].round(4))
-    return Setup(16, 4, 2, 7, 256, 300_000, 8000, 1000, tuple(noise.tolist()))
-
-
-def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Strings and classes of a part of the data (training, held out, ..): (uint8 (count, num_leaves), int64 (count,))."""
-    rhm = source.grammar(0, SEED)
-    leaves, classes = [], []
-    for start in range(0, count, 20_000):  # latents of all strings at once would take much memory
-        numbers = np.arange(start, min(start + 20_000, count))
-        drawn = rhm.sample(len(numbers), keys(SEED, Purpose.CLASSIFIER, part, numbers))
-        leaves.append(drawn.leaves.astype(np.uint8))
-        classes.append(drawn.latents[rhm.depth][:, 0])
-    return np.concatenate(leaves), np.concatenate(classes)
-
-
-def trained_classifier(workshop: Workshop) -> Path:
-    """File of the trained network."""
-    import torch
-
-    from uturn.networks.classifiers import TreeClassifier
-    from uturn.networks.training import train
-
-    chosen = setup(workshop.scale)
-    recipe = {**chosen._asdict(), "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
-    for unrelated in ("items", "noise"):
-        del recipe[unrelated]
-
-    def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
-        leaves, classes = strings(chosen.source, _TRAIN, chosen.training_strings)
-        held_out = strings(chosen.source, _HELD_OUT, 4000)
-        network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
-
-        def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
-            chosen_rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
-            batch = torch.from_numpy(leaves[chosen_rows].astype(np.int64))
-            return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[chosen_rows]))
-
-        history = train(
-            network,
-            loss,
-            chosen.steps,
-            recipe=recipe,
-            checkpoint=checkpoint,
-            learning_rate=recipe["learning_rate"],
-            weight_decay=recipe["weight_decay"],
-            decay=False,
-            evaluate=lambda model: {"accuracy": accuracy(model, *held_out)},
-            every=200,
-            target=("accuracy", recipe["target"]),
-            progress=workshop.progress,
-        )
-        return [network], history
-
-    return workshop.train(["fig8-classifier"], recipe, trained)[0]
-
-
-def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
-    """Share of strings whose class is the network's first choice."""
-    import torch
-
-    right = 0
-    with torch.inference_mode():
-        for start in range(0, len(leaves), 500):
-            batch = torch.from_numpy(leaves[start : start + 500].astype(np.int64))
-            right += int((model(batch).argmax(1).numpy() == classes[start : start + 500]).sum())
-    return right / len(leaves)
-
-
-def examined(scale: Scale, classifier: Path, statistics: Path) -> xr.Dataset:
-    """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
-    independent pairs, and the squared distance of each independent pair."""
-    from uturn.networks.files import load_network
-    from uturn.probes.hidden_layers import HiddenLayers
-
-    network: Any = load_network(classifier)
-    leaves, classes = strings(setup(scale).source, _TEST, 10_000)
-    probe = HiddenLayers(network, "every block").load_statistics(statistics)
-    order = np.argsort(classes, kind="stable")
-    order = order[: len(order) // 2 * 2].reshape(-1, 2)
-    order = order[classes[order[:, 0]] == classes[order[:, 1]]]
-    pairs = {"same class": order, "independent": np.arange(len(leaves)).reshape(-1, 2)}
-    compared = [probe.compare(leaves[pair[:, 0]], leaves[pair[:, 1]]) for pair in pairs.values()]
-    return xr.Dataset(
-        {
-            "accuracy": accuracy(network, leaves, classes),
-            "random_pairs": (("pair", "network_layer"), np.stack([found.similarity.mean(axis=0) for found in compared])),
-            "random_distances": (("number", "network_layer"), compared[1].distance),
-        },
-        coords={"pair": list(pairs), "network_layer": list(probe.layers)},
-        attrs={"test_strings": len(leaves), "training_steps": network.facts["steps"]},
-    )
-
 
 def channels(scale: Scale) -> list[ChannelSpec]:
     return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.networks.files import load_network
-    from uturn.networks.training import fingerprint
-
-    chosen, grammars = setup(workshop.scale), 24 if workshop.scale == "smoke" else 96
-    classifier = trained_classifier(workshop)
-    statistics = workshop.layer_statistics("fig8-statistics", classifier, lambda: strings(chosen.source, _REFERENCE, 4000)[0])
+    chosen, grammars = string_classifier.setup(workshop.scale), 24 if workshop.scale == "smoke" else 96
+    classifier = string_classifier.trained_classifier(workshop)
+    statistics = workshop.layer_statistics("fig8-statistics", classifier, lambda: string_classifier.reference(chosen.source))
     common = {"seed": SEED, "corruption": {"type": "epsilon", "noise": list(chosen.noise)}, "backward": {"type": "exact"}}
     source, tree = chosen.source.model_dump(), {"type": "tree_levels"}
     layers = {"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}
-    network = {**common, "items": chosen.items, "trajectories": 2, "chunk": 50, "source": source, "probes": [tree, layers]}
-    # The same U-turns without the network, for many grammars: how much a grammar matters.
-    many = {
-        **common,
-        "items": 64 * grammars,
-        "chunk": 64 * 24,
-        "source": {**source, "grammars": grammars},
-        "probes": [tree],
+    experiments = {
+        "layers": {"items": chosen.items, "trajectories": 2, "chunk": 50, "source": source, "probes": [tree, layers]},
+        # The same U-turns without the network, for many grammars: how much a grammar matters.
+        "grammars": {"items": 64 * grammars, "chunk": 64 * 24, "source": {**source, "grammars": grammars}, "probes": [tree]},
     }
-    experiments = {"layers": Experiment.from_dict(network), "grammars": Experiment.from_dict(many)}
-    settings = {"network": fingerprint(load_network(classifier)), "random_distances": True, **chosen._asdict()}
-    return {
-        **workshop.runs("fig8", experiments),
-        "network": workshop.keep("fig8-network", settings, lambda: examined(workshop.scale, classifier, statistics)),
-    }
+    runs = workshop.runs("fig8", {label: Experiment.from_dict({**common, **spec}) for label, spec in experiments.items()})
+    return {**runs, "network": string_classifier.examined(workshop, classifier, statistics)}
 
 
 class Places(NamedTuple):
@@ -299,7 +163,7 @@ def _accuracy(network: xr.Dataset) -> Verdict:
 
 def _said_swap(swaps: Swaps, places: Places, depth: int, deviation: float) -> Verdict:
     return verdict(
-        "ε at which the network's verdict and its first block swap order",
+        "ε at which the predicted class and the first block swap order",
         f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
         f"{places.crossing:.4f} (mean field, class and leaves, L = {depth})",
         within(
@@ -317,7 +181,7 @@ def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Datas
     floor = network.random_pairs.sel(pair="independent").values[-1]
     return verdict(
         "ε at which logits and first block swap order",
-        f"{swaps.layers}, later than the verdict by {swaps.later}; similarity of logits of another class there: "
+        f"{swaps.layers}, later than the predicted class by {swaps.later}; similarity of logits of another class there: "
         f"{float(logits.where(same == 0).mean()):.2f} (independent strings: {floor:.2f})",
         f"later than the verdict, as logits tell more than the class; before ε* = {places.star:.4f}",
         above(swaps.later.low, 0, "interval of the difference above 0, interval of the swap below ε*"),
@@ -432,21 +296,15 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
-    noise, layers = data.noise.values, data.network_layer.values
-    for k, color in enumerate(level_colors(len(layers))):
-        edge = k in (0, len(layers) - 1)
-        y = data.similarity.isel(network_layer=k)
-        label = "logits" if k == len(layers) - 1 else f"block {k + 1}"
-        axes.plot(noise, y, color=color, lw=2.4 if edge else 1.2, zorder=3 if edge else 2, label=label)
-        if edge:
-            low, high = (data[f"similarity_{side}"].isel(network_layer=k) for side in ("low", "high"))
-            bars = np.maximum([y - low, high - y], 0)  # all equal to 1 but for rounding, without noise
-            axes.errorbar(noise, y, bars, fmt="o", ms=3.5, lw=1, color=color, zorder=4)
-        floor = float(data.random_pairs.sel(pair="independent").isel(network_layer=k))
+    noise, depth = data.noise.values, data.sizes["network_layer"] - 1
+    names = (f"similarity{end}" for end in ("", "_low", "_high"))
+    curves, low, high = (data[name].transpose("noise", "network_layer").values for name in names)
+    colors = draw_layers(axes, noise, curves, low, high, [f"block {k}" for k in range(1, depth + 1)] + ["logits"])
+    for color, floor in zip(colors, data.random_pairs.sel(pair="independent").values, strict=True):
         axes.plot([1.015], [floor], "<", color=color, ms=5, clip_on=False)
     axes.axvspan(data.attrs["inversion_low"], data.attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)
     axes.axvline(data.attrs["inversion"], color=CLASS, lw=1, label="logits and block 1 swap")
-    axes.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same verdict, scaled", zorder=5)
+    axes.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same predicted class, scaled", zorder=5)
     axes.plot([], [], "<", color=MUTED, ms=5, label="independent strings")
     axes.legend(loc="lower left", fontsize=8.5)
     axes.set(ylabel="cosine similarity", title="layers of the trained network", ylim=(None, 1.03))

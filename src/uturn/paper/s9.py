@@ -12,6 +12,7 @@ from uturn.experiment import Experiment, u_turn
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.plotting.levels import draw_layers
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
 from uturn.statistics import Replicates, crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
@@ -42,7 +43,7 @@ RECIPE: dict[str, Any] = {
     "target": 0.999,
     "seed": 0,
 }
-_HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first numbers of draws that are no originals
+_HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first numbers of draws other than originals
 
 
 def trained_classifier(workshop: Workshop) -> Path:
@@ -110,7 +111,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     classifier = trained_classifier(workshop)
     described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
     run = workshop.run("s9-mixture", described)
-    # Of vectors that had no part in the training: the held-out ones decided when it was to end.
+    # On vectors without a part in the training: the held-out ones decided when it ended.
     accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
     return {"mixture": run.assign_attrs(accuracy=accuracy), "written out": written_out(described, classifier)}
 
@@ -257,7 +258,11 @@ def draw(data: xr.Dataset) -> Any:
     names = [str(name) for name in data.network_layer.values]
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
-        _draw_layers(left, data, names)
+        time, *curves = _finite(data)
+        layers, low, high = (values[:, 1:] for values in curves)
+        draw_layers(left, time, layers, low, high, [_words(name) for name in names[1:]])
+        left.set(ylabel="cosine similarity", title="layers of the classifier")
+        left.legend(loc="lower left")
         _draw_class(middle, data)
         star = data.attrs["transition"]
         for axes in (left, middle):
@@ -271,28 +276,17 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _finite(data: xr.Dataset, curve: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Finite times, and a curve with the ends of its intervals."""
+def _finite(data: xr.Dataset) -> tuple[np.ndarray, ...]:
+    """Finite times, and all curves (time, curve) with the ends of their intervals; the class comes first."""
     finite = np.isfinite(data.noise.values)
-    mean, low, high = (data[v].isel(network_layer=curve).values[finite] for v in ("kept", "kept_low", "kept_high"))
-    return data.noise.values[finite], mean, low, high
-
-
-def _draw_layers(axes: Any, data: xr.Dataset, names: list[str]) -> None:
-    for k, color in enumerate(level_colors(len(names) - 1), 1):
-        edge = k in (1, len(names) - 1)
-        time, mean, low, high = _finite(data, k)
-        axes.plot(time, mean, color=color, lw=2.2 if edge else 1.2, label=_words(names[k]))
-        if edge:
-            axes.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=3, lw=0.9, color=color)
-    axes.set(ylabel="cosine similarity", title="layers of the classifier")
-    axes.legend(loc="lower left")
+    curves = (data[name].transpose("noise", "network_layer").values[finite] for name in ("kept", "kept_low", "kept_high"))
+    return data.noise.values[finite], *curves
 
 
 def _draw_class(axes: Any, data: xr.Dataset) -> None:
     fine = np.geomspace(0.02, 4.5, 600)
     axes.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
-    time, mean, low, high = _finite(data, 0)
+    time, mean, low, high = (values if values.ndim == 1 else values[:, 0] for values in _finite(data))
     axes.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
     axes.axhline(0.5, color=MUTED, lw=0.8, ls="--")
     axes.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")

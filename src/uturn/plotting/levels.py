@@ -1,6 +1,7 @@
-"""Curves of all tree levels against ε, and their displacement from a theory: what figs. 12 to 14 have in common.
+"""Curves of all tree levels, with their displacement from a theory, and of all layers of a network.
 
-The dataset is that of `uturn.paper.messages.compare`.
+The datasets of tree levels have belief (noise, tree_level, grammar), theory (theory_noise, tree_level), the shift (shifted_level,
+bound) of each level, and the attributes critical_noise and tolerance.
 """
 
 from __future__ import annotations
@@ -67,3 +68,16 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     axes.set_xticks(ticks, ["0" if tick == 0 else f"{tick:+g}".replace("-", "−") for tick in ticks])
     axes.set_title("displacement, 95 % interval")
     axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)
+
+
+def draw_layers(axes: Any, x: Any, curves: Any, low: Any, high: Any, labels: Sequence[str]) -> list[Any]:
+    """Curves (x, layer) of the layers of a network, the first and the last one with intervals; returns the colours."""
+    colors = level_colors(len(labels))
+    for k, (color, label) in enumerate(zip(colors, labels, strict=True)):
+        edge = k in (0, len(labels) - 1)
+        y = curves[:, k]
+        axes.plot(x, y, color=color, lw=2.4 if edge else 1.2, label=label, zorder=3 if edge else 2)
+        if edge:
+            bars = np.maximum([y - low[:, k], high[:, k] - y], 0)  # rounding can put an end on the wrong side
+            axes.errorbar(x, y, bars, fmt="o", ms=3.5, lw=1, color=color, zorder=4)
+    return colors

@@ -106,7 +106,7 @@ class NetworkLayers(Spec, Probe):
         from uturn.networks.training import fingerprint
 
         if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
-            from uturn.networks.fashion_mnist import fingerprints
+            from uturn.fashion_mnist import fingerprints
 
             return fingerprints()["classifier.safetensors"]
         network = load_module(self.classifier, self.weights)

@@ -141,13 +141,13 @@ class FashionMNISTSource(_ImagesInMemory):
     type: Literal["fashion_mnist"] = "fashion_mnist"
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        from uturn.networks.fashion_mnist import load_test_set
+        from uturn.fashion_mnist import load_test_set
 
         images, labels = load_test_set()
         return np.asarray(images, np.float32), np.asarray(labels, np.int64)
 
     def class_names(self) -> list[str] | None:
-        from uturn.networks.fashion_mnist import CLASS_NAMES
+        from uturn.fashion_mnist import CLASS_NAMES
 
         return list(CLASS_NAMES)
 

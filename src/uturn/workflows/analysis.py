@@ -26,8 +26,8 @@ _MOST_SHOWN = 8  # originals in the image grid
 def analyse(run: xr.Dataset) -> xr.Dataset:
     """Where, and how sharply, classifiers see the class of images lost, and how the similarity of their layers falls.
 
-    Let c(x) be a mean over items and trajectories at noise x (t/T for images). Between measured levels c is linear, and c(0) = 1,
-    since U-turns of length zero change nothing.
+    Let c(x) be a mean over items, trajectories and clones at noise x (t/T for images). Between measured levels c is linear, and
+    c(0) = 1, since U-turns of length zero change nothing.
 
     - `same_class`: share of U-turns whose predicted class is the original's. `chance`: probability that two independent originals
       agree, sum_k p_k^2 with the shares p_k of the classes predicted for the originals of the run.
@@ -274,7 +274,7 @@ def _pictures(run: xr.Dataset, prefix: str) -> xr.Dataset:
     count = min(kept_images(run), _MOST_SHOWN)
     if not count:
         return xr.Dataset()
-    some = run.isel(item=slice(count), trajectory=0)
+    some = run.isel(item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
     noisy = np.flatnonzero(~np.isclose(run.noise.values, 0))
     columns = [int(noisy[k]) for k in evenly_spaced(len(noisy), 10)] if len(noisy) else []
     images = some.image.isel(noise=columns).load()

@@ -63,7 +63,8 @@ class ImageOptions(BaseModel):
         10, description="Number of noise levels, evenly spaced up to the whole chain; or the levels t/T, such as 0.2,0.5,1.0."
     )
     items: int = Field(40, ge=1, description="Number of originals.")
-    trajectories: int = Field(1, ge=1, description="U-turns of each original at each level.")
+    trajectories: int = Field(1, ge=1, description="Noisy versions of each original at each level.")
+    clones: int = Field(1, ge=1, description="Reconstructions of each noisy version, compared with each other.")
     size: int | None = Field(None, description="Resize and crop the images of a folder to this size.")
     channels: int | None = Field(None, description="Channels of the images of a folder: 1 (grey) or 3 (RGB), by default 3.")
     classes: str | None = Field(None, description="Text file with the sub-folders of data in the classifier's order, one a line.")
@@ -130,6 +131,7 @@ class ImageOptions(BaseModel):
                 "seed": self.seed,
                 "items": self.items,
                 "trajectories": self.trajectories,
+                "clones": self.clones,
                 # A killed run loses its unfinished tasks, and a task is one file a variable: small ones for small runs, few files
                 # for large ones.
                 "chunk": self.chunk or (20 if self.items <= 1000 else 50),

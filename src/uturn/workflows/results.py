@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,7 @@ import numpy as np
 
 from uturn.checks import checked_folder
 from uturn.datasets import write_dataset
-from uturn.files import whole_file
+from uturn.files import named_errors, whole_file, whole_folder
 from uturn.plotting.images import evenly_spaced
 from uturn.workflows.analysis import AGREEMENTS, ESTIMATE, analyse
 from uturn.workflows.runs import kept_images, originals
@@ -43,16 +40,15 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     out = Path(out)
     check_folder(out, save_images, kept_images(run))
     analysis = analyse(run)
-    # All files are complete before the first one is moved: readers see old results or new ones, also if two shards end together.
-    with _unfinished(out) as work:
-        write_dataset(analysis, work / "analysis.zarr")
-        with whole_file(work / "transition.json") as file:
-            file.write(json.dumps(numbers(analysis), indent=1, ensure_ascii=False, allow_nan=False).encode())
-        _draw(analysis, work)
-        if save_images:
-            _save_images(run, work / PICTURES)
-        for name in (PICTURES, *RESULTS) if save_images else RESULTS:
-            _replace(work / name, out / name)
+    with named_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_dataset(analysis, out / "analysis.zarr")
+    with whole_file(out / "transition.json") as file:
+        file.write(json.dumps(numbers(analysis), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    _draw(analysis, out)
+    if save_images:
+        with whole_folder(out / PICTURES) as folder:
+            _save_images(run, folder)
     return analysis
 
 
@@ -73,31 +69,6 @@ def check_folder(out: Path, save_images: bool, kept: int) -> None:
             )
 
 
-@contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """A folder in `out` to write to, removed at the end; errors of writing name `out`."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out, ignore_cleanup_errors=True) as work:
-            yield Path(work)
-    except OSError as error:
-        raise ValueError(f"cannot write to {out} ({error.strerror or error}); make room, or choose another folder") from None
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Move a file or folder to the place of an old one; if there is no new one, the old one goes."""
-    for attempt in range(20):
-        try:
-            if old.exists():
-                os.replace(old, new.with_name(f"{new.name}.old{attempt}"))
-            if new.exists():
-                os.replace(new, old)
-            return
-        except OSError:  # another shard, which ended at the same time, replaced it between the two lines
-            if attempt == 19:
-                raise
-
-
 def _draw(analysis: xr.Dataset, folder: Path) -> None:
     """The figures of an analysis as PNG and PDF files."""
     from uturn.plotting.images import draw_grid, draw_layers
@@ -106,20 +77,21 @@ def _draw(analysis: xr.Dataset, folder: Path) -> None:
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the fonts' dates
     with style() as plt:
         for name, figure in (("layers", draw_layers(analysis)), ("grid", draw_grid(analysis))):
-            if figure is None:
-                continue
             for ending in ("png", "pdf"):
+                if figure is None:
+                    (folder / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier run
+                    continue
                 with whole_file(folder / f"{name}.{ending}") as file:
                     figure.savefig(file, format=ending)
-            plt.close(figure)
+            if figure is not None:
+                plt.close(figure)
 
 
 def _save_images(run: xr.Dataset, folder: Path) -> None:
-    """Originals and kept reconstructions as PNG: item, noise and trajectory in the name."""
+    """Originals and kept reconstructions as PNG: item, noise, trajectory and, if there are several, clone in the name."""
     from PIL import Image
 
     count = kept_images(run)
-    folder.mkdir()
     width = len(str(count - 1))
 
     def save(name: str, image: np.ndarray) -> None:
@@ -131,8 +103,9 @@ def _save_images(run: xr.Dataset, folder: Path) -> None:
         save(f"item{item:0{width}d}-original.png", image)
     for level, noise in enumerate(run.noise.values):
         images = run.image.isel(noise=level, item=slice(count)).values
-        for item, trajectory in np.ndindex(images.shape[:2]):
-            save(f"item{item:0{width}d}-noise{noise:.4f}-trajectory{trajectory}.png", images[item, trajectory])
+        for item, trajectory, *clone in np.ndindex(images.shape[:-3]):
+            draw = f"trajectory{trajectory}" + "".join(f"-clone{k}" for k in clone)
+            save(f"item{item:0{width}d}-noise{noise:.4f}-{draw}.png", images[(item, trajectory, *clone)])
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------------

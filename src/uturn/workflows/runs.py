@@ -101,7 +101,7 @@ def originals(run: xr.Dataset, count: int) -> tuple[np.ndarray, list[str]]:
     names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]
     identity = np.flatnonzero(np.isclose(run.noise.values, 0))
     if len(identity):
-        return run.image.isel(noise=identity[0], trajectory=0, item=items).values, names
+        return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
     found = _images_of_source(run, items)
     if found is None:  # results outlive the folder of originals
         return np.full((count, *run.image.shape[3:]), np.nan, np.float32), names

@@ -1,7 +1,7 @@
-"""The Fashion-MNIST assets that travel with the package: a diffusion model, a classifier and 1,000 test images.
+"""The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images.
 
-They make every image experiment runnable without a download, in minutes on a laptop. How they were trained and what
-they are worth is in `docs/fashion-mnist.md`; the scripts are in `training/fashion_mnist/`.
+With them every image experiment runs without a download, in minutes on a laptop. For their training and their measured quality
+see `docs/fashion-mnist.md`; the scripts are in `training/fashion_mnist/`.
 
 Images are float32 arrays (batch, 1, 28, 28) in [-1, 1]: -1 is the black background, 1 is white.
 """
@@ -33,13 +33,10 @@ CLASS_NAMES = (
 )
 """Names of the ten classes, in the order of the labels."""
 
-COARSE_CLASS_NAMES = ("tops", "trousers", "dresses", "shoes", "bags")
-"""A coarser label set, one level up the hierarchy: the ten classes grouped by the kind of garment."""
-
 COARSE_CLASS = np.array([0, 1, 0, 2, 0, 3, 0, 3, 4, 3])
-"""Coarse label of each of the ten classes: `COARSE_CLASS[labels]`."""
+"""Labels one level up the hierarchy, `COARSE_CLASS[labels]`: 0 tops, 1 trousers, 2 dresses, 3 shoes, 4 bags."""
 
-_FOLDER = Path(__file__).parents[1] / "assets" / "fashion_mnist"
+_FOLDER = Path(__file__).parent / "assets" / "fashion_mnist"
 
 
 def generator_folder() -> Path:
@@ -87,7 +84,7 @@ def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classe
     width = 1
     for number, (next_width, stride) in enumerate(zip(channels, strides, strict=True), start=1):
         convolution = nn.Conv2d(width, next_width, kernel_size=3, stride=stride, padding=1, bias=False)
-        # Not in place: a hook must see the post-activation of this block, not what a later one makes of it.
+        # Not in place, so that a hook sees the post-activation of this block before later modules change it.
         blocks[f"block{number}"] = nn.Sequential(convolution, nn.BatchNorm2d(next_width), nn.ReLU())
         width = next_width
     blocks["logits"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
@@ -116,7 +113,7 @@ def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
 
 
 def load_test_set() -> tuple[np.ndarray, np.ndarray]:
-    """1,000 images of the Fashion-MNIST test split, never seen in training, and their labels.
+    """1,000 images of the Fashion-MNIST test split, which was not used in training, and their labels.
 
     Returns
     -------

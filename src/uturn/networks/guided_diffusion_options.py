@@ -1,0 +1,160 @@
+"""Options of guided-diffusion: those of its published models, and those that a user gives, checked."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+
+def _published(image_size: int, channel_mult: tuple[float, ...], **options: Any) -> dict[str, Any]:
+    return {
+        "image_size": image_size,
+        "channel_mult": channel_mult,
+        "num_channels": 256,
+        "num_res_blocks": 2,
+        "attention_resolutions": (32, 16, 8),
+        "use_scale_shift_norm": True,
+        "resblock_updown": True,
+        "learn_sigma": True,
+        "noise_schedule": "linear",
+        **options,
+    }
+
+
+_UNCONDITIONAL_256 = _published(256, (1, 1, 2, 2, 4, 4), num_head_channels=64, class_cond=False)
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "64x64_diffusion": _published(
+        64,
+        (1, 2, 3, 4),
+        num_channels=192,
+        num_res_blocks=3,
+        num_head_channels=64,
+        use_new_attention_order=True,
+        noise_schedule="cosine",
+        class_cond=True,
+    ),
+    "128x128_diffusion": _published(128, (1, 1, 2, 3, 4), num_heads=4, class_cond=True),
+    "256x256_diffusion": _published(256, (1, 1, 2, 2, 4, 4), num_head_channels=64, class_cond=True),
+    "256x256_diffusion_uncond": _UNCONDITIONAL_256,
+    "512x512_diffusion": _published(512, (0.5, 1, 1, 2, 2, 4, 4), num_head_channels=64, class_cond=True),
+    "lsun_bedroom": _UNCONDITIONAL_256,
+    "lsun_cat": _UNCONDITIONAL_256,
+    "lsun_horse": _UNCONDITIONAL_256,
+    "lsun_horse_nodropout": _UNCONDITIONAL_256,
+}
+"""Options of the published models, named as their files (the README of openai/guided-diffusion)."""
+
+
+class Options(BaseModel):
+    """Options of the original's scripts, None where they are not given; text is read as in its flags."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int | None = Field(None, ge=1)
+    num_channels: int | None = Field(None, ge=1)
+    num_res_blocks: int | None = Field(None, ge=1)
+    channel_mult: tuple[float, ...] | None = None
+    attention_resolutions: tuple[int, ...] | None = None
+    num_heads: int | None = Field(None, ge=1)
+    num_head_channels: int | None = Field(None, ge=1)
+    num_heads_upsample: int | None = Field(None, ge=1)
+    use_new_attention_order: bool = False
+    use_scale_shift_norm: bool | None = None
+    resblock_updown: bool | None = None
+    learn_sigma: bool | None = None
+    class_cond: bool | None = None
+    use_fp16: bool = False
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+    diffusion_steps: int = Field(1000, gt=20)  # with 20, the last beta of the linear schedule would be 1
+    predict_xstart: bool = False
+    sigma_small: bool = False
+    rescale_timesteps: bool = False
+    timestep_respacing: str = ""
+    # Of training alone:
+    dropout: float = 0
+    use_checkpoint: bool = False
+    use_kl: bool = False
+    rescale_learned_sigmas: bool = False
+
+    @field_validator("num_heads", "num_head_channels", "num_heads_upsample", mode="before")
+    @classmethod
+    def _minus_one_is_none(cls, value: Any) -> Any:
+        return None if value in (-1, "-1") else value
+
+    @field_validator("channel_mult", "attention_resolutions", mode="before")
+    @classmethod
+    def _list_in_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(value.split(",")) if value else None
+
+    @field_validator("attention_resolutions")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and min(value, default=1) < 1:
+            raise ValueError(f"expected image sizes >= 1, found {value}")
+        return value
+
+
+def read_options(path: Path | None, preset: str | None, options: Mapping[str, Any]) -> Options:
+    """Options of a preset (by default the one that the file is named after), with those given by name in their place.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or not valid, or if there is no such preset.
+    """
+    if preset is None and not options and path is not None:
+        if path.stem not in PRESETS:
+            raise ValueError(f"{path}: no preset given, and the file is not named after one; expected {preset_words()}")
+        preset = path.stem
+    try:
+        given = Options(**{**_preset_options(preset), **options})
+    except ValidationError as error:
+        raise ValueError("; ".join(_option_error(entry) for entry in error.errors())) from None
+    if given.timestep_respacing:
+        raise ValueError(
+            f"timestep_respacing = {given.timestep_respacing!r}: leave it out; the number of steps is an option of the reverse "
+            f"process"
+        )
+    if given.rescale_timesteps and given.diffusion_steps != 1000:
+        raise ValueError(f"rescale_timesteps with diffusion_steps = {given.diffusion_steps} is not supported; expected 1000")
+    return given
+
+
+def _preset_options(preset: str | None) -> dict[str, Any]:
+    """Options of a preset, or of flags in the form "--name value"."""
+    if preset is None:
+        return {}
+    if preset in PRESETS:
+        return dict(PRESETS[preset])
+    if not preset.lstrip().startswith("--"):
+        raise ValueError(f"preset = {preset!r}: expected {preset_words()}")
+    try:
+        tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
+    except ValueError as error:
+        raise ValueError(f"preset = {preset!r}: {error}") from None
+    names, values = tokens[::2], tokens[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        raise ValueError(f"preset = {preset!r}: expected pairs `--name value`")
+    flags: dict[str, Any] = dict(zip((name[2:] for name in names), values, strict=True))
+    # Flags describe the checkpoint; in which precision it runs is decided where it is used.
+    flags.pop("use_fp16", None)
+    return flags
+
+
+def preset_words() -> str:
+    """What is expected as a preset, for errors."""
+    return f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256 --num_head_channels 64'"
+
+
+def _option_error(entry: Any) -> str:
+    name, value = ".".join(str(part) for part in entry["loc"]), f"{entry['input']!r}"[:60]
+    if entry["type"] == "extra_forbidden":
+        return f"{name} = {value}: no such option; expected one of {', '.join(Options.model_fields)}"
+    return f"{name} = {value}: {entry['msg'].removeprefix('Value error, ')}"

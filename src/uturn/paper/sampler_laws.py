@@ -1,0 +1,251 @@
+"""The law of reconstructed strings, sampler by sampler, on a grammar small enough to write out all strings.
+
+The measurement of the figure `schedulers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
+from uturn.measures.calibration import parsed_agreement
+from uturn.paper.channels import gaussian_law
+from uturn.random import Purpose, keys
+from uturn.rhm import RandomHierarchyModel
+
+PARAMETERS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
+NOISE = {"gaussian": 0.35, "masking": 0.75, "uniform": 0.6}
+SAMPLERS = {  # label: (class of diffusers, its options, eta, kind)
+    "DDPM": ("DDPMScheduler", {}, None, "full"),
+    "DDIM, η = 1": ("DDIMScheduler", {}, 1.0, "full"),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}, None, "full"),
+    "SDE-DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, None, "full"),
+    "DDIM, η = 1/2": ("DDIMScheduler", {}, 0.5, "half"),
+    "DDIM, η = 0": ("DDIMScheduler", {}, 0.0, "none"),
+    "Euler": ("EulerDiscreteScheduler", {}, None, "none"),
+    "Heun": ("HeunDiscreteScheduler", {}, None, "none"),
+    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}, None, "none"),
+    "UniPC": ("UniPCMultistepScheduler", {}, None, "none"),
+    "flow matching, Euler": ("FlowMatchEulerDiscreteScheduler", {}, None, "none"),
+}
+CHANNELS: dict[str, Any] = {"masking": Masking(), "uniform": UniformReplacement()}
+REFERENCE = "exact posterior draws"
+_SAMPLING = (Purpose.DENOISING, 0)  # of the keys of random streams
+TIMESTEPS = 4096  # of the training schedule
+
+
+class Sampler(NamedTuple):
+    """Draws observations of strings and reconstructs strings from them, in a number of steps."""
+
+    observe: Callable[[np.ndarray, np.ndarray, int], Noisy]
+    """(leaves, keys, steps) -> observations."""
+    rebuild: Callable[[Noisy, np.ndarray, int], np.ndarray]
+    """(observations, keys, steps) -> strings."""
+    corruption: Any
+    is_stochastic: bool = True
+    model: Callable[[int], Any] | None = None
+    """steps -> the model that a scheduler drives, if there is one."""
+
+
+class Size(NamedTuple):
+    """How much is drawn: numbers of steps, observations, sheets, and strings a sheet."""
+
+    steps: tuple[int, ...]
+    observations: int
+    sheets: int
+    strings: int
+
+
+def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], strings: int) -> Sampler:
+    """A scheduler of diffusers with the exact score; `strings` share a stream of random numbers."""
+    from uturn.backward.score_model import noisy_images_of, strings_of
+
+    name, options, eta, _ = sampler
+    gaussian = Gaussian()
+
+    @lru_cache
+    def chain(steps: int) -> tuple[Any, int]:
+        """The chain and the number of its reverse steps that are run."""
+        # The straight paths of flow matching always start in pure noise; halfway the noise level is about the wanted one.
+        total = 2 * steps if name.startswith("FlowMatch") else steps
+        return _reverse_diffusion(name, options, eta, total, strings), steps
+
+    def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
+        reverse, step = chain(steps)
+        t = 0.5 * np.log(1 / reverse.forward.noise_levels["abar"][step])
+        return gaussian.corrupt(leaves, t, PARAMETERS["vocab_size"], streams)
+
+    def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
+        reverse, step = chain(steps)
+        images = noisy_images_of(observation, reverse.forward, step, rows=strings)
+        rebuilt = strings_of(reverse.denoise(images, step, streams[::strings]))  # one stream a sheet
+        return rebuilt.reshape(len(observation.values), -1)
+
+    return Sampler(observe, rebuild, gaussian, chain(2)[0].is_stochastic, lambda steps: chain(steps)[0].model)
+
+
+def channel_sampler(channel: str) -> Sampler:
+    """A discrete channel with exact leaf marginals."""
+    from uturn.corruption.denoising import ExactDenoiser, denoise
+
+    corruption = CHANNELS[channel]
+    denoiser = ExactDenoiser(_grammar(), corruption)
+
+    def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
+        return corruption.corrupt(leaves, NOISE[channel], PARAMETERS["vocab_size"], streams)
+
+    return Sampler(observe, lambda observation, streams, steps: denoise(denoiser, observation, steps, streams), corruption)
+
+
+def exact_sampler() -> Sampler:
+    """Exact posterior draws in the Gaussian process."""
+    from uturn.inference import sample_posterior
+
+    gaussian = Gaussian()
+
+    def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
+        return gaussian.corrupt(leaves, NOISE["gaussian"], PARAMETERS["vocab_size"], streams)
+
+    def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
+        return sample_posterior(_grammar(), gaussian.log_evidence(observation), streams)[0]
+
+    return Sampler(observe, rebuild, gaussian)
+
+
+def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
+    import diffusers
+
+    from uturn.backward.reverse_diffusion import ReverseDiffusion
+    from uturn.backward.score_model import ScoreModel
+    from uturn.corruption.denoising import ExactDenoiser
+
+    class Watched(ScoreModel):
+        """Keeps the first input since `asked` was set to None: noisy strings and their timestep."""
+
+        asked: tuple[Any, Any] | None = None
+
+        def __call__(self, noisy: Any, timestep: Any) -> Any:
+            if self.asked is None:
+                self.asked = noisy.clone(), timestep
+            return super().__call__(noisy, timestep)
+
+    made = getattr(diffusers, name)
+    if name.startswith("FlowMatch"):
+        scheduler = made(num_train_timesteps=TIMESTEPS)
+    else:  # a schedule that ends at the observation: its last timestep has the level NOISE, its first is almost clean
+        r = 1 / np.expm1(2 * NOISE["gaussian"]) - 6 * np.log1p(-np.arange(TIMESTEPS)[::-1] / TIMESTEPS)
+        abar = r / (1 + r)
+        betas = 1 - abar / np.r_[1.0, abar[:-1]]
+        scheduler = made(num_train_timesteps=TIMESTEPS, trained_betas=betas.tolist(), **options)
+    model = Watched(ExactDenoiser(_grammar(), Gaussian()), scheduler, rows)
+    return ReverseDiffusion(model, scheduler, steps, eta=eta, batch_size=max(1, 2**11 // rows))
+
+
+def _grammar() -> RandomHierarchyModel:
+    return RandomHierarchyModel(**PARAMETERS, seed=0)
+
+
+def num_leaves() -> int:
+    return PARAMETERS["branching"] ** PARAMETERS["depth"]
+
+
+def _all_strings() -> tuple[np.ndarray, np.ndarray]:
+    """All grammatical strings and their log-probabilities."""
+    v, d = PARAMETERS["vocab_size"], num_leaves()
+    candidates = np.indices((v,) * d).reshape(d, -1).T
+    log_p = _grammar().log_likelihood(candidates)
+    return candidates[np.isfinite(log_p)], log_p[np.isfinite(log_p)]
+
+
+def _counts(strings: np.ndarray) -> np.ndarray:
+    """How often each grammatical string occurs, and in the last place all others together: (.., strings, d) -> (.., S + 1)."""
+    known, _ = _all_strings()
+    v, d = PARAMETERS["vocab_size"], strings.shape[-1]
+    place = np.full(v**d, len(known))
+    place[known @ v ** np.arange(d)] = np.arange(len(known))
+    found = place[strings @ v ** np.arange(d)].reshape(-1, strings.shape[-2])
+    return np.stack([np.bincount(row, minlength=len(known) + 1) for row in found]).reshape(*strings.shape[:-2], -1)
+
+
+def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:
+    """Probability of every grammatical string given observations, by writing all of them out, and 0 for all others."""
+    known, log_p = _all_strings()
+    evidence = corruption.log_evidence(observation, np.float64)
+    log_p = log_p + evidence[:, np.arange(known.shape[1]), known].sum(-1)
+    p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    return np.pad(p / p.sum(axis=1, keepdims=True), ((0, 0), (0, 1)))
+
+
+def measured(size: Size, sampler: Sampler) -> xr.Dataset:
+    """Counts of reconstructed strings on every sheet: a few observations reconstructed many times, and many observations once.
+
+    One more sheet of observations is reconstructed twice and read as in `uturn.measures.calibration`. Where a scheduler drives a
+    model, the first input of the model is compared with the law of the channel at the noise that the scheduler names.
+    """
+    rhm, d = _grammar(), num_leaves()
+    steps, few, sheets, strings = size
+    observe, rebuild, corruption, is_stochastic, model = sampler
+    many = sheets * strings
+    seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
+    noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
+    given, law, laws, pairs, first = [], [], [], [], []
+    fresh = rhm.sample(strings, keys(0, *_SAMPLING, 3, np.arange(strings))).leaves
+    for number in steps:
+        one = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
+        if model is not None:
+            model(number).asked = None
+        clones = [rebuild(one, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
+        pairs.append(parsed_agreement(rhm, np.stack([fresh, *clones], axis=1)))
+        if model is not None:
+            first.append(_asked_first(model(number), fresh))
+        observation = observe(seen, noises, number)
+        laws.append(_posteriors(corruption, _rows(observation, slice(few))))
+        # A deterministic sampler gives the same on every sheet: one is enough.
+        drawn = sheets if is_stochastic else 1
+        rows = np.r_[np.repeat(np.arange(few), drawn * strings), np.arange(few, few + many)]
+        rebuilt = rebuild(_rows(observation, rows), keys(0, *_SAMPLING, 2, number, np.arange(len(rows))), number)
+        counts = _counts(rebuilt.reshape(-1, strings, d))
+        given.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
+        law.append(counts[few * drawn :])
+    data_law = np.append(np.exp(_all_strings()[1]), 0.0)
+    return xr.Dataset(
+        {
+            "given_counts": (("steps", "observation", "sheet", "string"), np.array(given, np.uint16)),
+            "posterior": (("steps", "observation", "string"), np.array(laws)),
+            "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
+            "data_law": (("string",), data_law),
+            "with_original": (("steps", "item", "clone", "tree_level"), np.array([pair[0] for pair in pairs])),
+            "with_clones": (("steps", "item", "clone", "tree_level"), np.array([pair[1] for pair in pairs])),
+            **_by_quantity(first),
+        },
+        coords={"steps": list(steps)},
+        attrs={"strings": strings},
+    )
+
+
+def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:
+    """Law of the noise in the first input of a model, at the timestep it was called with (see `channels.gaussian_law`)."""
+    noisy, timestep = model.asked
+    a, s = (float(np.ravel(x)[0]) for x in model.amplitudes(timestep))
+    scale = np.hypot(a, s)  # to the units of a variance-preserving process
+    x = noisy.numpy().transpose(0, 2, 3, 1).reshape(len(strings), strings.shape[1], -1) / scale
+    return gaussian_law(np.eye(x.shape[2])[strings], x, (a / scale) ** 2)
+
+
+def _by_quantity(first: list[tuple[Any, ...]]) -> dict[str, Any]:
+    if not first:
+        return {}
+    names = ("standardised", "mean", "expected", "excess")
+    columns = dict(zip(names, zip(*first, strict=True), strict=True))
+    columns["mean"] = tuple(natural.mean(axis=0) for natural in columns["mean"])
+    dims = {"standardised": ("steps", "item", "quantity")}
+    return {name: (dims.get(name, ("steps", "quantity")), np.array(values)) for name, values in columns.items()}
+
+
+def _rows(observation: Noisy, rows: Any) -> Noisy:
+    return Noisy(observation.values[rows], observation.noise[rows], observation.vocab_size)

@@ -1,0 +1,150 @@
+"""The classifier of strings of figure 8: its grammar, its training, and its layers on random pairs of strings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.paper.workshop import Scale, Workshop
+from uturn.random import Purpose, keys, uniforms
+from uturn.sources import RHMSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from uturn.networks.training import History
+
+# First coordinates of the random streams with the purpose CLASSIFIER.
+_TRAIN, _HELD_OUT, _TEST, _REFERENCE, _BATCH = range(5)
+SEED = 0
+
+
+class Setup(NamedTuple):
+    """Grammar, network and sizes of one scale."""
+
+    vocab_size: int
+    multiplicity: int
+    branching: int
+    depth: int
+    width: int
+    training_strings: int
+    steps: int
+    items: int
+    noise: tuple[float, ...]
+
+    @property
+    def source(self) -> RHMSource:
+        return RHMSource(vocab_size=self.vocab_size, multiplicity=self.multiplicity, branching=self.branching, depth=self.depth)
+
+
+def setup(scale: Scale) -> Setup:
+    if scale == "smoke":
+        noise = np.unique(np.r_[np.arange(0, 1.01, 0.1), np.arange(0.72, 0.97, 0.03)].round(4))
+        return Setup(16, 3, 2, 6, 128, 60_000, 3000, 600, tuple(noise.tolist()))
+    noise = np.unique(np.r_[np.arange(0, 1.01, 0.05), np.arange(0.6, 0.85, 0.02)].round(4))
+    return Setup(16, 4, 2, 7, 256, 300_000, 8000, 1000, tuple(noise.tolist()))
+
+
+def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Strings and classes of a part of the data (training, held out, ..): (uint8 (count, num_leaves), int64 (count,))."""
+    rhm = source.grammar(0, SEED)
+    leaves, classes = [], []
+    for start in range(0, count, 20_000):  # latents of all strings at once would take much memory
+        numbers = np.arange(start, min(start + 20_000, count))
+        drawn = rhm.sample(len(numbers), keys(SEED, Purpose.CLASSIFIER, part, numbers))
+        leaves.append(drawn.leaves.astype(np.uint8))
+        classes.append(drawn.latents[rhm.depth][:, 0])
+    return np.concatenate(leaves), np.concatenate(classes)
+
+
+def trained_classifier(workshop: Workshop) -> Path:
+    """File of the trained network."""
+    import torch
+
+    from uturn.networks.classifiers import TreeClassifier
+    from uturn.networks.training import train
+
+    chosen = setup(workshop.scale)
+    recipe = {**chosen._asdict(), "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
+    for unrelated in ("items", "noise"):
+        del recipe[unrelated]
+
+    def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
+        leaves, classes = strings(chosen.source, _TRAIN, chosen.training_strings)
+        held_out = strings(chosen.source, _HELD_OUT, 4000)
+        network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
+
+        def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
+            chosen_rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
+            batch = torch.from_numpy(leaves[chosen_rows].astype(np.int64))
+            return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[chosen_rows]))
+
+        history = train(
+            network,
+            loss,
+            chosen.steps,
+            recipe=recipe,
+            checkpoint=checkpoint,
+            learning_rate=recipe["learning_rate"],
+            weight_decay=recipe["weight_decay"],
+            decay=False,
+            evaluate=lambda model: {"accuracy": accuracy(model, *held_out)},
+            every=200,
+            target=("accuracy", recipe["target"]),
+            progress=workshop.progress,
+        )
+        return [network], history
+
+    return workshop.train(["fig8-classifier"], recipe, trained)[0]
+
+
+def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
+    """Share of strings whose class is the network's first choice."""
+    import torch
+
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(leaves), 500):
+            batch = torch.from_numpy(leaves[start : start + 500].astype(np.int64))
+            right += int((model(batch).argmax(1).numpy() == classes[start : start + 500]).sum())
+    return right / len(leaves)
+
+
+def reference(source: RHMSource) -> np.ndarray:
+    """Strings that say what mean and variance a unit has."""
+    return strings(source, _REFERENCE, 4000)[0]
+
+
+def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Dataset:
+    """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
+    independent pairs, and the squared distance of each independent pair."""
+    from uturn.networks.files import load_network
+    from uturn.networks.training import fingerprint
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    network: Any = load_network(classifier)
+    chosen = setup(workshop.scale)
+
+    def compute() -> xr.Dataset:
+        leaves, classes = strings(chosen.source, _TEST, 10_000)
+        probe = HiddenLayers(network, "every block").load_statistics(statistics)
+        order = np.argsort(classes, kind="stable")
+        order = order[: len(order) // 2 * 2].reshape(-1, 2)
+        order = order[classes[order[:, 0]] == classes[order[:, 1]]]
+        pairs = {"same class": order, "independent": np.arange(len(leaves)).reshape(-1, 2)}
+        compared = [probe.compare(leaves[pair[:, 0]], leaves[pair[:, 1]]) for pair in pairs.values()]
+        return xr.Dataset(
+            {
+                "accuracy": accuracy(network, leaves, classes),
+                "random_pairs": (("pair", "network_layer"), np.stack([found.similarity.mean(axis=0) for found in compared])),
+                "random_distances": (("number", "network_layer"), compared[1].distance),
+            },
+            coords={"pair": list(pairs), "network_layer": list(probe.layers)},
+            attrs={"test_strings": len(leaves), "training_steps": network.facts["steps"]},
+        )
+
+    settings = {"network": fingerprint(network), "random_distances": True, **chosen._asdict()}
+    return workshop.keep("fig8-network", settings, compute)

@@ -1,0 +1,204 @@
+"""Denoisers trained on strings of a grammar, and their readings on new strings: the measurement of the figure `learning`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.corruption.denoising import ExactDenoiser, denoise
+from uturn.inference import infer
+from uturn.networks.denoisers import (
+    CHANNELS,
+    LearnedDenoiser,
+    compare_denoisers,
+    full_noise,
+    level_weights,
+    train_denoiser,
+    training_noise,
+)
+from uturn.networks.training import History
+from uturn.paper.workshop import Scale, Workshop
+from uturn.processes import cores, in_processes
+from uturn.progress import progress_bar
+from uturn.random import Purpose, keys
+from uturn.rhm import RandomHierarchyModel
+
+# Grammars with a transition: s f = 1/2; the first of their seeds is measured in every way. `training`: `steps` are the least
+# number of optimisation steps, the number for each training string, and the largest number. `reading`: `levels` of noise, `items`
+# test strings, `generated` strings, and the `steps` of U-turns; generation takes twice as many.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "grammar": {"vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4},
+        "seeds": [0, 1, 2],
+        "sizes": [8, 16, 32, 64, 128, 256, 1024],
+        "other_size": 1024,
+        "training": dict(width=32, steps=[400, 6, 2400], batch_size=64, learning_rate=2.5e-3, every=50, held_out=1024),
+        "reading": {"levels": 10, "items": 512, "generated": 1024, "steps": 32},
+    },
+    "paper": {
+        "grammar": {"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4},
+        "seeds": [0, 1, 2],
+        "sizes": [16, 64, 256, 1024, 4096, 16384, 65536, 262144],
+        "other_size": 65536,
+        "training": dict(width=128, steps=[4000, 12, 40000], batch_size=256, learning_rate=2e-3, every=200, held_out=4096),
+        "reading": {"levels": 16, "items": 2048, "generated": 8192, "steps": 64},
+    },
+}  # fmt: skip
+SWEPT, OTHERS = "gaussian", ("masking", "uniform")
+# First coordinates of the random streams with the purpose DENOISER; 0 and 1 are those of training.
+_STRINGS, _TESTS, _FULL_NOISE, _LOSS_NOISE, _U_TURN_NOISE, _GENERATION, _U_TURN = range(2, 9)
+
+
+def exact_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
+    plan, runs = SETTINGS[workshop.scale], {}
+    for channel in (SWEPT, *OTHERS):
+        settings = {"channel": channel, "grammar": {**plan["grammar"], "seed": plan["seeds"][0]}, **plan["reading"]}
+        runs[f"{channel}-exact"] = workshop.keep(f"learning-{channel}-exact", settings, partial(exact_readings, settings))
+    return runs
+
+
+def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
+    jobs, plan = networks(workshop.scale), SETTINGS[workshop.scale]
+    few = {key: plan["reading"][key] for key in ("levels", "items")}
+    readings = [plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few for job in jobs.values()]
+    todo = sum(not workshop.trained(_files(name), job) for name, job in jobs.items())
+    workers = min(workshop.workers or cores(), todo)
+    own = replace(workshop, progress=workshop.progress and workers <= 1)
+    tasks = [(name, job, reading, own) for (name, job), reading in zip(jobs.items(), readings, strict=True)]
+    if workers <= 1:
+        return dict(_network(*task) for task in tasks)
+    runs = {}
+    with progress_bar(workshop.progress, "networks", len(tasks), 0) as advance:
+        # One thread each, as threads do not speed up networks that are so small.
+        for name, run in in_processes(_network, tasks, workers, threads=1):
+            runs[name] = run
+            advance()
+    return runs
+
+
+def networks(scale: Scale) -> dict[str, dict[str, Any]]:
+    """Names, "channel-size-seed", of all networks, and what their training depends on; largest first."""
+    plan = SETTINGS[scale]
+    seeds = plan["seeds"]
+    wanted = [(channel, plan["other_size"], seeds[0]) for channel in OTHERS]
+    wanted += [(SWEPT, size, seed) for size in reversed(plan["sizes"]) for seed in seeds]
+    return {
+        f"{channel}-{size}-{seed}": {
+            "grammar": {**plan["grammar"], "seed": seed}, "channel": channel, "size": size, "training": plan["training"]
+        }
+        for channel, size, seed in wanted
+    }  # fmt: skip
+
+
+def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> tuple[str, xr.Dataset]:
+    _train(name, job, workshop)
+    compute = partial(network_readings, name, job, reading, workshop)
+    return name, workshop.keep(f"learning-{name}", {**job, **reading}, compute).load()
+
+
+def _train(name: str, job: Mapping[str, Any], workshop: Workshop) -> None:
+    def trained(checkpoint: Path) -> tuple[list[Any], History]:
+        rhm = RandomHierarchyModel(**job["grammar"])
+        least, each, most = job["training"]["steps"]
+        training = {**job["training"], "steps": min(max(each * job["size"], least), most)}
+        strings = training_strings(rhm, job["size"])
+        *models, history = train_denoiser(
+            rhm, job["channel"], strings, **training, checkpoint=checkpoint, progress=workshop.progress
+        )
+        return models, history
+
+    workshop.train(_files(name), job, trained)
+
+
+def _files(name: str) -> list[str]:
+    return [f"learning-{name}-{state}" for state in ("best", "last")]
+
+
+def training_strings(rhm: RandomHierarchyModel, size: int) -> np.ndarray:
+    """The first `size` strings of one sequence: smaller training sets are part of the larger ones."""
+    return rhm.sample(size, seed=_keys(_STRINGS, range(size))).leaves
+
+
+def network_readings(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
+    """Readings of a network on new strings, dims state (best, last), ...: its distance from the exact denoiser
+    (`compare_denoisers`), the `weight` of each tree level in its evidence, and, if any strings are to be `generated`, these and
+    U-turns (best state only).
+
+    `tried` (string, tree_level) counts the nodes whose children are all grammatical, `obeyed` those of them that are grammatical
+    too; `copied` (string) is 1 for a copy of a training string.
+    """
+    rhm = RandomHierarchyModel(**job["grammar"])
+    tests, noise = _tests(rhm, reading), _noise(job["channel"], reading)
+    denoisers = [LearnedDenoiser(model) for model in workshop.trained(_files(name), job)]
+    states = []
+    for learned in denoisers:
+        judged = (tests.leaves, noise, _keys(_LOSS_NOISE, range(reading["items"])))
+        one = compare_denoisers(learned, ExactDenoiser(rhm, learned.corruption), *judged)
+        one["weight"] = "learned_level", level_weights(learned, rhm, *judged)
+        states.append(one.assign(_generated(learned, rhm, job["size"], reading)) if "generated" in reading else one)
+    both = xr.concat(states, xr.DataArray(["best", "last"], dims="state", name="state"))
+    both = both.assign_coords(learned_level=range(1, rhm.depth + 1))
+    return both.assign(unchanged=u_turns(denoisers[0], rhm, job["channel"], reading)) if "generated" in reading else both
+
+
+def _generated(learned: Any, rhm: RandomHierarchyModel, size: int, reading: Mapping[str, Any]) -> dict[str, Any]:
+    count = range(reading["generated"])
+    nothing = full_noise(learned.corruption, len(count), rhm.num_leaves, rhm.vocab_size, _keys(_FULL_NOISE, count))
+    strings = denoise(learned, nothing, 2 * reading["steps"], _keys(_GENERATION, count))
+    known = {string.tobytes() for string in training_strings(rhm, size)}
+    return {"copied": ("string", [float(string.tobytes() in known) for string in strings]), **grammaticality(rhm, strings)}
+
+
+def grammaticality(rhm: RandomHierarchyModel, strings: np.ndarray) -> dict[str, Any]:
+    """Of every string and tree level: nodes whose children are all grammatical, and nodes that are so themselves."""
+    valid = rhm.parse(strings).valid
+    tried = [valid[0]] + [valid[k].reshape(len(strings), -1, rhm.branching).all(-1) for k in range(rhm.depth)]
+    counts = [np.stack([nodes.sum(1, dtype=float) for nodes in levels], 1) for levels in (tried, list(valid.values()))]
+    return {name: (("string", "tree_level"), count) for name, count in zip(("tried", "obeyed"), counts, strict=True)}
+
+
+def exact_readings(settings: Mapping[str, Any]) -> xr.Dataset:
+    """U-turns by belief propagation: probabilities (`belief`), and draws by the sampler that the networks use (`unchanged`)."""
+    rhm, corruption = RandomHierarchyModel(**settings["grammar"]), CHANNELS[settings["channel"]]()
+    latents, beliefs = _tests(rhm, settings).latents, []
+    for noisy in _noisy(corruption, rhm, settings["channel"], settings):
+        marginals = infer(rhm, corruption.log_evidence(noisy, np.float32)).marginals
+        right = [np.take_along_axis(marginals[k], latents[k][..., None], 2).mean((1, 2)) for k in range(rhm.depth + 1)]
+        beliefs.append(np.stack(right, 1))
+    unchanged = u_turns(ExactDenoiser(rhm, corruption), rhm, settings["channel"], settings)
+    return xr.Dataset({"belief": unchanged.copy(data=np.array(beliefs)), "unchanged": unchanged})
+
+
+def u_turns(denoiser: Any, rhm: RandomHierarchyModel, channel: str, reading: Mapping[str, Any]) -> xr.DataArray:
+    """Share of nodes that keep their symbol, (noise, item, tree_level); a node that is not grammatical any more has changed."""
+    found, before = [], _tests(rhm, reading).latents
+    for k, noisy in enumerate(_noisy(denoiser.corruption, rhm, channel, reading)):
+        after = rhm.parse(denoise(denoiser, noisy, reading["steps"], _keys(_U_TURN, k, range(reading["items"])))).latents
+        found.append(np.stack([(after[j] == before[j]).mean(1) for j in range(rhm.depth + 1)], 1))
+    coords = {"noise": _noise(channel, reading), "tree_level": range(rhm.depth + 1)}
+    return xr.DataArray(np.array(found), coords, ("noise", "item", "tree_level"))
+
+
+def _keys(use: int, *coordinates: Any) -> np.ndarray:
+    return keys(0, Purpose.DENOISER, use, *coordinates)
+
+
+def _tests(rhm: RandomHierarchyModel, reading: Mapping[str, Any]) -> Any:
+    return rhm.sample(reading["items"], seed=_keys(_TESTS, range(reading["items"])))
+
+
+def _noise(channel: str, reading: Mapping[str, Any]) -> np.ndarray:
+    """Quantiles of the training distribution, so that a mean over them is a mean over that distribution."""
+    return training_noise(channel, (np.arange(reading["levels"]) + 0.5) / reading["levels"])
+
+
+def _noisy(corruption: Any, rhm: RandomHierarchyModel, channel: str, reading: Mapping[str, Any]) -> list[Any]:
+    leaves, items = _tests(rhm, reading).leaves, range(reading["items"])
+    levels = enumerate(_noise(channel, reading))
+    return [corruption.corrupt(leaves, level, rhm.vocab_size, _keys(_U_TURN_NOISE, k, items)) for k, level in levels]

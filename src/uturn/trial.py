@@ -1,0 +1,50 @@
+"""A trial of an experiment before its run: two items through all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from uturn.checks import shown
+from uturn.experiment import Experiment
+from uturn.own_parts import is_own
+
+
+def check(experiment: Experiment) -> Iterator[str]:
+    """Run two items of an experiment through all of its parts, at the first and the last noise level; nothing is stored.
+
+    Yields
+    ------
+    str
+        What was looked at and found in order, a line each.
+
+    Raises
+    ------
+    ValueError
+        If a part lacks a member or gives something else than it should, and if readings of an item depend on the batch or on what
+        was measured before.
+    """
+    experiment = Experiment.from_dict(experiment.to_dict())
+    for name, part in experiment.labelled():
+        yield f"{repr(part) if is_own(part) else f'{name} ({type(part).__name__})'}: was built"
+    coordinates = experiment.coordinates()
+    for name, variable in experiment.variables().items():
+        sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
+        yield f"measured: {name} ({sizes}): {variable.long_name}"
+    yield f"recorded with the results: fingerprints and code of {', '.join(sorted(experiment.models()))}"
+    items = np.arange(min(2, experiment.items))
+    for level in sorted({0, len(experiment.noise) - 1}):
+        noise = experiment.noise[level]
+        together = experiment.measure(level, items)
+        for item in items:
+            alone = experiment.measure(level, items[item : item + 1])
+            for name, values in together.items():
+                if not np.allclose(values[item], alone[name][0], rtol=1e-3, atol=1e-4, equal_nan=True):
+                    raise ValueError(
+                        f"{name} of item {item} at noise {noise:g} is {shown(values[item].tolist())} in a batch of {len(items)}, "
+                        f"{shown(alone[name][0].tolist())} by itself; draw random numbers from one stream an item, trajectory "
+                        f"and noise level (uturn.random.keys)"
+                    )
+        means = ", ".join(f"{name} {np.nanmean(values, dtype=float):.3g}" for name, values in together.items())
+        yield f"noise {noise:g}: means over items {items.tolist()}: {means}"

@@ -1,0 +1,83 @@
+"""The house: who may import whom. Modules import from rooms below their own, or from their own, and never in a circle."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import uturn
+
+ROOT = Path(uturn.__file__).parent
+# From the top floor to the cellar; rooms of one line may not import each other, but for those of the last two lines.
+FLOORS = (
+    "cli",
+    "paper",
+    "workflows",
+    "plotting",
+    "measures",
+    "trial",
+    "experiment",
+    "resume",
+    "spec",
+    "contracts own_parts",
+    "probes",
+    "backward",
+    "networks",
+    "sources",
+    "corruption inference",
+    "population",
+    "theory laws rhm",
+    "store statistics datasets fashion_mnist pieces processes progress",
+    "protocols",
+    "random files checks compiling",
+)
+ALLOWED = {("contracts", "own_parts"), ("random", "compiling"), ("random", "checks"), ("corruption", "inference")}
+
+
+def modules():
+    """{module: the modules of the package that it imports, anywhere in its text}."""
+    names = {path: ".".join(("uturn", *path.relative_to(ROOT).with_suffix("").parts)) for path in ROOT.rglob("*.py")}
+    names = {path: name.removesuffix(".__init__") for path, name in names.items()}
+    found = {}
+    for path, name in names.items():
+        tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
+        typing_only = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        skipped = {id(inner) for node in typing_only for inner in ast.walk(node)}
+        for node in ast.walk(tree):
+            if id(node) in skipped or not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+                imported.add(whole if whole in names.values() else whole.rpartition(".")[0])
+        found[name] = {other for other in imported if other in names.values() and other != name}
+    return found
+
+
+def room(module):
+    return [*module.split("."), "__init__"][1]
+
+
+def test_no_module_imports_from_a_floor_above():
+    floor = {name: number for number, line in enumerate(FLOORS) for name in line.split()}
+    rooms = {room(module) for module in modules()} - {"__init__"}
+    assert rooms == set(floor), "every room has a floor"
+    upward = [
+        f"{module} imports {other}"
+        for module, imported in modules().items()
+        for other in imported
+        if room(module) != room(other)
+        and "__init__" not in (room(module), room(other))
+        and not floor[room(module)] < floor[room(other)]
+        and (room(module), room(other)) not in ALLOWED
+    ]
+    assert upward == []
+
+
+def test_no_circles():
+    graph = {module: imported - {"uturn"} for module, imported in modules().items()}
+    # A package stands for what it exports; its own modules may import each other, but not the package.
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_tools_never_import_figures():
+    figures = [module for module, imported in modules().items() if any(room(other) == "paper" for other in imported)]
+    assert {room(module) for module in figures} <= {"paper", "cli"}
