@@ -1,0 +1,128 @@
+"""The tutorial works as written: its blocks run in order, and the numbers of the page are those that they compute.
+
+`python tests/test_tutorial.py` runs the page and puts its figures into docs/images.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
+FIGURES = ("trees", "levels", "hidden-bits")
+
+
+def blocks():
+    """(language, code, line of the page) of every block of code."""
+    text = PAGE.read_text()
+    for found in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield found[1], found[2], text[: found.start(2)].count("\n")
+
+
+def prose():
+    """The page with its lines joined."""
+    return " ".join(PAGE.read_text().split())
+
+
+def run_page(folder):
+    """Run all blocks in a folder, which must be the working folder and on the import path: the names that they define.
+
+    A block that begins with `# NAME.py` or `# NAME.toml` is a file.
+    """
+    names = {"__name__": "tutorial"}
+    commands = folder / "commands"
+    commands.mkdir()
+    (commands / "uturn").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uturn.cli "$@"\n')
+    (commands / "uturn").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+    for language, code, line in blocks():
+        file = re.match(r"# (\w+\.(py|toml))\n", code)
+        if file:
+            (folder / file[1]).write_text(code)
+        elif language == "python":
+            exec(compile("\n" * line + code, str(PAGE), "exec"), names)
+        elif language == "bash":
+            done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{code}{done.stderr}"
+    return names
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The names that the blocks define."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        patch.setenv("MPLBACKEND", "Agg")
+        names = run_page(folder)
+    sys.modules.pop("hidden_bits", None)
+    return {**names, "folder": folder}
+
+
+N = r"(\d+\.\d+) ± (\d+\.\d+)"
+
+
+def gap(name):
+    return lambda page: float(abs(page["tests"][name].gap).max())
+
+
+# What the page says, with its numbers as `value ± tolerance`, and the numbers themselves.
+STATED = {
+    rf"farther from its line than {N}": lambda page: abs(page["measured"] - page["predicted"]).max().item(),
+    rf"beyond ε = {N}, where": lambda page: page["theory"].class_crossing(depth=7),
+    rf"class is lost at ε = {N}": lambda page: page["epsilon"].value,
+    rf"theory gives {N} at this depth": lambda page: page["in_theory"],
+    rf"ε\* = {N} in the limit": lambda page: page["theory"].critical_noise,
+    rf"a share of {N} of the leaves is hidden": lambda page: page["class_lost"](page["masked"]).value,
+    rf"\| masking, exact posterior \| {N} \| passed": gap("masking, exact posterior"),
+    rf"\| masking, one step of denoising \| {N} \| failed": gap("masking, one step of denoising"),
+    rf"\| epsilon, exact inference \| {N} \| failed": gap("epsilon, exact inference"),
+    rf"keeps its class falls from {N} at": lambda page: float(page["kept"].sel(noise=0.2)),
+    rf"to {N} at 0.8, the chance level": lambda page: float(page["kept"].sel(noise=0.8)),
+    rf"logits falls from {N}": lambda page: float(page["layers"].sel(noise=0.2, network_layer="logits")),
+    rf"{N}, and that of the first block": lambda page: float(page["layers"].sel(noise=0.8, network_layer="logits")),
+    rf"first block only from {N}": lambda page: float(page["layers"].sel(noise=0.2, network_layer="block1")),
+    rf"to {N}: the order of high and low": lambda page: float(page["layers"].sel(noise=0.8, network_layer="block1")),
+    rf"half of the class is lost at {N} bits per leaf": lambda page: page["whole"].value,
+    rf"single bits hidden at {N}": lambda page: page["digits"].value,
+    rf"difference is {N} bits": lambda page: page["difference"].value,
+    rf"interval from {N} to": lambda page: page["difference"].low,
+    rf"interval from {N.replace('(', '(?:')} to {N}": lambda page: page["difference"].high,
+}
+
+
+@pytest.mark.parametrize("pattern", STATED)
+def test_the_numbers_of_the_page(page, pattern):
+    found = re.findall(pattern, prose())
+    assert len(found) == 1, f"{pattern}: {len(found)} times on the page"
+    value, tolerance = map(float, found[0])
+    assert abs(STATED[pattern](page) - value) <= tolerance
+
+
+def test_every_number_with_a_tolerance_is_compared():
+    assert len(re.findall(N, prose())) == len(STATED)
+
+
+def test_the_claims_of_the_page(page):
+    assert page["counts"][0].tolist() == [11, 4, 0, 0, 0]
+    assert page["counts"][2].tolist() == [11, 6, 3, 2, 1]
+    assert [test.passed for test in page["tests"].values()] == [True, False, False, True]
+    assert page["difference"].low > 0
+    for name in FIGURES:
+        assert (page["folder"] / f"{name}.png").stat().st_size > 10_000
+        assert (PAGE.parent / "images" / f"tutorial-{name}.png").exists()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        os.chdir(temporary)
+        sys.path.insert(0, temporary)
+        run_page(Path(temporary))
+        for name in FIGURES:
+            shutil.copy(f"{name}.png", PAGE.parent / "images" / f"tutorial-{name}.png")
