@@ -75,7 +75,7 @@ def garments():
     return list(probe.layers), probe.predict(source.all_images()[0]).classes, source.all_images()[0]
 
 
-def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.5), block_floor=0.2, end=None):
+def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.5), block_floor=0.2, end=None, steps=50):
     """U-turns that keep class and kind until drawn times; similarities that fall as told."""
     layers, predicted, images = garments
     noise, items = np.arange(1, 11) / 10, 60
@@ -105,13 +105,13 @@ def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.
             "predicted_class": (("noise", "item", "trajectory"), after),
             "image": (("noise", "item", "trajectory", "channel", "row", "column"), picture),
         },
-        coords={"noise": noise, "network_layer": layers},
+        coords={"noise": noise, "network_layer": layers, "step": ("noise", (steps * noise).round().astype(int))},
         attrs={"spec": json.dumps(fig2.experiments("smoke")["stochastic"].to_dict())},
     )
 
 
 def fig2_verdicts(garments, deterministic=None, **options):
-    runs = {"stochastic": fig2_runs(garments, **options), "deterministic": fig2_runs(garments, **(deterministic or {}))}
+    runs = {"stochastic": fig2_runs(garments, **options), "deterministic": fig2_runs(garments, steps=20, **(deterministic or {}))}
     return passed(fig2.analyse(runs)[1])
 
 
