@@ -43,6 +43,11 @@ def numbered(path, number):
     save(path, np.full((4, 4), number, np.uint8))
 
 
+def first_images(source, number):
+    """The first so many readable images and their labels."""
+    return source.images_at(np.arange(min(number, source.count() - len(source.skipped(number)))))
+
+
 def folder_source(path, **options):
     return ImageFolderSource(path=str(path), **({"channels": 1} | options))
 
@@ -69,7 +74,7 @@ def uneven(tmp_path):
 # -- order and labels ------------------------------------------------------------------------------------------------
 def test_classes_come_in_turn(uneven):
     source = folder_source(uneven)
-    images, labels = source.first_images(6)
+    images, labels = first_images(source, 6)
     assert number_of(images) == [0, 10, 20, 11, 21, 12]
     assert labels.tolist() == [0, 1, 2, 1, 2, 1]
     assert source.count() == 6
@@ -84,7 +89,7 @@ def test_classes_are_sorted_by_their_own_names(tmp_path):
         numbered(tmp_path / name / "x.png", number)
     source = folder_source(tmp_path)
     assert source.class_names() == ["B", "b", "b-2", "b/c"]
-    images, labels = source.first_images(4)
+    images, labels = first_images(source, 4)
     assert number_of(images) == [3, 1, 0, 2]
     assert labels.tolist() == [0, 1, 2, 3]
 
@@ -92,7 +97,7 @@ def test_classes_are_sorted_by_their_own_names(tmp_path):
 def test_any_first_items_are_balanced(tmp_path):
     for number in range(12):
         numbered(tmp_path / f"class{number % 3}" / f"{number}.png", number)
-    _, labels = folder_source(tmp_path).first_images(12)
+    _, labels = first_images(folder_source(tmp_path), 12)
     for n in range(1, 13):
         counts = np.bincount(labels[:n], minlength=3)
         assert counts.max() - counts.min() <= 1
@@ -102,7 +107,7 @@ def test_without_sub_folders_files_are_sorted_and_unlabelled(tmp_path):
     for number, name in enumerate(["a.png", "b.png", "c10.png", "c9.png"]):
         numbered(tmp_path / name, number)
     source = folder_source(tmp_path)
-    images, labels = source.first_images(10)  # all, if there are fewer
+    images, labels = first_images(source, 10)  # all, if there are fewer
     assert number_of(images) == [0, 1, 2, 3]
     assert labels.tolist() == [-1] * 4
     assert source.num_labels() is None
@@ -112,7 +117,7 @@ def test_without_sub_folders_files_are_sorted_and_unlabelled(tmp_path):
 def test_files_beside_classes_have_no_label(uneven):
     numbered(uneven / "beside.png", 77)
     source = folder_source(uneven)
-    images, labels = source.first_images(4)
+    images, labels = first_images(source, 4)
     assert number_of(images) == [77, 0, 10, 20]
     assert labels.tolist() == [-1, 0, 1, 2]
     assert source.num_labels() == 3
@@ -121,7 +126,7 @@ def test_files_beside_classes_have_no_label(uneven):
 def test_class_list_keeps_the_labels_of_the_classifier(uneven, tmp_path):
     (tmp_path / "classes.txt").write_text("z\r\nc/d\r\ny\r\na\r\nb\r\n\r\n", encoding="utf-8-sig")
     source = folder_source(uneven, classes=str(tmp_path / "classes.txt"))
-    images, labels = source.first_images(3)
+    images, labels = first_images(source, 3)
     assert number_of(images) == [0, 10, 20]  # the order of items does not depend on it
     assert labels.tolist() == [3, 4, 1]
     assert source.num_labels() == 5
@@ -143,7 +148,7 @@ def test_class_list_that_does_not_fit(uneven, tmp_path, text, words):
     if text is not None:
         (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match=words) as error:
-        folder_source(uneven, classes=str(tmp_path / "classes.txt")).first_images(1)
+        first_images(folder_source(uneven, classes=str(tmp_path / "classes.txt")), 1)
     assert "\n" not in str(error.value)
 
 
@@ -159,7 +164,7 @@ def test_links_are_followed_once(uneven, tmp_path):
     (tmp_path / "linked" / "a").symlink_to(uneven / "b")
     (uneven / "b" / "loop").symlink_to(uneven / "b")
     (uneven / "b" / "nowhere.png").symlink_to(uneven / "absent.png")
-    assert number_of(folder_source(tmp_path / "linked").first_images(9)[0]) == [10, 11, 12]
+    assert number_of(first_images(folder_source(tmp_path / "linked"), 9)[0]) == [10, 11, 12]
 
 
 # -- what is read, and when ------------------------------------------------------------------------------------------
@@ -272,7 +277,7 @@ def test_unreadable_files_are_skipped_counted_and_reported(damaged):
     assert source.skipped(9)["21.png"] == "10000 x 10000 pixels"
     assert "decompression bomb" in source.skipped(9)["20.png"]
     assert source.skipped(9)["22.eps"] == "not an image"  # nothing is started to draw it
-    assert number_of(source.first_images(9)[0]) == list(range(9))
+    assert number_of(first_images(source, 9)[0]) == list(range(9))
     with pytest.raises(ValueError, match=r"items = 10, .* holds 9 readable images \(skipped: 10 files: .*lower items"):
         source.coordinates(0, 10)
     with pytest.raises(ValueError, match=r"items = 20, .* holds 19 files"):
@@ -308,7 +313,7 @@ def test_equal_processes_have_equal_items(damaged):
     other = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, env=environment)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        images = folder_source(root).first_images(9)[0][[2, 7]]
+        images = first_images(folder_source(root), 9)[0][[2, 7]]
     assert other.stdout.split() == [hashlib.sha256(images.tobytes()).hexdigest(), folder_source(root).fingerprint()]
 
 
@@ -320,7 +325,7 @@ def test_folders_without_images(tmp_path):
         folder_source(tmp_path / "empty", size=8).image_shape()
     (tmp_path / "a.png").write_bytes(b"no image")
     for ask in (
-        lambda s: s.first_images(3),
+        lambda s: first_images(s, 3),
         lambda s: s.coordinates(0, 1),
         lambda s: s.image_shape(),
         lambda s: s.images_at([0]),
@@ -347,7 +352,7 @@ def test_indices_out_of_range(uneven, indices):
 
 # -- pixels ----------------------------------------------------------------------------------------------------------
 def one_image(path, **options):
-    return eight_bits(folder_source(path.parent, **({"channels": 3} | options)).first_images(1)[0])[0]
+    return eight_bits(first_images(folder_source(path.parent, **({"channels": 3} | options)), 1)[0])[0]
 
 
 def test_colours_and_grey_are_exact(tmp_path):
@@ -411,7 +416,7 @@ def test_numbers_without_a_known_range_are_skipped(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
     numbered(tmp_path / "b.png", 3)
     source = folder_source(tmp_path)
-    assert number_of(source.first_images(1)[0]) == [3]
+    assert number_of(first_images(source, 1)[0]) == [3]
     assert "range is not known" in source.skipped(1)["a.tif"]
 
 
@@ -468,11 +473,11 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     save(tmp_path / "b.png", noise_image(1, 6, 8))
     save(tmp_path / "c.png", noise_image(2, 8, 6))
     source = folder_source(tmp_path, channels=3)
-    assert source.first_images(2)[0].shape == (2, 3, 6, 8)
+    assert first_images(source, 2)[0].shape == (2, 3, 6, 8)
     for _ in range(2):  # the error stays
         with pytest.raises(ValueError, match=r"c\.png has 6 x 8 pixels, but .*a\.png has 8 x 6 pixels; give `size`"):
             source.coordinates(0, 3)
-    assert folder_source(tmp_path, size=5).first_images(3)[0].shape == (3, 1, 5, 5)
+    assert first_images(folder_source(tmp_path, size=5), 3)[0].shape == (3, 1, 5, 5)
 
 
 def test_class_names_that_are_no_text_are_made_so(tmp_path):
@@ -484,7 +489,7 @@ def test_class_names_that_are_no_text_are_made_so(tmp_path):
     source = folder_source(tmp_path)
     assert source.class_names() == ["bad\ufffd"]
     assert source.coordinates(0, 1)["file"].tolist() == ["bad\ufffd/a.png"]
-    assert source.first_images(1)[0].shape == (1, 1, 4, 4)
+    assert first_images(source, 1)[0].shape == (1, 1, 4, 4)
 
 
 # -- in memory -------------------------------------------------------------------------------------------------------
@@ -498,14 +503,14 @@ def test_arrays(tmp_path):
     assert (labels == -1).all()
     assert (source.count(), source.image_shape(), source.num_labels(), source.class_names()) == (4, (1, 6, 6), None, None)
     np.testing.assert_array_equal(source.images_at([2, 0])[0], loaded[[2, 0]])
-    np.testing.assert_array_equal(source.first_images(9)[0], loaded)
+    np.testing.assert_array_equal(first_images(source, 9)[0], loaded)
     np.save(tmp_path / "labels.npy", np.array([3, -1, 0, 1]))
     labelled = ArraySource(path=str(tmp_path / "images.npy"), labels=str(tmp_path / "labels.npy"))
     assert labelled.num_labels() == 4
-    assert labelled.first_images(2)[1].tolist() == [3, -1]
+    assert first_images(labelled, 2)[1].tolist() == [3, -1]
     np.save(tmp_path / "labels.npy", np.array([3, -2, 0, 1]))
     with pytest.raises(ValueError, match="holds the label -2"):
-        labelled.first_images(2)
+        first_images(labelled, 2)
     np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
     with pytest.raises(ValueError, match="expected uint8"):
         ArraySource(path=str(tmp_path / "wrong.npy")).load()

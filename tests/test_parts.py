@@ -364,7 +364,7 @@ class Relabelled(TreeLevels):
 
 def test_probes_that_disagree_or_write():
     two = [{"type": "tree_levels"}, {"type": f"{__name__}:Relabelled"}]
-    with pytest.raises(ValueError, match=r"Relabelled'\): the coordinate 'tree_level' is there already, with other values"):
+    with pytest.raises(ValueError, match=r"Relabelled'\): the coordinate 'tree_level' exists already with other values"):
         ut.run(ut.Experiment.from_dict({**SPEC, "probes": two}))
     with pytest.raises(ValueError, match=r"Relabelled'\)\.read: assignment destination is read-only \(test_parts.py, line \d+\)"):
         ut.run(ut.Experiment.from_dict({**SPEC, "probes": [{**two[1], "writes": True}, two[0]]}))

@@ -152,7 +152,7 @@ def test_work_is_checked(change, message):
     work = Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(0))
     with pytest.raises(ValueError, match=message):
         list(reverse().queue([work, work._replace(**change)]))
-    with pytest.raises(ValueError, match="told the true class"):
+    with pytest.raises(ValueError, match="conditioned on the class"):
         list(reverse(num_classes=3).queue([work]))
 
 
@@ -176,7 +176,7 @@ def test_automatic_batch():
         reverse(batch_size="big")
 
 
-# --- what a model is told, latents, pure noise -----------------------------------------------------------------------
+# --- conditional models, latents, pure noise -----------------------------------------------------------------------
 
 
 def test_labels_follow_their_images():
@@ -188,7 +188,11 @@ def test_labels_follow_their_images():
         np.testing.assert_allclose(together[i], alone[0], rtol=0, atol=1e-6)
     assert np.abs(together - told.u_turn(images, 5, streams, labels[::-1].copy())).max() > 1e-3
     assert told.generate(streams, labels).shape == images.shape
-    for bad, message in [(None, "told the true class"), (labels[:2], r"integers \(6,\)"), (labels + 1, r"expected 0 \.\. 5")]:
+    for bad, message in [
+        (None, "conditioned on the class"),
+        (labels[:2], r"integers \(6,\)"),
+        (labels + 1, r"expected 0 \.\. 5"),
+    ]:
         with pytest.raises(ValueError, match=message):
             told.u_turn(images, 5, streams, bad)
 

@@ -539,7 +539,7 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
         assert run.returncode == -signal.SIGKILL
     else:
         assert run.returncode == 128 + stop
-        assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to go on"]
+        assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to resume"]
         assert not Store.open(tmp_path / "run").dataset().attrs["complete"]
 
 

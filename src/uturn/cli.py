@@ -118,7 +118,7 @@ def reproduce(
     names = list(figures or ["all"])
     names = [figure for name in names for figure in (ORDER if name == "all" else (name,))]
     console = _console()
-    with _resumable(f"run the same command again to go on (raw runs are in {out / scale.value})"):
+    with _resumable(f"run the same command again to resume (raw runs are in {out / scale.value})"):
         results = reproduce_figures(
             names,
             out,
@@ -393,7 +393,7 @@ def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int |
     """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
     from uturn.experiment import run as run_experiment
 
-    with _resumable(f"what is done is in {store}; run the same command again to go on"):
+    with _resumable(f"what is done is in {store}; run the same command again to resume"):
         return run_experiment(
             experiment,
             store,

@@ -163,7 +163,7 @@ def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinat
     """Coordinates and those of a further part; one name may stand for one thing only."""
     for name, (dims, values, _) in more.items():
         if name in coordinates and not (coordinates[name][0] == dims and np.array_equal(coordinates[name][1], values)):
-            raise ValueError(f"{label}: the coordinate {name!r} is there already, with other values; choose another name")
+            raise ValueError(f"{label}: the coordinate {name!r} exists already with other values; choose another name")
     return {**coordinates, **more}
 
 

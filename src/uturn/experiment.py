@@ -141,7 +141,7 @@ class Experiment(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, spec: Any) -> Any:
-        return plain(spec)  # arrays and numbers of numpy are as good as lists and numbers
+        return plain(spec)  # numpy arrays and numbers become lists and numbers
 
     @field_validator("corruption")
     @classmethod
@@ -413,7 +413,7 @@ def run(
         Do the i-th of n shares of the tasks, i = 1 .. n. Other processes, GPUs or hosts do the others into the same store,
         perhaps at the same time; readings that are missing are NaN.
     accept_changes : bool
-        Go on although the code or the fingerprint of a user-defined part has changed since the store was made.
+        Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
 
     Returns
     -------

@@ -204,4 +204,4 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     try:
         return np.array(values, float)
     except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected an array of numbers, got {type(values).__name__} that is none") from None
+        raise ValueError(f"{name}: expected an array of numbers, got a {type(values).__name__} that is not one") from None

@@ -1,4 +1,4 @@
-"""The store of an experiment: a new one, one to go on with, or one to extend."""
+"""The store of an experiment: a new one, one to resume, or one to extend."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_store(experiment: Experiment, store: str | Path | None, resume: bool, a
         if opened is not None:
             return opened
     elif not resume:
-        raise ValueError(f"{store} exists already; choose another folder, or go on with it (resume=True)")
+        raise ValueError(f"{store} exists already; choose another folder, or resume it (resume=True)")
     assert store is not None
     with locked_folder(Path(store).resolve().parent):  # one process at a time extends it
         opened = Store.open(store)
@@ -59,7 +59,7 @@ def open_store(experiment: Experiment, store: str | Path | None, resume: bool, a
                 for key, old in changes.items()
             ]
             raise ValueError(
-                f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or go on regardless with "
+                f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or resume anyway with "
                 f"accept_changes=True (--accept-changes)"
             )
         if new:

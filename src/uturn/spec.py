@@ -85,7 +85,8 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     except (Exception, SystemExit) as error:
         with errors_named(label, cls):
             raise error from None
-    own = OwnPart(part, label, Channel if idea == "corruption" else PROTOCOLS[idea])
+    is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # its evidence is known
+    own = OwnPart(part, label, Channel if is_channel else PROTOCOLS[idea])
     for member, (types, words) in _VALUES.get(idea, {}).items():
         found = getattr(own, member)
         if not isinstance(found, types) or isinstance(found, bool) or found != found:

@@ -313,7 +313,7 @@ def hierarchy_index(
 
 
 def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any) -> None:
-    """ValueError if two levels and their floors are none that a hierarchy index can be computed of."""
+    """ValueError if a hierarchy index cannot be computed from two levels and their floors."""
     import xarray as xr
 
     dims = {"noise", *WITHIN}

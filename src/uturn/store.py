@@ -259,7 +259,7 @@ class Store:
         except OSError as error:
             raise ValueError(
                 f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
-                f"space, or give access, and run it again to go on"
+                f"space, or give access, and run it again to resume"
             ) from None
 
     @contextmanager
@@ -334,7 +334,7 @@ class Store:
     def _check_still_there(self) -> None:
         """ValueError if another process has put a larger run in the place of this one."""
         if self._folder is not None and os.stat(self.where).st_ino != self._folder:
-            raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to go on")
+            raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
 
     # -- arrays --------------------------------------------------------------------------------------------------------
     def _array(self, name: str) -> Any:

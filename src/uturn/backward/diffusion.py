@@ -107,7 +107,7 @@ class DiffusionModel(Spec, Backward):
         if len(wrong):
             raise ValueError(
                 f"item {streams.items[wrong[0] // streams.count]} has the label {labels[wrong[0]]}, but the model {self.model!r} "
-                f"is told the true class, 0 .. {reverse.num_classes - 1}; give the source labels in the model's order"
+                f"is conditioned on the class, 0 .. {reverse.num_classes - 1}; give the source labels in the model's order"
             )
         return np.repeat(labels, clones)
 
@@ -145,7 +145,7 @@ class _ModelForward(Corruption):
         labels = self.source.num_labels() if reverse.num_classes is not None else None
         if labels != reverse.num_classes:
             raise ValueError(
-                f"the model {model!r} is told the true class, one of {reverse.num_classes}, but the images have "
+                f"the model {model!r} is conditioned on the class, one of {reverse.num_classes}, but the images have "
                 f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
                 f"(a folder: sub-folders, and `classes`)"
             )

@@ -336,10 +336,10 @@ class ReverseDiffusion:
 
     def _checked_labels(self, labels: Any, count: int) -> list[int] | None:
         if self.num_classes is None:
-            return None  # the model cannot be told
+            return None  # an unconditional model
         array = np.asarray(labels)
         if labels is None or array.dtype.kind not in "iu" or array.shape != (count,):
-            raise ValueError(f"labels = {labels!r:.60}: the model is told the true class; expected integers ({count},)")
+            raise ValueError(f"labels = {labels!r:.60}: the model is conditioned on the class; expected integers ({count},)")
         if count and not (array.min() >= 0 and array.max() < self.num_classes):
             raise ValueError(
                 f"labels: {array.min()} .. {array.max()}; expected 0 .. {self.num_classes - 1}, the classes of the model"

@@ -31,7 +31,7 @@ class Denoiser(Protocol):
     vocab_size: int
     num_leaves: int
     corruption: Channel
-    """The channel it undoes: `Gaussian()`, `Masking()` or `UniformReplacement()`."""
+    """The channel it undoes, which has reverse steps."""
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Probability of every symbol at every leaf given the observation, float32 (batch, num_leaves, vocab_size)."""
@@ -48,7 +48,8 @@ class ExactDenoiser:
     Parameters
     ----------
     rhm : RandomHierarchyModel
-    corruption : Gaussian, Masking or UniformReplacement
+    corruption : Channel
+        One with reverse steps.
 
     Notes
     -----
@@ -163,7 +164,7 @@ def check_channel(corruption: Any) -> None:
     if not getattr(corruption, "is_reversible", False):
         raise ValueError(
             f"corruption = {corruption!r}: a reverse process needs a Bayesian channel that draws noise; expected Gaussian(), "
-            f"Masking() or UniformReplacement()"
+            f"Masking(), UniformReplacement(), or a channel of your own with reverse steps (is_reversible)"
         )
 
 

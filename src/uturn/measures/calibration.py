@@ -183,7 +183,7 @@ def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) 
     Parameters
     ----------
     experiment : Experiment
-        Of strings or vectors, with the backward "exact". In a Bayesian channel all gaps are 0; the ε-process is none.
+        Of strings or vectors, with the backward "exact". In a Bayesian channel all gaps are 0; the ε-process is not Bayesian.
     clones : int K >= 2
     noise : sequence of float, optional
         Noise levels; by default those of the experiment.

@@ -61,12 +61,12 @@ class NoisyImages(Noisy):
 
 
 class ImageSource(Spec, Source):
-    """Items are the images in the order of the source; asking for more items than images is an error."""
+    """Images in a fixed order, one for each item. More items than images are an error."""
 
     kind: ClassVar[str] = "images"
 
     def count(self) -> int:
-        """Number of images; of a folder, of its files, some of which may turn out to be none."""
+        """Number of images. For a folder, number of files, some of which may not be readable as images."""
         raise NotImplementedError
 
     def image_shape(self) -> tuple[int, int, int]:
@@ -74,15 +74,11 @@ class ImageSource(Spec, Source):
         raise NotImplementedError
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Some images, float32 (number, channels, height, width) in [-1, 1], and labels (number,), -1 where unknown."""
+        """The images with these indices, float32 (number, channels, height, width) in [-1, 1], and their labels (number,)."""
         raise NotImplementedError
 
-    def first_images(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first so many images and labels, or all if there are fewer."""
-        return self.images_at(np.arange(min(number, self.count())))
-
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) that changes with the images or labels: a store does not go on with other data."""
+        """SHA-256 (hexadecimal) of images and labels. A store is not resumed with other data."""
         raise NotImplementedError
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
@@ -93,7 +89,7 @@ class ImageSource(Spec, Source):
 
 
 class _ImagesInMemory(ImageSource):
-    """All images are read at once, and again when their files have changed."""
+    """Images that are read all at once, and again when their files have changed."""
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
@@ -194,13 +190,13 @@ class ImageFolderSource(ImageSource):
     classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files directly
     in a folder that has sub-folders too are one more group, first in turn, with label -1.
 
-    A file that cannot be decoded to its end (empty, cut short, no image, more than 89 million pixels) is skipped: the item is the
-    next file. To know which, the first `items` files are decoded once in each process, on all cores, before the first is used
-    (milliseconds a photograph and core). `coordinates` warns of what was skipped, and records the file of every item. A file that
-    cannot be read because of the file system is an error, since it may be readable elsewhere, and items would differ.
+    A file that cannot be decoded completely (empty, truncated, no image, more than 89 million pixels) is skipped, and the next
+    file takes its item number. To find such files, each process decodes the first `items` files once, on all cores, before it
+    uses the first (milliseconds for a photograph and core). `coordinates` warns of skipped files and records the file of every
+    item. A file that the file system does not give is an error, because it may be readable elsewhere, and items would differ.
 
-    Pixels are 8 bits per channel: 16-bit grey is rounded, transparency is laid on white, the orientation in EXIF data is applied,
-    colour profiles are ignored.
+    Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
+    and colour profiles are ignored.
 
     Attributes
     ----------
@@ -222,8 +218,8 @@ class ImageFolderSource(ImageSource):
     size: int | None = Field(default=None, ge=1, le=4096)
     classes: str | None = None
 
-    # A source lists its folder once, so that its items stay what they are. Another source of the same folder lists it anew, and
-    # may have other images; so no two are equal.
+    # A source lists its folder once, so that its items stay the same. Another source of the same folder lists it again and may
+    # find other images, so no two sources are equal.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -255,9 +251,6 @@ class ImageFolderSource(ImageSource):
                 raise ValueError(f"{folder.root / file.name} has changed during the run; start again in a new store")
             image[...] = _scaled(pixels.transpose(2, 0, 1), self.path)
         return images, np.array([file.label for file in files], np.int64)
-
-    def first_images(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.images_at(np.arange(min(number, len(self._find(number).readable))))
 
     def num_labels(self) -> int | None:
         names = self._folder.class_names

@@ -75,7 +75,7 @@ class VectorSource(Spec, Source):
         raise NotImplementedError
 
     def fresh(self, items: np.ndarray, seed: int) -> Vectors:
-        """Draws from the law of an experiment that are none of its originals: for training classifiers."""
+        """Further draws from the law of an experiment, none of which is an original: for training classifiers."""
         return self._vectors(items, seed, keys(seed, Purpose.FRESH, items))
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Vectors]:
