@@ -268,11 +268,17 @@ def test_parts_of_an_experiment_make_u_turns():
         ),
         ({"streams": Streams(0, np.arange(4), 0.5)}, r"streams are those of items \[0, 1, 2, 3\]"),
         ({"noise": 1.5}, "noise"),
+        (
+            {"originals": RHM.grammar(0, 0).sample(3)},
+            r"originals = .*expected a block of a source, such as uturn.sources.Strings",
+        ),
+        ({"corruption": ut.Masking}, r"corruption = .*expected a corruption, such as uturn.Masking\(\)"),
+        ({"backward": None}, "backward = None: expected a backward"),
     ],
 )
 def test_bad_arguments(change, message):
     rhm = RHM.grammar(0, 0)
     originals = Strings(np.arange(3), rhm, rhm.sample(3, seed=1))
-    arguments = {"noise": 0.5, "streams": 0, **change}
+    parts = {"originals": originals, "corruption": ut.Masking(), "backward": ExactPosterior()}
     with pytest.raises(ValueError, match=message):
-        ut.u_turn(originals, ut.Masking(), ExactPosterior(), **arguments)
+        ut.u_turn(**{**parts, "noise": 0.5, "streams": 0, **change})

@@ -83,6 +83,7 @@ def u_turn(
     >>> found.reconstructions[0].shape
     (5, 4, 8)
     """
+    _check_members(originals, corruption, backward)
     streams = _checked_streams(streams, originals.items, noise)
     clones = checked_integer("clones", clones, 1)
     noisy = corruption.observe(originals, noise, streams)
@@ -458,6 +459,21 @@ def run(
                 advance()
     # The spec is what was asked for: figures build parts from it, and a store could say anything.
     return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
+
+
+def _check_members(originals: Any, corruption: Any, backward: Any) -> None:
+    for name, value, members, example in (
+        (
+            "originals",
+            originals,
+            ("items", "observed_by"),
+            "a block of a source, such as uturn.sources.Strings(items, rhm, draw)",
+        ),
+        ("corruption", corruption, ("observe",), "a corruption, such as uturn.Masking()"),
+        ("backward", backward, ("reconstruct",), "a backward, such as uturn.backward.ExactPosterior()"),
+    ):
+        if isinstance(value, type) or not all(hasattr(value, member) for member in members):
+            raise ValueError(f"{name} = {shown(value)}: expected {example}")
 
 
 def _checked_streams(streams: Any, items: np.ndarray, noise: float) -> Streams:
