@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,10 @@ from uturn.own_parts import is_own
 from uturn.spec import added, build, differences, with_size_of
 from uturn.store import Store
 
-if TYPE_CHECKING:
-    from uturn.experiment import Experiment
-
 _log = logging.getLogger("uturn")
 
 
-def open_store(experiment: Experiment, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
+def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
     """The store of an experiment: a new one, the one that is there, or that one extended."""
     source, _, backward, _ = experiment.parts
     models = experiment.models()
@@ -74,7 +71,7 @@ def open_store(experiment: Experiment, store: str | Path | None, resume: bool, a
 
 
 def _changes(
-    experiment: Experiment, opened: Store, stored: dict[str, Any], models: dict[str, str], larger: bool
+    experiment: Any, opened: Store, stored: dict[str, Any], models: dict[str, str], larger: bool
 ) -> dict[str, str | None]:
     """Code and fingerprints of user-defined parts that differ in a store, {name: what they were}.
 
@@ -93,7 +90,7 @@ def _changes(
     return {key: known.get(key) for key in acceptable}
 
 
-def _check_originals(experiment: Experiment, opened: Store, stored: dict[str, Any]) -> None:
+def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> None:
     """ValueError if the items of a stored run would have other originals in a larger one."""
     old, new, store = stored["items"], experiment.items, opened.where
     if new == old:

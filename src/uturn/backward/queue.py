@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from uturn.corruption.schedulers import uses_learned_variance
 if TYPE_CHECKING:
     import torch
 
-    from uturn.backward.reverse_diffusion import ReverseDiffusion
+    from uturn.corruption import Diffusion
+    from uturn.pieces import Pieces
 
 
 class Work(NamedTuple):
@@ -30,6 +31,23 @@ class Work(NamedTuple):
     key: Any
     label: int | None = None
     name: Any = None
+
+
+class Chain(Protocol):
+    """What the queue needs of a reverse diffusion; see the attributes of `ReverseDiffusion`."""
+
+    codec: Any
+    device: torch.device
+    forward: Diffusion
+    num_classes: int | None
+    pieces: Pieces
+    step_arguments: dict[str, float]
+    takes_generator: bool
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass
@@ -50,14 +68,14 @@ class _Cohort:
         return self.timesteps[self.position]
 
 
-def run_queue(reverse: ReverseDiffusion, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
+def run_queue(chain: Chain, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
     """Reconstructions `(name, image)` in the order in which they end; see `ReverseDiffusion.queue`."""
     import torch
 
     queue = iter(work)
     cohorts: list[_Cohort] = []
     while True:
-        free = max(0, reverse.batch_size - sum(len(cohort.names) for cohort in cohorts))
+        free = max(0, chain.batch_size - sum(len(cohort.names) for cohort in cohorts))
         # The code that makes the work runs outside inference mode, and so does the caller's, between two yields.
         entering = list(islice(queue, free))
         while any(w.step == 0 for w in entering):
@@ -66,31 +84,31 @@ def run_queue(reverse: ReverseDiffusion, work: Iterable[Work]) -> Iterator[tuple
             entering += islice(queue, free - len(entering))
         with torch.inference_mode():
             for step, group in groupby(sorted(entering, key=lambda w: -w.step), key=lambda w: w.step):
-                cohorts.append(_admitted(reverse, list(group), step))
+                cohorts.append(_admitted(chain, list(group), step))
             if not cohorts:
                 return
-            _advance(reverse, cohorts)
+            _advance(chain, cohorts)
             ended = [cohort for cohort in cohorts if cohort.position == len(cohort.timesteps)]
             cohorts = [cohort for cohort in cohorts if cohort.position < len(cohort.timesteps)]
-            results = [(cohort.names, _finished(reverse, cohort)) for cohort in ended]
+            results = [(cohort.names, _finished(chain, cohort)) for cohort in ended]
         for names, images in results:
             yield from zip(names, images, strict=True)
 
 
-def _admitted(reverse: ReverseDiffusion, work: list[Work], step: int) -> _Cohort:
+def _admitted(chain: Chain, work: list[Work], step: int) -> _Cohort:
     import torch
 
-    state = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(reverse.device)
-    labels = None if reverse.num_classes is None else torch.tensor([w.label for w in work], device=reverse.device)
-    scheduler, timesteps = reverse.forward.placed(step)
-    arguments: dict[str, Any] = dict(reverse.step_arguments)
-    if reverse.takes_generator:
+    state = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(chain.device)
+    labels = None if chain.num_classes is None else torch.tensor([w.label for w in work], device=chain.device)
+    scheduler, timesteps = chain.forward.placed(step)
+    arguments: dict[str, Any] = dict(chain.step_arguments)
+    if chain.takes_generator:
         # On the CPU whatever the device, so that a GPU draws the same noise.
         arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
     return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
 
 
-def _advance(reverse: ReverseDiffusion, cohorts: list[_Cohort]) -> None:
+def _advance(chain: Chain, cohorts: list[_Cohort]) -> None:
     """One step of all cohorts, with one call of the network."""
     import torch
 
@@ -100,9 +118,9 @@ def _advance(reverse: ReverseDiffusion, cohorts: list[_Cohort]) -> None:
         if hasattr(cohort.scheduler, "scale_model_input"):
             scaled = cohort.scheduler.scale_model_input(cohort.state, cohort.timestep)
         states.append(scaled)
-        timesteps.append(cohort.timestep.to(reverse.device).expand(len(cohort.names)))
-    labels = [torch.cat([c.labels for c in cohorts if c.labels is not None])] if reverse.num_classes is not None else []
-    outputs = reverse.pieces(reverse.network, torch.cat(states), torch.cat(timesteps), *labels)
+        timesteps.append(cohort.timestep.to(chain.device).expand(len(cohort.names)))
+    labels = [torch.cat([c.labels for c in cohorts if c.labels is not None])] if chain.num_classes is not None else []
+    outputs = chain.pieces(chain.network, torch.cat(states), torch.cat(timesteps), *labels)
     for cohort, output in zip(cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True):
         channels = cohort.state.shape[1]
         if output.shape[1] == 2 * channels and not uses_learned_variance(cohort.scheduler):
@@ -111,7 +129,7 @@ def _advance(reverse: ReverseDiffusion, cohorts: list[_Cohort]) -> None:
         cohort.position += 1
 
 
-def _finished(reverse: ReverseDiffusion, cohort: _Cohort) -> np.ndarray:
+def _finished(chain: Chain, cohort: _Cohort) -> np.ndarray:
     import torch
 
     finite = torch.isfinite(cohort.state).flatten(1).all(1).tolist()
@@ -121,5 +139,5 @@ def _finished(reverse: ReverseDiffusion, cohort: _Cohort) -> np.ndarray:
             f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.step} steps: the model "
             f"or the scheduler diverged"
         )
-    images = cohort.state if reverse.codec is None else reverse.pieces(reverse.codec.decode, cohort.state)
+    images = cohort.state if chain.codec is None else chain.pieces(chain.codec.decode, cohort.state)
     return images.clamp(-1, 1).cpu().numpy()
