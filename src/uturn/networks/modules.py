@@ -192,7 +192,7 @@ def _imported_module(spec: str, function: Callable[[], Any], weights: str | None
     return LoadedModule(module, preprocess)
 
 
-def describe(preprocess: Callable[..., Any] | None) -> str:
+def preprocessing_in_words(preprocess: Callable[..., Any] | None) -> str:
     """Preprocessing in words that are the same in every process; "" for none."""
     if preprocess is None:
         return ""

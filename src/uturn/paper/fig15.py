@@ -29,7 +29,7 @@ CAPTION = (
 PARAMETERS = fig7.PARAMETERS
 
 
-class Channel(NamedTuple):
+class DrawnChannel(NamedTuple):
     label: str
     color: str
     marker: str
@@ -38,9 +38,9 @@ class Channel(NamedTuple):
 
 
 CHANNELS = {
-    "gaussian": Channel("Gaussian", CLASS, "o", (0.37, 0.49)),
-    "masking": Channel("masking", ACCENT, "s", (0.25, 0.30)),
-    "uniform": Channel("replacement", "#009e73", "^", (0.27, 0.36)),
+    "gaussian": DrawnChannel("Gaussian", CLASS, "o", (0.37, 0.49)),
+    "masking": DrawnChannel("masking", ACCENT, "s", (0.25, 0.30)),
+    "uniform": DrawnChannel("replacement", "#009e73", "^", (0.27, 0.36)),
 }
 REACH = 0.6  # of the displacements looked at
 

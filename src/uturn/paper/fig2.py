@@ -13,7 +13,7 @@ from uturn.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Verdict, above, at_least, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.levels import draw_layers
+from uturn.plotting.levels import draw_similarities
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
@@ -263,7 +263,7 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     attrs, noise = data.attrs, np.r_[0, data.noise.values]
     names = [f"similarity{ending}" for ending in ("", "_low", "_high", "_deterministic")]
     curves, low, high, ode = (np.insert(data[name].transpose("noise", "network_layer").values, 0, 1, axis=0) for name in names)
-    colors = draw_layers(axes, noise, curves, low, high, [str(name) for name in data.network_layer.values])
+    colors = draw_similarities(axes, noise, curves, low, high, [str(name) for name in data.network_layer.values])
     for k in (0, -1):
         axes.plot(noise, ode[:, k], color=colors[k], lw=1.1, ls="--", zorder=2)
     for k in range(len(colors)):

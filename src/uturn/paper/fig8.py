@@ -17,7 +17,7 @@ from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.string_classifier import SEED
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.levels import draw_layers
+from uturn.plotting.levels import draw_similarities
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 from uturn.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.theory import MeanField
@@ -299,7 +299,7 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     noise, depth = data.noise.values, data.sizes["network_layer"] - 1
     names = (f"similarity{end}" for end in ("", "_low", "_high"))
     curves, low, high = (data[name].transpose("noise", "network_layer").values for name in names)
-    colors = draw_layers(axes, noise, curves, low, high, [f"block {k}" for k in range(1, depth + 1)] + ["logits"])
+    colors = draw_similarities(axes, noise, curves, low, high, [f"block {k}" for k in range(1, depth + 1)] + ["logits"])
     for color, floor in zip(colors, data.random_pairs.sel(pair="independent").values, strict=True):
         axes.plot([1.015], [floor], "<", color=color, ms=5, clip_on=False)
     axes.axvspan(data.attrs["inversion_low"], data.attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)

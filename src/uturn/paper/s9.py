@@ -12,7 +12,7 @@ from uturn.experiment import Experiment, u_turn
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.levels import draw_layers
+from uturn.plotting.levels import draw_similarities
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
 from uturn.statistics import Replicates, crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
@@ -260,7 +260,7 @@ def draw(data: xr.Dataset) -> Any:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
         time, *curves = _finite(data)
         layers, low, high = (values[:, 1:] for values in curves)
-        draw_layers(left, time, layers, low, high, [_words(name) for name in names[1:]])
+        draw_similarities(left, time, layers, low, high, [_words(name) for name in names[1:]])
         left.set(ylabel="cosine similarity", title="layers of the classifier")
         left.legend(loc="lower left")
         _draw_class(middle, data)

@@ -32,7 +32,7 @@ CAPTION = (
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 
 
-class Channel(NamedTuple):
+class DrawnChannel(NamedTuple):
     """A channel in this figure: name, unit, colour, noise levels of the curves, and where the class is known to be lost."""
 
     label: str
@@ -44,10 +44,10 @@ class Channel(NamedTuple):
 
 # Expected: exact belief propagation at L = 9, 10; the verdict on the ε-process compares with theory instead.
 CHANNELS = {
-    "epsilon": Channel("ε-process", r"$\epsilon$", THEORY, (0.62, 0.84), (0.0, 0.0)),
-    "gaussian": Channel("Gaussian", "time $t$", CLASS, (0.04, 0.1), (0.06, 0.074)),
-    "masking": Channel("masking", "masked fraction", ACCENT, (0.12, 0.44), (0.25, 0.30)),
-    "uniform": Channel("replacement", "replaced fraction", "#009e73", (0.08, 0.28), (0.15, 0.20)),
+    "epsilon": DrawnChannel("ε-process", r"$\epsilon$", THEORY, (0.62, 0.84), (0.0, 0.0)),
+    "gaussian": DrawnChannel("Gaussian", "time $t$", CLASS, (0.04, 0.1), (0.06, 0.074)),
+    "masking": DrawnChannel("masking", "masked fraction", ACCENT, (0.12, 0.44), (0.25, 0.30)),
+    "uniform": DrawnChannel("replacement", "replaced fraction", "#009e73", (0.08, 0.28), (0.15, 0.20)),
 }
 QUENCHED, SPREAD, FRESH_ERROR = (
     0.7331,
@@ -291,7 +291,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_channel(axes: Any, part: xr.Dataset, channel: Channel, chance: float) -> None:
+def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
     """Class against noise in one channel: exact at all depths, population dynamics, threshold."""
     center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
     axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)

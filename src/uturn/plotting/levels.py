@@ -70,7 +70,7 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)
 
 
-def draw_layers(axes: Any, x: Any, curves: Any, low: Any, high: Any, labels: Sequence[str]) -> list[Any]:
+def draw_similarities(axes: Any, x: Any, curves: Any, low: Any, high: Any, labels: Sequence[str]) -> list[Any]:
     """Curves (x, layer) of the layers of a network, the first and the last one with intervals; returns the colours."""
     colors = level_colors(len(labels))
     for k, (color, label) in enumerate(zip(colors, labels, strict=True)):

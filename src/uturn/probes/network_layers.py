@@ -102,7 +102,7 @@ class NetworkLayers(Spec, Probe):
         return named
 
     def fingerprint(self) -> str:
-        from uturn.networks.modules import describe, load_module
+        from uturn.networks.modules import load_module, preprocessing_in_words
         from uturn.networks.training import fingerprint
 
         if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
@@ -110,7 +110,7 @@ class NetworkLayers(Spec, Probe):
 
             return fingerprints()["classifier.safetensors"]
         network = load_module(self.classifier, self.weights)
-        parts = [fingerprint(network.module), describe(network.preprocess)]
+        parts = [fingerprint(network.module), preprocessing_in_words(network.preprocess)]
         if self.statistics is not None:
             parts.append(hashlib.sha256(_existing(self.statistics, "statistics").read_bytes()).hexdigest())
         return " ".join(part for part in parts if part)
