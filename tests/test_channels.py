@@ -67,9 +67,9 @@ def test_figures_with_a_bayesian_channel_name_it():
             named[figure] = module.channels(scale)
         if not hasattr(module, "experiments"):
             continue
-        used = [one.parts[1] for one in module.experiments("smoke").values() if one.backward["type"] == "exact"]
+        used = [one.parts.corruption for one in module.experiments("smoke").values() if one.backward["type"] == "exact"]
         kinds = {type(corruption) for corruption in used if corruption.is_bayesian}
-        assert kinds <= {type(one.experiment.parts[1]) for one in named[figure]}, figure
+        assert kinds <= {type(one.experiment.parts.corruption) for one in named[figure]}, figure
     bayesian = {figure for figure, found in named.items() if any(one.is_bayesian for one in found)}
     assert bayesian == {"fig3", "fig4", "fig5", "fig9", "fig15", "s9", "controls", "learning", "schedulers", "thresholds"}
     # Figures 5 and 15 and the thresholds look at the same channels.

@@ -89,7 +89,7 @@ def test_trajectories_are_independent(kind):
 
 
 def test_every_grammar_has_rules_of_its_own():
-    source = ut.Experiment.from_dict({**SPEC, "items": 30}).parts[0]
+    source = ut.Experiment.from_dict({**SPEC, "items": 30}).parts.source
     blocks = list(source.blocks(np.arange(30), 3, 30))
     assert len({block.rhm.fingerprint for block in blocks}) == len(blocks) == 3
     for block in blocks:

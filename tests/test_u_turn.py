@@ -282,3 +282,17 @@ def test_bad_arguments(change, message):
     parts = {"originals": originals, "corruption": ut.Masking(), "backward": ExactPosterior()}
     with pytest.raises(ValueError, match=message):
         ut.u_turn(**{**parts, "noise": 0.5, "streams": 0, **change})
+
+
+def test_u_turns_are_shown_in_a_line():
+    rhm = RHM.grammar(0, 0)
+    found = ut.u_turn(Strings(np.arange(3), rhm, rhm.sample(3, seed=1)), ut.Masking(), ExactPosterior(), 0.5, clones=2)
+    assert repr(found) == "UTurns(Strings(3 items), NoisyStrings((3, 8), noise [0.5]), clones=2)"
+
+
+def test_corruption_and_backward_belong_together():
+    rhm = RHM.grammar(0, 0)
+    originals = Strings(np.arange(3), rhm, rhm.sample(3, seed=1))
+    for corruption, backward in ((Diffusion(), ExactPosterior()), (ut.Masking(), DiffusionModel())):
+        with pytest.raises(ValueError, match=r"undoes the process 'channel|diffusion', but that of"):
+            ut.u_turn(originals, corruption, backward, 0.5)

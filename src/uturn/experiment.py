@@ -11,10 +11,10 @@ import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -83,12 +83,21 @@ def u_turn(
     >>> found.reconstructions[0].shape
     (5, 4, 8)
     """
-    _check_members(originals, corruption, backward)
+    _check_fit(originals, corruption, backward, noise)
     streams = _checked_streams(streams, originals.items, noise)
     clones = checked_integer("clones", clones, 1)
     noisy = corruption.observe(originals, noise, streams)
     reconstructions = backward.reconstruct(noisy, streams, clones)
     return UTurns(originals, noisy, reconstructions, clones)
+
+
+class Parts(NamedTuple):
+    """The parts of an experiment, which fit together."""
+
+    source: Any
+    corruption: Any
+    backward: Any
+    probes: list[Any]
 
 
 class Experiment(BaseModel):
@@ -233,7 +242,7 @@ class Experiment(BaseModel):
         return list(self.corruption["noise"])
 
     @cached_property
-    def parts(self) -> tuple[Any, Any, Any, list[Any]]:
+    def parts(self) -> Parts:
         """(source, corruption, backward, probes) as objects; the corruption as the backward undoes it."""
         source, backward = build("source", self.source), build("backward", self.backward)
         corruption = build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"})
@@ -241,7 +250,7 @@ class Experiment(BaseModel):
         check_fit(self.to_dict(), source, corruption, backward, probes)
         with missing_members_named([("backward", backward), ("source", source), ("corruption", corruption)]):
             undone = backward.undone(corruption, source)
-        return source, corruption if undone is unwrapped(corruption) else undone, backward, probes
+        return Parts(source, corruption if undone is unwrapped(corruption) else undone, backward, probes)
 
     def labelled(self) -> list[tuple[str, Any]]:
         """All parts with their names in the spec."""
@@ -254,8 +263,12 @@ class Experiment(BaseModel):
         source, corruption, backward, probes = self.parts
 
         def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            known = isinstance(part, BaseModel) and not is_own(part)
-            return {"type": table["type"], **part.model_dump(mode="json")} if known else table
+            if is_own(part):
+                return table
+            options = part.model_dump(mode="json") if isinstance(part, BaseModel) else {}
+            if is_dataclass(part):
+                options = {field.name: getattr(part, field.name) for field in fields(part)}
+            return {"type": table["type"], **options}
 
         return {
             "source": full(source, self.source),
@@ -268,7 +281,7 @@ class Experiment(BaseModel):
     def declared(self) -> list[Declared]:
         """What every probe declares to measure, checked."""
         with missing_members_named(self.labelled()):
-            return declared_by(self.parts[3], self.parts[0], self.clones)
+            return declared_by(self.parts.probes, self.parts.source, self.clones)
 
     def variables(self) -> dict[str, Variable]:
         """What the run measures: {name: Variable}."""
@@ -317,7 +330,7 @@ class Experiment(BaseModel):
 
         `first` is the first trajectory to measure; other than 0 it needs `adds_trajectories`.
         """
-        u_turns = self._shared_u_turns if self.parts[2].shares_batches else self._u_turns
+        u_turns = self._shared_u_turns if self.parts.backward.shares_batches else self._u_turns
         with missing_members_named(self.labelled()):
             for name, found in u_turns(tasks, range(first, self.trajectories)):
                 yield name, self._read(found)
@@ -346,18 +359,18 @@ class Experiment(BaseModel):
                 pending[number] = [None] * len(blocks)
                 for k, originals in enumerate(blocks):
                     streams = Streams(self.seed, originals.items, noise, trajectories)
-                    noisy = self.parts[1].observe(originals, noise, streams)
+                    noisy = self.parts.corruption.observe(originals, noise, streams)
                     pending[number][k] = UTurns(originals, noisy, None, self.clones)
                     yield (number, k, name), noisy, streams
 
-        for (number, k, name), reconstructions in checked_stream(self.parts[2], batches(), self.clones):
+        for (number, k, name), reconstructions in checked_stream(self.parts.backward, batches(), self.clones):
             known = pending[number]
             known[k] = replace(known[k], reconstructions=reconstructions)
             if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
                 yield name, pending.pop(number)
 
     def _blocks(self, items: np.ndarray) -> list[Any]:
-        source = self.parts[0]
+        source = self.parts.source
         return checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
 
     def _read(self, pieces: Iterable[UTurns]) -> dict[str, np.ndarray]:
@@ -380,7 +393,7 @@ class Experiment(BaseModel):
     def adds_trajectories(self) -> bool:
         """Whether further trajectories can be measured by themselves: no variable pools those of an item."""
         pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
-        return self.parts[2].adds_trajectories and not is_own(self.parts[2]) and not pooled
+        return self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled
 
 
 def run(
@@ -434,7 +447,7 @@ def run(
     store = None if store is None else checked_folder("store", store)
     number, shares = _checked_shard(shard, store)
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
-    backward = experiment.parts[2]
+    backward = experiment.parts.backward
     opened = open_store(experiment, store, resume, accept_changes)
     tasks = list(opened.tasks())
     if shares > 1 or workers != 1 or backward.shares_batches:
@@ -442,38 +455,40 @@ def run(
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
     counts = opened.done(tasks)
     adds = experiment.adds_trajectories
-    first = {task: count if adds else 0 for task, count in counts.items() if count < experiment.trajectories}
+    first_missing = {task: done if adds else 0 for task, done in counts.items() if done < experiment.trajectories}
     if workers is None:
         workers = cores() if backward.wants_processes else 1
-    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(first)) as advance:
-        if min(workers, len(first)) <= 1 or store is None:
-            for start in sorted(set(first.values())):
-                named = ((task, task.noise_index, opened.items(task)) for task in first if first[task] == start)
+    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(first_missing)) as advance:
+        if min(workers, len(first_missing)) <= 1 or store is None:
+            for start in sorted(set(first_missing.values())):
+                named = ((task, task.noise_index, opened.items(task)) for task in first_missing if first_missing[task] == start)
                 for task, readings in experiment.measurements(named, start):
                     _write(opened, task, readings, start)
                     advance()
         else:
             spec = json.dumps(experiment.to_dict())
-            jobs = [(spec, str(store), task, start) for task, start in first.items()]
+            jobs = [(spec, str(store), task, start) for task, start in first_missing.items()]
             for _ in in_processes(_run_task, jobs, min(workers, len(jobs))):
                 advance()
     # The spec is what was asked for: figures build parts from it, and a store could say anything.
     return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
 
 
-def _check_members(originals: Any, corruption: Any, backward: Any) -> None:
+def _check_fit(originals: Any, corruption: Any, backward: Any, noise: float) -> None:
+    strings = "a block of a source, such as uturn.sources.Strings(items, rhm, draw)"
     for name, value, members, example in (
-        (
-            "originals",
-            originals,
-            ("items", "observed_by"),
-            "a block of a source, such as uturn.sources.Strings(items, rhm, draw)",
-        ),
-        ("corruption", corruption, ("observe",), "a corruption, such as uturn.Masking()"),
-        ("backward", backward, ("reconstruct",), "a backward, such as uturn.backward.ExactPosterior()"),
+        ("originals", originals, ("items", "observed_by"), strings),
+        ("corruption", corruption, ("observe", "max_noise"), "a corruption, such as uturn.Masking()"),
+        ("backward", backward, ("reconstruct", "undoes"), "a backward, such as uturn.backward.ExactPosterior()"),
     ):
         if isinstance(value, type) or not all(hasattr(value, member) for member in members):
             raise ValueError(f"{name} = {shown(value)}: expected {example}")
+    checked_noise(noise, corruption.max_noise)
+    if backward.undoes and corruption.process and corruption.process not in backward.undoes:
+        raise ValueError(
+            f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
+            f"{corruption!r} is {corruption.process!r}"
+        )
 
 
 def _checked_streams(streams: Any, items: np.ndarray, noise: float) -> Streams:

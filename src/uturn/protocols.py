@@ -46,7 +46,7 @@ class Variable:
     symmetric: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Noisy:
     """Noisy data: what a corruption makes of a batch, one row for each original, or for each trajectory of each original.
 
@@ -64,8 +64,11 @@ class Noisy:
     noise: np.ndarray
     vocab_size: int = 0
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({np.shape(self.values)}, noise {np.unique(self.noise)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class UTurns:
     """U-turns of a batch of originals at one noise level: what probes read.
 
@@ -82,6 +85,9 @@ class UTurns:
     noisy: Any
     reconstructions: Any
     clones: int = 1
+
+    def __repr__(self) -> str:
+        return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
 
 
 class Originals(Protocol):
@@ -100,6 +106,9 @@ class Originals(Protocol):
 
         @property
         def data(self) -> np.ndarray: ...
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.items)} items)"
 
     def data_of(self, reconstructions: Any) -> Any:
         """What a network reads of reconstructions, (batch, draws, ...)."""

@@ -86,7 +86,9 @@ def _changes(
     found = differences({"clones": 1, **expected}, {"clones": 1, **mine}, "spec")
     found += differences(weights[0], weights[1], "models")
     if found:
-        raise ValueError(f"{opened.where} holds another experiment: {'; '.join(found[:4])}; choose another folder")
+        empty = not any(opened.done(opened.tasks()).values())
+        hint = "; none of its tasks is done, so it can be deleted" if empty else ""
+        raise ValueError(f"{opened.where} holds another experiment: {'; '.join(found[:4])}; choose another folder{hint}")
     return {key: known.get(key) for key in acceptable}
 
 
@@ -95,7 +97,7 @@ def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> 
     old, new, store = stored["items"], experiment.items, opened.where
     if new == old:
         return
-    source, table = experiment.parts[0], experiment.source
+    source, table = experiment.parts.source, experiment.source
     before = source
     if "grammars" in table and not is_own(source):
         grammars = stored["source"]["grammars"]

@@ -139,7 +139,8 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
             if idea == "corruption":
                 kind += f", backward {spec['backward']['type']!r}"
             allowed = [key for key, cls in REGISTRIES[idea].items() if fits(idea, cls)]
-            raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; expected one of {allowed}")
+            expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
+            raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; {expected}")
     lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(unwrapped(corruption), member)]
     if lacks:
         raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {spec['backward']['type']!r} asks for")

@@ -10,6 +10,8 @@ from uturn.checks import shown
 from uturn.experiment import Experiment
 from uturn.own_parts import is_own
 
+_ORDER = ("source", "corruption", "backward", "probes")
+
 
 def check(experiment: Experiment) -> Iterator[str]:
     """Run two items of an experiment through all of its parts, at the first and the last noise level; nothing is stored.
@@ -26,13 +28,15 @@ def check(experiment: Experiment) -> Iterator[str]:
         was measured before.
     """
     experiment = Experiment.from_dict(experiment.to_dict())
-    for name, part in experiment.labelled():
+    for name, part in sorted(experiment.labelled(), key=lambda entry: _ORDER.index(entry[0].partition("[")[0])):
         yield f"{repr(part) if is_own(part) else f'{name} ({type(part).__name__})'}: was built"
     coordinates = experiment.coordinates()
     for name, variable in experiment.variables().items():
         sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
         yield f"measured: {name} ({sizes}): {variable.long_name}"
-    yield f"recorded with the results: fingerprints and code of {', '.join(sorted(experiment.models()))}"
+    recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
+    if recorded:
+        yield f"a store is resumed only with the same weights, data and code of: {recorded}"
     items = np.arange(min(2, experiment.items))
     for level in sorted({0, len(experiment.noise) - 1}):
         noise = experiment.noise[level]

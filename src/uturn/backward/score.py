@@ -79,7 +79,7 @@ class _DiffusedStrings(Corruption):
         return {**axes, **{name: shared[name] for name in ("effective_epsilon", "bits_per_leaf")}}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _NoisyScored(NoisyStrings):
     """Observations of strings, and the images (batch, vocab_size, 1, num_leaves) in which the scheduler has them."""
 

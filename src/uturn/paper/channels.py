@@ -40,12 +40,12 @@ class ChannelSpec(NamedTuple):
 
     @property
     def is_bayesian(self) -> bool:
-        return self.experiment.parts[1].is_bayesian
+        return self.experiment.parts.corruption.is_bayesian
 
     @property
     def readings(self) -> list[str]:
         """The readings in which clones are compared; the lowest tree levels show errors in the weight of the evidence best."""
-        depth = getattr(self.experiment.parts[0], "depth", None)
+        depth = getattr(self.experiment.parts.source, "depth", None)
         return ["cosine", "class"] if depth is None else [str(k) for k in sorted({0, 1, 2, depth}) if k <= depth]
 
 
@@ -85,7 +85,7 @@ def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdic
 def measure(one: ChannelSpec) -> xr.Dataset:
     """The data of the verdicts: agreement of originals and clones, marginals at the originals, and the noise that was drawn."""
     found = clone_agreement(one.experiment, CLONES)
-    if hasattr(one.experiment.parts[0], "depth"):
+    if hasattr(one.experiment.parts.source, "depth"):
         found["belief"] = run(one.experiment).belief.rename(tree_level="reading").assign_coords(reading=found.reading)
     return xr.merge([found, drawn_noise(one.experiment)]) if one.is_bayesian else found
 
@@ -233,7 +233,7 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
     visible = np.where(visible > 0, visible, np.inf)  # a reading that is always the same detects nothing
     adjusted = holm(p)
     least = int(p.argmin())
-    strings = [one for one in channels if hasattr(one.experiment.parts[0], "depth")]
+    strings = [one for one in channels if hasattr(one.experiment.parts.source, "depth")]
     what = "share of equal parsed nodes per tree level" if strings else "cosine, same class"
     if 0 < len(strings) < len(channels):
         what += "; vectors: cosine, same class"

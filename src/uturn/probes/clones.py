@@ -23,6 +23,8 @@ def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np
     -------
     array (items, draws, ...)
     """
+    if clones < 2:
+        raise ValueError(f"clones = {clones}: expected at least 2, to be compared with each other")
     items, draws = values.shape[:2]
     groups = values.reshape(-1, clones, *values.shape[2:])
     sums: list[Any] = [0] * clones

@@ -34,7 +34,7 @@ _MOST_FILE_BYTES = 2**29
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Images(Originals):
     """Original images, float32 (batch, channels, height, width) in [-1, 1]; labels are -1 where unknown."""
 
@@ -53,7 +53,7 @@ class Images(Originals):
         return NoisyImages(noisy.values, noisy.noise, labels=np.repeat(self.labels, streams.count))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoisyImages(Noisy):
     """Noisy images or latents, float32 (batch, channels, height, width), and the labels of the originals, -1 where unknown."""
 

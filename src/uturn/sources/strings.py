@@ -20,7 +20,7 @@ _MOST_BYTES = 8 * 2**30  # of the evidence of one string, and of the rules
 _CLONE_APART = np.uint64(2**32)  # numbers of posterior draws: clones of the ε-process are beyond its trajectories
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Strings(Originals):
     """Originals drawn from one grammar."""
 
@@ -47,7 +47,7 @@ class Strings(Originals):
         return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoisyStrings(Noisy):
     """Observations of strings, with what exact inference says about them.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MOST_COMPONENTS = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vectors(Originals):
     """Originals drawn from a continuous law, float32 (batch, dimension), and their classes, int64 (batch,)."""
 
@@ -43,7 +43,7 @@ class Vectors(Originals):
         return NoisyVectors(diffused, np.full(len(copies), float(noise)), law=self.law)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoisyVectors(Noisy):
     """Observations of vectors, float64 (batch, dimension), and the law of the originals."""
 
