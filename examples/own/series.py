@@ -97,7 +97,7 @@ def split(keys, part):
 
 @dataclass
 class Scales(Probe):
-    """Probe: correlation of original and reconstruction in moving averages, and whether the sign of the mean is kept."""
+    """Probe: cosine of original and reconstruction in block averages, and whether the sign of the mean is kept."""
 
     kinds = ("series",)
     windows: tuple = (1, 4, 16)
@@ -105,7 +105,7 @@ class Scales(Probe):
     def variables(self, source):
         dims = ("noise", "item", "trajectory")
         return {
-            "similarity": Variable((*dims, "window"), "correlation of moving averages", symmetric=True),
+            "similarity": Variable((*dims, "window"), "cosine of block averages", symmetric=True),
             "same_sign": Variable(dims, "sign of the mean is kept", symmetric=True),
         }
 
@@ -115,18 +115,18 @@ class Scales(Probe):
     def read(self, u_turns, source):
         before, after = u_turns.originals.data[:, None], u_turns.reconstructions
         found = {
-            "similarity": np.stack([correlation(before, after, window) for window in self.windows], axis=-1),
+            "similarity": np.stack([cosine(before, after, window) for window in self.windows], axis=-1),
             "same_sign": same_sign(before, after),
         }
         if u_turns.clones > 1:
-            twins = [between_clones(after, u_turns.clones, partial(correlation, window=window)) for window in self.windows]
+            twins = [between_clones(after, u_turns.clones, partial(cosine, window=window)) for window in self.windows]
             found["clone_similarity"] = np.stack(twins, axis=-1)
             found["clone_same_sign"] = between_clones(after, u_turns.clones, same_sign)
         return found
 
 
-def correlation(a, b, window):
-    """Cosine of two series in moving averages."""
+def cosine(a, b, window):
+    """Cosine of two series in block averages."""
     a, b = average(a, window), average(b, window)
     return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 

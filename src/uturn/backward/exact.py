@@ -11,7 +11,8 @@ from uturn.random import Streams
 class ExactPosterior(Spec, Backward):
     """Draws from the exact posterior: by belief propagation for strings, by formula for vectors of a Gaussian mixture.
 
-    The noisy data know their posterior (`posterior_draws`), so that it also draws for user-defined data with such a method.
+    The draws are made by the method `posterior_draws(streams, clones)` of the noisy data, (items, draws, ...). User-defined noisy
+    data with such a method can be drawn too, if their source declares no kind.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")
