@@ -188,7 +188,7 @@ class Corruption(Part, Protocol):
     def corrupt(self, *args: Any, **kwargs: Any) -> Any:
         """Noisy data (batch, ...) of originals (batch, ...).
 
-        Called as `corrupt(data, noise, keys)`, for strings as `corrupt(leaves, noise, vocab_size, keys)`. `keys`: uint64 (batch,),
+        The call is `corrupt(data, noise, keys)`, for strings `corrupt(leaves, noise, vocab_size, keys)`. `keys`: uint64 (batch,),
         one random stream for each row.
         """
 

@@ -119,7 +119,7 @@ def _check_originals(experiment: Experiment, opened: Store, stored: dict[str, An
         known: Any = opened.coordinate(name)
         if not np.array_equal(known, np.asarray(values)[:old]):
             raise ValueError(f"{store} cannot be extended to items = {new}: {name} of the first {old} items would change")
-    # All items of a user-defined source are compared. An item of a built-in source depends on nothing else, so a sample is enough.
+    # All items of a user-defined source are compared. Items of built-in sources depend on nothing else, so a sample is enough.
     items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
     for some in np.array_split(items, -(-len(items) // 1024)):
         data = [_data_of(one, some, experiment.seed, count, store) for one, count in ((before, old), (source, new))]

@@ -1,4 +1,4 @@
-"""Draws from the exact posterior."""
+"""The exact posterior as a backward."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from uturn.random import Streams
 
 
 class ExactPosterior(Spec, Backward):
-    """Draws from the exact posterior: by belief propagation for strings, by formula for vectors of a Gaussian mixture.
+    """Draws from the exact posterior: by belief propagation for strings, by a formula for vectors of a Gaussian mixture.
 
-    The noisy data know their posterior (`posterior_draws`), so that it also draws for user-defined data with such a method.
+    It calls `noisy.posterior_draws(streams, clones)`, so it serves all user-defined noisy data with this method.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")

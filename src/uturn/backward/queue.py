@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Work(NamedTuple):
-    """One reconstruction to do: a noisy image, how far it has to go, and whose random numbers to use.
+    """A reconstruction to compute.
 
-    `image`: float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`. `step`: k, 0 .. num_steps. `key`:
-    uint64, its stream of random numbers. `label`: true class, for models that are conditioned on it. `name`: anything; comes back
-    with the result, and is named in errors.
+    `image`: float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`. `step`: number k of reverse steps,
+    0 .. num_steps. `key`: uint64, its random stream. `label`: true class, for class-conditional models. `name`: any value, which
+    is returned with the result and named in errors.
     """
 
     image: Any
@@ -34,7 +34,7 @@ class Work(NamedTuple):
 
 @dataclass
 class _Cohort:
-    """Images that entered the network together at the same step: they share a scheduler, and so its history."""
+    """Images that entered the queue together at the same step. They share a scheduler and its history."""
 
     names: list[Any]
     step: int
@@ -51,14 +51,14 @@ class _Cohort:
 
 
 def run_queue(reverse: ReverseDiffusion, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-    """Reconstructions `(name, image)` in the order in which they end; see `ReverseDiffusion.queue`."""
+    """Reconstructions `(name, image)` in the order of completion; see `ReverseDiffusion.queue`."""
     import torch
 
     queue = iter(work)
     cohorts: list[_Cohort] = []
     while True:
         free = max(0, reverse.batch_size - sum(len(cohort.names) for cohort in cohorts))
-        # The code that makes the work runs outside inference mode, and so does the caller's, between two yields.
+        # The iterable and the code of the caller between two yields run outside inference mode.
         entering = list(islice(queue, free))
         while any(w.step == 0 for w in entering):
             yield from ((w.name, np.array(w.image, np.float32)) for w in entering if w.step == 0)
@@ -85,7 +85,7 @@ def _admitted(reverse: ReverseDiffusion, work: list[Work], step: int) -> _Cohort
     scheduler, timesteps = reverse.forward.placed(step)
     arguments: dict[str, Any] = dict(reverse.step_arguments)
     if reverse.takes_generator:
-        # On the CPU whatever the device, so that a GPU draws the same noise.
+        # CPU generators on every device, so that a GPU draws the same noise.
         arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
     return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
 

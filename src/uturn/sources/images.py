@@ -74,7 +74,7 @@ class ImageSource(Spec, Source):
         raise NotImplementedError
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels int64 (count,), -1 if unknown."""
+        """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
@@ -205,11 +205,11 @@ class ImageFolderSource(ImageSource):
     channels : int
         1 (grey) or 3 (RGB).
     size : int, optional
-        Resize the short side to it (bicubic, antialiased; small images are enlarged) and crop the centre to size x size; by
-        default all images must have one size already.
+        Resize the short side to `size` (bicubic, antialiased; small images are enlarged) and crop the centre to size x size. By
+        default all images must have the same size.
     classes : str, optional
-        Text file with one class a line, in the classifier's order: the label of a sub-folder is the line of its name, from 0. By
-        default it is the rank of the sub-folder. With it, a few classes of a data set keep their labels.
+        Text file with one class a line, in the classifier's order. The label of a sub-folder is the line number of its name,
+        from 0, so that a folder with a few of the classes keeps their labels. By default it is the rank of the sub-folder.
     """
 
     type: Literal["images"] = "images"
@@ -218,8 +218,8 @@ class ImageFolderSource(ImageSource):
     size: int | None = Field(default=None, ge=1, le=4096)
     classes: str | None = None
 
-    # A source lists its folder once, so that its items stay the same. Another source of the same folder lists it again and may
-    # find other images, so no two sources are equal.
+    # A source lists its folder once, so that its items do not change. Another source of the same folder may find other images,
+    # so two sources are never equal.
     def __eq__(self, other: object) -> bool:
         return self is other
 

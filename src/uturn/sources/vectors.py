@@ -95,8 +95,8 @@ class VectorSource(Spec, Source):
 class GaussianMixtureSource(VectorSource):
     """Mixture of `num_modes` isotropic Gaussians of variance 1 per component, with means at equal distances from each other.
 
-    `separation`: distance between means over sqrt(dimension), > 0. The class is the most probable mode. There is one scale, of all
-    components. The law has classes, but no hierarchy.
+    `separation`: distance between means over sqrt(dimension), > 0. The class is the most probable mode. All components form one
+    scale. The law has classes, but no hierarchy.
     """
 
     type: Literal["gaussian_mixture"] = "gaussian_mixture"
@@ -136,8 +136,8 @@ def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
 class GaussianFieldSource(VectorSource):
     """Gaussian random field on a periodic size x size grid with power spectrum `|k|^-exponent` and variance 1 per point.
 
-    The class is the sign of the spatial mean (0: negative, 1: positive). The scales are octaves of |k|, named by their lower ends;
-    the lowest one, 0, holds |k| < 2. The scales are independent, so the law has no hierarchy.
+    The class is the sign of the spatial mean (0: negative, 1: positive). The scales are octaves of |k|, named by their lower
+    ends; the lowest one, 0, holds |k| < 2. The scales are independent, so the law has no hierarchy.
     """
 
     type: Literal["gaussian_field"] = "gaussian_field"
