@@ -36,9 +36,9 @@ class ScoreModel:
     denoiser : Denoiser
         A denoiser of Gaussian diffusion.
     scheduler
-        The scheduler of diffusers that will call the model. Its noise schedule gives a and s of a timestep; its configuration gives
-        the prediction type. At fractional timesteps `s/a` is interpolated as the schedulers do it: linearly, or its logarithm
-        if the scheduler spaces steps by noise level (Karras, exponential, beta).
+        The scheduler of diffusers that will call the model. Its noise schedule gives a and s of a timestep; its configuration
+        gives the prediction type. At fractional timesteps `s/a` is interpolated as the schedulers do it: linearly, or its
+        logarithm if the scheduler spaces steps by noise level (Karras, exponential, beta).
     rows : int
         Strings in an image, for `ReverseDiffusion.generate`.
 
@@ -89,7 +89,7 @@ class ScoreModel:
                 self._sigma = np.sqrt((1 - abar) / abar)
 
     def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """The prediction for noisy strings (batch, vocab_size, rows, num_leaves), of the same shape; timestep scalar or (batch,)."""
+        """The prediction for noisy strings (batch, vocab_size, rows, num_leaves) at a timestep, scalar or (batch,)."""
         import torch
 
         v, d = self.denoiser.vocab_size, self.denoiser.num_leaves
