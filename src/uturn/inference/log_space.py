@@ -1,7 +1,7 @@
-"""Exact belief propagation in float64 log space, one sample at a time: slow, simple, and right for any evidence.
+"""Exact belief propagation in float64 log space, one sample at a time: slow, but correct for any evidence.
 
-The vectorised kernels hand over the few samples whose messages leave the range of floating point numbers (contradictory
-evidence). Messages are log-probabilities here, so the only zero is a true zero.
+It computes the few samples whose messages leave the range of floating point numbers in the vectorised kernels (contradictory
+evidence). Messages are log-probabilities, so that a probability is zero only if it is exactly zero.
 """
 
 from __future__ import annotations
