@@ -1,4 +1,4 @@
-"""The house: who may import whom. Modules import from rooms below their own, or from their own, and never in a circle."""
+"""Imports inside the package: a module imports from layers below its own, or from its own, and never in a circle."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,7 +7,7 @@ from pathlib import Path
 import uturn
 
 ROOT = Path(uturn.__file__).parent
-# From the top floor to the cellar; rooms of one line may not import each other, but for those of the last two lines.
+# Layers from top to bottom. Entries of one line may not import each other, except in the last two lines.
 FLOORS = (
     "cli",
     "paper",
