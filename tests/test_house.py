@@ -7,7 +7,7 @@ from pathlib import Path
 import uturn
 
 ROOT = Path(uturn.__file__).parent
-# Layers from top to bottom. Entries of one line may not import each other, except in the last two lines.
+# From the top floor to the cellar; rooms of one line may not import each other, but for those of the last two lines.
 FLOORS = (
     "cli",
     "paper",

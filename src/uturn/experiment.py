@@ -240,7 +240,7 @@ class Experiment(BaseModel):
 
     @cached_property
     def parts(self) -> tuple[Any, Any, Any, list[Any]]:
-        """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""
+        """(source, corruption, backward, probes) as objects; the corruption as the backward undoes it."""
         source, backward = build("source", self.source), build("backward", self.backward)
         corruption = build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"})
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]

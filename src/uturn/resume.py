@@ -23,10 +23,7 @@ _log = logging.getLogger("uturn")
 
 
 def open_store(experiment: Experiment, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
-    """The store of an experiment: a new one if there is none, the existing one, or the existing one extended.
-
-    ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
-    """
+    """The store of an experiment: a new one, the one that is there, or that one extended."""
     source, _, backward, _ = experiment.parts
     models = experiment.models()
     attributes = {
@@ -97,7 +94,7 @@ def _changes(
 
 
 def _check_originals(experiment: Experiment, opened: Store, stored: dict[str, Any]) -> None:
-    """ValueError if the items of a stored run would have other originals in the larger run."""
+    """ValueError if the items of a stored run would have other originals in a larger one."""
     old, new, store = stored["items"], experiment.items, opened.where
     if new == old:
         return

@@ -11,7 +11,7 @@ from uturn.random import Streams
 class ExactPosterior(Spec, Backward):
     """Draws from the exact posterior: by belief propagation for strings, by a formula for vectors of a Gaussian mixture.
 
-    It calls `noisy.posterior_draws(streams, clones)`, so it serves all user-defined noisy data with this method.
+    The noisy data know their posterior (`posterior_draws`), so that it also draws for user-defined data with such a method.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")

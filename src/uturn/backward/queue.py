@@ -51,14 +51,14 @@ class _Cohort:
 
 
 def run_queue(reverse: ReverseDiffusion, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-    """Reconstructions `(name, image)` in the order of completion; see `ReverseDiffusion.queue`."""
+    """Reconstructions `(name, image)` in the order in which they end; see `ReverseDiffusion.queue`."""
     import torch
 
     queue = iter(work)
     cohorts: list[_Cohort] = []
     while True:
         free = max(0, reverse.batch_size - sum(len(cohort.names) for cohort in cohorts))
-        # The iterable and the code of the caller between two yields run outside inference mode.
+        # The code that makes the work runs outside inference mode, and so does the caller's, between two yields.
         entering = list(islice(queue, free))
         while any(w.step == 0 for w in entering):
             yield from ((w.name, np.array(w.image, np.float32)) for w in entering if w.step == 0)
@@ -85,7 +85,7 @@ def _admitted(reverse: ReverseDiffusion, work: list[Work], step: int) -> _Cohort
     scheduler, timesteps = reverse.forward.placed(step)
     arguments: dict[str, Any] = dict(reverse.step_arguments)
     if reverse.takes_generator:
-        # CPU generators on every device, so that a GPU draws the same noise.
+        # On the CPU whatever the device, so that a GPU draws the same noise.
         arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
     return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
 
