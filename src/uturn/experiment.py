@@ -78,7 +78,7 @@ def u_turn(
     Raises
     ------
     ValueError
-        If an argument lacks a member, or if `streams` has other items or another noise level.
+        If an argument is of a wrong kind, the noise is out of range, or `streams` has other items or another noise level.
 
     Examples
     --------

@@ -132,7 +132,7 @@ def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: s
     """The originals of the items, one for each."""
     blocks = checked_blocks(source, source.blocks(items.copy(), seed, num_items), items)
     if not all(hasattr(block, "data") for block in blocks):
-        raise ValueError(f"{store} cannot get more items: the blocks of {source!r} have no `data` that shows that old ones stay")
+        raise ValueError(f"{store} cannot get more items: the blocks of {source!r} have no `data` to compare the originals by")
     return [original for block in blocks for original in block.data]
 
 

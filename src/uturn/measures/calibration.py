@@ -212,7 +212,7 @@ def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) 
     checked_integer("clones", clones, 2)
     source, corruption, backward, _ = experiment.parts
     if experiment.backward["type"] != "exact":
-        raise ValueError(f"backward = {experiment.backward['type']!r}: expected 'exact', which can draw several times")
+        raise ValueError(f"backward = {experiment.backward['type']!r}: expected 'exact', which draws from the posterior")
     levels = np.array(experiment.noise if noise is None else noise, float)
     items = np.arange(experiment.items)
     vectors = source.kind == "vectors"
