@@ -114,7 +114,7 @@ def state_dict(seed=0, dtype=torch.float32, **options):
 
 
 def flags(noise_schedule="linear", **options):
-    """The options that the weights do not tell, as keyword arguments of `load_guided_diffusion`."""
+    """The options that cannot be read from the weights, as keyword arguments of `load_guided_diffusion`."""
     o = {**DEFAULTS, **options}
     heads = {"num_heads": o["num_heads"]} if o["num_head_channels"] is None else {"num_head_channels": o["num_head_channels"]}
     return {

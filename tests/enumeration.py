@@ -1,4 +1,4 @@
-"""Exact inference by writing out every tree of a small grammar: the twin that belief propagation is tested against."""
+"""Exact inference by enumeration of every tree of a small grammar: the reference for belief propagation."""
 
 from __future__ import annotations
 

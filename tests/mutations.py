@@ -1,4 +1,4 @@
-"""Errors that were put into the package on purpose, each in one line, and what catches it: a verdict of a figure, or a test.
+"""Deliberate errors of one line in the package, and the verdict of a figure or the test that must fail for each of them.
 
 `Mutation.applied()` compiles the changed function and puts it in the place of the right one, wherever that is imported.
 `tests/test_mutations.py` shows quickly that what is named fails; `benchmarks/mutations.py` runs the whole figures with the
@@ -22,7 +22,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mutation:
-    """A wrong version of the package.
+    """The package with one deliberate error.
 
     `target`: "module:function" or "module:Class.method", in whose source `old` is replaced by `new`. `figures`: the figures
     that have to notice at smoke scale, each with the beginning of the verdict that fails. `tests`: tests that have to fail,
@@ -65,7 +65,7 @@ class Mutation:
 
 
 def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
-    """What a sampler of marginals would draw: every node by itself, from its own marginal."""
+    """The draws of a wrong sampler: every node independently from its own marginal."""
     from uturn.inference import infer
     from uturn.random import streams, uniforms
 

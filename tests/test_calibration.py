@@ -147,7 +147,7 @@ def test_calibration_needs_the_exact_backward():
 def test_the_epsilon_process_is_not_calibrated():
     found = judged(experiment("epsilon", [0.5, 0.7]))
     assert not found.passed
-    assert found.gap.min() > 0  # it looks at the truth
+    assert found.gap.min() > 0  # the ε-process depends on the original
 
 
 @pytest.mark.parametrize("factor", [1.1, None])

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, one-line errors, files."""
+"""The command line: exit codes, one-line errors, files."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Trained denoisers: no one beats Bayes, training resumes bit for bit, and a tiny network learns a tiny grammar."""
+"""Trained denoisers: none beats Bayes, training resumes bit for bit, and a tiny network learns a tiny grammar."""
 
 from itertools import product
 
@@ -70,7 +70,7 @@ def test_network_gives_a_distribution_for_every_leaf(channel):
     assert belief.shape == (5, 9, 3)
     assert belief.dtype == np.float32
     assert np.abs(belief.sum(-1) - 1).max() < 1e-5
-    # Without noise an observation is believed, whatever the weights: the evidence is part of the logits.
+    # Without noise the output is the noisy datum for all weights, because the evidence is part of the logits.
     assert (belief[0].argmax(-1) == np.arange(9) % 3).all()
     one_by_one = LearnedDenoiser(learned.model, batch_size=2).posterior(noisy)
     assert np.abs(belief - one_by_one).max() < 1e-5
@@ -123,13 +123,13 @@ def test_learns_and_does_not_beat_bayes(rhm, trained, channel):
         assert abs(t_statistic(found.excess - found.divergence)) < 4
         assert abs(t_statistic(found.squared_error - found.exact_squared_error - found.mean_error)) < 4
     assert (old.divergence > -1e-5).all()
-    # It uses the other leaves: much better than a denoiser that knows each leaf by itself, and than at the start.
+    # It uses the other leaves: its loss is much lower than that of a denoiser of independent leaves, and than at the start.
     assert old.divergence.mean() < 0.3 * old.local.mean()
     assert old.divergence.mean() < 0.3 * new.divergence.mean()
 
 
 def test_bayes_bound_sees_a_cheat(rhm, trained):
-    """Negative control: a denoiser that looks at the truth."""
+    """Negative control: a denoiser that reads the original."""
     fresh = rhm.sample(400, seed=2).leaves
 
     class Cheat(LearnedDenoiser):
@@ -188,7 +188,7 @@ def test_bayes_loss_is_that_of_enumeration(rhm, share):
 
 
 class Reader:
-    """The exact denoiser of a grammar of the lowest levels, its evidence times a factor, and errors that know nothing."""
+    """The exact denoiser of a grammar cut to its lowest levels, with evidence times a factor, and with random errors."""
 
     vocab_size, num_leaves = 4, 8
 

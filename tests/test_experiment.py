@@ -1,4 +1,4 @@
-"""Runs: labelled, resumable, independent of how they are cut up; and bad input that is told so."""
+"""Runs: labels, resuming, independence of chunks and workers, and errors for bad input."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_neighbouring_noise_levels_have_streams_of_their_own():
 
 @pytest.mark.parametrize("kind", ["masking", "epsilon"])
 def test_trajectories_are_independent(kind):
-    """At full noise U-turns of one item know nothing of each other: their mean has 1/4 of the variance of one of them."""
+    """At full noise the U-turns of one item are independent: the variance of their mean is 1/4 of that of a single one."""
     spec = {**with_part("corruption", type=kind, noise=[1.0]), "items": 400, "trajectories": 4, "probes": SPEC["probes"][:1]}
     kept = ut.run(ut.Experiment.from_dict(spec)).unchanged.isel(noise=0)
     share = kept.mean("trajectory").var("item") / kept.var(("item", "trajectory"))
@@ -104,7 +104,7 @@ def test_workers_write_the_same_bytes(finished, tmp_path):
     assert files_of(tmp_path / "two") == files_of(folder)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path, monkeypatch):
     folder, _ = finished
     copy = tmp_path / "store"
     calls = []
@@ -180,7 +180,7 @@ def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
         Store.open(tmp_path / "absent")
 
 
-def test_a_truncated_layout_is_told(finished, tmp_path):
+def test_a_truncated_layout_is_reported(finished, tmp_path):
     folder, _ = finished
     copy = tmp_path / "store"
     shutil.copytree(folder, copy)

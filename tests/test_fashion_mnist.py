@@ -1,4 +1,4 @@
-"""The embedded weights and images: they load, and are what they are said to be."""
+"""The embedded weights and images: they load, and agree with their documentation."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_classifier_recognises_the_test_set(test_set):
     assert (coarse[predictions.classes] == coarse[labels]).mean() >= 0.96
 
 
-def test_classifier_offers_its_depths():
+def test_classifier_has_layers_to_probe():
     model = fashion_mnist.load_classifier()
     assert HiddenLayers(model).layers == ("block1", "block2", "block3", "block4", "block5", "block6", "logits")
     assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -1,4 +1,4 @@
-"""Fig. 8: its verdicts fail on forged data; its network is trained once, and taken up where it was left."""
+"""Fig. 8: its verdicts fail on forged data; its network is trained once, and training resumes."""
 
 import json
 
@@ -15,7 +15,7 @@ ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = ran
 
 @pytest.fixture(scope="module")
 def runs():
-    """What a good network would see: layers know the latents of one tree level each, the logits also a little of the next."""
+    """Data of a good network: each layer represents the latents of one tree level, the logits also a little of the next."""
     chosen = string_classifier.setup("smoke")
     source = chosen.source.model_dump()
     spec = {
@@ -77,7 +77,7 @@ def test_verdicts_can_fail(runs):
     # The layers in the wrong order: the first block sees the class.
     upside_down = (layers.similarity.dims, layers.similarity.values[..., ::-1])
     assert {VERDICT_SWAP, SWAP, ORDER, WIDTH} <= failed(forge(runs, "layers", similarity=upside_down))
-    # Logits that say no more than the verdict: the same swap.
+    # Logits with no more information than the predicted class: the same swap.
     similarity = layers.similarity.copy(deep=True)
     similarity[..., -1] = (layers.same_class - 1 / 16) / (1 - 1 / 16)
     assert failed(forge(runs, "layers", similarity=similarity)) == {SWAP}
@@ -89,7 +89,7 @@ def test_verdicts_can_fail(runs):
     # All layers the same: no inversion, none is smoother than another.
     alike = layers.similarity.isel(network_layer=[-1] * layers.sizes["network_layer"]).values
     assert {SWAP, ORDER, WIDTH} <= failed(forge(runs, "layers", similarity=(layers.similarity.dims, alike)))
-    # A network that does not see what the strings say.
+    # A network that does not depend on the strings.
     assert {VERDICT_SWAP, SAME} <= failed(forge(runs, "layers", same_class=moved(layers.same_class, 0.05)))
     assert failed(forge(runs, "layers", distance=layers.distance * 0.9)) == {DISTANCE}
     # Grammars whose classes and leaves swap elsewhere.
@@ -118,7 +118,7 @@ def test_a_grammar_that_does_not_invert_is_refused(runs):
 SMALL = string_classifier.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops after more than one checkpoint
 
 
-def test_the_network_is_trained_once_and_taken_up(tmp_path, monkeypatch):
+def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
     from uturn.networks import training
 
     monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL)

@@ -21,7 +21,7 @@ def falling(x, location, width, bottom):
 
 
 def dropping(x, location, width, bottom):
-    """Likewise, and done with it soon after."""
+    """A curve with its half-fall at `location` that ends its fall soon after."""
     return bottom + (1 - bottom) / (1 + np.exp(4 * (x - location) / width))
 
 
@@ -76,7 +76,7 @@ def garments():
 
 
 def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.5), block_floor=0.2, end=None, steps=50):
-    """U-turns that keep class and kind until drawn times; similarities that fall as told."""
+    """U-turns that keep class and kind until random times, and similarities that fall as the options say."""
     layers, predicted, images = garments
     noise, items = np.arange(1, 11) / 10, 60
     predicted = predicted[:items]

@@ -1,4 +1,4 @@
-"""Checkpoints of guided-diffusion: the original's outputs and U-turns, what the weights tell, conversion, hostile files."""
+"""Checkpoints of guided-diffusion: outputs and U-turns of the original code, options from weights, conversion, hostile files."""
 
 import math
 import pickle
@@ -72,7 +72,7 @@ def test_outputs_are_the_originals(folder, case):
 
 @pytest.mark.parametrize("case", adm.CASES)
 def test_golden_outputs_tell_attention_orders_and_heads_apart(folder, case):
-    """Negative control: where the weights do not tell, a wrong choice is seen."""
+    """Negative control: a wrong choice of options that the weights do not determine changes the outputs."""
     o = {**adm.DEFAULTS, **adm.CASES[case]}
     wrong = load(folder, case, use_new_attention_order=not o["use_new_attention_order"])
     assert distance(run(wrong, case), case) > 1e-3

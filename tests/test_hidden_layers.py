@@ -765,7 +765,7 @@ def peak(tmp_path, depth: int, count: int, action: str, batch_size: int = 40) ->
 
 
 def test_memory_bound(tmp_path):
-    """Two float64 copies of one layer and batch beside the forward pass, whatever the depth and the number of samples."""
+    """Two float64 copies of one layer and batch besides the forward pass, for every depth and number of samples."""
     size = 40 * 50 * 4  # of the activations of one layer and batch, in bytes
     bound = peak(tmp_path, 20, 120, "forward") + 2 * 2 * size
     assert peak(tmp_path, 20, 120, "compare") <= bound

@@ -1,4 +1,4 @@
-"""The house: who may import whom. Modules import from rooms below their own, or from their own, and never in a circle."""
+"""Imports inside the package: a module imports from layers below its own, or from its own, and never in a circle."""
 
 import ast
 import re

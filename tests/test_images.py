@@ -174,7 +174,7 @@ def remark(run):
     return str(analyse(run).remark[0].item())
 
 
-def test_what_is_missing_is_said_in_words():
+def test_remarks_name_missing_numbers():
     kept = analyse(forged(noise=NOISE[:6]))
     assert np.isnan(kept.transition).all()
     assert "not half lost up to t/T = 0.3 (kept by 100%): no t*" in kept.remark.item()
@@ -196,7 +196,7 @@ def test_what_is_missing_is_said_in_words():
     )  # the last value is the floor
 
 
-def test_what_is_not_sure_is_said_in_words(known):
+def test_remarks_name_uncertain_numbers(known):
     run = forged(num_items=40)
     gap = 0.1 * np.random.default_rng(0).standard_normal((20, 40))
     gap += np.where(NOISE < 0.6, 0.002, -0.002)[:, None] - gap.mean(1, keepdims=True)  # swaps, far below its errors of .016
@@ -211,7 +211,7 @@ def test_what_is_not_sure_is_said_in_words(known):
 
 
 @pytest.mark.parametrize("run", [forged(noise=[0.5]), forged(num_items=1), forged(noise=NOISE[:6]), forged(num_layers=1)])
-def test_what_is_missing_is_no_reason_not_to_draw(run, tmp_path):
+def test_figures_are_drawn_without_missing_numbers(run, tmp_path):
     write_results(run, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.zarr", "layers.pdf", "layers.png", "transition.json"]
     found = json.loads((tmp_path / "transition.json").read_text())["classifiers"]
@@ -512,7 +512,7 @@ def test_results_of_a_finished_store(results, tmp_path):
     assert not (tmp_path / "run.zarr").exists()
 
 
-def test_originals_that_are_gone_leave_their_places_empty(results, tmp_path):
+def test_missing_originals_leave_empty_places(results, tmp_path):
     out, _ = results
     run = xr.open_zarr(out / "run.zarr").load()
     spec = json.loads(run.attrs["spec"])
@@ -581,7 +581,7 @@ def test_help_says_what_is_measured():
     assert "half of the class is lost" in " ".join(done.output.split())
 
 
-def test_interrupted_runs_go_on(tmp_path, monkeypatch):
+def test_interrupted_runs_resume(tmp_path, monkeypatch):
     measure = ut.Experiment.measurements
 
     def killed(self, tasks, first):

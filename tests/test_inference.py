@@ -340,7 +340,7 @@ def test_errors_teach():
 
 
 # -- what is not asked for ------------------------------------------------------------------------------------------------
-def test_outputs_not_asked_for_are_not_there():
+def test_reading_an_output_not_requested_is_an_error():
     rhm = grammar(4, 2, 2, 3, 4)
     beliefs = infer(rhm, evidence(rhm, 2), outputs=("log_evidence",))
     assert beliefs.outputs == ("log_evidence",)

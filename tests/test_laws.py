@@ -60,7 +60,7 @@ def test_bayesian_channels_keep_the_law_and_are_exchangeable(corruption, noise):
 
 
 @pytest.mark.parametrize(("corruption", "noise"), CHANNELS)
-def test_equal_seeds_do_not_make_noise_that_knows_the_string(corruption, noise):
+def test_noise_is_independent_of_a_string_with_the_same_seed(corruption, noise):
     draw = RHM.sample(COUNT, seed=7)
     noisy = corruption.corrupt(draw.leaves, noise, 3, seed=7)
     rebuilt = ut.sample_posterior(RHM, corruption.log_evidence(noisy), seed=7)
@@ -70,8 +70,8 @@ def test_equal_seeds_do_not_make_noise_that_knows_the_string(corruption, noise):
     assert asymmetry(pairs) > 1e-3
 
 
-def test_the_epsilon_process_is_neither():
-    """Negative control: it looks at the truth, so the reconstructions follow another law."""
+def test_the_epsilon_process_does_not_keep_the_law():
+    """Negative control: its evidence depends on the original, so the reconstructions follow another law."""
     assert not ut.EpsilonBelief().is_bayesian
     rhm, epsilon = ut.RandomHierarchyModel(4, 3, 2, 2, seed=1), 0.6
     draw = rhm.sample(200_000, seed=0)

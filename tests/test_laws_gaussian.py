@@ -144,7 +144,7 @@ def test_numbers_belong_to_keys_not_to_batches():
     stream = keys(3, np.arange(6))
     whole = law.sample(6, stream).values
     np.testing.assert_array_equal(law.sample(2, stream[2:4]).values, whole[2:4])
-    # The same seed for sample and diffuse must not make noise that knows the vector.
+    # Noise must be independent of the vector even if sample and diffuse get the same seed.
     x = law.sample(20_000, seed=0).values
     noise = (law.diffuse(x, 1.0, seed=0) - np.exp(-1) * x) / np.sqrt(1 - np.exp(-2))
     assert np.abs(np.corrcoef(x.T, noise.T)[:3, 3:]).max() < 4.5 / np.sqrt(20_000)

@@ -22,7 +22,7 @@ def rng(*key):
 
 
 def share(level, size, scale=1.0, order=1, luck=()):
-    """How much a network knows that learns level l at scale * v m**(l+1) strings; order -1: the highest first, 0: all at once."""
+    """Weights of a network that learns level l at scale * v m**(l+1) strings; order -1: the highest first, 0: all at once."""
     at = scale * V * float(M) ** ({1: level, -1: L + 1 - level, 0: 2}[order] + 1)
     return 1 / (1 + (at * np.exp(0.1 * rng(level, *luck).standard_normal()) / size) ** 2)
 
@@ -182,7 +182,7 @@ def test_measures_once_and_trains_anew_what_is_damaged(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
-def test_goes_on_where_it_was_or_begins_anew(tmp_path, monkeypatch):
+def test_training_resumes_or_starts_anew(tmp_path, monkeypatch):
     monkeypatch.setitem(trained_denoisers.SETTINGS, "smoke", TINY)
     name, workshop = "gaussian-4-0", Workshop("smoke", tmp_path)
     job = trained_denoisers.networks("smoke")[name]

@@ -1,4 +1,4 @@
-"""Every error of `mutations.py` fails what is named there, and without it that passes.
+"""Every error of `mutations.py` makes the verdict or test named there fail, which passes without the error.
 
 Verdicts are taken from the figure's own functions on its own smoke-scale measurement where that is cheap, else on a part of it:
 `benchmarks/mutations.py` runs the whole figures.
@@ -96,7 +96,7 @@ def named_test(name, arguments):
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.figures], ids=lambda m: m.name)
-def test_the_figure_notices(mutation, unharmed, tmp_path):
+def test_the_figure_fails(mutation, unharmed, tmp_path):
     figure, words = next(iter(mutation.figures.items()))  # the cheapest comes first
 
     def passed(verdicts):
@@ -109,7 +109,7 @@ def test_the_figure_notices(mutation, unharmed, tmp_path):
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)
-def test_the_test_notices(mutation):
+def test_the_test_fails(mutation):
     for test in mutation.tests:
         named_test(*test)()
         with mutation.applied(), pytest.raises(AssertionError):

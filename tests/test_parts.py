@@ -211,7 +211,7 @@ class Backward:
 
 
 class DrawsOnce(ut.Masking):
-    """A corruption that makes one noisy datum of every original, whatever the number of trajectories."""
+    """A corruption that makes one noisy datum of every original for any number of trajectories."""
 
     def observe(self, originals, noise, streams):
         return super().observe(originals, noise, streams.first())
@@ -370,8 +370,8 @@ def test_probes_that_disagree_or_write():
         ut.run(ut.Experiment.from_dict({**SPEC, "probes": [{**two[1], "writes": True}, two[0]]}))
 
 
-def test_who_needs_what_another_part_lacks(tmp_path, monkeypatch):
-    """Parts of one module are told apart; kinds that are declared are compared first."""
+def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch):
+    """Errors distinguish parts of one module; declared kinds are compared first."""
     (tmp_path / "kindless.py").write_text(
         "import series\n"
         "class Series(series.Series):\n    kind = ''\n"
@@ -424,7 +424,7 @@ def test_options_are_plain_data():
 
 @pytest.mark.parametrize("kind", ["os:system", "subprocess:Popen", "..x:Y", ":", "a:", ":b", "a b:c", "os\0:system", 3, None])
 @pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
-def test_what_a_spec_names_is_a_class_with_the_methods(idea, kind, tmp_path):
+def test_a_spec_must_name_a_class_with_the_methods(idea, kind, tmp_path):
     """It is checked before it is called."""
     trace = tmp_path / "trace"
     options = {"command": f"touch {trace}"} if kind == "os:system" else {"args": ["touch", str(trace)]}
@@ -476,7 +476,7 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path):
 
 
 def test_figures_build_parts_from_what_was_asked_for(tmp_path, monkeypatch):
-    """A store that says another spec has no say in it."""
+    """A different spec in the store has no effect."""
     from uturn.paper import controls
 
     trace = tmp_path / "trace"
@@ -531,7 +531,7 @@ def own_module(tmp_path, monkeypatch):
     sys.modules.pop("mine_changes", None)
 
 
-def test_going_on_with_other_code_is_refused(own_module, tmp_path):
+def test_resuming_with_changed_code_is_refused(own_module, tmp_path):
     store = tmp_path / "run"
     first = ut.run(own_module(), store).load()
     code = json.loads(first.attrs["models"])["probes[0].code"]

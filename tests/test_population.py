@@ -125,7 +125,7 @@ def test_tiny_gaussian_noise_is_followed_until_it_decides():
     assert (lost.value, lost.phase, lost.effective_epsilon) == (0, "always lost", 0)
 
 
-def test_pools_that_see_no_noise_or_nothing_else_decide_nothing():
+def test_pools_of_certain_or_uninformative_leaves_decide_nothing():
     # 16 leaves, and levels of which no leaf is masked, or all are.
     assert threshold(4, 4, 2, ut.Masking(), pool=16, replicates=1, tolerance=0.005).value == 0
     assert threshold(4, 1, 2, ut.Masking(), pool=16, replicates=1, tolerance=0.005).value == 1

@@ -243,7 +243,7 @@ def test_shapes_of_images_and_latents(folders, name, image_shape, latent_shape):
         assert loaded.codec.decode(latents).shape == (2, *image_shape)
 
 
-def test_a_size_that_the_files_do_not_tell(folders, copied):
+def test_unknown_image_size(folders, copied):
     folder = copied("ddpm")
     edit(folder / "unet" / "config.json", sample_size=None)
     assert load_pretrained(folder).image_shape is None
@@ -333,7 +333,7 @@ def test_bfloat16_is_inside_only(folders, name):
     assert loaded.model.network.dtype == torch.bfloat16
     error = (output - exact).std() / exact.std()
     assert 1e-5 < error < 0.03  # 8 bits, a few layers
-    # 999 and 1000 are one number in bfloat16: the network still tells them apart.
+    # 999 and 1000 are equal in bfloat16, but the network must give different outputs for them.
     assert not torch.equal(loaded.model(noisy, torch.full((3,), 999), *told), loaded.model(noisy, torch.full((3,), 1000), *told))
     if kind.codec is not None:
         images = torch.from_numpy(images_of((3, 16, 16)))
@@ -572,7 +572,7 @@ def refuse(path, message, **options):
     assert len(str(error.value)) < 500
 
 
-def test_what_is_not_there(tmp_path, folders):
+def test_missing_models_are_refused(tmp_path, folders):
     refuse(tmp_path / "nothing", "nothing: no such folder or file")
     refuse(tmp_path / "nothing.pt", "no such folder or file")
     refuse(tmp_path, r"holds no model_index\.json, so it is not a diffusion pipeline")

@@ -1,4 +1,4 @@
-"""The queue of U-turns: batches that stay full, whatever shares them, whatever happens to the memory of the device."""
+"""The queue of U-turns: full batches, shared by images at different steps, also when the device runs out of memory."""
 
 import json
 import multiprocessing
@@ -370,7 +370,7 @@ def test_the_noise_axis_has_the_steps_that_were_done():
     assert ds.noise.values.tolist() == [0.0, 0.3, 0.62]
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     import zarr
 
     store = Store.create(tmp_path / "run", *LAYOUT)
@@ -379,6 +379,6 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
         store.write(next(store.tasks()), {"change": np.zeros(1)})
 
 
-def test_runs_say_what_denoised(whole):
+def test_runs_record_the_model(whole):
     assert whole.attrs["description"].endswith("ddpm, 4 steps, draws noise")
     assert "batch_size" not in json.loads(whole.attrs["identity"])["backward"]

@@ -61,7 +61,7 @@ def test_streams_check_shape():
         streams(np.zeros(4, np.uint64), 3)
 
 
-# -- kernels are compiled once, and the person who waits is told ------------------------------------------------------
+# -- the message about compilation ------------------------------------------------------------------------------------
 def test_compiling_is_announced_once_and_at_a_terminal_only(tmp_path):
     command = [sys.executable, "-c", "import uturn as ut; ut.random.keys(0, range(3))"]
 

@@ -100,7 +100,7 @@ def test_noised_to_and_denoised_from_the_same_timestep(name, step):
     backward.model.called.clear()
     backward.u_turn(images, step, streams)
     hook.remove()
-    # The model meets each of the k last levels once, descending; the two stages of Heun's method meet all but the first twice.
+    # The model is called once at each of the last k levels, descending; by Heun's method, twice at all but the first.
     expected = backward.levels()["timestep"][step:0:-1]
     if name == "heun":
         expected = np.concatenate([expected[:1], np.repeat(expected[1:], 2)])
@@ -367,7 +367,7 @@ def test_fingerprint_tells_models_and_samplers_apart(tiny_unet):
 
 
 def test_ddim_with_uneven_steps_is_refused():
-    """DDIM jumps by T // N whatever its list of timesteps says."""
+    """DDIM steps by T // N, also if its list of timesteps has other steps."""
     for options in ({"num_steps": 30}, {"num_steps": 10, "timestep_spacing": "linspace"}):
         with pytest.raises(ValueError, match="num_steps that divides 1000"):
             make_gaussian("ddim", **options)

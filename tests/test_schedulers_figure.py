@@ -1,4 +1,4 @@
-"""The verdicts on schedulers must fail on data that do not deserve them."""
+"""The verdicts on schedulers must fail on wrong data."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def test_one_grammar_serves_any_number_of_items(tmp_path):
     assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
 
 
-def test_extension_is_told(store, caplog):
+def test_extension_is_logged(store, caplog):
     with caplog.at_level("INFO", logger="uturn"):
         ut.run(experiment(items=20, grammars=4, noise=[0.0, 0.4, 0.55, 1.0]), store)
     assert caplog.messages == [f"{store} is extended by items 10 -> 20, noise 0.55"]
@@ -296,7 +296,7 @@ def test_extension_is_told(store, caplog):
         (experiment(chunk=5), r"spec\.chunk"),
     ],
 )
-def test_what_is_no_larger_run_is_refused(store, other, message):
+def test_only_a_larger_run_extends_a_store(store, other, message):
     before = files_of(store)
     with pytest.raises(ValueError, match=message) as error:
         ut.run(other, store)
@@ -545,6 +545,6 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
 
 @pytest.mark.parametrize("name", ["s", "c", "d"])
 def test_a_store_may_have_any_name(tmp_path, monkeypatch, name):
-    """As the end of `tasks`, of `unchanged`, or as the folder of chunks; told as a relative path."""
+    """Relative paths that end like `tasks`, like `unchanged`, or like the folder of chunks."""
     monkeypatch.chdir(tmp_path)
     assert ut.run(experiment(), name).attrs["complete"]

@@ -76,13 +76,13 @@ def test_clones_are_part_of_what_a_store_holds(tmp_path):
 # -- the composition --------------------------------------------------------------------------------------------------
 
 
-def test_the_sentence():
+def test_u_turn_corrupts_and_reconstructs():
     rhm = RHM.grammar(0, 0)
     originals = Strings(np.arange(7), rhm, rhm.sample(7, seed=1))
     found = ut.u_turn(originals, ut.Masking(), ExactPosterior(), 0.5, 3, clones=4)
     assert found.originals is originals
     assert found.reconstructions[0].shape == (7, 4, 8)
-    # By hand: the evidence of what was seen, and draws given it.
+    # By hand: the evidence of the noisy data, and posterior draws given it.
     streams = Streams(3, originals.items, 0.5)
     noisy = ut.Masking().corrupt(originals.data, 0.5, 6, streams.keys(ut.random.Purpose.CORRUPTION))
     assert np.array_equal(found.noisy.values, noisy.values)

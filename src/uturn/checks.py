@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share. Their errors name the value and what was expected."""
+"""Checks of arguments that several modules share. Their errors name the argument, its value, and what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 MOST_DEPTH = 10_000
-"""Largest number of tree levels: float64 cannot resolve differences between levels at this depth, and everything is fast."""
+"""Largest number of tree levels. Float64 does not resolve differences between levels at this depth."""
 
 
 def checked_integer(name: str, value: Any, least: int) -> int:
@@ -89,7 +89,7 @@ def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarr
 
 
 def plain(value: Any) -> Any:
-    """Tables and lists in which Python's own types replace numpy's numbers and arrays, so that JSON can hold them."""
+    """Tables and lists with numpy arrays and numbers replaced by Python's own types, as JSON needs."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, dict):
@@ -98,7 +98,7 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value for an error message, on one line and short."""
+    """`repr` of a value for an error message: one line of at most `most` characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
@@ -107,5 +107,5 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error, short enough to be quoted in another one."""
+    """The text of an error in one line of at most 160 characters; the name of its type if it has no text."""
     return " ".join(str(error).split())[:160] or type(error).__name__

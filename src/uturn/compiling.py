@@ -1,4 +1,4 @@
-"""A line for the person who waits while numba compiles the kernels."""
+"""A message to the user while numba compiles the kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numba.core import event
 
 
 class _Announcement(event.Listener):
-    """Says once, at a terminal or in a notebook, that a kernel of this package is compiled: numba's cache on disk lacks it."""
+    """Prints one line, on terminals and in notebooks, when a kernel of this package is missing in numba's cache on disk."""
 
     said = False
 
@@ -25,6 +25,6 @@ class _Announcement(event.Listener):
 
 
 def announce() -> None:
-    """Let it be known from now on, except in worker processes."""
+    """Register the message, except in worker processes."""
     if multiprocessing.parent_process() is None:
         event.register("numba:compile", _Announcement())

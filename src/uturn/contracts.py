@@ -1,4 +1,4 @@
-"""What parts give each other, checked where it comes from a user's code: blocks, reconstructions, readings, coordinates."""
+"""Checks of the data that parts exchange: blocks, reconstructions, readings, coordinates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uturn.store import Coordinates
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
-    """The blocks of a source, which must hold the items that were asked for, each once and in order."""
+    """The blocks of a source, which must hold the items asked for, each once and in order; else a ValueError."""
     where = f"{_name(source, 'source')}.blocks"
     if not isinstance(blocks, Iterable):
         raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
@@ -44,7 +44,7 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
 
 
 def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
-    """Reconstructions of a backward, `draws` of each of the items; probes may not change them."""
+    """Reconstructions of a backward, of shape (items, draws, ...), made read-only so that probes cannot change them."""
     where = f"{_name(backward, 'backward')}.reconstruct"
     for array in reconstructions.values() if isinstance(reconstructions, Mapping) else [reconstructions]:
         if array is None or np.isscalar(array) or (isinstance(array, np.ndarray) and array.shape[:2] != (items, draws)):
@@ -56,7 +56,7 @@ def checked_reconstructions(backward: Any, reconstructions: Any, items: int, dra
 
 
 def checked_stream(backward: Any, batches: Iterable[tuple[Any, Any, Any]], clones: int) -> Iterator[tuple[Any, Any]]:
-    """`backward.reconstruct_many` of batches `(name, noisy, streams)`: every batch must come back once, under its name."""
+    """`backward.reconstruct_many(batches)`, which must return `(name, reconstructions)` once for every batch."""
     where = f"{_name(backward, 'backward')}.reconstruct_many"
     pending: dict[Any, Any] = {}
 
@@ -82,9 +82,9 @@ def checked_stream(backward: Any, batches: Iterable[tuple[Any, Any, Any]], clone
 def checked_readings(
     label: str, readings: Any, declared: Mapping[str, Variable], sizes: Mapping[str, int], items: int
 ) -> dict[str, np.ndarray]:
-    """Readings of a probe, which must be numbers of the declared names and shapes; draws become trajectories and clones.
+    """Readings of a probe, which must be numbers with the declared names and shapes.
 
-    `sizes`: lengths of all dims but noise and item.
+    The axis of draws is split into trajectories and, with several, clones. `sizes`: lengths of all dims except noise and item.
     """
     where = f"{label}.read"
     if not isinstance(readings, Mapping):
@@ -113,7 +113,7 @@ def checked_readings(
 
 
 def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -> dict[str, Variable]:
-    """What a probe declares to measure."""
+    """The variables that a probe declares; ValueError for names, dims or types that are not allowed."""
     where = f"{label}.variables"
     if not isinstance(variables, Mapping) or not variables:
         raise ValueError(f"{where} gave {shown(variables)}; expected a dict {{name: Variable}} with at least one variable")
@@ -137,7 +137,7 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
 
 
 class Declared(NamedTuple):
-    """What a probe declares: its name in messages, its variables, and the values along its dims."""
+    """Declaration of a probe: its name in messages, its variables, and the coordinates of its dims."""
 
     label: str
     variables: dict[str, Variable]
@@ -145,7 +145,7 @@ class Declared(NamedTuple):
 
 
 def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declared]:
-    """What the probes of an experiment declare; no two may measure a variable of one name."""
+    """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name."""
     found: list[Declared] = []
     for i, probe in enumerate(probes):
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
@@ -160,7 +160,7 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:
-    """Coordinates and those of a further part; one name may stand for one thing only."""
+    """Coordinates together with those of another part; ValueError if they have different values under the same name."""
     for name, (dims, values, _) in more.items():
         if name in coordinates and not (coordinates[name][0] == dims and np.array_equal(coordinates[name][1], values)):
             raise ValueError(f"{label}: the coordinate {name!r} exists already with other values; choose another name")
@@ -168,7 +168,7 @@ def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinat
 
 
 def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:
-    """The variables of an experiment with several clones: the dim "clone" after "trajectory", and twins of the symmetric ones."""
+    """Variables of an experiment with several clones: dim "clone" after "trajectory", and `clone_<name>` of symmetric ones."""
     found = {}
     for name, variable in variables.items():
         dims = variable.dims
@@ -182,7 +182,7 @@ def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:
 
 
 def checked_dims(label: str, coordinates: Any) -> dict[str, np.ndarray]:
-    """Values along the dims of a probe."""
+    """Coordinates of the dims that a probe adds; ValueError for names or values that are not allowed."""
     where = f"{label}.coordinates"
     if not isinstance(coordinates, Mapping):
         raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{dim: values}}")
@@ -194,7 +194,7 @@ def checked_dims(label: str, coordinates: Any) -> dict[str, np.ndarray]:
 
 
 def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
-    """Further coordinates of the noise axis from a corruption, each with `count` values."""
+    """Further coordinates of the noise axis from a corruption, each with `count` values; else a ValueError."""
     where = f"{_name(corruption, 'corruption')}.axes"
     if not isinstance(axes, Mapping):
         raise ValueError(f"{where} gave {shown(axes)}; expected a dict {{name: (values, attributes)}}, perhaps empty")
@@ -214,7 +214,7 @@ def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.n
 
 
 def checked_item_coordinates(source: Any, coordinates: Any, count: int) -> dict[str, np.ndarray]:
-    """Coordinates of the items from a source."""
+    """Further coordinates of the items from a source, each with `count` values; else a ValueError."""
     where = f"{_name(source, 'source')}.coordinates"
     if not isinstance(coordinates, Mapping):
         raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{name: values of all items}}, perhaps empty")
@@ -224,14 +224,14 @@ def checked_item_coordinates(source: Any, coordinates: Any, count: int) -> dict[
 
 
 def checked_text(where: str, value: Any) -> str:
-    """A fingerprint or description."""
+    """A fingerprint or description, which must be a string."""
     if not isinstance(value, str):
         raise ValueError(f"{where} gave {shown(value)}; expected a string")
     return value
 
 
 def _labels(where: str, values: Any, count: int | None) -> np.ndarray:
-    """Values along one axis: numbers or text, as many as there should be."""
+    """Values along one axis, which must be numbers or text, `count` of them if given."""
     array = _array(where, values)
     if array.ndim != 1 or (count is not None and len(array) != count):
         raise ValueError(f"{where} has shape {array.shape}; expected {'(length,)' if count is None else (count,)}")
@@ -245,12 +245,12 @@ def _array(where: str, values: Any) -> np.ndarray:
         raise ValueError(f"{where} is a masked array; expected a plain one, with NaN where there is no value")
     try:
         return np.asarray(values)
-    except Exception as error:  # of whatever type the values are
+    except Exception as error:  # user-defined values can fail in any way
         raise ValueError(f"{where} is no array ({type(error).__name__}: {one_line(error)})") from None
 
 
 def _check_name(where: str, name: Any) -> None:
-    """ValueError if a variable or coordinate cannot have this name."""
+    """ValueError if a variable or coordinate must not have this name."""
     taken = ("noise", "item", "trajectory", "clone", "tasks")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name) or name in taken:
         raise ValueError(f"{where}: the name {shown(name)}; expected letters, digits and _, and none of {', '.join(taken)}")

@@ -1,4 +1,4 @@
-"""Labelled datasets as zarr folders that are written as a whole or not at all."""
+"""Atomic writing of labelled datasets to zarr folders."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def write_dataset(data: xr.Dataset, path: str | Path) -> None:
-    """Write a dataset to a zarr folder, which replaces the one that is there; ValueError if it cannot be written."""
+    """Write a dataset to a zarr folder, replacing an existing one; ValueError if it cannot be written."""
     # zarr has no specification for numpy's text of fixed length.
     text = {key: coord.astype(np.dtypes.StringDType()) for key, coord in data.coords.items() if coord.dtype.kind == "U"}
-    # A folder that is written in part would read as missing values.
+    # An unfinished folder would read as missing values.
     with whole_folder(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         data.assign_coords(text).to_zarr(unfinished, mode="w", consolidated=True)

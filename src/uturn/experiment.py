@@ -1,4 +1,4 @@
-"""A U-turn is U = Backward after Corruption. An experiment repeats it for many originals and noise levels.
+"""A U-turn is U = Backward ∘ Corruption. An experiment repeats it for many originals and noise levels.
 
 An experiment is one sentence: source, corruption, backward, probes, noise levels, items, trajectories, clones, a seed.
 """
@@ -61,18 +61,24 @@ def u_turn(
         For example `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm, draw)`.
     corruption : Corruption
     backward : Backward
-        One that undoes the corruption.
+        It must undo the process of the corruption.
     noise : float
-        Noise level, in the unit of the corruption.
+        Noise level in the unit of the corruption, 0 .. `corruption.max_noise`.
     streams : Streams, or int
         Random streams of the items and trajectories at this noise level. An integer is a seed, for one trajectory of each item.
-    clones : int
-        Reconstructions of each noisy datum. Clone 0 is the reconstruction without clones.
+    clones : int >= 1
+        Reconstructions of each noisy datum. Clone 0 equals the reconstruction of a U-turn with `clones=1`.
 
     Returns
     -------
     UTurns
-        `originals`, `noisy`, and `reconstructions` with the axes (items, trajectories * clones, ...).
+        `originals`, `noisy`, and `reconstructions` of shape (items, trajectories * clones, ...); for strings
+        {tree_level: int64 (items, trajectories * clones, nodes)}.
+
+    Raises
+    ------
+    ValueError
+        If an argument is of a wrong kind, the noise is out of range, or `streams` has other items or another noise level.
 
     Examples
     --------
@@ -108,7 +114,7 @@ class Experiment(BaseModel):
     source, corruption, backward : table with a `type`, and its options
         `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods of
         the protocols in `uturn.protocols`; the other keys of its table are its arguments.
-    probes : list of such tables
+    probes : sequence of such tables, at least one
     items : int
         Number of originals x0.
     trajectories : int
@@ -118,8 +124,8 @@ class Experiment(BaseModel):
         Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
         clone with the others.
     chunk : int
-        Items of a task, which is stored at once. A killed run loses the unfinished tasks: one for each process, and for
-        diffusion models those of the images in the network.
+        Items in a task, the unit of storage. A killed run loses its unfinished tasks: one for each process, or all tasks with
+        images in the network of a diffusion model.
     seed : int
         All randomness is keyed by (seed, item, trajectory, clone, noise level).
 
@@ -182,7 +188,7 @@ class Experiment(BaseModel):
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
-        """Check a description and fill in its defaults; ValueError that names what is wrong with it."""
+        """Check a description and fill in its defaults; a ValueError names the field that is wrong."""
         if not isinstance(spec, Mapping):
             raise ValueError(f"spec = {shown(spec)}: expected a table with source, corruption, backward, probes, items, ..")
         try:
@@ -197,7 +203,7 @@ class Experiment(BaseModel):
 
     @classmethod
     def from_file(cls, path: str | Path) -> Experiment:
-        """Read a description from a TOML or JSON file."""
+        """Read a description from a TOML or (by the suffix .json) JSON file; a ValueError names the file and the field."""
         path = Path(checked_path("path", path))
         try:
             text = path.read_text(encoding="utf-8")
@@ -227,7 +233,7 @@ class Experiment(BaseModel):
         spec["backward"] = kept(backward, spec["backward"])
         spec["probes"] = [kept(probe, table) for probe, table in zip(probes, spec["probes"], strict=True)]
         if self.clones == 1:
-            del spec["clones"]  # a spec that does not name them has the same identity
+            del spec["clones"]  # the identity of a spec without this field stays the same
         return spec
 
     @cached_property
@@ -259,7 +265,7 @@ class Experiment(BaseModel):
         return [("backward", backward), *named, ("source", source), ("corruption", corruption)]
 
     def _normalised(self) -> dict[str, Any]:
-        """Tables with the defaults of the built-in types filled in; this builds the parts, which must fit together."""
+        """The tables with the defaults of built-in types filled in. This builds the parts and checks that they fit together."""
         source, corruption, backward, probes = self.parts
 
         def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +285,7 @@ class Experiment(BaseModel):
 
     @cached_property
     def declared(self) -> list[Declared]:
-        """What every probe declares to measure, checked."""
+        """The variables and coordinates that each probe declares, checked."""
         with missing_members_named(self.labelled()):
             return declared_by(self.parts.probes, self.parts.source, self.clones)
 
@@ -326,9 +332,9 @@ class Experiment(BaseModel):
         return next(self.measurements([(None, noise_index, items)], first))[1]
 
     def measurements(self, tasks: Iterable[_Task], first: int = 0) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        """Readings of tasks `(name, noise_index, items)`: `(name, readings)` as in `measure`, in the order in which they end.
+        """Readings of tasks `(name, noise_index, items)`: `(name, readings)` as in `measure`, in the order of completion.
 
-        `first` is the first trajectory to measure; other than 0 it needs `adds_trajectories`.
+        `first` is the first trajectory to measure; values above 0 need `adds_trajectories`.
         """
         u_turns = self._shared_u_turns if self.parts.backward.shares_batches else self._u_turns
         with missing_members_named(self.labelled()):
@@ -336,7 +342,7 @@ class Experiment(BaseModel):
                 yield name, self._read(found)
 
     def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[UTurns]]]:
-        """U-turns of each task by itself, block by block."""
+        """U-turns of one task after the other, block by block."""
         for name, noise_index, items in tasks:
             of_block = partial(self._u_turns_of_block, noise=self.noise[noise_index], trajectories=trajectories)
             yield name, map(of_block, self._blocks(items))
@@ -350,8 +356,8 @@ class Experiment(BaseModel):
         return found
 
     def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[UTurns]]]:
-        """The same for a backward that reconstructs many batches at once: all tasks in one stream, as they end."""
-        pending: dict[int, list[Any]] = {}  # of each task: what is known of the U-turns of its blocks
+        """U-turns of tasks in the order of completion, for a backward that reconstructs the batches of all tasks together."""
+        pending: dict[int, list[Any]] = {}  # U-turns of the blocks of each unfinished task, with reconstructions where done
 
         def batches() -> Iterator[tuple[Any, Any, Streams]]:
             for number, (name, noise_index, items) in enumerate(tasks):
@@ -374,7 +380,7 @@ class Experiment(BaseModel):
         return checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
 
     def _read(self, pieces: Iterable[UTurns]) -> dict[str, np.ndarray]:
-        """Readings of all probes: {variable: array (items, ...)}."""
+        """Readings of all probes from the U-turns of a task, given block by block: {variable: array (items, ...)}."""
         source, _, backward, probes = self.parts
         sizes = {dim: len(values) for one in self.declared for dim, values in one.dims.items()}
         found = []
@@ -391,7 +397,7 @@ class Experiment(BaseModel):
 
     @property
     def adds_trajectories(self) -> bool:
-        """Whether further trajectories can be measured by themselves: no variable pools those of an item."""
+        """Whether further trajectories can be measured alone: the backward allows it, and no variable pools trajectories."""
         pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
         return self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled
 
@@ -406,7 +412,7 @@ def run(
     shard: tuple[int, int] = (1, 1),
     accept_changes: bool = False,
 ) -> xr.Dataset:
-    """Run an experiment, or what is left of it.
+    """Measure the tasks of an experiment that its store does not hold yet.
 
     Parameters
     ----------
@@ -414,18 +420,18 @@ def run(
     store : path, optional
         Folder of the zarr store that is filled task by task; in memory if not given.
     resume : bool
-        Complete an existing store of the same experiment (the default), or refuse to touch it. An experiment with more items,
-        noise levels or trajectories than the stored one extends the store. Only what is new is measured, and again the last block
-        of items if it was not full, and readings that are means over trajectories.
+        Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
+        more items, noise levels or trajectories extends the store. Stored readings are kept, except those of a last block of
+        items that was not full, and those that pool trajectories if trajectories are added: both are measured again.
     workers : int or None
-        Processes, which share the cores. None chooses: one for exact inference, whose kernels use all cores by themselves, and
-        one for each core for networks on the CPU, which do not. Several processes need a store, and a script guarded by
+        Number of processes, which share the cores. None chooses one process for exact inference, whose kernels use all cores, and
+        one for each core for networks on the CPU. Several processes need a store, and a script guarded by
         `if __name__ == "__main__":`, since they import it.
     progress : bool
         Show a progress bar on stderr.
     shard : (i, n)
-        Do the i-th of n shares of the tasks, i = 1 .. n. Other processes, GPUs or hosts do the others into the same store,
-        perhaps at the same time; readings that are missing are NaN.
+        Measure the i-th of n shares of the tasks, i = 1 .. n. Other processes, GPUs or hosts can measure the other shares into
+        the same store at the same time. Missing readings are NaN.
     accept_changes : bool
         Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
 
@@ -433,13 +439,13 @@ def run(
     -------
     xarray.Dataset
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
-        (bool) and `missing_tasks` (int). Numbers depend on the experiment alone, not on the order of tasks or on interruptions.
-        For exact inference they do not depend on `chunk` and `workers` in a single bit, for networks up to float rounding.
+        (bool) and `missing_tasks` (int). The readings depend on the experiment alone, not on the order of tasks or on
+        interruptions. `chunk` and `workers` change no bit for exact inference, and only float rounding for networks.
 
     Raises
     ------
     ValueError
-        If the store holds another experiment (the message names the difference) or cannot be read. Nothing in it is touched.
+        If the store holds another experiment (the message names the difference) or cannot be read. The store stays unchanged.
     """
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
@@ -451,7 +457,8 @@ def run(
     opened = open_store(experiment, store, resume, accept_changes)
     tasks = list(opened.tasks())
     if shares > 1 or workers != 1 or backward.shares_batches:
-        # Long U-turns first: processes, and the places of a batch, end at about the same time. Round-robin balances the shards.
+        # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
+        # assignment balances the shards.
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
     counts = opened.done(tasks)
     adds = experiment.adds_trajectories
@@ -470,7 +477,7 @@ def run(
             jobs = [(spec, str(store), task, start) for task, start in first_missing.items()]
             for _ in in_processes(_run_task, jobs, min(workers, len(jobs))):
                 advance()
-    # The spec is what was asked for: figures build parts from it, and a store could say anything.
+    # The spec is the caller's: figures build parts from it, and the text in a store is not trusted.
     return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
 
 
@@ -515,7 +522,7 @@ def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
 
 
 def _write(opened: Store, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-    """Store the readings of a task, after those of its first trajectories that are there already."""
+    """Store the readings of a task, joined to those of its first trajectories that the store already holds."""
     if first:
         before = opened.read(task, first)
         axes = {name: variable.index("trajectory") - 1 for name, variable in opened.dims.items() if "trajectory" in variable}

@@ -1,7 +1,7 @@
 """The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images.
 
-With them every image experiment runs without a download, in minutes on a laptop. For their training and their measured quality
-see `docs/fashion-mnist.md`; the scripts are in `training/fashion_mnist/`.
+With these assets image experiments run without a download. For training and measured quality see `docs/fashion-mnist.md`; the
+training scripts are in `training/fashion_mnist/`.
 
 Images are float32 arrays (batch, 1, 28, 28) in [-1, 1]: -1 is the black background, 1 is white.
 """
@@ -64,10 +64,10 @@ def load_scheduler() -> Any:
 
 
 def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classes: int = 10) -> torch.nn.Sequential:
-    """Untrained convolutional classifier whose direct children are its probed depths.
+    """Untrained convolutional classifier whose direct children are the layers to probe.
 
     `block1`, `block2`, ...: 3x3 convolution, batch norm, ReLU; the output of the module is the post-activation.
-    `logits`: mean over positions, then a linear map to the classes.
+    `logits`: mean over positions, then a linear map to `num_classes` logits. Images have one channel.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classe
 def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
     """Trained Fashion-MNIST classifier, float32, in evaluation mode.
 
-    Takes images (batch, 1, 28, 28) in [-1, 1], returns logits (batch, 10). Its direct children `block1` .. `block6`
-    and `logits` are the depths to probe; see `build_classifier`.
+    It maps images (batch, 1, 28, 28) in [-1, 1] to logits (batch, 10). Its direct children `block1` .. `block6` and `logits` are
+    the layers to probe; see `build_classifier`.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def load_test_set() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fingerprints() -> dict[str, str]:
-    """SHA-256 of every embedded data file, by its path inside the asset folder: recorded with results."""
+    """SHA-256 of every embedded data file, {path inside the asset folder: hexadecimal digest}; recorded with results."""
     return {
         path.relative_to(_FOLDER).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(_FOLDER.rglob("*"))

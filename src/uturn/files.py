@@ -1,4 +1,4 @@
-"""Files and folders that are written as a whole or not at all, and results that are kept while the files they come from stay."""
+"""Atomic writing of files and folders, and caches of results that are valid while their input files do not change."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _UNFINISHED = ".unfinished"
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` at the end; after an error it is removed. Its folder must exist.
+    """A new file to write to, which replaces `path` at the end and is removed after an error. Its folder must exist.
 
     Raises
     ------
     ValueError
-        If it cannot be written, with the reason.
+        If the file cannot be written; the message gives the reason.
     """
     unfinished = f"{os.fspath(path)}{_UNFINISHED}"
     try:
@@ -40,22 +40,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
-    """An empty folder beside `path` to write to, which takes the place of `path` in one step at the end.
+    """An empty folder beside `path` to write to, which replaces `path` in one step at the end.
 
-    Whoever looks sees the old folder or the new one, never a part. After an error the new folder is removed. Where `path` is a
-    link to a folder, the folder that it points to is replaced.
+    Other processes see the old folder or the new one, never an unfinished one. After an error the new folder is removed. If
+    `path` is a link to a folder, the folder that it points to is replaced.
 
     Parameters
     ----------
     path
-        Folders above it are made if they do not exist.
+        Parent folders are made if they do not exist.
     replace
-        Whether it may take the place of a folder that holds something; if False, this is an error.
+        Whether a folder with content may be replaced; if False, this is an error.
 
     Raises
     ------
     ValueError
-        If it cannot be written, with the reason.
+        If the folder cannot be written; the message gives the reason.
     """
     place = Path(path).resolve()
     unfinished = place.with_name(f".{place.name}.{secrets.token_hex(4)}{_UNFINISHED}")
@@ -76,25 +76,25 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
 
 
 def remove_unfinished_folders(path: str | os.PathLike[str]) -> None:
-    """Remove what processes that were killed within `whole_folder(path)` have left; no process may be within it."""
+    """Remove the unfinished folders of processes that were killed in `whole_folder(path)`; no process may be in it now."""
     place = Path(path).resolve()
     unfinished = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
-    with suppress(OSError):  # a folder that may not be read
+    with suppress(OSError):  # no permission to list the folder
         for left in place.parent.iterdir():
             if unfinished.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
 
 
 def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
-    """Let two folders of one file system change places: in one step on Linux, by renames elsewhere.
+    """Exchange two folders of one file system: in one step on Linux, by renames elsewhere.
 
     Raises
     ------
     OSError
-        If one of them is missing or may not be renamed.
+        If a folder is missing, or may not be renamed.
     """
     paths = [os.fsencode(os.path.abspath(path)) for path in (first, second)]
-    with suppress(AttributeError, OSError):  # another system, or a file system that cannot
+    with suppress(AttributeError, OSError):  # another system, or a file system without this operation
         at_working_directory, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
         if ctypes.CDLL(None).renameat2(at_working_directory, paths[0], at_working_directory, paths[1], exchange) == 0:
             return
@@ -117,12 +117,12 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes that lock the same folder waiting; the lock ends with the process, however that ends."""
+    """Lock a folder: other processes that lock it wait. The lock ends with the process at the latest."""
     folder = None
     if os.name == "posix":
         import fcntl
 
-        with suppress(OSError):  # a folder that may not be read, a file system without locks
+        with suppress(OSError):  # no permission to read the folder, or a file system without locks
             folder = os.open(path, os.O_RDONLY)
             fcntl.flock(folder, fcntl.LOCK_EX)
     try:
@@ -135,13 +135,15 @@ def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 def cached_while_unchanged(
     files: Callable[_P, Iterable[str | os.PathLike[str] | None]], maxsize: int = 8
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: `functools.lru_cache`, whose results are computed again when the files that they come from have changed.
+    """Decorator: a `functools.lru_cache` whose results are computed again when their input files have changed.
+
+    A file counts as changed if its modification time or its size is different.
 
     Parameters
     ----------
     files
-        Function of the same arguments that gives the paths of the files. A path of no file, and None, are allowed: arguments
-        that may name a file can be passed on as they are.
+        Function of the same arguments that returns the paths of the input files. None and paths without a file are ignored, so
+        that it can return arguments that may or may not name a file.
     maxsize
         Number of results that are kept.
 
@@ -168,7 +170,7 @@ def cached_while_unchanged(
 
 
 def _stamp(path: str | os.PathLike[str] | None) -> tuple[str, int, int] | None:
-    """What changes when a file is written again; None for what is no file."""
+    """Path, modification time and size of a file; None if there is no file."""
     if path is None or not os.path.isfile(path):
         return None
     status = os.stat(path)

@@ -1,6 +1,6 @@
-"""Continuous laws whose diffusion is solved exactly: Gaussian mixtures, and Gaussian random fields as mixtures of one mode.
+"""Continuous laws with an exactly solvable diffusion: Gaussian mixtures, and Gaussian random fields as mixtures of one mode.
 
-They are the controls of the Random Hierarchy Model: data with classes, with scales, or with both, but without a hierarchy.
+They are controls for the Random Hierarchy Model: data with classes or scales, but without a hierarchy.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import numpy as np
 from uturn.checks import checked_integer, checked_noise
 from uturn.random import NOISE, normals, streams, uniforms
 
-# Purposes of random streams, as in uturn.random, distinct from STRINGS and NOISE.
+# Sub-streams of a sample, distinct from STRINGS and NOISE in uturn.random.
 _MODE, _VALUES, _POSTERIOR_MODE, _POSTERIOR_VALUES = (2**63 + k for k in range(10, 14))
 
 
 class Sample(NamedTuple):
-    """Vectors, float64 (batch, dimension), and the mode that each was drawn from, int64 (batch,)."""
+    """Vectors, float64 (batch, dimension), and their modes, int64 (batch,)."""
 
     values: np.ndarray
     modes: np.ndarray
 
 
 class GaussianMixture:
-    """A mixture of Gaussians with one covariance, diagonal in an orthonormal basis, observed through Gaussian diffusion.
+    """A mixture of Gaussians with a common covariance, diagonal in an orthonormal basis, under Gaussian diffusion.
 
-    The law is `sum_k w_k N(x; mu_k, C)`. A vector is observed as `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, `abar = exp(-2t)`,
-    with `noise` = t in [0, inf], scalar or one per vector: the process of `uturn.Gaussian`. In the basis all components of
-    a mode are independent, so that the posterior is a closed formula, evaluated in float64.
+    The law is `sum_k w_k N(x; mu_k, C)`. The noisy datum is `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, `abar = exp(-2t)`, with
+    `noise` = t in [0, inf], scalar or one per vector: the process of `uturn.Gaussian`. In the basis the components of a mode
+    are independent, so the posterior has a closed formula, which is evaluated in float64.
 
     Parameters
     ----------
@@ -39,9 +39,14 @@ class GaussianMixture:
     variance : float or array (dimension,)
         Variances along the basis, positive.
     grid : tuple of int, optional
-        The vectors are fields on a periodic grid of this shape (raveled), and the basis is Fourier's in real form: component k
-        is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By default the basis
-        is that of the components themselves.
+        The vectors are raveled fields on a periodic grid of this shape, and the basis is the real Fourier basis: component k
+        is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By default the basis is the
+        standard one.
+
+    Raises
+    ------
+    ValueError
+        For arrays of wrong shapes, weights that are not positive or do not sum to 1, and variances that are not positive.
 
     Examples
     --------
@@ -74,11 +79,12 @@ class GaussianMixture:
 
     @property
     def dimension(self) -> int:
-        """Components of a vector."""
+        """Number of components of a vector."""
         return self.means.shape[1]
 
     @property
     def num_modes(self) -> int:
+        """Number of modes."""
         return self.means.shape[0]
 
     @property
@@ -88,11 +94,11 @@ class GaussianMixture:
 
     @property
     def power(self) -> np.ndarray:
-        """Variance of every component along the basis, over all modes, (dimension,)."""
+        """Variance of each component in the basis, over all modes, (dimension,)."""
         return self.variance + self.weights @ (self._means - self.to_basis(self.mean)) ** 2
 
     def to_basis(self, values: Any) -> np.ndarray:
-        """Components (..., dimension) along the basis; the map is its own inverse (discrete Hartley transform)."""
+        """Components (..., dimension) in the basis. The map (discrete Hartley transform) is its own inverse."""
         values = np.asarray(values, float)
         if self.grid is None:
             return values
@@ -102,7 +108,7 @@ class GaussianMixture:
 
     # -- drawing --------------------------------------------------------------------------------------------------
     def sample(self, count: int, seed: Any = 0) -> Sample:
-        """Draw vectors. `seed`: an integer, or one uint64 key per vector (see `uturn.random.keys`)."""
+        """Draw `count` vectors. `seed`: an integer, or one uint64 key per vector (`uturn.random.keys`)."""
         count = checked_integer("count", count, 0)
         u = uniforms(streams(seed, count, _MODE), 1)
         modes = np.searchsorted(np.cumsum(self.weights)[:-1], u[:, 0], side="right")
@@ -110,15 +116,15 @@ class GaussianMixture:
         return Sample(self.to_basis(self._means[modes] + np.sqrt(self.variance) * xi), modes)
 
     def diffuse(self, values: Any, noise: Any, seed: Any = 0) -> np.ndarray:
-        """Observation x_t of vectors (batch, dimension) after a time `noise`; float64."""
+        """Noisy data x_t of vectors (batch, dimension) at time `noise`, float64 of the same shape."""
         values, t = self._checked(values, noise)
         xi = normals(streams(seed, len(values), NOISE), self.dimension, np.float64)
         return np.exp(-t) * values + np.sqrt(-np.expm1(-2 * t)) * xi
 
     def sample_posterior(self, observed: Any, noise: Any, seed: Any = 0) -> Sample:
-        """Draw from p(x_0 | x_t): the mode from its responsibilities, then the vector from the Gaussian given mode and x_t.
+        """Draw from p(x_0 | x_t): first the mode from its responsibilities, then the vector given mode and x_t.
 
-        x_0 and the draw are exchangeable. At t = 0 the draw is the observation; at t = inf it is independent of it.
+        x_0 and the draw are exchangeable. At t = 0 the draw is x_t; at t = inf it is independent of x_t.
         """
         x, t = self._checked(observed, noise)
         abar, rest, total = self._variances(t)
@@ -130,7 +136,7 @@ class GaussianMixture:
         drawn = self.to_basis(m + gain * (centre - np.sqrt(abar) * m) + np.sqrt(self.variance * rest / total) * xi)
         return Sample(np.where(t == 0, x, drawn), modes)
 
-    # -- modes given the observation --------------------------------------------------------------------------------
+    # -- modes given x_t --------------------------------------------------------------------------------------------
     def responsibilities(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
         """Posterior probability of each mode given x_t, (batch, modes)."""
         log_joint = self._log_joint(observed, noise)
@@ -138,7 +144,7 @@ class GaussianMixture:
         return shifted / shifted.sum(axis=1, keepdims=True)
 
     def classify(self, values: Any) -> np.ndarray:
-        """The most probable mode of vectors without noise, int64 (batch,): the Bayes classifier."""
+        """The most probable mode of vectors without noise (Bayes classifier), int64 (batch,)."""
         return self._log_joint(values, 0.0).argmax(axis=1)
 
     def _log_joint(self, observed: Any, noise: Any) -> np.ndarray:
@@ -146,13 +152,13 @@ class GaussianMixture:
         x, t = self._checked(observed, noise)
         abar, _, total = self._variances(t)
         z, m = self.to_basis(x), self._means
-        # |z - sqrt(abar) m_k|^2 / total, multiplied out: no array of batch x modes x dimension.
+        # |z - sqrt(abar) m_k|^2 / total is expanded, which avoids an array of batch x modes x dimension.
         square = (z * z / total).sum(1, keepdims=True) - 2 * np.sqrt(abar) * (z / total) @ m.T + abar * ((1 / total) @ (m * m).T)
         normaliser = np.broadcast_to(np.log(2 * np.pi * total), z.shape).sum(1, keepdims=True)
         return np.log(self.weights) - 0.5 * (square + normaliser)
 
     def _variances(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """abar, 1 - abar, and the variance of x_t in a mode, (batch or 1, 1) and (batch or 1, dimension)."""
+        """abar and 1 - abar, (batch or 1, 1), and the variance of x_t in a mode, (batch or 1, dimension)."""
         abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
         return abar, rest, abar * self.variance + rest
 
@@ -168,7 +174,7 @@ class GaussianMixture:
 
 
 def simplex(num_modes: int, dimension: int, distance: float, seed: Any = 0) -> np.ndarray:
-    """Means (modes, dimension) at one distance from each other, their centre at 0, in random directions."""
+    """Means (num_modes, dimension) at equal distances from each other, in random directions, with their centre at 0."""
     K, d = checked_integer("num_modes", num_modes, 1), checked_integer("dimension", dimension, 1)
     if K > d:
         raise ValueError(f"num_modes = {K}: expected 1 .. {d}, the dimension")
@@ -185,7 +191,7 @@ def wave_numbers(grid: tuple[int, ...]) -> np.ndarray:
 
 
 def power_law(grid: tuple[int, ...], exponent: float) -> np.ndarray:
-    """Variances `~ |k|^-exponent` of the components of a field with variance 1 per point; k = 0 counts as |k| = 1."""
+    """Variances (points,) `~ |k|^-exponent` of the components of a field, with mean 1; k = 0 has the variance of |k| = 1."""
     if not (isinstance(exponent, int | float) and abs(exponent) <= 20):
         raise ValueError(f"exponent = {exponent!r}: expected a number between -20 and 20")
     power = np.maximum(wave_numbers(grid), 1.0) ** -float(exponent)

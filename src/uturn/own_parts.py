@@ -1,7 +1,6 @@
-"""User-defined parts: wrapped so that they have all members of their protocol, and named in errors.
+"""User-defined parts: defaults of their protocol, errors that name them, and a digest of their code.
 
-A user-defined part is named in a spec by its import path, "module:Class". It is wrapped in `OwnPart`, which turns every error in
-its code into one line that names part and member.
+A user-defined part is named in a spec by its import path, "module:Class". `OwnPart` wraps it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ DOCS = "docs/own-parts.md"
 
 
 class OwnPart:
-    """A user-defined part: its own members, and the defaults of its protocol for those that it lacks.
+    """A user-defined part with the defaults of its protocol for the members that it lacks.
 
-    An error in one of its members names the part and the member.
+    An error in one of its members becomes a ValueError of one line that names the part and the member.
     """
 
     def __init__(self, part: Any, label: str, protocol: type) -> None:
@@ -57,7 +56,7 @@ class OwnPart:
 
         def member(*args: Any, **kwargs: Any) -> Any:
             with errors_named(f"{self._label}.{name}", value):
-                # User-defined parts see each other as they are.
+                # User-defined parts get each other without the wrapper.
                 result = value(*map(unwrapped, args), **{key: unwrapped(arg) for key, arg in kwargs.items()})
             return self._iterated(name, result, value) if inspect.isgenerator(result) else result
 
@@ -69,7 +68,7 @@ class OwnPart:
 
 
 def unwrapped(part: Any) -> Any:
-    """The part itself, without `OwnPart` around it."""
+    """A part without its `OwnPart` wrapper, if it has one."""
     return part._part if type(part) is OwnPart else part
 
 
@@ -79,7 +78,7 @@ def is_own(part: Any) -> bool:
 
 
 class Completed:
-    """A user-defined object that is no part, such as a block of originals, with the defaults of its protocol."""
+    """A user-defined object other than a part, such as a block of originals, with the defaults of its protocol."""
 
     def __init__(self, value: Any, protocol: type) -> None:
         self._value, self._protocol = value, protocol
@@ -94,12 +93,12 @@ class Completed:
 
 
 def completed(value: Any, protocol: type) -> Any:
-    """An object that has all members of a protocol: itself if it inherits from it."""
+    """An object with all members of a protocol: `value` if its class inherits from the protocol, else `Completed`."""
     return value if protocol in type(value).__mro__ else Completed(value, protocol)
 
 
 def _is_default(part: Any, protocol: type, name: str) -> bool:
-    """Whether a public member is that of the protocol: the part lacks it, or its class inherits it."""
+    """Whether a public member is the protocol's default: the part lacks it, or its class inherits it."""
     member = inspect.getattr_static(protocol, name, None)
     if name.startswith("_") or member is None or getattr(member, "__isabstractmethod__", False):
         return False
@@ -114,7 +113,7 @@ def default_of(protocol: type, name: str, part: Any) -> Any:
 
 @contextmanager
 def errors_named(label: str, code: Any) -> Iterator[None]:
-    """Errors of user-defined code as a ValueError of one line: label, error, and the line of the user's file."""
+    """Turn an error of user-defined code into a ValueError of one line: label, error, and line of the user's file."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -124,7 +123,7 @@ def errors_named(label: str, code: Any) -> Iterator[None]:
 
 
 def _place(error: BaseException, code: Any) -> str:
-    """` (file.py, line 12)`: the last line of the user's file that was reached, if any."""
+    """` (file.py, line 12)`: the innermost line of the user's file in the traceback; empty if there is none."""
     try:
         file = inspect.getfile(inspect.unwrap(code))
     except (TypeError, OSError):
@@ -135,14 +134,17 @@ def _place(error: BaseException, code: Any) -> str:
 
 @contextmanager
 def missing_members_named(parts: Sequence[tuple[str, Any]]) -> Iterator[None]:
-    """A member that a user-defined part, or an object made by one, lacks is a ValueError that names both and who needs it."""
+    """Turn the AttributeError of a user-defined part, or of an object made by one, into a ValueError.
+
+    It names the part, the missing member, and the part that needs it.
+    """
     try:
         yield
     except AttributeError as error:
         frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
         asking = [f"{name} ({type(part).__name__})" for name, part in parts if not is_own(part) and part in frames]
         needs = f"{asking[-1] if asking else 'an experiment'} needs it (see {DOCS})"
-        # Most objects that pass from part to part are blocks of originals, so the source is the first to be asked.
+        # Most objects that parts exchange are blocks of originals, so the source is tried first.
         for _, part in sorted(parts, key=lambda entry: entry[0] != "source"):
             owner = unwrapped(part)
             if is_own(part) and error.obj is owner:
@@ -156,7 +158,7 @@ def missing_members_named(parts: Sequence[tuple[str, Any]]) -> Iterator[None]:
 
 @contextmanager
 def misfits_named(label: str, part: Any, others: Iterable[Any]) -> Iterator[None]:
-    """An error of a built-in part that works on what user-defined ones give is a ValueError that names all of them."""
+    """Turn an error of a built-in part, given the output of user-defined parts, into a ValueError that names all of them."""
     own = [repr(other) for other in others if is_own(other)]
     try:
         yield
@@ -173,8 +175,8 @@ def misfits_named(label: str, part: Any, others: Iterable[Any]) -> Iterator[None
 def code_digest(part: Any) -> str:
     """SHA-256 (hexadecimal) of the code of a user-defined part or function.
 
-    It is that of the file of its module, or where there is no file of the source of its class, or else of its code objects. Other
-    modules that it imports are not looked at.
+    It covers the file of the module; if there is no file, the source text of the class; if there is no source text, the code
+    objects. Modules that this code imports are not covered.
     """
     code = unwrapped(part)
     code = code if inspect.isfunction(code) else type(code)
@@ -193,7 +195,7 @@ def code_digest(part: Any) -> str:
 
 
 def _plain_bytes(value: Any) -> bytes:
-    """A plain value in bytes that are the same in every process; nothing of other objects, whose text may hold their address."""
+    """Bytes of a plain value that are the same in every process; empty for other objects, whose text may hold their address."""
     if isinstance(value, frozenset | set):
         return b"".join(sorted(map(_plain_bytes, value)))
     if isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""Batches in pieces that fit into the memory of a device."""
+"""Splits batches into pieces that fit into the memory of a device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class Pieces:
-    """Calls functions of tensors in pieces: half as many rows whenever the device runs out of memory.
+    """Calls functions of tensors on pieces of a batch, and halves the pieces whenever the device runs out of memory.
 
-    Each function has a limit of its own, which holds for the rest of the run.
+    Each function has its own limit, which holds for the rest of the run.
     """
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
@@ -21,11 +21,11 @@ class Pieces:
         self._limits: dict[str, int] = {}
 
     def limit(self, function: Callable[..., torch.Tensor]) -> int:
-        """Most rows that a function is called with."""
+        """Largest number of rows that a function is called with."""
         return self._limits.get(function.__name__, self.batch_size)
 
     def __call__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-        """`function(*tensors)`, which works row by row."""
+        """`function(*tensors)` of a function whose rows do not depend on each other."""
         import torch
 
         def called(rows: int) -> torch.Tensor:
@@ -41,12 +41,12 @@ class Pieces:
                 if not is_out_of_memory(error):
                     raise
                 message = (str(error) or type(error).__name__).splitlines()[0][:200]
-            # Outside the handler: the error holds on to the tensors that were too many.
+            # Outside the handler, because the error keeps the tensors in memory.
             gc.collect()
             if self.device.type in ("cuda", "mps"):
                 getattr(torch, self.device.type).empty_cache()
             if rows == 1:
-                try:  # what another process took, or what was just freed, may be there again
+                try:  # memory of another process, or that just collected, may be free again
                     return called(1)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
@@ -56,7 +56,7 @@ class Pieces:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch says that the memory of the device is used up."""
+    """Whether an error of torch means that the device has no memory left."""
     text = str(error).lower()
     words = (
         *("out of memory", "allocate memory", "not enough memory", "alloc_failed"),

@@ -1,19 +1,18 @@
 """Population dynamics: belief propagation on trees of any depth, and the threshold of every channel.
 
 A tree of depth 30 has a billion leaves, but the messages of all nodes of a level have the same law. Population dynamics keeps a
-pool of messages drawn from that law and computes the pool of the next level from it: a new node takes a rule, takes a message at
-random for each of its children, and does one upward step of belief propagation. It starts from the evidence of any channel
-about one leaf. So it includes the fluctuations, which the mean field of the ε-process (`uturn.theory`) averages out.
+pool of messages drawn from this law and computes the pool of the next level from it: a new node takes a rule, takes a random
+message for each of its children, and makes one upward step of belief propagation. The first pool holds the evidence of a channel
+about single leaves. Unlike the mean field of the ε-process (`uturn.theory`), it includes the fluctuations of messages.
 
 There are two ensembles, with different randomness of the rules:
 
-- "one grammar": all nodes of a level share their rules, as in `RandomHierarchyModel`; one pool for each true symbol. A
-  grammar's threshold is random and does not self-average with depth, since it depends on the rules of the lowest levels;
-- "fresh rules": every node has its own rules. All symbols are then equivalent, and one pool is enough: the true symbol is
-  called 0 everywhere.
+- "one grammar": all nodes of a level share their rules, as in `RandomHierarchyModel`; there is one pool for each true symbol.
+  The threshold of a grammar is random and does not self-average with depth, since it depends on the rules of the lowest levels;
+- "fresh rules": every node has independent rules. All symbols are then equivalent, so one pool suffices, with true symbol 0.
 
-All noise levels are computed with the same random numbers, so that the finite pool hardly affects differences between them.
-Every number is a function of the seed: results do not depend on the number of threads.
+All noise levels use the same random numbers, so that the finite pool hardly affects differences between them. Results depend on
+the seed only, not on the number of threads.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from uturn.theory import MeanField
 Ensemble = Literal["one grammar", "fresh rules"]
 ENSEMBLES: tuple[Ensemble, ...] = ("one grammar", "fresh rules")
 
-# Keys of the random streams are keys(seed, Purpose.POPULATION, replicate, use, tree_level), with these uses.
+# Keys of the random streams are keys(seed, Purpose.POPULATION, replicate, use, tree_level) with these values of `use`.
 _RULES, _MEMBERS, _LEAVES = range(3)
 _LANES = 16  # noise levels in a round of the threshold search
 _MOST_LEVELS = 300
@@ -46,10 +45,10 @@ _MOST_BYTES = 8 * 2**30
 
 
 class PopulationBeliefs(NamedTuple):
-    """Mean upward belief in the true symbol: arrays (..., levels + 1), the shape of `noise` first; tree level last, 0 = leaves.
+    """Mean upward belief in the true symbol: arrays (*noise.shape, levels + 1), tree level last, 0 = leaves.
 
-    `standard_error` is that of the mean, from the spread between independent pools of the same grammar. It includes the errors
-    of all levels.
+    `standard_error` is the error of the mean, from the spread between independent pools of the same grammar. It includes the
+    errors of all levels below.
     """
 
     beliefs: np.ndarray
@@ -63,18 +62,18 @@ class ThresholdEstimate:
     Attributes
     ----------
     values : float64 array (replicates,)
-        Threshold of every replicate: of every grammar, or of every pool with fresh rules. 0 where the class is lost at all noise
-        levels that the search can resolve; the channel's `max_noise` (inf for some) where it is recovered at all of them.
+        Threshold of each replicate, that is of each grammar, or of each pool with fresh rules. 0 if the class is lost at all
+        noise levels that the search resolves; the channel's `max_noise`, which may be inf, if it is recovered at all of them.
     value : float
-        Their mean; NaN if some are infinite and some are not.
+        Mean of `values`; NaN if only some of them are infinite.
     standard_error : float
-        Of the mean; NaN for one replicate, or if any is infinite.
+        Standard error of `value`; NaN for one replicate, or if any value is infinite.
     spread : float
-        Standard deviation between replicates: between grammars, with the error of the pool.
+        Standard deviation of `values`: variation between grammars, and error of the finite pool.
     phase : "transition", "always lost", "always recovered" or "mixed"
-        "mixed" if the replicates differ; see `values`.
+        Phase of all replicates; "mixed" if they differ.
     effective_epsilon, bits_per_leaf : float
-        `value` on the axes that all channels share; see `uturn.corruption`.
+        `value` in effective ε (Eq. 63 of arXiv:2402.16991) and in bits, the noise axes that all channels share.
     """
 
     values: np.ndarray
@@ -102,29 +101,30 @@ def population_dynamics(
 ) -> PopulationBeliefs:
     """Mean belief in the true symbol of a node, given the noisy leaves below it, level by level.
 
-    `up[y] ~ sum over rules y -> (x_1, .., x_s) of prod_i up_i[x_i]` (Eq. 7 of arXiv:2402.16991), iterated on a pool of
-    messages (Mezard and Montanari 2009, ch. 14). Entry l is the mean root belief of exact inference (`uturn.infer`) on trees of
-    depth l with uniform classes, up to the finite pool. (Inside a deeper tree of one grammar the symbols of level l are not
-    equally frequent, and the mean is a little different.)
+    The step `up[y] ~ sum over rules y -> (x_1, .., x_s) of prod_i up_i[x_i]` (Eq. 7 of arXiv:2402.16991) is iterated on a pool of
+    messages (Mezard and Montanari 2009, ch. 14). Up to the finite pool, entry l is the mean root belief of exact inference
+    (`uturn.infer`) on trees of depth l with uniform classes. Inside a deeper tree of one grammar the mean is slightly different,
+    because the symbols of level l are not equally frequent.
 
     Parameters
     ----------
     vocab_size, multiplicity, branching : int
         v, m, s with v * m <= v**s.
-    corruption : Gaussian, Masking, UniformReplacement, EpsilonBelief, or another one
-        Its evidence must be the same for all symbols, up to their names.
+    corruption : Gaussian, Masking, UniformReplacement, EpsilonBelief, or another channel
+        The law of its evidence must be symmetric under permutations of the symbols.
     noise : float or array (...)
-        Noise levels in the unit of the corruption. They share their random numbers.
+        Noise levels in the unit of the corruption.
     levels : int >= 1
+        Tree levels above the leaves.
     pool : int >= 1
-        Messages in all; "one grammar" spreads them over the true symbols, rounded up.
+        Total number of messages; "one grammar" divides it among the true symbols, rounded up.
     ensemble : "one grammar" or "fresh rules"
     seed : int
     replicates : int >= 2
-        Independent pools, of the same grammar, over which means and standard errors are taken.
+        Number of independent pools of the same grammar, for means and standard errors.
     grammar : RandomHierarchyModel, or int, optional
-        For "one grammar", the grammar: a model of depth `levels` at least with uniform rule probabilities, whose levels from 1
-        on are used, or the seed of one. By default it is drawn from `seed`.
+        Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, of which the levels 1..`levels` are
+        used, or the seed of a model. By default it is drawn from `seed`.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def population_dynamics(
     Raises
     ------
     ValueError
-        For sizes that are not possible or need more than 8 GB of memory, an unknown ensemble, a noise level out of range, or a
+        For sizes that are impossible or need more than 8 GB of memory, an unknown ensemble, a noise level out of range, or a
         grammar of other sizes.
 
     Examples
@@ -178,32 +178,32 @@ def threshold(
 
     A replicate takes about 5 s of one core at (v, m, s) = (32, 8, 2) with the default pool and tolerance; threads share the work.
 
-    The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost); a noise level counts as recovered if
-    it is above (1 + 1/v)/2 after K levels. The search runs along the effective ε (Eq. 63 of arXiv:2402.16991), the axis that all
-    channels share: every round divides an interval by 16 levels, until they are `tolerance` apart.
+    The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost). A noise level counts as recovered if the
+    belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991), the axis that
+    all channels share. Each round divides an interval by 16 noise levels, until they are at most `tolerance` apart.
 
-    Depth. Near the threshold, distances from it grow like `slope**K`, slope = F'(p*) of the mean field, so
-    K = 5 + 1.25 log(1/distance)/log(slope) with the distance between the levels decides levels next to the threshold with a
-    margin of slope**5 (and of a quarter of the levels, for grammars that are slower than the mean field); the height (1 + 1/v)/2
-    then shifts the result by a fraction of `tolerance` only. Grammars without a transition in mean field leave the fixed point 1
-    or 1/v, with the slope there; the distance is then the one at which the leaves of the pool start, if that is smaller. K is at
-    most 300. Where that slope is below about 1.03, this is too small, and the class seems to be recovered at small noise where
-    in deeper trees it is not.
+    Choice of K. Near the threshold, the distance from it grows as `slope**K`, with slope = F'(p*) of the mean field. With
+    K = 5 + 1.25 log(1/distance)/log(slope), where distance is that between noise levels, the levels next to the threshold are
+    decided with a margin of slope**5, and of a quarter of K for grammars that are slower than the mean field. The height
+    (1 + 1/v)/2 then shifts the result only by a fraction of `tolerance`. Grammars without a transition in mean field leave the
+    fixed point 1 or 1/v with the slope there; the distance is then that of the beliefs at the leaves from it, if this is smaller.
+    K is at most 300. This is too small for slopes below about 1.03: the class then seems to be recovered at small noise, although
+    it is lost in deeper trees.
 
     Parameters
     ----------
     vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
-        As in `population_dynamics`. A finite pool adds a random error to every threshold, which shows in the `spread` of the
-        values and averages out over replicates. Where the leaves are nearly uninformative, small pools lose the class too early.
-        A noise level at which all leaves of the pool are certain, or all are uninformative, is assigned to neither phase.
+        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread` and
+        averages out over replicates. If the leaves are nearly uninformative, small pools lose the class too early. A noise level
+        at which all leaves of the pool are certain, or all are uninformative, is assigned to neither phase.
     replicates : int >= 1
-        Independent grammars and pools, or independent pools with fresh rules.
+        Number of independent grammars and pools, or of independent pools with fresh rules.
     tolerance : float in (0, 0.1]
         Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional
-        For "one grammar": the grammars, one for each replicate. Models need a depth of at least 300; seeds are simpler.
+        Only for "one grammar": one grammar for each replicate, which replaces `replicates`. Models need a depth of at least 300.
     progress : bool
-        Show a bar on stderr, one step for each replicate.
+        Show a progress bar on stderr, with one step for each replicate.
 
     Returns
     -------
@@ -212,7 +212,7 @@ def threshold(
     Raises
     ------
     ValueError
-        As `population_dynamics`.
+        As in `population_dynamics`; also for a tolerance out of range.
 
     Examples
     --------
@@ -246,7 +246,7 @@ def threshold(
 
 @dataclass(frozen=True)
 class _Setting:
-    """Arguments that all noise levels and replicates share, checked."""
+    """Checked arguments that all noise levels and replicates share."""
 
     v: int
     m: int
@@ -274,7 +274,7 @@ class _Setting:
         return cls(v, int(m), s, corruption, int(pool), ensemble)
 
     def check_memory(self, lanes: int, levels: int) -> None:
-        """ValueError if two generations of messages, the children with their order, and all rules need too much memory."""
+        """ValueError if two generations of messages, the children with their order, and all rules exceed the memory limit."""
         N = self.symbols * self.members
         shuffled = _MOST_TUPLES if self.ensemble == "fresh rules" else 0
         size = 8 * (2 * N * self.v * lanes + 5 * N * self.s + self.v * self.m * self.s * levels + shuffled)
@@ -286,12 +286,12 @@ class _Setting:
 
     @property
     def symbols(self) -> int:
-        """Number of pools: one for each true symbol, or one."""
+        """Number of pools: v for "one grammar", 1 for "fresh rules"."""
         return self.v if self.ensemble == "one grammar" else 1
 
     @property
     def members(self) -> int:
-        """Messages of each pool."""
+        """Number of messages in each pool."""
         return -(-self.pool // self.symbols)
 
     def grammar(self, given: Any, seed: int, replicate: int, levels: int) -> RandomHierarchyModel:
@@ -310,16 +310,16 @@ class _Setting:
 
     # -- the flow of the pools -------------------------------------------------------------------------------------
     def flow(self, noise: np.ndarray, levels: int, seed: int, replicate: int, model: Any) -> Iterator[np.ndarray]:
-        """Mean belief in the true symbol, (noise,), of the tree levels 0 .. levels in turn."""
+        """Yield the mean belief in the true symbol, (noise,), at the tree levels 0 .. levels in order."""
         s, q, N = self.s, self.symbols, self.members
         messages = self._leaves(noise, int(keys(seed, Purpose.POPULATION, replicate, _LEAVES)))
         yield self._mean(messages)
         for level in range(1, levels + 1):
             u = uniforms(keys(seed, Purpose.POPULATION, [replicate], _MEMBERS, level), q * N * s + 2)[0]
-            children = np.zeros((q, N, s), np.int64)  # the true symbol of every child of every new node
+            children = np.zeros((q, N, s), np.int64)  # true symbols of the children of the new nodes
             if model is not None:
-                # The nodes use the rules in turn, which adds less noise than drawing them. The first rule is drawn at random, so
-                # that all rules have the same mean share.
+                # Nodes use the rules cyclically, which adds less noise than drawing them. The first rule is random, so that all
+                # rules have the same expected share.
                 children = model.rules[level][:, (np.arange(N) + int(u[-1] * self.m)) % self.m]
             child = _rows_of_children(children.reshape(-1), u[:-1], N).reshape(q * N, s)
             above = np.empty_like(messages)
@@ -332,7 +332,7 @@ class _Setting:
             yield self._mean(messages)
 
     def _leaves(self, noise: np.ndarray, seed: int) -> np.ndarray:
-        """Normalised evidence of a pool of leaves, (pools * members, v, noise), all noise levels from the same random numbers."""
+        """Normalised evidence of all leaves, (pools * members, v, noise), with the same random numbers at all noise levels."""
         true = np.repeat(np.arange(self.symbols), self.members)
         streams = keys(seed, np.arange(len(true)))
         out = np.empty((len(true), self.v, len(noise)))
@@ -371,15 +371,15 @@ class _Setting:
             low, high = shares[recovered], shares[recovered + 1]
             if step <= tolerance:
                 break
-            # A threshold close to one of the levels may be on its other side, so the next interval extends a little beyond both.
+            # A threshold close to a level may lie on its other side, so the next interval extends slightly beyond both ends.
             low, high = max(low - step / 4, 0.0), min(high + step / 4, 1.0)
-        # If all leaves are certain, or all uninformative, at the ends of the interval, there is no threshold inside.
+        # There is no threshold inside if all leaves are certain at the lower end, or all are uninformative at the upper end.
         first, last = next(self.flow(self._noise([low, high]), 0, seed, replicate, model))
         return 0.0 if first == 1 else 1.0 if np.isclose(last, 1 / self.v, rtol=1e-12) else (low + high) / 2
 
     @cached_property
     def _axis(self) -> tuple[np.ndarray, np.ndarray]:
-        """Effective ε on an even grid of the whole range of noise, and the grid; coarse, since it only maps the search."""
+        """Effective ε on an even grid of shares of the noise range, and the shares; coarse, since it only places the search."""
         share = np.linspace(0, 1, 33)
         epsilon = np.asarray(self.corruption.effective_epsilon(self._at(share), self.v), float)
         if epsilon.shape != share.shape or not (np.diff(epsilon) > -1e-9).all() or not np.allclose(epsilon[[0, -1]], [0, 1]):
@@ -387,7 +387,7 @@ class _Setting:
         return np.maximum.accumulate(epsilon), share
 
     def _at(self, share: np.ndarray) -> np.ndarray:
-        """Noise level at a share of the whole range: of the noise variance 1 - exp(-2 t) where the range is infinite."""
+        """Noise level at a share of the noise range; if the range is infinite, at that noise variance 1 - exp(-2 t)."""
         most = self.corruption.max_noise
         with np.errstate(divide="ignore"):
             return share * most if np.isfinite(most) else -np.log1p(-share) / 2
@@ -410,14 +410,14 @@ class _Setting:
 
 
 def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:
-    """Row of the message that every child takes from the pool of its symbol.
+    """Row of the message that each child takes from the pool of its symbol, int64 (children,).
 
-    All members of a pool are used equally often (up to one), in random order: this is unbiased, and adds less noise than drawing
-    with replacement. `u` holds a uniform number for each child, and one more for the member that is used first.
+    The members of a pool are used in random order and equally often, up to one. This is unbiased and adds less noise than drawing
+    with replacement. `u` holds one uniform number for each child, and one for the first member.
     """
     order = np.argsort(symbols + u[:-1], kind="stable")
     of = symbols[order]
-    rank = np.arange(len(of)) - np.searchsorted(of, of)  # place among the children that use the same pool
+    rank = np.arange(len(of)) - np.searchsorted(of, of)  # rank among the children that use the same pool
     rows = np.empty_like(symbols)
     rows[order] = of * members + (rank + int(u[-1] * members)) % members
     return rows
@@ -431,7 +431,7 @@ def _tuples(v: int, s: int) -> np.ndarray:
 
 @njit(inline="always", cache=True)
 def _up(rules, child, below, out):
-    """Upward message of one node, all noise levels: out (symbols, noise), from the rows `child` of below (messages, v, noise)."""
+    """Upward message of a node at all noise levels, out (symbols, noise), from the rows `child` of below (messages, v, noise)."""
     symbols, m, s = rules.shape
     lanes = below.shape[2]
     product = np.empty(lanes)
@@ -458,7 +458,7 @@ def _up(rules, child, below, out):
             total[lane] += out[y, lane]
     for y in range(symbols):
         for lane in range(lanes):
-            # The sum is 0 only where contradictory evidence leaves the range of float64; the message is uninformative then.
+            # The sum is 0 only if contradictory evidence underflows in float64; the message is then set to uninformative.
             out[y, lane] = out[y, lane] / total[lane] if total[lane] > 0 else 1 / symbols
 
 
@@ -470,7 +470,7 @@ def _shared_rules_step(rules, child, below, out):
 
 @njit(parallel=True, cache=True)
 def _fresh_rules_step(m, tuples, key, child, below, out):
-    """One level whose nodes draw their v * m distinct tuples each. The true tuple, of the true symbol 0, is (0, .., 0)."""
+    """One upward step in which each node draws v * m distinct tuples. The true tuple of the true symbol 0 is (0, .., 0)."""
     T, s = tuples.shape
     count, blocks = out.shape[1] * m, 64
     for block in prange(blocks):  # a fixed number, so that results do not depend on the number of threads
@@ -481,7 +481,7 @@ def _fresh_rules_step(m, tuples, key, child, below, out):
             own = fold(key, np.uint64(i))
             bits = more = own
             for k in range(1, count):
-                # The start of a Fisher-Yates shuffle of all tuples but the first, in whatever order the last node left them.
+                # First steps of a Fisher-Yates shuffle of all tuples but tuple 0, from the order that the last node left.
                 if k % 2:
                     bits, more = philox(own, np.uint64(k))
                 else:

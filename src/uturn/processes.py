@@ -1,4 +1,4 @@
-"""Tasks in several processes."""
+"""Runs tasks in several processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -35,17 +35,17 @@ def _check_script(workers: int) -> None:
 
 
 def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
-    """Yield the results of `function(*task)` in the order in which they are done, from `workers` new processes.
+    """Yield the results of `function(*task)` from `workers` new processes, in the order of completion.
 
     Tasks start in the given order. The first error is raised here. After an error, and when the caller stops early or is
-    interrupted, the processes are killed; they end by themselves when this process dies. `threads` is the number of threads of a
+    interrupted, the processes are killed. They also end when this process dies. `threads` is the number of threads of a
     process, by default an equal share of the cores.
     """
     _check_script(workers)
     others = set(multiprocessing.active_children())
     # spawn: forking a process that runs threads (numba, torch) can hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-    # New processes inherit these variables before they import the libraries that read them; this process has read them already.
+    # New processes inherit these variables before they import the libraries that read them. This process has already read them.
     limit = str(threads or max(1, cores() // workers))
     before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     done = False
@@ -70,7 +70,7 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
 
 
 def _begin() -> None:
-    """In a new process: leave Ctrl-C to the parent, and end when the parent does."""
+    """Initialise a new process: it ignores Ctrl-C, which the parent handles, and ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Progress of whatever takes long: a bar on a terminal, a line a step in a log."""
+"""Progress of long computations: a bar on terminals, lines in logs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_TENTHS = 10  # a line for each tenth of the tasks ..
-_SECONDS = 10.0  # .. if the last line is at least so old
+# Logs get a line after each tenth of the tasks, but at most one in ten seconds.
+_TENTHS = 10
+_SECONDS = 10.0
 
 
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int) -> Iterator[Callable[[], None]]:
-    """Each call of its value reports one more task as done, on stderr, if progress is wanted."""
+    """Context whose value is a function to call after each task; if `wanted`, it shows the progress on stderr."""
     if not wanted:
         yield lambda: None
     elif sys.stderr.isatty():

@@ -1,8 +1,8 @@
-"""The four ideas of an experiment, Source, Corruption, Backward and Probe, and what passes between them.
+"""Protocols of the four kinds of parts, Source, Corruption, Backward and Probe, and the data that pass between them.
 
-A part is any object with the members of its protocol. Methods marked `abstractmethod` are required, all others have defaults. A
-class that inherits from the protocol has these defaults, and so has every user-defined part of an experiment, whether its class
-inherits or not.
+A part is any object with the members of its protocol. Methods marked `abstractmethod` are required, as are the values `unit` and
+`max_noise` of a corruption; all other members have defaults. A class that inherits from the protocol has these defaults, and so
+has every user-defined part of an experiment, whether its class inherits or not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Variable:
-    """Shape and meaning of what a probe measures.
+    """Dims and meaning of a variable that a probe measures.
 
     Attributes
     ----------
@@ -31,9 +31,10 @@ class Variable:
         They begin with ("noise", "item"). A variable with the dim "trajectory" has one reading for every reconstruction; an
         experiment with several clones gives it the dim "clone" after "trajectory".
     long_name : str
+        Description with unit, stored with the readings.
     pooled : bool
-        Matters for a variable without the dim "trajectory" only. It is True if the reading of an item is computed from all its
-        trajectories, as a mean over them is. Such readings are measured again when trajectories are added.
+        Whether the reading of an item depends on all its trajectories, as a mean over them does. Such readings are measured again
+        when trajectories are added. Used only for variables without the dim "trajectory".
     symmetric : bool
         The reading compares the original with a reconstruction by a function f with f(x, y) = f(y, x). In an experiment with
         several clones the probe then also reads `clone_<name>`: clone k compared by f with the other clones of the same noisy
@@ -48,16 +49,19 @@ class Variable:
 
 @dataclass(frozen=True, repr=False)
 class Noisy:
-    """Noisy data: what a corruption makes of a batch, one row for each original, or for each trajectory of each original.
+    """Noisy data: the output of a corruption.
+
+    In an experiment batch = items * trajectories, with the trajectories of an item next to each other; batch = items if a
+    corruption of strings draws nothing.
 
     Attributes
     ----------
-    values : array (batch, num_leaves), or (batch, num_leaves, vocab_size) for the Gaussian process
-        Masked leaves are -1; the ε-process keeps the true leaves. Other kinds of data have other shapes, see their blocks.
+    values : array (batch, num_leaves), or (batch, num_leaves, vocab_size) for Gaussian diffusion
+        For strings. Masked leaves are -1; the ε-process keeps the true leaves. Other kinds of data have other shapes.
     noise : float64 array (batch,)
         Noise level of each sample, in the unit of the corruption.
     vocab_size : int
-        Number of symbols; 0 for data that have none.
+        Number of symbols; 0 for data without symbols.
     """
 
     values: np.ndarray
@@ -70,15 +74,16 @@ class Noisy:
 
 @dataclass(frozen=True, repr=False)
 class UTurns:
-    """U-turns of a batch of originals at one noise level: what probes read.
+    """U-turns of a block of originals at one noise level: the input of probes.
 
     Attributes
     ----------
-    originals : block of a source
-    noisy : what the corruption made of them
+    originals : block of a source (`Originals`)
+    noisy : the output of the corruption (`Noisy`)
     reconstructions : array (items, draws, ...), or for strings {tree_level: int64 (items, draws, nodes)}
-        draws = trajectories x clones. The clones of a trajectory, which are reconstructions of one noisy datum, are neighbours.
+        draws = trajectories * clones; clones of one noisy datum are next to each other.
     clones : int
+        Reconstructions of each noisy datum.
     """
 
     originals: Any
@@ -91,14 +96,14 @@ class UTurns:
 
 
 class Originals(Protocol):
-    """A block of originals of one source.
+    """A block of originals from one source.
 
     Attributes
     ----------
     items : int64 array (batch,)
         Numbers of the items.
     data : array (batch, ...)
-        The originals: what a network reads.
+        The originals in the form that networks read.
     """
 
     items: np.ndarray
@@ -111,96 +116,108 @@ class Originals(Protocol):
         return f"{type(self).__name__}({len(self.items)} items)"
 
     def data_of(self, reconstructions: Any) -> Any:
-        """What a network reads of reconstructions, (batch, draws, ...)."""
+        """Reconstructions in the form that networks read, (batch, draws, ...)."""
         return reconstructions
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> Any:
-        """Every original once a trajectory, noisy; by default `corruption.corrupt(data, noise, keys)`."""
+        """Noisy data, one for each trajectory of each original; by default `corruption.corrupt(data, noise, keys)`."""
         return corruption.corrupt(np.repeat(self.data, streams.count, axis=0), noise, streams.keys(corruption.purpose))
 
 
 class Part(Protocol):
-    """What every part may say of itself."""
+    """Optional members of every part."""
 
     kind: ClassVar[str] = ""
-    """Of a source: the kind of its data, such as "strings", "vectors", "images"."""
+    """Kind of data of a source, such as "strings", "vectors", "images"."""
     kinds: ClassVar[tuple[str, ...]] = ()
-    """Of other parts: the kinds of data they are for; none named: any."""
+    """Kinds of data that a corruption, backward or probe accepts; empty: any."""
     execution: ClassVar[frozenset[str]] = frozenset()
-    """Names of options that only say how the results are computed. They may differ when a store is resumed."""
+    """Names of execution-only options, such as the device. They are no part of the identity of an experiment, so a store can be
+    resumed with other values."""
 
     def fingerprint(self) -> str:
-        """Identity of the weights or data, if any, which is recorded with the results."""
+        """Identity of weights or data files, recorded with the results; empty if there are none."""
         return ""
 
 
 class Source(Part, Protocol):
-    """Where the originals come from."""
+    """A source of originals."""
 
     @property
     def num_symbols(self) -> int:
-        """Number of symbols of its strings: its `vocab_size` if it has one; 0 for data without symbols."""
+        """Number of symbols: by default `vocab_size`, or 0 for data without symbols."""
         return getattr(self, "vocab_size", 0)
 
     @abstractmethod
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Any]:
-        """Originals of the items, in order, as one or more blocks (`Originals`), each of one grammar, say."""
+        """Originals of the given items, in order, as one or more blocks (`Originals`); `num_items`: items of the experiment.
+
+        An original may depend on its item number, the seed and `num_items` only.
+        """
 
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, Any]:
-        """Further coordinates of `item`: {name: values (num_items,)}."""
+        """Further coordinates along `item`, such as labels: {name: values (num_items,)}."""
         return {}
 
     def skipped(self, num_items: int) -> Mapping[str, str]:
-        """Data that could not be used, and why; recorded with the results."""
+        """Data that could not be used: {name: reason}; recorded with the results."""
         return {}
 
     def files(self) -> Sequence[Any]:
-        """Paths of the files and folders that it reads: what is computed from the data is computed again when they change."""
+        """Paths of the files and folders that the source reads. Results cached from them are computed again when they change."""
         return []
 
     def num_labels(self) -> int | None:
-        """Number of classes of the labels, None if there are none."""
+        """Number of classes; None without labels."""
         return None
 
     def class_names(self) -> Sequence[str] | None:
-        """Names of the classes in the order of the labels, None if there are none."""
+        """Names of the classes in the order of the labels; None if they have no names."""
         return None
 
 
 class Corruption(Part, Protocol):
-    """What takes information away from a datum."""
+    """A process that turns an original into a noisy datum."""
 
     process: ClassVar[str] = ""
-    """The family that a backward undoes: "channel" if the evidence about the original is known, "diffusion" for the forward
-    process of a diffusion model."""
+    """What a backward undoes: "channel" if the log-evidence about the original is known, "diffusion" for the forward process of
+    a diffusion model."""
     purpose: int = Purpose.CORRUPTION
-    """What its stream of random numbers is for."""
+    """Purpose of its random streams."""
     unit: ClassVar[str]
-    """What `noise` measures."""
+    """Quantity and unit of `noise`, in words."""
     max_noise: ClassVar[float]
+    """Largest noise level; the smallest is 0."""
     is_bayesian: ClassVar[bool] = True
-    """Whether evidence is the likelihood of what was drawn, so that original and reconstruction are exchangeable."""
+    """Whether the evidence is the likelihood of the noisy datum. If so, the original and a posterior draw are exchangeable."""
     is_random: ClassVar[bool] = True
-    """Whether anything is drawn. If not, all trajectories of an item have one noisy datum."""
+    """Whether the noisy datum is drawn at random. If not, all trajectories of an item have the same noisy datum."""
 
     @abstractmethod
     def corrupt(self, *args: Any, **kwargs: Any) -> Any:
-        """Noisy data of arrays: `corrupt(data, noise, keys)`; of strings `corrupt(leaves, noise, vocab_size, keys)`."""
+        """Noisy data (batch, ...) of originals (batch, ...).
+
+        The call is `corrupt(data, noise, keys)`, for strings `corrupt(leaves, noise, vocab_size, keys)`. `keys`: uint64 (batch,),
+        one random stream for each row.
+        """
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Any:
-        """Noisy data of a block of originals, one for each trajectory."""
+        """Noisy data of a block of originals, one for each trajectory of each original."""
         return originals.observed_by(self, noise, streams)
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> Any:
-        """Effective ε of noise levels (Eq. 63 of arXiv:2402.16991), None where it is not known."""
+        """Effective ε in [0, 1] of noise levels (Eq. 63 of arXiv:2402.16991); None if it is not known.
+
+        It is v/(v-1) times the mean belief lost by the true symbol of a leaf.
+        """
         return None
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> Any:
-        """Mutual information of a uniformly distributed leaf and its observation, in bits; None where it is not known."""
+        """Mutual information of a uniformly distributed leaf and its observation, 0 .. log2 v bits; None if it is not known."""
         return None
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        """What else places the noise levels (levels,) on an axis."""
+        """Further coordinates of the noise levels (levels,): {name: (values (levels,), attributes)}."""
         v = source.num_symbols
         if not v:
             return {}
@@ -215,50 +232,56 @@ class Corruption(Part, Protocol):
 
 
 class Channel(Corruption, Protocol):
-    """A corruption of symbols with known evidence about every leaf, and its reverse steps if it has any."""
+    """A corruption of symbols with known log-evidence about every leaf, and optional reverse steps."""
 
     process: ClassVar[str] = "channel"
     is_reversible: ClassVar[bool] = False
-    """Whether it has reverse steps."""
+    """Whether `reverse` is defined."""
     clean_noise: ClassVar[float] = 0.0
-    """Noise up to which an observation leaves no doubt in float64."""
+    """Largest noise at which float64 evidence determines every leaf."""
     misread: ClassVar[float] = -np.inf
-    """Log-probability per symbol that an observed leaf is not what it seems, see `ExactDenoiser`."""
+    """Log-probability per symbol that an observed leaf has another symbol; see `ExactDenoiser`."""
 
     @abstractmethod
     def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
-        """Observations of strings (batch, num_leaves); `seed`: an integer, or one uint64 key for each string."""
+        """Noisy data of strings (batch, num_leaves) at a noise level, scalar or (batch,).
+
+        `seed`: an integer, or one uint64 key for each string (`uturn.random.keys`).
+        """
 
     @abstractmethod
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-likelihood of what was observed, given each symbol: (batch, num_leaves, vocab_size), up to a constant a leaf."""
+        """Log-likelihood in nats of each leaf's observation given each symbol, (batch, num_leaves, vocab_size).
+
+        A constant may be added at each leaf.
+        """
 
     def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
-        """Strings (batch, num_leaves) after `steps` evaluations of a denoiser; all observations have one noise level."""
+        """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples have the same noise level."""
         raise ValueError(f"{self!r} has no reverse steps")
 
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
-        """Shape of the values that an observation of one string holds."""
+        """Shape of `Noisy.values` for one string."""
         return (num_leaves,)
 
     def shown(self, noisy: Noisy) -> np.ndarray:
-        """The symbols that an observation without noise shows, (batch, num_leaves)."""
+        """Symbols of noisy data without noise, int64 (batch, num_leaves)."""
         return noisy.values
 
     def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
-        """The values of an observation, or a ValueError that says what they should be."""
+        """`Noisy.values` if this channel can have made them, else a ValueError."""
         return values
 
 
 class Backward(Part, Protocol):
-    """The way back from noisy data to reconstructions."""
+    """A model that draws reconstructions given noisy data."""
 
     undoes: ClassVar[tuple[str, ...]] = ()
-    """The processes (`Corruption.process`) it undoes; none named: any."""
+    """The processes (`Corruption.process`) that it undoes; empty: any."""
     asks: ClassVar[tuple[str, ...]] = ()
-    """Members that it needs of a user-defined corruption of strings besides the required ones."""
+    """Members that a user-defined corruption of strings needs besides the required ones."""
     adds_trajectories: ClassVar[bool] = False
-    """Whether some trajectories can be reconstructed by themselves, with the same numbers as among the others."""
+    """Whether some trajectories can be reconstructed without the others and give the same numbers."""
     shares_batches: ClassVar[bool] = False
     """Whether it has a faster `reconstruct_many`."""
 
@@ -269,15 +292,17 @@ class Backward(Part, Protocol):
 
     @abstractmethod
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
-        """`clones` reconstructions of each noisy datum, (items, trajectories * clones, ...); the first is that of clones = 1."""
+        """`clones` reconstructions of each noisy datum, (items, trajectories * clones, ...); clone 0 is that of `clones=1`."""
 
     def reconstruct_many(self, batches: Iterable[tuple[Any, Any, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
-        """Reconstructions of batches `(name, noisy, streams)`: `(name, reconstructions)` in the order in which they end."""
+        """Reconstructions of batches `(name, noisy, streams)`: `(name, reconstructions)` in the order of completion."""
         for name, noisy, streams in batches:
             yield name, self.reconstruct(noisy, streams, clones)
 
     def undone(self, corruption: Any, source: Any) -> Any:
-        """The corruption that is undone: the one given, or one with what only this backward knows, the schedule of a diffusion.
+        """The corruption to use with this backward.
+
+        By default the given one. A diffusion model returns its forward process, since the model determines the schedule.
 
         Raises
         ------
@@ -287,27 +312,30 @@ class Backward(Part, Protocol):
         return corruption
 
     def describe(self) -> str:
-        """A line on the model, recorded with the results."""
+        """One line of text about the model, recorded with the results."""
         return ""
 
 
 class Probe(Part, Protocol):
-    """What is compared between original and reconstruction, level by level."""
+    """A comparison of originals with reconstructions, level by level."""
 
     @abstractmethod
     def variables(self, source: Any) -> Mapping[str, Variable]:
-        """What it measures: {name: Variable}."""
+        """The measured variables: {name: Variable}."""
 
     def coordinates(self, source: Any) -> Mapping[str, Any]:
-        """Values along its own dims: {dim: values}."""
+        """Coordinates of the dims that the probe adds: {dim: values}."""
         return {}
 
     @abstractmethod
     def read(self, u_turns: UTurns, source: Any) -> Mapping[str, np.ndarray]:
-        """Readings of a batch at one noise level: {name: array (items, ...)}, with `draws` entries along "trajectory"."""
+        """Readings of a block at one noise level: {name: array (items, ...)}.
+
+        The shape follows the dims of the variable after "noise", with draws = trajectories * clones along "trajectory".
+        """
 
     def own_code(self) -> Any:
-        """A user's function that the probe was given by its import path, if any; its code is recorded with the results."""
+        """A user-defined function among the options, or None; a digest of its code is recorded with the results."""
         return None
 
 
@@ -315,10 +343,10 @@ PROTOCOLS: Mapping[str, Any] = {"source": Source, "corruption": Corruption, "bac
 
 
 class _SpecMeta(type(BaseModel), type(Protocol)):  # type: ignore[misc]
-    """Lets a pydantic model inherit the defaults of a protocol."""
+    """Metaclass that lets a pydantic model inherit the defaults of a protocol."""
 
 
 class Spec(BaseModel, metaclass=_SpecMeta):
-    """A part whose options are the fields of a table in a spec: plain data, checked, without further keys."""
+    """A part whose options are the fields of its table in a spec. Unknown keys are an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -108,7 +108,7 @@ def _normals64(keys, out):
 
 
 def checked_seed(seed: Any, name: str = "seed") -> int:
-    """`seed` as an int in [0, 2**64), or a ValueError that says what is wrong with it."""
+    """`seed` as an int in [0, 2**64), or a ValueError."""
     try:
         value = operator.index(seed)
     except TypeError:
@@ -146,7 +146,7 @@ def keys(seed: int, *coordinates: Any) -> np.ndarray:
 
 
 class Purpose(IntEnum):
-    """What a random stream is for: the first coordinate of its key after the seed. Numbers above 99 are free for users."""
+    """Uses of random streams: the first coordinate of a key after the seed. Numbers above 99 are free for users."""
 
     GRAMMAR = 0
     ORIGINAL = 1
@@ -162,8 +162,8 @@ class Purpose(IntEnum):
     CALIBRATION = 12
 
 
-# Sub-streams of a sample: the same seed given to `sample` and to `corrupt` must not make noise that knows the string.
-# Far from the numbers of posterior draws, which `sample_posterior` folds in.
+# Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. They are far
+# from the numbers of posterior draws, which `sample_posterior` folds into the same keys.
 STRINGS, NOISE = 2**63 + 1, 2**63 + 2
 
 
@@ -176,9 +176,9 @@ class Streams:
     seed : int in [0, 2**64)
     items : integer array (items,)
     noise : float
-        It enters by its value, not by its place in a grid, so that a finer grid repeats the old numbers.
+        Noise level. Keys depend on its value, not on its index in a grid, so that a finer grid repeats the same numbers.
     trajectories : range
-        Which trajectories of each item.
+        Numbers of the trajectories of each item.
     """
 
     seed: int
@@ -192,9 +192,9 @@ class Streams:
         return len(self.trajectories)
 
     def keys(self, purpose: int, clones: int = 1) -> np.ndarray:
-        """One key for every item, trajectory and clone, uint64 (items * trajectories * clones,), the clones varying fastest.
+        """One key for each item, trajectory and clone: uint64 (items * trajectories * clones,), in C order.
 
-        Clone 0 has the key of a U-turn without clones.
+        The keys of clone 0 are those of `clones=1`. `purpose`: a `Purpose`, or a number above 99.
         """
         level = np.float64(self.noise).view(np.uint64)
         own = keys(self.seed, purpose, self.items[:, None], np.asarray(self.trajectories), level).reshape(-1)
@@ -202,14 +202,15 @@ class Streams:
         return np.stack([own, *others], axis=1).reshape(-1)
 
     def first(self) -> Streams:
-        """The streams of trajectory 0 alone."""
+        """The streams of trajectory 0 only."""
         return Streams(self.seed, self.items, self.noise)
 
 
 def streams(seed: Any, count: int, purpose: int | None = None) -> np.ndarray:
-    """One key per sample: from `keys(seed, range(count))` for an integer seed, or from `seed` itself if it already is a uint64
-    array of `count` keys (so that a sample's numbers do not depend on the batch it is in). A purpose keeps streams of
-    equal seeds apart."""
+    """One key for each sample, uint64 (count,): `keys(seed, range(count))` for an integer seed, or `seed` itself if it is keys.
+
+    Given keys make the numbers of a sample independent of its batch. Different purposes give independent streams from one seed.
+    """
     own = _own_streams(seed, count)
     return own if purpose is None else _fold_all(own, np.full(count, purpose, np.uint64))
 
@@ -226,14 +227,17 @@ def _own_streams(seed: Any, count: int) -> np.ndarray:
 
 
 def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 of shape (len(keys), n): row i holds the first n of stream keys[i]."""
+    """Uniform numbers in [0, 1), float64 (len(keys), n): row i holds the first n numbers of stream keys[i]."""
     out = np.empty((len(keys), n))
     _uniforms(keys, n, out)
     return out
 
 
 def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
-    """Standard normal numbers of shape (len(keys), n), float32 or float64: row i belongs to stream keys[i]."""
+    """Standard normal numbers, float32 or float64 (len(keys), n): row i holds the first n numbers of stream keys[i].
+
+    float32 numbers are at most 6.66 in absolute value.
+    """
     out = np.empty((len(keys), n), dtype)
     row, rows = (_normals_row32, _normals32) if out.dtype == np.float32 else (_normals_row64, _normals64)
     if out.size > 100_000:

@@ -1,4 +1,4 @@
-"""The store of an experiment: a new one, one to resume, or one to extend."""
+"""Opens the store of an experiment: creates, resumes or extends it."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_c
 def _changes(
     experiment: Any, opened: Store, stored: dict[str, Any], models: dict[str, str], larger: bool
 ) -> dict[str, str | None]:
-    """Code and fingerprints of user-defined parts that differ in a store, {name: what they were}.
+    """Stored code digests and fingerprints of user-defined parts that have changed, {name: stored value}.
 
-    ValueError for any other difference.
+    ValueError for any other difference between the store and the experiment.
     """
     mine, known = experiment.identity(), json.loads(opened.attributes["models"])
     own = {name for name, part in experiment.labelled() if is_own(part)}
@@ -115,7 +115,7 @@ def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> 
         known: Any = opened.coordinate(name)
         if not np.array_equal(known, np.asarray(values)[:old]):
             raise ValueError(f"{store} cannot be extended to items = {new}: {name} of the first {old} items would change")
-    # The items of built-in sources depend on nothing else; a few are looked at all the same.
+    # All items of a user-defined source are compared. Items of built-in sources depend on nothing else, so a sample is enough.
     items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
     for some in np.array_split(items, -(-len(items) // 1024)):
         data = [_data_of(one, some, experiment.seed, count, store) for one, count in ((before, old), (source, new))]
@@ -128,10 +128,10 @@ def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> 
 
 
 def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: str) -> list[Any]:
-    """The originals of items, one each."""
+    """The originals of the items, one for each."""
     blocks = checked_blocks(source, source.blocks(items.copy(), seed, num_items), items)
     if not all(hasattr(block, "data") for block in blocks):
-        raise ValueError(f"{store} cannot get more items: the blocks of {source!r} have no `data` that shows that old ones stay")
+        raise ValueError(f"{store} cannot get more items: the blocks of {source!r} have no `data` to compare the originals by")
     return [original for block in blocks for original in block.data]
 
 

@@ -22,7 +22,7 @@ _FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
 
 @dataclass(frozen=True)
 class Draw:
-    """Strings and the trees behind them: `latents[tree_level]` is an int64 array (count, nodes); 0 = leaves."""
+    """Strings with their trees: `latents[tree_level]` is an int64 array (count, nodes), from 0 = leaves to depth = class."""
 
     latents: dict[int, np.ndarray]
 
@@ -42,10 +42,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Parse:
-    """The only possible tree above each string, as far as there is one.
+    """The parse of each string, which is unique where it exists.
 
-    `valid[tree_level]` (batch, nodes) says whether the whole subtree of a node is grammatical; `latents[tree_level]` is its
-    symbol, -1 where it is not; `rules[tree_level]` (levels 1..depth) is the rule used, -1 where there is none.
+    `valid[tree_level]` bool (batch, nodes): whether the subtree below a node is grammatical. `latents[tree_level]` int64 (batch,
+    nodes): its symbol, -1 if not valid. `rules[tree_level]` int64 (batch, nodes), levels 1..depth: its rule, -1 if not valid.
     """
 
     latents: dict[int, np.ndarray]
@@ -54,7 +54,7 @@ class Parse:
 
 
 def zipf(multiplicity: int, exponent: float) -> np.ndarray:
-    """Rule probabilities proportional to k**-(1 + exponent), k = 1..multiplicity (arXiv:2505.07067)."""
+    """Rule probabilities (multiplicity,) proportional to k**-(1 + exponent), k = 1..multiplicity (arXiv:2505.07067)."""
     weights = np.arange(1, multiplicity + 1, dtype=float) ** -(1.0 + exponent)
     return weights / weights.sum()
 
@@ -75,7 +75,7 @@ class RandomHierarchyModel:
     branching : int, s >= 2
         Children of a node.
     depth : int, L, 1 .. 10,000
-        `num_leaves = s**L`. Grammars may be deeper than strings can be drawn (`uturn.population`).
+        Levels of rules; `num_leaves = s**L`. `uturn.population` uses grammars too deep for drawing strings.
     num_classes : int, n >= 1, optional
         Number of root symbols; v by default.
     seed : int
@@ -91,6 +91,11 @@ class RandomHierarchyModel:
     rules : {tree_level 1..L: int64 array (symbols, multiplicity, branching)}
     rule_probabilities : {tree_level 1..L: float64 array (symbols, multiplicity)}
     class_probabilities : float64 array (num_classes,)
+
+    Raises
+    ------
+    ValueError
+        For sizes out of range, more rules than distinct tuples, or probabilities that are not positive or do not sum to 1.
 
     Examples
     --------
@@ -231,7 +236,7 @@ class RandomHierarchyModel:
 
     @property
     def rule_density(self) -> float | dict[int, float]:
-        """Share f = m / v**(s-1) of the possible tuples that the rules of a level (below the root) use."""
+        """Share f = m / v**(s-1) of the possible tuples used by the rules of a level with v symbols, in (0, 1]."""
         tuples = self.vocab_size ** (self.branching - 1)
         m = self.multiplicity
         return m / tuples if isinstance(m, int) else {level: k / tuples for level, k in m.items()}
@@ -262,15 +267,20 @@ class RandomHierarchyModel:
 
     # -- drawing and reading strings -------------------------------------------------------------------------------
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
-        """Draw strings by ancestral sampling, with all latents kept.
+        """Draw strings and their latents by ancestral sampling.
 
         Parameters
         ----------
         count : int >= 0
-            ValueError if the strings and their latents do not fit into the memory of the machine.
+            Number of strings.
         seed : int, or uint64 array (count,)
-            With an integer, string i depends on (seed, i) only: `sample(10, seed)` is the start of `sample(100, seed)`. An
-            array gives every string its own key (`uturn.random.keys`).
+            With an integer, string i depends on (seed, i) only, so `sample(10, seed)` equals the first ten strings of
+            `sample(100, seed)`. An array holds one key for each string (`uturn.random.keys`).
+
+        Raises
+        ------
+        ValueError
+            If the strings and their latents do not fit into the memory of the machine.
         """
         count = checked_integer("count", count, 0)
         check_memory(
@@ -283,7 +293,7 @@ class RandomHierarchyModel:
         root = np.empty((count, 1), np.int64)
         _draw_roots(key, np.cumsum(self.class_probabilities), root)
         latents = {L: root}
-        offset = 1  # nodes drawn so far: node number in the tree = index of its random number
+        offset = 1  # number of nodes above the level; node i of the tree uses random number i
         for level in range(L, 0, -1):
             children = np.empty((count, self.num_nodes(level - 1)), np.int64)
             cumulative = np.cumsum(self.rule_probabilities[level], axis=1)
@@ -293,7 +303,7 @@ class RandomHierarchyModel:
         return Draw({level: latents[level] for level in range(L + 1)})
 
     def parse(self, leaves: Any) -> Parse:
-        """Read arbitrary strings: symbol, rule and validity of every node.
+        """Parse strings: symbol, rule and validity of every node.
 
         Parameters
         ----------
@@ -302,7 +312,7 @@ class RandomHierarchyModel:
         Returns
         -------
         Parse
-            Where a node is not grammatical, its latent and rule are -1, and so are those of all nodes above it.
+            If a node is not grammatical, its latent and rule are -1, as are those of all nodes above it.
         """
         nodes = self.checked_leaves(leaves)
         latents, valid, rules = {0: nodes}, {0: np.ones(nodes.shape, bool)}, {}
@@ -321,12 +331,12 @@ class RandomHierarchyModel:
         root, valid = parse.latents[self.depth][:, 0], parse.valid[self.depth][:, 0]
         total = np.where(valid, np.log(self.class_probabilities)[root], -np.inf)
         for level in range(1, self.depth + 1):
-            # Rows of invalid strings index with -1: harmless, their total is -inf already.
+            # Invalid strings index with -1, which has no effect because their total is -inf.
             total += np.log(self.rule_probabilities[level])[parse.latents[level], parse.rules[level]].sum(axis=1)
         return total
 
     def checked_leaves(self, leaves: Any) -> np.ndarray:
-        """`leaves` as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError that says what is wrong."""
+        """`leaves` as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError."""
         array = checked_array("leaves", leaves)
         if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != self.num_leaves:
             raise ValueError(
@@ -347,7 +357,7 @@ class RandomHierarchyModel:
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
-        """Write the grammar to a safetensors file (rules, probabilities, and a format version)."""
+        """Write the rules and probabilities to a safetensors file with a format version."""
         from safetensors.numpy import save
 
         tensors = {"class_probabilities": self.class_probabilities}
@@ -360,7 +370,7 @@ class RandomHierarchyModel:
 
     @classmethod
     def load(cls, path: str | Path) -> RandomHierarchyModel:
-        """Read a grammar written by `save`; ValueError if the file is missing, damaged or something else."""
+        """Read a grammar written by `save`; ValueError if the file is missing, damaged or of another kind."""
         from safetensors import SafetensorError, safe_open
 
         path = checked_path("path", path)
@@ -383,9 +393,9 @@ class RandomHierarchyModel:
 
 
 class _TupleIndex:
-    """Row of each tuple in a rule table, by a trie whose prefixes are numbered level by level.
+    """Index of tuples in the flattened rule table, by a trie whose prefixes are numbered position by position.
 
-    A prefix number is below the number of rules, so number * v + symbol always fits in 64 bits, however large v**s is.
+    A prefix number is below the number of rules, so prefix * v + symbol fits in 64 bits for any v**s.
     """
 
     def __init__(self, table: np.ndarray, v: int) -> None:
@@ -410,7 +420,7 @@ class _TupleIndex:
 
 @njit(inline="always", cache=True)
 def inverse_cdf(cumulative, u):
-    """Smallest k with u < cumulative[k] (the last one if rounding left none)."""
+    """Smallest k with u < cumulative[k]; the last k if rounding leaves none."""
     low, high = 0, len(cumulative) - 1
     while low < high:
         middle = (low + high) // 2
@@ -439,13 +449,13 @@ def _draw_children(keys, offset, parents, rules, cumulative, out):
 
 
 def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.ndarray:
-    """`count` distinct tuples, in uniformly random order, out of the v**s possible ones."""
+    """`count` of the v**s tuples, (count, s), drawn uniformly without replacement, in random order."""
     total = v**s
-    if 2 * count >= total:  # dense: a random permutation of all of them
+    if 2 * count >= total:  # dense: a random permutation of all tuples
         order = np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")[:count]
         return np.stack([order // v**position % v for position in range(s - 1, -1, -1)], axis=1)
-    # Sparse: draw and keep first occurrences. Taking tuples one by one and skipping those already taken is uniform
-    # sampling without replacement, and the loop ends after a few rounds because at least half of the draws are new.
+    # Sparse: draw with replacement and keep first occurrences, which is uniform sampling without replacement. The loop ends after
+    # a few rounds because at least half of the draws are new.
     rows = np.empty((0, s), np.int64)
     for attempt in range(1, 1000):
         u = uniforms(keys(key, [level], [attempt]), 2 * count * s).reshape(-1, s)
@@ -492,5 +502,5 @@ def _probabilities(name: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"{np.unique(array.sum(axis=-1))[:3]}"
         )
     total = array.sum(axis=-1, keepdims=True)
-    # Leave sums that are 1 up to rounding alone, so that saving and loading does not change a bit.
+    # Sums that are 1 up to rounding are not renormalised, so that saving and loading changes no bit.
     return _frozen(np.where(np.abs(total - 1) < 1e-12, array, array / total), np.float64)

@@ -1,7 +1,7 @@
-"""From the tables of a spec to parts, and from two specs to their differences.
+"""Builds the parts that the tables of a spec describe, checks that they fit together, and compares specs.
 
 Built-in parts are named in a registry. A user-defined part is named by its import path, "module:Class". Importing it runs its
-code, so only a spec that the user hands over may name one (`trusted`); a spec read from a store may not.
+code, so a spec read from a store may not name one; only a spec given by the user may (`trusted`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     Raises
     ------
     ValueError
-        If there is no such part, if it lacks a member, or if it does not take its arguments.
+        If there is no such part, if it lacks a member, or if it rejects its arguments.
     """
     idea = name.partition("[")[0]
     kind = table.get("type")
@@ -111,7 +111,7 @@ def _imported(name: str, kind: str) -> Any:
 
 
 def validation_words(error: ValidationError) -> str:
-    """What pydantic found wrong, in one line."""
+    """A validation error of pydantic in one line."""
 
     def words(entry: Any) -> str:
         where = ".".join(str(part) for part in entry["loc"])
@@ -123,7 +123,7 @@ def validation_words(error: ValidationError) -> str:
 
 
 def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: Any, probes: Sequence[Any]) -> None:
-    """ValueError if parts are for different kinds of data, or if the backward undoes another process than the corruption's."""
+    """ValueError if parts accept different kinds of data, or if the backward does not undo the process of the corruption."""
 
     def fits(idea: str, part: Any) -> bool:
         kinds = not part.kinds or not source.kind or source.kind in part.kinds
@@ -150,12 +150,12 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
 
 
 def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What a larger spec adds to a stored one, in words; empty if it is not larger."""
+    """Items, trajectories and noise levels that the spec `mine` adds to a stored one, in words; empty if it is not larger."""
     try:
         old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
         if any(mine[key] < stored[key] for key in ("items", "trajectories")) or not set(old_noise) <= set(noise):
             return []
-    except (KeyError, TypeError):  # no spec of an experiment
+    except (KeyError, TypeError):  # the stored text is not the spec of an experiment
         return []
     words = [f"{key} {stored[key]} -> {mine[key]}" for key in ("items", "trajectories") if mine[key] > stored[key]]
     new = [f"{x:g}" for x in noise if x not in old_noise]
@@ -165,17 +165,18 @@ def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
 
 
 def with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored spec with the size of the larger one: items, trajectories, chunk, noise levels, and grammars in proportion."""
+    """A stored spec with the items, trajectories, chunk, noise levels and, if items are added, grammars of a larger one."""
     sizes = {key: mine[key] for key in ("items", "trajectories", "chunk")}
     found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
     before, source = stored["source"], mine["source"]
     countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0
     if countable and isinstance(source.get("grammars"), int) and mine["items"] > stored["items"]:
-        found["source"] = {**before, "grammars": source["grammars"]}  # checked by comparing originals
+        found["source"] = {**before, "grammars": source["grammars"]}  # originals are compared before the store is extended
     return found
 
 
 def differences(stored: Any, mine: Any, where: str) -> list[str]:
+    """Values in which two specs differ, one line each; `where`: path of the values in the spec."""
     if isinstance(stored, dict) and isinstance(mine, dict):
         return [
             text

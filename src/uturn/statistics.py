@@ -1,7 +1,7 @@
-"""Statistics of change: where a curve falls, how sharply, where two curves cross, and the confidence intervals of such numbers.
+"""Statistics of curves: location and width of a fall, crossing of two curves, hierarchy index, with confidence intervals.
 
-A *curve* is a mean over items against the noise level. Confidence intervals rest on the differences between independent groups of
-readings: the grammars if there are several, otherwise the items, each with all its reconstructions. See `Replicates`.
+A *curve* is a mean over items against the noise level. Confidence intervals are computed from the differences between independent
+groups of readings: the grammars if there are several, otherwise the items, each with all its reconstructions (`Replicates`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-_MOST_GROUPS = 64  # 63 degrees of freedom widen an interval by 2 %; more groups would cost time for less than that
+_MOST_GROUPS = 64  # with 63 degrees of freedom intervals are only 2 % wider than with infinitely many
 _SMALLEST_STEP = 2.0**-10
 
 
@@ -23,7 +23,7 @@ WITHIN = ("item", "trajectory", "clone")
 
 
 class Estimate(NamedTuple):
-    """A number with a confidence interval; NaN where it does not exist."""
+    """A number with a confidence interval; NaN if the number or the interval does not exist."""
 
     value: float
     low: float
@@ -34,11 +34,11 @@ class Estimate(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """A fall of a curve between two plateaus.
+    """A fall of a curve between two plateaus; NaN if the curve does not fall far enough.
 
-    `location`: noise at which half of the fall is done for the first time. `width`: noise between a quarter and three quarters of
-    it, each for the first time, so that fluctuations on the lower plateau do not widen it. `sharpness`: location / width, the
-    steepness on a logarithmic axis.
+    `location`: smallest noise at which the curve has fallen by half. `width`: difference of the smallest noises at which it has
+    fallen by three quarters and by one quarter; fluctuations on the lower plateau do not change it. `sharpness`: location /
+    width, the steepness on a logarithmic axis.
     """
 
     location: float
@@ -47,7 +47,7 @@ class Transition(NamedTuple):
 
 
 def crossing(x: Any, y: Any, height: float, first: bool = False) -> float:
-    """Where a curve falls below a height for the last time, or for the first (linear interpolation); NaN if it does not.
+    """Last (or, if `first`, first) x at which a curve falls below a height, by linear interpolation; NaN if it never does.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def crossing(x: Any, y: Any, height: float, first: bool = False) -> float:
 
 
 def transition(x: Any, y: Any, top: float = 1.0, bottom: float | None = None) -> Transition:
-    """Location and width of the fall of a curve from `top` to `bottom` (its last value by default)."""
+    """Location and width of the fall of a curve y(x), arrays (points,), from `top` to `bottom` (the last value by default)."""
     y = np.asarray(y, float)
     bottom = float(y[-1]) if bottom is None else bottom
     at = [crossing(x, y, bottom + share * (top - bottom), first=True) for share in (0.75, 0.5, 0.25)]
@@ -73,19 +73,19 @@ def transition(x: Any, y: Any, top: float = 1.0, bottom: float | None = None) ->
 
 
 def inversion(x: Any, high_level: Any, low_level: Any) -> float:
-    """Noise beyond which the curve of a high level stays below that of a low level; NaN if the order never inverts."""
+    """Last noise x at which the curve of a high level falls below that of a low level; NaN if it never does."""
     return crossing(x, np.asarray(high_level, float) - np.asarray(low_level, float), 0.0)
 
 
 def shift(x: Any, y: Any, theory_x: Any, theory_y: Any, reach: float = 0.2) -> float:
-    """Displacement d along x that brings a theory onto a measured curve: the least squares of y(x) - theory(x - d).
+    """Displacement d along x that minimises the sum of squares of y(x) - theory(x - d), with |d| <= reach.
 
-    The theory is given on a fine increasing grid and interpolated linearly, constant beyond its ends; |d| <= reach.
+    The theory is given on a fine increasing grid and interpolated linearly; it is constant beyond the ends of the grid.
     """
     from scipy.optimize import minimize_scalar
 
     x, y = np.asarray(x, float), np.asarray(y, float)
-    # A coarse grid first, since the sum of squares can have several minima.
+    # A coarse grid comes first, because the sum of squares can have several minima.
     steps = np.linspace(-reach, reach, 81)
 
     def loss(d: float) -> float:
@@ -97,18 +97,17 @@ def shift(x: Any, y: Any, theory_x: Any, theory_y: Any, reach: float = 0.2) -> f
 
 
 class Replicates(NamedTuple):
-    """A mean curve and the deviations from it that a repetition of the experiment could have given.
+    """A mean curve, and deviations from it with the spread of repetitions of the experiment.
 
     The readings fall into G independent groups. Let c be the mean curve and c_g the mean curve without group g. The replicates
     are `c ± d_r` with
 
         d_r = sum_g H_rg sqrt((G - 1)/G) (c_g - c),
 
-    where the signs H are a Hadamard matrix, so that its columns are orthogonal: balanced repeated replication (McCarthy 1969,
-    Fay 1989). For a mean, the root mean square of the deviations is the usual standard error, and the interval is that of
-    Student's t with G - 1 degrees of freedom. The replicates are as far from c as c is from the truth. This matters for places
-    where a curve crosses a height: a noisy curve crosses more than once, which leaving out one group (the jackknife) does
-    not show.
+    where the signs H are columns of a Hadamard matrix, which are orthogonal: balanced repeated replication (McCarthy 1969, Fay
+    1989). For a mean, the root mean square of the deviations is the usual standard error, and the interval is that of Student's t
+    with G - 1 degrees of freedom. The replicates are about as far from c as c is from the truth. This matters for the noise at
+    which a curve crosses a height: a noisy curve crosses more than once, which leaving out one group (the jackknife) misses.
 
     Attributes
     ----------
@@ -123,9 +122,9 @@ class Replicates(NamedTuple):
     groups: int
 
     def error(self, statistic: Callable[[np.ndarray], Any]) -> np.ndarray:
-        """Standard error of a statistic, a number or an array of numbers; NaN for a single group, or if it does not exist.
+        """Standard error of a statistic of the curve, a number or an array; NaN for a single group, or if it does not exist.
 
-        If a statistic exists for neither of `c ± d_r`, the step is halved until it does, and its change is doubled each time.
+        If the statistic exists for neither of `c ± d_r`, d_r is halved until it does, and the change is scaled up accordingly.
         """
         value = np.asarray(statistic(self.mean), float)
         squares = np.full((len(self.deviations), *value.shape), np.nan)
@@ -149,7 +148,7 @@ class Replicates(NamedTuple):
 
 
 def _mean_where_finite(values: np.ndarray) -> np.ndarray:
-    """Mean along the first axis of the values that are finite; NaN if there are none."""
+    """Mean of the finite values along the first axis; NaN if there are none."""
     finite = np.isfinite(values)
     count = finite.sum(axis=0)
     return np.where(count > 0, np.where(finite, values, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
@@ -161,8 +160,13 @@ def replicates(values: xr.DataArray) -> Replicates:
     Parameters
     ----------
     values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. More than 64
-        are joined to 64 groups of neighbours. Missing readings (NaN) are left out of the means.
+        The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. If they are
+        more than 64, neighbours are joined into 64 groups. Missing readings (NaN) are left out of the means.
+
+    Raises
+    ------
+    ValueError
+        If `values` is no DataArray with the dims noise and item.
     """
     import xarray as xr
     from scipy.linalg import hadamard
@@ -189,7 +193,7 @@ def replicates(values: xr.DataArray) -> Replicates:
 
 
 def _groups(values: xr.DataArray) -> np.ndarray:
-    """Number of the independent group of every item."""
+    """Index of the independent group of every item, int64 (items,)."""
     unit = np.arange(values.sizes["item"])
     if "grammar" in values.coords and len(np.unique(values.coords["grammar"])) > 1:
         unit = np.unique(values.coords["grammar"], return_inverse=True)[1]
@@ -200,8 +204,8 @@ def _groups(values: xr.DataArray) -> np.ndarray:
 def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], confidence: float = 0.95) -> Estimate:
     """A statistic of the mean curve (noise, ..others) with its confidence interval, of Student's t (`Replicates`).
 
-    The ends are NaN if the statistic does not exist (NaN, infinite), or if all readings are of one group. The statistic is
-    calculated 2 R + 1 times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth.
+    The ends are NaN if the statistic does not exist (NaN, infinite), or if there is only one group. The statistic is calculated
+    about 2 R times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth.
 
     Parameters
     ----------
@@ -219,7 +223,7 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
 
 
 def grammar_means(values: xr.DataArray) -> xr.DataArray:
-    """Mean of every grammar: dims item, trajectory and clone become `grammar`."""
+    """Mean over the items, trajectories and clones of every grammar; the dim `grammar` replaces theirs."""
     draws = [dim for dim in WITHIN[1:] if dim in values.dims]
     if draws:
         values = values.mean(draws, dtype=float)
@@ -227,9 +231,9 @@ def grammar_means(values: xr.DataArray) -> xr.DataArray:
 
 
 def rescaled(curve: Any, floor: float | None = None) -> np.ndarray:
-    """A curve between 1, no noise, and 0, independent data: `r = (c - floor)/(1 - floor)`.
+    """A curve rescaled to 1 without noise and 0 for independent data: `r = (c - floor)/(1 - floor)`.
 
-    `floor`: value of the curve for independent originals; by default its last value along the first axis, the noise.
+    `floor`: value of the curve for independent data; by default its last value along the first axis, the noise.
     """
     curve = np.asarray(curve, float)
     bottom = curve[-1] if floor is None else floor
@@ -249,48 +253,48 @@ def hierarchy_index(
     floors: tuple[float, float] | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Strength of the two signs of a hierarchy in the curves of two levels: an abrupt loss of the class, and an inverted order.
+    """Hierarchy index in [0, 1]: strength of two signs of a hierarchy, an abrupt loss of the class and an inversion of levels.
 
-    Both curves are rescaled, r = (c - floor)/(1 - floor), and the high level r_H is plotted against the low level r_L. Noise runs
-    along the curve from (1, 1) to (0, 0); its unit does not matter. Let G be the signed area between curve and diagonal, from
-    (1, 1) on: `G = int (r_H - r_L) (-dr_L)`. It grows where the class is better preserved and falls where the low level is. With
+    Both curves are rescaled, r = (c - floor)/(1 - floor), and the high level r_H is plotted against the low level r_L. As noise
+    grows, the curve runs from (1, 1) to (0, 0); the unit of noise does not matter. Let G be the signed area between curve and
+    diagonal, from (1, 1) on: `G = int (r_H - r_L) (-dr_L)`. It grows while the class is better preserved, and falls while the
+    low level is. With
 
-        A = G at its largest value, the inversion       (class better preserved, small noise)
+        A = largest value of G, at the inversion        (class better preserved, small noise)
         B = A - G at the end                            (low level better preserved, large noise)
         W = fall of r_L while r_H falls from 3/4 to 1/4 (width of the class transition)
 
-    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, 0 if A or B is not positive. It is 1 for a class lost in one step at r_L = 1/2,
-    4 r (1 - r) for a step at r, and 0 on the diagonal, for curves on one side of it, and if the low level is the better preserved
-    first. For interpretation and limits (grammars with as many classes as symbols; mixtures whose modes are far apart), see
-    docs/hierarchy-index.md.
+    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, and 0 if A or B is not positive. It is 1 for a class lost in one step at
+    r_L = 1/2, and 4 r (1 - r) for a step at r_L = r. It is 0 on the diagonal, for curves on one side of it, and if the low level
+    is better preserved at small noise. For interpretation and limits (grammars with as many classes as symbols; mixtures with
+    distant modes), see docs/hierarchy-index.md.
 
-    Two steps keep fluctuations of the curves from making an inversion. More noise never preserves more, so both curves are
-    replaced by the closest non-increasing ones. And the items are split into two halves (every other one of a grammar): the place
-    of the largest G is found on one half, and A and B are measured there on the other. Both ways round are averaged, so that
-    fluctuations enter A and B with either sign.
+    Two steps prevent fluctuations of the curves from counting as an inversion. First, both curves are replaced by the closest
+    non-increasing ones, since more noise never preserves more. Second, the items are split into two halves (alternating within a
+    grammar): the largest G is located on one half, and A and B are measured there on the other half. Both assignments are
+    averaged, so that fluctuations enter A and B with either sign.
 
     Parameters
     ----------
     high_level, low_level : DataArray with dims noise, item, perhaps trajectory and clone
-        Readings of the same items at the same increasing noise levels, 1 where nothing changed; e.g. `belief` of the root and of
-        the leaves, or same_class and the similarity of the first layer. The low level may also be a known curve, with the dim
-        noise alone. Zero noise (both 1) and infinite noise (both at their floors) are added.
+        Readings of the same items at the same increasing noise levels, 1 for unchanged data; for example `belief` of the root and
+        of the leaves, or `same_class` and the similarity of the first layer. The low level may also be a known curve with the
+        dim noise only. Zero noise (both 1) and infinite noise (both at their floors) are added.
     floors : (high, low), optional
-        Their values for independent originals, below 1; by default those at the last noise level, which then must be (nearly)
-        infinite.
+        Values for independent data, below 1. By default the values at the last noise level, which must then be nearly infinite.
     confidence : float in (0, 1)
-        Of the interval.
+        Confidence of the interval.
 
     Returns
     -------
     Estimate
-        With an interval as in `estimate`, cut off at 0 and 1. NaN if the high level is not lost: r_H > 1/4 at all noise levels.
+        With an interval as in `estimate`, clipped to [0, 1]. NaN if the high level is not lost: r_H > 1/4 at the last noise.
 
     Raises
     ------
     ValueError
-        For other dims, missing readings, noise that does not increase, levels of other noise or items, floors that are no
-        numbers below 1.
+        For other dims, missing readings, noise that does not increase, levels with different noise or items, and floors that
+        are not numbers below 1.
     """
     import xarray as xr
 
@@ -302,7 +306,7 @@ def hierarchy_index(
     def index(means: np.ndarray) -> float:
         with np.errstate(divide="ignore", invalid="ignore"):
             r = np.stack([rescaled(means[..., k], bottoms[k]) for k in (0, 1)], axis=-1)
-        if not np.isfinite(r).all():  # a level stays at 1: its floor is 1 too
+        if not np.isfinite(r).all():  # a level that stays at 1 has the floor 1
             return float("nan")
         r = nonincreasing(r).clip(0, 1)
         r = np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])])
@@ -313,7 +317,7 @@ def hierarchy_index(
 
 
 def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any) -> None:
-    """ValueError if a hierarchy index cannot be computed from two levels and their floors."""
+    """ValueError unless a hierarchy index can be computed from the levels and floors."""
     import xarray as xr
 
     dims = {"noise", *WITHIN}
@@ -339,7 +343,7 @@ def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any
 
 
 def _index(r: np.ndarray) -> float:
-    """Hierarchy index of rescaled curves (noise, half, 2), high level first."""
+    """Hierarchy index of rescaled curves (noise, half, 2), high level first on the last axis."""
     high, low = r[..., 0], r[..., 1]
     excess = high - low
     steps = 0.5 * (excess[1:] + excess[:-1]) * (low[:-1] - low[1:])
@@ -357,12 +361,12 @@ def _index(r: np.ndarray) -> float:
 
 
 def _others(values: xr.DataArray) -> list[str]:
-    """Coordinates that have no part in the estimate."""
+    """Names of the coordinates that the estimate does not use."""
     return [str(name) for name in values.coords if name not in ("noise", "grammar", *WITHIN)]
 
 
 def _halves(values: xr.DataArray) -> xr.DataArray:
-    """Items in pairs of neighbours of the same grammar: the item of a pair becomes the dim `half`."""
+    """Items grouped in pairs of neighbours of the same grammar; the dim `half` numbers the items of a pair."""
     import xarray as xr
 
     grammar = np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(values.sizes["item"], int)

@@ -2,8 +2,8 @@
 
 A task is one noise level and one block of items. It writes only its own chunks, each in one atomic step and with a checksum, and
 then a record: the number of trajectories that are done, and for every variable a digest of its values, its noise level and its
-items. So workers need no locks, and a chunk in the wrong place is noticed. `Store.states` alone decides which tasks are done; the
-attributes `complete` and `missing_tasks` repeat what it found.
+items. Therefore workers need no locks, and a chunk in the wrong place is detected. Only `Store.states` decides which tasks are
+done; the attributes `complete` and `missing_tasks` store its result.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "uturn.store", 3
 State = Literal["done", "part", "missing", "damaged"]
-_RECORDS = "tasks/records"  # in a group of its own, which xarray does not read with the results
+_RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
 _MOST_TASKS = 2**24
-_TOLERANCE = 1e-7  # of coordinates, which another version may compute with another quadrature
+_TOLERANCE = 1e-7  # of coordinates, since another version may compute them with another quadrature
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
-"""{name: (dims, values, attributes)}; a coordinate with the name of a dim gives its length."""
+"""{name: (dims, values, attributes)}; the coordinate with the name of a dim determines its length."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Task:
 
 
 class Store:
-    """A run on disk (or in memory): created once, filled task by task, opened by `xarray.open_zarr`."""
+    """The results of a run, on disk or in memory: created once, filled task by task, readable with `xarray.open_zarr`."""
 
     def __init__(self, group: zarr.Group, where: str) -> None:
         self.group, self.where = group, where
@@ -73,10 +73,10 @@ class Store:
         chunk: int,
         attributes: Mapping[str, Any],
     ) -> Store | None:
-        """Lay out an empty run, on disk or, without a path, in memory.
+        """Create an empty store at `path`, or in memory if it is None.
 
-        The layout appears at `path` in one step, so an interruption leaves no store or a whole one. None if another process has
-        made a store there in the meantime.
+        The store appears at `path` in one step, so an interruption leaves no store or a complete one. Returns None if another
+        process has created a store there in the meantime.
         """
         if path is None:
             return cls(_laid_out(zarr.storage.MemoryStore(), variables, coordinates, chunk, attributes), "memory")
@@ -91,12 +91,12 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
-        """Open an existing run; ValueError if there is none, or if its layout is damaged."""
+        """Open an existing store; ValueError if there is none, or if its layout is damaged."""
         path = checked_folder("store", path)
         if not Path(path).exists():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
-            # Absolute: zarr strips a relative path from the names of chunks wherever it occurs in them ("s/" from "tasks/..").
+            # Absolute paths, because zarr removes a relative path from chunk names wherever it occurs ("s/" in "tasks/..").
             group = zarr.open_group(os.path.abspath(path), mode="r+", use_consolidated=False, zarr_format=3)
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
@@ -114,9 +114,10 @@ class Store:
         )
 
     def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
-        """Check the layout against the spec, and write damaged coordinates again, which follow from the spec.
+        """Check the layout against the spec, and write damaged coordinates again from the spec.
 
-        Real numbers may differ by 1e-7 (in relation to those above 1), except noise levels, which readings are bound to.
+        Real coordinates may differ by 1e-7 (absolute plus relative). Noise levels must be equal, since the digests of readings
+        contain them.
         """
         for name, variable in variables.items():
             shape = _shape(variable, coordinates)
@@ -150,11 +151,12 @@ class Store:
         return [float(x) for x in self._array("noise")[...]]
 
     def coordinate(self, name: str) -> np.ndarray | None:
-        """Values of a coordinate in the store; None if there is none of this name."""
+        """Values of a coordinate in the store; None if there is no coordinate of this name."""
         return np.asarray(self._array(name)[...]) if name in self.group else None
 
     @property
     def attributes(self) -> dict[str, Any]:
+        """A copy of the attributes."""
         return dict(self.group.attrs)
 
     def update(self, **attributes: Any) -> None:
@@ -184,18 +186,18 @@ class Store:
         return np.arange(start, min(start + self.chunk, self.num_items))
 
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
-        """For every task its state and the number of its trajectories that are done.
+        """State of each task, and number of its trajectories that are done.
 
-        "done": all trajectories. "part": fewer, since the run has got more of them. "missing": no record, or no chunk. "damaged":
-        the record cannot be read, or the values cannot be read or do not belong to the record, to this noise level and to these
-        items. The count of the last two is 0.
+        "done": all trajectories. "part": fewer, because trajectories were added to the run. "missing": no record, or no chunk.
+        "damaged": the record or the values cannot be read, or the values do not match the digests of the record. The number of
+        trajectories is 0 for the last two.
 
         Parameters
         ----------
         tasks
-            By default all.
+            All tasks by default.
         look
-            Whether all readings are read. If False, damage of their values is not noticed.
+            Whether to read all readings. If False, damaged values are not detected.
         """
         records, written = self._records(), self._written()
         found: dict[Task, tuple[State, int]] = {}
@@ -211,7 +213,7 @@ class Store:
         return found
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """Number of trajectories of tasks that are done; warns of damaged tasks, which count as missing."""
+        """Number of trajectories done of each task; warns of damaged tasks, which count as missing."""
         states = self.states(tasks)
         for task in (task for task, (state, _) in states.items() if state == "damaged"):
             self._check_still_there()
@@ -225,7 +227,7 @@ class Store:
         return {task: count for task, (_, count) in states.items()}
 
     def _is_sound(self, task: Task, record: np.ndarray) -> bool:
-        """Whether the readings of a task are those that were recorded."""
+        """Whether the readings of a task match the digests of its record."""
         try:
             values = self.read(task, int(record[0]))
         except Exception:  # zarr raises many kinds for chunks that cannot be decoded
@@ -264,14 +266,14 @@ class Store:
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """At the end, or when interrupted, write to the attributes how many tasks are not done."""
+        """Context that writes the number of missing tasks to the attributes at its end, also after an interruption."""
         try:
             yield
         finally:
             self._finish()
 
     def _finish(self) -> None:
-        while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may do more meanwhile
+        while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may write meanwhile
             self.update(complete=missing == 0, missing_tasks=missing)
 
     def _num_missing(self, look: bool) -> int:
@@ -280,12 +282,12 @@ class Store:
     def dataset(self, look: bool = True) -> xr.Dataset:
         """The run as a labelled dataset, read lazily.
 
-        The attributes `complete` and `missing_tasks` count the tasks that are not done, after a look at all readings. If `look`
-        is False, they are those that the last process has written at its end.
+        The attributes `complete` and `missing_tasks` are computed by reading all readings; if `look` is False, they are those
+        that the last process wrote at its end.
         """
         import xarray as xr
 
-        # Attributes of a store that scale values, or make dates of them, are ignored.
+        # Attributes in a store that would rescale values or convert them to dates are ignored.
         ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
         if not look:
             return ds
@@ -296,10 +298,10 @@ class Store:
     def extend(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
     ) -> Store:
-        """The store of a larger run, with the readings of this one.
+        """Replace this store by that of a larger run, with the readings of this one; returns the new store.
 
-        The larger run has all noise levels, items and trajectories of this one, and more. Its store is made and filled beside
-        this one and takes its place in one step, so an interruption leaves the old store or the new one.
+        The larger run has all noise levels, items and trajectories of this one, and more. Its store is filled in another folder
+        and replaces this one in one step, so an interruption leaves the old store or the new one.
         """
         with whole_folder(self.where) as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
@@ -313,11 +315,11 @@ class Store:
         return Store.open(self.where)
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes have left beside the store; no other process may be extending it."""
+        """Remove the unfinished folders of killed processes beside the store; no other process may be extending it."""
         remove_unfinished_folders(self.where)
 
     def _readings_of(self, noise: float, items: np.ndarray, counts: Mapping[Task, int]) -> tuple[dict[str, np.ndarray], int]:
-        """Readings of items at a noise level and the number of their trajectories, which is 0 unless all items are done."""
+        """Readings of items at a noise level and number of their trajectories, which is 0 unless all items are stored."""
         if noise not in self.noise or items[-1] >= self.num_items:
             return {}, 0
         blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
@@ -332,36 +334,36 @@ class Store:
         }, count
 
     def _check_still_there(self) -> None:
-        """ValueError if another process has put a larger run in the place of this one."""
+        """ValueError if another process has replaced this store by that of a larger run."""
         if self._folder is not None and os.stat(self.where).st_ino != self._folder:
             raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
 
     # -- arrays --------------------------------------------------------------------------------------------------------
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
-            # Without this setting, chunks of NaN alone (unknown labels, images that are not kept) are not written, and their
-            # tasks would be missing for ever. It is a setting of the opened array and is not stored.
+            # By default zarr does not write chunks that hold only NaN (unknown labels, images that are not kept), and their tasks
+            # would stay missing. This setting of the opened array is not stored.
             with zarr.config.set({"array.write_empty_chunks": True}):
                 self._arrays[name] = self.group[name]
         return self._arrays[name]
 
     def _first(self, name: str, values: np.ndarray, trajectories: int) -> np.ndarray:
-        """The part of values (items, ...) that belongs to the first trajectories; all of them without that dim."""
+        """Values (items, ...) of the first trajectories; all values if the variable has no dim "trajectory"."""
         dims = self.dims[name]
         if "trajectory" not in dims:
             return values
         return values[(slice(None),) * (dims.index("trajectory") - 1) + (slice(trajectories),)]
 
     def _digest(self, name: str, task: Task, values: np.ndarray) -> int:
-        """64 bits that depend on the values, the variable, the noise level and the items."""
+        """64-bit digest of values, variable, noise level and items."""
         about = f"{name} {self.noise[task.noise_index].hex()} {_span(self.items(task))} {values.shape} "
         values = np.ascontiguousarray(values, np.float32)
         return int.from_bytes(hashlib.blake2b(about.encode() + values.tobytes(), digest_size=8).digest(), "little")
 
     def _records(self) -> np.ndarray:
-        """For every task the number of trajectories done and the digests of all variables, (noise levels, blocks, ..).
+        """Number of trajectories done and digests of all variables for each task, uint64 (noise levels, blocks, 1 + variables).
 
-        A task that was not done has zeros; one with a damaged record has a number of trajectories larger than any run's.
+        Zero for missing tasks, and the largest uint64 for damaged records.
         """
         array = self._array(_RECORDS)
         try:
@@ -443,7 +445,7 @@ def _laid_out(
     chunk: int,
     attributes: Mapping[str, Any],
 ) -> zarr.Group:
-    """An empty run in an empty place."""
+    """Create the arrays and attributes of an empty store in an empty zarr group."""
     group = zarr.open_group(target, mode="w")
     for name, (dims, values, attrs) in coordinates.items():
         array = _writable(values)
@@ -474,7 +476,7 @@ def _laid_out(
         compressors=compressors,
         attributes={"long_name": "trajectories done, then a digest of every variable"},
     )
-    # By the CF convention, the names of the coordinates that are not named like a dim.
+    # CF convention: names of the coordinates that are not dims.
     others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
     about |= {"complete": False, "missing_tasks": levels * blocks}
@@ -488,13 +490,13 @@ def _span(items: np.ndarray) -> str:
 
 
 def _writable(values: Any) -> np.ndarray:
-    """Values of a coordinate in the form that zarr takes: text as objects."""
+    """Values of a coordinate in the types of zarr: text as objects."""
     array = np.asarray(values)
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
 def _agree(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
-    """Whether two coordinates are the same: text and integers exactly, real numbers up to a tolerance; NaN equals NaN."""
+    """Whether two coordinates agree: text and integers exactly, real numbers up to a tolerance; NaN equals NaN."""
     if found.shape != wanted.shape:
         return False
     if found.dtype.kind == wanted.dtype.kind == "f":
@@ -507,7 +509,7 @@ def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
 
 
 def _consolidate(where: Any) -> None:
-    """Gather the metadata in one file, which readers open first."""
+    """Collect the metadata of all arrays in one file, which readers open first."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(where)

@@ -1,6 +1,6 @@
 """Mean-field theory of the ε-process: the annealed average of belief propagation over the rules (arXiv:2402.16991).
 
-Everything is computed from complements (1 - belief), so that nothing cancels when the noise is small.
+All formulas use complements (1 - belief), which avoids cancellation at small noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Phase = Literal["transition", "always lost", "always recovered"]
 
 
 class Curves(NamedTuple):
-    """Beliefs in the true symbol: arrays (..., depth + 1), tree level last, 0 = leaves, depth = class."""
+    """Beliefs in the true symbol, in [0, 1]: arrays (..., depth + 1), tree level last, 0 = leaves, depth = class."""
 
     upward: np.ndarray
     downward: np.ndarray
@@ -34,7 +34,7 @@ class MeanField:
     multiplicity : int, m, with v * m <= v**s
     branching : int, s
     num_classes : int, n, optional
-        Root symbols; v by default. It enters the last upward step and the prior only, so no threshold depends on it.
+        Root symbols; v by default. Only the last upward step and the prior depend on it, so the threshold does not.
 
     Examples
     --------
@@ -71,7 +71,10 @@ class MeanField:
 
     # -- the map and its fixed points ------------------------------------------------------------------------------
     def upward_map(self, belief: Any) -> np.ndarray:
-        """One upward step `F(p) = [p**s + (m-1) b] / [p**s + (m v - 1) b]`, `b = (1 - p**s)/(v**s - 1)` (Eqs. 11, 41)."""
+        """One upward step `F(p) = [p**s + (m-1) b] / [p**s + (m v - 1) b]`, `b = (1 - p**s)/(v**s - 1)` (Eqs. 11, 41).
+
+        Both p and F are beliefs in the true symbol, in [0, 1].
+        """
         return 1 - self._lost_above(1 - np.asarray(belief, float), self.vocab_size)
 
     def _lost_above(self, lost: np.ndarray, symbols: int) -> np.ndarray:
@@ -92,12 +95,12 @@ class MeanField:
 
     @property
     def slope_at_one(self) -> float:
-        """F'(1) = s m (v-1)/(v**s - 1) (Eq. 42): the class can be recovered at small noise where it is below 1."""
+        """F'(1) = s m (v-1)/(v**s - 1) (Eq. 42). If it is below 1, the class can be recovered at small noise."""
         return self.branching * self.multiplicity * (self.vocab_size - 1) * self._inverse_T
 
     @cached_property
     def phase(self) -> Phase:
-        """What happens to the class as depth grows: "transition" at ε*, "always lost" or "always recovered" for 0 < ε < 1."""
+        """Fate of the class in deep trees: "transition" (lost above ε*), "always lost" or "always recovered" for 0 < ε < 1."""
         v, m, s = self.vocab_size, self.multiplicity, self.branching
         tuples = v**s - 1
         if s * m * (v - 1) >= tuples:
@@ -110,8 +113,8 @@ class MeanField:
     def fixed_point(self) -> float | None:
         """Repulsive fixed point p* of F in (1/v, 1); None without a transition.
 
-        For s = 2, p* = (m-1)/(v-m). In general the root of (F(p) - p), with the factors of the trivial roots 1 and 1/v
-        divided out of its numerator.
+        For s = 2, p* = (m-1)/(v-m). In general it is the root of F(p) - p after division by the factors of the trivial roots 1
+        and 1/v.
         """
         if self.phase != "transition":
             return None
@@ -134,7 +137,7 @@ class MeanField:
 
     @property
     def slope(self) -> float | None:
-        """F'(p*) > 1 at the repulsive fixed point; None without a transition."""
+        """F'(p*) > 1, the slope at the repulsive fixed point; None without a transition."""
         p = self.fixed_point
         return None if p is None else float(self.slope_at(p))
 
@@ -188,9 +191,9 @@ class MeanField:
         return wrong / ((1 - lost) * q + wrong)
 
     def class_crossing(self, depth: int) -> float | None:
-        """ε at which the marginals of the class and of the leaves cross: the inversion of the order of the levels.
+        """ε at which the marginals of the class and of the leaves cross (inversion of the levels); None if they do not cross.
 
-        At finite depth it lies below ε*: .706 for (v, m, s) = (32, 8, 2) at L = 10 (ε* = .731). None if they do not cross.
+        At finite depth it can lie below ε*: it is .706 for (v, m, s) = (32, 8, 2) at L = 10, where ε* = .731.
         """
         grid = np.linspace(0, 1, 2001)[1:-1]
 
@@ -229,7 +232,7 @@ class MeanField:
             g = (q[..., k] * (m - 1) + (1 - q[..., k]) * m) * self._inverse_T
             z = q[..., k] * ps + g * missing
             result.append(4 * g * (q[..., k] - g) * e**2 * ps / z**2 * damping)
-            # From a child at level k to its child: probability right given parent right, and given parent wrong.
+            # From a node at level k to its child: a = P(child right | node right), b = P(child right | node wrong).
             bend = p * -np.expm1((s - 1) * _log_kept(e))  # p - p**s
             above = ps + (m - 1) * bend * self._inverse_T
             a = above / (above + (m - 1) * e * self._inverse_T)
@@ -239,11 +242,11 @@ class MeanField:
         return np.stack(result, axis=-1)
 
     def susceptibility(self, epsilon: Any, depth: int) -> np.ndarray:
-        """chi = sum_ij C_ij / sum_i C_ii over all ordered pairs of leaves, diagonal included (arXiv:2410.13770); chi(0) = 1.
+        """Susceptibility (...), `chi = sum_ij C_ij / sum_i C_ii` over all pairs i, j of leaves (arXiv:2410.13770); chi(0) = 1.
 
         At finite depth the peak is not at ε*: for (v, m, s) = (16, 4, 2), where ε* = .800, it is at .763, .784, .795 for
-        L = 5, 7, 10. It comes to ε* with depth for this grammar and for (32, 8, 2), but not for every one: for (8, 2, 2), where
-        ε* = .952, it stays at .907. Shape (...).
+        L = 5, 7, 10. With depth it approaches ε* for this grammar and for (32, 8, 2), but not for all: for (8, 2, 2), where
+        ε* = .952, it stays at .907.
         """
         s = self.branching
         if checked_depth(depth) * np.log2(s) > 1000:
@@ -256,8 +259,8 @@ class MeanField:
 
 
 class PhaseDiagram(NamedTuple):
-    """Threshold against multiplicity: arrays of equal length; `critical_noise` is 0 where the class is always lost and 1
-    where it is always recovered (any ε < 1)."""
+    """Threshold against multiplicity: arrays (multiplicities,). `critical_noise` is 0 if the class is always lost, and 1 if it is
+    always recovered."""
 
     multiplicity: np.ndarray
     rule_density: np.ndarray
@@ -266,7 +269,7 @@ class PhaseDiagram(NamedTuple):
 
 
 def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -> PhaseDiagram:
-    """The line ε*(m) of Fig. 6 of arXiv:2402.16991.
+    """The threshold ε*(m) of Fig. 6 of arXiv:2402.16991.
 
     Parameters
     ----------

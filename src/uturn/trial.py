@@ -1,4 +1,4 @@
-"""A trial of an experiment before its run: two items through all parts."""
+"""A short trial of an experiment before its run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _ORDER = ("source", "corruption", "backward", "probes")
 
 
 def check(experiment: Experiment) -> Iterator[str]:
-    """Run two items of an experiment through all of its parts, at the first and the last noise level; nothing is stored.
+    """Measure two items of an experiment at the first and the last noise level; nothing is stored.
 
     Yields
     ------
     str
-        What was looked at and found in order, a line each.
+        One line for each check that passed.
 
     Raises
     ------
     ValueError
-        If a part lacks a member or gives something else than it should, and if readings of an item depend on the batch or on what
-        was measured before.
+        If a part lacks a member or returns data of a wrong kind or shape, or if the readings of an item depend on the other items
+        in its batch or on earlier measurements.
     """
     experiment = Experiment.from_dict(experiment.to_dict())
     for name, part in sorted(experiment.labelled(), key=lambda entry: _ORDER.index(entry[0].partition("[")[0])):

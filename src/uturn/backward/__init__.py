@@ -1,4 +1,4 @@
-"""The way back: from a noisy datum to reconstructions of the original."""
+"""Backwards: models that draw reconstructions given noisy data."""
 
 from __future__ import annotations
 

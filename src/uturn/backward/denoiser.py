@@ -1,4 +1,4 @@
-"""The reverse process of a channel of strings, step by step, with a denoiser that knows single leaves."""
+"""Reverse processes of channels of strings, with an exact or a learned denoiser of single leaves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from uturn.sources.strings import NoisyStrings
 
 
 class StringDenoiser(Spec, Backward):
-    """The reverse process of a Bayesian channel of strings, step by step, with a denoiser that knows single leaves.
+    """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves (`uturn.corruption.denoising.denoise`).
 
     `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
-    evaluations of the denoiser in a U-turn. Beliefs are exact, whatever the denoiser. See `uturn.corruption.denoising.denoise`.
+    evaluations of the denoiser, >= 1. Probes of beliefs read the exact ones for every denoiser. Reconstructions:
+    {tree_level: int64 (items, draws, nodes)}, -1 where a node is not grammatical.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)

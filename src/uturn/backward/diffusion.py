@@ -1,4 +1,4 @@
-"""Diffusion models run backwards, one image at a time or many in a queue that keeps the network's batches full."""
+"""Diffusion models of images as backwards, for one batch at a time or through a queue that keeps the network's batches full."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from uturn.sources.images import NoisyImages
 
 
 class DiffusionModel(Spec, Backward):
-    """A diffusion model run backwards with one of diffusers' schedulers.
+    """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
     `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, or a guided-diffusion checkpoint with
     its `preset` (`uturn.networks.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
-    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", .., or "stored"; `eta` for schedulers that take it;
+    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", .., or "stored"; `eta` in [0, 1] for schedulers that take it;
     `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM). `pure_noise`: start the whole chain from pure
-    noise, not from the scheduler's first level. `dtype`: "float32", "bfloat16" or "float16", what the network computes in.
+    noise, not from the scheduler's first level. `dtype`: precision of the network, "float32", "bfloat16" or "float16".
 
-    How it is computed, which does not change what is computed: `device` ("cuda" where there is one), `batch_size` (a number,
-    or "auto"; see `ReverseDiffusion`), `compile` (by torch.compile).
+    Execution-only options: `device` ("cuda" if available), `batch_size` (a number, or "auto"), `compile` (torch.compile).
+    Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1].
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile"})
@@ -99,7 +99,7 @@ class DiffusionModel(Spec, Backward):
         return _ModelForward(self, source)
 
     def _labels(self, noisy: Noisy, reverse: ReverseDiffusion, streams: Streams, clones: int) -> np.ndarray | None:
-        """The true class of every reconstruction, for models that are conditioned on it."""
+        """The true class of each reconstruction for class-conditional models; None for unconditional ones."""
         if reverse.num_classes is None:
             return None
         labels = noisy.labels if isinstance(noisy, NoisyImages) else np.full(len(noisy.values), -1)
@@ -115,14 +115,14 @@ class DiffusionModel(Spec, Backward):
         return _reverse_diffusion(self).fingerprint()
 
     def describe(self) -> str:
-        """The model and its reverse process in words."""
+        """The model, its scheduler and its steps in one line."""
         reverse = _reverse_diffusion(self)
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
         return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}"
 
 
 class _ModelForward(Corruption):
-    """The forward process of a diffusion model for the images of a source. The model is loaded when it is first needed."""
+    """The forward process of a diffusion model for the images of a source; it loads the model on first use."""
 
     kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
 
@@ -134,7 +134,7 @@ class _ModelForward(Corruption):
 
     @cached_property
     def forward(self) -> Diffusion:
-        """The forward process of the model, if the images fit it; else a ValueError."""
+        """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
         reverse, model = _reverse_diffusion(self.spec), self.spec.model
         expected, found = reverse.image_shape, self.source.image_shape()
         if expected is not None and tuple(expected) != tuple(found):
@@ -159,7 +159,7 @@ class _ModelForward(Corruption):
 
 
 class _Place(NamedTuple):
-    """A reconstruction in the queue: its batch, its row, and the words that name it in errors."""
+    """Batch and row of a reconstruction in the queue; its text names item, trajectory, clone and noise in errors."""
 
     batch: int
     row: int
@@ -175,7 +175,7 @@ class _Place(NamedTuple):
 
 @dataclass
 class _Pending:
-    """A batch whose reconstructions are on their way."""
+    """A batch with reconstructions that are not done yet."""
 
     name: Any
     streams: Streams
@@ -184,7 +184,7 @@ class _Pending:
 
 
 def _model_files(spec: DiffusionModel) -> list[Path]:
-    """The files of a model: its checkpoint, or its index and the files of its parts, one folder down."""
+    """The files of a model: its checkpoint, or the files of its folder and of the folders in it."""
     path = Path(checked_path("model", spec.model))
     return sorted([*path.glob("*"), *path.glob("*/*")]) if (path / "model_index.json").is_file() else [path]
 

@@ -1,4 +1,4 @@
-"""Draws from the exact posterior."""
+"""The exact posterior as a backward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uturn.random import Streams
 
 
 class ExactPosterior(Spec, Backward):
-    """Draws from the exact posterior: by belief propagation for strings, by formula for vectors of a Gaussian mixture.
+    """Draws from the exact posterior: by belief propagation for strings, by a formula for vectors of a Gaussian mixture.
 
     The draws are made by the method `posterior_draws(streams, clones)` of the noisy data, (items, draws, ...). User-defined noisy
     data with such a method can be drawn too, if their source declares no kind.

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Work(NamedTuple):
-    """One reconstruction to do: a noisy image, how far it has to go, and whose random numbers to use.
+    """A reconstruction to compute.
 
-    `image`: float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`. `step`: k, 0 .. num_steps. `key`:
-    uint64, its stream of random numbers. `label`: true class, for models that are conditioned on it. `name`: anything; comes back
-    with the result, and is named in errors.
+    `image`: float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`. `step`: number k of reverse steps,
+    0 .. num_steps. `key`: uint64, its random stream. `label`: true class, for class-conditional models. `name`: any value, which
+    is returned with the result and named in errors.
     """
 
     image: Any
@@ -52,7 +52,7 @@ class Chain(Protocol):
 
 @dataclass
 class _Cohort:
-    """Images that entered the network together at the same step: they share a scheduler, and so its history."""
+    """Images that entered the queue together at the same step. They share a scheduler and its history."""
 
     names: list[Any]
     step: int

@@ -1,8 +1,7 @@
-"""Noise an image up to a timestep and denoise it back, with any denoiser and any diffusers scheduler.
+"""U-turns of images with any denoiser and any scheduler of diffusers.
 
-The sampler is never written here: `set_timesteps`, `add_noise`, `scale_model_input` and `step` of the scheduler do all
-the work. What this module adds is bookkeeping that is easy to get wrong (which timestep is noised to, which one is
-denoised first, whose noise is whose), and checks.
+The scheduler's `set_timesteps`, `add_noise`, `scale_model_input` and `step` are the sampler. This module chooses the timestep to
+noise to and the first one to denoise at, assigns a random stream to each image, and checks arguments.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ if TYPE_CHECKING:
 class ReverseDiffusion:
     """U-turns of images through the noise levels of a diffusion model.
 
-    With N = `num_steps` reverse steps in all, a U-turn at step k draws x_t from the marginal q(x_t | x_0) at the k-th
-    timestep counted from the clean end and runs exactly those k reverse steps, the first of them at that same timestep
-    (section 2 of arXiv:2402.16991). k = 0 is the identity and k = N starts from the scheduler's first, noisiest level.
+    With N = `num_steps` reverse steps in the whole chain, a U-turn at step k draws x_t from the marginal q(x_t | x_0) at the k-th
+    timestep counted from the clean end, and makes the last k reverse steps, the first of them at that same timestep (section 2 of
+    arXiv:2402.16991). k = 0 is the identity, and k = N starts from the scheduler's first, noisiest level.
 
     If the scheduler draws the full noise of the reverse process (DDPM, Euler ancestral, DDIM with eta = 1), the reconstruction is
-    a draw from the model's posterior given x_t, up to discretisation, and original and reconstruction are exchangeable. One
-    that draws less (DDIM with eta < 1) or none (ODE solvers) keeps the law of the data but not the posterior.
+    a draw from the model's posterior given x_t, up to discretisation, and original and reconstruction are exchangeable. If it
+    draws less (DDIM with eta < 1) or none (ODE solvers), reconstructions follow the law of the data but not the posterior.
 
     Parameters
     ----------
     model
         The denoiser, called as `model(noisy, timestep)` with noisy (batch, channels, height, width) and timestep
         (batch,); returns a tensor or an object with `.sample`, in the prediction type the scheduler is configured for.
-        With twice the input channels, the second half is a learned variance; schedulers that cannot use it do not get it.
-        The timesteps of a batch differ in `queue`. Must be in evaluation mode.
+        If the output has twice the input channels, the second half is a learned variance, passed only to schedulers that use
+        it. The timesteps of a batch may differ. The model must be in evaluation mode.
     scheduler
         Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never
         changed. Pseudo-numerical schedulers (PNDM) visit timesteps twice and are refused.
@@ -55,32 +54,37 @@ class ReverseDiffusion:
         clean image, such as DPM-Solver++ and UniPC, leave out the last one), and "trailing" for the DDIM schedulers, whose
         step has the fixed length T // N and would not land on linspace's timesteps.
     eta
-        Share of the posterior's noise for schedulers that take one (DDIM: 0 deterministic, 1 as DDPM).
+        Noise of the reverse steps relative to the full noise, for schedulers that take it (DDIM: 0 deterministic, 1 as DDPM).
     batch_size
-        Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. If the device runs out of memory, it is halved until
-        the batch fits. Results depend on it through float rounding only.
+        Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. It is halved while the device runs out of memory.
+        It changes results by float rounding only.
     image_shape
         (channels, height, width) of the images; read from `model.config` where there is one.
     device
-        Where to compute; by default where the model is.
+        Device of the computation; by default that of the model.
     pure_noise
-        Start k = N from pure noise instead of the scheduler's first level, which keeps a trace of the image.
+        Whether k = N starts from pure noise. Otherwise it starts from the scheduler's first level, which keeps a small signal.
     num_classes
-        If given, the model is conditioned on the true class: it is called as `model(noisy, timestep, labels)`, labels (batch,).
+        For class-conditional models, which are called as `model(noisy, timestep, labels)`, labels int64 (batch,).
     codec
         For latent models: an object with `encode(images)` and `decode(latents)`. Noise is added to latents.
     latent_shape
-        (channels, height, width) of the latents; needed by `generate` only.
+        (channels, height, width) of the latents; only `generate` needs it.
 
     Attributes
     ----------
     num_steps : int
     is_stochastic : bool
-        Whether reverse steps draw noise, the full one or less.
+        Whether reverse steps draw noise, in full or in part.
     forward : Diffusion
-        The forward process, with the table `noise_levels` of its levels.
+        The forward process; its `noise_levels` are the table that `levels` returns.
     description : str
-        The model in words, if it was loaded by `from_pretrained`.
+        One line about the model; empty unless it was loaded by `from_pretrained`.
+
+    Raises
+    ------
+    ValueError
+        For arguments out of range, and for schedulers that cannot begin in the middle of a chain.
     """
 
     description = ""
@@ -139,7 +143,7 @@ class ReverseDiffusion:
 
     @property
     def batch_size(self) -> int:
-        """Images that pass the network together: fewer than asked for if more did not fit into memory."""
+        """Largest batch of the network: the given size, or less after the device ran out of memory."""
         return self.pieces.limit(self.network)
 
     @classmethod
@@ -186,11 +190,10 @@ class ReverseDiffusion:
         return made
 
     def levels(self) -> dict[str, np.ndarray]:
-        """The noise levels a U-turn can reach, indexed by the step k = 0 .. num_steps; float64 arrays (num_steps + 1,).
+        """The noise levels of U-turns, indexed by the step k = 0 .. num_steps; float64 arrays (num_steps + 1,).
 
-        `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: share of the signal in the variance,
-        a^2 / (a^2 + s^2) for x_t = a x_0 + s noise; `log_snr`: log(a^2 / s^2), natural; `sigma`: noise over signal, s / a;
-        `signal`: a itself, which depends on the units of the scheduler.
+        With x_t = a x_0 + s xi: `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power
+        a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, in the units of the scheduler.
         """
         return {name: values.copy() for name, values in self.forward.noise_levels.items()}
 
@@ -202,22 +205,27 @@ class ReverseDiffusion:
         images
             float32 (batch, channels, height, width) in [-1, 1], numpy array or tensor.
         step
-            k, 0 .. num_steps: number of reverse steps.
+            Number of reverse steps k, 0 .. num_steps.
         keys
-            uint64 (batch,), one independent stream of random numbers for each image: `uturn.random.keys`. The noise of
-            an image depends on its key alone, not on the batch it comes in.
+            uint64 (batch,), one random stream for each image (`uturn.random.keys`). The noise of an image depends on its key
+            only, not on its batch.
         labels
-            int64 (batch,), true classes, for models that are conditioned on them.
+            int64 (batch,), true classes, for class-conditional models.
 
         Returns
         -------
         reconstructions
-            As `images` (same kind and shape), clipped to [-1, 1]. For step 0 a copy of the input, bit for bit.
+            Of the type and shape of `images`, clipped to [-1, 1]. For step 0 a copy of the images, bit for bit.
+
+        Raises
+        ------
+        ValueError
+            For arguments of a wrong type, shape or range, and if a reconstruction is not finite.
         """
         return self.denoise(self.corrupt(images, step, keys), step, keys, labels)
 
     def corrupt(self, images: Any, step: int, keys: Any) -> Any:
-        """Noisy images x_t (latents, if there is a codec), not clipped, from which `u_turn` with the same arguments denoises."""
+        """Noisy images x_t (latents, if there is a codec), not clipped: those of `u_turn` with the same arguments."""
         import torch
 
         step, checked = self._checked_step(step), self._checked_images(images, True)
@@ -243,11 +251,11 @@ class ReverseDiffusion:
         return torch.from_numpy(result) if isinstance(noisy, torch.Tensor) else result
 
     def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Reconstructions of noisy images at any steps, in batches that stay full: `(name, image)` as they end.
+        """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in the order of completion.
 
-        Whenever an image is back, the next one of `work` takes its place, whatever its step: one call of the network serves
-        images at different timesteps. The iterable is read as places become free, so it may be lazy. Give the longest ways back
-        first: then the last batches, which cannot be filled, are few. Numbers are those of `denoise`, up to float rounding.
+        When an image is done, the next one of `work` takes its place in the batch, so one call of the network serves images at
+        different timesteps. The iterable is read when places become free, so it may be lazy. Images with many steps should come
+        first, so that few batches at the end are not full. The results equal those of `denoise` up to float rounding.
 
         Yields
         ------
@@ -276,7 +284,7 @@ class ReverseDiffusion:
         return np.stack([samples[k] for k in range(len(keys))])
 
     def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
-        """The model's output for one batch, in the precision of the scheduler, whatever the model computes in."""
+        """The model's output for one batch, in the dtype of `noisy`."""
         try:
             output = self.model(noisy, timesteps, *labels)
         except RuntimeError as error:
@@ -286,7 +294,7 @@ class ReverseDiffusion:
         return getattr(output, "sample", output).to(noisy.dtype)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, the scheduler's configuration and the choice of steps: recorded with results."""
+        """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps, recorded with results."""
         digest = hashlib.sha256()
         modules = [self.model, *([self.codec] if hasattr(self.codec, "state_dict") else [])]
         for module in modules:
@@ -299,7 +307,7 @@ class ReverseDiffusion:
         return digest.hexdigest()
 
     def _draws_noise(self) -> bool:
-        """Whether reverse steps draw noise: take one (not the last, which never does) twice, with two noise streams."""
+        """Whether reverse steps draw noise: compares one step (not the last one, which draws none) of two random streams."""
         import torch
 
         def one_step(seed: int, global_seed: int) -> torch.Tensor:
@@ -312,7 +320,7 @@ class ReverseDiffusion:
             torch.manual_seed(global_seed)
             for timestep in timesteps[: scheduler.order]:
                 if hasattr(scheduler, "scale_model_input"):
-                    scheduler.scale_model_input(state, timestep)  # some schedulers insist on it before step()
+                    scheduler.scale_model_input(state, timestep)  # some schedulers require it before step()
                 state = scheduler.step(output, timestep, state, **arguments).prev_sample
             return state
 
@@ -360,7 +368,7 @@ class ReverseDiffusion:
 
 
 def _step_arguments(scheduler: Any, eta: float | None) -> dict[str, float]:
-    """Arguments of `step` that stay the same all along the chain."""
+    """Arguments of the scheduler's `step` that are the same for the whole chain."""
     if eta is None:
         return {}
     if "eta" not in inspect.signature(scheduler.step).parameters:

@@ -1,4 +1,4 @@
-"""The exact score of strings, run backwards with a scheduler of diffusers."""
+"""Reverse diffusion of strings with the exact score and a scheduler of diffusers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 class StringDiffusion(Spec, Backward):
-    """The exact score of strings run backwards with one of diffusers' schedulers; noise levels are fractions t/T of its chain.
+    """Reverse diffusion of strings with the exact score (`ScoreModel`) and one of diffusers' schedulers.
 
-    The schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02), or the straight paths of flow matching.
-    `scheduler`, `steps`, `eta`, `timestep_spacing` as in `DiffusionModel`. Beliefs are the exact ones given x_t.
+    Noise levels are fractions t/T of the chain. The noise schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02);
+    flow matching uses straight paths. `scheduler`, `steps`, `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of
+    beliefs read the exact ones given x_t. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where not grammatical.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -49,7 +50,7 @@ class StringDiffusion(Spec, Backward):
 
 
 class _DiffusedStrings(Corruption):
-    """The forward process of a scheduler for the strings of a source as one-hot images."""
+    """The forward process of a scheduler for the strings of a source, as one-hot images."""
 
     kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
 
@@ -58,7 +59,7 @@ class _DiffusedStrings(Corruption):
 
     @cached_property
     def forward(self) -> Diffusion:
-        """The forward process of the scheduler, which is the same for all grammars."""
+        """The forward process of the scheduler. It is the same for all grammars, so grammar 0 serves to build it."""
         return _string_diffusion(self.spec, self.source.grammar(0, 0)).forward
 
     def corrupt(self, leaves: np.ndarray, noise: float, vocab_size: int, keys: np.ndarray) -> np.ndarray:
@@ -81,7 +82,7 @@ class _DiffusedStrings(Corruption):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _NoisyScored(NoisyStrings):
-    """Observations of strings, and the images (batch, vocab_size, 1, num_leaves) in which the scheduler has them."""
+    """Noisy strings, and the same as images (batch, vocab_size, 1, num_leaves) in the units of the scheduler."""
 
     images: Any = None
 
@@ -89,7 +90,7 @@ class _NoisyScored(NoisyStrings):
 @lru_cache(maxsize=4)
 def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
     made, extra = named_scheduler(spec.scheduler)
-    # Not the defaults of the class, which differ: all schedulers go through the same noise levels.
+    # The defaults of the classes differ; with these values all schedulers have the same noise levels.
     linear = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     taken = inspect.signature(made.__init__).parameters
     scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)

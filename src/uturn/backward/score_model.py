@@ -1,4 +1,4 @@
-"""A denoiser of strings as a model that diffusers' schedulers can drive: the exact score behind the interface of a network."""
+"""A denoiser of strings with the interface of a network, for diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class ScoreModel:
-    """The posterior mean of one-hot strings, `model(noisy, timestep)` in whatever prediction type a scheduler asks for.
+    """The posterior mean of one-hot strings as a model, `model(noisy, timestep)`, in the prediction type of a scheduler.
 
-    Strings are images (batch, vocab_size, rows, num_leaves), 1 at the symbol of each leaf and 0 elsewhere; every row of an image
-    is a string by itself, so that one stream of random numbers can serve many strings. From the marginals
+    Strings are images (batch, vocab_size, rows, num_leaves), 1 at the symbol of each leaf and 0 elsewhere. Each row of an image
+    is an independent string, so that one random stream can serve many strings. From the marginals
     `D = E[onehot(x_0) | x_t]` of the denoiser and `x_t = a x_0 + s noise` the model returns
 
     - "epsilon": `(x_t - a D)/s`, that is `-s` times the score `(a D - x_t)/s**2` (section 2 of arXiv:2402.16991);
     - "v_prediction": `a epsilon - s D` (arXiv:2202.00512); "sample": `D`;
     - flow matching, `a = 1 - sigma, s = sigma`: the velocity `(x_t - D)/sigma` (arXiv:2210.02747).
 
-    With `ExactDenoiser` this is the exact score: what a perfectly trained network would give.
+    With `ExactDenoiser` this is the exact score, the output of a perfectly trained network.
 
     Parameters
     ----------
     denoiser : Denoiser
-        Of the Gaussian process.
+        A denoiser of Gaussian diffusion.
     scheduler
-        The scheduler of diffusers that will drive it: its noise schedule says what a timestep means, its configuration what to
-        predict. Fractional timesteps are read as the schedulers themselves read them: `s/a` is interpolated linearly between
-        neighbours, its logarithm if the scheduler spaces steps by noise level (Karras, exponential, beta).
+        The scheduler of diffusers that will call the model. Its noise schedule gives a and s of a timestep; its configuration
+        gives the prediction type. At fractional timesteps `s/a` is interpolated as the schedulers do it: linearly, or its
+        logarithm if the scheduler spaces steps by noise level (Karras, exponential, beta).
     rows : int
-        Strings in an image, for generation.
+        Strings in an image, for `ReverseDiffusion.generate`.
 
     Raises
     ------
@@ -99,7 +99,7 @@ class ScoreModel:
         times = np.broadcast_to(np.asarray(torch.as_tensor(timestep).cpu(), float), batch)
         a, s = (u.repeat(rows).reshape(-1, 1, 1) for u in self.amplitudes(times))
         x = np.ascontiguousarray(noisy.detach().cpu().float().numpy().transpose(0, 2, 3, 1)).reshape(-1, d, v)
-        # Variance preserving: what the corruption of strings makes, whatever the units of the scheduler.
+        # Rescaled to the variance-preserving process, since schedulers have different units.
         scale = np.sqrt(a**2 + s**2)
         with np.errstate(divide="ignore"):
             t = np.log(scale / a).reshape(-1)
@@ -117,7 +117,7 @@ class ScoreModel:
         return torch.from_numpy(output).to(noisy)
 
     def amplitudes(self, timestep: Any) -> tuple[np.ndarray, np.ndarray]:
-        """a and s of `x_t = a x_0 + s noise`, as the model gets x_t, at timesteps (whole or fractional); float64 arrays."""
+        """a and s of the model's input `x_t = a x_0 + s noise` at timesteps, whole or fractional; float64 arrays."""
         times = np.asarray(timestep, float)
         if self._flow:
             sigma = times / self._num_train_timesteps
@@ -130,11 +130,11 @@ class ScoreModel:
         straight = low + share * np.where(share > 0, high - low, 0)  # high may be inf
         between = low * (high / low) ** share if self._logarithmic else straight
         sigma = np.where(share > 0, between, low)
-        # Also right where sigma is inf, at a schedule's end in pure noise.
+        # These formulas also hold for sigma = inf, the pure noise at the end of some schedules.
         return 1 / np.sqrt(1 + sigma**2), 1 / np.sqrt(1 + sigma**-2.0)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The denoiser's fingerprint, as `ReverseDiffusion.fingerprint` reads the weights of a network."""
+        """The denoiser's fingerprint in the form of weights, which `ReverseDiffusion.fingerprint` reads."""
         import torch
 
         return {"denoiser": torch.tensor(list(self.denoiser.fingerprint().encode()), dtype=torch.uint8)}
@@ -151,23 +151,23 @@ def strings_of(images: np.ndarray) -> np.ndarray:
 
 
 def observation_of(noisy: np.ndarray, forward: Diffusion, step: int) -> Noisy:
-    """Noisy images at a step of a chain as observations by `Gaussian`, batch x rows: what exact inference needs."""
+    """Noisy images at a step of a chain as noisy strings of `Gaussian`, (batch * rows, num_leaves, vocab_size)."""
     scale, t = _units(forward, step)
     values = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(-1, noisy.shape[3], noisy.shape[1]) / np.float32(scale)
     return Noisy(values, np.full(len(values), t), values.shape[2])
 
 
 def noisy_images_of(observation: Noisy, forward: Diffusion, step: int, rows: int = 1) -> np.ndarray:
-    """Observations by `Gaussian` at the level of a step as noisy images of a chain: the inverse of `observation_of`."""
+    """Noisy strings of `Gaussian` at the level of a step as noisy images of a chain: the inverse of `observation_of`."""
     scale, _ = _units(forward, step)
     values = observation.values.reshape(-1, rows, *observation.values.shape[1:]) * np.float32(scale)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
 def _units(forward: Diffusion, step: int) -> tuple[float, float]:
-    """Of a step of a chain: its units over those of a variance-preserving process, and its Ornstein-Uhlenbeck time."""
+    """Scale of x_t at a step relative to the variance-preserving process, and Ornstein-Uhlenbeck time of the step."""
     a, abar = (float(forward.noise_levels[name][step]) for name in ("signal", "abar"))
-    # Without signal the scale is that of the noise, which is 1 in flow matching; other schedulers always have some.
+    # Only flow matching has a level without signal; there the scale is the standard deviation of the noise, 1.
     scale = a / np.sqrt(abar) if a > 0 else 1.0
     with np.errstate(divide="ignore"):
         return scale, float(0.5 * np.log(np.float64(1) / abar))

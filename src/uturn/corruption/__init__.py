@@ -1,9 +1,9 @@
-"""Corruptions: how a datum is observed, and what an observation says about it.
+"""Corruptions: how noisy data are made, and what they say about the original.
 
-A corruption of strings has two sides. `corrupt` draws an observation of a string; `log_evidence` is the log-likelihood of what
-was observed as a function of the symbol at each leaf, up to a factor per leaf. `Gaussian`, `Masking` and `UniformReplacement`
-are Bayesian channels: evidence is the likelihood of what was drawn. `EpsilonBelief`, the solvable stand-in of
-arXiv:2402.16991, is not: it pins a belief on the true symbol.
+A channel of strings has two methods. `corrupt` draws a noisy datum; `log_evidence` is the log-likelihood of each noisy leaf as
+a function of its true symbol, up to a constant at each leaf. `Gaussian`, `Masking` and `UniformReplacement` are Bayesian: their
+evidence is the likelihood of the drawn noisy datum. `EpsilonBelief`, the simplified process of arXiv:2402.16991, is not
+Bayesian: it assigns a fixed belief to the true symbol. `Diffusion` is the forward process of a diffusion model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The reverse process of every Bayesian channel of strings, driven by the posterior of single leaves.
+"""Reverse processes of the Bayesian channels of strings, driven by the posterior of single leaves.
 
-Exact posterior sampling (`uturn.inference.sample_posterior`) draws whole strings. A denoiser knows less: the posterior of every
-leaf by itself, `p(x_0^i | observation)`. Many small steps of the reverse process make draws from the joint posterior out of it,
-for exact and for learned denoisers alike; few steps draw leaves as if they were independent.
+Exact posterior sampling (`uturn.inference.sample_posterior`) draws whole strings. A denoiser gives the posterior of each single
+leaf, `p(x_0^i | x_t)`. With many small steps of the reverse process, exact or learned denoisers draw from the joint posterior;
+with few steps, leaves are drawn as if they were independent.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from uturn.rhm import RandomHierarchyModel
 
 _AT_ONCE = 2**23  # numbers (sample, leaf, symbol) held at a time
-# Sub-streams of a sample: one a step, and these. Far from the number of any step.
+# Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are those of the steps.
 ORDER, LAST = 2**62, 2**62 + 1
 
 
 class Denoiser(Protocol):
-    """What a reverse process asks of a denoiser; any object with these members will do."""
+    """Members of a denoiser that a reverse process needs."""
 
     vocab_size: int
     num_leaves: int
     corruption: Channel
-    """The channel it undoes, which has reverse steps."""
+    """The channel whose noise it removes; it must have reverse steps."""
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
-        """Probability of every symbol at every leaf given the observation, float32 (batch, num_leaves, vocab_size)."""
+        """Probability of each symbol at each leaf given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
         ...
 
     def fingerprint(self) -> str:
@@ -49,13 +49,13 @@ class ExactDenoiser:
     ----------
     rhm : RandomHierarchyModel
     corruption : Channel
-        One with reverse steps.
+        It must have reverse steps; else a ValueError.
 
     Notes
     -----
-    Unmasking several leaves at once can make a string that the grammar cannot complete, and whose posterior does not exist. So
-    an unmasked leaf is taken to be misread with probability e**-25 per symbol (`Masking.misread`): consistent strings notice
-    nothing (1e-11), and others are explained with as few misread leaves as possible.
+    Unmasking several leaves at once can give a string that the grammar cannot complete, and whose posterior does not exist.
+    Therefore an unmasked leaf has each other symbol with relative probability e**-25 (`Masking.misread`). This changes the
+    posterior of consistent strings by about 1e-11; that of other strings assumes as few misread leaves as possible.
     """
 
     def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
@@ -66,7 +66,7 @@ class ExactDenoiser:
         self.num_leaves = rhm.num_leaves
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
-        """Leaf marginals given the observation, float32 (batch, num_leaves, vocab_size)."""
+        """Leaf marginals given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
         from uturn.inference import infer
 
         evidence = self.corruption.log_evidence(noisy, np.float32)
@@ -80,11 +80,11 @@ class ExactDenoiser:
 
 
 def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
-    """Draw strings given observations, with `steps` evaluations of a denoiser.
+    """Draw strings given noisy data, with `steps` evaluations of a denoiser.
 
-    All but the last evaluation make a step of the reverse process to a lower noise level; after the last one every leaf is
-    drawn from its own posterior. With the exact denoiser the strings follow the joint posterior as the number of steps grows, and
-    the product of its marginals for one step.
+    Each evaluation but the last makes a step of the reverse process to a lower noise level; after the last one every leaf is
+    drawn from its own posterior. With the exact denoiser, the law of the strings is the product of the marginals for one step,
+    and tends to the joint posterior for many.
 
     - Gaussian: ancestral sampling of the one-hot leaves (diffusers' DDIM scheduler with eta = 1, which is DDPM). For x_0 held at
       its posterior mean over a step, this is the Euler step of `dy = E[x_0 | y] dr + dB`, `y = x_t sqrt(abar)/(1 - abar)`, whose
@@ -97,21 +97,20 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
     ----------
     denoiser : Denoiser
     noisy : Noisy
-        Observations by the denoiser's channel; noise levels may differ between samples, and full noise generates strings from
-        nothing.
+        Noisy data of the denoiser's channel; noise levels may differ between samples. Full noise draws unconditional strings.
     steps : int >= 1
     keys : uint64 (batch,)
-        One stream of random numbers for each sample (`uturn.random.keys`), on which alone its string depends.
+        One random stream for each sample (`uturn.random.keys`). The string of a sample depends on no other stream.
 
     Returns
     -------
     int64 (batch, num_leaves)
-        A sample without noise (or with so little that nothing is in doubt) is returned as it is.
+        Samples with at most the noise `clean_noise` of the channel are read as they are.
 
     Raises
     ------
     ValueError
-        If the observation is not one of the denoiser's channel, vocabulary and length, or a posterior is not a distribution.
+        If the noisy data do not fit the denoiser's channel, vocabulary and length, or if a posterior is not a distribution.
 
     Examples
     --------
@@ -153,7 +152,7 @@ def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
 
 
 def _equal_noise(noise: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Indices of samples of one noise level, at most so many at a time."""
+    """Groups of at most `most` indices of samples with equal noise."""
     for level in np.unique(noise):
         rows = np.flatnonzero(noise == level)
         yield from (rows[k : k + most] for k in range(0, len(rows), most))
@@ -169,7 +168,7 @@ def check_channel(corruption: Any) -> None:
 
 
 def checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
-    """An observation by the denoiser's channel, one noise level for each sample, or a ValueError that says what is wrong."""
+    """Noisy data that fit the denoiser, with one noise level for each sample, or a ValueError."""
     channel, d, v = denoiser.corruption, denoiser.num_leaves, denoiser.vocab_size
     if not isinstance(noisy, Noisy):
         raise ValueError(f"noisy is a {type(noisy).__name__}; expected a Noisy, as corrupt() of {channel!r} makes it")

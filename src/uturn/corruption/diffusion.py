@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Diffusion(Corruption):
-    """Draws x_t = a x_0 + s noise from the marginal q(x_t | x_0) at the timesteps of a scheduler; `noise` is t/T in [0, 1].
+    """Draws x_t = a x_0 + s xi, xi ~ N(0, 1), from q(x_t | x_0) at a timestep of a scheduler; `noise` = t/T in [0, 1].
 
-    In a spec it is the table `{"type": "diffusion"}`, and the backward brings scheduler and number of steps along. With N =
-    `num_steps`, t/T = k/N stands for the k-th timestep counted from the clean end; k = 0 is the image itself.
+    With N = `num_steps`, t/T = k/N is the k-th timestep counted from the clean end, and k = 0 is the image itself. A spec names
+    it by the table `{"type": "diffusion"}`; the backward then supplies the scheduler and the number of steps.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ class Diffusion(Corruption):
     timestep_spacing : str, optional
         How the N timesteps are spread; see `ReverseDiffusion`.
     pure_noise : bool
-        k = N is pure noise instead of the scheduler's first level, which keeps a trace of the image.
+        Whether k = N is pure noise. Otherwise it is the scheduler's first level, which keeps a small signal of the image.
     codec : optional
-        For latent models: an object with `encode(images)`. Noise is added to latents.
+        For latent models: an object with `encode(images)`. Noise is added to the latents.
     pieces : Pieces, optional
-        Where, and how many images at a time, are encoded; on the CPU, all at once, by default.
+        Device and batch size of the encoder; by default the CPU and all images at once.
     purpose : int
-        What its stream of random numbers is for: the reconstruction, too. One key an image drives both ways, forward Philox,
-        backward the generator of torch.
+        Purpose of its random streams. By default the corruption has the same keys as the reconstruction, but other random
+        numbers: it uses Philox, the reverse steps torch's generator.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
@@ -71,15 +71,15 @@ class Diffusion(Corruption):
         return "Diffusion()" if self.num_steps == 0 else f"Diffusion({type(self.scheduler).__name__}, {self.num_steps})"
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
-        """x_t of images, float32 (batch, channels, height, width), or of their latents; not clipped.
+        """x_t of images (or of their latents), float32 (batch, channels, height, width), not clipped.
 
-        `keys`: uint64 (batch,), one stream of random numbers for each image.
+        `images`: float32 in [-1, 1], else a ValueError. `keys`: uint64 (batch,), one random stream for each image.
         """
         values = self.noised(checked_images(images, None, True).numpy(), self.step_of(noise), keys)
         return Noisy(values, np.full(len(values), float(noise)))
 
     def noised(self, images: np.ndarray, step: int, keys: np.ndarray) -> np.ndarray:
-        """x_t at step k of images; for k = 0 the images themselves, bit for bit."""
+        """x_t of images at step k, 0 .. N; for k = 0 the images themselves, bit for bit."""
         import torch
 
         if step == 0:
@@ -103,10 +103,10 @@ class Diffusion(Corruption):
         return add_noise(self.scheduler, latents, noise, timesteps[:1].expand(len(latents)))
 
     def noise_like(self, values: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
-        """Standard normal noise of the shape and on the device of `values`, one key a row.
+        """Standard normal noise with the shape and device of `values`; row i uses keys[i].
 
-        Not from torch.Generator: that one keeps only 32 bits of a seed. So even two keys that agree in those bits, and
-        share the noise of the reverse steps, start from different noisy images.
+        The numbers come from Philox, not from torch.Generator, which uses only 32 bits of a seed. Two keys that agree in these
+        bits share the noise of the reverse steps, but start from different noisy images.
         """
         import torch
 
@@ -119,9 +119,10 @@ class Diffusion(Corruption):
         return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     def placed(self, step: int) -> tuple[Any, torch.Tensor]:
-        """A fresh scheduler placed at step k, and the timesteps of its k reverse steps.
+        """A new copy of the scheduler set to step k, and the timesteps of its k reverse steps.
 
-        Fresh because multistep schedulers keep a history. Two-stage schedulers (order 2) list two timesteps a step.
+        A new copy is needed because multistep schedulers keep a history. Two-stage schedulers (order 2) list two timesteps for
+        each step.
         """
         scheduler = copy.deepcopy(self.scheduler)
         start = (self.num_steps - step) * scheduler.order
@@ -130,15 +131,14 @@ class Diffusion(Corruption):
         return scheduler, scheduler.timesteps[start:]
 
     def step_of(self, noise: float) -> int:
-        """Number of reverse steps k from t/T = noise."""
+        """Number of reverse steps k for t/T = noise: noise N, rounded."""
         return round(noise * self.num_steps)
 
     def _measured_levels(self) -> dict[str, np.ndarray]:
-        """The noise levels k = 0 .. N, float64 arrays (N + 1,), as the scheduler itself applies them to a 1 and to a 0.
+        """The noise levels k = 0 .. N, float64 arrays (N + 1,), measured by applying the scheduler to signal 1 and to noise 1.
 
-        `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: share of the signal in the variance,
-        a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2), natural; `sigma`: noise over signal, s / a; `signal`: a itself, which
-        depends on the units of the scheduler.
+        `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`:
+        log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, which depends on the units of the scheduler.
         """
         import torch
 
@@ -179,7 +179,7 @@ class Diffusion(Corruption):
         }
 
     def checked_steps(self, noise: np.ndarray) -> np.ndarray:
-        """The step of every noise level, or a ValueError if two have the same, or one is rounded to 0."""
+        """The step of each noise level; ValueError if two levels have the same step, or if a positive one is rounded to 0."""
         step = np.array([self.step_of(level) for level in noise])
         least = f"1/steps = {1 / self.num_steps}"
         if ((step == 0) & (noise > 0)).any():
@@ -196,7 +196,10 @@ class Diffusion(Corruption):
 
 
 def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> torch.Tensor:
-    """A batch of images as a float32 tensor, in [-1, 1] if they are `clean`, or a ValueError; `shape`: that of one image."""
+    """A batch of images as a float32 tensor, or a ValueError.
+
+    `shape`: (channels, height, width) of an image, if known. Values must be in [-1, 1] if `clean`, else finite.
+    """
     import torch
 
     tensor = images.detach().cpu() if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))

@@ -1,4 +1,4 @@
-"""The ε-process, the solvable stand-in for a diffusion."""
+"""The ε-process, a simplified diffusion with a mean-field theory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from uturn.protocols import Channel, Noisy
 
 @dataclass(frozen=True)
 class EpsilonBelief(Channel):
-    """The ε-process (Eqs. 9, 10, 20, 21 of arXiv:2402.16991): nothing is drawn, the belief is pinned on the true leaves.
+    """The ε-process (Eqs. 9, 10, 20, 21 of arXiv:2402.16991): a fixed belief in the true symbol of each leaf, nothing random.
 
-    Belief `1 - ε + ε/v` in the true symbol, `ε/v` in each other one; `noise = ε` in [0, 1].
+    The belief is `1 - ε + ε/v` in the true symbol and `ε/v` in each other one; `noise` = ε in [0, 1].
     """
 
     unit: ClassVar[str] = "epsilon"
@@ -26,7 +26,7 @@ class EpsilonBelief(Channel):
     is_random: ClassVar[bool] = False
 
     def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
-        """Keep the true leaves; the noise acts on the beliefs alone (`seed` is not used)."""
+        """The true leaves, int64 (batch, num_leaves): the noise enters the evidence only. `seed` is not used."""
         leaves, epsilon = checked_strings(leaves, noise, vocab_size, 1)
         return Noisy(leaves, epsilon, vocab_size)
 
@@ -40,5 +40,5 @@ class EpsilonBelief(Channel):
         return checked_noise(noise, 1)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """`log2 v` minus the entropy of the pinned belief."""
+        """`log2 v` minus the entropy of the belief, in bits."""
         return two_valued_bits(noise, vocab_size)

@@ -1,4 +1,4 @@
-"""Gaussian diffusion of one-hot strings, and of vectors."""
+"""Gaussian diffusion of one-hot strings and of vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbol
 from uturn.protocols import Axes, Channel, Noisy
 from uturn.random import NOISE, normals, streams
 
-# Of the signal-to-noise ratio r. The error of an Euler step of length h is about h^2 |d mmse/dr|, and the uncertainty about a
-# leaf (mmse) dies out as exp(-r/4), a little faster among its neighbours: best is a density of levels falling as exp(-r/6) or so.
+# Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The error of an Euler step of length
+# h is about h^2 |d mmse/dr|, and the uncertainty about a leaf (mmse) decays as exp(-r/4), somewhat faster given its neighbours.
 _SCALE = 6.0
 
 
@@ -24,7 +24,7 @@ class Gaussian(Channel):
     """Gaussian diffusion of the one-hot leaves (Eqs. 2, 4, 12, 13 of arXiv:2402.16991), Ornstein-Uhlenbeck time.
 
     `x_t = sqrt(abar) onehot(x_0) + sqrt(1 - abar) xi`, `abar = exp(-2 t)`; log-evidence `x_t[a] sqrt(abar)/(1 - abar)`.
-    `noise` is the time t in [0, inf]: t = 0 shows the string itself, t = inf nothing.
+    `noise` is the time t in [0, inf]: at t = 0 the string is known, at t = inf nothing is. For vectors see `uturn.laws`.
 
     Examples
     --------
@@ -56,15 +56,15 @@ class Gaussian(Channel):
         return Noisy(values, t, vocab_size)
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-evidence in nats, (batch, num_leaves, vocab_size); dtype that of the values by default.
+        """Log-evidence `x_t[a] sqrt(abar)/(1 - abar)` in nats, (batch, num_leaves, vocab_size), by default of the values' dtype.
 
-        At t = 0 it is 0 for the observed symbol and -inf else.
+        At t = 0 it is 0 for the true symbol and -inf for the others.
         """
         t = checked_noisy(noisy).noise
         abar = self.abar(t)
         with np.errstate(divide="ignore", over="ignore"):
             gain = np.sqrt(abar) / -np.expm1(-2 * t)
-        # A time below 1e-30 tells the symbol for certain; the cap keeps the product finite in float32.
+        # The symbol is certain at times below 1e-30; the cap keeps the product finite in float32.
         gain = np.minimum(gain, 1e30).astype(dtype or noisy.values.dtype).reshape(-1, 1, 1)
         out = noisy.values * gain
         clean = t == 0
@@ -73,7 +73,7 @@ class Gaussian(Channel):
         return out
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
-        """What `Beliefs.log_evidence` lacks to be the log-density of the observation, (batch,) nats; t > 0."""
+        """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the constant that `log_evidence` leaves out; t > 0."""
         abar = self.abar(noisy.noise)
         variance = -np.expm1(-2 * noisy.noise)
         d, v = noisy.values.shape[1:]
@@ -91,15 +91,12 @@ class Gaussian(Channel):
             return -np.log(np.expm1(2 * t))
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Effective ε of a time (Eq. 63): v/(v-1) times the mean belief lost by the true symbol.
-
-        Deterministic quadrature: the mean of a softmax is the probability that its logit plus Gumbel noise is the largest.
-        """
+        """Effective ε of times (Eq. 63), in [0, 1]: v/(v-1) times the mean belief lost by the true symbol; error below 1e-9."""
         t = checked_noise(noise, np.inf)
         return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[0], otypes=[float])(t)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Mutual information of a uniformly distributed leaf and its noisy version, in bits."""
+        """Mutual information of a uniformly distributed leaf and its observation, in bits; error below 1e-9."""
         t = checked_noise(noise, np.inf)
         return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[1], otypes=[float])(t)
 
@@ -108,7 +105,7 @@ class Gaussian(Channel):
 
         batch, d, v = noisy.values.shape
         if steps > 1:
-            start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))  # beyond, nothing is seen and exp overflows
+            start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))  # at larger times exp overflows; the signal is negligible
             scheduler = _ancestral_scheduler(start, steps)
             abar = scheduler.alphas_cumprod.numpy()
             state = torch.from_numpy(noisy.values.astype(np.float32))
@@ -146,7 +143,7 @@ def _ancestral_scheduler(start: float, steps: int) -> Any:
     """DDIM scheduler whose training timesteps are the grid itself, from steps - 1 (the observation) to 0 (the last draw)."""
     import diffusers
 
-    # Below 1e-4 next to nothing is seen, and the scheduler would take roots of rounding errors.
+    # Below 1e-4 the observation is nearly uninformative, and the scheduler would take square roots of rounding errors.
     r = max(start, 1e-4) - _SCALE * np.log1p(-np.arange(steps)[::-1] / steps)
     abar = r / (1 + r)
     betas = 1 - abar / np.r_[1.0, abar[:-1]]
@@ -165,14 +162,14 @@ def _ancestral_scheduler(start: float, steps: int) -> Any:
 def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
     """(effective ε, bits) of one Gaussian leaf, both to 1e-9.
 
-    The logits are r + c xi for the true symbol and c xi for the others, r = abar/(1-abar) = c**2. With independent Gumbel noise
-    on top, P(the true one is the largest) = E softmax, and E max = E logsumexp + Euler's constant. Both are integrals over y of
+    The logits are r + c xi for the true symbol and c xi for the others, r = abar/(1-abar) = c**2. If independent Gumbel noise is
+    added, P(the true one is the largest) = E softmax, and E max = E logsumexp + Euler's constant. Both are integrals over y of
 
         g(y) = P(c xi + Gumbel < y) = E exp(-exp(c xi - y)),
 
-    the law of another symbol's logit; that of the true one is g(y - r). The integrands are analytic and decay at both ends, so
-    the trapezoidal rule errs by exp(-2 pi a/h) with steps h and a the distance of their singularities from the real line: pi/2 in
-    y and pi/2c in xi.
+    the distribution function of another symbol's logit; that of the true one is g(y - r). The integrands are analytic and decay
+    at both ends, so the error of the trapezoidal rule with step h is exp(-2 pi a/h), where a is the distance of the singularities
+    from the real line: pi/2 in y, pi/2c in xi.
     """
     if t == 0:
         return 0.0, float(np.log2(v))
@@ -197,7 +194,7 @@ def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
     true, density = law(r)
     others = law(0.0)[0] ** (v - 1)
     recovered = h * float(density @ others)
-    # E max, by its difference from a Gumbel variable around r, whose mean is r + Euler's constant.
+    # E max - Euler's constant, from the difference to a Gumbel variable at r, whose mean is r + Euler's constant.
     largest = r + h * float((np.exp(-np.exp(np.minimum(r - y, 700))) - true * others).sum())
     bits = (np.log(v) + r - largest) / np.log(2)
     return float(np.clip((1 - recovered) * v / (v - 1), 0, 1)), float(np.clip(bits, 0, np.log2(v)))

@@ -16,9 +16,10 @@ from uturn.random import NOISE, streams, uniforms
 
 @dataclass(frozen=True)
 class Masking(Channel):
-    """Masking, or absorbing diffusion: every leaf is kept with probability alpha, else hidden (value -1).
+    """Masking, or absorbing diffusion: every leaf is kept with probability alpha, else masked (value -1).
 
-    `noise = 1 - alpha` in [0, 1]. Log-evidence: 0 everywhere where masked; where kept 0 for the symbol, -inf else.
+    `noise = 1 - alpha` in [0, 1]. Log-evidence: 0 for all symbols at a masked leaf; at a kept leaf 0 for its symbol and -inf for
+    the others.
     """
 
     unit: ClassVar[str] = "masked fraction 1 - alpha"
@@ -40,18 +41,18 @@ class Masking(Channel):
         return np.where(possible, 0, -np.inf).astype(dtype or np.float64, copy=False)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
-        """What `Beliefs.log_evidence` lacks to be the log-probability of the observation, (batch,) nats."""
+        """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the log-probability of the positions of the masks."""
         from scipy.special import xlogy
 
         kept, d = (noisy.values >= 0).sum(axis=1), noisy.values.shape[1]
         return xlogy(kept, 1 - noisy.noise) + xlogy(d - kept, noisy.noise)
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Effective ε (Eq. 63): the masked fraction itself."""
+        """Effective ε (Eq. 63): the masked fraction."""
         return checked_noise(noise, 1)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Mutual information of a uniformly distributed leaf and its observation, in bits."""
+        """Mutual information of a uniformly distributed leaf and its observation: alpha log2 v bits."""
         return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Schedulers of diffusers: their names, their timesteps, and which of them can begin in the middle of a chain."""
+"""Schedulers of diffusers: their names, their timesteps, and whether they can begin in the middle of a chain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCHEDULERS: Mapping[str, str] = {
 
 
 def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
-    """Class of diffusers that a short name or the name of the class stands for, and the options that go with it."""
+    """Class of diffusers for a short name or a class name, and the options it needs."""
     import diffusers
 
     made = getattr(diffusers, SCHEDULERS.get(name, name), None)
@@ -37,11 +37,11 @@ def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def scheduler_like(stored: Any, name: str | None) -> Any:
-    """A scheduler by name, with the noise schedule and prediction type of the stored one."""
+    """A scheduler by name, with the noise schedule and prediction type of the stored one; ValueError if they do not fit."""
     if name is None or name == "stored":
         return stored
     made, options = named_scheduler(name)
-    scales = [scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored))]  # those have noise levels of their own
+    scales = [scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored))]  # EDM has other noise levels
     if made is not type(stored) and (made not in stored.compatibles or scales[0] != scales[1]):
         raise ValueError(
             f"scheduler = {name!r} does not go with the model, whose noise schedule is that of {type(stored).__name__}; take "
@@ -51,7 +51,7 @@ def scheduler_like(stored: Any, name: str | None) -> Any:
 
 
 def add_noise(scheduler: Any, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """Draw from the marginal at each image's timestep, by the scheduler's own method (flow-matching ones call it scale_noise)."""
+    """x_t of each image at its timestep, by the scheduler's own method `add_noise` or (flow matching) `scale_noise`."""
     timesteps = timesteps.to(images.device)
     if hasattr(scheduler, "add_noise"):
         return scheduler.add_noise(images, noise, timesteps)
@@ -59,7 +59,7 @@ def add_noise(scheduler: Any, images: torch.Tensor, noise: torch.Tensor, timeste
 
 
 def with_spacing(scheduler: Any, timestep_spacing: str | None) -> Any:
-    """Copy of a scheduler with the timestep spacing asked for, or the one that suits it."""
+    """Copy of a scheduler with a timestep spacing: by default "trailing" for DDIM and "linspace" for the others."""
     made = type(scheduler)
     changes: dict[str, Any] = {}
     if "timestep_spacing" in scheduler.config:
@@ -71,12 +71,12 @@ def with_spacing(scheduler: Any, timestep_spacing: str | None) -> Any:
     elif timestep_spacing is not None:
         raise ValueError(f"timestep_spacing={timestep_spacing!r}: {made.__name__} has no such option; leave it out")
     if str(scheduler.config.get("variance_type", "")).startswith("learned") and not uses_learned_variance(scheduler):
-        changes["variance_type"] = None  # solvers that would keep three channels of what they get: they get no variance at all
+        changes["variance_type"] = None  # the queue passes no learned variance to these solvers, which would split it off again
     return made.from_config(scheduler.config, **changes) if changes else copy.deepcopy(scheduler)
 
 
 def check_schedule(scheduler: Any) -> None:
-    """Refuse what is no noise schedule: variances outside [0, 1], noise levels that are negative or not finite."""
+    """ValueError for variances outside [0, 1] and for noise levels that are negative or not finite."""
     import torch
 
     for name, most in (("betas", 1.0), ("alphas_cumprod", 1.0), ("sigmas", float(np.finfo(np.float32).max))):
@@ -91,11 +91,11 @@ def check_schedule(scheduler: Any) -> None:
 
 
 def check_timesteps(scheduler: Any, num_steps: int) -> None:
-    """Refuse schedulers whose steps do not lead from each listed timestep to the next one."""
+    """ValueError for schedulers whose steps do not lead from each listed timestep to the next one."""
     from diffusers import LMSDiscreteScheduler
 
     name, order = type(scheduler).__name__, scheduler.order
-    if isinstance(scheduler, LMSDiscreteScheduler):  # takes the order from the place in the chain, not from the steps it did
+    if isinstance(scheduler, LMSDiscreteScheduler):  # its order follows the position in the chain, not the steps already done
         raise ValueError(f"{name} integrates wrongly unless it begins at the first timestep; use 'dpm_solver' or 'unipc'")
     timesteps = scheduler.timesteps.double().numpy()
     firsts = timesteps[::order]
@@ -106,7 +106,7 @@ def check_timesteps(scheduler: Any, num_steps: int) -> None:
         )
     if _has_fixed_stride(scheduler):
         stride = scheduler.config.num_train_timesteps // num_steps
-        # Below the last timestep must be the clean image: a negative index, which the scheduler reads as "clean".
+        # The last step must lead to a negative timestep, which the scheduler reads as the clean image.
         if not (np.diff(timesteps) == -stride).all() or timesteps[-1] - stride >= 0:
             raise ValueError(
                 f"{name} jumps by num_train_timesteps // num_steps = {stride} timesteps, which does not lead along its list "
@@ -116,7 +116,7 @@ def check_timesteps(scheduler: Any, num_steps: int) -> None:
 
 
 def _has_fixed_stride(scheduler: Any) -> bool:
-    """Whether `step` goes from t to t - T // N, whatever timestep is next in the list."""
+    """Whether `step` goes from t to t - T // N, not to the next timestep of the list."""
     from diffusers import DDIMParallelScheduler, DDIMScheduler
 
     return isinstance(scheduler, DDIMScheduler | DDIMParallelScheduler)
@@ -124,7 +124,7 @@ def _has_fixed_stride(scheduler: Any) -> bool:
 
 def uses_learned_variance(scheduler: Any) -> bool:
     """Whether `step` takes the variance from the second half of the channels of the model's output."""
-    # By class: configurations carry the entry along to schedulers that know nothing of it.
+    # The class decides, because configurations pass the entry `variance_type` on to schedulers that do not use it.
     from diffusers import DDPMParallelScheduler, DDPMScheduler
 
     learned = str(scheduler.config.get("variance_type", "")).startswith("learned")

@@ -1,4 +1,4 @@
-"""What the channels of strings share: checks, beliefs of two values, draws of symbols."""
+"""Functions that the channels of strings share: checks, two-valued beliefs, draws of symbols."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def checked_strings(leaves: Any, noise: Any, vocab_size: int, most: float) -> tu
 
 
 def checked_noisy(noisy: Any) -> Noisy:
-    """`noisy` itself, or a ValueError if no corruption made it."""
+    """`noisy`, or a ValueError if it is not a `Noisy`."""
     if not isinstance(noisy, Noisy):
         raise ValueError(f"noisy = {shown(noisy)}: expected what corrupt() gives")
     return noisy
 
 
 def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_size: int, channel: Any) -> np.ndarray:
-    """Observed symbols as int64, or a ValueError: integers from `least` on, none below 0 where there is no noise."""
+    """Noisy symbols as int64; ValueError unless they are integers least..v-1, and >= 0 where noise = 0."""
     if values.dtype.kind not in "iu" or not bool(((values >= least) & (values < vocab_size)).all()):
         raise ValueError(f"noisy.values are not what {channel!r} makes; expected integers {least}..{vocab_size - 1}")
     if (values[noise == 0] < 0).any():
@@ -44,14 +44,14 @@ def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_siz
 
 
 def two_valued(same: np.ndarray, noise: np.ndarray, v: int, dtype: Any) -> np.ndarray:
-    """Log of the belief 1 - noise + noise/v in one symbol (`same`) and noise/v in each other one."""
+    """Log of the belief 1 - noise + noise/v in the symbol where `same` is True, and noise/v in each other one."""
     with np.errstate(divide="ignore"):
         this, other = np.log1p(-noise * (v - 1) / v), np.log(noise / v)
     return np.where(same, this[:, None, None], other[:, None, None]).astype(dtype or np.float64, copy=False)
 
 
 def two_valued_bits(noise: Any, v: int) -> np.ndarray:
-    """Information of that belief about a uniformly distributed leaf, in bits."""
+    """Information of the belief of `two_valued` about a uniformly distributed leaf, in bits."""
     from scipy.special import xlogy
 
     other = checked_noise(noise, 1) / v
@@ -60,7 +60,7 @@ def two_valued_bits(noise: Any, v: int) -> np.ndarray:
 
 
 def draw_symbols(law: np.ndarray, keys: np.ndarray, stream: int) -> np.ndarray:
-    """One symbol of every leaf, each by itself, from laws (batch, leaves, v) that need not be normalised."""
+    """Independent draws of a symbol for every leaf, int64 (batch, leaves), from weights (batch, leaves, v)."""
     batch, d, v = law.shape
     below = np.cumsum(law, axis=-1, dtype=np.float64)
     height = uniforms(streams(keys, batch, stream), d) * below[..., -1]

@@ -17,7 +17,7 @@ from uturn.random import NOISE, streams, uniforms
 
 @dataclass(frozen=True)
 class UniformReplacement(Channel):
-    """Uniform replacement: every leaf is kept with probability alpha, else redrawn uniformly (maybe the same symbol).
+    """Uniform replacement: every leaf is kept with probability alpha, else redrawn uniformly from all v symbols.
 
     `noise = 1 - alpha` in [0, 1]. Log-evidence `log(alpha 1[a = observed] + (1 - alpha)/v)`.
     """
@@ -42,11 +42,11 @@ class UniformReplacement(Channel):
         return two_valued(same, noisy.noise, noisy.vocab_size, dtype)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
-        """Zero: `Beliefs.log_evidence` is the log-probability of the observation already."""
+        """Zeros (batch,), because `Beliefs.log_evidence` is the log-probability of the observation."""
         return np.zeros(len(noisy.values))
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Effective ε (Eq. 63) of the belief `alpha + (1-alpha)/v` in what is seen."""
+        """Effective ε (Eq. 63), v/(v-1) (1 - p^2 - (v-1) q^2) with p = alpha + (1-alpha)/v, q = (1-alpha)/v."""
         other = checked_noise(noise, 1) / vocab_size
         seen = 1 - (vocab_size - 1) * other
         return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)

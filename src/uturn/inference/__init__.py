@@ -1,7 +1,7 @@
 """Exact inference in the Random Hierarchy Model by belief propagation (section 3 and appendix A of arXiv:2402.16991).
 
-`infer` gives messages, marginals and the log-evidence; `sample_posterior` draws whole trees; `posterior_entropy` and
-`mutual_information` give the uncertainty and the information about each tree level. Two backends compute the same numbers:
+`infer` returns messages, marginals and the log-evidence; `sample_posterior` draws whole trees; `posterior_entropy` and
+`mutual_information` return the uncertainty and the information about each tree level. Two backends compute the same numbers:
 compiled SIMD kernels (numba, numpy arrays on the CPU) and log-space torch (any device with float64, differentiable).
 """
 
@@ -43,7 +43,7 @@ def infer(
 ) -> Beliefs:
     """Exact beliefs about every node of the tree, given evidence about the leaves.
 
-    Belief propagation, exact because the factor graph is a tree (Eq. 7, 8 and 16-19 of arXiv:2402.16991). Upward,
+    Belief propagation is exact because the factor graph is a tree (Eq. 7, 8 and 16-19 of arXiv:2402.16991). Upward,
     `up[y] ~ sum over rules y -> (x_1, .., x_s) of p(rule) * prod_i up_i[x_i]`; downward, to child i,
     `down_i[x] ~ sum over rules with x_i = x of p(rule) * down[y] * prod_{j != i} up_j[x_j]`; marginal `~ up * down`.
 
@@ -51,24 +51,24 @@ def infer(
     ----------
     rhm : RandomHierarchyModel
     log_evidence : array or tensor (batch, num_leaves, vocab_size)
-        Natural log of p(observation at leaf i | symbol a), up to a constant per leaf; -inf is allowed. Floating point: messages
-        are float64 for float64 and float32 for everything else.
+        Natural log of p(observation at leaf i | symbol a), up to a constant per leaf; -inf is allowed. Messages are float64 for
+        float64 evidence, and float32 for other floating point types.
     backend : "auto", "numba" or "torch"
-        "auto" uses torch for tensors and numba for everything else. With either backend, tensors give tensors (on their
-        device) and arrays give arrays. Only torch is differentiable: the gradient of `log_evidence` is `marginals[0]`.
+        "auto" uses torch for tensors and numba for arrays. With both backends, tensors give tensors (on their device) and arrays
+        give arrays. Only torch is differentiable: the gradient of `log_evidence` is `marginals[0]`.
     outputs : any of "marginals", "upward", "downward", "log_evidence"
-        What to compute. Other outputs take no memory.
+        Outputs to compute. Other outputs take no memory.
 
     Returns
     -------
     Beliefs
-        The numbers of a sample do not depend on the rest of the batch; with numba, in no bit.
+        The rest of the batch does not change the numbers of a sample, with numba in no bit.
 
     Raises
     ------
     ValueError
-        For a wrong shape or type; NaN, +inf or a leaf that is all -inf (sample and leaf are named); evidence that no string of
-        the grammar can explain (samples are named); an unknown backend or output.
+        For a wrong shape or type; NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of the grammar can
+        explain; an unknown backend or output.
 
     Examples
     --------
@@ -115,29 +115,29 @@ def sample_posterior(
 ) -> dict[int, np.ndarray]:
     """Draw whole trees from the posterior, given evidence about the leaves.
 
-    Exact (Mezard and Montanari 2009, ch. 14): one upward pass, then from the root down every node draws its rule with
-    probability `~ p(rule) * prod_i up_i[x_i]`.
+    The draws are exact (Mezard and Montanari 2009, ch. 14): after one upward pass, every node from the root down draws its rule
+    with probability `~ p(rule) * prod_i up_i[x_i]`.
 
     Parameters
     ----------
     rhm, log_evidence
-        As in `infer`. Computed by numba on the CPU; tensors are copied there.
+        As in `infer`. Numba computes on the CPU; tensors are copied there.
     seed : int, or uint64 array (batch,)
-        With an integer, sample b uses the key `uturn.random.keys(seed, b)`; an array gives every sample its own key, so that
-        draws do not depend on what else is in the batch. Every random number is a function of (key, draw, node) only.
+        With an integer, sample b uses the key `uturn.random.keys(seed, b)`. An array holds one key for each sample, so that
+        draws do not depend on the rest of the batch. Every random number is a function of (key, draw, node) only.
     num_draws : int >= 0, or uint64 array (draws,), optional
-        K independent draws of every sample, from one upward pass: those numbered 0 .. K - 1, or those of the given numbers. Draw
-        0 is the draw of `num_draws=None`.
+        Independent draws of every sample, from one upward pass: the draws 0 .. num_draws - 1, or those with the given numbers.
+        Draw 0 equals the draw of `num_draws=None`.
 
     Returns
     -------
     {tree_level: int64 array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given
-        0 = leaves. Always numpy.
+        Numpy arrays; level 0 = leaves.
 
     Raises
     ------
     ValueError
-        As `infer`.
+        As in `infer`; also if `num_draws` is invalid or the draws do not fit into memory.
 
     Examples
     --------

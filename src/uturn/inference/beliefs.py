@@ -1,4 +1,4 @@
-"""What exact inference returns."""
+"""The result of exact inference."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ OUTPUTS = ("marginals", "upward", "downward", "log_evidence")
 
 
 class NotComputedError(AttributeError, ValueError):
-    """An output of `infer` that was not requested has been read."""
+    """Raised when an output of `infer` is read that was not requested."""
 
 
 class Beliefs:
-    """Messages and marginals of one call of `infer`, as far as they were requested in `outputs`.
+    """The messages, marginals and log-evidence that were requested in a call of `infer`.
 
     Attributes
     ----------
@@ -22,14 +22,14 @@ class Beliefs:
         Message from a node's subtree to the node, normalised to 1. `upward[0]` is the normalised evidence; `upward[depth]`
         (batch, 1, n) does not include the class prior.
     downward : {tree_level: (batch, nodes, symbols)}
-        Message from everything outside a node's subtree, normalised to 1. `downward[depth]` is the class prior.
+        Message from the rest of the tree to the node, normalised to 1. `downward[depth]` is the class prior.
     log_evidence : (batch,) float64
         Log of the sum over strings of p(string) * prod_i evidence_i, in nats; the evidence is not normalised first.
 
     Raises
     ------
     NotComputedError
-        (both an AttributeError and a ValueError) when an output is read that was not requested.
+        If an output is read that was not requested. It is an AttributeError and a ValueError.
     """
 
     def __init__(self, **computed: Any) -> None:

@@ -12,11 +12,13 @@ from uturn.rhm import RandomHierarchyModel
 
 
 def check_model(rhm: Any) -> None:
+    """ValueError if `rhm` is no RandomHierarchyModel."""
     if not isinstance(rhm, RandomHierarchyModel):
         raise ValueError(f"rhm = {shown(rhm)}: expected a RandomHierarchyModel")
 
 
 def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
+    """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating point type."""
     check_model(rhm)
     expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
     if len(shape) != 3 or tuple(shape[1:]) != (rhm.num_leaves, rhm.vocab_size):
@@ -29,11 +31,11 @@ def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) ->
 
 
 def check_values(log_evidence: Any, first_sample: int = 0) -> None:
-    """ValueError if a value is NaN or +inf, or if all values of a leaf are -inf; for arrays and tensors, chunk by chunk."""
+    """ValueError if a value of an array or tensor is NaN or +inf, or if all values of a leaf are -inf."""
     size = max(1, 2**22 // (log_evidence.shape[1] * log_evidence.shape[2]))
     for b in range(0, len(log_evidence), size):
         part = log_evidence[b : b + size]
-        top = part.max(axis=2) if isinstance(part, np.ndarray) else part.detach().amax(2).cpu().numpy()  # NaN if one is
+        top = part.max(axis=2) if isinstance(part, np.ndarray) else part.detach().amax(2).cpu().numpy()  # NaN if a value is NaN
         bad = ~np.isfinite(top)
         if bad.any():
             sample, leaf = (int(i) for i in np.argwhere(bad)[0])
@@ -50,12 +52,13 @@ def _invalid_evidence(sample: int, leaf: int, top: float) -> ValueError:
 
 
 class ImpossibleEvidenceError(ValueError):
-    """No string of the grammar can explain the evidence of some samples; `samples` are their places in the batch."""
+    """No string of the grammar can explain the evidence of some samples; `samples` are their indices in the batch."""
 
     samples: list[int]
 
 
 def impossible_evidence(samples: list[int]) -> ImpossibleEvidenceError:
+    """The error for samples with impossible evidence."""
     shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
     error = ImpossibleEvidenceError(
         f"log_evidence of sample(s) {shown} ({len(samples)} in all): no string of this grammar has positive probability, so "
@@ -68,7 +71,7 @@ def impossible_evidence(samples: list[int]) -> ImpossibleEvidenceError:
 
 def is_tensor(values: Any) -> bool:
     """Whether `values` is a torch tensor; torch is not imported."""
-    torch = sys.modules.get("torch")  # a tensor can only exist if torch is loaded already
+    torch = sys.modules.get("torch")  # a tensor can exist only if torch is loaded
     return torch is not None and isinstance(values, torch.Tensor)
 
 

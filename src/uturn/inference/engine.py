@@ -1,4 +1,4 @@
-"""Run the compiled kernels on whole batches: trees are cut into bands, and tiles are distributed over threads."""
+"""Runs the compiled kernels on whole batches: trees are cut into bands, and tiles are distributed over threads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from uturn.inference.tables import Tables, tables_of
 Levels = dict[int, np.ndarray]
 
 _TILE_BYTES = 2**20  # upward messages of a tile: half of a usual L2 cache
-_BAND_BYTES = 2**19 + 2**16  # the same, in a tree cut into bands
-_WHOLE_BYTES = 9 * 2**20  # upward messages of a tile that is not cut although it leaves the L2 cache
-_LINK_BYTES = 2**24  # messages handed from band to band
+_BAND_BYTES = 2**19 + 2**16  # upward messages of a tile in a tree cut into bands
+_WHOLE_BYTES = 9 * 2**20  # largest upward messages of a tile that may stay whole, although it exceeds the L2 cache
+_LINK_BYTES = 2**24  # messages between bands
 _LIMITS = {  # see kernels.py, "Range"
     np.dtype(np.float32): kernels.Limits(1e-16, 1e12, 1e-26),
     np.dtype(np.float64): kernels.Limits(1e-150, 1e140, 1e-280),
@@ -32,15 +32,15 @@ num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined] 
 
 
 class Plan:
-    """How a grammar is computed in one precision.
+    """Bands and rule arrays for the computation of a grammar in one precision.
 
-    A tree too large for the cache is cut into bands of levels. The upward pass goes band by band, keeping only the messages of
-    the bands' roots; on the way down every band's upward messages are computed again, which is cheaper than memory. In a band
-    a lane is a subtree, so that one deep sample fills the lanes as well as many shallow ones.
+    A tree that exceeds the cache is cut into bands of levels. The upward pass keeps only the messages of the bands' roots; the
+    downward pass computes the upward messages of every band again, which costs less than memory traffic. In a band a lane is a
+    subtree, so that one deep sample fills the lanes as well as many shallow ones.
 
-    A tree that is not much too large stays `whole` where many samples fill the lanes: waiting for the L3 cache costs less than
-    computing upward messages again. Messages and draws are the same in every bit, however the tree is cut; the log-evidence,
-    a sum over bands, is so up to its last digits, and is therefore always computed in bands.
+    A tree slightly larger than the cache stays `whole` if many samples fill the lanes, because the L3 cache then costs less than
+    computing upward messages again. The cut changes no bit of messages and draws. It changes the last digits of the log-evidence,
+    a sum over bands, which is therefore always computed in bands.
     """
 
     def __init__(self, tables: Tables, dtype: np.dtype, whole: bool = False) -> None:
@@ -90,7 +90,7 @@ _PLANS: WeakKeyDictionary[Any, dict[tuple[np.dtype, bool], Plan]] = WeakKeyDicti
 
 
 def plan_of(rhm: Any, dtype: np.dtype, batch: int = 0) -> Plan:
-    """The plan of a RandomHierarchyModel, made once; a batch (if given) that fills lanes and threads runs on whole trees."""
+    """The cached plan of a RandomHierarchyModel; whole trees if a batch size is given that fills lanes and threads."""
     plans = _PLANS.setdefault(rhm, {})
     if (dtype, False) not in plans:
         plans[dtype, False] = Plan(tables_of(rhm), dtype)
@@ -126,9 +126,9 @@ def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
 
 # -- one chunk of samples ------------------------------------------------------------------------------------------------
 def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any], first_sample: int = 0) -> list[int]:
-    """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the range.
+    """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range.
 
-    `first_sample` is the chunk's place in the batch, for messages.
+    `first_sample`: index in the batch of the first sample, for error messages.
     """
     L, batch = plan.tables.depth, len(log_evidence)
     upward, marginals, downward = (_addresses(out.get(name, {}), L) for name in ("upward", "marginals", "downward"))
@@ -171,11 +171,10 @@ def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any], first_s
 def draw(
     plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray, out: Levels, stride: int, first_sample: int = 0
 ) -> list[int]:
-    """Fill `out` (draws, samples, nodes) with the draws numbered `numbers`; return the samples whose numbers left the range.
+    """Fill `out` (draws, samples, nodes) with the draws `numbers` of a contiguous chunk of samples.
 
-    The samples are a contiguous chunk of a batch.
-
-    `out` may be part of a larger array, in which draws are `stride` samples apart.
+    Returns the samples whose numbers left the floating point range. `out` may be part of a larger array, in which draws are
+    `stride` samples apart.
     """
     t, batch = plan.tables, len(log_evidence)
     nowhere = np.zeros(t.depth + 1, np.int64)
@@ -226,8 +225,8 @@ def _over_tiles(plan: Plan, kernel: Any, job: kernels.Job, *arguments: Any) -> N
 def over_blocks(count: int, block: Any) -> None:
     """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads, this one included.
 
-    Threads of our own rather than numba's: those of numba's workqueue must not be entered twice, and those of OpenMP do not
-    survive a fork. Several blocks a thread, taken one by one, because cores are rarely equally free and threads wake up late.
+    Numba's own threads are not used, because its workqueue is not reentrant and OpenMP threads do not survive a fork. Each thread
+    takes several blocks, one by one, because cores are rarely equally free and threads start late.
     """
     if min(num_threads, count) <= 1:
         block(0, count)
@@ -265,11 +264,11 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _workspace(plan: Plan) -> np.ndarray:
-    """This thread's workspace, kept between calls: fresh pages cost as much as the work on them."""
+    """The workspace of this thread, kept between calls because new memory pages cost as much time as the computation on them."""
     spaces = _local.__dict__.setdefault("spaces", {})
     space = spaces.get(plan.dtype)
     if space is None or len(space) < plan.workspace:
-        # numpy asks the kernel for huge pages from 4 MB on: fewer misses of the address translation.
+        # From 4 MB on numpy requests huge pages, which reduce misses of the address translation.
         size = max(plan.workspace, 2**22 // plan.dtype.itemsize)
         space = spaces[plan.dtype] = aligned((size,), plan.dtype, boundary=2**21)
         space[:] = 0
@@ -277,7 +276,7 @@ def _workspace(plan: Plan) -> np.ndarray:
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:
-    """np.empty that starts at a cache line, so that whole lines can be written past the cache."""
+    """np.empty aligned to a cache line, so that whole lines can be written without passing through the cache."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + boundary, np.uint8)
     shift = -raw.ctypes.data % boundary
@@ -288,7 +287,7 @@ _free: dict[int, deque[np.ndarray]] = {}
 
 
 class _Recycled:
-    """Owner of an array's memory, which goes back to `_free` when the last array on it is gone."""
+    """Owner of the memory of arrays, which returns it to `_free` when the last of them is deleted."""
 
     def __init__(self, memory: np.ndarray) -> None:
         self.memory = memory
@@ -303,9 +302,9 @@ class _Recycled:
 
 
 def recycled(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """`aligned`, on memory of earlier results that are no longer used, if there is some (at most 64 MB are kept).
+    """`aligned` on the memory of deleted results, if available; at most 64 MB are kept.
 
-    A page of fresh memory costs as much as computing the messages on it.
+    New memory pages cost as much time as computing the messages on them.
     """
     size = int(np.prod(shape)) * dtype.itemsize
     if size < 2**17:  # malloc recycles these itself

@@ -1,4 +1,4 @@
-"""Entropies of the latents, before and after an observation, exact and without cancellation."""
+"""Exact prior and posterior entropies of the latents, computed without cancellation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
-    """Joint entropy of all nodes of each tree level before any observation, {tree_level: nats}.
+    """Joint entropy of all nodes of each tree level without any observation, {tree_level: nats}.
 
-    `H(X_L)` is the entropy of the class; every level below adds, for each node, the entropy of its rule averaged over its
-    symbol: a level's string has one parse, so it determines everything above it. With uniform probabilities
+    `H(X_L)` is the entropy of the class. Every level below adds, for each node, the entropy of its rule averaged over its
+    symbol, because the string of a level has one parse and determines all levels above. With uniform probabilities
     `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
     """
     check_model(rhm)
     L = rhm.depth
     entropy = {L: float(entropy_of(rhm.class_probabilities))}
-    counts = rhm.class_probabilities  # expected number of nodes of the level that carry each symbol
+    counts = rhm.class_probabilities  # expected number of nodes of the level with each symbol
     for level in range(L, 0, -1):
         p, table = rhm.rule_probabilities[level], rhm.rules[level]
         entropy[level - 1] = entropy[level] + float(counts @ entropy_of(p))
@@ -36,14 +36,14 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
 def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
     """Joint entropy of all nodes of each tree level given the observation, {tree_level: (batch,)} in nats.
 
-    `H(X_L | obs)` comes from the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum over nodes of sum_y marginal[y] *
-    H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`: a level's string has one parse, so it determines
-    everything above it. All terms are non-negative. Messages are float64 whatever the type of the evidence.
+    `H(X_L | obs)` is the entropy of the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum over nodes of sum_y marginal[y]
+    * H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`, because the string of a level has one parse and
+    determines all levels above. All terms are non-negative. Messages are float64 for every type of evidence.
 
     Raises
     ------
     ValueError
-        As `infer`.
+        As in `infer`.
     """
     from uturn.inference.checks import floating_array
     from uturn.inference.numba_backend import entropy_numba
@@ -54,8 +54,8 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
 def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
     """Information of each observation about all nodes of a tree level, {tree_level: (batch,)} in nats.
 
-    `H(X_l) - H(X_l | obs)`. Its mean over noisy strings of the grammar is the mutual information I(X_l; observation); a single
-    sample's value may be negative.
+    The value is `H(X_l) - H(X_l | obs)`. Its mean over noisy strings of the grammar is the mutual information
+    I(X_l; observation); the value of a single sample can be negative.
     """
     before = prior_entropy(rhm)
     return {level: before[level] - after for level, after in posterior_entropy(rhm, log_evidence).items()}

@@ -78,7 +78,7 @@ _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 @njit(**_options)
 def _read_rows(ws, scratch, stride, target, columns, address, item_bytes, first, last):
-    """A message of LANES items from memory rows to a tile block; items beyond the last repeat the last."""
+    """Read a message of LANES items from memory rows into a tile block; lanes beyond the last item repeat it."""
     size = size_of(ws)
     per_line = 64 // size
     whole = columns // per_line * per_line
@@ -97,7 +97,7 @@ def _read_rows(ws, scratch, stride, target, columns, address, item_bytes, first,
 
 @njit(**_options)
 def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes, first, last):
-    """A tile block, scaled by the vector at `scale`, to memory rows."""
+    """Write a tile block, scaled by the vector at `scale`, to memory rows."""
     size = size_of(ws)
     per_line = 64 // size
     whole = columns // per_line * per_line
@@ -121,7 +121,7 @@ def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes
 
 @njit(**_options)
 def _exponentiate(ws, block, columns, highest, sums):
-    """Log-evidence to evidence with largest entry 1, in place; keeps the largest log and the sum."""
+    """Turn log-evidence into evidence with largest entry 1, in place; store the largest log and the sum."""
     top = load(ws, block)
     for x in range(1, columns):
         top = largest(load(ws, block + x * LANES), top)
@@ -136,7 +136,7 @@ def _exponentiate(ws, block, columns, highest, sums):
 
 @njit(**_options)
 def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, uniform, index, weight):
-    """Upward message of a node from its children's, its scale and its sum; `low` keeps the smallest z of the tile."""
+    """Compute the upward message of a node from those of its children, its scale and its sum; `low`: smallest z of the tile."""
     zeros = splat(zero)
     total = zeros
     right = left + slot
@@ -174,7 +174,7 @@ def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, unifor
 
 @njit(**_options)
 def _down_child(ws, zero, left, slot, i, above, scale, down, marginal, sums, totals, s, v, row, uniform, start, index, weight):
-    """Downward message and marginal of child i, their sums over symbols (`totals`, `sums`)."""
+    """Compute the downward message and the marginal of child i, and their sums over symbols (`totals`, `sums`)."""
     zeros = splat(zero)
     factor = load(ws, scale)
     sum_down, sum_marginal = zeros, zeros
@@ -412,8 +412,8 @@ def workspace_size(s, height, columns):
 def run_tiles(first_tile, last_tile, workspace, one, limits, tables, job, upward, marginals, downward, logs, status):
     """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
 
-    `workspace` belongs to this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level. Per item, `logs`
-    gets the log of the total its messages were divided by, and `status` what is wrong with it, if anything.
+    `workspace`: that of this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level.
+    Written for each item: `logs`, the log of the total divisor of its messages, and `status`, OK, REDO or INVALID.
     """
     s, low, high = job.branching, job.low, job.high
     height = high - low
@@ -579,6 +579,6 @@ def sample_tiles(
                         for i in range(s):
                             write_number(np.int64(rules.up_index[s * choice[lane] + i]) // LANES, address + i * 8)
                 nodes *= s
-        # Pointers do not keep their arrays: name the arrays here, after the last use of the pointers.
+        # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of the pointers.
         log_sum[0] = uniforms[0] + cumulative[0] + terms_array[0] + symbols_array[0] + choice_array[0]
     restore_denormals(before)

@@ -1,7 +1,7 @@
-"""Exact belief propagation in float64 log space, one sample at a time: slow, simple, and right for any evidence.
+"""Exact belief propagation in float64 log space, one sample at a time: slow, but correct for any evidence.
 
-The vectorised kernels hand over the few samples whose messages leave the range of floating point numbers (contradictory
-evidence). Messages are log-probabilities here, so the only zero is a true zero.
+It computes the few samples whose messages leave the range of floating point numbers in the vectorised kernels (contradictory
+evidence). Messages are log-probabilities, so that a probability is zero only if it is exactly zero.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def pick(weights, u):
 
 @njit(nogil=True, cache=True)
 def rule_entropies(depth, symbols, multiplicity, rule_start, children, log_p, up, log_marginal, out):
-    """`out[level]` = sum over the level's nodes of the entropy of the rule given the symbol, averaged over the marginal."""
+    """`out[level]` = sum over the nodes of a level of the entropy of the rule given the symbol, averaged over the marginal."""
     s = children.shape[1]
     first, nodes = up.shape[0] - 1, 1
     for level in range(depth, 0, -1):
@@ -201,9 +201,9 @@ def rule_entropies(depth, symbols, multiplicity, rule_start, children, log_p, up
 
 @njit(nogil=True, cache=True)
 def rule_entropy(marginal, up, children, probability, start, m, out, lost):
-    """The same for one level of a batch of messages, upward ones from below, in linear space.
+    """Rule entropy of one level of a batch, from marginals and the upward messages of the level below, in linear space.
 
-    Where a symbol that matters has rules of probabilities so small that they may have been rounded, `lost` is set.
+    `lost` is set for samples in which a symbol with non-negligible marginal has rule weights too small to be accurate.
     """
     s = children.shape[1]
     terms = np.empty(m)
@@ -232,7 +232,7 @@ def rule_entropy(marginal, up, children, probability, start, m, out, lost):
 
 
 class LogSpace:
-    """The kernels above with their tables and one sample's messages. Not shared between threads."""
+    """The functions above with the tables of a grammar and the messages of one sample; each thread needs its own."""
 
     def __init__(self, tables: Tables) -> None:
         t = tables
@@ -243,7 +243,7 @@ class LogSpace:
         self.rules = (t.depth, t.symbols, t.multiplicity, t.rule_start, t.children, np.log(t.probability), self.log_class)
 
     def upward(self, evidence: np.ndarray) -> float:
-        """Read one sample's log-evidence (leaves, v); return the logarithm of its total probability, maybe -inf."""
+        """Upward pass of one sample's log-evidence (leaves, v); returns its total log-evidence, which may be -inf."""
         self.log_evidence = float(upward(np.ascontiguousarray(evidence, np.float64), *self.rules, self.up))
         return self.log_evidence
 
@@ -253,7 +253,7 @@ class LogSpace:
         downward(*self.rules, self.up, self.down)
 
     def marginals(self) -> None:
-        """Replaces the downward messages."""
+        """Log-marginals, which overwrite the downward messages."""
         marginals(self.up, self.down)
 
     def rule_entropies(self) -> np.ndarray:

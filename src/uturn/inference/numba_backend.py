@@ -61,7 +61,7 @@ def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) ->
 
 
 def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> Levels:
-    """`sample_posterior` for an array, with one key per sample and a leading axis for the draws of these numbers."""
+    """`sample_posterior` for an array, with one key per sample and a leading axis for the draws `numbers`."""
     batch, keys = len(log_evidence), np.ascontiguousarray(keys)
     plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE, batch)
     integers = np.dtype(np.int64)
@@ -90,7 +90,7 @@ def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: 
 
 
 def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
-    """`posterior_entropy` for an array: a chunk of samples at a time, so that memory is bounded."""
+    """`posterior_entropy` for an array, in chunks of samples to bound memory."""
     t = tables_of(rhm)
     batch, L = len(log_evidence), rhm.depth
     rules = np.zeros((L + 1, batch))  # entropy of all rules of a level
@@ -139,7 +139,7 @@ def _empty(plan: Plan, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _parts(samples: list[int], log_evidence: np.ndarray, plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Scattered samples, some at a time so that the copies stay small, with their evidence in the plan's precision."""
+    """Groups of the given samples, small enough to copy, and their evidence in the plan's precision."""
     size = max(1, min(plan.chunk, _COPY // log_evidence[0].size))
     for first in range(0, len(samples), size):
         part = np.array(samples[first : first + size])

@@ -1,4 +1,4 @@
-"""The rules of a grammar as flat arrays, the form the compiled kernels read."""
+"""The rules of a grammar as flat arrays, for the compiled kernels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tables:
-    """All levels in one array each. Rule `r` of a level is row `rule_start[level] + r`, with r = symbol * m + k.
+    """Rules of all levels, joined along the first axis. Rule `r` of a level is row `rule_start[level] + r`, r = symbol * m + k.
 
-    `inverse_*` list, for every level and every child position i, the rules by the symbol x_i of that child: rows
-    `inverse_start[level, i, x] .. inverse_start[level, i, x + 1]` of `inverse_rule` (a compressed sparse row index).
+    `inverse_*` list the rules of every level by the symbol x of child i: `inverse_rule[i]` from `inverse_start[level, i, x]` to
+    `inverse_start[level, i, x + 1]` (a compressed sparse row index).
     """
 
     vocab_size: int
@@ -37,7 +37,7 @@ _CACHE: WeakKeyDictionary[Any, Tables] = WeakKeyDictionary()
 
 
 def tables_of(rhm: Any) -> Tables:
-    """The tables of a RandomHierarchyModel, made once a grammar."""
+    """The tables of a RandomHierarchyModel, cached for each grammar."""
     tables = _CACHE.get(rhm)
     if tables is None:
         tables = _CACHE[rhm] = _build(rhm)

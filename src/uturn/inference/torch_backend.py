@@ -1,4 +1,4 @@
-"""Exact belief propagation in torch, in log space: simple, differentiable, on any device with float64; the reference."""
+"""Exact belief propagation in torch, in log space: differentiable, on any device with float64; the reference implementation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _CHUNK = 2**25  # terms (sample, node, rule) held at a time
 
 
 def infer_torch(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...]) -> Beliefs:
-    """`infer` for a checked tensor (batch, leaves, v), float32 or float64, which the messages get too.
+    """`infer` for a checked tensor (batch, leaves, v), float32 or float64; messages are of the same type.
 
-    Computed in float64: under contradictory evidence the logarithms of messages are in the thousands, and float32 would keep
-    three digits of their differences.
+    The computation is in float64: with contradictory evidence the logarithms of messages are in the thousands, and float32 would
+    resolve only three digits of their differences.
     """
     s, L = rhm.branching, rhm.depth
     terms = max(rhm.num_nodes(level) * rhm.rules[level].shape[0] * rhm.rules[level].shape[1] for level in range(1, L + 1))
@@ -56,7 +56,7 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
         n, m = rhm.rules[level].shape[:2]
         terms = sum(children(level)) + log_rule[level]
         message = _logsumexp(terms.unflatten(-1, (n, m)))
-        if level == L:  # the last normaliser is the one that knows the class prior
+        if level == L:  # the last normaliser includes the class prior
             log_p = log_p + _logsumexp(message + log_class)[:, 0]
         up[level], total = _normalised(message)
         if level < L:
@@ -84,7 +84,7 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
 
 
 def _logsumexp(terms: torch.Tensor) -> torch.Tensor:
-    """logsumexp over the last axis whose gradient is 0, not NaN, where all terms are -inf."""
+    """logsumexp over the last axis with gradient 0, not NaN, where all terms are -inf."""
     top = terms.detach().amax(-1, keepdim=True)
     top = torch.where(top == -torch.inf, torch.zeros_like(top), top)
     total = (terms - top).exp().sum(-1)
@@ -94,16 +94,16 @@ def _logsumexp(terms: torch.Tensor) -> torch.Tensor:
 
 
 def _normalised(log_message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Messages with probabilities adding up to 1, and the log of what they added up to."""
+    """Log-messages normalised to total probability 1, and the logs of their former totals."""
     total = _logsumexp(log_message)
     shift = torch.where(total == -torch.inf, torch.zeros_like(total), total)
     return log_message - shift[..., None], total
 
 
 def _logsumexp_by(terms: torch.Tensor, symbol: torch.Tensor, v: int) -> torch.Tensor:
-    """logsumexp over the rules that give the same child symbol: (..., rules) -> (..., v).
+    """logsumexp over the rules with the same child symbol: (..., rules) -> (..., v).
 
-    A gather through a padded index (v, most rules of a symbol), because it differentiates cleanly on every device.
+    It gathers through a padded index (v, most rules of a symbol), which is differentiable on every device.
     """
     order = torch.argsort(symbol, stable=True)
     counts = torch.bincount(symbol, minlength=v)

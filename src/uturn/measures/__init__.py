@@ -1,1 +1,1 @@
-"""What is computed from results: calibration of posterior draws."""
+"""Measures: tests and statistics of experiments, so far the calibration of posterior draws."""

@@ -1,15 +1,15 @@
-"""Calibration: is a reconstruction a draw from the posterior of its own channel? A test that needs no ground truth.
+"""Calibration: a test of whether reconstructions are draws from the posterior. It needs no ground truth.
 
-Let x_0 be an original, x_t an observation of it, and x̂, x̂' two independent draws from p(x_0 | x_t), the *clones*. Given x_t
-all three are independent and follow one law, so that for every function f of two data
+Let x_0 be an original, x_t its noisy datum, and x̂, x̂' two independent draws from p(x_0 | x_t), the *clones*. Given x_t all
+three are independent and have the same law, so that for every function f of two data
 
     E f(x_0, x̂) = E f(x̂, x̂').
 
-The difference of the two sides, the *gap*, is 0 for an exact posterior. A wrong posterior has a gap if f can see the error.
-Overlap of sites is linear and does not see a sampler that draws every site from its own marginal; parsed tree levels or the
-class, which depend on several sites at once, do. No f sees a posterior that ignores a part of the observation, nor a channel
-that draws another amount of noise than it says while its evidence is right for what it drew: such a channel has to be
-compared with its own law.
+The difference of the two sides, the *gap*, is 0 for an exact posterior. A wrong posterior has a gap if f depends on the error.
+The overlap of sites is linear and cannot detect a sampler that draws every site from its own marginal; parsed tree levels and the
+class, which depend on several sites at once, can. No f detects a posterior that ignores a part of the noisy datum, nor a channel
+that draws another amount of noise than it states if its evidence is right for the noise drawn. Such a channel has to be compared
+with its own law.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from uturn.experiment import Experiment
     from uturn.rhm import RandomHierarchyModel
 
-_MARGIN = 1e-6  # relabellings that give the same mean up to the rounding of float32 readings count as ties
-_BLOCK = 1000  # relabellings a thread does in one go
+_MARGIN = 1e-6  # mean gaps that are equal up to the rounding of float32 readings count as ties
+_BLOCK = 1000  # relabellings in one piece of work of a thread
 
 
 class Calibration(NamedTuple):
@@ -41,9 +41,9 @@ class Calibration(NamedTuple):
     Attributes
     ----------
     gap, low, high : mean of f(x_0, x̂) - f(x̂, x̂') over items, and its 95 % interval over items (Student's t)
-    p_value : of the exact test, for each reading by itself
-    adjusted : Holm's p-values: the probability of an adjusted value <= a anywhere is at most a, if all gaps are 0
-    visible : size of gap that has an even chance to be seen at this level, given the spread of the readings
+    p_value : p-value of the exact test of each single reading
+    adjusted : p-values adjusted by Holm: if all gaps are 0, any of them is <= a with a probability of at most a
+    visible : size of a gap that the strictest of the tests detects with a probability of about one half
     level : false-alarm rate of all tests together
     relabellings : number of random relabellings B; no p-value is below 1 / (B + 1)
     """
@@ -59,42 +59,48 @@ class Calibration(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """No gap differs from 0, at the level of all tests together."""
+        """Whether all adjusted p-values are above the level."""
         return bool((self.adjusted > self.level).all())
 
 
 def calibrate(
     with_original: Any, with_clones: Any, level: float = 1e-3, relabellings: int | None = None, seed: int = 0
 ) -> Calibration:
-    """Test that originals and clones are exchangeable given the observation: `E f(x_0, x̂) = E f(x̂, x̂')`.
+    """Test whether original and clones are exchangeable given the noisy datum: `E f(x_0, x̂) = E f(x̂, x̂')`.
 
-    Given x_t, the K + 1 data x_0, x̂_1 .. x̂_K are exchangeable. Let g_j be the mean of f between datum j and the others,
-    minus the mean of f among these others. If the posterior is exact, the label "original" could sit on any datum. It is
-    drawn uniformly for every item, B times, and `p = (1 + number of |G*| >= |G|) / (B + 1)` compares the mean G of g_0 over
-    items with its values G* under relabelling. The test is exact for any number of items and any f. No normality is assumed,
-    which matters: where almost nothing changes, the t statistic of 200 items reaches 3 to 4.5 for exact inference.
+    Let g_j be the mean of f between datum j and the others, minus the mean of f among these others, where data are the original
+    (j = 0) and its K clones. If the posterior is exact, the K + 1 data of an item are exchangeable, so any of them could be the
+    original. The test draws the original uniformly among them, for every item and B times, and compares the mean G of g_0 over
+    items with the means G* under relabelling: `p = (1 + number of |G*| >= |G|) / (B + 1)`. It is exact for any number of items
+    and any f. It does not assume normality: where almost nothing changes, the t statistic of 200 items reaches 3 to 4.5 for
+    exact inference.
 
     Parameters
     ----------
     with_original : array (items, K, ...)
         f between the original and each of K >= 2 clones, for one or several symmetric f (trailing axes).
     with_clones : array (items, K, ...)
-        For each clone the mean of f between it and the K - 1 others.
+        Mean of f between each clone and the K - 1 others.
     level : float in (0, 1)
         False-alarm rate of all tests together (Holm).
     relabellings : int >= 1, optional
-        B; by default 100 times the number of tests over the level, so that Holm's smallest threshold can be reached.
+        B; by default 100 times the number of tests over the level, so that p-values can fall below Holm's smallest threshold.
     seed : int
-        Of the relabellings. All tests of one call use the same ones.
+        Seed of the relabellings, which are the same for all tests of one call.
 
     Returns
     -------
     Calibration
 
+    Raises
+    ------
+    ValueError
+        For arrays of different shapes, fewer than two items or clones, values that are not finite, or a level out of range.
+
     Notes
     -----
-    Give exactly one observation of each original, chosen beforehand (trajectory 0). Several observations share their x_0, so
-    that the test is not exact for them.
+    Give exactly one noisy datum of each original, chosen beforehand (trajectory 0). Several noisy data share their original, so
+    the test would not be exact.
 
     Examples
     --------
@@ -125,7 +131,7 @@ def calibrate(
 
 
 def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
-    """g_j of every datum j as the original, (items, K + 1, ...), from the arguments of `calibrate`; j = 0 is the true original.
+    """g_j of every datum j (see `calibrate`), float64 (items, K + 1, ...); j = 0 is the true original.
 
     With f_k = f(x_0, x̂_k) and r_k the mean of f between clone k and the other clones, the mean of datum k > 0 with all others is
     (f_k + (K-1) r_k)/K, and the sum over all pairs of data is sum_k f_k + (K-1)/2 sum_k r_k.
@@ -144,7 +150,7 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
 
 
 def holm(p_values: Any) -> np.ndarray:
-    """Holm's adjusted p-values: those <= a can be called wrong with a false-alarm rate of at most a, however they depend."""
+    """Adjusted p-values of Holm: rejecting those <= a has a false-alarm rate of at most a, for any dependence of the tests."""
     p = np.asarray(p_values, float)
     flat = p.ravel()
     order = np.argsort(flat)
@@ -154,7 +160,7 @@ def holm(p_values: Any) -> np.ndarray:
 
 
 def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate` from the data themselves.
+    """The arguments of `calibrate` from data.
 
     Parameters
     ----------
@@ -173,17 +179,18 @@ def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndar
 
 
 def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) -> xr.Dataset:
-    """Agreement of originals and clones in an experiment with the exact posterior, in readings that see joint draws.
+    """The arguments of `calibrate` for an experiment with the exact posterior, with readings that depend on joint draws.
 
-    Every original is observed once per noise level, as in trajectory 0 of the run, and K draws are made from the posterior
-    given that observation; the first of them is the reconstruction of the run. Strings are read by parsing their leaves: f is
-    the share of the nodes of a tree level that have the same symbol, and a node that is not grammatical equals nothing.
-    Vectors are read by the cosine of their components, after the mean of the law is subtracted, and by their class.
+    At each noise level every original gets the noisy datum of trajectory 0 of the run, and K posterior draws given it; clone 0
+    is the reconstruction of the run. For strings, f is the share of the nodes of a tree level with the same symbol, after
+    parsing the leaves; a node that is not grammatical equals nothing. For vectors, f is the cosine of their components after
+    the mean of the law is subtracted, and equality of the class.
 
     Parameters
     ----------
     experiment : Experiment
-        Of strings or vectors, with the backward "exact". In a Bayesian channel all gaps are 0; the ε-process is not Bayesian.
+        An experiment on strings or vectors with the backward "exact". For Bayesian channels all gaps are 0; the ε-process is not
+        Bayesian.
     clones : int K >= 2
     noise : sequence of float, optional
         Noise levels; by default those of the experiment.
@@ -205,7 +212,7 @@ def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) 
     checked_integer("clones", clones, 2)
     source, corruption, backward, _ = experiment.parts
     if experiment.backward["type"] != "exact":
-        raise ValueError(f"backward = {experiment.backward['type']!r}: expected 'exact', which can draw several times")
+        raise ValueError(f"backward = {experiment.backward['type']!r}: expected 'exact', which draws from the posterior")
     levels = np.array(experiment.noise if noise is None else noise, float)
     items = np.arange(experiment.items)
     vectors = source.kind == "vectors"
@@ -227,7 +234,7 @@ def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) 
 
 
 def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate` from strings: shares of nodes that have the same symbol, for every tree level.
+    """The arguments of `calibrate` from strings: shares of nodes with the same symbol, for every tree level.
 
     Parameters
     ----------
@@ -248,7 +255,7 @@ def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np
 
 
 def _vector_agreement(source: Any, law: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate` from vectors (items, K + 1, dimension): cosine, same class."""
+    """The arguments of `calibrate` from vectors (items, K + 1, dimension): cosine and equality of the class."""
     centred = np.asarray(values, float) - law.mean
     unit = centred / np.linalg.norm(centred, axis=2, keepdims=True)
     kinds = source.classify(values.reshape(-1, values.shape[2]), law).reshape(values.shape[:2])
@@ -261,7 +268,7 @@ def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
 
 
 def _exceeding(gaps: np.ndarray, relabellings: int, key: Any) -> np.ndarray:
-    """How many relabellings give a mean gap at least as large as the observed one, in size: int64 (tests,)."""
+    """Number of relabellings whose mean gap is at least as large in absolute value as the observed one: int64 (tests,)."""
     blocks = -(-relabellings // _BLOCK)
     hits = np.zeros((blocks, gaps.shape[2]), np.int64)
     least = np.abs(gaps[:, 0].mean(axis=0)) - _MARGIN

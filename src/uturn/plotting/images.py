@@ -14,12 +14,12 @@ from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_
 if TYPE_CHECKING:
     import xarray as xr
 
-_MOST_NAMED = 8  # layers with a line of their own in the legend
-_CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # of Okabe and Ito: apart for all eyes
+_MOST_NAMED = 8  # layers named in the legend
+_CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: safe for colour blindness
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most so many of `count` places, evenly spaced, the first and the last among them.
+    """At most `most` of the indices 0 .. count - 1, evenly spaced, with the first and the last.
 
     >>> evenly_spaced(36, 4)
     [0, 12, 23, 35]
@@ -28,7 +28,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def draw_layers(data: xr.Dataset) -> Any:
-    """Similarity of each layer against noise, with t*, in a panel for each classifier; and the share that keeps the class."""
+    """One panel for each classifier: similarity of its layers against noise, with t*. Last panel: share that keeps the class."""
     data, families = _readable(data)
     names = [str(name) for name in data.classifier.values]
     panels = len(names) + 1
@@ -56,7 +56,7 @@ def draw_layers(data: xr.Dataset) -> Any:
 
 
 def draw_grid(data: xr.Dataset) -> Any | None:
-    """Originals and their reconstructions at increasing noise, framed where the class changed. None if no images were kept."""
+    """Originals and reconstructions at increasing noise, with a frame if the class changed. None if no images were kept."""
     if "image" not in data:
         return None
     data, families = _readable(data)
@@ -81,7 +81,7 @@ def draw_grid(data: xr.Dataset) -> Any | None:
 
 
 class _Grid(NamedTuple):
-    """Images on one canvas: RGBA array, pixels where columns and rows begin, size of an image, gaps between images."""
+    """Images on one canvas: RGBA array, first pixels of columns and rows, size of an image, gaps between images."""
 
     canvas: np.ndarray
     left: np.ndarray
@@ -93,7 +93,7 @@ class _Grid(NamedTuple):
 
     @classmethod
     def of(cls, data: xr.Dataset) -> _Grid:
-        """Originals in the first column, then one column for each noise level; images that are not known stay empty."""
+        """Originals in the first column, then one column for each noise level; missing images stay empty."""
         count, levels = data.sizes["item"], data.sizes["shown_noise"]
         height, width = data.sizes["row"], data.sizes["column"]
         gap, wide = max(2, width // 12), max(3, width // 6)
@@ -119,7 +119,7 @@ def _frame_changes(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
 
 
 def _draw_transition_in_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> list[Any]:
-    """A line before the first level beyond t*, and its entry of the legend; none if there is no such level."""
+    """Draw a line before the first level beyond t*; returns its legend entry, or nothing if there is no such level."""
     from matplotlib.lines import Line2D
 
     star = float(data.transition.sel(axis="noise", estimate="value")[0])
@@ -179,7 +179,7 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
 
 
 def _draw_class(axis: Any, data: xr.Dataset, names: list[str]) -> None:
-    """Share of U-turns that keep the predicted class, for all classifiers; for a single one, other agreements too."""
+    """Share of U-turns that keep the predicted class, for all classifiers; for a single one, also the other agreements."""
     noise = data.noise.values
     single = len(names) == 1
     curves = []
@@ -216,14 +216,14 @@ def _named(name: str, data: xr.Dataset, single: bool) -> str:
 
 
 def _legend(axis: Any, early: bool, **options: Any) -> None:
-    """A legend to the right of curves that fall early, or below those that do not."""
+    """A legend at the upper right if the curves fall early, else at the lower left."""
     place = "upper right" if early else "lower left"
     legend = axis.legend(loc=place, fontsize=8.5, labelspacing=0.3, frameon=True, edgecolor="none", framealpha=0.7, **options)
     legend.set_zorder(6)
 
 
 def _draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> None:
-    """A line and a band at t*, if there is one."""
+    """A line at t* and a band over its interval, if t* exists."""
     if band and np.isfinite(star).all():
         axis.axvspan(*star[1:], color=color, alpha=0.1, lw=0)
     if np.isfinite(star[0]):
@@ -268,17 +268,17 @@ def _end(data: xr.Dataset) -> float:
 
 
 def _brief(name: str, most: int = 22) -> str:
-    """A name of at most so many characters: the end of a longer one."""
+    """A name of at most `most` characters; of a longer one, the end."""
     return _no_mathematics(name if len(name) <= most else f"..{name[-most + 2 :]}")
 
 
 def _no_mathematics(text: str) -> str:
-    """Text whose dollar signs matplotlib prints, instead of reading them as mathematics."""
+    """Text with escaped dollar signs, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
 
 
 def _readable(data: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
-    """An analysis whose names can be drawn, and the fonts to draw them in; characters that no font has become escapes."""
+    """An analysis whose names can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
     names = [name for name in ("classifier", "layer", "remark", "item_name") if name in data.coords]
     text = "".join([str(data.attrs["description"]), *(str(x) for name in names for x in data[name].values.flat)])
     families, missing = fonts_for(text)

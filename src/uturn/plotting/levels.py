@@ -1,7 +1,7 @@
-"""Curves of all tree levels, with their displacement from a theory, and of all layers of a network.
+"""Plots of the curves of all tree levels, with their displacement from a theory, and of all layers of a network.
 
-The datasets of tree levels have belief (noise, tree_level, grammar), theory (theory_noise, tree_level), the shift (shifted_level,
-bound) of each level, and the attributes critical_noise and tolerance.
+Datasets of tree levels have belief (noise, tree_level, grammar), theory (theory_noise, tree_level), shift (shifted_level, bound),
+and the attributes critical_noise and tolerance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
-    """Left: curves of all levels, exact and in theory. Right: the shift in ε of every level with its interval."""
+    """Left: curves of all levels, exact and in theory. Right: shift in ε of every level with its interval."""
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), width_ratios=[1.75, 1], layout="constrained")
         depth = data.sizes["tree_level"] - 1

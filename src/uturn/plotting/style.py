@@ -1,4 +1,4 @@
-"""One look for all figures: colours that survive colour blindness and grey printing, sizes that survive a projector."""
+"""The style of all figures: colours that are distinct with colour blindness and in grey print, sizes legible on a projector."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ CLASS, THEORY, ACCENT, MUTED = "#b3261e", "#111111", "#0072b2", "#777777"
 
 @contextmanager
 def style(families: Sequence[str] = ()) -> Iterator[Any]:
-    """Matplotlib with the settings of the project, without touching the user's own; yields pyplot.
+    """Context with the matplotlib settings of the project, which restores the user's settings; yields pyplot.
 
-    `families`: fonts for characters that the usual one lacks, see `fonts_for`.
+    `families`: further fonts for characters that the default font lacks, see `fonts_for`.
     """
     import matplotlib
 
@@ -43,7 +43,7 @@ def style(families: Sequence[str] = ()) -> Iterator[Any]:
 
 
 def fonts_for(text: str) -> tuple[list[str], set[str]]:
-    """Installed fonts that have the characters of a text which the usual font lacks, and the characters that none has."""
+    """Installed fonts for the characters of a text that the default font lacks, and the characters that no font has."""
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 

@@ -1,4 +1,4 @@
-"""The upward map F(p) with its fixed points, as a picture."""
+"""A figure of the upward map F(p) and its fixed points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uturn.theory import MeanField
 
 
 def draw(mf: MeanField) -> Any:
-    """Left: the map, the diagonal and two orbits. Right: how the belief evolves up the tree on both sides of ε*."""
+    """Left: the map, the diagonal and fixed points, filled if stable. Right: belief by tree level on both sides of ε*."""
     v = mf.vocab_size
     p = np.linspace(1 / v, 1, 800)
     with style() as plt:

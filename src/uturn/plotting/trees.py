@@ -1,6 +1,6 @@
-"""Trees, symbols, rules and messages as pictures: what the drawn figures have in common.
+"""Drawings of trees, symbols, rules and messages.
 
-Everything is drawn in data units on axes of equal aspect without frame (`canvas`); one unit is about the distance of two leaves.
+All functions draw in data units on axes of equal aspect without frame (`canvas`); one unit is about the distance of two leaves.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from uturn.plotting.style import ACCENT, CLASS, MUTED
 
 SYMBOL_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442")
 UP, DOWN = ACCENT, CLASS
-# Alphabets of different levels are different sets: leaves, latents, and the class.
+# The levels have different alphabets, so their symbols get different letters.
 _LETTERS = ("abcdefgh", "ABCDEFGH", "αβγδεζηθ")
 
 
 def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
-    """Name of a symbol in a picture: digits for classes, another alphabet for every other level."""
+    """Name of a symbol in a drawing: a digit for classes, for other levels a letter of an alphabet that changes by level."""
     return str(symbol + 1) if tree_level == depth else _LETTERS[tree_level % len(_LETTERS)][symbol]
 
 
 def canvas(axes: Any, width: tuple[float, float], height: tuple[float, float]) -> None:
-    """Bare axes of equal aspect."""
+    """Set axes to equal aspect and remove their frame."""
     axes.set(xlim=width, ylim=height, aspect="equal")
     axes.axis("off")
 
 
 def leaf_centres(branching: int, depth: int, spacing: float = 1.0) -> dict[int, np.ndarray]:
-    """Horizontal places of the nodes, {tree_level: (nodes,)}: every parent in the middle of its children."""
+    """Horizontal positions of the nodes, {tree_level: (nodes,)}, with every parent at the centre of its children."""
     centres = {0: spacing * np.arange(branching**depth)}
     for level in range(1, depth + 1):
         centres[level] = centres[level - 1].reshape(-1, branching).mean(axis=1)
@@ -41,7 +41,7 @@ def leaf_centres(branching: int, depth: int, spacing: float = 1.0) -> dict[int, 
 def token(
     axes: Any, x: float, y: float, symbol: int, name: str, radius: float = 0.34, size: float = 11, ring: Any = None
 ) -> None:
-    """A symbol: a disc of its colour with its name; `ring` is the colour of a circle around it."""
+    """Draw a symbol: a disc of its colour with its name; `ring` is the colour of a circle around it."""
     from matplotlib.patches import Circle
 
     axes.add_patch(Circle((x, y), radius, fc=SYMBOL_COLORS[symbol], ec="white", lw=1.2, zorder=4))
@@ -51,7 +51,7 @@ def token(
 
 
 def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, width: float) -> None:
-    """A ring whose arcs are the probabilities of the symbols, clockwise from the top."""
+    """Draw a ring whose arcs are the probabilities of the symbols, clockwise from the top."""
     from matplotlib.patches import Wedge
 
     ends = 90 - 360 * np.r_[0, np.cumsum(shares / shares.sum())]
@@ -61,7 +61,7 @@ def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, widt
 
 
 def square(axes: Any, x: float, y: float, side: float = 0.34, color: Any = "#333333") -> None:
-    """A factor."""
+    """Draw a square, which stands for a factor of the graphical model."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fc=color, ec="white", lw=1, zorder=4))
@@ -78,9 +78,9 @@ def message_bars(
     true_symbol: int | None = None,
     arrow: str = "",
 ) -> None:
-    """A message as a bar chart centred at x, with its foot at y: one bar a symbol, full height = probability 1.
+    """Draw a message as a bar chart centred at x with its base at y: one bar for each symbol, full height = probability 1.
 
-    `color` is that of the foot line, of the arrow head ("up", "down" or "") above it, and of the dot under the true symbol.
+    `color`: of the base line, of the arrow head ("up", "down" or "") above the chart, and of the dot under the true symbol.
     """
     from matplotlib.patches import Rectangle
 
@@ -106,7 +106,7 @@ def draw_tree(
     heights: Sequence[float] | np.ndarray,
     changed: dict[int, np.ndarray] | None = None,
 ) -> None:
-    """A tree of symbols; changed nodes and the branches into them are marked."""
+    """Draw a tree of symbols, with marks on changed nodes and on the branches to them."""
     depth = max(latents)
     for level, symbols in latents.items():
         for node, symbol in enumerate(symbols):
@@ -129,9 +129,9 @@ def rule_table(
     frames: dict[tuple[int, int], list[Any]],
     pitch: float = 1.36,
 ) -> None:
-    """The rules of one level, a column for every parent symbol: the parent, and under it what it may become.
+    """Draw the rules of one level: for each parent symbol a column with the parent and, below it, its tuples of children.
 
-    (x, y): middle of the first parent. `frames`: colours of frames around rules, {(parent, rule): colours}, the first one inside.
+    (x, y): centre of the first parent. `frames`: colours of frames around rules, {(parent, rule): colours}, innermost first.
     """
     from matplotlib.patches import FancyBboxPatch
 

@@ -1,4 +1,4 @@
-"""What is compared between original and reconstruction: one reading for each level of the hierarchy."""
+"""Probes: comparisons of originals with reconstructions, one reading for each level of the hierarchy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of reconstructions of one noisy datum with each other."""
+"""Comparison of the clones of a noisy datum with each other."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import numpy as np
 
 
 def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np.ndarray:
-    """f(clone k, another clone) of every reconstruction, averaged over the other clones of the same noisy datum.
+    """f between each clone and the other clones of the same noisy datum, averaged over the others.
 
     Parameters
     ----------
     values : array (items, draws, ...)
-        Reconstructions, or what is read of them; the clones of a trajectory are neighbours.
+        Reconstructions, or functions of them; the K clones of a noisy datum are next to each other.
     clones : int K >= 2
     f : (array (n, ...), array (n, ...)) -> array (n, ...)
         Symmetric in its two arguments.
 
     Returns
     -------
-    array (items, draws, ...)
+    float64 array (items, draws, ...)
+        Entry of clone k: `sum_{j != k} f(x_k, x_j) / (K - 1)`.
     """
     if clones < 2:
         raise ValueError(f"clones = {clones}: expected at least 2, to be compared with each other")

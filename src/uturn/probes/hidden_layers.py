@@ -1,8 +1,8 @@
-"""Hidden layers of a network as a probe: how similar a datum and its reconstruction are, layer by layer.
+"""Similarity of data in the hidden layers of a network.
 
 The post-activations of a layer are standardised: the mean of each channel over a reference set is subtracted, and the difference
-divided by the standard deviation (section 2 of arXiv:2402.16991). Two data are then compared by the cosine of their activations,
-and by their squared distance divided by that of independent data.
+is divided by the standard deviation (section 2 of arXiv:2402.16991). Two data are then compared by the cosine of their
+activations, and by their squared distance divided by that of independent data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uturn.checks import checked_integer, one_line
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
 from uturn.probes.layer_statistics import LayerStatistics, Moments, channel_position, read_statistics, write_statistics
 
-_Name = Callable[[int], str]  # what a row of a batch is called in messages
+_Name = Callable[[int], str]  # name of a row of a batch in messages
 
 
 class Predictions(NamedTuple):
@@ -30,19 +30,19 @@ class Predictions(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Pairs compared layer by layer, float64 (count, num_layers): `similarity` in [-1, 1] and `distance` >= 0."""
+    """Comparison of pairs, float64 (count, num_layers): `similarity` in [-1, 1] and `distance` >= 0."""
 
     similarity: np.ndarray
     distance: np.ndarray
 
 
 class Readings(NamedTuple):
-    """What one forward pass of originals and their reconstructions gives.
+    """Comparison of originals with their reconstructions, and the logits of both.
 
-    `similarity`, `distance`: float64 (items, draws, num_layers), of a reconstruction and its original, as in `Comparison`.
+    `similarity`, `distance`: float64 (items, draws, num_layers), as in `Comparison`, of a reconstruction and its original.
     `original_logits`: float64 (items, num_classes) and `logits`: float64 (items, draws, num_classes), the output of the model.
-    `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), of a clone and another clone of the same trajectory,
-    mean over the others; None without clones.
+    `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), of a clone and the other clones of its noisy datum,
+    averaged over the others; None for a single clone.
     """
 
     similarity: np.ndarray
@@ -54,11 +54,11 @@ class Readings(NamedTuple):
 
 
 class HiddenLayers:
-    """Probe of the outputs of modules of a network, by forward hooks.
+    """Outputs of modules of a network, read by forward hooks.
 
-    Activations are processed inside the hook and dropped: besides the forward pass itself, `compare` and `read` hold at most two
-    float64 copies of the activations of *one* layer for *one* batch, whatever the number of layers and samples. `fit` also holds
-    a mean and a sum of squares of one sample for every layer. `activations` yields all layers of one batch at a time.
+    Activations are processed inside the hook and dropped. Besides the forward pass, `compare` and `read` hold at most two float64
+    copies of the activations of *one* layer for *one* batch. `fit` also holds a mean and a sum of squares for every layer, each
+    of the size of one sample. `activations` yields all layers of one batch at a time.
 
     Parameters
     ----------
@@ -72,20 +72,20 @@ class HiddenLayers:
         Applied to each batch, a tensor, before the model: resizing, ImageNet's normalisation, ... Statistics are those of the
         preprocessed data. Statistics files do not record the preprocessing; pass the same function when they are loaded.
     batch_size
-        Samples in a forward pass (at least one pair where pairs are compared). The model runs on the device of its parameters.
+        Samples in a forward pass, at least one pair when pairs are compared. The model runs on the device of its parameters.
     channel_axis
-        Axis of the channels in an activation of three or more dimensions: one number, or {name or pattern: number}, 1 for layers
-        that fit none: convolutions have axis 1, transformers -1. Activations (batch, units) are standardised per unit.
+        Axis of the channels in activations with three or more axes: a number, or {name or pattern: number} with 1 for all other
+        layers. Convolutions have axis 1, transformers -1. Activations (batch, units) are standardised per unit.
     legacy
         Divide by the square root of the second moment E[a^2] instead of the standard deviation, as the code published with
-        the paper does. It shrinks channels far from zero; only for comparison with published curves.
+        the paper does. This reduces the weight of channels with a large mean; use it only to compare with published curves.
 
     Attributes
     ----------
     layers : tuple of str
         The probed modules, in the order in which the model registers them.
     mean, variance : {layer: float64 (channels,)}
-        Of the reference set, over samples and positions, after `fit` or `load_statistics`.
+        Over samples and positions of the reference set; empty before `fit` or `load_statistics`.
     spread : {layer: float64 (channels,)}
         Variance over the samples at a fixed position (divided by their number minus 1), summed over positions.
     shapes : {layer: tuple}
@@ -117,10 +117,10 @@ class HiddenLayers:
 
     # -- reference statistics ------------------------------------------------------------------------------------------
     def fit(self, samples: Any) -> HiddenLayers:
-        """Take the mean and variance of every channel over a reference set; returns the probe itself.
+        """Compute the mean and variance of every channel over a reference set, replacing earlier ones; returns the probe itself.
 
-        Variance is the mean of (a - mean)^2 over samples and positions (divided by their number), accumulated in float64
-        batch by batch: one pass, no cancellation. It replaces earlier statistics.
+        The variance is the mean of (a - mean)^2 over samples and positions, accumulated in float64 batch by batch in one pass
+        without cancellation.
 
         Parameters
         ----------
@@ -130,7 +130,7 @@ class HiddenLayers:
         Raises
         ------
         ValueError
-            For fewer than two samples, samples of different sizes, or activations that are not finite (naming layer and sample).
+            For fewer than two samples, samples of different sizes, or activations that are not finite.
         """
         if not hasattr(samples, "shape") and not isinstance(samples, Iterable):
             raise ValueError(f"samples is a {type(samples).__name__}; expected an array, or an iterable of arrays")
@@ -170,7 +170,7 @@ class HiddenLayers:
     def _take(self, statistics: LayerStatistics) -> None:
         self.mean, self.variance, self.spread, self.shapes, self.reference_count = statistics
 
-    # -- what it measures ----------------------------------------------------------------------------------------------
+    # -- measurement ---------------------------------------------------------------------------------------------------
     def activations(self, samples: Any) -> Iterator[dict[str, torch.Tensor]]:
         """Raw activations {layer: float32 (batch, ...)}, one batch of at most `batch_size` samples after the other.
 
@@ -205,26 +205,24 @@ class HiddenLayers:
 
         Let z be the activation of a whole layer (all positions and channels) after (a - mean) / sqrt(variance) per channel.
 
-        similarity = z . z' / (|z| |z'|). If both activations are exactly at the mean, it is 1 (they are equal); if one of them
-        is, it is 0.
+        similarity = z . z' / (|z| |z'|), in [-1, 1]; 1 if both z are zero, 0 if one is.
 
-        distance = |z - z'|^2 / (2 sum_i Var z_i), the sum over positions and channels i and the variance over the reference
-        samples (sample variance, divided by their number minus 1). 0 for equal activations; its mean over all pairs of
-        different reference samples is 1, which is also its expectation for independent data.
+        distance = |z - z'|^2 / (2 sum_i Var z_i), with the sum over positions and channels i, and the variance over the reference
+        samples (divided by their number minus 1). It is 0 for equal activations. Its mean over all pairs of different reference
+        samples is 1, as is its expectation for independent data.
 
-        A channel that is constant over the reference set has no scale and is left out. The distance is for samples of the
-        size of the reference samples; `similarity` alone takes others, if the model does.
+        Channels that are constant over the reference set are left out. The distance needs samples of the size of the reference
+        samples; `similarity` takes all sizes that the model takes.
 
         Parameters
         ----------
         original, reconstructed
-            Samples as in `activations`, paired: row n with row n. Both of a pair pass the model in one batch.
+            Samples as in `activations`, in pairs: row n with row n. Both samples of a pair pass the model in one batch.
 
         Raises
         ------
         ValueError
-            Without reference statistics, for unequal numbers, for samples of another size than the reference, or for activations
-            that are not finite (naming layer and sample).
+            Without reference statistics, for samples of different numbers or sizes, or for activations that are not finite.
         """
         first, second = _checked_pairs(original, reconstructed)
         found = self._compare(first, second[:, None], distances=True, outputs=False)
@@ -236,25 +234,24 @@ class HiddenLayers:
         return self._compare(first, second[:, None], distances=False, outputs=False).similarity[:, 0]
 
     def read(self, original: Any, reconstructed: Any, clones: int = 1) -> Readings:
-        """Comparison of originals with several reconstructions each, and the logits of all of them, in one forward pass.
+        """Comparison of originals with several reconstructions each, and the logits of all of them.
 
-        An original passes the model once, in one batch with its reconstructions, and again only for every `batch_size - 1`
-        reconstructions.
+        An original passes the model in one batch with its reconstructions; if these are more than `batch_size - 1`, it passes
+        again with each further batch of them.
 
         Parameters
         ----------
         original, reconstructed
             Samples (items, ...) and (items, draws, ...), of types as in `activations`.
         clones
-            Number of reconstructions of one noisy datum. The draws of an item are trajectories x clones, with the clones of a
-            trajectory next to each other. Each clone is compared with the other clones of its trajectory too. For this, the
-            clones of a trajectory pass the model in one batch, which is larger than `batch_size` if they are more than
-            `batch_size - 1`.
+            Number of reconstructions of one noisy datum; draws = trajectories * clones, with clones next to each other. With
+            more than one, each clone is also compared with the other clones of its noisy datum. The clones of a noisy datum
+            always pass the model in one batch, even if it is then larger than `batch_size`.
 
         Raises
         ------
         ValueError
-            As `compare`; also if the output of the model are not finite logits (batch, num_classes), if there are no samples, or
+            As `compare`; also if the model's output is not finite logits (batch, num_classes), if there are no samples, or
             if the number of draws is no multiple of `clones`.
         """
         first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
@@ -269,7 +266,7 @@ class HiddenLayers:
             raise ValueError(f"reconstructed has {second.shape[1]} draws of each item; expected a multiple of clones = {clones}")
         return self._compare(first, second, clones, distances=True, outputs=True)
 
-    # -- one forward pass after the other ------------------------------------------------------------------------------
+    # -- forward passes ------------------------------------------------------------------------------------------------
     def _compare(self, first: torch.Tensor, second: torch.Tensor, clones: int = 1, *, distances: bool, outputs: bool) -> Readings:
         """Compare (items, ...) with (items, draws, ...); logits are left empty unless `outputs`."""
         if not self.mean:
@@ -297,13 +294,13 @@ class HiddenLayers:
                 original_logits[rows] = found[:count]
                 logits[rows, columns] = found[count:].reshape(count, -1, found.shape[1])
                 del found
-            del output  # not to be held beside the next batch
+            del output  # frees its memory before the next batch
         return Readings(similarity, distance, original_logits, logits, *among_clones)
 
     def _compare_layer(self, layer: str, values: torch.Tensor, items: int, clones: int) -> list[np.ndarray]:
-        """Similarity and distance (items, draws) in a batch: the originals, then the reconstructions of each in turn.
+        """Similarity and distance (items, draws) from the activations of a batch: all originals, then their reconstructions.
 
-        With clones, also their similarity and distance to the other clones.
+        With several clones, also the mean similarity and distance to the other clones.
         """
         scale = self._scale(layer)
         flat = self._centred(layer, values, scale).flatten(1)
@@ -328,9 +325,9 @@ class HiddenLayers:
         return z.sub_(centre).mul_(factor)
 
     def _scale(self, layer: str) -> np.ndarray:
-        """What the centred activations of each channel are multiplied with; 0 for constant channels."""
+        """Factor of the centred activations of each channel; 0 for constant channels."""
         mean, variance = self.mean[layer], self.variance[layer]
-        # Activations are float32: a spread below their rounding is no spread.
+        # A channel is constant if its standard deviation is below the rounding of float32 activations.
         constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
         square = variance + mean**2 if self.legacy else variance
         return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
@@ -361,7 +358,7 @@ class HiddenLayers:
                 prepared = batch if self.preprocess is None else self.preprocess(batch)
                 where = type(self.model).__name__
                 output = self.model(prepared)
-            except Exception as error:  # whatever a foreign model raises
+            except Exception as error:  # a user's model can fail in any way
                 if error is receive.refusal:
                     raise
                 raise ValueError(
@@ -391,7 +388,7 @@ class HiddenLayers:
 
 
 class _Receiver:
-    """Takes the outputs of layers in one forward pass, checks them and passes them on."""
+    """Checks the outputs of layers in one forward pass and passes them on to `consume`."""
 
     def __init__(self, batch_size: int, consume: Callable[[str, torch.Tensor], None] | None, name: _Name) -> None:
         self.batch_size, self.consume, self.name = batch_size, consume, name
@@ -423,7 +420,7 @@ class _Receiver:
 
 
 def _batch_slices(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
-    """Items and draws that make a batch: whole items if they fit, else one item with as many groups of clones as fit."""
+    """Items and draws of each batch: whole items if they fit, else one item with as many groups of clones as fit."""
     at_once = max(1, batch_size // (1 + draws))
     width = clones * max(1, min(draws // clones, (batch_size - 1) // clones))
     for start in range(0, items, at_once):
@@ -447,7 +444,7 @@ def _name_of(rows: slice, columns: slice, draws: int, clones: int) -> _Name:
 
 
 def _among_clones(z: torch.Tensor, norms: np.ndarray, expected: float, clones: int) -> list[np.ndarray]:
-    """Similarity and distance (items, draws) of clones to the others of their group, mean over these.
+    """Similarity and distance (items, draws) of each clone to the other clones of its noisy datum, averaged over the others.
 
     `z`: standardised activations (items, draws, units); `norms`: their squared norms (items, draws).
     """
@@ -477,12 +474,12 @@ def _cosine(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.n
 
 
 def _relative(distance: np.ndarray, expected: float) -> np.ndarray:
-    """Squared distances divided by that of independent data, which is 0 if no channel varies in the reference set."""
+    """Squared distances over that of independent data, `expected`, which is 0 if no channel varies in the reference set."""
     return distance / expected if expected else np.where(distance > 0, np.inf, 0.0)
 
 
 def _copy(values: torch.Tensor) -> torch.Tensor:
-    """A float64 copy, which may be overwritten, where the activations are; on the CPU if their device has no float64 (MPS)."""
+    """A float64 copy on the same device, or on the CPU if the device has no float64 (MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64, copy=True)
 
 

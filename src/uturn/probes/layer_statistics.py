@@ -1,4 +1,4 @@
-"""Reference statistics of the layers of a network, accumulated batch by batch, and their file."""
+"""Reference statistics of the layers of a network: accumulation batch by batch, and files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LayerStatistics(NamedTuple):
 
 
 class Moments:
-    """Count, mean and sum of squared deviations, per unit, of the activations of one layer seen so far."""
+    """Running count, mean and sum of squared deviations of the activations of one layer, per unit."""
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
@@ -40,7 +40,7 @@ class Moments:
         self.sum_of_squares: np.ndarray = np.zeros(())
 
     def add(self, values: torch.Tensor) -> None:
-        """Merge a batch (count, ...), which is overwritten (Chan, Golub and LeVeque 1979)."""
+        """Add a batch (count, ...), which is overwritten, by the update of Chan, Golub and LeVeque (1979)."""
         count, mean = len(values), values.mean(0)
         if self.count and mean.shape != self.mean.shape:
             raise ValueError(
@@ -54,7 +54,7 @@ class Moments:
         self.count = total
 
     def by_channel(self, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean and variance over samples and positions; variance over samples (count - 1), summed over positions."""
+        """Per channel: mean and variance over samples and positions; variance over samples (count - 1), summed over positions."""
         over = tuple(k for k in range(self.mean.ndim) if k != axis - 1)
         mean, squares = self.mean.mean(over), self.sum_of_squares.sum(over)
         variance = (self.sum_of_squares / self.count).mean(over) + self.mean.var(over)
@@ -62,14 +62,14 @@ class Moments:
 
 
 def channel_position(axis: int, layer: str, ndim: int) -> int:
-    """Axis of the channels in activations of so many axes, batch first, counted from 0; axis 1 of those with two."""
+    """Axis of the channels, >= 1, in activations with `ndim` axes, the batch first; always 1 for two axes."""
     axis = axis if ndim > 2 else 1
     if not (1 <= axis < ndim or -ndim < axis < 0):
         raise ValueError(f"channel_axis = {axis} of layer {layer!r}: its activations have {ndim} axes, and axis 0 is the batch")
     return axis % ndim
 
 
-# -- the file ---------------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def write_statistics(
@@ -94,12 +94,12 @@ def write_statistics(
 def read_statistics(
     path: str | os.PathLike[str], model: nn.Module, layers: Sequence[str], axes: Mapping[str, int]
 ) -> LayerStatistics:
-    """Read what `write_statistics` wrote for the same network, layers and channel axes.
+    """Read the statistics that `write_statistics` wrote for the same network, layers and channel axes.
 
     Raises
     ------
     ValueError
-        If the file is missing or damaged, or belongs to another network, to other layers or other axes.
+        If the file is missing or damaged, or has the statistics of another network, other layers or other axes.
     """
     header, arrays = _content(path)
     _check_network(path, header, model)

@@ -1,4 +1,4 @@
-"""Hidden layers of a network as a probe of an experiment."""
+"""The probe of the hidden layers and of the predicted class of a network."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 class NetworkLayers(Spec, Probe):
-    """Hidden layers of a classifier: likeness of standardised post-activations, layer by layer, and its verdict.
+    """Similarity of standardised post-activations of a classifier, layer by layer, and agreement of its predicted classes.
 
-    `classifier`, `weights`: as in `uturn.networks.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
-    "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `name`: goes in front of the variables
-    and of the dim `network_layer`, as in "resnet_similarity", so that several classifiers can be probed at once. `layers`: names
-    or patterns, by default "every block" (see `uturn.probes.hidden_layers`). `statistics`: a file written by
-    `HiddenLayers.save_statistics` for this network; without one, means and variances are taken from the first `reference` images
-    of the source. `legacy`: standardise with the second moment, as the code published with the paper does. `labels`: compare with
-    the true labels, if the source has them. `batch_size`: samples in a forward pass.
+    Options. `classifier`, `weights`: as in `uturn.networks.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
+    "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `name`: prefix of the variables and of
+    the dim `network_layer`, as in "resnet_similarity", so that an experiment can have several classifiers. `layers`: names or
+    patterns, by default "every block" (see `HiddenLayers`). `statistics`: a file written by `HiddenLayers.save_statistics` for
+    this network; without it, means and variances are those of the first `reference` images of the source. `legacy`: standardise
+    with the second moment, as the code published with the paper does. `labels`: also compare with the true labels, if the source
+    has them. `batch_size`: samples in a forward pass (execution-only).
 
-    `similarity`: cosine. `distance`: squared distance, 1 for independent data. `same_class`, `predicted_class`: the verdict. For
-    images also `original_class`, the class predicted for the original, and with labels `label_top1`: the verdict on the
-    reconstruction is the true label (NaN if that is unknown). With more than five classes, `same_class_top5` and `label_top5`:
-    the class of the original, the label, is among the five most probable ones of the reconstruction.
+    Variables. `similarity`: cosine, -1 .. 1. `distance`: squared distance, 1 for independent data (`HiddenLayers.compare`).
+    `predicted_class`: class predicted for the reconstruction. `same_class`: whether it is the class predicted for the original.
+    For images also `original_class`: class predicted for the original; and with labels `label_top1`: whether the predicted class
+    of the reconstruction is the label (NaN if unknown). With more than five classes also `same_class_top5`, `label_top5`: whether
+    the predicted class of the original, or the label, is among the five most probable classes of the reconstruction.
     """
 
-    # How it is computed, which does not change what is computed.
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     type: Literal["network_layers"] = "network_layers"
     classifier: str = "fashion_mnist"
@@ -50,7 +50,7 @@ class NetworkLayers(Spec, Probe):
 
     @property
     def prefix(self) -> str:
-        """What stands in front of the variables and of the dim `network_layer`."""
+        """Prefix of the variables and of the dim `network_layer`."""
         return "" if self.name is None else f"{self.name}_"
 
     def variables(self, source: Any) -> dict[str, Variable]:
@@ -116,13 +116,13 @@ class NetworkLayers(Spec, Probe):
         return " ".join(part for part in parts if part)
 
     def own_code(self) -> Any:
-        """The user's function that makes the classifier, if it is named by its import path."""
+        """The user's function that builds the classifier, if `classifier` is an import path; else None."""
         from uturn.networks.modules import own_function
 
         return own_function(self.classifier)
 
     def files(self) -> list[Path]:
-        """The files it reads: when one changes, it is read again."""
+        """Paths of the classifier, weights and statistics, some of which may be names; cached results depend on these files."""
         names = [name for name in (self.classifier, self.weights) if name is not None]
         return [Path(name) for name in names] + ([] if self.statistics is None else [_existing(self.statistics, "statistics")])
 
@@ -133,12 +133,12 @@ def _files(spec: NetworkLayers, source: Any) -> list[Path]:
 
 @cached_while_unchanged(files=_files)
 def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
-    """The hidden layers of a spec, standardised by its statistics or on images of the source.
+    """The hidden layers of a spec, with the statistics of its file or of images of the source.
 
     Raises
     ------
     ValueError
-        If a file is missing or belongs to another network, or if there are neither statistics nor images.
+        If a file is missing or has the statistics of another network, or if there are neither statistics nor images.
     """
     from uturn.networks.image_classifiers import load_classifier
     from uturn.networks.layers import EVERY_BLOCK
@@ -165,7 +165,7 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
 
 @cached_while_unchanged(files=_files)
 def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
-    """Names of what is measured, without the prefix; ValueError if labels and classes do not match."""
+    """Names of the variables without the prefix; ValueError if labels and classes do not match."""
     from uturn.networks.image_classifiers import load_classifier
 
     names = ["similarity", "distance", "same_class", "predicted_class"]
@@ -189,7 +189,7 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
 
 
 def _image_shape(source: Any) -> tuple[int, int, int] | None:
-    """Channels, height and width of the images of a source; None if it is of something else."""
+    """Channels, height and width of the images of a source; None for other kinds of data."""
     if source.kind != "images":
         return None
     channels, height, width = source.image_shape()
@@ -197,14 +197,14 @@ def _image_shape(source: Any) -> tuple[int, int, int] | None:
 
 
 def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
-    """The first so many images of a source, or all if there are fewer, batch by batch."""
-    number = min(number, source.count() - len(source.skipped(number)))  # without files that turned out to be no images
+    """The first `number` images of a source, or all if there are fewer, batch by batch."""
+    number = min(number, source.count() - len(source.skipped(number)))  # files that are no readable images do not count
     for start in range(0, number, batch_size):
         yield source.images_at(np.arange(start, min(start + batch_size, number)))[0]
 
 
 def _readable(data: Any) -> Any:
-    """Data as a network reads them: real numbers in float32."""
+    """Data with float64 converted to float32, as networks take them."""
     return data.astype(np.float32) if isinstance(data, np.ndarray) and data.dtype == np.float64 else data
 
 

@@ -1,4 +1,4 @@
-"""The reconstructed images themselves."""
+"""The probe that stores the reconstructed images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uturn.protocols import Probe, Spec, UTurns, Variable
 
 
 class KeepImages(Spec, Probe):
-    """The reconstructions themselves, lossless, float32 in [-1, 1]; with `first`, NaN for all but the first so many items."""
+    """The reconstructed images, float32 (.., channel, row, column) in [-1, 1]; with `first`, NaN for all later items."""
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     type: Literal["images"] = "images"

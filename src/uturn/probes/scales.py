@@ -1,4 +1,4 @@
-"""Scales of continuous data: how similar each scale of a vector is to what it was, and whether the class is kept."""
+"""The probe of vectors: similarity scale by scale, and agreement of the class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from uturn.protocols import Probe, Spec, UTurns, Variable
 class Scales(Spec, Probe):
     """Cosine similarity of original and reconstruction, scale by scale, and agreement of their exact classes.
 
-    `scale_similarity`: cosine of the components of one scale (octaves of the wave number for a field; a mixture has one scale,
-    all components), after the mean of the law is subtracted. `same_label`: whether the class, a function of the vector, is the
-    same; no network is involved.
+    `scale_similarity`: cosine, -1 .. 1, of the components of one scale after the mean of the law is subtracted. The scales of a
+    field are octaves of the wave number; a mixture has one scale, all components. `same_label`: whether the classes
+    (`VectorSource.classify`) are equal.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vectors",)

@@ -1,4 +1,4 @@
-"""Latents of strings: which nodes of the tree are what they were, and what exact inference says about them."""
+"""Probes of the latents of strings: shares of unchanged nodes, and exact beliefs in the true symbols."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from uturn.protocols import Probe, Spec, UTurns, Variable
 
 
 class TreeLevels(Spec, Probe):
-    """Latents of the tree: how many nodes of each level are what they were.
+    """Share of the nodes of each tree level whose symbol is unchanged, and the exact belief in the original's symbols.
 
-    `unchanged`: share of the nodes of a level that equal the original's. A node that is not grammatical equals nothing. `belief`:
-    mean exact marginal of the original's symbols; its expectation is that of `unchanged`, without the noise of drawing.
+    `unchanged`: share of the nodes with the symbol of the original, 0 .. 1; a node that is not grammatical (-1) equals nothing.
+    `belief`: exact marginal of the original's symbols given the noisy datum, averaged over nodes and trajectories, 0 .. 1. For
+    exact posterior draws both have the same expectation, but `belief` has no noise of drawing.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -45,7 +46,10 @@ def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Messages(Spec, Probe):
-    """Exact messages at the true symbols, averaged over the nodes of each level (Figs. 12 and 13 of arXiv:2402.16991)."""
+    """Exact messages at the true symbols, averaged over the nodes of each level and over trajectories.
+
+    These are the beliefs of Figs. 12 and 13 of arXiv:2402.16991, 0 .. 1. `directions`: "upward", "downward" or both.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     type: Literal["messages"] = "messages"
@@ -63,7 +67,10 @@ class Messages(Spec, Probe):
 
 
 def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
-    """Mean of a message at the true symbols over the nodes of a level (and over trajectories): (items, levels)."""
+    """Messages at the true symbols, averaged over the nodes of a level and over trajectories: float64 (items, levels).
+
+    `output`: "marginals", "upward" or "downward".
+    """
     latents = u_turns.originals.draw.latents
     messages = u_turns.noisy.beliefs(output)
     columns = []

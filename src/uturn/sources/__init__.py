@@ -1,4 +1,4 @@
-"""Where the originals come from: strings of a grammar, images, or vectors of a solvable law."""
+"""Sources of originals: strings of a grammar, images, vectors of a solvable law."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that experiments start from: those that come with the package, a folder of files, an array."""
+"""Sources of images: the images of the package, a folder of files, an array."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MOST_BYTES = 8 * 2**30  # of images made in one piece
 _MOST_PIXELS = 89_478_485  # of one image; above it, Pillow warns of decompression bombs
 _MOST_FILE_BYTES = 2**29
-# Never all that Pillow knows: some of its formats start other programs.
+# Not all formats of Pillow, because some of them start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
 
@@ -44,11 +44,11 @@ class Images(Originals):
 
     @property
     def data(self) -> np.ndarray:
-        """What a network reads: the images."""
+        """The images."""
         return self.images
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyImages:
-        """Every image once a trajectory, noisy, with its label."""
+        """Noisy images, one for each trajectory of each original, with the labels of the originals."""
         noisy = super().observed_by(corruption, noise, streams)
         return NoisyImages(noisy.values, noisy.noise, labels=np.repeat(self.labels, streams.count))
 
@@ -61,12 +61,12 @@ class NoisyImages(Noisy):
 
 
 class ImageSource(Spec, Source):
-    """Images in a fixed order, one for each item. More items than images are an error."""
+    """Images in a fixed order: item i is image i. More items than images are an error."""
 
     kind: ClassVar[str] = "images"
 
     def count(self) -> int:
-        """Number of images. For a folder, number of files, some of which may not be readable as images."""
+        """Number of images; for a folder, number of files, of which some may be unreadable."""
         raise NotImplementedError
 
     def image_shape(self) -> tuple[int, int, int]:
@@ -74,11 +74,11 @@ class ImageSource(Spec, Source):
         raise NotImplementedError
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The images with these indices, float32 (number, channels, height, width) in [-1, 1], and their labels (number,)."""
+        """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of images and labels. A store is not resumed with other data."""
+        """SHA-256 (hexadecimal) that identifies images and labels. A store is not resumed with other data."""
         raise NotImplementedError
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
@@ -89,14 +89,14 @@ class ImageSource(Spec, Source):
 
 
 class _ImagesInMemory(ImageSource):
-    """Images that are read all at once, and again when their files have changed."""
+    """Images that are all kept in memory, and read again when their files have changed."""
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
     def all_images(self) -> tuple[np.ndarray, np.ndarray]:
-        """What `load` returns, kept while the files stay as they are."""
+        """The result of `load`, cached while the files do not change."""
         return _loaded(self)
 
     def count(self) -> int:
@@ -132,7 +132,7 @@ def _loaded(source: _ImagesInMemory) -> tuple[np.ndarray, np.ndarray]:
 
 
 class FashionMNISTSource(_ImagesInMemory):
-    """The 1,000 Fashion-MNIST test images that come with the package, classes in turn."""
+    """The 1,000 Fashion-MNIST test images of the package; image i has the label i % 10."""
 
     type: Literal["fashion_mnist"] = "fashion_mnist"
 
@@ -149,10 +149,10 @@ class FashionMNISTSource(_ImagesInMemory):
 
 
 class ArraySource(_ImagesInMemory):
-    """Images in a .npy file: (count, height, width), (.., channels) or (count, channels, height, width).
+    """Images in a .npy file, uint8 in 0..255 or floats in [-1, 1].
 
-    uint8 in 0..255, or floats in [-1, 1]. `labels`: another .npy file, integers (count,), -1 where unknown; the number of
-    classes is the largest label + 1.
+    Shape (count, height, width), (count, channels, height, width) or (count, height, width, channels) with 1 or 3 channels.
+    `labels`: another .npy file, integers (count,), -1 where unknown; the number of classes is the largest label + 1.
     """
 
     type: Literal["array"] = "array"
@@ -184,16 +184,16 @@ class ArraySource(_ImagesInMemory):
 
 
 class ImageFolderSource(ImageSource):
-    """Image files of a folder; sub-folders, if any, are the classes. Nothing is read before it is needed.
+    """Image files of a folder; sub-folders, if any, are the classes. Images are read when they are needed.
 
     Items are ordered so that the first n are balanced: the first file of every class, the second of every class, and so on, with
-    classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files directly
-    in a folder that has sub-folders too are one more group, first in turn, with label -1.
+    classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
+    sub-folders form a further group, which comes first and has label -1.
 
     A file that cannot be decoded completely (empty, truncated, no image, more than 89 million pixels) is skipped, and the next
     file takes its item number. To find such files, each process decodes the first `items` files once, on all cores, before it
     uses the first (milliseconds for a photograph and core). `coordinates` warns of skipped files and records the file of every
-    item. A file that the file system does not give is an error, because it may be readable elsewhere, and items would differ.
+    item. A file that the file system cannot read is an error: another machine might read it and number the items differently.
 
     Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
     and colour profiles are ignored.
@@ -205,11 +205,11 @@ class ImageFolderSource(ImageSource):
     channels : int
         1 (grey) or 3 (RGB).
     size : int, optional
-        Resize the short side to it (bicubic, antialiased; small images are enlarged) and crop the centre to size x size; by
-        default all images must have one size already.
+        Resize the short side to `size` (bicubic, antialiased; small images are enlarged) and crop the centre to size x size. By
+        default all images must have the same size.
     classes : str, optional
-        Text file with one class a line, in the classifier's order: the label of a sub-folder is the line of its name, from 0. By
-        default it is the rank of the sub-folder. With it, a few classes of a data set keep their labels.
+        Text file with one class a line, in the classifier's order. The label of a sub-folder is the line number of its name,
+        from 0, so that a folder with a few of the classes keeps their labels. By default it is the rank of the sub-folder.
     """
 
     type: Literal["images"] = "images"
@@ -218,8 +218,8 @@ class ImageFolderSource(ImageSource):
     size: int | None = Field(default=None, ge=1, le=4096)
     classes: str | None = None
 
-    # A source lists its folder once, so that its items stay the same. Another source of the same folder lists it again and may
-    # find other images, so no two sources are equal.
+    # A source lists its folder once, so that its items do not change. Another source of the same folder may find other images,
+    # so two sources are never equal.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -261,7 +261,7 @@ class ImageFolderSource(ImageSource):
         return None if names is None else [_unicode(name) for name in names]
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, sizes and labels of all files, not of their contents: quick, and the same for a copy."""
+        """SHA-256 of names, sizes and labels of all files, not of their contents: it is fast, and equal for a copy."""
         digest = hashlib.sha256()
         for file in self._folder.files:
             digest.update(f"{file.label} {file.size} ".encode() + os.fsencode(file.name) + b"\0")
@@ -285,13 +285,13 @@ class ImageFolderSource(ImageSource):
         return {"label": np.array([file.label for file in files], np.int64), "file": np.array(names, object)}
 
     def skipped(self, num_items: int) -> dict[str, str]:
-        """Files skipped on the way to so many items, and why."""
+        """Files skipped among those of the first `num_items` items: {name: reason}."""
         folder = self._find(num_items)
         last = folder.readable[num_items - 1] if num_items <= len(folder.readable) else len(folder.files)
         return {file.name: folder.skipped[file.name] for file in folder.files[:last] if file.name in folder.skipped}
 
     def _find(self, number: int) -> _Folder:
-        """The folder, after its first so many readable files are known."""
+        """The folder, once its first `number` readable files are known."""
         folder = self._folder
         folder.find(number, self._decoded, same_shape=self.size is None)
         if not folder.readable and number > 0:
@@ -301,7 +301,7 @@ class ImageFolderSource(ImageSource):
         return folder
 
     def _decoded(self, file: _File) -> np.ndarray | str:
-        """Pixels, uint8 (height, width, channels), or why there are none."""
+        """Pixels, uint8 (height, width, channels), or the reason why the file is unreadable."""
         if file.size == 0:
             return "empty"
         if file.size > _MOST_FILE_BYTES:
@@ -324,7 +324,7 @@ class _File:
 
 
 class _Folder:
-    """Files of a folder in the order of the items, and which of the first ones are readable."""
+    """Files of a folder in the order of the items, and the indices of the readable ones among those decoded so far."""
 
     def __init__(self, path: str, classes: str | None) -> None:
         self.root = Path(checked_path("path", path))
@@ -342,12 +342,12 @@ class _Folder:
         self.files = [_File(*file, labels[group]) for _, group, file in sorted(ranked)]
         self.readable: list[int] = []
         self.skipped: dict[str, str] = {}
-        self.first_shape = (0, 0)  # height and width of the first readable one
+        self.first_shape = (0, 0)  # height and width of the first readable image
         self._checked = 0
         self._lock = threading.Lock()
 
     def find(self, number: int, decoded: Callable[[_File], np.ndarray | str], same_shape: bool) -> None:
-        """Decode files in turn until so many readable ones are known, and not one more."""
+        """Decode files in order until `number` readable ones are known, and no further."""
 
         def attempt(file: _File) -> tuple[int, int] | str:
             pixels = decoded(file)
@@ -355,7 +355,7 @@ class _Folder:
 
         with self._lock:
             while len(self.readable) < number and self._checked < len(self.files):
-                most = min(number - len(self.readable), 256)  # at a time, so that images of different sizes are found out soon
+                most = min(number - len(self.readable), 256)  # small batches, so that a wrong size is reported soon
                 batch = self.files[self._checked : self._checked + most]
                 for file, found in zip(batch, _in_threads(attempt, batch), strict=True):
                     if isinstance(found, str):
@@ -381,7 +381,7 @@ def _listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()
         status = os.stat(here)
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            return  # a link to a folder that it lies in
+            return  # a link to a folder above it
         with os.scandir(here) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in visible:
@@ -423,16 +423,16 @@ def _labels_of(folders: list[str], path: str, classes: str | None) -> list[str] 
 
 
 def _in_threads(function: Callable[[_File], Any], files: Sequence[_File]) -> list[Any]:
-    """Results of function(file), in order; decoders release the interpreter's lock."""
+    """Results of function(file) in order, from threads; image decoders release the interpreter's lock."""
     from PIL import Image
 
-    Image.init()  # not in several threads at once
+    Image.init()  # before the threads start, because it is not thread-safe
     with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(function, files))
 
 
 def _decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
-    """Pixels of an image file, uint8 (height, width, channels), or why there are none."""
+    """Pixels of an image file, uint8 (height, width, channels), or the reason why it is unreadable."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -441,7 +441,7 @@ def _decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
                 return f"{image.width} x {image.height} pixels"
             kind = image.format
             image.load()
-            with suppress(Exception):  # broken EXIF data tell nothing; the pixels are there
+            with suppress(Exception):  # broken EXIF data are ignored, since the pixels are complete
                 ImageOps.exif_transpose(image, in_place=True)
             plain = _eight_bits(image, kind).convert("L" if channels == 1 else "RGB")
             if size is not None:
@@ -451,7 +451,7 @@ def _decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
         return "not an image"
     except MemoryError:
         raise ValueError("not enough memory to decode an image; free some, or move the largest images away") from None
-    except Exception as error:  # decoders raise whatever they stumble upon
+    except Exception as error:  # decoders raise errors of many types
         return one_line(error)
 
 
@@ -476,7 +476,7 @@ def _summary(skipped: dict[str, str]) -> str:
 
 
 def _unicode(name: str) -> str:
-    """A file name in proper Unicode, which is all that a store takes."""
+    """A file name in valid Unicode, which a store requires."""
     return os.fsencode(name).decode(errors="replace")
 
 

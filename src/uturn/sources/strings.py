@@ -17,12 +17,12 @@ from uturn.random import Purpose, Streams, keys
 from uturn.rhm import Draw, RandomHierarchyModel, zipf
 
 _MOST_BYTES = 8 * 2**30  # of the evidence of one string, and of the rules
-_CLONE_APART = np.uint64(2**32)  # numbers of posterior draws: clones of the ε-process are beyond its trajectories
+_CLONE_APART = np.uint64(2**32)  # for the ε-process, clone k of trajectory t is posterior draw number t + k 2**32
 
 
 @dataclass(frozen=True, repr=False)
 class Strings(Originals):
-    """Originals drawn from one grammar."""
+    """Originals from one grammar: item numbers int64 (batch,), the grammar, and the strings with their trees."""
 
     items: np.ndarray
     rhm: RandomHierarchyModel
@@ -30,7 +30,7 @@ class Strings(Originals):
 
     @property
     def data(self) -> np.ndarray:
-        """The strings themselves, int64 (batch, num_leaves): what a network reads."""
+        """The strings, int64 (batch, num_leaves)."""
         return self.draw.leaves
 
     def data_of(self, reconstructions: Any) -> np.ndarray:
@@ -38,7 +38,7 @@ class Strings(Originals):
         return reconstructions[0]
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyStrings:
-        """Every string once a trajectory, noisy; once in all if the corruption draws nothing."""
+        """Noisy strings, one for each trajectory of each original; one for each original if the corruption draws nothing."""
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
@@ -49,10 +49,7 @@ class Strings(Originals):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyStrings(Noisy):
-    """Observations of strings, with what exact inference says about them.
-
-    `rhm`: the grammar. `channel`: the corruption that made them.
-    """
+    """Noisy strings of one grammar `rhm`, made by the corruption `channel`, with their exact messages and posterior draws."""
 
     rhm: Any = None
     channel: Any = None
@@ -60,11 +57,11 @@ class NoisyStrings(Noisy):
 
     @cached_property
     def log_evidence(self) -> np.ndarray:
-        """Log-evidence of every leaf, float32 (batch, num_leaves, vocab_size)."""
+        """Log-evidence of every leaf in nats, float32 (batch, num_leaves, vocab_size)."""
         return self.channel.log_evidence(self, np.float32)
 
     def beliefs(self, output: str) -> Any:
-        """Exact messages given the observations, {tree_level: (batch, nodes, symbols)}; kept, since several probes ask for them.
+        """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached because several probes use them.
 
         `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`.
         """
@@ -75,7 +72,7 @@ class NoisyStrings(Noisy):
         return self._beliefs[output]
 
     def repeated(self, clones: int) -> Noisy:
-        """Every observation `clones` times, one after the other."""
+        """Every noisy string `clones` times, copies next to each other."""
         return Noisy(np.repeat(self.values, clones, axis=0), np.repeat(self.noise, clones), self.vocab_size)
 
     def parsed(self, leaves: np.ndarray, num_items: int) -> dict[int, np.ndarray]:
@@ -84,12 +81,12 @@ class NoisyStrings(Noisy):
         return {level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in self.rhm.parse(leaves).latents.items()}
 
     def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
-        """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each observation."""
+        """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each noisy string."""
         from uturn.inference import sample_posterior
 
         if self.channel.is_random:
             numbers = np.arange(clones, dtype=np.uint64)
-        else:  # all trajectories of an item are draws given its one observation
+        else:  # all trajectories of an item are draws given its only noisy string
             trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
             numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
         drawn = sample_posterior(self.rhm, self.log_evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
@@ -98,7 +95,11 @@ class NoisyStrings(Noisy):
 
 
 class RHMSource(Spec, Source):
-    """Strings of the Random Hierarchy Model; the items are spread over `grammars` independent grammars."""
+    """Strings of the Random Hierarchy Model; the items are spread evenly over `grammars` independent grammars.
+
+    `zipf_exponent`: exponent of the rule probabilities (`uturn.rhm.zipf`), which are uniform by default. The other options are
+    those of `uturn.RandomHierarchyModel`. Coordinate of `item`: `grammar`.
+    """
 
     kind: ClassVar[str] = "strings"
     type: Literal["rhm"] = "rhm"
@@ -113,7 +114,7 @@ class RHMSource(Spec, Source):
     @model_validator(mode="after")
     def _fits(self) -> RHMSource:
         v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
-        # Before anything is computed from them: s**L and v**s can have any number of digits.
+        # Logarithms, because s**L and v**s can have any number of digits.
         evidence = 2 + math.log2(v) + L * math.log2(s)
         if evidence > math.log2(_MOST_BYTES):
             raise ValueError(
@@ -132,7 +133,7 @@ class RHMSource(Spec, Source):
         return self
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
-        """The `number`-th grammar of an experiment."""
+        """Grammar `number` (0 .. grammars - 1) of an experiment with this seed."""
         return _grammar(self, number, seed)
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
@@ -148,7 +149,7 @@ class RHMSource(Spec, Source):
         return {"grammar": self._numbers(num_items)}
 
     def _numbers(self, num_items: int) -> np.ndarray:
-        # Neighbouring items share a grammar, so that a block of items is inferred in few large batches.
+        # Neighbouring items share a grammar, so that inference on a block of items takes few, large batches.
         return np.arange(num_items) * self.grammars // num_items
 
 

@@ -1,4 +1,4 @@
-"""Vectors of a solvable law as originals: a Gaussian mixture, or a Gaussian random field."""
+"""Sources of vectors of a solvable law: a Gaussian mixture, a Gaussian random field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_COMPONENTS = 2**20
 
 @dataclass(frozen=True, repr=False)
 class Vectors(Originals):
-    """Originals drawn from a continuous law, float32 (batch, dimension), and their classes, int64 (batch,)."""
+    """Originals of a continuous law: `values` float32 (batch, dimension) and their classes `labels` int64 (batch,)."""
 
     items: np.ndarray
     law: GaussianMixture
@@ -31,11 +31,11 @@ class Vectors(Originals):
 
     @property
     def data(self) -> np.ndarray:
-        """What a network reads: the vectors."""
+        """The vectors."""
         return self.values
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyVectors:
-        """Every vector once a trajectory, diffused."""
+        """Diffused vectors, one for each trajectory of each original; ValueError for a corruption other than `Gaussian`."""
         if not isinstance(corruption, Gaussian):
             raise ValueError(f"corruption = {corruption!r}: the exact posterior of vectors is known for Gaussian() only")
         copies = np.repeat(self.values, streams.count, axis=0)
@@ -45,12 +45,12 @@ class Vectors(Originals):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyVectors(Noisy):
-    """Observations of vectors, float64 (batch, dimension), and the law of the originals."""
+    """Noisy vectors, float64 (batch, dimension), and the law of the originals."""
 
     law: Any = None
 
     def posterior_draws(self, streams: Streams, clones: int) -> np.ndarray:
-        """Draws from the exact posterior, float32 (items, draws, dimension); without noise the vectors themselves."""
+        """Draws from the exact posterior, float32 (items, draws, dimension); at noise 0 the vectors themselves."""
         observed = np.repeat(self.values, clones, axis=0)
         if streams.noise > 0:
             observed = self.law.sample_posterior(observed, streams.noise, streams.keys(Purpose.RECONSTRUCTION, clones)).values
@@ -63,26 +63,26 @@ class VectorSource(Spec, Source):
     kind: ClassVar[str] = "vectors"
 
     def law(self, seed: int) -> GaussianMixture:
-        """The law of an experiment."""
+        """The law of an experiment with this seed."""
         raise NotImplementedError
 
     def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
-        """Class of vectors (batch, dimension) of the law, int64 (batch,): a function of the vectors alone."""
+        """Class of vectors (batch, dimension), int64 (batch,), as a deterministic function of the vector."""
         raise NotImplementedError
 
     def scales(self) -> dict[float, np.ndarray]:
-        """Groups of components of the law's basis, from coarse to fine: {name of the scale: bool (dimension,)}."""
+        """Scales from coarse to fine: {name: bool (dimension,), the components of the law's basis that belong to the scale}."""
         raise NotImplementedError
 
     def fresh(self, items: np.ndarray, seed: int) -> Vectors:
-        """Further draws from the law of an experiment, none of which is an original: for training classifiers."""
+        """Draws from the law of an experiment that are independent of its originals, for training classifiers."""
         return self._vectors(items, seed, keys(seed, Purpose.FRESH, items))
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Vectors]:
         yield self._vectors(items, seed, keys(seed, Purpose.ORIGINAL, items))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        block = 2**24 // len(next(iter(self.scales().values())))  # not all vectors at once
+        block = 2**24 // len(next(iter(self.scales().values())))  # limits memory: not all vectors at once
         parts = np.split(np.arange(num_items), np.arange(block, num_items, block))
         return {"label": np.concatenate([next(self.blocks(part, seed, num_items)).labels for part in parts])}
 
@@ -93,10 +93,10 @@ class VectorSource(Spec, Source):
 
 
 class GaussianMixtureSource(VectorSource):
-    """A flat mixture: `num_modes` isotropic Gaussians of variance 1 per component, all at the same distance from each other.
+    """Mixture of `num_modes` isotropic Gaussians of variance 1 per component, with means at equal distances from each other.
 
-    `separation`: that distance over sqrt(dimension). At 1, differences between modes are as large as those within a mode. The
-    class is the most probable mode.
+    `separation`: distance between means over sqrt(dimension), > 0. The class is the most probable mode. All components form one
+    scale. The law has classes, but no hierarchy.
     """
 
     type: Literal["gaussian_mixture"] = "gaussian_mixture"
@@ -134,10 +134,10 @@ def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
 
 
 class GaussianFieldSource(VectorSource):
-    """A Gaussian random field on a periodic size x size grid, power spectrum `|k|^-exponent`, variance 1 per point.
+    """Gaussian random field on a periodic size x size grid with power spectrum `|k|^-exponent` and variance 1 per point.
 
-    It has scales, but no hierarchy: they are independent. The class is the sign of the spatial mean (0: negative, 1: positive),
-    and the scales are octaves of |k|, named by their lower ends.
+    The class is the sign of the spatial mean (0: negative, 1: positive). The scales are octaves of |k|, named by their lower
+    ends; the lowest one, 0, holds |k| < 2. The scales are independent, so the law has no hierarchy.
     """
 
     type: Literal["gaussian_field"] = "gaussian_field"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uturn.workflows.results import summary as summary
     from uturn.workflows.results import write_results as write_results
 
-# Public name -> module. Imported on first use, so that no command loads what it does not need.
+# Public name -> module. Modules are imported on first use, so that commands start fast.
 _HOME = {
     "ImageOptions": "image_options",
     "image_experiment": "image_options",

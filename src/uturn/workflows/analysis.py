@@ -1,6 +1,6 @@
-"""Where, and how sharply, classifiers see the class of images lost: the analysis of a finished run.
+"""Analysis of a finished run of images: noise and width of the class transition, inversion, and half-lives of layers.
 
-Everything is measured on the run's own axis t/T, and given on the others (step, abar, log-SNR, sigma) too.
+Numbers are measured on the run's noise axis t/T and converted to its other axes (step, abar, log-SNR, sigma).
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes
 if TYPE_CHECKING:
     import xarray as xr
 
-ESTIMATE = ("value", "low", "high")  # of the dim `estimate`: a number and the ends of its 95 % interval
+ESTIMATE = ("value", "low", "high")  # labels of the dim `estimate`: a number and the ends of its 95 % interval
 AGREEMENTS = ("same_class", "same_class_top5", "label_top1", "label_top5")
 _MOST_SHOWN = 8  # originals in the image grid
 
 
 def analyse(run: xr.Dataset) -> xr.Dataset:
-    """Where, and how sharply, classifiers see the class of images lost, and how the similarity of their layers falls.
+    """Noise and width of the class transition in each classifier, and the fall of the similarity of its layers.
 
-    Let c(x) be a mean over items, trajectories and clones at noise x (t/T for images). Between measured levels c is linear, and
-    c(0) = 1, since U-turns of length zero change nothing.
+    Let c(x) be a mean over items, trajectories and clones at noise x (t/T for images). Between measured levels c is interpolated
+    linearly, and c(0) = 1, since U-turns of length zero change nothing.
 
-    - `same_class`: share of U-turns whose predicted class is the original's. `chance`: probability that two independent originals
-      agree, sum_k p_k^2 with the shares p_k of the classes predicted for the originals of the run.
-    - `transition`: t*, where same_class has done half of its fall from 1 to chance, for the first time. `width`: noise between a
+    - `same_class`: share of U-turns that keep the predicted class. `chance`: probability that two independent originals have the
+      same predicted class, sum_k p_k^2 with the shares p_k of the classes predicted for the originals of the run.
+    - `transition`: t*, the smallest noise at which same_class has fallen halfway from 1 to chance. `width`: noise between a
       quarter and three quarters of that fall. If the run did not record the classes of the originals, the value at the largest
       noise is used as the chance level.
-    - `similarity`, per layer; `half_life`: where it has done half of its fall from 1 to its value at the largest noise.
+    - `similarity`: mean cosine of each layer. `half_life`: smallest noise at which it has fallen halfway from 1 to its value at
+      the largest noise.
     - `inversion`: noise beyond which the last layer (the logits) stays less similar than the first.
 
     Parameters
@@ -46,11 +47,11 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     Dataset
         similarity (classifier, noise, network_layer, estimate); same_class and other agreements (classifier, noise, estimate);
         chance (classifier); transition, inversion (classifier, axis, estimate); width (classifier, estimate); half_life
-        (classifier, network_layer, axis, estimate). `classifier`: names of the probes, or the classifier itself if its probe has
-        none. `estimate`: value, low and high end of its 95 % interval over items (`uturn.statistics.Replicates`), cut off at the
-        least and largest possible value; NaN where the number does not exist, and `remark` says why. `axis`: noise, and by
-        interpolation the run's other axes. `layer` names the layers, "" beyond the last one of a classifier. If images were kept:
-        `original`, `image` of the first items, for the grid.
+        (classifier, network_layer, axis, estimate). `classifier`: name of the probe, or its classifier if it has no name.
+        `estimate`: value, low and high end of its 95 % interval over items (`uturn.statistics.Replicates`), clipped to the
+        possible range; NaN if the number does not exist, for the reason in `remark`. `axis`: noise, and by interpolation the
+        run's other axes. `layer`: names of the layers, "" beyond the last one of a classifier. If images were kept: `original`,
+        `image` of the first items, for the grid.
 
     Raises
     ------
@@ -78,8 +79,8 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
 
 
 def _by_noise(run: xr.Dataset) -> xr.Dataset:
-    """The run with its noise levels in increasing order; for images, those of the steps that were done."""
-    if "t_over_T" in run.coords:  # levels of the spec may lie between two steps
+    """The run with increasing noise levels; for images these are k/N of the whole number of steps."""
+    if "t_over_T" in run.coords:  # levels of the spec are rounded to whole steps
         run = run.assign_coords(noise=("noise", run.t_over_T.values, run.noise.attrs))
     return run.sortby("noise")
 
@@ -126,7 +127,7 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
 
 
 def _side_by_side(classifiers: list[xr.Dataset]) -> xr.Dataset:
-    """Numbers of several classifiers along `classifier`; NaN beyond the last layer, and no agreements that all of them lack."""
+    """Numbers of several classifiers along `classifier`, NaN beyond the last layer, without agreements that all of them lack."""
     import xarray as xr
 
     layout: dict[str, Any] = {"data_vars": "all", "coords": "minimal", "compat": "override", "join": "outer"}
@@ -136,11 +137,11 @@ def _side_by_side(classifiers: list[xr.Dataset]) -> xr.Dataset:
     return data.assign_coords(names)
 
 
-# --- curves and places on them -----------------------------------------------------------------------------------------
+# --- curves, and noise levels located on them ---------------------------------------------------------------------------
 
 
 def _curve(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> Replicates:
-    """Mean curve (noise, ..) of a variable and its replicates; `start` is its value at zero noise, if that was not measured."""
+    """Mean curve (noise, ..) of a variable and its replicates; `start` is the value at noise 0, added if it was not measured."""
     values = run[name]
     if "label_top" in name:  # without items that have no label
         values = values.isel(item=values.notnull().all([dim for dim in values.dims if dim != "item"]).values)
@@ -154,12 +155,12 @@ def _curve(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> Rep
 
 
 def _band(curve: Replicates, least: float) -> np.ndarray:
-    """A curve and the ends of its intervals, on a last axis; readings lie between `least` and 1."""
+    """A curve and the ends of its intervals along a new last axis, clipped to [least, 1]."""
     return np.clip(np.moveaxis(curve.interval(lambda mean: mean), 0, -1), least, 1)
 
 
 def _place(curve: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
-    """A noise found on a curve and the ends of its interval, between 0 and the largest noise; NaN for a single level."""
+    """A noise located on a curve and the ends of its interval, clipped to the measured range; NaN for a single level."""
     return np.full(3, np.nan) if len(x) < 3 else np.clip(curve.interval(statistic), 0, x[-1])
 
 
@@ -171,7 +172,7 @@ def _agreements(run: xr.Dataset, prefix: str, x: np.ndarray) -> dict[str, np.nda
 
 
 def _chance(run: xr.Dataset, prefix: str) -> float:
-    """Probability that two independent originals are predicted to be of one class; NaN if the run did not record the classes."""
+    """Probability that two independent originals have the same predicted class; NaN if the run did not record the classes."""
     if f"{prefix}original_class" not in run:
         return float("nan")
     _, counts = np.unique(run[f"{prefix}original_class"].isel(noise=0).values, return_counts=True)
@@ -179,7 +180,7 @@ def _chance(run: xr.Dataset, prefix: str) -> float:
 
 
 def _label_agreement(run: xr.Dataset, prefix: str) -> float:
-    """Share of originals whose predicted class is their label; NaN if the run did not record it."""
+    """Share of labelled originals whose predicted class is their label; NaN if the run did not record both."""
     if f"{prefix}original_class" not in run or "label" not in run.coords:
         return float("nan")
     labelled = run.label.values >= 0
@@ -188,7 +189,7 @@ def _label_agreement(run: xr.Dataset, prefix: str) -> float:
 
 
 class _Axes:
-    """Noise levels of a run on all of its axes, zero noise included, and the position of a noise between two levels on each."""
+    """Noise levels of a run, with noise 0, on all its axes, and conversion of a noise to these axes by interpolation."""
 
     def __init__(self, run: xr.Dataset) -> None:
         measured = run.noise.values.astype(float)
@@ -198,7 +199,7 @@ class _Axes:
         if "step" in run.coords:
             self.values["step"] = np.r_[np.zeros(added), run.step.values]
         if "log_snr" in run.coords:
-            # log-SNR and sigma are infinite at the ends; the angle with tan(angle) = sigma = noise over signal is not.
+            # log-SNR and sigma are infinite at the ends, so interpolation uses the angle with tan(angle) = sigma.
             with np.errstate(over="ignore"):
                 sigma = np.exp(-np.r_[np.full(added, np.inf), run.log_snr.values] / 2)
             self.angle = np.arctan(sigma)
@@ -226,7 +227,7 @@ class _Axes:
 
 
 def _remarks(found: xr.Dataset, inverted: bool, run: xr.Dataset) -> Iterator[str]:
-    """What could not be located on the curves of a classifier, and why, in words."""
+    """Sentences on the numbers that could not be located on the curves of a classifier, with the reasons."""
     x = found.noise.values
     at_end = f"{'t/T' if 'step' in run.coords else 'noise'} = {x[-1]:.3g}"
     single = run.sizes["item"] == 1
@@ -268,7 +269,7 @@ def _about_inversion(found: xr.Dataset, sure: bool) -> Iterator[str]:
 
 
 def _pictures(run: xr.Dataset, prefix: str) -> xr.Dataset:
-    """Originals, reconstructions and whether they kept the class, of the first items with images; empty if none were kept."""
+    """Originals and reconstructions of the first items, and whether the class was kept; empty if no images were kept."""
     import xarray as xr
 
     count = min(kept_images(run), _MOST_SHOWN)

@@ -27,8 +27,8 @@ _BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
 class ImageOptions(BaseModel):
     """U-turns of images by a diffusion model, compared in the layers of classifiers.
 
-    Every option has a default. Their meanings are printed by `uturn images --help`, and stand in
-    `ImageOptions.model_fields[name].description`. The method `experiment` gives the experiment that they describe.
+    Every option has a default. `uturn images --help` and `ImageOptions.model_fields[name].description` explain the options. The
+    method `experiment` returns the experiment that they describe.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class ImageOptions(BaseModel):
     eta: float | None = Field(None, description="Noise of ddim, 0 .. 1.")
     timestep_spacing: str | None = Field(None, description="linspace, leading or trailing.")
     pure_noise: bool = Field(False, description="Start the whole chain from pure noise, not from its first level.")
-    # Levels and batch size are of two types each. They are checked by `noise_levels` and by the backward.
+    # Levels and batch size can have two types, so `noise_levels` and the backward check them.
     levels: SkipValidation[int | list[float]] = Field(
         10, description="Number of noise levels, evenly spaced up to the whole chain; or the levels t/T, such as 0.2,0.5,1.0."
     )
@@ -72,7 +72,7 @@ class ImageOptions(BaseModel):
     compare_labels: bool = Field(
         True, description="Compare with the labels of the images too, which must be the classifier's classes."
     )
-    dtype: str = Field("float32", description="What the model computes in: float32, bfloat16 or float16.")
+    dtype: str = Field("float32", description="Precision of the model: float32, bfloat16 or float16.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ..; by default the fastest that is available.")
     batch_size: SkipValidation[int | str] = Field("auto", description="Images in a call of the model: auto, or a number.")
     compile: bool = Field(False, description="Compile the model with torch.compile first.")
@@ -85,7 +85,7 @@ class ImageOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, options: Any) -> Any:
-        """Options as Python, TOML files and command lines give them, in the types of the fields."""
+        """Options from Python, TOML files or command lines, converted to the types of the fields."""
         if not isinstance(options, Mapping):
             return options
         found = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
@@ -99,7 +99,7 @@ class ImageOptions(BaseModel):
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> ImageOptions:
-        """Check options; ValueError in one line that names what is wrong with them."""
+        """Check options; a ValueError of one line names the option that is wrong."""
         try:
             return cls.model_validate(options)
         except ValidationError as error:
@@ -107,7 +107,7 @@ class ImageOptions(BaseModel):
 
     @classmethod
     def from_file(cls, path: str | Path) -> ImageOptions:
-        """Read options from a TOML file, with one line `name = value` for each option that is not the default."""
+        """Read options from a TOML file with one line `name = value` for each option that is not the default."""
         path = Path(checked_path("options", path))
         try:
             return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -122,7 +122,7 @@ class ImageOptions(BaseModel):
         Raises
         ------
         ValueError
-            For options that do not fit together, and for what `Experiment.from_dict` refuses.
+            For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
         from uturn.experiment import Experiment
 
@@ -132,8 +132,8 @@ class ImageOptions(BaseModel):
                 "items": self.items,
                 "trajectories": self.trajectories,
                 "clones": self.clones,
-                # A killed run loses its unfinished tasks, and a task is one file a variable: small ones for small runs, few files
-                # for large ones.
+                # A killed run loses its unfinished tasks, and each task is a file for every variable: small runs get small tasks,
+                # large runs fewer files.
                 "chunk": self.chunk or (20 if self.items <= 1000 else 50),
                 "source": self._source(),
                 "corruption": {"type": "diffusion", "noise": noise_levels(self.levels, self.steps)},
@@ -143,7 +143,7 @@ class ImageOptions(BaseModel):
         )
 
     def _given(self, *names: str) -> dict[str, Any]:
-        """Those of some options that are not None."""
+        """The named options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _source(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def image_experiment(
 
 
 def noise_levels(levels: int | list[float], steps: int) -> list[float]:
-    """Noise levels t/T of a chain of `steps` reverse steps: a number of evenly spaced steps k/steps, or a list as it is.
+    """Noise levels t/T of a chain of `steps` reverse steps: that many evenly spaced levels k/steps, or the given list.
 
     >>> noise_levels(4, 50)
     [0.26, 0.5, 0.76, 1.0]
@@ -219,7 +219,7 @@ def noise_levels(levels: int | list[float], steps: int) -> list[float]:
 
 
 def parsed_levels(text: str) -> int | list[float]:
-    """Noise levels in one text: their number, "10", or the levels themselves, "0.2,0.5,1.0".
+    """Noise levels from a text: their number, as in "10", or the levels, as in "0.2,0.5,1.0".
 
     >>> parsed_levels("10"), parsed_levels("0.5,1.0")
     (10, [0.5, 1.0])
@@ -231,7 +231,7 @@ def parsed_levels(text: str) -> int | list[float]:
 
 
 def probe_names(classifiers: Sequence[str]) -> list[str]:
-    """Names of the probes of several classifiers: identifiers made from their strings, all different; "" for a single one.
+    """Different names for the probes of several classifiers, identifiers made from their strings; "" for a single one.
 
     >>> probe_names(["torchvision:resnet50", "nets/resnet50.safetensors", "timm:vit_tiny.augreg"])
     ['resnet50', 'resnet50_2', 'vit_tiny_augreg']
@@ -250,7 +250,7 @@ def probe_names(classifiers: Sequence[str]) -> list[str]:
 
 
 def _texts(name: str, values: Any) -> list[str]:
-    """A list of texts from one text, a list of them, or None; None in a list is an empty text."""
+    """A list of texts from a text, a list of texts, or None; None inside a list becomes an empty text."""
     found = [values] if isinstance(values, str) else [] if values is None else values
     if not isinstance(found, list) or not all(value is None or isinstance(value, str) for value in found):
         raise ValueError(f"{name} = {shown(values)}: expected a list of texts")

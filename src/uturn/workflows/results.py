@@ -1,4 +1,4 @@
-"""What is written from a run of images: numbers, tables for a terminal, figures and pictures."""
+"""Results of a run of images: files of numbers, figures and images, and tables for a terminal."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 
 
 def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False) -> xr.Dataset:
-    """Analyse a finished run, and write its numbers and figures into a folder, in place of those of an earlier call.
+    """Analyse a finished run, and write its numbers and figures into a folder, replacing those of an earlier call.
 
-    Writes `analysis.zarr` (the dataset that `analyse` gives), `transition.json` (its numbers) and `layers.png`, `.pdf` (Figs. 2,
-    16). If the run kept images, also `grid.png`, `.pdf` (Fig. 1), and with `save_images` the folder `reconstructions/` with an
-    8-bit PNG of every kept image; the run itself holds them as exact floats.
+    Writes `analysis.zarr` (the dataset of `analyse`), `transition.json` (its numbers) and `layers.png`, `.pdf` (like Figs. 2 and
+    16 of arXiv:2402.16991). If the run kept images, also `grid.png`, `.pdf` (like Fig. 1), and with `save_images` the folder
+    `reconstructions/` with an 8-bit PNG of every kept image. Returns the analysis.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
 
 
 def check_folder(out: Path, save_images: bool, kept: int) -> None:
-    """ValueError if results cannot be written to a folder; checked before a run, too, which may take long."""
+    """ValueError if results cannot be written to a folder; also called before a long run, so that it does not fail at its end."""
     checked_folder("out", out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out = {str(out)!r} is a file; expected a folder")
@@ -74,7 +74,7 @@ def _draw(analysis: xr.Dataset, folder: Path) -> None:
     from uturn.plotting.images import draw_grid, draw_layers
     from uturn.plotting.style import style
 
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the fonts' dates
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
     with style() as plt:
         for name, figure in (("layers", draw_layers(analysis)), ("grid", draw_grid(analysis))):
             for ending in ("png", "pdf"):
@@ -88,7 +88,7 @@ def _draw(analysis: xr.Dataset, folder: Path) -> None:
 
 
 def _save_images(run: xr.Dataset, folder: Path) -> None:
-    """Originals and kept reconstructions as PNG: item, noise, trajectory and, if there are several, clone in the name."""
+    """Originals and kept reconstructions as PNG; names give item, noise, trajectory and, if there are several, clone."""
     from PIL import Image
 
     count = kept_images(run)
@@ -112,7 +112,7 @@ def _save_images(run: xr.Dataset, folder: Path) -> None:
 
 
 def numbers(analysis: xr.Dataset) -> dict[str, Any]:
-    """The content of `transition.json`: the numbers of an analysis with intervals, on all axes; None where one does not exist."""
+    """The content of `transition.json`: the numbers of an analysis with intervals on all axes; None if one does not exist."""
 
     def plain(values: Any) -> dict[str, float | None]:
         return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
@@ -146,9 +146,9 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
 
 
 def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
-    """Tables for a terminal (rich), one for each classifier: t*, width, inversion, half-lives of at most so many layers.
+    """Tables for a terminal (rich), one for each classifier: t*, width, inversion, half-lives of at most `most_layers` layers.
 
-    The first column has the intervals; the others give the same places on the run's other axes.
+    The first column of numbers gives values with intervals; the others give the values on the run's other axes.
     """
     from rich.table import Table
 
@@ -170,7 +170,7 @@ def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
 
 
 def _cells(places: xr.DataArray) -> list[str]:
-    """A noise (axis, estimate) as cells of a table: with its interval on the first axis, without on the others."""
+    """A noise (axis, estimate) as cells of a table: with interval on the first axis, without on the others."""
     others = [(str(axis), float(places.sel(axis=axis, estimate="value"))) for axis in places.axis.values[1:]]
     words = ["" if np.isnan(value) else f"{value:.1f}" if axis == "step" else f"{value:.3g}" for axis, value in others]
     return [_with_interval(places.values[0]), *words]

@@ -1,4 +1,4 @@
-"""What a run of images says about itself: its description, its classifiers, its originals and the images that it kept."""
+"""Information read from a stored run of images: its spec, classifiers, originals and kept images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LayerProbe(NamedTuple):
 
 
 def layer_probes(run: xr.Dataset) -> list[LayerProbe]:
-    """The probes of network layers that a run measured, in the order of the spec."""
+    """The probes of network layers of a run, in the order of the spec; ValueError if there are none."""
     tables = [table for table in stored_spec(run)["probes"] if table.get("type") == "network_layers"]
     by_prefix = {f"{table['name']}_" if table.get("name") else "": table for table in tables}
     found = []
@@ -58,12 +58,12 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
 
 
 def missing_tasks(run: xr.Dataset) -> int:
-    """Number of tasks (a noise level, a block of items) that the run's store lacks; 0 for a run without a store."""
+    """Number of tasks missing in the run's store; 0 for a run without a store."""
     return int(run.attrs.get("missing_tasks", 0))
 
 
 def describe(run: xr.Dataset) -> str:
-    """One line: model, its condition, scheduler, steps, data."""
+    """One line of text about a run: model, scheduler, steps, data."""
     spec = stored_spec(run)
     backward, source = spec["backward"], spec["source"]
     words = [_file_name(backward["model"])] if "model" in backward else []
@@ -81,12 +81,12 @@ def describe(run: xr.Dataset) -> str:
 
 
 def _file_name(path: str) -> str:
-    """The last part of a path, in proper Unicode."""
+    """The last part of a path, in valid Unicode."""
     return os.fsencode(Path(str(path)).name or str(path)).decode(errors="replace")
 
 
 def kept_images(run: xr.Dataset) -> int:
-    """Number of items whose reconstructions a run kept: the first ones."""
+    """Number of items whose reconstructions a run kept; they are the first items."""
     for table in stored_spec(run)["probes"]:
         if table.get("type") == "images" and "image" in run:
             first = table.get("first")
@@ -95,7 +95,7 @@ def kept_images(run: xr.Dataset) -> int:
 
 
 def originals(run: xr.Dataset, count: int) -> tuple[np.ndarray, list[str]]:
-    """The first originals of a run that kept images, and their names; NaN if the source is gone or has other images."""
+    """The first originals of a run that kept images, and their names; NaN if the source is missing or has changed."""
     items = np.arange(count)
     labels = run.label.values[:count] if "label" in run.coords else np.full(count, -1)
     names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]
@@ -103,7 +103,7 @@ def originals(run: xr.Dataset, count: int) -> tuple[np.ndarray, list[str]]:
     if len(identity):
         return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
     found = _images_of_source(run, items)
-    if found is None:  # results outlive the folder of originals
+    if found is None:  # the folder of originals may have been removed
         return np.full((count, *run.image.shape[3:]), np.nan, np.float32), names
     images, class_names = found
     if class_names:
@@ -112,12 +112,12 @@ def originals(run: xr.Dataset, count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str] | None] | None:
-    """Images from the source of a run, and the names of its classes; None if they cannot be had, or are not those of the run."""
+    """Images from the source of a run, and the names of its classes; None if they cannot be read or have changed."""
     from uturn.spec import build
 
     try:
         spec = stored_spec(run)
-        # A store may name built-in sources only: code that it names is not imported.
+        # Code named in a store is not imported, so only built-in sources are built.
         source = build("source", spec["source"], trusted=False)
         if hasattr(source, "fingerprint") and source.fingerprint() != json.loads(run.attrs["models"])["source"]:
             return None
