@@ -57,6 +57,7 @@ class Probe:
             "nothing": {},
             "no variable": {"leaves": ("noise", "item")},
             "bare": {"leaves": Variable(None, "no dims")},
+            "no draws": {"leaves": Variable(("noise", "item"), "unchanged leaves", symmetric=True)},
         }.get(self.mistake, found)
 
     def coordinates(self, source):
@@ -109,6 +110,7 @@ class Probe:
         ("masked", "read: leaves is a masked array; expected a plain one, with NaN"),
         ("infinite", "read: leaves is infinite in float32"),
         ("bare", r"variables: leaves is Variable\(dims=None"),
+        ("no draws", r"variables: leaves is Variable.*symmetric = True needs the dim 'trajectory'"),
         ("fingerprint", "fingerprint gave None; expected a string"),
     ],
 )
@@ -203,8 +205,8 @@ class Backward:
         self.mistake, self.inner = mistake, ExactPosterior()
 
     def reconstruct(self, noisy, streams, clones):
-        if self.mistake == "nothing":
-            return None
+        if self.mistake in ("nothing", "empty", "list"):
+            return {"nothing": None, "empty": {}, "list": [1, 2, 3]}[self.mistake]
         if self.mistake == "fewer":
             streams = streams.first()
         return self.inner.reconstruct(noisy, streams, clones)
@@ -222,6 +224,8 @@ class DrawsOnce(ut.Masking):
     [
         ("fewer", r"reconstruct gave reconstructions of shape \(3, 1, .*expected \(3, 2, \.\.\)"),
         ("nothing", "reconstruct gave reconstructions None"),
+        ("empty", "reconstruct gave reconstructions None"),
+        ("list", r"reconstruct gave reconstructions \[1, 2, 3\]"),
     ],
 )
 def test_mistakes_of_a_backward(mistake, message):
@@ -397,7 +401,7 @@ def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch)
             "backward",
             {"type": "diffusion", "steps": 10},
             "backward: type 'diffusion'",
-            r"has no 'image_shape'; corruption \(_ModelForward\) needs it",
+            r"the backward undoes the forward process of its own scheduler; expected Diffusion\(\)",
         ),
         (
             "backward",

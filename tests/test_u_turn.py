@@ -296,3 +296,35 @@ def test_corruption_and_backward_belong_together():
     for corruption, backward in ((Diffusion(), ExactPosterior()), (ut.Masking(), DiffusionModel())):
         with pytest.raises(ValueError, match=r"undoes the process 'channel|diffusion', but that of"):
             ut.u_turn(originals, corruption, backward, 0.5)
+
+
+def test_a_backward_with_its_own_forward_process_takes_no_other():
+    with pytest.raises(ValueError, match=r"expected Diffusion\(\), type 'diffusion' in a spec"):
+        ut.Experiment.from_dict({**SPECS["images"], "corruption": {"type": f"{__name__}:Anything", "noise": [0.5]}})
+    originals = next(FashionMNISTSource().blocks(np.arange(2), 0, 2))
+    backward = DiffusionModel(steps=4)
+    with pytest.raises(ValueError, match=r"no schedule; take that of a backward"):
+        ut.u_turn(originals, Diffusion(), backward, 0.5)
+    forward = backward.undone(Diffusion(), FashionMNISTSource())
+    for noise, message in ((0.1, "less than half a step of 4"), (1.5, "noise"), (np.nan, "noise")):
+        with pytest.raises(ValueError, match=message):
+            forward.observe(originals, noise, Streams(0, originals.items, noise))
+
+
+class Anything(ut.protocols.Corruption):
+    """A corruption that names no process."""
+
+    unit = "share"
+    max_noise = 1.0
+
+    def corrupt(self, images, noise, keys):
+        raise AssertionError("never called")
+
+
+def test_beliefs_and_reconstructions_are_read_only():
+    rhm = RHM.grammar(0, 0)
+    found = ut.u_turn(Strings(np.arange(3), rhm, rhm.sample(3, seed=1)), ut.Masking(), ExactPosterior(), 0.5)
+    with pytest.raises(ValueError, match="read-only"):
+        found.noisy.beliefs("marginals")[0][...] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        found.reconstructions[0][...] = 0

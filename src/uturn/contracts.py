@@ -30,6 +30,8 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise ValueError(f"{where}: `items` of a block is {shown(block.items)}; expected integers (batch,)")
         data = getattr(block, "data", None)
+        if isinstance(data, np.ndarray):
+            data.flags.writeable = False  # no probe changes it for the next one
         if data is not None and np.shape(data)[:1] != numbers.shape:
             raise ValueError(
                 f"{where}: `data` of a block has shape {np.shape(data)}, its `items` {numbers.shape}; expected (batch, ..)"
@@ -44,11 +46,13 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
 
 
 def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
-    """Reconstructions of a backward, of shape (items, draws, ...), made read-only so that probes cannot change them."""
+    """Reconstructions of a backward, `draws` of each of the items; arrays become read-only, so that no probe changes them."""
     where = f"{_name(backward, 'backward')}.reconstruct"
-    for array in reconstructions.values() if isinstance(reconstructions, Mapping) else [reconstructions]:
-        if array is None or np.isscalar(array) or (isinstance(array, np.ndarray) and array.shape[:2] != (items, draws)):
-            what = f"of shape {array.shape}" if isinstance(array, np.ndarray) else shown(array)
+    arrays = list(reconstructions.values()) if isinstance(reconstructions, Mapping) else [reconstructions]
+    for array in arrays or [None]:
+        shape = getattr(array, "shape", None)
+        if shape is None or tuple(shape[:2]) != (items, draws):
+            what = shown(array) if shape is None else f"of shape {tuple(shape)}"
             raise ValueError(f"{where} gave reconstructions {what}; expected ({items}, {draws}, ..): items, draws, ..")
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
@@ -127,6 +131,8 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
             raise ValueError(
                 f"{where}: {name} is {shown(variable)}; expected Variable(dims, long_name): a tuple of strings, a string"
             )
+        if not isinstance(variable.symmetric, bool) or (variable.symmetric and "trajectory" not in dims):
+            raise ValueError(f"{where}: {name} is {shown(variable)}; symmetric = True needs the dim 'trajectory'")
         known = ("trajectory", *own_dims)
         if tuple(dims[:2]) != ("noise", "item") or len(set(dims)) < len(dims) or not set(dims[2:]) <= set(known):
             raise ValueError(
@@ -177,6 +183,8 @@ def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:
             variable = replace(variable, dims=(*dims[:at], "clone", *dims[at:]))
         found[name] = variable
         if variable.symmetric:
+            if f"clone_{name}" in variables:
+                raise ValueError(f"probes: clone_{name} is the name of the twin of {name!r}; choose another name")
             found[f"clone_{name}"] = replace(variable, long_name=f"{variable.long_name}, compared with the other clones")
     return found
 

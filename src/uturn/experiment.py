@@ -94,6 +94,7 @@ def u_turn(
     clones = checked_integer("clones", clones, 1)
     noisy = corruption.observe(originals, noise, streams)
     reconstructions = backward.reconstruct(noisy, streams, clones)
+    checked_reconstructions(backward, reconstructions, len(originals.items), streams.count * clones)
     return UTurns(originals, noisy, reconstructions, clones)
 
 
@@ -249,13 +250,15 @@ class Experiment(BaseModel):
 
     @cached_property
     def parts(self) -> Parts:
-        """(source, corruption, backward, probes) as objects; the corruption as the backward undoes it."""
+        """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""
         source, backward = build("source", self.source), build("backward", self.backward)
         corruption = build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"})
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
         check_fit(self.to_dict(), source, corruption, backward, probes)
         with missing_members_named([("backward", backward), ("source", source), ("corruption", corruption)]):
             undone = backward.undone(corruption, source)
+        if not hasattr(undone, "observe"):
+            raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
         return Parts(source, corruption if undone is unwrapped(corruption) else undone, backward, probes)
 
     def labelled(self) -> list[tuple[str, Any]]:
@@ -274,7 +277,7 @@ class Experiment(BaseModel):
             options = part.model_dump(mode="json") if isinstance(part, BaseModel) else {}
             if is_dataclass(part):
                 options = {field.name: getattr(part, field.name) for field in fields(part)}
-            return {"type": table["type"], **options}
+            return {**options, "type": table["type"]}
 
         return {
             "source": full(source, self.source),
@@ -351,9 +354,7 @@ class Experiment(BaseModel):
         source, corruption, backward, _ = self.parts
         streams = Streams(self.seed, originals.items, noise, trajectories)
         with misfits_named("backward.reconstruct", backward, (source, corruption)):
-            found = u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
-        checked_reconstructions(backward, found.reconstructions, len(originals.items), streams.count * self.clones)
-        return found
+            return u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
 
     def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[UTurns]]]:
         """U-turns of tasks in the order of completion, for a backward that reconstructs the batches of all tasks together."""

@@ -88,6 +88,8 @@ class Completed:
         return type(self._value)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         default = _is_default(self._value, self._protocol, name)
         return default_of(self._protocol, name, self) if default else getattr(self._value, name)
 
@@ -162,8 +164,9 @@ def misfits_named(label: str, part: Any, others: Iterable[Any]) -> Iterator[None
     own = [repr(other) for other in others if is_own(other)]
     try:
         yield
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        if is_own(part) or not own:
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+        of_package = type(getattr(error, "obj", None)).__module__.startswith("uturn.")
+        if is_own(part) or not own or (isinstance(error, AttributeError) and not of_package):
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{label} fails on what {' and '.join(own)} give: {kind}{one_line(error)}") from error

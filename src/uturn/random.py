@@ -197,7 +197,7 @@ class Streams:
         The keys of clone 0 are those of `clones=1`. `purpose`: a `Purpose`, or a number above 99.
         """
         level = np.float64(self.noise).view(np.uint64)
-        own = keys(self.seed, purpose, self.items[:, None], np.asarray(self.trajectories), level).reshape(-1)
+        own = keys(self.seed, purpose, np.asarray(self.items)[:, None], np.asarray(self.trajectories), level).reshape(-1)
         others = [_fold_all(own, np.full(len(own), clone, np.uint64)) for clone in range(1, clones)]
         return np.stack([own, *others], axis=1).reshape(-1)
 

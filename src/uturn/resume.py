@@ -20,7 +20,10 @@ _log = logging.getLogger("uturn")
 
 
 def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
-    """The store of an experiment: a new one, the one that is there, or that one extended."""
+    """The store of an experiment: a new one if there is none, the existing one, or the existing one extended.
+
+    ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
+    """
     source, _, backward, _ = experiment.parts
     models = experiment.models()
     attributes = {
@@ -93,7 +96,7 @@ def _changes(
 
 
 def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> None:
-    """ValueError if the items of a stored run would have other originals in a larger one."""
+    """ValueError if the items of a stored run would have other originals in the larger run."""
     old, new, store = stored["items"], experiment.items, opened.where
     if new == old:
         return

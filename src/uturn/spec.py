@@ -91,6 +91,9 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
         found = getattr(own, member)
         if not isinstance(found, types) or isinstance(found, bool) or found != found:
             raise ValueError(f"{label}.{member} = {shown(found)}: expected a {words} (see {DOCS})")
+    for member in ("kinds", "undoes", "asks"):
+        if isinstance(getattr(own, member, ()), str):
+            raise ValueError(f"{label}.{member} = {shown(getattr(own, member))}: expected a tuple of strings")
     execution = own.execution
     if not isinstance(execution, Collection) or not all(isinstance(name, str) for name in execution):
         raise ValueError(f"{label}.execution = {shown(execution)}: expected names of options that do not change the results")

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.checks import checked_path
-from uturn.corruption import Diffusion
+from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.fashion_mnist import generator_folder
 from uturn.files import cached_while_unchanged
 from uturn.protocols import Axes, Backward, Corruption, Noisy, Spec
@@ -66,7 +66,8 @@ class DiffusionModel(Spec, Backward):
 
     def reconstruct(self, noisy: Noisy, streams: Streams, clones: int = 1) -> np.ndarray:
         reverse = _reverse_diffusion(self)
-        values, keys = np.repeat(noisy.values, clones, axis=0), streams.keys(Purpose.RECONSTRUCTION, clones)
+        values = noisy.values if clones == 1 else np.repeat(noisy.values, clones, axis=0)
+        keys = streams.keys(Purpose.RECONSTRUCTION, clones)
         labels = self._labels(noisy, reverse, streams, clones)
         images = reverse.denoise(values, reverse.forward.step_of(streams.noise), keys, labels)
         return images.reshape(len(streams.items), -1, *images.shape[1:])
@@ -96,6 +97,7 @@ class DiffusionModel(Spec, Backward):
                 yield batch.name, images.reshape(len(batch.streams.items), -1, *images.shape[1:])
 
     def undone(self, corruption: Any, source: Any) -> _ModelForward:
+        check_marker(corruption)
         return _ModelForward(self, source)
 
     def _labels(self, noisy: Noisy, reverse: ReverseDiffusion, streams: Streams, clones: int) -> np.ndarray | None:

@@ -69,14 +69,14 @@ class _Cohort:
 
 
 def run_queue(chain: Chain, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-    """Reconstructions `(name, image)` in the order in which they end; see `ReverseDiffusion.queue`."""
+    """Reconstructions `(name, image)` in the order of completion; see `ReverseDiffusion.queue`."""
     import torch
 
     queue = iter(work)
     cohorts: list[_Cohort] = []
     while True:
         free = max(0, chain.batch_size - sum(len(cohort.names) for cohort in cohorts))
-        # The code that makes the work runs outside inference mode, and so does the caller's, between two yields.
+        # The iterable and the code of the caller between two yields run outside inference mode.
         entering = list(islice(queue, free))
         while any(w.step == 0 for w in entering):
             yield from ((w.name, np.array(w.image, np.float32)) for w in entering if w.step == 0)
@@ -103,7 +103,7 @@ def _admitted(chain: Chain, work: list[Work], step: int) -> _Cohort:
     scheduler, timesteps = chain.forward.placed(step)
     arguments: dict[str, Any] = dict(chain.step_arguments)
     if chain.takes_generator:
-        # On the CPU whatever the device, so that a GPU draws the same noise.
+        # CPU generators on every device, so that a GPU draws the same noise.
         arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
     return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
 

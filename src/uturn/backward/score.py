@@ -12,8 +12,9 @@ from pydantic import Field
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, observation_of, strings_of
-from uturn.corruption import Diffusion, Gaussian
+from uturn.corruption import Gaussian
 from uturn.corruption.denoising import ExactDenoiser
+from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.corruption.schedulers import named_scheduler
 from uturn.protocols import Axes, Backward, Corruption, Spec
 from uturn.random import Purpose, Streams
@@ -46,6 +47,7 @@ class StringDiffusion(Spec, Backward):
         return noisy.parsed(strings_of(images)[:, 0], len(streams.items))
 
     def undone(self, corruption: Any, source: Any) -> _DiffusedStrings:
+        check_marker(corruption)
         return _DiffusedStrings(self, source)
 
 

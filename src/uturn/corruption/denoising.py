@@ -160,7 +160,7 @@ def _equal_noise(noise: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 def check_channel(corruption: Any) -> None:
     """ValueError for a corruption that has no reverse steps."""
-    if not getattr(corruption, "is_reversible", False):
+    if not (getattr(corruption, "is_reversible", False) and corruption.is_random):
         raise ValueError(
             f"corruption = {corruption!r}: a reverse process needs a Bayesian channel that draws noise; expected Gaussian(), "
             f"Masking(), UniformReplacement(), or a channel of your own with reverse steps (is_reversible)"

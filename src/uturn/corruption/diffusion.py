@@ -75,6 +75,9 @@ class Diffusion(Corruption):
 
         `images`: float32 in [-1, 1], else a ValueError. `keys`: uint64 (batch,), one random stream for each image.
         """
+        if self.num_steps == 0:
+            raise ValueError("Diffusion() has no schedule; take that of a backward: backward.undone(Diffusion(), source)")
+        self.checked_steps(np.atleast_1d(checked_noise(noise, 1)))
         values = self.noised(checked_images(images, None, True).numpy(), self.step_of(noise), keys)
         return Noisy(values, np.full(len(values), float(noise)))
 
@@ -193,6 +196,15 @@ class Diffusion(Corruption):
                 f"{least} apart, or more steps"
             )
         return step
+
+
+def check_marker(corruption: Any) -> None:
+    """ValueError if a corruption is another one than `Diffusion()`, for which a backward puts its own forward process."""
+    if type(corruption) is not Diffusion or corruption.num_steps:
+        raise ValueError(
+            f"corruption = {corruption!r}: the backward undoes the forward process of its own scheduler; expected Diffusion(), "
+            f"type 'diffusion' in a spec"
+        )
 
 
 def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> torch.Tensor:

@@ -71,7 +71,7 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
 
 
 def draw_similarities(axes: Any, x: Any, curves: Any, low: Any, high: Any, labels: Sequence[str]) -> list[Any]:
-    """Curves (x, layer) of the layers of a network, the first and the last one with intervals; returns the colours."""
+    """Draw curves (x, layer) of the layers of a network, the first and the last with intervals; returns the colours."""
     colors = level_colors(len(labels))
     for k, (color, label) in enumerate(zip(colors, labels, strict=True)):
         edge = k in (0, len(labels) - 1)

@@ -63,16 +63,16 @@ class Messages(Spec, Probe):
         return {"tree_level": np.arange(source.depth + 1)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        return {f"{name}_belief": true_beliefs(u_turns, name) for name in self.directions}
+        return {f"{name}_belief": true_beliefs(u_turns, name, *self.directions) for name in self.directions}
 
 
-def true_beliefs(u_turns: UTurns, output: str) -> np.ndarray:
+def true_beliefs(u_turns: UTurns, output: str, *also: str) -> np.ndarray:
     """Messages at the true symbols, averaged over the nodes of a level and over trajectories: float64 (items, levels).
 
     `output`: "marginals", "upward" or "downward".
     """
     latents = u_turns.originals.draw.latents
-    messages = u_turns.noisy.beliefs(output)
+    messages = u_turns.noisy.beliefs(output, *also)
     columns = []
     for level in sorted(latents):
         true = latents[level]

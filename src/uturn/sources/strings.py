@@ -60,15 +60,22 @@ class NoisyStrings(Noisy):
         """Log-evidence of every leaf in nats, float32 (batch, num_leaves, vocab_size)."""
         return self.channel.log_evidence(self, np.float32)
 
-    def beliefs(self, output: str) -> Any:
-        """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached because several probes use them.
+    def beliefs(self, output: str, *also: str) -> Any:
+        """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
 
-        `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`.
+        `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further ones that will be asked for,
+        which are computed in the same pass.
         """
         from uturn.inference import infer
 
         if output not in self._beliefs:
-            self._beliefs[output] = getattr(infer(self.rhm, self.log_evidence, outputs=(output,)), output)
+            wanted = [name for name in dict.fromkeys((output, *also)) if name not in self._beliefs]
+            found = infer(self.rhm, self.log_evidence, outputs=tuple(wanted))
+            for name in wanted:
+                messages = getattr(found, name)
+                for nodes in messages.values():
+                    nodes.flags.writeable = False  # no probe changes them for the next one
+                self._beliefs[name] = messages
         return self._beliefs[output]
 
     def repeated(self, clones: int) -> Noisy:

@@ -74,7 +74,12 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     data = data.assign_coords({name: ("noise", values) for name, values in axes.values.items() if name != "noise"})
     data.noise.attrs.update(run.noise.attrs)
     data.attrs = {key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs}
-    data.attrs.update(description=describe(run), items=run.sizes["item"], trajectories=run.sizes.get("trajectory", 1))
+    data.attrs.update(
+        description=describe(run),
+        items=run.sizes["item"],
+        trajectories=run.sizes.get("trajectory", 1),
+        clones=run.sizes.get("clone", 1),
+    )
     return data.merge(_pictures(run, probes[0].prefix), combine_attrs="override")
 
 

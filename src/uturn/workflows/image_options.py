@@ -64,7 +64,7 @@ class ImageOptions(BaseModel):
     )
     items: int = Field(40, ge=1, description="Number of originals.")
     trajectories: int = Field(1, ge=1, description="Noisy versions of each original at each level.")
-    clones: int = Field(1, ge=1, description="Reconstructions of each noisy version, compared with each other.")
+    clones: int = Field(1, ge=1, description="Reconstructions of each noisy version; the run also compares them with each other.")
     size: int | None = Field(None, description="Resize and crop the images of a folder to this size.")
     channels: int | None = Field(None, description="Channels of the images of a folder: 1 (grey) or 3 (RGB), by default 3.")
     classes: str | None = Field(None, description="Text file with the sub-folders of data in the classifier's order, one a line.")

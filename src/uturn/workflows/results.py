@@ -139,6 +139,7 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
         "spec_hash": analysis.attrs.get("spec_hash"),
         "items": analysis.attrs["items"],
         "trajectories": analysis.attrs["trajectories"],
+        "clones": analysis.attrs["clones"],
         "noise": [float(x) for x in analysis.noise.values],
         "intervals": "95 %, Student's t, from the differences between originals, each with all its U-turns",
         "classifiers": found,

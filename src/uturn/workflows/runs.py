@@ -71,12 +71,12 @@ def describe(run: xr.Dataset) -> str:
         words.append(run.attrs["description"])
     elif "scheduler" in backward:
         words.append(f"{backward['scheduler']}, {backward.get('steps', '?')} steps")
-    count, trajectories = run.sizes["item"], run.sizes.get("trajectory", 1)
+    count, draws = run.sizes["item"], run.sizes.get("trajectory", 1) * run.sizes.get("clone", 1)
     words.append(
         f"{count} {'original' if count == 1 else 'originals'} of {_file_name(source.get('path', source.get('type', '?')))}"
     )
-    if trajectories > 1:
-        words.append(f"{trajectories} U-turns of each")
+    if draws > 1:
+        words.append(f"{draws} U-turns of each")
     return " · ".join(words)
 
 
