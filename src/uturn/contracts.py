@@ -30,8 +30,6 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise ValueError(f"{where}: `items` of a block is {shown(block.items)}; expected integers (batch,)")
         data = getattr(block, "data", None)
-        if isinstance(data, np.ndarray):
-            data.flags.writeable = False  # no probe changes it for the next one
         if data is not None and np.shape(data)[:1] != numbers.shape:
             raise ValueError(
                 f"{where}: `data` of a block has shape {np.shape(data)}, its `items` {numbers.shape}; expected (batch, ..)"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from uturn.checks import shown
+from uturn.contracts import checked_text
 from uturn.experiment import Experiment
 from uturn.own_parts import is_own
 
@@ -35,6 +36,8 @@ def check(experiment: Experiment) -> Iterator[str]:
         sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
         yield f"measured: {name} ({sizes}): {variable.long_name}"
     recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
+    checked_text("backward.describe", experiment.parts.backward.describe())
+    dict(experiment.parts.source.skipped(experiment.items))
     if recorded:
         yield f"a store is resumed only with the same weights, data and code of: {recorded}"
     items = np.arange(min(2, experiment.items))

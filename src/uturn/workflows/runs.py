@@ -119,9 +119,9 @@ def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, l
         spec = stored_spec(run)
         # Code named in a store is not imported, so only built-in sources are built.
         source = build("source", spec["source"], trusted=False)
-        if hasattr(source, "fingerprint") and source.fingerprint() != json.loads(run.attrs["models"])["source"]:
+        if source.fingerprint() != json.loads(run.attrs["models"])["source"]:
             return None
         images = np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
-        return images, source.class_names() if hasattr(source, "class_names") else None
+        return images, source.class_names()
     except (ValueError, OSError, KeyError, TypeError):
         return None
