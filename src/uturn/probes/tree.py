@@ -33,7 +33,8 @@ class TreeLevels(Spec, Probe):
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         before, after = u_turns.originals.draw.latents, u_turns.reconstructions
-        unchanged = [_share_of_equal_nodes(after[level], before[level][:, None]) for level in sorted(before)]
+        # An original has no node -1, so equality alone decides.
+        unchanged = [(after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(before)]
         found = {"unchanged": np.stack(unchanged, axis=-1), "belief": true_beliefs(u_turns, "marginals")}
         if u_turns.clones > 1:
             twins = [between_clones(after[level], u_turns.clones, _share_of_equal_nodes) for level in sorted(before)]
