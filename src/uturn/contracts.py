@@ -43,6 +43,11 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
     return found
 
 
+def undoes(backward: Any, corruption: Any) -> bool:
+    """Whether a backward undoes the process of a corruption; parts that declare none go with all."""
+    return not backward.undoes or not corruption.process or corruption.process in backward.undoes
+
+
 def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
     """Reconstructions of a backward, `draws` of each of the items; arrays become read-only, so that no probe changes them."""
     where = f"{_name(backward, 'backward')}.reconstruct"

@@ -31,6 +31,7 @@ from uturn.contracts import (
     checked_text,
     declared_by,
     joined,
+    undoes,
 )
 from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
 from uturn.processes import cores, in_processes
@@ -89,7 +90,7 @@ def u_turn(
     >>> found.reconstructions[0].shape
     (5, 4, 8)
     """
-    _check_fit(originals, corruption, backward, noise)
+    _check_arguments(originals, corruption, backward, noise)
     streams = _checked_streams(streams, originals.items, noise)
     clones = checked_integer("clones", clones, 1)
     noisy = corruption.observe(originals, noise, streams)
@@ -342,7 +343,7 @@ class Experiment(BaseModel):
         u_turns = self._shared_u_turns if self.parts.backward.shares_batches else self._u_turns
         with missing_members_named(self.labelled()):
             for name, found in u_turns(tasks, range(first, self.trajectories)):
-                yield name, self._read(found)
+                yield name, self._read(found, self.trajectories - first)
 
     def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[UTurns]]]:
         """U-turns of one task after the other, block by block."""
@@ -380,14 +381,14 @@ class Experiment(BaseModel):
         source = self.parts.source
         return checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
 
-    def _read(self, pieces: Iterable[UTurns]) -> dict[str, np.ndarray]:
+    def _read(self, pieces: Iterable[UTurns], trajectories: int) -> dict[str, np.ndarray]:
         """Readings of all probes from the U-turns of a task, given block by block: {variable: array (items, ...)}."""
         source, _, backward, probes = self.parts
         sizes = {dim: len(values) for one in self.declared for dim, values in one.dims.items()}
+        sizes |= {"trajectory": trajectories, "clone": self.clones}
         found = []
         for u_turns in pieces:
             items = len(u_turns.originals.items)
-            sizes |= {"trajectory": _draws_of(u_turns) // self.clones, "clone": self.clones}
             readings: dict[str, np.ndarray] = {}
             for probe, one in zip(probes, self.declared, strict=True):
                 with misfits_named(f"{one.label}.read", probe, (source, backward)):
@@ -482,7 +483,7 @@ def run(
     return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
 
 
-def _check_fit(originals: Any, corruption: Any, backward: Any, noise: float) -> None:
+def _check_arguments(originals: Any, corruption: Any, backward: Any, noise: float) -> None:
     strings = "a block of a source, such as uturn.sources.Strings(items, rhm, draw)"
     for name, value, members, example in (
         ("originals", originals, ("items", "observed_by"), strings),
@@ -492,7 +493,7 @@ def _check_fit(originals: Any, corruption: Any, backward: Any, noise: float) -> 
         if isinstance(value, type) or not all(hasattr(value, member) for member in members):
             raise ValueError(f"{name} = {shown(value)}: expected {example}")
     checked_noise(noise, corruption.max_noise)
-    if backward.undoes and corruption.process and corruption.process not in backward.undoes:
+    if not undoes(backward, corruption):
         raise ValueError(
             f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
             f"{corruption!r} is {corruption.process!r}"
@@ -542,9 +543,3 @@ def _run_task(spec: str, store: str, task: Task, first: int) -> None:
 @lru_cache(maxsize=1)
 def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
     return Experiment.from_dict(json.loads(spec)), Store.open(store)
-
-
-def _draws_of(u_turns: UTurns) -> int:
-    """Number of reconstructions of each original."""
-    values = u_turns.reconstructions
-    return int(np.shape(next(iter(values.values())) if isinstance(values, Mapping) else values)[1])

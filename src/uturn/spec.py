@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from uturn.backward import BACKWARDS
 from uturn.checks import one_line, shown
+from uturn.contracts import undoes
 from uturn.corruption import CORRUPTIONS
 from uturn.own_parts import DOCS, OwnPart, errors_named, is_own, unwrapped
 from uturn.probes import PROBES
@@ -130,8 +131,7 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
 
     def fits(idea: str, part: Any) -> bool:
         kinds = not part.kinds or not source.kind or source.kind in part.kinds
-        undone = not backward.undoes or not part.process or part.process in backward.undoes if idea == "corruption" else True
-        return kinds and undone
+        return kinds and (idea != "corruption" or undoes(backward, part))
 
     tables = {"backward": spec["backward"], "corruption": spec["corruption"]}
     tables |= {f"probes[{i}]": table for i, table in enumerate(spec["probes"])}

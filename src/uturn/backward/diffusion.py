@@ -127,9 +127,10 @@ class _ModelForward(Corruption):
     """The forward process of a diffusion model for the images of a source; it loads the model on first use."""
 
     kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
+    purpose: int = Diffusion.purpose
 
     def __init__(self, spec: DiffusionModel, source: Any) -> None:
-        self.spec, self.source, self.purpose = spec, source, Purpose.RECONSTRUCTION
+        self.spec, self.source = spec, source
 
     def __repr__(self) -> str:
         return f"the forward process of {self.spec.model!r}"

@@ -230,7 +230,7 @@ class ReverseDiffusion:
 
         step, checked = self._checked_step(step), self._checked_images(images, True)
         keys = _checked_keys(keys, len(checked))
-        noisy = self.forward.noised(checked.numpy(), step, keys)
+        noisy = self.forward.noised(checked, step, keys)
         return torch.from_numpy(noisy) if isinstance(images, torch.Tensor) else noisy
 
     def denoise(self, noisy: Any, step: int, keys: Any, labels: Any = None) -> Any:
@@ -238,10 +238,9 @@ class ReverseDiffusion:
         import torch
 
         step = self._checked_step(step)
-        checked = self._checked_images(noisy, step == 0)
-        keys = _checked_keys(keys, len(checked))
-        classes = self._checked_labels(labels, len(checked))
-        values = checked.numpy()
+        values = self._checked_images(noisy, step == 0)
+        keys = _checked_keys(keys, len(values))
+        classes = self._checked_labels(labels, len(values))
         if step == 0 or len(values) == 0:
             result = values.copy()
         else:
@@ -340,7 +339,7 @@ class ReverseDiffusion:
         images = self._checked_images(np.asarray(work.image)[None], step == 0)
         keys = _checked_keys(np.asarray([work.key]), 1)
         labels = self._checked_labels(None if work.label is None else [work.label], 1)
-        return Work(images[0].numpy(), step, keys[0], None if labels is None else labels[0], work.name)
+        return Work(images[0], step, keys[0], None if labels is None else labels[0], work.name)
 
     def _checked_labels(self, labels: Any, count: int) -> list[int] | None:
         if self.num_classes is None:
@@ -363,7 +362,7 @@ class ReverseDiffusion:
             raise ValueError(f"step={step!r}: expected a whole number of reverse steps in 0 .. {self.num_steps}")
         return number
 
-    def _checked_images(self, images: Any, clean: bool) -> torch.Tensor:
+    def _checked_images(self, images: Any, clean: bool) -> np.ndarray:
         return checked_images(images, self.image_shape if clean else self.latent_shape, clean)
 
 

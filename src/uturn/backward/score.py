@@ -55,9 +55,10 @@ class _DiffusedStrings(Corruption):
     """The forward process of a scheduler for the strings of a source, as one-hot images."""
 
     kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
+    purpose: int = Purpose.DENOISING
 
     def __init__(self, spec: StringDiffusion, source: Any) -> None:
-        self.spec, self.source, self.purpose = spec, source, Purpose.DENOISING
+        self.spec, self.source = spec, source
 
     @cached_property
     def forward(self) -> Diffusion:

@@ -37,15 +37,14 @@ class Diffusion(Corruption):
         For latent models: an object with `encode(images)`. Noise is added to the latents.
     pieces : Pieces, optional
         Device and batch size of the encoder; by default the CPU and all images at once.
-    purpose : int
-        Purpose of its random streams. By default the corruption has the same keys as the reconstruction, but other random
-        numbers: it uses Philox, the reverse steps torch's generator.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
     process: ClassVar[str] = "diffusion"
     unit: ClassVar[str] = "inversion time t/T"
     max_noise: ClassVar[float] = 1.0
+    # The keys of the reconstruction, but other random numbers: Philox here, torch's generator in the reverse steps.
+    purpose: int = Purpose.RECONSTRUCTION
 
     def __init__(
         self,
@@ -56,9 +55,8 @@ class Diffusion(Corruption):
         pure_noise: bool = False,
         codec: Any = None,
         pieces: Pieces | None = None,
-        purpose: Purpose = Purpose.RECONSTRUCTION,
     ) -> None:
-        self.num_steps, self.pure_noise, self.codec, self.purpose = num_steps, pure_noise, codec, purpose
+        self.num_steps, self.pure_noise, self.codec = num_steps, pure_noise, codec
         self._pieces = pieces
         if scheduler is not None:
             check_schedule(scheduler)
@@ -78,7 +76,7 @@ class Diffusion(Corruption):
         if self.num_steps == 0:
             raise ValueError("Diffusion() has no schedule; take that of a backward: backward.undone(Diffusion(), source)")
         self.checked_steps(np.atleast_1d(checked_noise(noise, 1)))
-        values = self.noised(checked_images(images, None, True).numpy(), self.step_of(noise), keys)
+        values = self.noised(checked_images(images, None, True), self.step_of(noise), keys)
         return Noisy(values, np.full(len(values), float(noise)))
 
     def noised(self, images: np.ndarray, step: int, keys: np.ndarray) -> np.ndarray:
@@ -93,7 +91,7 @@ class Diffusion(Corruption):
             return self._noised(clean.to(pieces.device), step, keys[rows.numpy()], pieces).cpu()
 
         parts = torch.arange(len(images)).split(pieces.batch_size)
-        clean = torch.from_numpy(np.ascontiguousarray(images, np.float32))
+        clean = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))
         with torch.inference_mode():
             return torch.cat([one(clean[part], part) for part in parts]).numpy() if len(images) else clean.numpy()
 
@@ -207,22 +205,20 @@ def check_marker(corruption: Any) -> None:
         )
 
 
-def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> torch.Tensor:
-    """A batch of images as a float32 tensor, or a ValueError.
+def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> np.ndarray:
+    """A batch of images (numpy array or tensor) as a float32 array, without a copy where possible, or a ValueError.
 
     `shape`: (channels, height, width) of an image, if known. Values must be in [-1, 1] if `clean`, else finite.
     """
-    import torch
-
-    tensor = images.detach().cpu() if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-    if tensor.dtype != torch.float32:
-        raise ValueError(f"images: dtype {tensor.dtype}; expected float32 in [-1, 1] (uint8: x / 127.5 - 1)")
-    if tensor.ndim != 4 or (shape is not None and tuple(tensor.shape[1:]) != tuple(shape)):
+    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    if array.dtype != np.float32:
+        raise ValueError(f"images: dtype {array.dtype}; expected float32 in [-1, 1] (uint8: x / 127.5 - 1)")
+    if array.ndim != 4 or (shape is not None and array.shape[1:] != tuple(shape)):
         wanted = ("batch", *(shape or ("channels", "height", "width")))
-        raise ValueError(f"images: shape {tuple(tensor.shape)}; expected ({', '.join(map(str, wanted))})")
-    if tensor.numel():
-        low, high = tensor.min().item(), tensor.max().item()
+        raise ValueError(f"images: shape {array.shape}; expected ({', '.join(map(str, wanted))})")
+    if array.size:
+        low, high = float(array.min()), float(array.max())
         most = 1.0 if clean else float(np.finfo(np.float32).max)
         if not (low >= -most and high <= most):  # also catches NaN
             raise ValueError(f"images: values in [{low}, {high}]; expected finite values{' in [-1, 1]' if clean else ''}")
-    return tensor
+    return array

@@ -26,7 +26,8 @@ CAPTION = (
     "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become "
     "when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and "
     "reconstruction, layer by layer (bars: 95 % intervals of the first block and of the logits); marks on the right: "
-    "random pairs of originals of the same and of different classes. Bottom right: share of reconstructions that keep the "
+    "random pairs of originals of the same and of different classes; dotted line and band: t*, where half of the kind of garment "
+    "is lost, with its 95 % interval. Bottom right: share of reconstructions that keep the "
     "predicted class, and the kind of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in "
     "both: the same U-turns with a deterministic scheduler."
 )

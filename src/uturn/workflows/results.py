@@ -77,12 +77,12 @@ def _draw(analysis: xr.Dataset, folder: Path) -> None:
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
     with style() as plt:
         for name, figure in (("layers", draw_layers(analysis)), ("grid", draw_grid(analysis))):
-            for ending in ("png", "pdf"):
+            for path in (folder / f"{name}.png", folder / f"{name}.pdf"):
                 if figure is None:
-                    (folder / f"{name}.{ending}").unlink(missing_ok=True)  # of an earlier run
-                    continue
-                with whole_file(folder / f"{name}.{ending}") as file:
-                    figure.savefig(file, format=ending)
+                    path.unlink(missing_ok=True)  # of an earlier run that kept images
+                else:
+                    with whole_file(path) as file:
+                        figure.savefig(file, format=path.suffix[1:])
             if figure is not None:
                 plt.close(figure)
 
