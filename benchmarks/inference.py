@@ -26,8 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from baseline_torch import PlainBaseline, TunedBaseline
-from uturn.inference import engine, infer, sample_posterior
+from uturn import threads
+from uturn.inference import infer, sample_posterior
 from uturn.inference.simd import LANES, load, multiply_add, pointer, splat, store
+from uturn.memory import aligned
 from uturn.rhm import RandomHierarchyModel
 
 CASES = [(32, 8, 2, 7, 1024, 30), (32, 8, 2, 10, 64, 30), (32, 8, 2, 16, 1, 20)]  # v, m, s, L, batch, wanted ratio
@@ -75,10 +77,10 @@ def fma_loop(workspace, index, repeat):
 
 
 class Machine:
-    """What the machine can do on `engine.num_threads` threads."""
+    """What the machine can do on `threads.num_threads` threads."""
 
     def __init__(self):
-        self.space = [engine.aligned((64 * LANES,), np.dtype(np.float32)) for _ in range(engine.num_threads)]
+        self.space = [aligned((64 * LANES,), np.dtype(np.float32)) for _ in range(threads.num_threads)]
         for space in self.space:
             space[:] = 1e-3
         self.pairs = 256
@@ -91,17 +93,17 @@ class Machine:
             for i in range(first, last):
                 fma_loop(self.space[i], self.index, repeat)
 
-        if engine.num_threads == 1:
+        if threads.num_threads == 1:
             block(0, 1)
         else:
-            engine.over_blocks(engine.num_threads, block)
-        return repeat * self.pairs * LANES * engine.num_threads
+            threads.over_blocks(threads.num_threads, block)
+        return repeat * self.pairs * LANES * threads.num_threads
 
     def copy(self):
         def block(first, last):
             self.target[first:last] = self.source[first:last]
 
-        engine.over_blocks(len(self.source), block)
+        threads.over_blocks(len(self.source), block)
         return 2 * self.source.nbytes
 
 
@@ -200,6 +202,7 @@ def noise_grid(rounds):
 
 MEMORY_CODE = """
 import sys, numpy as np
+from uturn.memory import aligned
 from uturn.rhm import RandomHierarchyModel
 from uturn.inference import infer
 L, batch, outputs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -216,6 +219,7 @@ print((peak() - before - size) / 2**20)
 
 COMPILE_CODE = """
 import time, sys, numpy as np
+from uturn.memory import aligned
 from uturn.rhm import RandomHierarchyModel
 from uturn.inference import infer, sample_posterior
 rhm = RandomHierarchyModel(4, 2, 2, 2, seed=0)
@@ -300,11 +304,11 @@ def show(report):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=engine.num_threads, help="threads of both contestants")
+    parser.add_argument("--threads", type=int, default=threads.num_threads, help="threads of both contestants")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of the interleaved timings")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
     arguments = parser.parse_args()
-    engine.num_threads = arguments.threads
+    threads.num_threads = arguments.threads
     torch.set_num_threads(arguments.threads)
     report = {
         "machine": platform.processor() or platform.machine(),

@@ -84,16 +84,16 @@ MARGINALS = "marginals at the originals against 8 draws"
 MUTATIONS = (
     Mutation(
         "Gaussian evidence without sqrt(abar)",
-        "uturn.corruption.gaussian:Gaussian.log_evidence",
-        "gain = np.sqrt(abar) / ",
+        "uturn.corruption.gaussian:Gaussian._gain",
+        "gain = np.sqrt(self.abar(t)) / ",
         "gain = 1 / ",
         {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
     ),
     Mutation(
         "Gaussian evidence times 1.1",
-        "uturn.corruption.gaussian:Gaussian.log_evidence",
-        "gain = np.sqrt(abar) / ",
-        "gain = 1.1 * np.sqrt(abar) / ",
+        "uturn.corruption.gaussian:Gaussian._gain",
+        "gain = np.sqrt(self.abar(t)) / ",
+        "gain = 1.1 * np.sqrt(self.abar(t)) / ",
         {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
     ),
     Mutation(
@@ -141,8 +141,8 @@ MUTATIONS = (
     Mutation(
         "all clones identical",
         "uturn.inference:sample_posterior",
-        "trees = sample_numba(rhm, values, streams(seed, len(values)), numbers)",
-        "trees = sample_numba(rhm, values, streams(seed, len(values)), 0 * numbers)",
+        "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)",
+        "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), 0 * numbers)",
         {"fig3": CALIBRATION, "fig5": CALIBRATION},
     ),
     Mutation(
@@ -206,15 +206,15 @@ MUTATIONS = (
     Mutation(
         "a sampler of marginals",
         "uturn.inference:sample_posterior",
-        "trees = sample_numba(rhm, values, streams(seed, len(values)), numbers)",
-        "from mutations import of_marginals; trees = of_marginals(rhm, values, streams(seed, len(values)), numbers)",
+        "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)",
+        "from mutations import of_marginals; trees = of_marginals(rhm, evidence, streams(seed, len(evidence)), numbers)",
         {"fig3": CALIBRATION, "fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
     ),
     Mutation(
         "marginals of other evidence than the draws",
-        "uturn.inference:infer",
-        "infer_numba(rhm, floating_array(rhm, log_evidence), names)",
-        "infer_numba(rhm, floating_array(rhm, 1.1 * np.asarray(log_evidence)), names)",
+        "uturn.sources.strings:NoisyStrings.true_beliefs",
+        "return true_beliefs(self.rhm, self.evidence, Truth(",
+        "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), Truth(",
         {"fig4": MARGINALS, "fig5": MARGINALS},
     ),
     Mutation(

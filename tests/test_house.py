@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8
 # From the top floor to the cellar: the table of the page. The rooms of one line do not import each other, but for these.
 _ROW = re.compile(r"\| `\w+(\.py|/)`")
 FLOORS = [re.findall(r"`(\w+)(?:\.py|/)`", line.split("|")[1]) for line in PAGE.splitlines() if _ROW.match(line)]
-ALLOWED = {("contracts", "own_parts"), ("random", "compiling"), ("random", "checks"), ("corruption", "inference")}
+ALLOWED = {("contracts", "own_parts"), ("corruption", "inference")}
 
 
 def modules():

@@ -135,6 +135,9 @@ class Part(Protocol):
     """Names of execution-only options, such as the device. They are no part of the identity of an experiment, so a store can be
     resumed with other values."""
 
+    batch_invariant: ClassVar[bool] = False
+    """Whether the rest of a batch changes no bit of what the part gives for an item."""
+
     def fingerprint(self) -> str:
         """Identity of weights or data files, recorded with the results; empty if there are none."""
         return ""
@@ -147,6 +150,11 @@ class Source(Part, Protocol):
     def num_symbols(self) -> int:
         """Number of symbols: by default `vocab_size`, or 0 for data without symbols."""
         return getattr(self, "vocab_size", 0)
+
+    @property
+    def item_bytes(self) -> int:
+        """Memory of a noisy datum in bytes; 0 if it is not known."""
+        return 0
 
     @abstractmethod
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Any]:

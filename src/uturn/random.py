@@ -12,12 +12,15 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from uturn import compiling
+from uturn.box_muller import normal_pair, wide_vectors
+from uturn.threads import over_blocks
 
 compiling.announce()  # every module with kernels imports this one
 
+VERSION = 2  # of the numbers that a key gives
 _UNIFORM, _FOLD = np.uint64(0), np.uint64(1)  # upper half of the 128-bit counter: keeps the two uses apart
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -57,33 +60,43 @@ def _fold_all(parents, coordinates):
     return out
 
 
-@njit(cache=True)
-def _uniforms(keys, n, out):
-    for i in range(len(keys)):
-        for j in range(n):
+@njit(nogil=True, cache=True)
+def _uniforms(keys, first, last, out):
+    for i in range(first, last):
+        for j in range(out.shape[1]):
             out[i, j] = uniform_at(keys[i], np.uint64(j))
 
 
-@njit(cache=True)
-def _normals_row32(key, out):
-    # Box-Muller on 32-bit uniforms: one Philox call gives four numbers; |x| <= sqrt(64 log 2) = 6.66.
-    two_pi, scale, n = np.float32(2 * np.pi), np.float32(2.0**-32), len(out)
-    for j in range((n + 3) // 4):
-        first, second = philox(key, np.uint64(j))
-        for h in range(2):
-            bits = first if h == 0 else second
-            u = np.float32((bits & _LOW) + np.uint64(1)) * scale
-            radius = np.sqrt(np.float32(-2) * np.log(u))
-            angle = two_pi * (np.float32(bits >> _SHIFT) * scale)
-            k = 4 * j + 2 * h
-            if k < n:
-                out[k] = radius * np.cos(angle)
-            if k + 1 < n:
-                out[k + 1] = radius * np.sin(angle)
+@njit(nogil=True, cache=True)
+def normal_row(key, out):
+    """Fill `out` with the first len(out) standard normal float32 numbers of the stream `key`.
+
+    One Philox call gives four numbers. Sixteen calls are made together, so that the compiler turns them into vector code.
+    """
+    wide_vectors()  # type: ignore[call-arg]
+    n = len(out)
+    whole = n // 64 * 64
+    for first in range(0, whole, 64):
+        for call in range(16):
+            a, b, c, d = _four_normals(key, np.uint64(first // 4 + call))
+            at = first + 4 * call
+            out[at], out[at + 1], out[at + 2], out[at + 3] = a, b, c, d
+    for at in range(whole, n, 4):
+        for k, x in enumerate(_four_normals(key, np.uint64(at // 4))):
+            if at + k < n:
+                out[at + k] = x
 
 
-@njit(cache=True)
-def _normals_row64(key, out):
+@njit(inline="always")
+def _four_normals(key, counter):
+    first, second = philox(key, counter)
+    a, b = normal_pair(np.uint32(first & _LOW), np.uint32(first >> _SHIFT))
+    c, d = normal_pair(np.uint32(second & _LOW), np.uint32(second >> _SHIFT))
+    return a, b, c, d
+
+
+@njit(nogil=True, cache=True)
+def _normal_row_double(key, out):
     eleven, n = np.uint64(11), len(out)
     for j in range((n + 1) // 2):
         first, second = philox(key, np.uint64(j))
@@ -95,16 +108,16 @@ def _normals_row64(key, out):
             out[2 * j + 1] = radius * np.sin(angle)
 
 
-@njit(parallel=True, cache=True)
-def _normals32(keys, out):
-    for i in prange(len(keys)):
-        _normals_row32(keys[i], out[i])
+@njit(nogil=True, cache=True)
+def _normals(keys, first, last, out):
+    for i in range(first, last):
+        normal_row(keys[i], out[i])
 
 
-@njit(parallel=True, cache=True)
-def _normals64(keys, out):
-    for i in prange(len(keys)):
-        _normals_row64(keys[i], out[i])
+@njit(nogil=True, cache=True)
+def _normals_double(keys, first, last, out):
+    for i in range(first, last):
+        _normal_row_double(keys[i], out[i])
 
 
 def checked_seed(seed: Any, name: str = "seed") -> int:
@@ -229,7 +242,7 @@ def _own_streams(seed: Any, count: int) -> np.ndarray:
 def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 (len(keys), n): row i holds the first n numbers of stream keys[i]."""
     out = np.empty((len(keys), n))
-    _uniforms(keys, n, out)
+    over_blocks(len(keys), lambda first, last: _uniforms(keys, first, last, out), n)
     return out
 
 
@@ -239,10 +252,6 @@ def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
     float32 numbers are at most 6.66 in absolute value.
     """
     out = np.empty((len(keys), n), dtype)
-    row, rows = (_normals_row32, _normals32) if out.dtype == np.float32 else (_normals_row64, _normals64)
-    if out.size > 100_000:
-        rows(keys, out)
-    else:  # waking threads costs more than a short loop
-        for key, line in zip(keys, out, strict=True):
-            row(key, line)
+    rows = _normals if out.dtype == np.float32 else _normals_double
+    over_blocks(len(keys), lambda first, last: rows(keys, first, last, out), n)
     return out

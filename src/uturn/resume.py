@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uturn import random
 from uturn.checks import shown
 from uturn.contracts import checked_blocks, checked_text
 from uturn.files import locked_folder
 from uturn.own_parts import is_own
 from uturn.spec import added, build, differences, with_size_of
-from uturn.store import Store
+from uturn.store import MemoryStore, Store
 
 _log = logging.getLogger("uturn")
 
 
-def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_changes: bool) -> Store:
+def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_changes: bool) -> Store | MemoryStore:
     """The store of an experiment: a new one if there is none, the existing one, or the existing one extended.
+
+    Without a path the results are kept in memory.
 
     ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
     """
@@ -33,21 +37,29 @@ def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_c
         "seed": experiment.seed,
         "models": json.dumps(models),
         "versions": json.dumps(_versions()),
+        "random_version": random.VERSION,
     }
     description, skipped = checked_text("backward.describe", backward.describe()), source.skipped(experiment.items)
     attributes |= {"description": description} if description else {}
     attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
     coordinates = experiment.coordinates()
     layout = experiment.variables(), coordinates, experiment.chunk, attributes
-    if store is None or not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
+    if store is None:
+        return MemoryStore(*layout)
+    if not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
         opened = Store.create(store, *layout)
         if opened is not None:
             return opened
     elif not resume:
         raise ValueError(f"{store} exists already; choose another folder, or resume it (resume=True)")
-    assert store is not None
     with locked_folder(Path(store).resolve().parent):  # one process at a time extends it
         opened = Store.open(store)
+        made = opened.attributes.get("random_version", 1)
+        if made != random.VERSION:
+            raise ValueError(
+                f"{store} was made with version {shown(made)} of the random numbers, and this version of uturn draws version "
+                f"{random.VERSION}; choose another folder"
+            )
         opened.remove_unfinished()
         stored = json.loads(opened.attributes["identity"])
         new = added(stored, experiment.identity())
@@ -138,6 +150,7 @@ def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: s
     return [original for block in blocks for original in block.data]
 
 
+@lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 

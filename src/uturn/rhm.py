@@ -15,6 +15,7 @@ from numba import njit
 from uturn.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, shown
 from uturn.files import whole_file
 from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniforms
+from uturn.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
 _FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
@@ -290,16 +291,19 @@ class RandomHierarchyModel:
         )
         key = streams(seed, count, STRINGS)
         L = self.depth
-        root = np.empty((count, 1), np.int64)
-        _draw_roots(key, np.cumsum(self.class_probabilities), root)
-        latents = {L: root}
-        offset = 1  # number of nodes above the level; node i of the tree uses random number i
-        for level in range(L, 0, -1):
-            children = np.empty((count, self.num_nodes(level - 1)), np.int64)
-            cumulative = np.cumsum(self.rule_probabilities[level], axis=1)
-            _draw_children(key, np.uint64(offset), latents[level], self.rules[level], cumulative, children)
-            offset += latents[level].shape[1]
-            latents[level - 1] = children
+        latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
+        cumulative = {level: np.cumsum(p, axis=1) for level, p in self.rule_probabilities.items()}
+        of_class = np.cumsum(self.class_probabilities)
+
+        def block(first: int, last: int) -> None:
+            _draw_roots(key, of_class, first, last, latents[L])
+            offset = 1  # number of nodes above the level; node i of the tree uses random number i
+            for level in range(L, 0, -1):
+                of_level = self.rules[level], cumulative[level]
+                _draw_children(key, np.uint64(offset), latents[level], *of_level, first, last, latents[level - 1])
+                offset += self.num_nodes(level)
+
+        over_blocks(count, block, 8 * self.num_leaves)
         return Draw({level: latents[level] for level in range(L + 1)})
 
     def parse(self, leaves: Any) -> Parse:
@@ -431,16 +435,16 @@ def inverse_cdf(cumulative, u):
     return low
 
 
-@njit(cache=True)
-def _draw_roots(keys, cumulative, out):
-    for b in range(len(keys)):
+@njit(nogil=True, cache=True)
+def _draw_roots(keys, cumulative, first, last, out):
+    for b in range(first, last):
         out[b, 0] = inverse_cdf(cumulative, uniform_at(keys[b], np.uint64(0)))
 
 
-@njit(cache=True)
-def _draw_children(keys, offset, parents, rules, cumulative, out):
+@njit(nogil=True, cache=True)
+def _draw_children(keys, offset, parents, rules, cumulative, first, last, out):
     s = rules.shape[2]
-    for b in range(len(keys)):
+    for b in range(first, last):
         for i in range(parents.shape[1]):
             y = parents[b, i]
             k = inverse_cdf(cumulative[y], uniform_at(keys[b], offset + np.uint64(i)))

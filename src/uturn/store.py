@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,8 +51,70 @@ class Task:
     item_block: int
 
 
-class Store:
-    """The results of a run, on disk or in memory: created once, filled task by task, readable with `xarray.open_zarr`."""
+class _Blocks:
+    """Noise levels and items of a run, cut into tasks."""
+
+    chunk: int
+    num_items: int
+    noise: Any
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks, block by block."""
+        for block in range(-(-self.num_items // self.chunk)):
+            for level in range(len(self.noise)):
+                yield Task(level, block)
+
+    def items(self, task: Task) -> np.ndarray:
+        """Item numbers of a task."""
+        start = task.item_block * self.chunk
+        return np.arange(start, min(start + self.chunk, self.num_items))
+
+    def _region(self, task: Task) -> tuple[slice, slice]:
+        start = task.item_block * self.chunk
+        return slice(task.noise_index, task.noise_index + 1), slice(start, start + self.chunk)
+
+
+class MemoryStore(_Blocks):
+    """The results of a run in memory, with the methods of `Store` that a run needs."""
+
+    where = "memory"
+
+    def __init__(
+        self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
+    ) -> None:
+        self.noise, self.num_items, self.chunk = list(coordinates["noise"][1]), len(coordinates["item"][1]), chunk
+        self.variables, self.coordinates, self.attributes = variables, coordinates, attributes
+        self.dims = {name: variable.dims for name, variable in variables.items()}
+        self.values = {name: np.full(_shape(one, coordinates), np.nan, np.float32) for name, one in variables.items()}
+        self.missing = set(self.tasks())
+
+    def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
+        """Number of trajectories done of each task: none at the start of a run."""
+        return dict.fromkeys(tasks, 0)
+
+    def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the readings of a task, {variable: array (items, ...)}."""
+        for name, values in self.values.items():
+            values[self._region(task)] = arrays[name][None]
+        self.missing.discard(task)
+
+    def finishing(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def dataset(self, look: bool = False) -> xr.Dataset:
+        """The run as a labelled dataset."""
+        import xarray as xr
+
+        about = _about(self.chunk, self.variables, len(self.missing))
+        return xr.Dataset(
+            {name: (self.dims[name], values, _attributes(self.variables[name])) for name, values in self.values.items()},
+            coords={name: (dims, np.asarray(values), attrs) for name, (dims, values, attrs) in self.coordinates.items()},
+            attrs={**about, **self.attributes},
+        )
+
+
+class Store(_Blocks):
+    """The results of a run on disk: created once, filled task by task, readable with `xarray.open_zarr`."""
 
     def __init__(self, group: zarr.Group, where: str) -> None:
         self.group, self.where = group, where
@@ -62,24 +124,22 @@ class Store:
         self.dims = {name: tuple(self._array(name).metadata.dimension_names) for name in self.variables}
         self.num_items = int(self._array("item").shape[0])
         self.trajectories = int(self._array("trajectory").shape[0])
-        self._folder = None if where == "memory" else os.stat(where).st_ino
+        self._folder = os.stat(where).st_ino
 
     @classmethod
     def create(
         cls,
-        path: str | Path | None,
+        path: str | Path,
         variables: Mapping[str, Variable],
         coordinates: Coordinates,
         chunk: int,
         attributes: Mapping[str, Any],
     ) -> Store | None:
-        """Create an empty store at `path`, or in memory if it is None.
+        """Create an empty store at `path`.
 
         The store appears at `path` in one step, so an interruption leaves no store or a complete one. Returns None if another
         process has created a store there in the meantime.
         """
-        if path is None:
-            return cls(_laid_out(zarr.storage.MemoryStore(), variables, coordinates, chunk, attributes), "memory")
         try:
             with whole_folder(path, replace=False) as unfinished:
                 _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
@@ -174,17 +234,6 @@ class Store:
         self.group.metadata.attributes.update(attributes)
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
-    def tasks(self) -> Iterator[Task]:
-        """All tasks, block by block."""
-        for block in range(-(-self.num_items // self.chunk)):
-            for level in range(self._array("noise").shape[0]):
-                yield Task(level, block)
-
-    def items(self, task: Task) -> np.ndarray:
-        """Item numbers of a task."""
-        start = task.item_block * self.chunk
-        return np.arange(start, min(start + self.chunk, self.num_items))
-
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
         """State of each task, and number of its trajectories that are done.
 
@@ -335,7 +384,7 @@ class Store:
 
     def _check_still_there(self) -> None:
         """ValueError if another process has replaced this store by that of a larger run."""
-        if self._folder is not None and os.stat(self.where).st_ino != self._folder:
+        if os.stat(self.where).st_ino != self._folder:
             raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
 
     # -- arrays --------------------------------------------------------------------------------------------------------
@@ -377,10 +426,6 @@ class Store:
                 except Exception:
                     records[place] = np.iinfo(np.uint64).max
             return records
-
-    def _region(self, task: Task) -> tuple[slice, slice]:
-        start = task.item_block * self.chunk
-        return slice(task.noise_index, task.noise_index + 1), slice(start, start + self.chunk)
 
     def _chunk_key(self, name: str, task: Task) -> str:
         rest = self._array(name).ndim - 2
@@ -464,7 +509,7 @@ def _laid_out(
             fill_value=float("nan"),
             dimension_names=variable.dims,
             compressors=compressors,
-            attributes={"long_name": variable.long_name},
+            attributes=_attributes(variable),
         )
     levels, blocks = len(coordinates["noise"][1]), -(-len(coordinates["item"][1]) // chunk)
     group.create_array(
@@ -478,11 +523,19 @@ def _laid_out(
     )
     # CF convention: names of the coordinates that are not dims.
     others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
-    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
-    about |= {"complete": False, "missing_tasks": levels * blocks}
+    about = _about(chunk, variables, levels * blocks)
     group.attrs.update({**about, "coordinates": others, **attributes})
     _consolidate(target)
     return group
+
+
+def _about(chunk: int, variables: Iterable[str], missing: int) -> dict[str, Any]:
+    about = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
+    return {**about, "complete": missing == 0, "missing_tasks": missing}
+
+
+def _attributes(variable: Variable) -> dict[str, Any]:
+    return {"long_name": variable.long_name}
 
 
 def _span(items: np.ndarray) -> str:

@@ -8,6 +8,8 @@ Bayesian: it assigns a fixed belief to the true symbol. `Diffusion` is the forwa
 
 from __future__ import annotations
 
+from typing import Any
+
 from uturn.corruption.diffusion import Diffusion
 from uturn.corruption.epsilon import EpsilonBelief
 from uturn.corruption.gaussian import Gaussian
@@ -23,3 +25,5 @@ CORRUPTIONS: dict[str, type] = {
     "uniform": UniformReplacement,
     "epsilon": EpsilonBelief,
 }
+COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}
+"""Channels whose method `evidence` gives the log-evidence of this function, in a form that the kernels read."""

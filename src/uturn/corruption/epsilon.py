@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from uturn.checks import checked_noise
-from uturn.corruption.strings import checked_noisy, checked_strings, two_valued, two_valued_bits
+from uturn.corruption.strings import checked_noisy, checked_strings, symbol_evidence, two_valued, two_valued_bits, two_values
+from uturn.inference.evidence import Evidence
 from uturn.protocols import Channel, Noisy
 
 
@@ -20,6 +21,7 @@ class EpsilonBelief(Channel):
     """
 
     unit: ClassVar[str] = "epsilon"
+    batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     is_bayesian: ClassVar[bool] = False
@@ -34,6 +36,10 @@ class EpsilonBelief(Channel):
         """Log-belief in nats, (batch, num_leaves, vocab_size), float64 by default."""
         same = checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
         return two_valued(same, noisy.noise, noisy.vocab_size, dtype)
+
+    def evidence(self, noisy: Noisy) -> Evidence:
+        """The log-evidence as observed symbols, with one value for them and one for all others."""
+        return symbol_evidence(self, noisy, *two_values(noisy.noise, noisy.vocab_size))
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
         """ε itself."""

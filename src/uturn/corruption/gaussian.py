@@ -7,12 +7,16 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numba import njit
 
 from uturn.checks import checked_noise
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols
+from uturn.inference.evidence import Evidence
+from uturn.memory import recycled
 from uturn.protocols import Axes, Channel, Noisy
-from uturn.random import NOISE, normals, streams
+from uturn.random import NOISE, normal_row, normals, streams
+from uturn.threads import over_blocks
 
 # Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The error of an Euler step of length
 # h is about h^2 |d mmse/dr|, and the uncertainty about a leaf (mmse) decays as exp(-r/4), somewhat faster given its neighbours.
@@ -35,6 +39,7 @@ class Gaussian(Channel):
     """
 
     unit: ClassVar[str] = "diffusion time t, abar = exp(-2t)"
+    batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = np.inf
     kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")
     is_reversible: ClassVar[bool] = True
@@ -46,13 +51,11 @@ class Gaussian(Channel):
         `seed`: an integer, or one uint64 key per sample (see `uturn.random.keys`).
         """
         leaves, t = checked_strings(leaves, noise, vocab_size, np.inf)
-        batch, d = leaves.shape
-        abar = self.abar(t).reshape(-1, 1, 1)
-        values = normals(streams(seed, batch, NOISE), d * vocab_size).reshape(batch, d, vocab_size)
-        values *= np.sqrt(1 - abar).astype(np.float32)
-        at = leaves[..., None]
-        signal = np.take_along_axis(values, at, 2) + np.sqrt(abar).astype(np.float32)
-        np.put_along_axis(values, at, signal, 2)
+        keys, abar = streams(seed, len(leaves), NOISE), self.abar(t)
+        spread, signal = np.sqrt(1 - abar).astype(np.float32), np.sqrt(abar).astype(np.float32)
+        values = recycled((*leaves.shape, vocab_size), np.dtype(np.float32))
+        rows = values.reshape(len(leaves), -1)
+        over_blocks(len(leaves), lambda first, last: _diffuse(keys, leaves, spread, signal, first, last, rows), rows.shape[1])
         return Noisy(values, t, vocab_size)
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
@@ -61,16 +64,24 @@ class Gaussian(Channel):
         At t = 0 it is 0 for the true symbol and -inf for the others.
         """
         t = checked_noisy(noisy).noise
-        abar = self.abar(t)
-        with np.errstate(divide="ignore", over="ignore"):
-            gain = np.sqrt(abar) / -np.expm1(-2 * t)
-        # The symbol is certain at times below 1e-30; the cap keeps the product finite in float32.
-        gain = np.minimum(gain, 1e30).astype(dtype or noisy.values.dtype).reshape(-1, 1, 1)
-        out = noisy.values * gain
+        out = noisy.values * self._gain(t).astype(dtype or noisy.values.dtype).reshape(-1, 1, 1)
         clean = t == 0
         if clean.any():
             out[clean] = np.where(noisy.values[clean] == 1, 0, -np.inf)
         return out
+
+    def evidence(self, noisy: Noisy) -> Evidence:
+        """The log-evidence as the noisy values and their factors."""
+
+        def log(samples: np.ndarray) -> np.ndarray:
+            return self.log_evidence(Noisy(noisy.values[samples], noisy.noise[samples], noisy.vocab_size), np.float32)
+
+        return Evidence.scaled(noisy.values, self._gain(noisy.noise).astype(np.float32), log)
+
+    def _gain(self, t: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", over="ignore"):
+            gain = np.sqrt(self.abar(t)) / -np.expm1(-2 * t)
+        return np.minimum(gain, 1e30)  # the symbol is certain at times below 1e-30; the product stays finite in float32
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the constant that `log_evidence` leaves out; t > 0."""
@@ -158,6 +169,18 @@ def _ancestral_scheduler(start: float, steps: int) -> Any:
     return scheduler
 
 
+@njit(nogil=True, cache=True)
+def _diffuse(keys, leaves, spread, signal, first, last, out):
+    """out[b, i, a] = spread[b] * normal number + signal[b] at the symbol a = leaves[b, i]."""
+    v = out.shape[1] // leaves.shape[1]
+    for b in range(first, last):
+        normal_row(keys[b], out[b])
+        for k in range(out.shape[1]):
+            out[b, k] *= spread[b]
+        for i in range(leaves.shape[1]):
+            out[b, i * v + leaves[b, i]] += signal[b]
+
+
 @lru_cache(maxsize=4096)
 def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
     """(effective ε, bits) of one Gaussian leaf, both to 1e-9.
@@ -187,9 +210,15 @@ def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
 
     def law(shift: float) -> tuple[np.ndarray, np.ndarray]:
         """P(shift + c xi + Gumbel < y) and its derivative."""
-        rate = np.exp(np.minimum(c * xi[:, None] + shift - y, 700))
+        if c * step < h:
+            rate = np.exp(np.minimum(c * xi[:, None] + shift - y, 700))
+            below = np.exp(-rate)
+            return weight @ below, weight @ (rate * below)
+        # Steps of c xi are steps of y, so the mean over xi is a convolution.
+        reach = len(xi) // 2
+        rate = np.exp(np.minimum(shift - y[0] - h * np.arange(-reach, len(y) + reach), 700))
         below = np.exp(-rate)
-        return weight @ below, weight @ (rate * below)
+        return np.convolve(below, weight, "valid"), np.convolve(rate * below, weight, "valid")
 
     true, density = law(r)
     others = law(0.0)[0] ** (v - 1)

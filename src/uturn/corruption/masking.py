@@ -9,7 +9,8 @@ import numpy as np
 
 from uturn.checks import checked_noise
 from uturn.corruption.denoising import ORDER, Denoiser, checked_posterior
-from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, draw_symbols
+from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, draw_symbols, symbol_evidence
+from uturn.inference.evidence import Evidence
 from uturn.protocols import Channel, Noisy
 from uturn.random import NOISE, streams, uniforms
 
@@ -23,6 +24,7 @@ class Masking(Channel):
     """
 
     unit: ClassVar[str] = "masked fraction 1 - alpha"
+    batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     is_reversible: ClassVar[bool] = True
@@ -39,6 +41,11 @@ class Masking(Channel):
         checked_noisy(noisy)
         possible = (noisy.values[..., None] == np.arange(noisy.vocab_size)) | (noisy.values[..., None] < 0)
         return np.where(possible, 0, -np.inf).astype(dtype or np.float64, copy=False)
+
+    def evidence(self, noisy: Noisy) -> Evidence:
+        """The log-evidence as observed symbols, beside which all others are impossible."""
+        certain = np.zeros(len(noisy.values))
+        return symbol_evidence(self, noisy, certain, certain - np.inf)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the log-probability of the positions of the masks."""

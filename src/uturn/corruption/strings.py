@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from uturn.checks import checked_array, checked_integer, checked_noise, shown
+from uturn.inference.evidence import Evidence
 from uturn.protocols import Noisy
 from uturn.random import streams, uniforms
 
@@ -43,10 +44,24 @@ def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_siz
     return values.astype(np.int64, copy=False)
 
 
+def symbol_evidence(channel: Any, noisy: Noisy, this: np.ndarray, other: np.ndarray) -> Evidence:
+    """Evidence with the log-evidence `this` (batch,) for an observed symbol, and `other` for the rest."""
+
+    def log(samples: np.ndarray) -> np.ndarray:
+        return channel.log_evidence(Noisy(noisy.values[samples], noisy.noise[samples], noisy.vocab_size), np.float32)
+
+    return Evidence.symbols(noisy.values, other.astype(np.float32) - this.astype(np.float32), log)
+
+
+def two_values(noise: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logs of 1 - noise + noise/v and of noise/v."""
+    with np.errstate(divide="ignore"):
+        return np.log1p(-noise * (v - 1) / v), np.log(noise / v)
+
+
 def two_valued(same: np.ndarray, noise: np.ndarray, v: int, dtype: Any) -> np.ndarray:
     """Log of the belief 1 - noise + noise/v in the symbol where `same` is True, and noise/v in each other one."""
-    with np.errstate(divide="ignore"):
-        this, other = np.log1p(-noise * (v - 1) / v), np.log(noise / v)
+    this, other = two_values(noise, v)
     return np.where(same, this[:, None, None], other[:, None, None]).astype(dtype or np.float64, copy=False)
 
 

@@ -10,7 +10,17 @@ import numpy as np
 
 from uturn.checks import checked_noise
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
-from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, draw_symbols, two_valued, two_valued_bits
+from uturn.corruption.strings import (
+    checked_noisy,
+    checked_strings,
+    checked_symbols,
+    draw_symbols,
+    symbol_evidence,
+    two_valued,
+    two_valued_bits,
+    two_values,
+)
+from uturn.inference.evidence import Evidence
 from uturn.protocols import Channel, Noisy
 from uturn.random import NOISE, streams, uniforms
 
@@ -23,6 +33,7 @@ class UniformReplacement(Channel):
     """
 
     unit: ClassVar[str] = "replaced fraction 1 - alpha"
+    batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     is_reversible: ClassVar[bool] = True
@@ -40,6 +51,10 @@ class UniformReplacement(Channel):
         """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
         same = checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
         return two_valued(same, noisy.noise, noisy.vocab_size, dtype)
+
+    def evidence(self, noisy: Noisy) -> Evidence:
+        """The log-evidence as observed symbols, with one value for them and one for all others."""
+        return symbol_evidence(self, noisy, *two_values(noisy.noise, noisy.vocab_size))
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         """Zeros (batch,), because `Beliefs.log_evidence` is the log-probability of the observation."""

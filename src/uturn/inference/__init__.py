@@ -15,7 +15,7 @@ import numpy as np
 
 from uturn.checks import check_memory
 from uturn.inference.beliefs import OUTPUTS, Beliefs, NotComputedError
-from uturn.inference.checks import check_shape, check_values, floating_array, is_tensor
+from uturn.inference.checks import check_shape, check_values, checked_evidence, floating_array, is_tensor
 from uturn.inference.entropy import mutual_information, posterior_entropy, prior_entropy
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def infer(
         return beliefs if tensor else _converted(beliefs, lambda x: x.numpy())
     from uturn.inference.numba_backend import infer_numba
 
-    beliefs = infer_numba(rhm, floating_array(rhm, log_evidence), names)
+    beliefs = infer_numba(rhm, checked_evidence(rhm, log_evidence), names)
     if not tensor:
         return beliefs
     import torch
@@ -150,12 +150,12 @@ def sample_posterior(
     from uturn.inference.numba_backend import sample_numba
     from uturn.random import streams
 
-    values = floating_array(rhm, log_evidence)
+    evidence = checked_evidence(rhm, log_evidence)
     given = num_draws if isinstance(num_draws, np.ndarray) and (num_draws.dtype, num_draws.ndim) == (np.uint64, 1) else None
     count = _checked_draws(num_draws) if given is None else len(given)
-    check_memory(f"num_draws = {count}", 16 * count * len(values) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
+    check_memory(f"num_draws = {count}", 16 * count * len(evidence) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
     numbers = np.arange(count, dtype=np.uint64) if given is None else np.ascontiguousarray(given)
-    trees = sample_numba(rhm, values, streams(seed, len(values)), numbers)
+    trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
 

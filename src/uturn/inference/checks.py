@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from uturn.checks import checked_array, shown
+from uturn.inference.evidence import Evidence
 from uturn.rhm import RandomHierarchyModel
 
 
@@ -73,6 +74,11 @@ def is_tensor(values: Any) -> bool:
     """Whether `values` is a torch tensor; torch is not imported."""
     torch = sys.modules.get("torch")  # a tensor can exist only if torch is loaded
     return torch is not None and isinstance(values, torch.Tensor)
+
+
+def checked_evidence(rhm: Any, evidence: Any) -> Evidence:
+    """Evidence of checked shape, from log-evidence if it is not in one of the other forms of `Evidence` already."""
+    return evidence if isinstance(evidence, Evidence) else Evidence.of(floating_array(rhm, evidence))
 
 
 def floating_array(rhm: Any, values: Any) -> np.ndarray:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 
+from uturn import threads
 from uturn.inference import kernels
 from uturn.inference.checks import check_values
+from uturn.inference.evidence import Evidence
 from uturn.inference.simd import LANES
 from uturn.inference.tables import Tables, tables_of
+from uturn.memory import aligned
 
 Levels = dict[int, np.ndarray]
 
@@ -28,7 +27,6 @@ _LIMITS = {  # see kernels.py, "Range"
     np.dtype(np.float32): kernels.Limits(1e-16, 1e12, 1e-26),
     np.dtype(np.float64): kernels.Limits(1e-150, 1e140, 1e-280),
 }
-num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
 
 
 class Plan:
@@ -66,17 +64,21 @@ class Plan:
         if self.chunk > LANES:
             self.chunk = self.chunk // LANES * LANES
 
-    def job(self, low: int, high: int, batch: int, source: int, **settings: int) -> kernels.Job:
-        nothing = {"root_out": 0, "root_in": 0, "leaf_out": 0, "downward": False, "logs": False}
+    def job(self, low: int, high: int, evidence: Evidence, links: Levels, **settings: int) -> kernels.Job:
+        """What the kernels do in a band, which reads evidence, or the messages about the roots of the band below."""
+        nothing = {"root_out": 0, "root_in": 0, "leaf_out": 0, "downward": False, "logs": False, "copies": 0, "start": 0}
         s, L = self.tables.branching, self.tables.depth
+        subtrees = s ** (L - high)
         return kernels.Job(
             branching=s,
             low=low,
             high=high,
             top=high == L,
-            items=batch * s ** (L - high),
-            source=source,
-            evidence=low == 0,
+            items=len(evidence) * subtrees,
+            subtrees=subtrees,
+            source=_address(links[low] if low else evidence.values),
+            evidence=kernels.MESSAGES if low else evidence.kind,
+            factor=_address(evidence.factor),
             **{**nothing, **settings},
         )
 
@@ -95,7 +97,7 @@ def plan_of(rhm: Any, dtype: np.dtype, batch: int = 0) -> Plan:
     if (dtype, False) not in plans:
         plans[dtype, False] = Plan(tables_of(rhm), dtype)
     tiles = -(-batch // LANES)
-    if not plans[dtype, False].fits_whole or tiles < num_threads or batch < 0.8 * tiles * LANES or not batch:
+    if not plans[dtype, False].fits_whole or tiles < threads.num_threads or batch < 0.8 * tiles * LANES or not batch:
         return plans[dtype, False]
     if (dtype, True) not in plans:
         plans[dtype, True] = Plan(tables_of(rhm), dtype, whole=True)
@@ -124,39 +126,56 @@ def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
     )
 
 
+class Truth(NamedTuple):
+    """The true symbols whose marginals are wanted, {tree_level: int64 (originals, nodes)}, and the samples of each original."""
+
+    symbols: Levels
+    copies: int
+
+
 # -- one chunk of samples ------------------------------------------------------------------------------------------------
-def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any], first_sample: int = 0) -> list[int]:
+def propagate(
+    plan: Plan, evidence: Evidence, out: dict[str, Any], first_sample: int = 0, truth: Truth | None = None
+) -> list[int]:
     """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range.
 
-    `first_sample`: index in the batch of the first sample, for error messages.
+    `first_sample`: index in the batch of the first sample, for error messages. With `truth`, `out["beliefs"]` is wanted.
     """
-    L, batch = plan.tables.depth, len(log_evidence)
-    upward, marginals, downward = (_addresses(out.get(name, {}), L) for name in ("upward", "marginals", "downward"))
-    go_down = "marginals" in out or "downward" in out
+    t, batch = plan.tables, len(evidence)
+    upward, marginals, downward = (_addresses(out.get(name, {}), t.depth) for name in ("upward", "marginals", "downward"))
+    symbols, copies = (_addresses(truth.symbols, t.depth), truth.copies) if truth else (np.zeros(t.depth + 1, np.int64), 0)
+    go_down = truth is not None or "marginals" in out or "downward" in out
     want_logs = "log_evidence" in out
     up_links, down_links = plan.links(batch), plan.links(batch) if go_down else {}
     flagged = np.zeros(batch, np.uint8)
     if want_logs:
         out["log_evidence"][:] = 0
+    if truth:
+        out["beliefs"][:] = 0
 
     def sweep(low: int, high: int, rising: bool, down: bool) -> None:
         job = plan.job(
             low,
             high,
-            batch,
-            _address(up_links[low] if low else log_evidence),
+            evidence,
+            up_links,
             root_out=_address(up_links.get(high)) if rising else 0,
             root_in=_address(down_links.get(high)) if down else 0,
             leaf_out=_address(down_links.get(low)) if down else 0,
             downward=down,
             logs=want_logs and rising,
+            copies=copies if down else 0,
+            start=first_sample,
         )
         logs, status = np.empty(job.items if job.logs else 0), np.zeros(job.items, np.uint8)
+        beliefs = np.zeros((high - low + 1, job.items if job.copies else 0), np.int64)
         wanted = upward if rising else np.zeros_like(upward)
-        _over_tiles(plan, kernels.run_tiles, job, wanted, marginals, downward, logs, status)
-        _merge(flagged, status, log_evidence, first_sample)
+        _over_tiles(plan, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, status)
+        _merge(flagged, status, evidence, first_sample)
         if job.logs:
             out["log_evidence"] += logs.reshape(batch, -1).sum(axis=1)
+        if job.copies:
+            out["beliefs"][:, low : high + 1] += beliefs.reshape(high - low + 1, batch, -1).sum(axis=2).T
 
     *lower, top = plan.bands
     for band in lower:
@@ -169,39 +188,35 @@ def propagate(plan: Plan, log_evidence: np.ndarray, out: dict[str, Any], first_s
 
 
 def draw(
-    plan: Plan, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray, out: Levels, stride: int, first_sample: int = 0
+    plan: Plan, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray, out: Levels, stride: int, first_sample: int = 0
 ) -> list[int]:
     """Fill `out` (draws, samples, nodes) with the draws `numbers` of a contiguous chunk of samples.
 
     Returns the samples whose numbers left the floating point range. `out` may be part of a larger array, in which draws are
     `stride` samples apart.
     """
-    t, batch = plan.tables, len(log_evidence)
+    t, batch = plan.tables, len(evidence)
     nowhere = np.zeros(t.depth + 1, np.int64)
     links, flagged = plan.links(batch), np.zeros(batch, np.uint8)
-
-    def source(low: int) -> int:
-        return _address(links[low] if low else log_evidence)
-
     for low, high in plan.bands[:-1]:
-        job = plan.job(low, high, batch, source(low), root_out=_address(links[high]))
-        status = np.zeros(job.items, np.uint8)
-        _over_tiles(plan, kernels.run_tiles, job, nowhere, nowhere, nowhere, np.empty(0), status)
-        _merge(flagged, status, log_evidence, first_sample)
+        job = plan.job(low, high, evidence, links, root_out=_address(links[high]))
+        status, nothing = np.zeros(job.items, np.uint8), (np.empty(0), nowhere, np.empty((0, 0), np.int64))
+        _over_tiles(plan, kernels.run_tiles, job, nowhere, nowhere, nowhere, *nothing, status)
+        _merge(flagged, status, evidence, first_sample)
     for low, high in reversed(plan.bands):
-        job = plan.job(low, high, batch, source(low))
+        job = plan.job(low, high, evidence, links)
         status = np.zeros(job.items, np.uint8)
-        apart, addresses = stride * (job.items // batch), _addresses(out, t.depth)
+        apart, addresses = stride * job.subtrees, _addresses(out, t.depth)
         _over_tiles(plan, kernels.sample_tiles, job, keys, numbers, apart, plan.most_rules, addresses, status)
-        _merge(flagged, status, log_evidence, first_sample)
+        _merge(flagged, status, evidence, first_sample)
     return np.flatnonzero(flagged).tolist()
 
 
-def _merge(flagged: np.ndarray, status: np.ndarray, log_evidence: np.ndarray, first_sample: int) -> None:
+def _merge(flagged: np.ndarray, status: np.ndarray, evidence: Evidence, first_sample: int) -> None:
     """A sample is flagged if one of its subtrees is."""
     worst = status.reshape(len(flagged), -1).max(axis=1)
     if (worst == kernels.INVALID).any():
-        check_values(log_evidence, first_sample)
+        check_values(evidence.log(np.arange(first_sample, first_sample + len(evidence))), first_sample)
         raise AssertionError("unreachable: a leaf without a finite maximum")
     np.maximum(flagged, worst, out=flagged)
 
@@ -219,48 +234,10 @@ def _over_tiles(plan: Plan, kernel: Any, job: kernels.Job, *arguments: Any) -> N
     def block(first: int, last: int) -> None:
         kernel(first, last, _workspace(plan), plan.one, plan.limits, plan.rules, job, *arguments)
 
-    over_blocks(-(-job.items // LANES), block)
-
-
-def over_blocks(count: int, block: Any) -> None:
-    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads, this one included.
-
-    Numba's own threads are not used, because its workqueue is not reentrant and OpenMP threads do not survive a fork. Each thread
-    takes several blocks, one by one, because cores are rarely equally free and threads start late.
-    """
-    if min(num_threads, count) <= 1:
-        block(0, count)
-        return
-    blocks = min(count, 6 * num_threads)
-    cuts = [count * i // blocks for i in range(blocks + 1)]
-    todo = deque(pairwise(cuts))
-
-    def work() -> None:
-        while True:
-            try:
-                first, last = todo.popleft()  # one operation: no lock is needed
-            except IndexError:
-                return
-            block(first, last)
-
-    helpers = [_pool().submit(work) for _ in range(min(num_threads, blocks) - 1)]
-    try:
-        work()
-    finally:
-        todo.clear()
-        for helper in helpers:
-            helper.result()
+    threads.over_blocks(-(-job.items // LANES), block)
 
 
 _local = threading.local()
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-
-
-def _pool() -> ThreadPoolExecutor:
-    key = (os.getpid(), num_threads)  # a forked process has none of its parent's threads
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(max(num_threads - 1, 1), thread_name_prefix="uturn-inference")
-    return _pools[key]
 
 
 def _workspace(plan: Plan) -> np.ndarray:
@@ -273,44 +250,3 @@ def _workspace(plan: Plan) -> np.ndarray:
         space = spaces[plan.dtype] = aligned((size,), plan.dtype, boundary=2**21)
         space[:] = 0
     return space
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:
-    """np.empty aligned to a cache line, so that whole lines can be written without passing through the cache."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + boundary, np.uint8)
-    shift = -raw.ctypes.data % boundary
-    return raw[shift : shift + size].view(dtype).reshape(shape)
-
-
-_free: dict[int, deque[np.ndarray]] = {}
-
-
-class _Recycled:
-    """Owner of the memory of arrays, which returns it to `_free` when the last of them is deleted."""
-
-    def __init__(self, memory: np.ndarray) -> None:
-        self.memory = memory
-        self.__array_interface__ = memory.__array_interface__
-
-    def __del__(self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque) -> None:  # globals may be gone at exit
-        size, limit = self.memory.nbytes, 2**26
-        if size <= limit:
-            if sum(n * len(blocks) for n, blocks in list(free.items())) + size > limit:
-                free.clear()
-            free.setdefault(size, new()).append(self.memory)
-
-
-def recycled(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """`aligned` on the memory of deleted results, if available; at most 64 MB are kept.
-
-    New memory pages cost as much time as computing the messages on them.
-    """
-    size = int(np.prod(shape)) * dtype.itemsize
-    if size < 2**17:  # malloc recycles these itself
-        return aligned(shape, dtype)
-    try:
-        memory = _free[size].pop()  # one operation each: no lock is needed, and none could be taken in __del__
-    except (KeyError, IndexError):
-        memory = aligned((size,), np.dtype(np.uint8))
-    return np.asarray(_Recycled(memory)).view(dtype).reshape(shape)

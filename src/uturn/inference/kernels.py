@@ -29,6 +29,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
+from uturn.inference.evidence import LOG, MESSAGES, SCALED, SYMBOLS
 from uturn.inference.simd import (
     LANES,
     add,
@@ -41,6 +42,7 @@ from uturn.inference.simd import (
     multiply,
     multiply_add,
     pointer,
+    pointer_at,
     power_of_two_over,
     read_block,
     read_number,
@@ -58,6 +60,8 @@ from uturn.inference.simd import (
 from uturn.random import fold, uniform_at
 
 OK, REDO, INVALID = 0, 1, 2  # status of an item
+_VECTORS = 9  # before the scales, see `_layout`
+FIXED_POINT = 2.0**32  # beliefs are added as integers: the sum does not depend on the order, and is off by 1e-10 a node at most
 
 # Symbols in the index arrays are multiplied by LANES: they are offsets into a message.
 Rules = namedtuple(
@@ -67,9 +71,9 @@ Rules = namedtuple(
 # All addresses are of memory; 0 = not wanted.
 Job = namedtuple(
     "Job",
-    "branching low high top items "  # levels of the band; is it the top band; number of items
-    "source evidence root_out root_in leaf_out "  # messages read at the low level, and exchanged with the bands around
-    "downward logs",  # whether to go down; whether to write log totals
+    "branching low high top items subtrees "  # levels of the band; is it the top band; number of items, and of a sample's
+    "source evidence factor root_out root_in leaf_out "  # read at the low level; messages exchanged with the bands around
+    "downward logs copies start",  # whether to go down; to write log totals; samples of an original (0: no beliefs); first sample
 )
 Limits = namedtuple("Limits", "smallest_z largest_down smallest_weight")  # see Range above
 
@@ -135,6 +139,48 @@ def _exponentiate(ws, block, columns, highest, sums):
 
 
 @njit(**_options)
+def _read_factor(ws, vectors, job, first, last):
+    """The factor of the evidence of every lane, and for symbols the evidence of those not observed."""
+    factor = vectors + 8 * LANES
+    for lane in range(LANES):
+        sample = min(first + lane, last) // job.subtrees
+        ws[factor + lane] = read_number(np.float32(0), job.factor + sample * 4)
+    if job.evidence == SYMBOLS:
+        store(ws, factor, exp_nonpositive(load(ws, factor)))
+
+
+@njit(**_options)
+def _sum(ws, zero, block, columns, total):
+    value = splat(zero)
+    for x in range(columns):
+        value = add(value, load(ws, block + x * LANES))
+    store(ws, total, value)
+
+
+@njit(**_options)
+def _scale(ws, block, columns, factor):
+    by = load(ws, factor)
+    for x in range(columns):
+        store(ws, block + x * LANES, multiply(load(ws, block + x * LANES), by))
+
+
+@njit(**_options)
+def _read_symbols(ws, one, block, columns, factor, spare, address, item_bytes, first, last):
+    """Evidence of observed symbols: 1 for the symbol itself (for all if it is -1), the factor for the others."""
+    nothing = np.int64(0)
+    for lane in range(LANES):
+        symbol = read_number(nothing, address + min(first + lane, last) * item_bytes)
+        ws[spare + lane] = ws[factor + lane] if symbol >= 0 else one
+    others = load(ws, spare)
+    for x in range(columns):
+        store(ws, block + x * LANES, others)
+    for lane in range(LANES):
+        symbol = read_number(nothing, address + min(first + lane, last) * item_bytes)
+        if symbol >= 0:
+            ws[block + symbol * LANES + lane] = one
+
+
+@njit(**_options)
 def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, uniform, index, weight):
     """Compute the upward message of a node from those of its children, its scale and its sum; `low`: smallest z of the tile."""
     zeros = splat(zero)
@@ -173,8 +219,13 @@ def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, unifor
 
 
 @njit(**_options)
-def _down_child(ws, zero, left, slot, i, above, scale, down, marginal, sums, totals, s, v, row, uniform, start, index, weight):
-    """Compute the downward message and the marginal of child i, and their sums over symbols (`totals`, `sums`)."""
+def _down_child(
+    ws, zero, left, slot, i, above, scale, down, keep, marginal, sums, totals, s, v, row, uniform, start, index, weight
+):  # fmt: skip
+    """Compute the downward message of child i, and the sums over symbols of it and of its marginal (`totals`, `sums`).
+
+    The marginal is stored if `keep`.
+    """
     zeros = splat(zero)
     factor = load(ws, scale)
     sum_down, sum_marginal = zeros, zeros
@@ -207,7 +258,8 @@ def _down_child(ws, zero, left, slot, i, above, scale, down, marginal, sums, tot
         store(ws, down + x * LANES, a)
         sum_down = add(sum_down, a)
         a = multiply(a, load(ws, me + x * LANES))
-        store(ws, marginal + x * LANES, a)
+        if keep:
+            store(ws, marginal + x * LANES, a)
         sum_marginal = add(sum_marginal, a)
     store(ws, totals, sum_down)
     store(ws, sums, sum_marginal)
@@ -241,6 +293,21 @@ def _accumulate_deviation(ws, one, value, into):
 
 
 @njit(**_options)
+def _add_beliefs(ws, up, down, over, truth, origin, place, nodes, node, beliefs):
+    """Add the marginal of one node at the true symbol of each lane, `up * down * over`, to `beliefs`.
+
+    `truth`: address of the true symbols of a tree level, int64 (originals, subtrees, nodes). `origin`, `place`: number of the
+    first subtree of the lane's original, and of the lane's subtree after it.
+    """
+    nothing = np.int64(0)
+    for lane in range(LANES):
+        symbol = read_number(nothing, truth + ((origin[lane] + place[lane]) * nodes + node) * 8)
+        at = symbol * LANES + lane
+        belief = np.float64(ws[down + at] * ws[up + at] * ws[over + lane])
+        beliefs[lane] += np.int64(belief * FIXED_POINT + 0.5)
+
+
+@njit(**_options)
 def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, upward, log_sum):
     """Upward pass of a tile. Blocks: leaves first, level by level. Writes wanted upward messages."""
     s, low, high, last = job.branching, job.low, job.high, job.items - 1
@@ -250,26 +317,35 @@ def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job
     v = rules.symbols[low]
     row_bytes = v * size_of(ws)
     unit, least, sums, highest, spare = vectors, vectors + LANES, vectors + 2 * LANES, vectors + 3 * LANES, vectors + 4 * LANES
-    scales = vectors + 8 * LANES
+    scales, factor = vectors + _VECTORS * LANES, vectors + 8 * LANES
     _fill(ws, one, unit)
     _fill(ws, one, least)
     _fill(ws, zero, sums)
     log_sum[:] = 0.0
+    if job.evidence == SCALED or job.evidence == SYMBOLS:
+        _read_factor(ws, vectors, job, first, last)
     for node in range(leaves // s):
         for i in range(s):
             leaf = node * s + i
             block = base[0] + leaf * slot
-            _read_rows(ws, scratch, stride, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last)
-            if job.evidence:
+            if job.evidence == SYMBOLS:
+                _read_symbols(ws, one, block, v, factor, spare, job.source + leaf * 8, leaves * 8, first, last)
+            else:
+                _read_rows(ws, scratch, stride, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last)
+            if job.evidence == SCALED:
+                _scale(ws, block, v, factor)
+            if job.evidence == LOG or job.evidence == SCALED:
                 _exponentiate(ws, block, v, highest, spare)
                 _accumulate(ws, spare, sums)
                 if job.logs:
                     for lane in range(LANES):
                         log_sum[lane] += np.float64(ws[highest + lane])
-                if upward[low] != 0:
-                    _reciprocal(ws, one, spare)
-                    address = upward[low] + leaf * row_bytes
-                    _write_rows(ws, scratch, stride, block, spare, v, address, leaves * row_bytes, first, last)
+            if job.evidence != MESSAGES and upward[low] != 0:
+                if job.evidence == SYMBOLS:
+                    _sum(ws, zero, block, v, spare)
+                _reciprocal(ws, one, spare)
+                address = upward[low] + leaf * row_bytes
+                _write_rows(ws, scratch, stride, block, spare, v, address, leaves * row_bytes, first, last)
         position, above, nodes = node, 0, leaves
         while above < height:
             below, above = above, above + 1
@@ -306,7 +382,9 @@ def _add_log_normalisers(ws, scales, count, log_sum):
 
 
 @njit(**_options)
-def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward):
+def downward_tile(
+    ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward, truth, origin, place, beliefs
+):  # fmt: skip
     """Downward pass of a tile, depth first: the messages of a node's s children share one slot a level of the stack."""
     s, low, high, last = job.branching, job.low, job.high, job.items - 1
     zero = one - one
@@ -314,7 +392,7 @@ def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, r
     leaves = s**height
     v = rules.symbols[low]
     unit, deviation, sums, totals = vectors, vectors + 5 * LANES, vectors + 6 * LANES, vectors + 7 * LANES
-    scales = vectors + 8 * LANES
+    scales = vectors + _VECTORS * LANES
     marginal, most = stack[0], vectors + 3 * LANES
     _fill(ws, zero, deviation)
     _fill(ws, zero, most)
@@ -334,15 +412,23 @@ def downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, r
             item_bytes = s ** (height - k + 1) * size
             for i in range(s):
                 down = stack[k] + i * slot
+                keep = marginals[level - 1] != 0
                 _down_child(
-                    ws, zero, children, slot, i, above, scale, down, marginal, sums, totals, s, v,
+                    ws, zero, children, slot, i, above, scale, down, keep, marginal, sums, totals, s, v,
                     (level * s + i) * (v + 1), rules.uniform[level] != 0, rules.down_start, rules.down_index, rules.down_weight,
                 )  # fmt: skip
                 _accumulate_deviation(ws, one, sums, deviation)
                 _keep_largest(ws, totals, most)
                 offset = (position * s + i) * size
-                if marginals[level - 1] != 0:
+                if keep or job.copies != 0:
                     _reciprocal(ws, one, sums)
+                if job.copies != 0:
+                    nodes = s ** (height - k + 1)
+                    row = pointer_at(beliefs, (k - 1) * LANES)
+                    _add_beliefs(
+                        ws, children + i * slot, down, sums, truth[level - 1], origin, place, nodes, position * s + i, row
+                    )  # fmt: skip
+                if keep:
                     address = marginals[level - 1] + offset
                     _write_rows(ws, scratch, stride, marginal, sums, v, address, item_bytes, first, last)
                 if downward[level - 1] != 0:
@@ -382,8 +468,9 @@ def _rule_pointers(tables):
 def _layout(s, height, columns):
     """Offsets in the workspace: node messages by level, vectors, rows, and the stack of downward messages; the end.
 
-    vectors: ones, smallest z, sum of the leaves' sums, top, spare, deviation, sum of a marginal, sum of a downward message;
-    then the scale of every inner node. stack: a block for marginals, the s children's messages at heights 1..height, the root's.
+    vectors: ones, smallest z, sum of the leaves' sums, top, spare, deviation, sum of a marginal, sum of a downward message,
+    factor of the evidence; then the scale of every inner node. stack: a block for marginals, the s children's messages at
+    heights 1..height, the root's.
     """
     slot, stride = columns * LANES, (columns + 15) // 16 * 16
     base, stack = np.empty(height + 1, np.int64), np.empty(height + 2, np.int64)
@@ -392,7 +479,7 @@ def _layout(s, height, columns):
         base[k] = end
         end += s ** (height - k) * slot
     vectors = end
-    end += (8 + (s**height - 1) // (s - 1)) * LANES
+    end += (_VECTORS + (s**height - 1) // (s - 1)) * LANES
     scratch = end
     end += stride * LANES
     stack[0] = end
@@ -409,11 +496,15 @@ def workspace_size(s, height, columns):
 
 
 @njit(**_options)
-def run_tiles(first_tile, last_tile, workspace, one, limits, tables, job, upward, marginals, downward, logs, status):
+def run_tiles(
+    first_tile, last_tile, workspace, one, limits, tables, job, upward, marginals, downward, logs, truth, beliefs, status
+):  # fmt: skip
     """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
 
-    `workspace`: that of this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level.
-    Written for each item: `logs`, the log of the total divisor of its messages, and `status`, OK, REDO or INVALID.
+    `workspace`: that of this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level. `truth`: addresses of
+    the true symbols, int64 (originals, nodes), by level, if `job.copies` samples belong to each original.
+    Written for each item: `logs`, the log of the total divisor of its messages; `beliefs` (levels of the band, items), the
+    marginals at the true symbols, added over nodes, in fixed point; and `status`, OK, REDO or INVALID.
     """
     s, low, high = job.branching, job.low, job.high
     height = high - low
@@ -424,6 +515,9 @@ def run_tiles(first_tile, last_tile, workspace, one, limits, tables, job, upward
     least, checked, deviation = vectors + LANES, vectors + 2 * LANES, vectors + 5 * LANES
     sums, spare, most = vectors + 6 * LANES, vectors + 4 * LANES, vectors + 3 * LANES
     log_sum = np.empty(LANES)
+    sums_array = np.zeros((height + 1) * LANES, np.int64)
+    origin_array, place_array = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    believed, origin, place = pointer(sums_array), pointer(origin_array), pointer(place_array)
     constant = 0.0
     for level in range(low + 1, high + 1):
         if rules.uniform[level] != 0:
@@ -435,23 +529,36 @@ def run_tiles(first_tile, last_tile, workspace, one, limits, tables, job, upward
         first, last = tile * LANES, job.items - 1
         upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, upward, log_sum)
         if job.logs:
-            _add_log_normalisers(ws, vectors + 8 * LANES, (leaves - 1) // (s - 1), log_sum)
+            _add_log_normalisers(ws, vectors + _VECTORS * LANES, (leaves - 1) // (s - 1), log_sum)
         if job.root_out != 0:
             _write_rows(ws, scratch, stride, base[height], vectors, n, job.root_out, size, first, last)
         _fill(ws, one - one, deviation)
         _fill(ws, one - one, most)
         root = stack[height + 1]
+        if job.copies != 0:
+            for lane in range(LANES):
+                item = min(first + lane, last)
+                origin[lane] = (job.start + item // job.subtrees) // job.copies * job.subtrees
+                place[lane] = item % job.subtrees
+            for k in range((height + 1) * LANES):
+                believed[k] = 0
         if job.top:
             _root(ws, one, base[height], root, stack[0], n, sums, spare, rules.class_probability)
             if marginals[high] != 0:
                 _write_rows(ws, scratch, stride, stack[0], sums, n, marginals[high], size, first, last)
+            if job.copies != 0:
+                row = pointer_at(believed, height * LANES)
+                _add_beliefs(ws, base[height], root, vectors, truth[high], origin, place, 1, 0, row)
             if job.logs:
                 for lane in range(LANES):
                     log_sum[lane] -= np.log(np.float64(ws[spare + lane]))
         elif job.root_in != 0:
             _read_rows(ws, scratch, stride, root, n, job.root_in, size, first, last)
         if job.downward:
-            downward_tile(ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward)
+            downward_tile(
+                ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward, truth, origin,
+                place, believed,
+            )  # fmt: skip
         for lane in range(min(LANES, job.items - first)):
             fine = ws[least + lane] >= limits.smallest_z and ws[deviation + lane] < 1e-4
             fine = fine and ws[most + lane] <= limits.largest_down
@@ -463,6 +570,11 @@ def run_tiles(first_tile, last_tile, workspace, one, limits, tables, job, upward
                 status[first + lane] = REDO
             if job.logs:
                 logs[first + lane] = log_sum[lane] + constant
+            if job.copies != 0:
+                for k in range(height + 1):
+                    beliefs[k, first + lane] = believed[k * LANES + lane]
+    # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of the pointers.
+    sums_array[0] = origin_array[0] + place_array[0]
     restore_denormals(before)
 
 
@@ -521,7 +633,7 @@ def sample_tiles(
     uniform_at_lane, totals = pointer(uniforms), pointer(cumulative)
     terms, symbols, choice = pointer(terms_array), pointer(symbols_array), pointer(choice_array)
     nothing = np.zeros(high + 1, np.int64)
-    subtrees = job.items // len(keys)
+    subtrees = job.subtrees
     least, checked = vectors + LANES, vectors + 2 * LANES
 
     before = flush_denormals()

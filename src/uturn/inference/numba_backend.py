@@ -12,27 +12,33 @@ import numpy as np
 
 from uturn.inference.beliefs import Beliefs, entropy_of
 from uturn.inference.checks import ImpossibleEvidenceError, impossible_evidence
-from uturn.inference.engine import Levels, Plan, draw, over_blocks, plan_of, propagate, recycled
+from uturn.inference.engine import Levels, Plan, Truth, draw, plan_of, propagate
+from uturn.inference.evidence import LOG, Evidence
+from uturn.inference.kernels import FIXED_POINT
 from uturn.inference.log_space import LogSpace, rule_entropy
 from uturn.inference.tables import tables_of
+from uturn.memory import recycled
+from uturn.threads import over_blocks
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 _COPY = 2**21  # evidence values copied at a time
 
 
-def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) -> Beliefs:
-    """`infer` for an array (batch, leaves, v) of floating point numbers."""
-    batch = len(log_evidence)
-    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE, 0 if "log_evidence" in outputs else batch)
+def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...]) -> Beliefs:
+    """`infer` for evidence of checked shape."""
+    if "log_evidence" in outputs and evidence.kind != LOG:
+        evidence = Evidence.of(evidence.log(np.arange(len(evidence))))
+    batch = len(evidence)
+    plan = plan_of(rhm, evidence.dtype, 0 if "log_evidence" in outputs else batch)
     out = _empty(plan, batch, outputs)
     left = []
     for first in range(0, batch, plan.chunk):
         rows = slice(first, min(first + plan.chunk, batch))
         views = {name: x[rows] if name == "log_evidence" else {k: y[rows] for k, y in x.items()} for name, x in out.items()}
-        left += [first + b for b in propagate(plan, np.ascontiguousarray(log_evidence[rows], plan.dtype), views, first)]
+        left += [first + b for b in propagate(plan, evidence.rows(first, rows.stop), views, first)]
     if left and plan.dtype == _SINGLE:
         plan, samples, left = plan_of(rhm, _DOUBLE), left, []
-        for part, values in _parts(samples, log_evidence, plan):
+        for part, values in _parts(samples, evidence, plan):
             again = _empty(plan, len(part), outputs)
             lost = propagate(plan, values, again)
             good = np.setdiff1d(np.arange(len(part)), lost)
@@ -56,25 +62,45 @@ def infer_numba(rhm: Any, log_evidence: np.ndarray, outputs: tuple[str, ...]) ->
             space.marginals()
             store("marginals", space.down, space, b)
 
-    _in_log_space(rhm, log_evidence, left, finish)
+    _in_log_space(rhm, evidence, left, finish)
     return Beliefs(**out)
 
 
-def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> Levels:
-    """`sample_posterior` for an array, with one key per sample and a leading axis for the draws `numbers`."""
-    batch, keys = len(log_evidence), np.ascontiguousarray(keys)
-    plan = plan_of(rhm, _DOUBLE if log_evidence.dtype == _DOUBLE else _SINGLE, batch)
+def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
+    """Marginals at the true symbols, averaged over the nodes of each level: float64 (batch, levels), to 1e-10.
+
+    The marginals are not stored, which makes this faster than `infer`.
+    """
+    batch, nodes = len(evidence), np.array([rhm.num_nodes(level) for level in range(rhm.depth + 1)])
+    plan = plan_of(rhm, evidence.dtype, batch)
+    out, left = np.empty((batch, rhm.depth + 1), np.int64), []
+    for first in range(0, batch, plan.chunk):
+        last = min(first + plan.chunk, batch)
+        left += [first + b for b in propagate(plan, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
+    found = out / (FIXED_POINT * nodes)
+    if left:  # infer() computes these in the precision that they need
+        for part, values in _parts(left, evidence, plan_of(rhm, evidence.dtype)):
+            marginals = infer_numba(rhm, values, ("marginals",)).marginals
+            for level, symbols in truth.symbols.items():
+                at = symbols[part // truth.copies][..., None]
+                found[part, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
+    return found
+
+
+def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> Levels:
+    """`sample_posterior` for evidence of checked shape, with one key per sample and a leading axis for the draws `numbers`."""
+    batch, keys = len(evidence), np.ascontiguousarray(keys)
+    plan = plan_of(rhm, evidence.dtype, batch)
     integers = np.dtype(np.int64)
     out = {level: recycled((len(numbers), batch, rhm.num_nodes(level)), integers) for level in range(rhm.depth + 1)}
     left = []
     for first in range(0, batch, plan.chunk):
         rows = slice(first, min(first + plan.chunk, batch))
-        values = np.ascontiguousarray(log_evidence[rows], plan.dtype)
         views = {level: x[:, rows] for level, x in out.items()}
-        left += [first + b for b in draw(plan, values, keys[rows], numbers, views, batch, first)]
+        left += [first + b for b in draw(plan, evidence.rows(first, rows.stop), keys[rows], numbers, views, batch, first)]
     if left and plan.dtype == _SINGLE:
         plan, samples, left = plan_of(rhm, _DOUBLE), left, []
-        for part, values in _parts(samples, log_evidence, plan):
+        for part, values in _parts(samples, evidence, plan):
             again = {level: np.empty((len(numbers), len(part), x.shape[2]), np.int64) for level, x in out.items()}
             lost = draw(plan, values, keys[part], numbers, again, len(part))
             for level, x in again.items():
@@ -85,7 +111,7 @@ def sample_numba(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: 
         for level, nodes in space.draw(keys[b], numbers).items():
             out[level][:, b] = nodes.T
 
-    _in_log_space(rhm, log_evidence, left, finish)
+    _in_log_space(rhm, evidence, left, finish)
     return out
 
 
@@ -100,7 +126,8 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
     for first in range(0, batch, size):
         rows = slice(first, min(first + size, batch))
         try:
-            beliefs = infer_numba(rhm, log_evidence[rows].astype(np.float64), ("marginals", "upward"))
+            values = Evidence.of(log_evidence[rows].astype(np.float64))
+            beliefs = infer_numba(rhm, values, ("marginals", "upward"))
         except ImpossibleEvidenceError as error:
             raise impossible_evidence([first + b for b in error.samples]) from None
         root[rows] = entropy_of(beliefs.marginals[L][:, 0])
@@ -120,7 +147,7 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
         root[b] = entropy_of(np.exp(space.down[-1, : rhm.num_classes]))
         rules[:, b] = space.rule_entropies()
 
-    _in_log_space(rhm, log_evidence, np.flatnonzero(lost).tolist(), finish)
+    _in_log_space(rhm, Evidence.of(log_evidence), np.flatnonzero(lost).tolist(), finish)
     return {level: root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
 
 
@@ -138,15 +165,15 @@ def _empty(plan: Plan, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
     return out
 
 
-def _parts(samples: list[int], log_evidence: np.ndarray, plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Groups of the given samples, small enough to copy, and their evidence in the plan's precision."""
-    size = max(1, min(plan.chunk, _COPY // log_evidence[0].size))
+def _parts(samples: list[int], evidence: Evidence, plan: Plan) -> Iterator[tuple[np.ndarray, Evidence]]:
+    """Groups of the given samples, small enough to copy, and their log-evidence in the plan's precision."""
+    size = max(1, min(plan.chunk, _COPY // (plan.tables.vocab_size * plan.tables.branching**plan.tables.depth)))
     for first in range(0, len(samples), size):
         part = np.array(samples[first : first + size])
-        yield part, log_evidence[part].astype(plan.dtype)
+        yield part, Evidence.of(evidence.log(part).astype(plan.dtype))
 
 
-def _in_log_space(rhm: Any, log_evidence: np.ndarray, samples: list[int], finish: Any) -> None:
+def _in_log_space(rhm: Any, evidence: Evidence, samples: list[int], finish: Any) -> None:
     """Upward pass in log space and `finish(space, sample)` for each of the samples, on all threads."""
     t = tables_of(rhm)
     impossible: list[int] = []
@@ -154,7 +181,7 @@ def _in_log_space(rhm: Any, log_evidence: np.ndarray, samples: list[int], finish
     def block(first: int, last: int) -> None:
         space = LogSpace(t)
         for b in samples[first:last]:
-            if space.upward(log_evidence[b]) == -np.inf:
+            if space.upward(evidence.log(np.array([b]))[0]) == -np.inf:
                 impossible.append(b)
             else:
                 finish(space, b)

@@ -76,6 +76,12 @@ def pointer(typing_context, array):
 
 
 @intrinsic
+def pointer_at(typing_context, array, offset):
+    """The pointer to array[offset]."""
+    return array(array, types.uint64), lambda context, builder, signature, arguments: builder.gep(arguments[0], [arguments[1]])
+
+
+@intrinsic
 def size_of(typing_context, array):
     """Bytes of a number behind a pointer."""
     size = array.dtype.bitwidth // 8

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from uturn import random
 from uturn.datasets import write_dataset
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Workshop:
         """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
         import xarray as xr
 
-        path, identity = self.folder / f"{label}.zarr", json.dumps(settings, sort_keys=True)
+        path, identity = self.folder / f"{label}.zarr", json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)
         if path.exists():
             try:
                 kept = xr.open_zarr(path, zarr_format=3).load()

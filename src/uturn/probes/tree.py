@@ -19,6 +19,7 @@ class TreeLevels(Spec, Probe):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    batch_invariant: ClassVar[bool] = True
     type: Literal["tree_levels"] = "tree_levels"
 
     def variables(self, source: Any) -> dict[str, Variable]:
@@ -35,7 +36,8 @@ class TreeLevels(Spec, Probe):
         before, after = u_turns.originals.draw.latents, u_turns.reconstructions
         # An original has no node -1, so equality alone decides.
         unchanged = [(after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(before)]
-        found = {"unchanged": np.stack(unchanged, axis=-1), "belief": true_beliefs(u_turns, "marginals")}
+        belief = u_turns.noisy.true_beliefs(before).reshape(len(before[0]), -1, len(before)).mean(axis=1)
+        found = {"unchanged": np.stack(unchanged, axis=-1), "belief": belief}
         if u_turns.clones > 1:
             twins = [between_clones(after[level], u_turns.clones, _share_of_equal_nodes) for level in sorted(before)]
             found["clone_unchanged"] = np.stack(twins, axis=-1)
@@ -53,6 +55,7 @@ class Messages(Spec, Probe):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    batch_invariant: ClassVar[bool] = True
     type: Literal["messages"] = "messages"
     directions: tuple[Literal["upward", "downward"], ...] = ("upward", "downward")
 
@@ -70,7 +73,7 @@ class Messages(Spec, Probe):
 def true_beliefs(u_turns: UTurns, output: str, *also: str) -> np.ndarray:
     """Messages at the true symbols, averaged over the nodes of a level and over trajectories: float64 (items, levels).
 
-    `output`: "marginals", "upward" or "downward".
+    `output`: "upward" or "downward".
     """
     latents = u_turns.originals.draw.latents
     messages = u_turns.noisy.beliefs(output, *also)

@@ -12,6 +12,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.checks import check_tuples
+from uturn.corruption import COMPACT
+from uturn.inference.evidence import Evidence
 from uturn.protocols import Noisy, Originals, Source, Spec
 from uturn.random import Purpose, Streams, keys
 from uturn.rhm import Draw, RandomHierarchyModel, zipf
@@ -60,6 +62,26 @@ class NoisyStrings(Noisy):
         """Log-evidence of every leaf in nats, float32 (batch, num_leaves, vocab_size)."""
         return self.channel.log_evidence(self, np.float32)
 
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The evidence in the form in which the kernels read it fastest."""
+        from uturn.inference.checks import checked_evidence
+
+        kind = type(self.channel)
+        if kind in COMPACT and COMPACT[kind] is kind.log_evidence:
+            return self.channel.evidence(self)
+        return checked_evidence(self.rhm, self.log_evidence)
+
+    def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
+        """Exact marginals of the true symbols {tree_level: int64 (originals, nodes)} of the originals, averaged over nodes.
+
+        float64 (batch, tree levels); noisy strings of one original are next to each other.
+        """
+        from uturn.inference.engine import Truth
+        from uturn.inference.numba_backend import true_beliefs
+
+        return true_beliefs(self.rhm, self.evidence, Truth(symbols, len(self.values) // len(symbols[0])))
+
     def beliefs(self, output: str, *also: str) -> Any:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
 
@@ -70,7 +92,7 @@ class NoisyStrings(Noisy):
 
         if output not in self._beliefs:
             wanted = [name for name in dict.fromkeys((output, *also)) if name not in self._beliefs]
-            found = infer(self.rhm, self.log_evidence, outputs=tuple(wanted))
+            found = infer(self.rhm, self.evidence, outputs=tuple(wanted))
             for name in wanted:
                 messages = getattr(found, name)
                 for nodes in messages.values():
@@ -96,7 +118,7 @@ class NoisyStrings(Noisy):
         else:  # all trajectories of an item are draws given its only noisy string
             trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
             numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
-        drawn = sample_posterior(self.rhm, self.log_evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
+        drawn = sample_posterior(self.rhm, self.evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
         count = len(streams.items)
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
 
@@ -109,6 +131,7 @@ class RHMSource(Spec, Source):
     """
 
     kind: ClassVar[str] = "strings"
+    batch_invariant: ClassVar[bool] = True
     type: Literal["rhm"] = "rhm"
     vocab_size: int = Field(ge=2)
     multiplicity: int = Field(ge=1)
@@ -138,6 +161,10 @@ class RHMSource(Spec, Source):
         if gigabytes > _MOST_BYTES / 2**30:
             raise ValueError(f"multiplicity = {self.multiplicity}: the rules would take {gigabytes:.0f} GB; lower multiplicity")
         return self
+
+    @property
+    def item_bytes(self) -> int:
+        return 4 * self.vocab_size * self.branching**self.depth
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
         """Grammar `number` (0 .. grammars - 1) of an experiment with this seed."""

@@ -1,0 +1,48 @@
+"""Arrays on aligned and on used memory."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:
+    """np.empty aligned to a cache line, so that whole lines can be written without passing through the cache."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + boundary, np.uint8)
+    shift = -raw.ctypes.data % boundary
+    return raw[shift : shift + size].view(dtype).reshape(shape)
+
+
+_free: dict[int, deque[np.ndarray]] = {}
+
+
+class _Recycled:
+    """Owner of the memory of arrays, which returns it to `_free` when the last of them is deleted."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self.memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque) -> None:  # globals may be gone at exit
+        size, limit = self.memory.nbytes, 2**26
+        if size <= limit:
+            if sum(n * len(blocks) for n, blocks in list(free.items())) + size > limit:
+                free.clear()
+            free.setdefault(size, new()).append(self.memory)
+
+
+def recycled(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`aligned` on the memory of deleted results, if available; at most 64 MB are kept.
+
+    New memory pages cost as much time as computing the messages on them.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size < 2**17:  # malloc recycles these itself
+        return aligned(shape, dtype)
+    try:
+        memory = _free[size].pop()  # one operation each: no lock is needed, and none could be taken in __del__
+    except (KeyError, IndexError):
+        memory = aligned((size,), np.dtype(np.uint8))
+    return np.asarray(_Recycled(memory)).view(dtype).reshape(shape)

@@ -1,0 +1,60 @@
+"""One pool of threads for compiled kernels.
+
+Numba's own threads are not used: its workqueue is not reentrant, OpenMP threads do not survive a fork, and threads of two pools
+take the cores from each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numba
+
+num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
+
+
+_SMALLEST = 2**15  # numbers in a block: waking a thread takes about 50 microseconds
+
+
+def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _SMALLEST) -> None:
+    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads, this one included.
+
+    Each thread takes several blocks, one by one, because cores are rarely equally free and threads start late. `numbers`: how
+    many numbers, of about 2 ns each, an entry computes; few of them are not worth a thread.
+    """
+    blocks = min(count * numbers // _SMALLEST, count, 6 * num_threads)
+    if min(num_threads, blocks) <= 1:
+        block(0, count)
+        return
+    cuts = [count * i // blocks for i in range(blocks + 1)]
+    todo = deque(pairwise(cuts))
+
+    def work() -> None:
+        while True:
+            try:
+                first, last = todo.popleft()  # one operation: no lock is needed
+            except IndexError:
+                return
+            block(first, last)
+
+    helpers = [_pool().submit(work) for _ in range(min(num_threads, blocks) - 1)]
+    try:
+        work()
+    finally:
+        todo.clear()
+        for helper in helpers:
+            helper.result()
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def _pool() -> ThreadPoolExecutor:
+    key = (os.getpid(), num_threads)  # a forked process has none of its parent's threads
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(max(num_threads - 1, 1), thread_name_prefix="uturn")
+    return _pools[key]
