@@ -61,10 +61,17 @@ def _fold_all(parents, coordinates):
 
 
 @njit(nogil=True, cache=True)
+def uniform_row(key, first, out):
+    """Fill `out` with the uniform numbers first, first + 1, .. of the stream `key`."""
+    wide_vectors()  # type: ignore[call-arg]
+    for j in range(len(out)):
+        out[j] = uniform_at(key, first + np.uint64(j))
+
+
+@njit(nogil=True, cache=True)
 def _uniforms(keys, first, last, out):
     for i in range(first, last):
-        for j in range(out.shape[1]):
-            out[i, j] = uniform_at(keys[i], np.uint64(j))
+        uniform_row(keys[i], np.uint64(0), out[i])
 
 
 @njit(nogil=True, cache=True)

@@ -14,7 +14,7 @@ from numba import njit
 
 from uturn.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, shown
 from uturn.files import whole_file
-from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniforms
+from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
 from uturn.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
@@ -426,6 +426,9 @@ class _TupleIndex:
 def inverse_cdf(cumulative, u):
     """Smallest k with u < cumulative[k]; the last k if rounding leaves none."""
     low, high = 0, len(cumulative) - 1
+    guess = min(int(u * len(cumulative)), high)  # right if all are equally likely
+    if u < cumulative[guess] and (guess == 0 or cumulative[guess - 1] <= u):
+        return guess
     while low < high:
         middle = (low + high) // 2
         if u < cumulative[middle]:
@@ -444,10 +447,12 @@ def _draw_roots(keys, cumulative, first, last, out):
 @njit(nogil=True, cache=True)
 def _draw_children(keys, offset, parents, rules, cumulative, first, last, out):
     s = rules.shape[2]
+    u = np.empty(parents.shape[1])
     for b in range(first, last):
+        uniform_row(keys[b], offset, u)
         for i in range(parents.shape[1]):
             y = parents[b, i]
-            k = inverse_cdf(cumulative[y], uniform_at(keys[b], offset + np.uint64(i)))
+            k = inverse_cdf(cumulative[y], u[i])
             for c in range(s):
                 out[b, i * s + c] = rules[y, k, c]
 

@@ -45,7 +45,6 @@ class Plan:
         v, s, L, n = tables.vocab_size, tables.branching, tables.depth, tables.num_classes
         self.tables, self.dtype = tables, dtype
         self.rules = _kernel_rules(tables, dtype)
-        self.most_rules = int(tables.multiplicity.max())
         self.one, self.limits = dtype.type(1), _LIMITS[dtype]
         columns = -(-max(v, n) // 4) * 4
 
@@ -207,7 +206,7 @@ def draw(
         job = plan.job(low, high, evidence, links)
         status = np.zeros(job.items, np.uint8)
         apart, addresses = stride * job.subtrees, _addresses(out, t.depth)
-        _over_tiles(plan, kernels.sample_tiles, job, keys, numbers, apart, plan.most_rules, addresses, status)
+        _over_tiles(plan, kernels.sample_tiles, job, keys, numbers, apart, addresses, status)
         _merge(flagged, status, evidence, first_sample)
     return np.flatnonzero(flagged).tolist()
 

@@ -29,6 +29,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
+from uturn.box_muller import wide_vectors
 from uturn.inference.evidence import LOG, MESSAGES, SCALED, SYMBOLS
 from uturn.inference.simd import (
     LANES,
@@ -579,41 +580,50 @@ def run_tiles(
 
 
 @njit(**_options)
-def _draw_rules(ws, children, slot, s, m, start, uniform, index, weight, symbols, uniforms, terms, cumulative, choice):
-    """Draw a rule for the symbol of each lane with probability ~ p(rule) prod_i up_i[x_i]; its row into `choice`."""
-    right = children + slot
+def _term(ws, children, slot, s, rule, uniform, index, weight):
+    """p(rule) prod_i up_i[x_i] for the lane at `children`; uniform probabilities are left out."""
+    if s == 2:
+        term = ws[children + index[2 * rule]] * ws[children + slot + index[2 * rule + 1]]
+    else:
+        term = ws[children + index[s * rule]]
+        for i in range(1, s):
+            term *= ws[children + i * slot + index[s * rule + i]]
+    return term if uniform else term * weight[rule]
+
+
+@njit(**_options)
+def _draw_rules(ws, node, children, slot, scale, s, m, start, uniform, index, weight, symbols, uniforms, totals, choice):
+    """Draw a rule for the symbol of each lane with probability ~ p(rule) prod_i up_i[x_i]; its row into `choice`.
+
+    The upward message of the node is the sum of these terms, times `scale`: into `totals` without the scale.
+    """
     for lane in range(LANES):
-        cumulative[lane] = 0.0
-    for k in range(m):
-        for lane in range(LANES):
-            rule = start + symbols[lane] * m + k
-            if s == 2:
-                term = ws[children + index[2 * rule] + lane] * ws[right + index[2 * rule + 1] + lane]
-            else:
-                term = ws[children + index[s * rule] + lane]
-                for i in range(1, s):
-                    term *= ws[children + i * slot + index[s * rule + i] + lane]
-            if not uniform:
-                term *= weight[rule]
-            cumulative[lane] += np.float64(term)
-            terms[k * LANES + lane] = cumulative[lane]
+        total = np.float64(ws[node + symbols[lane] * LANES + lane]) / np.float64(ws[scale + lane])
+        totals[lane] = total
+        target = uniforms[lane] * total
+        first = start + symbols[lane] * m
+        below, chosen = 0.0, first
+        for rule in range(first, first + m):
+            below += np.float64(_term(ws, children + lane, slot, s, rule, uniform, index, weight))
+            chosen += 1 if below <= target else 0  # the number of partial sums that are not above the target
+        if chosen == first + m:  # rounding put the target above the last partial sum
+            chosen -= 1
+            while chosen > first and _term(ws, children + lane, slot, s, chosen, uniform, index, weight) == 0.0:
+                chosen -= 1
+        choice[lane] = chosen
+
+
+@njit(**_options)
+def _uniforms(streams, offset, first, nodes, uniforms):
+    """The uniform number of a node in every lane, in a loop that becomes vector code."""
+    wide_vectors()
     for lane in range(LANES):
-        uniforms[lane] *= cumulative[lane]
-        choice[lane] = 0
-    for k in range(m - 1):  # the number of partial sums that are not above the target
-        for lane in range(LANES):
-            choice[lane] += 1 if terms[k * LANES + lane] <= uniforms[lane] else 0
-    for lane in range(LANES):
-        k = choice[lane]
-        # If rounding put the target at the total, step back to a rule of positive probability.
-        while k > 0 and terms[k * LANES + lane] == terms[(k - 1) * LANES + lane]:
-            k -= 1
-        choice[lane] = start + symbols[lane] * m + k
+        uniforms[lane] = uniform_at(streams[lane], np.uint64(first + offset[lane] * nodes))
 
 
 @njit(**_options)
 def sample_tiles(
-    first_tile, last_tile, workspace, one, limits, tables, job, keys, numbers, draw_items, most_rules, out, status
+    first_tile, last_tile, workspace, one, limits, tables, job, keys, numbers, draw_items, out, status
 ):  # fmt: skip
     """Draw the nodes of a band below its root from the posterior (and the root's symbol, in the top band).
 
@@ -627,15 +637,16 @@ def sample_tiles(
     v, n = rules.symbols[low], rules.symbols[high]
     slot, stride, base, vectors, scratch, _, _ = _layout(s, height, (max(v, n) + 3) // 4 * 4)
     log_sum, cumulative, uniforms = np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    terms_array = np.empty(most_rules * LANES)
     symbols_array, choice_array = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     streams, offset = np.empty(LANES, np.uint64), np.empty(LANES, np.int64)
     uniform_at_lane, totals = pointer(uniforms), pointer(cumulative)
-    terms, symbols, choice = pointer(terms_array), pointer(symbols_array), pointer(choice_array)
+    symbols, choice = pointer(symbols_array), pointer(choice_array)
     nothing = np.zeros(high + 1, np.int64)
     subtrees = job.subtrees
-    least, checked = vectors + LANES, vectors + 2 * LANES
+    least, checked, scales = vectors + LANES, vectors + 2 * LANES, vectors + _VECTORS * LANES
 
+    streams_at, offset_at = pointer(streams), pointer(offset)
+    wide_vectors()
     before = flush_denormals()
     for tile in range(first_tile, last_tile):
         first = tile * LANES
@@ -679,10 +690,11 @@ def sample_tiles(
                     for lane in range(LANES):
                         at = min(lane, count - 1)
                         symbols[lane] = read_number(0, out[level] + ((row + at) * nodes + node) * 8)
-                        uniforms[lane] = uniform_at(streams[lane], np.uint64(above + offset[lane] * nodes + node))
+                    _uniforms(streams_at, offset_at, above + node, nodes, uniform_at_lane)
                     _draw_rules(
-                        ws, base[k - 1] + node * s * slot, slot, s, m, rules.start[level], uniform, rules.up_index,
-                        rules.up_weight, symbols, uniform_at_lane, terms, totals, choice,
+                        ws, base[k] + node * slot, base[k - 1] + node * s * slot, slot,
+                        scales + (base[k] // slot - s**height + node) * LANES, s, m, rules.start[level], uniform, rules.up_index,
+                        rules.up_weight, symbols, uniform_at_lane, totals, choice,
                     )  # fmt: skip
                     for lane in range(count):
                         if not totals[lane] >= limits.smallest_weight:
@@ -692,5 +704,5 @@ def sample_tiles(
                             write_number(np.int64(rules.up_index[s * choice[lane] + i]) // LANES, address + i * 8)
                 nodes *= s
         # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of the pointers.
-        log_sum[0] = uniforms[0] + cumulative[0] + terms_array[0] + symbols_array[0] + choice_array[0]
+        log_sum[0] = uniforms[0] + cumulative[0] + symbols_array[0] + choice_array[0] + offset[0] + np.float64(streams[0])
     restore_denormals(before)
