@@ -3,8 +3,9 @@
     python benchmarks/inference.py [--threads N] [--rounds N] [--json FILE]
 
 Absolute times vary from machine to machine and from hour to hour, so everything is measured in the same run, interleaved, and
-medians are compared: the numba backend, the two baselines of `baseline_torch.py` at their best, and the machine itself (a loop of
-fused multiply-adds with two L1 loads each, and a streaming copy).
+medians are compared: the numba backend, the two baselines of `baseline_torch.py` at their best, and the machine itself: loops of
+fused multiply-adds with two L1 loads each and with none, and a streaming copy. From these and the number of operations
+(`work_of`) follows the time that these parts take one after the other, the bound.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from rich.table import Table
 
 from baseline_torch import PlainBaseline, TunedBaseline
 from uturn import threads
-from uturn.inference import infer, sample_posterior
-from uturn.inference.simd import LANES, load, multiply_add, pointer, splat, store
+from uturn.inference import engine, infer, sample_posterior
+from uturn.inference.simd import LANES, add, load, multiply_add, pointer, splat, store
 from uturn.memory import aligned
 from uturn.rhm import RandomHierarchyModel
 
@@ -60,20 +61,28 @@ def interleaved(works, rounds, pause=0.0):
 
 @njit(nogil=True)
 def fma_loop(workspace, index, repeat):
-    """For each of index.shape[0] pairs: one fused multiply-add of LANES numbers with two loads from L1, in four chains."""
+    """For each pair of indices: one fused multiply-add of LANES numbers with two loads from L1, in three chains."""
     ws, pairs = pointer(workspace), pointer(index)
     for _ in range(repeat):
         a = splat(ws[0] - ws[0])
-        b, c, d = a, a, a
-        for k in range(0, len(index), 8):
+        b, c = a, a
+        for k in range(0, len(index), 6):
             a = multiply_add(load(ws, pairs[k]), load(ws, pairs[k + 1]), a)
             b = multiply_add(load(ws, pairs[k + 2]), load(ws, pairs[k + 3]), b)
             c = multiply_add(load(ws, pairs[k + 4]), load(ws, pairs[k + 5]), c)
-            d = multiply_add(load(ws, pairs[k + 6]), load(ws, pairs[k + 7]), d)
         store(ws, 0, a)
         store(ws, LANES, b)
         store(ws, 2 * LANES, c)
-        store(ws, 3 * LANES, d)
+
+
+@njit(nogil=True)
+def arithmetic_loop(workspace, repeat):
+    """Fused multiply-adds of LANES numbers in registers, in four chains."""
+    ws = pointer(workspace)
+    a, b, c, d = load(ws, 0), load(ws, LANES), load(ws, 2 * LANES), load(ws, 3 * LANES)
+    for _ in range(repeat):
+        a, b, c, d = multiply_add(a, a, a), multiply_add(b, b, b), multiply_add(c, c, c), multiply_add(d, d, d)
+    store(ws, 0, add(add(a, b), add(c, d)))
 
 
 class Machine:
@@ -83,21 +92,25 @@ class Machine:
         self.space = [aligned((64 * LANES,), np.dtype(np.float32)) for _ in range(threads.num_threads)]
         for space in self.space:
             space[:] = 1e-3
-        self.pairs = 256
+        self.pairs = 258
         self.index = (np.random.default_rng(0).integers(64, size=2 * self.pairs) * LANES).astype(np.uint32)
         self.source = np.ones(2**24, np.float32)
         self.target = np.ones(2**24, np.float32)
 
     def multiply_adds(self, repeat=4000):
+        self._on_all_threads(lambda i: fma_loop(self.space[i], self.index, repeat))
+        return repeat * self.pairs * LANES * threads.num_threads
+
+    def _on_all_threads(self, work):
         def block(first, last):
             for i in range(first, last):
-                fma_loop(self.space[i], self.index, repeat)
+                work(i)
 
-        if threads.num_threads == 1:
-            block(0, 1)
-        else:
-            threads.over_blocks(threads.num_threads, block)
-        return repeat * self.pairs * LANES * threads.num_threads
+        threads.over_blocks(threads.num_threads, block)
+
+    def arithmetic(self, repeat=500_000):
+        self._on_all_threads(lambda i: arithmetic_loop(self.space[i], repeat))
+        return 4 * repeat * LANES * threads.num_threads
 
     def copy(self):
         def block(first, last):
@@ -106,13 +119,42 @@ class Machine:
         threads.over_blocks(len(self.source), block)
         return 2 * self.source.nbytes
 
+    def near_copy(self):
+        """A copy within the L3 cache: 4 MB of each array."""
 
-def work_of(rhm, dtype=np.float32):
-    """Multiply-adds and bytes of evidence and marginals of one sample."""
-    s, L = rhm.branching, rhm.depth
-    rules = sum(rhm.num_nodes(level) * rhm.rules[level].shape[0] * rhm.rules[level].shape[1] for level in range(1, L + 1))
-    numbers = rhm.num_leaves * rhm.vocab_size + sum(rhm.num_nodes(level) * rhm.num_symbols(level) for level in range(L + 1))
-    return (1 + s) * (s - 1) * rules, numbers * np.dtype(dtype).itemsize
+        def block(first, last):
+            self.target[first:last] = self.source[first:last]
+
+        for _ in range(8):
+            threads.over_blocks(2**20, block)
+        return 8 * 2 * 2**20 * 4
+
+
+EXP = 17  # operations of an exponential and of the maximum and sum around it: `exp_nonpositive`, `_exponentiate`
+
+
+def work_of(rhm, batch):
+    """What one float32 sample takes: multiply-adds, other operations, bytes of input and output, bytes beyond the L2 cache.
+
+    Multiply-adds: the terms of the messages, upward once and downward to each child; upward once more in the bands below the
+    top, whose messages are computed again. Other operations: those of the exponentials of the evidence, as often as it is read.
+    Input and output: evidence, marginals, messages between bands. Beyond the L2 cache: the upward messages of a tree that stays
+    whole although a tile of it is larger than 2 MB, written and read once.
+    """
+    s, L, v = rhm.branching, rhm.depth, rhm.vocab_size
+    bands = engine.plan_of(rhm, np.dtype(np.float32), batch).bands
+    terms = {k: rhm.num_nodes(k) * rhm.rules[k].shape[0] * rhm.rules[k].shape[1] for k in range(1, L + 1)}
+    again = sum(terms[k] for low, high in bands[:-1] for k in range(low + 1, high + 1))
+    reads = 1 + (len(bands) > 1)
+    evidence, messages = rhm.num_leaves * v, sum(rhm.num_nodes(k) * rhm.num_symbols(k) for k in range(L + 1))
+    links = sum(4 * rhm.num_nodes(high) * v for _, high in bands[:-1])  # written and read, upward and downward
+    beyond = 2 * 4 * messages if len(bands) == 1 and 4 * messages * LANES > 2**21 else 0
+    return (
+        (s - 1) * ((1 + s) * sum(terms.values()) + again),
+        EXP * reads * evidence,
+        4 * (reads * evidence + links + messages),
+        beyond,
+    )
 
 
 # -- evidence ------------------------------------------------------------------------------------------------------------
@@ -156,17 +198,21 @@ def speed(rounds, machine):
             {
                 "numba": lambda rhm=rhm, x=log_evidence: infer(rhm, x),
                 "multiply_adds": machine.multiply_adds,
+                "arithmetic": machine.arithmetic,
                 "sampling": lambda rhm=rhm, x=log_evidence: sample_posterior(rhm, x),
                 "copy": machine.copy,
+                "near_copy": machine.near_copy,
                 "torch": plain,
                 "tuned": tuned,
             },
             rounds,
             pause=0.25,
         )
-        adds, moved = work_of(rhm)
+        adds, others, moved, beyond = work_of(rhm, batch)
         compute = adds * batch / (machine.multiply_adds() / median["multiply_adds"])
-        memory = moved * batch / (machine.copy() / median["copy"])
+        exponentials = others * batch / (machine.arithmetic() / median["arithmetic"])
+        memory = moved * batch / (machine.copy() / median["copy"]) + beyond * batch / (machine.near_copy() / median["near_copy"])
+        bound = compute + exponentials + memory
         rows.append(
             {
                 "v m s L": " ".join(map(str, sizes)),
@@ -177,12 +223,10 @@ def speed(rounds, machine):
                 "tuned_us": 1e6 * median["tuned"] / batch,
                 "tuned_ratio": median["tuned"] / median["numba"],
                 "wanted": wanted,
-                "compute_floor_us": 1e6 * compute / batch,
-                "memory_floor_us": 1e6 * memory / batch,
-                # What the ratio would be if the machine's floor were reached.
-                "ratio_at_floor": median["torch"] / max(compute, memory),
-                "floor_fraction": max(compute, memory) / median["numba"],  # as if they could overlap perfectly
-                "floor_sum_fraction": (compute + memory) / median["numba"],
+                "compute_us": 1e6 * compute / batch,
+                "exponentials_us": 1e6 * exponentials / batch,
+                "memory_us": 1e6 * memory / batch,
+                "bound_fraction": bound / median["numba"],
                 "sampling_over_marginals": median["sampling"] / median["numba"],
                 "baseline": f"chunk {plain_chunk}; tuned: {tuned_chunk}, {'symbol' if symbol_first else 'node'} first",
             }
@@ -221,7 +265,7 @@ COMPILE_CODE = """
 import time, sys, numpy as np
 from uturn.memory import aligned
 from uturn.rhm import RandomHierarchyModel
-from uturn.inference import infer, sample_posterior
+from uturn.inference import engine, infer, sample_posterior
 rhm = RandomHierarchyModel(4, 2, 2, 2, seed=0)
 times = []
 for dtype in (np.float32, np.float64):
@@ -260,26 +304,20 @@ def show(report):
         "numba",
         "torch",
         "ratio (wanted)",
-        "at the floor",
         "tuned torch",
         "its ratio",
-        "floor: compute",
-        "floor: memory",
-        "reached: of larger",
-        "of sum",
+        "bound: multiply-adds",
+        "exponentials",
+        "memory",
+        "bound / numba",
         "sampling",
     ):
         table.add_column(name, justify="right")
     for r in report["speed"]:
         ratio = f"{r['ratio']:.1f} ({r['wanted']})"
-        floors = (
-            f"{r['compute_floor_us']:.2f}",
-            f"{r['memory_floor_us']:.2f}",
-            f"{r['floor_fraction']:.2f}",
-            f"{r['floor_sum_fraction']:.2f}",
-        )
+        floors = [f"{r[name]:.2f}" for name in ("compute_us", "exponentials_us", "memory_us", "bound_fraction")]
         tuned = f"{r['tuned_us']:.1f}", f"{r['tuned_ratio']:.1f}"
-        numbers = f"{r['numba_us']:.2f}", f"{r['torch_us']:.1f}", ratio, f"{r['ratio_at_floor']:.0f}", *tuned, *floors
+        numbers = f"{r['numba_us']:.2f}", f"{r['torch_us']:.1f}", ratio, *tuned, *floors
         table.add_row(r["v m s L"], str(r["batch"]), *numbers, f"{r['sampling_over_marginals']:.2f} x")
     console.print(table)
     table = Table(title="Time over that of pure noise, (32, 8, 2, 10), batch 64: wanted below 2")
