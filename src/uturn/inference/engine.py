@@ -65,7 +65,7 @@ class Plan:
 
     def job(self, low: int, high: int, evidence: Evidence, links: Levels, **settings: int) -> kernels.Job:
         """What the kernels do in a band, which reads evidence, or the messages about the roots of the band below."""
-        nothing = {"root_out": 0, "root_in": 0, "leaf_out": 0, "downward": False, "logs": False, "copies": 0, "start": 0}
+        nothing = dict.fromkeys(("root_out", "root_in", "leaf_out", "downward", "logs", "copies", "start", "moments"), 0)
         s, L = self.tables.branching, self.tables.depth
         subtrees = s ** (L - high)
         return kernels.Job(
@@ -138,19 +138,20 @@ def propagate(
 ) -> list[int]:
     """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range.
 
-    `first_sample`: index in the batch of the first sample, for error messages. With `truth`, `out["beliefs"]` is wanted.
+    `first_sample`: index in the batch of the first sample, for error messages. The names in `out` are those of `infer`,
+    "beliefs", which needs `truth`, and "moments".
     """
     t, batch = plan.tables, len(evidence)
     upward, marginals, downward = (_addresses(out.get(name, {}), t.depth) for name in ("upward", "marginals", "downward"))
     symbols, copies = (_addresses(truth.symbols, t.depth), truth.copies) if truth else (np.zeros(t.depth + 1, np.int64), 0)
-    go_down = truth is not None or "marginals" in out or "downward" in out
+    go_down = truth is not None or not {"marginals", "downward", "moments"}.isdisjoint(out)
     want_logs = "log_evidence" in out
     up_links, down_links = plan.links(batch), plan.links(batch) if go_down else {}
     flagged = np.zeros(batch, np.uint8)
     if want_logs:
         out["log_evidence"][:] = 0
-    if truth:
-        out["beliefs"][:] = 0
+    for name in {"beliefs", "moments"}.intersection(out):
+        out[name][:] = 0
 
     def sweep(low: int, high: int, rising: bool, down: bool) -> None:
         job = plan.job(
@@ -165,14 +166,18 @@ def propagate(
             logs=want_logs and rising,
             copies=copies if down else 0,
             start=first_sample,
+            moments=int("moments" in out and down),
         )
         logs, status = np.empty(job.items if job.logs else 0), np.zeros(job.items, np.uint8)
         beliefs = np.zeros((high - low + 1, job.items if job.copies else 0), np.int64)
+        moments = np.zeros((2, high - low + 1, job.items if job.moments else 0))
         wanted = upward if rising else np.zeros_like(upward)
-        _over_tiles(plan, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, status)
+        _over_tiles(plan, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, moments, status)
         _merge(flagged, status, evidence, first_sample)
         if job.logs:
             out["log_evidence"] += logs.reshape(batch, -1).sum(axis=1)
+        if job.moments:
+            out["moments"][:, :, low : high + 1] += moments.reshape(2, high - low + 1, batch, -1).sum(axis=3).transpose(2, 0, 1)
         if job.copies:
             out["beliefs"][:, low : high + 1] += beliefs.reshape(high - low + 1, batch, -1).sum(axis=2).T
 
@@ -199,7 +204,7 @@ def draw(
     links, flagged = plan.links(batch), np.zeros(batch, np.uint8)
     for low, high in plan.bands[:-1]:
         job = plan.job(low, high, evidence, links, root_out=_address(links[high]))
-        status, nothing = np.zeros(job.items, np.uint8), (np.empty(0), nowhere, np.empty((0, 0), np.int64))
+        status, nothing = np.zeros(job.items, np.uint8), (np.empty(0), nowhere, np.empty((0, 0), np.int64), np.empty((0, 0, 0)))
         _over_tiles(plan, kernels.run_tiles, job, nowhere, nowhere, nowhere, *nothing, status)
         _merge(flagged, status, evidence, first_sample)
     for low, high in reversed(plan.bands):

@@ -33,9 +33,9 @@ class Evidence:
     log: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def of(cls, log_evidence: np.ndarray) -> Evidence:
+    def of(cls, log_evidence: np.ndarray, log: Callable[[np.ndarray], np.ndarray] | None = None) -> Evidence:
         """Evidence from log-evidence, floating point numbers (batch, leaves, v)."""
-        return cls(LOG, log_evidence, _NO_FACTOR, lambda samples: log_evidence[samples])
+        return cls(LOG, log_evidence, _NO_FACTOR, log or (lambda samples: log_evidence[samples]))
 
     @classmethod
     def scaled(cls, values: np.ndarray, factor: np.ndarray, log: Callable[[np.ndarray], np.ndarray]) -> Evidence:

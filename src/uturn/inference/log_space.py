@@ -199,38 +199,6 @@ def rule_entropies(depth, symbols, multiplicity, rule_start, children, log_p, up
         first, nodes = below, nodes * s
 
 
-@njit(nogil=True, cache=True)
-def rule_entropy(marginal, up, children, probability, start, m, out, lost):
-    """Rule entropy of one level of a batch, from marginals and the upward messages of the level below, in linear space.
-
-    `lost` is set for samples in which a symbol with non-negligible marginal has rule weights too small to be accurate.
-    """
-    s = children.shape[1]
-    terms = np.empty(m)
-    for b in range(marginal.shape[0]):
-        out[b] = 0.0
-        for node in range(marginal.shape[1]):
-            for y in range(marginal.shape[2]):
-                if marginal[b, node, y] < 1e-18:  # contributes less than rounding does
-                    continue
-                total = 0.0
-                for k in range(m):
-                    term = probability[start + y * m + k]
-                    for i in range(s):
-                        term *= up[b, node * s + i, children[start + y * m + k, i]]
-                    terms[k] = term
-                    total += term
-                if total < 1e-250:
-                    lost[b] = 1
-                    continue
-                entropy = 0.0
-                for k in range(m):
-                    p = terms[k] / total
-                    if p > 0:
-                        entropy -= p * log(p)
-                out[b] += marginal[b, node, y] * entropy
-
-
 class LogSpace:
     """The functions above with the tables of a grammar and the messages of one sample; each thread needs its own."""
 

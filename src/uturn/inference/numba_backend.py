@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from uturn.inference.beliefs import Beliefs, entropy_of
-from uturn.inference.checks import ImpossibleEvidenceError, impossible_evidence
+from uturn.inference.checks import impossible_evidence
 from uturn.inference.engine import Levels, Plan, Truth, draw, plan_of, propagate
 from uturn.inference.evidence import LOG, Evidence
 from uturn.inference.kernels import FIXED_POINT
-from uturn.inference.log_space import LogSpace, rule_entropy
+from uturn.inference.log_space import LogSpace
 from uturn.inference.tables import tables_of
 from uturn.memory import recycled
 from uturn.threads import over_blocks
@@ -116,39 +116,36 @@ def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.nda
 
 
 def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
-    """`posterior_entropy` for an array, in chunks of samples to bound memory."""
-    t = tables_of(rhm)
+    """`posterior_entropy` for an array, in chunks of samples to bound memory.
+
+    Let u(x) be the upward message of a node before scaling, and u_i that of its child i. The rule r of the node has the
+    probability p(r) = m(y) p_r prod_i u_i(x_i) / u(y), with the marginal m(y) of its symbol y. The entropy of the rule given the
+    symbol is therefore `sum_y m log u - sum_i sum_x m_i log u_i - sum_r p(r) log p_r`, which needs messages and marginals only.
+    """
     batch, L = len(log_evidence), rhm.depth
-    rules = np.zeros((L + 1, batch))  # entropy of all rules of a level
-    root = np.empty(batch)
-    lost = np.zeros(batch, np.uint8)
-    size = max(1, _COPY // (rhm.num_leaves * rhm.vocab_size))
+    plan = plan_of(rhm, _DOUBLE, 2**40)  # the same for any batch, since sums over bands round differently
+    moments, root, left = np.empty((batch, 2, L + 1)), np.empty((batch, 1, rhm.num_classes)), []
+    size = max(1, min(plan.chunk, _COPY // (rhm.num_leaves * rhm.vocab_size)))
+    evidence = Evidence.of(log_evidence)
     for first in range(0, batch, size):
-        rows = slice(first, min(first + size, batch))
-        try:
-            values = Evidence.of(log_evidence[rows].astype(np.float64))
-            beliefs = infer_numba(rhm, values, ("marginals", "upward"))
-        except ImpossibleEvidenceError as error:
-            raise impossible_evidence([first + b for b in error.samples]) from None
-        root[rows] = entropy_of(beliefs.marginals[L][:, 0])
-
-        def block(b: int, end: int, beliefs: Beliefs = beliefs, first: int = first) -> None:
-            for level in range(1, L + 1):
-                above, below = beliefs.marginals[level][b:end], beliefs.upward[level - 1][b:end]
-                where = slice(first + b, first + end)
-                start, m = t.rule_start[level], t.multiplicity[level]
-                rule_entropy(above, below, t.children, t.probability, start, m, rules[level, where], lost[where])
-
-        over_blocks(rows.stop - first, block)
+        last = min(first + size, batch)
+        values = recycled(log_evidence[first:last].shape, _DOUBLE)
+        values[:] = log_evidence[first:last]
+        out = {"moments": moments[first:last], "marginals": {L: root[first:last]}}
+        left += [first + b for b in propagate(plan, Evidence.of(values, evidence.log), out, first)]
+    own, scales = moments[:, 0].T, moments[:, 1].T
+    rules = np.zeros((L + 1, batch))  # entropy of all rules of a level
+    rules[1:] = np.maximum(own[1:] - scales[1:] - own[:-1], 0)
+    of_root = entropy_of(root[:, 0])
 
     def finish(space: LogSpace, b: int) -> None:
         space.downward()
         space.marginals()
-        root[b] = entropy_of(np.exp(space.down[-1, : rhm.num_classes]))
+        of_root[b] = entropy_of(np.exp(space.down[-1, : rhm.num_classes]))
         rules[:, b] = space.rule_entropies()
 
-    _in_log_space(rhm, Evidence.of(log_evidence), np.flatnonzero(lost).tolist(), finish)
-    return {level: root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
+    _in_log_space(rhm, evidence, left, finish)
+    return {level: of_root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
 
 
 def _empty(plan: Plan, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:

@@ -208,6 +208,52 @@ def exp_nonpositive(typing_context, x):
     return x(x), codegen
 
 
+def _log_polynomial(degree):
+    """Coefficients of the polynomial that interpolates log(1 + f)/f at Chebyshev points of [sqrt(1/2) - 1, sqrt(2) - 1]."""
+    ends = [np.sqrt(0.5) - 1, np.sqrt(2) - 1]
+    found = np.polynomial.Chebyshev.interpolate(lambda f: np.log1p(f) / f, degree, ends)
+    return found.convert(kind=np.polynomial.Polynomial).coef.tolist()
+
+
+@intrinsic
+def logarithm(typing_context, x):
+    """log(x) of normal numbers x > 0 to about 2 units in the last place, of the value or of 1; finite for 0.
+
+    x = 2**n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f)/f is a polynomial in f.
+    """
+    single = x.element == types.float32
+    bits, mantissa = (32, 23) if single else (64, 52)
+    sqrt_half = 0x3F3504F3 if single else 0x3FE6A09E667F3BCD
+    high = 0.693359375 if single else float.fromhex("0x1.62e42fee00000p-1")
+    low = -2.12194440054690583e-4 if single else 1.90821492927058770002e-10
+    coefficients = _log_polynomial(8 if single else 19)
+
+    def codegen(context, builder, signature, arguments):
+        (x,) = arguments
+        vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
+
+        def number(value):
+            return _constant(vector, float(np.float32(value)) if single else value)
+
+        def fma(a, b, c):
+            return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
+
+        shift = _constant(integers, mantissa)
+        word = builder.bitcast(x, integers)
+        n = builder.ashr(builder.sub(word, _constant(integers, sqrt_half)), shift)
+        m = builder.bitcast(builder.sub(word, builder.shl(n, shift)), vector)
+        # An integer in the low bits of 1.5 * 2**mantissa is that number plus the integer.
+        offset = number(1.5 * 2.0**mantissa)
+        n = builder.fsub(builder.bitcast(builder.add(n, builder.bitcast(offset, integers)), vector), offset)
+        f = builder.fsub(m, number(1.0))
+        *lower, p = map(number, coefficients)
+        for coefficient in reversed(lower):
+            p = fma(p, f, coefficient)
+        return fma(n, number(high), fma(n, number(low), builder.fmul(p, f)))
+
+    return x(x), codegen
+
+
 def _shuffle(builder, a, b, indices):
     mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), [ir.IntType(32)(i) for i in indices])
     return builder.shuffle_vector(a, b, mask)
