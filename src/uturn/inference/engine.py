@@ -14,7 +14,7 @@ from uturn.inference import kernels
 from uturn.inference.checks import check_values
 from uturn.inference.evidence import Evidence
 from uturn.inference.simd import LANES
-from uturn.inference.tables import Tables, tables_of
+from uturn.inference.tables import Tables, by_child, tables_of
 from uturn.memory import aligned
 
 Levels = dict[int, np.ndarray]
@@ -104,13 +104,7 @@ def plan_of(rhm: Any, dtype: np.dtype, batch: int = 0) -> Plan:
 
 
 def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
-    total, s = t.children.shape
-    index, weight = np.empty((s, total, s), np.int64), np.empty((s, total))
-    for i in range(s):
-        rules = t.inverse_rule[i]
-        index[i, :, 0] = t.parent[rules]
-        index[i, :, 1:] = np.delete(t.children[rules], i, axis=1)
-        weight[i] = t.probability[rules]
+    (total, s), (index, weight) = t.children.shape, by_child(t)
     return kernels.Rules(
         symbols=t.symbols,
         multiplicity=t.multiplicity,

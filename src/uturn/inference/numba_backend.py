@@ -1,6 +1,7 @@
 """The fast backend: compiled kernels in the precision of the evidence.
 
-Samples whose messages leave the range of float32 are computed again in float64; those that leave that range too, in log space.
+Samples whose messages leave the range of float32 are computed again in float64; those that leave that range too, with
+exponents of any size (`wide_range.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from uturn.inference.checks import impossible_evidence
 from uturn.inference.engine import Levels, Plan, Truth, draw, plan_of, propagate
 from uturn.inference.evidence import LOG, Evidence
 from uturn.inference.kernels import FIXED_POINT
-from uturn.inference.log_space import LogSpace
 from uturn.inference.tables import tables_of
+from uturn.inference.wide_range import WideRange
 from uturn.memory import recycled
 from uturn.threads import over_blocks
 
@@ -47,22 +48,22 @@ def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...]) -> Belie
                     target[part[good]] = source[good]
             left += part[lost].tolist()
 
-    def store(name: str, rows: np.ndarray, space: LogSpace, b: int) -> None:
-        if name in out:
-            for level, message in space.split(rows).items():
-                out[name][level][b] = np.exp(message[:, : rhm.num_symbols(level)])
+    def finish(wide: WideRange, b: int) -> None:
+        def store(name: str, numbers: tuple[np.ndarray, np.ndarray]) -> None:
+            if name in out:
+                for level, message in wide.messages(numbers).items():
+                    out[name][level][b] = message[:, : rhm.num_symbols(level)]
 
-    def finish(space: LogSpace, b: int) -> None:
         if "log_evidence" in out:
-            out["log_evidence"][b] = space.log_evidence
-        store("upward", space.up, space, b)
+            out["log_evidence"][b] = wide.log_evidence
+        store("upward", wide.up)
         if "downward" in out or "marginals" in out:
-            space.downward()
-            store("downward", space.down, space, b)
-            space.marginals()
-            store("marginals", space.down, space, b)
+            wide.downward()
+            store("downward", wide.down)
+            wide.marginals()
+            store("marginals", wide.down)
 
-    _in_log_space(rhm, evidence, left, finish)
+    _in_wide_range(rhm, evidence, left, finish)
     return Beliefs(**out)
 
 
@@ -107,11 +108,11 @@ def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.nda
                 out[level][:, part] = x
             left += part[lost].tolist()
 
-    def finish(space: LogSpace, b: int) -> None:
-        for level, nodes in space.draw(keys[b], numbers).items():
+    def finish(wide: WideRange, b: int) -> None:
+        for level, nodes in wide.draw(keys[b], numbers).items():
             out[level][:, b] = nodes.T
 
-    _in_log_space(rhm, evidence, left, finish)
+    _in_wide_range(rhm, evidence, left, finish)
     return out
 
 
@@ -138,13 +139,13 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
     rules[1:] = np.maximum(own[1:] - scales[1:] - own[:-1], 0)
     of_root = entropy_of(root[:, 0])
 
-    def finish(space: LogSpace, b: int) -> None:
-        space.downward()
-        space.marginals()
-        of_root[b] = entropy_of(np.exp(space.down[-1, : rhm.num_classes]))
-        rules[:, b] = space.rule_entropies()
+    def finish(wide: WideRange, b: int) -> None:
+        wide.downward()
+        wide.marginals()
+        of_root[b] = entropy_of(wide.messages(wide.down)[L][0, : rhm.num_classes])
+        rules[:, b] = wide.rule_entropies()
 
-    _in_log_space(rhm, evidence, left, finish)
+    _in_wide_range(rhm, evidence, left, finish)
     return {level: of_root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
 
 
@@ -170,18 +171,18 @@ def _parts(samples: list[int], evidence: Evidence, plan: Plan) -> Iterator[tuple
         yield part, Evidence.of(evidence.log(part).astype(plan.dtype))
 
 
-def _in_log_space(rhm: Any, evidence: Evidence, samples: list[int], finish: Any) -> None:
-    """Upward pass in log space and `finish(space, sample)` for each of the samples, on all threads."""
+def _in_wide_range(rhm: Any, evidence: Evidence, samples: list[int], finish: Any) -> None:
+    """Upward pass with exponents of any size, and `finish(wide, sample)`, for each of the samples, on all threads."""
     t = tables_of(rhm)
     impossible: list[int] = []
 
     def block(first: int, last: int) -> None:
-        space = LogSpace(t)
+        wide = WideRange(t)
         for b in samples[first:last]:
-            if space.upward(evidence.log(np.array([b]))[0]) == -np.inf:
+            if wide.upward(evidence.log(np.array([b]))[0]) == -np.inf:
                 impossible.append(b)
             else:
-                finish(space, b)
+                finish(wide, b)
 
     if samples:
         over_blocks(len(samples), block)

@@ -208,6 +208,55 @@ def exp_nonpositive(typing_context, x):
     return x(x), codegen
 
 
+def _on_doubles(emit):
+    """An operation on a vector of float64: `emit(builder, x, integer_type, number, word)`."""
+
+    @intrinsic
+    def operation(typing_context, x):
+        def codegen(context, builder, signature, arguments):
+            vector, integers = arguments[0].type, ir.VectorType(ir.IntType(64), LANES)
+            return emit(
+                builder, arguments[0], integers, lambda value: _constant(vector, value), lambda value: _constant(integers, value)
+            )
+
+        return x(x), codegen
+
+    return operation
+
+
+_WHOLE = 1.5 * 2.0**52  # adding it to a whole number leaves that number in the low bits
+
+
+def _power_of_two(builder, x, integers, number, word):
+    x = builder.select(builder.fcmp_ordered(">", x, number(-1000.0)), x, number(-1000.0))
+    bits = builder.add(builder.bitcast(builder.fadd(x, number(_WHOLE)), integers), word(1023))
+    return builder.bitcast(builder.shl(bits, word(52)), x.type)
+
+
+def _mantissa_of(builder, x, integers, number, word):
+    bits = builder.or_(builder.and_(builder.bitcast(x, integers), word((1 << 52) - 1)), word(1023 << 52))
+    return builder.select(builder.fcmp_ordered(">", x, number(0.0)), builder.bitcast(bits, x.type), number(0.0))
+
+
+def _exponent_of(builder, x, integers, number, word):
+    whole = builder.add(builder.lshr(builder.bitcast(x, integers), word(52)), builder.bitcast(number(_WHOLE), integers))
+    exponent = builder.fsub(builder.bitcast(whole, x.type), number(_WHOLE + 1023))
+    return builder.select(builder.fcmp_ordered(">", x, number(0.0)), exponent, number(-math.inf))
+
+
+power_of_two = _on_doubles(_power_of_two)  # 2**x for a whole number x <= 0 or -inf; at least 2**-1000
+mantissa_of = _on_doubles(_mantissa_of)  # x = mantissa * 2**exponent with 1 <= mantissa < 2; 0 = 0 * 2**-inf
+exponent_of = _on_doubles(_exponent_of)
+
+
+@intrinsic
+def fused(typing_context, a, b, c):
+    """a * b + c of float64 numbers, rounded once."""
+    return types.float64(types.float64, types.float64, types.float64), lambda context, builder, signature, arguments: builder.fma(
+        *arguments
+    )
+
+
 def _log_polynomial(degree):
     """Coefficients of the polynomial that interpolates log(1 + f)/f at Chebyshev points of [sqrt(1/2) - 1, sqrt(2) - 1]."""
     ends = [np.sqrt(0.5) - 1, np.sqrt(2) - 1]

@@ -70,3 +70,17 @@ def _build(rhm: Any) -> Tables:
         v, s, L, n, symbols, multiplicity, rule_start, np.ascontiguousarray(children), parent.astype(np.int64), probability,
         uniform, inverse_start, inverse_rule, np.array(rhm.class_probabilities, np.float64),
     )  # fmt: skip
+
+
+def by_child(t: Tables) -> tuple[np.ndarray, np.ndarray]:
+    """The rules in the order of `inverse_rule[i]`, for each child i.
+
+    Returns the symbols of the parent and of the other children, int64 (s, rules, s), and the probabilities, float64 (s, rules).
+    """
+    s, total = t.branching, len(t.children)
+    index, probability = np.empty((s, total, s), np.int64), np.empty((s, total))
+    for i, rules in enumerate(t.inverse_rule):
+        index[i, :, 0] = t.parent[rules]
+        index[i, :, 1:] = np.delete(t.children[rules], i, axis=1)
+        probability[i] = t.probability[rules]
+    return index, probability
