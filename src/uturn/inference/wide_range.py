@@ -294,7 +294,7 @@ class WideRange:
         self.widths = np.repeat(t.symbols, self.sizes)
         shape = sum(self.sizes), int(t.symbols.max())
         self.up = np.zeros(shape), np.full(shape, _ZERO)
-        self.down = ()
+        self.down = np.empty((0, 0)), np.empty((0, 0))
         slot, s = shape[1] * LANES, t.branching
         self.layout = Layout(slot, LANES, LANES + s * slot, 0, LANES + (s + 1) * slot)
         self.space = aligned((2 * self.layout.exponents,), np.dtype(np.float64))
@@ -310,7 +310,7 @@ class WideRange:
         return self.log_evidence
 
     def downward(self) -> None:
-        if not self.down:
+        if not self.down[0].size:
             self.down = np.zeros_like(self.up[0]), np.full_like(self.up[1], _ZERO)
         downward(self.space, self.layout, *self.rules, *self.up, *self.down)
 
