@@ -1,0 +1,216 @@
+"""Nesting index: at how many levels of a hierarchy do sites change together in U-turns?
+
+Let x_i be the change of site i in a U-turn: 1 or 0 for symbols, or any real number. The sites fall into blocks of s sites, these
+into blocks of s**2, and so on, up to one block of all s**K sites; for the leaves of a tree, the blocks of s**k sites are the
+subtrees of level k. All covariances are over the U-turns of one original, then averaged over originals.
+
+1. C_k(i) is the mean covariance of site i with the sites of its block of level k that are outside its block of level k - 1, so
+   that k is the level of their lowest common ancestor. C_0 is the variance.
+2. The share that is lost, a(noise), is the mean change divided by its value at the last noise level, 0 .. 1. If sites were lost
+   independently of each other, and what is lost were as in independent data, C_k would be a**2 times its value at the last noise.
+   The *excess* is `X_k = int [C_k - a**2 C_k(last)] da`.
+3. B_k is the variance of the sum over a block of s**k sites, divided by s**k: `B_k = int [C_0 + sum_(j <= k) (s**j - s**(j-1))
+   C_j] da`, with C_j averaged over sites. The *nested correlation* of level k,
+
+       D_k = s**(k-1) (X_k - X_(k+1)) / B_(k-1),      X_(K+1) = 0,
+
+   is the correlation of the changes of two sibling blocks of s**(k-1) sites, beyond their correlation with the next relatives.
+4. The *nesting index* is `sum_k D_k - max_k D_k` for each site, averaged over sites: what remains of the nested correlations
+   without the strongest of them.
+
+A flat code, all of whose sites change with one class, has one step in C_k, and the index 0. Independent sites have none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.checks import checked_integer, shown
+from uturn.random import Streams
+from uturn.statistics import Estimate, estimate, nonincreasing, replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.experiment import Experiment
+
+_DIMS = ("noise", "item", "trajectory", "site")
+
+
+def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> Estimate:
+    """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
+
+    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`).
+    It is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. In a
+    grammar it grows with the number of levels that change together and with how strongly they do. The unit of noise does not
+    matter, nor the number of noise levels if the curves are resolved. For interpretation and limits, see docs/measures.md.
+
+    Parameters
+    ----------
+    changed : DataArray (noise, item, trajectory, site), real numbers
+        Change of every site in every U-turn, such as `site_changes` returns: 1 or 0 for symbols, or a squared difference. Each
+        item has at least two trajectories. The noise levels increase, and at the last one reconstructions are independent of
+        the originals. Sites are in the order of the blocks: block b of level k holds the sites b s**k .. (b + 1) s**k - 1.
+    branching : int s >= 2
+        Blocks that form a block of the next level.
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    Estimate
+        0 .. K - 1, with the interval of `uturn.statistics.estimate`: between grammars if there are several, otherwise between
+        items.
+
+    Raises
+    ------
+    ValueError
+        For other dims, fewer than two trajectories, noise that does not increase, missing values, changes that do not vary, and
+        a number of sites that is no power of `branching`.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 3}
+    >>> noise = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8, float("inf")]
+    >>> spec = {"items": 60, "trajectories": 8, "source": source, "corruption": {"type": "gaussian", "noise": noise},
+    ...         "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+    >>> changed = site_changes(ut.Experiment.from_dict(spec))
+    >>> changed.sizes["site"], nesting_index(changed, branching=2).low > 0.1
+    (8, True)
+    """
+    found = estimate(_moments(changed, branching), lambda means: float(_index(means, branching)), confidence)
+    return Estimate(*(max(0.0, one) for one in found))
+
+
+def nested_correlations(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> xr.Dataset:
+    """Nested correlation D_k of every level, averaged over sites, from which the nesting index is made.
+
+    Parameters
+    ----------
+    changed, branching, confidence
+        As in `nesting_index`.
+
+    Returns
+    -------
+    Dataset with the dim distance, s**k for k = 1 .. K
+        `nested`: D_k, the correlation of two sibling blocks of s**(k-1) sites beyond their correlation with the next relatives;
+        `correlation`: X_k over the variance of a site, the excess correlation of two sites whose smallest common block is of
+        level k. `nested_low`, `nested_high`, `correlation_low`, `correlation_high`: ends of their intervals.
+    """
+    import xarray as xr
+
+    moments = _moments(changed, branching)
+    found = replicates(moments).interval(lambda means: np.stack(_levels(means, branching)), confidence)
+    names = {"nested": 0, "correlation": 1}
+    ends = {"": 0, "_low": 1, "_high": 2}
+    curves = {name + end: ("distance", found[b, k]) for name, k in names.items() for end, b in ends.items()}
+    return xr.Dataset(curves, coords={"distance": moments.moment.values[2:]})
+
+
+def site_changes(experiment: Experiment) -> xr.DataArray:
+    """Changes of all sites in the U-turns of an experiment on strings or vectors.
+
+    For strings, whether a leaf has another symbol, 0 or 1; for vectors, the squared difference of a component. They are computed
+    in memory, with the random streams of the run.
+
+    Returns
+    -------
+    DataArray float64 (noise, item, trajectory, site), with the coordinates of the source along `item`
+
+    Raises
+    ------
+    ValueError
+        For another kind of data, or several clones.
+    """
+    import xarray as xr
+
+    from uturn.experiment import u_turn
+
+    source, corruption, backward, _ = experiment.parts
+    if source.kind not in ("strings", "vectors") or experiment.clones > 1:
+        raise ValueError(
+            f"source of {source.kind!r}, clones = {experiment.clones}: expected strings or vectors, and one clone; compute the "
+            f"changes of other data from `uturn.u_turn`"
+        )
+    found = []
+    for noise in experiment.noise:
+        pieces = []
+        for originals in source.blocks(np.arange(experiment.items), experiment.seed, experiment.items):
+            streams = Streams(experiment.seed, originals.items, noise, range(experiment.trajectories))
+            rebuilt = originals.data_of(u_turn(originals, corruption, backward, noise, streams).reconstructions)
+            before = originals.data[:, None]
+            pieces.append(rebuilt != before if source.kind == "strings" else np.square(rebuilt - before))
+        found.append(np.concatenate(pieces))
+    along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
+    return xr.DataArray(np.array(found, float), dims=_DIMS, coords={"noise": experiment.noise, **along})
+
+
+def _moments(changed: xr.DataArray, branching: int) -> xr.DataArray:
+    """Mean change, and C_0 .. C_K, of every site of every item: (noise, item, site, moment)."""
+    import xarray as xr
+
+    s, K = _checked(changed, branching)
+    x = changed.transpose(*_DIMS).values.astype(float)
+    mean = x.mean(axis=2)
+    x = x - mean[:, :, None]
+    shared = [np.zeros_like(mean)]  # covariances of a site with the sites of its block of every level, added up
+    for k in range(K + 1):
+        sums = x.reshape(*x.shape[:3], -1, s**k).sum(axis=-1).repeat(s**k, axis=-1)
+        shared.append((x * sums).sum(axis=2) / (x.shape[2] - 1))
+    others = np.diff(s ** np.arange(K + 1), prepend=0)  # sites whose smallest common block with a site is of level k
+    moments = np.concatenate([mean[..., None], np.diff(shared, axis=0).transpose(1, 2, 3, 0) / others], axis=-1)
+    kept = {name: one for name, one in changed.coords.items() if set(one.dims) <= {"noise", "item"}}
+    names = [-1, 0, *(s**k for k in range(1, K + 1))]
+    return xr.DataArray(moments, dims=("noise", "item", "site", "moment"), coords={**kept, "moment": names})
+
+
+def _nested(means: np.ndarray, s: int) -> tuple[np.ndarray, np.ndarray]:
+    """D_k and X_k of every site, both (site, K), in units of B, from the mean moments (noise, site, moment)."""
+    mean, C = means[..., 0].mean(axis=1), means[..., 1:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lost = 1 - nonincreasing(1 - mean / mean[-1]).clip(0, 1)
+        steps = np.r_[0, lost, 1]
+        weight = (steps[2:] - steps[:-2]) / 2  # int .. da by trapezoids
+        excess = np.tensordot(weight, C - (lost**2)[:, None, None] * C[-1], 1)[:, 1:]
+        total = weight @ C.mean(axis=1)
+        size = s ** np.arange(C.shape[2])
+        variance = np.cumsum(np.diff(size, prepend=0) * total)  # B_k
+        beyond = excess - np.concatenate([excess[:, 1:], np.zeros_like(excess[:, :1])], axis=1)
+        return size[:-1] * beyond / variance[:-1], excess / total[0]
+
+
+def _index(means: np.ndarray, s: int) -> np.floating[Any]:
+    nested, _ = _nested(means, s)
+    return (nested.sum(axis=1) - nested.max(axis=1)).mean()
+
+
+def _levels(means: np.ndarray, s: int) -> tuple[np.ndarray, np.ndarray]:
+    nested, correlation = _nested(means, s)
+    return nested.mean(axis=0), correlation.mean(axis=0)
+
+
+def _checked(changed: Any, branching: int) -> tuple[int, int]:
+    """Branching s and number of levels K, or a ValueError."""
+    import xarray as xr
+
+    s = checked_integer("branching", branching, 2)
+    if not isinstance(changed, xr.DataArray) or set(changed.dims) != set(_DIMS) or changed.dtype.kind not in "biuf":
+        kind = f"dims {changed.dims}, {changed.dtype}" if isinstance(changed, xr.DataArray) else type(changed).__name__
+        raise ValueError(f"changed: got {kind}; expected a DataArray of numbers with dims {', '.join(_DIMS)}")
+    if changed.sizes["trajectory"] < 2:
+        raise ValueError(f"changed has {changed.sizes['trajectory']} trajectories of each item; a covariance needs at least 2")
+    if not changed.sizes["item"] or not np.isfinite(changed).all():
+        raise ValueError("changed has missing or infinite readings, or no items; finish the run, or drop what is missing")
+    noise = changed.noise.values
+    if len(noise) < 2 or not (np.diff(noise) > 0).all():
+        raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels, the last one without signal")
+    sites, K = changed.sizes["site"], 0
+    while s**K < sites:
+        K += 1
+    if s**K != sites or K < 1:
+        raise ValueError(f"changed has {sites} sites; expected a power of branching = {s}, in the order of their blocks")
+    if not (changed.var("trajectory") > 0).any() or not changed.isel(noise=-1).mean() > 0:
+        raise ValueError("changed does not vary between the trajectories of an item, or is 0 at the last noise level")
+    return s, K
