@@ -23,7 +23,7 @@ A flat code, all of whose sites change with one class, has one step in C_k, and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,18 @@ if TYPE_CHECKING:
     from uturn.experiment import Experiment
 
 _DIMS = ("noise", "item", "trajectory", "site")
+
+
+class Nesting(NamedTuple):
+    """Nesting index, and what it is made from.
+
+    `value`: the index, not clipped: negative if correlations are below those of independent losses. `nested`: D_k of every site,
+    array (sites, K) for k = 1 .. K. `correlation`: X_k over the mean variance of a site, (sites, K).
+    """
+
+    value: float
+    nested: np.ndarray
+    correlation: np.ndarray
 
 
 def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> Estimate:
@@ -80,7 +92,7 @@ def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.9
     >>> changed.sizes["site"], nesting_index(changed, branching=2).low > 0.1
     (8, True)
     """
-    found = estimate(_moments(changed, branching), lambda means: float(_index(means, branching)), confidence)
+    found = estimate(_moments(changed, branching), lambda means: _of_moments(means, branching).value, confidence)
     return Estimate(*(max(0.0, one) for one in found))
 
 
@@ -102,7 +114,12 @@ def nested_correlations(changed: xr.DataArray, branching: int, confidence: float
     import xarray as xr
 
     moments = _moments(changed, branching)
-    found = replicates(moments).interval(lambda means: np.stack(_levels(means, branching)), confidence)
+
+    def levels(means: np.ndarray) -> np.ndarray:
+        found = _of_moments(means, branching)
+        return np.stack([found.nested.mean(axis=0), found.correlation.mean(axis=0)])
+
+    found = replicates(moments).interval(levels, confidence)
     names = {"nested": 0, "correlation": 1}
     ends = {"": 0, "_low": 1, "_high": 2}
     curves = {name + end: ("distance", found[b, k]) for name, k in names.items() for end, b in ends.items()}
@@ -166,29 +183,43 @@ def _moments(changed: xr.DataArray, branching: int) -> xr.DataArray:
     return xr.DataArray(moments, dims=("noise", "item", "site", "moment"), coords={**kept, "moment": names})
 
 
-def _nested(means: np.ndarray, s: int) -> tuple[np.ndarray, np.ndarray]:
-    """D_k and X_k of every site, both (site, K), in units of B, from the mean moments (noise, site, moment)."""
-    mean, C = means[..., 0].mean(axis=1), means[..., 1:]
+def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
+    """Nested correlations and the nesting index of mean curves, measured or from a theory.
+
+    Parameters
+    ----------
+    change : array (noise,)
+        Mean change. Its last value is that of independent data.
+    covariance : array (noise, sites, K + 1)
+        C_0 .. C_K of every site, or of one site that stands for all, at the same noise levels.
+    branching : int s >= 2
+
+    Examples
+    --------
+    The mean field of the ε-process:
+
+    >>> import uturn as ut
+    >>> epsilon, theory = np.linspace(0, 1, 101)[1:], ut.theory.MeanField(vocab_size=16, multiplicity=4, branching=2)
+    >>> changed = 1 - theory.curves(epsilon, depth=4).marginals[:, 0]
+    >>> covariance = theory.pair_correlations(epsilon, depth=4)[:, None] / 4  # of 0 and 1 instead of -1 and 1
+    >>> round(nesting(changed, covariance, branching=2).value, 3)
+    0.343
+    """
+    s, mean, C = branching, np.asarray(change, float), np.asarray(covariance, float)
     with np.errstate(invalid="ignore", divide="ignore"):
         lost = 1 - nonincreasing(1 - mean / mean[-1]).clip(0, 1)
         steps = np.r_[0, lost, 1]
-        weight = (steps[2:] - steps[:-2]) / 2  # int .. da by trapezoids
+        weight = (steps[2:] - steps[:-2]) / 2  # int .. da by trapezoids, from 0 without noise
         excess = np.tensordot(weight, C - (lost**2)[:, None, None] * C[-1], 1)[:, 1:]
         total = weight @ C.mean(axis=1)
         size = s ** np.arange(C.shape[2])
         variance = np.cumsum(np.diff(size, prepend=0) * total)  # B_k
-        beyond = excess - np.concatenate([excess[:, 1:], np.zeros_like(excess[:, :1])], axis=1)
-        return size[:-1] * beyond / variance[:-1], excess / total[0]
+        nested = -np.diff(excess, axis=1, append=0) * size[:-1] / variance[:-1]
+    return Nesting(float((nested.sum(axis=1) - nested.max(axis=1)).mean()), nested, excess / total[0])
 
 
-def _index(means: np.ndarray, s: int) -> np.floating[Any]:
-    nested, _ = _nested(means, s)
-    return (nested.sum(axis=1) - nested.max(axis=1)).mean()
-
-
-def _levels(means: np.ndarray, s: int) -> tuple[np.ndarray, np.ndarray]:
-    nested, correlation = _nested(means, s)
-    return nested.mean(axis=0), correlation.mean(axis=0)
+def _of_moments(means: np.ndarray, branching: int) -> Nesting:
+    return nesting(means[..., 0].mean(axis=1), means[..., 1:], branching)
 
 
 def _checked(changed: Any, branching: int) -> tuple[int, int]:
