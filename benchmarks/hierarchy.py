@@ -1,6 +1,6 @@
 """Which data look hierarchical to the nesting index: grammars against controls, the dial of hierarchical filtering, and limits.
 
-    python benchmarks/hierarchy.py [--part design held-out dial limits] [--draws 20] [--verbose]
+    python benchmarks/hierarchy.py [--part design held-out dial limits levels] [--draws 20] [--verbose] [--picture FILE.png]
 
 `design` are the parameters on which the index was chosen, `held-out` those written down before it was computed on them
 (`uturn.paper.nesting_cases`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
@@ -10,7 +10,9 @@ to two minutes on one core.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,11 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
+from uturn.experiment import Experiment, run
 from uturn.measures.hierarchy import nesting_index
+from uturn.paper import Workshop, nesting
 from uturn.paper.nesting_cases import CONTROLS, DESIGN, HELD_OUT, NOISE, TRAJECTORIES, auc, changes, grammar_changes, indices
+from uturn.plotting.style import style
 
 
 def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: bool) -> Table:
@@ -89,6 +94,38 @@ def limits() -> Table:
     return table
 
 
+def levels() -> Table:
+    """Correlation of the shares of unchanged nodes of neighbouring levels: no sign of a hierarchy of the data."""
+    table = Table(
+        "(v, m, s), L", "levels 0 and 1, 1 and 2, ..", title="correlation between the readings of neighbouring tree levels"
+    )
+    for v, m, s, L in ((32, 8, 2, 5), (16, 16, 2, 5)):
+        spec = {
+            "items": 100,
+            "trajectories": TRAJECTORIES,
+            "source": {"type": "rhm", "vocab_size": v, "multiplicity": m, "branching": s, "depth": L},
+            "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "tree_levels"}],
+        }
+        unchanged = run(Experiment.from_dict(spec)).unchanged
+        x = (unchanged - unchanged.mean("trajectory")).transpose("noise", "item", "trajectory", "tree_level").values
+        covariance = np.einsum("nitk,nitl->kl", x, x)
+        scale = np.sqrt(np.diag(covariance))
+        table.add_row(f"({v}, {m}, {s}), {L}", ", ".join(f"{one:.2f}" for one in np.diag(covariance / np.outer(scale, scale), 1)))
+    return table
+
+
+def picture(path: Path) -> None:
+    """The panels of figure `controls` with the nesting index, at smoke scale."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = nesting.measured(Workshop("smoke", Path(folder)))
+    with style() as plt:
+        figure = plt.figure(figsize=(13.5, 3.6), layout="constrained")
+        nesting.draw(figure, data)
+        figure.savefig(path, dpi=100)
+
+
 def markov_changes(stay: float, symbols: int = 8, sites: int = 32, items: int = 100) -> xr.DataArray:
     """Changes of the sites of a Markov chain, which has no hierarchy: Gaussian diffusion, exact posterior draws."""
     rng = np.random.default_rng(0)
@@ -122,18 +159,23 @@ def markov_changes(stay: float, symbols: int = 8, sites: int = 32, items: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("design", "held-out", "dial", "limits")
-    parser.add_argument("--part", nargs="+", choices=parts, default=list(parts))
+    tables = {"dial": lambda: dial(chosen.items), "limits": limits, "levels": levels}
+    parts = ["design", "held-out", *tables]
+    parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--draws", type=int, default=20, help="draws of every kind of data")
     parser.add_argument("--items", type=int, default=400, help="originals of the dial")
     parser.add_argument("--verbose", action="store_true", help="print the index of every draw")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the picture of the docs, and nothing else")
     chosen = parser.parse_args()
+    if chosen.picture:
+        picture(chosen.picture)
+        return
     for part in chosen.part:
         start = time.monotonic()
-        if part in ("design", "held-out"):
-            table = separation(part, DESIGN if part == "design" else HELD_OUT, chosen.draws, chosen.verbose)
+        if part in tables:
+            table = tables[part]()
         else:
-            table = dial(chosen.items) if part == "dial" else limits()
+            table = separation(part, DESIGN if part == "design" else HELD_OUT, chosen.draws, chosen.verbose)
         Console(width=160).print(table)
         print(f"{time.monotonic() - start:.0f} s")
 

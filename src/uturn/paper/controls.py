@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.paper import fig2, fig5, fig7
+from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.control_cases import COMPARISONS, OTHERS, Case, cases, experiments
 from uturn.paper.verdicts import Verdict, above, apart, below, verdict, within
@@ -53,6 +53,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         ("images", "fig2", "stochastic", fig2),
     ):
         runs[label] = workshop.runs(figure, {name: module.experiments(workshop.scale)[name]})[name]
+    runs["nesting"] = nesting.measured(workshop)
     return runs
 
 
@@ -111,7 +112,7 @@ Indices = dict[str, dict[str, Estimate]]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    required = {c.label for c in [*cases("smoke"), *OTHERS] if c.judged} | {"sparse-depth3"}
+    required = {c.label for c in [*cases("smoke"), *OTHERS] if c.judged} | {"sparse-depth3", "nesting"}
     if required - set(runs):
         raise ValueError(f"the run {min(required - set(runs))!r} is missing; expected all that are judged")
     order = ["hierarchy", "control", "other"]
@@ -129,10 +130,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         words=("case", [case.words for case in listed]),
         kind=("case", [case.kind for case in listed]),
     )
-    return data, [
+    return data.merge(runs["nesting"]), [
         *(one for name in COMPARISONS for one in _hierarchies_and_controls(listed, index, name)),
         _mean_field(listed, index, runs),
         *(_depth(index, name) for name in COMPARISONS),
+        *nesting.verdicts(runs["nesting"]),
     ]
 
 
@@ -240,8 +242,8 @@ def draw(data: xr.Dataset) -> Any:
     panels = [label for label in labels if f"r_{label}" in data]
     words = dict(zip(labels, data.words.values.tolist(), strict=True))
     with style() as plt:
-        figure = plt.figure(figsize=(13.5, 9.6), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+        figure = plt.figure(figsize=(13.5, 13.8), layout="constrained")
+        top, bottom, below = figure.subfigures(3, 1, height_ratios=[1.1, 1, 0.8])
         grid = top.subplots(2, 3, sharey=True)
         for axes, label in zip(grid.flat, panels, strict=True):
             _draw_case(axes, data[f"r_{label}"].rename({f"time_{label}": "time"}), words[label])
@@ -257,6 +259,7 @@ def draw(data: xr.Dataset) -> Any:
         _draw_index(right, data)
         for axes, corner in ((left, "left"), (right, "right")):
             bottom.legend(*axes.get_legend_handles_labels(), fontsize=9, loc=f"outside lower {corner}", ncols=3)
+        nesting.draw(below, data)
     return figure
 
 
