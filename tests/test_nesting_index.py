@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import uturn as ut
+from uturn.measures import hierarchy
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
 from uturn.paper.nesting_cases import DESIGN, HELD_OUT, auc, changes, grammar_changes, nested_order
 from uturn.random import keys, uniforms
@@ -102,8 +103,8 @@ def test_what_is_lost_as_in_independent_data_does_not_count():
     """Sites lost independently of each other: C_k = a**2 C_k(last), however correlated the data are."""
     lost = np.linspace(0, 1, 11)
     last = np.array([1.0, 0.8, 0.6, 0.3])
-    assert nesting(lost, lost[:, None, None] ** 2 * last, 2).value == pytest.approx(0, abs=1e-14)
-    assert nesting(lost, (lost * (2 - lost))[:, None, None] ** 2 * last, 2).value > 0.01
+    assert hierarchy.nesting(lost, lost[:, None, None] ** 2 * last, 2).value == pytest.approx(0, abs=1e-14)
+    assert hierarchy.nesting(lost, (lost * (2 - lost))[:, None, None] ** 2 * last, 2).value > 0.01
 
 
 def theory_index(mf, depth, epsilon):
