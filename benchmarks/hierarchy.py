@@ -1,6 +1,6 @@
 """Which data look hierarchical to the nesting index: grammars against controls, the dial of hierarchical filtering, and limits.
 
-    python benchmarks/hierarchy.py [--part design held-out dial limits levels] [--draws 20] [--verbose] [--picture FILE.png]
+    python benchmarks/hierarchy.py [--part design held-out channels dial limits levels] [--draws 20] [--picture FILE.png]
 
 `design` are the parameters on which the index was chosen, `held-out` those written down before it was computed on them
 (`uturn.paper.nesting_cases`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
@@ -40,6 +40,18 @@ def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: boo
     table.add_row(
         "all controls", *(f"{f(together):.3f}" for f in (np.min, np.median, np.max)), f"{auc(found['grammars'], together):.3f}"
     )
+    return table
+
+
+def channels(draws: int) -> Table:
+    """Grammars and one-level grammars of the held-out parameters, observed in another way."""
+    table = Table("channel", "data", "smallest", "median", "largest", "AUC", title="nesting index, held-out parameters")
+    kinds = ("grammars", "one-level grammars")
+    for channel in ("gaussian", "masking", "uniform", "epsilon"):
+        found = indices({kind: HELD_OUT[kind] for kind in kinds}, draws, channel=channel)
+        for kind in kinds:
+            score = f"{auc(*found.values()):.3f}" if kind == kinds[1] else ""
+            table.add_row(channel, kind, *(f"{f(found[kind]):.3f}" for f in (np.min, np.median, np.max)), score)
     return table
 
 
@@ -159,7 +171,7 @@ def markov_changes(stay: float, symbols: int = 8, sites: int = 32, items: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"dial": lambda: dial(chosen.items), "limits": limits, "levels": levels}
+    tables = {"channels": lambda: channels(chosen.draws), "dial": lambda: dial(chosen.items), "limits": limits, "levels": levels}
     parts = ["design", "held-out", *tables]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--draws", type=int, default=20, help="draws of every kind of data")

@@ -13,11 +13,13 @@ import xarray as xr
 
 from uturn.experiment import Experiment
 from uturn.laws import GaussianMixture, power_law, simplex
-from uturn.measures.hierarchy import site_changes
+from uturn.measures.hierarchy import nesting_index, site_changes
 from uturn.random import Purpose, keys
 
 NOISE = np.r_[np.geomspace(0.01, 1, 18), 1.4, 2, 2.7, 3.5, np.inf].round(4)
 """Gaussian diffusion times, the same for all data: none is chosen with the transition of a law in view."""
+SHARES = np.linspace(0, 1, 25)[1:].round(4)
+"""Noise levels of the channels whose noise ends at 1."""
 ITEMS, TRAJECTORIES = 100, 8
 
 Sites = tuple[Any, ...]
@@ -83,14 +85,18 @@ HELD_OUT: dict[str, list[Any]] = {
 CONTROLS = tuple(kind for kind in DESIGN if kind != "grammars")
 
 
-def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS) -> tuple[xr.DataArray, int]:
-    """The changes of all sites (`nesting_index`) of one draw of the data of a kind, and the branching of the blocks of sites."""
+def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS, channel: str = "gaussian") -> tuple[xr.DataArray, int]:
+    """The changes of all sites (`nesting_index`) of one draw of the data of a kind, and the branching of the blocks of sites.
+
+    `channel`: for grammars only.
+    """
     if kind == "grammars":
         v, m, s, L = parameters
-        return grammar_changes({"vocab_size": v, "multiplicity": m, "branching": s, "depth": L}, seed, items), s
+        source = {"vocab_size": v, "multiplicity": m, "branching": s, "depth": L}
+        return grammar_changes(source, seed, items, channel), s
     if kind == "one-level grammars":
         (v, m, s), count = parameters
-        return _code(("grammar", v, m, s), seed, items, count), 3 if s == 9 else 2
+        return _code(("grammar", v, m, s), seed, items, count, channel), 3 if s == 9 else 2
     if kind == "unrelated features":
         features = [_code(one, seed + 1000 * k, items) for k, one in enumerate(parameters)]
         return xr.concat([one.drop_vars("grammar", errors="ignore") for one in features], dim="site"), 2
@@ -103,14 +109,14 @@ def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS) -> tuple[
     return _mixture(modes, distance, sites, seed, items, weights / weights.sum()), 2
 
 
-def grammar_changes(source: dict[str, Any], seed: int, items: int = ITEMS, trajectories: int = TRAJECTORIES) -> xr.DataArray:
-    """Changes of the leaves of strings of a source, `rhm` unless it has another type, in Gaussian diffusion."""
+def grammar_changes(source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian") -> xr.DataArray:
+    """Changes of the leaves of strings of a source, `rhm` unless it has another type."""
     spec = {
         "seed": seed,
         "items": items,
-        "trajectories": trajectories,
+        "trajectories": TRAJECTORIES,
         "source": {"type": "rhm", **source},
-        "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
+        "corruption": {"type": channel, "noise": (NOISE if channel == "gaussian" else SHARES).tolist()},
         "backward": {"type": "exact"},
         "probes": [{"type": "tree_levels"}],
     }
@@ -136,15 +142,15 @@ def nested_order(size: int) -> np.ndarray:
     return halves.transpose(np.arange(2 * bits).reshape(2, bits).T.ravel()).ravel()
 
 
-def _code(one: Sites, seed: int, items: int, count: int = 1) -> xr.DataArray:
+def _code(one: Sites, seed: int, items: int, count: int = 1, channel: str = "gaussian") -> xr.DataArray:
     """Changes of the sites of a code; `count` independent strings of it side by side."""
     if one[0] == "mixture":
         modes, distance, sites = one[1:]
         return _mixture(modes, distance, sites, seed, items)
     v, m, s = one[1:]
-    found = grammar_changes({"vocab_size": v, "multiplicity": m, "branching": s, "depth": 1}, seed, items * count)
-    strings = found.values.reshape(len(NOISE), items, count, TRAJECTORIES, s).swapaxes(2, 3)
-    return xr.DataArray(strings.reshape(len(NOISE), items, TRAJECTORIES, -1), dims=found.dims, coords={"noise": found.noise})
+    found = grammar_changes({"vocab_size": v, "multiplicity": m, "branching": s, "depth": 1}, seed, items * count, channel)
+    strings = found.values.reshape(-1, items, count, TRAJECTORIES, s).swapaxes(2, 3)
+    return xr.DataArray(strings.reshape(-1, items, TRAJECTORIES, count * s), dims=found.dims, coords={"noise": found.noise})
 
 
 def _mixture(modes: int, distance: float, sites: int, seed: int, items: int, weights: Any = None) -> xr.DataArray:
@@ -168,20 +174,19 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return float((pairs > 0).mean() + (pairs == 0).mean() / 2)
 
 
-Progress = Callable[[str], None]
-
-
 def indices(
-    chosen: dict[str, list[Any]], draws: int, items: int = ITEMS, report: Progress | None = None
+    chosen: dict[str, list[Any]],
+    draws: int,
+    items: int = ITEMS,
+    channel: str = "gaussian",
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, list[float]]:
     """Nesting index of so many draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
-    from uturn.measures.hierarchy import nesting_index
-
     found: dict[str, list[float]] = {}
     for kind, parameters in chosen.items():
         found[kind] = []
         for k in range(draws):
-            changed, branching = changes(kind, parameters[k % len(parameters)], k, items)
+            changed, branching = changes(kind, parameters[k % len(parameters)], k, items, channel)
             found[kind].append(nesting_index(changed, branching).value)
             if report:
                 report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {found[kind][-1]:.3f}")
