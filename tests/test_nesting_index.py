@@ -8,7 +8,7 @@ import xarray as xr
 
 import uturn as ut
 from uturn.measures import hierarchy
-from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
+from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, nesting_index_of, site_changes
 from uturn.paper.nesting_cases import DESIGN, HELD_OUT, auc, changes, grammar_changes, nested_order
 from uturn.random import keys, uniforms
 from uturn.theory import MeanField
@@ -189,6 +189,48 @@ def test_blocks_of_a_grid_are_neighbours():
             rows, columns = np.unique(block // 8), np.unique(block % 8)
             assert len(rows) * len(columns) == 2**k
             assert (np.ptp(rows), np.ptp(columns)) == (len(rows) - 1, len(columns) - 1)
+
+
+def stored(changed, s, prefix="") -> xr.Dataset:
+    """The readings of a run that keeps covariances by distance alone."""
+    x = changed.values - changed.values.mean(axis=2, keepdims=True)
+    sites = x.shape[3]
+    sizes = [s**k for k in range(round(np.log(sites) / np.log(s)) + 1)]
+    within = np.array([np.square(x.reshape(*x.shape[:3], -1, n).sum(-1)).sum((2, 3)) / (x.shape[2] - 1) for n in sizes])
+    covariance = np.diff(within, axis=0, prepend=0) / (sites * np.diff(sizes, prepend=0))[:, None, None]
+    return xr.Dataset(
+        {
+            f"{prefix}change": (("noise", "item"), changed.values.mean(axis=(2, 3))),
+            f"{prefix}change_covariance": ((f"{prefix}distance", "noise", "item"), covariance),
+        },
+        coords={"noise": changed.noise, f"{prefix}distance": [0.0, *sizes[1:]]},
+    )
+
+
+def test_of_stored_covariances():
+    changed = changes("grammars", (8, 8, 3, 3), 0)[0]
+    whole, pooled = nesting_index(changed, 3), nesting_index_of(stored(changed, 3))
+    assert pooled.value == pytest.approx(whole.value, abs=0.005)  # all sites are alike, and each of them has its noise
+    assert pooled == nesting_index_of(stored(changed, 3, "leaf_"), "leaf")
+    side_by_side, _ = changes("unrelated features", HELD_OUT["unrelated features"][3], 3)
+    assert nesting_index(side_by_side, 2).high < nesting_index_of(stored(side_by_side, 2)).low
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ds: ds.drop_vars("change"), "ds has no variable 'change'"),
+        (lambda ds: ds.assign_coords(distance=[0, 1, 2, 3]), "distance = .*expected 0, s, s"),
+        (lambda ds: ds.isel(distance=[0]), "distance = .*expected 0, s, s"),
+        (lambda ds: ds.where(ds.noise > 0), "missing or infinite"),
+        (lambda ds: ds.isel(noise=[1]), "at least two increasing levels"),
+        (lambda ds: ds * 0, "0 at distance 0"),
+    ],
+)
+def test_bad_stored_covariances(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        nesting_index_of(change(stored(GOOD, 2)))
+    assert "\n" not in str(error.value)
 
 
 GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))

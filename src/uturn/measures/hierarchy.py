@@ -96,6 +96,46 @@ def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.9
     return Estimate(*(max(0.0, one) for one in found))
 
 
+def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -> Estimate:
+    """Nesting index from stored covariances that are averaged over the pairs of sites at each distance.
+
+    The covariances are those of all sites together, so that unrelated codes of different sizes side by side count as several
+    levels, other than in `nesting_index`.
+
+    Parameters
+    ----------
+    ds : Dataset
+        `change` (noise, item), the mean change of a site, and `change_covariance` (noise, item, distance), the mean covariance of
+        two sites at the distances 0, s, s**2, .., s**K (s**k: smallest common block of level k).
+    name : str
+        Prefix of the names of the variables and of the dim `distance`, before "_".
+    confidence : float in (0, 1)
+
+    Raises
+    ------
+    ValueError
+        For missing variables or readings, other distances, and changes that do not vary.
+    """
+    import xarray as xr
+
+    prefix = f"{name}_" if name else ""
+    wanted = [f"{prefix}change", f"{prefix}change_covariance"]
+    if missing := [key for key in wanted if key not in ds]:
+        raise ValueError(f"ds has no variable {missing[0]!r}; expected the readings {wanted}")
+    change, covariance = (ds[key] for key in wanted)
+    along = f"{prefix}distance"
+    distances = covariance[along].values
+    s = round(distances[1]) if len(distances) > 1 else 0
+    if s < 2 or not np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))]):
+        raise ValueError(f"{along} = {shown(distances.tolist())}: expected 0, s, s**2, .., the sizes of nested blocks")
+    moments = xr.concat([change.expand_dims({along: [-1]}), covariance], dim=along).rename({along: "moment"})
+    _check_readings("ds", moments.noise.values, moments.transpose("noise", "item", "moment").values)
+    if not (covariance.isel({along: 0}) > 0).any():
+        raise ValueError("change_covariance is 0 at distance 0; expected changes that vary between trajectories")
+    found = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
+    return Estimate(*(max(0.0, one) for one in found))
+
+
 def nested_correlations(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> xr.Dataset:
     """Nested correlation D_k of every level, averaged over sites, from which the nesting index is made.
 
@@ -232,11 +272,7 @@ def _checked(changed: Any, branching: int) -> tuple[int, int]:
         raise ValueError(f"changed: got {kind}; expected a DataArray of numbers with dims {', '.join(_DIMS)}")
     if changed.sizes["trajectory"] < 2:
         raise ValueError(f"changed has {changed.sizes['trajectory']} trajectories of each item; a covariance needs at least 2")
-    if not changed.sizes["item"] or not np.isfinite(changed).all():
-        raise ValueError("changed has missing or infinite readings, or no items; finish the run, or drop what is missing")
-    noise = changed.noise.values
-    if len(noise) < 2 or not (np.diff(noise) > 0).all():
-        raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels, the last one without signal")
+    _check_readings("changed", changed.noise.values, changed.values)
     sites, K = changed.sizes["site"], 0
     while s**K < sites:
         K += 1
@@ -245,3 +281,10 @@ def _checked(changed: Any, branching: int) -> tuple[int, int]:
     if not (changed.var("trajectory") > 0).any() or not changed.isel(noise=-1).mean() > 0:
         raise ValueError("changed does not vary between the trajectories of an item, or is 0 at the last noise level")
     return s, K
+
+
+def _check_readings(name: str, noise: np.ndarray, values: np.ndarray) -> None:
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{name} has missing or infinite readings, or no items; finish the run, or drop what is missing")
+    if len(noise) < 2 or not (np.diff(noise) > 0).all():
+        raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels, the last one without signal")
