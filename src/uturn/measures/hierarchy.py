@@ -212,10 +212,12 @@ def _moments(changed: xr.DataArray, branching: int) -> xr.DataArray:
     x = changed.transpose(*_DIMS).values.astype(float)
     mean = x.mean(axis=2)
     x = x - mean[:, :, None]
-    shared = [np.zeros_like(mean)]  # covariances of a site with the sites of its block of every level, added up
+    shared, sums = [np.zeros_like(mean)], x  # covariances of a site with the sites of its block of every level, added up
     for k in range(K + 1):
-        sums = x.reshape(*x.shape[:3], -1, s**k).sum(axis=-1).repeat(s**k, axis=-1)
-        shared.append((x * sums).sum(axis=2) / (x.shape[2] - 1))
+        blocks = x.reshape(*sums.shape, s**k)
+        shared.append(np.einsum("nitbj,nitb->nibj", blocks, sums).reshape(mean.shape) / (x.shape[2] - 1))
+        if k < K:
+            sums = sums.reshape(*sums.shape[:3], -1, s).sum(axis=-1)
     others = np.diff(s ** np.arange(K + 1), prepend=0)  # sites whose smallest common block with a site is of level k
     moments = np.concatenate([mean[..., None], np.diff(shared, axis=0).transpose(1, 2, 3, 0) / others], axis=-1)
     kept = {name: one for name, one in changed.coords.items() if set(one.dims) <= {"noise", "item"}}

@@ -29,10 +29,9 @@ CAPTION = (
     "The modes of the control mixtures are 32 standard deviations apart. Those of the random code are only 10 apart, close to "
     "the least distance at which 1000 modes can be distinguished, and its class is lost abruptly too, as is that of a grammar "
     "with one level. Last row: the nesting index. Left: nested correlations D_k, the correlation of the changes of sibling "
-    "blocks of sites beyond that of the next relatives (shading: 95 % intervals); a grammar has them at all levels, a flat code at "
-    "one. "
-    "Middle: the index of every draw, with parameters on which it was not chosen. Right: a grammar whose tree above level k is "
-    "replaced by independent draws; bars: 95 % intervals."
+    "blocks of sites beyond that of the next relatives (shading: 95 % intervals); a grammar has them at all levels, a flat "
+    "code at one. Middle: the index of every draw, with parameters on which it was not chosen. Right: a grammar whose "
+    "tree above level k is replaced by independent draws; bars: 95 % intervals."
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
