@@ -1,6 +1,6 @@
 """Which data look hierarchical to the nesting index: grammars against controls, the dial of hierarchical filtering, and limits.
 
-    python benchmarks/hierarchy.py [--part design held-out channels dial limits levels] [--draws 20] [--picture FILE.png]
+    python benchmarks/hierarchy.py [--part PART ...] [--draws 20] [--picture FILE.png]
 
 `design` are the parameters on which the index was chosen, `held-out` those written down before it was computed on them
 (`uturn.paper.nesting_cases`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
@@ -106,6 +106,22 @@ def limits() -> Table:
     return table
 
 
+def size(draws: int = 12) -> Table:
+    """The index from fewer U-turns: mean over draws, and spread between them."""
+    sizes = ((100, 8), (50, 4), (20, 4), (20, 2))
+    table = Table(
+        "data", *(f"{items} originals, {count} trajectories" for items, count in sizes), title=f"nesting index, {draws} draws"
+    )
+    for kind, parameters in (("grammars", (16, 4, 2, 4)), ("grammars", (24, 6, 2, 3)), ("one-level grammars", ((5, 1000, 8), 1))):
+        row = []
+        for items, count in sizes:
+            drawn = [changes(kind, parameters, seed, items) for seed in range(draws)]
+            found = [nesting_index(changed.isel(trajectory=slice(count)), s).value for changed, s in drawn]
+            row.append(f"{np.mean(found):.3f} +- {np.std(found):.3f}")
+        table.add_row(f"{kind}, {parameters}", *row)
+    return table
+
+
 def levels() -> Table:
     """Correlation of the shares of unchanged nodes of neighbouring levels: no sign of a hierarchy of the data."""
     table = Table(
@@ -171,7 +187,13 @@ def markov_changes(stay: float, symbols: int = 8, sites: int = 32, items: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"channels": lambda: channels(chosen.draws), "dial": lambda: dial(chosen.items), "limits": limits, "levels": levels}
+    tables = {
+        "channels": lambda: channels(chosen.draws),
+        "dial": lambda: dial(chosen.items),
+        "limits": limits,
+        "size": size,
+        "levels": levels,
+    }
     parts = ["design", "held-out", *tables]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--draws", type=int, default=20, help="draws of every kind of data")

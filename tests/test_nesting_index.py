@@ -233,6 +233,12 @@ def test_bad_stored_covariances(change, message):
     assert "\n" not in str(error.value)
 
 
+def test_one_item_has_no_interval():
+    found = nesting_index(GOOD.isel(item=[0]), 2)
+    assert found.value >= 0
+    assert np.isnan([found.low, found.high]).all()
+
+
 GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
 
 

@@ -93,7 +93,7 @@ def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.9
     (8, True)
     """
     found = estimate(_moments(changed, branching), lambda means: _of_moments(means, branching).value, confidence)
-    return Estimate(*(max(0.0, one) for one in found))
+    return Estimate(*np.maximum(found, 0).tolist())
 
 
 def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -> Estimate:
@@ -133,7 +133,7 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
     if not (covariance.isel({along: 0}) > 0).any():
         raise ValueError("change_covariance is 0 at distance 0; expected changes that vary between trajectories")
     found = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
-    return Estimate(*(max(0.0, one) for one in found))
+    return Estimate(*np.maximum(found, 0).tolist())
 
 
 def nested_correlations(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> xr.Dataset:
