@@ -122,6 +122,20 @@ def size(draws: int = 12) -> Table:
     return table
 
 
+def intervals(repetitions: int = 200) -> Table:
+    """How often 95 % intervals from 100 originals of one law contain the index of all originals together."""
+    table = Table("data", "index of all", "mean", "inside", "above it", "below it", title=f"{repetitions} intervals")
+    for kind, parameters in (("grammars", (16, 4, 2, 4)), ("grammars", (24, 6, 2, 3)), ("one-level grammars", ((4, 512, 8), 1))):
+        changed, s = changes(kind, parameters, 1, 100 * repetitions)
+        truth = nesting_index(changed, s).value
+        found = [nesting_index(changed.isel(item=slice(100 * k, 100 * k + 100)), s) for k in range(repetitions)]
+        above, below = np.mean([one.low > truth for one in found]), np.mean([one.high < truth for one in found])
+        mean = np.mean([one.value for one in found])
+        row = (truth, mean, 1 - above - below, above, below)
+        table.add_row(f"{kind}, {parameters}", *(f"{one:.3f}" for one in row))
+    return table
+
+
 def levels() -> Table:
     """Correlation of the shares of unchanged nodes of neighbouring levels: no sign of a hierarchy of the data."""
     table = Table(
@@ -192,6 +206,7 @@ def main() -> None:
         "dial": lambda: dial(chosen.items),
         "limits": limits,
         "size": size,
+        "intervals": intervals,
         "levels": levels,
     }
     parts = ["design", "held-out", *tables]
