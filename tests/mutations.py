@@ -196,6 +196,20 @@ MUTATIONS = (
         tests=(("test_theory::test_susceptibility_is_the_sum_over_all_ordered_pairs", {"v": 4, "m": 2, "s": 3}),),
     ),
     Mutation(
+        "changes of different originals in one covariance",
+        "uturn.measures.hierarchy:_moments",
+        "x = x - mean[:, :, None]",
+        "x = x - mean.mean(axis=1)[:, None, None]",
+        tests=(("test_nesting_index::test_equals_its_definition", {"s": 2, "sites": 8}),),
+    ),
+    Mutation(
+        "nested correlations of independent losses are counted",
+        "uturn.measures.hierarchy:nesting",
+        "C - (lost**2)[:, None, None] * C[-1]",
+        "C",
+        tests=(("test_nesting_index::test_what_is_lost_as_in_independent_data_does_not_count", {}),),
+    ),
+    Mutation(
         "one grammar for all",
         "uturn.sources.strings:RHMSource.grammar",
         "_grammar(self, number, seed)",

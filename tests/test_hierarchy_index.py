@@ -12,7 +12,8 @@ import xarray as xr
 from uturn.corruption import Gaussian
 from uturn.experiment import Experiment
 from uturn.laws import power_law
-from uturn.paper import controls, s9
+from uturn.paper import controls, nesting, s9
+from uturn.paper.nesting_cases import CONTROLS
 from uturn.random import keys, uniforms
 from uturn.sources import GaussianFieldSource
 from uturn.statistics import hierarchy_index, nonincreasing, rescaled
@@ -81,6 +82,25 @@ def test_the_unit_of_noise_does_not_matter():
     middle = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), low)
     doubled = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), high)
     assert hierarchy_index(readings(doubled), readings(middle)).value == pytest.approx(plain.value, rel=0.005)
+
+
+def test_equal_areas_are_told_apart_by_no_rounding():
+    """The place of the inversion: the first of the largest areas, although sums of rounded numbers differ by 1e-16."""
+    half = np.linspace(1, 0, 41)
+    low = np.stack([half, half], axis=1)
+    high = low.copy()
+    high[:, 0] = np.where(half > 0.7, np.sqrt(half), np.where(half > 0.3, half, half**3))  # no area between .7 and .3
+    high[:, 1] = np.where(half > 0.5, 1, 0.2 * half)
+
+    def found(error):
+        levels = (xr.DataArray(x, dims=("noise", "item"), coords={"noise": np.arange(41)}) for x in (high, low * (1 - error)))
+        return hierarchy_index(*levels, (0.0, 0.0)).value
+
+    exact = found(0)
+    assert 0.01 < exact < 0.99
+    for seed in range(20):
+        error = 1e-15 * uniforms(keys(seed, np.arange(41)), 2)
+        assert found(error) == pytest.approx(exact, rel=1e-9)
 
 
 def test_floors_are_taken_out():
@@ -292,12 +312,54 @@ def forged_controls() -> dict[str, xr.Dataset]:
         ("field", 1 / 2, {"type": "gaussian_field"}),
     ]:
         runs[label] = vector_run(chance + (1 - chance) * low**0.1, low, source)
-    return runs
+    return {**runs, "nesting": forged_nesting()}
+
+
+def forged_nesting() -> xr.Dataset:
+    """The part with the nesting index, as theory expects it."""
+    index = np.zeros((1 + len(CONTROLS), 4))
+    index[0] = [0.1, 0.2, 0.3, 0.4]
+    dial = np.array([0, 0, 0.2, 0.3, 0.35])[:, None] + [0, -0.01, 0.01]
+    return xr.Dataset(
+        {
+            "nesting_index": (("data_kind", "draw"), index),
+            "nesting_dial": (("filtered_above", "bound"), dial),
+            "nested": (("data", "tree_level", "bound"), np.zeros((5, 6, 3))),
+            "nesting_epsilon": ("bound", nesting.mean_field() + np.array([0, -0.01, 0.01])),
+        },
+        coords={
+            "data_kind": ["grammars", *CONTROLS],
+            "filtered_above": range(5),
+            "bound": ["value", "low", "high"],
+            "data": list(nesting.SHOWN),
+            "tree_level": range(1, 7),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "value", "failing"),
+    [
+        ("nesting_index", {"data_kind": "fields", "draw": 1}, 0.25, {0}),  # one of four fields above two of four grammars: .875
+        ("nesting_index", {"data_kind": "grammars"}, np.nan, {0}),
+        ("nesting_dial", {"filtered_above": 3}, 0.36, {1}),
+        ("nesting_dial", {"filtered_above": 2}, np.nan, {1}),
+        ("nesting_dial", {"filtered_above": 1}, 0.1, {2}),
+        ("nesting_dial", {"filtered_above": 0}, 0.1, {2}),
+        ("nesting_epsilon", {}, 0.3, {3}),
+    ],
+)
+def test_verdicts_of_the_nesting_index_can_fail(name, where, value, failing):
+    data = forged_nesting()
+    assert all(verdict.passed for verdict in nesting.verdicts(data))
+    data[name].loc[where] = value
+    assert {k for k, one in enumerate(nesting.verdicts(data)) if not one.passed} == failing
 
 
 def test_controls_pass_on_what_theory_expects():
-    _, verdicts = controls.analyse(forged_controls())
-    assert [verdict.passed for verdict in verdicts] == [True] * 7
+    data, verdicts = controls.analyse(forged_controls())
+    assert [verdict.passed for verdict in verdicts] == [True] * 11
+    assert "nested" in data
     assert "(32, 12, 2), L = 7, ε-process: 0.5" in verdicts[0].measured  # grammars are named
     assert "not judged: (32, 12, 2), L = 7, ε-process: 0 [0, 0]; (32, 4, 2), L = 3" in verdicts[2].measured
 
@@ -310,7 +372,7 @@ def test_a_control_without_an_index_does_not_pass():
     assert not verdicts[1].passed
 
 
-@pytest.mark.parametrize("label", ["dense-epsilon", "paper", "two-modes", "sparse-depth3"])
+@pytest.mark.parametrize("label", ["dense-epsilon", "paper", "two-modes", "sparse-depth3", "nesting"])
 def test_no_judged_run_may_be_left_out(label):
     runs = forged_controls()
     del runs[label]

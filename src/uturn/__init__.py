@@ -29,6 +29,7 @@ _HOME = {
     "run": "experiment",
     "u_turn": "experiment",
     "hierarchy_index": "statistics",
+    "nesting_index": "measures.hierarchy",
 }
 _MODULES = (
     *(
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
         prior_entropy,
         sample_posterior,
     )
+    from uturn.measures.hierarchy import nesting_index
     from uturn.rhm import RandomHierarchyModel
     from uturn.statistics import hierarchy_index
 

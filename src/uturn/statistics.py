@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MOST_GROUPS = 64  # with 63 degrees of freedom intervals are only 2 % wider than with infinitely many
 _SMALLEST_STEP = 2.0**-10
+_TIE = 1e-12  # areas are sums of some hundred products of numbers in [0, 1]
 
 
 WITHIN = ("item", "trajectory", "clone")
@@ -348,7 +349,8 @@ def _index(r: np.ndarray) -> float:
     excess = high - low
     steps = 0.5 * (excess[1:] + excess[:-1]) * (low[:-1] - low[1:])
     area = np.concatenate([np.zeros_like(steps[:1]), np.cumsum(steps, axis=0)])
-    first, second = area.argmax(axis=0)
+    # The first of equal maxima: curves that coincide, as on the diagonal, have sums that differ by rounding alone.
+    first, second = (area > area.max(axis=0) - _TIE).argmax(axis=0)
     before = 0.5 * (area[first, 1] + area[second, 0])
     after = before - 0.5 * (area[-1, 0] + area[-1, 1])
     high, low = high.mean(axis=1), low.mean(axis=1)

@@ -46,7 +46,8 @@ def cases(scale: Scale) -> list[Case]:
         Case("two-modes", "mixture, 2 modes", "control", {"type": "gaussian_mixture", "num_modes": 2}, panel=True),
         Case("many-modes", "mixture, 64 modes", "control", {"type": "gaussian_mixture", "num_modes": 64}, panel=True),
         Case("field", "Gaussian random field", "control", {"type": "gaussian_field", "exponent": 2.0}, panel=True),
-        # A limit of validity: the class of a random code, many modes close to the least distance, is lost abruptly too.
+        # Limits of validity: the class of a random code, a string or many modes at about the least distance, is lost abruptly.
+        Case("one-level", "one level, (4, 512, 8)", "other", _rhm(4, 512, 8, 1), judged=()),
         Case("code", "random code, 1000 modes", "other", CODE, judged=()),
     ]
 

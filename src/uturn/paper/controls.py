@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.paper import fig2, fig5, fig7
+from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.control_cases import COMPARISONS, OTHERS, Case, cases, experiments
 from uturn.paper.verdicts import Verdict, above, apart, below, verdict, within
@@ -18,7 +18,7 @@ from uturn.spec import build
 from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.theory import MeanField
 
-TITLE = "The signature of a hierarchy, and its controls"
+TITLE = "The signatures of a hierarchy, and their controls"
 CAPTION = (
     "U-turns with the exact posterior, in Gaussian diffusion unless said otherwise. Top: what is kept of the class and of the "
     "low level (leaves; all components of a mixture; finest octave of a field), rescaled to 1 without noise and 0 for "
@@ -27,7 +27,11 @@ CAPTION = (
     "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
     "against the isolated (circles) and the reconstructed low level (diamonds). Grammars: (v, m, s), as many classes as symbols. "
     "The modes of the control mixtures are 32 standard deviations apart. Those of the random code are only 10 apart, close to "
-    "the least distance at which 1000 modes can be distinguished, and its class is lost abruptly too."
+    "the least distance at which 1000 modes can be distinguished, and its class is lost abruptly too, as is that of a grammar "
+    "with one level. Last row: the nesting index. Left: nested correlations D_k, the correlation of the changes of sibling "
+    "blocks of sites beyond that of the next relatives (shading: 95 % intervals); a grammar has them at all levels, a flat "
+    "code at one. Middle: the index of every draw, with parameters on which it was not chosen. Right: a grammar whose "
+    "tree above level k is replaced by independent draws; bars: 95 % intervals."
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
@@ -53,6 +57,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         ("images", "fig2", "stochastic", fig2),
     ):
         runs[label] = workshop.runs(figure, {name: module.experiments(workshop.scale)[name]})[name]
+    runs["nesting"] = nesting.measured(workshop)
     return runs
 
 
@@ -111,7 +116,7 @@ Indices = dict[str, dict[str, Estimate]]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    required = {c.label for c in [*cases("smoke"), *OTHERS] if c.judged} | {"sparse-depth3"}
+    required = {c.label for c in [*cases("smoke"), *OTHERS] if c.judged} | {"sparse-depth3", "nesting"}
     if required - set(runs):
         raise ValueError(f"the run {min(required - set(runs))!r} is missing; expected all that are judged")
     order = ["hierarchy", "control", "other"]
@@ -129,10 +134,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         words=("case", [case.words for case in listed]),
         kind=("case", [case.kind for case in listed]),
     )
-    return data, [
+    return data.merge(runs["nesting"]), [
         *(one for name in COMPARISONS for one in _hierarchies_and_controls(listed, index, name)),
         _mean_field(listed, index, runs),
         *(_depth(index, name) for name in COMPARISONS),
+        *nesting.verdicts(runs["nesting"]),
     ]
 
 
@@ -240,8 +246,8 @@ def draw(data: xr.Dataset) -> Any:
     panels = [label for label in labels if f"r_{label}" in data]
     words = dict(zip(labels, data.words.values.tolist(), strict=True))
     with style() as plt:
-        figure = plt.figure(figsize=(13.5, 9.6), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+        figure = plt.figure(figsize=(13.5, 13.8), layout="constrained")
+        top, bottom, below = figure.subfigures(3, 1, height_ratios=[1.1, 1, 0.8])
         grid = top.subplots(2, 3, sharey=True)
         for axes, label in zip(grid.flat, panels, strict=True):
             _draw_case(axes, data[f"r_{label}"].rename({f"time_{label}": "time"}), words[label])
@@ -257,6 +263,7 @@ def draw(data: xr.Dataset) -> Any:
         _draw_index(right, data)
         for axes, corner in ((left, "left"), (right, "right")):
             bottom.legend(*axes.get_legend_handles_labels(), fontsize=9, loc=f"outside lower {corner}", ncols=3)
+        nesting.draw(below, data)
     return figure
 
 

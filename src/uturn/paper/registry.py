@@ -29,7 +29,7 @@ FIGURES = {
     "fig14": 4,
     "fig15": 12,
     "s9": 20,
-    "controls": 100,  # shares the images of fig. 2
+    "controls": 125,  # shares the images of fig. 2
     "learning": 150,
     "schedulers": 35,
     "thresholds": 45,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uturn.sources.filtered import FilteredRHMSource
 from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSource
 from uturn.sources.images import Images as Images
 from uturn.sources.strings import RHMSource
@@ -11,6 +12,7 @@ from uturn.sources.vectors import Vectors as Vectors
 
 SOURCES: dict[str, type] = {
     "rhm": RHMSource,
+    "filtered_rhm": FilteredRHMSource,
     "fashion_mnist": FashionMNISTSource,
     "images": ImageFolderSource,
     "array": ArraySource,

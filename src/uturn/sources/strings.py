@@ -157,14 +157,18 @@ class RHMSource(Spec, Source):
                 f"{symbols * self.multiplicity} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; "
                 f"lower multiplicity to at most {tuples // symbols}"
             )
-        gigabytes = 8 * symbols * self.multiplicity * s * L / 2**30
-        if gigabytes > _MOST_BYTES / 2**30:
-            raise ValueError(f"multiplicity = {self.multiplicity}: the rules would take {gigabytes:.0f} GB; lower multiplicity")
+        check_rules(symbols * self.multiplicity, s, L, "multiplicity")
         return self
 
     @property
     def item_bytes(self) -> int:
         return 4 * self.vocab_size * self.branching**self.depth
+
+    def rules(self) -> dict[str, Any]:
+        """Arguments of `RandomHierarchyModel` for the rules: `multiplicity`, and `rule_probabilities` unless they are uniform."""
+        if self.zipf_exponent is None:
+            return {"multiplicity": self.multiplicity}
+        return {"multiplicity": self.multiplicity, "rule_probabilities": zipf(self.multiplicity, self.zipf_exponent)}
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
         """Grammar `number` (0 .. grammars - 1) of an experiment with this seed."""
@@ -190,11 +194,17 @@ class RHMSource(Spec, Source):
 @lru_cache(maxsize=32)
 def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
     return RandomHierarchyModel(
-        source.vocab_size,
-        source.multiplicity,
-        source.branching,
-        source.depth,
-        source.num_classes,
+        vocab_size=source.vocab_size,
+        branching=source.branching,
+        depth=source.depth,
+        num_classes=source.num_classes,
         seed=int(keys(seed, Purpose.GRAMMAR, number)),
-        rule_probabilities=None if source.zipf_exponent is None else zipf(source.multiplicity, source.zipf_exponent),
+        **source.rules(),
     )
+
+
+def check_rules(rules: int, branching: int, levels: int, cause: str) -> None:
+    """ValueError if the rules of so many levels would not fit into memory; `cause` names the option to lower."""
+    gigabytes = 8 * rules * branching * levels / 2**30
+    if gigabytes > _MOST_BYTES / 2**30:
+        raise ValueError(f"{rules} rules at each of {levels} levels would take {gigabytes:.0f} GB; lower {cause}")

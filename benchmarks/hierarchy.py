@@ -1,0 +1,233 @@
+"""Which data look hierarchical to the nesting index: grammars against controls, the dial of hierarchical filtering, and limits.
+
+    python benchmarks/hierarchy.py [--part PART ...] [--draws 20] [--picture FILE.png]
+
+`design` are the parameters on which the index was chosen, `held-out` those written down before it was computed on them
+(`uturn.paper.nesting_cases`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
+to two minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from uturn.experiment import Experiment, run
+from uturn.measures.hierarchy import nesting_index
+from uturn.paper import Workshop, nesting
+from uturn.paper.nesting_cases import CONTROLS, DESIGN, HELD_OUT, NOISE, TRAJECTORIES, auc, changes, grammar_changes, indices
+from uturn.plotting.style import style
+
+
+def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: bool) -> Table:
+    """Indices of every kind, and how well grammars are told from each control."""
+    found = indices(chosen, draws, report=print if verbose else None)
+    table = Table(
+        "data", "smallest", "median", "largest", "AUC against grammars", title=f"nesting index, {name} parameters, {draws} draws"
+    )
+    for kind, values in found.items():
+        score = f"{auc(found['grammars'], values):.3f}" if kind in CONTROLS else ""
+        table.add_row(kind, *(f"{f(values):.3f}" for f in (np.min, np.median, np.max)), score)
+    together = np.concatenate([found[kind] for kind in CONTROLS])
+    table.add_row(
+        "all controls", *(f"{f(together):.3f}" for f in (np.min, np.median, np.max)), f"{auc(found['grammars'], together):.3f}"
+    )
+    return table
+
+
+def channels(draws: int) -> Table:
+    """Grammars and one-level grammars of the held-out parameters, observed in another way."""
+    table = Table("channel", "data", "smallest", "median", "largest", "AUC", title="nesting index, held-out parameters")
+    kinds = ("grammars", "one-level grammars")
+    for channel in ("gaussian", "masking", "uniform", "epsilon"):
+        found = indices({kind: HELD_OUT[kind] for kind in kinds}, draws, channel=channel)
+        for kind in kinds:
+            score = f"{auc(*found.values()):.3f}" if kind == kinds[1] else ""
+            table.add_row(channel, kind, *(f"{f(found[kind]):.3f}" for f in (np.min, np.median, np.max)), score)
+    return table
+
+
+def dial(items: int) -> Table:
+    """The index along the dial of hierarchical filtering, several grammars each."""
+    grammars = [(32, 8, 2, 5), (16, 4, 2, 5), (8, 2, 2, 5), (32, 4, 2, 6), (24, 6, 2, 4), (8, 8, 3, 3)]
+    table = Table(
+        "(v, m, s), L",
+        *(f"k = {k}" for k in range(6, -1, -1)),
+        title=f"tree above level k replaced by independent draws, {items} originals",
+    )
+    for v, m, s, L in grammars:
+        row = []
+        for k in range(6, -1, -1):
+            source = {
+                "type": "filtered_rhm",
+                "vocab_size": v,
+                "multiplicity": m,
+                "branching": s,
+                "depth": L,
+                "filtered_above": k,
+                "grammars": 10,
+            }
+            row.append(str(nesting_index(grammar_changes(source, 0, items), s)) if k <= L else "")
+        table.add_row(f"({v}, {m}, {s}), {L}", *row)
+    return table
+
+
+def limits() -> Table:
+    """Data of which a reader should know what the index says."""
+    table = Table("data", "nesting index", title="limits")
+    grammars = [
+        ("two levels, (32, 8, 2)", (32, 8, 2, 2)),
+        ("s f = 5/4, (32, 20, 2), L = 5", (32, 20, 2, 5)),
+        ("f = 1, (16, 16, 2), L = 5", (16, 16, 2, 5)),
+        ("one rule a symbol, (16, 1, 2), L = 4", (16, 1, 2, 4)),
+    ]
+    for words, parameters in grammars:
+        table.add_row(words, str(nesting_index(*changes("grammars", parameters, 0))))
+    tree, _ = changes("grammars", (16, 4, 2, 4), 0)
+    table.add_row("(16, 4, 2), L = 4", str(nesting_index(tree, 2)))
+    shuffled = tree.isel(site=np.random.default_rng(0).permutation(tree.sizes["site"]))
+    table.add_row("the same, sites in random order", str(nesting_index(shuffled, 2)))
+    table.add_row("the same, blocks displaced by 1 site", str(nesting_index(tree.roll(site=1), 2)))
+    code, _ = changes("one-level grammars", ((4, 16, 8), 4), 0)
+    table.add_row("one-level grammar (4, 16, 8), blocks aligned", str(nesting_index(code, 2)))
+    table.add_row("the same, blocks displaced by 3 sites", str(nesting_index(code.roll(site=3), 2)))
+    for stay in (0.6, 0.8, 0.95):
+        chain = markov_changes(stay)
+        table.add_row(f"Markov chain of 8 symbols that stays with probability {stay}", str(nesting_index(chain, 2)))
+        table.add_row("the same, blocks displaced by 1 site", str(nesting_index(chain.roll(site=1), 2)))
+    return table
+
+
+def size(draws: int = 12) -> Table:
+    """The index from fewer U-turns: mean over draws, and spread between them."""
+    sizes = ((100, 8), (50, 4), (20, 4), (20, 2))
+    table = Table(
+        "data", *(f"{items} originals, {count} trajectories" for items, count in sizes), title=f"nesting index, {draws} draws"
+    )
+    for kind, parameters in (("grammars", (16, 4, 2, 4)), ("grammars", (24, 6, 2, 3)), ("one-level grammars", ((5, 1000, 8), 1))):
+        row = []
+        for items, count in sizes:
+            drawn = [changes(kind, parameters, seed, items) for seed in range(draws)]
+            found = [nesting_index(changed.isel(trajectory=slice(count)), s).value for changed, s in drawn]
+            row.append(f"{np.mean(found):.3f} +- {np.std(found):.3f}")
+        table.add_row(f"{kind}, {parameters}", *row)
+    return table
+
+
+def intervals(repetitions: int = 200) -> Table:
+    """How often 95 % intervals from 100 originals of one law contain the index of all originals together."""
+    table = Table("data", "index of all", "mean", "inside", "above it", "below it", title=f"{repetitions} intervals")
+    for kind, parameters in (("grammars", (16, 4, 2, 4)), ("grammars", (24, 6, 2, 3)), ("one-level grammars", ((4, 512, 8), 1))):
+        changed, s = changes(kind, parameters, 1, 100 * repetitions)
+        truth = nesting_index(changed, s).value
+        found = [nesting_index(changed.isel(item=slice(100 * k, 100 * k + 100)), s) for k in range(repetitions)]
+        above, below = np.mean([one.low > truth for one in found]), np.mean([one.high < truth for one in found])
+        mean = np.mean([one.value for one in found])
+        row = (truth, mean, 1 - above - below, above, below)
+        table.add_row(f"{kind}, {parameters}", *(f"{one:.3f}" for one in row))
+    return table
+
+
+def levels() -> Table:
+    """Correlation of the shares of unchanged nodes of neighbouring levels: no sign of a hierarchy of the data."""
+    table = Table(
+        "(v, m, s), L", "levels 0 and 1, 1 and 2, ..", title="correlation between the readings of neighbouring tree levels"
+    )
+    for v, m, s, L in ((32, 8, 2, 5), (16, 16, 2, 5)):
+        spec = {
+            "items": 100,
+            "trajectories": TRAJECTORIES,
+            "source": {"type": "rhm", "vocab_size": v, "multiplicity": m, "branching": s, "depth": L},
+            "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "tree_levels"}],
+        }
+        unchanged = run(Experiment.from_dict(spec)).unchanged
+        x = (unchanged - unchanged.mean("trajectory")).transpose("noise", "item", "trajectory", "tree_level").values
+        covariance = np.einsum("nitk,nitl->kl", x, x)
+        scale = np.sqrt(np.diag(covariance))
+        table.add_row(f"({v}, {m}, {s}), {L}", ", ".join(f"{one:.2f}" for one in np.diag(covariance / np.outer(scale, scale), 1)))
+    return table
+
+
+def picture(path: Path) -> None:
+    """The panels of figure `controls` with the nesting index, at smoke scale."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = nesting.measured(Workshop("smoke", Path(folder)))
+    with style() as plt:
+        figure = plt.figure(figsize=(13.5, 3.6), layout="constrained")
+        nesting.draw(figure, data)
+        figure.savefig(path, dpi=100)
+
+
+def markov_changes(stay: float, symbols: int = 8, sites: int = 32, items: int = 100) -> xr.DataArray:
+    """Changes of the sites of a Markov chain, which has no hierarchy: Gaussian diffusion, exact posterior draws."""
+    rng = np.random.default_rng(0)
+    move = np.full((symbols, symbols), (1 - stay) / (symbols - 1))
+    np.fill_diagonal(move, stay)
+
+    def drawn(law: np.ndarray) -> np.ndarray:
+        return (np.cumsum(law, axis=1) < rng.random((len(law), 1))).sum(axis=1).clip(max=symbols - 1)
+
+    chain = [rng.integers(0, symbols, items)]
+    for _ in range(sites - 1):
+        chain.append(drawn(move[chain[-1]]))
+    x0 = np.repeat(np.stack(chain, axis=1), TRAJECTORIES, axis=0)
+    found = []
+    for t in NOISE:
+        a, spread = np.exp(-t), np.sqrt(-np.expm1(-2 * t))
+        x = a * np.eye(symbols)[x0] + spread * rng.standard_normal((*x0.shape, symbols))
+        evidence = np.exp((a * x - a * a / 2) / spread**2 - ((a * x - a * a / 2) / spread**2).max(axis=-1, keepdims=True))
+        forward = [evidence[:, 0]]
+        for i in range(1, sites):
+            step = forward[-1] @ move * evidence[:, i]
+            forward.append(step / step.sum(axis=1, keepdims=True))
+        last = drawn(forward[-1] / forward[-1].sum(axis=1, keepdims=True))
+        rebuilt = [last]
+        for i in range(sites - 2, -1, -1):
+            law = forward[i] * move[:, rebuilt[-1]].T
+            rebuilt.append(drawn(law / law.sum(axis=1, keepdims=True)))
+        found.append((np.stack(rebuilt[::-1], axis=1) != x0).reshape(items, TRAJECTORIES, sites))
+    return xr.DataArray(np.array(found, float), dims=("noise", "item", "trajectory", "site"), coords={"noise": NOISE})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tables = {
+        "channels": lambda: channels(chosen.draws),
+        "dial": lambda: dial(chosen.items),
+        "limits": limits,
+        "size": size,
+        "intervals": intervals,
+        "levels": levels,
+    }
+    parts = ["design", "held-out", *tables]
+    parser.add_argument("--part", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--draws", type=int, default=20, help="draws of every kind of data")
+    parser.add_argument("--items", type=int, default=400, help="originals of the dial")
+    parser.add_argument("--verbose", action="store_true", help="print the index of every draw")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the picture of the docs, and nothing else")
+    chosen = parser.parse_args()
+    if chosen.picture:
+        picture(chosen.picture)
+        return
+    for part in chosen.part:
+        start = time.monotonic()
+        if part in tables:
+            table = tables[part]()
+        else:
+            table = separation(part, DESIGN if part == "design" else HELD_OUT, chosen.draws, chosen.verbose)
+        Console(width=160).print(table)
+        print(f"{time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

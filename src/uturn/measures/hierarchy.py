@@ -1,0 +1,292 @@
+"""Nesting index: at how many levels of a hierarchy do sites change together in U-turns?
+
+Let x_i be the change of site i in a U-turn: 1 or 0 for symbols, or any real number. The sites fall into blocks of s sites, these
+into blocks of s**2, and so on, up to one block of all s**K sites; for the leaves of a tree, the blocks of s**k sites are the
+subtrees of level k. All covariances are over the U-turns of one original, then averaged over originals.
+
+1. C_k(i) is the mean covariance of site i with the sites of its block of level k that are outside its block of level k - 1, so
+   that k is the level of their lowest common ancestor. C_0 is the variance.
+2. The share that is lost, a(noise), is the mean change divided by its value at the last noise level, 0 .. 1. If sites were lost
+   independently of each other, and what is lost were as in independent data, C_k would be a**2 times its value at the last noise.
+   The *excess* is `X_k = int [C_k - a**2 C_k(last)] da`.
+3. B_k is the variance of the sum over a block of s**k sites, divided by s**k: `B_k = int [C_0 + sum_(j <= k) (s**j - s**(j-1))
+   C_j] da`, with C_j averaged over sites. The *nested correlation* of level k,
+
+       D_k = s**(k-1) (X_k - X_(k+1)) / B_(k-1),      X_(K+1) = 0,
+
+   is the correlation of the changes of two sibling blocks of s**(k-1) sites, beyond their correlation with the next relatives.
+4. The *nesting index* is `sum_k D_k - max_k D_k` for each site, averaged over sites: what remains of the nested correlations
+   without the strongest of them.
+
+A flat code, all of whose sites change with one class, has one step in C_k, and the index 0. Independent sites have none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.checks import checked_integer, shown
+from uturn.random import Streams
+from uturn.statistics import Estimate, estimate, nonincreasing, replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.experiment import Experiment
+
+_DIMS = ("noise", "item", "trajectory", "site")
+
+
+class Nesting(NamedTuple):
+    """Nesting index, and what it is made from.
+
+    `value`: the index, not clipped: negative if correlations are below those of independent losses. `nested`: D_k of every site,
+    array (sites, K) for k = 1 .. K. `correlation`: X_k over the mean variance of a site, (sites, K).
+    """
+
+    value: float
+    nested: np.ndarray
+    correlation: np.ndarray
+
+
+def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> Estimate:
+    """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
+
+    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`).
+    It is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. In a
+    grammar it grows with the number of levels that change together and with how strongly they do. The unit of noise does not
+    matter, nor the number of noise levels if the curves are resolved. For interpretation and limits, see docs/measures.md.
+
+    Parameters
+    ----------
+    changed : DataArray (noise, item, trajectory, site), real numbers
+        Change of every site in every U-turn, such as `site_changes` returns: 1 or 0 for symbols, or a squared difference. Each
+        item has at least two trajectories. The noise levels increase, and at the last one reconstructions are independent of
+        the originals. Sites are in the order of the blocks: block b of level k holds the sites b s**k .. (b + 1) s**k - 1.
+    branching : int s >= 2
+        Blocks that form a block of the next level.
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    Estimate
+        0 .. K - 1, with the interval of `uturn.statistics.estimate`: between grammars if there are several, otherwise between
+        items.
+
+    Raises
+    ------
+    ValueError
+        For other dims, fewer than two trajectories, noise that does not increase, missing values, changes that do not vary, and
+        a number of sites that is no power of `branching`.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 3}
+    >>> noise = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8, float("inf")]
+    >>> spec = {"items": 60, "trajectories": 8, "source": source, "corruption": {"type": "gaussian", "noise": noise},
+    ...         "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+    >>> changed = site_changes(ut.Experiment.from_dict(spec))
+    >>> changed.sizes["site"], nesting_index(changed, branching=2).low > 0.1
+    (8, True)
+    """
+    found = estimate(_moments(changed, branching), lambda means: _of_moments(means, branching).value, confidence)
+    return Estimate(*np.maximum(found, 0).tolist())
+
+
+def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -> Estimate:
+    """Nesting index from stored covariances that are averaged over the pairs of sites at each distance.
+
+    The covariances are those of all sites together, so that unrelated codes of different sizes side by side count as several
+    levels, other than in `nesting_index`.
+
+    Parameters
+    ----------
+    ds : Dataset
+        `change` (noise, item), the mean change of a site, and `change_covariance` (noise, item, distance), the mean covariance of
+        two sites at the distances 0, s, s**2, .., s**K (s**k: smallest common block of level k).
+    name : str
+        Prefix of the names of the variables and of the dim `distance`, before "_".
+    confidence : float in (0, 1)
+
+    Raises
+    ------
+    ValueError
+        For missing variables or readings, other distances, and changes that do not vary.
+    """
+    import xarray as xr
+
+    prefix = f"{name}_" if name else ""
+    wanted = [f"{prefix}change", f"{prefix}change_covariance"]
+    if missing := [key for key in wanted if key not in ds]:
+        raise ValueError(f"ds has no variable {missing[0]!r}; expected the readings {wanted}")
+    change, covariance = (ds[key] for key in wanted)
+    along = f"{prefix}distance"
+    distances = covariance[along].values
+    s = round(distances[1]) if len(distances) > 1 else 0
+    if s < 2 or not np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))]):
+        raise ValueError(f"{along} = {shown(distances.tolist())}: expected 0, s, s**2, .., the sizes of nested blocks")
+    moments = xr.concat([change.expand_dims({along: [-1]}), covariance], dim=along).rename({along: "moment"})
+    _check_readings("ds", moments.noise.values, moments.transpose("noise", "item", "moment").values)
+    if not (covariance.isel({along: 0}) > 0).any():
+        raise ValueError("change_covariance is 0 at distance 0; expected changes that vary between trajectories")
+    found = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
+    return Estimate(*np.maximum(found, 0).tolist())
+
+
+def nested_correlations(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> xr.Dataset:
+    """Nested correlation D_k of every level, averaged over sites, from which the nesting index is made.
+
+    Parameters
+    ----------
+    changed, branching, confidence
+        As in `nesting_index`.
+
+    Returns
+    -------
+    Dataset with the dim distance, s**k for k = 1 .. K
+        `nested`: D_k, the correlation of two sibling blocks of s**(k-1) sites beyond their correlation with the next relatives;
+        `correlation`: X_k over the variance of a site, the excess correlation of two sites whose smallest common block is of
+        level k. `nested_low`, `nested_high`, `correlation_low`, `correlation_high`: ends of their intervals.
+    """
+    import xarray as xr
+
+    moments = _moments(changed, branching)
+
+    def levels(means: np.ndarray) -> np.ndarray:
+        found = _of_moments(means, branching)
+        return np.stack([found.nested.mean(axis=0), found.correlation.mean(axis=0)])
+
+    found = replicates(moments).interval(levels, confidence)
+    names = {"nested": 0, "correlation": 1}
+    ends = {"": 0, "_low": 1, "_high": 2}
+    curves = {name + end: ("distance", found[b, k]) for name, k in names.items() for end, b in ends.items()}
+    return xr.Dataset(curves, coords={"distance": moments.moment.values[2:]})
+
+
+def site_changes(experiment: Experiment) -> xr.DataArray:
+    """Changes of all sites in the U-turns of an experiment on strings or vectors.
+
+    For strings, whether a leaf has another symbol, 0 or 1; for vectors, the squared difference of a component. They are computed
+    in memory, with the random streams of the run.
+
+    Returns
+    -------
+    DataArray float64 (noise, item, trajectory, site), with the coordinates of the source along `item`
+
+    Raises
+    ------
+    ValueError
+        For another kind of data, or several clones.
+    """
+    import xarray as xr
+
+    from uturn.experiment import u_turn
+
+    source, corruption, backward, _ = experiment.parts
+    if source.kind not in ("strings", "vectors") or experiment.clones > 1:
+        raise ValueError(
+            f"source of {source.kind!r}, clones = {experiment.clones}: expected strings or vectors, and one clone; compute the "
+            f"changes of other data from `uturn.u_turn`"
+        )
+    found = []
+    for noise in experiment.noise:
+        pieces = []
+        for originals in source.blocks(np.arange(experiment.items), experiment.seed, experiment.items):
+            streams = Streams(experiment.seed, originals.items, noise, range(experiment.trajectories))
+            rebuilt = originals.data_of(u_turn(originals, corruption, backward, noise, streams).reconstructions)
+            before = originals.data[:, None]
+            pieces.append(rebuilt != before if source.kind == "strings" else np.square(rebuilt - before))
+        found.append(np.concatenate(pieces))
+    along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
+    return xr.DataArray(np.array(found, float), dims=_DIMS, coords={"noise": experiment.noise, **along})
+
+
+def _moments(changed: xr.DataArray, branching: int) -> xr.DataArray:
+    """Mean change, and C_0 .. C_K, of every site of every item: (noise, item, site, moment)."""
+    import xarray as xr
+
+    s, K = _checked(changed, branching)
+    x = changed.transpose(*_DIMS).values.astype(float)
+    mean = x.mean(axis=2)
+    x = x - mean[:, :, None]
+    shared, sums = [np.zeros_like(mean)], x  # covariances of a site with the sites of its block of every level, added up
+    for k in range(K + 1):
+        blocks = x.reshape(*sums.shape, s**k)
+        shared.append(np.einsum("nitbj,nitb->nibj", blocks, sums).reshape(mean.shape) / (x.shape[2] - 1))
+        if k < K:
+            sums = sums.reshape(*sums.shape[:3], -1, s).sum(axis=-1)
+    others = np.diff(s ** np.arange(K + 1), prepend=0)  # sites whose smallest common block with a site is of level k
+    moments = np.concatenate([mean[..., None], np.diff(shared, axis=0).transpose(1, 2, 3, 0) / others], axis=-1)
+    kept = {name: one for name, one in changed.coords.items() if set(one.dims) <= {"noise", "item"}}
+    names = [-1, 0, *(s**k for k in range(1, K + 1))]
+    return xr.DataArray(moments, dims=("noise", "item", "site", "moment"), coords={**kept, "moment": names})
+
+
+def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
+    """Nested correlations and the nesting index of mean curves, measured or from a theory.
+
+    Parameters
+    ----------
+    change : array (noise,)
+        Mean change. Its last value is that of independent data.
+    covariance : array (noise, sites, K + 1)
+        C_0 .. C_K of every site, or of one site that stands for all, at the same noise levels.
+    branching : int s >= 2
+
+    Examples
+    --------
+    The mean field of the ε-process:
+
+    >>> import uturn as ut
+    >>> epsilon, theory = np.linspace(0, 1, 101)[1:], ut.theory.MeanField(vocab_size=16, multiplicity=4, branching=2)
+    >>> changed = 1 - theory.curves(epsilon, depth=4).marginals[:, 0]
+    >>> covariance = theory.pair_correlations(epsilon, depth=4)[:, None] / 4  # of 0 and 1 instead of -1 and 1
+    >>> round(nesting(changed, covariance, branching=2).value, 3)
+    0.343
+    """
+    s, mean, C = branching, np.asarray(change, float), np.asarray(covariance, float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lost = 1 - nonincreasing(1 - mean / mean[-1]).clip(0, 1)
+        steps = np.r_[0, lost, 1]
+        weight = (steps[2:] - steps[:-2]) / 2  # int .. da by trapezoids, from 0 without noise
+        excess = np.tensordot(weight, C - (lost**2)[:, None, None] * C[-1], 1)[:, 1:]
+        total = weight @ C.mean(axis=1)
+        size = s ** np.arange(C.shape[2])
+        variance = np.cumsum(np.diff(size, prepend=0) * total)  # B_k
+        nested = -np.diff(excess, axis=1, append=0) * size[:-1] / variance[:-1]
+    return Nesting(float((nested.sum(axis=1) - nested.max(axis=1)).mean()), nested, excess / total[0])
+
+
+def _of_moments(means: np.ndarray, branching: int) -> Nesting:
+    return nesting(means[..., 0].mean(axis=1), means[..., 1:], branching)
+
+
+def _checked(changed: Any, branching: int) -> tuple[int, int]:
+    """Branching s and number of levels K, or a ValueError."""
+    import xarray as xr
+
+    s = checked_integer("branching", branching, 2)
+    if not isinstance(changed, xr.DataArray) or set(changed.dims) != set(_DIMS) or changed.dtype.kind not in "biuf":
+        kind = f"dims {changed.dims}, {changed.dtype}" if isinstance(changed, xr.DataArray) else type(changed).__name__
+        raise ValueError(f"changed: got {kind}; expected a DataArray of numbers with dims {', '.join(_DIMS)}")
+    if changed.sizes["trajectory"] < 2:
+        raise ValueError(f"changed has {changed.sizes['trajectory']} trajectories of each item; a covariance needs at least 2")
+    _check_readings("changed", changed.noise.values, changed.values)
+    sites, K = changed.sizes["site"], 0
+    while s**K < sites:
+        K += 1
+    if s**K != sites or K < 1:
+        raise ValueError(f"changed has {sites} sites; expected a power of branching = {s}, in the order of their blocks")
+    if not (changed.var("trajectory") > 0).any() or not changed.isel(noise=-1).mean() > 0:
+        raise ValueError("changed does not vary between the trajectories of an item, or is 0 at the last noise level")
+    return s, K
+
+
+def _check_readings(name: str, noise: np.ndarray, values: np.ndarray) -> None:
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{name} has missing or infinite readings, or no items; finish the run, or drop what is missing")
+    if len(noise) < 2 or not (np.diff(noise) > 0).all():
+        raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels, the last one without signal")

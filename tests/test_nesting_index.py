@@ -1,0 +1,265 @@
+"""The nesting index: its definition in plain loops, closed formulas, mean field, data without a hierarchy, bad input."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import uturn as ut
+from uturn.measures import hierarchy
+from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, nesting_index_of, site_changes
+from uturn.paper.nesting_cases import DESIGN, HELD_OUT, auc, changes, grammar_changes, nested_order
+from uturn.random import keys, uniforms
+from uturn.theory import MeanField
+
+
+def labelled(x, noise=None) -> xr.DataArray:
+    x = np.asarray(x, float)
+    return xr.DataArray(
+        x,
+        dims=("noise", "item", "trajectory", "site"),
+        coords={"noise": np.arange(len(x), dtype=float) if noise is None else noise},
+    )
+
+
+def coins(*shape, seed=0) -> np.ndarray:
+    return uniforms(keys(seed, np.arange(np.prod(shape[:-1]))), shape[-1]).reshape(shape)
+
+
+def by_definition(x, s):
+    """The nested correlations of every site and the index, by sums over pairs of sites."""
+    N, items, S = len(x), x.shape[1], x.shape[3]
+    K = round(np.log(S) / np.log(s))
+    mean = x.mean(axis=(1, 2, 3))
+    lost = mean / mean[-1]
+    assert (np.diff(lost) >= 0).all(), "increasing, so that the isotonic fit changes nothing"
+    C = np.zeros((N, S, K + 1))
+    for n in range(N):
+        covariance = sum(np.cov(x[n, i], rowvar=False) for i in range(items)) / items
+        for i in range(S):
+            for k in range(K + 1):
+                level = [next(q for q in range(K + 1) if i // s**q == j // s**q) for j in range(S)]
+                C[n, i, k] = np.mean([covariance[i, j] for j in range(S) if level[j] == k])
+    edges = np.r_[0, lost, 1]
+
+    def integral(f):  # zero noise changes nothing
+        f = np.concatenate([[np.zeros_like(f[0])], f, [f[-1]]])
+        return sum((b - a) * (f[q] + f[q + 1]) / 2 for q, (a, b) in enumerate(pairwise(edges)))
+
+    X = np.stack([integral(C[..., k] - lost[:, None] ** 2 * C[-1, :, k]) for k in range(1, K + 1)] + [np.zeros(S)], axis=-1)
+    total = np.array([integral(C[..., k].mean(axis=1)) for k in range(K + 1)])
+    D = np.zeros((S, K))
+    for k in range(1, K + 1):
+        B = total[0] + sum((s**j - s ** (j - 1)) * total[j] for j in range(1, k))
+        D[:, k - 1] = s ** (k - 1) * (X[:, k - 1] - X[:, k]) / B
+    return D, (D.sum(axis=1) - D.max(axis=1)).mean()
+
+
+@pytest.mark.parametrize(("s", "sites"), [(2, 8), (3, 9), (4, 4)])
+def test_equals_its_definition(s, sites):
+    # Blocks share a threshold, so that sites of a block change together; noise raises the share of changes.
+    shared = coins(4, 5, 6, sites // s).repeat(s, axis=-1)
+    share = np.array([0.15, 0.4, 0.7, 0.95])[:, None, None, None]
+    x = (0.5 * coins(4, 5, 6, sites, seed=1) + 0.5 * shared < share).astype(float)
+    D, index = by_definition(x, s)
+    changed = labelled(x)
+    found = nested_correlations(changed, s)
+    np.testing.assert_allclose(found.nested, D.mean(axis=0), rtol=1e-10, atol=1e-14)
+    assert found.distance.values.tolist() == [s**k for k in range(1, D.shape[1] + 1)]
+    assert nesting_index(changed, s).value == pytest.approx(max(index, 0), rel=1e-10)
+    assert s > 2 or index > 0, "the value of the index is compared, not only that it is clipped"
+
+
+HALFWAY = np.array([0, 0.5, 1])
+
+
+def halfway(*covariance):
+    """Covariances (noise, site, K + 1) of data with C_0 .. C_K halfway, and no variance at the ends."""
+    return np.array([[0.0 * np.array(covariance)], [covariance], [0.0 * np.array(covariance)]])
+
+
+def test_closed_values():
+    # A flat code: one step of C_k. Then two equal steps of the correlation of sibling blocks: C = 1, 1/2, 1/8 with
+    # D_1 = 1/2 - 1/8 = 3/8, B_1 = 3/2, D_2 = 2 (1/8) / (3/2) = 1/6.
+    assert nesting(HALFWAY, halfway(1, 0.4, 0.4, 0.4), 2).value == pytest.approx(0, abs=1e-15)
+    assert nesting(HALFWAY, halfway(1, 1, 1, 1), 2).value == pytest.approx(0, abs=1e-15)
+    found = nesting(HALFWAY, halfway(1, 0.5, 0.125), 2)
+    assert found.value == pytest.approx(1 / 6)
+    np.testing.assert_allclose(found.nested, [[3 / 8, 1 / 6]])
+    np.testing.assert_allclose(found.correlation, [[1 / 2, 1 / 8]])
+
+
+def test_each_site_counts_its_own_levels():
+    """Unrelated codes of different sizes side by side: every site changes with one block only."""
+    small, large = halfway(1, 0.5, 0, 0), halfway(1, 0.5, 0.5, 0)
+    together = np.concatenate([small] * 4 + [large] * 4, axis=1)
+    assert nesting(HALFWAY, together, 2).value == pytest.approx(0, abs=1e-15)
+    pooled = together.mean(axis=1, keepdims=True)
+    assert nesting(HALFWAY, pooled, 2).value > 0.1, "the control: averaged over sites first, they would count as two levels"
+
+
+def test_what_is_lost_as_in_independent_data_does_not_count():
+    """Sites lost independently of each other: C_k = a**2 C_k(last), however correlated the data are."""
+    lost = np.linspace(0, 1, 11)
+    last = np.array([1.0, 0.8, 0.6, 0.3])
+    assert hierarchy.nesting(lost, lost[:, None, None] ** 2 * last, 2).value == pytest.approx(0, abs=1e-14)
+    assert hierarchy.nesting(lost, (lost * (2 - lost))[:, None, None] ** 2 * last, 2).value > 0.01
+
+
+def theory_index(mf, depth, epsilon):
+    covariance = mf.pair_correlations(epsilon, depth)[:, None] / 4
+    return nesting(1 - mf.curves(epsilon, depth).marginals[:, 0], covariance, mf.branching).value
+
+
+def test_neither_the_unit_of_noise_nor_the_number_of_levels_matters():
+    mf = MeanField(32, 8, 2)
+    fine = theory_index(mf, 5, np.linspace(0, 1, 2001)[1:])
+    for grid in (np.linspace(0, 1, 41)[1:], np.linspace(0, 1, 401)[1:] ** 0.5, np.r_[0.01, np.linspace(0.3, 1, 60)]):
+        assert theory_index(mf, 5, grid) == pytest.approx(fine, rel=0.02)
+    x = (coins(6, 8, 4, 8) < np.linspace(0.1, 1, 6)[:, None, None, None]).astype(float)
+    assert nesting_index(labelled(x), 2) == nesting_index(labelled(x, noise=[0.01, 0.1, 1, 2, 3, np.inf]), 2)
+
+
+@pytest.mark.parametrize(("v", "m", "s", "L"), [(32, 8, 2, 4), (16, 4, 2, 4), (8, 8, 3, 3)])
+def test_mean_field_of_the_epsilon_process(v, m, s, L):
+    """Within 10 % of the annealed mean field, which is off by some 6 %: it keeps .78 of the leaves at small ε instead of .87."""
+    epsilon = np.linspace(0, 1, 31)[1:]
+    spec = {
+        "items": 160,
+        "trajectories": 8,
+        "source": {"type": "rhm", "vocab_size": v, "multiplicity": m, "branching": s, "depth": L, "grammars": 16},
+        "corruption": {"type": "epsilon", "noise": epsilon.tolist()},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    found = nesting_index(site_changes(ut.Experiment.from_dict(spec)), s)
+    assert found.value == pytest.approx(theory_index(MeanField(v, m, s), L, epsilon), rel=0.1)
+    assert found.value != pytest.approx(theory_index(MeanField(v, m, s), L - 1, epsilon), rel=0.1), "one level less is seen"
+
+
+def test_site_changes_are_those_of_the_run():
+    spec = {
+        "items": 12,
+        "trajectories": 3,
+        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 3},
+        "corruption": {"type": "masking", "noise": [0.2, 0.6, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    experiment = ut.Experiment.from_dict(spec)
+    changed = site_changes(experiment)
+    np.testing.assert_allclose(1 - changed.mean("site"), ut.run(experiment).unchanged.sel(tree_level=0))
+    assert changed.grammar.values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    with pytest.raises(ValueError, match="one clone"):
+        site_changes(ut.Experiment.from_dict({**spec, "clones": 2}))
+
+
+def test_the_index_falls_along_the_dial():
+    source = {"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 10}
+    found = [nesting_index(grammar_changes({"type": "filtered_rhm", **source, "filtered_above": k}, 0, 200), 2) for k in range(5)]
+    assert found[0].value == 0
+    assert found[1].high < 0.05
+    assert all(a.high < b.low for a, b in pairwise(found[1:]))
+
+
+def test_grammars_and_controls():
+    grammar = min(nesting_index(*changes("grammars", one, 0)).low for one in DESIGN["grammars"][:3])
+    controls = [("one-level grammars", 0), ("unrelated features", 3), ("random codes", 0), ("flat mixtures", 3), ("fields", 1)]
+    highest = max(nesting_index(*changes(kind, DESIGN[kind][k], 0)).high for kind, k in controls)
+    assert highest < 0.1 < grammar
+    # Independent leaves, whose tree is any function of them.
+    assert nesting_index(*changes("grammars", (16, 16, 2, 4), 0)).high < 0.02
+
+
+def test_the_held_out_parameters_are_others():
+    for kind, parameters in HELD_OUT.items():
+        assert not any(one in DESIGN[kind] for one in parameters)
+
+
+def test_area_under_the_curve():
+    assert (auc([2, 3], [0, 1]), auc([0, 0], [0, 0]), auc([1, 3], [2, 2])) == (1, 0.5, 0.5)
+
+
+def test_blocks_of_a_grid_are_neighbours():
+    order = nested_order(8)
+    assert sorted(order) == list(range(64))
+    for k in range(7):
+        for block in order.reshape(-1, 2**k):
+            rows, columns = np.unique(block // 8), np.unique(block % 8)
+            assert len(rows) * len(columns) == 2**k
+            assert (np.ptp(rows), np.ptp(columns)) == (len(rows) - 1, len(columns) - 1)
+
+
+def stored(changed, s, prefix="") -> xr.Dataset:
+    """The readings of a run that keeps covariances by distance alone."""
+    x = changed.values - changed.values.mean(axis=2, keepdims=True)
+    sites = x.shape[3]
+    sizes = [s**k for k in range(round(np.log(sites) / np.log(s)) + 1)]
+    within = np.array([np.square(x.reshape(*x.shape[:3], -1, n).sum(-1)).sum((2, 3)) / (x.shape[2] - 1) for n in sizes])
+    covariance = np.diff(within, axis=0, prepend=0) / (sites * np.diff(sizes, prepend=0))[:, None, None]
+    return xr.Dataset(
+        {
+            f"{prefix}change": (("noise", "item"), changed.values.mean(axis=(2, 3))),
+            f"{prefix}change_covariance": ((f"{prefix}distance", "noise", "item"), covariance),
+        },
+        coords={"noise": changed.noise, f"{prefix}distance": [0.0, *sizes[1:]]},
+    )
+
+
+def test_of_stored_covariances():
+    changed = changes("grammars", (8, 8, 3, 3), 0)[0]
+    whole, pooled = nesting_index(changed, 3), nesting_index_of(stored(changed, 3))
+    assert pooled.value == pytest.approx(whole.value, abs=0.005)  # all sites are alike, and each of them has its noise
+    assert pooled == nesting_index_of(stored(changed, 3, "leaf_"), "leaf")
+    side_by_side, _ = changes("unrelated features", HELD_OUT["unrelated features"][3], 3)
+    assert nesting_index(side_by_side, 2).high < nesting_index_of(stored(side_by_side, 2)).low
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ds: ds.drop_vars("change"), "ds has no variable 'change'"),
+        (lambda ds: ds.assign_coords(distance=[0, 1, 2, 3]), "distance = .*expected 0, s, s"),
+        (lambda ds: ds.isel(distance=[0]), "distance = .*expected 0, s, s"),
+        (lambda ds: ds.where(ds.noise > 0), "missing or infinite"),
+        (lambda ds: ds.isel(noise=[1]), "at least two increasing levels"),
+        (lambda ds: ds * 0, "0 at distance 0"),
+    ],
+)
+def test_bad_stored_covariances(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        nesting_index_of(change(stored(GOOD, 2)))
+    assert "\n" not in str(error.value)
+
+
+def test_one_item_has_no_interval():
+    found = nesting_index(GOOD.isel(item=[0]), 2)
+    assert found.value >= 0
+    assert np.isnan([found.low, found.high]).all()
+
+
+GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("changed", "branching", "message"),
+    [
+        (np.zeros((2, 3)), 2, "got ndarray; expected a DataArray"),
+        (GOOD.isel(site=0), 2, "expected a DataArray of numbers with dims noise, item, trajectory, site"),
+        (GOOD.isel(trajectory=[0]), 2, "1 trajectories of each item; a covariance needs at least 2"),
+        (GOOD.where(GOOD["item"] > 0), 2, "missing or infinite readings"),
+        (GOOD.isel(noise=[0]), 2, "at least two increasing levels"),
+        (GOOD.isel(noise=[2, 1, 0]), 2, "at least two increasing levels"),
+        (GOOD.isel(site=slice(6)), 2, "6 sites; expected a power of branching = 2"),
+        (GOOD, 3, "8 sites; expected a power of branching = 3"),
+        (GOOD, 1, "branching = 1"),
+        (GOOD * 0, 2, "does not vary between the trajectories"),
+        (GOOD * 0 + 1, 2, "does not vary between the trajectories"),
+    ],
+)
+def test_bad_input(changed, branching, message):
+    for function in (nesting_index, nested_correlations):
+        with pytest.raises(ValueError, match=message) as error:
+            function(changed, branching)
+        assert "\n" not in str(error.value)
