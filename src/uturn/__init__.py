@@ -29,6 +29,8 @@ _HOME = {
     "run": "experiment",
     "u_turn": "experiment",
     "hierarchy_index": "statistics",
+    "susceptibility": "measures.changes",
+    "correlations": "measures.changes",
 }
 _MODULES = (
     *(
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
         prior_entropy,
         sample_posterior,
     )
+    from uturn.measures.changes import correlations, susceptibility
     from uturn.rhm import RandomHierarchyModel
     from uturn.statistics import hierarchy_index
 

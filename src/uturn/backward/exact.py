@@ -18,6 +18,7 @@ class ExactPosterior(Spec, Backward):
     kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")
     undoes: ClassVar[tuple[str, ...]] = ("channel",)
     asks: ClassVar[tuple[str, ...]] = ("log_evidence",)
+    adds_trajectories: ClassVar[bool] = True
     type: Literal["exact"] = "exact"
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
