@@ -95,6 +95,14 @@ def test_accumulators_equal_the_direct_double_sum(distance, matrix, real):
     np.testing.assert_allclose(changes.correlations(whole).correlation, curve.correlation, atol=1e-12)
 
 
+def test_batches_with_other_means_are_joined():
+    """The changes of the second batch are more likely: the difference of the means belongs to the covariance."""
+    x = draws(3, 20, 8)
+    changed = x < np.where(np.arange(20) < 10, 0.2, 0.8)[:, None]
+    joined = Covariances(Tree(8, 2)).add(changed[:, :10]).merge(Covariances(Tree(8, 2)).add(changed[:, 10:]))
+    np.testing.assert_allclose(joined.covariance, Covariances(Tree(8, 2)).add(changed).covariance, atol=1e-12)
+
+
 def test_memory_of_the_accumulator_does_not_grow():
     found = Covariances(Tree(8, 2))
     sizes = []
@@ -182,6 +190,7 @@ def test_nothing_changed_is_nan_and_constant_sites_do_not_matter():
         ((np.zeros((3, 4, 4)), grid_matrix((3,))), "3 sites, but changed has 4"),
         ((np.zeros((3, 4, 4)), np.zeros((4, 5))), "shape"),
         ((np.zeros((3, 4, 4)), [[0, 1], [2, 0]]), "symmetric"),
+        ((np.zeros((2, 3, 4, 1)),), "shape"),
         ((Covariances(Tree(4, 2)).add(np.zeros((2, 1, 4))),), "1 trajectory"),
     ],
 )
@@ -189,6 +198,13 @@ def test_bad_input_is_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         ut.correlations(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_other_items_or_sites_cannot_be_added():
+    found = Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4)))
+    for shape in ((3, 3, 4), (2, 3, 8)):
+        with pytest.raises(ValueError, match="2 items and 4 sites"):
+            found.add(np.zeros(shape))
 
 
 def test_wrong_sizes_of_trees_and_grids():
