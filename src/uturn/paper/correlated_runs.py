@@ -60,7 +60,7 @@ def images(scale: Scale) -> dict[str, Experiment]:
 
 def control_channels(scale: Scale) -> list[ChannelSpec]:
     return [
-        channel_spec("mixture", MIXTURE, "gaussian", scale, (1.0, 2.5)),
+        channel_spec("mixture", MIXTURE, "gaussian", scale, (1.7, 2.5)),
         channel_spec("field", FIELD, "gaussian", scale, (0.3, 1.5)),
     ]
 

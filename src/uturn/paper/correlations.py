@@ -12,7 +12,7 @@ from uturn.measures.changes import correlations_of
 from uturn.measures.scaling import correlation_length
 from uturn.paper import chi, collapse
 from uturn.paper.channels import ChannelSpec
-from uturn.paper.correlated_runs import PAPER, PATCHES, control_channels, controls, curves_at, images
+from uturn.paper.correlated_runs import PAPER, PATCHES, controls, curves_at, images
 from uturn.paper.verdicts import Verdict, above, apart, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, level_colors, style
@@ -44,7 +44,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    return control_channels(scale)
+    return chi.channels(scale)
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
