@@ -2,10 +2,10 @@
 
     python benchmarks/correlated_changes.py [--channel NAME ...] [--depth L] [--items N] [--trajectories N]
 
-Grammar (32, 8, 2). The time is that of `uturn.run` with the probe `changes`, everything included but compilation; the first line
-is the share of the probe, the covariances of as many changes. Half the time of all threads is the least time on two cores, also on
-a machine with other work. The memory is the growth of the largest resident memory during the run; trajectories are read part by
-part, so that it does not grow with their number.
+Grammar (32, 8, 2). The time is that of `uturn.run` with the probe `changes`, everything included but compilation. The first line
+is the share of the probe: the covariances of as many changes. Half the time of all threads is the least time on two cores, also
+on a machine with other work. The memory is the growth of the largest resident memory during the run; trajectories are read part
+by part, so that it does not grow with their number.
 """
 
 from __future__ import annotations

@@ -5,13 +5,15 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import uturn as ut
 from test_changes import double_sum, grid_matrix, tree_matrix
 from uturn import experiment as experiment_module
+from uturn.covariances import Covariances, Grid, Tree
 from uturn.measures import changes
 from uturn.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
-from uturn.random import Streams, uniforms
+from uturn.random import Streams, keys, uniforms
 from uturn.theory import MeanField
 
 RHM = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4}
@@ -74,12 +76,26 @@ def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
         whole = ut.run(described(**options)).load()
         with monkeypatch.context() as patched:
             patched.setattr(experiment_module, "u_turn", noted)
-            patched.setattr(experiment_module, "_PART", 2 * 6 * 16 * 8 * options.get("clones", 1))
+            patched.setattr(experiment_module, "_PART", 2 * 16 * 8 * options.get("clones", 1))
             sizes.clear()
             parts = ut.run(described(**options)).load()
         assert sizes == [2, 2, 1]
         for name in whole.data_vars:
             np.testing.assert_allclose(parts[name], whole[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("source", [RHM, {"type": "gaussian_field", "size": 8}])
+def test_the_chunk_changes_no_bit(source, monkeypatch):
+    """Accumulators add up the same numbers in the same order, whatever else is in the batch."""
+    monkeypatch.setattr(experiment_module, "_PART", 2 * 16 * 8)
+    channel = {"type": "gaussian", "noise": [0.2]}
+    whole, *others = (ut.run(described(items=7, chunk=chunk, source=source, corruption=channel)).load() for chunk in (7, 1, 3))
+    for other in others:
+        xr.testing.assert_equal(whole.drop_attrs(), other.drop_attrs())
+    x = uniforms(keys(0, range(7)), 50 * 64).reshape(7, 50, 64)
+    for distance in (Tree(64, 2), Grid((64,)), Grid((8, 8))):
+        alone = [Covariances(distance).add(x[k : k + 1]).covariance[0] for k in range(7)]
+        np.testing.assert_array_equal(Covariances(distance).add(x).covariance, alone)
 
 
 def test_other_probes_get_all_trajectories_at_once(monkeypatch):

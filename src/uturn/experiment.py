@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
-_PART = 2**24  # numbers of noisy data in memory together, where trajectories are read in parts: their evidence takes 64 MB
+_PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 
 def u_turn(
@@ -357,7 +357,8 @@ class Experiment(BaseModel):
         source, corruption, backward, probes = self.parts
         size = len(trajectories)
         if backward.adds_trajectories and not is_own(backward) and all(probe.reads_in_parts for probe in probes):
-            size = max(1, _PART // (np.size(originals.data) * max(source.num_symbols, 1) * self.clones))
+            # The same for every chunk, since other parts would change the rounding.
+            size = max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * self.clones))
         for start in range(0, len(trajectories), size):
             streams = Streams(self.seed, originals.items, noise, trajectories[start : start + size])
             with misfits_named("backward.reconstruct", backward, (source, corruption)):

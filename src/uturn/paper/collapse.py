@@ -178,7 +178,7 @@ def draw(data: xr.Dataset) -> Any:
             xlabel=rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$",
             ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$",
             title="collapsed",
-            xlim=(-1.6, 1.1),
+            xlim=(-1.6, 1.0),
         )
         _draw_exponents(right, data)
     return figure

@@ -59,6 +59,11 @@ class Changes(Spec, Probe):
         return self
 
     @property
+    def batch_invariant(self) -> bool:
+        """Whether the rest of a batch changes no bit of the readings of an item: not for the layers of a network."""
+        return self.layer is None
+
+    @property
     def prefix(self) -> str:
         """Prefix of the variables and of the dim `distance`."""
         return "" if self.name is None else f"{self.name}_"
