@@ -189,8 +189,14 @@ def test_the_length_of_a_known_law_is_found():
     assert correlation_length(flat.change_covariance, 0.9).length.item() > 10 * r[-1]
     nothing = flat.change_covariance * 0
     assert np.isnan(correlation_length(nothing, 0.9).length.item())
-    with pytest.raises(ValueError, match="at least 3"):
-        correlation_length(flat.change_covariance.isel(distance=slice(0, 3)))
+    for arguments, message in (
+        ((flat.change_covariance.isel(distance=slice(0, 3)),), "at least 3"),
+        ((flat.change_covariance_sum,), "dims"),
+        ((np.ones(3),), "ndarray"),
+        ((flat.change_covariance, -1), "exponent = -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            correlation_length(*arguments)
 
 
 def test_the_collapse_of_a_known_law_is_found():

@@ -72,7 +72,7 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     (True, 8.0)
     """
     found = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
-    value, low, high = _susceptibility(*_labelled(found), confidence)[:, 0].tolist()
+    value, low, high = _susceptibility(*labelled(found), confidence)[:, 0].tolist()
     return Estimate(value, low, high)
 
 
@@ -120,7 +120,7 @@ def correlations(
     True
     """
     found = _accumulated(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape))
-    curves = correlations_of(_labelled(found)[0], confidence=confidence).isel(noise=0, drop=True)
+    curves = correlations_of(labelled(found)[0], confidence=confidence).isel(noise=0, drop=True)
     return curves.assign(pairs=("distance", found.distance.pairs))
 
 
@@ -226,8 +226,8 @@ def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: f
         return replicates(parts).interval(lambda c: c[..., 0] / c[..., 1], confidence)
 
 
-def _labelled(found: Covariances) -> tuple[xr.DataArray, xr.DataArray]:
-    """The readings of arrays, as of a run with one noise level."""
+def labelled(found: Covariances) -> tuple[xr.DataArray, xr.DataArray]:
+    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level."""
     import xarray as xr
 
     covariance = xr.DataArray(

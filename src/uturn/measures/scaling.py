@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from uturn.checks import shown
+from uturn.covariances import Covariances
+from uturn.measures.changes import labelled
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def correlation_length(covariance: xr.DataArray, exponent: float | None = None, confidence: float = 0.95) -> xr.Dataset:
+def correlation_length(
+    covariance: xr.DataArray | Covariances, exponent: float | None = None, confidence: float = 0.95
+) -> xr.Dataset:
     """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r > 0.
 
     The fit minimises the sum of squares over the distances. The interval is computed for 1/ξ, which is 0 where no decay beyond
@@ -22,8 +26,8 @@ def correlation_length(covariance: xr.DataArray, exponent: float | None = None, 
 
     Parameters
     ----------
-    covariance : DataArray (noise, item, distance)
-        `change_covariance` of the probe `changes`.
+    covariance : DataArray (noise, item, distance), or `Covariances`
+        `change_covariance` of the probe `changes`; or an accumulator of changes, which counts as one noise level.
     exponent : float a >= 0, optional
         Exponent of the power law at the transition, such as `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each
         noise level, which makes ξ less certain.
@@ -33,9 +37,33 @@ def correlation_length(covariance: xr.DataArray, exponent: float | None = None, 
     -------
     Dataset with the dim noise
         `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0.
+
+    Raises
+    ------
+    ValueError
+        For other dims, fewer than three distances, or an exponent that is no number >= 0.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> from uturn.measures.changes import Covariances, Grid
+    >>> x = ut.random.normals(ut.random.keys(0, range(100)), 20 * 80).reshape(100, 20, 80)
+    >>> smooth = sum(np.exp(-k / 4) * x[..., k : k + 40] for k in range(40))  # covariance ~ exp(-r/4)
+    >>> found = correlation_length(Covariances(Grid((40,))).add(smooth), exponent=0, confidence=0.999)
+    >>> bool(found.low[0] < 4 < found.high[0]), abs(float(found.length[0]) - 4) < 0.5
+    (True, True)
     """
     import xarray as xr
 
+    if isinstance(covariance, Covariances):
+        covariance = labelled(covariance)[0]
+    if not isinstance(covariance, xr.DataArray) or set(covariance.dims) != {"noise", "item", "distance"}:
+        kind = f"dims {covariance.dims}" if isinstance(covariance, xr.DataArray) else type(covariance).__name__
+        raise ValueError(f"covariance: got {kind}; expected a DataArray with dims noise, item, distance, or Covariances")
+    if exponent is not None and (
+        isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 <= exponent < np.inf
+    ):
+        raise ValueError(f"exponent = {exponent!r}: expected a number >= 0, or None to fit it")
     r = covariance.distance.values[1:]
     if len(r) < 3:
         raise ValueError(f"covariance has {len(r)} distances above 0; the fit of a correlation length needs at least 3")

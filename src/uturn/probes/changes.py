@@ -42,6 +42,7 @@ class Changes(Spec, Probe):
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    batch_invariant: ClassVar[bool] = True  # the network of a layer, which is not, has images of a backward that is not either
     least_trajectories: ClassVar[int] = 2
     reads_in_parts: ClassVar[bool] = True
     type: Literal["changes"] = "changes"
@@ -57,11 +58,6 @@ class Changes(Spec, Probe):
         if self.layer is None and (self.classifier, self.weights) != ("fashion_mnist", None):
             raise ValueError("layer: missing; `classifier` and `weights` are used for the positions of a layer only")
         return self
-
-    @property
-    def batch_invariant(self) -> bool:
-        """Whether the rest of a batch changes no bit of the readings of an item: not for the layers of a network."""
-        return self.layer is None
 
     @property
     def prefix(self) -> str:
