@@ -245,4 +245,26 @@ MUTATIONS = (
         "b = -np.expm1((s - 1) * _log_kept(lost))",
         {"fig6": "belief one level above the leaves"},
     ),
+    Mutation(
+        "covariances pooled over originals",
+        "uturn.covariances:Covariances._moments",
+        "mean = x.mean(axis=1)",
+        "mean = np.broadcast_to(x.mean(axis=(0, 1)), x.shape[::2])",
+        tests=(("test_changes::test_pooling_over_originals_would_give_another_answer", {}),),
+    ),
+    Mutation(
+        "chi without its diagonal",
+        "uturn.measures.changes:_susceptibility",
+        "c[..., 0] / c[..., 1]",
+        "c[..., 0] / c[..., 1] - 1",
+        {"chi": "chi against the mean field"},
+        (("test_changes::test_common_changes_have_chi_of_the_number_of_sites", {}),),
+    ),
+    Mutation(
+        "batches of trajectories joined without the difference of their means",
+        "uturn.covariances:Covariances.merge",
+        "self._products + other._products + between",
+        "self._products + other._products + 0 * between",
+        tests=(("test_changes::test_batches_with_other_means_are_joined", {}),),
+    ),
 )  # fmt: skip

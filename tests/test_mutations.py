@@ -14,8 +14,11 @@ import xarray as xr
 import uturn as ut
 from mutations import MUTATIONS
 from uturn.experiment import Experiment, run
-from uturn.paper import Workshop, channel_verdicts, fig6, fig7, fig13, s9, sampler_laws, schedulers
+from uturn.measures.changes import susceptibility_of
+from uturn.paper import Workshop, channel_verdicts, chi, fig6, fig7, fig13, s9, sampler_laws, schedulers
+from uturn.paper.correlated_runs import STEEP
 from uturn.statistics import estimate
+from uturn.theory import MeanField
 
 NAMES = [mutation.name for mutation in MUTATIONS]
 
@@ -62,7 +65,17 @@ def of_schedulers(work):
         return [schedulers._start({"DDPM": measured}), *channel_verdicts(schedulers, work)]
 
 
-QUICK = {"fig6": of_fig6, "fig13": of_fig13, "s9": of_s9, "schedulers": of_schedulers}
+def of_chi(work):
+    """The smallest tree of the ε-process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chi, "DEPTHS", (5,))
+        ds = run(chi.experiments("smoke")["epsilon-depth5"]).load()
+        found = susceptibility_of(ds).rename(noise="noise_epsilon-depth5")
+        curves = found.to_dataarray("bound").transpose("noise_epsilon-depth5", "bound")
+        return [chi._heights(xr.Dataset({"chi_epsilon-depth5": curves}), MeanField(*STEEP))]
+
+
+QUICK = {"chi": of_chi, "fig6": of_fig6, "fig13": of_fig13, "s9": of_s9, "schedulers": of_schedulers}
 
 
 def judged(figure, work):

@@ -30,6 +30,8 @@ _HOME = {
     "u_turn": "experiment",
     "hierarchy_index": "statistics",
     "nesting_index": "measures.hierarchy",
+    "susceptibility": "measures.changes",
+    "correlations": "measures.changes",
 }
 _MODULES = (
     *(
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
         prior_entropy,
         sample_posterior,
     )
+    from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.hierarchy import nesting_index
     from uturn.rhm import RandomHierarchyModel
     from uturn.statistics import hierarchy_index

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
 _JOINED_BYTES = 2**24
+_PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 
 def u_turn(
@@ -364,19 +365,24 @@ class Experiment(BaseModel):
                 items = np.concatenate([items for _, _, items in some])
                 yield tuple((name, len(items)) for name, _, items in some), noise_index, items
 
-    def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[UTurns]]]:
-        """U-turns of one task after the other, block by block."""
+    def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[Iterable[UTurns]]]]:
+        """U-turns of one task after the other, block by block, each block in one or more parts of its trajectories."""
         for name, noise_index, items in tasks:
             of_block = partial(self._u_turns_of_block, noise=self.noise[noise_index], trajectories=trajectories)
             yield name, map(of_block, self._blocks(items))
 
-    def _u_turns_of_block(self, originals: Any, noise: float, trajectories: range) -> UTurns:
-        source, corruption, backward, _ = self.parts
-        streams = Streams(self.seed, originals.items, noise, trajectories)
-        with misfits_named("backward.reconstruct", backward, (source, corruption)):
-            return u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
+    def _u_turns_of_block(self, originals: Any, noise: float, trajectories: range) -> Iterator[UTurns]:
+        source, corruption, backward, probes = self.parts
+        size = len(trajectories)
+        if backward.adds_trajectories and not is_own(backward) and all(probe.reads_in_parts for probe in probes):
+            # The same for every chunk, since other parts would change the rounding.
+            size = max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * self.clones))
+        for start in range(0, len(trajectories), size):
+            streams = Streams(self.seed, originals.items, noise, trajectories[start : start + size])
+            with misfits_named("backward.reconstruct", backward, (source, corruption)):
+                yield u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
 
-    def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[UTurns]]]:
+    def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[list[UTurns]]]]:
         """U-turns of tasks in the order of completion, for a backward that reconstructs the batches of all tasks together."""
         pending: dict[int, list[Any]] = {}  # U-turns of the blocks of each unfinished task, with reconstructions where done
 
@@ -394,24 +400,28 @@ class Experiment(BaseModel):
             known = pending[number]
             known[k] = replace(known[k], reconstructions=reconstructions)
             if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
-                yield name, pending.pop(number)
+                yield name, [[u_turns] for u_turns in pending.pop(number)]
 
     def _blocks(self, items: np.ndarray) -> list[Any]:
         source = self.parts.source
         return checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
 
-    def _read(self, pieces: Iterable[UTurns], trajectories: int) -> dict[str, np.ndarray]:
+    def _read(self, blocks: Iterable[Iterable[UTurns]], trajectories: int) -> dict[str, np.ndarray]:
         """Readings of all probes from the U-turns of a task, given block by block: {variable: array (items, ...)}."""
         source, _, backward, probes = self.parts
         sizes = {dim: len(values) for one in self.declared for dim, values in one.dims.items()}
         sizes |= {"trajectory": trajectories, "clone": self.clones}
         found = []
-        for u_turns in pieces:
-            items = len(u_turns.originals.items)
+        for parts in blocks:
+            kept: list[Any] = [None] * len(probes)
+            for u_turns in parts:
+                items = len(u_turns.originals.items)
+                for k, (probe, one) in enumerate(zip(probes, self.declared, strict=True)):
+                    with misfits_named(f"{one.label}.read", probe, (source, backward)):
+                        kept[k] = probe.accumulate(kept[k], u_turns, source)
             readings: dict[str, np.ndarray] = {}
-            for probe, one in zip(probes, self.declared, strict=True):
-                with misfits_named(f"{one.label}.read", probe, (source, backward)):
-                    given = probe.read(u_turns, source)
+            for probe, one, value in zip(probes, self.declared, kept, strict=True):
+                given = probe.readings(value, source)
                 readings |= checked_readings(one.label, given, one.variables, sizes, items)
             found.append(readings)
         return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}

@@ -327,6 +327,12 @@ class Backward(Part, Protocol):
 class Probe(Part, Protocol):
     """A comparison of originals with reconstructions, level by level."""
 
+    least_trajectories: ClassVar[int] = 1
+    """Trajectories of each original that the probe needs."""
+    reads_in_parts: ClassVar[bool] = False
+    """Whether `accumulate` and `readings` take the trajectories of a block part after part, so that they need not be in memory
+    together. All variables then pool the trajectories."""
+
     @abstractmethod
     def variables(self, source: Any) -> Mapping[str, Variable]:
         """The measured variables: {name: Variable}."""
@@ -341,6 +347,14 @@ class Probe(Part, Protocol):
 
         The shape follows the dims of the variable after "noise", with draws = trajectories * clones along "trajectory".
         """
+
+    def accumulate(self, kept: Any, u_turns: UTurns, source: Any) -> Any:
+        """What is kept of the U-turns of a block, given what was kept of its earlier trajectories, None at first."""
+        return self.read(u_turns, source)
+
+    def readings(self, kept: Any, source: Any) -> Mapping[str, np.ndarray]:
+        """The readings of a block, as `read` gives them, from what `accumulate` kept of all its trajectories."""
+        return kept
 
     def own_code(self) -> Any:
         """A user-defined function among the options, or None; a digest of its code is recorded with the results."""

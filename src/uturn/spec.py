@@ -144,6 +144,12 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
             allowed = [key for key, cls in REGISTRIES[idea].items() if fits(idea, cls)]
             expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
             raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; {expected}")
+    for i, (table, probe) in enumerate(zip(spec["probes"], probes, strict=True)):
+        if spec["trajectories"] < probe.least_trajectories:
+            raise ValueError(
+                f"trajectories = {spec['trajectories']}: probes[{i}], type {table['type']!r}, needs at least "
+                f"{probe.least_trajectories} of each item"
+            )
     lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(unwrapped(corruption), member)]
     if lacks:
         raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {spec['backward']['type']!r} asks for")

@@ -147,6 +147,15 @@ class MeanField:
         slope = self.slope
         return None if slope is None else float(np.log(self.branching) / np.log(slope))
 
+    @property
+    def decay_exponent(self) -> float | None:
+        """2 - 2/ν: at ε* of deep trees the correlation falls as r**-(2 - 2/ν); None without a transition.
+
+        A level multiplies the covariance of two leaves by (a - b)**2 (`pair_correlations`), and a - b = F'(p*)/s = s**(1/ν - 1).
+        """
+        nu = self.correlation_exponent
+        return None if nu is None else 2 - 2 / nu
+
     # -- finite depth --------------------------------------------------------------------------------------------------
     def curves(self, epsilon: Any, depth: int) -> Curves:
         """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62).

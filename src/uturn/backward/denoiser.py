@@ -25,6 +25,7 @@ class StringDenoiser(Spec, Backward):
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     undoes: ClassVar[tuple[str, ...]] = ("channel",)
     asks: ClassVar[tuple[str, ...]] = ("log_evidence",)
+    adds_trajectories: ClassVar[bool] = True
     type: Literal["denoiser"] = "denoiser"
     model: str = "exact"
     steps: int = Field(default=64, ge=1)

@@ -19,6 +19,7 @@ class ExactPosterior(Spec, Backward):
     undoes: ClassVar[tuple[str, ...]] = ("channel",)
     asks: ClassVar[tuple[str, ...]] = ("log_evidence",)
     batch_invariant: ClassVar[bool] = True
+    adds_trajectories: ClassVar[bool] = True
     type: Literal["exact"] = "exact"
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:

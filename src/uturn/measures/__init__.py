@@ -1,1 +1,1 @@
-"""Measures: tests and statistics of experiments, so far the calibration of posterior draws."""
+"""Measures: tests and statistics of experiments: calibration of posterior draws, correlated changes."""

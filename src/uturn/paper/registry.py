@@ -33,6 +33,9 @@ FIGURES = {
     "learning": 150,
     "schedulers": 35,
     "thresholds": 45,
+    "chi": 60,
+    "correlations": 5,  # shares runs of chi and of collapse
+    "collapse": 20,
 }
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
 """The order in which all figures are made: those that take seconds first, those that train or denoise images last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uturn.probes.changes import Changes
 from uturn.probes.network_layers import NetworkLayers
 from uturn.probes.pictures import KeepImages
 from uturn.probes.scales import Scales
@@ -14,4 +15,5 @@ PROBES: dict[str, type] = {
     "network_layers": NetworkLayers,
     "images": KeepImages,
     "scales": Scales,
+    "changes": Changes,
 }

@@ -1,0 +1,270 @@
+"""Covariances of changes over the trajectories of one original, summed over the pairs of sites at every distance.
+
+Let x_ti be the change of site i in trajectory t of T, and A_r(x) the sum of x_i x_j over the ordered pairs (i, j) at distance r.
+With the mean m over trajectories, the covariances at distance r add up to
+
+    sum over pairs of C_ij = sum_t A_r(x_t - m) / (T - 1).
+
+A distance knows how to compute A_r without a matrix of all pairs. `Covariances` adds trajectories batch by batch: it keeps the
+mean and the sum of A_r, and joins two batches by `A_r(m - m') n n'/(n + n')`, which follows from bilinearity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from uturn.checks import checked_integer, shown
+
+_BLOCK = 2**22  # float64 numbers that are in memory together: 32 MB
+
+
+class Distance(Protocol):
+    """Distances between sites; the distance of a site from itself is 0, and no other distance is."""
+
+    @property
+    def num_sites(self) -> int: ...
+
+    @property
+    def values(self) -> np.ndarray:
+        """The different distances, increasing from 0: float64 (distances,)."""
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Number of ordered pairs at each distance: int64 (distances,); the first one is the number of sites."""
+
+    def products(self, x: np.ndarray) -> np.ndarray:
+        """`sum_t A_r(x_t)`: float64 (items, rows, sites) -> (items, distances)."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Leaves of a tree: s**k for two leaves whose lowest common ancestor is at tree level k >= 1.
+
+    Attributes
+    ----------
+    num_sites : int, s**depth
+    branching : int s >= 2
+    """
+
+    num_sites: int
+    branching: int
+
+    def __post_init__(self) -> None:
+        n, s = checked_integer("num_sites", self.num_sites, 1), checked_integer("branching", self.branching, 2)
+        if s**self.depth != n:
+            raise ValueError(f"sites: {n}, branching = {s}: expected branching**depth sites; give the branching of the tree")
+
+    @cached_property
+    def depth(self) -> int:
+        depth = 0
+        while self.branching**depth < self.num_sites:
+            depth += 1
+        return depth
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.array([0.0, *(float(self.branching) ** k for k in range(1, self.depth + 1))])
+
+    @property
+    def pairs(self) -> np.ndarray:
+        within = self.num_sites * self.branching ** np.arange(self.depth + 1)  # pairs in the same subtree of level k
+        return np.diff(within, prepend=0)
+
+    def products(self, x: np.ndarray) -> np.ndarray:
+        s, within = self.branching, [np.einsum("abi,abi->a", x, x)]
+        for _ in range(self.depth):
+            x = np.add.reduce([x[..., i::s] for i in range(s)])  # sums over the subtrees of the next level
+            within.append(np.einsum("abi,abi->a", x, x))
+        return np.diff(within, axis=0, prepend=0).T
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sites of a grid in C order: Euclidean distance, rounded to a whole number. A line is a grid of one dimension.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    periodic : bool
+        Whether opposite ends of the grid are neighbours.
+    """
+
+    shape: tuple[int, ...]
+    periodic: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            shape = tuple(checked_integer("shape", n, 1) for n in self.shape)
+        except TypeError:
+            shape = ()
+        if not shape:
+            raise ValueError(
+                f"shape = {shown(self.shape)}: expected the numbers of sites along the axes, such as (rows, columns)"
+            )
+        object.__setattr__(self, "shape", shape)
+
+    @property
+    def num_sites(self) -> int:
+        return int(np.prod(self.shape))
+
+    @cached_property
+    def _displacements(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distance, and number of ordered pairs, of every displacement of the transformed grid: arrays (size,)."""
+        steps, counts = [], []
+        for n, size in zip(self.shape, self._sizes, strict=True):
+            step = np.minimum(np.arange(size), size - np.arange(size))
+            steps.append(step)
+            counts.append(np.full(size, n) if self.periodic else np.maximum(n - step, 0))
+        squares = np.add.reduce(np.meshgrid(*(step**2 for step in steps), indexing="ij"))
+        return np.rint(np.sqrt(squares)).ravel(), np.multiply.reduce(np.meshgrid(*counts, indexing="ij")).ravel()
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """Shape of the transforms; zeros keep the ends of an open grid apart."""
+        return self.shape if self.periodic else tuple(2 * n - 1 for n in self.shape)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        distance, count = self._displacements
+        return np.unique(distance[count > 0])
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        return self._by_distance(self._displacements[1]).astype(np.int64)
+
+    def products(self, x: np.ndarray) -> np.ndarray:
+        from scipy.fft import irfftn, rfftn
+
+        axes = tuple(range(2, 2 + len(self.shape)))
+        power = np.square(np.abs(rfftn(x.reshape(*x.shape[:2], *self.shape), self._sizes, axes))).sum(axis=1)
+        found = irfftn(power, self._sizes, tuple(axis - 1 for axis in axes))  # sum of x_i x_j for every displacement
+        return np.array([self._by_distance(one.ravel()) for one in found])
+
+    def _by_distance(self, of_displacement: np.ndarray) -> np.ndarray:
+        distance, count = self._displacements
+        return np.bincount(np.searchsorted(self.values, distance[count > 0]), of_displacement[count > 0])
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Distances of one's own: symmetric (sites, sites), 0 on the diagonal and positive elsewhere. Equal values form a group."""
+
+    matrix: np.ndarray
+
+    def __post_init__(self) -> None:
+        d = np.asarray(self.matrix)
+        if d.ndim != 2 or d.shape[0] != d.shape[1] or d.dtype.kind not in "iuf" or not d.size:
+            raise ValueError(f"distance has shape {d.shape} and dtype {d.dtype}; expected numbers (sites, sites)")
+        diagonal = np.eye(len(d), dtype=bool)
+        if not np.isfinite(d).all() or not np.array_equal(d, d.T) or d[diagonal].any() or (d[~diagonal] <= 0).any():
+            raise ValueError("distance: expected a symmetric finite matrix with 0 on the diagonal and positive numbers elsewhere")
+        object.__setattr__(self, "matrix", d.astype(float))
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.matrix)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        return np.unique(self.matrix)
+
+    @cached_property
+    def _group(self) -> np.ndarray:
+        return np.searchsorted(self.values, self.matrix.ravel())
+
+    @property
+    def pairs(self) -> np.ndarray:
+        return np.bincount(self._group)
+
+    def products(self, x: np.ndarray) -> np.ndarray:
+        return np.array([np.bincount(self._group, (rows.T @ rows).ravel()) for rows in x])
+
+
+class Covariances:
+    """Covariances of the changes of sites over trajectories, for each of several originals, added up batch by batch.
+
+    Memory does not depend on the number of trajectories: a mean for each site, and a sum for each distance.
+
+    Parameters
+    ----------
+    distance : Distance
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> x = ut.random.uniforms(ut.random.keys(0, range(3)), 80).reshape(3, 10, 8) < 0.5
+    >>> whole = Covariances(Tree(8, 2)).add(x)
+    >>> parts = Covariances(Tree(8, 2)).add(x[:, :4]).merge(Covariances(Tree(8, 2)).add(x[:, 4:]))
+    >>> bool(np.allclose(whole.covariance, parts.covariance)), whole.covariance.shape
+    (True, (3, 4))
+    """
+
+    def __init__(self, distance: Distance) -> None:
+        self.distance = distance
+        self.count = 0
+        self._mean: Any = 0.0
+        self._products: Any = 0.0
+
+    def add(self, changed: Any) -> Covariances:
+        """Add trajectories: `changed` (items, trajectories, sites), real or bool. Returns the accumulator itself."""
+        changed, batch = checked_changes(changed), Covariances(self.distance)
+        expected = (len(self._mean) if self.count else len(changed), self.distance.num_sites)
+        if (len(changed), changed.shape[2]) != expected:
+            raise ValueError(
+                f"changed has shape {changed.shape}; expected {expected[0]} items and {expected[1]} sites, as before"
+            )
+        batch.count = changed.shape[1]
+        items = max(1, _BLOCK // max(changed[0].size, 1))
+        found = [self._moments(np.asarray(changed[k : k + items], float)) for k in range(0, len(changed), items)]
+        batch._mean, batch._products = (np.concatenate(pieces) for pieces in zip(*found, strict=True))
+        return self.merge(batch)
+
+    def merge(self, other: Covariances) -> Covariances:
+        """Add the trajectories of another accumulator of the same originals. Returns the accumulator itself."""
+        total = self.count + other.count
+        if not other.count:
+            return self
+        apart = other._mean - self._mean
+        between = self.distance.products(apart[:, None]) * (self.count * other.count / total)
+        self._products = self._products + other._products + between
+        self._mean = self._mean + apart * (other.count / total)
+        self.count = total
+        return self
+
+    def _moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean = x.mean(axis=1)
+        return mean, self.distance.products(x - mean[:, None])
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean change of every site: float64 (items, sites)."""
+        return self._mean
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Mean covariance of the pairs at every distance, float64 (items, distances); entry 0 is the mean variance of a site.
+
+        Unbiased: divided by the number of trajectories minus 1.
+        """
+        return self._products / ((self.count - 1) * self.distance.pairs)
+
+    @property
+    def total(self) -> np.ndarray:
+        """Sum of the covariances of all ordered pairs over the number of sites, float64 (items,)."""
+        return self._products.sum(axis=1) / ((self.count - 1) * self.distance.num_sites)
+
+
+def checked_changes(changed: Any) -> np.ndarray:
+    """Changes (items, trajectories, sites) as an array, else a ValueError."""
+    values = np.asarray(changed)
+    if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"changed has shape {values.shape} and dtype {values.dtype}; expected real numbers (items, trajectories, sites)"
+        )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("changed has values that are NaN or infinite; leave out the items with missing U-turns")
+    return values

@@ -1,0 +1,252 @@
+"""Correlated changes: which sites of a datum change together in a U-turn (arXiv:2410.13770).
+
+Let x_i be the change of site i in a U-turn of one original, 1 or 0 for symbols, or any real number. Its covariance over the
+U-turns of this original is C_ij = E x_i x_j - E x_i E x_j. It is averaged over originals. It is never computed from U-turns of
+different originals together, which would add the differences between originals. The *correlation* at distance r is C(r)/C(0),
+with C(r) the mean over the ordered pairs of sites at distance r. The *susceptibility* is the number of sites that change
+together,
+
+    chi = sum_ij C_ij / sum_i C_ii.
+
+Both are ratios of averages over originals. Independent changes have chi = 1, and common changes of all sites have chi equal to
+the number of sites. A factor of the changes drops out: sigma = ±1 gives the same values as 0 and 1, with covariances four times
+as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
+from uturn.statistics import Estimate, replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = [
+    "Covariances",
+    "Grid",
+    "Matrix",
+    "Tree",
+    "correlations",
+    "correlations_of",
+    "distance_between",
+    "susceptibility",
+    "susceptibility_of",
+]
+
+
+def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
+    """Number of sites that change together, `chi = sum_ij C_ij / sum_i C_ii` (arXiv:2410.13770).
+
+    C_ij is the covariance of the changes of sites i and j over the trajectories of one original, unbiased. The sums run over all
+    ordered pairs, i = j included, and over the originals: chi is a ratio of averages, not an average of ratios.
+
+    Parameters
+    ----------
+    changed : real or bool array (items, trajectories, sites), or `Covariances`
+        Change of every site in every U-turn; at least two trajectories of each original (item). `Covariances` is an accumulator
+        that has been given trajectories batch by batch.
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    Estimate
+        With an interval over items (Student's t). 1 for independent changes, `sites` if all sites change together. NaN if no
+        change varies between trajectories; the ends are NaN for a single item.
+
+    Raises
+    ------
+    ValueError
+        For another shape or type, fewer than two trajectories, missing values, or a confidence out of range.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> coins = ut.random.uniforms(ut.random.keys(0, range(200)), 10 * 8).reshape(200, 10, 8) < 0.3
+    >>> chi = susceptibility(coins)
+    >>> chi.low < 1 < chi.high, round(susceptibility(coins[..., :1].repeat(8, axis=2)).value, 6)
+    (True, 8.0)
+    """
+    found = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
+    value, low, high = _susceptibility(*labelled(found), confidence)[:, 0].tolist()
+    return Estimate(value, low, high)
+
+
+def correlations(
+    changed: Any,
+    distance: Any = "index",
+    *,
+    branching: int | None = None,
+    shape: Sequence[int] | None = None,
+    confidence: float = 0.95,
+) -> xr.Dataset:
+    """Correlation of the changes of two sites against their distance, C(r)/C(0) (arXiv:2410.13770).
+
+    C(r) is the mean over the ordered pairs at distance r, and over originals, of the covariance over the trajectories of an
+    original.
+
+    Parameters
+    ----------
+    changed : real or bool array (items, trajectories, sites), or `Covariances`
+        As in `susceptibility`.
+    distance, branching, shape
+        As in `distance_between`: "index", "tree" with `branching`, "grid" with `shape`, or a matrix (sites, sites). An
+        accumulator has a distance of its own.
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    Dataset with the dim distance
+        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval over items; `covariance` C(r) in
+        the squared unit of the changes; `pairs`, the number of ordered pairs. `chi = sum of pairs * correlation / sites`.
+
+    Raises
+    ------
+    ValueError
+        As `susceptibility`; also for distances of another number of sites.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> coins = ut.random.uniforms(ut.random.keys(0, range(200)), 10 * 4).reshape(200, 10, 4) < 0.3
+    >>> found = correlations(coins.repeat(2, axis=2), "tree", branching=2)  # pairs of neighbours change together
+    >>> found.distance.values.tolist(), found.pairs.values.tolist(), found.correlation.values[:2].round(3).tolist()
+    ([0.0, 2.0, 4.0, 8.0], [8, 8, 16, 32], [1.0, 1.0])
+    >>> bool((found.low < 0).values[2:].all() and (found.high > 0).values[2:].all())
+    True
+    """
+    found = _accumulated(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape))
+    curves = correlations_of(labelled(found)[0], confidence=confidence).isel(noise=0, drop=True)
+    return curves.assign(pairs=("distance", found.distance.pairs))
+
+
+def distance_between(
+    sites: int, distance: Any = "index", *, branching: int | None = None, shape: Sequence[int] | None = None
+) -> Distance:
+    """The distances between sites, from a word or a matrix.
+
+    Parameters
+    ----------
+    sites : int
+    distance : "index", "tree", "grid", or array (sites, sites)
+        "index": difference of the numbers of two sites. "tree": branching**k for two leaves whose lowest common ancestor is at
+        tree level k. "grid": Euclidean distance on a grid in C order, rounded to a whole number. A matrix must be symmetric, with
+        0 on the diagonal and positive numbers elsewhere; pairs with equal values are averaged.
+    branching : int >= 2
+        Children of a node, for "tree".
+    shape : sequence of int
+        Numbers of sites along the axes, for "grid".
+
+    Raises
+    ------
+    ValueError
+        For an unknown word, a missing `branching` or `shape`, or another number of sites.
+    """
+    found: Distance
+    if isinstance(distance, str):
+        if distance not in ("index", "tree", "grid"):
+            raise ValueError(f"distance = {distance!r}: expected 'index', 'tree', 'grid', or a matrix (sites, sites)")
+        needed: Any = {"index": sites, "tree": branching, "grid": shape}[distance]
+        if needed is None:
+            option = {"tree": "branching", "grid": "shape"}[distance]
+            raise ValueError(f"{option}: missing; distance = {distance!r} needs it")
+        found = Tree(sites, needed) if distance == "tree" else Grid((sites,) if distance == "index" else needed)
+    else:
+        found = distance if hasattr(distance, "products") else Matrix(np.asarray(distance))
+    if found.num_sites != sites:
+        raise ValueError(f"distance is that of {found.num_sites} sites, but changed has {sites}; give distances of all its sites")
+    return found
+
+
+# -- results of the probe `changes` --------------------------------------------------------------------------------------
+
+
+def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -> xr.Dataset:
+    """Susceptibility at every noise level, from the readings of the probe `changes`.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Results of an experiment with the probe `changes`.
+    name : str
+        The `name` of the probe, if it has one.
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    Dataset with the dim noise
+        `chi`, `low`, `high`: as `susceptibility`; the interval is over grammars if there are several, otherwise over items.
+    """
+    covariance, total = _readings(ds, name)
+    chi, low, high = _susceptibility(covariance, total, confidence)
+    import xarray as xr
+
+    axes = {key: one for key, one in covariance.coords.items() if one.dims == ("noise",)}
+    return xr.Dataset({"chi": ("noise", chi), "low": ("noise", low), "high": ("noise", high)}, coords=axes)
+
+
+def correlations_of(ds: Any, name: str = "", confidence: float = 0.95) -> xr.Dataset:
+    """Correlation against distance at every noise level, from the readings of the probe `changes`.
+
+    Parameters as in `susceptibility_of`. Returns `correlation`, `low`, `high`, `covariance` (noise, distance), as `correlations`.
+    """
+    import xarray as xr
+
+    covariance = ds if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
+    found = replicates(covariance)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
+        value, low, high = found.interval(lambda c: c / c[..., :1], confidence)
+    dims = ("noise", "distance")
+    axes = {key: one for key, one in covariance.coords.items() if set(one.dims) <= set(dims)}
+    curves = {"correlation": value, "low": low, "high": high, "covariance": found.mean}
+    return xr.Dataset({key: (dims, values) for key, values in curves.items()}, coords=axes)
+
+
+def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """Covariance by distance, and the sum of all covariances over the number of sites."""
+    prefix = f"{name}_" if name else ""
+    wanted = [f"{prefix}change_covariance", f"{prefix}change_covariance_sum"]
+    missing = [key for key in wanted if key not in ds]
+    if missing:
+        raise ValueError(f"ds has no variable {missing[0]!r}; expected the results of an experiment with the probe 'changes'")
+    covariance, total = (ds[key] for key in wanted)
+    return covariance.rename({f"{prefix}distance": "distance"} if prefix else {}), total
+
+
+def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> np.ndarray:
+    """chi and the ends of its interval, (3, noise)."""
+    import xarray as xr
+
+    parts = xr.concat([total, covariance.isel(distance=0, drop=True)], dim="part")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return replicates(parts).interval(lambda c: c[..., 0] / c[..., 1], confidence)
+
+
+def labelled(found: Covariances) -> tuple[xr.DataArray, xr.DataArray]:
+    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level."""
+    import xarray as xr
+
+    covariance = xr.DataArray(
+        found.covariance[None], dims=("noise", "item", "distance"), coords={"distance": found.distance.values}
+    )
+    return covariance, xr.DataArray(found.total[None], dims=("noise", "item"))
+
+
+def _accumulated(changed: Any, distance: Callable[[int], Distance]) -> Covariances:
+    """Changes (items, trajectories, sites), or an accumulator of them, as an accumulator; else a ValueError."""
+    if isinstance(changed, Covariances):
+        _check_trajectories(changed.count)
+        return changed
+    values = checked_changes(changed)
+    _check_trajectories(values.shape[1])
+    return Covariances(distance(values.shape[2])).add(values)
+
+
+def _check_trajectories(count: int) -> None:
+    if count < 2:
+        words = "trajectory" if count == 1 else "trajectories"
+        raise ValueError(f"changed has {count} {words} of each item; a covariance needs at least 2")

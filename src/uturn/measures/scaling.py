@@ -1,0 +1,156 @@
+"""Scaling of correlated changes: correlation length, and finite-size collapse with the exponent of the length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from uturn.checks import shown
+from uturn.covariances import Covariances
+from uturn.measures.changes import labelled
+from uturn.statistics import Estimate, replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def correlation_length(
+    covariance: xr.DataArray | Covariances, exponent: float | None = None, confidence: float = 0.95
+) -> xr.Dataset:
+    """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r > 0.
+
+    The fit minimises the sum of squares over the distances. The interval is computed for 1/ξ, which is 0 where no decay beyond
+    the power law is seen.
+
+    Parameters
+    ----------
+    covariance : DataArray (noise, item, distance), or `Covariances`
+        `change_covariance` of the probe `changes`; or an accumulator of changes, which counts as one noise level.
+    exponent : float a >= 0, optional
+        Exponent of the power law at the transition, such as `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each
+        noise level, which makes ξ less certain.
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    Dataset with the dim noise
+        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0.
+
+    Raises
+    ------
+    ValueError
+        For other dims, fewer than three distances, or an exponent that is no number >= 0.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> from uturn.measures.changes import Covariances, Grid
+    >>> x = ut.random.normals(ut.random.keys(0, range(100)), 20 * 80).reshape(100, 20, 80)
+    >>> smooth = sum(np.exp(-k / 4) * x[..., k : k + 40] for k in range(40))  # covariance ~ exp(-r/4)
+    >>> found = correlation_length(Covariances(Grid((40,))).add(smooth), exponent=0, confidence=0.999)
+    >>> bool(found.low[0] < 4 < found.high[0]), abs(float(found.length[0]) - 4) < 0.5
+    (True, True)
+    """
+    import xarray as xr
+
+    if isinstance(covariance, Covariances):
+        covariance = labelled(covariance)[0]
+    if not isinstance(covariance, xr.DataArray) or set(covariance.dims) != {"noise", "item", "distance"}:
+        kind = f"dims {covariance.dims}" if isinstance(covariance, xr.DataArray) else type(covariance).__name__
+        raise ValueError(f"covariance: got {kind}; expected a DataArray with dims noise, item, distance, or Covariances")
+    if exponent is not None and (
+        isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 <= exponent < np.inf
+    ):
+        raise ValueError(f"exponent = {exponent!r}: expected a number >= 0, or None to fit it")
+    r = covariance.distance.values[1:]
+    if len(r) < 3:
+        raise ValueError(f"covariance has {len(r)} distances above 0; the fit of a correlation length needs at least 3")
+    rates = np.r_[0, np.geomspace(0.01 / r[-1], 10 / r[0], 300)]
+    exponents = np.linspace(0, 4, 81) if exponent is None else np.array([float(exponent)])
+    shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))  # (exponents, rates, distances)
+    shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
+
+    def rate(curve: np.ndarray) -> np.ndarray:
+        """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest projection."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            y = curve[:, 1:] / curve[:, :1]
+        projection = np.einsum("nr,aqr->qna", y, shapes).max(axis=-1)  # (rates, noise)
+        best = np.where(np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1)
+        return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
+
+    value, low, high = replicates(covariance).interval(rate, confidence)
+    with np.errstate(divide="ignore"):
+        lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
+    return xr.Dataset({name: ("noise", one) for name, one in lengths.items()}, coords={"noise": covariance.noise})
+
+
+def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
+    """Position of the maximum of y(x) near its largest value at k, by a parabola in log x."""
+    if not 1 < k < len(x) - 1:
+        return float(x[k])
+    left, middle, right = y[k - 1 : k + 2]
+    bend = left - 2 * middle + right
+    move = 0.5 * (left - right) / bend if bend < 0 else 0.0
+    return float(x[k] * (x[k + 1] / x[k]) ** move)
+
+
+class Collapse(NamedTuple):
+    """A finite-size collapse: the exponent ν and the critical noise, with intervals, and the spread that is left.
+
+    `spread`: variance between the collapsed curves over the variance along them, >= 0; 0 is a perfect collapse.
+    """
+
+    exponent: Estimate
+    critical_noise: Estimate
+    spread: float
+
+
+def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, float], confidence: float = 0.95) -> Collapse:
+    """Finite-size collapse of correlations at the largest distance r = N, with ν and the critical noise fitted.
+
+    At the transition C(r)/C(0) falls as r**-(2 - 2/ν) (`MeanField.decay_exponent`). The only other length is ξ ~ |ε - ε*|**-ν, so
+    the curves `N**(2 - 2/ν) C(N)/C(0)` of trees with N leaves are one function of `(ε - ε*) N**(1/ν)`. The fit minimises the
+    variance between the curves, interpolated linearly where all of them exist.
+
+    chi is not fitted: it grows only as N**(2/ν - 1) at ε*, with an exponent of .06 at (32, 8, 2), and a part that does not
+    depend on N hides this.
+
+    Parameters
+    ----------
+    curves : DataArray (noise, item, size, part)
+        `part` 0 is the covariance at the largest distance and `part` 1 the variance, of the same noise levels and number of items
+        for every size.
+    sizes : sequence of float
+        N of every size, at least two.
+    start : (ν, critical noise)
+        Where the search begins.
+    confidence : float in (0, 1)
+    """
+    from scipy.optimize import minimize
+
+    noise, N = curves.noise.values.astype(float), np.asarray(sizes, float)
+    if len(N) < 2 or curves.sizes.get("size") != len(N):
+        raise ValueError(f"sizes = {shown(list(sizes))}: expected one number for each of at least two sizes of the curves")
+
+    def spread(parameters: np.ndarray, y: np.ndarray) -> float:
+        nu, critical = parameters
+        if not 0.5 < nu < 20:
+            return np.inf
+        x = (noise - critical) * N[:, None] ** (1 / nu)
+        common = np.linspace(x[:, 0].max(), x[:, -1].min(), 200)
+        if common[0] >= common[-1]:
+            return np.inf
+        scaled = np.array([np.interp(common, *one) for one in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)])
+        return float(scaled.var(axis=0).sum() / (scaled.mean(axis=0).var() * len(common)))
+
+    def fitted(means: np.ndarray) -> np.ndarray:
+        y = (means[..., 0] / means[..., 1]).T
+        simplex = np.array(start) * np.array([[1, 1], [1.1, 1], [1, 1.02]])
+        found = minimize(spread, start, args=(y,), method="Nelder-Mead", options={"initial_simplex": simplex, "xatol": 1e-4})
+        return np.array([*found.x, found.fun])
+
+    value, low, high = replicates(curves.transpose("noise", "item", "size", "part")).interval(fitted, confidence)
+    exponent, critical = (Estimate(float(value[k]), float(low[k]), float(high[k])) for k in (0, 1))
+    return Collapse(exponent, critical, float(value[2]))

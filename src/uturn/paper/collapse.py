@@ -1,0 +1,202 @@
+"""Finite-size collapse of the correlation of the most distant leaves, with the exponent of the correlation length fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.measures.scaling import Collapse, collapse
+from uturn.paper.channels import ChannelSpec
+from uturn.paper.correlated_runs import PAPER, grammar
+from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
+from uturn.paper.workshop import Scale, Workshop
+from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
+from uturn.statistics import Estimate, replicates
+from uturn.theory import MeanField
+
+TITLE = "Finite-size collapse: the exponent of the correlation length"
+CAPTION = (
+    "Correlation C(N)/C(0) of the changes of the most distant leaves (common ancestor: the root), ε-process, (32, 8, 2), "
+    "trees of N = 2^L leaves. Left: exact belief propagation (points; bars: standard error over grammars) and mean field "
+    "(lines). Middle: the same with both axes rescaled by the fitted ν and critical ε. Right: ν by the same fit of the "
+    "measured curves, and of the mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 "
+    "(dashed); bar: 99.9 % interval. chi itself does not collapse: it grows only as N^(2/ν - 1) = N^.06 at ε*, below a part "
+    "that does not depend on N."
+)
+CONFIDENCE = 0.999
+DEEPER = ((6, 7, 8, 9, 10), (10, 11, 12, 13, 14), (16, 17, 18, 19, 20))
+"""Depths of mean-field fits that show the approach to infinite depth."""
+
+
+def depths(scale: Scale) -> tuple[int, ...]:
+    return (4, 5, 6, 7, 8) if scale == "smoke" else (5, 6, 7, 8, 9)
+
+
+def epsilons(scale: Scale) -> list[float]:
+    return np.linspace(0.64, 0.8, 17 if scale == "smoke" else 25).round(4).tolist()
+
+
+def experiments(scale: Scale) -> dict[str, Experiment]:
+    return {f"depth{L}": grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5) for L in depths(scale)}
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    return workshop.runs("collapse", experiments(workshop.scale))
+
+
+def top_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
+    """Covariance at the largest distance, and variance, of runs of several sizes: (noise, item, size, part)."""
+    parts = []
+    for run in runs:
+        covariance = run.change_covariance.drop_vars("distance")
+        parts.append(xr.concat([covariance.isel(distance=-1), covariance.isel(distance=0)], dim="part"))
+    return xr.concat(parts, dim="size").transpose("noise", "item", "size", "part")
+
+
+def theory_curves(theory: MeanField, noise: np.ndarray, sizes: Sequence[int]) -> xr.DataArray:
+    """The same of the mean field, of one item."""
+    curves = np.stack([theory.pair_correlations(noise, L)[:, [L, 0]] for L in sizes], axis=1)
+    return xr.DataArray(curves[:, None], dims=("noise", "item", "size", "part"), coords={"noise": noise})
+
+
+def fitted(curves: xr.DataArray, sizes: Sequence[int], theory: MeanField) -> Collapse:
+    return collapse(curves, [float(theory.branching) ** L for L in sizes], start_of(theory), CONFIDENCE)
+
+
+def start_of(theory: MeanField) -> tuple[float, float]:
+    """Where the searches begin."""
+    return 0.9 * (theory.correlation_exponent or np.nan), 1.02 * (theory.critical_noise or np.nan)
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    theory = MeanField(*PAPER)
+    sizes = sorted(int(label.removeprefix("depth")) for label in runs)
+    curves = top_curves([runs[f"depth{L}"].load() for L in sizes])
+    noise = curves.noise.values
+    found, expected = fitted(curves, sizes, theory), fitted(theory_curves(theory, noise, sizes), sizes, theory)
+    deeper = [_deeper(theory, more) for more in DEEPER]
+    repeated = replicates(curves)
+    fine = np.linspace(noise[0], noise[-1], 321)
+
+    def ratio(means: np.ndarray) -> np.ndarray:
+        return means[..., 0] / means[..., 1]
+
+    data = xr.Dataset(
+        {
+            "correlation": (("noise", "depth"), ratio(repeated.mean)),
+            "error": (("noise", "depth"), repeated.error(ratio)),
+            "theory": (("fine", "depth"), ratio(theory_curves(theory, fine, sizes).values[:, 0])),
+            "exponent": (("fit", "bound"), [found.exponent, expected.exponent, *(one.exponent for one in deeper)]),
+        },
+        coords={
+            "noise": noise,
+            "depth": sizes,
+            "fine": fine,
+            "fit": ["measured", "mean field", *(f"mean field, L = {more[0]} .. {more[-1]}" for more in DEEPER)],
+            "bound": ["value", "low", "high"],
+        },
+        attrs={
+            "nu": found.exponent.value,
+            "critical": found.critical_noise.value,
+            "infinite": theory.correlation_exponent,
+            "critical_noise": theory.critical_noise,
+        },
+    )
+    return data, _verdicts(found, expected, deeper, theory, sizes)
+
+
+def _deeper(theory: MeanField, sizes: Sequence[int]) -> Collapse:
+    """The collapse of the mean field at larger depths, in a window of noise that narrows as N**(-1/ν)."""
+    narrower = (theory.slope or np.nan) ** (4 - sizes[0])
+    critical = theory.critical_noise or np.nan
+    return fitted(theory_curves(theory, critical + np.linspace(-0.11, 0.07, 73) * narrower, sizes), sizes, theory)
+
+
+def _verdicts(
+    found: Collapse, expected: Collapse, deeper: Sequence[Collapse], theory: MeanField, sizes: Sequence[int]
+) -> list[Verdict]:
+    limit, critical = theory.correlation_exponent or np.nan, theory.critical_noise or np.nan
+    distances = [abs(one.exponent.value - limit) for one in (expected, *deeper)]
+    nu, at = found.exponent, found.critical_noise
+    return [
+        verdict(
+            f"ν by collapse of C(N)/C(0), ε-process {PAPER}, L = {sizes[0]} .. {sizes[-1]}",
+            str(nu),
+            f"{expected.exponent.value:.3f} (mean field, same fit and depths); {limit:.3f} for infinite depth",
+            Rule(nu.low < expected.exponent.value < nu.high, "the 99.9 % interval holds the mean field at these depths"),
+            below(nu.high - nu.low, 0.8, "and is narrower than 0.8"),
+        ),
+        verdict(
+            "critical ε of the collapse",
+            str(at),
+            f"{expected.critical_noise.value:.4f} (mean field, same fit); ε* = {critical:.4f}",
+            within(at.value - critical, 0.015),
+            below(at.high - at.low, 0.05, "interval narrower than 0.05"),
+        ),
+        verdict(
+            "variance between the collapsed curves, as a share of the variance along them",
+            f"{found.spread:.3f}",
+            f"{expected.spread:.3f} (mean field); 1 for curves without relation",
+            below(found.spread, 0.15),
+        ),
+        verdict(
+            "ν by collapse of the mean field: L = " + ", ".join(f"{m[0]} .. {m[-1]}" for m in (sizes, *DEEPER)),
+            ", ".join(f"{one.exponent.value:.3f}" for one in (expected, *deeper)),
+            f"approaches log s / log F'(p*) = {limit:.3f}",
+            below(distances[-1], 0.02, "within 0.02 at the largest depths"),
+            below(distances[-1], distances[0], "closer than at the measured depths"),
+        ),
+    ]
+
+
+def draw(data: xr.Dataset) -> Any:
+    with style() as plt:
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4.4), width_ratios=[1, 1, 0.95], layout="constrained")
+        nu, critical = data.attrs["nu"], data.attrs["critical"]
+        for color, L in zip(level_colors(data.sizes["depth"]), data.depth.values, strict=True):
+            part, N = data.sel(depth=L), 2.0**L
+            look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
+            left.plot(data.fine, part.theory, color=color, lw=1.4)
+            left.errorbar(data.noise, part.correlation, part.error, label=f"$L={L}$", **look)
+            scale = N ** (2 - 2 / nu)
+            x, fine = ((axis - critical) * N ** (1 / nu) for axis in (data.noise, data.fine))
+            middle.plot(fine, part.theory * scale, color=color, lw=1.4)
+            middle.errorbar(x, part.correlation * scale, part.error * scale, **look)
+        left.axvline(data.attrs["critical_noise"], color=MUTED, ls=":", lw=1.2)
+        left.set(xlabel=r"$\epsilon$", ylabel="$C(N)/C(0)$", title="the most distant leaves")
+        left.plot([], [], color=MUTED, lw=1.4, label="mean field")
+        left.legend(loc="upper right")
+        middle.set(
+            xlabel=rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$",
+            ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$",
+            title="collapsed",
+            xlim=(-1.6, 1.0),
+        )
+        _draw_exponents(right, data)
+    return figure
+
+
+def _draw_exponents(axes: Any, data: xr.Dataset) -> None:
+    rows = [Estimate(*row) for row in data.exponent.values.tolist()]
+    words = ["measured", *(f"mean field\n$L={text}$" for text in _depths_in_words(data))]
+    for k, (one, color) in enumerate(zip(rows, [CLASS, *[THEORY] * (len(rows) - 1)], strict=True)):
+        if np.isfinite(one.low):
+            axes.plot([one.low, one.high], [k, k], color=color, lw=2.2)
+        axes.plot([one.value], [k], "o", ms=7, color=color)
+    axes.axvline(data.attrs["infinite"], color=MUTED, ls="--", lw=1.2)
+    axes.set_yticks(range(len(rows)), words)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set(xlabel=r"exponent $\nu$", title=rf"$\nu$, infinite depth: {data.attrs['infinite']:.3f}")
+
+
+def _depths_in_words(data: xr.Dataset) -> list[str]:
+    measured = data.depth.values
+    return [f"{one[0]}$ to ${one[-1]}" for one in (measured, *DEEPER)]

@@ -1,0 +1,91 @@
+"""The experiments of the figures on correlated changes, which share runs: grammars, controls without a hierarchy, and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.measures.changes import correlations_of
+from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.workshop import Scale
+
+PAPER = (32, 8, 2)
+STEEP = (16, 4, 2)
+FIELD = {"type": "gaussian_field", "size": 16, "exponent": 2.0}
+MIXTURE = {"type": "gaussian_mixture", "dimension": 128, "num_modes": 2, "separation": 2.0}
+ONE_LEVEL = {"type": "rhm", "vocab_size": 4, "multiplicity": 512, "branching": 8, "depth": 1}
+TIMES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, np.inf)
+PATCHES = {"": ("patches of 4 x 4 pixels", 7 * 7), "feature": ("positions of block 4", 14 * 14)}
+"""Changes of images: name of the probe, its words, and the number of sites."""
+
+
+def grammar(
+    channel: str, parameters: tuple[int, int, int], depth: int, noise: Sequence[float], scale: Scale, factor: int = 1
+) -> Experiment:
+    """U-turns of strings of several grammars. `factor`: more items, for curves that need them."""
+    grammars, items, trajectories = (24, 48 * factor, 32) if scale == "smoke" else (48, 240 * factor, 64)
+    source = dict(zip(("vocab_size", "multiplicity", "branching"), parameters, strict=True), type="rhm", depth=depth)
+    return _described({**source, "grammars": grammars}, channel, noise, items, trajectories)
+
+
+def controls(scale: Scale) -> dict[str, Experiment]:
+    """Laws without a hierarchy, or with a single level, in Gaussian diffusion."""
+    items, trajectories = (96, 16) if scale == "smoke" else (480, 32)
+    one_level = {**ONE_LEVEL, "grammars": 24}
+    return {
+        "field": _described(FIELD, "gaussian", TIMES, items, trajectories),
+        "mixture": _described(MIXTURE, "gaussian", TIMES, items, trajectories),
+        "one-level": _described(one_level, "gaussian", (*TIMES[:4], 0.3, *TIMES[4:7]), items, trajectories),
+    }
+
+
+def images(scale: Scale) -> dict[str, Experiment]:
+    """Fashion-MNIST on the embedded model, with changes of patches of pixels and of positions of a layer."""
+    items, trajectories, steps, levels = (12, 6, 10, 5) if scale == "smoke" else (200, 16, 50, 10)
+    spec = {
+        "items": items,
+        "trajectories": trajectories,
+        "chunk": items if scale == "smoke" else 20,
+        "source": {"type": "fashion_mnist"},
+        "corruption": {"type": "diffusion", "noise": (np.arange(1, levels + 1) / levels).tolist()},
+        "backward": {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"},
+        "probes": [{"type": "changes"}, {"type": "changes", "name": "feature", "layer": "block4"}],
+    }
+    return {"images": Experiment.from_dict(spec)}
+
+
+def control_channels(scale: Scale) -> list[ChannelSpec]:
+    return [
+        channel_spec("mixture", MIXTURE, "gaussian", scale, (1.7, 2.5)),
+        channel_spec("field", FIELD, "gaussian", scale, (0.3, 1.5)),
+    ]
+
+
+def _described(source: dict[str, Any], channel: str, noise: Sequence[float], items: int, trajectories: int) -> Experiment:
+    spec = {
+        "items": items,
+        "trajectories": trajectories,
+        "chunk": min(items, 240),
+        "source": source,
+        "corruption": {"type": channel, "noise": np.round(noise, 4).tolist()},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "changes"}],
+    }
+    return Experiment.from_dict(spec)
+
+
+def chi_parts(run: xr.Dataset, prefix: str = "") -> xr.DataArray:
+    """Two readings whose means have the ratio chi: the sum of all covariances over the number of sites, and the variance."""
+    total, covariance = run[f"{prefix}change_covariance_sum"], run[f"{prefix}change_covariance"]
+    return xr.concat([total, covariance.isel({f"{prefix}distance": 0}, drop=True)], dim="part")
+
+
+def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
+    """Correlations against distance at the noise level of a run that is closest to `noise`."""
+    found = correlations_of(run, name)
+    at = int(np.argmin(np.abs(np.nan_to_num(found.noise.values, posinf=1e9) - noise)))
+    return found.isel(noise=at)

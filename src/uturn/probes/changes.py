@@ -1,0 +1,202 @@
+"""The probe of correlated changes: which sites of a datum change together in U-turns of one original."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from uturn.covariances import Covariances, Distance, Grid, Tree
+from uturn.files import cached_while_unchanged
+from uturn.probes.network_layers import NetworkLayers
+from uturn.protocols import Probe, Spec, UTurns, Variable
+
+_Kept = tuple[int, Covariances]
+
+
+class Changes(Spec, Probe):
+    """Covariance over trajectories of the changes of two sites of one original, against their distance (arXiv:2410.13770).
+
+    | data | sites | change of a site | distance |
+    |---|---|---|---|
+    | strings | leaves | 1 if the symbol is another, else 0 | s**k, common ancestor at tree level k |
+    | images | square patches of `patch` pixels | Euclidean norm of the change of the pixels | on the grid |
+    | images, `layer` given | positions of that layer | norm over channels of the change of its output | on the grid |
+    | vectors | components | size of the change | periodic grid of a field; else of the numbers |
+    | others, such as tokens | sites | 1 if an integer is another; size of the change of a number | of the numbers |
+
+    Variables. `change`: mean change, over sites and trajectories. `change_covariance`: mean covariance C(r) of the ordered pairs
+    of sites at distance r, in squared units of the change; at distance 0 the mean variance. `change_covariance_sum`: sum of C_ij
+    over all ordered pairs, divided by the number of sites. `uturn.measures.changes` computes the susceptibility and the
+    correlations from them, with intervals. With several clones, the trajectories of each clone number are independent, and their
+    covariances are averaged.
+
+    Options. `patch`: side of the patches of images in pixels; it must divide height and width. `layer`: name of a module of the
+    network `classifier` with `weights`, as in the probe `network_layers`. The positions of a transformer are a square grid if
+    their number is a square, perhaps after one class token, which is left out. `name`: prefix of the variables and of the dim
+    `distance`, so that an experiment can have several of these probes. `batch_size`: images in a forward pass (execution-only).
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    batch_invariant: ClassVar[bool] = True  # the network of a layer, which is not, has images of a backward that is not either
+    least_trajectories: ClassVar[int] = 2
+    reads_in_parts: ClassVar[bool] = True
+    type: Literal["changes"] = "changes"
+    patch: int = Field(default=4, ge=1)
+    layer: str | None = None
+    classifier: str = "fashion_mnist"
+    weights: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
+    batch_size: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _needs_a_layer(self) -> Changes:
+        if self.layer is None and (self.classifier, self.weights) != ("fashion_mnist", None):
+            raise ValueError("layer: missing; `classifier` and `weights` are used for the positions of a layer only")
+        return self
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the variables and of the dim `distance`."""
+        return "" if self.name is None else f"{self.name}_"
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item")
+        found = {
+            "change": Variable(dims, "mean change of a site"),
+            "change_covariance": Variable((*dims, f"{self.prefix}distance"), "mean covariance of the changes of two sites"),
+            "change_covariance_sum": Variable(dims, "sum of the covariances of all pairs of sites over the number of sites"),
+        }
+        return {f"{self.prefix}{name}": variable for name, variable in found.items()}
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {f"{self.prefix}distance": sites_of(self, source).distance.values}
+
+    def read(self, u_turns: UTurns, source: Any) -> Mapping[str, np.ndarray]:
+        return self.readings(self.accumulate(None, u_turns, source), source)
+
+    def accumulate(self, kept: _Kept | None, u_turns: UTurns, source: Any) -> _Kept:
+        """The number of clones, and the covariances of the changes so far, a row for each item and clone."""
+        chosen, originals = sites_of(self, source), u_turns.originals
+        changed = chosen.changed(originals.data, originals.data_of(u_turns.reconstructions))
+        items, clones, sites = len(changed), u_turns.clones, changed.shape[2]
+        of_each_clone = changed.reshape(items, -1, clones, sites).swapaxes(1, 2).reshape(items * clones, -1, sites)
+        so_far = Covariances(chosen.distance) if kept is None else kept[1]
+        return clones, so_far.add(of_each_clone)
+
+    def readings(self, kept: _Kept, source: Any) -> dict[str, np.ndarray]:
+        clones, so_far = kept
+        found = {
+            "change": so_far.mean.mean(axis=1),
+            "change_covariance": so_far.covariance,
+            "change_covariance_sum": so_far.total,
+        }
+        of_items = {name: rows.reshape(-1, clones, *rows.shape[1:]).mean(axis=1) for name, rows in found.items()}
+        return {f"{self.prefix}{name}": values for name, values in of_items.items()}
+
+    def fingerprint(self) -> str:
+        return "" if self.layer is None else self._network().fingerprint()
+
+    def own_code(self) -> Any:
+        return None if self.layer is None else self._network().own_code()
+
+    def files(self) -> list[Path]:
+        """Paths of the classifier and its weights, some of which may be names."""
+        return [] if self.layer is None else self._network().files()
+
+    def _network(self) -> NetworkLayers:
+        return NetworkLayers(classifier=self.classifier, weights=self.weights, batch_size=self.batch_size)
+
+
+class _Sites:
+    """The sites of a kind of data: their distance, and the change of each of them."""
+
+    def __init__(self, distance: Distance, components: Callable[[Any], np.ndarray] | None = None) -> None:
+        self.distance, self._components = distance, components
+
+    def changed(self, before: np.ndarray, after: Any) -> np.ndarray:
+        """Changes (items, draws, sites) of originals (items, ...) in reconstructions (items, draws, ...)."""
+        if self._components is None and before.dtype.kind in "biu":
+            return after != before[:, None]
+        parts = self._components or (lambda data: np.asarray(data, float)[..., None])  # (batch, sites, components)
+        # One original at a time, because the output of a layer can be much larger than the image.
+        return np.stack([np.linalg.norm(parts(b) - parts(a[None]), axis=-1) for a, b in zip(before, after, strict=True)])
+
+
+def _files(spec: Changes, source: Any) -> list[Path]:
+    return [*spec.files(), *source.files()]
+
+
+@cached_while_unchanged(files=_files)
+def sites_of(spec: Changes, source: Any) -> _Sites:
+    """The sites of the data of a source, as the options of the probe say.
+
+    Raises
+    ------
+    ValueError
+        If patches do not fit into the images, or if a layer has no positions.
+    """
+    if spec.layer is not None and source.kind != "images":
+        raise ValueError(f"layer = {spec.layer!r}: {source.kind or 'the source'} has no images; leave it out")
+    if source.kind == "strings":
+        return _Sites(Tree(source.branching**source.depth, source.branching))
+    if source.kind == "images":
+        return _patches(spec.patch, source.image_shape()) if spec.layer is None else _positions(spec, source.image_shape())
+    (first, *_) = source.blocks(np.arange(1), 0, 1)
+    shape = np.shape(first.data)[1:]
+    if len(shape) != 1:
+        raise ValueError(
+            f"the probe 'changes' needs data (items, sites); those of the source are (items, {', '.join(map(str, shape))})"
+        )
+    grid = getattr(source, "grid", None) if source.kind == "vectors" else None
+    return _Sites(Grid(shape) if grid is None else Grid(grid, periodic=True))
+
+
+def _patches(side: int, shape: tuple[int, int, int]) -> _Sites:
+    channels, height, width = shape
+    rows, columns = height // side, width // side
+    if (rows * side, columns * side) != (height, width):
+        raise ValueError(f"patch = {side}: does not divide the {height} x {width} pixels of the images; choose a common divisor")
+
+    def pixels(images: Any) -> np.ndarray:
+        cut = np.asarray(images, float).reshape(-1, channels, rows, side, columns, side)
+        return cut.transpose(0, 2, 4, 1, 3, 5).reshape(len(cut), rows * columns, -1)
+
+    return _Sites(Grid((rows, columns)), pixels)
+
+
+def _positions(spec: Changes, shape: tuple[int, int, int]) -> _Sites:
+    from uturn.networks.image_classifiers import load_classifier
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    found = load_classifier(spec.classifier, spec.weights, layers=(spec.layer or "",), image_shape=shape)
+    if len(found.layers) != 1:
+        raise ValueError(f"layer = {spec.layer!r}: names {len(found.layers)} modules; expected one")
+    (layer,) = found.layers
+    probe = HiddenLayers(
+        found.module, found.layers, found.preprocess, batch_size=spec.batch_size, channel_axis=found.channel_axes
+    )
+
+    def output(images: Any) -> np.ndarray:
+        """(batch, positions .., channels)"""
+        batches = [batch[layer].numpy() for batch in probe.activations(np.asarray(images, np.float32))]
+        return np.moveaxis(np.concatenate(batches), found.channel_axes[layer], -1)
+
+    grid = output(np.zeros((1, *shape), np.float32)).shape[1:-1]
+    skipped = 0
+    if len(grid) == 1:  # the tokens of a transformer
+        skipped = 1 if math.isqrt(grid[0]) ** 2 != grid[0] and math.isqrt(grid[0] - 1) ** 2 == grid[0] - 1 else 0
+        side = math.isqrt(grid[0] - skipped)
+        grid = (side, side) if side**2 == grid[0] - skipped else grid
+    if math.prod(grid) < 2:
+        raise ValueError(f"layer = {spec.layer!r}: its output has no positions; choose an earlier layer")
+    return _Sites(Grid(grid), lambda images: _flat(output(images))[:, skipped:])
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """(batch, positions .., channels) -> (batch, positions, channels)"""
+    return values.reshape(len(values), -1, values.shape[-1])

@@ -1,0 +1,271 @@
+"""Correlated changes: accumulators against the direct double sum, susceptibility and correlations against known answers."""
+
+import numpy as np
+import pytest
+
+import uturn as ut
+from uturn.covariances import Covariances, Grid, Matrix, Tree
+from uturn.laws import GaussianMixture, power_law
+from uturn.measures import changes
+from uturn.random import keys, uniforms
+from uturn.theory import MeanField
+
+
+def draws(items, trajectories, sites, seed=0):
+    """Independent uniform numbers (items, trajectories, sites)."""
+    return uniforms(keys(seed, range(items)), trajectories * sites).reshape(items, trajectories, sites)
+
+
+def tree_matrix(sites, branching):
+    """s**k for the lowest common ancestor at level k, leaf by leaf."""
+    matrix = np.zeros((sites, sites))
+    for i in range(sites):
+        for j in range(sites):
+            a, b, level = i, j, 0
+            while a != b:
+                a, b, level = a // branching, b // branching, level + 1
+            matrix[i, j] = branching**level if level else 0
+    return matrix
+
+
+def grid_matrix(shape, periodic=False):
+    """Rounded Euclidean distance of two cells."""
+    cells = np.array(list(np.ndindex(*shape)))
+    apart = np.abs(cells[:, None] - cells[None])
+    if periodic:
+        apart = np.minimum(apart, np.array(shape) - apart)
+    return np.rint(np.sqrt((apart**2).sum(-1)))
+
+
+DISTANCES = [
+    (Tree(27, 3), tree_matrix(27, 3)),
+    (Tree(16, 2), tree_matrix(16, 2)),
+    (Tree(1, 2), np.zeros((1, 1))),
+    (Grid((13,)), grid_matrix((13,))),
+    (Grid((4, 6)), grid_matrix((4, 6))),
+    (Grid((4, 5), periodic=True), grid_matrix((4, 5), True)),
+    (Matrix(tree_matrix(9, 3) * 0.7), tree_matrix(9, 3) * 0.7),
+]
+
+
+def double_sum(changed, matrix):
+    """Mean covariance of the pairs at every distance, and chi, written out: pair by pair, original by original."""
+    values = np.unique(matrix)
+    table = np.zeros((len(changed), len(values)))
+    over_pairs = over_sites = 0.0
+    for a, of_item in enumerate(np.asarray(changed, float)):
+        T, N = of_item.shape
+        mean = [sum(of_item[:, i]) / T for i in range(N)]
+        pairs = [[] for _ in values]
+        for i in range(N):
+            for j in range(N):
+                c = sum((of_item[:, i] - mean[i]) * (of_item[:, j] - mean[j])) / (T - 1)
+                pairs[int(np.flatnonzero(values == matrix[i, j])[0])].append(c)
+                over_pairs += c
+                over_sites += c if i == j else 0
+        table[a] = [np.mean(c) for c in pairs]
+    return table, over_pairs / over_sites
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize(("distance", "matrix"), DISTANCES)
+def test_accumulators_equal_the_direct_double_sum(distance, matrix, real):
+    x = draws(3, 6, distance.num_sites)
+    changed = 1e3 + x if real else x < 0.4  # a large mean would lose digits in sums of squares
+    table, chi = double_sum(changed, matrix)
+    whole = Covariances(distance).add(changed)
+    parts = Covariances(distance).add(changed[:, :1]).add(changed[:, 1:3]).merge(Covariances(distance).add(changed[:, 3:]))
+    for found in (
+        whole,
+        parts,
+        Covariances(distance).merge(whole),
+        Covariances(distance).add(changed).merge(Covariances(distance)),
+    ):
+        np.testing.assert_allclose(found.covariance, table, atol=1e-10)
+        np.testing.assert_allclose(found.mean, np.mean(changed, axis=1), rtol=1e-12)
+        assert found.count == 6
+    np.testing.assert_allclose(distance.values, np.unique(matrix))
+    assert distance.pairs.tolist() == [int((matrix == r).sum()) for r in np.unique(matrix)]
+    assert ut.susceptibility(changed).value == pytest.approx(chi, abs=1e-9)
+    curve = ut.correlations(changed, distance)
+    np.testing.assert_allclose(curve.covariance, table.mean(0), atol=1e-10)
+    np.testing.assert_allclose(curve.correlation, table.mean(0) / table.mean(0)[0], atol=1e-9)
+    assert float((curve.pairs * curve.correlation).sum()) / distance.num_sites == pytest.approx(chi, abs=1e-9)
+    assert changes.susceptibility(whole).value == pytest.approx(chi, abs=1e-9)
+    np.testing.assert_allclose(changes.correlations(whole).correlation, curve.correlation, atol=1e-12)
+
+
+def test_batches_with_other_means_are_joined():
+    """The changes of the second batch are more likely: the difference of the means belongs to the covariance."""
+    x = draws(3, 20, 8)
+    changed = x < np.where(np.arange(20) < 10, 0.2, 0.8)[:, None]
+    joined = Covariances(Tree(8, 2)).add(changed[:, :10]).merge(Covariances(Tree(8, 2)).add(changed[:, 10:]))
+    np.testing.assert_allclose(joined.covariance, Covariances(Tree(8, 2)).add(changed).covariance, atol=1e-12)
+
+
+def test_memory_of_the_accumulator_does_not_grow():
+    found = Covariances(Tree(8, 2))
+    sizes = []
+    for part in np.split(draws(4, 60, 8) < 0.5, 6, axis=1):
+        found.add(part)
+        sizes.append(found._mean.nbytes + found._products.nbytes)
+    assert len(set(sizes)) == 1
+
+
+def test_independent_changes_have_chi_one():
+    """Two-sided level .001: a fixed seed, 400 items."""
+    chi = ut.susceptibility(draws(400, 8, 16) < 0.3, confidence=0.999)
+    assert chi.low < 1 < chi.high
+    assert chi.high - chi.low < 0.3
+    curve = ut.correlations(draws(400, 8, 16) < 0.3, "tree", branching=2, confidence=0.9995)
+    assert ((curve.low < 0) & (0 < curve.high)).values[1:].all()
+
+
+def test_common_changes_have_chi_of_the_number_of_sites():
+    common = (draws(20, 5, 1) < 0.3).repeat(12, axis=2)
+    assert ut.susceptibility(common).value == pytest.approx(12)
+    np.testing.assert_allclose(ut.correlations(common).correlation, 1)
+
+
+def test_blocks_of_sites_that_change_together():
+    blocks = (draws(300, 10, 4) < 0.5).repeat(3, axis=2)
+    chi = ut.susceptibility(blocks, confidence=0.999)
+    assert chi.low < 3 < chi.high
+    curve = ut.correlations(blocks, "tree", branching=12)
+    assert curve.correlation.values[1] == pytest.approx(2 / 11, abs=0.03)
+
+
+def test_relabelling_the_sites_leaves_chi_alone():
+    common = draws(20, 6, 1)
+    x = draws(20, 6, 9, seed=1) < 0.2 + 0.5 * common
+    order = np.array([4, 0, 8, 2, 6, 1, 7, 3, 5])
+    assert ut.susceptibility(x[..., order]).value == pytest.approx(ut.susceptibility(x).value, rel=1e-12)
+    moved = ut.correlations(x[..., order], grid_matrix((9,))[np.ix_(order, order)])
+    np.testing.assert_allclose(moved.correlation, ut.correlations(x).correlation, atol=1e-12)
+
+
+def test_a_scale_and_a_shift_of_the_changes_drop_out():
+    x = draws(10, 6, 8) < 0.4
+    assert ut.susceptibility(2.0 * x - 1).value == pytest.approx(ut.susceptibility(x).value, rel=1e-12)
+    signs, bits = (ut.correlations(values, "tree", branching=2) for values in (2.0 * x - 1, x))
+    np.testing.assert_allclose(signs.correlation, bits.correlation, atol=1e-12)
+    np.testing.assert_allclose(signs.covariance, 4 * bits.covariance, atol=1e-12)
+
+
+def test_pooling_over_originals_would_give_another_answer():
+    """Originals of different rates, independent sites: chi = 1 within each; pooled, the rates look like correlation."""
+    rates = np.linspace(0.05, 0.95, 40)[:, None, None]
+    changed = draws(40, 50, 16) < rates
+    chi = ut.susceptibility(changed, confidence=0.999)
+    assert chi.low < 1 < chi.high < 1.3
+    pooled = ut.susceptibility(changed.reshape(1, -1, 16))
+    assert pooled.value > 3
+
+
+def test_nothing_changed_is_nan_and_constant_sites_do_not_matter():
+    found = ut.susceptibility(np.zeros((3, 4, 5), bool))
+    assert np.isnan(found).all()
+    assert np.isnan(ut.correlations(np.ones((3, 4, 5))).correlation).all()
+    x = draws(5, 4, 6) < 0.5
+    padded = np.concatenate([x, np.ones((5, 4, 3), bool)], axis=2)
+    assert ut.susceptibility(padded).value == pytest.approx(ut.susceptibility(x).value)
+    one = ut.susceptibility(x[:1])
+    assert np.isfinite(one.value)
+    assert np.isnan(one.low)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((3, 1, 4)),), "1 trajectory"),
+        ((np.zeros((3, 4)),), "shape"),
+        ((np.zeros((0, 4, 4)),), "shape"),
+        ((np.full((3, 4, 4), np.nan),), "NaN"),
+        ((np.full((3, 4, 4), "a"),), "dtype"),
+        ((np.zeros((3, 4, 4), complex),), "dtype"),
+        ((np.zeros((3, 4, 4)), "tree"), "branching: missing"),
+        ((np.zeros((3, 4, 4)), "grid"), "shape: missing"),
+        ((np.zeros((3, 4, 4)), "space"), "'index', 'tree', 'grid'"),
+        ((np.zeros((3, 4, 4)), np.zeros((3, 3))), "positive"),
+        ((np.zeros((3, 4, 4)), grid_matrix((3,))), "3 sites, but changed has 4"),
+        ((np.zeros((3, 4, 4)), np.zeros((4, 5))), "shape"),
+        ((np.zeros((3, 4, 4)), [[0, 1], [2, 0]]), "symmetric"),
+        ((np.zeros((2, 3, 4, 1)),), "shape"),
+        ((Covariances(Tree(4, 2)).add(np.zeros((2, 1, 4))),), "1 trajectory"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ut.correlations(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_items_or_sites_cannot_be_added():
+    found = Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4)))
+    for shape in ((3, 3, 4), (2, 3, 8)):
+        with pytest.raises(ValueError, match="2 items and 4 sites"):
+            found.add(np.zeros(shape))
+
+
+def test_wrong_sizes_of_trees_and_grids():
+    x = np.zeros((2, 3, 6))
+    for options, message in (
+        ({"distance": "tree", "branching": 2}, "branching = 2"),
+        ({"distance": "tree", "branching": 1}, "branching"),
+        ({"distance": "grid", "shape": (2, 2)}, "4 sites, but changed has 6"),
+        ({"distance": "grid", "shape": ()}, "shape"),
+        ({"distance": "grid", "shape": 6}, "shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ut.correlations(x, **options)
+    with pytest.raises(ValueError, match="confidence"):
+        ut.susceptibility(draws(3, 3, 3), confidence=2)
+
+
+def test_a_gaussian_field_has_the_chi_of_its_spectrum():
+    """Given x0, a posterior draw has the spectrum P (1 - w**2), w = P abar/(P abar + 1 - abar): chi is its value at k = 0 over
+    its mean. Signed changes, level .001 for all three noise levels together."""
+    shape, items, trajectories = (8, 8), 400, 8
+    power = power_law(shape, 2.0)
+    law = GaussianMixture(np.zeros((1, 64)), variance=power, grid=shape)
+    originals = law.sample(items, keys(0, 1, range(items))).values.repeat(trajectories, axis=0)
+    for noise in (0.1, 0.5, 2.0):
+        noisy = law.diffuse(originals, noise, keys(0, 2, range(len(originals))))
+        rebuilt = law.sample_posterior(noisy, noise, keys(0, 3, range(len(originals)))).values
+        changed = (rebuilt - originals).reshape(items, trajectories, 64)
+        abar = np.exp(-2 * noise)
+        w = power * abar / (power * abar + 1 - abar)
+        spectrum = power * (1 - w**2)
+        chi = ut.susceptibility(changed, confidence=1 - 0.001 / 3)
+        assert chi.low < spectrum[0] / spectrum.mean() < chi.high
+        assert chi.high - chi.low < 0.4 * chi.value
+
+
+def test_intervals_contain_the_truth():
+    """Blocks of 4 sites with chi = 4: 95 % intervals from 30 items. Of 300 repetitions 285 +- 3.8 should hold it."""
+    held = 0
+    for seed in range(300):
+        chi = ut.susceptibility((draws(30, 6, 3, seed) < 0.3).repeat(4, axis=2))
+        held += chi.low < 4 < chi.high
+    assert 270 <= held <= 297
+
+
+# -- theory ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", [(32, 8, 2), (16, 4, 2), (16, 8, 3)])
+def test_mean_field_correlations_decay_with_the_exponent_of_nu(parameters):
+    mf = MeanField(*parameters)
+    c = mf.pair_correlations(mf.critical_noise, 60)
+    measured = -np.log(c[21] / c[20]) / np.log(mf.branching)
+    assert measured == pytest.approx(mf.decay_exponent, abs=1e-4)
+    assert mf.decay_exponent == pytest.approx(2 - 2 / mf.correlation_exponent)
+    assert MeanField(8, 8, 2).decay_exponent is None
+
+
+def test_chi_of_the_mean_field_peaks_below_its_threshold():
+    mf = MeanField(16, 4, 2)
+    grid = np.linspace(0.7, 0.83, 1301)
+    peaks = [grid[mf.susceptibility(grid, depth).argmax()] for depth in (5, 7, 10)]
+    assert np.round(peaks, 3).tolist() == [0.763, 0.784, 0.795]
+    assert MeanField(32, 8, 2).correlation_exponent == pytest.approx(1.893, abs=5e-4)

@@ -1,0 +1,273 @@
+"""The probe `changes`: against the array functions, in parts of trajectories, on strings, vectors, images and tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import uturn as ut
+from test_changes import double_sum, grid_matrix, tree_matrix
+from uturn import experiment as experiment_module
+from uturn.covariances import Covariances, Grid, Tree
+from uturn.measures import changes
+from uturn.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
+from uturn.random import Streams, keys, uniforms
+from uturn.theory import MeanField
+
+RHM = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4}
+
+
+def described(**options):
+    spec = {
+        "items": 6,
+        "trajectories": 5,
+        "source": RHM,
+        "corruption": {"type": "masking", "noise": [0.5]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "changes"}],
+    }
+    return ut.Experiment.from_dict({**spec, **options})
+
+
+def changed_leaves(experiment):
+    """Changes (items, draws, sites) of the U-turns of an experiment at its only noise level, made one by one."""
+    source, corruption, backward, _ = experiment.parts
+    (originals,) = source.blocks(np.arange(experiment.items), experiment.seed, experiment.items)
+    noise = experiment.noise[0]
+    streams = Streams(experiment.seed, originals.items, noise, range(experiment.trajectories))
+    found = ut.u_turn(originals, corruption, backward, noise, streams, clones=experiment.clones)
+    return originals.data_of(found.reconstructions) != originals.data[:, None]
+
+
+@pytest.mark.parametrize("channel", ["gaussian", "masking", "uniform", "epsilon"])
+def test_readings_are_those_of_the_arrays(channel):
+    one = described(corruption={"type": channel, "noise": [0.4]})
+    ds, changed = ut.run(one).load(), changed_leaves(one)
+    table, chi = double_sum(changed, tree_matrix(16, 2))
+    np.testing.assert_allclose(ds.change_covariance[0], table, atol=1e-6)
+    np.testing.assert_allclose(ds.change[0], changed.mean((1, 2)), atol=1e-6)
+    assert ds.distance.values.tolist() == [0, 2, 4, 8, 16]
+    found, known = changes.susceptibility_of(ds), ut.susceptibility(changed)
+    np.testing.assert_allclose([found.chi[0], found.low[0], found.high[0]], known, rtol=1e-5)
+    assert known.value == pytest.approx(chi)
+    curves, direct = changes.correlations_of(ds), ut.correlations(changed, "tree", branching=2)
+    for name in ("correlation", "low", "high", "covariance"):
+        np.testing.assert_allclose(curves[name][0], direct[name], atol=1e-5)
+
+
+def test_clones_are_averaged_over_clone_numbers():
+    one = described(clones=3)
+    ds, changed = ut.run(one).load(), changed_leaves(one).reshape(6, 5, 3, 16)
+    tables = [double_sum(changed[:, :, k], tree_matrix(16, 2))[0] for k in range(3)]
+    np.testing.assert_allclose(ds.change_covariance[0], np.mean(tables, axis=0), atol=1e-6)
+
+
+def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
+    """The trajectories are in memory a part at a time, and the covariances are the same up to rounding."""
+    sizes, made = [], experiment_module.u_turn
+
+    def noted(originals, corruption, backward, noise, streams, **options):
+        sizes.append(streams.count)
+        return made(originals, corruption, backward, noise, streams, **options)
+
+    for options in ({}, {"clones": 2}, {"corruption": {"type": "epsilon", "noise": [0.6]}}):
+        whole = ut.run(described(**options)).load()
+        with monkeypatch.context() as patched:
+            patched.setattr(experiment_module, "u_turn", noted)
+            patched.setattr(experiment_module, "_PART", 2 * 16 * 8 * options.get("clones", 1))
+            sizes.clear()
+            parts = ut.run(described(**options)).load()
+        assert sizes == [2, 2, 1]
+        for name in whole.data_vars:
+            np.testing.assert_allclose(parts[name], whole[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("source", [RHM, {"type": "gaussian_field", "size": 8}])
+def test_the_chunk_changes_no_bit(source, monkeypatch):
+    """Accumulators add up the same numbers in the same order, whatever else is in the batch."""
+    monkeypatch.setattr(experiment_module, "_PART", 2 * 16 * 8)
+    channel = {"type": "gaussian", "noise": [0.2]}
+    whole, *others = (ut.run(described(items=7, chunk=chunk, source=source, corruption=channel)).load() for chunk in (7, 1, 3))
+    for other in others:
+        xr.testing.assert_equal(whole.drop_attrs(), other.drop_attrs())
+    x = uniforms(keys(0, range(7)), 50 * 64).reshape(7, 50, 64)
+    for distance in (Tree(64, 2), Grid((64,)), Grid((8, 8))):
+        alone = [Covariances(distance).add(x[k : k + 1]).covariance[0] for k in range(7)]
+        np.testing.assert_array_equal(Covariances(distance).add(x).covariance, alone)
+
+
+def test_other_probes_get_all_trajectories_at_once(monkeypatch):
+    monkeypatch.setattr(experiment_module, "_PART", 1)
+    both = described(probes=[{"type": "changes"}, {"type": "tree_levels"}])
+    assert ut.run(both).unchanged.sizes["trajectory"] == 5
+
+
+def test_one_trajectory_is_an_error_of_the_spec():
+    with pytest.raises(ValueError, match=r"trajectories = 1: probes\[0\], type 'changes', needs at least 2"):
+        described(trajectories=1)
+
+
+def test_chi_of_the_epsilon_process_is_that_of_the_mean_field():
+    """Ratio of averages over 6 grammars within the 99.9 % interval; trajectories of the ε-process are posterior draws."""
+    noise = [0.5, 0.763, 0.9]
+    source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 5, "grammars": 12}
+    one = described(items=240, trajectories=16, source=source, corruption={"type": "epsilon", "noise": noise})
+    found = changes.susceptibility_of(ut.run(one), confidence=0.999)
+    theory = MeanField(16, 4, 2).susceptibility(noise, 5)
+    assert ((found.low < theory) & (theory < found.high)).all()
+    assert (found.high - found.low < 0.4 * found.chi).all()
+
+
+def test_vectors_have_the_distance_of_their_grid():
+    field = described(source={"type": "gaussian_field", "size": 4}, corruption={"type": "gaussian", "noise": [0.5]})
+    assert ut.run(field).distance.values.tolist() == np.unique(grid_matrix((4, 4), True)).tolist()
+    mixture = described(source={"type": "gaussian_mixture", "dimension": 5}, corruption={"type": "gaussian", "noise": [0.5]})
+    assert ut.run(mixture).distance.values.tolist() == [0, 1, 2, 3, 4]
+
+
+# -- images ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def garments():
+    pytest.importorskip("diffusers")
+    one = described(
+        items=3,
+        trajectories=3,
+        source={"type": "fashion_mnist"},
+        corruption={"type": "diffusion", "noise": [0.5]},
+        backward={"type": "diffusion", "steps": 4},
+        probes=[{"type": "changes", "patch": 7}, {"type": "changes", "layer": "block3", "name": "deep"}, {"type": "images"}],
+    )
+    return one, ut.run(one).load()
+
+
+def test_patches_of_images(garments):
+    """The norm of the change of each patch, cut out one by one."""
+    one, ds = garments
+    (originals,) = one.parts.source.blocks(np.arange(3), 0, 3)
+    change = ds.image.values[0].astype(float) - originals.data[:, None]
+    sites = [change[..., 7 * i : 7 * i + 7, 7 * j : 7 * j + 7] for i in range(4) for j in range(4)]
+    changed = np.stack([np.sqrt((part**2).sum((2, 3, 4))) for part in sites], axis=2)
+    table, _ = double_sum(changed, grid_matrix((4, 4)))
+    np.testing.assert_allclose(ds.change_covariance[0], table, rtol=1e-4, atol=1e-6)
+
+
+def test_positions_of_a_layer(garments):
+    import torch
+
+    from uturn.fashion_mnist import load_classifier
+
+    one, ds = garments
+    (originals,) = one.parts.source.blocks(np.arange(3), 0, 3)
+    network, kept = load_classifier(), {}
+    dict(network.named_modules())["block3"].register_forward_hook(lambda module, given, out: kept.update(out=out.double()))
+
+    def output(images):
+        with torch.inference_mode():
+            network(torch.from_numpy(np.ascontiguousarray(images)).float())
+        return kept["out"].flatten(2).numpy()
+
+    before, after = (
+        output(originals.data),
+        output(ds.image.values[0].reshape(9, 1, 28, 28)).reshape(3, 3, *kept["out"].shape[1:2], -1),
+    )
+    changed = np.sqrt(((after - before[:, None]) ** 2).sum(2))
+    side = int(np.sqrt(changed.shape[2]))
+    table, _ = double_sum(changed, grid_matrix((side, side)))
+    np.testing.assert_allclose(ds.deep_change_covariance[0], table, rtol=1e-3, atol=1e-6)
+    assert changes.susceptibility_of(ds, "deep").chi.item() > 1
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"patch": 5}, "patch = 5"),
+        ({"layer": "block99"}, "block99"),
+        ({"layer": "block*"}, "expected one"),
+        ({"classifier": "torchvision:resnet18"}, "layer: missing"),
+    ],
+)
+def test_bad_options_for_images_are_one_line(probe, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        described(
+            source={"type": "fashion_mnist"},
+            corruption={"type": "diffusion", "noise": [0.5]},
+            backward={"type": "diffusion", "steps": 4},
+            probes=[{"type": "changes", **probe}],
+        ).variables()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_needs_images():
+    with pytest.raises(ValueError, match="no images"):
+        described(probes=[{"type": "changes", "layer": "block1"}]).variables()
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sentences(Originals):
+    items: np.ndarray
+    data: np.ndarray
+
+
+class Words(Spec, Source):
+    """Ten tokens, each of 50."""
+
+    kind: ClassVar[str] = "tokens"
+    type: Literal["words"] = "words"
+
+    def blocks(self, items, seed, num_items):
+        yield Sentences(items, (uniforms(Streams(seed, items, 0).keys(200), 10) * 50).astype(int))
+
+
+class Hidden(Spec, Corruption):
+    """Pairs of neighbours are hidden together."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    type: Literal["hidden"] = "hidden"
+    unit: ClassVar[str] = "hidden share"
+    max_noise: ClassVar[float] = 1.0
+
+    def corrupt(self, data, noise, seed):
+        hidden = (uniforms(seed, 5) < noise).repeat(2, axis=1)
+        return Noisy(np.where(hidden, -1, data), np.full(len(data), noise))
+
+
+class Constant(Spec, Backward):
+    """A hidden token becomes token 50."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    adds_trajectories: ClassVar[bool] = True
+    type: Literal["constant"] = "constant"
+
+    def reconstruct(self, noisy, streams, clones=1):
+        drawn = np.where(noisy.values < 0, 50, noisy.values).repeat(clones, axis=0)
+        return drawn.reshape(len(streams.items), -1, 10)
+
+
+def test_tokens_of_ones_own():
+    """Pairs of neighbours change together: chi = 2, level .001."""
+    here = __name__
+    one = described(
+        items=400,
+        source={"type": f"{here}:Words"},
+        corruption={"type": f"{here}:Hidden", "noise": [0.4]},
+        backward={"type": f"{here}:Constant"},
+    )
+    ds = ut.run(one)
+    chi = changes.susceptibility_of(ds, confidence=0.999)
+    assert chi.low.item() < 2 < chi.high.item() < 2.6
+    assert ds.distance.values.tolist() == list(range(10))
+    assert changes.correlations_of(ds).correlation[0, 1].item() == pytest.approx(5 / 9, abs=0.05)
+
+
+def test_results_without_the_probe_are_named():
+    ds = ut.run(described(probes=[{"type": "tree_levels"}]))
+    for function in (changes.susceptibility_of, changes.correlations_of):
+        with pytest.raises(ValueError, match="change_covariance"):
+            function(ds)
