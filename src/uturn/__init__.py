@@ -29,6 +29,7 @@ _HOME = {
     "run": "experiment",
     "u_turn": "experiment",
     "hierarchy_index": "statistics",
+    "calibration": "measures.calibration",
 }
 _MODULES = (
     *(
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
         prior_entropy,
         sample_posterior,
     )
+    from uturn.measures.calibration import calibration
     from uturn.rhm import RandomHierarchyModel
     from uturn.statistics import hierarchy_index
 
