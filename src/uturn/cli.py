@@ -254,8 +254,10 @@ def images(
     Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
     predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
     the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
-    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. It can be stopped at any time;
-    the same command continues. Without options it runs the Fashion-MNIST model that comes with the package, in a few minutes.
+    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. With --clones 2 or more also
+    `calibration.png`: whether reconstructions are draws from the posterior. It can be stopped at any time; the same command
+    continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
+    Fashion-MNIST model that comes with the package, in a few minutes.
 
     Example: `uturn images --out results/fashion`
 

@@ -155,7 +155,7 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
 
 
 def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What the spec `mine` adds to a stored one, in words: items, trajectories, clones, noise levels; empty if it is not larger."""
+    """Items, trajectories, clones and noise levels that the spec `mine` adds to a stored one, in words; empty if none."""
     stored, mine = {"clones": 1, **stored}, {"clones": 1, **mine}
     try:
         old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]

@@ -1,9 +1,9 @@
 """Labelled, resumable results: one zarr group for a run, one chunk of every variable for a task.
 
 A task is one noise level and one block of items. It writes only its own chunks, each in one atomic step and with a checksum, and
-then a record: the numbers of trajectories and clones that are done, and for every variable a digest of its values, its noise level
-and its items. Therefore workers need no locks, and a chunk in the wrong place is detected. Only `Store.states` decides which tasks are
-done; the attributes `complete` and `missing_tasks` store its result.
+then a record: the numbers of trajectories and clones that are done, and for every variable a digest of its values, its noise
+level and its items. Therefore workers need no locks, and a chunk in the wrong place is detected. Only `Store.states` decides
+which tasks are done; the attributes `complete` and `missing_tasks` store its result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "uturn.store", 3
 State = Literal["done", "part", "missing", "damaged"]
-_SOUND = ("done", "part")
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
 _MOST_TASKS = 2**24
@@ -254,7 +253,8 @@ class Store:
 
     def read(self, task: Task, trajectories: int, clones: int | None = None) -> dict[str, np.ndarray]:
         """Stored readings of the first trajectories and clones (by default all) of a task, {variable: float32 (items, ...)}."""
-        return {name: self._first(name, self._array(name)[self._region(task)][0], trajectories, clones) for name in self.variables}
+        stored = {name: self._array(name)[self._region(task)][0] for name in self.variables}
+        return {name: self._first(name, values, trajectories, clones) for name, values in stored.items()}
 
     def write(
         self, task: Task, arrays: Mapping[str, np.ndarray], trajectories: int | None = None, clones: int | None = None
@@ -343,7 +343,8 @@ class Store:
         with whole_folder(self.where) as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
             larger = Store.open(unfinished)
-            records, sound = self._records(), {task for task, (state, _) in self._checked(self.tasks()).items() if state in _SOUND}
+            states, records = self._checked(self.tasks()), self._records()
+            sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
             held = {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
             for task in larger.tasks():
                 readings, count, clones = self._readings_of(larger.noise[task.noise_index], larger.items(task), held)
