@@ -40,9 +40,7 @@ def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
     known = {**SCHEDULERS, **FLOW_SCHEDULERS}
     made = getattr(diffusers, known.get(name, name), None)
     if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
-        raise ValueError(
-            f"scheduler = {name!r}: expected one of {sorted(known)}, or the name of a scheduler class of diffusers"
-        )
+        raise ValueError(f"scheduler = {name!r}: expected one of {sorted(known)}, or the name of a scheduler class of diffusers")
     return made, dict(_OPTIONS.get(name, {}))
 
 

@@ -1,8 +1,8 @@
 """Cloning, speciation and collapse: when a diffusion process decides the class of a datum, and when it recalls a training datum.
 
-Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)` (arXiv:2402.18491). Seen from full noise, a
-reconstruction first decides its class (speciation, t_S), and at smaller noise, if the model knows nothing but n training data, one
-of these data (collapse, t_C). Both times are measured by cloning: two reconstructions of one noisy datum are compared.
+Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)` (arXiv:2402.18491). A reverse process that
+starts at full noise first decides the class (speciation, t_S). At smaller noise it decides for one of n training data, if the
+model knows nothing else (collapse, t_C). Both are measured by cloning: two reconstructions of one noisy datum are compared.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
 
         (1/2) sum_i log(1 + lambda_i / (exp(2 t_C) - 1)) = log n,
 
-    with the eigenvalues lambda_i of the covariance. For d equal ones this is the formula of arXiv:2402.18491, `t_C = (1/2) log(1 +
-    sigma^2 / (n^(2/d) - 1))`.
+    with the eigenvalues lambda_i of the covariance. For d equal ones this is the formula of arXiv:2402.18491,
+    `t_C = (1/2) log(1 + sigma^2 / (n^(2/d) - 1))`.
 
     Parameters
     ----------

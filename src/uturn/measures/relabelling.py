@@ -23,8 +23,8 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     - The relabellings of a test end early once 100 of them have reached |G| (looks after 10,000, 100,000, ..), as proposed by
       Besag and Clifford (Biometrika 78, 301, 1991). Any a is either decided at the first look, or only tests that go on can
       reach it, for which the next look decides.
-    - Where Chernoff's bound on the probability of |G*| >= |G| proves that fewer than 0.01 hits are expected among all
-      relabellings, none are drawn, and p = 1 / (relabellings + 1), which is above the bound.
+    - Where none has reached |G| at the first look, and Chernoff's bound on the probability of |G*| >= |G| proves that fewer than
+      0.01 hits are expected among all relabellings, no more are drawn: p = 1 / (relabellings + 1), which is above the bound.
 
     Parameters
     ----------
@@ -37,9 +37,8 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     """
     items = len(gaps)
     least = (np.abs(gaps[:, 0].mean(axis=0)) - MARGIN) * items
-    found = np.full(gaps.shape[2], 1 / (relabellings + 1))
-    active = np.flatnonzero(log_bound(gaps, least) + np.log(relabellings) > np.log(_IMPROBABLE))
-    hits, done = np.zeros(len(active), np.int64), 0
+    active = np.arange(gaps.shape[2])
+    found, hits, done = np.empty(len(active)), np.zeros(len(active), np.int64), 0
     while len(active):
         number = min(relabellings, max(_FIRST, _GROWTH * done))
         counted = np.zeros((-(-(number - done) // _BLOCK), len(active)), np.int64)
@@ -47,6 +46,11 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
         hits, done = hits + counted.sum(axis=0), number
         found[active] = (1 + hits) / (done + 1)
         going_on = (hits < _ENOUGH) & (done < relabellings)
+        if done == _FIRST and going_on.any():
+            hopeless = log_bound(gaps[:, :, active], least[active]) + np.log(relabellings) < np.log(_IMPROBABLE)
+            hopeless &= going_on & (hits == 0)
+            found[active[hopeless]] = 1 / (relabellings + 1)
+            going_on &= ~hopeless
         active, hits = active[going_on], hits[going_on]
     return found
 
