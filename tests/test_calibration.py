@@ -110,6 +110,13 @@ def test_most_relabellings_are_spared_without_a_change_of_the_result():
     assert np.all(np.log(p) - 0.5 <= log_bound(gaps, least), where=hits >= 100)
 
 
+def test_wrong_evidence_has_the_smallest_p_value():
+    """Originals far from their clones: no relabelling reaches the gap, neither among few nor among all."""
+    first, rows = np.zeros((60, 3)), np.ones((60, 3))
+    for relabellings in (500, 10_000, 400_000):
+        assert calibrate(first, rows, relabellings=relabellings).p_value == 1 / (relabellings + 1)
+
+
 def test_sums_of_groups_of_items_are_all_sums():
     gaps = np.random.default_rng(0).random((5, 3, 2))
     assert np.allclose(combined(gaps).shape, (1, 243, 2))

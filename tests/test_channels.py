@@ -71,7 +71,19 @@ def test_figures_with_a_bayesian_channel_name_it():
         kinds = {type(corruption) for corruption in used if corruption.is_bayesian}
         assert kinds <= {type(one.experiment.parts.corruption) for one in named[figure]}, figure
     bayesian = {figure for figure, found in named.items() if any(one.is_bayesian for one in found)}
-    assert bayesian == {"fig3", "fig4", "fig5", "fig9", "fig15", "s9", "controls", "learning", "schedulers", "thresholds"}
+    assert bayesian == {
+        "fig3",
+        "fig4",
+        "fig5",
+        "fig9",
+        "fig15",
+        "s9",
+        "controls",
+        "learning",
+        "schedulers",
+        "thresholds",
+        "calibration",
+    }
     # Figures 5 and 15 and the thresholds look at the same channels.
     assert {one.experiment.hash for one in named["fig5"]} < {one.experiment.hash for one in named["fig15"]}
     assert {one.experiment.hash for one in named["thresholds"]} == {one.experiment.hash for one in named["fig15"]}

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -550,6 +551,22 @@ def test_clones_that_are_stored_stay_while_others_are_added(tmp_path, monkeypatc
     ut.run(experiment(clones=4), tmp_path / "run")
     ut.run(experiment(clones=4), tmp_path / "fresh")
     assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
+
+
+def twins_of_fewer_clones_are_not_shown():
+    """An extended store that no task has been measured in holds no comparison of clones."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        ut.run(experiment(clones=2), f"{folder}/run")
+
+        def stopped(self, tasks, first=0):
+            raise KeyboardInterrupt
+
+        patch.setattr(ut.Experiment, "measurements", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ut.run(experiment(clones=3), f"{folder}/run")
+        found = Store.open(f"{folder}/run").dataset().load()
+        assert found.clone_unchanged.isnull().all()
+        assert found.unchanged.isel(clone=slice(2)).notnull().all()
 
 
 def test_readings_of_old_clones_are_not_replaced(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def mixture_cloning_probability(noise: Any, squared_distance: float, variance: f
     weights = np.exp(-(xi**2) / 2)
     a = np.sqrt(abar) * m / np.sqrt(gamma)
     r = 1 / (1 + np.exp(-2 * np.clip(a * (a + xi), -300, 300)))
-    return (r**2 + (1 - r) ** 2) @ weights / weights.sum()
+    return 1 - 2 * ((r * (1 - r)) @ weights) / weights.sum()
 
 
 def largest_eigenvalue(data: Any) -> float:

@@ -90,10 +90,10 @@ def samplers(scale: Scale, denoiser: Path) -> dict[str, Sampler]:
         diffusion = {"type": "diffusion", "noise": [0.2, 0.3, 0.4]}
         return Sampler(string_experiment(SMALL, diffusion, backward, clones=4), kind)
 
-    def denoised(model: str, kind: Kind, steps: int = 64) -> Sampler:
+    def denoised(model: str, kind: Kind, steps: int = 64, clones: int = 2) -> Sampler:
         gaussian = {"type": "gaussian", "noise": [0.1, 0.2]}
         backward = {"type": "denoiser", "model": model, "steps": steps}
-        return Sampler(string_experiment(LEARNED, gaussian, backward, clones=2), kind)
+        return Sampler(string_experiment(LEARNED, gaussian, backward, clones=clones), kind)
 
     def scaled(factor: float, kind: Kind = "wrong") -> Sampler:
         corruption = {"type": f"{__name__}:ScaledEvidence", "factor": factor, "noise": list(NOISE["gaussian"])}
@@ -109,7 +109,7 @@ def samplers(scale: Scale, denoiser: Path) -> dict[str, Sampler]:
         "evidence times 1.1": scaled(1.1),
         "posterior to the power 1.5": scaled(1.5),
         f"denoiser of {STRINGS} strings": denoised(str(denoiser), "wrong"),
-        "every leaf from its marginal": denoised("exact", "sites", steps=1),
+        "every leaf from its marginal": denoised("exact", "sites", steps=1, clones=8),
         "draws that ignore the noisy datum": scaled(0.0, "blind"),
     }
 
