@@ -244,7 +244,7 @@ MUTATIONS = (
         "uturn.measures.calibration:exchanged_gaps",
         "(total - K * own) / (K * (K - 1) / 2)",
         "total / (K * (K + 1) / 2)",
-        tests=(("test_calibration::test_the_test_is_the_enumeration_of_all_relabellings", {}),),
+        tests=(("test_calibration::test_a_run_is_read_as_it_is_defined", {}),),
     ),
     Mutation(
         "test on another trajectory than the first",

@@ -139,6 +139,7 @@ def test_a_run_is_read_as_it_is_defined():
     first = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")
     chosen = first.parsed, first.clone_parsed
     arrays = calibrate(*chosen, 0.05, seed=3)
+    assert np.allclose(arrays.gap, (first.parsed - first.clone_parsed).mean(("item", "clone")), atol=1e-6)
     assert np.array_equal(found.p, arrays.p_value)
     assert np.array_equal(found.p_holm, arrays.adjusted)
     assert np.array_equal(found.visible, arrays.visible)
