@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import warnings
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from uturn.workflows.runs import missing_tasks
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
+WITHOUT_CLONES = set(RESULTS) - {"calibration.png", "calibration.pdf"}
 FIRST, LAST = 0.30, 0.04  # floors of the similarity of the first layer and of the logits
 
 
@@ -462,7 +464,7 @@ def results(tmp_path_factory):
 
 def test_command_writes_everything(results):
     out, output = results
-    assert {path.name for path in out.iterdir()} == {*RESULTS, PICTURES, "run.zarr"}
+    assert {path.name for path in out.iterdir()} == {*WITHOUT_CLONES, PICTURES, "run.zarr"}
     for name in ("layers", "grid"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
@@ -476,6 +478,32 @@ def test_command_writes_everything(results):
     np.testing.assert_array_equal(kept.transition, analyse(run).transition)
     np.testing.assert_array_equal(kept.original, fashion_mnist.load_test_set()[0][:2])
     assert kept.item_name.values.tolist() == ["T-shirt/top", "Trouser"]
+
+
+def test_clones_are_added_to_a_finished_folder_and_judged(results, tmp_path):
+    out, output = results
+    assert "calibration" not in output
+    shutil.copytree(out, tmp_path / "out")
+    before = xr.open_zarr(out / "run.zarr").load()
+    done = command("--out", tmp_path / "out", *SMALL, "--clones", "2")
+    assert done.exit_code == 0, done.output
+    assert "calibration, gap E f(x0, x̂) - E f(x̂, x̂')" in done.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS, PICTURES, "run.zarr"}
+    run = xr.open_zarr(tmp_path / "out" / "run.zarr").load()
+    for name in ("similarity", "same_class", "image"):
+        np.testing.assert_array_equal(run[name].isel(clone=0), before[name])  # to the bit
+    found, analysis = ut.calibration(run, ["same_class", "similarity"]), analyse(run).isel(classifier=0)
+    assert np.isnan(analysis.gap_class[0]).all()  # noise 0 was not measured
+    np.testing.assert_allclose(analysis.gap_class[1:, 0], found.gap.sel(reading="same_class"))
+    np.testing.assert_allclose(analysis.gap_layer[1:, -1, 1], found.low.sel(reading="similarity, network_layer = logits"))
+    np.testing.assert_allclose(analysis.gap_layer_p[1:], found.p_holm[:, 1:])
+    stored = json.loads((tmp_path / "out" / "transition.json").read_text())["classifiers"]["fashion_mnist"]["calibration"]
+    assert stored["passed"] == found.attrs["passed"]
+    assert list(stored["gaps"]) == ["same class", *run.network_layer.values]
+    assert stored["gaps"]["logits"][2]["p_holm"] == pytest.approx(float(found.p_holm[2, -1]))
+    # Results of a run without clones take the figure away again.
+    write_results(before, tmp_path / "out")
+    assert not (tmp_path / "out" / "calibration.png").exists()
 
 
 def test_png_files_are_the_images(results):
@@ -529,7 +557,7 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     run = xr.open_zarr(out / "run.zarr").load()
     write_results(run, tmp_path, save_images=True)
     write_results(run.drop_vars("image"), tmp_path)
-    kept = (set(RESULTS) - {"grid.png", "grid.pdf"}) | {PICTURES}  # no old figure is left over, pictures stay
+    kept = (WITHOUT_CLONES - {"grid.png", "grid.pdf"}) | {PICTURES}  # no old figure is left over, pictures stay
     assert {path.name for path in tmp_path.iterdir()} == kept
     (tmp_path / PICTURES / "holiday.png").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"holds 'holiday.png'"):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,6 +295,7 @@ def test_extension_is_logged(store, caplog):
         (experiment(noise=[0.0, 0.4]), r"spec\.corruption\.noise"),
         (experiment(noise=[0.0, 0.5, 1.0, 0.9]), r"spec\.corruption\.noise"),
         (experiment(chunk=5), r"spec\.chunk"),
+        (experiment(clones=2, items=8), r"spec\.clones is 1 in the store, 2 here"),
     ],
 )
 def test_only_a_larger_run_extends_a_store(store, other, message):
@@ -495,6 +497,104 @@ def test_image_runs_grow(tmp_path, monkeypatch):
         assert float(difference.max()) < 2e-5, name
         assert (extended[name].isnull() == fresh[name].isnull()).all()
     assert Store.open(tmp_path / "run").dataset().attrs["complete"]
+
+
+# -- more clones ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 4), (2, 5)])
+@pytest.mark.parametrize("more", [{}, {"trajectories": 3}, {"noise": [0.0, 0.2, 0.4, 1.0], "items": 20, "grammars": 4}])
+def test_more_clones_extend_a_finished_store(tmp_path, before, after, more):
+    ut.run(experiment(clones=before), tmp_path / "run")
+    old = Store.open(tmp_path / "run").dataset().load()
+    extended = ut.run(experiment(clones=after, **more), tmp_path / "run").load()
+    ut.run(experiment(clones=after, **more), tmp_path / "fresh")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
+    kept = extended.unchanged.sel(noise=old.noise, item=old.item).isel(trajectory=slice(2), clone=slice(before))
+    assert np.array_equal(kept, old.unchanged if before > 1 else old.unchanged.expand_dims("clone", 3))
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_clones_that_are_stored_stay_while_others_are_added(tmp_path, monkeypatch, before):
+    """A run with more clones that is stopped after its first task keeps all old readings, and shows no twin of them."""
+    ut.run(experiment(clones=before), tmp_path / "run")
+    old = Store.open(tmp_path / "run").dataset().load()
+    write, written = Store.write, []
+
+    def interrupted(self, task, arrays, *counts):
+        if not counts:
+            if written:
+                raise KeyboardInterrupt
+            written.append(task)
+        write(self, task, arrays, *counts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ut.run(experiment(clones=3), tmp_path / "run")
+    half = Store.open(tmp_path / "run").dataset().load()
+    assert half.attrs["missing_tasks"] == 8
+    assert np.array_equal(half.unchanged.isel(clone=slice(before)), old.unchanged.values.reshape(3, 10, 2, before, 4))
+    assert np.array_equal(half.belief, old.belief)
+    assert half.unchanged.isel(noise=0, item=slice(4)).notnull().all()
+    assert half.unchanged.isel(noise=1, clone=slice(before, None)).isnull().all()
+    assert half.clone_unchanged.isel(noise=1).isnull().all()
+    states = [state for state, _ in Store.open(tmp_path / "run").states().values()]
+    assert states == ["done", *["part"] * 8]
+    told = CliRunner().invoke(app, ["status", str(tmp_path / "run")]).output
+    assert "1 of 9 tasks done, 8 with fewer trajectories or clones than the spec asks for, 0 missing" in told
+    with pytest.raises(ValueError, match="not finished: 8 tasks"):
+        ut.calibration(half, "unchanged")
+    # Fewer clones than are stored are another experiment; still more extend the half of it.
+    with pytest.raises(ValueError, match=r"spec\.clones is 3 in the store, 1 here; choose another folder$"):
+        ut.run(experiment(clones=1), tmp_path / "run")
+    ut.run(experiment(clones=4), tmp_path / "run")
+    ut.run(experiment(clones=4), tmp_path / "fresh")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
+
+
+def twins_of_fewer_clones_are_not_shown():
+    """An extended store that no task has been measured in holds no comparison of clones."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        ut.run(experiment(clones=2), f"{folder}/run")
+
+        def stopped(self, tasks, first=0):
+            raise KeyboardInterrupt
+
+        patch.setattr(ut.Experiment, "measurements", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ut.run(experiment(clones=3), f"{folder}/run")
+        found = Store.open(f"{folder}/run").dataset().load()
+        assert found.clone_unchanged.isnull().all()
+        assert found.unchanged.isel(clone=slice(2)).notnull().all()
+
+
+def test_readings_of_old_clones_are_not_replaced(tmp_path, monkeypatch):
+    """Networks compute the same clone up to rounding: the stored readings stay. Damaged ones are measured."""
+    ut.run(experiment(clones=2, grammars=1), tmp_path / "run")
+    old = Store.open(tmp_path / "run").dataset().load()
+    chunk = tmp_path / "run" / "unchanged" / "c" / "1" / "1" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-2] + b"\0\0")
+    read = ut.probes.TreeLevels.read
+
+    def rounded(self, u_turns, source):
+        return {name: values + 2**-20 for name, values in read(self, u_turns, source).items()}
+
+    monkeypatch.setattr(ut.probes.TreeLevels, "read", rounded)
+    with pytest.warns(UserWarning, match="damaged"):
+        new = ut.run(experiment(clones=3, grammars=1), tmp_path / "run").load()
+    kept = new.unchanged.isel(clone=slice(2)) == old.unchanged
+    assert not kept.isel(noise=1, item=slice(4, 8)).any()
+    assert kept.isel(noise=[0, 2]).all()
+    assert kept.isel(noise=1, item=slice(4)).all()
+    assert (new.unchanged.isel(clone=2, noise=0) > 1).all()
+
+
+def test_processes_share_the_work_of_more_clones(tmp_path):
+    ut.run(experiment(clones=2), tmp_path / "run")
+    ut.run(experiment(clones=3), tmp_path / "run", workers=2)
+    ut.run(experiment(clones=3), tmp_path / "fresh")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
 
 
 # -- processes --------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_every_interval_is_compared():
 def test_the_claims_of_the_page(page):
     assert page["counts"][0].tolist() == [11, 4, 0, 0, 0]
     assert page["counts"][2].tolist() == [11, 6, 3, 2, 1]
-    assert [test.passed for test in page["tests"].values()] == [True, False, False, True]
+    assert [test.attrs["passed"] for test in page["tests"].values()] == [True, False, False, True]
     assert page["difference"].low > 0
     for name in FIGURES:
         assert (page["folder"] / f"{name}.png").stat().st_size > 10_000

@@ -32,6 +32,7 @@ _HOME = {
     "nesting_index": "measures.hierarchy",
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
+    "calibration": "measures.calibration",
 }
 _MODULES = (
     *(
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         prior_entropy,
         sample_posterior,
     )
+    from uturn.measures.calibration import calibration
     from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.hierarchy import nesting_index
     from uturn.rhm import RandomHierarchyModel

@@ -164,8 +164,8 @@ def run(
     """Run an experiment from a file into a store; readings that the store has already are not measured again.
 
     Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
-    each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise levels
-    or trajectories is extended.
+    each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise
+    levels, trajectories or clones is extended.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
     """
@@ -215,7 +215,7 @@ def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> 
     counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}
     words = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
     if counts["part"]:
-        words.insert(1, f"{counts['part']} with fewer trajectories than the spec asks for")
+        words.insert(1, f"{counts['part']} with fewer trajectories or clones than the spec asks for")
     console.print(f"{store}: {', '.join(words)}", markup=False)
     for task, state in states.items():
         if state == "damaged":
@@ -254,8 +254,10 @@ def images(
     Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
     predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
     the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
-    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. It can be stopped at any time;
-    the same command continues. Without options it runs the Fashion-MNIST model that comes with the package, in a few minutes.
+    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. With --clones 2 or more also
+    `calibration.png`: whether reconstructions are draws from the posterior. It can be stopped at any time; the same command
+    continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
+    Fashion-MNIST model that comes with the package, in a few minutes.
 
     Example: `uturn images --out results/fashion`
 

@@ -452,8 +452,9 @@ def run(
         Folder of the zarr store that is filled task by task; in memory if not given.
     resume : bool
         Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
-        more items, noise levels or trajectories extends the store. Stored readings are kept, except those of a last block of
-        items that was not full, and those that pool trajectories if trajectories are added: both are measured again.
+        more items, noise levels, trajectories or clones extends the store. Stored readings are kept, except those of a last block
+        of items that was not full, those that pool trajectories if trajectories are added, and those that compare clones with
+        each other if clones are added: these are measured again.
     workers : int or None
         Number of processes, which share the cores. None chooses one process for exact inference, whose kernels use all cores, and
         one for each core for networks on the CPU. Several processes need a store, and a script guarded by
@@ -553,8 +554,10 @@ def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
 
 
 def _write(opened: Store | MemoryStore, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-    """Store the readings of a task, joined to those of its first trajectories that the store already holds."""
-    if first and isinstance(opened, Store):
+    """Store the readings of a task, joined to those of its first trajectories or clones that the store already holds."""
+    if isinstance(opened, Store) and opened.clones > 1 and not first:
+        readings = opened.with_kept_clones(task, readings)
+    if isinstance(opened, Store) and first:
         before = opened.read(task, first)
         axes = {name: variable.index("trajectory") - 1 for name, variable in opened.dims.items() if "trajectory" in variable}
         readings = {

@@ -101,7 +101,7 @@ def _changes(
     found = differences({"clones": 1, **expected}, {"clones": 1, **mine}, "spec")
     found += differences(weights[0], weights[1], "models")
     if found:
-        empty = not any(opened.done(opened.tasks()).values())
+        empty = all(state == "missing" for state, _ in opened.states().values())
         hint = "; none of its tasks is done, so it can be deleted" if empty else ""
         raise ValueError(f"{opened.where} holds another experiment: {'; '.join(found[:4])}; choose another folder{hint}")
     return {key: known.get(key) for key in acceptable}

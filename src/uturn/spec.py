@@ -35,6 +35,8 @@ REGISTRIES: dict[str, dict[str, type]] = {
 _VALUES: dict[str, dict[str, tuple[Any, str]]] = {
     "corruption": {"unit": (str, "string"), "max_noise": (Real, "number")},
 }
+SIZES = ("items", "trajectories", "clones")
+"""Fields of a spec that a larger run of the same experiment may increase."""
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -159,14 +161,15 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
 
 
 def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """Items, trajectories and noise levels that the spec `mine` adds to a stored one, in words; empty if it is not larger."""
+    """Items, trajectories, clones and noise levels that the spec `mine` adds to a stored one, in words; empty if none."""
+    stored, mine = {"clones": 1, **stored}, {"clones": 1, **mine}
     try:
         old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
-        if any(mine[key] < stored[key] for key in ("items", "trajectories")) or not set(old_noise) <= set(noise):
+        if any(mine[key] < stored[key] for key in SIZES) or not set(old_noise) <= set(noise):
             return []
     except (KeyError, TypeError):  # the stored text is not the spec of an experiment
         return []
-    words = [f"{key} {stored[key]} -> {mine[key]}" for key in ("items", "trajectories") if mine[key] > stored[key]]
+    words = [f"{key} {stored[key]} -> {mine[key]}" for key in SIZES if mine[key] > stored[key]]
     new = [f"{x:g}" for x in noise if x not in old_noise]
     if new:
         words.append(f"noise {', '.join(new[:6])}{', ..' if len(new) > 6 else ''}")
@@ -174,8 +177,8 @@ def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
 
 
 def with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored spec with the items, trajectories, chunk, noise levels and, if items are added, grammars of a larger one."""
-    sizes = {key: mine[key] for key in ("items", "trajectories", "chunk")}
+    """A stored spec with the sizes, chunk, noise levels and, if items are added, grammars of a larger one."""
+    sizes = {key: {"clones": 1, **mine}[key] for key in (*SIZES, "chunk")}
     found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
     before, source = stored["source"], mine["source"]
     countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0

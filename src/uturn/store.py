@@ -1,9 +1,9 @@
 """Labelled, resumable results: one zarr group for a run, one chunk of every variable for a task.
 
 A task is one noise level and one block of items. It writes only its own chunks, each in one atomic step and with a checksum, and
-then a record: the number of trajectories that are done, and for every variable a digest of its values, its noise level and its
-items. Therefore workers need no locks, and a chunk in the wrong place is detected. Only `Store.states` decides which tasks are
-done; the attributes `complete` and `missing_tasks` store its result.
+then a record: the numbers of trajectories and clones that are done, and for every variable a digest of its values, its noise
+level and its items. Therefore workers need no locks, and a chunk in the wrong place is detected. Only `Store.states` decides
+which tasks are done; the attributes `complete` and `missing_tasks` store its result.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
 _MOST_TASKS = 2**24
+_CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
 _TOLERANCE = 1e-7  # of coordinates, since another version may compute them with another quadrature
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
@@ -124,6 +125,7 @@ class Store(_Blocks):
         self.dims = {name: tuple(self._array(name).metadata.dimension_names) for name in self.variables}
         self.num_items = int(self._array("item").shape[0])
         self.trajectories = int(self._array("trajectory").shape[0])
+        self.clones = int(self._array("clone").shape[0]) if "clone" in group else 1
         self._folder = os.stat(where).st_ino
 
     @classmethod
@@ -237,9 +239,9 @@ class Store(_Blocks):
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
         """State of each task, and number of its trajectories that are done.
 
-        "done": all trajectories. "part": fewer, because trajectories were added to the run. "missing": no record, or no chunk.
+        "done": all trajectories and clones. "part": fewer, because they were added to the run. "missing": no record, or no chunk.
         "damaged": the record or the values cannot be read, or the values do not match the digests of the record. The number of
-        trajectories is 0 for the last two.
+        trajectories is 0 for the last two, and for tasks with fewer clones, whose trajectories are all measured again.
 
         Parameters
         ----------
@@ -252,17 +254,23 @@ class Store(_Blocks):
         found: dict[Task, tuple[State, int]] = {}
         for task in self.tasks() if tasks is None else tasks:
             record = records[task.noise_index, task.item_block]
-            count = int(record[0])
+            count, clones = self._held(record)
             if count == 0 or not written.issuperset(self._chunk_key(name, task) for name in self.variables):
                 found[task] = "missing", 0
-            elif count > self.trajectories or (look and not self._is_sound(task, record)):
+            elif count > self.trajectories or clones > self.clones or (look and not self._is_sound(task, record)):
                 found[task] = "damaged", 0
+            elif clones < self.clones:
+                found[task] = "part", 0
             else:
                 found[task] = ("done" if count == self.trajectories else "part"), count
         return found
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """Number of trajectories done of each task; warns of damaged tasks, which count as missing."""
+        """Number of trajectories done of each task, as in `states`; warns of damaged tasks, which count as missing."""
+        return {task: count for task, (_, count) in self._checked(tasks).items()}
+
+    def _checked(self, tasks: Iterable[Task]) -> dict[Task, tuple[State, int]]:
+        """States of tasks; warns of those that are damaged."""
         states = self.states(tasks)
         for task in (task for task, (state, _) in states.items() if state == "damaged"):
             self._check_still_there()
@@ -273,12 +281,17 @@ class Store(_Blocks):
                 f"noise level or other items; it is computed again",
                 stacklevel=2,
             )
-        return {task: count for task, (_, count) in states.items()}
+        return states
+
+    def _held(self, record: np.ndarray) -> tuple[int, int]:
+        """Numbers of trajectories and clones whose readings a task with this record holds."""
+        clones, trajectories = divmod(int(record[0]), 2**_CLONES_AT)
+        return trajectories, clones or self.clones
 
     def _is_sound(self, task: Task, record: np.ndarray) -> bool:
         """Whether the readings of a task match the digests of its record."""
         try:
-            values = self.read(task, int(record[0]))
+            values = self.read(task, *self._held(record))
         except Exception:  # zarr raises many kinds for chunks that cannot be decoded
             return False
         return [self._digest(name, task, values[name]) for name in self.variables] == record[1:].tolist()
@@ -287,31 +300,55 @@ class Store(_Blocks):
         """Keys of all chunks of variables."""
         return set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in self.variables))
 
-    def read(self, task: Task, trajectories: int) -> dict[str, np.ndarray]:
-        """Stored readings of the first trajectories of a task, {variable: float32 (items, ...)}."""
-        return {name: self._first(name, self._array(name)[self._region(task)][0], trajectories) for name in self.variables}
+    def read(self, task: Task, trajectories: int, clones: int | None = None) -> dict[str, np.ndarray]:
+        """Stored readings of the first trajectories and clones (by default all) of a task, {variable: float32 (items, ...)}."""
+        stored = {name: self._array(name)[self._region(task)][0] for name in self.variables}
+        return {name: self._first(name, values, trajectories, clones) for name, values in stored.items()}
 
-    def write(self, task: Task, arrays: Mapping[str, np.ndarray], trajectories: int | None = None) -> None:
-        """Store the readings of the first trajectories of a task (by default of all), {variable: array (items, ...)}."""
+    def write(
+        self, task: Task, arrays: Mapping[str, np.ndarray], trajectories: int | None = None, clones: int | None = None
+    ) -> None:
+        """Store the readings of the first trajectories and clones of a task (by default all), {variable: array (items, ...)}.
+
+        Readings that compare clones with each other are not stored unless all clones are there.
+        """
         count = self.trajectories if trajectories is None else trajectories
-        record = [count]
+        fewer_clones = clones is not None and clones < self.clones
+        record = [count + (clones << _CLONES_AT if clones is not None and fewer_clones else 0)]
         name = _RECORDS
         try:
             self._check_still_there()
             for name in self.variables:
-                values = np.ascontiguousarray(arrays[name], np.float32)
+                if (count < self.trajectories or fewer_clones) and "trajectory" in self.dims[name]:
+                    full = np.full((len(self.items(task)), *self._array(name).shape[2:]), np.nan, np.float32)
+                    values = self._first(name, full, count, clones)
+                    if values.size:
+                        values[...] = arrays[name]
+                else:
+                    values = full = np.ascontiguousarray(arrays[name], np.float32)
                 record.append(self._digest(name, task, values))
-                if count < self.trajectories and "trajectory" in self.dims[name]:
-                    full = np.full((len(values), *self._array(name).shape[2:]), np.nan, np.float32)
-                    self._first(name, full, count)[...] = values
-                    values = full
-                self._array(name)[self._region(task)] = values[None]
+                self._array(name)[self._region(task)] = full[None]
             self._array(_RECORDS)[task.noise_index, task.item_block] = np.array(record, np.uint64)
         except OSError as error:
             raise ValueError(
                 f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
                 f"space, or give access, and run it again to resume"
             ) from None
+
+    def with_kept_clones(self, task: Task, readings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Readings of a task whose clones were added to, with those of its first clones that the store holds in their places."""
+        found = dict(readings)
+        try:
+            record = self._array(_RECORDS)[task.noise_index, task.item_block]
+        except Exception:  # a damaged record, which holds nothing
+            return found
+        trajectories, clones = self._held(record)
+        if trajectories and clones < self.clones and self._is_sound(task, record):
+            for name, values in self.read(task, trajectories, clones).items():
+                if "clone" in self.dims[name] and values.size:
+                    found[name] = np.array(found[name], np.float32)
+                    self._first(name, found[name], trajectories, clones)[...] = values
+        return found
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -349,17 +386,22 @@ class Store(_Blocks):
     ) -> Store:
         """Replace this store by that of a larger run, with the readings of this one; returns the new store.
 
-        The larger run has all noise levels, items and trajectories of this one, and more. Its store is filled in another folder
-        and replaces this one in one step, so an interruption leaves the old store or the new one.
+        The larger run has all noise levels, items, trajectories and clones of this one, and more. Its store is filled in another
+        folder and replaces this one in one step, so an interruption leaves the old store or the new one.
         """
         with whole_folder(self.where) as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
             larger = Store.open(unfinished)
-            counts = self.done(self.tasks())
+            states, records = self._checked(self.tasks()), self._records()
+            sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
+            held = {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
             for task in larger.tasks():
-                readings, count = self._readings_of(larger.noise[task.noise_index], larger.items(task), counts)
+                readings, count, clones = self._readings_of(larger.noise[task.noise_index], larger.items(task), held)
+                for name in readings:
+                    if "clone" in larger.dims[name] and "clone" not in self.dims[name]:
+                        readings[name] = np.expand_dims(readings[name], larger.dims[name].index("clone") - 1)
                 if count:
-                    larger.write(task, readings, count)
+                    larger.write(task, readings, count, clones)
             larger._finish()
         return Store.open(self.where)
 
@@ -367,20 +409,27 @@ class Store(_Blocks):
         """Remove the unfinished folders of killed processes beside the store; no other process may be extending it."""
         remove_unfinished_folders(self.where)
 
-    def _readings_of(self, noise: float, items: np.ndarray, counts: Mapping[Task, int]) -> tuple[dict[str, np.ndarray], int]:
-        """Readings of items at a noise level and number of their trajectories, which is 0 unless all items are stored."""
+    def _readings_of(
+        self, noise: float, items: np.ndarray, held: Mapping[Task, tuple[int, int]]
+    ) -> tuple[dict[str, np.ndarray], int, int]:
+        """Readings of items at a noise level, and numbers of their trajectories and clones, 0 unless all items are stored.
+
+        `held`: numbers of trajectories and clones of each task that can be read.
+        """
         if noise not in self.noise or items[-1] >= self.num_items:
-            return {}, 0
+            return {}, 0, 0
         blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
         tasks = [Task(self.noise.index(noise), block) for block in blocks]
-        count = min(counts[task] for task in tasks)
-        if count == 0:
-            return {}, 0
-        found = [self.read(task, count) for task in tasks]
+        if not held.keys() >= set(tasks):
+            return {}, 0, 0
+        count, clones = (min(held[task][k] for task in tasks) for k in (0, 1))
+        found = [self.read(task, count, clones) for task in tasks]
         first = items[0] - tasks[0].item_block * self.chunk
-        return {
-            name: np.concatenate([values[name] for values in found])[first : first + len(items)] for name in self.variables
-        }, count
+        return (
+            {name: np.concatenate([values[name] for values in found])[first : first + len(items)] for name in self.variables},
+            count,
+            clones,
+        )
 
     def _check_still_there(self) -> None:
         """ValueError if another process has replaced this store by that of a larger run."""
@@ -396,12 +445,19 @@ class Store(_Blocks):
                 self._arrays[name] = self.group[name]
         return self._arrays[name]
 
-    def _first(self, name: str, values: np.ndarray, trajectories: int) -> np.ndarray:
-        """Values (items, ...) of the first trajectories; all values if the variable has no dim "trajectory"."""
+    def _first(self, name: str, values: np.ndarray, trajectories: int, clones: int | None = None) -> np.ndarray:
+        """Values (items, ...) of the first trajectories and clones; all values if the variable has no dim "trajectory".
+
+        No values of a variable that compares clones with each other, unless `clones` are all.
+        """
         dims = self.dims[name]
         if "trajectory" not in dims:
             return values
-        return values[(slice(None),) * (dims.index("trajectory") - 1) + (slice(trajectories),)]
+        clones = self.clones if clones is None else clones
+        if clones < self.clones and name.removeprefix("clone_") in self.dims and name.startswith("clone_"):
+            clones = 0
+        several = (slice(clones),) if "clone" in dims else ()
+        return values[(slice(None),) * (dims.index("trajectory") - 1) + (slice(trajectories), *several)]
 
     def _digest(self, name: str, task: Task, values: np.ndarray) -> int:
         """64-bit digest of values, variable, noise level and items."""
@@ -474,7 +530,8 @@ def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
         raise ValueError(f"coordinates = {attrs.get('coordinates')!r}")
     identity = json.loads(str(attrs["identity"]))
     sizes = {"items": shape[1], "trajectories": arrays["trajectory"].shape[0], "chunk": chunk}
-    if {key: identity[key] for key in sizes} != sizes or len(identity["corruption"]["noise"]) != shape[0]:
+    sizes["clones"] = arrays["clone"].shape[0] if "clone" in group else 1
+    if {key: {"clones": 1, **identity}[key] for key in sizes} != sizes or len(identity["corruption"]["noise"]) != shape[0]:
         raise ValueError(f"the sizes in the attribute 'identity' are not those of the arrays, {sizes}")
     records: Any = group[_RECORDS]
     if records.size > _MOST_TASKS * (1 + len(names)):
@@ -519,7 +576,7 @@ def _laid_out(
         dtype="uint64",
         fill_value=0,
         compressors=compressors,
-        attributes={"long_name": "trajectories done, then a digest of every variable"},
+        attributes={"long_name": "trajectories (and clones) done, then a digest of every variable"},
     )
     # CF convention: names of the coordinates that are not dims.
     others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))

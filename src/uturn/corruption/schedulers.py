@@ -22,18 +22,26 @@ SCHEDULERS: Mapping[str, str] = {
     "unipc": "UniPCMultistepScheduler",
 }
 """Short names of schedulers; any other class of diffusers can be given by its own name."""
+FLOW_SCHEDULERS: Mapping[str, str] = {
+    "flow_match": "FlowMatchEulerDiscreteScheduler",
+    "flow_match_stochastic": "FlowMatchEulerDiscreteScheduler",  # draws new noise at every step, not from the posterior
+}
+"""Short names of schedulers of flow matching."""
+_OPTIONS: Mapping[str, dict[str, Any]] = {
+    "sde_dpm_solver": {"algorithm_type": "sde-dpmsolver++"},
+    "flow_match_stochastic": {"stochastic_sampling": True},
+}
 
 
 def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
     """Class of diffusers for a short name or a class name, and the options it needs."""
     import diffusers
 
-    made = getattr(diffusers, SCHEDULERS.get(name, name), None)
+    known = {**SCHEDULERS, **FLOW_SCHEDULERS}
+    made = getattr(diffusers, known.get(name, name), None)
     if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
-        raise ValueError(
-            f"scheduler = {name!r}: expected one of {sorted(SCHEDULERS)}, or the name of a scheduler class of diffusers"
-        )
-    return made, {"algorithm_type": "sde-dpmsolver++"} if name == "sde_dpm_solver" else {}
+        raise ValueError(f"scheduler = {name!r}: expected one of {sorted(known)}, or the name of a scheduler class of diffusers")
+    return made, dict(_OPTIONS.get(name, {}))
 
 
 def scheduler_like(stored: Any, name: str | None) -> Any:

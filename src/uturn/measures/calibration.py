@@ -15,24 +15,19 @@ with its own law.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
-from uturn.checks import checked_integer
+from uturn.checks import checked_integer, shown
+from uturn.measures.relabelling import p_values
 from uturn.probes.clones import between_clones
-from uturn.random import Purpose, Streams, fold, keys, philox
+from uturn.random import Purpose, checked_seed, keys
+from uturn.statistics import WITHIN, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from uturn.experiment import Experiment
-    from uturn.rhm import RandomHierarchyModel
-
-_MARGIN = 1e-6  # mean gaps that are equal up to the rounding of float32 readings count as ties
-_BLOCK = 1000  # relabellings in one piece of work of a thread
 
 
 class Calibration(NamedTuple):
@@ -43,9 +38,10 @@ class Calibration(NamedTuple):
     gap, low, high : mean of f(x_0, x̂) - f(x̂, x̂') over items, and its 95 % interval over items (Student's t)
     p_value : p-value of the exact test of each single reading
     adjusted : p-values adjusted by Holm: if all gaps are 0, any of them is <= a with a probability of at most a
-    visible : size of a gap that the strictest of the tests detects with a probability of about one half
+    visible : size of a gap that the strictest of the tests detects with a probability of about one half; infinite for a reading
+        that is the same for all data
     level : false-alarm rate of all tests together
-    relabellings : number of random relabellings B; no p-value is below 1 / (B + 1)
+    relabellings : largest number of random relabellings B; no p-value is below 1 / (B + 1)
     """
 
     gap: np.ndarray
@@ -85,6 +81,7 @@ def calibrate(
         False-alarm rate of all tests together (Holm).
     relabellings : int >= 1, optional
         B; by default 100 times the number of tests over the level, so that p-values can fall below Holm's smallest threshold.
+        Tests that are clear after fewer relabellings end earlier (`uturn.measures.relabelling`).
     seed : int
         Seed of the relabellings, which are the same for all tests of one call.
 
@@ -113,21 +110,156 @@ def calibrate(
     """
     from scipy.stats import norm, t
 
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        raise ValueError(f"level = {level!r}: expected a false-alarm rate between 0 and 1")
+    level = _checked_level(level)
     gaps = exchanged_gaps(with_original, with_clones)
     items, shape = len(gaps), gaps.shape[2:]
     tests = math.prod(shape)
     B = math.ceil(100 * tests / level) if relabellings is None else checked_integer("relabellings", relabellings, 1)
     table = np.ascontiguousarray(gaps.reshape(items, gaps.shape[1], tests))
-    p_value = (1 + _exceeding(table, B, keys(seed, Purpose.CALIBRATION)[()])) / (B + 1)
+    p_value = p_values(table, B, int(keys(checked_seed(seed), Purpose.CALIBRATION))).reshape(shape)
     mean, error = gaps[:, 0].mean(axis=0), gaps[:, 0].std(axis=0, ddof=1) / np.sqrt(items)
     half = t.ppf(0.975, items - 1) * error
     # Standard deviation of G* over all relabellings: the g_j of an item add up to 0.
     spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) / items
-    visible = norm.isf(level / tests / 2) * spread
-    p_value = p_value.reshape(shape)
-    return Calibration(mean, mean - half, mean + half, p_value, holm(p_value), visible, float(level), B)
+    visible = np.where(spread > 0, norm.isf(level / tests / 2) * spread, np.inf)
+    return Calibration(mean, mean - half, mean + half, p_value, holm(p_value), visible, level, B)
+
+
+def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
+    """Test whether the reconstructions of a run are draws from the posterior, reading by reading.
+
+    For a symmetric f of two data, an original x_0 and two of its clones x̂, x̂', the gap
+
+        E f(x_0, x̂) - E f(x̂, x̂')
+
+    is 0 if the clones are draws from p(x_0 | x_t). It is above 0 if they resemble the original too much, and below 0 if they
+    resemble each other too much, as those of a sampler without noise do. The test is the exact randomisation test of
+    `calibrate`, on trajectory 0 of every item. All trajectories enter the gap and its interval, which is computed from the
+    differences between items, or between grammars if there are several (`uturn.statistics.Replicates`).
+
+    Parameters
+    ----------
+    ds : Dataset of `uturn.run`
+        A finished run with `clones` >= 2, with all of its clones: `clone_<variable>` is a mean over them.
+    variable : str, or sequence of str
+        Symmetric variables, those with a twin `clone_<variable>`. For samplers of marginals choose joint readings, such as
+        "parsed" (tree levels found by parsing), "same_class" or "same_label".
+    level : float in (0, 1)
+        False-alarm rate of all tests of the call together.
+    seed : int
+        Seed of the relabellings.
+
+    Returns
+    -------
+    Dataset
+        `gap`, `low`, `high`: the gap and the ends of its 95 % interval. `p`: p-value of each test. `p_holm`: p-values adjusted by
+        Holm, of which any is <= a with a probability of at most a for exact draws. `visible`: size of a gap that the test detects
+        with a probability of about one half at this level. Dims: those of the variable without item, trajectory and clone: noise
+        and perhaps tree_level or network_layer; for several variables noise and `reading`, named "variable" or
+        "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items`, `trajectories`,
+        `clones`.
+
+    Raises
+    ------
+    ValueError
+        If `ds` is no dataset, lacks a variable or its twin, has fewer than two clones or items, or readings that are missing.
+
+    Notes
+    -----
+    The test is one of consistency of the reconstructions with the noisy data. It sees no loss of information: reconstructions
+    that ignore x_t and are drawn from the law of the data have no gap.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> run = ut.run(ut.Experiment.from_dict({
+    ...     "items": 100, "clones": 2,
+    ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
+    ...     "corruption": {"type": "masking", "noise": [0.3, 0.6]},
+    ...     "backward": {"type": "exact"},
+    ...     "probes": [{"type": "parsed_levels"}],
+    ... }))
+    >>> found = ut.calibration(run, "parsed")
+    >>> dict(found.gap.sizes), found.attrs["passed"]
+    ({'noise': 2, 'tree_level': 4}, True)
+    """
+    import xarray as xr
+
+    names = _checked_variables(ds, variable)
+    level = _checked_level(level)
+    several = not isinstance(variable, str)
+    pairs = [_pair(ds, name, several) for name in names]
+    originals, twins = (xr.concat([pair[k] for pair in pairs], "reading") if several else pairs[0][k] for k in (0, 1))
+    first, rows = (values.isel(trajectory=0, missing_dims="ignore").values for values in (originals, twins))
+    found = calibrate(first, rows, level, seed=seed)
+    gaps = replicates((originals - twins).transpose("noise", "item", ...))
+    gap, low, high = gaps.interval(lambda mean: mean)
+    numbers = {"gap": gap, "low": low, "high": high, "p": found.p_value, "p_holm": found.adjusted, "visible": found.visible}
+    layout = originals.isel(item=0, clone=0, trajectory=0, drop=True, missing_dims="ignore")
+    result = xr.Dataset({name: (layout.dims, values) for name, values in numbers.items()}, layout.coords)
+    sizes = {"items": ds.sizes["item"], "trajectories": ds.sizes.get("trajectory", 1), "clones": ds.sizes["clone"]}
+    return result.assign_attrs(
+        variable=", ".join(names), passed=found.passed, level=level, relabellings=found.relabellings, **sizes
+    )
+
+
+def _checked_level(level: Any) -> float:
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        raise ValueError(f"level = {shown(level)}: expected a false-alarm rate between 0 and 1")
+    return float(level)
+
+
+def _checked_variables(ds: Any, variable: Any) -> list[str]:
+    """Names of variables with twins in a dataset with clones, or a ValueError."""
+    import xarray as xr
+
+    if not isinstance(ds, xr.Dataset):
+        raise ValueError(f"ds = {shown(ds)}: expected the dataset that uturn.run gives for an experiment with clones >= 2")
+    lacking = [dim for dim in ("noise", "item") if dim not in ds.dims]
+    if lacking:
+        raise ValueError(f"ds has no dim {lacking[0]!r}; expected all of them: select by lists, such as ds.isel(noise=[0])")
+    names = [variable] if isinstance(variable, str) else list(variable) if isinstance(variable, Sequence) else []
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"variable = {shown(variable)}: expected the name of a variable, or a list of different names")
+    clones = ds.sizes.get("clone", 1)
+    if clones < 2:
+        raise ValueError(f"ds has {clones} clone of each noisy datum, expected at least 2: run the experiment with clones = 2")
+    known = [str(name) for name in ds.data_vars if f"clone_{name}" in ds]
+    for name in names:
+        if name not in known:
+            what = f"has no twin clone_{name}, as only symmetric variables have" if name in ds else "is not in the dataset"
+            raise ValueError(f"variable = {name!r} {what}; expected one of {known}")
+    if ds.attrs.get("missing_tasks"):
+        raise ValueError(f"the run is not finished: {ds.attrs['missing_tasks']} tasks are missing; run it again to its end")
+    return names
+
+
+def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
+    """A variable and its twin, float64 (item, clone, noise, .., trajectory); `joined`: further dims become one, `reading`."""
+    last = [dim for dim in ds[name].dims if dim == "trajectory"]
+    found = []
+    for values in (ds[name], ds[f"clone_{name}"]):
+        values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
+        missing = values.isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
+        if missing.any():
+            item, noise = (int(where[0]) for where in np.nonzero(missing.values))
+            raise ValueError(
+                f"variable = {name!r}: readings are missing at noise {float(ds.noise[noise]):g}, item number {item} of the "
+                f"dataset; finish the run, or leave such items out"
+            )
+        found.append(_joined(values, name) if joined else values)
+    return found
+
+
+def _joined(values: xr.DataArray, name: str) -> xr.DataArray:
+    dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
+    if not dims:
+        return values.expand_dims(reading=[name], axis=3)
+    stacked = values.stack(reading=dims)
+    places = [dict(zip(dims, np.atleast_1d(place), strict=True)) for place in stacked.reading.values.tolist()]
+    labels = [", ".join([name, *(f"{dim} = {at}" for dim, at in place.items())]) for place in places]
+    stacked = stacked.drop_vars(["reading", *dims]).assign_coords(reading=labels)
+    return stacked.transpose("item", "clone", "noise", "reading", ...)
 
 
 def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
@@ -176,123 +308,3 @@ def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndar
     original, clones = data[:, 0], data[:, 1:]
     first = [np.asarray(f(original, clones[:, k]), float) for k in range(clones.shape[1])]
     return np.stack(first, axis=1), between_clones(clones, clones.shape[1], f)
-
-
-def clone_agreement(experiment: Experiment, clones: int = 8, noise: Any = None) -> xr.Dataset:
-    """The arguments of `calibrate` for an experiment with the exact posterior, with readings that depend on joint draws.
-
-    At each noise level every original gets the noisy datum of trajectory 0 of the run, and K posterior draws given it; clone 0
-    is the reconstruction of the run. For strings, f is the share of the nodes of a tree level with the same symbol, after
-    parsing the leaves; a node that is not grammatical equals nothing. For vectors, f is the cosine of their components after
-    the mean of the law is subtracted, and equality of the class.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        An experiment on strings or vectors with the backward "exact". For Bayesian channels all gaps are 0; the ε-process is not
-        Bayesian.
-    clones : int K >= 2
-    noise : sequence of float, optional
-        Noise levels; by default those of the experiment.
-
-    Returns
-    -------
-    Dataset with dims noise, item, clone, reading
-        `with_original`, `with_clones`: as in `calibrate`. `reading` is the tree level, or "cosine" and "class".
-
-    Raises
-    ------
-    ValueError
-        For another backward.
-    """
-    import xarray as xr
-
-    from uturn.experiment import u_turn
-
-    checked_integer("clones", clones, 2)
-    source, corruption, backward, _ = experiment.parts
-    if experiment.backward["type"] != "exact":
-        raise ValueError(f"backward = {experiment.backward['type']!r}: expected 'exact', which draws from the posterior")
-    levels = np.array(experiment.noise if noise is None else noise, float)
-    items = np.arange(experiment.items)
-    vectors = source.kind == "vectors"
-    found: dict[str, list[np.ndarray]] = {"with_original": [], "with_clones": []}
-    for level in levels:
-        pairs = []
-        for originals in source.blocks(items, experiment.seed, experiment.items):
-            streams = Streams(experiment.seed, originals.items, float(level))
-            u_turns = u_turn(originals, corruption, backward, float(level), streams, clones=clones)
-            data = np.concatenate([originals.data[:, None], originals.data_of(u_turns.reconstructions)], axis=1)
-            pairs.append(_vector_agreement(source, originals.law, data) if vectors else parsed_agreement(originals.rhm, data))
-        for values, pieces in zip(found.values(), zip(*pairs, strict=True), strict=True):
-            values.append(np.concatenate(pieces))
-    reading = ["cosine", "class"] if vectors else [str(k) for k in range(originals.rhm.depth + 1)]
-    return xr.Dataset(
-        {name: (("noise", "item", "clone", "reading"), np.array(values)) for name, values in found.items()},
-        coords={"noise": levels, "reading": reading, "item": items},
-    )
-
-
-def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate` from strings: shares of nodes with the same symbol, for every tree level.
-
-    Parameters
-    ----------
-    rhm : RandomHierarchyModel
-    strings : int64 array (items, K + 1, num_leaves)
-        The original of every item, then its clones. A node that is not grammatical equals nothing.
-
-    Returns
-    -------
-    with_original, with_clones : arrays (items, K, tree levels)
-    """
-    latents = rhm.parse(strings.reshape(-1, strings.shape[2])).latents
-
-    def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return ((a == b) & (a >= 0)).mean(axis=1)
-
-    return _stacked([paired(latents[level].reshape(*strings.shape[:2], -1), same) for level in sorted(latents)])
-
-
-def _vector_agreement(source: Any, law: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate` from vectors (items, K + 1, dimension): cosine and equality of the class."""
-    centred = np.asarray(values, float) - law.mean
-    unit = centred / np.linalg.norm(centred, axis=2, keepdims=True)
-    kinds = source.classify(values.reshape(-1, values.shape[2]), law).reshape(values.shape[:2])
-    return _stacked([paired(unit, lambda a, b: (a * b).sum(axis=1)), paired(kinds, lambda a, b: a == b)])
-
-
-def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    first, second = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
-    return first, second
-
-
-def _exceeding(gaps: np.ndarray, relabellings: int, key: Any) -> np.ndarray:
-    """Number of relabellings whose mean gap is at least as large in absolute value as the observed one: int64 (tests,)."""
-    blocks = -(-relabellings // _BLOCK)
-    hits = np.zeros((blocks, gaps.shape[2]), np.int64)
-    least = np.abs(gaps[:, 0].mean(axis=0)) - _MARGIN
-    _relabel(gaps, np.uint64(key), relabellings, least * len(gaps), hits)
-    return hits.sum(axis=0)
-
-
-@njit(parallel=True, cache=True)
-def _relabel(gaps, key, relabellings, least, hits):
-    items, size, tests = gaps.shape
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for block in prange(len(hits)):
-        total = np.empty(tests)
-        words = np.empty(4, np.uint64)
-        for number in range(block * _BLOCK, min((block + 1) * _BLOCK, relabellings)):
-            stream = fold(key, np.uint64(number))
-            total[:] = 0
-            for i in range(items):
-                if i % 4 == 0:  # one Philox call gives four uniform words of 32 bits
-                    a, b = philox(stream, np.uint64(i // 4))
-                    words[0], words[1], words[2], words[3] = a & low, a >> shift, b & low, b >> shift
-                j = (words[i % 4] * np.uint64(size)) >> shift
-                for k in range(tests):
-                    total[k] += gaps[i, j, k]
-            for k in range(tests):
-                if abs(total[k]) >= least[k]:
-                    hits[block, k] += 1

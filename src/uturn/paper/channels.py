@@ -17,7 +17,7 @@ import xarray as xr
 
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.experiment import Experiment, run
-from uturn.measures.calibration import calibrate, clone_agreement, holm
+from uturn.measures.calibration import calibrate, holm
 from uturn.paper.verdicts import Rule, Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.random import Streams
@@ -45,8 +45,10 @@ class ChannelSpec(NamedTuple):
     @property
     def readings(self) -> list[str]:
         """The readings in which clones are compared; the lowest tree levels show errors in the weight of the evidence best."""
-        depth = getattr(self.experiment.parts.source, "depth", None)
-        return ["cosine", "class"] if depth is None else [str(k) for k in sorted({0, 1, 2, depth}) if k <= depth]
+        source = self.experiment.parts.source
+        if not hasattr(source, "depth"):
+            return ["class", *(f"scale {scale:g}" for scale in source.scales())]
+        return [f"level {k}" for k in sorted({0, 1, 2, source.depth}) if k <= source.depth]
 
 
 def channel_spec(
@@ -57,10 +59,12 @@ def channel_spec(
     items = 1000 if (strings and source["depth"] <= 4) or scale == "paper" else 200
     spec = {
         "items": items,
+        "clones": CLONES,
+        "chunk": 250,
         "source": {"grammars": 8, **source} if strings else source,
         "corruption": {"type": kind, "noise": list(NOISE[kind] if noise is None else noise)},
         "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels" if strings else "scales"}],
+        "probes": [{"type": name} for name in (("tree_levels", "parsed_levels") if strings else ("scales",))],
     }
     return ChannelSpec(label, Experiment.from_dict(spec))
 
@@ -74,7 +78,7 @@ def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdic
     bayesian = [one for one in channels if one.is_bayesian]
     measured = {}
     for one in channels:
-        settings = {"experiment": one.experiment.identity(), "clones": CLONES}
+        settings = {"experiment": one.experiment.identity()}
         measured[one.label] = workshop.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
     if bayesian:
         data = [measured[one.label] for one in bayesian]
@@ -83,10 +87,21 @@ def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdic
 
 
 def measure(one: ChannelSpec) -> xr.Dataset:
-    """The data of the verdicts: agreement of originals and clones, marginals at the originals, and the noise that was drawn."""
-    found = clone_agreement(one.experiment, CLONES)
+    """The data of the verdicts: agreement of originals and clones, marginals at the originals, and the noise that was drawn.
+
+    `with_original`, `with_clones` (noise, item, clone, reading): the arguments of `calibrate`. `belief` (noise, item, reading).
+    """
+    ds = run(one.experiment).isel(trajectory=0)
     if hasattr(one.experiment.parts.source, "depth"):
-        found["belief"] = run(one.experiment).belief.rename(tree_level="reading").assign_coords(reading=found.reading)
+        readings = [f"level {k}" for k in ds.tree_level.values]
+        found = ds[["parsed", "clone_parsed", "belief"]].rename(tree_level="reading").assign_coords(reading=readings)
+        found = found.rename(parsed="with_original", clone_parsed="with_clones")
+    else:
+        readings = ["class", *(f"scale {scale:g}" for scale in ds.scale.values)]
+        pairs = (("same_label", "scale_similarity"), ("clone_same_label", "clone_scale_similarity"))
+        columns = [xr.concat([ds[a], ds[b].rename(scale="reading")], "reading") for a, b in pairs]
+        found = xr.Dataset(dict(zip(("with_original", "with_clones"), columns, strict=True))).assign_coords(reading=readings)
+    found = found.astype(float).reset_coords(drop=True).drop_attrs()
     return xr.merge([found, drawn_noise(one.experiment)]) if one.is_bayesian else found
 
 
@@ -225,18 +240,14 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         for name in ("p_value", "gap", "low", "high", "visible")
     )
     names = [
-        f"{one.label} {noise:g}, {_words(one, reading)}"
-        for one in channels
-        for noise in one.experiment.noise
-        for reading in one.readings
+        f"{one.label} {noise:g}, {reading}" for one in channels for noise in one.experiment.noise for reading in one.readings
     ]
-    visible = np.where(visible > 0, visible, np.inf)  # a reading that is always the same detects nothing
     adjusted = holm(p)
     least = int(p.argmin())
     strings = [one for one in channels if hasattr(one.experiment.parts.source, "depth")]
-    what = "share of equal parsed nodes per tree level" if strings else "cosine, same class"
+    what = "share of equal parsed nodes per tree level" if strings else "same class, cosine per scale"
     if 0 < len(strings) < len(channels):
-        what += "; vectors: cosine, same class"
+        what += "; vectors: same class, cosine per scale"
     worst = f"{names[least]}: gap {Estimate(gap[least], low[least], high[least])}"
     if channels[0].is_bayesian:
         expected, word = "0: originals and draws are exchangeable given the observation", "no"
@@ -284,7 +295,3 @@ def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dat
 
 def _levels(one: ChannelSpec) -> str:
     return ", ".join(f"{x:g}" for x in one.experiment.noise)
-
-
-def _words(one: ChannelSpec, reading: str) -> str:
-    return f"level {reading}" if reading.isdecimal() else reading

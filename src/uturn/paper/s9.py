@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment, u_turn
+from uturn.measures.cloning import mixture_cloning_probability
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
@@ -155,13 +156,9 @@ def _accuracy(network: Any, vectors: Any) -> float:
 def kept_mode(noise: Any, separation: float) -> np.ndarray:
     """Probability that a U-turn keeps the mode of two equal Gaussians of variance 1, a distance `separation` apart.
 
-    Only the axis through the means matters. Along it the log-odds of the true mode are 2 (s + sqrt(s) z), z normal, with the
-    signal-to-noise ratio s = abar separation^2 / 4. Two posterior draws agree with probability (1 + E tanh(s + sqrt(s) z)) / 2.
+    Original and draw are exchangeable with two clones, so this is the probability that two clones have the same mode.
     """
-    s = np.exp(-2 * np.asarray(noise, float))[..., None] * separation**2 / 4
-    z = np.linspace(-9, 9, 2001)
-    weight = np.exp(-(z**2) / 2)
-    return 0.5 + 0.5 * (np.tanh(s + np.sqrt(s) * z) * weight).sum(-1) / weight.sum()
+    return mixture_cloning_probability(noise, separation**2)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
-from uturn.measures.calibration import parsed_agreement
+from uturn.measures.calibration import paired
 from uturn.paper.channels import gaussian_law
 from uturn.random import Purpose, keys
 from uturn.rhm import RandomHierarchyModel
@@ -226,6 +226,21 @@ def measured(size: Size, sampler: Sampler) -> xr.Dataset:
         coords={"steps": list(steps)},
         attrs={"strings": strings},
     )
+
+
+def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of `calibrate` from strings (items, K + 1, num_leaves), the original first: shares of equal parsed nodes.
+
+    Returns two arrays (items, K, tree levels). A node that is not grammatical equals nothing.
+    """
+    latents = rhm.parse(strings.reshape(-1, strings.shape[2])).latents
+
+    def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return ((a == b) & (a >= 0)).mean(axis=1)
+
+    pairs = [paired(latents[level].reshape(*strings.shape[:2], -1), same) for level in sorted(latents)]
+    first, rows = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
+    return first, rows
 
 
 def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from uturn.plotting.calibration import draw_gap, draw_zero
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
 
 if TYPE_CHECKING:
@@ -51,6 +52,39 @@ def draw_layers(data: xr.Dataset) -> Any:
                 axis.tick_params(labelleft=False)
         _draw_class(axes[panels - 1], data, names)
         words = _caption(data, "bands and brackets: 95 % intervals", int(14 * width))
+        figure.text(0.005, -0.01, words, color=MUTED, fontsize=9, va="top")
+    return figure
+
+
+def draw_calibration(data: xr.Dataset) -> Any | None:
+    """Gaps of same class and of first, middle and last layer, one panel for each classifier. None for a run without clones."""
+    if "gap_class" not in data:
+        return None
+    data, families = _readable(data)
+    names = [str(name) for name in data.classifier.values]
+    with style(families) as plt:
+        figure, panels = plt.subplots(
+            1, len(names), figsize=(6.4 * len(names), 4.4), squeeze=False, sharey=True, layout="constrained"
+        )
+        for name, axis, k in zip(names, panels[0], range(len(names)), strict=True):
+            one = data.isel(classifier=k)
+            one = one.isel(noise=np.isfinite(one.gap_class_p.values))
+            level, layers = float(one.calibration_level), [str(layer) for layer in one.layer.values if str(layer)]
+            draw_zero(axis)
+            draw_gap(axis, one.noise, one.gap_class, one.gap_class_p <= level, CLASS, "same class", "s")
+            colors = level_colors(len(layers))
+            edges = evenly_spaced(len(layers), 3)
+            for j in edges:
+                gap, p = one.gap_layer.isel(network_layer=j), one.gap_layer_p.isel(network_layer=j)
+                aside = 0.006 * _end(data) * (1 + edges.index(j))  # bars of several readings stand beside each other
+                draw_gap(axis, one.noise + aside, gap, p <= level, colors[j], f"similarity of {_brief(layers[j])}")
+            axis.set(xlim=(0, _end(data)), xlabel=_axis_label(data))
+            axis.set_title(_brief(name, 60))
+            axis.legend()
+        panels[0, 0].set_ylabel(r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
+        words = _caption(
+            data, "0 for draws from the posterior; bars: 95 % intervals; full marks: p by Holm <= .001", int(90 * len(names))
+        )
         figure.text(0.005, -0.01, words, color=MUTED, fontsize=9, va="top")
     return figure
 

@@ -6,11 +6,12 @@ from uturn.probes.changes import Changes
 from uturn.probes.network_layers import NetworkLayers
 from uturn.probes.pictures import KeepImages
 from uturn.probes.scales import Scales
-from uturn.probes.tree import Messages, TreeLevels
+from uturn.probes.tree import Messages, ParsedLevels, TreeLevels
 from uturn.protocols import Probe as Probe
 
 PROBES: dict[str, type] = {
     "tree_levels": TreeLevels,
+    "parsed_levels": ParsedLevels,
     "messages": Messages,
     "network_layers": NetworkLayers,
     "images": KeepImages,

@@ -48,6 +48,36 @@ def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return ((a == b) & (a >= 0)).mean(axis=-1, dtype=np.float64)
 
 
+class ParsedLevels(Spec, Probe):
+    """Share of unchanged nodes of each tree level, where the tree of a reconstruction is found by parsing its leaves.
+
+    `parsed`: share of the nodes with the symbol of the original, 0 .. 1; a node that is not grammatical equals nothing. For exact
+    posterior draws and for denoised strings it equals `unchanged` of `TreeLevels`. A parsed node depends on all leaves below it
+    together, so this reading shows whether a sampler draws leaves jointly, which latents that it drew one by one do not show.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    type: Literal["parsed_levels"] = "parsed_levels"
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "trajectory", "tree_level")
+        return {"parsed": Variable(dims, "share of unchanged nodes after parsing the leaves", symmetric=True)}
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {"tree_level": np.arange(source.depth + 1)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        before, leaves = u_turns.originals.draw.latents, u_turns.reconstructions[0]
+        after = u_turns.originals.rhm.parse(leaves.reshape(-1, leaves.shape[2])).latents
+        nodes = [after[level].reshape(*leaves.shape[:2], -1) for level in sorted(before)]
+        same = [_share_of_equal_nodes(nodes[level], before[level][:, None]) for level in sorted(before)]
+        found = {"parsed": np.stack(same, axis=-1)}
+        if u_turns.clones > 1:
+            twins = [between_clones(values, u_turns.clones, _share_of_equal_nodes) for values in nodes]
+            found["clone_parsed"] = np.stack(twins, axis=-1)
+        return found
+
+
 class Messages(Spec, Probe):
     """Exact messages at the true symbols, averaged over the nodes of each level and over trajectories.
 

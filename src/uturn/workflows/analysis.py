@@ -13,6 +13,7 @@ import numpy as np
 from uturn.checks import shown
 from uturn.plotting.images import evenly_spaced
 from uturn.statistics import Replicates, Transition, inversion, replicates, transition
+from uturn.workflows.clones import gaps_of
 from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     - `similarity`: mean cosine of each layer. `half_life`: smallest noise at which it has fallen halfway from 1 to its value at
       the largest noise.
     - `inversion`: noise beyond which the last layer (the logits) stays less similar than the first.
+    - `gap_class`, `gap_layer` (runs with clones): E f(x0, x̂) - E f(x̂, x̂') for the predicted class and the similarity of each
+      layer, 0 if reconstructions are draws from the posterior (`uturn.calibration`, level .001).
 
     Parameters
     ----------
@@ -47,11 +50,13 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     Dataset
         similarity (classifier, noise, network_layer, estimate); same_class and other agreements (classifier, noise, estimate);
         chance (classifier); transition, inversion (classifier, axis, estimate); width (classifier, estimate); half_life
-        (classifier, network_layer, axis, estimate). `classifier`: name of the probe, or its classifier if it has no name.
-        `estimate`: value, low and high end of its 95 % interval over items (`uturn.statistics.Replicates`), clipped to the
-        possible range; NaN if the number does not exist, for the reason in `remark`. `axis`: noise, and by interpolation the
-        run's other axes. `layer`: names of the layers, "" beyond the last one of a classifier. If images were kept: `original`,
-        `image` of the first items, for the grid.
+        (classifier, network_layer, axis, estimate). With clones also gap_class (classifier, noise, estimate), gap_layer
+        (classifier, noise, network_layer, estimate), their p-values by Holm over all of a classifier, gap_class_p, gap_layer_p,
+        and the smallest gaps that would be seen, gap_class_visible, gap_layer_visible. `classifier`: name of the probe, or its
+        classifier if it has no name. `estimate`: value, low and high end of its 95 % interval over items
+        (`uturn.statistics.Replicates`), clipped to the possible range; NaN if the number does not exist, for the reason in
+        `remark`. `axis`: noise, and by interpolation the run's other axes. `layer`: names of the layers, "" beyond the last one
+        of a classifier. If images were kept: `original`, `image` of the first items, for the grid.
 
     Raises
     ------
@@ -115,6 +120,7 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
             "inversion": (("axis", "estimate"), axes.at(_place(similarity, lambda c: inversion(x, c[:, -1], c[:, 0]), x))),
             "half_life": (("network_layer", "axis", "estimate"), np.stack([axes.at(place) for place in half_lives])),
             **{name: (("noise", "estimate"), values) for name, values in _agreements(run, prefix, x).items()},
+            **gaps_of(run, prefix, x),
             "layer": ("network_layer", np.array(layers, object)),
             "model": probe.classifier,
         },

@@ -16,12 +16,14 @@ from uturn.datasets import write_dataset
 from uturn.files import named_errors, whole_file, whole_folder
 from uturn.plotting.images import evenly_spaced
 from uturn.workflows.analysis import AGREEMENTS, ESTIMATE, analyse
+from uturn.workflows.clones import gap_rows
 from uturn.workflows.runs import kept_images, originals
 
 if TYPE_CHECKING:
     import xarray as xr
 
-RESULTS = ("analysis.zarr", "transition.json", "layers.png", "layers.pdf", "grid.png", "grid.pdf")
+FIGURES = ("layers", "grid", "calibration")
+RESULTS = ("analysis.zarr", "transition.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")))
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 
 
@@ -30,7 +32,8 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
 
     Writes `analysis.zarr` (the dataset of `analyse`), `transition.json` (its numbers) and `layers.png`, `.pdf` (like Figs. 2 and
     16 of arXiv:2402.16991). If the run kept images, also `grid.png`, `.pdf` (like Fig. 1), and with `save_images` the folder
-    `reconstructions/` with an 8-bit PNG of every kept image. Returns the analysis.
+    `reconstructions/` with an 8-bit PNG of every kept image. If the run has clones, also `calibration.png`, `.pdf`. Returns the
+    analysis.
 
     Raises
     ------
@@ -71,15 +74,16 @@ def check_folder(out: Path, save_images: bool, kept: int) -> None:
 
 def _draw(analysis: xr.Dataset, folder: Path) -> None:
     """The figures of an analysis as PNG and PDF files."""
-    from uturn.plotting.images import draw_grid, draw_layers
+    from uturn.plotting.images import draw_calibration, draw_grid, draw_layers
     from uturn.plotting.style import style
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
     with style() as plt:
-        for name, figure in (("layers", draw_layers(analysis)), ("grid", draw_grid(analysis))):
+        for name, draw in zip(FIGURES, (draw_layers, draw_grid, draw_calibration), strict=True):
+            figure = draw(analysis)
             for path in (folder / f"{name}.png", folder / f"{name}.pdf"):
                 if figure is None:
-                    path.unlink(missing_ok=True)  # of an earlier run that kept images
+                    path.unlink(missing_ok=True)  # of an earlier run that kept images, or had clones
                 else:
                     with whole_file(path) as file:
                         figure.savefig(file, format=path.suffix[1:])
@@ -133,6 +137,7 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
             "half_life": {layer: on_axes(one.half_life.isel(network_layer=k)) for k, layer in layers},
             "chance": float(one.chance) if np.isfinite(one.chance) else None,
             **{name: [plain(v) for v in one[name].values] for name in AGREEMENTS if name in one},
+            **({"calibration": _calibration(one)} if "gap_class" in one else {}),
         }
     return {
         "run": analysis.attrs["description"],
@@ -146,10 +151,29 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
     }
 
 
+def _calibration(one: xr.Dataset) -> dict[str, Any]:
+    """Gaps of one classifier at the measured noise levels, and whether none of them is detected."""
+    rows = {name: row.dropna("noise", subset=["p"]) for name, row in gap_rows(one)}
+    level = float(one.calibration_level)
+    return {
+        "passed": all(bool((row.p > level).all()) for row in rows.values()),
+        "level": level,
+        "noise": [float(x) for x in next(iter(rows.values())).noise.values],
+        "gaps": {
+            name: [
+                {**dict(zip(ESTIMATE, map(float, row.gap.values[k]), strict=True)), "p_holm": float(row.p[k])}
+                for k in range(row.sizes["noise"])
+            ]
+            for name, row in rows.items()
+        },
+    }
+
+
 def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
     """Tables for a terminal (rich), one for each classifier: t*, width, inversion, half-lives of at most `most_layers` layers.
 
-    The first column of numbers gives values with intervals; the others give the values on the run's other axes.
+    The first column of numbers gives values with intervals; the others give the values on the run's other axes. For a run with
+    clones a second table gives the gap of each reading where its p-value is smallest.
     """
     from rich.table import Table
 
@@ -168,6 +192,30 @@ def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
         for k in evenly_spaced(len(layers), most_layers):
             table.add_row(f"half-life of {layers[k]}", *_cells(one.half_life.isel(network_layer=k)))
         yield table
+        if "gap_class" in one:
+            yield _calibration_table(str(name), one, titles["noise"], most_layers)
+
+
+def _calibration_table(name: str, one: xr.Dataset, noise: str, most_layers: int) -> Any:
+    from rich.table import Table
+
+    level, rows = float(one.calibration_level), list(gap_rows(one))
+    seen = min(float(row.p.min()) for _, row in rows) <= level
+    verdict = "no draws from the posterior" if seen else "no gap is detected"
+    table = Table(title=f"{name}: calibration, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", title_justify="left")
+    for heading in ("f", f"{noise} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen"):
+        table.add_column(heading, overflow="fold")
+    for k in [0, *(1 + k for k in evenly_spaced(len(rows) - 1, most_layers))]:
+        reading, row = rows[k]
+        worst = row.isel(noise=int(row.p.argmin("noise", skipna=True)))
+        cells = (
+            f"{float(worst.noise):.3g}",
+            _with_interval(worst.gap.values),
+            f"{float(worst.p):.2g}",
+            f"{float(worst.visible):.2g}",
+        )
+        table.add_row(reading if k == 0 else f"similarity of {reading}", *cells)
+    return table
 
 
 def _cells(places: xr.DataArray) -> list[str]:

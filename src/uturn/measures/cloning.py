@@ -1,0 +1,189 @@
+"""Cloning, speciation and collapse: when a diffusion process decides the class of a datum, and when it recalls a training datum.
+
+Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)` (arXiv:2402.18491). A reverse process that
+starts at full noise first decides the class (speciation, t_S). At smaller noise it decides for one of n training data, if the
+model knows nothing else (collapse, t_C). Both are measured by cloning: two reconstructions of one noisy datum are compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from uturn.checks import checked_integer, shown
+from uturn.random import Purpose, keys, normals
+
+
+def cloning_probability(same: Any) -> Any:
+    """Probability that two clones of one noisy datum fall in the same class, phi(t) of arXiv:2402.18491.
+
+    Parameters
+    ----------
+    same : DataArray with dims noise, item, clone and perhaps trajectory
+        The twin `clone_same_class` or `clone_same_label` of a run with several clones: share of the other clones that have the
+        class of clone k.
+
+    Returns
+    -------
+    DataArray (noise, estimate)
+        The mean over items, trajectories and clones, and its 95 % interval (`uturn.statistics.Replicates`); `estimate`: "value",
+        "low", "high".
+    """
+    import xarray as xr
+
+    from uturn.statistics import replicates
+
+    values = replicates(same).interval(lambda mean: mean)
+    return xr.DataArray(values.T, {"noise": same.noise, "estimate": ["value", "low", "high"]}, ("noise", "estimate"))
+
+
+def mixture_cloning_probability(noise: Any, squared_distance: float, variance: float = 1.0) -> np.ndarray:
+    """phi(t) of two equally frequent Gaussians of the same isotropic covariance (Eq. 14 of arXiv:2402.18491).
+
+    With m = half the distance of the means and Gamma = abar variance + 1 - abar, the component z of x_t along the axis through
+    the means decides: a clone belongs to mode 1 with probability `r(z) = 1/(1 + exp(-2 sqrt(abar) m z / Gamma))`, and
+
+        phi(t) = E[r(z)**2 + (1 - r(z))**2],    z ~ N(sqrt(abar) m, Gamma).
+
+    Parameters
+    ----------
+    noise : array (...,)
+        Times t >= 0.
+    squared_distance : float
+        Squared distance of the two means, > 0.
+    variance : float
+        Variance of each component of a mode, > 0.
+
+    Returns
+    -------
+    float64 array (...,)
+        1 at t = 0 (if the modes do not overlap), 1/2 at t = inf.
+
+    Examples
+    --------
+    >>> mixture_cloning_probability([0.0, 3.0, np.inf], squared_distance=256).round(3).tolist()
+    [1.0, 0.569, 0.5]
+    """
+    D, v = _positive("squared_distance", squared_distance), _positive("variance", variance)
+    t = np.asarray(noise, float)[..., None]
+    abar, m = np.exp(-2 * t), np.sqrt(D) / 2
+    gamma = abar * v - np.expm1(-2 * t)
+    xi = np.linspace(-9, 9, 2001)
+    weights = np.exp(-(xi**2) / 2)
+    a = np.sqrt(abar) * m / np.sqrt(gamma)
+    r = 1 / (1 + np.exp(-2 * np.clip(a * (a + xi), -300, 300)))
+    return 1 - 2 * ((r * (1 - r)) @ weights) / weights.sum()
+
+
+def largest_eigenvalue(data: Any) -> float:
+    """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are components."""
+    return float(covariance_eigenvalues(data)[0])
+
+
+def covariance_eigenvalues(data: Any) -> np.ndarray:
+    """Eigenvalues of the covariance of data (items, ...), largest first: float64 (min(items - 1, components),).
+
+    The covariance is divided by items - 1.
+    """
+    values = np.asarray(data, float)
+    if values.ndim < 2 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"data has shape {values.shape}; expected finite numbers (items, components), at least two items")
+    values = values.reshape(len(values), -1)
+    found = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2 / (len(values) - 1)
+    return found[: min(len(values) - 1, values.shape[1])]
+
+
+def speciation_time(eigenvalue: float) -> float:
+    """Time t_S at which the class of a reconstruction is decided: `Lambda exp(-2 t_S) = 1`, abar_S = 1/Lambda.
+
+    Lambda is the largest eigenvalue of the covariance of the data, in the units of the diffusion process, whose noise has
+    variance 1 (section 3 of arXiv:2402.18491). 0 for Lambda <= 1. It is a scale, not the place where phi has fallen by half: that
+    one lies at a distance of order 1 from it, which does not grow with the dimension.
+
+    Examples
+    --------
+    >>> round(speciation_time(65.0), 3)
+    2.087
+    """
+    return 0.5 * float(np.log(max(_positive("eigenvalue", eigenvalue), 1.0)))
+
+
+def collapse_time(eigenvalues: Any, count: int) -> float:
+    """Time t_C below which the exact posterior of `count` training data recalls one of them.
+
+    The noisy data of n points of a Gaussian law are told apart where the capacity of the channel reaches the rate of the code,
+
+        (1/2) sum_i log(1 + lambda_i / (exp(2 t_C) - 1)) = log n,
+
+    with the eigenvalues lambda_i of the covariance. For d equal ones this is the formula of arXiv:2402.18491,
+    `t_C = (1/2) log(1 + sigma^2 / (n^(2/d) - 1))`.
+
+    Parameters
+    ----------
+    eigenvalues : array (components,)
+        Of the covariance of the data, >= 0, not all 0.
+    count : int >= 2
+        Number n of training data.
+
+    Examples
+    --------
+    >>> round(collapse_time(np.ones(64), 1000), 4), round(0.5 * float(np.log(1 + 1 / (1000 ** (2 / 64) - 1))), 4)
+    (0.8195, 0.8195)
+    """
+    from scipy.optimize import brentq
+
+    values = np.asarray(eigenvalues, float)
+    if values.ndim != 1 or not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
+        raise ValueError(f"eigenvalues = {shown(eigenvalues)}: expected numbers >= 0 (components,), not all of them 0")
+    wanted = np.log(checked_integer("count", count, 2))
+
+    def excess(log_noise: float) -> float:
+        return 0.5 * float(np.log1p(values * np.exp(-log_noise)).sum()) - wanted
+
+    low = high = np.log(values.max())
+    while excess(low) < 0:
+        low -= 10
+    while excess(high) > 0:
+        high += 10
+    return 0.5 * float(np.log1p(np.exp(brentq(excess, low, high, xtol=1e-12))))
+
+
+def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int = 500) -> np.ndarray:
+    """Probability that two clones are the same training datum, for the exact posterior of a finite set of data.
+
+    For data x_i, all equally probable, p(x_i | x_t) is proportional to `exp(-|x_t - sqrt(abar) x_i|^2 / (2 (1 - abar)))`. The
+    probability is E sum_i p(x_i | x_t)^2: near 1 below `collapse_time`, and 1/n at full noise.
+
+    Parameters
+    ----------
+    data : array (items, components)
+        The n training data.
+    noise : array (levels,)
+        Times t > 0.
+    seed : int
+    observations : int
+        Noisy data at each level, of data 0, 1, .. in turn.
+
+    Returns
+    -------
+    float64 array (levels, observations)
+        `sum_i p(x_i | x_t)^2` for each noisy datum.
+    """
+    x = np.asarray(data, float)
+    chosen = np.arange(observations) % len(x)
+    found = []
+    for k, t in enumerate(np.asarray(noise, float)):
+        abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
+        xi = normals(keys(seed, Purpose.CALIBRATION, k, np.arange(observations)), x.shape[1], np.float64)
+        noisy = np.sqrt(abar) * x[chosen] + np.sqrt(rest) * xi
+        log_p = (np.sqrt(abar) * noisy @ x.T - abar * (x**2).sum(axis=1) / 2) / rest
+        p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+        found.append((p**2).sum(axis=1) / p.sum(axis=1) ** 2)
+    return np.array(found)
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 < value < np.inf:
+        raise ValueError(f"{name} = {shown(value)}: expected a positive number")
+    return float(value)

@@ -1,0 +1,505 @@
+"""Does a sampler draw from the posterior? Clones answer without ground truth; they also show when a class is decided."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import run
+from uturn.fashion_mnist import load_scheduler
+from uturn.measures.calibration import calibrate, calibration, holm
+from uturn.measures.cloning import (
+    cloning_probability,
+    collapse_time,
+    covariance_eigenvalues,
+    largest_eigenvalue,
+    mixture_cloning_probability,
+    speciation_time,
+)
+from uturn.paper.calibration_runs import (
+    CODES,
+    ITEMS,
+    MIXTURE,
+    NOISE,
+    SCHEDULERS,
+    SEPARATIONS,
+    SMALL,
+    image_experiments,
+    mixture_experiment,
+    recall,
+    repeated,
+    samplers,
+    trained_denoiser,
+)
+from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
+from uturn.paper.verdicts import Verdict, above, below, verdict, within
+from uturn.paper.workshop import Scale, Workshop
+from uturn.plotting.calibration import draw_gap, draw_zero
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+from uturn.sources import FashionMNISTSource
+from uturn.statistics import Estimate, crossing, estimate
+
+TITLE = "Does a sampler draw from the posterior? Clones answer"
+CAPTION = (
+    "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the posterior. (a) Samplers of strings and "
+    "of a Gaussian mixture, 200 originals each, at the reading and noise with the smallest p-value; bars: 95 % intervals; full "
+    "marks: p by Holm <= .001, at the right. Below the second line: a sampler that only joint readings show, and one that the "
+    "test cannot detect. (b) Share of 200 experiments with exact inference whose p-value is at most a; band: binomial error of "
+    "all tests (.001). (c) The embedded model of Fashion-MNIST, with (DDPM) and without (DDIM) noise in its reverse steps. "
+    "(d) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for "
+    "Fashion-MNIST, against the distance from the speciation time t_S = log(Lambda)/2. (e) Probability that two clones are the "
+    "same training datum, for the exact posterior of n Gaussian data in d dimensions, against the collapse time."
+)
+LEVEL = 1e-3
+LEVELS = (0.01, 0.05, 0.2)
+GROUPS = 200  # experiments of which the false alarms are counted
+TRAINING_IMAGES = 60_000  # of the embedded model
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return [channel_spec(WORDS[kind], SMALL, kind, scale) for kind in NOISE]
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    runs: dict[str, xr.Dataset] = {}
+
+    def kept(label: str, experiment: Any) -> None:
+        settings = {"experiment": experiment.identity(), "models": experiment.models()}
+        runs[label] = workshop.keep(f"calibration-{_slug(label)}", settings, partial(run, experiment))
+
+    for label, sampler in samplers(workshop.scale, trained_denoiser(workshop)).items():
+        kept(label, sampler.experiment)
+        runs[label].attrs["kind"] = sampler.kind
+    for kind in NOISE:
+        kept(f"repeated-{kind}", repeated(kind, workshop.scale))
+    for separation in SEPARATIONS:
+        kept(f"mixture-{separation:g}", mixture_experiment(separation, workshop.scale))
+    runs["recall"] = workshop.keep("calibration-recall", {"codes": CODES}, partial(recall, workshop.scale))
+    images = workshop.runs("calibration", image_experiments(workshop.scale))
+    return runs | {f"images-{label}": ds for label, ds in images.items()}
+
+
+def _slug(label: str) -> str:
+    return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum() or c in "-.")
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    tried = {label: _tried(ds) for label, ds in runs.items() if "kind" in ds.attrs}
+    kinds = {label: runs[label].attrs["kind"] for label in tried}
+    shares = false_alarms([runs[f"repeated-{kind}"] for kind in NOISE])
+    images = {label: calibration(ds, ["same_class", "similarity"]) for label, ds in runs.items() if label.startswith("images-")}
+    speciated, transitions = _speciation(runs)
+    recalled = runs["recall"].recalled.mean("item")
+    parts = [_samplers_data(tried, kinds), shares, _images_data(images), speciated, _fashion(runs)]
+    data = xr.merge(parts, combine_attrs="no_conflicts")
+    data["recalled"] = recalled.rename(noise="recall_noise")
+    return data, [
+        *_samplers(tried, kinds),
+        _rates(shares),
+        *_images(images),
+        _phi(runs),
+        _speciation_verdict(transitions),
+        _collapse(runs["recall"]),
+        _fashion_verdict(data),
+    ]
+
+
+# -- samplers -----------------------------------------------------------------------------------------------------------
+
+
+def _tried(ds: xr.Dataset) -> xr.Dataset:
+    """The calibration of a sampler on all of its readings, `gap`, .. (noise, reading)."""
+    names = ["parsed"] if "parsed" in ds else ["same_label", "scale_similarity"]
+    return calibration(ds, names, level=LEVEL)
+
+
+def _worst(found: xr.Dataset) -> xr.Dataset:
+    """The test with the smallest p-value, and among equal ones the one with the gap that stands out most."""
+    stacked = found.stack(test=("noise", "reading"))
+    ratio = np.where(np.isfinite(stacked.visible), np.abs(stacked.gap) / stacked.visible, 0)
+    return stacked.isel(test=int(np.lexsort((-ratio, stacked.p.values))[0]))
+
+
+def _samplers_data(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> xr.Dataset:
+    worst = [_worst(found) for found in tried.values()]
+    gap = [[float(one[name]) for name in ("gap", "low", "high")] for one in worst]
+    return xr.Dataset(
+        {
+            "gap": (("sampler", "estimate"), gap),
+            "p_holm": ("sampler", [float(found.p_holm.min()) for found in tried.values()]),
+            "visible": ("sampler", [float(one.visible) for one in worst]),
+        },
+        {"sampler": list(tried), "kind": ("sampler", [kinds[label] for label in tried]), "estimate": ["value", "low", "high"]},
+    )
+
+
+def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdict]:
+    def of(kind: str) -> dict[str, xr.Dataset]:
+        return {label: found for label, found in tried.items() if kinds[label] == kind}
+
+    def words(found: dict[str, xr.Dataset]) -> str:
+        lines = []
+        for label, one in found.items():
+            worst = _worst(one)
+            gap = Estimate(float(worst.gap), float(worst.low), float(worst.high))
+            lines.append(f"{label}: p by Holm {float(one.p_holm.min()):.2g}, gap {gap} at {float(worst.noise):g}")
+        return "; ".join(lines)
+
+    exact, wrong, blind, sites = (of(kind) for kind in ("exact", "wrong", "blind", "sites"))
+    adjusted = holm(np.concatenate([np.ravel(found.p) for found in exact.values()]))
+    (leaves,) = (found.sel(reading=[name for name in found.reading.values if name.endswith("= 0")]) for found in sites.values())
+    (joint,) = (
+        found.sel(reading=[name for name in found.reading.values if not name.endswith("= 0")]) for found in sites.values()
+    )
+    return [
+        verdict(
+            f"calibration of exact samplers, {ITEMS} originals each",
+            f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g}; {words(exact)}",
+            "0: original and clones are exchangeable",
+            above(adjusted, LEVEL, f"exact randomisation test: no p by Holm <= {LEVEL:g}"),
+        ),
+        verdict(
+            f"calibration of wrong samplers, {ITEMS} originals each",
+            words(wrong),
+            "not 0",
+            below([float(found.p_holm.min()) for found in wrong.values()], LEVEL, f"p by Holm < {LEVEL:g} each"),
+        ),
+        verdict(
+            "every leaf from its own marginal: smallest p by Holm on leaves and on parsed levels",
+            f"{float(leaves.p_holm.min()):.2g}; {float(joint.p_holm.min()):.2g}",
+            "leaves one by one are drawn rightly; joint readings show that they are independent",
+            above(leaves.p_holm.values, LEVEL, f"above and below {LEVEL:g}"),
+            below(float(joint.p_holm.min()), LEVEL, ""),
+        ),
+        verdict(
+            "draws that ignore the noisy datum",
+            words(blind),
+            "no gap: consistent, though nothing of the original is kept (the test does not measure sharpness)",
+            above([float(found.p_holm.min()) for found in blind.values()], LEVEL, f"no p by Holm <= {LEVEL:g}"),
+        ),
+    ]
+
+
+# -- false alarms --------------------------------------------------------------------------------------------------------
+
+
+def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
+    """Shares of experiments with p <= a, for every test (channel, noise, tree level): `share` (test, a); each grammar is one."""
+    p = []
+    for ds in repetitions:
+        one = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")
+        f, r = one.parsed.values, one.clone_parsed.values
+        groups = [np.flatnonzero(ds.grammar.values == g) for g in range(GROUPS)]
+        p.append([calibrate(f[items], r[items], relabellings=5000, seed=g).p_value.ravel() for g, items in enumerate(groups)])
+    values = np.concatenate(p, axis=1)
+    a = np.r_[LEVELS, np.linspace(0.01, 1, 100)]
+    return xr.Dataset({"share": (("test", "a"), (values[:, :, None] <= a).mean(axis=0))}, {"a": a})
+
+
+def _rates(shares: xr.Dataset) -> Verdict:
+    from scipy.stats import binom
+
+    found = shares.share.values[:, : len(LEVELS)]
+    p = binom.sf(np.round(found * GROUPS) - 1, GROUPS, np.array(LEVELS))
+    return verdict(
+        f"share of {GROUPS} experiments with exact inference whose p-value is at most {', '.join(f'{a:g}' for a in LEVELS)}",
+        "; ".join(f"{mean:.4f}, at most {most:.3f}" for mean, most in zip(found.mean(0), found.max(0), strict=True))
+        + f" ({len(found)} tests: channels, noise levels, tree levels); smallest p of a larger share by Holm {holm(p).min():.2g}",
+        "not above these",
+        above(holm(p), LEVEL, f"binomial test of each share: no p by Holm <= {LEVEL:g}"),
+    )
+
+
+# -- images --------------------------------------------------------------------------------------------------------------
+
+
+def _images_data(images: dict[str, xr.Dataset]) -> xr.Dataset:
+    """Gaps of class, first block and logits, at every noise level: image_gap (scheduler, steps, shown, noise, estimate)."""
+    names = {label: label.removeprefix("images-").split("-") for label in images}
+    steps = sorted({int(number) for _, number in names.values()})
+    shown = _shown(next(iter(images.values())))
+    rows = [[images[f"images-{scheduler}-{number}"].sel(reading=list(shown)) for number in steps] for scheduler in SCHEDULERS]
+    gap = [
+        [np.stack([one[name].transpose("reading", "noise") for name in ("gap", "low", "high")], -1) for one in row]
+        for row in rows
+    ]
+    p = [[one.p_holm.transpose("reading", "noise").values for one in row] for row in rows]
+    dims = ("scheduler", "steps", "shown", "image_noise")
+    return xr.Dataset(
+        {"image_gap": ((*dims, "estimate"), np.array(gap)), "image_p": (dims, np.array(p))},
+        {"scheduler": list(SCHEDULERS), "steps": steps, "shown": list(shown.values()), "image_noise": rows[0][0].noise.values}
+        | {"estimate": ["value", "low", "high"]},
+    )
+
+
+def _shown(found: xr.Dataset) -> dict[str, str]:
+    names = [str(name) for name in found.reading.values]
+    return {names[0]: "same class", names[1]: "first block", names[-1]: "logits"}
+
+
+def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
+    data = _images_data(images)
+    smallest = {label: float(found.p_holm.min()) for label, found in images.items()}
+
+    def words(scheduler: str) -> str:
+        parts = []
+        for number in data.steps.values:
+            gaps = data.image_gap.sel(scheduler=scheduler, steps=number)
+            texts = [
+                f"{name} {', '.join(f'{float(x):+.3f}' for x in gaps.sel(shown=name, estimate='value'))}"
+                for name in data.shown.values
+            ]
+            parts.append(f"{number} steps: {'; '.join(texts)}; smallest p by Holm {smallest[f'images-{scheduler}-{number}']:.2g}")
+        return " | ".join(parts)
+
+    noise = ", ".join(f"{x:g}" for x in data.image_noise.values)
+    block = data.image_gap.sel(shown="first block")
+    few, many = (block.sel(scheduler="ddpm", steps=data.steps.values[k]) for k in (0, -1))
+    ode = block.sel(scheduler="ddim", steps=data.steps.values[-1])
+    return [
+        verdict(
+            f"model of Fashion-MNIST with DDIM: gaps at t/T = {noise}",
+            words("ddim"),
+            "below 0: without noise all clones are equal",
+            below(
+                [smallest[label] for label in images if "ddim" in label],
+                LEVEL,
+                f"p by Holm < {LEVEL:g} for every number of steps",
+            ),
+            below(ode.sel(estimate="high").values, 0, "first block, most steps: intervals below 0"),
+        ),
+        verdict(
+            f"model of Fashion-MNIST with DDPM: gaps at t/T = {noise}",
+            words("ddpm"),
+            "nearer to 0 with more steps, and nearer than without noise",
+            above(
+                (many - few).sel(estimate="value").mean().item(),
+                0,
+                "first block, mean over noise: rises with the number of steps",
+            ),
+            above(many.sel(estimate="low").values, ode.sel(estimate="high").values, "above DDIM, intervals apart"),
+        ),
+    ]
+
+
+# -- cloning times ---------------------------------------------------------------------------------------------------------
+
+
+def _speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[tuple[float, float, Estimate, float]]]:
+    """phi of the mixtures against t - t_S; and for each D, t_S, the time at which phi is 3/4, and the same of the formula."""
+    rows, formulas, shifts, found = [], [], [], []
+    for separation in SEPARATIONS:
+        ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
+        experiment = mixture_experiment(separation, "smoke")
+        data = experiment.parts.source.fresh(np.arange(4000), 0).values
+        t_s = speciation_time(largest_eigenvalue(data))
+        rows.append(cloning_probability(ds.clone_same_label).values)
+        formulas.append(mixture_cloning_probability(ds.noise.values, D))
+        shifts.append(ds.noise.values - t_s)
+        x = ds.noise.values
+        half = estimate(ds.clone_same_label, lambda c, x=x: crossing(x, c, 0.75), confidence=0.999)  # type: ignore[misc]
+        found.append((D, t_s, half, crossing(x, formulas[-1], 0.75)))  # interpolated on the same grid
+    data = xr.Dataset(
+        {
+            "phi": (("distance", "point", "estimate"), np.array(rows)),
+            "phi_formula": (("distance", "point"), np.array(formulas)),
+            "since_speciation": (("distance", "point"), np.array(shifts)),
+        },
+        {"distance": [row[0] for row in found], "estimate": ["value", "low", "high"]},
+    )
+    return data, found
+
+
+def _phi(runs: dict[str, xr.Dataset]) -> Verdict:
+    from scipy.stats import binom
+
+    p, worst = [], 0.0
+    for separation in SEPARATIONS:
+        same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
+        formula = mixture_cloning_probability(same.noise.values, separation**2 * MIXTURE["dimension"])
+        count, n = same.sum("item").values.round(), same.sizes["item"]
+        p.append((2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(max=1))
+        worst = max(worst, float(np.abs(count / n - formula).max()))
+    values = np.concatenate(p)
+    return verdict(
+        "probability that two clones have the same class, mixtures of two Gaussians, against the formula",
+        f"{len(values)} points, largest difference {worst:.3f}, smallest p by Holm {holm(values).min():.2g}",
+        "Eq. 14 of arXiv:2402.18491",
+        above(holm(values), LEVEL, f"binomial test of each point: no p by Holm <= {LEVEL:g}"),
+    )
+
+
+def _speciation_verdict(found: list[tuple[float, float, Estimate, float]]) -> Verdict:
+    ends = np.array([[half.low, half.high] for _, _, half, _ in found])
+    expected = np.array([formula for *_, formula in found])
+    after = np.array([half.value - t_s for _, t_s, half, _ in found])
+    return verdict(
+        "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of 4,000 vectors)",
+        "; ".join(f"|m1 - m2|^2 = {D:g}: {half}, t_S + {half.value - t_s:.3f}" for D, t_s, half, _ in found),
+        "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
+        above(expected, ends[:, 0], "within the 99.9 % intervals"),
+        below(expected, ends[:, 1], ""),
+        within(after - after.mean(), 0.1, "distances from t_S differ by less than .1"),
+    )
+
+
+def _collapse(ds: xr.Dataset) -> Verdict:
+    relative = ds.noise.values
+    half = np.array([crossing(relative, curve.mean("item"), 0.5, first=True) for curve in ds.recalled])
+    widths = [crossing(relative, c, 0.3) - crossing(relative, c, 0.7) for c in ds.recalled.mean("item").values]
+    names = [f"d = {d}, n = {n}" for d, n in CODES]
+    return verdict(
+        "time at which two clones of n Gaussian training data are the same datum half of the time, over t_C; width of the fall",
+        "; ".join(f"{name}: {h:.3f}, {w:.2f}" for name, h, w in zip(names, half, widths, strict=True)),
+        "1, and narrower at larger d, for equal log(n)/d",
+        within(half[-1] - 1, 0.1, "largest d: within .1 of 1"),
+        below(np.diff(np.abs(half - 1)), 0, "nearer with growing d"),
+        below(np.diff(widths), 0, "narrower with growing d"),
+    )
+
+
+def _fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
+    """Cloning of Fashion-MNIST: phi of DDPM with most steps, times of speciation and collapse, all on the axis t/T too."""
+    label = max((name for name in runs if name.startswith("images-ddpm")), key=lambda name: int(name.rpartition("-")[2]))
+    ds = runs[label]
+    eigenvalues = covariance_eigenvalues(FashionMNISTSource().all_images()[0])
+    times = {"speciation": speciation_time(eigenvalues[0]), "collapse": collapse_time(eigenvalues, TRAINING_IMAGES)}
+    abar = load_scheduler().alphas_cumprod.numpy().astype(float)
+    place = {
+        f"fashion_{name}": float(np.interp(-np.exp(-2 * t), -abar, (np.arange(len(abar)) + 1) / len(abar)))
+        for name, t in times.items()
+    }
+    t = 0.5 * np.log(1 / ds.abar.values)
+    return xr.Dataset(
+        {
+            "fashion_phi": (("image_noise", "estimate"), cloning_probability(ds.clone_same_class).values),
+            "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
+        },
+        {"fashion_since_speciation": ("image_noise", t - times["speciation"]), "image_noise": ds.noise.values}
+        | {"estimate": ["value", "low", "high"]},
+        attrs={**place, "fashion_eigenvalue": float(eigenvalues[0]), "fashion_abar": 1 / float(eigenvalues[0])},
+    )
+
+
+def _fashion_verdict(data: xr.Dataset) -> Verdict:
+    phi, attrs = data.fashion_phi, data.attrs
+    texts = [f"{float(x):g}: {Estimate(*map(float, phi.sel(image_noise=x)))}" for x in phi.image_noise]
+    return verdict(
+        "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
+        f"phi at {'; '.join(texts)}; largest eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f}, "
+        f"t_S/T = {attrs['fashion_speciation']:.2f}; t_C/T = {attrs['fashion_collapse']:.2f}",
+        "phi falls with noise; speciation at larger noise than collapse",
+        above(float(data.fashion_fall.sel(estimate="low")), 0, "interval of the fall from first to last above 0"),
+        above(attrs["fashion_speciation"], attrs["fashion_collapse"], "t_S > t_C"),
+    )
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------------
+
+
+def draw(data: xr.Dataset) -> Any:
+    with style() as plt:
+        figure = plt.figure(figsize=(14.5, 10.4), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1.18, 1])
+        left, right = top.subplots(1, 2, width_ratios=[2.1, 1])
+        _draw_samplers(left, data)
+        _draw_rates(right, data)
+        panels = bottom.subplots(1, 3)
+        for panel, drawn in zip(panels, (_draw_images, _draw_speciation, _draw_collapse), strict=True):
+            drawn(panel, data)
+    return figure
+
+
+_LOOKS = {"exact": ACCENT, "wrong": CLASS, "sites": "#e69f00", "blind": MUTED}
+
+
+def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
+    kinds = data.kind.values
+    order = [k for kind in _LOOKS for k in np.flatnonzero(kinds == kind)]
+    for row, k in enumerate(order):
+        value, low, high = data.gap[k].values
+        p, color = float(data.p_holm[k]), _LOOKS[str(kinds[k])]
+        full = p <= LEVEL
+        axes.plot([low, high], [row, row], color=color, lw=2)
+        axes.plot([value], [row], "o", ms=7, color=color, mfc=color if full else "white", mec=color, zorder=3)
+        axes.text(1.01, row, f"{p:.2g}", transform=axes.get_yaxis_transform(), color=color, va="center", fontsize=9.5)
+    count = [int((kinds == kind).sum()) for kind in _LOOKS]
+    for edge in np.cumsum(count)[:2]:
+        axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")
+    axes.axvline(0, color=THEORY, lw=1, zorder=1)
+    axes.set_yticks(range(len(order)), [str(data.sampler.values[k]) for k in order])
+    for tick, k in zip(axes.get_yticklabels(), order, strict=True):
+        tick.set_color(_LOOKS[str(kinds[k])])
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.text(1.01, -0.95, "p by Holm", transform=axes.get_yaxis_transform(), color=THEORY, fontsize=9.5, va="center")
+    axes.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
+    axes.set_title("(a) samplers on trial")
+
+
+def _draw_rates(axes: Any, data: xr.Dataset) -> None:
+    from scipy.stats import binom
+
+    shares = data.share.isel(a=slice(len(LEVELS), None))
+    a, tests = shares.a.values, shares.sizes["test"]
+    axes.fill_between(
+        a, 0, binom.ppf(1 - 1e-3 / tests, GROUPS, a) / GROUPS, color=ACCENT, alpha=0.13, lw=0, label="binomial error"
+    )
+    axes.plot(a, a, color=THEORY, lw=1)
+    axes.plot(a, shares.max("test"), color=ACCENT, lw=1.6, label=f"largest of {tests} tests")
+    axes.plot(a, shares.mean("test"), color=ACCENT, lw=1.6, ls="--", label="mean")
+    axes.set(xlabel="$a$", ylabel=f"share of {GROUPS} experiments with $p\\leq a$", xlim=(0, 0.3), ylim=(0, 0.42))
+    axes.set_title("(b) exact inference: false alarms")
+    axes.legend(loc="upper left")
+
+
+def _draw_images(axes: Any, data: xr.Dataset) -> None:
+    steps = data.steps.values.astype(float)
+    noise = float(data.image_noise[np.abs(data.image_noise.values - 0.6).argmin()])
+    marks = {"same class": "s", "first block": "o", "logits": "^"}
+    draw_zero(axes)
+    for k, scheduler in enumerate(SCHEDULERS):
+        color = (ACCENT, CLASS)[k]
+        for j, name in enumerate(data.shown.values):
+            one = {"scheduler": scheduler, "shown": name, "image_noise": noise}
+            aside = 1 + 0.06 * (j - 1) + 0.02 * k
+            draw_gap(axes, steps * aside, data.image_gap.sel(one), data.image_p.sel(one) <= LEVEL, color, None, marks[str(name)])
+        axes.plot([], [], color=color, lw=2, label=("DDPM, with noise", "DDIM, without")[k])
+    for name, mark in marks.items():
+        axes.plot([], [], ls="", marker=mark, color=MUTED, ms=5.5, label=name)
+    axes.set(xscale="log", xlabel="reverse steps of the whole chain", ylabel="gap")
+    axes.set_xticks(steps, [f"{x:g}" for x in steps])
+    axes.minorticks_off()
+    axes.set_ylim(-1.25, 0.12)
+    axes.set_title(f"(c) Fashion-MNIST model, $t/T={noise:g}$")
+    axes.legend(fontsize=8.5, loc="lower center", ncols=2)
+
+
+def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
+    colors = level_colors(data.sizes["distance"])
+    for k, color in enumerate(colors):
+        x = data.since_speciation[k].values
+        value, low, high = data.phi[k].values.T
+        axes.plot(x, data.phi_formula[k], color=color, lw=1.4)
+        axes.errorbar(x, value, [value - low, high - value], fmt="o", ms=4, lw=1, color=color)
+        axes.plot([], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$")
+    x = data.fashion_since_speciation.values
+    value, low, high = data.fashion_phi.values.T
+    axes.errorbar(x, value, [value - low, high - value], fmt="s--", ms=5, lw=1, color=MUTED, label="Fashion-MNIST, DDPM")
+    axes.axvline(0, color=THEORY, lw=1, ls=":")
+    axes.text(0.05, 1.0, "$t_S$", va="top")
+    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04))
+    axes.set_title("(d) speciation")
+    axes.legend(loc="lower left", fontsize=8.5)
+
+
+def _draw_collapse(axes: Any, data: xr.Dataset) -> None:
+    for (d, n), curve, color in zip(CODES, data.recalled.values, level_colors(len(CODES)), strict=True):
+        axes.plot(data.recall_noise, curve, "o-", ms=4, lw=1.4, color=color, label=f"$d={d}$, $n={n}$")
+    axes.axvline(1, color=THEORY, lw=1, ls=":")
+    axes.text(1.02, 1.0, "$t_C$", va="top")
+    axes.set(xlabel="$t/t_C$", ylabel="same training datum of two clones", ylim=(0, 1.04))
+    axes.set_title("(e) collapse onto training data")
+    axes.legend(loc="lower left", fontsize=8.5)

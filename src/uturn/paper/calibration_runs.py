@@ -1,0 +1,183 @@
+"""The runs of the figure `calibration`: exact and wrong samplers of strings, a model of images, clones of Gaussian data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.corruption import Gaussian, Noisy
+from uturn.experiment import Experiment
+from uturn.measures.cloning import collapse_time, recall_probability
+from uturn.paper.workshop import Scale, Workshop
+from uturn.random import Purpose, keys, normals
+from uturn.sources import RHMSource
+
+CLONES, ITEMS = 8, 200
+TREE: dict[str, Any] = {"type": "rhm", "vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 7}
+SMALL: dict[str, Any] = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
+LEARNED: dict[str, Any] = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3}
+MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 256, "num_modes": 2}
+SEPARATIONS = (0.5, 1.0, 2.0)  # of the means of mixtures, over sqrt(dimension)
+CODES = ((16, 16), (32, 256), (48, 4096))  # dimension and number of Gaussian training data, with equal log(n)/d
+NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.1, 0.2, 0.3), "uniform": (0.05, 0.15, 0.3)}
+STRINGS = 64  # of the training set of the denoiser
+STEPS = {"smoke": 100, "paper": 400}  # of reverse diffusion
+TRAINING: dict[str, Any] = {"width": 32, "steps": 250, "batch_size": 64, "learning_rate": 2.5e-3, "every": 50, "held_out": 512}
+IMAGE_STEPS: dict[Scale, tuple[int, ...]] = {"smoke": (10, 40), "paper": (10, 25, 100)}
+SCHEDULERS = ("ddpm", "ddim")
+
+
+Kind = Literal["exact", "wrong", "blind", "sites"]
+
+
+class Sampler(NamedTuple):
+    """A sampler on trial: its experiment, and what it is.
+
+    "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it. "sites": it draws every site from
+    its own marginal, which only joint readings show. "blind": it ignores the noisy datum, which the test cannot detect.
+    """
+
+    experiment: Experiment
+    kind: Kind
+
+
+class ScaledEvidence(Gaussian):
+    """Gaussian diffusion whose log-evidence is multiplied by a factor: a wrong posterior on purpose.
+
+    All strings of the Random Hierarchy Model are equally probable, so this is the exact posterior raised to that power.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __repr__(self) -> str:
+        return f"ScaledEvidence({self.factor:g})"
+
+    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+        right = super().log_evidence(noisy, dtype)
+        return right * right.dtype.type(self.factor)
+
+
+def string_experiment(source: dict[str, Any], corruption: dict[str, Any], backward: dict[str, Any], **sizes: Any) -> Experiment:
+    """Strings whose clones are compared by parsed tree levels, or vectors by class and cosine."""
+    probe = "scales" if source["type"] == "gaussian_mixture" else "parsed_levels"
+    sizes = {"items": ITEMS, "clones": CLONES, "chunk": 200, **sizes}
+    return Experiment.from_dict(
+        {"source": source, "corruption": corruption, "backward": backward, "probes": [{"type": probe}], **sizes}
+    )
+
+
+def samplers(scale: Scale, denoiser: Path) -> dict[str, Sampler]:
+    """Samplers on trial by label; `denoiser`: file of a denoiser trained on a few strings."""
+    tree, exact = {**TREE, "grammars": 8}, {"type": "exact"}
+    words = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
+    found = {
+        f"belief propagation, {words[kind]}": Sampler(
+            string_experiment(tree, {"type": kind, "noise": list(noise)}, exact), "exact"
+        )
+        for kind, noise in NOISE.items()
+    }
+    found["exact posterior of a mixture"] = Sampler(
+        string_experiment({**MIXTURE, "separation": 0.5}, {"type": "gaussian", "noise": [0.5, 1.5, 2.5]}, exact), "exact"
+    )
+
+    def scored(scheduler: str, eta: float | None = None, kind: Kind = "wrong") -> Sampler:
+        backward = {"type": "score", "scheduler": scheduler, "steps": STEPS[scale]}
+        backward |= {} if eta is None else {"eta": eta}
+        diffusion = {"type": "diffusion", "noise": [0.2, 0.3, 0.4]}
+        return Sampler(string_experiment(SMALL, diffusion, backward, clones=4), kind)
+
+    def denoised(model: str, kind: Kind, steps: int = 64, clones: int = 2) -> Sampler:
+        gaussian = {"type": "gaussian", "noise": [0.1, 0.2]}
+        backward = {"type": "denoiser", "model": model, "steps": steps}
+        return Sampler(string_experiment(LEARNED, gaussian, backward, clones=clones), kind)
+
+    def scaled(factor: float, kind: Kind = "wrong") -> Sampler:
+        corruption = {"type": f"{__name__}:ScaledEvidence", "factor": factor, "noise": list(NOISE["gaussian"])}
+        return Sampler(string_experiment(tree, corruption, exact), kind)
+
+    return {
+        **found,
+        "DDPM with the exact score": scored("ddpm", kind="exact"),
+        "exact denoiser, 64 steps": denoised("exact", "exact"),
+        "DDIM, η = 1/2": scored("ddim", 0.5),
+        "DDIM, η = 0": scored("ddim", 0.0),
+        "flow matching, stochastic": scored("flow_match_stochastic"),
+        "evidence times 1.1": scaled(1.1),
+        "posterior to the power 1.5": scaled(1.5),
+        f"denoiser of {STRINGS} strings": denoised(str(denoiser), "wrong"),
+        "every leaf from its marginal": denoised("exact", "sites", steps=1, clones=8),
+        "draws that ignore the noisy datum": scaled(0.0, "blind"),
+    }
+
+
+def repeated(kind: str, scale: Scale) -> Experiment:
+    """200 small experiments in one: each grammar has its own strings, noise and clones."""
+    noise = {"gaussian": [0.15, 0.4], "masking": [0.2, 0.5], "uniform": [0.15, 0.4]}[kind]
+    source = {**SMALL, "grammars": 200}
+    each = 50 if scale == "smoke" else 200
+    return string_experiment(source, {"type": kind, "noise": noise}, {"type": "exact"}, items=200 * each, clones=2, chunk=2500)
+
+
+def trained_denoiser(workshop: Workshop) -> Path:
+    """File of a denoiser of Gaussian noise that is trained on 64 strings of the grammar of `LEARNED`, stopped early."""
+    from uturn.networks.denoisers import train_denoiser
+
+    rhm = RHMSource(**LEARNED).grammar(0, 0)
+    recipe = {"grammar": LEARNED, "strings": STRINGS, "training": TRAINING}
+    strings = rhm.sample(STRINGS, seed=1).leaves
+
+    def trained(checkpoint: Path) -> tuple[list[Any], Any]:
+        options = {**TRAINING, "checkpoint": checkpoint, "progress": workshop.progress}
+        best, _, history = train_denoiser(rhm, "gaussian", strings, **options)
+        return [best], history
+
+    return workshop.train(["calibration-denoiser"], recipe, trained)[0]
+
+
+def mixture_experiment(separation: float, scale: Scale) -> Experiment:
+    """A mixture of two Gaussians with two clones, around its speciation time."""
+    m = separation * np.sqrt(MIXTURE["dimension"]) / 2
+    middle = 0.5 * np.log(1 + m**2)
+    gaussian = {"type": "gaussian", "noise": (middle + np.arange(-1.25, 1.76, 0.25)).round(6).tolist()}
+    items = 500 if scale == "smoke" else 4000
+    source = {**MIXTURE, "separation": separation}
+    return string_experiment(source, gaussian, {"type": "exact"}, items=items, clones=2, chunk=500)
+
+
+def recall(scale: Scale) -> xr.Dataset:
+    """How often the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
+    relative = np.linspace(0.4, 2, 17)
+    observations = 500 if scale == "smoke" else 4000
+    rows, times = [], []
+    for k, (dimension, count) in enumerate(CODES):
+        data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)
+        times.append(collapse_time(np.ones(dimension), count))
+        rows.append(recall_probability(data, relative * times[-1], observations=observations))
+    return xr.Dataset(
+        {"recalled": (("code", "noise", "item"), np.array(rows)), "collapse_time": ("code", times)},
+        {"noise": relative, "dimension": ("code", [d for d, _ in CODES]), "count": ("code", [n for _, n in CODES])},
+    )
+
+
+def image_experiments(scale: Scale) -> dict[str, Experiment]:
+    """The embedded model of Fashion-MNIST with two clones, with and without noise in its reverse steps."""
+    items, noise = (40, [0.2, 0.6]) if scale == "smoke" else (200, [0.2, 0.4, 0.6, 0.8])
+    return {
+        f"{scheduler}-{steps}": Experiment.from_dict(
+            {
+                "items": items,
+                "clones": 2,
+                "chunk": 40,
+                "source": {"type": "fashion_mnist"},
+                "corruption": {"type": "diffusion", "noise": noise},
+                "backward": {"type": "diffusion", "scheduler": scheduler, "steps": steps, "timestep_spacing": "trailing"},
+                "probes": [{"type": "network_layers"}],
+            }
+        )
+        for scheduler in SCHEDULERS
+        for steps in IMAGE_STEPS[scale]
+    }
