@@ -11,7 +11,7 @@ from numba import njit
 
 from uturn.checks import checked_noise
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
-from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols
+from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols, log_evidence_of
 from uturn.inference.evidence import Evidence
 from uturn.memory import recycled
 from uturn.protocols import Axes, Channel, Noisy
@@ -72,11 +72,7 @@ class Gaussian(Channel):
 
     def evidence(self, noisy: Noisy) -> Evidence:
         """The log-evidence as the noisy values and their factors."""
-
-        def log(samples: np.ndarray) -> np.ndarray:
-            return self.log_evidence(Noisy(noisy.values[samples], noisy.noise[samples], noisy.vocab_size), np.float32)
-
-        return Evidence.scaled(noisy.values, self._gain(noisy.noise).astype(np.float32), log)
+        return Evidence.scaled(noisy.values, self._gain(noisy.noise).astype(np.float32), log_evidence_of(self, noisy))
 
     def _gain(self, t: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", over="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,14 @@ def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_siz
 
 def symbol_evidence(channel: Any, noisy: Noisy, this: np.ndarray, other: np.ndarray) -> Evidence:
     """Evidence with the log-evidence `this` (batch,) for an observed symbol, and `other` for the rest."""
+    return Evidence.symbols(noisy.values, other.astype(np.float32) - this.astype(np.float32), log_evidence_of(channel, noisy))
 
-    def log(samples: np.ndarray) -> np.ndarray:
-        return channel.log_evidence(Noisy(noisy.values[samples], noisy.noise[samples], noisy.vocab_size), np.float32)
 
-    return Evidence.symbols(noisy.values, other.astype(np.float32) - this.astype(np.float32), log)
+def log_evidence_of(channel: Any, noisy: Noisy) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that gives the log-evidence of some samples, float32."""
+    # It keeps the arrays, not `noisy`, which keeps the function: memory of such a circle is not freed at once.
+    values, noise, v = noisy.values, noisy.noise, noisy.vocab_size
+    return lambda samples: channel.log_evidence(Noisy(values[samples], noise[samples], v), np.float32)
 
 
 def two_values(noise: np.ndarray, v: int) -> tuple[np.ndarray, np.ndarray]:
