@@ -181,6 +181,51 @@ def test_positions_of_a_layer(garments):
     assert changes.susceptibility_of(ds, "deep").chi.item() > 1
 
 
+def transformer():
+    """A network of 49 patches of 4 x 4 pixels and one class token, which always changes."""
+    import torch
+    from torch import nn
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(1, 16, 4, stride=4, bias=False)
+            with torch.no_grad():
+                self.patches.weight.copy_(torch.eye(16).reshape(16, 1, 4, 4))
+
+        def forward(self, images):
+            patches = self.patches(images).flatten(2).transpose(1, 2)
+            return torch.cat([1e3 * patches.mean(1, keepdim=True), patches], dim=1)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.mixed, self.head = Tokens(), nn.Linear(16, 16), nn.Linear(16, 10)
+
+        def forward(self, images):
+            return self.head(self.mixed(self.tokens(images)).mean(1))
+
+    return Network().eval()
+
+
+def test_tokens_of_a_transformer_without_the_class_token():
+    """Tokens that are the pixels of a patch change as the patch does."""
+    pytest.importorskip("diffusers")
+    one = described(
+        items=2,
+        trajectories=2,
+        source={"type": "fashion_mnist"},
+        corruption={"type": "diffusion", "noise": [0.5]},
+        backward={"type": "diffusion", "steps": 4},
+        probes=[
+            {"type": "changes", "patch": 4},
+            {"type": "changes", "layer": "tokens", "classifier": f"{__name__}:transformer", "name": "token"},
+        ],
+    )
+    ds = ut.run(one)
+    np.testing.assert_allclose(ds.token_change_covariance, ds.change_covariance, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
