@@ -541,7 +541,7 @@ def test_clones_that_are_stored_stay_while_others_are_added(tmp_path, monkeypatc
     assert half.clone_unchanged.isel(noise=1).isnull().all()
     states = [state for state, _ in Store.open(tmp_path / "run").states().values()]
     assert states == ["done", *["part"] * 8]
-    told = CliRunner().invoke(app, ["status", str(tmp_path / "run")]).output
+    told = " ".join(CliRunner().invoke(app, ["status", str(tmp_path / "run")]).output.split())
     assert "1 of 9 tasks done, 8 with fewer trajectories or clones than the spec asks for, 0 missing" in told
     with pytest.raises(ValueError, match="not finished: 8 tasks"):
         ut.calibration(half, "unchanged")

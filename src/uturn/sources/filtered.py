@@ -36,7 +36,7 @@ class FilteredRHMSource(RHMSource):
             raise ValueError(
                 f"num_classes = {n}: expected a divisor of vocab_size**branching = {v**s}, so that all classes own as many tuples"
             )
-        check_rules(v**s, s, L - self.filtered_above, "branching or vocab_size")
+        check_rules(v**s, s, L - self.filtered_above, f"filtered_above = {self.filtered_above}", "branching or vocab_size")
         return self
 
     def rules(self) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class RHMSource(Spec, Source):
                 f"{symbols * self.multiplicity} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; "
                 f"lower multiplicity to at most {tuples // symbols}"
             )
-        check_rules(symbols * self.multiplicity, s, L, "multiplicity")
+        check_rules(symbols * self.multiplicity, s, L, f"multiplicity = {self.multiplicity}", "multiplicity")
         return self
 
     @property
@@ -203,8 +203,8 @@ def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
     )
 
 
-def check_rules(rules: int, branching: int, levels: int, cause: str) -> None:
-    """ValueError if the rules of so many levels would not fit into memory; `cause` names the option to lower."""
+def check_rules(rules: int, branching: int, levels: int, option: str, lower: str) -> None:
+    """ValueError if the rules of so many levels would not fit into memory; it names an option, and what to lower."""
     gigabytes = 8 * rules * branching * levels / 2**30
     if gigabytes > _MOST_BYTES / 2**30:
-        raise ValueError(f"{rules} rules at each of {levels} levels would take {gigabytes:.0f} GB; lower {cause}")
+        raise ValueError(f"{option}: {rules} rules at each of {levels} levels would take {gigabytes:.0f} GB; lower {lower}")
