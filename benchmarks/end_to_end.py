@@ -1,6 +1,6 @@
 """Time of a whole U-turn experiment, against its parts alone: ratios measured in one run.
 
-    python benchmarks/end_to_end.py [--threads N] [--rounds N] [--depths 7 10] [--json FILE]
+    python benchmarks/end_to_end.py [--threads N] [--rounds N] [--depths 7 10] [--markdown] [--json FILE]
 
 `uturn.run` measures the tree levels (unchanged nodes and exact beliefs) in memory. The time of a U-turn is the difference
 between a run of many items and a run of few, per U-turn; the rest is the fixed cost. It is compared with two sums of parts, each
@@ -24,7 +24,7 @@ from uturn.random import keys, normals
 
 V, M, S = 32, 8, 2
 CHANNELS = {"gaussian": 0.07, "masking": 0.25, "uniform": 0.15, "epsilon": 0.6}
-CHUNK = 0
+BATCH = {7: 1024, 10: 64}  # U-turns of the parts alone, as in benchmarks/inference.py
 FEW, MANY = 1, 9  # multiples of the block of items
 
 
@@ -33,7 +33,6 @@ def experiment(channel, depth, trajectories, items, noise=None):
         {
             "items": items,
             "trajectories": trajectories,
-            "chunk": CHUNK or max(16, 256 // trajectories),
             "source": {"type": "rhm", "vocab_size": V, "multiplicity": M, "branching": S, "depth": depth},
             "corruption": {"type": channel, "noise": [CHANNELS[channel]] if noise is None else noise},
             "backward": {"type": "exact"},
@@ -71,9 +70,10 @@ def seconds(work):
 
 def measured(channel, depth, trajectories, rounds):
     """Medians of interleaved timings: one row of the table."""
-    block = max(16, {7: 2048, 10: 256}.get(depth, 512) // trajectories)
+    alone = max(1, BATCH.get(depth, 256) // trajectories)
+    block = 4 * alone
     few, many = (experiment(channel, depth, trajectories, n * block) for n in (FEW, MANY))
-    works = parts(channel, depth, trajectories, block)
+    works = parts(channel, depth, trajectories, alone)
     works |= {"few": lambda: ut.run(few), "many": lambda: ut.run(many)}
     for work in works.values():
         work()
@@ -82,16 +82,16 @@ def measured(channel, depth, trajectories, rounds):
         for name, work in works.items():
             times[name].append(seconds(work))
     median = {name: float(np.median(t)) for name, t in times.items()}
-    u_turns = block * trajectories
-    whole = (median.pop("many") - median["few"]) / (MANY - FEW)
-    fixed = median.pop("few") - whole
+    whole = (median.pop("many") - median["few"]) / ((MANY - FEW) * block * trajectories)
+    fixed = median.pop("few") - whole * block * trajectories
+    median = {name: t / (alone * trajectories) for name, t in median.items()}
     kernel = median["inference"] + median["sampling"]
     return {
         "channel": channel,
         "depth": depth,
         "trajectories": trajectories,
-        **{f"{name}_us": 1e6 * t / u_turns for name, t in median.items()},
-        "run_us": 1e6 * whole / u_turns,
+        **{f"{name}_us": 1e6 * t for name, t in median.items()},
+        "run_us": 1e6 * whole,
         "over_kernel": whole / kernel,
         "over_parts": whole / sum(median.values()),
         "fixed_s": fixed,
@@ -111,6 +111,39 @@ def fixed_costs(rounds):
     return rows
 
 
+COLUMNS = {
+    "channel": "channel",
+    "depth": "L",
+    "trajectories": "trajectories",
+    "inference_us": "inference",
+    "sampling_us": "sampling",
+    "originals_us": "originals",
+    "normals_us": "normals",
+    "run_us": "uturn.run",
+    "over_kernel": "over inference + sampling",
+    "over_parts": "over all parts",
+}
+
+
+def show(rows, fixed, threads, markdown):
+    """The table, in microseconds per U-turn, and the fixed costs."""
+    cells = [[f"{x:.2f}" if isinstance(x, float) else str(x) for x in map(row.get, COLUMNS, [""] * len(COLUMNS))] for row in rows]
+    words = ", ".join(f"{channel} {t:.3f} s" for channel, t in fixed.items())
+    if markdown:
+        print("", *COLUMNS.values(), "", sep=" | ")
+        print("|", *["---|"] * len(COLUMNS), sep="")
+        for row in cells:
+            print("", *row, "", sep=" | ")
+    else:
+        table = Table(title=f"(32, 8, 2), float32, {threads} thread(s); microseconds per U-turn")
+        for name in COLUMNS.values():
+            table.add_column(name, justify="right")
+        for row in cells:
+            table.add_row(*row)
+        Console(width=170).print(table)
+    print(f"A run of one item at 30 noise levels: {words}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=threads.num_threads)
@@ -118,6 +151,7 @@ def main():
     parser.add_argument("--depths", type=int, nargs="+", default=[7, 10])
     parser.add_argument("--trajectories", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--channels", nargs="+", default=list(CHANNELS))
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/inference.md")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     threads.num_threads = arguments.threads
@@ -128,18 +162,7 @@ def main():
         for trajectories in arguments.trajectories
     ]
     fixed = fixed_costs(3)
-    console = Console(width=170)
-    table = Table(title=f"(32, 8, 2), float32, {arguments.threads} thread(s); microseconds per U-turn")
-    names = ["channel", "L", "trajectories", "inference", "sampling", "originals", "normals", "uturn.run"]
-    for name in [*names, "over inference + sampling", "over all parts", "fixed, s"]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        shown = [row.get(f"{name}_us") for name in ("inference", "sampling", "originals", "normals", "run")]
-        parts_ = ("" if t is None else f"{t:.2f}" for t in shown)
-        ratios = (f"{row['over_kernel']:.2f}", f"{row['over_parts']:.2f}", f"{row['fixed_s']:.3f}")
-        table.add_row(row["channel"], str(row["depth"]), str(row["trajectories"]), *parts_, *ratios)
-    console.print(table)
-    console.print({f"{channel}, 30 noise levels, one item: s": round(t, 3) for channel, t in fixed.items()})
+    show(rows, fixed, arguments.threads, arguments.markdown)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"machine": platform.processor(), "rows": rows, "fixed": fixed}, file, indent=1)
