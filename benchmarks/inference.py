@@ -4,8 +4,8 @@
 
 Absolute times vary from machine to machine and from hour to hour, so everything is measured in the same run, interleaved, and
 medians are compared: the numba backend, the two baselines of `baseline_torch.py` at their best, and the machine itself: loops of
-fused multiply-adds with two L1 loads each and with none, and a streaming copy. From these and the number of operations
-(`work_of`) follows the time that these parts take one after the other, the bound.
+fused multiply-adds with two L1 loads each and with none, transposes of blocks of numbers in L1, and a streaming copy. From these
+and the number of operations (`work_of`) follows the time that these parts take one after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rich.table import Table
 from baseline_torch import PlainBaseline, TunedBaseline
 from uturn import threads
 from uturn.inference import engine, infer, sample_posterior
-from uturn.inference.simd import LANES, add, load, multiply_add, pointer, splat, store
+from uturn.inference.simd import LANES, add, load, multiply_add, pointer, read_block, splat, store
 from uturn.memory import aligned
 from uturn.rhm import RandomHierarchyModel
 
@@ -85,6 +85,16 @@ def arithmetic_loop(workspace, repeat):
     store(ws, 0, add(add(a, b), add(c, d)))
 
 
+@njit(nogil=True)
+def transpose_loop(workspace, memory, repeat):
+    """Blocks of one cache line each of 16 items, turned into columns of LANES numbers, within L1."""
+    ws = pointer(workspace)
+    address = np.int64(memory)
+    for _ in range(repeat):
+        for block in range(4):
+            read_block(ws, block * 16 * LANES, address, 64, 0, 15, 0)
+
+
 class Machine:
     """What the machine can do on `threads.num_threads` threads."""
 
@@ -111,6 +121,11 @@ class Machine:
     def arithmetic(self, repeat=500_000):
         self._on_all_threads(lambda i: arithmetic_loop(self.space[i], repeat))
         return 4 * repeat * LANES * threads.num_threads
+
+    def transposes(self, repeat=20_000):
+        rows = self.source.ctypes.data
+        self._on_all_threads(lambda i: transpose_loop(self.space[i], rows, repeat))
+        return 4 * 16 * 16 * repeat * threads.num_threads
 
     def copy(self):
         def block(first, last):
@@ -199,6 +214,7 @@ def speed(rounds, machine):
                 "numba": lambda rhm=rhm, x=log_evidence: infer(rhm, x),
                 "multiply_adds": machine.multiply_adds,
                 "arithmetic": machine.arithmetic,
+                "transposes": machine.transposes,
                 "sampling": lambda rhm=rhm, x=log_evidence: sample_posterior(rhm, x),
                 "copy": machine.copy,
                 "near_copy": machine.near_copy,
@@ -211,8 +227,9 @@ def speed(rounds, machine):
         adds, others, moved, beyond = work_of(rhm, batch)
         compute = adds * batch / (machine.multiply_adds() / median["multiply_adds"])
         exponentials = others * batch / (machine.arithmetic() / median["arithmetic"])
+        transposes = moved / 4 * batch / (machine.transposes() / median["transposes"])
         memory = moved * batch / (machine.copy() / median["copy"]) + beyond * batch / (machine.near_copy() / median["near_copy"])
-        bound = compute + exponentials + memory
+        parts = compute + exponentials + transposes + memory
         rows.append(
             {
                 "v m s L": " ".join(map(str, sizes)),
@@ -225,8 +242,9 @@ def speed(rounds, machine):
                 "wanted": wanted,
                 "compute_us": 1e6 * compute / batch,
                 "exponentials_us": 1e6 * exponentials / batch,
+                "transposes_us": 1e6 * transposes / batch,
                 "memory_us": 1e6 * memory / batch,
-                "bound_fraction": bound / median["numba"],
+                "parts_fraction": parts / median["numba"],
                 "sampling_over_marginals": median["sampling"] / median["numba"],
                 "baseline": f"chunk {plain_chunk}; tuned: {tuned_chunk}, {'symbol' if symbol_first else 'node'} first",
             }
@@ -306,16 +324,17 @@ def show(report):
         "ratio (wanted)",
         "tuned torch",
         "its ratio",
-        "bound: multiply-adds",
+        "parts: multiply-adds",
         "exponentials",
+        "transposes",
         "memory",
-        "bound / numba",
+        "sum of parts / numba",
         "sampling",
     ):
         table.add_column(name, justify="right")
     for r in report["speed"]:
         ratio = f"{r['ratio']:.1f} ({r['wanted']})"
-        floors = [f"{r[name]:.2f}" for name in ("compute_us", "exponentials_us", "memory_us", "bound_fraction")]
+        floors = [f"{r[name]:.2f}" for name in ("compute_us", "exponentials_us", "transposes_us", "memory_us", "parts_fraction")]
         tuned = f"{r['tuned_us']:.1f}", f"{r['tuned_ratio']:.1f}"
         numbers = f"{r['numba_us']:.2f}", f"{r['torch_us']:.1f}", ratio, *tuned, *floors
         table.add_row(r["v m s L"], str(r["batch"]), *numbers, f"{r['sampling_over_marginals']:.2f} x")
