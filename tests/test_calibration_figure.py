@@ -137,7 +137,10 @@ def test_collapse():
 def test_fashion(low, speciation, expected):
     phi = np.array([[0.9, 0.8, 1.0], [0.5, 0.4, 0.6]])
     data = xr.Dataset(
-        {"fashion_phi": (("image_noise", "estimate"), phi), "fashion_fall": ("estimate", [0.4, low, 0.5])},
+        {
+            "fashion_phi": (("image_noise", "estimate"), phi),
+            **{f"fashion_{name}": ("estimate", [0.4, low, 0.5]) for name in ("fall", "kept", "cloned")},
+        },
         {"image_noise": [0.2, 0.6], "estimate": ["value", "low", "high"]},
         {"fashion_eigenvalue": 80.0, "fashion_abar": 0.0125, "fashion_speciation": speciation, "fashion_collapse": 0.45},
     )

@@ -40,7 +40,7 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.calibration import draw_gap, draw_zero
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import FashionMNISTSource
-from uturn.statistics import Estimate, crossing, estimate
+from uturn.statistics import Estimate, crossing, estimate, transition
 
 TITLE = "Does a sampler draw from the posterior? Clones answer"
 CAPTION = (
@@ -373,9 +373,16 @@ def _fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
         for name, t in times.items()
     }
     t = 0.5 * np.log(1 / ds.abar.values)
+    shares = np.unique(ds.original_class.isel(noise=0), return_counts=True)[1] / ds.sizes["item"]
+    noise, chance = np.r_[0, ds.noise.values], float((shares**2).sum())
+    halves = {
+        name: estimate(ds[variable], lambda c: transition(noise, np.r_[1, c], bottom=chance).location)
+        for name, variable in (("kept", "same_class"), ("cloned", "clone_same_class"))
+    }
     return xr.Dataset(
         {
             "fashion_phi": (("image_noise", "estimate"), cloning_probability(ds.clone_same_class).values),
+            **{f"fashion_{name}": ("estimate", list(half)) for name, half in halves.items()},
             "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
         },
         {"fashion_since_speciation": ("image_noise", t - times["speciation"]), "image_noise": ds.noise.values}
@@ -386,10 +393,12 @@ def _fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
 
 def _fashion_verdict(data: xr.Dataset) -> Verdict:
     phi, attrs = data.fashion_phi, data.attrs
+    star, half = (Estimate(*map(float, data[f"fashion_{name}"])) for name in ("kept", "cloned"))
     texts = [f"{float(x):g}: {Estimate(*map(float, phi.sel(image_noise=x)))}" for x in phi.image_noise]
     return verdict(
         "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
-        f"phi at {'; '.join(texts)}; largest eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f}, "
+        f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; "
+        f"largest eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f}, "
         f"t_S/T = {attrs['fashion_speciation']:.2f}; t_C/T = {attrs['fashion_collapse']:.2f}",
         "phi falls with noise; speciation at larger noise than collapse",
         above(float(data.fashion_fall.sel(estimate="low")), 0, "interval of the fall from first to last above 0"),

@@ -26,7 +26,7 @@ NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.1, 0.2, 0.3), "uniform": (
 STRINGS = 64  # of the training set of the denoiser
 STEPS = {"smoke": 100, "paper": 400}  # of reverse diffusion
 TRAINING: dict[str, Any] = {"width": 32, "steps": 250, "batch_size": 64, "learning_rate": 2.5e-3, "every": 50, "held_out": 512}
-IMAGE_STEPS: dict[Scale, tuple[int, ...]] = {"smoke": (10, 40), "paper": (10, 25, 100)}
+IMAGE_STEPS: dict[Scale, tuple[int, ...]] = {"smoke": (5, 25), "paper": (10, 25, 100)}
 SCHEDULERS = ("ddpm", "ddim")
 
 
