@@ -8,7 +8,7 @@ from uturn.experiment import run
 from uturn.measures.calibration import calibration
 from uturn.measures.cloning import collapse_time, mixture_cloning_probability
 from uturn.paper import calibration as figure
-from uturn.paper import calibration_runs
+from uturn.paper import calibration_runs, decision_times
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS
 
 READINGS = [f"parsed, tree_level = {k}" for k in range(3)]
@@ -112,14 +112,14 @@ def mixture_runs(shift=0.0, items=500):
 
 
 def test_speciation():
-    assert figure._phi(mixture_runs()).passed
-    assert not figure._phi(mixture_runs(shift=0.3)).passed
-    _, found = figure._speciation(mixture_runs())
-    assert figure._speciation_verdict(found).passed
-    _, late = figure._speciation(mixture_runs(shift=0.3))
-    assert not figure._speciation_verdict(late).passed
-    drifting = [(D, t_s + k, *rest) for k, (D, t_s, *rest) in enumerate(found)]
-    assert not figure._speciation_verdict(drifting).passed
+    assert decision_times.phi_verdict(mixture_runs()).passed
+    assert not decision_times.phi_verdict(mixture_runs(shift=0.3)).passed
+    _, found = decision_times.speciation(mixture_runs())
+    assert decision_times.speciation_verdict(found).passed
+    _, late = decision_times.speciation(mixture_runs(shift=0.3))
+    assert not decision_times.speciation_verdict(late).passed
+    drifting = [one._replace(speciation=one.speciation + k) for k, one in enumerate(found)]
+    assert not decision_times.speciation_verdict(drifting).passed
 
 
 def test_collapse():
@@ -129,10 +129,10 @@ def test_collapse():
         curves = [1 / (1 + np.exp((relative - place) / width)) for place, width in zip(places, widths, strict=True)]
         return xr.Dataset({"recalled": (("code", "noise", "item"), np.array(curves)[:, :, None])}, {"noise": relative})
 
-    assert figure._collapse(runs([1.2, 1.1, 1.05], [0.5, 0.3, 0.2])).passed
-    assert not figure._collapse(runs([1.2, 1.15, 1.12], [0.5, 0.3, 0.2])).passed
-    assert not figure._collapse(runs([1.02, 1.04, 1.05], [0.5, 0.3, 0.2])).passed
-    assert not figure._collapse(runs([1.2, 1.1, 1.05], [0.2, 0.2, 0.2])).passed
+    assert decision_times.collapse_verdict(runs([1.2, 1.1, 1.05], [0.5, 0.3, 0.2])).passed
+    assert not decision_times.collapse_verdict(runs([1.2, 1.15, 1.12], [0.5, 0.3, 0.2])).passed
+    assert not decision_times.collapse_verdict(runs([1.02, 1.04, 1.05], [0.5, 0.3, 0.2])).passed
+    assert not decision_times.collapse_verdict(runs([1.2, 1.1, 1.05], [0.2, 0.2, 0.2])).passed
 
 
 @pytest.mark.parametrize(("low", "speciation", "expected"), [(0.1, 0.7, True), (-0.1, 0.7, False), (0.1, 0.3, False)])
@@ -146,7 +146,7 @@ def test_fashion(low, speciation, expected):
         {"image_noise": [0.2, 0.6], "estimate": ["value", "low", "high"]},
         {"fashion_eigenvalue": 80.0, "fashion_abar": 0.0125, "fashion_speciation": speciation, "fashion_collapse": 0.45},
     )
-    assert figure._fashion_verdict(data).passed == expected
+    assert decision_times.fashion_verdict(data).passed == expected
 
 
 def test_scaled_evidence_is_the_posterior_to_a_power():
