@@ -78,7 +78,7 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
     return verdict(
         "probability that two clones have the same class, mixtures of two Gaussians, against the formula",
         f"{len(values)} points, largest difference {worst:.3f}, smallest p by Holm {holm(values).min():.2g}",
-        "Eq. 14 of arXiv:2402.18491",
+        "one-dimensional integral (arXiv:2402.18491)",
         above(holm(values), LEVEL, f"binomial test of each point: no p by Holm <= {LEVEL:g}"),
     )
 
