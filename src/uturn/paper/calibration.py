@@ -75,7 +75,9 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         kept(f"repeated-{kind}", repeated(kind, workshop.scale))
     for separation in SEPARATIONS:
         kept(f"mixture-{separation:g}", mixture_experiment(separation, workshop.scale))
-    runs["recall"] = workshop.keep("calibration-recall", {"codes": CODES, "scale": workshop.scale}, partial(recall, workshop.scale))
+    runs["recall"] = workshop.keep(
+        "calibration-recall", {"codes": CODES, "scale": workshop.scale}, partial(recall, workshop.scale)
+    )
     images = workshop.runs("calibration", image_experiments(workshop.scale))
     return runs | {f"images-{label}": ds for label, ds in images.items()}
 
