@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from uturn.experiment import run
+from uturn.measures.calibration import calibration
 from uturn.measures.cloning import collapse_time, mixture_cloning_probability
 from uturn.paper import calibration as figure
-from uturn.paper import calibration_runs
+from uturn.paper import calibration_runs, decision_times
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS
 
 READINGS = [f"parsed, tree_level = {k}" for k in range(3)]
@@ -110,14 +112,14 @@ def mixture_runs(shift=0.0, items=500):
 
 
 def test_speciation():
-    assert figure._phi(mixture_runs()).passed
-    assert not figure._phi(mixture_runs(shift=0.3)).passed
-    _, found = figure._speciation(mixture_runs())
-    assert figure._speciation_verdict(found).passed
-    _, late = figure._speciation(mixture_runs(shift=0.3))
-    assert not figure._speciation_verdict(late).passed
-    drifting = [(D, t_s + k, *rest) for k, (D, t_s, *rest) in enumerate(found)]
-    assert not figure._speciation_verdict(drifting).passed
+    assert decision_times.phi_verdict(mixture_runs()).passed
+    assert not decision_times.phi_verdict(mixture_runs(shift=0.3)).passed
+    _, found = decision_times.speciation(mixture_runs())
+    assert decision_times.speciation_verdict(found).passed
+    _, late = decision_times.speciation(mixture_runs(shift=0.3))
+    assert not decision_times.speciation_verdict(late).passed
+    drifting = [one._replace(speciation=one.speciation + k) for k, one in enumerate(found)]
+    assert not decision_times.speciation_verdict(drifting).passed
 
 
 def test_collapse():
@@ -127,21 +129,24 @@ def test_collapse():
         curves = [1 / (1 + np.exp((relative - place) / width)) for place, width in zip(places, widths, strict=True)]
         return xr.Dataset({"recalled": (("code", "noise", "item"), np.array(curves)[:, :, None])}, {"noise": relative})
 
-    assert figure._collapse(runs([1.2, 1.1, 1.05], [0.5, 0.3, 0.2])).passed
-    assert not figure._collapse(runs([1.2, 1.15, 1.12], [0.5, 0.3, 0.2])).passed
-    assert not figure._collapse(runs([1.02, 1.04, 1.05], [0.5, 0.3, 0.2])).passed
-    assert not figure._collapse(runs([1.2, 1.1, 1.05], [0.2, 0.2, 0.2])).passed
+    assert decision_times.collapse_verdict(runs([1.2, 1.1, 1.05], [0.5, 0.3, 0.2])).passed
+    assert not decision_times.collapse_verdict(runs([1.2, 1.15, 1.12], [0.5, 0.3, 0.2])).passed
+    assert not decision_times.collapse_verdict(runs([1.02, 1.04, 1.05], [0.5, 0.3, 0.2])).passed
+    assert not decision_times.collapse_verdict(runs([1.2, 1.1, 1.05], [0.2, 0.2, 0.2])).passed
 
 
 @pytest.mark.parametrize(("low", "speciation", "expected"), [(0.1, 0.7, True), (-0.1, 0.7, False), (0.1, 0.3, False)])
 def test_fashion(low, speciation, expected):
     phi = np.array([[0.9, 0.8, 1.0], [0.5, 0.4, 0.6]])
     data = xr.Dataset(
-        {"fashion_phi": (("image_noise", "estimate"), phi), "fashion_fall": ("estimate", [0.4, low, 0.5])},
+        {
+            "fashion_phi": (("image_noise", "estimate"), phi),
+            **{f"fashion_{name}": ("estimate", [0.4, low, 0.5]) for name in ("fall", "kept", "cloned")},
+        },
         {"image_noise": [0.2, 0.6], "estimate": ["value", "low", "high"]},
         {"fashion_eigenvalue": 80.0, "fashion_abar": 0.0125, "fashion_speciation": speciation, "fashion_collapse": 0.45},
     )
-    assert figure._fashion_verdict(data).passed == expected
+    assert decision_times.fashion_verdict(data).passed == expected
 
 
 def test_scaled_evidence_is_the_posterior_to_a_power():
@@ -166,10 +171,27 @@ def test_scaled_evidence_is_the_posterior_to_a_power():
 def test_recall_is_measured_around_the_collapse_time():
     ds = calibration_runs.recall("smoke")
     assert ds.collapse_time.values == pytest.approx([collapse_time(np.ones(d), n) for d, n in CODES])
-    assert ds.recalled.sizes == {"code": 3, "noise": 17, "item": 500}
+    assert ds.recalled.sizes == {"code": 3, "noise": 17, "item": 1000}
     assert np.ptp(ds.collapse_time.values) < 1e-9  # equal log(n)/d
 
 
 def test_the_smallest_p_value_is_shown():
     found = figure._worst(tried([0.5, 0.1, 0.2]))
     assert (found.reading.item(), found.noise.item()) == (READINGS[1], 0.1)
+
+
+def test_flow_matching_with_fresh_noise_is_no_posterior_sampler():
+    """By its short name; without the noise it is deterministic, and its clones are equal."""
+    from uturn.corruption.schedulers import named_scheduler
+
+    assert named_scheduler("flow_match_stochastic")[1] == {"stochastic_sampling": True}
+    assert named_scheduler("flow_match")[1] == {}
+    found = {}
+    for name in ("flow_match", "flow_match_stochastic"):
+        diffusion, backward = {"type": "diffusion", "noise": [0.3, 0.5]}, {"type": "score", "scheduler": name, "steps": 100}
+        ds = run(calibration_runs.string_experiment(calibration_runs.SMALL, diffusion, backward, clones=4))
+        found[name] = calibration(ds, "parsed")
+        assert (ds.clone_parsed == 1).all() == (name == "flow_match")
+    assert (found["flow_match"].gap[1] < 0).all()
+    assert (found["flow_match_stochastic"].gap[0] > 0).all()
+    assert not any(one.attrs["passed"] for one in found.values())

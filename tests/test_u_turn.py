@@ -65,10 +65,11 @@ def test_clone_0_is_the_run_without_clones(name):
 def test_clones_are_part_of_what_a_store_holds(tmp_path):
     without = ut.Experiment.from_dict(SPECS["exact masking"])
     assert without.hash == ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 1}).hash
-    ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3}), tmp_path / "run")
+    whole = ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3}))
+    extended = ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3}), tmp_path / "run")
+    assert extended.drop_attrs().equals(whole.drop_attrs())
     with pytest.raises(ValueError, match=r"spec.clones is 3 in the store, 1 here"):
         ut.run(without, tmp_path / "run")
-    whole = ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3}))
     stored = ut.run(ut.Experiment.from_dict({**SPECS["exact masking"], "clones": 3, "chunk": 2}), tmp_path / "clones", workers=2)
     assert stored.drop_attrs().equals(whole.drop_attrs())
 

@@ -39,7 +39,7 @@ def cloning_probability(same: Any) -> Any:
 
 
 def mixture_cloning_probability(noise: Any, squared_distance: float, variance: float = 1.0) -> np.ndarray:
-    """phi(t) of two equally frequent Gaussians of the same isotropic covariance (Eq. 14 of arXiv:2402.18491).
+    """phi(t) of two equally frequent Gaussians of the same isotropic covariance (arXiv:2402.18491).
 
     With m = half the distance of the means and Gamma = abar variance + 1 - abar, the component z of x_t along the axis through
     the means decides: a clone belongs to mode 1 with probability `r(z) = 1/(1 + exp(-2 sqrt(abar) m z / Gamma))`, and
@@ -98,7 +98,7 @@ def speciation_time(eigenvalue: float) -> float:
     """Time t_S at which the class of a reconstruction is decided: `Lambda exp(-2 t_S) = 1`, abar_S = 1/Lambda.
 
     Lambda is the largest eigenvalue of the covariance of the data, in the units of the diffusion process, whose noise has
-    variance 1 (section 3 of arXiv:2402.18491). 0 for Lambda <= 1. It is a scale, not the place where phi has fallen by half: that
+    variance 1 (arXiv:2402.18491). 0 for Lambda <= 1. It is a scale, not the place where phi has fallen by half: that
     one lies at a distance of order 1 from it, which does not grow with the dimension.
 
     Examples

@@ -9,20 +9,10 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import run
-from uturn.fashion_mnist import load_scheduler
 from uturn.measures.calibration import calibrate, calibration, holm
-from uturn.measures.cloning import (
-    cloning_probability,
-    collapse_time,
-    covariance_eigenvalues,
-    largest_eigenvalue,
-    mixture_cloning_probability,
-    speciation_time,
-)
 from uturn.paper.calibration_runs import (
     CODES,
     ITEMS,
-    MIXTURE,
     NOISE,
     SCHEDULERS,
     SEPARATIONS,
@@ -35,12 +25,21 @@ from uturn.paper.calibration_runs import (
     trained_denoiser,
 )
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
-from uturn.paper.verdicts import Verdict, above, below, verdict, within
+from uturn.paper.decision_times import (
+    collapse_verdict,
+    draw_collapse,
+    draw_speciation,
+    fashion,
+    fashion_verdict,
+    phi_verdict,
+    speciation,
+    speciation_verdict,
+)
+from uturn.paper.verdicts import Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.calibration import draw_gap, draw_zero
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
-from uturn.sources import FashionMNISTSource
-from uturn.statistics import Estimate, crossing, estimate
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.statistics import Estimate
 
 TITLE = "Does a sampler draw from the posterior? Clones answer"
 CAPTION = (
@@ -56,7 +55,6 @@ CAPTION = (
 LEVEL = 1e-3
 LEVELS = (0.01, 0.05, 0.2)
 GROUPS = 200  # experiments of which the false alarms are counted
-TRAINING_IMAGES = 60_000  # of the embedded model
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
@@ -77,7 +75,9 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         kept(f"repeated-{kind}", repeated(kind, workshop.scale))
     for separation in SEPARATIONS:
         kept(f"mixture-{separation:g}", mixture_experiment(separation, workshop.scale))
-    runs["recall"] = workshop.keep("calibration-recall", {"codes": CODES}, partial(recall, workshop.scale))
+    runs["recall"] = workshop.keep(
+        "calibration-recall", {"codes": CODES, "scale": workshop.scale}, partial(recall, workshop.scale)
+    )
     images = workshop.runs("calibration", image_experiments(workshop.scale))
     return runs | {f"images-{label}": ds for label, ds in images.items()}
 
@@ -91,19 +91,19 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     kinds = {label: runs[label].attrs["kind"] for label in tried}
     shares = false_alarms([runs[f"repeated-{kind}"] for kind in NOISE])
     images = {label: calibration(ds, ["same_class", "similarity"]) for label, ds in runs.items() if label.startswith("images-")}
-    speciated, transitions = _speciation(runs)
+    speciated, transitions = speciation(runs)
     recalled = runs["recall"].recalled.mean("item")
-    parts = [_samplers_data(tried, kinds), shares, _images_data(images), speciated, _fashion(runs)]
+    parts = [_samplers_data(tried, kinds), shares, _images_data(images), speciated, fashion(runs)]
     data = xr.merge(parts, combine_attrs="no_conflicts")
     data["recalled"] = recalled.rename(noise="recall_noise")
     return data, [
         *_samplers(tried, kinds),
         _rates(shares),
         *_images(images),
-        _phi(runs),
-        _speciation_verdict(transitions),
-        _collapse(runs["recall"]),
-        _fashion_verdict(data),
+        phi_verdict(runs),
+        speciation_verdict(transitions),
+        collapse_verdict(runs["recall"]),
+        fashion_verdict(data),
     ]
 
 
@@ -285,118 +285,6 @@ def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
     ]
 
 
-# -- cloning times ---------------------------------------------------------------------------------------------------------
-
-
-def _speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[tuple[float, float, Estimate, float]]]:
-    """phi of the mixtures against t - t_S; and for each D, t_S, the time at which phi is 3/4, and the same of the formula."""
-    rows, formulas, shifts, found = [], [], [], []
-    for separation in SEPARATIONS:
-        ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
-        experiment = mixture_experiment(separation, "smoke")
-        data = experiment.parts.source.fresh(np.arange(4000), 0).values
-        t_s = speciation_time(largest_eigenvalue(data))
-        rows.append(cloning_probability(ds.clone_same_label).values)
-        formulas.append(mixture_cloning_probability(ds.noise.values, D))
-        shifts.append(ds.noise.values - t_s)
-        x = ds.noise.values
-        half = estimate(ds.clone_same_label, lambda c, x=x: crossing(x, c, 0.75), confidence=0.999)  # type: ignore[misc]
-        found.append((D, t_s, half, crossing(x, formulas[-1], 0.75)))  # interpolated on the same grid
-    data = xr.Dataset(
-        {
-            "phi": (("distance", "point", "estimate"), np.array(rows)),
-            "phi_formula": (("distance", "point"), np.array(formulas)),
-            "since_speciation": (("distance", "point"), np.array(shifts)),
-        },
-        {"distance": [row[0] for row in found], "estimate": ["value", "low", "high"]},
-    )
-    return data, found
-
-
-def _phi(runs: dict[str, xr.Dataset]) -> Verdict:
-    from scipy.stats import binom
-
-    p, worst = [], 0.0
-    for separation in SEPARATIONS:
-        same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
-        formula = mixture_cloning_probability(same.noise.values, separation**2 * MIXTURE["dimension"])
-        count, n = same.sum("item").values.round(), same.sizes["item"]
-        p.append((2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(max=1))
-        worst = max(worst, float(np.abs(count / n - formula).max()))
-    values = np.concatenate(p)
-    return verdict(
-        "probability that two clones have the same class, mixtures of two Gaussians, against the formula",
-        f"{len(values)} points, largest difference {worst:.3f}, smallest p by Holm {holm(values).min():.2g}",
-        "Eq. 14 of arXiv:2402.18491",
-        above(holm(values), LEVEL, f"binomial test of each point: no p by Holm <= {LEVEL:g}"),
-    )
-
-
-def _speciation_verdict(found: list[tuple[float, float, Estimate, float]]) -> Verdict:
-    ends = np.array([[half.low, half.high] for _, _, half, _ in found])
-    expected = np.array([formula for *_, formula in found])
-    after = np.array([half.value - t_s for _, t_s, half, _ in found])
-    return verdict(
-        "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of 4,000 vectors)",
-        "; ".join(f"|m1 - m2|^2 = {D:g}: {half}, t_S + {half.value - t_s:.3f}" for D, t_s, half, _ in found),
-        "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
-        above(expected, ends[:, 0], "within the 99.9 % intervals"),
-        below(expected, ends[:, 1], ""),
-        within(after - after.mean(), 0.1, "distances from t_S differ by less than .1"),
-    )
-
-
-def _collapse(ds: xr.Dataset) -> Verdict:
-    relative = ds.noise.values
-    half = np.array([crossing(relative, curve.mean("item"), 0.5, first=True) for curve in ds.recalled])
-    widths = [crossing(relative, c, 0.3) - crossing(relative, c, 0.7) for c in ds.recalled.mean("item").values]
-    names = [f"d = {d}, n = {n}" for d, n in CODES]
-    return verdict(
-        "time at which two clones of n Gaussian training data are the same datum half of the time, over t_C; width of the fall",
-        "; ".join(f"{name}: {h:.3f}, {w:.2f}" for name, h, w in zip(names, half, widths, strict=True)),
-        "1, and narrower at larger d, for equal log(n)/d",
-        within(half[-1] - 1, 0.1, "largest d: within .1 of 1"),
-        below(np.diff(np.abs(half - 1)), 0, "nearer with growing d"),
-        below(np.diff(widths), 0, "narrower with growing d"),
-    )
-
-
-def _fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
-    """Cloning of Fashion-MNIST: phi of DDPM with most steps, times of speciation and collapse, all on the axis t/T too."""
-    label = max((name for name in runs if name.startswith("images-ddpm")), key=lambda name: int(name.rpartition("-")[2]))
-    ds = runs[label]
-    eigenvalues = covariance_eigenvalues(FashionMNISTSource().all_images()[0])
-    times = {"speciation": speciation_time(eigenvalues[0]), "collapse": collapse_time(eigenvalues, TRAINING_IMAGES)}
-    abar = load_scheduler().alphas_cumprod.numpy().astype(float)
-    place = {
-        f"fashion_{name}": float(np.interp(-np.exp(-2 * t), -abar, (np.arange(len(abar)) + 1) / len(abar)))
-        for name, t in times.items()
-    }
-    t = 0.5 * np.log(1 / ds.abar.values)
-    return xr.Dataset(
-        {
-            "fashion_phi": (("image_noise", "estimate"), cloning_probability(ds.clone_same_class).values),
-            "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
-        },
-        {"fashion_since_speciation": ("image_noise", t - times["speciation"]), "image_noise": ds.noise.values}
-        | {"estimate": ["value", "low", "high"]},
-        attrs={**place, "fashion_eigenvalue": float(eigenvalues[0]), "fashion_abar": 1 / float(eigenvalues[0])},
-    )
-
-
-def _fashion_verdict(data: xr.Dataset) -> Verdict:
-    phi, attrs = data.fashion_phi, data.attrs
-    texts = [f"{float(x):g}: {Estimate(*map(float, phi.sel(image_noise=x)))}" for x in phi.image_noise]
-    return verdict(
-        "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
-        f"phi at {'; '.join(texts)}; largest eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f}, "
-        f"t_S/T = {attrs['fashion_speciation']:.2f}; t_C/T = {attrs['fashion_collapse']:.2f}",
-        "phi falls with noise; speciation at larger noise than collapse",
-        above(float(data.fashion_fall.sel(estimate="low")), 0, "interval of the fall from first to last above 0"),
-        above(attrs["fashion_speciation"], attrs["fashion_collapse"], "t_S > t_C"),
-    )
-
-
 # -- drawing -----------------------------------------------------------------------------------------------------------------
 
 
@@ -408,7 +296,7 @@ def draw(data: xr.Dataset) -> Any:
         _draw_samplers(left, data)
         _draw_rates(right, data)
         panels = bottom.subplots(1, 3)
-        for panel, drawn in zip(panels, (_draw_images, _draw_speciation, _draw_collapse), strict=True):
+        for panel, drawn in zip(panels, (_draw_images, draw_speciation, draw_collapse), strict=True):
             drawn(panel, data)
     return figure
 
@@ -475,31 +363,3 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     axes.set_ylim(-1.25, 0.12)
     axes.set_title(f"(c) Fashion-MNIST model, $t/T={noise:g}$")
     axes.legend(fontsize=8.5, loc="lower center", ncols=2)
-
-
-def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
-    colors = level_colors(data.sizes["distance"])
-    for k, color in enumerate(colors):
-        x = data.since_speciation[k].values
-        value, low, high = data.phi[k].values.T
-        axes.plot(x, data.phi_formula[k], color=color, lw=1.4)
-        axes.errorbar(x, value, [value - low, high - value], fmt="o", ms=4, lw=1, color=color)
-        axes.plot([], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$")
-    x = data.fashion_since_speciation.values
-    value, low, high = data.fashion_phi.values.T
-    axes.errorbar(x, value, [value - low, high - value], fmt="s--", ms=5, lw=1, color=MUTED, label="Fashion-MNIST, DDPM")
-    axes.axvline(0, color=THEORY, lw=1, ls=":")
-    axes.text(0.05, 1.0, "$t_S$", va="top")
-    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04))
-    axes.set_title("(d) speciation")
-    axes.legend(loc="lower left", fontsize=8.5)
-
-
-def _draw_collapse(axes: Any, data: xr.Dataset) -> None:
-    for (d, n), curve, color in zip(CODES, data.recalled.values, level_colors(len(CODES)), strict=True):
-        axes.plot(data.recall_noise, curve, "o-", ms=4, lw=1.4, color=color, label=f"$d={d}$, $n={n}$")
-    axes.axvline(1, color=THEORY, lw=1, ls=":")
-    axes.text(1.02, 1.0, "$t_C$", va="top")
-    axes.set(xlabel="$t/t_C$", ylabel="same training datum of two clones", ylim=(0, 1.04))
-    axes.set_title("(e) collapse onto training data")
-    axes.legend(loc="lower left", fontsize=8.5)

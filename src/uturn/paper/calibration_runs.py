@@ -24,9 +24,9 @@ SEPARATIONS = (0.5, 1.0, 2.0)  # of the means of mixtures, over sqrt(dimension)
 CODES = ((16, 16), (32, 256), (48, 4096))  # dimension and number of Gaussian training data, with equal log(n)/d
 NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.1, 0.2, 0.3), "uniform": (0.05, 0.15, 0.3)}
 STRINGS = 64  # of the training set of the denoiser
-STEPS = {"smoke": 100, "paper": 400}  # of reverse diffusion
+STEPS = {"smoke": 250, "paper": 500}  # of reverse diffusion
 TRAINING: dict[str, Any] = {"width": 32, "steps": 250, "batch_size": 64, "learning_rate": 2.5e-3, "every": 50, "held_out": 512}
-IMAGE_STEPS: dict[Scale, tuple[int, ...]] = {"smoke": (10, 40), "paper": (10, 25, 100)}
+IMAGE_STEPS: dict[Scale, tuple[int, ...]] = {"smoke": (5, 25), "paper": (10, 25, 100)}
 SCHEDULERS = ("ddpm", "ddim")
 
 
@@ -143,7 +143,7 @@ def mixture_experiment(separation: float, scale: Scale) -> Experiment:
     m = separation * np.sqrt(MIXTURE["dimension"]) / 2
     middle = 0.5 * np.log(1 + m**2)
     gaussian = {"type": "gaussian", "noise": (middle + np.arange(-1.25, 1.76, 0.25)).round(6).tolist()}
-    items = 500 if scale == "smoke" else 4000
+    items = 1500 if scale == "smoke" else 6000
     source = {**MIXTURE, "separation": separation}
     return string_experiment(source, gaussian, {"type": "exact"}, items=items, clones=2, chunk=500)
 
@@ -151,7 +151,7 @@ def mixture_experiment(separation: float, scale: Scale) -> Experiment:
 def recall(scale: Scale) -> xr.Dataset:
     """How often the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
     relative = np.linspace(0.4, 2, 17)
-    observations = 500 if scale == "smoke" else 4000
+    observations = 1000 if scale == "smoke" else 4000
     rows, times = [], []
     for k, (dimension, count) in enumerate(CODES):
         data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)

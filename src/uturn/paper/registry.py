@@ -36,7 +36,7 @@ FIGURES = {
     "chi": 60,
     "correlations": 5,  # shares runs of chi and of collapse
     "collapse": 20,
-    "calibration": 80,
+    "calibration": 60,
 }
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
 """The order in which all figures are made: those that take seconds first, those that train or denoise images last."""

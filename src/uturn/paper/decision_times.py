@@ -1,0 +1,188 @@
+"""When a reverse process decides: speciation of mixtures, collapse onto training data, cloning of Fashion-MNIST.
+
+Panels (d) and (e) of the figure `calibration`, and their verdicts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.fashion_mnist import load_scheduler
+from uturn.measures.calibration import holm
+from uturn.measures.cloning import (
+    cloning_probability,
+    collapse_time,
+    covariance_eigenvalues,
+    largest_eigenvalue,
+    mixture_cloning_probability,
+    speciation_time,
+)
+from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_experiment
+from uturn.paper.verdicts import Verdict, above, below, verdict, within
+from uturn.plotting.style import MUTED, THEORY, level_colors
+from uturn.sources import FashionMNISTSource
+from uturn.statistics import Estimate, crossing, estimate, transition
+
+LEVEL = 1e-3  # false-alarm rate of a verdict
+TRAINING_IMAGES = 60_000  # of the embedded model
+
+
+class Fall(NamedTuple):
+    """Where phi of a mixture has fallen halfway: squared distance of the means, t_S, measured time, and that of the formula."""
+
+    squared_distance: float
+    speciation: float
+    half: Estimate
+    formula: float
+
+
+def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
+    """phi of the mixtures against t - t_S, and its fall."""
+    rows, formulas, shifts, found = [], [], [], []
+    for separation in SEPARATIONS:
+        ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
+        experiment = mixture_experiment(separation, "smoke")
+        data = experiment.parts.source.fresh(np.arange(4000), 0).values
+        t_s = speciation_time(largest_eigenvalue(data))
+        rows.append(cloning_probability(ds.clone_same_label).values)
+        formulas.append(mixture_cloning_probability(ds.noise.values, D))
+        shifts.append(ds.noise.values - t_s)
+        x = ds.noise.values
+        half = estimate(ds.clone_same_label, lambda c, x=x: crossing(x, c, 0.75), confidence=0.999)  # type: ignore[misc]
+        found.append(Fall(D, t_s, half, crossing(x, formulas[-1], 0.75)))  # interpolated on the same grid
+    data = xr.Dataset(
+        {
+            "phi": (("distance", "point", "estimate"), np.array(rows)),
+            "phi_formula": (("distance", "point"), np.array(formulas)),
+            "since_speciation": (("distance", "point"), np.array(shifts)),
+        },
+        {"distance": [one.squared_distance for one in found], "estimate": ["value", "low", "high"]},
+    )
+    return data, found
+
+
+def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
+    from scipy.stats import binom
+
+    p, worst = [], 0.0
+    for separation in SEPARATIONS:
+        same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
+        formula = mixture_cloning_probability(same.noise.values, separation**2 * MIXTURE["dimension"])
+        count, n = same.sum("item").values.round(), same.sizes["item"]
+        p.append((2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(max=1))
+        worst = max(worst, float(np.abs(count / n - formula).max()))
+    values = np.concatenate(p)
+    return verdict(
+        "probability that two clones have the same class, mixtures of two Gaussians, against the formula",
+        f"{len(values)} points, largest difference {worst:.3f}, smallest p by Holm {holm(values).min():.2g}",
+        "one-dimensional integral (arXiv:2402.18491)",
+        above(holm(values), LEVEL, f"binomial test of each point: no p by Holm <= {LEVEL:g}"),
+    )
+
+
+def speciation_verdict(found: list[Fall]) -> Verdict:
+    ends = np.array([[one.half.low, one.half.high] for one in found])
+    expected = np.array([one.formula for one in found])
+    after = np.array([one.half.value - one.speciation for one in found])
+    return verdict(
+        "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of 4,000 vectors)",
+        "; ".join(
+            f"|m1 - m2|^2 = {one.squared_distance:g}: {one.half}, t_S + {late:.3f}"
+            for one, late in zip(found, after, strict=True)
+        ),
+        "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
+        above(expected, ends[:, 0], "within the 99.9 % intervals"),
+        below(expected, ends[:, 1], ""),
+        within(after - after.mean(), 0.1, "distances from t_S differ by less than .1"),
+    )
+
+
+def collapse_verdict(ds: xr.Dataset) -> Verdict:
+    relative = ds.noise.values
+    half = np.array([crossing(relative, curve.mean("item"), 0.5, first=True) for curve in ds.recalled])
+    widths = [crossing(relative, c, 0.3) - crossing(relative, c, 0.7) for c in ds.recalled.mean("item").values]
+    names = [f"d = {d}, n = {n}" for d, n in CODES]
+    return verdict(
+        "time at which two clones of n Gaussian training data are the same datum half of the time, over t_C; width of the fall",
+        "; ".join(f"{name}: {h:.3f}, {w:.2f}" for name, h, w in zip(names, half, widths, strict=True)),
+        "1, and narrower at larger d, for equal log(n)/d",
+        within(half[-1] - 1, 0.1, "largest d: within .1 of 1"),
+        below(abs(half[-1] - 1), abs(half[0] - 1), "nearer than at the smallest d"),
+        below(np.diff(widths), 0, "narrower with growing d"),
+    )
+
+
+def fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
+    """Cloning of Fashion-MNIST: phi of DDPM with most steps, times of speciation and collapse, all on the axis t/T too."""
+    label = max((name for name in runs if name.startswith("images-ddpm")), key=lambda name: int(name.rpartition("-")[2]))
+    ds = runs[label]
+    eigenvalues = covariance_eigenvalues(FashionMNISTSource().all_images()[0])
+    times = {"speciation": speciation_time(eigenvalues[0]), "collapse": collapse_time(eigenvalues, TRAINING_IMAGES)}
+    abar = load_scheduler().alphas_cumprod.numpy().astype(float)
+    place = {
+        f"fashion_{name}": float(np.interp(-np.exp(-2 * t), -abar, (np.arange(len(abar)) + 1) / len(abar)))
+        for name, t in times.items()
+    }
+    t = 0.5 * np.log(1 / ds.abar.values)
+    shares = np.unique(ds.original_class.isel(noise=0), return_counts=True)[1] / ds.sizes["item"]
+    noise, chance = np.r_[0, ds.noise.values], float((shares**2).sum())
+    halves = {
+        name: estimate(ds[variable], lambda c: transition(noise, np.r_[1, c], bottom=chance).location)
+        for name, variable in (("kept", "same_class"), ("cloned", "clone_same_class"))
+    }
+    return xr.Dataset(
+        {
+            "fashion_phi": (("image_noise", "estimate"), cloning_probability(ds.clone_same_class).values),
+            **{f"fashion_{name}": ("estimate", list(half)) for name, half in halves.items()},
+            "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
+        },
+        {"fashion_since_speciation": ("image_noise", t - times["speciation"]), "image_noise": ds.noise.values}
+        | {"estimate": ["value", "low", "high"]},
+        attrs={**place, "fashion_eigenvalue": float(eigenvalues[0]), "fashion_abar": 1 / float(eigenvalues[0])},
+    )
+
+
+def fashion_verdict(data: xr.Dataset) -> Verdict:
+    phi, attrs = data.fashion_phi, data.attrs
+    star, half = (Estimate(*map(float, data[f"fashion_{name}"])) for name in ("kept", "cloned"))
+    texts = [f"{float(x):g}: {Estimate(*map(float, phi.sel(image_noise=x)))}" for x in phi.image_noise]
+    return verdict(
+        "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
+        f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; "
+        f"largest eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f}, "
+        f"t_S/T = {attrs['fashion_speciation']:.2f}; t_C/T = {attrs['fashion_collapse']:.2f}",
+        "phi falls with noise; speciation at larger noise than collapse",
+        above(float(data.fashion_fall.sel(estimate="low")), 0, "interval of the fall from first to last above 0"),
+        above(attrs["fashion_speciation"], attrs["fashion_collapse"], "t_S > t_C"),
+    )
+
+
+def draw_speciation(axes: Any, data: xr.Dataset) -> None:
+    colors = level_colors(data.sizes["distance"])
+    for k, color in enumerate(colors):
+        x = data.since_speciation[k].values
+        value, low, high = data.phi[k].values.T
+        axes.plot(x, data.phi_formula[k], color=color, lw=1.4)
+        axes.errorbar(x, value, [value - low, high - value], fmt="o", ms=4, lw=1, color=color)
+        axes.plot([], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$")
+    x = data.fashion_since_speciation.values
+    value, low, high = data.fashion_phi.values.T
+    axes.errorbar(x, value, [value - low, high - value], fmt="s--", ms=5, lw=1, color=MUTED, label="Fashion-MNIST, DDPM")
+    axes.axvline(0, color=THEORY, lw=1, ls=":")
+    axes.text(0.05, 1.0, "$t_S$", va="top")
+    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04))
+    axes.set_title("(d) speciation")
+    axes.legend(loc="lower left", fontsize=8.5)
+
+
+def draw_collapse(axes: Any, data: xr.Dataset) -> None:
+    for (d, n), curve, color in zip(CODES, data.recalled.values, level_colors(len(CODES)), strict=True):
+        axes.plot(data.recall_noise, curve, "o-", ms=4, lw=1.4, color=color, label=f"$d={d}$, $n={n}$")
+    axes.axvline(1, color=THEORY, lw=1, ls=":")
+    axes.text(1.02, 1.0, "$t_C$", va="top")
+    axes.set(xlabel="$t/t_C$", ylabel="same training datum of two clones", ylim=(0, 1.04))
+    axes.set_title("(e) collapse onto training data")
+    axes.legend(loc="lower left", fontsize=8.5)
