@@ -99,7 +99,7 @@ def measure(one: ChannelSpec) -> xr.Dataset:
     else:
         readings = ["class", *(f"scale {scale:g}" for scale in ds.scale.values)]
         pairs = (("same_label", "scale_similarity"), ("clone_same_label", "clone_scale_similarity"))
-        columns = [xr.concat([ds[a], ds[b].rename(scale="reading")], "reading") for a, b in pairs]
+        columns = [xr.concat([ds[a], ds[b].drop_vars("scale").rename(scale="reading")], "reading") for a, b in pairs]
         found = xr.Dataset(dict(zip(("with_original", "with_clones"), columns, strict=True))).assign_coords(reading=readings)
     found = found.astype(float).reset_coords(drop=True).drop_attrs()
     return xr.merge([found, drawn_noise(one.experiment)]) if one.is_bayesian else found
