@@ -237,6 +237,28 @@ def test_contradictory_evidence_is_exact(log_wrong, dtype):
     assert all(np.isfinite(e).all() and (e >= -1e-9).all() for e in entropy.values())
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(1e30, np.float32), (1e30, np.float64), (1e299, np.float64)])
+def test_evidence_of_any_size(size, dtype):
+    """Far beyond 2**53 nats, where the posterior is one string, against sums of logarithms."""
+    for seed, shape in enumerate([(4, 2, 2, 3, 4), (8, 2, 2, 5, 8), (4, 2, 3, 2, 2)]):
+        rhm = grammar(*shape, uniform=seed != 2)
+        log_evidence = evidence(rhm, 20, size, seed).astype(dtype)
+        beliefs = infer(rhm, log_evidence, outputs=EVERYTHING)
+        exact = infer(rhm, log_evidence.astype(np.float64), "torch", EVERYTHING)
+        assert largest_difference(beliefs, exact, ("marginals",)) == 0
+        np.testing.assert_allclose(beliefs.log_evidence, exact.log_evidence, rtol=0, atol=1e-15 * size * rhm.num_leaves)
+        trees = sample_posterior(rhm, log_evidence)
+        assert all((trees[level] == beliefs.marginals[level].argmax(-1)).all() for level in trees)
+
+
+def test_a_large_constant_of_a_leaf_hides_no_difference():
+    rhm = grammar(8, 2, 2, 4, 8)
+    differences = 7.0 * np.random.default_rng(0).integers(200, size=(20, 16, 8))
+    names = ("marginals", "upward", "downward")
+    plain, shifted = (infer(rhm, differences + constant, outputs=names) for constant in (0, 2.0**50))
+    assert largest_difference(plain, shifted) < 1e-12
+
+
 def test_enumeration_of_contradictory_evidence():
     rhm = grammar(4, 2, 2, 2, 4)
     for string in np.random.default_rng(1).integers(4, size=(8, 4)):
