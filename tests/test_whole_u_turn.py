@@ -99,6 +99,33 @@ def test_beliefs_of_contradictory_evidence():
         np.testing.assert_allclose(found[:, level], wanted, rtol=0, atol=2e-6)
 
 
+def test_impossible_samples_have_their_numbers_in_the_batch():
+    rhm = ut.RandomHierarchyModel(8, 2, 2, 5, seed=0)
+    originals, noisy = noisy_strings(rhm, ut.Masking(), 0.2, 70, 1)
+    noisy.values[[7, 37, 69]] = np.random.default_rng(0).integers(8, size=(3, 32))
+    work = (
+        lambda: noisy.true_beliefs(originals.draw.latents),
+        lambda: noisy.beliefs("marginals"),
+        lambda: noisy.posterior_draws(Streams(0, originals.items, 0.2), 1),
+    )
+    for each in work:
+        with pytest.raises(ValueError, match=r"sample\(s\) 7, 37, 69 \(3 in all\)"):
+            each()
+
+
+def test_beliefs_of_true_symbols_in_any_memory_order():
+    rhm = ut.RandomHierarchyModel(8, 2, 2, 5, seed=0)
+    originals, noisy = noisy_strings(rhm, ut.Gaussian(), 0.2)
+    latents = originals.draw.latents
+    expected = noisy.true_beliefs(latents)
+    for change in (np.asfortranarray, lambda x: np.repeat(x, 2, axis=0)[::2], lambda x: x.astype(np.int32)):
+        assert np.array_equal(noisy.true_beliefs({level: change(nodes) for level, nodes in latents.items()}), expected)
+    for symbol in (-1, 8):
+        wrong = {**latents, 2: np.where(np.arange(8) == 3, symbol, latents[2])}
+        with pytest.raises(ValueError, match=rf"symbols\[2\] contains {symbol}; .*0..7"):
+            noisy.true_beliefs(wrong)
+
+
 @pytest.mark.parametrize("corruption", [ut.Gaussian(), ut.Masking()], ids=str)
 def test_noisy_strings_are_freed_at_once(corruption):
     """Nothing that they keep refers to them, so their memory is free for the next batch without the garbage collector."""
