@@ -270,3 +270,19 @@ def test_effective_epsilon_against_plain_integration():
         belief /= belief.sum(1, keepdims=True)
         lost = (1 - belief[:, 0]) * v / (v - 1)
         assert abs(_gaussian_leaf(t, v)[0] - lost.mean()) < 5 * lost.std() / np.sqrt(len(lost))
+
+
+@pytest.mark.parametrize("v", [2, 32, 2000])
+def test_quadrature_of_the_gaussian_leaf(v):
+    """Against the same integrals with wider ranges and a seventh of the step."""
+    for t in (0.02, 0.07, 0.8):
+        r = 1 / np.expm1(2 * t)
+        c = np.sqrt(r)
+        xi, y = np.arange(-9, 9, 0.02 / max(1, c)), np.arange(-9 * c - 8, r + 9 * c + 40 + np.log(v), 0.05)
+        weight = np.exp(-(xi**2) / 2) / np.exp(-(xi**2) / 2).sum()
+        rate, rate_true = (np.exp(np.minimum(c * xi[:, None] + shift - y, 700)) for shift in (0, r))
+        others, true, density = (weight @ f for f in (np.exp(-rate), np.exp(-rate_true), rate_true * np.exp(-rate_true)))
+        others **= v - 1
+        epsilon = (1 - 0.05 * (density @ others)) * v / (v - 1)
+        largest = r + 0.05 * (np.exp(-np.exp(np.minimum(r - y, 700))) - true * others).sum()
+        np.testing.assert_allclose(_gaussian_leaf(t, v), (epsilon, (np.log(v) + r - largest) / np.log(2)), rtol=0, atol=1e-9)

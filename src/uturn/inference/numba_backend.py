@@ -140,6 +140,7 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
     Let u(x) be the upward message of a node before scaling, and u_i that of its child i. The rule r of the node has the
     probability p(r) = m(y) p_r prod_i u_i(x_i) / u(y), with the marginal m(y) of its symbol y. The entropy of the rule given the
     symbol is therefore `sum_y m log u - sum_i sum_x m_i log u_i - sum_r p(r) log p_r`, which needs messages and marginals only.
+    These are sums over all nodes of a level, so a small entropy is a difference of large numbers; rounding below 0 is cut off.
     """
     batch, L = len(log_evidence), rhm.depth
     plan = plan_of(rhm, _DOUBLE, 2**40)  # the same for any batch, since sums over bands round differently
