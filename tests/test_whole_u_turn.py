@@ -128,6 +128,21 @@ def test_beliefs_of_true_symbols_in_any_memory_order():
 
 
 @pytest.mark.parametrize("corruption", [ut.Gaussian(), ut.Masking()], ids=str)
+def test_strings_of_another_grammar_are_an_error(corruption):
+    rhm, other = (ut.RandomHierarchyModel(8, 2, 2, depth, seed=0) for depth in (5, 3))
+    originals = ut.sources.Strings(np.arange(4), rhm, other.sample(4, seed=0))
+    with pytest.raises(ValueError, match=r"shape \(4, 8.*expected \(batch, 32"):
+        ut.u_turn(originals, corruption, ut.backward.ExactPosterior(), 0.3)
+
+
+def test_symbols_outside_the_vocabulary_are_an_error():
+    _originals, noisy = noisy_strings(ut.RandomHierarchyModel(8, 2, 2, 3, seed=0), ut.UniformReplacement(), 0.3)
+    noisy.values[2, 5] = 8
+    with pytest.raises(ValueError, match=r"expected integers -1..7"):
+        noisy.beliefs("marginals")
+
+
+@pytest.mark.parametrize("corruption", [ut.Gaussian(), ut.Masking()], ids=str)
 def test_noisy_strings_are_freed_at_once(corruption):
     """Nothing that they keep refers to them, so their memory is free for the next batch without the garbage collector."""
     rhm = ut.RandomHierarchyModel(8, 2, 2, 3, seed=0)
