@@ -212,6 +212,25 @@ def test_containers_follow_the_input():
         assert infer(rhm, tensor[:0], outputs=(outputs,)).outputs == (outputs,)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_any_memory_layout_of_evidence(dtype):
+    rhm = grammar(7, 3, 2, 3, 5)
+    log_evidence = evidence(rhm, 33).astype(dtype)
+    expected = infer(rhm, log_evidence)
+    shifted = np.empty(log_evidence.nbytes + 1, np.uint8)[1:].view(dtype).reshape(log_evidence.shape)
+    shifted[:] = log_evidence
+    layouts = (
+        np.asfortranarray(log_evidence),
+        np.repeat(log_evidence, 2, axis=0)[::2],
+        shifted,
+        log_evidence.astype(f">f{dtype().itemsize}"),
+    )
+    for layout in layouts:
+        found = infer(rhm, layout)
+        assert found.marginals[0].dtype == dtype
+        assert largest_difference(found, expected, ("marginals",)) == 0
+
+
 # -- extreme evidence -----------------------------------------------------------------------------------------------------
 def pinned(strings, v, log_wrong):
     return np.where(np.arange(v) == strings[..., None], 0.0, log_wrong)

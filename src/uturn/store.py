@@ -100,6 +100,7 @@ class MemoryStore(_Blocks):
         self.missing.discard(task)
 
     def finishing(self) -> AbstractContextManager[None]:
+        """Nothing is left to write at the end."""
         return nullcontext()
 
     def dataset(self, look: bool = False) -> xr.Dataset:

@@ -99,4 +99,5 @@ def floating_array(rhm: Any, values: Any) -> np.ndarray:
         values = values.cpu().numpy()
     array = checked_array("log_evidence", values)
     check_shape(rhm, array.shape, array.dtype, array.dtype.kind == "f")
-    return array if array.dtype.itemsize <= 8 else array.astype(np.float64)
+    native = array.dtype.newbyteorder("=")
+    return array.astype(native if native.itemsize <= 8 else np.float64, copy=False)
