@@ -505,6 +505,33 @@ def sampler_sharing_the_root(rhm, log_evidence, seed):
     return np.resize(trees[0][same], trees[0].shape)
 
 
+def test_an_interrupted_call_waits_for_its_threads(monkeypatch):
+    """Otherwise they would write to memory that is free."""
+    import os
+    import signal
+    import time
+
+    from uturn import threads
+
+    started, ended = threading.Event(), threading.Event()
+
+    def block(first, last):
+        if threading.current_thread() is threading.main_thread():
+            started.wait(10)
+        elif not started.is_set():
+            started.set()
+            time.sleep(0.4)
+            ended.set()
+
+    monkeypatch.setattr(threads, "num_threads", 2)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        threads.over_blocks(12, block)
+    timer.join()
+    assert ended.is_set()
+
+
 @pytest.mark.parametrize("uniform", [True, False])
 @pytest.mark.parametrize("shape", [(3, 2, 2, 2, 3), (4, 2, 3, 1, 5), (3, 2, 2, 3, 2)])
 def test_posterior_samples_follow_the_posterior(shape, uniform):
