@@ -215,7 +215,7 @@ def marginals(space, at, up, up_e, down, down_e, widths):
 
 @njit(**_options)
 def _terms(children, p, first, count, up, up_e, row, term, power):
-    """Terms `p_r prod_i up_i[x_i]` of the rules first .. of a node whose children's rows begin at `row`, scaled to at most 2."""
+    """Terms `p_r prod_i up_i[x_i]` of the rules first .. of a node with the children `row` .., scaled to at most 2**s."""
     top = _LOWEST
     for k in range(count):
         term[k], power[k] = p[first + k], 0.0
