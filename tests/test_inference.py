@@ -212,6 +212,25 @@ def test_containers_follow_the_input():
         assert infer(rhm, tensor[:0], outputs=(outputs,)).outputs == (outputs,)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_any_memory_layout_of_evidence(dtype):
+    rhm = grammar(7, 3, 2, 3, 5)
+    log_evidence = evidence(rhm, 33).astype(dtype)
+    expected = infer(rhm, log_evidence)
+    shifted = np.empty(log_evidence.nbytes + 1, np.uint8)[1:].view(dtype).reshape(log_evidence.shape)
+    shifted[:] = log_evidence
+    layouts = (
+        np.asfortranarray(log_evidence),
+        np.repeat(log_evidence, 2, axis=0)[::2],
+        shifted,
+        log_evidence.astype(f">f{dtype().itemsize}"),
+    )
+    for layout in layouts:
+        found = infer(rhm, layout)
+        assert found.marginals[0].dtype == dtype
+        assert largest_difference(found, expected, ("marginals",)) == 0
+
+
 # -- extreme evidence -----------------------------------------------------------------------------------------------------
 def pinned(strings, v, log_wrong):
     return np.where(np.arange(v) == strings[..., None], 0.0, log_wrong)
@@ -235,6 +254,28 @@ def test_contradictory_evidence_is_exact(log_wrong, dtype):
         assert rhm.parse(trees[0][draw]).valid[4].all()
     entropy = posterior_entropy(rhm, log_evidence)
     assert all(np.isfinite(e).all() and (e >= -1e-9).all() for e in entropy.values())
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e30, np.float32), (1e30, np.float64), (1e299, np.float64)])
+def test_evidence_of_any_size(size, dtype):
+    """Far beyond 2**53 nats, where the posterior is one string, against sums of logarithms."""
+    for seed, shape in enumerate([(4, 2, 2, 3, 4), (8, 2, 2, 5, 8), (4, 2, 3, 2, 2)]):
+        rhm = grammar(*shape, uniform=seed != 2)
+        log_evidence = evidence(rhm, 20, size, seed).astype(dtype)
+        beliefs = infer(rhm, log_evidence, outputs=EVERYTHING)
+        exact = infer(rhm, log_evidence.astype(np.float64), "torch", EVERYTHING)
+        assert largest_difference(beliefs, exact, ("marginals",)) == 0
+        np.testing.assert_allclose(beliefs.log_evidence, exact.log_evidence, rtol=0, atol=1e-15 * size * rhm.num_leaves)
+        trees = sample_posterior(rhm, log_evidence)
+        assert all((trees[level] == beliefs.marginals[level].argmax(-1)).all() for level in trees)
+
+
+def test_a_large_constant_of_a_leaf_hides_no_difference():
+    rhm = grammar(8, 2, 2, 4, 8)
+    differences = 7.0 * np.random.default_rng(0).integers(200, size=(20, 16, 8))
+    names = ("marginals", "upward", "downward")
+    plain, shifted = (infer(rhm, differences + constant, outputs=names) for constant in (0, 2.0**50))
+    assert largest_difference(plain, shifted) < 1e-12
 
 
 def test_enumeration_of_contradictory_evidence():
@@ -462,6 +503,33 @@ def sampler_sharing_the_root(rhm, log_evidence, seed):
     root = trees[rhm.depth][:, 0]
     same = np.flatnonzero(root == root[0])
     return np.resize(trees[0][same], trees[0].shape)
+
+
+def test_an_interrupted_call_waits_for_its_threads(monkeypatch):
+    """Otherwise they would write to memory that is free."""
+    import os
+    import signal
+    import time
+
+    from uturn import threads
+
+    started, ended = threading.Event(), threading.Event()
+
+    def block(first, last):
+        if threading.current_thread() is threading.main_thread():
+            started.wait(10)
+        elif not started.is_set():
+            started.set()
+            time.sleep(0.4)
+            ended.set()
+
+    monkeypatch.setattr(threads, "num_threads", 2)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        threads.over_blocks(12, block)
+    timer.join()
+    assert ended.is_set()
 
 
 @pytest.mark.parametrize("uniform", [True, False])

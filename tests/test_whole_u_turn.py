@@ -10,6 +10,7 @@ import uturn as ut
 from uturn.box_muller import normal_pair
 from uturn.corruption.gaussian import _gaussian_leaf
 from uturn.inference.numba_backend import sample_numba
+from uturn.protocols import Probe, Variable
 from uturn.random import Streams, keys, normals, philox
 
 CHANNELS = [
@@ -99,6 +100,48 @@ def test_beliefs_of_contradictory_evidence():
         np.testing.assert_allclose(found[:, level], wanted, rtol=0, atol=2e-6)
 
 
+def test_impossible_samples_have_their_numbers_in_the_batch():
+    rhm = ut.RandomHierarchyModel(8, 2, 2, 5, seed=0)
+    originals, noisy = noisy_strings(rhm, ut.Masking(), 0.2, 70, 1)
+    noisy.values[[7, 37, 69]] = np.random.default_rng(0).integers(8, size=(3, 32))
+    work = (
+        lambda: noisy.true_beliefs(originals.draw.latents),
+        lambda: noisy.beliefs("marginals"),
+        lambda: noisy.posterior_draws(Streams(0, originals.items, 0.2), 1),
+    )
+    for each in work:
+        with pytest.raises(ValueError, match=r"sample\(s\) 7, 37, 69 \(3 in all\)"):
+            each()
+
+
+def test_beliefs_of_true_symbols_in_any_memory_order():
+    rhm = ut.RandomHierarchyModel(8, 2, 2, 5, seed=0)
+    originals, noisy = noisy_strings(rhm, ut.Gaussian(), 0.2)
+    latents = originals.draw.latents
+    expected = noisy.true_beliefs(latents)
+    for change in (np.asfortranarray, lambda x: np.repeat(x, 2, axis=0)[::2], lambda x: x.astype(np.int32)):
+        assert np.array_equal(noisy.true_beliefs({level: change(nodes) for level, nodes in latents.items()}), expected)
+    for symbol in (-1, 8):
+        wrong = {**latents, 2: np.where(np.arange(8) == 3, symbol, latents[2])}
+        with pytest.raises(ValueError, match=rf"symbols\[2\] contains {symbol}; .*0..7"):
+            noisy.true_beliefs(wrong)
+
+
+@pytest.mark.parametrize("corruption", [ut.Gaussian(), ut.Masking()], ids=str)
+def test_strings_of_another_grammar_are_an_error(corruption):
+    rhm, other = (ut.RandomHierarchyModel(8, 2, 2, depth, seed=0) for depth in (5, 3))
+    originals = ut.sources.Strings(np.arange(4), rhm, other.sample(4, seed=0))
+    with pytest.raises(ValueError, match=r"shape \(4, 8.*expected \(batch, 32"):
+        ut.u_turn(originals, corruption, ut.backward.ExactPosterior(), 0.3)
+
+
+def test_symbols_outside_the_vocabulary_are_an_error():
+    _originals, noisy = noisy_strings(ut.RandomHierarchyModel(8, 2, 2, 3, seed=0), ut.UniformReplacement(), 0.3)
+    noisy.values[2, 5] = 8
+    with pytest.raises(ValueError, match=r"expected integers -1..7"):
+        noisy.beliefs("marginals")
+
+
 @pytest.mark.parametrize("corruption", [ut.Gaussian(), ut.Masking()], ids=str)
 def test_noisy_strings_are_freed_at_once(corruption):
     """Nothing that they keep refers to them, so their memory is free for the next batch without the garbage collector."""
@@ -148,19 +191,44 @@ def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
         assert np.array_equal(together[name], alone[name])
 
 
+def test_fewer_tasks_with_clones_are_joined(monkeypatch):
+    """Draws of all clones are in memory together."""
+    monkeypatch.setattr("uturn.experiment._JOINED_BYTES", 5 * 4 * 2 * 512)  # five tasks of 4 originals, 2 trajectories, 512 bytes
+    tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
+    for clones, expected in ((1, [5]), (2, [2, 2, 1]), (100, [1] * 5)):
+        assert [len(names) for names, _, _ in experiment(clones=clones)._joined(tasks)] == expected
+
+
 def test_own_parts_and_networks_are_not_joined():
     tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
     one_step = experiment(backward={"type": "denoiser", "steps": 1})
     assert [len(names) for names, _, _ in one_step._joined(tasks)] == [1] * 5
 
 
+class Labelled(Probe):
+    """A probe with a coordinate of text and missing readings."""
+
+    kinds = ("strings",)
+
+    def variables(self, source):
+        return {"own": Variable(("noise", "item", "part"), "items")}
+
+    def coordinates(self, source):
+        return {"part": ["all", "some", "none"]}
+
+    def read(self, u_turns, source):
+        items = u_turns.originals.items[:, None].astype(float)
+        return {"own": np.where([True, False, False], items, np.where((items % 3 > 0) & [True, True, False], items, np.nan))}
+
+
 def test_a_run_in_memory_is_the_stored_run(tmp_path):
-    in_memory, stored = ut.run(experiment()), ut.run(experiment(), tmp_path / "run")
+    spec = experiment(probes=[{"type": "tree_levels"}, {"type": "test_whole_u_turn:Labelled"}])
+    in_memory, stored = ut.run(spec), ut.run(spec, tmp_path / "run")
     assert set(in_memory.variables) == set(stored.variables)
     for name, values in stored.variables.items():
         other = in_memory[name].variable
         assert (values.dims, values.attrs, values.dtype) == (other.dims, other.attrs, other.dtype), name
-        assert np.array_equal(values, other), name
+        assert np.array_equal(values, other, equal_nan=values.dtype.kind == "f"), name
     assert set(in_memory.attrs) == set(stored.attrs)
     assert in_memory.attrs["complete"]
 
@@ -217,3 +285,19 @@ def test_effective_epsilon_against_plain_integration():
         belief /= belief.sum(1, keepdims=True)
         lost = (1 - belief[:, 0]) * v / (v - 1)
         assert abs(_gaussian_leaf(t, v)[0] - lost.mean()) < 5 * lost.std() / np.sqrt(len(lost))
+
+
+@pytest.mark.parametrize("v", [2, 32, 2000])
+def test_quadrature_of_the_gaussian_leaf(v):
+    """Against the same integrals with wider ranges and a seventh of the step."""
+    for t in (0.02, 0.07, 0.8):
+        r = 1 / np.expm1(2 * t)
+        c = np.sqrt(r)
+        xi, y = np.arange(-9, 9, 0.02 / max(1, c)), np.arange(-9 * c - 8, r + 9 * c + 40 + np.log(v), 0.05)
+        weight = np.exp(-(xi**2) / 2) / np.exp(-(xi**2) / 2).sum()
+        rate, rate_true = (np.exp(np.minimum(c * xi[:, None] + shift - y, 700)) for shift in (0, r))
+        others, true, density = (weight @ f for f in (np.exp(-rate), np.exp(-rate_true), rate_true * np.exp(-rate_true)))
+        others **= v - 1
+        epsilon = (1 - 0.05 * (density @ others)) * v / (v - 1)
+        largest = r + 0.05 * (np.exp(-np.exp(np.minimum(r - y, 700))) - true * others).sum()
+        np.testing.assert_allclose(_gaussian_leaf(t, v), (epsilon, (np.log(v) + r - largest) / np.log(2)), rtol=0, atol=1e-9)

@@ -130,8 +130,9 @@ class Experiment(BaseModel):
         Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
         clone with the others.
     chunk : int
-        Items in a task, the unit of storage. A killed run loses its unfinished tasks: one for each process, or all tasks with
-        images in the network of a diffusion model.
+        Items in a task, the unit of storage. A killed run loses its unfinished tasks: one for each process; with exact inference
+        in one process, the neighbouring tasks that are measured together, up to 16 MB of noisy data; with a diffusion model, all
+        tasks with images in the network.
     seed : int
         All randomness is keyed by (seed, item, trajectory, clone, noise level).
 
@@ -355,9 +356,9 @@ class Experiment(BaseModel):
     def _joined(self, tasks: Iterable[_Task]) -> Iterator[tuple[tuple[tuple[Any, int], ...], int, np.ndarray]]:
         """Neighbouring tasks of one noise level, joined where that changes no bit: `(((name, count), ..), noise_index, items)`.
 
-        Many small tasks are faster together. They are joined up to 16 MB of noisy data.
+        Many small tasks are faster together. They are joined up to 16 MB of noisy data, each counted once for every clone.
         """
-        task_bytes = self.parts.source.item_bytes * self.trajectories * min(self.chunk, self.items)
+        task_bytes = self.parts.source.item_bytes * self.trajectories * self.clones * min(self.chunk, self.items)
         invariant = all(part.batch_invariant and not is_own(part) for _, part in self.labelled())
         size = max(1, _JOINED_BYTES // task_bytes) if invariant and task_bytes else 1
         for noise_index, group in groupby(tasks, key=lambda task: task[1]):

@@ -20,7 +20,7 @@ from uturn.threads import over_blocks
 
 compiling.announce()  # every module with kernels imports this one
 
-VERSION = 2  # of the numbers that a key gives
+VERSION = 2  # of the numbers that a key gives; a store of another version is not resumed, since it would mix two of them
 _UNIFORM, _FOLD = np.uint64(0), np.uint64(1)  # upper half of the 128-bit counter: keeps the two uses apart
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)

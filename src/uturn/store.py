@@ -100,6 +100,7 @@ class MemoryStore(_Blocks):
         self.missing.discard(task)
 
     def finishing(self) -> AbstractContextManager[None]:
+        """Nothing is left to write at the end."""
         return nullcontext()
 
     def dataset(self, look: bool = False) -> xr.Dataset:
@@ -109,7 +110,7 @@ class MemoryStore(_Blocks):
         about = _about(self.chunk, self.variables, len(self.missing))
         return xr.Dataset(
             {name: (self.dims[name], values, _attributes(self.variables[name])) for name, values in self.values.items()},
-            coords={name: (dims, np.asarray(values), attrs) for name, (dims, values, attrs) in self.coordinates.items()},
+            coords={name: (dims, _as_read(values), attrs) for name, (dims, values, attrs) in self.coordinates.items()},
             attrs={**about, **self.attributes},
         )
 
@@ -603,6 +604,12 @@ def _writable(values: Any) -> np.ndarray:
     """Values of a coordinate in the types of zarr: text as objects."""
     array = np.asarray(values)
     return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _as_read(values: Any) -> np.ndarray:
+    """Values of a coordinate in the types in which zarr reads them."""
+    array = _writable(values)
+    return array.astype(np.dtypes.StringDType()) if array.dtype == object else array
 
 
 def _agree(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:

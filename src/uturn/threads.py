@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
 import numba
@@ -41,13 +41,29 @@ def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _S
                 return
             block(first, last)
 
-    helpers = [_pool().submit(work) for _ in range(min(num_threads, blocks) - 1)]
+    helpers: list[Future[None]] = []
     try:
+        for _ in range(min(num_threads, blocks) - 1):
+            helpers.append(_pool().submit(work))
         work()
     finally:
         todo.clear()
-        for helper in helpers:
-            helper.result()
+        _wait_for(helpers)
+
+
+def _wait_for(helpers: list[Future[None]]) -> None:
+    """Wait for their last blocks, also if the user interrupts: the memory to which they write is freed afterwards."""
+    interrupted = None
+    for helper in helpers:
+        while not helper.done():
+            try:
+                helper.exception()
+            except KeyboardInterrupt as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
+    for helper in helpers:
+        helper.result()
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

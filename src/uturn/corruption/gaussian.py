@@ -179,7 +179,7 @@ def _diffuse(keys, leaves, spread, signal, first, last, out):
 
 @lru_cache(maxsize=4096)
 def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
-    """(effective ε, bits) of one Gaussian leaf, both to 1e-9.
+    """(effective ε, bits) of one Gaussian leaf, both to 1e-9 for v <= 2000.
 
     The logits are r + c xi for the true symbol and c xi for the others, r = abar/(1-abar) = c**2. If independent Gumbel noise is
     added, P(the true one is the largest) = E softmax, and E max = E logsumexp + Euler's constant. Both are integrals over y of
@@ -199,10 +199,10 @@ def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
         return 0.0, float(np.log2(v))
     c, h = np.sqrt(r), 0.35
     step = min(0.7, h / c)
-    xi = step * np.arange(-np.ceil(7 / step), np.ceil(7 / step) + 1)
+    xi = step * np.arange(-np.ceil(8 / step), np.ceil(8 / step) + 1)  # v times the probability of more is below 1e-15 v
     weight = np.exp(-(xi**2) / 2)
     weight /= weight.sum()
-    y = np.arange(-7 * c - 5, r + 7 * c + 30 + np.log(v), h)
+    y = np.arange(-8 * c - 5, r + 8 * c + 30 + np.log(v), h)
 
     def law(shift: float) -> tuple[np.ndarray, np.ndarray]:
         """P(shift + c xi + Gumbel < y) and its derivative."""

@@ -47,7 +47,8 @@ def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_siz
 
 def symbol_evidence(channel: Any, noisy: Noisy, this: np.ndarray, other: np.ndarray) -> Evidence:
     """Evidence with the log-evidence `this` (batch,) for an observed symbol, and `other` for the rest."""
-    return Evidence.symbols(noisy.values, other.astype(np.float32) - this.astype(np.float32), log_evidence_of(channel, noisy))
+    values = checked_symbols(noisy.values, noisy.noise, -1, noisy.vocab_size, channel)
+    return Evidence.symbols(values, other.astype(np.float32) - this.astype(np.float32), log_evidence_of(channel, noisy))
 
 
 def log_evidence_of(channel: Any, noisy: Noisy) -> Callable[[np.ndarray], np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from uturn.checks import checked_array, shown
-from uturn.inference.evidence import Evidence
+from uturn.inference.evidence import SYMBOLS, Evidence
 from uturn.rhm import RandomHierarchyModel
 
 
@@ -78,7 +78,15 @@ def is_tensor(values: Any) -> bool:
 
 def checked_evidence(rhm: Any, evidence: Any) -> Evidence:
     """Evidence of checked shape, from log-evidence if it is not in one of the other forms of `Evidence` already."""
-    return evidence if isinstance(evidence, Evidence) else Evidence.of(floating_array(rhm, evidence))
+    if not isinstance(evidence, Evidence):
+        return Evidence.of(floating_array(rhm, evidence))
+    expected = (rhm.num_leaves,) if evidence.kind == SYMBOLS else (rhm.num_leaves, rhm.vocab_size)
+    if evidence.values.shape[1:] != expected:  # the kernels would read beyond the end
+        raise ValueError(
+            f"noisy strings have values of shape {evidence.values.shape}; expected (batch, {', '.join(map(str, expected))}) for "
+            f"this grammar"
+        )
+    return evidence
 
 
 def floating_array(rhm: Any, values: Any) -> np.ndarray:
@@ -91,4 +99,5 @@ def floating_array(rhm: Any, values: Any) -> np.ndarray:
         values = values.cpu().numpy()
     array = checked_array("log_evidence", values)
     check_shape(rhm, array.shape, array.dtype, array.dtype.kind == "f")
-    return array if array.dtype.itemsize <= 8 else array.astype(np.float64)
+    native = array.dtype.newbyteorder("=")
+    return array.astype(native if native.itemsize <= 8 else np.float64, copy=False)

@@ -1,4 +1,4 @@
-"""Exact prior and posterior entropies of the latents, computed without cancellation."""
+"""Exact prior and posterior entropies of the latents."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
 
     `H(X_L | obs)` is the entropy of the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum over nodes of sum_y marginal[y]
     * H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`, because the string of a level has one parse and
-    determines all levels above. All terms are non-negative. Messages are float64 for every type of evidence.
+    determines all levels above. Messages are float64 for every type of evidence. The error is absolute, about 1e-15 nats a node.
 
     Raises
     ------

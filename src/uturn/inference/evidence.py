@@ -44,7 +44,7 @@ class Evidence:
 
     @classmethod
     def symbols(cls, values: np.ndarray, factor: np.ndarray, log: Callable[[np.ndarray], np.ndarray]) -> Evidence:
-        """Evidence of observed symbols, which is the same for all others."""
+        """Evidence with one value for the observed symbol of a leaf, and another one for all other symbols."""
         return cls(SYMBOLS, values, factor, log)
 
     def __len__(self) -> int:

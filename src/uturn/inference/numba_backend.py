@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from uturn.inference.beliefs import Beliefs, entropy_of
-from uturn.inference.checks import impossible_evidence
+from uturn.inference.checks import ImpossibleEvidenceError, impossible_evidence
 from uturn.inference.engine import Levels, Plan, Truth, draw, plan_of, propagate
 from uturn.inference.evidence import LOG, Evidence
 from uturn.inference.kernels import FIXED_POINT
@@ -73,19 +73,37 @@ def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
     The marginals are not stored, which makes this faster than `infer`.
     """
     batch, nodes = len(evidence), np.array([rhm.num_nodes(level) for level in range(rhm.depth + 1)])
+    truth = _checked(truth, rhm)
     plan = plan_of(rhm, evidence.dtype, batch)
     out, left = np.empty((batch, rhm.depth + 1), np.int64), []
     for first in range(0, batch, plan.chunk):
         last = min(first + plan.chunk, batch)
         left += [first + b for b in propagate(plan, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
     found = out / (FIXED_POINT * nodes)
-    if left:  # infer() computes these in the precision that they need
-        for part, values in _parts(left, evidence, plan_of(rhm, evidence.dtype)):
+    impossible: list[int] = []
+    for part, values in _parts(left, evidence, plan_of(rhm, evidence.dtype)):
+        try:  # `infer` computes these in the precision that they need
             marginals = infer_numba(rhm, values, ("marginals",)).marginals
-            for level, symbols in truth.symbols.items():
-                at = symbols[part // truth.copies][..., None]
-                found[part, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
+        except ImpossibleEvidenceError as error:
+            impossible += part[error.samples].tolist()
+            continue
+        for level, symbols in truth.symbols.items():
+            at = symbols[part // truth.copies][..., None]
+            found[part, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
+    if impossible:
+        raise impossible_evidence(impossible)
     return found
+
+
+def _checked(truth: Truth, rhm: Any) -> Truth:
+    """`truth` in the memory order that the kernels read; they do not check symbols, which are places in memory."""
+    symbols = {level: np.ascontiguousarray(nodes, np.int64) for level, nodes in truth.symbols.items()}
+    for level, nodes in symbols.items():
+        n = rhm.num_symbols(level)
+        if nodes.size and not 0 <= nodes.min() <= nodes.max() < n:
+            bad = nodes[(nodes < 0) | (nodes >= n)][0]
+            raise ValueError(f"symbols[{level}] contains {bad}; expected the true symbols of grammatical strings, 0..{n - 1}")
+    return Truth(symbols, truth.copies)
 
 
 def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> Levels:
@@ -122,6 +140,7 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
     Let u(x) be the upward message of a node before scaling, and u_i that of its child i. The rule r of the node has the
     probability p(r) = m(y) p_r prod_i u_i(x_i) / u(y), with the marginal m(y) of its symbol y. The entropy of the rule given the
     symbol is therefore `sum_y m log u - sum_i sum_x m_i log u_i - sum_r p(r) log p_r`, which needs messages and marginals only.
+    These are sums over all nodes of a level, so a small entropy is a difference of large numbers; rounding below 0 is cut off.
     """
     batch, L = len(log_evidence), rhm.depth
     plan = plan_of(rhm, _DOUBLE, 2**40)  # the same for any batch, since sums over bands round differently

@@ -4,7 +4,8 @@ LLVM compiles a 32-lane vector to whatever the machine has (two AVX-512 register
 sums over rules stay in registers, without relying on the auto-vectoriser. All arithmetic is done per lane: a lane's result
 does not depend on its place in the vector or on its neighbours.
 
-After a change here, delete numba's cache of kernels.py (__pycache__/*.nbi): numba looks at the date of that file only.
+After a change here, delete numba's cache of kernels.py and wide_range.py (__pycache__/*.nbi): numba compares the dates of those
+files only.
 """
 
 # mypy: ignore-errors

@@ -3,6 +3,8 @@
 It computes the few samples whose messages leave the range of floating point numbers in the vectorised kernels (contradictory
 evidence). A number is `a * 2**e`, with a = 0 or 1 <= a < 2 and a whole number e, both float64; e is -inf for 0 alone. Loops over
 lanes, which are nodes of a level, become vector code.
+
+Beside evidence of more than 2**53 = 9e15 nats, ordinary factors (probabilities of rules) are below rounding.
 """
 
 # mypy: ignore-errors
@@ -35,7 +37,7 @@ from uturn.inference.tables import Tables, by_child
 from uturn.memory import aligned
 from uturn.random import fold, uniform_at
 
-_ZERO, _LOWEST = -np.inf, -1e300  # the exponent of 0, and one below all others, so that differences are numbers
+_ZERO, _LOWEST = -np.inf, -1.7e308  # the exponent of 0, and one below all others, so that differences are numbers
 _LOG2_HIGH, _LOG2_LOW, _LOG2 = float.fromhex("0x1.62e42fee00000p-1"), 1.90821492927058770002e-10, np.log(2)
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
@@ -45,8 +47,12 @@ Layout = namedtuple("Layout", "slot factors out total exponents")
 
 @njit(**_options)
 def _sums(ws, at, index, weight, first, last, out):
-    """out = sum over the rules first .. last - 1 of weight[r] prod_i factor_i[index[r, i]], in every lane."""
-    s, lowest = index.shape[1], splat(-1e300)
+    """out = sum over the rules first .. last - 1 of weight[r] prod_i factor_i[index[r, i]], in every lane.
+
+    The sum has the exponent of its largest term, and any a > 0, until it is normalised: a carry from a to the exponent would be
+    lost in the rounding of exponents above 2**53.
+    """
+    s, lowest = index.shape[1], splat(_LOWEST)
     top = lowest
     for r in range(first, last):
         power = load(ws, at.factors + at.exponents + index[r, 0] * LANES)
@@ -61,27 +67,26 @@ def _sums(ws, at, index, weight, first, last, out):
             power = add(power, load(ws, at.factors + at.exponents + i * at.slot + index[r, i] * LANES))
             term = multiply(term, load(ws, at.factors + i * at.slot + index[r, i] * LANES))
         total = multiply_add(term, power_of_two(subtract(power, top)), total)
-    store(ws, out, mantissa_of(total))
-    store(ws, out + at.exponents, add(top, exponent_of(total)))
+    store(ws, out, total)
+    store(ws, out + at.exponents, top)
 
 
 @njit(**_options)
 def _normalise(ws, at, block, count):
     """Divide the first `count` numbers of a block by their sum, which goes into `total`."""
-    top = splat(-1e300)
+    top = splat(_LOWEST)
     for x in range(count):
         top = largest(load(ws, block + at.exponents + x * LANES), top)
     total = subtract(top, top)
     for x in range(count):
         share = power_of_two(subtract(load(ws, block + at.exponents + x * LANES), top))
         total = multiply_add(load(ws, block + x * LANES), share, total)
-    mantissa, exponent = mantissa_of(total), add(top, exponent_of(total))
-    store(ws, at.total, mantissa)
-    store(ws, at.total + at.exponents, exponent)
-    mantissa, exponent = largest(mantissa, splat(1.0)), largest(exponent, splat(-1e300))
+    store(ws, at.total, total)
+    store(ws, at.total + at.exponents, top)
+    total = largest(total, splat(1e-300))  # a sum of 0 divides zeros
     for x in range(count):
-        share = divide(load(ws, block + x * LANES), mantissa)
-        power = subtract(load(ws, block + at.exponents + x * LANES), exponent)
+        share = divide(load(ws, block + x * LANES), total)
+        power = subtract(load(ws, block + at.exponents + x * LANES), top)
         store(ws, block + x * LANES, mantissa_of(share))
         store(ws, block + at.exponents + x * LANES, add(power, exponent_of(share)))
 
@@ -115,8 +120,10 @@ def upward(
     nodes = log_evidence.shape[0]
     below, first = 0, 0  # node rows: leaves first, level by level, the root last
     for i in range(nodes):
+        highest = log_evidence[i].max()  # subtracted first, because the rounding of a large number hides differences
+        log_total += highest
         for x in range(v):
-            value = log_evidence[i, x]
+            value = log_evidence[i, x] - highest
             up[i, x], up_e[i, x] = 0.0, _ZERO
             if value > _ZERO:
                 n = np.floor(value / _LOG2)
@@ -208,8 +215,8 @@ def marginals(space, at, up, up_e, down, down_e, widths):
 
 @njit(**_options)
 def _terms(children, p, first, count, up, up_e, row, term, power):
-    """Terms `p_r prod_i up_i[x_i]` of the rules first .. of a node whose children's rows begin at `row`, scaled to at most 2."""
-    top = -1e300
+    """Terms `p_r prod_i up_i[x_i]` of the rules first .. of a node with the children `row` .., scaled to at most 2**s."""
+    top = _LOWEST
     for k in range(count):
         term[k], power[k] = p[first + k], 0.0
         for i in range(children.shape[1]):

@@ -68,9 +68,8 @@ class NoisyStrings(Noisy):
         from uturn.inference.checks import checked_evidence
 
         kind = type(self.channel)
-        if kind in COMPACT and COMPACT[kind] is kind.log_evidence:
-            return self.channel.evidence(self)
-        return checked_evidence(self.rhm, self.log_evidence)
+        compact = kind in COMPACT and COMPACT[kind] is kind.log_evidence
+        return checked_evidence(self.rhm, self.channel.evidence(self) if compact else self.log_evidence)
 
     def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
         """Exact marginals of the true symbols {tree_level: int64 (originals, nodes)} of the originals, averaged over nodes.
