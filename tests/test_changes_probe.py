@@ -316,3 +316,15 @@ def test_results_without_the_probe_are_named():
     for function in (changes.susceptibility_of, changes.correlations_of):
         with pytest.raises(ValueError, match="change_covariance"):
             function(ds)
+        with pytest.raises(ValueError, match="expected the results"):
+            function(None)
+
+
+def test_missing_readings_are_named():
+    ds = ut.run(described())
+    gap = ds.where(ds.noise != ds.noise[0])
+    for function in (changes.susceptibility_of, changes.correlations_of):
+        for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "select by lists"), (ds.isel(item=[]), "select by")):
+            with pytest.raises(ValueError, match=message) as caught:
+                function(bad)
+            assert "\n" not in str(caught.value)
