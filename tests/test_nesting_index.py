@@ -225,6 +225,7 @@ def test_of_stored_covariances():
         (lambda ds: ds.where(ds.noise > 0), "missing or infinite"),
         (lambda ds: ds.isel(noise=[1]), "at least two increasing levels"),
         (lambda ds: ds * 0, "0 at distance 0"),
+        (lambda ds: ds.change, "expected a Dataset"),
     ],
 )
 def test_bad_stored_covariances(change, message):
@@ -247,10 +248,11 @@ GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
     [
         (np.zeros((2, 3)), 2, "got ndarray; expected a DataArray"),
         (GOOD.isel(site=0), 2, "expected a DataArray of numbers with dims noise, item, trajectory, site"),
-        (GOOD.isel(trajectory=[0]), 2, "1 trajectories of each item; a covariance needs at least 2"),
+        (GOOD.isel(trajectory=[0]), 2, "1 trajectory of each item; a covariance needs at least 2"),
         (GOOD.where(GOOD["item"] > 0), 2, "missing or infinite readings"),
         (GOOD.isel(noise=[0]), 2, "at least two increasing levels"),
         (GOOD.isel(noise=[2, 1, 0]), 2, "at least two increasing levels"),
+        (GOOD.assign_coords(noise=["a", "b", "c"]), 2, "noise = .*at least two increasing levels"),
         (GOOD.isel(site=slice(6)), 2, "6 sites; expected a power of branching = 2"),
         (GOOD, 3, "8 sites; expected a power of branching = 3"),
         (GOOD, 1, "branching = 1"),

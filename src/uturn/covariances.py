@@ -17,10 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from uturn.checks import checked_array, checked_integer, shown
+from uturn.checks import LARGEST, checked_array, checked_integer, shown
 
 _BLOCK = 2**22  # float64 numbers that are in memory together: 32 MB
-_LARGEST = np.float64(1e100)  # changes whose sums of squares stay far from the largest float64
 
 
 class Distance(Protocol):
@@ -285,8 +284,8 @@ def checked_changes(changed: Any) -> np.ndarray:
         raise ValueError(
             f"changed has shape {values.shape} and dtype {values.dtype}; expected real numbers (items, trajectories, sites)"
         )
-    if np.ma.is_masked(changed) or (values.dtype.kind == "f" and not (np.abs(values) < _LARGEST).all()):
+    if np.ma.is_masked(changed) or (values.dtype.kind == "f" and not (np.abs(values) < LARGEST).all()):
         raise ValueError(
-            f"changed has values that are masked, NaN or above {_LARGEST:g}; leave out the items with missing U-turns"
+            f"changed has values that are masked, NaN or above {LARGEST:g}; leave out the items with missing U-turns"
         )
     return values

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_array, checked_integer, shown
+from uturn.checks import checked_array, checked_integer, checked_numbers, shown
 from uturn.measures.relabelling import p_values
 from uturn.probes.clones import between_clones
 from uturn.random import Purpose, checked_seed, keys
@@ -29,9 +29,6 @@ from uturn.statistics import WITHIN, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-_LARGEST = 1e100  # readings whose squares stay far from the largest float64
 
 
 class Calibration(NamedTuple):
@@ -258,7 +255,7 @@ def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
     found = []
     for values in (ds[name], ds[f"clone_{name}"]):
         values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
-        missing = (~np.isfinite(values)).any([dim for dim in values.dims if dim not in ("item", "noise")])
+        missing = values.where(np.isfinite(values)).isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
         if missing.any():
             item, noise = (int(where[0]) for where in np.nonzero(missing.values))
             raise ValueError(
@@ -286,7 +283,7 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
     With f_k = f(x_0, x̂_k) and r_k the mean of f between clone k and the other clones, the mean of datum k > 0 with all others is
     (f_k + (K-1) r_k)/K, and the sum over all pairs of data is sum_k f_k + (K-1)/2 sum_k r_k.
     """
-    f, r = (_checked_readings(name, values) for name, values in (("with_original", with_original), ("with_clones", with_clones)))
+    f, r = (checked_numbers(name, values) for name, values in (("with_original", with_original), ("with_clones", with_clones)))
     if f.ndim < 2 or f.shape != r.shape or f.shape[0] < 2 or f.shape[1] < 2 or not f.size:
         raise ValueError(
             f"with_original has shape {f.shape}, with_clones {r.shape}; expected both (items, clones, ...), at least two of each"
@@ -295,17 +292,6 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
     own = np.concatenate([f.mean(axis=1, keepdims=True), (f + (K - 1) * r) / K], axis=1)  # mean of datum j with all others
     total = f.sum(axis=1, keepdims=True) + (K - 1) / 2 * r.sum(axis=1, keepdims=True)
     return own - (total - K * own) / (K * (K - 1) / 2)
-
-
-def _checked_readings(name: str, values: Any) -> np.ndarray:
-    """Readings as float64, or a ValueError."""
-    found = checked_array(name, values)
-    if found.dtype.kind not in "biuf":
-        raise ValueError(f"{name} has dtype {found.dtype}; expected real numbers")
-    found = found.astype(float)
-    if not (np.abs(found) < _LARGEST).all():
-        raise ValueError(f"{name} has readings that are NaN or above {_LARGEST:g}; finish the run, or drop what is missing")
-    return found
 
 
 def holm(p_values: Any) -> np.ndarray:
