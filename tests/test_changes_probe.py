@@ -12,6 +12,7 @@ from test_changes import double_sum, grid_matrix, tree_matrix
 from uturn import experiment as experiment_module
 from uturn.covariances import Covariances, Grid, Tree
 from uturn.measures import changes
+from uturn.measures.scaling import correlation_length
 from uturn.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
 from uturn.random import Streams, keys, uniforms
 from uturn.theory import MeanField
@@ -323,6 +324,9 @@ def test_results_without_the_probe_are_named():
 def test_missing_readings_are_named():
     ds = ut.run(described())
     gap = ds.where(ds.noise != ds.noise[0])
+    for function in (changes.correlations_of, correlation_length):
+        with pytest.raises(ValueError, match="change_covariance has missing readings"):
+            function(gap.change_covariance)
     for function in (changes.susceptibility_of, changes.correlations_of):
         for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "select by lists"), (ds.isel(item=[]), "select by")):
             with pytest.raises(ValueError, match=message) as caught:

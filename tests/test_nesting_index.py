@@ -155,6 +155,11 @@ def test_site_changes_are_those_of_the_run():
         site_changes(ut.Experiment.from_dict({**spec, "clones": 2}))
 
 
+def test_site_changes_need_an_experiment():
+    with pytest.raises(ValueError, match=r"experiment = .spec\.toml.: expected an experiment"):
+        site_changes("spec.toml")
+
+
 def test_the_index_falls_along_the_dial():
     source = {"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 10}
     found = [nesting_index(grammar_changes({"type": "filtered_rhm", **source, "filtered_above": k}, 0, 200), 2) for k in range(5)]

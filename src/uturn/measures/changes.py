@@ -211,6 +211,7 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95) -> xr.Dat
     import xarray as xr
 
     covariance = ds if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
+    check_complete(covariance)
     found = replicates(covariance)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
         value, low, high = found.interval(lambda c: c / c[..., :1], confidence)
@@ -236,9 +237,15 @@ def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
         raise ValueError(
             f"ds has sizes {dict(total.sizes)}; expected noise and item: select by lists, such as ds.isel(noise=[0])"
         )
-    if total.isnull().any() or covariance.isnull().any():
-        raise ValueError(f"{wanted[1]} has missing readings; finish the run, or leave out what is missing")
+    for readings in (covariance, total):
+        check_complete(readings)
     return covariance.rename({f"{prefix}distance": "distance"} if prefix else {}), total
+
+
+def check_complete(readings: xr.DataArray) -> None:
+    """ValueError if readings are missing, since a mean over the others would be one of other originals at every noise level."""
+    if readings.isnull().any():
+        raise ValueError(f"{readings.name or 'covariance'} has missing readings; finish the run, or leave out what is missing")
 
 
 def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> np.ndarray:

@@ -182,12 +182,14 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
     Raises
     ------
     ValueError
-        For another kind of data, or several clones.
+        For anything but an experiment, another kind of data, or several clones.
     """
     import xarray as xr
 
-    from uturn.experiment import u_turn
+    from uturn.experiment import Experiment, u_turn
 
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment = {shown(experiment)}: expected an experiment, such as Experiment.from_dict gives")
     source, corruption, backward, _ = experiment.parts
     if source.kind not in ("strings", "vectors") or experiment.clones > 1:
         raise ValueError(

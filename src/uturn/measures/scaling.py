@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.checks import checked_numbers, shown
 from uturn.covariances import Covariances
-from uturn.measures.changes import labelled
+from uturn.measures.changes import check_complete, labelled
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def correlation_length(
     Raises
     ------
     ValueError
-        For other dims, fewer than three distances, or an exponent that is no number >= 0.
+        For other dims, missing readings, fewer than three distances, or an exponent that is no number >= 0.
 
     Examples
     --------
@@ -60,6 +60,7 @@ def correlation_length(
     if not isinstance(covariance, xr.DataArray) or set(covariance.dims) != {"noise", "item", "distance"}:
         kind = f"dims {covariance.dims}" if isinstance(covariance, xr.DataArray) else type(covariance).__name__
         raise ValueError(f"covariance: got {kind}; expected a DataArray with dims noise, item, distance, or Covariances")
+    check_complete(covariance)
     if exponent is not None and (
         isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 <= exponent < np.inf
     ):
