@@ -155,6 +155,21 @@ def test_site_changes_are_those_of_the_run():
         site_changes(ut.Experiment.from_dict({**spec, "clones": 2}))
 
 
+def test_the_probe_gives_the_index_too():
+    spec = {
+        "items": 40,
+        "trajectories": 4,
+        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 4},
+        "corruption": {"type": "masking", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "changes"}],
+    }
+    experiment = ut.Experiment.from_dict(spec)
+    changed, run = site_changes(experiment), ut.run(experiment)
+    whole = nested_correlations(changed, 2).nested.values
+    assert nesting_index_of(run).value == pytest.approx(whole.sum() - whole.max(), abs=1e-5)  # of the average site; float32
+
+
 def test_site_changes_need_an_experiment():
     with pytest.raises(ValueError, match=r"experiment = .spec\.toml.: expected an experiment"):
         site_changes("spec.toml")
