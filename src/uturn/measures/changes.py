@@ -56,8 +56,9 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     Returns
     -------
     Estimate
-        With an interval over items (Student's t). 1 for independent changes, `sites` if all sites change together. NaN if no
-        change varies between trajectories; the ends are NaN for a single item.
+        With an interval (Student's t) over items, or over grammars if a DataArray has several in a coordinate along its dim
+        item. 1 for independent changes, `sites` if all sites change together. NaN if no change varies between trajectories; the
+        ends are NaN for a single item.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     (True, 8.0)
     """
     found = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
-    value, low, high = _susceptibility(*labelled(found), confidence)[:, 0].tolist()
+    value, low, high = _susceptibility(*labelled(found, changed), confidence)[:, 0].tolist()
     return Estimate(value, low, high)
 
 
@@ -102,8 +103,9 @@ def correlations(
     Returns
     -------
     Dataset with the dim distance
-        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval over items; `covariance` C(r) in
-        the squared unit of the changes; `pairs`, the number of ordered pairs. `chi = sum of pairs * correlation / sites`.
+        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval, as in `susceptibility`;
+        `covariance` C(r) in the squared unit of the changes; `pairs`, the number of ordered pairs. `chi = sum of pairs *
+        correlation / sites`.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def correlations(
     ):
         raise ValueError(f"changed is an accumulator with {shown(changed.distance)}; leave out distance, branching and shape")
     found = _accumulated(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape))
-    curves = correlations_of(labelled(found)[0], confidence=confidence).isel(noise=0, drop=True)
+    curves = correlations_of(labelled(found, changed)[0], confidence=confidence).isel(noise=0, drop=True)
     return curves.assign(pairs=("distance", found.distance.pairs))
 
 
@@ -257,14 +259,19 @@ def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: f
         return replicates(parts).interval(lambda c: c[..., 0] / c[..., 1], confidence)
 
 
-def labelled(found: Covariances) -> tuple[xr.DataArray, xr.DataArray]:
-    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level."""
+def labelled(found: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
+    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level.
+
+    `changed`: the changes, whose coordinate `grammar` is kept if they have one, because it groups the items.
+    """
     import xarray as xr
 
+    grammar = changed.coords.get("grammar") if isinstance(changed, xr.DataArray) else None
+    along = {"grammar": ("item", grammar.values)} if grammar is not None and grammar.dims == ("item",) else {}
     covariance = xr.DataArray(
-        found.covariance[None], dims=("noise", "item", "distance"), coords={"distance": found.distance.values}
+        found.covariance[None], dims=("noise", "item", "distance"), coords={"distance": found.distance.values, **along}
     )
-    return covariance, xr.DataArray(found.total[None], dims=("noise", "item"))
+    return covariance, xr.DataArray(found.total[None], dims=("noise", "item"), coords=along)
 
 
 def _accumulated(changed: Any, distance: Callable[[int], Distance]) -> Covariances:
