@@ -111,6 +111,20 @@ def test_the_unit_of_a_reading_does_not_matter():
     assert away.p_value < 1e-3
 
 
+def test_no_gap_is_visible_where_no_p_value_is_small_enough():
+    """Six items with two clones: no p-value below 3**-6, and an original that differs as much as it can is not detected."""
+    first, rows = paired(np.arange(6)[:, None] + np.array([0, 10, 10.1]), lambda a, b: -np.abs(a - b))
+    found = calibrate(first, rows, relabellings=100_000)
+    assert found.p_value == pytest.approx(3.0**-6, rel=0.4)  # from 100 hits or more
+    assert found.passed
+    assert np.isinf(found.visible)
+    few = calibrate(first, rows, level=2 * 3.0**-6, relabellings=100_000)
+    assert not few.passed
+    assert np.isfinite(few.visible)
+    padded = [np.concatenate([x, np.ones((500, 2))]) for x in (first, rows)]  # where nothing differs, nothing is tested
+    assert np.isinf(calibrate(*padded).visible)
+
+
 def test_most_relabellings_are_spared_without_a_change_of_the_result():
     """Of 60 tests with p from 1e-6 to 1, all relabellings are counted in a plain loop; 1.2 million, drawn otherwise. Estimates of
     one p differ by less than 5 standard errors of the one with fewer hits, at least 100 (false alarm 4e-5)."""

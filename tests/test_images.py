@@ -496,6 +496,7 @@ def test_clones_are_added_to_a_finished_folder_and_judged(results, tmp_path):
     done = command("--out", tmp_path / "out", *SMALL, "--clones", "2")
     assert done.exit_code == 0, done.output
     assert "calibration, gap E f(x0, x̂) - E f(x̂, x̂')" in done.output
+    assert "too few images to detect a gap" in " ".join(done.output.split())
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS, PICTURES, "run.zarr"}
     run = xr.open_zarr(tmp_path / "out" / "run.zarr").load()
     for name in ("similarity", "same_class", "image"):

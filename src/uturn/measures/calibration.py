@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.checks import checked_array, checked_integer, checked_numbers, shown
-from uturn.measures.relabelling import p_values
+from uturn.measures.relabelling import MARGIN, p_values
 from uturn.probes.clones import between_clones
 from uturn.random import Purpose, checked_seed, keys
 from uturn.statistics import WITHIN, replicates
@@ -39,8 +39,8 @@ class Calibration(NamedTuple):
     gap, low, high : mean of f(x_0, x̂) - f(x̂, x̂') over items, and its 95 % interval over items (Student's t)
     p_value : p-value of the exact test of each single reading
     adjusted : p-values adjusted by Holm: if all gaps are 0, any of them is <= a with a probability of at most a
-    visible : size of a gap that the strictest of the tests detects with a probability of about one half; infinite for a reading
-        that is the same for all data
+    visible : size of a gap that the strictest of the tests detects with a probability of about one half; infinite where none can
+        be detected, because the readings differ in too few items for so small a p-value
     level : false-alarm rate of all tests together
     relabellings : largest number of random relabellings B; no p-value is below 1 / (B + 1)
     """
@@ -124,7 +124,8 @@ def calibrate(
     half = t.ppf(0.975, items - 1) * error
     # Standard deviation of G* over all relabellings: the g_j of an item add up to 0.
     spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) / items
-    visible = np.where(spread > 0, norm.isf(level / tests / 2) * spread, np.inf)
+    reachable = _smallest_log_p(table).reshape(shape) <= math.log(level / tests)
+    visible = np.where(reachable, norm.isf(level / tests / 2) * spread, np.inf)
     return Calibration(mean, mean - half, mean + half, p_value, holm(p_value), visible, level, B)
 
 
@@ -157,10 +158,10 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     Dataset
         `gap`, `low`, `high`: the gap and the ends of its 95 % interval. `p`: p-value of each test. `p_holm`: p-values adjusted by
         Holm, of which any is <= a with a probability of at most a for exact draws. `visible`: size of a gap that the test detects
-        with a probability of about one half at this level. Dims: those of the variable without item, trajectory and clone: noise
-        and perhaps tree_level or network_layer; for several variables noise and `reading`, named "variable" or
-        "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items`, `trajectories`,
-        `clones`.
+        with a probability of about one half at this level, infinite where readings differ in too few items. Dims: those of the
+        variable without item, trajectory and clone: noise and perhaps tree_level or network_layer; for several variables noise
+        and `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`,
+        `relabellings`, `items`, `trajectories`, `clones`.
 
     Raises
     ------
@@ -292,6 +293,16 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
     own = np.concatenate([f.mean(axis=1, keepdims=True), (f + (K - 1) * r) / K], axis=1)  # mean of datum j with all others
     total = f.sum(axis=1, keepdims=True) + (K - 1) / 2 * r.sum(axis=1, keepdims=True)
     return own - (total - K * own) / (K * (K - 1) / 2)
+
+
+def _smallest_log_p(gaps: np.ndarray) -> np.ndarray:
+    """Logarithm of a lower bound on the p-values that gaps (items, K + 1, tests) can give, however they are labelled, (tests,).
+
+    |G*| is largest if the label of every item is on its largest gap, or of every item on its smallest one. With n items whose
+    K + 1 gaps all differ this happens with the probability (K + 1)**-n, and more often with ties.
+    """
+    ends = [(signed >= signed.max(axis=1, keepdims=True) - MARGIN).mean(axis=1) for signed in (gaps, -gaps)]
+    return np.minimum(*(np.log(share).sum(axis=0) for share in ends))
 
 
 def holm(p_values: Any) -> np.ndarray:
