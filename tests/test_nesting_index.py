@@ -99,6 +99,23 @@ def test_each_site_counts_its_own_levels():
     assert nesting(HALFWAY, pooled, 2).value > 0.1, "the control: averaged over sites first, they would count as two levels"
 
 
+def test_sites_that_follow_one_class_with_a_strength_that_rises_count_as_several_levels():
+    """A limit that docs/measures.md states: with sites that are alike, or scattered, one class is one level."""
+    levels = np.array([0.1, 0.3, 0.5, 0.7, 1.0])
+    lost = coins(5, 100, 8, 1) < levels[:, None, None, None]
+    ramp = np.linspace(0.2, 0.9, 16)
+    found = {}
+    for name, shares in (
+        ("alike", np.full(16, 0.55)),
+        ("scattered", np.random.default_rng(2).permutation(ramp)),
+        ("rising", ramp),
+    ):
+        found[name] = nesting_index(labelled(lost & (coins(5, 100, 8, 16, seed=1) < shares), levels), 2)
+    assert found["alike"].high < 0.03
+    assert found["scattered"].high < 0.05
+    assert found["rising"].low > 0.1
+
+
 def test_what_is_lost_as_in_independent_data_does_not_count():
     """Sites lost independently of each other: C_k = a**2 C_k(last), however correlated the data are."""
     lost = np.linspace(0, 1, 11)
