@@ -10,6 +10,7 @@ from scipy import stats
 
 import uturn as ut
 from uturn.experiment import Experiment, run
+from uturn.measures import calibration
 from uturn.measures.calibration import calibrate, exchanged_gaps, holm, paired
 from uturn.measures.relabelling import combined, log_bound
 
@@ -103,11 +104,11 @@ def test_the_unit_of_a_reading_does_not_matter():
     """p-values of readings of any size; gaps that are equal up to rounding are ties in every unit."""
     rng = np.random.default_rng(3)
     first, rows = paired(rng.integers(0, 9, (40, 4)) / 8 + 1, lambda a, b: a * b)
-    known = calibrate(first, rows, 0.01)
+    known = calibration.calibrate(first, rows, 0.01)
     assert 0.01 < known.p_value < 0.99
     for unit in (1e-12, 1e-6, 1e9, 1e60):
-        assert calibrate(first * unit, rows * unit, 0.01).p_value == known.p_value
-    away = calibrate((first + 1) * 1e-9, rows * 1e-9, 0.01)
+        assert calibration.calibrate(first * unit, rows * unit, 0.01).p_value == known.p_value
+    away = calibration.calibrate((first + 1) * 1e-9, rows * 1e-9, 0.01)
     assert away.p_value < 1e-3
 
 
