@@ -103,7 +103,20 @@ def limits() -> Table:
         chain = markov_changes(stay)
         table.add_row(f"Markov chain of 8 symbols that stays with probability {stay}", str(nesting_index(chain, 2)))
         table.add_row("the same, blocks displaced by 1 site", str(nesting_index(chain.roll(site=1), 2)))
+    ramp = np.linspace(0.2, 0.9, 16)
+    for words, shares in (("in order", ramp), ("in random order", np.random.default_rng(2).permutation(ramp))):
+        table.add_row(
+            f"one class, sites that follow it with probability 0.2 .. 0.9, {words}", str(nesting_index(one_class(shares), 2))
+        )
     return table
+
+
+def one_class(shares: np.ndarray, items: int = 100, trajectories: int = 8) -> xr.DataArray:
+    """Changes (noise, item, trajectory, site) of sites that change only with one class, site i with probability shares[i]."""
+    levels, rng = [0.1, 0.3, 0.5, 0.7, 1.0], np.random.default_rng(0)
+    lost = rng.random((len(levels), items, trajectories, 1)) < np.reshape(levels, (-1, 1, 1, 1))
+    changed = (lost & (rng.random((*lost.shape[:3], len(shares))) < shares)).astype(float)
+    return xr.DataArray(changed, dims=("noise", "item", "trajectory", "site"), coords={"noise": levels})
 
 
 def size(draws: int = 12) -> Table:

@@ -284,8 +284,8 @@ MUTATIONS = (
     Mutation(
         "collapse time without the factor 1/2",
         "uturn.measures.cloning:collapse_time",
-        "return 0.5 * float(np.log1p(values",
-        "return float(np.log1p(values",
+        "return 0.5 * float(np.logaddexp(",
+        "return float(np.logaddexp(",
         tests=(("test_cloning::test_speciation_and_collapse_times", {}),),
     ),
     Mutation(
@@ -316,6 +316,27 @@ MUTATIONS = (
         "c[..., 0] / c[..., 1] - 1",
         {"chi": "chi against the mean field"},
         (("test_changes::test_common_changes_have_chi_of_the_number_of_sites", {}),),
+    ),
+    Mutation(
+        "readings of calibration in their own unit",
+        "uturn.measures.calibration:calibrate",
+        "gaps / np.where(size > 0, size, 1)",
+        "1.0 * gaps",
+        tests=(("test_calibration::test_the_unit_of_a_reading_does_not_matter", {}),),
+    ),
+    Mutation(
+        "a visible gap where no p-value is small enough",
+        "uturn.measures.calibration:_smallest_log_p",
+        "np.log(share).sum(axis=0)",
+        "np.log(share).sum(axis=0) - 99",
+        tests=(("test_calibration::test_no_gap_is_visible_where_no_p_value_is_small_enough", {}),),
+    ),
+    Mutation(
+        "intervals of labelled changes over items instead of grammars",
+        "uturn.measures.changes:labelled",
+        '{"grammar": ("item", grammar.values)} if',
+        "{} if",
+        tests=(("test_changes_probe::test_intervals_of_labelled_changes_are_over_grammars", {}),),
     ),
     Mutation(
         "batches of trajectories joined without the difference of their means",

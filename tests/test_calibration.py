@@ -10,6 +10,7 @@ from scipy import stats
 
 import uturn as ut
 from uturn.experiment import Experiment, run
+from uturn.measures import calibration
 from uturn.measures.calibration import calibrate, exchanged_gaps, holm, paired
 from uturn.measures.relabelling import combined, log_bound
 
@@ -78,12 +79,51 @@ def test_bad_readings_are_named():
     for arguments, message in [
         ((good, good[:, :2]), "shape"),
         ((good[:, :1], good[:, :1]), "at least two"),
-        ((good, np.where(good == 0, np.nan, 0)), "not finite"),
+        ((good, np.where(good == 0, np.nan, 0)), "with_clones .*NaN"),
+        ((good + np.inf, good), "with_original .*above"),
+        ((good * 1j, good), "with_original = .*dtype complex"),
+        (("a", good), "with_original = .*dtype"),
+        (([[1, 2], [1]], good), "with_original = .*expected an array"),
+        ((np.zeros((4, 3, 0)), np.zeros((4, 3, 0))), "shape"),
         ((good, good, 1.5), "level = 1.5"),
         ((good, good, 0.01, 0), "relabellings = 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             calibrate(*arguments)
+
+
+def test_bad_data_of_pairs_are_named():
+    for data, message in [(np.zeros((5, 2, 4)), "two clones"), (np.zeros(5), "shape"), ([[1, 2, 3], [1]], "expected an array")]:
+        with pytest.raises(ValueError, match=f"data .*{message}"):
+            paired(data, lambda a, b: (a == b).mean(axis=1))
+    data = np.random.default_rng(0).integers(0, 2, (6, 4, 3))
+    np.testing.assert_array_equal(*(paired(x, lambda a, b: (a == b).mean(axis=1)) for x in (data, data.tolist())))
+
+
+def test_the_unit_of_a_reading_does_not_matter():
+    """p-values of readings of any size; gaps that are equal up to rounding are ties in every unit."""
+    rng = np.random.default_rng(3)
+    first, rows = paired(rng.integers(0, 9, (40, 4)) / 8 + 1, lambda a, b: a * b)
+    known = calibration.calibrate(first, rows, 0.01)
+    assert 0.01 < known.p_value < 0.99
+    for unit in (1e-12, 1e-6, 1e9, 1e60):
+        assert calibration.calibrate(first * unit, rows * unit, 0.01).p_value == known.p_value
+    away = calibration.calibrate((first + 1) * 1e-9, rows * 1e-9, 0.01)
+    assert away.p_value < 1e-3
+
+
+def test_no_gap_is_visible_where_no_p_value_is_small_enough():
+    """Six items with two clones: no p-value below 3**-6, and an original that differs as much as it can is not detected."""
+    first, rows = paired(np.arange(6)[:, None] + np.array([0, 10, 10.1]), lambda a, b: -np.abs(a - b))
+    found = calibrate(first, rows, relabellings=100_000)
+    assert found.p_value == pytest.approx(3.0**-6, rel=0.4)  # from 100 hits or more
+    assert found.passed
+    assert np.isinf(found.visible)
+    few = calibrate(first, rows, level=2 * 3.0**-6, relabellings=100_000)
+    assert not few.passed
+    assert np.isfinite(few.visible)
+    padded = [np.concatenate([x, np.ones((500, 2))]) for x in (first, rows)]  # where nothing differs, nothing is tested
+    assert np.isinf(calibrate(*padded).visible)
 
 
 def test_most_relabellings_are_spared_without_a_change_of_the_result():
@@ -168,6 +208,7 @@ def test_bad_datasets_are_named():
     one = experiment("masking", [0.3, 0.6], items=8, depth=2, clones=2)
     ds = run(one).load()
     no_twin = ds.drop_vars("clone_parsed")
+    three = run(experiment("masking", [0.3], items=8, depth=2, clones=3))
     half = ds.assign(parsed=ds.parsed.where(ds.item != 2))
     for data, variable, options, message in [
         ({}, "parsed", {}, "ds = .*expected the dataset"),
@@ -175,14 +216,17 @@ def test_bad_datasets_are_named():
         (run(experiment("masking", [0.3], items=8, depth=2, clones=1)), "parsed", {}, "1 clone .*clones = 2"),
         (ds.isel(clone=[0]), "parsed", {}, "1 clone .*clones = 2"),
         (ds.isel(noise=0), "parsed", {}, r"no dim 'noise'.*isel\(noise=\[0\]\)"),
-        (ds.isel(item=[0]), "parsed", {}, "at least two"),
+        (ds.isel(item=[0]), "parsed", {}, "1 items; expected at least 2"),
+        (ds.isel(noise=[]), "parsed", {}, "variable = 'parsed' has sizes"),
+        (ds.isel(trajectory=[]), "parsed", {}, "variable = 'parsed' has sizes"),
+        (three.isel(clone=[0, 1]), "parsed", {}, "2 of the 3 clones of the run"),
         (ds, "changed", {}, r"variable = 'changed' is not in the dataset; expected one of \['parsed'\]"),
         (no_twin, "parsed", {}, r"variable = 'parsed' has no twin clone_parsed.*expected one of \[\]"),
         (ds, "clone_parsed", {}, "no twin clone_clone_parsed"),
         (ds, [], {}, "expected the name"),
         (ds, ["parsed", "parsed"], {}, "different names"),
         (ds, 3, {}, "variable = 3"),
-        (half, "parsed", {}, "variable = 'parsed': readings are missing at noise 0.3, item number 2"),
+        (half, "parsed", {}, "variable = 'parsed': readings are missing or infinite at noise 0.3, item number 2"),
         (ds.assign_attrs(missing_tasks=3), "parsed", {}, "not finished: 3 tasks"),
         (ds, "parsed", {"level": 0}, "level = 0"),
         (ds, "parsed", {"level": True}, "level = True"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import uturn as ut
 from uturn.covariances import Covariances, Grid, Matrix, Tree
@@ -192,12 +193,67 @@ def test_nothing_changed_is_nan_and_constant_sites_do_not_matter():
         ((np.zeros((3, 4, 4)), [[0, 1], [2, 0]]), "symmetric"),
         ((np.zeros((2, 3, 4, 1)),), "shape"),
         ((Covariances(Tree(4, 2)).add(np.zeros((2, 1, 4))),), "1 trajectory"),
+        ((Covariances(Tree(4, 2)),), "0 trajectories"),
+        ((Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4))), "grid"), "leave out distance"),
+        (([[[0, 1], [1]]],), "changed = .*expected an array"),
+        ((np.zeros((3, 4, 2)), [[0, 1], [1]]), "distance = .*expected an array"),
+        ((np.full((3, 4, 4), 1e200),), "above 1e\\+100"),
+        ((np.ma.masked_equal(np.arange(24).reshape(2, 3, 4), 5),), "masked"),
+        ((xr.Dataset({"a": 1}),), "expected an array"),
+        ((np.zeros((3, 4, 4)), Tree), "shape"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         ut.correlations(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_dims_of_a_labelled_array_are_found_by_name():
+    x = xr.DataArray(draws(5, 4, 6) < 0.5, dims=("item", "trajectory", "leaf"))
+    for order in (("leaf", "item", "trajectory"), ("trajectory", "leaf", "item")):
+        assert ut.susceptibility(x.transpose(*order)) == ut.susceptibility(x.values)
+        xr.testing.assert_identical(ut.correlations(x.transpose(*order)), ut.correlations(x.values))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"branching": 2}, "only distance = 'tree' has it"),
+        ({"distance": "grid", "shape": (2, 2), "branching": 2}, "only distance = 'tree' has it"),
+        ({"distance": grid_matrix((4,)), "shape": (2, 2)}, "only distance = 'grid' has it"),
+    ],
+)
+def test_an_option_of_another_distance_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        ut.correlations(np.zeros((2, 3, 4)), **options)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Covariances(Grid((4,))).add(np.zeros((2, 3, 4))), "has the distances"),
+        (Covariances(Tree(4, 2)).add(np.zeros((1, 3, 4))), "1 items; expected the same 2"),
+        (np.zeros((2, 3, 4)), "expected Covariances"),
+    ],
+)
+def test_accumulators_of_other_originals_or_distances_are_not_merged(other, message):
+    with pytest.raises(ValueError, match=message):
+        Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4))).merge(other)
+
+
+def test_equal_matrices_are_one_distance():
+    x, halves = draws(3, 6, 4), [Covariances(Matrix(grid_matrix((4,)))) for _ in range(2)]
+    joined = halves[0].add(x[:, :3]).merge(halves[1].add(x[:, 3:]))
+    np.testing.assert_allclose(joined.covariance, Covariances(Grid((4,))).add(x).covariance, atol=1e-12)
+    with pytest.raises(ValueError, match="has the distances"):
+        joined.merge(Covariances(Matrix(2 * grid_matrix((4,)))).add(x))
+
+
+def test_a_covariance_needs_two_trajectories():
+    for read in ("covariance", "total"):
+        with pytest.raises(ValueError, match="1 trajectory"):
+            getattr(Covariances(Tree(4, 2)).add(np.zeros((2, 1, 4))), read)
 
 
 def test_other_items_or_sites_cannot_be_added():

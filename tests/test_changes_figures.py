@@ -209,5 +209,28 @@ def test_the_collapse_of_a_known_law_is_found():
     assert found.exponent.value == pytest.approx(nu, abs=0.03)
     assert found.critical_noise.value == pytest.approx(critical, abs=2e-3)
     assert found.spread < 0.01
-    with pytest.raises(ValueError, match="sizes"):
-        fitted(data, sizes[:2], (1.8, 0.62))
+    for bad, of, start, message in (
+        (data, sizes[:2], (1.8, 0.62), "sizes"),
+        (data, [8] * len(sizes), (1.8, 0.62), "two sizes"),
+        (data, [-N for N in sizes], (1.8, 0.62), "sizes = .*positive"),
+        (data, "ab", (1.8, 0.62), "sizes = 'ab'"),
+        (data, sizes, 1.8, "start = 1.8"),
+        (data, sizes, (0.1, 0.62), "start = .*between 0.5 and 20"),
+        (data.isel(part=0), sizes, (1.8, 0.62), "curves: got sizes"),
+        (None, sizes, (1.8, 0.62), "curves: got NoneType"),
+        (data.where(data.noise > noise[0]), sizes, (1.8, 0.62), "missing"),
+        (data.isel(noise=[1, 0]), sizes, (1.8, 0.62), "noise = .*increasing"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            fitted(bad, of, start)
+        assert "\n" not in str(error.value)
+
+
+def test_a_collapse_that_cannot_be_fitted_is_nan():
+    """Nothing changes; and curves that do not overlap where the search begins. Never the start with an interval of width 0."""
+    noise, sizes = np.linspace(0.5, 0.7, 9), [8.0, 32.0]
+    curve = np.stack([np.exp(-noise), np.ones(9)], axis=-1)[:, None, None].repeat(4, axis=1).repeat(2, axis=2)
+    data = xr.DataArray(curve, dims=("noise", "item", "size", "part"), coords={"noise": noise})
+    for bad, start in ((data * 0, (1.8, 0.6)), (data, (1.8, 9.0))):
+        found = fitted(bad, sizes, start)
+        assert np.isnan([*found.exponent, *found.critical_noise, found.spread]).all()

@@ -12,6 +12,8 @@ from test_changes import double_sum, grid_matrix, tree_matrix
 from uturn import experiment as experiment_module
 from uturn.covariances import Covariances, Grid, Tree
 from uturn.measures import changes
+from uturn.measures.hierarchy import site_changes
+from uturn.measures.scaling import correlation_length
 from uturn.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
 from uturn.random import Streams, keys, uniforms
 from uturn.theory import MeanField
@@ -55,6 +57,17 @@ def test_readings_are_those_of_the_arrays(channel):
     curves, direct = changes.correlations_of(ds), ut.correlations(changed, "tree", branching=2)
     for name in ("correlation", "low", "high", "covariance"):
         np.testing.assert_allclose(curves[name][0], direct[name], atol=1e-5)
+
+
+def test_intervals_of_labelled_changes_are_over_grammars():
+    one = described(items=24, source={**RHM, "grammars": 4})
+    changed = site_changes(one).isel(noise=0)
+    found, known = ut.susceptibility(changed), changes.susceptibility_of(ut.run(one))
+    np.testing.assert_allclose(found, [known[name].item() for name in ("chi", "low", "high")], rtol=1e-5)
+    assert not np.allclose(found[1:], ut.susceptibility(changed.values)[1:], rtol=0.01)
+    curves, run = ut.correlations(changed, "tree", branching=2), changes.correlations_of(ut.run(one))
+    for name in ("correlation", "low", "high"):
+        np.testing.assert_allclose(curves[name], run[name][0], rtol=1e-4, atol=1e-5)
 
 
 def test_clones_are_averaged_over_clone_numbers():
@@ -316,3 +329,18 @@ def test_results_without_the_probe_are_named():
     for function in (changes.susceptibility_of, changes.correlations_of):
         with pytest.raises(ValueError, match="change_covariance"):
             function(ds)
+        with pytest.raises(ValueError, match="expected the results"):
+            function(None)
+
+
+def test_missing_readings_are_named():
+    ds = ut.run(described())
+    gap = ds.where(ds.noise != ds.noise[0])
+    for function in (changes.correlations_of, correlation_length):
+        with pytest.raises(ValueError, match="change_covariance has missing readings"):
+            function(gap.change_covariance)
+    for function in (changes.susceptibility_of, changes.correlations_of):
+        for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "select by lists"), (ds.isel(item=[]), "select by")):
+            with pytest.raises(ValueError, match=message) as caught:
+                function(bad)
+            assert "\n" not in str(caught.value)

@@ -76,6 +76,18 @@ def test_recall_is_the_posterior_of_the_data():
     assert np.allclose(found[1], (law.responsibilities(noisy, 0.5) ** 2).sum(axis=1), rtol=1e-6)
 
 
+def test_images_and_whole_numbers_are_data():
+    images = np.random.default_rng(1).integers(0, 9, (12, 2, 3, 3))
+    assert cloning.largest_eigenvalue(images) == pytest.approx(cloning.largest_eigenvalue(images.reshape(12, -1)))
+    found, flat = (cloning.recall_probability(x, [0.5], observations=9) for x in (images, images.reshape(12, -1)))
+    np.testing.assert_array_equal(found, flat)
+    assert cloning.speciation_time(np.int64(4)) == pytest.approx(np.log(2))
+    assert cloning.collapse_time([1.0], 10**400) < 1e-300
+
+
+TWIN = xr.DataArray(np.ones((2, 3, 2)), {"noise": [0.0, 1.0]}, ("noise", "item", "clone"), name="clone_same_label")
+
+
 def test_bad_arguments_are_named():
     for call, message in [
         (lambda: cloning.speciation_time(-1.0), "eigenvalue = -1.0: expected a positive"),
@@ -85,6 +97,20 @@ def test_bad_arguments_are_named():
         (lambda: cloning.collapse_time([1.0], 1), "count = 1: expected an integer >= 2"),
         (lambda: cloning.covariance_eigenvalues(np.ones(4)), r"shape \(4,\)"),
         (lambda: cloning.cloning_probability(xr.DataArray([1.0])), "dims"),
+        (lambda: cloning.cloning_probability(TWIN.rename("same_label")), "same is 'same_label'.*clone_same_class"),
+        (lambda: cloning.cloning_probability(TWIN.isel(clone=[0])), "several clones"),
+        (lambda: cloning.cloning_probability(TWIN.where(TWIN.noise > 0)), "missing"),
+        (lambda: cloning.mixture_cloning_probability(-1.0, 4.0), "noise = -1.0"),
+        (lambda: cloning.mixture_cloning_probability("a", 4.0), "noise = 'a'"),
+        (lambda: cloning.mixture_cloning_probability([np.nan], 4.0), "noise = nan"),
+        (lambda: cloning.collapse_time("a", 10), "eigenvalues = 'a'"),
+        (lambda: cloning.collapse_time([[1], [1, 2]], 10), "eigenvalues = .*expected an array"),
+        (lambda: cloning.largest_eigenvalue(np.ones((3, 0))), r"shape \(3, 0\)"),
+        (lambda: cloning.largest_eigenvalue(np.ones((3, 2)) * 1j), "dtype complex"),
+        (lambda: cloning.recall_probability(np.ones(3), [0.5]), r"data has shape \(3,\)"),
+        (lambda: cloning.recall_probability(np.ones((3, 2)), [0.0]), "noise = .*above 0"),
+        (lambda: cloning.recall_probability(np.ones((3, 2)), 0.5), "noise = 0.5"),
+        (lambda: cloning.recall_probability(np.ones((3, 2)), [0.5], observations=1.5), "observations = 1.5"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
             call()

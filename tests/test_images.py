@@ -21,7 +21,7 @@ from uturn.plotting.style import fonts_for
 from uturn.workflows import ImageOptions, analyse, image_experiment, numbers, summary, write_results
 from uturn.workflows.image_options import noise_levels, parsed_levels, probe_names
 from uturn.workflows.results import PICTURES, RESULTS
-from uturn.workflows.runs import missing_tasks
+from uturn.workflows.runs import describe, missing_tasks
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
@@ -400,6 +400,14 @@ NAMES = [
 ]
 
 
+def test_trajectories_and_clones_of_a_run_are_described_apart():
+    attrs = forged(num_items=2).attrs
+    for sizes, words in (((4, 1), "4 noisy versions of each"), ((1, 2), "2 clones of each noisy version")):
+        ranges = map(range, (3, *sizes))
+        run = xr.Dataset(coords=dict(zip(("item", "trajectory", "clone"), ranges, strict=True)), attrs=attrs)
+        assert describe(run).split(" · ")[-1] == words
+
+
 def test_names_in_any_script_are_drawn_or_escaped(tmp_path):
     import matplotlib.pyplot as plt
 
@@ -488,6 +496,7 @@ def test_clones_are_added_to_a_finished_folder_and_judged(results, tmp_path):
     done = command("--out", tmp_path / "out", *SMALL, "--clones", "2")
     assert done.exit_code == 0, done.output
     assert "calibration, gap E f(x0, x̂) - E f(x̂, x̂')" in done.output
+    assert "too few images to detect a gap" in " ".join(done.output.split())
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS, PICTURES, "run.zarr"}
     run = xr.open_zarr(tmp_path / "out" / "run.zarr").load()
     for name in ("similarity", "same_class", "image"):

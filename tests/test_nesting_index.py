@@ -99,6 +99,23 @@ def test_each_site_counts_its_own_levels():
     assert nesting(HALFWAY, pooled, 2).value > 0.1, "the control: averaged over sites first, they would count as two levels"
 
 
+def test_sites_that_follow_one_class_with_a_strength_that_rises_count_as_several_levels():
+    """A limit that docs/measures.md states: with sites that are alike, or scattered, one class is one level."""
+    levels = np.array([0.1, 0.3, 0.5, 0.7, 1.0])
+    lost = coins(5, 100, 8, 1) < levels[:, None, None, None]
+    ramp = np.linspace(0.2, 0.9, 16)
+    found = {}
+    for name, shares in (
+        ("alike", np.full(16, 0.55)),
+        ("scattered", np.random.default_rng(2).permutation(ramp)),
+        ("rising", ramp),
+    ):
+        found[name] = nesting_index(labelled(lost & (coins(5, 100, 8, 16, seed=1) < shares), levels), 2)
+    assert found["alike"].high < 0.03
+    assert found["scattered"].high < 0.05
+    assert found["rising"].low > 0.1
+
+
 def test_what_is_lost_as_in_independent_data_does_not_count():
     """Sites lost independently of each other: C_k = a**2 C_k(last), however correlated the data are."""
     lost = np.linspace(0, 1, 11)
@@ -153,6 +170,26 @@ def test_site_changes_are_those_of_the_run():
     assert changed.grammar.values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     with pytest.raises(ValueError, match="one clone"):
         site_changes(ut.Experiment.from_dict({**spec, "clones": 2}))
+
+
+def test_the_probe_gives_the_index_too():
+    spec = {
+        "items": 40,
+        "trajectories": 4,
+        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 4},
+        "corruption": {"type": "masking", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "changes"}],
+    }
+    experiment = ut.Experiment.from_dict(spec)
+    changed, run = site_changes(experiment), ut.run(experiment)
+    whole = nested_correlations(changed, 2).nested.values
+    assert nesting_index_of(run).value == pytest.approx(whole.sum() - whole.max(), abs=1e-5)  # of the average site; float32
+
+
+def test_site_changes_need_an_experiment():
+    with pytest.raises(ValueError, match=r"experiment = .spec\.toml.: expected an experiment"):
+        site_changes("spec.toml")
 
 
 def test_the_index_falls_along_the_dial():
@@ -225,6 +262,7 @@ def test_of_stored_covariances():
         (lambda ds: ds.where(ds.noise > 0), "missing or infinite"),
         (lambda ds: ds.isel(noise=[1]), "at least two increasing levels"),
         (lambda ds: ds * 0, "0 at distance 0"),
+        (lambda ds: ds.change, "expected a Dataset"),
     ],
 )
 def test_bad_stored_covariances(change, message):
@@ -247,10 +285,11 @@ GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
     [
         (np.zeros((2, 3)), 2, "got ndarray; expected a DataArray"),
         (GOOD.isel(site=0), 2, "expected a DataArray of numbers with dims noise, item, trajectory, site"),
-        (GOOD.isel(trajectory=[0]), 2, "1 trajectories of each item; a covariance needs at least 2"),
+        (GOOD.isel(trajectory=[0]), 2, "1 trajectory of each item; a covariance needs at least 2"),
         (GOOD.where(GOOD["item"] > 0), 2, "missing or infinite readings"),
         (GOOD.isel(noise=[0]), 2, "at least two increasing levels"),
         (GOOD.isel(noise=[2, 1, 0]), 2, "at least two increasing levels"),
+        (GOOD.assign_coords(noise=["a", "b", "c"]), 2, "noise = .*at least two increasing levels"),
         (GOOD.isel(site=slice(6)), 2, "6 sites; expected a power of branching = 2"),
         (GOOD, 3, "8 sites; expected a power of branching = 3"),
         (GOOD, 1, "branching = 1"),

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+LARGEST = np.float64(1e100)
+"""Largest number whose squares and their sums are far from the largest float64."""
+
 MOST_DEPTH = 10_000
 """Largest number of tree levels. Float64 does not resolve differences between levels at this depth."""
 
@@ -72,6 +75,17 @@ def checked_array(name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     except (TypeError, ValueError):  # rows of different lengths
         raise ValueError(f"{name} = {shown(value)}: expected an array") from None
+
+
+def checked_numbers(name: str, value: Any) -> np.ndarray:
+    """`value` as float64 numbers whose squares and sums are far from the largest one, or a ValueError."""
+    found = checked_array(name, value)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{name} = {shown(value)}: expected real numbers, got dtype {found.dtype}")
+    found = found.astype(float)
+    if np.ma.is_masked(value) or not (np.abs(found) < LARGEST).all():
+        raise ValueError(f"{name} has values that are masked, NaN or above {LARGEST:g}; leave out what is missing")
+    return found
 
 
 def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from uturn.checks import checked_integer, shown
+from uturn.checks import LARGEST, checked_array, checked_integer, shown
 
 _BLOCK = 2**22  # float64 numbers that are in memory together: 32 MB
 
@@ -156,13 +156,16 @@ class Matrix:
     matrix: np.ndarray
 
     def __post_init__(self) -> None:
-        d = np.asarray(self.matrix)
+        d = checked_array("distance", self.matrix)
         if d.ndim != 2 or d.shape[0] != d.shape[1] or d.dtype.kind not in "iuf" or not d.size:
             raise ValueError(f"distance has shape {d.shape} and dtype {d.dtype}; expected numbers (sites, sites)")
         diagonal = np.eye(len(d), dtype=bool)
         if not np.isfinite(d).all() or not np.array_equal(d, d.T) or d[diagonal].any() or (d[~diagonal] <= 0).any():
             raise ValueError("distance: expected a symmetric finite matrix with 0 on the diagonal and positive numbers elsewhere")
         object.__setattr__(self, "matrix", d.astype(float))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Matrix) and np.array_equal(self.matrix, other.matrix)
 
     @property
     def num_sites(self) -> int:
@@ -225,6 +228,12 @@ class Covariances:
 
     def merge(self, other: Covariances) -> Covariances:
         """Add the trajectories of another accumulator of the same originals. Returns the accumulator itself."""
+        if not isinstance(other, Covariances):
+            raise ValueError(f"other is a {type(other).__name__}; expected Covariances; give arrays to `add`")
+        if other.distance is not self.distance and other.distance != self.distance:
+            raise ValueError(f"other has the distances {shown(other.distance)}; expected those of {shown(self.distance)}")
+        if self.count and other.count and len(self._mean) != len(other._mean):
+            raise ValueError(f"other has {len(other._mean)} items; expected the same {len(self._mean)} items")
         total = self.count + other.count
         if not other.count:
             return self
@@ -248,23 +257,35 @@ class Covariances:
     def covariance(self) -> np.ndarray:
         """Mean covariance of the pairs at every distance, float64 (items, distances); entry 0 is the mean variance of a site.
 
-        Unbiased: divided by the number of trajectories minus 1.
+        Unbiased: divided by the number of trajectories minus 1, of which there must be at least two.
         """
+        self.check_trajectories()
         return self._products / ((self.count - 1) * self.distance.pairs)
 
     @property
     def total(self) -> np.ndarray:
         """Sum of the covariances of all ordered pairs over the number of sites, float64 (items,)."""
+        self.check_trajectories()
         return self._products.sum(axis=1) / ((self.count - 1) * self.distance.num_sites)
+
+    def check_trajectories(self) -> None:
+        """ValueError unless there are at least two trajectories."""
+        if self.count < 2:
+            words = "trajectory" if self.count == 1 else "trajectories"
+            raise ValueError(f"changed has {self.count} {words} of each item; a covariance needs at least 2")
 
 
 def checked_changes(changed: Any) -> np.ndarray:
-    """Changes (items, trajectories, sites) as an array, else a ValueError."""
-    values = np.asarray(changed)
+    """Changes (items, trajectories, sites) as an array, else a ValueError. Dims that have these names may have any order."""
+    if {"item", "trajectory"} <= set(getattr(changed, "dims", ())):
+        changed = changed.transpose("item", "trajectory", ...)
+    values = checked_array("changed", changed)
     if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "biuf":
         raise ValueError(
             f"changed has shape {values.shape} and dtype {values.dtype}; expected real numbers (items, trajectories, sites)"
         )
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("changed has values that are NaN or infinite; leave out the items with missing U-turns")
+    if np.ma.is_masked(changed) or (values.dtype.kind == "f" and not (np.abs(values) < LARGEST).all()):
+        raise ValueError(
+            f"changed has values that are masked, NaN or above {LARGEST:g}; leave out the items with missing U-turns"
+        )
     return values

@@ -14,14 +14,15 @@ with its own law.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_integer, shown
-from uturn.measures.relabelling import p_values
+from uturn.checks import checked_array, checked_integer, checked_numbers, shown
+from uturn.measures.relabelling import MARGIN, p_values
 from uturn.probes.clones import between_clones
 from uturn.random import Purpose, checked_seed, keys
 from uturn.statistics import WITHIN, replicates
@@ -38,8 +39,8 @@ class Calibration(NamedTuple):
     gap, low, high : mean of f(x_0, x̂) - f(x̂, x̂') over items, and its 95 % interval over items (Student's t)
     p_value : p-value of the exact test of each single reading
     adjusted : p-values adjusted by Holm: if all gaps are 0, any of them is <= a with a probability of at most a
-    visible : size of a gap that the strictest of the tests detects with a probability of about one half; infinite for a reading
-        that is the same for all data
+    visible : size of a gap that the strictest of the tests detects with a probability of about one half; infinite where none can
+        be detected, because the readings differ in too few items for so small a p-value
     level : false-alarm rate of all tests together
     relabellings : largest number of random relabellings B; no p-value is below 1 / (B + 1)
     """
@@ -115,13 +116,16 @@ def calibrate(
     items, shape = len(gaps), gaps.shape[2:]
     tests = math.prod(shape)
     B = math.ceil(100 * tests / level) if relabellings is None else checked_integer("relabellings", relabellings, 1)
-    table = np.ascontiguousarray(gaps.reshape(items, gaps.shape[1], tests))
+    # Readings of each test as shares of their largest size, since the relabellings count gaps that differ by 1e-6 as equal.
+    size = np.maximum(*(np.abs(np.asarray(values, float)).max(axis=(0, 1)) for values in (with_original, with_clones)))
+    table = np.ascontiguousarray((gaps / np.where(size > 0, size, 1)).reshape(items, gaps.shape[1], tests))
     p_value = p_values(table, B, int(keys(checked_seed(seed), Purpose.CALIBRATION))).reshape(shape)
     mean, error = gaps[:, 0].mean(axis=0), gaps[:, 0].std(axis=0, ddof=1) / np.sqrt(items)
     half = t.ppf(0.975, items - 1) * error
     # Standard deviation of G* over all relabellings: the g_j of an item add up to 0.
     spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) / items
-    visible = np.where(spread > 0, norm.isf(level / tests / 2) * spread, np.inf)
+    reachable = _smallest_log_p(table).reshape(shape) <= math.log(level / tests)
+    visible = np.where(reachable, norm.isf(level / tests / 2) * spread, np.inf)
     return Calibration(mean, mean - half, mean + half, p_value, holm(p_value), visible, level, B)
 
 
@@ -154,15 +158,16 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     Dataset
         `gap`, `low`, `high`: the gap and the ends of its 95 % interval. `p`: p-value of each test. `p_holm`: p-values adjusted by
         Holm, of which any is <= a with a probability of at most a for exact draws. `visible`: size of a gap that the test detects
-        with a probability of about one half at this level. Dims: those of the variable without item, trajectory and clone: noise
-        and perhaps tree_level or network_layer; for several variables noise and `reading`, named "variable" or
-        "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items`, `trajectories`,
-        `clones`.
+        with a probability of about one half at this level, infinite where readings differ in too few items. Dims: those of the
+        variable without item, trajectory and clone: noise and perhaps tree_level or network_layer; for several variables noise
+        and `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`,
+        `relabellings`, `items`, `trajectories`, `clones`.
 
     Raises
     ------
     ValueError
-        If `ds` is no dataset, lacks a variable or its twin, has fewer than two clones or items, or readings that are missing.
+        If `ds` is no dataset, lacks a variable or its twin, has fewer than two clones or items or a part of the clones of the
+        run, or readings that are missing.
 
     Notes
     -----
@@ -218,17 +223,28 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
     lacking = [dim for dim in ("noise", "item") if dim not in ds.dims]
     if lacking:
         raise ValueError(f"ds has no dim {lacking[0]!r}; expected all of them: select by lists, such as ds.isel(noise=[0])")
+    if ds.sizes["item"] < 2:
+        raise ValueError(f"ds has {ds.sizes['item']} items; expected at least 2")
     names = [variable] if isinstance(variable, str) else list(variable) if isinstance(variable, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"variable = {shown(variable)}: expected the name of a variable, or a list of different names")
     clones = ds.sizes.get("clone", 1)
     if clones < 2:
         raise ValueError(f"ds has {clones} clone of each noisy datum, expected at least 2: run the experiment with clones = 2")
+    measured = json.loads(ds.attrs.get("spec", "{}")).get("clones", clones)
+    if clones != measured:
+        raise ValueError(
+            f"ds has {clones} of the {measured} clones of the run; the twins are means over all of them, give them all"
+        )
     known = [str(name) for name in ds.data_vars if f"clone_{name}" in ds]
     for name in names:
         if name not in known:
             what = f"has no twin clone_{name}, as only symmetric variables have" if name in ds else "is not in the dataset"
             raise ValueError(f"variable = {name!r} {what}; expected one of {known}")
+        if not ds[name].size:
+            raise ValueError(
+                f"variable = {name!r} has sizes {dict(ds[name].sizes)}; expected at least one reading along each dim"
+            )
     if ds.attrs.get("missing_tasks"):
         raise ValueError(f"the run is not finished: {ds.attrs['missing_tasks']} tasks are missing; run it again to its end")
     return names
@@ -240,12 +256,12 @@ def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
     found = []
     for values in (ds[name], ds[f"clone_{name}"]):
         values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
-        missing = values.isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
+        missing = values.where(np.isfinite(values)).isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
         if missing.any():
             item, noise = (int(where[0]) for where in np.nonzero(missing.values))
             raise ValueError(
-                f"variable = {name!r}: readings are missing at noise {float(ds.noise[noise]):g}, item number {item} of the "
-                f"dataset; finish the run, or leave such items out"
+                f"variable = {name!r}: readings are missing or infinite at noise {float(ds.noise[noise]):g}, item number {item} "
+                f"of the dataset; finish the run, or leave such items out"
             )
         found.append(_joined(values, name) if joined else values)
     return found
@@ -268,17 +284,25 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
     With f_k = f(x_0, x̂_k) and r_k the mean of f between clone k and the other clones, the mean of datum k > 0 with all others is
     (f_k + (K-1) r_k)/K, and the sum over all pairs of data is sum_k f_k + (K-1)/2 sum_k r_k.
     """
-    f, r = (np.asarray(values, float) for values in (with_original, with_clones))
-    if f.ndim < 2 or f.shape != r.shape or f.shape[0] < 2 or f.shape[1] < 2:
+    f, r = (checked_numbers(name, values) for name, values in (("with_original", with_original), ("with_clones", with_clones)))
+    if f.ndim < 2 or f.shape != r.shape or f.shape[0] < 2 or f.shape[1] < 2 or not f.size:
         raise ValueError(
             f"with_original has shape {f.shape}, with_clones {r.shape}; expected both (items, clones, ...), at least two of each"
         )
-    if not (np.isfinite(f).all() and np.isfinite(r).all()):
-        raise ValueError("with_original or with_clones has readings that are not finite; finish the run, or drop what is missing")
     K = f.shape[1]
     own = np.concatenate([f.mean(axis=1, keepdims=True), (f + (K - 1) * r) / K], axis=1)  # mean of datum j with all others
     total = f.sum(axis=1, keepdims=True) + (K - 1) / 2 * r.sum(axis=1, keepdims=True)
     return own - (total - K * own) / (K * (K - 1) / 2)
+
+
+def _smallest_log_p(gaps: np.ndarray) -> np.ndarray:
+    """Logarithm of a lower bound on the p-values that gaps (items, K + 1, tests) can give, however they are labelled, (tests,).
+
+    |G*| is largest if the label of every item is on its largest gap, or of every item on its smallest one. With n items whose
+    K + 1 gaps all differ this happens with the probability (K + 1)**-n, and more often with ties.
+    """
+    ends = [(signed >= signed.max(axis=1, keepdims=True) - MARGIN).mean(axis=1) for signed in (gaps, -gaps)]
+    return np.minimum(*(np.log(share).sum(axis=0) for share in ends))
 
 
 def holm(p_values: Any) -> np.ndarray:
@@ -305,6 +329,9 @@ def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndar
     -------
     with_original, with_clones : arrays (items, K, ...)
     """
+    data = checked_array("data", data)
+    if data.ndim < 2 or data.shape[1] < 3:
+        raise ValueError(f"data has shape {data.shape}; expected (items, clones + 1, ...), an original and at least two clones")
     original, clones = data[:, 0], data[:, 1:]
     first = [np.asarray(f(original, clones[:, k]), float) for k in range(clones.shape[1])]
     return np.stack(first, axis=1), between_clones(clones, clones.shape[1], f)

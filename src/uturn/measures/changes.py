@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.checks import shown
 from uturn.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
 from uturn.statistics import Estimate, replicates
 
@@ -48,20 +49,21 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     Parameters
     ----------
     changed : real or bool array (items, trajectories, sites), or `Covariances`
-        Change of every site in every U-turn; at least two trajectories of each original (item). `Covariances` is an accumulator
-        that has been given trajectories batch by batch.
+        Change of every site in every U-turn; at least two trajectories of each original (item). The dims item and trajectory of
+        a DataArray are found by their names. `Covariances` is an accumulator that has been given trajectories batch by batch.
     confidence : float in (0, 1)
 
     Returns
     -------
     Estimate
-        With an interval over items (Student's t). 1 for independent changes, `sites` if all sites change together. NaN if no
-        change varies between trajectories; the ends are NaN for a single item.
+        With an interval (Student's t) over items, or over grammars if a DataArray has several in a coordinate along its dim
+        item. 1 for independent changes, `sites` if all sites change together. NaN if no change varies between trajectories; the
+        ends are NaN for a single item.
 
     Raises
     ------
     ValueError
-        For another shape or type, fewer than two trajectories, missing values, or a confidence out of range.
+        For another shape or type, fewer than two trajectories, missing or huge values, or a confidence out of range.
 
     Examples
     --------
@@ -72,7 +74,7 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     (True, 8.0)
     """
     found = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
-    value, low, high = _susceptibility(*labelled(found), confidence)[:, 0].tolist()
+    value, low, high = _susceptibility(*labelled(found, changed), confidence)[:, 0].tolist()
     return Estimate(value, low, high)
 
 
@@ -95,14 +97,15 @@ def correlations(
         As in `susceptibility`.
     distance, branching, shape
         As in `distance_between`: "index", "tree" with `branching`, "grid" with `shape`, or a matrix (sites, sites). An
-        accumulator has a distance of its own.
+        accumulator has a distance of its own, so that none can be given.
     confidence : float in (0, 1)
 
     Returns
     -------
     Dataset with the dim distance
-        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval over items; `covariance` C(r) in
-        the squared unit of the changes; `pairs`, the number of ordered pairs. `chi = sum of pairs * correlation / sites`.
+        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval, as in `susceptibility`;
+        `covariance` C(r) in the squared unit of the changes; `pairs`, the number of ordered pairs. `chi = sum of pairs *
+        correlation / sites`.
 
     Raises
     ------
@@ -119,8 +122,12 @@ def correlations(
     >>> bool((found.low < 0).values[2:].all() and (found.high > 0).values[2:].all())
     True
     """
+    if isinstance(changed, Covariances) and not (
+        isinstance(distance, str) and distance == "index" and branching is None and shape is None
+    ):
+        raise ValueError(f"changed is an accumulator with {shown(changed.distance)}; leave out distance, branching and shape")
     found = _accumulated(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape))
-    curves = correlations_of(labelled(found)[0], confidence=confidence).isel(noise=0, drop=True)
+    curves = correlations_of(labelled(found, changed)[0], confidence=confidence).isel(noise=0, drop=True)
     return curves.assign(pairs=("distance", found.distance.pairs))
 
 
@@ -144,9 +151,12 @@ def distance_between(
     Raises
     ------
     ValueError
-        For an unknown word, a missing `branching` or `shape`, or another number of sites.
+        For an unknown word, a `branching` or `shape` that is missing or not used, or another number of sites.
     """
     found: Distance
+    for name, value, word in (("branching", branching, "tree"), ("shape", shape, "grid")):
+        if value is not None and not (isinstance(distance, str) and distance == word):
+            raise ValueError(f"{name} = {shown(value)}: only distance = {word!r} has it; distance is {shown(distance)}")
     if isinstance(distance, str):
         if distance not in ("index", "tree", "grid"):
             raise ValueError(f"distance = {distance!r}: expected 'index', 'tree', 'grid', or a matrix (sites, sites)")
@@ -156,7 +166,7 @@ def distance_between(
             raise ValueError(f"{option}: missing; distance = {distance!r} needs it")
         found = Tree(sites, needed) if distance == "tree" else Grid((sites,) if distance == "index" else needed)
     else:
-        found = distance if hasattr(distance, "products") else Matrix(np.asarray(distance))
+        found = distance if hasattr(distance, "products") and not isinstance(distance, type) else Matrix(distance)
     if found.num_sites != sites:
         raise ValueError(f"distance is that of {found.num_sites} sites, but changed has {sites}; give distances of all its sites")
     return found
@@ -180,6 +190,11 @@ def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) 
     -------
     Dataset with the dim noise
         `chi`, `low`, `high`: as `susceptibility`; the interval is over grammars if there are several, otherwise over items.
+
+    Raises
+    ------
+    ValueError
+        For results without the probe, of another noise than a list, or with missing readings.
     """
     covariance, total = _readings(ds, name)
     chi, low, high = _susceptibility(covariance, total, confidence)
@@ -192,11 +207,13 @@ def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) 
 def correlations_of(ds: Any, name: str = "", confidence: float = 0.95) -> xr.Dataset:
     """Correlation against distance at every noise level, from the readings of the probe `changes`.
 
-    Parameters as in `susceptibility_of`. Returns `correlation`, `low`, `high`, `covariance` (noise, distance), as `correlations`.
+    Parameters and errors as in `susceptibility_of`; `ds` may also be the variable `change_covariance`. Returns `correlation`,
+    `low`, `high`, `covariance` (noise, distance), as `correlations`.
     """
     import xarray as xr
 
     covariance = ds if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
+    check_complete(covariance)
     found = replicates(covariance)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
         value, low, high = found.interval(lambda c: c / c[..., :1], confidence)
@@ -207,14 +224,30 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95) -> xr.Dat
 
 
 def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Covariance by distance, and the sum of all covariances over the number of sites."""
+    """Covariance by distance, and the sum of all covariances over the number of sites, else a ValueError."""
+    import xarray as xr
+
+    if not isinstance(ds, xr.Dataset):
+        raise ValueError(f"ds = {shown(ds)}: expected the results of an experiment with the probe 'changes'")
     prefix = f"{name}_" if name else ""
     wanted = [f"{prefix}change_covariance", f"{prefix}change_covariance_sum"]
     missing = [key for key in wanted if key not in ds]
     if missing:
         raise ValueError(f"ds has no variable {missing[0]!r}; expected the results of an experiment with the probe 'changes'")
     covariance, total = (ds[key] for key in wanted)
+    if not {"noise", "item"} <= set(total.dims) or not total.size:
+        raise ValueError(
+            f"ds has sizes {dict(total.sizes)}; expected noise and item: select by lists, such as ds.isel(noise=[0])"
+        )
+    for readings in (covariance, total):
+        check_complete(readings)
     return covariance.rename({f"{prefix}distance": "distance"} if prefix else {}), total
+
+
+def check_complete(readings: xr.DataArray) -> None:
+    """ValueError if readings are missing, since a mean over the others would be one of other originals at every noise level."""
+    if readings.isnull().any():
+        raise ValueError(f"{readings.name or 'covariance'} has missing readings; finish the run, or leave out what is missing")
 
 
 def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> np.ndarray:
@@ -226,27 +259,27 @@ def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: f
         return replicates(parts).interval(lambda c: c[..., 0] / c[..., 1], confidence)
 
 
-def labelled(found: Covariances) -> tuple[xr.DataArray, xr.DataArray]:
-    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level."""
+def labelled(found: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
+    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level.
+
+    `changed`: the changes, whose coordinate `grammar` is kept if they have one, because it groups the items.
+    """
     import xarray as xr
 
+    grammar = changed.coords.get("grammar") if isinstance(changed, xr.DataArray) else None
+    along = {"grammar": ("item", grammar.values)} if grammar is not None and grammar.dims == ("item",) else {}
     covariance = xr.DataArray(
-        found.covariance[None], dims=("noise", "item", "distance"), coords={"distance": found.distance.values}
+        found.covariance[None], dims=("noise", "item", "distance"), coords={"distance": found.distance.values, **along}
     )
-    return covariance, xr.DataArray(found.total[None], dims=("noise", "item"))
+    return covariance, xr.DataArray(found.total[None], dims=("noise", "item"), coords=along)
 
 
 def _accumulated(changed: Any, distance: Callable[[int], Distance]) -> Covariances:
     """Changes (items, trajectories, sites), or an accumulator of them, as an accumulator; else a ValueError."""
     if isinstance(changed, Covariances):
-        _check_trajectories(changed.count)
+        changed.check_trajectories()
         return changed
     values = checked_changes(changed)
-    _check_trajectories(values.shape[1])
-    return Covariances(distance(values.shape[2])).add(values)
-
-
-def _check_trajectories(count: int) -> None:
-    if count < 2:
-        words = "trajectory" if count == 1 else "trajectories"
-        raise ValueError(f"changed has {count} {words} of each item; a covariance needs at least 2")
+    found = Covariances(distance(values.shape[2])).add(values)
+    found.check_trajectories()
+    return found

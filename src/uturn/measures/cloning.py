@@ -7,11 +7,12 @@ model knows nothing else (collapse, t_C). Both are measured by cloning: two reco
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from uturn.checks import checked_integer, shown
+from uturn.checks import checked_integer, checked_noise, checked_numbers, shown
 from uturn.random import Purpose, keys, normals
 
 
@@ -22,7 +23,7 @@ def cloning_probability(same: Any) -> Any:
     ----------
     same : DataArray with dims noise, item, clone and perhaps trajectory
         The twin `clone_same_class` or `clone_same_label` of a run with several clones: share of the other clones that have the
-        class of clone k.
+        class of clone k. Not `same_class`, which compares a clone with the original.
 
     Returns
     -------
@@ -34,6 +35,11 @@ def cloning_probability(same: Any) -> Any:
 
     from uturn.statistics import replicates
 
+    if not isinstance(same, xr.DataArray) or not {"noise", "item", "clone"} <= set(same.dims) or same.sizes["clone"] < 2:
+        kind = f"sizes {dict(same.sizes)}" if isinstance(same, xr.DataArray) else type(same).__name__
+        raise ValueError(f"same: got {kind}; expected a DataArray with dims noise, item and several clones: ds.clone_same_class")
+    if "clone_" not in str(same.name or "clone_") or same.isnull().any():
+        raise ValueError(f"same is {same.name!r}, perhaps with missing readings; expected a complete twin: ds.clone_same_class")
     values = replicates(same).interval(lambda mean: mean)
     return xr.DataArray(values.T, {"noise": same.noise, "estimate": ["value", "low", "high"]}, ("noise", "estimate"))
 
@@ -66,7 +72,7 @@ def mixture_cloning_probability(noise: Any, squared_distance: float, variance: f
     [1.0, 0.569, 0.5]
     """
     D, v = _positive("squared_distance", squared_distance), _positive("variance", variance)
-    t = np.asarray(noise, float)[..., None]
+    t = checked_noise(noise, np.inf)[..., None]
     abar, m = np.exp(-2 * t), np.sqrt(D) / 2
     gamma = abar * v - np.expm1(-2 * t)
     xi = np.linspace(-9, 9, 2001)
@@ -86,10 +92,7 @@ def covariance_eigenvalues(data: Any) -> np.ndarray:
 
     The covariance is divided by items - 1.
     """
-    values = np.asarray(data, float)
-    if values.ndim < 2 or len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"data has shape {values.shape}; expected finite numbers (items, components), at least two items")
-    values = values.reshape(len(values), -1)
+    values = _checked_data(data, 2)
     found = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2 / (len(values) - 1)
     return found[: min(len(values) - 1, values.shape[1])]
 
@@ -133,15 +136,16 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
     """
     from scipy.optimize import brentq
 
-    values = np.asarray(eigenvalues, float)
-    if values.ndim != 1 or not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
+    values = checked_numbers("eigenvalues", eigenvalues)
+    if values.ndim != 1 or (values < 0).any() or not values.any():
         raise ValueError(f"eigenvalues = {shown(eigenvalues)}: expected numbers >= 0 (components,), not all of them 0")
-    wanted = np.log(checked_integer("count", count, 2))
+    wanted = math.log(checked_integer("count", count, 2))
+    log_values = np.log(values[values > 0])
 
     def excess(log_noise: float) -> float:
-        return 0.5 * float(np.log1p(values * np.exp(-log_noise)).sum()) - wanted
+        return 0.5 * float(np.logaddexp(0, log_values - log_noise).sum()) - wanted
 
-    low = high = np.log(values.max())
+    low = high = log_values.max()
     while excess(low) < 0:
         low -= 10
     while excess(high) > 0:
@@ -157,12 +161,12 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
 
     Parameters
     ----------
-    data : array (items, components)
-        The n training data.
+    data : array (items, ...)
+        The n training data; further axes are components.
     noise : array (levels,)
         Times t > 0.
     seed : int
-    observations : int
+    observations : int >= 1
         Noisy data at each level, of data 0, 1, .. in turn.
 
     Returns
@@ -170,10 +174,12 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
     float64 array (levels, observations)
         `sum_i p(x_i | x_t)^2` for each noisy datum.
     """
-    x = np.asarray(data, float)
-    chosen = np.arange(observations) % len(x)
+    x, times = _checked_data(data, 1), checked_noise(noise, np.inf)
+    if times.ndim != 1 or not (times > 0).all():
+        raise ValueError(f"noise = {shown(noise)}: expected times above 0 (levels,)")
+    chosen = np.arange(checked_integer("observations", observations, 1)) % len(x)
     found = []
-    for k, t in enumerate(np.asarray(noise, float)):
+    for k, t in enumerate(times):
         abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
         xi = normals(keys(seed, Purpose.CALIBRATION, k, np.arange(observations)), x.shape[1], np.float64)
         noisy = np.sqrt(abar) * x[chosen] + np.sqrt(rest) * xi
@@ -183,7 +189,15 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
     return np.array(found)
 
 
+def _checked_data(data: Any, least: int) -> np.ndarray:
+    """Data as float64 (items, components), or a ValueError."""
+    values = checked_numbers("data", data)
+    if values.ndim < 2 or len(values) < least or not values.size:
+        raise ValueError(f"data has shape {values.shape}; expected (items, components), at least {least} items")
+    return values.reshape(len(values), -1)
+
+
 def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 < value < np.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer) or not 0 < value < np.inf:
         raise ValueError(f"{name} = {shown(value)}: expected a positive number")
     return float(value)

@@ -105,8 +105,9 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
     Parameters
     ----------
     ds : Dataset
-        `change` (noise, item), the mean change of a site, and `change_covariance` (noise, item, distance), the mean covariance of
-        two sites at the distances 0, s, s**2, .., s**K (s**k: smallest common block of level k).
+        Results of the probe `changes` on strings, or a dataset of your own: `change` (noise, item), the mean change of a site,
+        and `change_covariance` (noise, item, distance), the mean covariance of two sites at the distances 0, s, s**2, .., s**K
+        (s**k: smallest common block of level k).
     name : str
         Prefix of the names of the variables and of the dim `distance`, before "_".
     confidence : float in (0, 1)
@@ -120,6 +121,8 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
 
     prefix = f"{name}_" if name else ""
     wanted = [f"{prefix}change", f"{prefix}change_covariance"]
+    if not isinstance(ds, xr.Dataset):
+        raise ValueError(f"ds = {shown(ds)}: expected a Dataset with the readings {wanted}")
     if missing := [key for key in wanted if key not in ds]:
         raise ValueError(f"ds has no variable {missing[0]!r}; expected the readings {wanted}")
     change, covariance = (ds[key] for key in wanted)
@@ -179,12 +182,14 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
     Raises
     ------
     ValueError
-        For another kind of data, or several clones.
+        For anything but an experiment, another kind of data, or several clones.
     """
     import xarray as xr
 
-    from uturn.experiment import u_turn
+    from uturn.experiment import Experiment, u_turn
 
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment = {shown(experiment)}: expected an experiment, such as Experiment.from_dict gives")
     source, corruption, backward, _ = experiment.parts
     if source.kind not in ("strings", "vectors") or experiment.clones > 1:
         raise ValueError(
@@ -273,7 +278,8 @@ def _checked(changed: Any, branching: int) -> tuple[int, int]:
         kind = f"dims {changed.dims}, {changed.dtype}" if isinstance(changed, xr.DataArray) else type(changed).__name__
         raise ValueError(f"changed: got {kind}; expected a DataArray of numbers with dims {', '.join(_DIMS)}")
     if changed.sizes["trajectory"] < 2:
-        raise ValueError(f"changed has {changed.sizes['trajectory']} trajectories of each item; a covariance needs at least 2")
+        words = "1 trajectory" if changed.sizes["trajectory"] == 1 else "0 trajectories"
+        raise ValueError(f"changed has {words} of each item; a covariance needs at least 2")
     _check_readings("changed", changed.noise.values, changed.values)
     sites, K = changed.sizes["site"], 0
     while s**K < sites:
@@ -288,5 +294,5 @@ def _checked(changed: Any, branching: int) -> tuple[int, int]:
 def _check_readings(name: str, noise: np.ndarray, values: np.ndarray) -> None:
     if not values.size or not np.isfinite(values).all():
         raise ValueError(f"{name} has missing or infinite readings, or no items; finish the run, or drop what is missing")
-    if len(noise) < 2 or not (np.diff(noise) > 0).all():
+    if noise.dtype.kind not in "iuf" or len(noise) < 2 or not (np.diff(noise) > 0).all():
         raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels, the last one without signal")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import shown
+from uturn.checks import checked_numbers, shown
 from uturn.covariances import Covariances
-from uturn.measures.changes import labelled
+from uturn.measures.changes import check_complete, labelled
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def correlation_length(
     Raises
     ------
     ValueError
-        For other dims, fewer than three distances, or an exponent that is no number >= 0.
+        For other dims, missing readings, fewer than three distances, or an exponent that is no number >= 0.
 
     Examples
     --------
@@ -60,6 +60,7 @@ def correlation_length(
     if not isinstance(covariance, xr.DataArray) or set(covariance.dims) != {"noise", "item", "distance"}:
         kind = f"dims {covariance.dims}" if isinstance(covariance, xr.DataArray) else type(covariance).__name__
         raise ValueError(f"covariance: got {kind}; expected a DataArray with dims noise, item, distance, or Covariances")
+    check_complete(covariance)
     if exponent is not None and (
         isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 <= exponent < np.inf
     ):
@@ -99,6 +100,7 @@ def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
 class Collapse(NamedTuple):
     """A finite-size collapse: the exponent ν and the critical noise, with intervals, and the spread that is left.
 
+    NaN if no collapse can be fitted: where nothing changes, or where the curves do not overlap at the start of the search.
     `spread`: variance between the collapsed curves over the variance along them, >= 0; 0 is a perfect collapse.
     """
 
@@ -127,12 +129,19 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
     start : (ν, critical noise)
         Where the search begins.
     confidence : float in (0, 1)
+
+    Raises
+    ------
+    ValueError
+        For other dims, noise that does not increase, sizes that are not different positive numbers, missing readings, or a start
+        that is no pair of numbers with ν between 0.5 and 20 and a noise other than 0.
     """
     from scipy.optimize import minimize
 
-    noise, N = curves.noise.values.astype(float), np.asarray(sizes, float)
-    if len(N) < 2 or curves.sizes.get("size") != len(N):
-        raise ValueError(f"sizes = {shown(list(sizes))}: expected one number for each of at least two sizes of the curves")
+    noise, N = _checked_curves(curves, sizes)
+    begin = checked_numbers("start", start)
+    if begin.shape != (2,) or not 0.5 < begin[0] < 20 or not begin[1]:
+        raise ValueError(f"start = {shown(start)}: expected (ν, critical noise) with ν between 0.5 and 20, noise not 0")
 
     def spread(parameters: np.ndarray, y: np.ndarray) -> float:
         nu, critical = parameters
@@ -146,11 +155,29 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
         return float(scaled.var(axis=0).sum() / (scaled.mean(axis=0).var() * len(common)))
 
     def fitted(means: np.ndarray) -> np.ndarray:
-        y = (means[..., 0] / means[..., 1]).T
-        simplex = np.array(start) * np.array([[1, 1], [1.1, 1], [1, 1.02]])
-        found = minimize(spread, start, args=(y,), method="Nelder-Mead", options={"initial_simplex": simplex, "xatol": 1e-4})
-        return np.array([*found.x, found.fun])
+        options = {"initial_simplex": begin * np.array([[1, 1], [1.1, 1], [1, 1.02]]), "xatol": 1e-4}
+        with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes; spreads of inf
+            y = (means[..., 0] / means[..., 1]).T
+            found = minimize(spread, begin, args=(y,), method="Nelder-Mead", options=options)
+        return np.array([*found.x, found.fun] if np.isfinite(found.fun) else [np.nan] * 3)
 
     value, low, high = replicates(curves.transpose("noise", "item", "size", "part")).interval(fitted, confidence)
     exponent, critical = (Estimate(float(value[k]), float(low[k]), float(high[k])) for k in (0, 1))
     return Collapse(exponent, critical, float(value[2]))
+
+
+def _checked_curves(curves: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Noise levels and sizes as float64, or a ValueError."""
+    import xarray as xr
+
+    wanted = ("noise", "item", "size", "part")
+    if not isinstance(curves, xr.DataArray) or set(curves.dims) != set(wanted) or curves.sizes["part"] != 2:
+        kind = f"sizes {dict(curves.sizes)}" if isinstance(curves, xr.DataArray) else type(curves).__name__
+        raise ValueError(f"curves: got {kind}; expected a DataArray with dims {', '.join(wanted)} and 2 parts")
+    noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
+    if len(noise) < 2 or not (np.diff(noise) > 0).all():
+        raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels")
+    if N.shape != (curves.sizes["size"],) or len(np.unique(N)) < 2 or not (N > 0).all():
+        raise ValueError(f"sizes = {shown(N.tolist())}: expected a positive number for each of at least two sizes of the curves")
+    checked_numbers("curves", curves.values)
+    return noise, N

@@ -239,6 +239,7 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         np.concatenate([np.ravel(getattr(found, name)) for found in rows])
         for name in ("p_value", "gap", "low", "high", "visible")
     )
+    seen = np.isfinite(visible)  # elsewhere readings differ in too few items
     names = [
         f"{one.label} {noise:g}, {reading}" for one in channels for noise in one.experiment.noise for reading in one.readings
     ]
@@ -259,7 +260,7 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         f"calibration of posterior draws, E f(x0, x̂) - E f(x̂, x̂'), {CLONES} clones of {channels[0].experiment.items} originals; "
         f"f: {what}; " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
         f"{len(p)} tests, smallest p = {p[least]:.2g} ({worst}), by Holm {adjusted.min():.2g}; gaps of "
-        f"{visible.min():.2g} to {visible.max():.2g} would be seen",
+        f"{visible.min():.2g} to {visible.max(where=seen, initial=0):.2g} would be seen in {seen.sum()} of them",
         expected,
         *rules,
         Rule(True, f"exact randomisation test, {relabellings:,} relabellings: {word} p by Holm <= {LEVEL:g}"),

@@ -201,7 +201,8 @@ def _calibration_table(name: str, one: xr.Dataset, noise: str, most_layers: int)
 
     level, rows = float(one.calibration_level), list(gap_rows(one))
     seen = min(float(row.p.min()) for _, row in rows) <= level
-    verdict = "no draws from the posterior" if seen else "no gap is detected"
+    possible = any(np.isfinite(row.visible).any() for _, row in rows)
+    verdict = "no draws from the posterior" if seen else "no gap is detected" if possible else "too few images to detect a gap"
     table = Table(title=f"{name}: calibration, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", title_justify="left")
     for heading in ("f", f"{noise} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen"):
         table.add_column(heading, overflow="fold")
@@ -212,7 +213,7 @@ def _calibration_table(name: str, one: xr.Dataset, noise: str, most_layers: int)
             f"{float(worst.noise):.3g}",
             _with_interval(worst.gap.values),
             f"{float(worst.p):.2g}",
-            f"{float(worst.visible):.2g}",
+            f"{float(worst.visible):.2g}" if np.isfinite(worst.visible) else "none",
         )
         table.add_row(reading if k == 0 else f"similarity of {reading}", *cells)
     return table

@@ -71,12 +71,14 @@ def describe(run: xr.Dataset) -> str:
         words.append(run.attrs["description"])
     elif "scheduler" in backward:
         words.append(f"{backward['scheduler']}, {backward.get('steps', '?')} steps")
-    count, draws = run.sizes["item"], run.sizes.get("trajectory", 1) * run.sizes.get("clone", 1)
+    count, trajectories, clones = run.sizes["item"], run.sizes.get("trajectory", 1), run.sizes.get("clone", 1)
     words.append(
         f"{count} {'original' if count == 1 else 'originals'} of {_file_name(source.get('path', source.get('type', '?')))}"
     )
-    if draws > 1:
-        words.append(f"{draws} U-turns of each")
+    if trajectories > 1:
+        words.append(f"{trajectories} noisy versions of each")
+    if clones > 1:
+        words.append(f"{clones} clones of each noisy version")
     return " · ".join(words)
 
 
