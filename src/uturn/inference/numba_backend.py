@@ -150,7 +150,11 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
     for first in range(0, batch, size):
         last = min(first + size, batch)
         values = recycled(log_evidence[first:last].shape, _DOUBLE)
-        values[:] = log_evidence[first:last]
+
+        def copy(a: int, b: int, values: np.ndarray = values, part: np.ndarray = log_evidence[first:last]) -> None:
+            values[a:b] = part[a:b]
+
+        over_blocks(last - first, copy, rhm.num_leaves * rhm.vocab_size)
         out = {"moments": moments[first:last], "marginals": {L: root[first:last]}}
         left += [first + b for b in propagate(plan, Evidence.of(values, evidence.log), out, first)]
     own, scales = moments[:, 0].T, moments[:, 1].T
