@@ -520,15 +520,14 @@ def test_an_interrupted_call_waits_for_its_threads(monkeypatch):
             started.wait(10)
         elif not started.is_set():
             started.set()
-            time.sleep(0.4)
+            time.sleep(0.2)  # until the main thread waits for this one
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
             ended.set()
 
     monkeypatch.setattr(threads, "num_threads", 2)
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
         threads.over_blocks(12, block)
-    timer.join()
     assert ended.is_set()
 
 
