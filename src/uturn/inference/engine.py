@@ -14,7 +14,7 @@ from uturn.inference import kernels
 from uturn.inference.checks import check_values
 from uturn.inference.evidence import Evidence
 from uturn.inference.simd import LANES
-from uturn.inference.tables import Tables, by_child, tables_of
+from uturn.inference.tables import Tables, tables_of
 from uturn.memory import aligned
 
 Levels = dict[int, np.ndarray]
@@ -104,7 +104,7 @@ def plan_of(rhm: Any, dtype: np.dtype, batch: int = 0) -> Plan:
 
 
 def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
-    (total, s), (index, weight) = t.children.shape, by_child(t)
+    (total, s), (index, weight) = t.children.shape, t.by_child
     return kernels.Rules(
         symbols=t.symbols,
         multiplicity=t.multiplicity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,20 @@ class Tables:
     inverse_start: np.ndarray  # (L+1, s, v+1)
     inverse_rule: np.ndarray  # (s, rules)
     class_probability: np.ndarray  # (n,)
+
+    @cached_property
+    def by_child(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rules in the order of `inverse_rule[i]`, for each child i.
+
+        The symbols of the parent and of the other children, int64 (s, rules, s), and the probabilities, float64 (s, rules).
+        """
+        s, total = self.branching, len(self.children)
+        index, probability = np.empty((s, total, s), np.int64), np.empty((s, total))
+        for i, rules in enumerate(self.inverse_rule):
+            index[i, :, 0] = self.parent[rules]
+            index[i, :, 1:] = np.delete(self.children[rules], i, axis=1)
+            probability[i] = self.probability[rules]
+        return index, probability
 
 
 _CACHE: WeakKeyDictionary[Any, Tables] = WeakKeyDictionary()
@@ -70,17 +85,3 @@ def _build(rhm: Any) -> Tables:
         v, s, L, n, symbols, multiplicity, rule_start, np.ascontiguousarray(children), parent.astype(np.int64), probability,
         uniform, inverse_start, inverse_rule, np.array(rhm.class_probabilities, np.float64),
     )  # fmt: skip
-
-
-def by_child(t: Tables) -> tuple[np.ndarray, np.ndarray]:
-    """The rules in the order of `inverse_rule[i]`, for each child i.
-
-    Returns the symbols of the parent and of the other children, int64 (s, rules, s), and the probabilities, float64 (s, rules).
-    """
-    s, total = t.branching, len(t.children)
-    index, probability = np.empty((s, total, s), np.int64), np.empty((s, total))
-    for i, rules in enumerate(t.inverse_rule):
-        index[i, :, 0] = t.parent[rules]
-        index[i, :, 1:] = np.delete(t.children[rules], i, axis=1)
-        probability[i] = t.probability[rules]
-    return index, probability

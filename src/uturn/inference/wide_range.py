@@ -33,7 +33,7 @@ from uturn.inference.simd import (
     store,
     subtract,
 )
-from uturn.inference.tables import Tables, by_child
+from uturn.inference.tables import Tables
 from uturn.memory import aligned
 from uturn.random import fold, uniform_at
 
@@ -306,7 +306,7 @@ class WideRange:
         self.layout = Layout(slot, LANES, LANES + s * slot, 0, LANES + (s + 1) * slot)
         self.space = aligned((2 * self.layout.exponents,), np.dtype(np.float64))
         self.space[:] = 0
-        of_rules = t.multiplicity, t.rule_start, t.children, t.probability, t.inverse_start, *by_child(t)
+        of_rules = t.multiplicity, t.rule_start, t.children, t.probability, t.inverse_start, *t.by_child
         self.rules = t.depth, t.symbols, *of_rules, t.class_probability
 
     def upward(self, evidence: np.ndarray) -> float:
