@@ -526,8 +526,12 @@ def test_an_interrupted_call_waits_for_its_threads(monkeypatch):
             ended.set()
 
     monkeypatch.setattr(threads, "num_threads", 2)
-    with pytest.raises(KeyboardInterrupt):
-        threads.over_blocks(12, block)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore the signal
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threads.over_blocks(12, block)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.is_set()
 
 
