@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
-_JOINED_BYTES = 2**24
+_JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 

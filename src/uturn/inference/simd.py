@@ -34,6 +34,11 @@ _EXP_SINGLE = [
 ]
 
 
+# log 2 in two parts, the first with so few bits that its product with an exponent is exact.
+LOG2_SINGLE = 0.693359375, -2.12194440054690583e-4
+LOG2_DOUBLE = float.fromhex("0x1.62e42fee00000p-1"), 1.90821492927058770002e-10
+
+
 class VectorType(types.Type):
     def __init__(self, element):
         self.element = element
@@ -168,6 +173,19 @@ def power_of_two_over(typing_context, x):
     return x(x), codegen
 
 
+def _arithmetic(builder, vector):
+    """Constants and multiply-adds of vectors of an IR type: `number(value)`, and `fma(a, b, c)`, fused where the machine can."""
+    single = isinstance(vector.element, ir.FloatType)
+
+    def number(value):
+        return _constant(vector, float(np.float32(value)) if single else value)
+
+    def fma(a, b, c):
+        return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
+
+    return number, fma
+
+
 @intrinsic
 def exp_nonpositive(typing_context, x):
     """exp(x) for x <= 0 to within 1.5 units in the last place; 0 where it would be denormal; NaN for NaN.
@@ -176,9 +194,7 @@ def exp_nonpositive(typing_context, x):
     """
     single = x.element == types.float32
     bits, mantissa, one = (32, 23, 0x3F800000) if single else (64, 52, 0x3FF0000000000000)
-    # log 2 in two parts, the first with so few bits that n times it is exact.
-    high = 0.693359375 if single else float.fromhex("0x1.62e42fee00000p-1")
-    low = -2.12194440054690583e-4 if single else 1.90821492927058770002e-10
+    high, low = LOG2_SINGLE if single else LOG2_DOUBLE
     lowest = -87.33 if single else -708.39
     # In float32 the polynomial of degree 6 with the smallest relative error (2e-9), in float64 the Taylor series.
     coefficients = _EXP_SINGLE if single else [1 / math.factorial(k) for k in range(14)]
@@ -186,13 +202,7 @@ def exp_nonpositive(typing_context, x):
     def codegen(context, builder, signature, arguments):
         (x,) = arguments
         vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
-
-        def number(value):
-            return _constant(vector, float(np.float32(value)) if single else value)
-
-        def fma(a, b, c):
-            return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
-
+        number, fma = _arithmetic(builder, vector)
         flushed = builder.fcmp_ordered("<", x, number(lowest))  # in these lanes the rest is garbage
         shift = number(1.5 * 2.0**mantissa)  # adding it rounds to an integer, left in the low bits
         rounded = fma(x, number(1 / math.log(2)), shift)
@@ -274,20 +284,13 @@ def logarithm(typing_context, x):
     single = x.element == types.float32
     bits, mantissa = (32, 23) if single else (64, 52)
     sqrt_half = 0x3F3504F3 if single else 0x3FE6A09E667F3BCD
-    high = 0.693359375 if single else float.fromhex("0x1.62e42fee00000p-1")
-    low = -2.12194440054690583e-4 if single else 1.90821492927058770002e-10
+    high, low = LOG2_SINGLE if single else LOG2_DOUBLE
     coefficients = _log_polynomial(8 if single else 19)
 
     def codegen(context, builder, signature, arguments):
         (x,) = arguments
         vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
-
-        def number(value):
-            return _constant(vector, float(np.float32(value)) if single else value)
-
-        def fma(a, b, c):
-            return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
-
+        number, fma = _arithmetic(builder, vector)
         shift = _constant(integers, mantissa)
         word = builder.bitcast(x, integers)
         n = builder.ashr(builder.sub(word, _constant(integers, sqrt_half)), shift)

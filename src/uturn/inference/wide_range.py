@@ -18,6 +18,7 @@ from numba import njit
 
 from uturn.inference.simd import (
     LANES,
+    LOG2_DOUBLE,
     add,
     divide,
     exponent_of,
@@ -38,7 +39,8 @@ from uturn.memory import aligned
 from uturn.random import fold, uniform_at
 
 _ZERO, _LOWEST = -np.inf, -1.7e308  # the exponent of 0, and one below all others, so that differences are numbers
-_LOG2_HIGH, _LOG2_LOW, _LOG2 = float.fromhex("0x1.62e42fee00000p-1"), 1.90821492927058770002e-10, np.log(2)
+_LOG2_HIGH, _LOG2_LOW = LOG2_DOUBLE
+_LOG2 = np.log(2)
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 # Offsets of blocks of numbers `[symbol][lane]` in the workspace; their exponents are `exponents` further on.
