@@ -69,12 +69,14 @@ def test_beliefs_do_not_depend_on_the_batch(monkeypatch):
     from uturn.inference import engine
 
     rhm = ut.RandomHierarchyModel(32, 8, 2, 9, seed=0)
-    originals, noisy = noisy_strings(rhm, ut.Gaussian(), 0.07, 40, 2)
+    originals, noisy = noisy_strings(rhm, ut.Gaussian(), 0.07, 40, 3)
     whole = noisy.true_beliefs(originals.draw.latents)
-    few, noisy_few = noisy_strings(rhm, ut.Gaussian(), 0.07, 3, 2)
-    assert np.array_equal(whole[:6], noisy_few.true_beliefs(few.draw.latents))  # another cut of the tree, other lanes
+    few, noisy_few = noisy_strings(rhm, ut.Gaussian(), 0.07, 3, 3)
+    assert np.array_equal(whole[:9], noisy_few.true_beliefs(few.draw.latents))  # another cut of the tree, other lanes
     monkeypatch.setattr(engine, "_LINK_BYTES", 2**17)
+    monkeypatch.setattr(engine, "_WHOLE_BYTES", 0)
     monkeypatch.setattr(engine, "_PLANS", type(engine._PLANS)())
+    assert engine.plan_of(rhm, np.dtype(np.float32), len(whole)).chunk % 3
     assert np.array_equal(whole, noisy.true_beliefs(originals.draw.latents))  # in chunks that cut originals apart
 
 
