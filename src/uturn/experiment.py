@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -42,6 +43,7 @@ from uturn.random import Streams, checked_seed
 from uturn.resume import open_store
 from uturn.spec import build, check_fit, validation_words
 from uturn.store import Coordinates, MemoryStore, Store, Task
+from uturn.tasks import Tasks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
+_BATCH = 64  # images that a network has at once on a GPU of medium size, as far as workers of a cluster are concerned
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 
@@ -443,6 +446,9 @@ def run(
     progress: bool = False,
     shard: tuple[int, int] = (1, 1),
     accept_changes: bool = False,
+    cluster: str | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
 ) -> xr.Dataset:
     """Measure the tasks of an experiment that its store does not hold yet.
 
@@ -467,6 +473,11 @@ def run(
         the same store at the same time. Missing readings are NaN.
     accept_changes : bool
         Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
+    cluster : "local", "auto", "ray://host:port" or "host:port", optional
+        Ray cluster that measures the tasks: one started on this machine, the one that runs here, or that at an address. It needs
+        a store that all nodes reach. `workers` is then the largest number of workers, by default as many as there is room for.
+    cpus_per_worker, gpus_per_worker : float, optional
+        Resources of a worker on a cluster. Networks take a GPU each where there are some; otherwise a worker has one core.
 
     Returns
     -------
@@ -479,6 +490,8 @@ def run(
     ------
     ValueError
         If the store holds another experiment (the message names the difference) or cannot be read. The store stays unchanged.
+    TasksFailed
+        On a cluster, if some tasks raised three times, or were alone on three workers that died. All other tasks are done.
     """
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
@@ -493,22 +506,24 @@ def run(
         # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
         # assignment balances the shards.
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
-    counts = opened.done(tasks)
-    adds = experiment.adds_trajectories
-    first_missing = {task: done if adds else 0 for task, done in counts.items() if done < experiment.trajectories}
-    if workers is None:
+    work = Tasks(experiment, opened)
+    left = work.left(tasks)
+    if workers is None and cluster is None:
         workers = cores() if backward.wants_processes else 1
-    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(first_missing)) as advance:
-        if min(workers, len(first_missing)) <= 1 or store is None:
-            for start in sorted(set(first_missing.values())):
-                named = ((task, task.noise_index, opened.items(task)) for task in first_missing if first_missing[task] == start)
-                for task, readings in experiment.measurements(named, start):
-                    _write(opened, task, readings, start)
+    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left)) as advance:
+        if not left:
+            pass
+        elif cluster is not None:
+            for count in _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker):
+                for _ in range(count):
                     advance()
+        elif min(workers or 1, len(left)) <= 1 or store is None:
+            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1])):
+                advance()
         else:
             spec = json.dumps(experiment.to_dict())
-            jobs = [(spec, str(store), task, start) for task, start in first_missing.items()]
-            for _ in in_processes(_run_task, jobs, min(workers, len(jobs))):
+            jobs = [(spec, str(store), task, first) for task, first in left.items()]
+            for _ in in_processes(_run_task, jobs, min(workers or 1, len(jobs))):
                 advance()
     # The spec is the caller's: figures build parts from it, and the text in a store is not trusted.
     return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
@@ -554,23 +569,56 @@ def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
     return number, shares
 
 
-def _write(opened: Store | MemoryStore, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-    """Store the readings of a task, joined to those of its first trajectories or clones that the store already holds."""
-    if isinstance(opened, Store) and opened.clones > 1 and not first:
-        readings = opened.with_kept_clones(task, readings)
-    if isinstance(opened, Store) and first:
-        before = opened.read(task, first)
-        axes = {name: variable.index("trajectory") - 1 for name, variable in opened.dims.items() if "trajectory" in variable}
-        readings = {
-            name: np.concatenate([before[name], values], axis=axes[name]) if name in axes else values
-            for name, values in readings.items()
-        }
-    opened.write(task, readings)
+def _on_cluster(
+    experiment: Experiment,
+    opened: Store | MemoryStore,
+    left: Mapping[Task, int],
+    address: str,
+    workers: int | None,
+    cpus: float | None,
+    gpus: float | None,
+) -> Iterator[int]:
+    """Measure tasks on a Ray cluster; yields the number of those that are newly done."""
+    from uturn.cluster import on_cluster
+
+    assert isinstance(opened, Store)
+    damaged = Tasks(experiment, opened).recorded_left(list(left)).keys() ^ left.keys()
+    opened.forget(damaged)  # workers look at the records alone
+    backward = experiment.parts.backward
+    networks = backward.shares_batches or backward.wants_processes
+    exact = all(part.batch_invariant for _, part in experiment.labelled())
+    groups = {level: [task for task in left if task.noise_index == level] for level in {task.noise_index for task in left}}
+    highest = max(experiment.noise) or 1.0
+    u_turns = experiment.chunk * experiment.trajectories * experiment.clones
+    where = os.path.abspath(opened.where)
+    states = on_cluster(
+        address,
+        f"{experiment.hash} {where}",
+        partial(_tasks_of, json.dumps(experiment.to_dict()), where),
+        [(1.0 if exact else 0.1 + experiment.noise[level] / highest, tasks) for level, tasks in groups.items()],
+        label=lambda task: (
+            f"noise {experiment.noise[task.noise_index]:g}, items {opened.items(task)[0]}..{opened.items(task)[-1]}"
+        ),
+        cpus=cpus,
+        gpus=gpus,
+        wants_gpu=networks,
+        # Enough tasks that the batches of a network are full while the next ones are on their way.
+        slots=2 + 2 * _BATCH // u_turns if backward.shares_batches else 1,
+        most_workers=workers,
+    )
+    before = len(left)
+    for state in states:
+        yield max(0, before - state.left)
+        before = min(before, state.left)
+
+
+def _tasks_of(spec: str, store: str) -> Tasks:
+    return Tasks(*_reopened(spec, store))
 
 
 def _run_task(spec: str, store: str, task: Task, first: int) -> None:
-    experiment, opened = _reopened(spec, store)
-    _write(opened, task, experiment.measure(task.noise_index, opened.items(task), first), first)
+    for _ in Tasks(*_reopened(spec, store)).measure([(task, first)]):
+        pass
 
 
 @lru_cache(maxsize=1)

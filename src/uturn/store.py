@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,10 @@ Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """{name: (dims, values, attributes)}; the coordinate with the name of a dim determines its length."""
 
 
+class StoreError(ValueError):
+    """The store could not be written; nothing is wrong with the readings."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One noise level and one block of items: the unit of work, of storage and of resuming."""
@@ -69,6 +74,10 @@ class _Blocks:
         """Item numbers of a task."""
         start = task.item_block * self.chunk
         return np.arange(start, min(start + self.chunk, self.num_items))
+
+    def words(self, task: Task) -> str:
+        """A task in words: its noise level and its items."""
+        return f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
 
     def _region(self, task: Task) -> tuple[slice, slice]:
         start = task.item_block * self.chunk
@@ -270,15 +279,32 @@ class Store(_Blocks):
         """Number of trajectories done of each task, as in `states`; warns of damaged tasks, which count as missing."""
         return {task: count for task, (_, count) in self._checked(tasks).items()}
 
+    def recorded(self, tasks: Sequence[Task]) -> dict[Task, int]:
+        """Number of trajectories done of each task by its record alone; damaged readings are not noticed."""
+        found: dict[Task, int] = {}
+        for level, group in groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
+            some = list(group)
+            blocks = [task.item_block for task in some]
+            # One read for the whole span: the records of a bundle lie close together.
+            records = self._array(_RECORDS)[level, min(blocks) : max(blocks) + 1]
+            for task in some:
+                count, clones = self._held(records[task.item_block - min(blocks)])
+                found[task] = count if clones == self.clones else 0
+        return found
+
+    def forget(self, tasks: Iterable[Task]) -> None:
+        """Clear the records of tasks, whose readings are damaged."""
+        for task in tasks:
+            self._array(_RECORDS)[task.noise_index, task.item_block] = 0
+
     def _checked(self, tasks: Iterable[Task]) -> dict[Task, tuple[State, int]]:
         """States of tasks; warns of those that are damaged."""
         states = self.states(tasks)
         for task in (task for task, (state, _) in states.items() if state == "damaged"):
             self._check_still_there()
             chunk = self._chunk_key(self.variables[0], task)
-            place = f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
             warnings.warn(
-                f"{self.where}: the chunk {chunk} ({place}) is damaged: it cannot be read, or holds the values of another "
+                f"{self.where}: the chunk {chunk} ({self.words(task)}) is damaged: it cannot be read, or holds the values of another "
                 f"noise level or other items; it is computed again",
                 stacklevel=2,
             )
@@ -331,7 +357,7 @@ class Store(_Blocks):
                 self._array(name)[self._region(task)] = full[None]
             self._array(_RECORDS)[task.noise_index, task.item_block] = np.array(record, np.uint64)
         except OSError as error:
-            raise ValueError(
+            raise StoreError(
                 f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
                 f"space, or give access, and run it again to resume"
             ) from None
@@ -435,7 +461,7 @@ class Store(_Blocks):
     def _check_still_there(self) -> None:
         """ValueError if another process has replaced this store by that of a larger run."""
         if os.stat(self.where).st_ino != self._folder:
-            raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
+            raise StoreError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
 
     # -- arrays --------------------------------------------------------------------------------------------------------
     def _array(self, name: str) -> Any:
