@@ -67,7 +67,7 @@ def connected(address: str) -> Iterator[Any]:
     elif address != "auto":
         _check_port(address)
     try:
-        with _own_signals():
+        with _own_signals(), _loopback_allowed(address == "local"):
             _init(ray, address, options)
         yield ray
     finally:
@@ -103,6 +103,22 @@ def _check_port(address: str) -> None:
             f"cluster = {address!r}: nothing answers there ({reason}); start Ray on that host (ray start --head), and give the "
             f"port of its own (6379) or, with ray://, that of its client server (10001)"
         ) from None
+
+
+@contextmanager
+def _loopback_allowed(wanted: bool) -> Iterator[None]:
+    """Context in which Ray takes 127.0.0.1 for the address of a node, as on macOS, and not for an address to be looked up."""
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    if not wanted or before is None:
+        yield
+        return
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

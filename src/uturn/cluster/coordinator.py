@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -99,7 +101,8 @@ class Coordinator:
         self.size, self.store_errors = 1, 0
         self.error: str | None = None
         self.changed = asyncio.Event()
-        self.work: asyncio.Task[None] | None = None
+        self.life: asyncio.Task[None] | None = None
+        self.kills: list[asyncio.Task[None]] = []
 
     # -- what drivers call ---------------------------------------------------------------------------------------------
     async def join(self, driver: str, groups: Sequence[tuple[float, Sequence[Any]]]) -> None:
@@ -112,8 +115,10 @@ class Coordinator:
                 self.left.update(new)
         for node in self.nodes.values():
             node.refused, node.failed_starts = None, 0
-        if self.work is None or self.work.done():
-            self.work = asyncio.create_task(self._work())
+        if self._ended():
+            self.error = None  # another attempt
+        if self.life is None:
+            self.life = asyncio.create_task(self._live())
         self.changed.set()
 
     async def poll(self, driver: str, since: int = 0) -> dict[str, Any] | None:
@@ -128,33 +133,39 @@ class Coordinator:
             "failed": list(self.failed.items()),
             "counts": dict(self.counts),
             "error": self.error,
-            "ended": self.work is not None and self.work.done(),
+            "ended": self._ended(),
         }
 
     async def leave(self, driver: str) -> bool:
         """Forget a driver; returns whether it was the last one, after which nothing is measured any more."""
         self.drivers.pop(driver, None)
-        if not self.drivers and self.work is not None:
-            self.work.cancel()
-            await asyncio.wait([self.work])
+        if self._ended():  # those that are alive have polled a moment ago
+            self.drivers = {name: seen for name, seen in self.drivers.items() if time.monotonic() - seen < _LOOK}
+        if not self.drivers:
+            await self._stop_workers()
         return not self.drivers
 
     # -- the work ------------------------------------------------------------------------------------------------------
-    async def _work(self) -> None:
-        try:
-            while self.left and self.error is None and self._watched():
-                await self._place_workers()
-                self.changed.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), _LOOK)
-        except Exception as error:
-            self.error = f"the coordinator failed ({type(error).__name__}: {one_line(error)})"
-        finally:
-            await self._stop_workers()
-        if not self._watched():
-            import ray
+    async def _live(self) -> None:
+        """Measure what is left, as long as a driver is there; then end."""
+        import ray
 
-            ray.kill(ray.get_runtime_context().current_actor)
+        while self._watched():
+            try:
+                if self.left and self.error is None:
+                    await self._place_workers()
+                else:
+                    await self._stop_workers()
+            except Exception as error:
+                self.error = f"the coordinator failed ({type(error).__name__}: {one_line(error)})"
+            self.changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), _LOOK)
+        await self._stop_workers()
+        ray.kill(ray.get_runtime_context().current_actor)
+
+    def _ended(self) -> bool:
+        return (not self.left or self.error is not None) and not any(node.workers for node in self.nodes.values())
 
     def _watched(self) -> bool:
         return any(time.monotonic() - seen < self.job.alone_after for seen in self.drivers.values())
@@ -188,8 +199,9 @@ class Coordinator:
         tending = [task for node in self.nodes.values() for task in node.workers.values()]
         for task in tending:
             task.cancel()
-        if tending:
-            await asyncio.wait(tending, timeout=10)
+        if tending or self.kills:
+            await asyncio.wait([*tending, *self.kills], timeout=10)
+        self.kills.clear()
 
     async def _tend(self, node_id: str, node: _Node, rank: int, host: str) -> None:
         """Start a worker on a node, give it tasks, and take them back if it dies."""
@@ -197,10 +209,11 @@ class Coordinator:
 
         actor = self._new_worker(node_id)
         try:
-            if await self._started(actor, node, host):
+            pid = await self._started(actor, node, host)
+            if pid is not None:
                 self.alive += 1
                 try:
-                    await self._feed(actor, host)
+                    await self._feed(actor, host, node_id, pid)
                 finally:
                     self.alive -= 1
         finally:
@@ -222,7 +235,8 @@ class Coordinator:
         place = NodeAffinitySchedulingStrategy(node_id, soft=False)
         return ray.remote(kind).options(**options, scheduling_strategy=place).remote(job.threads)
 
-    async def _started(self, actor: Any, node: _Node, host: str) -> bool:
+    async def _started(self, actor: Any, node: _Node, host: str) -> int | None:
+        """Process id of a worker that can measure, else None."""
         try:
             facts = await actor.start.remote(**self.job.start)
         except Exception as error:  # it died, or its class cannot be loaded there
@@ -232,16 +246,16 @@ class Coordinator:
                 node.refused = text
                 self._say(text)
             await asyncio.sleep(1)
-            return False
+            return None
         if facts["error"] is not None:
             if node.refused is None:
                 node.refused = f"the node {host} is not used: {facts['error']}"
                 self._say(node.refused)
-            return False
+            return None
         node.failed_starts = 0
-        return True
+        return int(facts["pid"])
 
-    async def _feed(self, actor: Any, host: str) -> None:
+    async def _feed(self, actor: Any, host: str, node_id: str, pid: int) -> None:
         """Give bundles to a worker until nothing is left; returns if the worker died."""
         flying: dict[asyncio.Task[Any], _Bundle] = {}
         twice = 0
@@ -254,7 +268,7 @@ class Coordinator:
                 if not flying:
                     await asyncio.sleep(0.2)  # others may give tasks back
                     continue
-                done, _ = await asyncio.wait(flying, timeout=_PULSE, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(flying, timeout=min(_PULSE, self.job.silent_after), return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     try:
                         await asyncio.wait_for(_answer(actor.pulse.remote()), self.job.silent_after)
@@ -262,6 +276,7 @@ class Coordinator:
                         silent = f"it did not answer for {self.job.silent_after:.0f} s"
                         self._died(list(flying.values()), host, silent if isinstance(error, TimeoutError) else _reason(error))
                         flying.clear()
+                        self.kills.append(asyncio.create_task(_killed(node_id, pid)))
                         return
                 for answer in done:
                     bundle = flying.pop(answer)
@@ -367,6 +382,21 @@ class Coordinator:
 
 async def _answer(reference: Any) -> Any:
     return await reference
+
+
+async def _killed(node_id: str, pid: int) -> None:
+    """Kill a process on a node that does not answer, so that its resources are free; Ray only asks it to end."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    with suppress(Exception):
+        kill = ray.remote(_kill_here).options(num_cpus=0, scheduling_strategy=place)
+        await asyncio.wait_for(_answer(kill.remote(pid)), 30)
+
+
+def _kill_here(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
 def _reason(error: BaseException | None) -> str:

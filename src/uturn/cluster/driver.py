@@ -170,34 +170,32 @@ def _check_room(resources: Sequence[dict[str, float]], cpus: float, gpus: float)
 def _start_arguments(ray: Any, make: Callable[[], Any]) -> dict[str, Any]:
     import uturn
 
-    folder = os.getcwd()
     return {
         "make": ray.cloudpickle.dumps(make),
-        "folder": folder,
-        "modules": _own_modules(folder),
+        "folder": os.getcwd(),
+        "modules": _own_modules(),
         "version": uturn.__version__,
     }
 
 
-def _own_modules(folder: str) -> dict[str, str]:
-    """Modules of the working directory, and beside the script, that this process has imported: {relative path: source text}.
+def _own_modules() -> dict[str, str]:
+    """The modules that this process has imported and that are not installed, {relative path: source text}.
 
-    Workers on hosts without this folder import them too.
+    Workers on hosts without these files import them too.
     """
-    places = [*site.getsitepackages(), sysconfig.get_paths()["stdlib"], str(Path(__file__).parents[1])]
-    installed = [Path(place).resolve() for place in places]
-    roots = [Path(p).resolve() for p in dict.fromkeys((folder, sys.path[0] or folder))]
+    paths = sysconfig.get_paths()
+    places = {*site.getsitepackages(), site.getusersitepackages(), *(paths[name] for name in ("stdlib", "purelib", "platlib"))}
+    installed = [Path(place).resolve() for place in (*places, str(Path(__file__).parents[1]))]
     found: dict[str, str] = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name == "__main__" or not isinstance(file, str) or not file.endswith(".py"):
+        if name.startswith("__main") or not isinstance(file, str) or not file.endswith(".py"):
             continue
         path = Path(file).resolve()
-        for root in roots:
-            if path.is_relative_to(root) and not any(path.is_relative_to(place) for place in installed):
-                with suppress(OSError, UnicodeDecodeError):
-                    found.setdefault(str(path.relative_to(root)), path.read_text(encoding="utf-8"))
-                break
+        if not any(path.is_relative_to(place) for place in installed):
+            place = "/".join([*name.split("."), *(["__init__"] if path.name == "__init__.py" else [])])
+            with suppress(OSError, UnicodeDecodeError):
+                found[f"{place}.py"] = path.read_text(encoding="utf-8")
     return found
 
 
