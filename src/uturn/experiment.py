@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from uturn.checks import checked_folder, checked_integer, checked_noise, checked_path, one_line, plain, shown
+from uturn.checks import checked_integer, checked_noise, checked_path, one_line, plain, shown
 from uturn.contracts import (
     Declared,
     checked_axes,
@@ -35,6 +35,7 @@ from uturn.contracts import (
     undoes,
 )
 from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
+from uturn.places import place_of
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
 from uturn.protocols import UTurns, Variable
@@ -449,8 +450,9 @@ def run(
     Parameters
     ----------
     experiment : Experiment
-    store : path, optional
-        Folder of the zarr store that is filled task by task; in memory if not given.
+    store : path or URL, optional
+        The zarr store that is filled task by task: a folder, or a URL of object storage (s3://bucket/run, gs://.., az://..) as
+        text; in memory if not given.
     resume : bool
         Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
         more items, noise levels, trajectories or clones extends the store. Stored readings are kept, except those of a last block
@@ -483,11 +485,11 @@ def run(
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     workers = None if workers is None else checked_integer("workers", workers, 1)
-    store = None if store is None else checked_folder("store", store)
+    place = None if store is None else place_of("store", store)
     number, shares = _checked_shard(shard, store)
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     backward = experiment.parts.backward
-    opened = open_store(experiment, store, resume, accept_changes)
+    opened = open_store(experiment, place, resume, accept_changes)
     tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
     if shares > 1 or workers != 1 or backward.shares_batches:
         # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
