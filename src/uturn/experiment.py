@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from uturn.checks import checked_folder, checked_integer, checked_noise, checked_path, one_line, plain, shown
+from uturn.checks import checked_integer, checked_noise, checked_path, one_line, plain, shown
 from uturn.contracts import (
     Declared,
     checked_axes,
@@ -35,7 +35,9 @@ from uturn.contracts import (
     joined,
     undoes,
 )
+from uturn.objects import is_url
 from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
+from uturn.places import place_of
 from uturn.processes import cores, in_processes
 from uturn.progress import progress_bar
 from uturn.protocols import UTurns, Variable
@@ -455,8 +457,9 @@ def run(
     Parameters
     ----------
     experiment : Experiment
-    store : path, optional
-        Folder of the zarr store that is filled task by task; in memory if not given.
+    store : path or URL, optional
+        The zarr store that is filled task by task: a folder, or a URL of object storage (s3://bucket/run, gs://.., az://..) as
+        text; in memory if not given.
     resume : bool
         Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
         more items, noise levels, trajectories or clones extends the store. Stored readings are kept, except those of a last block
@@ -496,11 +499,11 @@ def run(
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     workers = None if workers is None else checked_integer("workers", workers, 1)
-    store = None if store is None else checked_folder("store", store)
+    place = None if store is None else place_of("store", store)
     number, shares = _checked_shard(shard, store)
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     backward = experiment.parts.backward
-    opened = open_store(experiment, store, resume, accept_changes)
+    opened = open_store(experiment, place, resume, accept_changes)
     tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
     if shares > 1 or workers != 1 or backward.shares_batches:
         # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
@@ -590,7 +593,7 @@ def _on_cluster(
     groups = {level: [task for task in left if task.noise_index == level] for level in {task.noise_index for task in left}}
     highest = max(experiment.noise) or 1.0
     u_turns = experiment.chunk * experiment.trajectories * experiment.clones
-    where = os.path.abspath(opened.where)
+    where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
     states = on_cluster(
         address,
         f"{experiment.hash} {where}",
@@ -610,6 +613,12 @@ def _on_cluster(
     for state in states:
         yield max(0, before - state.left)
         before = min(before, state.left)
+    lost = Tasks(experiment, opened).recorded_left(list(left))
+    if lost:
+        raise ValueError(
+            f"{len(lost)} tasks were measured, but are not in {opened.where} as this host sees it; give a store on a file system "
+            f"that all nodes share, or on object storage"
+        )
 
 
 def _tasks_of(spec: str, store: str) -> Tasks:
