@@ -39,7 +39,7 @@ from uturn.objects import is_url
 from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
 from uturn.places import place_of
 from uturn.processes import cores, in_processes
-from uturn.progress import progress_bar
+from uturn.progress import begun, part, progress_bar, steps
 from uturn.protocols import UTurns, Variable
 from uturn.random import Streams, checked_seed
 from uturn.resume import open_store
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
 _BATCH = 64  # images that a network has at once on a GPU of medium size, as far as workers of a cluster are concerned
+_RECONSTRUCTED = 0.8  # share of a U-turn that is done before the probes read it, for progress
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 
@@ -350,13 +351,16 @@ class Experiment(BaseModel):
 
         `first` is the first trajectory to measure; values above 0 need `adds_trajectories`.
         """
-        u_turns = self._shared_u_turns if self.parts.backward.shares_batches else self._u_turns
+        shared = self.parts.backward.shares_batches
+        u_turns = self._shared_u_turns if shared else self._u_turns
         with missing_members_named(self.labelled()):
             for names, found in u_turns(self._joined(tasks), range(first, self.trajectories)):
-                readings, start = self._read(found, self.trajectories - first), 0
-                for name, count in names:
-                    yield name, {variable: values[start : start + count] for variable, values in readings.items()}
-                    start += count
+                with begun(len(names), done=_RECONSTRUCTED * len(names) if shared else 0) as work:
+                    readings, start = self._read(found, self.trajectories - first), 0
+                    for name, count in names:
+                        work.finished(1)
+                        yield name, {variable: values[start : start + count] for variable, values in readings.items()}
+                        start += count
 
     def _joined(self, tasks: Iterable[_Task]) -> Iterator[tuple[tuple[tuple[Any, int], ...], int, np.ndarray]]:
         """Neighbouring tasks of one noise level, joined where that changes no bit: `(((name, count), ..), noise_index, items)`.
@@ -375,7 +379,7 @@ class Experiment(BaseModel):
         """U-turns of one task after the other, block by block, each block in one or more parts of its trajectories."""
         for name, noise_index, items in tasks:
             of_block = partial(self._u_turns_of_block, noise=self.noise[noise_index], trajectories=trajectories)
-            yield name, map(of_block, self._blocks(items))
+            yield name, map(of_block, steps(self._blocks(items)))
 
     def _u_turns_of_block(self, originals: Any, noise: float, trajectories: range) -> Iterator[UTurns]:
         source, corruption, backward, probes = self.parts
@@ -383,12 +387,13 @@ class Experiment(BaseModel):
         if backward.adds_trajectories and not is_own(backward) and all(probe.reads_in_parts for probe in probes):
             # The same for every chunk, since other parts would change the rounding.
             size = max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * self.clones))
-        for start in range(0, len(trajectories), size):
+        for start in steps(range(0, len(trajectories), size)):
             streams = Streams(self.seed, originals.items, noise, trajectories[start : start + size])
-            with misfits_named("backward.reconstruct", backward, (source, corruption)):
-                yield u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
+            with part(_RECONSTRUCTED), misfits_named("backward.reconstruct", backward, (source, corruption)):
+                found = u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
+            yield found
 
-    def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[list[UTurns]]]]:
+    def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[list[UTurns]]]]:
         """U-turns of tasks in the order of completion, for a backward that reconstructs the batches of all tasks together."""
         pending: dict[int, list[Any]] = {}  # U-turns of the blocks of each unfinished task, with reconstructions where done
 
@@ -402,11 +407,16 @@ class Experiment(BaseModel):
                     pending[number][k] = UTurns(originals, noisy, None, self.clones)
                     yield (number, k, name), noisy, streams
 
-        for (number, k, name), reconstructions in checked_stream(self.parts.backward, batches(), self.clones):
-            known = pending[number]
-            known[k] = replace(known[k], reconstructions=reconstructions)
-            if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
-                yield name, [[u_turns] for u_turns in pending.pop(number)]
+        # Images of many tasks are in the network at once; each of them is an equal part of a task.
+        draws = len(trajectories) * self.clones
+        unit = _RECONSTRUCTED / (min(self.chunk, self.items) * draws)
+        with begun(0, unit=unit) as work:
+            for (number, k, name), reconstructions in checked_stream(self.parts.backward, batches(), self.clones):
+                known = pending[number]
+                known[k] = replace(known[k], reconstructions=reconstructions)
+                if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
+                    work.finished(unit * draws * sum(count for _, count in name))
+                    yield name, steps([[u_turns] for u_turns in pending.pop(number)])
 
     def _blocks(self, items: np.ndarray) -> list[Any]:
         source = self.parts.source
@@ -422,7 +432,7 @@ class Experiment(BaseModel):
             kept: list[Any] = [None] * len(probes)
             for u_turns in parts:
                 items = len(u_turns.originals.items)
-                for k, (probe, one) in enumerate(zip(probes, self.declared, strict=True)):
+                for k, (probe, one) in steps(list(enumerate(zip(probes, self.declared, strict=True)))):
                     with misfits_named(f"{one.label}.read", probe, (source, backward)):
                         kept[k] = probe.accumulate(kept[k], u_turns, source)
             readings: dict[str, np.ndarray] = {}
