@@ -20,7 +20,7 @@ _SECONDS = 10.0  # that a bundle of small tasks should take
 _GROWTH = 8  # largest ratio of the sizes of two bundles
 _SPREAD = 0.25  # share of the cost by which the order of tasks is random
 _LOOK = 2.0  # seconds between two looks at the nodes
-_PULSE = 10.0  # seconds between two pulses of a worker that is measuring
+_PULSE = 2.0  # seconds between two pulses of a worker that is measuring; more with more than 200 workers
 _STORE_WAIT = 5.0  # seconds before a bundle is tried again whose readings could not be stored
 
 
@@ -97,6 +97,7 @@ class Coordinator:
         self.messages: list[tuple[str, Any]] = []  # (text, task or None)
         self.drivers: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
+        self.unfinished: dict[Any, float] = {}  # how much of its bundles each worker has done, in tasks
         self.alive = 0
         self.size, self.store_errors = 1, 0
         self.error: str | None = None
@@ -128,6 +129,7 @@ class Coordinator:
         self.drivers[driver] = time.monotonic()
         return {
             "left": len(self.left),
+            "unfinished": sum(self.unfinished.values()),
             "alive": self.alive,
             "messages": self.messages[since:],
             "failed": list(self.failed.items()),
@@ -268,10 +270,11 @@ class Coordinator:
                 if not flying:
                     await asyncio.sleep(0.2)  # others may give tasks back
                     continue
-                done, _ = await asyncio.wait(flying, timeout=min(_PULSE, self.job.silent_after), return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(flying, timeout=max(_PULSE, self.alive / 100), return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     try:
-                        await asyncio.wait_for(_answer(actor.pulse.remote()), self.job.silent_after)
+                        pulse = _answer(actor.pulse.remote())
+                        self.unfinished[actor] = await asyncio.wait_for(pulse, self.job.silent_after)
                     except Exception as error:
                         silent = f"it did not answer for {self.job.silent_after:.0f} s"
                         self._died(list(flying.values()), host, silent if isinstance(error, TimeoutError) else _reason(error))
@@ -280,6 +283,7 @@ class Coordinator:
                         return
                 for answer in done:
                     bundle = flying.pop(answer)
+                    self.unfinished.pop(actor, None)
                     if answer.exception() is not None:
                         self._died([bundle, *flying.values()], host, _reason(answer.exception()))
                         flying.clear()
@@ -295,6 +299,7 @@ class Coordinator:
                     else:
                         self._blame(bundle, outcome["error"], f"raised on {host}")
         finally:
+            self.unfinished.pop(actor, None)
             for answer, bundle in flying.items():
                 answer.cancel()
                 self.returned.append(_Bundle(bundle.tasks))
