@@ -16,7 +16,6 @@ from typing import Any
 from uturn.checks import one_line
 
 MOST_TRIES = 3  # of a task that raises, or whose actor dies
-_SECONDS = 10.0  # that a bundle of small tasks should take
 _GROWTH = 8  # largest ratio of the sizes of two bundles
 _SPREAD = 0.25  # share of the cost by which the order of tasks is random
 _LOOK = 2.0  # seconds between two looks at the nodes
@@ -40,6 +39,8 @@ class Job:
         Of a worker.
     most_workers : int or None
         By default as many as the nodes have room for.
+    bundle_seconds : float
+        Time that a bundle of small tasks should take.
     silent_after : float
         Seconds after which a worker that does not answer counts as dead.
     alone_after : float
@@ -54,6 +55,7 @@ class Job:
     slots: int
     threads: int
     most_workers: int | None = None
+    bundle_seconds: float = 10.0
     silent_after: float = 120.0
     alone_after: float = 60.0
     worker: bytes | None = None
@@ -209,8 +211,9 @@ class Coordinator:
         """Start a worker on a node, give it tasks, and take them back if it dies."""
         import ray
 
-        actor = self._new_worker(node_id)
+        actor = None
         try:
+            actor = self._new_worker(node_id)
             pid = await self._started(actor, node, host)
             if pid is not None:
                 self.alive += 1
@@ -218,11 +221,19 @@ class Coordinator:
                     await self._feed(actor, host, node_id, pid)
                 finally:
                     self.alive -= 1
+        except Exception as error:
+            self._refuse(node, f"the worker on {host} failed ({type(error).__name__}: {one_line(error)})")
         finally:
-            with suppress(Exception):
-                ray.kill(actor)
+            if actor is not None:
+                with suppress(Exception):
+                    ray.kill(actor)
             node.workers.pop(rank, None)
             self.changed.set()
+
+    def _refuse(self, node: _Node, text: str) -> None:
+        if node.refused is None:
+            self._say(text)
+        node.refused = text
 
     def _new_worker(self, node_id: str) -> Any:
         import ray
@@ -243,16 +254,12 @@ class Coordinator:
             facts = await actor.start.remote(**self.job.start)
         except Exception as error:  # it died, or its class cannot be loaded there
             node.failed_starts += 1
-            text = f"a worker on {host} did not start: {_reason(error)}"
             if node.failed_starts == MOST_TRIES:
-                node.refused = text
-                self._say(text)
+                self._refuse(node, f"a worker on {host} did not start: {_reason(error)}")
             await asyncio.sleep(1)
             return None
         if facts["error"] is not None:
-            if node.refused is None:
-                node.refused = f"the node {host} is not used: {facts['error']}"
-                self._say(node.refused)
+            self._refuse(node, f"the node {host} is not used: {facts['error']}")
             return None
         node.failed_starts = 0
         return int(facts["pid"])
@@ -342,7 +349,7 @@ class Coordinator:
         self.store_errors = 0
         if outcome["measured"]:
             seconds = max(outcome["seconds"] / outcome["measured"], 1e-4)
-            fitting = int(_SECONDS / seconds / self.job.slots)
+            fitting = int(self.job.bundle_seconds / seconds / self.job.slots)
             self.size = max(1, min(fitting, _GROWTH * len(bundle.tasks), max(_GROWTH * self.size, 1)))
         if not self.left:
             self.changed.set()
