@@ -500,12 +500,13 @@ def run(
     first_missing = {task: done if adds else 0 for task, done in counts.items() if done < experiment.trajectories}
     if workers is None:
         workers = cores() if backward.wants_processes else 1
-    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(first_missing)) as advance:
+    already = len(tasks) - len(first_missing)
+    with progress_bar(progress, opened.where, len(tasks), already) as advance, opened.finishing() as call:
         if min(workers, len(first_missing)) <= 1 or store is None:
             for start in sorted(set(first_missing.values())):
                 named = ((task, task.noise_index, opened.items(task)) for task in first_missing if first_missing[task] == start)
                 for task, readings in experiment.measurements(named, start):
-                    _write(opened, task, readings, start)
+                    call(_write, opened, task, readings, start)
                     advance()
         else:
             spec = json.dumps(experiment.to_dict())
