@@ -1,10 +1,12 @@
 """Stores on object storage: an S3 server in a process, through a proxy that fails on purpose, gives the local run bit for bit."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +189,104 @@ def test_shards_fill_one_store(proxy, local, tmp_path):
             one.kill()
     assert [one.returncode for one in both] == [0, 0], told
     assert objects_at(url) == local[0]
+
+
+# -- folders of results ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_path, cache, monkeypatch):
+    from uturn.paper import report, reproduce
+
+    url = f"{proxy.bucket}/results"
+    local = reproduce(["fig9"], tmp_path / "local", workers=1)
+    proxy.rate = 0.1
+    assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
+    proxy.rate = 0.0
+    found, expected = objects_at(url), files_of(tmp_path / "local")
+    assert found.keys() == expected.keys()
+    dated = (".pdf", "fig9.json", ".html")  # or with the seconds that a figure took
+    assert [key for key in expected if not key.endswith(dated) and found[key] != expected[key]] == []
+    shutil.rmtree(cache)  # another machine, which measures nothing again
+    monkeypatch.setattr(ut.Experiment, "measurements", None)
+    assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
+    Objects.at(url).remove(["index.html"])
+    assert report(url) == f"{url}/index.html"
+    assert b'id="fig9"' in objects_at(url)["index.html"]
+
+
+def test_what_figures_keep_is_fetched_from_the_url(proxy, cache):
+    """Data, networks and statistics of figures are computed once for all machines."""
+    from uturn.networks.classifiers import VectorClassifier
+    from uturn.outputs import output_folder
+    from uturn.paper import Workshop
+
+    def trained(checkpoint):
+        return [VectorClassifier(3, 2, width=4, num_layers=1, seed=0)], SimpleNamespace(steps=1, records=[])
+
+    reference = lambda: np.random.default_rng(0).standard_normal((8, 3), np.float32)  # noqa: E731
+    compute = lambda: xr.Dataset({"x": ("a", [1.0, 2.0])})  # noqa: E731
+    for _ in range(2):
+        with output_folder("out", f"{proxy.bucket}/results", kept=True) as folder:
+            workshop = Workshop("smoke", folder.inside("smoke"))
+            assert workshop.keep("a", {"n": 2}, compute).x.values.tolist() == [1.0, 2.0]
+            (path,) = workshop.train(["b"], {"steps": 1}, trained)
+            assert path.is_relative_to(cache)
+            statistics = workshop.layer_statistics("c", path, reference)
+            assert statistics.exists()
+        shutil.rmtree(cache)
+        compute = trained = reference = None  # would fail
+
+
+def test_results_of_images_at_a_url(proxy, tmp_path):
+    from test_images import forged
+    from uturn.workflows import write_results
+    from uturn.workflows.results import written
+
+    run, url = forged(num_items=20), f"{proxy.bucket}/out"
+    write_results(run, tmp_path)
+    Objects.at(url).write("grid.png", b"of an earlier run")
+    write_results(run, url)
+    found, expected = objects_at(url), files_of(tmp_path)
+    assert found.keys() == expected.keys()
+    assert [key for key in expected if not key.endswith(".pdf") and found[key] != expected[key]] == []
+    assert written(url, False) == written(tmp_path, False) == ["analysis.zarr", "transition.json", "layers.png", "layers.pdf"]
+    with pytest.raises(ValueError, match="is a store itself"):
+        write_results(run, f"{url}/analysis.zarr")
+
+
+def test_folders_are_pushed_and_fetched(proxy, tmp_path):
+    from uturn.outputs import OutputFolder
+
+    there = OutputFolder(f"{proxy.bucket}/out", tmp_path / "a")
+    again = OutputFolder(there.where, tmp_path / "b")
+    pictures = there.path / "pictures"
+    for names in (["x.png", "deep/y.png"], ["z.png"]):
+        shutil.rmtree(pictures, ignore_errors=True)
+        for name in names:
+            (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+            (pictures / name).write_bytes(name.encode())
+        there.push("pictures")
+        assert files_of(again.fetch("pictures")) == files_of(pictures)
+    assert there.names("") == ["pictures"]
+    assert there.names("pictures") == ["z.png"]
+    shutil.rmtree(pictures)
+    there.push("pictures")
+    assert not again.fetch("pictures").exists()
+    assert objects_at(there.where) == {}
+
+
+def test_keys_that_leave_the_folder_are_refused(tmp_path):
+    place = ObjectPrefix("memory://bucket/out")
+    place.objects.write("x/../../outside", b"")
+    assert "x/../../outside" in place.objects.listed()
+    with pytest.raises(ValueError, match="no name of a file"):
+        place.fetch(tmp_path / "here")
 
 
 # -- requests that fail -------------------------------------------------------------------------------------------------

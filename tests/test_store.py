@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn import files
 from uturn.cli import app
-from uturn.places import LocalFolder
 from uturn.store import Store, Variable
 
 SPEC = {
@@ -197,7 +196,7 @@ def test_a_lost_chunk_of_nothing_but_nan_is_missing(tmp_path):
     """Absent chunks are read as NaN, so the values alone would not show it."""
     (tmp_path / "run").mkdir()
     opened = Store.create(
-        LocalFolder(tmp_path / "run"),
+        tmp_path / "run",
         {"change": Variable(("noise", "item"), "a variable")},
         {dim: ((dim,), [0], {}) for dim in ("noise", "item", "trajectory")},
         1,

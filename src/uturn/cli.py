@@ -117,7 +117,7 @@ def reproduce(
     scale: Annotated[
         _Scale, typer.Option(help="smoke: small sizes, minutes on two cores; paper: the sizes of the paper.")
     ] = _Scale.smoke,
-    out: Annotated[Path, typer.Option(help="Folder for figures, data and the page.")] = Path("results"),
+    out: Annotated[str, typer.Option(help="Folder, or URL of object storage, for figures, data and the page.")] = "results",
     workers: _Workers = None,
     cluster: _Cluster = None,
     cpus_per_worker: _Cpus = None,
@@ -138,7 +138,7 @@ def reproduce(
     names = list(figures or ["all"])
     names = [figure for name in names for figure in (ORDER if name == "all" else (name,))]
     console = _console()
-    with _resumable(f"run the same command again to resume (raw runs are in {out / scale.value})"):
+    with _resumable(f"run the same command again to resume (raw runs are in {_inside(out, scale.value)})"):
         results = reproduce_figures(
             names,
             out,
@@ -151,7 +151,7 @@ def reproduce(
     console.print(_verdict_table(results, scale.value))
     failed = sum(not verdict.passed for result in results for verdict in result.verdicts)
     total = sum(len(result.verdicts) for result in results)
-    console.print(f"{total - failed} of {total} verdicts passed; page: {out / 'index.html'}")
+    console.print(f"{total - failed} of {total} verdicts passed; page: {_inside(out, 'index.html')}")
     if failed:
         raise typer.Exit(1)
 
@@ -174,7 +174,7 @@ def _verdict_table(results: list[Result], scale: str) -> Table:
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="Description of the experiment, TOML or JSON.")],
-    store: Annotated[str, typer.Option(help="Folder of the zarr store to fill.")],
+    store: Annotated[str, typer.Option(help="Folder of the zarr store to fill, or URL such as s3://bucket/run.")],
     workers: _Workers = None,
     resume: Annotated[bool, typer.Option(help="Continue an existing store of the same experiment, or of a smaller one.")] = True,
     shard: _Shard = "1/1",
@@ -225,7 +225,7 @@ def check(spec: Annotated[Path, typer.Argument(help="Description of an experimen
 
 
 @app.command()
-def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> None:
+def status(store: Annotated[str, typer.Argument(help="Folder or URL of a store.")]) -> None:
     """Print how many tasks of a run are done, missing and damaged, and the spec. Measures nothing and changes nothing.
 
     Reads every stored reading, so that damaged files are found.
@@ -256,7 +256,7 @@ def status(store: Annotated[str, typer.Argument(help="Folder of a store.")]) -> 
 @_with_fields(ImageOptions, classifiers="--classifier")
 def images(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for the run, numbers and figures.")],
+    out: Annotated[str, typer.Option(help="Folder, or URL of object storage, for the run, numbers and figures.")],
     options: Annotated[
         Path | None,
         typer.Option(help="TOML file of options of the experiment, such as steps = 50; the command line takes precedence."),
@@ -292,8 +292,9 @@ def images(
     Example: `uturn images --model google/ddpm-cifar10-32 --data photos --size 32 --classifier torchvision:resnet50
     --no-compare-labels --out results/cifar`
     """
+    from uturn.outputs import output_folder
     from uturn.store import Store
-    from uturn.workflows.results import PICTURES, RESULTS, check_folder, summary, write_results
+    from uturn.workflows.results import check_folder, summary, write_results, written
     from uturn.workflows.runs import missing_tasks
 
     console = _console()
@@ -302,8 +303,9 @@ def images(
     else:
         chosen = {} if options is None else ImageOptions.from_file(options).model_dump(exclude_unset=True)
         image_options = ImageOptions.from_dict(chosen | _given(context, fields))
-        check_folder(out, save_images, image_options.keep)
-        store = out / "run.zarr"
+        with output_folder("out", out) as folder:
+            check_folder(folder, save_images, image_options.keep)
+            store = folder.place("run.zarr")
         on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
         ds = _run(image_options.experiment(), store, resume, workers, shard, accept_changes, on_cluster)
         missing = missing_tasks(ds)
@@ -314,8 +316,7 @@ def images(
     analysis = write_results(ds, out, save_images=save_images)
     for table in summary(analysis):
         console.print(table)
-    written = ", ".join(name for name in (*RESULTS, *([PICTURES] if save_images else [])) if (out / name).exists())
-    console.print(f"{analysis.attrs['description']}\nwritten to {out}: {written}")
+    console.print(f"{analysis.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")
 
 
 @app.command()
@@ -401,14 +402,14 @@ def convert(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Output folder of `uturn reproduce`.")]) -> None:
+def report(folder: Annotated[str, typer.Argument(help="Output folder or URL of `uturn reproduce`.")]) -> None:
     """Write `index.html` for the figures found in a folder: pictures, captions, verdicts. Measures nothing.
 
     Example: `uturn report results`
     """
-    from uturn.paper.page import write_report
+    from uturn.paper import report as write_page
 
-    _console().print(f"written: {write_report(folder)}")
+    _console().print(f"written: {write_page(folder)}")
 
 
 def _picture(path: Path) -> Path:
@@ -458,6 +459,11 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and number.isdecimal() and shares.isdecimal()):
         raise ValueError(f"shard = {text!r}: expected i/n, such as 2/8")
     return int(number), int(shares)
+
+
+def _inside(folder: str, name: str) -> str:
+    """A path or URL in a folder."""
+    return f"{folder.rstrip('/')}/{name}"
 
 
 def _console() -> Any:

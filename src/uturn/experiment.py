@@ -527,7 +527,7 @@ def run(
         workers = cores() if backward.wants_processes else 1
     words: list[str] = [""]
     bar = progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left), lambda: words[0])
-    with opened.finishing(), bar as advance:
+    with bar as advance, opened.finishing() as call:
         if not left:
             pass
         elif cluster is not None:
@@ -535,7 +535,7 @@ def run(
                 for _ in range(count):
                     advance()
         elif min(workers or 1, len(left)) <= 1 or store is None:
-            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1])):
+            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=call):
                 advance()
         else:
             spec = json.dumps(experiment.to_dict())

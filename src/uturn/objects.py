@@ -127,7 +127,10 @@ class Objects(WrapperStore[Any]):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         async def collected() -> Sequence[str]:
-            return [key async for key in self._store.list_dir(prefix)]
+            try:
+                return [key async for key in self._store.list_dir(prefix)]
+            except FileNotFoundError:  # fsspec
+                return []
 
         for key in await self._until_done(f"listing {prefix}", collected):
             if key != UNFINISHED:
@@ -146,6 +149,14 @@ class Objects(WrapperStore[Any]):
     def listed(self, prefix: str = "") -> Sequence[str]:
         """All keys that begin with a prefix (a folder, which ends in a slash)."""
         return sync(self._collected(prefix))
+
+    def names(self, folder: str) -> Sequence[str]:
+        """Names of the objects and folders in a folder."""
+
+        async def collected() -> Sequence[str]:
+            return [key async for key in self.list_dir(folder)]
+
+        return sync(collected())
 
     def read(self, key: str) -> bytes | None:
         """The bytes of an object; None if there is none."""
@@ -302,7 +313,7 @@ class Objects(WrapperStore[Any]):
             why, way_out = f"the bucket is elsewhere ({_words(error)})", "check AWS_REGION and AWS_ENDPOINT_URL"
         elif status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429) and "RequestTimeout" not in text:
             why, way_out = f"the request is refused ({_words(error)})", "check the URL and AWS_ENDPOINT_URL"
-        elif isinstance(error, FileNotFoundError | NotImplementedError | TypeError):
+        elif isinstance(error, FileNotFoundError | NotImplementedError | TypeError | AttributeError | ValueError | LookupError):
             why, way_out = one_line(error), "check the URL"
         elif "BadScheme" in text or "URL scheme is not allowed" in text:
             why, way_out = "the endpoint is plain http", "set AWS_ALLOW_HTTP=true to allow that"

@@ -19,8 +19,8 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -74,14 +74,27 @@ class Place(Protocol):
     def at_once(self, function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
         """`function` of every value, in several threads where each call waits for a network."""
 
+    def in_background(self) -> AbstractContextManager[Callable[..., None]]:
+        """Context whose value calls a function: at once, or in threads where calls wait for a network.
+
+        An error of a call in a thread is raised by a later call, or at the end, when all calls have ended.
+        """
+
 
 def place_of(name: str, value: Any) -> Place:
-    """The place at a path or URL; ValueError if it is neither."""
+    """The place at a path or URL, or the given one; ValueError if it is none of these."""
+    if isinstance(value, LocalFolder | ObjectPrefix):
+        return value
     if not is_url(value):
         return LocalFolder(checked_path(name, value))
     if value.startswith("file://"):
         return LocalFolder(checked_path(name, value.removeprefix("file://")))
     return ObjectPrefix(checked_url(name, value))
+
+
+def called(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function."""
+    function(*args)
 
 
 class LocalFolder:
@@ -124,9 +137,12 @@ class LocalFolder:
     def at_once(self, function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
         return [function(value) for value in values]
 
+    def in_background(self) -> AbstractContextManager[Callable[..., None]]:
+        return nullcontext(called)
+
 
 class ObjectPrefix:
-    """A prefix of object storage."""
+    """A prefix of object storage. Content without `zarr.json`, such as pictures, is written file by file."""
 
     def __init__(self, url: str) -> None:
         self.where = url
@@ -151,7 +167,10 @@ class ObjectPrefix:
             path = Path(folder, "unfinished")
             path.mkdir()
             yield path
-            self._replace(path, seen)
+            if (path / ROOT).exists():
+                self._replace(path, seen)
+            else:
+                self._write_files(path)
 
     def locked(self) -> AbstractContextManager[None]:
         return nullcontext()  # there are no locks; of several processes that replace a store, one wins
@@ -165,6 +184,21 @@ class ObjectPrefix:
     def identity(self) -> Any:
         found = self.objects.read(ROOT)
         return None if found is None else json.loads(found).get("attributes", {}).get("identity")
+
+    def fetch(self, folder: Path) -> None:
+        """Copy the objects into a folder, which must not exist; there is none afterwards if there are no objects."""
+        self._settled()
+        keys = self._keys()
+        for key in keys:
+            if any(part in ("", ".", "..") or "\\" in part or ":" in part for part in key.split("/")):
+                raise ValueError(f"{self.where} holds {key!r}, which is no name of a file; remove it")
+        prototype = default_buffer_prototype()
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            for key, found in zip(some, self.objects.at_once(self.objects.get(key, prototype) for key in some), strict=True):
+                if found is not None:
+                    (folder / key).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / key).write_bytes(found.to_bytes())
 
     def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
         while True:
@@ -180,21 +214,45 @@ class ObjectPrefix:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(function, values))
 
+    @contextmanager
+    def in_background(self) -> Iterator[Callable[..., None]]:
+        pending: set[Future[None]] = set()
+
+        def call(function: Callable[..., Any], *args: Any) -> None:
+            enough = len(pending) >= AT_ONCE
+            for done in wait(pending, None if enough else 0, FIRST_COMPLETED).done:
+                pending.remove(done)
+                done.result()
+            pending.add(pool.submit(function, *args))
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield call
+            for call_in_thread in pending:
+                call_in_thread.result()
+
     # -- replacing -----------------------------------------------------------------------------------------------------
     def _replace(self, folder: Path, seen: Tagged | None) -> None:
         """Steps 1 to 4 above, for the content of a folder. `seen`: what `zarr.json` was before."""
         name = f"{int(time.time()):x}-{secrets.token_hex(8)}"
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        keys = [f"{_UNFINISHED}{name}/{path.relative_to(folder).as_posix()}" for path in paths]
-        make = default_buffer_prototype().buffer.from_bytes
-        for start in range(0, len(keys), AT_ONCE):  # so many files in memory
-            some = zip(keys[start : start + AT_ONCE], paths[start : start + AT_ONCE], strict=True)
-            self.objects.at_once(self.objects.set(key, make(path.read_bytes())) for key, path in some)
+        paths = {f"{_UNFINISHED}{name}/{path.relative_to(folder).as_posix()}": path for path in _files(folder)}
+        self._upload(paths)
         mark = json.dumps({_MARK: name}).encode()
         if not self.objects.swap(ROOT, mark, seen):
-            self.objects.remove(keys)
+            self.objects.remove(paths)
             raise ValueError(f"{self.where}: another process has made or replaced the store in the meantime; run it again")
         self._finish(name)
+
+    def _write_files(self, folder: Path) -> None:
+        """Make the objects those of a folder without `zarr.json`, one after the other."""
+        before, paths = set(self._keys()), {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+        self._upload(paths)
+        self.objects.remove(before.difference(paths))
+
+    def _upload(self, paths: Mapping[str, Path]) -> None:
+        make, keys = default_buffer_prototype().buffer.from_bytes, list(paths)
+        for start in range(0, len(keys), AT_ONCE):  # so many files are in memory
+            some = keys[start : start + AT_ONCE]
+            self.objects.at_once(self.objects.set(key, make(paths[key].read_bytes())) for key in some)
 
     def _settled(self) -> Tagged | None:
         """`zarr.json` where it is no mark: waits for a process that replaces the content, and finishes it if it has died."""
@@ -243,6 +301,10 @@ class ObjectPrefix:
         for key in self.objects.listed(_UNFINISHED):
             found.setdefault(key.split("/")[1], []).append(key)
         return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _marked(seen: Tagged | None) -> str | None:

@@ -52,7 +52,7 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
     elif not resume:
         raise ValueError(f"{store.where} exists already; choose another folder, or resume it (resume=True)")
     with store.locked():  # one process at a time extends it
-        opened = Store.at(store)
+        opened = Store.open(store)
         made = opened.attributes.get("random_version", 1)
         if made != random.VERSION:
             raise ValueError(

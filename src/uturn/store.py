@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +25,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
 from uturn.checks import checked_integer
-from uturn.objects import StorageError
-from uturn.places import LocalFolder, Place, place_of
+from uturn.objects import AT_ONCE, StorageError
+from uturn.places import Place, called, place_of
 from uturn.protocols import Variable as Variable
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ class MemoryStore(_Blocks):
             values[self._region(task)] = arrays[name][None]
         self.missing.discard(task)
 
-    def finishing(self) -> AbstractContextManager[None]:
-        """Nothing is left to write at the end."""
-        return nullcontext()
+    def finishing(self) -> AbstractContextManager[Callable[..., None]]:
+        """Context whose value calls a function; nothing is left to write at the end."""
+        return nullcontext(called)
 
     def dataset(self, look: bool = False) -> xr.Dataset:
         """The run as a labelled dataset."""
@@ -134,6 +134,7 @@ class Store(_Blocks):
         self.chunk = int(group.attrs["chunk"])  # type: ignore[arg-type]
         self.variables = [str(name) for name in group.attrs["variables"]]  # type: ignore[union-attr]
         self._arrays: dict[str, Any] = {}
+        self._array(_RECORDS)  # opened here, as are the variables, because zarr's settings are not safe in threads
         self.dims = {name: tuple(self._array(name).metadata.dimension_names) for name in self.variables}
         self.num_items = int(self._array("item").shape[0])
         self.trajectories = int(self._array("trajectory").shape[0])
@@ -143,7 +144,7 @@ class Store(_Blocks):
     @classmethod
     def create(
         cls,
-        place: Place,
+        path: str | Path | Place,
         variables: Mapping[str, Variable],
         coordinates: Coordinates,
         chunk: int,
@@ -154,6 +155,7 @@ class Store(_Blocks):
         The store appears there in one step, so an interruption leaves no store or a complete one. Returns None if another
         process has created a store there in the meantime.
         """
+        place = place_of("store", path)
         try:
             with place.whole(replace=False) as unfinished:
                 _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
@@ -163,16 +165,12 @@ class Store(_Blocks):
             if not place.is_empty():
                 return None
             raise
-        return cls.at(place)
+        return cls.open(place)
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
+    def open(cls, path: str | Path | Place) -> Store:
         """Open an existing store at a path or URL; ValueError if there is none, or if its layout is damaged."""
-        return cls.at(place_of("store", path))
-
-    @classmethod
-    def at(cls, place: Place) -> Store:
-        """Open the store at a place, as `open` does."""
+        place = place_of("store", path)
         path = place.where
         if not place.exists():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
@@ -393,10 +391,14 @@ class Store(_Blocks):
         return found
 
     @contextmanager
-    def finishing(self) -> Iterator[None]:
-        """Context that writes the number of missing tasks to the attributes at its end, also after an interruption."""
+    def finishing(self) -> Iterator[Callable[..., None]]:
+        """Context that writes the number of missing tasks to the attributes at its end, also after an interruption.
+
+        Its value calls a function that writes, as `Place.in_background` says.
+        """
         try:
-            yield
+            with self.place.in_background() as call:
+                yield call
         finally:
             self._finish()
 
@@ -433,19 +435,23 @@ class Store(_Blocks):
         """
         with self.place.whole() as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
-            larger = Store.at(LocalFolder(unfinished))
+            larger = Store.open(unfinished)
             states, records = self._checked(self.tasks()), self._records()
             sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
             held = {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
-            for task in larger.tasks():
-                readings, count, clones = self._readings_of(larger.noise[task.noise_index], larger.items(task), held)
-                for name in readings:
-                    if "clone" in larger.dims[name] and "clone" not in self.dims[name]:
-                        readings[name] = np.expand_dims(readings[name], larger.dims[name].index("clone") - 1)
-                if count:
-                    larger.write(task, readings, count, clones)
+            tasks = larger.tasks()
+            while some := list(islice(tasks, AT_ONCE)):  # so many are in memory
+                found = self.place.at_once(
+                    lambda task: self._readings_of(larger.noise[task.noise_index], larger.items(task), held), some
+                )
+                for task, (readings, count, clones) in zip(some, found, strict=True):
+                    for name in readings:
+                        if "clone" in larger.dims[name] and "clone" not in self.dims[name]:
+                            readings[name] = np.expand_dims(readings[name], larger.dims[name].index("clone") - 1)
+                    if count:
+                        larger.write(task, readings, count, clones)
             larger._finish()
-        return Store.at(self.place)
+        return Store.open(self.place)
 
     def _readings_of(
         self, noise: float, items: np.ndarray, held: Mapping[Task, tuple[int, int]]
@@ -512,6 +518,8 @@ class Store(_Blocks):
         Zero for missing tasks, and the largest uint64 for damaged records.
         """
         array = self._array(_RECORDS)
+        if not _keys_under(self.group.store, f"{_RECORDS}/c/"):
+            return np.zeros(array.shape, np.uint64)
         try:
             return np.asarray(array[...])
         except StorageError:

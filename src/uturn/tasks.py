@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
 
+from uturn.places import called
 from uturn.store import MemoryStore, Store, Task
 
 
@@ -48,7 +49,9 @@ class Tasks:
         adds, wanted = self.experiment.adds_trajectories, self.experiment.trajectories
         return {task: done if adds else 0 for task, done in counts.items() if done < wanted}
 
-    def measure(self, tasks: Iterable[tuple[Task, int]], *, check: bool = False) -> Iterator[Task]:
+    def measure(
+        self, tasks: Iterable[tuple[Task, int]], *, check: bool = False, call: Callable[..., None] = called
+    ) -> Iterator[Task]:
         """Measure tasks from their first missing trajectory on, and store the readings; yields each task when it is stored.
 
         Parameters
@@ -57,6 +60,8 @@ class Tasks:
             Pairs (task, first trajectory), best sorted by the latter: tasks with different ones are not measured together.
         check
             Whether to look for readings that another process has stored in the meantime, before those from here are stored.
+        call
+            Calls the function that stores readings; that of `Store.finishing` does so in the background, if that is of use.
         """
         for first, group in groupby(tasks, key=lambda pair: pair[1]):
             named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
@@ -64,7 +69,7 @@ class Tasks:
                 if check and not self.recorded_left([task]):
                     self.twice += 1
                 else:
-                    self._write(task, readings, first)
+                    call(self._write, task, readings, first)
                 yield task
 
     def _write(self, task: Task, readings: dict[str, np.ndarray], first: int) -> None:

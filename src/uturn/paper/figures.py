@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.checks import checked_folder
 from uturn.datasets import write_dataset
 from uturn.files import whole_file
+from uturn.outputs import OutputFolder, output_folder
 from uturn.paper.page import write_report
 from uturn.paper.registry import FIGURES, Figure, load_figure
 from uturn.paper.results import Result, save_result
@@ -33,7 +33,8 @@ def reproduce(
     """Measure, analyse and draw figures of the paper; what a previous call finished is not computed again.
 
     Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled data of the plot), the raw
-    runs under `out/<scale>/`, and after each figure the page `out/index.html`. `cluster`: arguments of `uturn.run` for a cluster.
+    runs under `out/<scale>/`, and after each figure the page `out/index.html`. `out` is a folder or a URL of object storage.
+    `cluster`: arguments of `uturn.run` for a cluster.
 
     Raises
     ------
@@ -45,19 +46,37 @@ def reproduce(
         raise ValueError(f"unknown figure {unknown[0]!r}; expected some of {', '.join(FIGURES)}")
     if scale not in ("smoke", "paper"):
         raise ValueError(f"scale = {scale!r}: expected 'smoke' or 'paper'")
-    out = Path(checked_folder("out", out))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder") from None
-    workshop = Workshop(scale, out / scale, workers, progress, cluster or {})
-    results = []
-    for name in dict.fromkeys(figures):
-        figure = load_figure(name)
-        announce(f"{name}: {figure.TITLE}")
-        results.append(_make(name, figure, workshop, out))
-        write_report(out)
+    with output_folder("out", out, kept=True) as folder:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder.path}: {error.strerror}; choose another folder") from None
+        fetch_results(folder)
+        workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster or {})
+        results = []
+        for name in dict.fromkeys(figures):
+            figure = load_figure(name)
+            announce(f"{name}: {figure.TITLE}")
+            results.append(_make(name, figure, workshop, folder.path))
+            write_report(folder.path)
+            folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
     return results
+
+
+def report(out: str | Path) -> str:
+    """Write `index.html` for the figures found in an output folder or at a URL; ValueError if there are none."""
+    with output_folder("out", out) as folder:
+        fetch_results(folder)
+        write_report(folder.path)
+        folder.push("index.html")
+        return folder.place("index.html")
+
+
+def fetch_results(folder: OutputFolder) -> None:
+    """Bring the results of all figures into the working copy of a URL."""
+    if folder.is_remote:
+        for name in FIGURES:
+            folder.fetch(f"{name}.json")
 
 
 def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from uturn import random
 from uturn.datasets import write_dataset
+from uturn.outputs import OutputFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ class Workshop:
     """The scale of a figure, and the folder that keeps what is finished; the next call finds it there."""
 
     scale: Scale
-    folder: Path
+    folder: Path | OutputFolder
     workers: int | None = None
     progress: bool = False
     cluster: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `uturn.run`
@@ -39,7 +40,7 @@ class Workshop:
         """The results of an experiment; what is missing in `folder/label.zarr` is run."""
         from uturn.experiment import run
 
-        path = self.folder / f"{label}.zarr"
+        path = self._kept.place(f"{label}.zarr")
         return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)
 
     def runs(self, figure: str, experiments: Mapping[str, Experiment]) -> dict[str, xr.Dataset]:
@@ -50,7 +51,8 @@ class Workshop:
         """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
         import xarray as xr
 
-        path, identity = self.folder / f"{label}.zarr", json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)
+        path = self._kept.fetch(f"{label}.zarr")
+        identity = json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)
         if path.exists():
             try:
                 kept = xr.open_zarr(path, zarr_format=3).load()
@@ -61,6 +63,7 @@ class Workshop:
         data = compute()
         data = data.assign_attrs(settings=identity, digest=_digest(data))
         write_dataset(data, path)
+        self._kept.push(path.name)
         return data
 
     def trained(self, names: Sequence[str], recipe: Mapping[str, Any]) -> list[Any]:
@@ -68,7 +71,7 @@ class Workshop:
         from uturn.networks.files import load_network
 
         try:
-            found: list[Any] = [load_network(path) for path in self._networks(names)]
+            found: list[Any] = [load_network(self._kept.fetch(path.name)) for path in self._networks(names)]
         except ValueError:
             return []
         wanted = json.dumps(recipe, sort_keys=True)
@@ -86,10 +89,10 @@ class Workshop:
         paths = self._networks(names)
         if self.trained(names, recipe):
             return paths
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._kept.path.mkdir(parents=True, exist_ok=True)
         # Each recipe has a checkpoint of its own: what another one left behind does not matter.
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        checkpoint = self.folder.resolve() / f"{names[0]}-{digest[:8]}.checkpoint"
+        checkpoint = self._kept.path.resolve() / f"{names[0]}-{digest[:8]}.checkpoint"
         resumed = checkpoint.exists()
         try:
             networks, history = train(checkpoint)
@@ -100,6 +103,7 @@ class Workshop:
             return self.train(names, recipe, train)
         for path, network in zip(paths, networks, strict=True):
             save_network(network, path, recipe=recipe, steps=history.steps, records=history.records)
+            self._kept.push(path.name)
         checkpoint.unlink(missing_ok=True)
         return paths
 
@@ -108,7 +112,7 @@ class Workshop:
         from uturn.networks.files import load_network
         from uturn.probes.hidden_layers import HiddenLayers
 
-        path = self.folder.resolve() / f"{name}.safetensors"
+        path = self._kept.fetch(f"{name}.safetensors").resolve()
         probe = HiddenLayers(load_network(classifier), "every block")
         if path.exists():
             try:
@@ -117,10 +121,15 @@ class Workshop:
             except ValueError:
                 pass  # damaged, or of another network: measured again
         probe.fit(reference()).save_statistics(path)
+        self._kept.push(path.name)
         return path
 
     def _networks(self, names: Sequence[str]) -> list[Path]:
-        return [self.folder.resolve() / f"{name}.safetensors" for name in names]
+        return [self._kept.path.resolve() / f"{name}.safetensors" for name in names]
+
+    @property
+    def _kept(self) -> OutputFolder:
+        return OutputFolder.of(self.folder)
 
 
 def _digest(data: xr.Dataset) -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.checks import checked_folder
 from uturn.datasets import write_dataset
 from uturn.files import named_errors, whole_file, whole_folder
+from uturn.outputs import OutputFolder, output_folder
 from uturn.plotting.images import evenly_spaced
 from uturn.workflows.analysis import AGREEMENTS, ESTIMATE, analyse
 from uturn.workflows.clones import gap_rows
@@ -28,7 +28,7 @@ PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 
 
 def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False) -> xr.Dataset:
-    """Analyse a finished run, and write its numbers and figures into a folder, replacing those of an earlier call.
+    """Analyse a finished run, and write its numbers and figures into a folder or to a URL, replacing those of an earlier call.
 
     Writes `analysis.zarr` (the dataset of `analyse`), `transition.json` (its numbers) and `layers.png`, `.pdf` (like Figs. 2 and
     16 of arXiv:2402.16991). If the run kept images, also `grid.png`, `.pdf` (like Fig. 1), and with `save_images` the folder
@@ -40,35 +40,42 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     ValueError
         If the run is not finished or measured no network layers, or if the folder cannot be written to.
     """
-    out = Path(out)
-    check_folder(out, save_images, kept_images(run))
-    analysis = analyse(run)
-    with named_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_dataset(analysis, out / "analysis.zarr")
-    with whole_file(out / "transition.json") as file:
-        file.write(json.dumps(numbers(analysis), indent=1, ensure_ascii=False, allow_nan=False).encode())
-    _draw(analysis, out)
-    if save_images:
-        with whole_folder(out / PICTURES) as folder:
-            _save_images(run, folder)
+    with output_folder("out", out) as results:
+        check_folder(results, save_images, kept_images(run))
+        analysis, folder = analyse(run), results.path
+        with named_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_dataset(analysis, folder / "analysis.zarr")
+        with whole_file(folder / "transition.json") as file:
+            file.write(json.dumps(numbers(analysis), indent=1, ensure_ascii=False, allow_nan=False).encode())
+        _draw(analysis, folder)
+        if save_images:
+            with whole_folder(folder / PICTURES) as pictures:
+                _save_images(run, pictures)
+        results.push(*RESULTS, *([PICTURES] if save_images else []))
     return analysis
 
 
-def check_folder(out: Path, save_images: bool, kept: int) -> None:
+def written(out: str | Path, save_images: bool) -> list[str]:
+    """Names of the results in a folder or at a URL."""
+    with output_folder("out", out) as folder:
+        there = folder.names("")
+    return [name for name in (*RESULTS, *([PICTURES] if save_images else [])) if name in there]
+
+
+def check_folder(out: OutputFolder, save_images: bool, kept: int) -> None:
     """ValueError if results cannot be written to a folder; also called before a long run, so that it does not fail at its end."""
-    checked_folder("out", out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out = {str(out)!r} is a file; expected a folder")
-    if (out / "zarr.json").exists():
-        raise ValueError(f"out = {str(out)!r} is a store itself; choose another folder")
+    if out.path.exists() and not out.path.is_dir():
+        raise ValueError(f"out = {out.where!r} is a file; expected a folder")
+    if "zarr.json" in out.names(""):
+        raise ValueError(f"out = {out.where!r} is a store itself; choose another folder")
     if save_images:
         if not kept:
             raise ValueError("save_images: no images are kept; set keep to 1 or more")
-        foreign = [f.name for f in (out / PICTURES).glob("*") if not re.fullmatch(r"item\d+-.*\.png", f.name)]
+        foreign = [name for name in out.names(PICTURES) if not re.fullmatch(r"item\d+-.*\.png", name)]
         if foreign:
             raise ValueError(
-                f"{out / PICTURES} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
+                f"{out.place(PICTURES)} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
             )
 
 

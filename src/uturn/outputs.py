@@ -1,0 +1,112 @@
+"""Folders of results, on a mounted file system or on object storage.
+
+Figures and files are made in a folder in any case. For a URL that is a working copy on this machine: what an earlier call has
+made is fetched into it, and what is made is pushed to the URL. Stores of runs do not pass through it; they are at the URL from
+the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uturn.checks import checked_path
+from uturn.files import named_errors
+from uturn.objects import Objects, checked_url, is_url
+from uturn.places import ObjectPrefix
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder of results: `where` as it was given, and its files in the folder `path`, the same one or a working copy."""
+
+    where: str
+    path: Path
+
+    @classmethod
+    def of(cls, folder: OutputFolder | str | os.PathLike[str]) -> OutputFolder:
+        """A local folder, or the given one."""
+        return folder if isinstance(folder, OutputFolder) else cls(os.fspath(folder), Path(folder))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder is on object storage."""
+        return is_url(self.where)
+
+    def inside(self, name: str) -> OutputFolder:
+        """The folder of this name in it."""
+        return OutputFolder(self.place(name), self.path / name)
+
+    def place(self, name: str) -> str:
+        """The path or URL of what has this name in it."""
+        return f"{self.where}/{name}" if self.is_remote else os.path.join(self.where, name)
+
+    def fetch(self, name: str) -> Path:
+        """The path of a file or folder, after the working copy has been made equal to what is at the URL."""
+        path = self.path / name
+        if self.is_remote:
+            _remove(path)
+            if "." in name and not name.endswith(".zarr"):
+                found = Objects.at(self.where).read(name)
+                if found is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(found)
+            else:
+                ObjectPrefix(self.place(name)).fetch(path)
+        return path
+
+    def push(self, *names: str) -> None:
+        """Make what is at the URL equal to the working copy: files and folders of these names are written or removed there."""
+        if not self.is_remote:
+            return
+        objects = Objects.at(self.where)
+        for name in names:
+            path = self.path / name
+            if path.is_dir():
+                with ObjectPrefix(self.place(name)).whole() as folder:
+                    shutil.copytree(path, folder, dirs_exist_ok=True)
+            elif path.exists():
+                objects.write(name, path.read_bytes())
+            else:
+                objects.remove([name, *objects.listed(f"{name}/")])
+
+    def names(self, name: str) -> list[str]:
+        """Names of the files and folders in a folder of it ("" is the folder itself)."""
+        if self.is_remote:
+            return sorted(Objects.at(self.where).names(name))
+        return sorted(path.name for path in (self.path / name).glob("*"))
+
+
+@contextmanager
+def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[OutputFolder]:
+    """The folder of results at a path or URL. The working copy of a URL is removed at the end, unless it is to be `kept`.
+
+    A kept one is in the user's cache, always the same folder for a URL: specs contain the paths of networks that are in it.
+    """
+    if not is_url(value):
+        yield OutputFolder.of(checked_path(name, value))
+        return
+    url = checked_url(name, value)
+    if kept:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        path = cache / "uturn" / hashlib.sha256(url.encode()).hexdigest()[:16]
+        with named_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        yield OutputFolder(url, path)
+        return
+    with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
+        yield OutputFolder(url, Path(folder))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
