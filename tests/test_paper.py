@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn import progress
 from uturn.datasets import write_dataset
 from uturn.experiment import Experiment
 from uturn.paper import FIGURES, ORDER, Workshop, load_results
@@ -189,33 +188,3 @@ def test_nothing_passes_without_a_number():
 def test_verdicts_say_their_rules():
     one = verdict("q", interval(0.5, 0.1), "1", below(0.4, 0.5), above(0.6, 0.5, ""), within(0, 1, "close"))
     assert (one.measured, one.rule) == ("0.5 [0.4, 0.6]", "below 0.5; close")
-
-
-class Clock:
-    """A stand-in for `time.monotonic`, three seconds later at each look."""
-
-    now = 0.0
-
-    def __call__(self):
-        self.now += 3
-        return self.now
-
-
-@pytest.mark.parametrize("done", [0, 40])
-def test_progress_in_a_log_is_a_line_a_step(done, monkeypatch, capsys):
-    monkeypatch.setattr(progress.time, "monotonic", Clock())
-    with progress.progress_bar(True, "run", 100, done) as advance:
-        for _ in range(done, 100):
-            advance()
-    lines = capsys.readouterr().err.splitlines()
-    assert [int(line.split()[1]) for line in lines] == list(range(done + 10, 101, 10))
-    assert lines[-1] == "run: 100 of 100"
-    assert lines[0] == f"run: {done + 10} of 100, about {3 * (90 - done)} s left"
-
-
-def test_short_or_unwanted_progress_is_silent(capsys):
-    for wanted in (True, False):
-        with progress.progress_bar(wanted, "run", 3, 0) as advance:
-            for _ in range(3):
-                advance()
-    assert capsys.readouterr().err == ""

@@ -123,3 +123,7 @@ def shown(value: Any, most: int = 60) -> str:
 def one_line(error: BaseException) -> str:
     """The text of an error in one line of at most 160 characters; the name of its type if it has no text."""
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+class TasksFailed(RuntimeError):
+    """Some tasks of a run failed again and again; all others are done."""

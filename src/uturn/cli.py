@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from enum import StrEnum
@@ -21,6 +21,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from uturn.checks import TasksFailed
 from uturn.paper import FIGURES
 from uturn.workflows.image_options import ImageOptions
 
@@ -51,6 +52,22 @@ _Workers = Annotated[
 
 _Shard = Annotated[
     str, typer.Option(help="i/n: run the i-th of n shares; other GPUs or hosts run the others, into the same store.")
+]
+
+
+_CLUSTER = "On a Ray cluster"
+_Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="Measure on a Ray cluster: local (start Ray on this machine), auto (the one that runs here), or its address, "
+        "ray://host:port or host:port. Needs uturn[cluster].",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+_Cpus = Annotated[float | None, typer.Option(help="Cores of a worker.", show_default="1", rich_help_panel=_CLUSTER)]
+_Gpus = Annotated[
+    float | None,
+    typer.Option(help="GPUs of a worker.", show_default="1 for networks where there are some", rich_help_panel=_CLUSTER),
 ]
 
 
@@ -102,6 +119,9 @@ def reproduce(
     ] = _Scale.smoke,
     out: Annotated[Path, typer.Option(help="Folder for figures, data and the page.")] = Path("results"),
     workers: _Workers = None,
+    cluster: _Cluster = None,
+    cpus_per_worker: _Cpus = None,
+    gpus_per_worker: _Gpus = None,
 ) -> None:
     """Reproduce the figures of arXiv:2402.16991 and further ones, with a verdict for each of their claims.
 
@@ -126,6 +146,7 @@ def reproduce(
             workers,
             progress=True,
             announce=lambda text: console.print(text, style="bold"),
+            cluster=_on_cluster(cluster, cpus_per_worker, gpus_per_worker),
         )
     console.print(_verdict_table(results, scale.value))
     failed = sum(not verdict.passed for result in results for verdict in result.verdicts)
@@ -160,6 +181,9 @@ def run(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Continue although the code of a part of your own has changed.")
     ] = False,
+    cluster: _Cluster = None,
+    cpus_per_worker: _Cpus = None,
+    gpus_per_worker: _Gpus = None,
 ) -> None:
     """Run an experiment from a file into a store; readings that the store has already are not measured again.
 
@@ -172,7 +196,8 @@ def run(
     from uturn.experiment import Experiment
 
     experiment = Experiment.from_file(spec)
-    ds = _run(experiment, store, resume, workers, shard, accept_changes)
+    on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
+    ds = _run(experiment, store, resume, workers, shard, accept_changes, on_cluster)
     console = _console()
     done = "complete" if ds.attrs["complete"] else f"share {shard} done, {ds.attrs['missing_tasks']} tasks missing"
     console.print(f"{store}: {done}, spec {experiment.hash[:12]}")
@@ -247,6 +272,9 @@ def images(
         str | None,
         typer.Option("--run", help="Analyse and draw this finished store instead; only --out and --save-images apply."),
     ] = None,
+    cluster: _Cluster = None,
+    cpus_per_worker: _Cpus = None,
+    gpus_per_worker: _Gpus = None,
     **fields: Any,
 ) -> None:
     """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
@@ -276,7 +304,8 @@ def images(
         image_options = ImageOptions.from_dict(chosen | _given(context, fields))
         check_folder(out, save_images, image_options.keep)
         store = out / "run.zarr"
-        ds = _run(image_options.experiment(), store, resume, workers, shard, accept_changes)
+        on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
+        ds = _run(image_options.experiment(), store, resume, workers, shard, accept_changes, on_cluster)
         missing = missing_tasks(ds)
         if missing:
             left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
@@ -391,7 +420,15 @@ def _picture(path: Path) -> Path:
     return path
 
 
-def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int | None, shard: str, accept_changes: bool) -> Any:
+def _run(
+    experiment: Experiment,
+    store: str | Path,
+    resume: bool,
+    workers: int | None,
+    shard: str,
+    accept_changes: bool,
+    on_cluster: Mapping[str, Any],
+) -> Any:
     """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
     from uturn.experiment import run as run_experiment
 
@@ -404,7 +441,15 @@ def _run(experiment: Experiment, store: str | Path, resume: bool, workers: int |
             progress=True,
             shard=_shard(shard),
             accept_changes=accept_changes,
+            **on_cluster,
         )
+
+
+def _on_cluster(cluster: str | None, cpus: float | None, gpus: float | None) -> dict[str, Any]:
+    """Arguments of `run` for a cluster."""
+    if cluster is None and (cpus, gpus) != (None, None):
+        raise ValueError("--cpus-per-worker and --gpus-per-worker need --cluster")
+    return {"cluster": cluster, "cpus_per_worker": cpus, "gpus_per_worker": gpus}
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -460,6 +505,9 @@ def main() -> None:
         code = app(standalone_mode=False)
     except KeyboardInterrupt as stop:
         sys.exit(_exit_code(stop))
+    except TasksFailed as error:
+        typer.echo(f"uturn: error: {error}", err=True)
+        sys.exit(1)
     except Exception as error:
         # Mistakes in options are exceptions of click, or of typer's own copy of it; both have `format_message`.
         usage = getattr(error, "format_message", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from uturn.checks import checked_folder, checked_integer, checked_noise, checked_path, one_line, plain, shown
+from uturn.checks import checked_integer, checked_noise, checked_path, one_line, plain, shown
 from uturn.contracts import (
     Declared,
     checked_axes,
@@ -34,14 +35,17 @@ from uturn.contracts import (
     joined,
     undoes,
 )
+from uturn.objects import is_url
 from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
+from uturn.places import place_of
 from uturn.processes import cores, in_processes
-from uturn.progress import progress_bar
+from uturn.progress import begun, part, progress_bar, steps
 from uturn.protocols import UTurns, Variable
 from uturn.random import Streams, checked_seed
 from uturn.resume import open_store
 from uturn.spec import build, check_fit, validation_words
 from uturn.store import Coordinates, MemoryStore, Store, Task
+from uturn.tasks import Tasks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
+_BATCH = 64  # images that a network has at once on a GPU of medium size, as far as workers of a cluster are concerned
+_RECONSTRUCTED = 0.8  # share of a U-turn that is done before the probes read it, for progress
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 
@@ -345,13 +351,16 @@ class Experiment(BaseModel):
 
         `first` is the first trajectory to measure; values above 0 need `adds_trajectories`.
         """
-        u_turns = self._shared_u_turns if self.parts.backward.shares_batches else self._u_turns
+        shared = self.parts.backward.shares_batches
+        u_turns = self._shared_u_turns if shared else self._u_turns
         with missing_members_named(self.labelled()):
             for names, found in u_turns(self._joined(tasks), range(first, self.trajectories)):
-                readings, start = self._read(found, self.trajectories - first), 0
-                for name, count in names:
-                    yield name, {variable: values[start : start + count] for variable, values in readings.items()}
-                    start += count
+                with begun(len(names), done=_RECONSTRUCTED * len(names) if shared else 0) as work:
+                    readings, start = self._read(found, self.trajectories - first), 0
+                    for name, count in names:
+                        work.finished(1)
+                        yield name, {variable: values[start : start + count] for variable, values in readings.items()}
+                        start += count
 
     def _joined(self, tasks: Iterable[_Task]) -> Iterator[tuple[tuple[tuple[Any, int], ...], int, np.ndarray]]:
         """Neighbouring tasks of one noise level, joined where that changes no bit: `(((name, count), ..), noise_index, items)`.
@@ -370,7 +379,7 @@ class Experiment(BaseModel):
         """U-turns of one task after the other, block by block, each block in one or more parts of its trajectories."""
         for name, noise_index, items in tasks:
             of_block = partial(self._u_turns_of_block, noise=self.noise[noise_index], trajectories=trajectories)
-            yield name, map(of_block, self._blocks(items))
+            yield name, map(of_block, steps(self._blocks(items)))
 
     def _u_turns_of_block(self, originals: Any, noise: float, trajectories: range) -> Iterator[UTurns]:
         source, corruption, backward, probes = self.parts
@@ -378,12 +387,13 @@ class Experiment(BaseModel):
         if backward.adds_trajectories and not is_own(backward) and all(probe.reads_in_parts for probe in probes):
             # The same for every chunk, since other parts would change the rounding.
             size = max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * self.clones))
-        for start in range(0, len(trajectories), size):
+        for start in steps(range(0, len(trajectories), size)):
             streams = Streams(self.seed, originals.items, noise, trajectories[start : start + size])
-            with misfits_named("backward.reconstruct", backward, (source, corruption)):
-                yield u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
+            with part(_RECONSTRUCTED), misfits_named("backward.reconstruct", backward, (source, corruption)):
+                found = u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
+            yield found
 
-    def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, list[list[UTurns]]]]:
+    def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[list[UTurns]]]]:
         """U-turns of tasks in the order of completion, for a backward that reconstructs the batches of all tasks together."""
         pending: dict[int, list[Any]] = {}  # U-turns of the blocks of each unfinished task, with reconstructions where done
 
@@ -397,11 +407,16 @@ class Experiment(BaseModel):
                     pending[number][k] = UTurns(originals, noisy, None, self.clones)
                     yield (number, k, name), noisy, streams
 
-        for (number, k, name), reconstructions in checked_stream(self.parts.backward, batches(), self.clones):
-            known = pending[number]
-            known[k] = replace(known[k], reconstructions=reconstructions)
-            if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
-                yield name, [[u_turns] for u_turns in pending.pop(number)]
+        # Images of many tasks are in the network at once; each of them is an equal part of a task.
+        draws = len(trajectories) * self.clones
+        unit = _RECONSTRUCTED / (min(self.chunk, self.items) * draws)
+        with begun(0, unit=unit) as work:
+            for (number, k, name), reconstructions in checked_stream(self.parts.backward, batches(), self.clones):
+                known = pending[number]
+                known[k] = replace(known[k], reconstructions=reconstructions)
+                if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
+                    work.finished(unit * draws * sum(count for _, count in name))
+                    yield name, steps([[u_turns] for u_turns in pending.pop(number)])
 
     def _blocks(self, items: np.ndarray) -> list[Any]:
         source = self.parts.source
@@ -417,7 +432,7 @@ class Experiment(BaseModel):
             kept: list[Any] = [None] * len(probes)
             for u_turns in parts:
                 items = len(u_turns.originals.items)
-                for k, (probe, one) in enumerate(zip(probes, self.declared, strict=True)):
+                for k, (probe, one) in steps(list(enumerate(zip(probes, self.declared, strict=True)))):
                     with misfits_named(f"{one.label}.read", probe, (source, backward)):
                         kept[k] = probe.accumulate(kept[k], u_turns, source)
             readings: dict[str, np.ndarray] = {}
@@ -443,14 +458,18 @@ def run(
     progress: bool = False,
     shard: tuple[int, int] = (1, 1),
     accept_changes: bool = False,
+    cluster: str | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
 ) -> xr.Dataset:
     """Measure the tasks of an experiment that its store does not hold yet.
 
     Parameters
     ----------
     experiment : Experiment
-    store : path, optional
-        Folder of the zarr store that is filled task by task; in memory if not given.
+    store : path or URL, optional
+        The zarr store that is filled task by task: a folder, or a URL of object storage (s3://bucket/run, gs://.., az://..) as
+        text; in memory if not given.
     resume : bool
         Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
         more items, noise levels, trajectories or clones extends the store. Stored readings are kept, except those of a last block
@@ -467,6 +486,11 @@ def run(
         the same store at the same time. Missing readings are NaN.
     accept_changes : bool
         Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
+    cluster : "local", "auto", "ray://host:port" or "host:port", optional
+        Ray cluster that measures the tasks: one started on this machine, the one that runs here, or that at an address. It needs
+        a store that all nodes reach. `workers` is then the largest number of workers, by default as many as there is room for.
+    cpus_per_worker, gpus_per_worker : float, optional
+        Resources of a worker on a cluster. Networks take a GPU each where there are some; otherwise a worker has one core.
 
     Returns
     -------
@@ -479,36 +503,40 @@ def run(
     ------
     ValueError
         If the store holds another experiment (the message names the difference) or cannot be read. The store stays unchanged.
+    TasksFailed
+        On a cluster, if some tasks raised three times, or were alone on three workers that died. All other tasks are done.
     """
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     workers = None if workers is None else checked_integer("workers", workers, 1)
-    store = None if store is None else checked_folder("store", store)
+    place = None if store is None else place_of("store", store)
     number, shares = _checked_shard(shard, store)
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     backward = experiment.parts.backward
-    opened = open_store(experiment, store, resume, accept_changes)
+    opened = open_store(experiment, place, resume, accept_changes)
     tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
     if shares > 1 or workers != 1 or backward.shares_batches:
         # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
         # assignment balances the shards.
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
-    counts = opened.done(tasks)
-    adds = experiment.adds_trajectories
-    first_missing = {task: done if adds else 0 for task, done in counts.items() if done < experiment.trajectories}
-    if workers is None:
+    work = Tasks(experiment, opened)
+    left = work.left(tasks)
+    if workers is None and cluster is None:
         workers = cores() if backward.wants_processes else 1
-    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(first_missing)) as advance:
-        if min(workers, len(first_missing)) <= 1 or store is None:
-            for start in sorted(set(first_missing.values())):
-                named = ((task, task.noise_index, opened.items(task)) for task in first_missing if first_missing[task] == start)
-                for task, readings in experiment.measurements(named, start):
-                    _write(opened, task, readings, start)
+    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left)) as advance:
+        if not left:
+            pass
+        elif cluster is not None:
+            for count in _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker):
+                for _ in range(count):
                     advance()
+        elif min(workers or 1, len(left)) <= 1 or store is None:
+            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1])):
+                advance()
         else:
             spec = json.dumps(experiment.to_dict())
-            jobs = [(spec, str(store), task, start) for task, start in first_missing.items()]
-            for _ in in_processes(_run_task, jobs, min(workers, len(jobs))):
+            jobs = [(spec, str(store), task, first) for task, first in left.items()]
+            for _ in in_processes(_run_task, jobs, min(workers or 1, len(jobs))):
                 advance()
     # The spec is the caller's: figures build parts from it, and the text in a store is not trusted.
     return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
@@ -554,23 +582,62 @@ def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
     return number, shares
 
 
-def _write(opened: Store | MemoryStore, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-    """Store the readings of a task, joined to those of its first trajectories or clones that the store already holds."""
-    if isinstance(opened, Store) and opened.clones > 1 and not first:
-        readings = opened.with_kept_clones(task, readings)
-    if isinstance(opened, Store) and first:
-        before = opened.read(task, first)
-        axes = {name: variable.index("trajectory") - 1 for name, variable in opened.dims.items() if "trajectory" in variable}
-        readings = {
-            name: np.concatenate([before[name], values], axis=axes[name]) if name in axes else values
-            for name, values in readings.items()
-        }
-    opened.write(task, readings)
+def _on_cluster(
+    experiment: Experiment,
+    opened: Store | MemoryStore,
+    left: Mapping[Task, int],
+    address: str,
+    workers: int | None,
+    cpus: float | None,
+    gpus: float | None,
+) -> Iterator[int]:
+    """Measure tasks on a Ray cluster; yields the number of those that are newly done."""
+    from uturn.cluster import on_cluster
+
+    assert isinstance(opened, Store)
+    damaged = Tasks(experiment, opened).recorded_left(list(left)).keys() ^ left.keys()
+    opened.forget(damaged)  # workers look at the records alone
+    backward = experiment.parts.backward
+    networks = backward.shares_batches or backward.wants_processes
+    exact = all(part.batch_invariant for _, part in experiment.labelled())
+    groups = {level: [task for task in left if task.noise_index == level] for level in {task.noise_index for task in left}}
+    highest = max(experiment.noise) or 1.0
+    u_turns = experiment.chunk * experiment.trajectories * experiment.clones
+    where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
+    states = on_cluster(
+        address,
+        f"{experiment.hash} {where}",
+        partial(_tasks_of, json.dumps(experiment.to_dict()), where),
+        [(1.0 if exact else 0.1 + experiment.noise[level] / highest, tasks) for level, tasks in groups.items()],
+        label=lambda task: (
+            f"noise {experiment.noise[task.noise_index]:g}, items {opened.items(task)[0]}..{opened.items(task)[-1]}"
+        ),
+        cpus=cpus,
+        gpus=gpus,
+        wants_gpu=networks,
+        # Enough tasks that the batches of a network are full while the next ones are on their way.
+        slots=2 + 2 * _BATCH // u_turns if backward.shares_batches else 1,
+        most_workers=workers,
+    )
+    before = len(left)
+    for state in states:
+        yield max(0, before - state.left)
+        before = min(before, state.left)
+    lost = Tasks(experiment, opened).recorded_left(list(left))
+    if lost:
+        raise ValueError(
+            f"{len(lost)} tasks were measured, but are not in {opened.where} as this host sees it; give a store on a file system "
+            f"that all nodes share, or on object storage"
+        )
+
+
+def _tasks_of(spec: str, store: str) -> Tasks:
+    return Tasks(*_reopened(spec, store))
 
 
 def _run_task(spec: str, store: str, task: Task, first: int) -> None:
-    experiment, opened = _reopened(spec, store)
-    _write(opened, task, experiment.measure(task.noise_index, opened.items(task), first), first)
+    for _ in Tasks(*_reopened(spec, store)).measure([(task, first)]):
+        pass
 
 
 @lru_cache(maxsize=1)

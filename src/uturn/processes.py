@@ -13,6 +13,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from uturn.progress import listening, publish_to
+
 
 def cores() -> int:
     """Number of cores that this process may use."""
@@ -44,7 +46,9 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
     _check_script(workers)
     others = set(multiprocessing.active_children())
     # spawn: forking a process that runs threads (numba, torch) can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    context = multiprocessing.get_context("spawn")
+    progress = context.RawArray("d", workers), context.Value("i", 0)  # unfinished work of each process; processes so far
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=progress)
     # New processes inherit these variables before they import the libraries that read them. This process has already read them.
     limit = str(threads or max(1, cores() // workers))
     before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -59,8 +63,9 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-        for future in as_completed(futures):
-            yield future.result()
+        with listening(lambda: sum(progress[0])):
+            for future in as_completed(futures):
+                yield future.result()
         done = True
     finally:
         if not done:
@@ -69,8 +74,8 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin() -> None:
-    """Initialise a new process: it ignores Ctrl-C, which the parent handles, and ends when the parent does."""
+def _begin(progress: Any, begun: Any) -> None:
+    """Initialise a new process: it ignores Ctrl-C, which the parent handles, ends when the parent does, writes its progress."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -80,3 +85,6 @@ def _begin() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    with begun:
+        place, begun.value = begun.value, begun.value + 1
+    publish_to(lambda done: progress.__setitem__(place, done))

@@ -1,51 +1,266 @@
-"""Progress of long computations: a bar on terminals, lines in logs."""
+"""Progress of long computations: a bar on terminals, lines in logs; both move inside a task too.
+
+Work is counted in tasks. Code that computes a task says so by `begun`. Loops inside it report by `steps`, `part` or `add`, which
+move on within the work that the thread is doing and do nothing if there is none. `in_progress` adds up what is unfinished.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-# Logs get a line after each tenth of the tasks, but at most one in ten seconds.
+T = TypeVar("T")
+
+# Logs get a line after each tenth of the tasks, but at most one in ten seconds; and one after each minute without a line.
 _TENTHS = 10
 _SECONDS = 10.0
+_MINUTE = 60.0
+_LOOK = {True: 0.2, False: 1.0}  # seconds between two looks at unfinished work, on terminals and in logs
 
 
+# -- reports from inside a task ----------------------------------------------------------------------------------------------
+class Work:
+    """Unfinished work: `done` of it, `end` of the part that is being done, and the `unit` of `add`, all in tasks."""
+
+    def __init__(self, done: float, end: float, unit: float = 0.0) -> None:
+        self.done, self.end, self.unit = done, end, unit
+
+    def finished(self, tasks: float) -> None:
+        """So many tasks are finished, and no longer part of this work."""
+        self.done, self.end = max(0.0, self.done - tasks), max(0.0, self.end - tasks)
+        _publish()
+
+
+class _Here(threading.local):
+    """The work that this thread is doing."""
+
+    work: Work = Work(0.0, 0.0)  # not counted anywhere
+
+
+_here = _Here()
+_all: list[Any] = []  # unfinished work of all threads, and of other processes: objects with a number `done`
+_put: Callable[[float], None] | None = None  # see `publish_to`
+
+
+def in_progress() -> float:
+    """How many tasks' worth of work is done in this process, and in those that it listens to, on tasks that are unfinished.
+
+    It can be asked from any thread.
+    """
+    return math.fsum(work.done for work in list(_all))
+
+
+@contextmanager
+def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Work]:
+    """Context in which this thread works on so many tasks, `done` of which were done before.
+
+    Its end takes the work from `in_progress`; what is finished is then counted by the function of `progress_bar`. `unit`: how
+    many tasks one unit of `add` is.
+    """
+    before, work = _here.work, Work(done, tasks, unit)
+    _here.work = work
+    _all.append(work)
+    try:
+        yield work
+    finally:
+        _all.remove(work)
+        _here.work = before
+        _publish()
+
+
+@contextmanager
+def part(share: float) -> Iterator[None]:
+    """Context for a part of the work: what it does counts as this share of what the enclosing part still has to do."""
+    work = _here.work
+    outer = work.end
+    work.end = work.done + share * max(0.0, outer - work.done)
+    try:
+        yield
+        work.done = max(work.done, work.end)
+    finally:
+        work.end = outer
+        _publish()
+
+
+def steps(these: Collection[T]) -> Iterator[T]:
+    """The same, each of them an equal part of the work that the enclosing part still has to do."""
+    work = _here.work
+    begin, outer = work.done, work.end
+    width = max(0.0, outer - begin) / max(1, len(these))
+    try:
+        for number, one in enumerate(these, 1):
+            work.end = min(begin + number * width, outer)
+            yield one
+            work.done = max(work.done, work.end)
+            _publish()
+    finally:
+        work.end = outer
+
+
+@contextmanager
+def units(count: float) -> Iterator[None]:
+    """Context for a part of the work that is reported by `add`, in so many units, and by nothing else."""
+    work = _here.work
+    end, unit = work.end, work.unit
+    work.unit, work.end = max(0.0, end - work.done) / max(count, 1), work.done
+    try:
+        yield
+    finally:
+        work.end, work.unit = end, unit
+
+
+def add(number: float = 1.0) -> None:
+    """So many units of the work are done."""
+    work = _here.work
+    work.done += number * work.unit
+    _publish()
+
+
+class Elsewhere:
+    """Unfinished work of other processes; `ask` returns how many tasks' worth of it is done."""
+
+    def __init__(self, ask: Callable[[], float]) -> None:
+        self.ask = ask
+
+    @property
+    def done(self) -> float:
+        return self.ask()
+
+
+@contextmanager
+def listening(ask: Callable[[], float]) -> Iterator[None]:
+    """Context in which `in_progress` includes the work of other processes.
+
+    `ask()` returns how many tasks' worth of their unfinished work is done. It must no longer contain a task when that is counted
+    as finished.
+    """
+    work = Elsewhere(ask)
+    _all.append(work)
+    try:
+        yield
+    finally:
+        _all.remove(work)
+
+
+def publish_to(put: Callable[[float], None]) -> None:
+    """Call `put(in_progress())` whenever work goes on in this process, for another process to read."""
+    global _put
+    _put = put
+
+
+def _publish() -> None:
+    if _put is not None:
+        _put(in_progress())
+
+
+# -- what users see ------------------------------------------------------------------------------------------------------------
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int) -> Iterator[Callable[[], None]]:
-    """Context whose value is a function to call after each task; if `wanted`, it shows the progress on stderr."""
+    """Context whose value is a function to call after each task; if `wanted`, it shows the progress on stderr.
+
+    Between two tasks it moves by the work that was begun inside this context.
+    """
     if not wanted:
         yield lambda: None
-    elif sys.stderr.isatty():
-        with _bar(title, total, done) as advance:
-            yield advance
-    else:
-        yield _lines(title, total, done)
+        return
+    terminal = sys.stderr.isatty()
+    with _bar(title, total, done) if terminal else _lines(title, total, done) as count:
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(_LOOK[terminal]):
+                with contextlib.suppress(OSError, ValueError):  # stderr is gone
+                    count.tell()
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield count.advance
+        finally:
+            ended.set()
+            watcher.join()
+
+
+class _Count:
+    """Tasks that are done, and what `show(done, finished)` shows of them."""
+
+    def __init__(self, total: int, finished: int, show: Callable[[float, int], None]) -> None:
+        self.total, self.finished, self._show = total, finished, show
+        self._shown, self._outside, self._lock = float(finished), list(_all), threading.Lock()
+
+    def advance(self) -> None:
+        """One more task is finished."""
+        with self._lock:
+            self.finished += 1
+        self.tell()
+
+    def tell(self) -> None:
+        """Show what is done; it never runs backwards, nor past the end."""
+        with self._lock:
+            inside = math.fsum(work.done for work in list(_all) if work not in self._outside)
+            self._shown = max(self._shown, min(self.finished + inside, self.total))
+            self._show(self._shown, self.finished)
 
 
 @contextmanager
-def _bar(title: str, total: int, done: int) -> Iterator[Callable[[], None]]:
+def _bar(title: str, total: int, done: int) -> Iterator[_Count]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[finished]}/{task.total} ({task.percentage:.1f} %)"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total, completed=done)
-        yield lambda: bar.advance(task)
+        task = bar.add_task(title, total=total, completed=done, finished=done)
+        yield _Count(total, done, lambda now, finished: bar.update(task, completed=now, finished=finished))
 
 
-def _lines(title: str, total: int, done: int) -> Callable[[], None]:
+@contextmanager
+def _lines(title: str, total: int, done: int) -> Iterator[_Count]:
     start = last = time.monotonic()
-    count, told = done, _TENTHS * done // total if total else 0
+    told = _TENTHS * done // total if total else 0
 
-    def advance() -> None:
-        nonlocal last, count, told
-        count += 1
-        now, tenths = time.monotonic(), _TENTHS * count // total
-        if tenths > told and now - last >= _SECONDS:
-            last, told = now, tenths
-            left = (now - start) * (total - count) / (count - done)
-            print(f"{title}: {count} of {total}" + (f", about {left:.0f} s left" if left else ""), file=sys.stderr, flush=True)
+    def show(now: float, finished: int) -> None:
+        nonlocal last, told
+        clock, tenths = time.monotonic(), math.floor(_TENTHS * now / max(total, 1))
+        quiet = clock - last
+        if (tenths > told and quiet >= _SECONDS) or (quiet >= _MINUTE and finished < total):
+            last, told = clock, tenths
+            count = f"{finished}" if now == finished else f"{now:.2f}"
+            print(f"{title}: {count} of {total}{_rate(now - done, total - now, clock - start)}", file=sys.stderr, flush=True)
 
-    return advance
+    yield _Count(total, done, show)
+
+
+def _rate(done: float, left: float, seconds: float) -> str:
+    """Rate and time left, in words that follow the number of tasks."""
+    if not left:
+        return ""
+    if done <= 0:
+        return f", nothing new after {duration(seconds)}"
+    rate = 60 * done / seconds
+    return (
+        f", {f'{rate:.3g} a minute' if rate >= 1 else f'{60 * rate:.3g} an hour'}, about {duration(left * seconds / done)} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> [duration(t) for t in (0.23, 42, 90, 200, 4000, 400_000)]
+    ['0.23 s', '42 s', '90 s', '3.3 min', '67 min', '4.6 days']
+    """
+    unit, size = "days", 86400
+    if seconds < 48 * 3600:
+        unit, size = ("s", 1) if seconds < 100 else ("min", 60) if seconds < 6000 else ("h", 3600)
+    value = seconds / size
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,18 @@ import numpy as np
 from uturn import random
 from uturn.checks import shown
 from uturn.contracts import checked_blocks, checked_text
-from uturn.files import locked_folder
 from uturn.own_parts import is_own
+from uturn.places import Place
 from uturn.spec import added, build, differences, with_size_of
 from uturn.store import MemoryStore, Store
 
 _log = logging.getLogger("uturn")
 
 
-def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_changes: bool) -> Store | MemoryStore:
+def open_store(experiment: Any, store: Place | None, resume: bool, accept_changes: bool) -> Store | MemoryStore:
     """The store of an experiment: a new one if there is none, the existing one, or the existing one extended.
 
-    Without a path the results are kept in memory.
+    Without a place the results are kept in memory.
 
     ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
     """
@@ -46,21 +45,21 @@ def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_c
     layout = experiment.variables(), coordinates, experiment.chunk, attributes
     if store is None:
         return MemoryStore(*layout)
-    if not Path(store).exists() or (Path(store).is_dir() and not any(Path(store).iterdir())):
+    if store.is_empty():
         opened = Store.create(store, *layout)
         if opened is not None:
             return opened
     elif not resume:
-        raise ValueError(f"{store} exists already; choose another folder, or resume it (resume=True)")
-    with locked_folder(Path(store).resolve().parent):  # one process at a time extends it
-        opened = Store.open(store)
+        raise ValueError(f"{store.where} exists already; choose another folder, or resume it (resume=True)")
+    with store.locked():  # one process at a time extends it
+        opened = Store.at(store)
         made = opened.attributes.get("random_version", 1)
         if made != random.VERSION:
             raise ValueError(
-                f"{store} was made with version {shown(made)} of the random numbers, and this version of uturn draws version "
-                f"{random.VERSION}; choose another folder"
+                f"{store.where} was made with version {shown(made)} of the random numbers, and this version of uturn draws "
+                f"version {random.VERSION}; choose another folder"
             )
-        opened.remove_unfinished()
+        store.remove_unfinished()
         stored = json.loads(opened.attributes["identity"])
         new = added(stored, experiment.identity())
         changes = _changes(experiment, opened, stored, models, bool(new))
@@ -71,13 +70,13 @@ def open_store(experiment: Any, store: str | Path | None, resume: bool, accept_c
                 for key, old in changes.items()
             ]
             raise ValueError(
-                f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or resume anyway with "
+                f"{store.where}: {'; '.join(words)}; choose another folder, bring the old code back, or resume anyway with "
                 f"accept_changes=True (--accept-changes)"
             )
         if new:
             _check_originals(experiment, opened, stored)
             opened = opened.extend(*layout)
-            _log.info(f"{store} is extended by {', '.join(new)}")
+            _log.info(f"{store.where} is extended by {', '.join(new)}")
         opened.restore(*layout[:2])
         if changes:
             before = json.loads(opened.attributes.get("accepted_changes", "[]"))

@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from uturn.checks import checked_folder, checked_integer
-from uturn.files import remove_unfinished_folders, whole_folder
+from uturn.checks import checked_integer
+from uturn.objects import StorageError
+from uturn.places import LocalFolder, Place, place_of
 from uturn.protocols import Variable as Variable
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ _TOLERANCE = 1e-7  # of coordinates, since another version may compute them with
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """{name: (dims, values, attributes)}; the coordinate with the name of a dim determines its length."""
+
+
+class StoreError(ValueError):
+    """The store could not be written; nothing is wrong with the readings."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class _Blocks:
         """Item numbers of a task."""
         start = task.item_block * self.chunk
         return np.arange(start, min(start + self.chunk, self.num_items))
+
+    def words(self, task: Task) -> str:
+        """A task in words: its noise level and its items."""
+        return f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
 
     def _region(self, task: Task) -> tuple[slice, slice]:
         start = task.item_block * self.chunk
@@ -116,10 +124,13 @@ class MemoryStore(_Blocks):
 
 
 class Store(_Blocks):
-    """The results of a run on disk: created once, filled task by task, readable with `xarray.open_zarr`."""
+    """The results of a run in a folder or on object storage: created once, filled task by task.
 
-    def __init__(self, group: zarr.Group, where: str) -> None:
-        self.group, self.where = group, where
+    `xarray.open_zarr` reads them.
+    """
+
+    def __init__(self, group: zarr.Group, place: Place) -> None:
+        self.group, self.place, self.where = group, place, place.where
         self.chunk = int(group.attrs["chunk"])  # type: ignore[arg-type]
         self.variables = [str(name) for name in group.attrs["variables"]]  # type: ignore[union-attr]
         self._arrays: dict[str, Any] = {}
@@ -127,45 +138,54 @@ class Store(_Blocks):
         self.num_items = int(self._array("item").shape[0])
         self.trajectories = int(self._array("trajectory").shape[0])
         self.clones = int(self._array("clone").shape[0]) if "clone" in group else 1
-        self._folder = os.stat(where).st_ino
+        self._identity = place.identity()
 
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        place: Place,
         variables: Mapping[str, Variable],
         coordinates: Coordinates,
         chunk: int,
         attributes: Mapping[str, Any],
     ) -> Store | None:
-        """Create an empty store at `path`.
+        """Create an empty store at a place.
 
-        The store appears at `path` in one step, so an interruption leaves no store or a complete one. Returns None if another
+        The store appears there in one step, so an interruption leaves no store or a complete one. Returns None if another
         process has created a store there in the meantime.
         """
         try:
-            with whole_folder(path, replace=False) as unfinished:
+            with place.whole(replace=False) as unfinished:
                 _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
+        except StorageError:
+            raise
         except ValueError:
-            if Path(path).is_dir() and any(Path(path).iterdir()):
+            if not place.is_empty():
                 return None
             raise
-        return cls.open(path)
+        return cls.at(place)
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
-        """Open an existing store; ValueError if there is none, or if its layout is damaged."""
-        path = checked_folder("store", path)
-        if not Path(path).exists():
+        """Open an existing store at a path or URL; ValueError if there is none, or if its layout is damaged."""
+        return cls.at(place_of("store", path))
+
+    @classmethod
+    def at(cls, place: Place) -> Store:
+        """Open the store at a place, as `open` does."""
+        path = place.where
+        if not place.exists():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
-            # Absolute paths, because zarr removes a relative path from chunk names wherever it occurs ("s/" in "tasks/..").
-            group = zarr.open_group(os.path.abspath(path), mode="r+", use_consolidated=False, zarr_format=3)
+            target = place.target()
+            group = zarr.open_group(target, mode="r+", use_consolidated=False, zarr_format=3)
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
             if found == (FORMAT, VERSION):
-                _check_layout(group, zarr.open_group(os.path.abspath(path), mode="r", use_consolidated=True, zarr_format=3))
-                return cls(group, str(path))
+                _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
+                return cls(group, place)
+        except StorageError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{path} is not a readable store ({type(error).__name__}: {error}); if it was cut short while being copied, "
@@ -196,6 +216,8 @@ class Store(_Blocks):
             wanted = _writable(values)
             try:
                 sound = _agree(self._array(name)[...], wanted, 0 if name == "noise" else _TOLERANCE)
+            except StorageError:
+                raise
             except Exception:  # zarr raises many kinds for chunks that cannot be decoded
                 sound = False
             if not sound:
@@ -224,14 +246,9 @@ class Store(_Blocks):
 
     def update(self, **attributes: Any) -> None:
         """Write attributes, in one atomic step."""
-        prototype = default_buffer_prototype()
-        found = sync(self.group.store.get("zarr.json", prototype))
-        assert found is not None
-        layout = json.loads(found.to_bytes())  # with the consolidated metadata, which zarr's own update drops
-        layout["attributes"].update(attributes)
-        text = json.dumps(layout, indent=2, default=str).encode()
         try:
-            sync(self.group.store.set("zarr.json", prototype.buffer.from_bytes(text)))
+            # With the consolidated metadata, which zarr's own update drops.
+            self.place.change_root(lambda layout: layout["attributes"].update(attributes))
         except OSError as error:
             raise ValueError(f"{self.where}: cannot write ({error.strerror or error}); what was written before is safe") from None
         self.group.metadata.attributes.update(attributes)
@@ -252,23 +269,42 @@ class Store(_Blocks):
             Whether to read all readings. If False, damaged values are not detected.
         """
         records, written = self._records(), self._written()
-        found: dict[Task, tuple[State, int]] = {}
-        for task in self.tasks() if tasks is None else tasks:
+        tasks = list(self.tasks() if tasks is None else tasks)
+
+        def state(task: Task) -> tuple[State, int]:
             record = records[task.noise_index, task.item_block]
             count, clones = self._held(record)
             if count == 0 or not written.issuperset(self._chunk_key(name, task) for name in self.variables):
-                found[task] = "missing", 0
-            elif count > self.trajectories or clones > self.clones or (look and not self._is_sound(task, record)):
-                found[task] = "damaged", 0
-            elif clones < self.clones:
-                found[task] = "part", 0
-            else:
-                found[task] = ("done" if count == self.trajectories else "part"), count
-        return found
+                return "missing", 0
+            if count > self.trajectories or clones > self.clones or (look and not self._is_sound(task, record)):
+                return "damaged", 0
+            if clones < self.clones:
+                return "part", 0
+            return ("done" if count == self.trajectories else "part"), count
+
+        return dict(zip(tasks, self.place.at_once(state, tasks), strict=True))
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
         """Number of trajectories done of each task, as in `states`; warns of damaged tasks, which count as missing."""
         return {task: count for task, (_, count) in self._checked(tasks).items()}
+
+    def recorded(self, tasks: Sequence[Task]) -> dict[Task, int]:
+        """Number of trajectories done of each task by its record alone; damaged readings are not noticed."""
+        found: dict[Task, int] = {}
+        for level, group in groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
+            some = list(group)
+            blocks = [task.item_block for task in some]
+            # One read for the whole span: the records of a bundle lie close together.
+            records = self._array(_RECORDS)[level, min(blocks) : max(blocks) + 1]
+            for task in some:
+                count, clones = self._held(records[task.item_block - min(blocks)])
+                found[task] = count if clones == self.clones else 0
+        return found
+
+    def forget(self, tasks: Iterable[Task]) -> None:
+        """Clear the records of tasks, whose readings are damaged."""
+        for task in tasks:
+            self._array(_RECORDS)[task.noise_index, task.item_block] = 0
 
     def _checked(self, tasks: Iterable[Task]) -> dict[Task, tuple[State, int]]:
         """States of tasks; warns of those that are damaged."""
@@ -276,9 +312,8 @@ class Store(_Blocks):
         for task in (task for task, (state, _) in states.items() if state == "damaged"):
             self._check_still_there()
             chunk = self._chunk_key(self.variables[0], task)
-            place = f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
             warnings.warn(
-                f"{self.where}: the chunk {chunk} ({place}) is damaged: it cannot be read, or holds the values of another "
+                f"{self.where}: the chunk {chunk} ({self.words(task)}) is damaged: it cannot be read, or holds the values of another "
                 f"noise level or other items; it is computed again",
                 stacklevel=2,
             )
@@ -293,6 +328,8 @@ class Store(_Blocks):
         """Whether the readings of a task match the digests of its record."""
         try:
             values = self.read(task, *self._held(record))
+        except StorageError:
+            raise
         except Exception:  # zarr raises many kinds for chunks that cannot be decoded
             return False
         return [self._digest(name, task, values[name]) for name in self.variables] == record[1:].tolist()
@@ -316,7 +353,7 @@ class Store(_Blocks):
         count = self.trajectories if trajectories is None else trajectories
         fewer_clones = clones is not None and clones < self.clones
         record = [count + (clones << _CLONES_AT if clones is not None and fewer_clones else 0)]
-        name = _RECORDS
+        name, chunks = _RECORDS, {}
         try:
             self._check_still_there()
             for name in self.variables:
@@ -328,10 +365,12 @@ class Store(_Blocks):
                 else:
                     values = full = np.ascontiguousarray(arrays[name], np.float32)
                 record.append(self._digest(name, task, values))
-                self._array(name)[self._region(task)] = full[None]
+                chunks[name] = full[None]
+            self.place.at_once(lambda one: self._put(one, task, chunks[one]), chunks)
+            name = _RECORDS
             self._array(_RECORDS)[task.noise_index, task.item_block] = np.array(record, np.uint64)
         except OSError as error:
-            raise ValueError(
+            raise StoreError(
                 f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
                 f"space, or give access, and run it again to resume"
             ) from None
@@ -341,6 +380,8 @@ class Store(_Blocks):
         found = dict(readings)
         try:
             record = self._array(_RECORDS)[task.noise_index, task.item_block]
+        except StorageError:
+            raise
         except Exception:  # a damaged record, which holds nothing
             return found
         trajectories, clones = self._held(record)
@@ -390,9 +431,9 @@ class Store(_Blocks):
         The larger run has all noise levels, items, trajectories and clones of this one, and more. Its store is filled in another
         folder and replaces this one in one step, so an interruption leaves the old store or the new one.
         """
-        with whole_folder(self.where) as unfinished:
+        with self.place.whole() as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
-            larger = Store.open(unfinished)
+            larger = Store.at(LocalFolder(unfinished))
             states, records = self._checked(self.tasks()), self._records()
             sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
             held = {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
@@ -404,11 +445,7 @@ class Store(_Blocks):
                 if count:
                     larger.write(task, readings, count, clones)
             larger._finish()
-        return Store.open(self.where)
-
-    def remove_unfinished(self) -> None:
-        """Remove the unfinished folders of killed processes beside the store; no other process may be extending it."""
-        remove_unfinished_folders(self.where)
+        return Store.at(self.place)
 
     def _readings_of(
         self, noise: float, items: np.ndarray, held: Mapping[Task, tuple[int, int]]
@@ -434,10 +471,13 @@ class Store(_Blocks):
 
     def _check_still_there(self) -> None:
         """ValueError if another process has replaced this store by that of a larger run."""
-        if os.stat(self.where).st_ino != self._folder:
-            raise ValueError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
+        if self.place.identity() != self._identity:
+            raise StoreError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
 
     # -- arrays --------------------------------------------------------------------------------------------------------
+    def _put(self, name: str, task: Task, values: np.ndarray) -> None:
+        self._array(name)[self._region(task)] = values
+
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
             # By default zarr does not write chunks that hold only NaN (unknown labels, images that are not kept), and their tasks
@@ -474,12 +514,16 @@ class Store(_Blocks):
         array = self._array(_RECORDS)
         try:
             return np.asarray(array[...])
+        except StorageError:
+            raise
         except Exception:  # zarr raises many kinds for chunks that cannot be decoded
             records = np.zeros(array.shape, np.uint64)
             for task in self.tasks():
                 place = task.noise_index, task.item_block
                 try:
                     records[place] = array[place]
+                except StorageError:
+                    raise
                 except Exception:
                     records[place] = np.iinfo(np.uint64).max
             return records

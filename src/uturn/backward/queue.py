@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from uturn import progress
 from uturn.corruption.schedulers import uses_learned_variance
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def run_queue(chain: Chain, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndar
         # The iterable and the code of the caller between two yields run outside inference mode.
         entering = list(islice(queue, free))
         while any(w.step == 0 for w in entering):
-            yield from ((w.name, np.array(w.image, np.float32)) for w in entering if w.step == 0)
+            for w in entering:
+                if w.step == 0:
+                    progress.add()
+                    yield w.name, np.array(w.image, np.float32)
             entering = [w for w in entering if w.step > 0]
             entering += islice(queue, free - len(entering))
         with torch.inference_mode():
@@ -88,6 +92,7 @@ def run_queue(chain: Chain, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndar
             if not cohorts:
                 return
             _advance(chain, cohorts)
+            progress.add(sum(len(cohort.names) / len(cohort.timesteps) for cohort in cohorts))
             ended = [cohort for cohort in cohorts if cohort.position == len(cohort.timesteps)]
             cohorts = [cohort for cohort in cohorts if cohort.position < len(cohort.timesteps)]
             results = [(cohort.names, _finished(chain, cohort)) for cohort in ended]

@@ -21,6 +21,7 @@ from uturn.checks import one_line
 from uturn.corruption.diffusion import Diffusion, checked_images
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like, uses_learned_variance
 from uturn.pieces import Pieces, is_out_of_memory
+from uturn.progress import units
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +246,8 @@ class ReverseDiffusion:
             result = values.copy()
         else:
             work = (Work(x, step, keys[k], None if classes is None else classes[k], k) for k, x in enumerate(values))
-            done = dict(run_queue(self, work))
+            with units(len(values)):
+                done = dict(run_queue(self, work))
             result = np.stack([done[k] for k in range(len(values))])
         return torch.from_numpy(result) if isinstance(noisy, torch.Tensor) else result
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from uturn import progress
 from uturn.checks import checked_integer, checked_noise
 from uturn.protocols import Channel, Noisy
 from uturn.random import streams
@@ -128,7 +129,7 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
     channel = denoiser.corruption
     out = np.empty((len(keys), denoiser.num_leaves), np.int64)
     at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
-    for rows in _equal_noise(noisy.noise, at_once):
+    for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):
         part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
         clean = part.noise[0] <= channel.clean_noise
         out[rows] = channel.shown(part) if clean else channel.reverse(denoiser, part, steps, keys[rows])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import njit
 
+from uturn import progress
 from uturn.checks import checked_noise
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols, log_evidence_of
@@ -116,7 +117,8 @@ class Gaussian(Channel):
             scheduler = _ancestral_scheduler(start, steps)
             abar = scheduler.alphas_cumprod.numpy()
             state = torch.from_numpy(noisy.values.astype(np.float32))
-            for step, timestep in enumerate(range(steps - 1, 0, -1)):  # timestep 0 is the level of the last draw
+            timesteps = range(steps - 1, 0, -1)  # timestep 0 is the level of the last draw
+            for step, timestep in enumerate(progress.steps(timesteps)):
                 mean = torch.from_numpy(checked_posterior(denoiser, noisy))
                 noise = torch.from_numpy(normals(streams(keys, batch, step), d * v).reshape(batch, d, v))
                 state = scheduler.step(mean, timestep, state, eta=1.0, variance_noise=noise).prev_sample

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from uturn import progress
 from uturn.checks import checked_noise
 from uturn.corruption.denoising import ORDER, Denoiser, checked_posterior
 from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, draw_symbols, symbol_evidence
@@ -70,7 +71,7 @@ class Masking(Channel):
         rank = order.argsort(axis=1).argsort(axis=1)  # of the hidden leaves: 0, 1, ..
         masked = hidden.sum(axis=1)
         groups = np.minimum(masked, steps)
-        for step in range(int(groups.max(initial=0))):
+        for step in progress.steps(range(int(groups.max(initial=0)))):
             active = np.flatnonzero(groups > step)
             first, end = (masked[active] * k // groups[active] for k in (step, step + 1))
             share = (masked[active] - first) / d

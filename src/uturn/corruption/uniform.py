@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from uturn import progress
 from uturn.checks import checked_noise
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import (
@@ -72,7 +73,8 @@ class UniformReplacement(Channel):
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         v = noisy.vocab_size
-        for step, (now, later) in enumerate(_pairs(1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps)):
+        levels = list(_pairs(1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps))
+        for step, (now, later) in enumerate(progress.steps(levels)):
             at = noisy.values[..., None]
             belief = checked_posterior(denoiser, noisy)
             # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with weights p(a | x_t) / q(x_t | a).

@@ -19,6 +19,7 @@ from uturn.inference.kernels import FIXED_POINT
 from uturn.inference.tables import tables_of
 from uturn.inference.wide_range import WideRange
 from uturn.memory import recycled
+from uturn.progress import steps
 from uturn.threads import over_blocks
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
@@ -33,7 +34,7 @@ def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...]) -> Belie
     plan = plan_of(rhm, evidence.dtype, 0 if "log_evidence" in outputs else batch)
     out = _empty(plan, batch, outputs)
     left = []
-    for first in range(0, batch, plan.chunk):
+    for first in steps(range(0, batch, plan.chunk)):
         rows = slice(first, min(first + plan.chunk, batch))
         views = {name: x[rows] if name == "log_evidence" else {k: y[rows] for k, y in x.items()} for name, x in out.items()}
         left += [first + b for b in propagate(plan, evidence.rows(first, rows.stop), views, first)]
@@ -76,7 +77,7 @@ def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
     truth = _checked(truth, rhm)
     plan = plan_of(rhm, evidence.dtype, batch)
     out, left = np.empty((batch, rhm.depth + 1), np.int64), []
-    for first in range(0, batch, plan.chunk):
+    for first in steps(range(0, batch, plan.chunk)):
         last = min(first + plan.chunk, batch)
         left += [first + b for b in propagate(plan, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
     found = out / (FIXED_POINT * nodes)
@@ -113,7 +114,7 @@ def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.nda
     integers = np.dtype(np.int64)
     out = {level: recycled((len(numbers), batch, rhm.num_nodes(level)), integers) for level in range(rhm.depth + 1)}
     left = []
-    for first in range(0, batch, plan.chunk):
+    for first in steps(range(0, batch, plan.chunk)):
         rows = slice(first, min(first + plan.chunk, batch))
         views = {level: x[:, rows] for level, x in out.items()}
         left += [first + b for b in draw(plan, evidence.rows(first, rows.stop), keys[rows], numbers, views, batch, first)]

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from uturn.checks import checked_integer, one_line
 from uturn.files import whole_file
-from uturn.progress import progress_bar
+from uturn.progress import add, progress_bar, units
 
 
 class History(NamedTuple):
@@ -81,11 +81,13 @@ def train(
         raise ValueError(f"target = {target!r} needs `evaluate`, which gives {target[0]!r}")
     training = _Training(model, settings, recipe, checkpoint)
     title = Path(checkpoint).name if checkpoint is not None else "training"
-    with progress_bar(progress, title, steps, training.step) as advance:
+    with progress_bar(progress, title, steps, training.step) as advance, units(steps):
+        add(training.step)
         losses: list[float] = []
         while training.step < steps and not training.finished:
             losses.append(training.descend(loss))
             advance()
+            add()
             if training.step % every == 0 or training.step == steps:
                 training.record({"loss": sum(losses) / len(losses)})
                 losses = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,12 @@ def reproduce(
     workers: int | None = None,
     progress: bool = False,
     announce: Callable[[str], None] = lambda text: None,
+    cluster: Mapping[str, Any] | None = None,
 ) -> list[Result]:
     """Measure, analyse and draw figures of the paper; what a previous call finished is not computed again.
 
     Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled data of the plot), the raw
-    runs under `out/<scale>/`, and after each figure the page `out/index.html`.
+    runs under `out/<scale>/`, and after each figure the page `out/index.html`. `cluster`: arguments of `uturn.run` for a cluster.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def reproduce(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder") from None
-    workshop = Workshop(scale, out / scale, workers, progress)
+    workshop = Workshop(scale, out / scale, workers, progress, cluster or {})
     results = []
     for name in dict.fromkeys(figures):
         figure = load_figure(name)

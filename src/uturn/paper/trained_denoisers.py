@@ -25,7 +25,7 @@ from uturn.networks.denoisers import (
 from uturn.networks.training import History
 from uturn.paper.workshop import Scale, Workshop
 from uturn.processes import cores, in_processes
-from uturn.progress import progress_bar
+from uturn.progress import begun, part, progress_bar
 from uturn.random import Purpose, keys
 from uturn.rhm import RandomHierarchyModel
 
@@ -97,9 +97,11 @@ def networks(scale: Scale) -> dict[str, dict[str, Any]]:
 
 
 def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> tuple[str, xr.Dataset]:
-    _train(name, job, workshop)
-    compute = partial(network_readings, name, job, reading, workshop)
-    return name, workshop.keep(f"learning-{name}", {**job, **reading}, compute).load()
+    with begun(1):
+        with part(0.8):
+            _train(name, job, workshop)
+        compute = partial(network_readings, name, job, reading, workshop)
+        return name, workshop.keep(f"learning-{name}", {**job, **reading}, compute).load()
 
 
 def _train(name: str, job: Mapping[str, Any], workshop: Workshop) -> None:

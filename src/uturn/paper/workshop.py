@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,12 +33,14 @@ class Workshop:
     folder: Path
     workers: int | None = None
     progress: bool = False
+    cluster: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `uturn.run`
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
         """The results of an experiment; what is missing in `folder/label.zarr` is run."""
         from uturn.experiment import run
 
-        return run(experiment, self.folder / f"{label}.zarr", workers=self.workers, progress=self.progress)
+        path = self.folder / f"{label}.zarr"
+        return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)
 
     def runs(self, figure: str, experiments: Mapping[str, Experiment]) -> dict[str, xr.Dataset]:
         """The results of the experiments of a figure; figures that share runs name the same figure."""

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from uturn.covariances import Covariances, Distance, Grid, Tree
 from uturn.files import cached_while_unchanged
 from uturn.probes.network_layers import NetworkLayers
+from uturn.progress import steps
 from uturn.protocols import Probe, Spec, UTurns, Variable
 
 _Kept = tuple[int, Covariances]
@@ -124,7 +125,8 @@ class _Sites:
             return after != before[:, None]
         parts = self._components or (lambda data: np.asarray(data, float)[..., None])  # (batch, sites, components)
         # One original at a time, because the output of a layer can be much larger than the image.
-        return np.stack([np.linalg.norm(parts(b) - parts(a[None]), axis=-1) for a, b in zip(before, after, strict=True)])
+        pairs = steps(list(zip(before, after, strict=True)))
+        return np.stack([np.linalg.norm(parts(b) - parts(a[None]), axis=-1) for a, b in pairs])
 
 
 def _files(spec: Changes, source: Any) -> list[Path]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from uturn import progress
 from uturn.checks import checked_integer, one_line
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
 from uturn.probes.layer_statistics import LayerStatistics, Moments, channel_position, read_statistics, write_statistics
@@ -275,7 +276,7 @@ class HiddenLayers:
         tables = [np.empty((items, draws, len(self.layers))) for _ in range(2 if clones == 1 else 4)]
         similarity, distance, *among_clones = tables
         original_logits, logits = np.empty((items, 0)), np.empty((items, draws, 0))
-        for rows, columns in _batch_slices(items, draws, clones, self.batch_size):
+        for rows, columns in progress.steps(list(_batch_slices(items, draws, clones, self.batch_size))):
             count = rows.stop - rows.start
             name = _name_of(rows, columns, draws, clones)
 

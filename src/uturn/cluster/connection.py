@@ -1,0 +1,135 @@
+"""Joins a Ray cluster, or starts one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from uturn.checks import one_line, shown
+
+NAMESPACE = "uturn"
+_WAIT = 10.0  # seconds for an address to answer
+_MEMORY = 2**27  # bytes of the object store, through which only small messages go
+
+
+def checked_address(address: Any) -> str:
+    """The address of a cluster: "local", "auto", "ray://host:port" or "host:port"; ValueError for any other."""
+    pattern = r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}"
+    if not isinstance(address, str) or not re.fullmatch(pattern, address):
+        raise ValueError(f'cluster = {shown(address)}: expected "local", "auto", "ray://host:port" or "host:port"')
+    return address
+
+
+def imported_ray() -> Any:
+    """The module ray; ValueError if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("cluster: Ray is not installed; pip install 'uturn[cluster]'") from None
+    return ray
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Context in which this process is a driver of the cluster at an address; its value is the module ray.
+
+    "local" starts Ray on the loopback interface of this machine, without dashboard, and stops it at the end. A connection that
+    exists is used, and kept.
+
+    Raises
+    ------
+    ValueError
+        If Ray is not installed, nothing answers at the address, or Ray refuses, for example because versions differ.
+    """
+    address = checked_address(address)
+    ray = imported_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    folder = None
+    if address == "local":
+        folder = tempfile.mkdtemp(prefix="uturn-ray-", dir=None if len(tempfile.gettempdir()) < 30 else "/tmp")
+        # One node, reached through loopback, with nothing that listens to other hosts.
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+        options |= {"object_store_memory": _MEMORY}
+    elif address != "auto":
+        _check_port(address)
+    try:
+        with _own_signals(), _loopback_allowed(address == "local"):
+            _init(ray, address, options)
+        yield ray
+    finally:
+        with suppress(Exception):
+            ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(address, **options)
+    except (Exception, SystemExit) as error:  # Ray ends the process if the cluster does not let it in
+        text = " ".join(str(error).split())
+        if "ersion" in text:
+            raise ValueError(f"cluster = {address!r}: versions differ: {text[:400]}") from None
+        way_out = {
+            "auto": "start Ray on this machine (ray start --head), give its address, or take --cluster local",
+            "local": "see whether Ray starts by itself (ray start --head)",
+        }.get(address, "from a machine that is no node of the cluster, connect with ray://host:10001")
+        raise ValueError(f"cluster = {address!r}: Ray does not connect ({one_line(error)}); {way_out}") from None
+
+
+def _check_port(address: str) -> None:
+    """ValueError if nothing answers at an address; Ray itself would try for minutes, and then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_WAIT):
+            pass
+    except (OSError, OverflowError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(
+            f"cluster = {address!r}: nothing answers there ({reason}); start Ray on that host (ray start --head), and give the "
+            f"port of its own (6379) or, with ray://, that of its client server (10001)"
+        ) from None
+
+
+@contextmanager
+def _loopback_allowed(wanted: bool) -> Iterator[None]:
+    """Context in which Ray takes 127.0.0.1 for the address of a node, as on macOS, and not for an address to be looked up."""
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    if not wanted or before is None:
+        yield
+        return
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Context that restores the signal handlers of this process, which Ray replaces when it connects."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,415 @@
+"""The coordinator of a run on a cluster: a detached Ray actor that hands tasks to workers and takes back those of the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from uturn.checks import one_line
+
+MOST_TRIES = 3  # of a task that raises, or whose actor dies
+_SECONDS = 10.0  # that a bundle of small tasks should take
+_GROWTH = 8  # largest ratio of the sizes of two bundles
+_SPREAD = 0.25  # share of the cost by which the order of tasks is random
+_LOOK = 2.0  # seconds between two looks at the nodes
+_PULSE = 10.0  # seconds between two pulses of a worker that is measuring
+_STORE_WAIT = 5.0  # seconds before a bundle is tried again whose readings could not be stored
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, and how; plain data, and pickled functions that only workers load.
+
+    Attributes
+    ----------
+    start : dict
+        Arguments of `Worker.start`.
+    cpus, gpus : float
+        Of a worker.
+    slots : int
+        Bundles that a worker has at the same time.
+    threads : int
+        Of a worker.
+    most_workers : int or None
+        By default as many as the nodes have room for.
+    silent_after : float
+        Seconds after which a worker that does not answer counts as dead.
+    alone_after : float
+        Seconds after which a coordinator that hears of no driver ends.
+    worker : bytes or None
+        Pickled class of the workers, by default `Worker`.
+    """
+
+    start: Mapping[str, Any]
+    cpus: float
+    gpus: float
+    slots: int
+    threads: int
+    most_workers: int | None = None
+    silent_after: float = 120.0
+    alone_after: float = 60.0
+    worker: bytes | None = None
+
+
+@dataclass
+class _Group:
+    """Tasks that are alike, and are measured well together."""
+
+    cost: float
+    tasks: list[Any]
+
+
+@dataclass
+class _Bundle:
+    tasks: list[Any]
+    suspect: bool = False  # an actor died with these tasks, or one of them raised: they are measured with no others
+    alone: bool = True  # the worker had no other bundle
+
+
+@dataclass
+class _Node:
+    """A node of the cluster, as far as this run uses it."""
+
+    workers: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    failed_starts: int = 0
+    refused: str | None = None  # why it cannot measure
+
+
+class Coordinator:
+    """Hands tasks to workers until all are done or failed. Its methods are called by drivers."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.groups: list[_Group] = []
+        self.returned: deque[_Bundle] = deque()
+        self.left: set[Hashable] = set()
+        self.tries: Counter[Hashable] = Counter()
+        self.failed: dict[Hashable, str] = {}
+        self.nodes: dict[str, _Node] = {}
+        self.messages: list[tuple[str, Any]] = []  # (text, task or None)
+        self.drivers: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        self.alive = 0
+        self.size, self.store_errors = 1, 0
+        self.error: str | None = None
+        self.changed = asyncio.Event()
+        self.life: asyncio.Task[None] | None = None
+        self.kills: list[asyncio.Task[None]] = []
+
+    # -- what drivers call ---------------------------------------------------------------------------------------------
+    async def join(self, driver: str, groups: Sequence[tuple[float, Sequence[Any]]]) -> None:
+        """Add tasks, as pairs (cost, tasks that are alike); those that are known are left out."""
+        self.drivers[driver] = time.monotonic()
+        for cost, tasks in groups:
+            new = [task for task in tasks if task not in self.left and task not in self.failed]
+            if new:
+                self.groups.append(_Group(cost, new))
+                self.left.update(new)
+        for node in self.nodes.values():
+            node.refused, node.failed_starts = None, 0
+        if self._ended():
+            self.error = None  # another attempt
+        if self.life is None:
+            self.life = asyncio.create_task(self._live())
+        self.changed.set()
+
+    async def poll(self, driver: str, since: int = 0) -> dict[str, Any] | None:
+        """State of the run, with the messages from number `since` on; None if the driver is not known (it joins again)."""
+        if driver not in self.drivers:
+            return None  # this actor was started anew by Ray
+        self.drivers[driver] = time.monotonic()
+        return {
+            "left": len(self.left),
+            "alive": self.alive,
+            "messages": self.messages[since:],
+            "failed": list(self.failed.items()),
+            "counts": dict(self.counts),
+            "error": self.error,
+            "ended": self._ended(),
+        }
+
+    async def leave(self, driver: str) -> bool:
+        """Forget a driver; returns whether it was the last one, after which nothing is measured any more."""
+        self.drivers.pop(driver, None)
+        if self._ended():  # those that are alive have polled a moment ago
+            self.drivers = {name: seen for name, seen in self.drivers.items() if time.monotonic() - seen < _LOOK}
+        if not self.drivers:
+            await self._stop_workers()
+        return not self.drivers
+
+    # -- the work ------------------------------------------------------------------------------------------------------
+    async def _live(self) -> None:
+        """Measure what is left, as long as a driver is there; then end."""
+        import ray
+
+        while self._watched():
+            try:
+                if self.left and self.error is None:
+                    await self._place_workers()
+                else:
+                    await self._stop_workers()
+            except Exception as error:
+                self.error = f"the coordinator failed ({type(error).__name__}: {one_line(error)})"
+            self.changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), _LOOK)
+        await self._stop_workers()
+        ray.kill(ray.get_runtime_context().current_actor)
+
+    def _ended(self) -> bool:
+        return (not self.left or self.error is not None) and not any(node.workers for node in self.nodes.values())
+
+    def _watched(self) -> bool:
+        return any(time.monotonic() - seen < self.job.alone_after for seen in self.drivers.values())
+
+    async def _place_workers(self) -> None:
+        """Start workers where nodes have room, also on nodes that have just joined."""
+        import ray
+
+        present = {}
+        for node in await asyncio.to_thread(ray.nodes):
+            if node["Alive"]:
+                room = _room(node["Resources"], self.job.cpus, self.job.gpus)
+                present[node["NodeID"]] = room, node.get("NodeManagerHostname", "")
+        for node_id in present.keys() - self.nodes.keys():
+            self.nodes[node_id] = _Node()
+        for node_id in self.nodes.keys() - present.keys():
+            del self.nodes[node_id]  # its workers have ended, or will when Ray says so
+        total = sum(len(node.workers) for node in self.nodes.values())
+        most = min(self.job.most_workers or len(self.left), len(self.left))
+        for rank in range(max((room for room, _ in present.values()), default=0)):
+            for node_id, (room, host) in present.items():
+                node = self.nodes[node_id]
+                if rank < room and rank not in node.workers and node.refused is None and total < most:
+                    total += 1
+                    node.workers[rank] = asyncio.create_task(self._tend(node_id, node, rank, host))
+        refused = [node.refused for node in self.nodes.values()]
+        if self.nodes and all(refused) and not total:
+            self.error = f"no node can measure: {refused[0]}"
+
+    async def _stop_workers(self) -> None:
+        tending = [task for node in self.nodes.values() for task in node.workers.values()]
+        for task in tending:
+            task.cancel()
+        if tending or self.kills:
+            await asyncio.wait([*tending, *self.kills], timeout=10)
+        self.kills.clear()
+
+    async def _tend(self, node_id: str, node: _Node, rank: int, host: str) -> None:
+        """Start a worker on a node, give it tasks, and take them back if it dies."""
+        import ray
+
+        actor = self._new_worker(node_id)
+        try:
+            pid = await self._started(actor, node, host)
+            if pid is not None:
+                self.alive += 1
+                try:
+                    await self._feed(actor, host, node_id, pid)
+                finally:
+                    self.alive -= 1
+        finally:
+            with suppress(Exception):
+                ray.kill(actor)
+            node.workers.pop(rank, None)
+            self.changed.set()
+
+    def _new_worker(self, node_id: str) -> Any:
+        import ray
+        import ray.cloudpickle
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from uturn.cluster.worker import Worker
+
+        job = self.job
+        kind = ray.cloudpickle.loads(job.worker) if job.worker else Worker
+        options: dict[str, Any] = {"num_cpus": job.cpus, "num_gpus": job.gpus, "max_concurrency": job.slots + 2}
+        place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return ray.remote(kind).options(**options, scheduling_strategy=place).remote(job.threads)
+
+    async def _started(self, actor: Any, node: _Node, host: str) -> int | None:
+        """Process id of a worker that can measure, else None."""
+        try:
+            facts = await actor.start.remote(**self.job.start)
+        except Exception as error:  # it died, or its class cannot be loaded there
+            node.failed_starts += 1
+            text = f"a worker on {host} did not start: {_reason(error)}"
+            if node.failed_starts == MOST_TRIES:
+                node.refused = text
+                self._say(text)
+            await asyncio.sleep(1)
+            return None
+        if facts["error"] is not None:
+            if node.refused is None:
+                node.refused = f"the node {host} is not used: {facts['error']}"
+                self._say(node.refused)
+            return None
+        node.failed_starts = 0
+        return int(facts["pid"])
+
+    async def _feed(self, actor: Any, host: str, node_id: str, pid: int) -> None:
+        """Give bundles to a worker until nothing is left; returns if the worker died."""
+        flying: dict[asyncio.Task[Any], _Bundle] = {}
+        twice = 0
+        try:
+            while self.left and self.error is None:
+                for bundle in self._bundles(flying):
+                    flying[asyncio.create_task(_answer(actor.measure.remote(bundle.tasks)))] = bundle
+                for bundle in flying.values():
+                    bundle.alone = bundle.alone and len(flying) == 1
+                if not flying:
+                    await asyncio.sleep(0.2)  # others may give tasks back
+                    continue
+                done, _ = await asyncio.wait(flying, timeout=min(_PULSE, self.job.silent_after), return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    try:
+                        await asyncio.wait_for(_answer(actor.pulse.remote()), self.job.silent_after)
+                    except Exception as error:
+                        silent = f"it did not answer for {self.job.silent_after:.0f} s"
+                        self._died(list(flying.values()), host, silent if isinstance(error, TimeoutError) else _reason(error))
+                        flying.clear()
+                        self.kills.append(asyncio.create_task(_killed(node_id, pid)))
+                        return
+                for answer in done:
+                    bundle = flying.pop(answer)
+                    if answer.exception() is not None:
+                        self._died([bundle, *flying.values()], host, _reason(answer.exception()))
+                        flying.clear()
+                        return
+                    outcome = answer.result()
+                    self.counts["measured"] += outcome["measured"]
+                    self.counts["twice"] += outcome["twice"] - twice
+                    twice = outcome["twice"]
+                    if outcome["error"] is None:
+                        self._finished(bundle, outcome)
+                    elif outcome["store"]:
+                        await self._not_stored(bundle, outcome["error"], host)
+                    else:
+                        self._blame(bundle, outcome["error"], f"raised on {host}")
+        finally:
+            for answer, bundle in flying.items():
+                answer.cancel()
+                self.returned.append(_Bundle(bundle.tasks))
+
+    # -- which tasks ---------------------------------------------------------------------------------------------------
+    def _bundles(self, flying: Mapping[Any, _Bundle]) -> Iterator[_Bundle]:
+        """Bundles for the free slots of a worker. Suspect tasks are given to a worker that has no others."""
+        count = len(flying)
+        if any(bundle.suspect for bundle in flying.values()):
+            return
+        while count < self.job.slots:
+            if self.returned and (count == 0 or not self.returned[0].suspect):
+                yield (bundle := self.returned.popleft())
+                if bundle.suspect:
+                    return
+            elif (some := self._next()) is not None:
+                yield _Bundle(some)
+            else:
+                return
+            count += 1
+
+    def _next(self) -> list[Any] | None:
+        """Some neighbours of one group: costly groups first, with some chance, so that runs on other clusters take others."""
+        self.groups = [group for group in self.groups if group.tasks]
+        if not self.groups:
+            return None
+        group = max(self.groups, key=lambda one: (1 - _SPREAD * random.random()) * one.cost)
+        # The last bundles are smaller, so that all workers end at about the same time.
+        waiting, slots = sum(len(one.tasks) for one in self.groups), max(1, self.alive) * self.job.slots
+        size = max(1, min(self.size, waiting // (2 * slots)))
+        first = random.randrange(len(group.tasks))
+        first = max(0, min(first, len(group.tasks) - size))
+        some = group.tasks[first : first + size]
+        del group.tasks[first : first + size]
+        return some
+
+    def _finished(self, bundle: _Bundle, outcome: Mapping[str, Any]) -> None:
+        self.left.difference_update(bundle.tasks)
+        self.counts["done"] += len(bundle.tasks)
+        self.store_errors = 0
+        if outcome["measured"]:
+            seconds = max(outcome["seconds"] / outcome["measured"], 1e-4)
+            fitting = int(_SECONDS / seconds / self.job.slots)
+            self.size = max(1, min(fitting, _GROWTH * len(bundle.tasks), max(_GROWTH * self.size, 1)))
+        if not self.left:
+            self.changed.set()
+
+    def _died(self, bundles: Sequence[_Bundle], host: str, reason: str) -> None:
+        self.counts["deaths"] += 1
+        self._say(f"a worker on {host} died ({reason}); its {sum(len(b.tasks) for b in bundles)} tasks are handed out again")
+        for bundle in bundles:
+            self._blame(bundle, f"the worker died ({reason})")
+
+    def _blame(self, bundle: _Bundle, error: str, told: str | None = None) -> None:
+        """Try tasks again after an error or a death: alone if they were with others, else in halves, else again by itself."""
+        if bundle.alone and len(bundle.tasks) == 1:
+            task = bundle.tasks[0]
+            self.tries[task] += 1
+            if told is not None:
+                self._say(f"{told}, time {self.tries[task]} of {MOST_TRIES}: {error}", task)
+            if self.tries[task] >= MOST_TRIES:
+                self.failed[task] = error
+                self.left.discard(task)
+                self.changed.set()
+                if len(self.failed) == MOST_TRIES and not self.counts["done"]:
+                    self.error = f"the first {MOST_TRIES} tasks failed, and none is done: {error}"
+                return
+        middle = -(-len(bundle.tasks) // 2) if bundle.alone else len(bundle.tasks)
+        for part in (bundle.tasks[:middle], bundle.tasks[middle:]):
+            if part:
+                self.returned.append(_Bundle(part, suspect=True))
+
+    async def _not_stored(self, bundle: _Bundle, error: str, host: str) -> None:
+        """No task is to blame for a full disk: wait, try again, and stop if it does not end."""
+        self.store_errors += 1
+        self._say(f"on {host}: {error}")
+        self.returned.append(_Bundle(bundle.tasks))
+        if self.store_errors >= MOST_TRIES * max(1, self.alive):
+            self.error = error
+        await asyncio.sleep(_STORE_WAIT)
+
+    def _say(self, text: str, task: Any = None) -> None:
+        self.messages.append((text, task))
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference
+
+
+async def _killed(node_id: str, pid: int) -> None:
+    """Kill a process on a node that does not answer, so that its resources are free; Ray only asks it to end."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    with suppress(Exception):
+        kill = ray.remote(_kill_here).options(num_cpus=0, scheduling_strategy=place)
+        await asyncio.wait_for(_answer(kill.remote(pid)), 30)
+
+
+def _kill_here(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _reason(error: BaseException | None) -> str:
+    """Why an actor died, in one line."""
+    words = " ".join(str(error).split())
+    for known in ("Worker exits with", "The node it was running on has died", "memory", "was killed by", "ModuleNotFoundError"):
+        for sentence in words.split(". "):
+            if known in sentence:
+                return sentence.strip()
+    return f"{type(error).__name__}: {words[:160]}"
+
+
+def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Number of workers that a node has room for."""
+    rooms = [resources.get(name, 0.0) / wanted for name, wanted in (("CPU", cpus), ("GPU", gpus)) if wanted]
+    return int(min(rooms) + 1e-9) if rooms else 0

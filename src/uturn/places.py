@@ -1,0 +1,261 @@
+"""Where stores are kept: a folder, or a prefix of object storage. A store reads the same for both.
+
+A folder is replaced in one step by a rename. Object storage has no rename, so a prefix is replaced in four steps:
+
+1. The new objects are written beside the old ones, under `.unfinished/<id>/`.
+2. `zarr.json`, which every reader opens first, is replaced by a mark that holds the id. This write succeeds only if `zarr.json`
+   has not changed since step 1 began, so of several processes one wins. From here on nobody can open the old store.
+3. The new objects are copied to their places, and old ones that are not among them are deleted.
+4. The new `zarr.json` replaces the mark, and the objects under `.unfinished/<id>/` are deleted.
+
+A process that dies in step 1 changes nothing. After step 2 any other process can do steps 3 and 4, and the next one that opens
+the store does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from uturn.checks import checked_path
+from uturn.files import locked_folder, remove_unfinished_folders, whole_folder
+from uturn.objects import AT_ONCE, UNFINISHED, Objects, StorageError, Tagged, checked_url, is_url
+
+ROOT = "zarr.json"
+_UNFINISHED, _MARK = f"{UNFINISHED}/", "uturn_replaced_by"
+_WAIT_SECONDS = 10.0  # for another process to finish steps 3 and 4, before this one does them
+_LEFT_SECONDS = 86_400  # age of objects in .unfinished/ that no process needs any more
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Place(Protocol):
+    """Where a store is kept."""
+
+    where: str
+
+    def is_empty(self) -> bool:
+        """Whether a store can be created here."""
+
+    def exists(self) -> bool:
+        """Whether anything is here."""
+
+    def target(self) -> Any:
+        """What zarr and xarray open."""
+
+    def whole(self, *, replace: bool = True) -> AbstractContextManager[Path]:
+        """An empty folder to write to, whose content replaces that of this place at the end, completely or not at all."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Context in which no other process replaces the store, if the place has locks."""
+
+    def remove_unfinished(self) -> None:
+        """Remove what processes left that were killed in `whole`."""
+
+    def identity(self) -> Any:
+        """A value that changes when the store is replaced by a larger one."""
+
+    def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change the content of `zarr.json` in one step."""
+
+    def at_once(self, function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
+        """`function` of every value, in several threads where each call waits for a network."""
+
+
+def place_of(name: str, value: Any) -> Place:
+    """The place at a path or URL; ValueError if it is neither."""
+    if not is_url(value):
+        return LocalFolder(checked_path(name, value))
+    if value.startswith("file://"):
+        return LocalFolder(checked_path(name, value.removeprefix("file://")))
+    return ObjectPrefix(checked_url(name, value))
+
+
+class LocalFolder:
+    """A folder of a mounted file system."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.where = os.fspath(path)
+
+    def is_empty(self) -> bool:
+        path = Path(self.where)
+        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+    def exists(self) -> bool:
+        return Path(self.where).exists()
+
+    def target(self) -> str:
+        # Absolute, because zarr removes a relative path from chunk names wherever it occurs ("s/" in "tasks/..").
+        return os.path.abspath(self.where)
+
+    def whole(self, *, replace: bool = True) -> AbstractContextManager[Path]:
+        return whole_folder(self.where, replace=replace)
+
+    def locked(self) -> AbstractContextManager[None]:
+        return locked_folder(Path(self.where).resolve().parent)
+
+    def remove_unfinished(self) -> None:
+        remove_unfinished_folders(self.where)
+
+    def identity(self) -> int:
+        return os.stat(self.where).st_ino
+
+    def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
+        store, prototype = LocalStore(self.target()), default_buffer_prototype()
+        found = sync(store.get(ROOT, prototype))
+        assert found is not None
+        content = json.loads(found.to_bytes())
+        change(content)
+        sync(store.set(ROOT, prototype.buffer.from_bytes(_as_bytes(content))))
+
+    def at_once(self, function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
+        return [function(value) for value in values]
+
+
+class ObjectPrefix:
+    """A prefix of object storage."""
+
+    def __init__(self, url: str) -> None:
+        self.where = url
+        self.objects = Objects.at(url)
+
+    def is_empty(self) -> bool:
+        return self._settled() is None and not self._keys()
+
+    def exists(self) -> bool:
+        return not self.is_empty()
+
+    def target(self) -> Objects:
+        self._settled()
+        return self.objects
+
+    @contextmanager
+    def whole(self, *, replace: bool = True) -> Iterator[Path]:
+        seen = self._settled()
+        if seen is not None and not replace:
+            raise ValueError(f"{self.where} exists already; choose another place")
+        with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
+            path = Path(folder, "unfinished")
+            path.mkdir()
+            yield path
+            self._replace(path, seen)
+
+    def locked(self) -> AbstractContextManager[None]:
+        return nullcontext()  # there are no locks; of several processes that replace a store, one wins
+
+    def remove_unfinished(self) -> None:
+        for name, keys in self._left().items():
+            started = int(name.partition("-")[0], 16)
+            if time.time() - started > _LEFT_SECONDS:
+                self.objects.remove(keys)
+
+    def identity(self) -> Any:
+        found = self.objects.read(ROOT)
+        return None if found is None else json.loads(found).get("attributes", {}).get("identity")
+
+    def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
+        while True:
+            seen = self.objects.read_tagged(ROOT)
+            content = None if seen is None else json.loads(seen.data)
+            if content is None or _MARK in content:
+                raise ValueError(f"{self.where}: another process replaces the store; run it again to resume")
+            change(content)
+            if self.objects.swap(ROOT, _as_bytes(content), seen):
+                return
+
+    def at_once(self, function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(function, values))
+
+    # -- replacing -----------------------------------------------------------------------------------------------------
+    def _replace(self, folder: Path, seen: Tagged | None) -> None:
+        """Steps 1 to 4 above, for the content of a folder. `seen`: what `zarr.json` was before."""
+        name = f"{int(time.time()):x}-{secrets.token_hex(8)}"
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        keys = [f"{_UNFINISHED}{name}/{path.relative_to(folder).as_posix()}" for path in paths]
+        make = default_buffer_prototype().buffer.from_bytes
+        for start in range(0, len(keys), AT_ONCE):  # so many files in memory
+            some = zip(keys[start : start + AT_ONCE], paths[start : start + AT_ONCE], strict=True)
+            self.objects.at_once(self.objects.set(key, make(path.read_bytes())) for key, path in some)
+        mark = json.dumps({_MARK: name}).encode()
+        if not self.objects.swap(ROOT, mark, seen):
+            self.objects.remove(keys)
+            raise ValueError(f"{self.where}: another process has made or replaced the store in the meantime; run it again")
+        self._finish(name)
+
+    def _settled(self) -> Tagged | None:
+        """`zarr.json` where it is no mark: waits for a process that replaces the content, and finishes it if it has died."""
+        until = time.monotonic() + _WAIT_SECONDS
+        while True:
+            seen = self.objects.read_tagged(ROOT)
+            name = _marked(seen)
+            if name is None:
+                return seen
+            if time.monotonic() >= until:
+                self._finish(name)
+            else:
+                time.sleep(min(1.0, _WAIT_SECONDS))
+
+    def _finish(self, name: str) -> None:
+        """Steps 3 and 4: other processes may do the same at the same time."""
+        objects, source = self.objects, f"{_UNFINISHED}{name}/"
+        new = {key.removeprefix(source) for key in objects.listed(source)}
+        old = set(self._keys())
+        mark = objects.read_tagged(ROOT)
+        if _marked(mark) != name:
+            return  # another process has done it
+        if ROOT not in new:
+            raise StorageError(f"{self.where}: {source} is incomplete, so the store cannot be restored; choose another place")
+        objects.remove(old - new - {ROOT})
+        copies = sorted(new - {ROOT})
+        for start in range(0, len(copies), 16 * AT_ONCE):
+            if _marked(objects.read_tagged(ROOT)) != name:
+                return
+            try:
+                objects.at_once(objects.copy(source + key, key) for key in copies[start : start + 16 * AT_ONCE])
+            except StorageError:
+                if _marked(objects.read_tagged(ROOT)) != name:
+                    return  # another process has done it, and removed the source
+                raise
+        root = objects.read(source + ROOT)
+        if root is not None and objects.swap(ROOT, root, mark):
+            objects.remove(source + key for key in new)
+
+    def _keys(self) -> list[str]:
+        return [key for key in self.objects.listed() if not key.startswith(_UNFINISHED)]
+
+    def _left(self) -> dict[str, list[str]]:
+        """Keys of unfinished content, by its id."""
+        found: dict[str, list[str]] = {}
+        for key in self.objects.listed(_UNFINISHED):
+            found.setdefault(key.split("/")[1], []).append(key)
+        return found
+
+
+def _marked(seen: Tagged | None) -> str | None:
+    """The id in a mark; None if `zarr.json` is no mark."""
+    if seen is None:
+        return None
+    try:
+        content = json.loads(seen.data)
+    except ValueError:
+        return None
+    name = content.get(_MARK) if isinstance(content, dict) else None
+    return name if isinstance(name, str) and name.replace("-", "").isalnum() else None
+
+
+def _as_bytes(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, default=str).encode()

@@ -1,0 +1,82 @@
+"""Tasks of an experiment in its store: what is left of them, and their measurement, in any process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+
+from uturn.store import MemoryStore, Store, Task
+
+
+class _Measures(Protocol):
+    """What is needed of `uturn.Experiment`, which is defined above this module."""
+
+    trajectories: int
+
+    @property
+    def noise(self) -> list[float]: ...
+    @property
+    def adds_trajectories(self) -> bool: ...
+    def measurements(self, tasks: Iterable[Any], first: int = 0) -> Iterator[tuple[Any, dict[str, np.ndarray]]]: ...
+
+
+class Tasks:
+    """The tasks of an experiment, measured into its store.
+
+    Attributes
+    ----------
+    twice : int
+        Tasks that were measured here, and whose readings another process had stored in the meantime.
+    """
+
+    def __init__(self, experiment: _Measures, store: Store | MemoryStore) -> None:
+        self.experiment, self.store, self.twice = experiment, store, 0
+
+    def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
+        """Those tasks that are not done, with the first trajectory that is to be measured. Reads all their readings."""
+        return self._left(self.store.done(tasks))
+
+    def recorded_left(self, tasks: Sequence[Task]) -> dict[Task, int]:
+        """The same by the records alone, which are quick to read; tasks with damaged readings count as done."""
+        assert isinstance(self.store, Store)
+        return self._left(self.store.recorded(tasks))
+
+    def _left(self, counts: dict[Task, int]) -> dict[Task, int]:
+        adds, wanted = self.experiment.adds_trajectories, self.experiment.trajectories
+        return {task: done if adds else 0 for task, done in counts.items() if done < wanted}
+
+    def measure(self, tasks: Iterable[tuple[Task, int]], *, check: bool = False) -> Iterator[Task]:
+        """Measure tasks from their first missing trajectory on, and store the readings; yields each task when it is stored.
+
+        Parameters
+        ----------
+        tasks
+            Pairs (task, first trajectory), best sorted by the latter: tasks with different ones are not measured together.
+        check
+            Whether to look for readings that another process has stored in the meantime, before those from here are stored.
+        """
+        for first, group in groupby(tasks, key=lambda pair: pair[1]):
+            named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
+            for task, readings in self.experiment.measurements(named, first):
+                if check and not self.recorded_left([task]):
+                    self.twice += 1
+                else:
+                    self._write(task, readings, first)
+                yield task
+
+    def _write(self, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
+        """Store the readings of a task, joined to those of its first trajectories or clones that the store already holds."""
+        store = self.store
+        if isinstance(store, Store) and store.clones > 1 and not first:
+            readings = store.with_kept_clones(task, readings)
+        if isinstance(store, Store) and first:
+            before = store.read(task, first)
+            axes = {name: variable.index("trajectory") - 1 for name, variable in store.dims.items() if "trajectory" in variable}
+            readings = {
+                name: np.concatenate([before[name], values], axis=axes[name]) if name in axes else values
+                for name, values in readings.items()
+            }
+        store.write(task, readings)

@@ -1,0 +1,39 @@
+"""Tasks for tests and benchmarks of the cluster: files that say who measured what, and tasks that raise, die or wait."""
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+
+class FileTasks:
+    """Tasks are integers; a task that is done is a file of its name. `raises`, `dies`: tasks that do so, each time."""
+
+    def __init__(self, folder, seconds=0.0, raises=(), dies=(), once=(), together=False):
+        self.folder, self.seconds, self.twice = Path(folder), seconds, 0
+        self.raises, self.dies, self.once, self.together = raises, dies, once, together
+
+    def recorded_left(self, tasks):
+        return {task: 0 for task in tasks if not (self.folder / f"{task}").exists()}
+
+    def measure(self, tasks, *, check=False):
+        # With `together`, all tasks are taken before the first is measured, as in the batches of a network.
+        for task, _ in list(tasks) if self.together else tasks:
+            (self.folder / f"try-{task}-{time.time_ns()}-{os.getpid()}").touch()
+            time.sleep(self.seconds)
+            if task in self.raises:
+                raise ValueError(f"task {task} is odd")
+            first = not (self.folder / f"died-{task}").exists()
+            if task in self.dies or (task in self.once and first):
+                (self.folder / f"died-{task}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if check and not self.recorded_left([task]):
+                self.twice += 1
+            (self.folder / f"{task}").touch()
+            yield task
+
+
+def tries(folder):
+    """{task: how often it was begun}."""
+    return Counter(int(path.name.split("-")[1]) for path in Path(folder).glob("try-*"))

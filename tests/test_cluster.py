@@ -1,0 +1,240 @@
+"""Runs on a Ray cluster of two nodes on this machine: what is measured does not depend on who dies."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import uturn as ut
+from cluster_tasks import FileTasks, tries
+from uturn.checks import TasksFailed
+from uturn.cluster import on_cluster
+
+ray = pytest.importorskip("ray")
+
+STRINGS = {
+    "items": 48,
+    "trajectories": 2,
+    "chunk": 4,
+    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 5},
+    "corruption": {"type": "gaussian", "noise": [0.05, 0.2, 0.5]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}],
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
+    made.add_node(num_cpus=1, object_store_memory=2**27)
+    made.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def states(address, folder, tasks=range(40), name=None, slots=1, groups=None, options=None, **settings):
+    found = on_cluster(
+        address,
+        name or str(folder),
+        partial(FileTasks, str(folder), **settings),
+        groups or [(1.0, list(tasks))],
+        slots=slots,
+        **(options or {}),
+    )
+    return list(found)
+
+
+def done(folder):
+    return {int(path.name) for path in Path(folder).iterdir() if path.name.isdecimal()}
+
+
+DRIVER = """
+import signal, sys
+from functools import partial
+from cluster_tasks import FileTasks
+from uturn.cluster import on_cluster
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+address, folder, *alone = sys.argv[1:]
+options = {"alone_after": float(alone[0])} if alone else {}
+list(on_cluster(address, folder, partial(FileTasks, folder, seconds=0.1), [(1.0, list(range(60)))], **options))
+print("ended")
+"""
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+
+
+def in_background(folder, act, after=1):
+    """Call act(pid of a worker) when some tasks have begun; returns a function that waits for it and gives the pid."""
+    found = []
+
+    def watch():
+        until = time.monotonic() + 20
+        while len(begun := list(folder.glob("try-*"))) < after and time.monotonic() < until:
+            time.sleep(0.02)
+        found.append(int(begun[0].name.split("-")[-1]))
+        act(found[0])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return lambda: (thread.join(20), found[0])[1]
+
+
+def processes(title):
+    """Pids of processes with this title."""
+    pids = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (place / "cmdline").read_bytes().startswith(title.encode()):
+                pids.append(int(place.name))
+    return pids
+
+
+def workers():
+    return processes("ray::Worker")
+
+
+def coordinators():
+    return processes("ray::Coordinator")
+
+
+def test_every_task_is_measured_once(cluster, tmp_path):
+    seen = states(cluster.address, tmp_path, seconds=0.1)
+    assert done(tmp_path) == set(range(40))
+    assert set(tries(tmp_path).values()) == {1}
+    assert seen[-1].left == 0
+    assert max(state.alive for state in seen) == 2
+
+
+def test_a_task_that_raises_is_named_and_the_others_are_done(cluster, tmp_path, caplog):
+    with pytest.raises(TasksFailed, match=r"13 failed \(task 13 is odd\); all other"):
+        states(cluster.address, tmp_path, seconds=0.01, raises=(13,))
+    assert done(tmp_path) == set(range(40)) - {13}
+    assert 3 <= tries(tmp_path)[13] <= 3 + 6, "once in a bundle, halves of it, and three times alone"
+    assert [line for line in caplog.messages if line.startswith("13 raised on")][-1].count("time 3 of 3") == 1
+
+
+def test_a_task_that_kills_its_worker_is_named_and_the_others_are_done(cluster, tmp_path):
+    with pytest.raises(TasksFailed, match=r"7 failed \(the worker died"):
+        states(cluster.address, tmp_path, tasks=range(12), seconds=0.01, dies=(7,))
+    assert done(tmp_path) == set(range(12)) - {7}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_tasks_that_share_a_worker_with_a_bad_one_are_not_blamed(cluster, tmp_path, together):
+    with pytest.raises(TasksFailed, match="3 failed"):
+        states(cluster.address, tmp_path, tasks=range(12), slots=3, raises=(3,), together=together)
+    assert done(tmp_path) == set(range(12)) - {3}
+
+
+def test_a_worker_that_dies_once_costs_only_its_bundle(cluster, tmp_path):
+    states(cluster.address, tmp_path, seconds=0.02, once=(5, 21))
+    assert done(tmp_path) == set(range(40))
+
+
+def test_a_run_whose_every_task_fails_stops_early(cluster, tmp_path):
+    with pytest.raises(ValueError, match="the first 3 tasks failed, and none is done: task"):
+        states(cluster.address, tmp_path, raises=range(40))
+    assert len(tries(tmp_path)) < 40
+
+
+def test_costly_tasks_come_first(cluster, tmp_path):
+    groups = [(0.1, list(range(20))), (1.0, list(range(20, 40)))]
+    states(cluster.address, tmp_path, groups=groups, seconds=0.01, options={"most_workers": 1})
+    order = [int(path.name.split("-")[1]) for path in sorted(tmp_path.glob("try-*"), key=lambda path: path.name.split("-")[2])]
+    assert min(order[:20]) >= 20
+
+
+def test_a_stopped_worker_counts_as_dead(cluster, tmp_path):
+    begun = in_background(tmp_path, lambda pid: os.kill(pid, signal.SIGSTOP))
+    states(cluster.address, tmp_path, tasks=range(20), seconds=0.2, options={"silent_after": 2.0})
+    assert done(tmp_path) == set(range(20))
+    assert not Path(f"/proc/{begun()}").exists(), "it does not keep its resources"
+
+
+def test_a_node_that_dies_and_one_that_joins(cluster, tmp_path):
+    extra = cluster.add_node(num_cpus=1, object_store_memory=2**27)
+    seen = []
+    run = threading.Thread(target=lambda: seen.extend(states(cluster.address, tmp_path, tasks=range(120), seconds=0.2)))
+    run.start()
+    in_background(tmp_path, lambda _: None, after=30)()
+    cluster.remove_node(extra, allow_graceful=False)
+    another = cluster.add_node(num_cpus=1, object_store_memory=2**27)
+    run.join(100)
+    cluster.remove_node(another)
+    assert done(tmp_path) == set(range(120))
+    alive = [state.alive for state in seen]
+    assert max(alive) == 3
+    assert sum(tries(tmp_path).values()) < 150
+
+
+def test_a_second_driver_joins_the_first(cluster, tmp_path):
+    command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)]
+    others = [subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert all(other.communicate(timeout=100)[0].endswith("ended\n") for other in others)
+    assert done(tmp_path) == set(range(60))
+    assert set(tries(tmp_path).values()) == {1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_driver_that_dies_is_taken_over(cluster, tmp_path, number):
+    command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)]
+    first = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True)
+    finished = in_background(tmp_path, lambda _: first.send_signal(number), after=10)
+    first.wait(timeout=100)
+    finished()
+    if number != signal.SIGKILL:  # everything is free at once
+        assert workers() == []
+    assert len(done(tmp_path)) < 60
+    states(cluster.address, tmp_path, tasks=range(60), seconds=0.1)
+    assert done(tmp_path) == set(range(60))
+    assert sum(tries(tmp_path).values()) <= 60 + 4
+
+
+def test_the_cluster_is_freed_when_its_driver_is_gone(cluster, tmp_path):
+    command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path), "2"]
+    first = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True)
+    in_background(tmp_path, lambda _: first.kill(), after=4)()
+    first.wait(timeout=100)
+    for _ in range(150):
+        if not workers() and not coordinators():
+            break
+        time.sleep(0.1)
+    assert workers() == coordinators() == []
+
+
+def test_the_coordinator_dies(cluster, tmp_path):
+    finished = in_background(tmp_path, lambda _: os.kill(coordinators()[0], signal.SIGKILL), after=10)
+    states(cluster.address, tmp_path, tasks=range(60), seconds=0.1)
+    finished()
+    assert done(tmp_path) == set(range(60))
+
+
+def test_two_clusters_share_a_store(cluster, tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", DRIVER, "local", str(tmp_path)], env=ENV, stdout=subprocess.PIPE, text=True)
+    in_background(tmp_path, lambda _: None, after=3)()
+    states(cluster.address, tmp_path, tasks=range(60), seconds=0.1)
+    assert other.communicate(timeout=100)[0].endswith("ended\n")
+    assert done(tmp_path) == set(range(60))
+    assert sum(tries(tmp_path).values()) < 120, "each looks at the store before it measures"
+
+
+def test_strings_equal_the_local_run(cluster, tmp_path):
+    experiment = ut.Experiment.from_dict(STRINGS)
+    found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
+    assert found.drop_attrs().identical(ut.run(experiment).drop_attrs())
+    assert found.attrs["complete"]

@@ -1,0 +1,423 @@
+"""Stores on object storage: an S3 server in a process, through a proxy that fails on purpose, gives the local run bit for bit."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import uturn as ut
+from faulty_proxy import KINDS, FaultyProxy
+from uturn import objects, places
+from uturn.objects import Objects
+from uturn.places import ObjectPrefix
+from uturn.store import Store
+
+obstore = pytest.importorskip("obstore")
+pytest.importorskip("moto.server")
+
+SPEC = {
+    "seed": 3,
+    "items": 10,
+    "trajectories": 2,
+    "chunk": 4,
+    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2},
+    "corruption": {"type": "masking", "noise": [0.0, 0.4, 1.0]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}],
+}
+LARGER = {
+    **SPEC,
+    "items": 15,
+    "source": {**SPEC["source"], "grammars": 3},
+    "corruption": {"type": "masking", "noise": [0.0, 0.2, 0.4, 1.0]},
+}
+
+
+def experiment(spec=SPEC):
+    return ut.Experiment.from_dict(spec)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of an S3 server in a process of its own."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    words = [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-p", "0"]
+    with log.open("w") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        while "Running on" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        yield next(line for line in log.read_text().splitlines() if "Running on" in line).split()[-1].rstrip("/")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def proxy(server, monkeypatch, request):
+    """A proxy before the server that does nothing wrong until it is told to, and an empty bucket: `proxy.bucket`."""
+    with FaultyProxy(server) as proxy:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "name",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ENDPOINT_URL": proxy.url,
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(objects, "_FIRST_WAIT", 0.01)
+        monkeypatch.setattr(objects, "_LONGEST_WAIT", 0.05)
+        bucket = f"bucket-{abs(hash(request.node.name))}"
+        urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()
+        proxy.bucket = f"s3://{bucket}"
+        yield proxy
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Object storage in the memory of this process: the same at every URL's opening."""
+    from obstore.store import MemoryStore
+    from zarr.storage import ObjectStore
+
+    kept = {}
+    monkeypatch.setattr(objects, "_obstore", lambda url: ObjectStore(kept.setdefault(url, MemoryStore())))
+    monkeypatch.setattr(places, "_WAIT_SECONDS", 0.0)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Files of the local runs: the small one, and the larger one, to which it was extended."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    ut.run(experiment(), folder)
+    small = files_of(folder)
+    ut.run(experiment(LARGER), folder)
+    return small, files_of(folder)
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def objects_at(url):
+    found = Objects.at(url)
+    return {key: found.read(key) for key in found.listed()}
+
+
+def test_a_run_through_a_faulty_proxy_is_the_local_run_in_every_bit(proxy, local, caplog):
+    url = f"{proxy.bucket}/runs/x"
+    proxy.rate = 0.2
+    for spec, expected in ((SPEC, local[0]), (LARGER, local[1])):
+        ds = ut.run(experiment(spec), url).load()
+        proxy.rate, before = 0.0, proxy.rate
+        assert objects_at(url) == expected
+        assert ds.attrs["complete"]
+        proxy.rate = before
+    assert set(proxy.counts()) == {None, *KINDS}  # every failure has happened
+    told = [record.getMessage() for record in caplog.records if "it is repeated" in record.getMessage()]
+    assert 1 <= len(told) <= 6, "one message for many failures that follow each other"
+
+
+def test_a_store_is_read_as_a_local_one_is(proxy, local, tmp_path, capsys):
+    from typer.testing import CliRunner
+    from zarr.storage import ObjectStore
+
+    from uturn.cli import app
+
+    url = f"{proxy.bucket}/x"
+    ds = ut.run(experiment(), url).load()
+    expected = ut.run(experiment()).load()
+    xr.testing.assert_identical(ds.drop_attrs(), expected.drop_attrs())
+    xr.testing.assert_identical(Store.open(url + "/").dataset().load(), ds)
+    for found in (
+        xr.open_zarr(ObjectStore(obstore.store.from_url(url), read_only=True)),
+        xr.open_zarr(ObjectStore(obstore.store.from_url(url)), chunks=None),
+    ):
+        xr.testing.assert_identical(found.load(), ds)
+    before = objects_at(url)
+    told = CliRunner().invoke(app, ["status", url]).output
+    assert f"{url}: 9 of 9 tasks done, 0 missing, 0 damaged" in told
+    assert objects_at(url) == before
+
+
+def test_damage_and_loss_are_noticed_and_mended(proxy, local):
+    url = f"{proxy.bucket}/x"
+    ut.run(experiment(), url)
+    found = Objects.at(url)
+    found.write("unchanged/c/0/0/0/0", found.read("unchanged/c/1/0/0/0"))
+    found.write("belief/c/1/1/0", found.read("belief/c/1/1/0")[:-5])
+    found.remove(["belief/c/2/1/0"])
+    assert sorted(state for state, _ in Store.open(url).states().values()) == ["damaged"] * 2 + ["done"] * 6 + ["missing"]
+    with pytest.warns(UserWarning, match="is damaged"):
+        ut.run(experiment(), url)
+    assert objects_at(url) == local[0]
+
+
+def test_requests_of_a_task(proxy):
+    """A task is one request for each variable, one for its record, and one that looks whether the store has been replaced."""
+    opened = Store.open(ut_run(f"{proxy.bucket}/x"))
+    opened.states()  # opens all arrays
+    readings = {name: np.zeros((4, *opened._array(name).shape[2:]), np.float32) for name in opened.variables}
+    for task in opened.tasks():
+        proxy.requests.clear()
+        opened.write(task, {name: values[: len(opened.items(task))] for name, values in readings.items()})
+        assert sorted(method for method, _, _ in proxy.requests) == ["GET"] + ["PUT"] * (len(opened.variables) + 1)
+
+
+def ut_run(url, spec=SPEC):
+    ut.run(experiment(spec), url)
+    return url
+
+
+def test_shards_fill_one_store(proxy, local, tmp_path):
+    url = f"{proxy.bucket}/shards"
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
+    words = [sys.executable, "-m", "uturn.cli", "run", "spec.json", "--store", url, "--shard"]
+    both = [subprocess.Popen([*words, f"{i}/2"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) for i in (1, 2)]
+    try:
+        told = [one.communicate(timeout=300)[0] for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert [one.returncode for one in both] == [0, 0], told
+    assert objects_at(url) == local[0]
+
+
+# -- requests that fail -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "words"), [(403, "access is denied"), (301, "the bucket is elsewhere"), (400, "is refused")])
+def test_a_refusal_fails_at_once(proxy, status, words):
+    proxy.down = status
+    with pytest.raises(ValueError, match=words) as error:
+        ut.run(experiment(), f"{proxy.bucket}/x")
+    assert len(proxy.requests) == 1
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_bucket_fails_at_once(proxy):
+    for url in (f"{proxy.bucket}-other/x", f"{proxy.bucket}-other"):
+        with pytest.raises(ValueError, match="no such bucket") as error:
+            ut.run(experiment(), url)
+        assert "\n" not in str(error.value)
+    assert len(proxy.requests) <= 4
+
+
+def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch, caplog):
+    """After the patience is used up the run ends with one line; what is in the store is neither judged nor written again."""
+    url = ut_run(f"{proxy.bucket}/x")
+    opened = Store.open(url)
+    monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.2)
+    proxy.down = 503
+    for ask in (opened.states, opened._records, lambda: Store.open(url), lambda: ut.run(experiment(), url)):
+        caplog.clear()
+        with pytest.raises(ValueError, match=r"failed .* times .*503.*safe, run the same again to resume") as error:
+            ask()
+        assert "\n" not in str(error.value)
+    proxy.down = None
+    assert objects_at(url) == local[0]
+
+
+def test_slow_requests_are_repeated(proxy, monkeypatch, caplog):
+    url = ut_run(f"{proxy.bucket}/x")
+    monkeypatch.setattr(objects, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.5)
+    proxy.latency = 2.0
+    with pytest.raises(ValueError, match="no answer in time"):
+        Objects.at(url).read("zarr.json")
+    assert [record.getMessage().count("attempt 1") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3:/bucket/x", "joins the two slashes"),
+        ("s3://", "expected a URL"),
+        ("https://bucket.s3.amazonaws.com/x", "AWS_ENDPOINT_URL"),
+        ("s3://name:secret@bucket/x", "belong into the environment"),
+        ("s3://bucket/../x", r"without .*'\.\.'"),
+        ("s3://bucket/a?b", "without"),
+        ("s3://bucket/a b", "without"),
+        ("nonsense://bucket/a", "cannot be opened"),
+        ("hdfs://bucket/a", r"package.*uturn\[cluster\]"),
+    ],
+)
+def test_urls_that_are_none(url, words):
+    with pytest.raises(ValueError, match=words) as error:
+        ut.run(experiment(), url)
+    assert "secret" not in str(error.value)
+
+
+def test_a_missing_package_and_an_endpoint_that_is_none(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(ValueError, match="AWS_ENDPOINT_URL = 'localhost:9000': expected"):
+        Objects.at("s3://bucket/x")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ValueError, match=r"pip install 'uturn\[cluster\]'"):
+        Objects.at("s3://bucket/x")
+
+
+def test_a_file_system_of_fsspec(local):
+    """A scheme that obstore does not know, without conditional writes and without copies inside the storage."""
+    url = "memory://place/run"
+    for spec, expected in ((SPEC, local[0]), (LARGER, local[1])):
+        ut.run(experiment(spec), url)
+        assert objects_at(url) == expected
+    Objects.at(url).remove(Objects.at(url).listed())
+
+
+# -- whole or not at all ------------------------------------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    """The process ends here."""
+
+
+class _Killing:
+    """Only the first `last` requests that change something happen; the process dies at the last one, before or `after` it."""
+
+    def __init__(self, monkeypatch, last, after):
+        self.count, self.last, self.after = 0, last, after
+        for name in ("put_async", "copy_async", "delete_async"):
+            monkeypatch.setattr(obstore, name, self._counted(getattr(obstore, name)))
+
+    def _counted(self, request):
+        async def counted(*args, **kwargs):
+            self.count += 1
+            if self.count >= self.last + self.after:
+                raise _Killed
+            answer = await request(*args, **kwargs)
+            if self.count >= self.last + self.after:
+                raise _Killed
+            return answer
+
+        return counted
+
+
+def killed(monkeypatch, action, last, after=True):
+    """Whether `action` died at that request."""
+    with monkeypatch.context() as context:
+        _Killing(context, last, after)
+        try:
+            action()
+        except _Killed:
+            return True
+    return False
+
+
+OLD = {"zarr.json": b'{"old": 1}', "a": b"1", "b/c": b"2"}
+NEW = {"zarr.json": b'{"new": 1}', "a": b"3", "d": b"4", "e/f": b"5"}
+
+
+def replace(url, files, replace=True):
+    with ObjectPrefix(url).whole(replace=replace) as folder:
+        for key, data in files.items():
+            (folder / key).parent.mkdir(exist_ok=True)
+            (folder / key).write_bytes(data)
+
+
+def seen_at(url):
+    """What a reader sees, who opens `zarr.json` first; None if that is no root of a store."""
+    found = {key: data for key, data in objects_at(url).items() if not key.startswith(".unfinished/")}
+    return found if found.get("zarr.json") in (OLD["zarr.json"], NEW["zarr.json"]) else None
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_process_that_dies_at_any_request_leaves_the_old_or_the_new(memory, monkeypatch, before, after):
+    """Readers see one of the two or nothing, and the next process that looks finds one of the two."""
+    outcomes = []
+    for last in range(1, 100):
+        url = f"s3://bucket/{last}"
+        if before:
+            replace(url, before)
+        if not killed(monkeypatch, lambda url=url: replace(url, NEW), last, after):
+            break
+        assert seen_at(url) in (before, NEW, None)
+        unreadable = before is not None and seen_at(url) is None
+        place = ObjectPrefix(url)
+        assert place.is_empty() == (before is None and seen_at(url) is None)
+        assert seen_at(url) in (before, NEW)
+        outcomes.append("restored" if unreadable else "new" if seen_at(url) == NEW else "old")
+        replace(url, NEW)
+        assert seen_at(url) == NEW
+        monkeypatch.setattr(places, "_LEFT_SECONDS", -1)
+        place.remove_unfinished()
+        assert objects_at(url) == NEW
+    assert last > 2 * len(NEW)
+    assert len(set(outcomes)) == (2 if before is None else 3), outcomes
+
+
+def test_a_second_death_while_another_process_finishes(memory, monkeypatch):
+    marked = 1 + len(NEW)  # the request that writes the mark
+    for last in range(1, 100):
+        url = f"s3://bucket/{last}"
+        replace(url, OLD)
+        assert killed(monkeypatch, lambda url=url: replace(url, NEW), marked)
+        assert seen_at(url) is None
+        died = killed(monkeypatch, ObjectPrefix(url).is_empty, last)
+        ObjectPrefix(url).is_empty()
+        assert seen_at(url) == NEW
+        if not died:
+            break
+    assert last > len(NEW)
+
+
+def test_of_two_processes_one_replaces(memory):
+    url = "s3://bucket/x"
+    replace(url, OLD)
+    mine = ObjectPrefix(url).whole()
+    (mine.__enter__() / "zarr.json").write_bytes(b"lost")
+    replace(url, NEW)
+    with pytest.raises(ValueError, match="another process"):
+        mine.__exit__(None, None, None)
+    assert objects_at(url) == NEW
+    with pytest.raises(ValueError, match="exists already"):
+        replace(url, OLD, replace=False)
+
+
+def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):
+    """One makes the store while the other prepares its own: the second one finds another experiment."""
+    url = "s3://bucket/x"
+    other = {**SPEC, "seed": 4}
+    upload = ObjectPrefix._replace
+
+    def meanwhile(place, folder, seen):
+        monkeypatch.setattr(ObjectPrefix, "_replace", upload)
+        ut.run(experiment(), url)
+        upload(place, folder, seen)
+
+    monkeypatch.setattr(ObjectPrefix, "_replace", meanwhile)
+    with pytest.raises(ValueError, match="holds another experiment"):
+        ut.run(experiment(other), url)
+    assert objects_at(url) == local[0]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.5, 0.6, 0.9])
+def test_a_run_that_dies_while_it_extends_a_store_is_resumed(memory, local, monkeypatch, share):
+    requests = 2 * len([key for key in local[1] if not key.startswith(("unchanged/c/1", "belief/c/1"))])  # about so many
+    url = ut_run("s3://bucket/x")
+    assert killed(monkeypatch, lambda: ut.run(experiment(LARGER), url), int(share * requests))
+    states = [state for state, _ in Store.open(url).states().values()]
+    assert states == ["done"] * 9 or (len(states) == 16 and states.count("done") >= 6), "the old or the new, with what was done"
+    ut.run(experiment(LARGER), url)
+    assert {key: data for key, data in objects_at(url).items() if not key.startswith(".unfinished/")} == local[1]
+
+
+def test_a_process_of_the_old_store_does_not_write_into_the_new_one(memory, local):
+    url = "s3://bucket/x"
+    ut.run(experiment(), url)
+    old = Store.open(url)
+    task = next(old.tasks())
+    ut.run(experiment(LARGER), url)
+    with pytest.raises(ValueError, match="another process has extended the store"):
+        old.write(task, old.read(task, 2))
+    assert objects_at(url) == local[1]

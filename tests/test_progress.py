@@ -1,0 +1,219 @@
+"""Progress: exact shares inside a task, never backwards, also over several processes; lines in logs."""
+
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+import uturn as ut
+from uturn import progress
+from uturn.processes import in_processes
+from uturn.progress import add, begun, in_progress, part, progress_bar, steps, units
+
+STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2}
+DIFFUSION = {"type": "diffusion", "noise": [0.25, 1.0]}
+EXPERIMENTS = {
+    "exact": {"corruption": {"type": "gaussian", "noise": [0.2, 1.0]}, "backward": {"type": "exact"}},
+    "masking": {"corruption": {"type": "masking", "noise": [0.5, 1.0]}, "backward": {"type": "denoiser", "steps": 8}},
+    "gaussian": {"corruption": {"type": "gaussian", "noise": [0.2, 1.0]}, "backward": {"type": "denoiser", "steps": 8}},
+    "uniform": {"corruption": {"type": "uniform", "noise": [0.2, 1.0]}, "backward": {"type": "denoiser", "steps": 8}},
+    "score": {"corruption": DIFFUSION, "backward": {"type": "score", "steps": 8}},
+    "images": {
+        "source": {"type": "fashion_mnist"},
+        "corruption": DIFFUSION,
+        "backward": {"type": "diffusion", "steps": 4, "device": "cpu", "batch_size": 7},
+        "probes": [{"type": "network_layers", "reference": 16}, {"type": "images"}],
+    },
+}
+LEAST = {"exact": 2, "images": 4}  # different values that a task reports, at least; others report every step
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    """What this process would report to another one, in order."""
+    values = []
+    monkeypatch.setattr(progress, "_put", values.append)
+    return values
+
+
+def experiment(name):
+    parts = {"source": STRINGS, "probes": [{"type": "tree_levels"}], **EXPERIMENTS[name]}
+    return ut.Experiment.from_dict({"items": 6, "trajectories": 2, "chunk": 4, **parts})
+
+
+def test_parts_are_shares_of_what_encloses_them():
+    seen = []
+    with begun(2):
+        with part(0.75):
+            for _ in steps(range(3)):
+                seen.append(in_progress())
+                with units(2):
+                    add()
+                    seen.append(in_progress())
+                    add()
+        seen.append(in_progress())
+        for _ in steps("ab"):
+            pass
+        seen.append(in_progress())
+        for _ in steps("ab"):  # nothing is left for it
+            seen.append(in_progress())
+    np.testing.assert_allclose(seen, [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2, 2])
+    assert in_progress() == 0
+    with part(0.5):  # nobody has begun a task
+        add()
+    assert in_progress() == 0
+
+
+def test_nothing_is_left_of_work_that_failed_or_was_dropped():
+    with suppress(ZeroDivisionError), begun(1), part(0.5):
+        for one in steps("abc"):
+            add(1 / (one == "a"))
+    assert in_progress() == 0
+    for name in ("exact", "images"):
+        running = experiment(name).measurements([(None, 1, np.arange(4)), (None, 0, np.arange(4))])
+        next(running)
+        running.close()
+        assert in_progress() == 0
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, reported):
+    one, finished, total = experiment(name), 0, 4
+    list(one.measurements([(None, 1, np.array([4, 5]))]))
+    assert len(set(np.round(reported, 9))) >= LEAST.get(name, 8)
+    reported.clear()
+    values = [0.0]
+    tasks = [((level, block), level, np.arange(6)[4 * block :][:4]) for level in (1, 0) for block in (0, 1)]
+    for _ in one.measurements(tasks):
+        inside = np.array(reported) + finished
+        assert max(inside, default=0) <= total + 1e-9
+        values += inside.tolist()
+        finished += 1  # a task that is finished leaves the work before the caller counts it
+        assert in_progress() + finished <= total + 1e-9
+        reported.clear()
+    assert finished == total
+    falls = -np.diff(values)
+    assert sum(falls > 1e-9) <= 2 * total, "it falls only where a task is handed over, to the probes and to the caller"
+    assert in_progress() == 0
+
+
+def test_tasks_that_share_a_network_count_its_steps(reported):
+    # 8 images of 4 steps and 8 of 1 step, 7 at a time: each call of the network does its share of them.
+    tasks = [(None, 1, np.arange(4)), (None, 0, np.arange(4))]
+    running = experiment("images").measurements(tasks)
+    next(running)
+    calls = np.array([value for value in reported if value > 0])
+    np.testing.assert_allclose(calls[:4], [0.8 * 7 * k / 4 / 8 for k in (1, 2, 3, 4)])
+    # The last image of the first task is now with 6 of the second.
+    np.testing.assert_allclose(calls[4], 0.8 * (7 + 1 / 4 + 6) / 8)
+    running.close()
+
+
+def test_a_bar_counts_its_own_work_and_holds_where_work_is_lost(monkeypatch):
+    shown = []
+    with begun(1):
+        add(1)
+        with part(0.5):
+            pass
+        count = progress._Count(4, 1, lambda done, finished: shown.append((done, finished)))
+        count.tell()  # the work around it is not its own
+        with begun(2, done=1.5):
+            count.tell()
+        count.tell()  # a worker died
+        count.advance()
+        with begun(9, done=8):
+            count.tell()
+    assert shown == [(1, 1), (2.5, 1), (2.5, 1), (2.5, 2), (4, 2)]
+
+
+def half_a_task(folder):
+    with begun(1):
+        for k in steps(range(2)):
+            if k == 1:
+                (folder / "half").touch()
+                while not (folder / "seen").exists():
+                    time.sleep(0.01)
+
+
+def test_work_of_other_processes_is_counted_until_it_is_finished(tmp_path):
+    import threading
+
+    found = []
+
+    def watch():
+        end = time.monotonic() + 60
+        while not (tmp_path / "half").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        found.append(in_progress())
+        (tmp_path / "seen").touch()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in in_processes(half_a_task, [(tmp_path,)], workers=1):
+        found.append(in_progress())
+    watcher.join()
+    assert found == [0.5, 0]
+    assert in_progress() == 0
+
+
+# -- lines in logs -----------------------------------------------------------------------------------------------------------
+class Clock:
+    """A stand-in for `time.monotonic`, three seconds later at each look."""
+
+    now = 0.0
+
+    def __call__(self):
+        self.now += 3
+        return self.now
+
+
+@pytest.mark.parametrize("done", [0, 40])
+def test_a_log_gets_a_line_a_tenth(done, monkeypatch, capsys):
+    monkeypatch.setattr(progress.time, "monotonic", Clock())
+    with progress_bar(True, "run", 100, done) as advance:
+        for _ in range(done, 100):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(line.split()[1]) for line in lines] == list(range(done + 10, 101, 10))
+    assert lines[-1] == "run: 100 of 100"
+    assert lines[0] == f"run: {done + 10} of 100, 20 a minute, about {progress.duration(3 * (90 - done))} left"
+
+
+def test_a_log_gets_a_line_a_minute_inside_a_task(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_MINUTE", 0.05)
+    monkeypatch.setattr(progress, "_LOOK", {False: 0.01})
+    heard, end = "", time.monotonic() + 60
+    with progress_bar(True, "run", 2, 0), begun(1):
+        while "nothing new" not in heard and time.monotonic() < end:
+            heard += capsys.readouterr().err
+        for _ in steps(range(4)):
+            break
+        with part(0.25):
+            pass
+        while "0.25 of 2" not in heard and time.monotonic() < end:
+            heard += capsys.readouterr().err
+    first, *_, last = heard.splitlines()
+    assert first.startswith("run: 0 of 2, nothing new after ")
+    assert last.startswith("run: 0.25 of 2, ")
+    assert last.endswith(" left")
+
+
+def test_short_or_unwanted_progress_is_silent(capsys):
+    for wanted in (True, False):
+        with progress_bar(wanted, "run", 3, 0) as advance:
+            for _ in range(3):
+                advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal_shows_parts_of_tasks(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "_LOOK", {True: 0.01})
+    heard, end = "", time.monotonic() + 60
+    with progress_bar(True, "run", 2, 0) as advance, begun(1, done=0.5):
+        while "0/2 (25.0 %)" not in heard and time.monotonic() < end:
+            heard += capsys.readouterr().err
+        advance()
+    assert "0/2 (25.0 %)" in heard
