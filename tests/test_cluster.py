@@ -10,12 +10,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import uturn as ut
 from cluster_tasks import FileTasks, tries
 from uturn.checks import TasksFailed
-from uturn.cluster import on_cluster
+from uturn.cluster import driver, on_cluster
 
 ray = pytest.importorskip("ray")
 
@@ -59,11 +60,70 @@ def done(folder):
     return {int(path.name) for path in Path(folder).iterdir() if path.name.isdecimal()}
 
 
+IMAGES = {
+    "items": 3,
+    "chunk": 1,
+    "source": {"type": "fashion_mnist"},
+    "corruption": {"type": "diffusion", "noise": [0.3, 0.6]},
+    "backward": {"type": "diffusion", "steps": 5},
+    "probes": [{"type": "network_layers"}],
+}
+OWN_PROBE = """
+import numpy as np
+from helper_of_own_probe import FACTOR
+from uturn.protocols import Variable
+
+class Twice:
+    kinds = frozenset({"strings"})
+
+    def variables(self, source):
+        return {"twice": Variable(("noise", "item"), "a factor")}
+
+    def read(self, u_turns, source):
+        return {"twice": np.full(len(u_turns.originals.items), FACTOR)}
+"""
+
+LISTENING = """
+import os
+from contextlib import suppress
+from pathlib import Path
+from uturn.cluster.connection import connected
+
+def parent(pid):
+    return (pid / "stat").read_text().rpartition(")")[2].split()[1]
+
+with connected("local") as ray:
+    print(*{node["NodeManagerAddress"] for node in ray.nodes()})
+    family, sockets = {str(os.getpid())}, set()
+    for _ in range(3):  # children of children
+        for pid in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                family |= {pid.name} if parent(pid) in family else set()
+    for pid in family:
+        with suppress(OSError):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    sockets.add(os.readlink(link))
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                print(words[1].split(":")[0])
+"""
+
+
+def tasks_elsewhere(other, spec, store):
+    from uturn.experiment import _reopened
+    from uturn.tasks import Tasks
+
+    return Tasks(*_reopened(spec, other))
+
+
 DRIVER = """
 import signal, sys
 from functools import partial
 from cluster_tasks import FileTasks
-from uturn.cluster import on_cluster
+from uturn.cluster import driver, on_cluster
 
 def stop(*_):
     raise KeyboardInterrupt
@@ -238,3 +298,103 @@ def test_strings_equal_the_local_run(cluster, tmp_path):
     found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
     assert found.drop_attrs().identical(ut.run(experiment).drop_attrs())
     assert found.attrs["complete"]
+
+
+def test_images_equal_the_local_run(cluster, tmp_path):
+    experiment = ut.Experiment.from_dict(IMAGES)
+    found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
+    local = ut.run(experiment).drop_attrs()
+    for name, values in local.data_vars.items():  # floats depend on which images share a batch
+        np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0)
+
+
+def test_added_trajectories_and_damaged_readings(cluster, tmp_path):
+    """A store that holds fewer trajectories, and a chunk that cannot be read, is completed on a cluster as it is locally."""
+    less = {**STRINGS, "trajectories": 1}
+    ut.run(ut.Experiment.from_dict(less), tmp_path / "x")
+    ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", shard=(1, 2))
+    chunk = next(path for path in (tmp_path / "x" / "unchanged" / "c" / "1").rglob("0") if path.is_file())
+    chunk.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is damaged"):
+        found = ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster=cluster.address).load()
+    assert found.drop_attrs().identical(ut.run(ut.Experiment.from_dict(STRINGS)).drop_attrs())
+
+
+def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
+    """Workers import modules of the driver from files that they cannot see."""
+    module = tmp_path / "elsewhere" / "own_probe_of_driver.py"
+    module.parent.mkdir()
+    module.write_text(OWN_PROBE)
+    (module.parent / "helper_of_own_probe.py").write_text("FACTOR = 2.0\n")
+    monkeypatch.syspath_prepend(str(module.parent))
+    spec = {**STRINGS, "items": 4, "probes": [{"type": "own_probe_of_driver:Twice"}]}
+    experiment = ut.Experiment.from_dict(spec)
+    arguments = driver._start_arguments
+
+    def hidden_afterwards(*given):
+        found = arguments(*given)
+        module.parent.rename(tmp_path / "hidden")
+        return found
+
+    monkeypatch.setattr(driver, "_start_arguments", hidden_afterwards)
+    found = ut.run(experiment, tmp_path / "x", cluster=cluster.address)
+    assert (found.twice == 2.0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cluster": "here"}, 'expected "local", "auto"'),
+        ({"cluster": 3}, 'expected "local", "auto"'),
+        ({"cluster": "localhost:99999"}, "nothing answers there"),
+        ({"cluster": "127.0.0.1:9"}, "nothing answers there"),
+        ({"cluster": "ray://127.0.0.1:9"}, "nothing answers there .*10001"),
+        ({"cluster": "there", "store": None}, "a cluster needs a store"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker = 0: expected a number above 0"),
+        ({"cpus_per_worker": 64}, "cpus_per_worker = 64: no node of the cluster has more than 1 cores"),
+        ({"gpus_per_worker": 2}, "gpus_per_worker = 2: no node of the cluster has more than 0 GPUs"),
+        ({"cpus_per_worker": True}, "expected a number above 0"),
+    ],
+)
+def test_bad_options_are_named(cluster, tmp_path, options, words):
+    ray.shutdown()
+    given = {"store": tmp_path / "x", "cluster": cluster.address, **options}
+    with pytest.raises(ValueError, match=words):
+        ut.run(ut.Experiment.from_dict(STRINGS), **given)
+
+
+def test_ray_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'uturn\[cluster\]'"):
+        ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="local")
+
+
+def test_another_version_on_the_nodes(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(ut, "__version__", "9.9")
+    with pytest.raises(ValueError, match=r"no node can measure: the node .* has uturn 0.* and the driver 9.9"):
+        states(cluster.address, tmp_path)
+
+
+def test_a_store_that_workers_do_not_see(cluster, tmp_path, monkeypatch):
+    experiment = ut.Experiment.from_dict(STRINGS)
+    monkeypatch.setattr("uturn.experiment._tasks_of", partial(tasks_elsewhere, str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match=r"no node can measure: .* no store at"):
+        ut.run(experiment, tmp_path / "x", cluster=cluster.address)
+
+
+def test_a_store_that_workers_see_at_another_place(cluster, tmp_path, monkeypatch):
+    experiment = ut.Experiment.from_dict(STRINGS)
+    ut.run(experiment, tmp_path / "other", shard=(1, 1000))
+    monkeypatch.setattr("uturn.experiment._tasks_of", partial(tasks_elsewhere, str(tmp_path / "other")))
+    with pytest.raises(ValueError, match="36 tasks were measured, but are not in"):
+        ut.run(experiment, tmp_path / "x", cluster=cluster.address)
+
+
+def test_local_listens_to_this_machine_alone():
+    """No other host can reach the processes of --cluster local."""
+    found = subprocess.run([sys.executable, "-c", LISTENING], env=ENV, capture_output=True, text=True, timeout=120)
+    lines = found.stdout.splitlines()
+    assert lines[0] == "127.0.0.1", found.stderr
+    # Addresses as in /proc/net: 127.0.0.1, and the same for IPv6.
+    assert set(lines[1:]) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert len(lines) > 4

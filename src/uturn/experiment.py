@@ -39,7 +39,7 @@ from uturn.objects import is_url
 from uturn.own_parts import code_digest, is_own, misfits_named, missing_members_named, unwrapped
 from uturn.places import place_of
 from uturn.processes import cores, in_processes
-from uturn.progress import begun, part, progress_bar, steps
+from uturn.progress import begun, listening, part, progress_bar, steps
 from uturn.protocols import UTurns, Variable
 from uturn.random import Streams, checked_seed
 from uturn.resume import open_store
@@ -510,6 +510,8 @@ def run(
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     workers = None if workers is None else checked_integer("workers", workers, 1)
     place = None if store is None else place_of("store", store)
+    if cluster is not None and place is None:
+        raise ValueError(f"cluster = {shown(cluster)}: a cluster needs a store, on a file system that its nodes share; give one")
     number, shares = _checked_shard(shard, store)
     experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
     backward = experiment.parts.backward
@@ -523,11 +525,13 @@ def run(
     left = work.left(tasks)
     if workers is None and cluster is None:
         workers = cores() if backward.wants_processes else 1
-    with opened.finishing(), progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left)) as advance:
+    words: list[str] = [""]
+    bar = progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left), lambda: words[0])
+    with opened.finishing(), bar as advance:
         if not left:
             pass
         elif cluster is not None:
-            for count in _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker):
+            for count, words[0] in _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker):
                 for _ in range(count):
                     advance()
         elif min(workers or 1, len(left)) <= 1 or store is None:
@@ -590,8 +594,8 @@ def _on_cluster(
     workers: int | None,
     cpus: float | None,
     gpus: float | None,
-) -> Iterator[int]:
-    """Measure tasks on a Ray cluster; yields the number of those that are newly done."""
+) -> Iterator[tuple[int, str]]:
+    """Measure tasks on a Ray cluster; yields the number of those that are newly done, and words on the workers."""
     from uturn.cluster import on_cluster
 
     assert isinstance(opened, Store)
@@ -619,10 +623,12 @@ def _on_cluster(
         slots=2 + 2 * _BATCH // u_turns if backward.shares_batches else 1,
         most_workers=workers,
     )
-    before = len(left)
-    for state in states:
-        yield max(0, before - state.left)
-        before = min(before, state.left)
+    before, unfinished = len(left), 0.0
+    with listening(lambda: unfinished):
+        for state in states:
+            unfinished = state.unfinished
+            yield max(0, before - state.left), f", {state.alive} {'worker' if state.alive == 1 else 'workers'}"
+            before = min(before, state.left)
     lost = Tasks(experiment, opened).recorded_left(list(left))
     if lost:
         raise ValueError(

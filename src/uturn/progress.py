@@ -161,16 +161,16 @@ def _publish() -> None:
 
 # -- what users see ------------------------------------------------------------------------------------------------------------
 @contextmanager
-def progress_bar(wanted: bool, title: str, total: int, done: int) -> Iterator[Callable[[], None]]:
+def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str) -> Iterator[Callable[[], None]]:
     """Context whose value is a function to call after each task; if `wanted`, it shows the progress on stderr.
 
-    Between two tasks it moves by the work that was begun inside this context.
+    Between two tasks it moves by the work that was begun inside this context. `note()` gives words that follow the title.
     """
     if not wanted:
         yield lambda: None
         return
     terminal = sys.stderr.isatty()
-    with _bar(title, total, done) if terminal else _lines(title, total, done) as count:
+    with _bar(title, total, done, note) if terminal else _lines(title, total, done, note) as count:
         ended = threading.Event()
 
         def look() -> None:
@@ -209,23 +209,29 @@ class _Count:
 
 
 @contextmanager
-def _bar(title: str, total: int, done: int) -> Iterator[_Count]:
+def _bar(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[finished]}/{task.total} ({task.percentage:.1f} %)"),
+        TextColumn("{task.fields[finished]}/{task.total} ({task.percentage:.1f} %){task.fields[rate]}"),
         TimeRemainingColumn(),
     )
+    start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total, completed=done, finished=done)
-        yield _Count(total, done, lambda now, finished: bar.update(task, completed=now, finished=finished))
+        task = bar.add_task(title, total=total, completed=done, finished=done, rate="")
+
+        def show(now: float, finished: int) -> None:
+            rate = f" {_per_time(now - done, time.monotonic() - start)}" if now > done else ""
+            bar.update(task, description=title + note(), completed=now, finished=finished, rate=rate)
+
+        yield _Count(total, done, show)
 
 
 @contextmanager
-def _lines(title: str, total: int, done: int) -> Iterator[_Count]:
+def _lines(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
     start = last = time.monotonic()
     told = _TENTHS * done // total if total else 0
 
@@ -236,7 +242,9 @@ def _lines(title: str, total: int, done: int) -> Iterator[_Count]:
         if (tenths > told and quiet >= _SECONDS) or (quiet >= _MINUTE and finished < total):
             last, told = clock, tenths
             count = f"{finished}" if now == finished else f"{now:.2f}"
-            print(f"{title}: {count} of {total}{_rate(now - done, total - now, clock - start)}", file=sys.stderr, flush=True)
+            print(
+                f"{title}{note()}: {count} of {total}{_rate(now - done, total - now, clock - start)}", file=sys.stderr, flush=True
+            )
 
     yield _Count(total, done, show)
 
@@ -247,10 +255,12 @@ def _rate(done: float, left: float, seconds: float) -> str:
         return ""
     if done <= 0:
         return f", nothing new after {duration(seconds)}"
-    rate = 60 * done / seconds
-    return (
-        f", {f'{rate:.3g} a minute' if rate >= 1 else f'{60 * rate:.3g} an hour'}, about {duration(left * seconds / done)} left"
-    )
+    return f", {_per_time(done, seconds)}, about {duration(left * seconds / done)} left"
+
+
+def _per_time(done: float, seconds: float) -> str:
+    rate = 60 * done / max(seconds, 1e-9)
+    return f"{rate:.3g} a minute" if rate >= 1 else f"{60 * rate:.3g} an hour"
 
 
 def duration(seconds: float) -> str:

@@ -313,8 +313,8 @@ class Store(_Blocks):
             self._check_still_there()
             chunk = self._chunk_key(self.variables[0], task)
             warnings.warn(
-                f"{self.where}: the chunk {chunk} ({self.words(task)}) is damaged: it cannot be read, or holds the values of another "
-                f"noise level or other items; it is computed again",
+                f"{self.where}: the chunk {chunk} ({self.words(task)}) is damaged: it cannot be read, or holds the values of "
+                f"another noise level or other items; it is computed again",
                 stacklevel=2,
             )
         return states

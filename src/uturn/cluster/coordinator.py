@@ -16,11 +16,10 @@ from typing import Any
 from uturn.checks import one_line
 
 MOST_TRIES = 3  # of a task that raises, or whose actor dies
-_SECONDS = 10.0  # that a bundle of small tasks should take
 _GROWTH = 8  # largest ratio of the sizes of two bundles
 _SPREAD = 0.25  # share of the cost by which the order of tasks is random
 _LOOK = 2.0  # seconds between two looks at the nodes
-_PULSE = 10.0  # seconds between two pulses of a worker that is measuring
+_PULSE = 2.0  # seconds between two pulses of a worker that is measuring; more with more than 200 workers
 _STORE_WAIT = 5.0  # seconds before a bundle is tried again whose readings could not be stored
 
 
@@ -40,6 +39,8 @@ class Job:
         Of a worker.
     most_workers : int or None
         By default as many as the nodes have room for.
+    bundle_seconds : float
+        Time that a bundle of small tasks should take.
     silent_after : float
         Seconds after which a worker that does not answer counts as dead.
     alone_after : float
@@ -54,6 +55,7 @@ class Job:
     slots: int
     threads: int
     most_workers: int | None = None
+    bundle_seconds: float = 10.0
     silent_after: float = 120.0
     alone_after: float = 60.0
     worker: bytes | None = None
@@ -97,6 +99,7 @@ class Coordinator:
         self.messages: list[tuple[str, Any]] = []  # (text, task or None)
         self.drivers: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
+        self.unfinished: dict[Any, float] = {}  # how much of its bundles each worker has done, in tasks
         self.alive = 0
         self.size, self.store_errors = 1, 0
         self.error: str | None = None
@@ -128,6 +131,7 @@ class Coordinator:
         self.drivers[driver] = time.monotonic()
         return {
             "left": len(self.left),
+            "unfinished": sum(self.unfinished.values()),
             "alive": self.alive,
             "messages": self.messages[since:],
             "failed": list(self.failed.items()),
@@ -207,8 +211,9 @@ class Coordinator:
         """Start a worker on a node, give it tasks, and take them back if it dies."""
         import ray
 
-        actor = self._new_worker(node_id)
+        actor = None
         try:
+            actor = self._new_worker(node_id)
             pid = await self._started(actor, node, host)
             if pid is not None:
                 self.alive += 1
@@ -216,11 +221,19 @@ class Coordinator:
                     await self._feed(actor, host, node_id, pid)
                 finally:
                     self.alive -= 1
+        except Exception as error:
+            self._refuse(node, f"the worker on {host} failed ({type(error).__name__}: {one_line(error)})")
         finally:
-            with suppress(Exception):
-                ray.kill(actor)
+            if actor is not None:
+                with suppress(Exception):
+                    ray.kill(actor)
             node.workers.pop(rank, None)
             self.changed.set()
+
+    def _refuse(self, node: _Node, text: str) -> None:
+        if node.refused is None:
+            self._say(text)
+        node.refused = text
 
     def _new_worker(self, node_id: str) -> Any:
         import ray
@@ -241,16 +254,12 @@ class Coordinator:
             facts = await actor.start.remote(**self.job.start)
         except Exception as error:  # it died, or its class cannot be loaded there
             node.failed_starts += 1
-            text = f"a worker on {host} did not start: {_reason(error)}"
             if node.failed_starts == MOST_TRIES:
-                node.refused = text
-                self._say(text)
+                self._refuse(node, f"a worker on {host} did not start: {_reason(error)}")
             await asyncio.sleep(1)
             return None
         if facts["error"] is not None:
-            if node.refused is None:
-                node.refused = f"the node {host} is not used: {facts['error']}"
-                self._say(node.refused)
+            self._refuse(node, f"the node {host} is not used: {facts['error']}")
             return None
         node.failed_starts = 0
         return int(facts["pid"])
@@ -268,10 +277,11 @@ class Coordinator:
                 if not flying:
                     await asyncio.sleep(0.2)  # others may give tasks back
                     continue
-                done, _ = await asyncio.wait(flying, timeout=min(_PULSE, self.job.silent_after), return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(flying, timeout=max(_PULSE, self.alive / 100), return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     try:
-                        await asyncio.wait_for(_answer(actor.pulse.remote()), self.job.silent_after)
+                        pulse = _answer(actor.pulse.remote())
+                        self.unfinished[actor] = await asyncio.wait_for(pulse, self.job.silent_after)
                     except Exception as error:
                         silent = f"it did not answer for {self.job.silent_after:.0f} s"
                         self._died(list(flying.values()), host, silent if isinstance(error, TimeoutError) else _reason(error))
@@ -280,6 +290,7 @@ class Coordinator:
                         return
                 for answer in done:
                     bundle = flying.pop(answer)
+                    self.unfinished.pop(actor, None)
                     if answer.exception() is not None:
                         self._died([bundle, *flying.values()], host, _reason(answer.exception()))
                         flying.clear()
@@ -295,6 +306,7 @@ class Coordinator:
                     else:
                         self._blame(bundle, outcome["error"], f"raised on {host}")
         finally:
+            self.unfinished.pop(actor, None)
             for answer, bundle in flying.items():
                 answer.cancel()
                 self.returned.append(_Bundle(bundle.tasks))
@@ -337,7 +349,7 @@ class Coordinator:
         self.store_errors = 0
         if outcome["measured"]:
             seconds = max(outcome["seconds"] / outcome["measured"], 1e-4)
-            fitting = int(_SECONDS / seconds / self.job.slots)
+            fitting = int(self.job.bundle_seconds / seconds / self.job.slots)
             self.size = max(1, min(fitting, _GROWTH * len(bundle.tasks), max(_GROWTH * self.size, 1)))
         if not self.left:
             self.changed.set()

@@ -29,6 +29,7 @@ class State(NamedTuple):
 
     left: int
     alive: int
+    unfinished: float  # of tasks that are left, as far as workers have told
 
 
 def checked_share(name: str, value: Any) -> float | None:
@@ -120,7 +121,7 @@ def _followed(ray: Any, name: str, job: Job, groups: Sequence[tuple[float, Seque
             for text, task in state["messages"]:
                 _log.warning(text if task is None else f"{label(task)} {text}")
             told += len(state["messages"])
-            yield State(state["left"], state["alive"])
+            yield State(state["left"], state["alive"], state["unfinished"])
             if state["ended"]:
                 break
             time.sleep(_POLL)

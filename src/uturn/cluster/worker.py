@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from uturn.checks import one_line
+from uturn.progress import in_progress
 from uturn.store import StoreError
 
 
@@ -110,8 +111,9 @@ class Worker:
         }
 
     def pulse(self) -> float:
-        """How many tasks' worth of work is done and not yet stored; that it answers shows that the process is alive."""
-        return 0.0
+        """How many tasks' worth of work is done on bundles that have not ended; that it answers shows that it is alive."""
+        bundles = {id(bundle): bundle for bundle in list(self._owners.values())}.values()
+        return in_progress() + sum(len(bundle.tasks) - len(bundle.left) for bundle in bundles)
 
     # -- the thread that measures --------------------------------------------------------------------------------------
     def _measure_forever(self) -> None:

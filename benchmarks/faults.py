@@ -1,0 +1,322 @@
+"""What faults cost a run on a cluster: lost results, wrong results, wasted work.
+
+    python benchmarks/faults.py                 # 100 kills, a full disk, a stopped worker, 5 % of S3 requests failing
+    python benchmarks/faults.py --kills 10      # quicker
+
+A Ray cluster of a head and two nodes runs on this machine. At random times a worker, a node (another takes its place), the driver
+(it is started again) or the coordinator is killed, until there were as many kills as wanted; run follows run. Every store is
+compared with the local run. Lost: tasks that are not done at the end. Wrong: tasks whose readings differ (by any bit; for images
+by 1e-5). Wasted: tasks measured more than once, or begun and not stored, over all tasks.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+TESTS = Path(__file__).parents[1] / "tests"
+
+STRINGS = {
+    "items": 4096,
+    "trajectories": 4,
+    "chunk": 16,
+    "source": {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 10},
+    "corruption": {"type": "gaussian", "noise": [0.02, 0.05, 0.1, 0.3]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}],
+}
+IMAGES = {
+    "items": 8,
+    "chunk": 1,
+    "source": {"type": "fashion_mnist"},
+    "corruption": {"type": "diffusion", "noise": [0.2, 0.5, 0.8]},
+    "backward": {"type": "diffusion", "steps": 10},
+    "probes": [{"type": "network_layers"}],
+}
+COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that they begin
+
+
+def counted_tasks(spec, store):
+    """The tasks of an experiment, which also count what is begun, one byte each in a file of the process."""
+    from uturn.experiment import _reopened
+    from uturn.tasks import Tasks
+
+    class Counted(Tasks):
+        def measure(self, tasks, *, check=False):
+            def counted():
+                with open(Path(os.environ[COUNTS], str(os.getpid())), "ab", buffering=0) as file:
+                    for pair in tasks:
+                        file.write(b".")
+                        yield pair
+
+            yield from super().measure(counted(), check=check)
+
+    return Counted(*_reopened(spec, store))
+
+
+def drive(spec_file, store, address):
+    """A driver: `uturn run` with tasks that are counted."""
+    import faults
+    from uturn import cli, cluster, experiment
+
+    experiment._tasks_of = faults.counted_tasks
+    cluster.on_cluster = partial(cluster.on_cluster, silent_after=5.0)
+    sys.argv = ["uturn", "run", spec_file, "--store", store, "--cluster", address]
+    cli.main()
+
+
+def processes(title):
+    """Pids of processes with this title."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (place / "cmdline").read_bytes().startswith(title.encode()):
+                found.append(int(place.name))
+    return found
+
+
+class Faults:
+    """A cluster, a run on it, and what is done to it."""
+
+    def __init__(self, seed):
+        from ray.cluster_utils import Cluster
+
+        self.random = random.Random(seed)
+        self.folder = Path(tempfile.mkdtemp(prefix="uturn-faults-"))
+        # Workers are children of the nodes, and count in this folder.
+        self.counts = self.folder / "counts"
+        self.counts.mkdir()
+        os.environ[COUNTS] = str(self.counts)
+        head = {"num_cpus": 0, "object_store_memory": 2**27}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=2**27) for _ in range(2)]
+        self.cluster.wait_for_nodes()
+
+    def start(self, spec_file, store):
+        here = [str(Path(__file__).parent), str(TESTS), *filter(None, sys.path)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
+        words = [sys.executable, __file__, "--drive", str(spec_file), str(store), self.cluster.address]
+        return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    def strike(self, driver):
+        """Kill something; returns what, or None if there was nothing to kill."""
+        kind = self.random.choices(["worker", "node", "driver", "coordinator"], [5, 2, 2, 1])[0]
+        with suppress(ProcessLookupError):
+            if kind == "node":
+                node = self.nodes.pop(0)
+                self.cluster.remove_node(node, allow_graceful=False)
+                self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=2**27))
+                return kind
+            if kind == "driver":
+                driver.kill()
+                return kind
+            if alive := processes("ray::Worker" if kind == "worker" else "ray::Coordinator"):
+                os.kill(self.random.choice(alive), signal.SIGKILL)
+                return kind
+        return None
+
+    def begun(self):
+        total = sum(path.stat().st_size for path in self.counts.iterdir())
+        for path in self.counts.iterdir():
+            path.unlink()
+        return total
+
+
+def compared(name, store, local, begun, events, tolerance=0.0):
+    """Print a row of the table: what is lost, wrong and wasted in the store of a run."""
+    from uturn.store import Store
+
+    opened = Store.open(str(store))
+    states = opened.states()
+    lost = [task for task, (state, _) in states.items() if state != "done"]
+    ds = opened.dataset().load()
+    wrong = 0
+    for task in states.keys() - set(lost):
+        at = {"noise": task.noise_index, "item": opened.items(task)}
+        pairs = [(ds[name].isel(at).values, local[name].isel(at).values) for name in opened.variables]
+        wrong += not all(np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True) for a, b in pairs)
+    wasted = (begun - len(states)) / len(states)
+    print(f"| {name} | {events} | {len(states)} | {len(lost)} | {wrong} | {100 * wasted:.1f} % |", flush=True)
+    return len(lost), wrong
+
+
+def local_run(spec):
+    import uturn as ut
+
+    return ut.run(ut.Experiment.from_dict(spec)).load()
+
+
+def written(spec, folder, name):
+    import json
+
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def kills(faults, number, seconds):
+    """Runs of strings and of images, one after the other, until so many kills."""
+    spec_of = {"strings": STRINGS, "images": IMAGES}
+    local = {}
+    total: Counter[str] = Counter()
+    rounds = 0
+    while sum(total.values()) < number:
+        name = "images" if rounds % 4 == 3 else "strings"
+        if name not in local:
+            local[name] = local_run(spec_of[name])
+        spec = written(spec_of[name], faults.folder, name)
+        store, here, restarts = faults.folder / f"kills-{rounds}", Counter(), 0
+        driver = faults.start(spec, store)
+        last = time.monotonic()
+        while True:
+            pause = faults.random.expovariate(1 / seconds)
+            try:
+                driver.communicate(timeout=pause)
+                if driver.returncode == 0:
+                    break
+                restarts += 1
+                if restarts > 50:
+                    raise SystemExit("the run does not end")
+                driver = faults.start(spec, store)
+            except subprocess.TimeoutExpired:
+                if sum(total.values()) < number and (kind := faults.strike(driver)):
+                    here[kind] += 1
+                    total[kind] += 1
+                if time.monotonic() - last > 900:
+                    raise SystemExit("the run does not end") from None
+        rounds += 1
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(here.items())) or "none"
+        compared(f"kills, {name}", store, local[name], faults.begun(), told, 1e-5 if name == "images" else 0.0)
+    print(f"\n{sum(total.values())} kills in all: {dict(total)}\n", flush=True)
+
+
+def stopped_worker(faults):
+    local = local_run(STRINGS)
+    store = faults.folder / "stopped"
+    driver = faults.start(written(STRINGS, faults.folder, "strings"), store)
+    while faults_begun(faults) < 50:
+        time.sleep(0.2)
+    os.kill(processes("ray::Worker")[0], signal.SIGSTOP)
+    driver.communicate(timeout=500)
+    compared("a stopped worker", store, local, faults.begun(), "1 SIGSTOP")
+
+
+def faults_begun(faults):
+    return sum(path.stat().st_size for path in faults.counts.iterdir())
+
+
+@contextmanager
+def small_disk(folder):
+    """A file system of 1.5 MB, too small for the run."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def full_disk(faults):
+    """The disk is full; the run stops and says so; there is room; the run is continued."""
+    local = local_run(STRINGS)
+    spec = written(STRINGS, faults.folder, "strings")
+    try:
+        with small_disk(faults.folder / "disk") as disk:
+            driver = faults.start(spec, disk / "store")
+            _, said = driver.communicate(timeout=500)
+            print(f"(full disk: exit code {driver.returncode}: {said.splitlines()[-1][-200:]})")
+            subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+            driver = faults.start(spec, disk / "store")
+            driver.communicate(timeout=500)
+            compared("a full disk", disk / "store", local, faults.begun(), "1 full disk, run again")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        print("| a full disk | not tried: it needs the right to mount | | | | |")
+
+
+def failing_requests(faults, rate, seed):
+    """A store on S3, whose requests fail now and then."""
+    sys.path.insert(0, str(TESTS))
+    from faulty_proxy import FaultyProxy
+
+    log = faults.folder / "server.log"
+    words = [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-p", "0"]
+    with log.open("w") as file:
+        server = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        while "Running on" not in log.read_text():
+            time.sleep(0.1)
+        upstream = next(line for line in log.read_text().splitlines() if "Running on" in line).split()[-1].rstrip("/")
+        with FaultyProxy(upstream, seed=seed) as proxy:
+            os.environ |= {
+                "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
+                "AWS_ENDPOINT_URL": proxy.url, "AWS_ALLOW_HTTP": "true",
+            }  # fmt: skip
+            import urllib.request
+
+            urllib.request.urlopen(urllib.request.Request(f"{upstream}/faults", method="PUT")).read()
+            spec = {**STRINGS, "items": 1024}
+            local, path = local_run(spec), written(spec, faults.folder, "s3")
+            proxy.rate = rate
+            with own_nodes(faults):  # new ones, with these variables
+                driver = faults.start(path, "s3://faults/run")
+                _, said = driver.communicate(timeout=900)
+                if driver.returncode:
+                    print(said[-500:])
+            proxy.rate = 0.0
+            failed = sum(count for kind, count in proxy.counts().items() if kind)
+            events = f"{failed} of {len(proxy.requests)} requests"
+            compared("S3 requests that fail", "s3://faults/run", local, faults.begun(), events)
+    finally:
+        server.kill()
+
+
+@contextmanager
+def own_nodes(faults):
+    for node in faults.nodes:
+        faults.cluster.remove_node(node)
+    faults.nodes = [faults.cluster.add_node(num_cpus=1, object_store_memory=2**27) for _ in range(2)]
+    yield
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=3.0, help="mean time between two kills")
+    parser.add_argument("--rate", type=float, default=0.05, help="share of S3 requests that fail")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["kills", "disk", "stopped", "s3"])
+    parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.drive:
+        drive(*given.drive)
+        return
+    faults = Faults(given.seed)
+    print("| fault | events | tasks | lost | wrong | wasted work |\n|---|---|---|---|---|---|", flush=True)
+    chosen = {
+        "disk": lambda: full_disk(faults),
+        "stopped": lambda: stopped_worker(faults),
+        "s3": lambda: failing_requests(faults, given.rate, given.seed),
+        "kills": lambda: kills(faults, given.kills, given.seconds),
+    }
+    try:
+        for name, measure in chosen.items():
+            if given.only in (None, name):
+                measure()
+    finally:
+        with suppress(Exception):
+            faults.cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
