@@ -487,6 +487,7 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _on_sigterm(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to a job's script, which passes it on, and to its processes
     raise _Terminated
 
 
