@@ -10,8 +10,8 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import groupby, islice
@@ -531,9 +531,11 @@ def run(
         if not left:
             pass
         elif cluster is not None:
-            for count, words[0] in _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker):
-                for _ in range(count):
-                    advance()
+            states = _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker)
+            with closing(states):  # also after Ctrl-C in this loop, the cluster is freed
+                for count, words[0] in states:
+                    for _ in range(count):
+                        advance()
         elif min(workers or 1, len(left)) <= 1 or store is None:
             for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=call):
                 advance()
@@ -594,7 +596,7 @@ def _on_cluster(
     workers: int | None,
     cpus: float | None,
     gpus: float | None,
-) -> Iterator[tuple[int, str]]:
+) -> Generator[tuple[int, str]]:
     """Measure tasks on a Ray cluster; yields the number of those that are newly done, and words on the workers."""
     from uturn.cluster import on_cluster
 
@@ -624,7 +626,7 @@ def _on_cluster(
         most_workers=workers,
     )
     before, unfinished = len(left), 0.0
-    with listening(lambda: unfinished):
+    with closing(states), listening(lambda: unfinished):
         for state in states:
             unfinished = state.unfinished
             yield max(0, before - state.left), f", {state.alive} {'worker' if state.alive == 1 else 'workers'}"

@@ -64,8 +64,8 @@ def connected(address: str) -> Iterator[Any]:
         # One node, reached through loopback, with nothing that listens to other hosts.
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
         options |= {"object_store_memory": _MEMORY}
-    elif address != "auto":
-        _check_port(address)
+    else:
+        _check_port(address, _address_here() if address == "auto" else address)
     try:
         with _own_signals(), _loopback_allowed(address == "local"):
             _init(ray, address, options)
@@ -84,14 +84,15 @@ def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
         text = " ".join(str(error).split())
         if "ersion" in text:
             raise ValueError(f"cluster = {address!r}: versions differ: {text[:400]}") from None
-        way_out = {
-            "auto": "start Ray on this machine (ray start --head), give its address, or take --cluster local",
-            "local": "see whether Ray starts by itself (ray start --head)",
-        }.get(address, "from a machine that is no node of the cluster, connect with ray://host:10001")
+        remote = (
+            "from a machine that is no node of the cluster, connect with ray://host:10001; a cluster that asks for a token "
+            "(ray start makes one) needs RAY_AUTH_MODE=token here too"
+        )
+        way_out = "see whether Ray starts by itself (ray start --head)" if address == "local" else remote
         raise ValueError(f"cluster = {address!r}: Ray does not connect ({one_line(error)}); {way_out}") from None
 
 
-def _check_port(address: str) -> None:
+def _check_port(given: str, address: str) -> None:
     """ValueError if nothing answers at an address; Ray itself would try for minutes, and then end the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
@@ -99,9 +100,23 @@ def _check_port(address: str) -> None:
             pass
     except (OSError, OverflowError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
+        where = "there" if given == address else f"at {address}, the address of the Ray that ran here last (or RAY_ADDRESS)"
         raise ValueError(
-            f"cluster = {address!r}: nothing answers there ({reason}); start Ray on that host (ray start --head), and give the "
+            f"cluster = {given!r}: nothing answers {where} ({reason}); start Ray on that host (ray start --head), and give the "
             f"port of its own (6379) or, with ray://, that of its client server (10001)"
+        ) from None
+
+
+def _address_here() -> str:
+    """The address of the Ray cluster of this machine; ValueError if there is none."""
+    from ray._private import services
+
+    try:
+        return str(services.canonicalize_bootstrap_address_or_die("auto"))
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"cluster = 'auto': no Ray runs on this machine ({one_line(error)}); start it (ray start --head), give the address of "
+            f"a cluster, or take --cluster local"
         ) from None
 
 

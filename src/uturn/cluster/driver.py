@@ -10,7 +10,7 @@ import site
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def on_cluster(
     slots: int = 1,
     most_workers: int | None = None,
     **options: Any,
-) -> Iterator[State]:
+) -> Generator[State]:
     """Measure tasks on a Ray cluster; yields the state of the work twice a second.
 
     Parameters
@@ -100,7 +100,7 @@ def on_cluster(
         yield from _followed(ray, name, job, groups, label)
 
 
-def _followed(ray: Any, name: str, job: Job, groups: Sequence[tuple[float, Sequence[Any]]], label: Any) -> Iterator[State]:
+def _followed(ray: Any, name: str, job: Job, groups: Sequence[tuple[float, Sequence[Any]]], label: Any) -> Generator[State]:
     driver, told, state = secrets.token_hex(8), 0, None
     coordinator = _joined(ray, name, job, driver, groups)
     last_answer = time.monotonic()
