@@ -39,11 +39,14 @@ STAND_INS = {
         esac
     """,
     "srun": """
-        while [[ $1 == --* ]]; do shift; done
-        trap 'kill $first $second; wait; exit 143' TERM
-        SLURM_NODEID=0 SLURMD_NODENAME=n1 "$@" & first=$!
-        SLURM_NODEID=1 SLURMD_NODENAME=n2 "$@" & second=$!
-        wait $first && wait $second
+        node=n1
+        while [[ $1 == --* ]]; do
+          [[ $1 == --exclude=n1 ]] && node=n2
+          shift
+        done
+        trap 'kill $!; wait; exit 143' TERM
+        SLURMD_NODENAME=$node "$@" &
+        wait $!
     """,
     "ray": """
         if [[ $1 == start ]]; then
@@ -68,7 +71,7 @@ class Job:
         self.calls_file = folder / "calls"
         environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "calls": str(self.calls_file)}
         slurm = {"SLURM_CPUS_PER_TASK": "3", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "5", "SLURM_JOB_ID": "71"}
-        slurm |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NAME": "uturn"}
+        slurm |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NAME": "uturn"}
         command = ["bash", str(script), "run", "a spec.toml", "--store", "s"]
         self.process = subprocess.Popen(command, env=environment | slurm | variables, cwd=folder, start_new_session=True)
 
@@ -117,7 +120,7 @@ def test_signal_ends_uturn_and_only_the_time_limit_requeues(tmp_path, script, se
 
 
 def test_ray_starts_on_all_nodes_and_ends_with_the_job(tmp_path):
-    with Job(tmp_path, RAY, uturn_code="1") as job:
+    with Job(tmp_path, RAY, uturn_code="1", uturn_tenths="20") as job:
         assert job.code_after() == 1  # as when a task failed for good
         (head,), (worker,) = ([c for c in job.calls("ray start") if text in c] for text in ("--head", "--address"))
         assert "--port=20071" in head
