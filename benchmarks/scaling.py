@@ -1,11 +1,14 @@
 """How time and memory grow with the size of an experiment.
 
     python benchmarks/scaling.py cost [--rounds N] [--plot docs/images/scaling.png]
+    python benchmarks/scaling.py ray [--asynchronous 8] [--real 50]
 
 `cost`: time of one core and peak memory of a U-turn experiment in memory (`ut.run`: Gaussian noise, exact posterior, tree
 levels, one thread) against the depth of the tree, the vocabulary and the number of items in a task. The time is what as many
 items again take, so the fixed cost of a run does not count. Exponents are those of power laws, fitted by least squares in
 logarithms, with standard errors. Prints the table of docs/inference.md, and draws its picture.
+
+`ray`: how fast a run on a Ray cluster hands out tasks; see `scaling_ray.py`.
 """
 
 from __future__ import annotations
@@ -220,6 +223,12 @@ def cost(arguments: argparse.Namespace) -> None:
     draw_cost(series, arguments.plot)
 
 
+def ray(arguments: argparse.Namespace) -> None:
+    import scaling_ray
+
+    scaling_ray.main(arguments.asynchronous, arguments.real)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -230,6 +239,10 @@ def main() -> None:
     command = commands.add_parser("one", help="the cost of one size, for the processes of `cost`")
     command.add_argument("size", type=json.loads)
     command.set_defaults(work=lambda arguments: print(json.dumps(cost_here(Size(**arguments.size)))))
+    command = commands.add_parser("ray", help="how fast a run on a Ray cluster hands out tasks (scaling_ray.py)")
+    command.add_argument("--asynchronous", type=int, default=8, help="asynchronous workers, which share 1,000 slots")
+    command.add_argument("--real", type=int, default=50, help="real workers")
+    command.set_defaults(work=ray)
     arguments = parser.parse_args()
     arguments.work(arguments)
 

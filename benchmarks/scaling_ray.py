@@ -191,6 +191,3 @@ def main(asynchronous_workers: int, real_workers: int) -> None:
         real(address, real_workers, 0.2)
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    main(8, 50)
