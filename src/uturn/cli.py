@@ -1,4 +1,4 @@
-"""The command line: reproduce, run, check, status, images, theory, convert, report."""
+"""The command line: reproduce, run, check, plan, status, images, theory, convert, report."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType
@@ -225,6 +226,31 @@ def check(spec: Annotated[Path, typer.Argument(help="Description of an experimen
 
 
 @app.command()
+def plan(
+    spec: Annotated[Path, typer.Argument(help="Description of an experiment, TOML or JSON.")],
+    store: Annotated[str | None, typer.Option(help="Folder of the store to fill: only what it does not hold is counted.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of processes to give the time for.", show_default="8")
+    ] = None,
+) -> None:
+    """Say what a run will take: tasks, calls of networks, memory, disk, time. Writes nothing.
+
+    Counts the tasks and the calls exactly, and times a few U-turns on this machine for some seconds. Times of more processes than
+    it has cores are those of a cluster of such machines.
+
+    Example: `uturn plan examples/epsilon.toml`
+    """
+    since = time.perf_counter()
+    from uturn.experiment import Experiment
+    from uturn.plan import plan as plan_experiment
+
+    found = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
+    assert found is not None
+    for line in found.lines():
+        _console().print(line, markup=False)
+
+
+@app.command()
 def status(store: Annotated[str, typer.Argument(help="Folder or URL of a store.")]) -> None:
     """Print how many tasks of a run are done, missing and damaged, and the spec. Measures nothing and changes nothing.
 
@@ -434,6 +460,8 @@ def _run(
     from uturn.experiment import run as run_experiment
 
     with _resumable(f"what is done is in {store}; run the same command again to resume"):
+        if shard == "1/1" and on_cluster["cluster"] is None:
+            _announce(experiment, store, workers)
         return run_experiment(
             experiment,
             store,
@@ -451,6 +479,16 @@ def _on_cluster(cluster: str | None, cpus: float | None, gpus: float | None) -> 
     if cluster is None and (cpus, gpus) != (None, None):
         raise ValueError("--cpus-per-worker and --gpus-per-worker need --cluster")
     return {"cluster": cluster, "cpus_per_worker": cpus, "gpus_per_worker": gpus}
+
+
+def _announce(experiment: Experiment, store: str | Path, workers: int | None) -> None:
+    """Write to stderr what a run of more than a minute will take."""
+    from uturn.plan import plan as plan_experiment
+
+    with suppress(ValueError):  # the run itself reports it
+        found = plan_experiment(experiment, store, workers=workers, budget=3.0, least=60.0)
+        for line in found.lines() if found is not None else []:
+            typer.echo(f"uturn: {line}", err=True)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -367,13 +367,18 @@ class Experiment(BaseModel):
 
         Many small tasks are faster together. They are joined up to 16 MB of noisy data, each counted once for every clone.
         """
-        task_bytes = self.parts.source.item_bytes * self.trajectories * self.clones * min(self.chunk, self.items)
-        invariant = all(part.batch_invariant and not is_own(part) for _, part in self.labelled())
-        size = max(1, _JOINED_BYTES // task_bytes) if invariant and task_bytes else 1
+        size = self.tasks_together
         for noise_index, group in groupby(tasks, key=lambda task: task[1]):
             while some := list(islice(group, size)):
                 items = np.concatenate([items for _, _, items in some])
                 yield tuple((name, len(items)) for name, _, items in some), noise_index, items
+
+    @property
+    def tasks_together(self) -> int:
+        """How many neighbouring tasks of one noise level are measured together in a process."""
+        task_bytes = self.parts.source.item_bytes * self.trajectories * self.clones * min(self.chunk, self.items)
+        invariant = all(part.batch_invariant and not is_own(part) for _, part in self.labelled())
+        return max(1, _JOINED_BYTES // task_bytes) if invariant and task_bytes else 1
 
     def _u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[Iterable[UTurns]]]]:
         """U-turns of one task after the other, block by block, each block in one or more parts of its trajectories."""
@@ -382,16 +387,21 @@ class Experiment(BaseModel):
             yield name, map(of_block, steps(self._blocks(items)))
 
     def _u_turns_of_block(self, originals: Any, noise: float, trajectories: range) -> Iterator[UTurns]:
-        source, corruption, backward, probes = self.parts
-        size = len(trajectories)
-        if backward.adds_trajectories and not is_own(backward) and all(probe.reads_in_parts for probe in probes):
-            # The same for every chunk, since other parts would change the rounding.
-            size = max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * self.clones))
+        source, corruption, backward, _ = self.parts
+        size = self.trajectories_together(originals)
         for start in steps(range(0, len(trajectories), size)):
             streams = Streams(self.seed, originals.items, noise, trajectories[start : start + size])
             with part(_RECONSTRUCTED), misfits_named("backward.reconstruct", backward, (source, corruption)):
                 found = u_turn(originals, corruption, backward, noise, streams, clones=self.clones)
             yield found
+
+    def trajectories_together(self, originals: Any) -> int:
+        """How many trajectories of each original are in memory together: all, unless all probes read them in parts."""
+        source, _, backward, probes = self.parts
+        if backward.adds_trajectories and not is_own(backward) and all(probe.reads_in_parts for probe in probes):
+            # The same for every chunk, since other parts would change the rounding.
+            return max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * self.clones))
+        return self.trajectories
 
     def _shared_u_turns(self, tasks: Iterable[_Task], trajectories: range) -> Iterator[tuple[Any, Iterable[list[UTurns]]]]:
         """U-turns of tasks in the order of completion, for a backward that reconstructs the batches of all tasks together."""

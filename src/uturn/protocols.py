@@ -268,6 +268,10 @@ class Channel(Corruption, Protocol):
         """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples have the same noise level."""
         raise ValueError(f"{self!r} has no reverse steps")
 
+    def evaluations(self, noise: float, steps: int, num_leaves: int) -> int:
+        """How many times `reverse` evaluates its denoiser."""
+        return 0 if noise <= self.clean_noise else steps
+
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
         """Shape of `Noisy.values` for one string."""
         return (num_leaves,)
@@ -323,6 +327,17 @@ class Backward(Part, Protocol):
         """One line of text about the model, recorded with the results."""
         return ""
 
+    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
+        """How many calls of its network reconstruct a noisy datum, and how many data go into a call; (0, 1) without a network.
+
+        `uturn plan` counts calls with it.
+        """
+        return 0, 1
+
+    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
+        """A backward and a noise level that need about so many calls, each of the same cost as those at `noise`."""
+        return self, noise
+
 
 class Probe(Part, Protocol):
     """A comparison of originals with reconstructions, level by level."""
@@ -355,6 +370,10 @@ class Probe(Part, Protocol):
     def readings(self, kept: Any, source: Any) -> Mapping[str, np.ndarray]:
         """The readings of a block, as `read` gives them, from what `accumulate` kept of all its trajectories."""
         return kept
+
+    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
+        """Calls of its network for a block of items with draws = trajectories * clones; 0 without a network."""
+        return 0
 
     def own_code(self) -> Any:
         """A user-defined function among the options, or None; a digest of its code is recorded with the results."""

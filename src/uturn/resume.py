@@ -15,7 +15,7 @@ from uturn.contracts import checked_blocks, checked_text
 from uturn.own_parts import is_own
 from uturn.places import Place
 from uturn.spec import added, build, differences, with_size_of
-from uturn.store import MemoryStore, Store
+from uturn.store import Blocks, MemoryStore, Store, Task
 
 _log = logging.getLogger("uturn")
 
@@ -27,8 +27,47 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
 
     ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
     """
-    source, _, backward, _ = experiment.parts
     models = experiment.models()
+    layout = layout_of(experiment, models)
+    if store is None:
+        return MemoryStore(*layout)
+    if store.is_empty():
+        opened = Store.create(store, *layout)
+        if opened is not None:
+            return opened
+    elif not resume:
+        raise ValueError(f"{store.where} exists already; choose another folder, or resume it (resume=True)")
+    with store.locked():  # one process at a time extends it
+        opened = Store.open(store)
+        new, changes = _compared(experiment, opened, models, accept_changes)
+        store.remove_unfinished()
+        if new:
+            _check_originals(experiment, opened, json.loads(opened.attributes["identity"]))
+            opened = opened.extend(*layout)
+            _log.info(f"{store.where} is extended by {', '.join(new)}")
+        opened.restore(*layout[:2])
+        if changes:
+            before = json.loads(opened.attributes.get("accepted_changes", "[]"))
+            opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, changes]))
+    return opened
+
+
+def trajectories_done(experiment: Any, store: Place | None) -> dict[Task, int]:
+    """Trajectories that a store holds of each task of an experiment, if it were run into it. Changes nothing.
+
+    Readings are not looked at, so damaged ones count as done. ValueError if the store holds another experiment.
+    """
+    blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
+    if store is None or store.is_empty():
+        return dict.fromkeys(blocks.tasks(), 0)
+    opened = Store.open(store)
+    _compared(experiment, opened, experiment.models(), True)
+    return opened.held_of(blocks, experiment.clones)
+
+
+def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, dict[str, Any]]:
+    """Variables, coordinates, chunk and attributes of the store of an experiment."""
+    source, _, backward, _ = experiment.parts
     attributes = {
         "spec": json.dumps(experiment.to_dict()),
         "identity": json.dumps(experiment.identity()),
@@ -41,47 +80,33 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
     description, skipped = checked_text("backward.describe", backward.describe()), source.skipped(experiment.items)
     attributes |= {"description": description} if description else {}
     attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
-    coordinates = experiment.coordinates()
-    layout = experiment.variables(), coordinates, experiment.chunk, attributes
-    if store is None:
-        return MemoryStore(*layout)
-    if store.is_empty():
-        opened = Store.create(store, *layout)
-        if opened is not None:
-            return opened
-    elif not resume:
-        raise ValueError(f"{store.where} exists already; choose another folder, or resume it (resume=True)")
-    with store.locked():  # one process at a time extends it
-        opened = Store.open(store)
-        made = opened.attributes.get("random_version", 1)
-        if made != random.VERSION:
-            raise ValueError(
-                f"{store.where} was made with version {shown(made)} of the random numbers, and this version of uturn draws "
-                f"version {random.VERSION}; choose another folder"
-            )
-        store.remove_unfinished()
-        stored = json.loads(opened.attributes["identity"])
-        new = added(stored, experiment.identity())
-        changes = _changes(experiment, opened, stored, models, bool(new))
-        if changes and not accept_changes:
-            words = [
-                f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
-                f"store was made ({shown(old)} in the store, {shown(models.get(key))} here)"
-                for key, old in changes.items()
-            ]
-            raise ValueError(
-                f"{store.where}: {'; '.join(words)}; choose another folder, bring the old code back, or resume anyway with "
-                f"accept_changes=True (--accept-changes)"
-            )
-        if new:
-            _check_originals(experiment, opened, stored)
-            opened = opened.extend(*layout)
-            _log.info(f"{store.where} is extended by {', '.join(new)}")
-        opened.restore(*layout[:2])
-        if changes:
-            before = json.loads(opened.attributes.get("accepted_changes", "[]"))
-            opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, changes]))
-    return opened
+    return experiment.variables(), experiment.coordinates(), experiment.chunk, attributes
+
+
+def _compared(
+    experiment: Any, opened: Store, models: dict[str, str], accept_changes: bool
+) -> tuple[list[str], dict[str, str | None]]:
+    """What the experiment adds to its store, and changes of user-defined parts; ValueError for any other difference."""
+    store, made = opened.where, opened.attributes.get("random_version", 1)
+    if made != random.VERSION:
+        raise ValueError(
+            f"{store} was made with version {shown(made)} of the random numbers, and this version of uturn draws version "
+            f"{random.VERSION}; choose another folder"
+        )
+    stored = json.loads(opened.attributes["identity"])
+    new = added(stored, experiment.identity())
+    changes = _changes(experiment, opened, stored, models, bool(new))
+    if changes and not accept_changes:
+        words = [
+            f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
+            f"store was made ({shown(old)} in the store, {shown(models.get(key))} here)"
+            for key, old in changes.items()
+        ]
+        raise ValueError(
+            f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or resume anyway with "
+            f"accept_changes=True (--accept-changes)"
+        )
+    return new, changes
 
 
 def _changes(

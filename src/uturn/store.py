@@ -56,12 +56,15 @@ class Task:
     item_block: int
 
 
-class _Blocks:
+class Blocks:
     """Noise levels and items of a run, cut into tasks."""
 
     chunk: int
     num_items: int
     noise: Any
+
+    def __init__(self, chunk: int, num_items: int, noise: Any) -> None:
+        self.chunk, self.num_items, self.noise = chunk, num_items, noise
 
     def tasks(self) -> Iterator[Task]:
         """All tasks, block by block."""
@@ -83,7 +86,7 @@ class _Blocks:
         return slice(task.noise_index, task.noise_index + 1), slice(start, start + self.chunk)
 
 
-class MemoryStore(_Blocks):
+class MemoryStore(Blocks):
     """The results of a run in memory, with the methods of `Store` that a run needs."""
 
     where = "memory"
@@ -123,7 +126,7 @@ class MemoryStore(_Blocks):
         )
 
 
-class Store(_Blocks):
+class Store(Blocks):
     """The results of a run in a folder or on object storage: created once, filled task by task.
 
     `xarray.open_zarr` reads them.
@@ -460,13 +463,9 @@ class Store(_Blocks):
 
         `held`: numbers of trajectories and clones of each task that can be read.
         """
-        if noise not in self.noise or items[-1] >= self.num_items:
+        tasks, count, clones = self._tasks_with(noise, items, held)
+        if not tasks:
             return {}, 0, 0
-        blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
-        tasks = [Task(self.noise.index(noise), block) for block in blocks]
-        if not held.keys() >= set(tasks):
-            return {}, 0, 0
-        count, clones = (min(held[task][k] for task in tasks) for k in (0, 1))
         found = [self.read(task, count, clones) for task in tasks]
         first = items[0] - tasks[0].item_block * self.chunk
         return (
@@ -474,6 +473,34 @@ class Store(_Blocks):
             count,
             clones,
         )
+
+    def _tasks_with(self, noise: float, items: np.ndarray, held: Mapping[Task, tuple[int, int]]) -> tuple[list[Task], int, int]:
+        """The tasks that hold items at a noise level, and the numbers of trajectories and clones of all of them.
+
+        None unless all items are held.
+        """
+        if noise not in self.noise or items[-1] >= self.num_items:
+            return [], 0, 0
+        blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
+        tasks = [Task(self.noise.index(noise), block) for block in blocks]
+        if not held.keys() >= set(tasks):
+            return [], 0, 0
+        count, clones = (min(held[task][k] for task in tasks) for k in (0, 1))
+        return tasks, count, clones
+
+    def held_of(self, blocks: Blocks, clones: int) -> dict[Task, int]:
+        """Trajectories that this store holds of the tasks of a run, which may be larger; readings are not looked at."""
+        states, records = self.states(look=False), self._records()
+        held = {
+            task: self._held(records[task.noise_index, task.item_block])
+            for task, (state, _) in states.items()
+            if state in ("done", "part")
+        }
+        found = {}
+        for task in blocks.tasks():
+            _, count, of_each = self._tasks_with(blocks.noise[task.noise_index], blocks.items(task), held)
+            found[task] = count if of_each == clones else 0
+        return found
 
     def _check_still_there(self) -> None:
         """ValueError if another process has replaced this store by that of a larger run."""
@@ -682,3 +709,35 @@ def _consolidate(where: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(where)
+
+
+class Scratch:
+    """An empty store in memory, which says how many bytes files would have."""
+
+    def __init__(
+        self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
+    ) -> None:
+        self._files: dict[str, Any] = {}
+        group = _laid_out(zarr.storage.MemoryStore(self._files), variables, coordinates, chunk, attributes)
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            self._arrays: dict[str, Any] = {name: group[name] for name in (*variables, _RECORDS)}
+        self.files, self.size = len(self._files), self._size()
+
+    def _size(self) -> int:
+        return sum(len(content) for content in self._files.values())
+
+    def sizes_of(self, readings: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Bytes of the files of a task with these readings (items, ...), and of its record (under the name "")."""
+        found = {}
+        for name, values in readings.items():
+            place = (slice(0, 1), slice(0, len(values)), *(slice(0, size) for size in values.shape[1:]))
+            found[name] = self._written(name, place, np.asarray(values, np.float32)[None])
+        digests = np.random.default_rng(0).integers(2**63, size=len(readings), dtype=np.uint64)
+        found[""] = self._written(_RECORDS, (0, 0), np.r_[np.uint64(1), digests])
+        return found
+
+    def _written(self, name: str, place: Any, values: np.ndarray) -> int:
+        before = set(self._files)
+        self._arrays[name][place] = values
+        (new,) = set(self._files) - before
+        return len(self._files.pop(new))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
+from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise, strings_at_once
 from uturn.files import cached_while_unchanged
 from uturn.protocols import Backward, Spec
 from uturn.random import Purpose, Streams
@@ -46,6 +46,16 @@ class StringDenoiser(Spec, Backward):
                     f"strings have {d} over {v}"
                 )
         return corruption
+
+    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
+        num_leaves = source.branching**source.depth
+        at_once = strings_at_once(num_leaves, source.vocab_size)
+        if self.model != "exact":
+            at_once = min(at_once, getattr(self._learned(corruption), "batch_size", at_once))
+        return corruption.evaluations(noise, self.steps, num_leaves), at_once
+
+    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
+        return self.model_copy(update={"steps": min(calls, self.steps)}), noise
 
     def fingerprint(self) -> str:
         return "" if self.model == "exact" else _learned_denoiser(self.model).fingerprint()

@@ -113,6 +113,13 @@ class DiffusionModel(Spec, Backward):
             )
         return np.repeat(labels, clones)
 
+    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
+        reverse = _reverse_diffusion(self)
+        return reverse.forward.calls_of(noise), reverse.batch_size
+
+    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
+        return self, min(calls, self.steps) / self.steps
+
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()
 

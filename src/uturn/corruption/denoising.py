@@ -128,12 +128,17 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
     keys = streams(np.asarray(keys), len(noisy.noise))
     channel = denoiser.corruption
     out = np.empty((len(keys), denoiser.num_leaves), np.int64)
-    at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
+    at_once = strings_at_once(denoiser.num_leaves, denoiser.vocab_size)
     for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):
         part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
         clean = part.noise[0] <= channel.clean_noise
         out[rows] = channel.shown(part) if clean else channel.reverse(denoiser, part, steps, keys[rows])
     return out
+
+
+def strings_at_once(num_leaves: int, vocab_size: int) -> int:
+    """Number of strings of which a denoiser is evaluated at a time."""
+    return max(1, _AT_ONCE // (num_leaves * vocab_size))
 
 
 def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:

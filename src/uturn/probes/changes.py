@@ -89,6 +89,9 @@ class Changes(Spec, Probe):
         so_far = Covariances(chosen.distance) if kept is None else kept[1]
         return clones, so_far.add(of_each_clone)
 
+    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
+        return 0 if self.layer is None else items * (1 + -(-draws // self.batch_size))
+
     def readings(self, kept: _Kept, source: Any) -> dict[str, np.ndarray]:
         clones, so_far = kept
         found = {

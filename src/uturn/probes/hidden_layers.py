@@ -267,6 +267,10 @@ class HiddenLayers:
             raise ValueError(f"reconstructed has {second.shape[1]} draws of each item; expected a multiple of clones = {clones}")
         return self._compare(first, second, clones, distances=True, outputs=True)
 
+    def calls(self, items: int, draws: int, clones: int = 1) -> int:
+        """Forward passes of `read` for so many items with so many reconstructions each."""
+        return sum(1 for _ in _batch_slices(items, draws, clones, self.batch_size))
+
     # -- forward passes ------------------------------------------------------------------------------------------------
     def _compare(self, first: torch.Tensor, second: torch.Tensor, clones: int = 1, *, distances: bool, outputs: bool) -> Readings:
         """Compare (items, ...) with (items, draws, ...); logits are left empty unless `outputs`."""

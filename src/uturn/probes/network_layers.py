@@ -101,6 +101,9 @@ class NetworkLayers(Spec, Probe):
             named |= {f"clone_{self.prefix}{name}": values for name, values in twins.items()}
         return named
 
+    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
+        return hidden_layers_of(self, source).calls(items, draws, clones)
+
     def fingerprint(self) -> str:
         from uturn.networks.modules import load_module, preprocessing_in_words
         from uturn.networks.training import fingerprint

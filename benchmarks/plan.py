@@ -1,0 +1,129 @@
+"""Predicted over measured: what `uturn plan` says of some specs, and what their runs then take.
+
+    python benchmarks/plan.py [SPEC ..] [--seconds 30] [--workers N]
+
+Each spec of examples/ is made larger until its run is expected to take so many seconds, since a start of a second is not what a
+plan is about. Plan and run are processes of their own. Calls of networks are counted in a run with one process. The time of a
+run that shares the machine with other programs is not that of a plan made before: keep the machine quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from uturn.experiment import Experiment, run
+from uturn.plan import plan
+
+HERE = Path(__file__).resolve().parents[1] / "examples"
+SPECS = ("epsilon", "gaussian", "clones", "denoiser", "score", "images")
+
+
+def enlarged(path: Path, factor: int) -> Experiment:
+    """The experiment of a spec with more items, in as many more grammars."""
+    experiment = Experiment.from_file(path)
+    spec = experiment.to_dict()
+    spec["items"] *= factor
+    return Experiment.from_dict(spec)
+
+
+def planned(path: Path, factor: int, workers: int) -> dict[str, Any]:
+    """What a plan says."""
+    since = time.perf_counter()
+    found = plan(enlarged(path, factor), workers=workers, since=since)
+    assert found is not None
+    return {
+        "seconds": found.seconds[found.workers],
+        "start": found.start,
+        "memory": found.memory,
+        "disk": found.disk,
+        "files": found.files,
+        "calls": sum(found.calls.values()),
+    }
+
+
+def measured(path: Path, factor: int, workers: int) -> dict[str, Any]:
+    """What a run takes. Calls are those after the start, in which the layers of classifiers read reference images."""
+    calls = [0]
+
+    def counted(module: str, owner: str, name: str) -> None:
+        owner = getattr(importlib.import_module(f"uturn.{module}"), owner)
+        method = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[0] += 1
+            return method(*arguments, **options)
+
+        setattr(owner, name, call)
+
+    begin = time.perf_counter()
+    experiment = enlarged(path, factor)
+    experiment.coordinates()  # fits the layers
+    if experiment.backward["type"] == "denoiser":
+        counted("corruption.denoising", "ExactDenoiser", "posterior")
+    elif experiment.backward["type"] != "exact":
+        counted("backward.reverse_diffusion", "ReverseDiffusion", "network")
+        counted("probes.hidden_layers", "HiddenLayers", "_forward")
+    with tempfile.TemporaryDirectory() as folder:
+        run(experiment, Path(folder) / "x", workers=workers)
+        seconds = time.perf_counter() - begin
+        files = [file for file in Path(folder).rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {
+        "seconds": seconds,
+        "memory": 1024 * int(peak.split()[1]),
+        "disk": size,
+        "files": len(files),
+        "calls": calls[0],
+    }
+
+
+def in_process(what: str, path: Path, factor: int, workers: int) -> dict[str, Any]:
+    """`planned` or `measured` in a process of its own."""
+    command = [sys.executable, __file__, str(path), "--one", what, "--factor", str(factor), "--workers", str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("specs", nargs="*", type=Path, default=[HERE / f"{name}.toml" for name in SPECS])
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--one", choices=["planned", "measured"])
+    parser.add_argument("--factor", type=int, default=1)
+    options = parser.parse_args()
+    if options.one:
+        function = {"planned": planned, "measured": measured}[options.one]
+        print(json.dumps(function(options.specs[0], options.factor, options.workers)))
+        return
+    print(f"{'spec':12}{'items':>8}{'time':>16}{'ratio':>7}{'memory':>8}{'disk':>7}{'calls':>7}   plan took   load")
+    for path in options.specs:
+        first = in_process("planned", path, 1, options.workers)
+        factor = max(1, round(options.seconds / max(first["seconds"], 1e-3)))
+        begin = time.perf_counter()
+        found = in_process("planned", path, factor, options.workers)
+        took = time.perf_counter() - begin
+        real = in_process("measured", path, factor, options.workers)
+        found["seconds"] += found["start"]
+        ratio = {key: found[key] / real[key] if real[key] else float(found[key] == 0) for key in real}
+        items = enlarged(path, factor).items
+        print(
+            f"{path.stem:12}{items:8}{found['seconds']:7.1f} s{real['seconds']:6.1f} s"
+            f"{ratio['seconds']:7.2f}{ratio['memory']:8.2f}{ratio['disk']:7.3f}{ratio['calls']:7.3f}"
+            f"{took:9.1f} s{os.getloadavg()[0]:8.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

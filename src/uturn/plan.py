@@ -1,0 +1,195 @@
+"""What a run will take: tasks, calls of networks, memory, disk and time, from counts and a short timing of its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+from pathlib import Path
+
+from uturn.checks import checked_integer, shown
+from uturn.counts import Group, calls_of, groups_of
+from uturn.experiment import Experiment
+from uturn.places import place_of
+from uturn.processes import cores
+from uturn.progress import duration
+from uturn.resume import trajectories_done
+from uturn.timing import Costs, Timing, limited_threads
+
+_MOST = 20_000  # tasks whose distribution over workers is computed one by one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Attributes
+    ----------
+    tasks, done, u_turns : int
+        Tasks of the experiment, those that the store holds, and U-turns of those that are left.
+    calls : {part: int}
+        Calls of its network for the tasks that are left, for each part that has one.
+    memory : float
+        Peak of a process, bytes.
+    disk, files : float, int
+        Bytes and number of the files of the complete store.
+    start : float
+        Seconds until a process measures: modules are imported, models loaded, kernels compiled.
+    workers : int
+        Processes on this machine that were timed, sharing its cores.
+    seconds : {workers: float}
+        Time of the tasks that are left with so many such processes, without the start. Processes beyond `workers` have cores of
+        their own.
+    """
+
+    tasks: int
+    done: int
+    u_turns: int
+    calls: dict[str, int]
+    memory: float
+    disk: float
+    files: int
+    start: float
+    workers: int
+    seconds: dict[int, float]
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        left = self.tasks - self.done
+        lines = [f"tasks: {self.tasks:,}, {self.done:,} done, {left:,} left with {self.u_turns:,} U-turns"]
+        if not left:
+            return lines
+        counts = ", ".join(f"{number:,} ({part})" for part, number in self.calls.items())
+        each = " a process" if self.workers > 1 else ""
+        start = f", and {duration(self.start)} to start" if self.start else ""
+        processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
+        lines += [
+            f"calls of networks: {counts or 'none'}",
+            f"memory: {_bytes(self.memory)}{each}",
+            f"disk: {_bytes(self.disk)} in {self.files:,} files",
+            f"time: {duration(self.seconds[self.workers])} in {processes} on this machine{start}",
+        ]
+        more = [f"{number}: {duration(seconds)}" for number, seconds in self.seconds.items() if number != self.workers]
+        if more:
+            lines.append(f"time in more such processes, on cores of their own: {', '.join(more)}")
+        return lines
+
+
+def plan(
+    experiment: Experiment,
+    store: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    budget: float = 5.0,
+    least: float = 0.0,
+    since: float | None = None,
+) -> Plan | None:
+    """What the run of an experiment into a store will take. Nothing is written.
+
+    Parameters
+    ----------
+    experiment, store
+        As for `run`. Only tasks that the store does not hold are counted.
+    workers
+        Number of processes. Those that have no core on this machine count as processes on cores of their own, in a cluster.
+        None: as `run` chooses them, and up to 8 in the table of times.
+    budget
+        Seconds of timing, roughly, besides loading of models and compilation.
+    least
+        If the time left is shorter than so many seconds, the result is None.
+    since
+        Value of `time.perf_counter()` from which on the start is timed, by default that of the call.
+
+    Raises
+    ------
+    ValueError
+        As for `run`, if a part or the store does not fit.
+    """
+    since = time.perf_counter() if since is None else since
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+    workers = None if workers is None else checked_integer("workers", workers, 1)
+    place = None if store is None else place_of("store", store)
+    experiment = Experiment.from_dict(experiment.to_dict())
+    done = trajectories_done(experiment, place)
+    missing = {
+        task: count if experiment.adds_trajectories else 0 for task, count in done.items() if count < experiment.trajectories
+    }
+    groups = groups_of(experiment, missing)
+    most = workers or 8
+    if workers is None:
+        workers = cores() if experiment.parts.backward.wants_processes else 1
+    workers = max(1, min(workers, cores(), len(missing)))
+    together = workers == 1
+    costs = _costs(experiment, groups, together, max(1, cores() // workers), budget, least, since)
+    if costs is None:
+        return None
+    numbers = {workers, most, *(2**k for k in range(most.bit_length()))}
+    seconds = {number: _seconds(experiment, groups, costs, number) for number in sorted(numbers) if number >= workers}
+    if seconds[workers] < least:
+        return None
+    calls = calls_of(experiment, groups, together)
+    named = {"backward": calls.backward, **{f"probes[{k}]": number for k, number in enumerate(calls.probes)}}
+    files, size = _disk(experiment, costs, len(done)) if missing else (0, 0.0)
+    return Plan(
+        tasks=len(done),
+        done=len(done) - len(missing),
+        u_turns=sum(group.tasks * group.u_turns(experiment) for group in groups),
+        calls={name: number for name, number in named.items() if number},
+        memory=costs.memory,
+        disk=size,
+        files=files,
+        start=costs.start,
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def _costs(
+    experiment: Experiment, groups: Sequence[Group], together: bool, threads: int, budget: float, least: float, since: float
+) -> Costs | None:
+    """Costs of the tasks; None if they take less than `least` seconds for certain."""
+    if not groups:
+        return Costs() if not least else None
+    with limited_threads(threads):
+        timing = Timing(experiment, groups, together, budget)
+        if timing.started() < least:
+            return None
+    # Several processes start together, after the one that starts them.
+    timing.costs.start = (time.perf_counter() - since) * (1 if together else 2)
+    with limited_threads(threads):  # torch may have been imported in the meantime
+        return timing.finished()
+
+
+def _seconds(experiment: Experiment, groups: Sequence[Group], costs: Costs, workers: int) -> float:
+    """Time of all tasks with so many processes, each of which takes the next task when it is free."""
+    if workers == 1:
+        return costs.seconds_together(experiment, groups)
+    alone = [calls_of(experiment, [group], False) for group in groups]
+    times = [(costs.seconds(experiment, group, one) / group.tasks, group.tasks) for group, one in zip(groups, alone, strict=True)]
+    total = sum(seconds * tasks for seconds, tasks in times)
+    if sum(tasks for _, tasks in times) > _MOST:
+        return total / workers
+    ends = [0.0] * workers
+    heapify(ends)
+    for seconds, tasks in times:
+        for _ in range(tasks):
+            heapreplace(ends, ends[0] + seconds)
+    return max(ends)
+
+
+def _disk(experiment: Experiment, costs: Costs, tasks: int) -> tuple[int, float]:
+    """Number of files and bytes of the complete store."""
+    files, size = costs.layout
+    full = experiment.items / min(experiment.chunk, experiment.items)  # tasks of a noise level; the last may be smaller
+    size += full * sum(costs.size(noise) for noise in experiment.noise)
+    return files + tasks * (1 + len(experiment.variables())), size
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}"
