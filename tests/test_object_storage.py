@@ -350,6 +350,32 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
     assert objects_at(url) == local[0]
 
 
+def test_a_chunk_that_cannot_be_asked_for_is_not_damaged(memory, monkeypatch):
+    opened = Store.open(ut_run("s3://bucket/x"))
+
+    def fails(self, *args):
+        raise objects.StorageError("no answer")
+
+    monkeypatch.setattr(Store, "read", fails)
+    with pytest.raises(ValueError, match="no answer"):
+        opened.states()
+
+
+def test_a_conditional_write_whose_answer_is_lost_has_won(memory, monkeypatch):
+    put, found = obstore.put_async, Objects.at("s3://bucket/x")
+
+    async def lost(*args, **options):
+        monkeypatch.setattr(obstore, "put_async", put)
+        await put(*args, **options)
+        raise obstore.exceptions.GenericError("connection reset")
+
+    for data in (b"1", b"2"):
+        seen = found.read_tagged("k")
+        monkeypatch.setattr(obstore, "put_async", lost)
+        assert found.swap("k", data, seen)
+        assert found.read("k") == data
+
+
 @pytest.mark.parametrize("understood", ["unquoted", "none", "ignored"])
 def test_storage_that_does_not_understand_conditions(memory, local, monkeypatch, understood):
     """Ceph compares tags without quotes; other storage refuses every condition, or ignores it."""
