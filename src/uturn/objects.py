@@ -27,6 +27,7 @@ AT_ONCE = 16
 """Number of requests at the same time."""
 REQUEST_SECONDS = 60.0  # for a request, and one second more for each megabyte that it sends
 PATIENCE_SECONDS = 120.0  # for a request with all its repetitions
+INTERRUPTED_SECONDS = 5.0  # the same after an interruption
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 15.0  # seconds between two repetitions, which double
 _TOLD_EVERY = 30.0  # seconds between two messages
 _OBSTORE = {"s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"}
@@ -72,11 +73,13 @@ def checked_url(name: str, value: str) -> str:
 class Objects(WrapperStore[Any]):
     """The objects under a URL, as a zarr store. Keys are relative to the URL."""
 
+    _told = -_TOLD_EVERY  # when this process has last told of a request that failed
+
     def __init__(self, store: Any, where: str) -> None:
         super().__init__(store)
         self.where = where
+        self.patience: float | None = None  # instead of PATIENCE_SECONDS
         self._answered = False
-        self._told = -_TOLD_EVERY
 
     @classmethod
     def at(cls, url: str) -> Objects:
@@ -237,35 +240,36 @@ class Objects(WrapperStore[Any]):
     def swap(self, key: str, data: bytes, seen: Tagged | None) -> bool:
         """Write an object if it is still the version `seen` (None: if there is none); whether it then holds `data`.
 
-        Where the storage does not know conditions, it is read before and after.
+        Where the storage knows no conditions, the object is read before and after.
         """
-        upstream = self._upstream
-        if upstream is not None and (seen is None or seen.version):
-            import obstore
-            from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
-
-            mode: Any = "create" if seen is None else seen.version
-
-            async def request() -> bool | None:
-                try:
-                    await obstore.put_async(upstream, key, data, mode=mode)
-                    return True
-                except (AlreadyExistsError, PreconditionError):
-                    return False  # also if a repetition meets its own first try, whose answer was lost
-                except NotSupportedError:
-                    return None
-                except Exception as error:
-                    if _status(error) in (409, 501):  # a conflict with another process, or no such operation
-                        return False if _status(error) == 409 else None
-                    raise
-
-            won = sync(self._until_done(f"writing {key}", request, len(data)))
-            if won is not None:
-                return won or self.read(key) == data
+        for mode in _modes(seen) if self._upstream is not None else ():
+            if sync(self._until_done(f"writing {key}", lambda mode=mode: self._put_if(key, data, mode), len(data))):  # type: ignore[misc]
+                return True
+            found = self.read_tagged(key)
+            if found is not None and found.data == data:
+                return True  # a repetition met its own first try, whose answer was lost
+            if found != seen:
+                return False
+            # Nothing has changed, and still the condition did not hold: the storage does not understand it.
         if self.read(key) != (None if seen is None else seen.data):
             return False
         self.write(key, data)
         return self.read(key) == data
+
+    async def _put_if(self, key: str, data: bytes, mode: Any) -> bool:
+        """Whether an object was written on a condition."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+
+        try:
+            await obstore.put_async(self._upstream, key, data, mode=mode)
+            return True
+        except (AlreadyExistsError, PreconditionError, NotSupportedError):
+            return False
+        except Exception as error:
+            if _status(error) in (409, 501):  # a conflict with another process, or no such operation
+                return False
+            raise
 
     @property
     def _upstream(self) -> Any:
@@ -286,17 +290,17 @@ class Objects(WrapperStore[Any]):
             except Exception as error:
                 self._check_may_pass(doing, error)
                 now = time.monotonic()
-                if now - start + wait > PATIENCE_SECONDS:
+                if now - start + wait > (PATIENCE_SECONDS if self.patience is None else self.patience):
                     raise StorageError(
                         f"{self.where}: {doing} failed {attempt} times in {now - start:.0f} s ({_words(error)}); what was "
                         f"written before is safe, run the same again to resume"
                     ) from None
                 if now - self._told >= _TOLD_EVERY:
                     _log.warning(
-                        f"{self.where}: {doing} failed ({_words(error)}), attempt {attempt}; it is repeated after {wait:.1f} s, "
-                        f"and so are others, for up to {PATIENCE_SECONDS:.0f} s"
+                        f"{self.where}: {doing} failed ({_words(error)}), attempt {attempt}; requests that fail are repeated, "
+                        f"this one in {wait:.1f} s, for {PATIENCE_SECONDS:.0f} s at most"
                     )
-                    self._told = now
+                    Objects._told = now
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             wait, attempt = min(2 * wait, _LONGEST_WAIT), attempt + 1
 
@@ -320,6 +324,15 @@ class Objects(WrapperStore[Any]):
         else:
             return
         raise StorageError(f"{self.where}: {doing} failed: {why}; {way_out}") from None
+
+
+def _modes(seen: Tagged | None) -> list[Any]:
+    """Conditions of obstore that an object is the version `seen`. Ceph compares tags without their quotes."""
+    if seen is None:
+        return ["create"]
+    version = seen.version or {}
+    plain = {name: value.strip('"') for name, value in version.items()}
+    return [one for one in (version, plain) if one]
 
 
 def _status(error: Exception) -> int | None:

@@ -31,7 +31,7 @@ from zarr.storage import LocalStore
 
 from uturn.checks import checked_path
 from uturn.files import locked_folder, remove_unfinished_folders, whole_folder
-from uturn.objects import AT_ONCE, UNFINISHED, Objects, StorageError, Tagged, checked_url, is_url
+from uturn.objects import AT_ONCE, INTERRUPTED_SECONDS, UNFINISHED, Objects, StorageError, Tagged, checked_url, is_url
 
 ROOT = "zarr.json"
 _UNFINISHED, _MARK = f"{UNFINISHED}/", "uturn_replaced_by"
@@ -226,9 +226,13 @@ class ObjectPrefix:
             pending.add(pool.submit(function, *args))
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            yield call
-            for call_in_thread in pending:
-                call_in_thread.result()
+            try:
+                yield call
+                for call_in_thread in pending:
+                    call_in_thread.result()
+            except BaseException:
+                self.objects.patience = INTERRUPTED_SECONDS
+                raise
 
     # -- replacing -----------------------------------------------------------------------------------------------------
     def _replace(self, folder: Path, seen: Tagged | None) -> None:

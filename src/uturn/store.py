@@ -399,11 +399,16 @@ class Store(Blocks):
 
         Its value calls a function that writes, as `Place.in_background` says.
         """
+        answers = True
         try:
             with self.place.in_background() as call:
                 yield call
+        except StorageError:
+            answers = False
+            raise
         finally:
-            self._finish()
+            if answers:
+                self._finish()
 
     def _finish(self) -> None:
         while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may write meanwhile
