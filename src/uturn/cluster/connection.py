@@ -115,7 +115,7 @@ def _address_here() -> str:
         return str(services.canonicalize_bootstrap_address_or_die("auto"))
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"cluster = 'auto': no Ray runs on this machine ({one_line(error)}); start it (ray start --head), give the address of "
+            f"cluster = 'auto': no Ray runs here ({one_line(error)}); start it (ray start --head), give the address of "
             f"a cluster, or take --cluster local"
         ) from None
 
