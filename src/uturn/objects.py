@@ -78,7 +78,7 @@ class Objects(WrapperStore[Any]):
     def __init__(self, store: Any, where: str) -> None:
         super().__init__(store)
         self.where = where
-        self.patience: float | None = None  # instead of PATIENCE_SECONDS
+        self.patience = PATIENCE_SECONDS
         self._answered = False
 
     @classmethod
@@ -290,7 +290,7 @@ class Objects(WrapperStore[Any]):
             except Exception as error:
                 self._check_may_pass(doing, error)
                 now = time.monotonic()
-                if now - start + wait > (PATIENCE_SECONDS if self.patience is None else self.patience):
+                if now - start + wait > min(self.patience, PATIENCE_SECONDS):
                     raise StorageError(
                         f"{self.where}: {doing} failed {attempt} times in {now - start:.0f} s ({_words(error)}); what was "
                         f"written before is safe, run the same again to resume"
