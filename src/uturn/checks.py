@@ -127,3 +127,7 @@ def one_line(error: BaseException) -> str:
 
 class TasksFailed(RuntimeError):
     """Some tasks of a run failed again and again; all others are done."""
+
+
+class StoreError(ValueError):
+    """A store cannot be read or written at the moment; nothing is wrong with the readings."""

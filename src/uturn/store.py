@@ -24,7 +24,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
-from uturn.checks import checked_integer
+from uturn.checks import StoreError, checked_integer
 from uturn.objects import AT_ONCE, StorageError
 from uturn.places import Place, called, place_of
 from uturn.protocols import Variable as Variable
@@ -42,10 +42,6 @@ _TOLERANCE = 1e-7  # of coordinates, since another version may compute them with
 
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """{name: (dims, values, attributes)}; the coordinate with the name of a dim determines its length."""
-
-
-class StoreError(ValueError):
-    """The store could not be written; nothing is wrong with the readings."""
 
 
 @dataclass(frozen=True)
