@@ -1,10 +1,11 @@
 """Predicted over measured: what `uturn plan` says of some specs, and what their runs then take.
 
-    python benchmarks/plan.py [SPEC ..] [--seconds 30] [--workers N]
+    python benchmarks/plan.py [SPEC ..] [--seconds 30] [--workers N] [--cpu]
 
 Each spec of examples/ is made larger until its run is expected to take so many seconds, since a start of a second is not what a
 plan is about. Plan and run are processes of their own. Calls of networks are counted in a run with one process. The time of a
-run that shares the machine with other programs is not that of a plan made before: keep the machine quiet.
+run that shares the machine with other programs is not that of a plan made before: keep the machine quiet, or compare the time of
+the processor, with one thread (--cpu).
 """
 
 from __future__ import annotations
@@ -87,10 +88,13 @@ def measured(path: Path, factor: int, workers: int) -> dict[str, Any]:
     }
 
 
-def in_process(what: str, path: Path, factor: int, workers: int) -> dict[str, Any]:
+def in_process(what: str, path: Path, factor: int, workers: int, cpu: bool) -> dict[str, Any]:
     """`planned` or `measured` in a process of its own."""
     command = [sys.executable, __file__, str(path), "--one", what, "--factor", str(factor), "--workers", str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1") if cpu else {}
+    done = subprocess.run(
+        [*command, *(["--cpu"] if cpu else [])], capture_output=True, text=True, check=True, env={**os.environ, **threads}
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -99,21 +103,24 @@ def main() -> None:
     parser.add_argument("specs", nargs="*", type=Path, default=[HERE / f"{name}.toml" for name in SPECS])
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--one", choices=["planned", "measured"])
     parser.add_argument("--factor", type=int, default=1)
     options = parser.parse_args()
+    if options.cpu:
+        time.perf_counter = time.process_time
     if options.one:
         function = {"planned": planned, "measured": measured}[options.one]
         print(json.dumps(function(options.specs[0], options.factor, options.workers)))
         return
     print(f"{'spec':12}{'items':>8}{'time':>16}{'ratio':>7}{'memory':>8}{'disk':>7}{'calls':>7}   plan took   load")
     for path in options.specs:
-        first = in_process("planned", path, 1, options.workers)
+        first = in_process("planned", path, 1, options.workers, options.cpu)
         factor = max(1, round(options.seconds / max(first["seconds"], 1e-3)))
-        begin = time.perf_counter()
-        found = in_process("planned", path, factor, options.workers)
-        took = time.perf_counter() - begin
-        real = in_process("measured", path, factor, options.workers)
+        begin = time.monotonic()
+        found = in_process("planned", path, factor, options.workers, options.cpu)
+        took = time.monotonic() - begin
+        real = in_process("measured", path, factor, options.workers, options.cpu)
         found["seconds"] += found["start"]
         ratio = {key: found[key] / real[key] if real[key] else float(found[key] == 0) for key in real}
         items = enlarged(path, factor).items

@@ -19,8 +19,11 @@ from uturn.resume import layout_of
 from uturn.store import Scratch
 
 _SHORT, _LONG = 1, 5  # calls of the network in the two U-turns whose difference is timed; more if they are fast
+_REPEATS = 9  # times at most that they are made
 _APART = 0.3  # seconds that the two should differ by
 _LEVELS = 12  # noise levels at most that are timed, for backwards without a network
+_WEIGHED = 5  # noise levels at most whose readings are weighed, for the others
+_ON_DISK = 2.4  # time of a task's files and records on disk over that of the same arrays in memory, measured
 _GROWTH = 4  # ratio of the sizes that are tried one after the other
 
 
@@ -90,6 +93,8 @@ class Timing:
     def started(self) -> float:
         """Make a U-turn twice; returns the seconds of all tasks if they were as slow, an upper limit."""
         _forget_peak()
+        if self.together:
+            import xarray  # noqa: F401  (a run opens its results with it, which takes memory)
         short = _SHORT if self.has_network else None
         self.scratch = Scratch(*layout_of(self.experiment, self.experiment.models()))
         self._tried(self.longest, 1, short)
@@ -126,13 +131,11 @@ class Timing:
     # -- backwards without a network -------------------------------------------------------------------------------------------
     def _by_levels(self) -> int:
         """Time whole U-turns at some noise levels; returns the largest number that was made together."""
-        of_level = {group.noise_index: group for group in sorted(self.groups, key=lambda group: group.u_turns(self.experiment))}
-        some = sorted(of_level, key=lambda index: self.experiment.noise[index])
-        some = [some[k] for k in sorted({round(x) for x in np.linspace(0, len(some) - 1, _LEVELS)})]
+        levels = self._some_levels(_LEVELS)
         largest = 1
-        for index in some:
-            trial = self._grown(of_level[index], self._unit(), None, self.budget / len(some))
-            noise = self.experiment.noise[index]
+        for group in levels:
+            trial = self._grown(group, self._unit(), None, self.budget / len(levels))
+            noise = self.experiment.noise[group.noise_index]
             self.costs.per_u_turn[noise] = trial.seconds / trial.u_turns
             self._weigh(noise, trial)
             largest = max(largest, trial.u_turns)
@@ -168,7 +171,7 @@ class Timing:
         begin = time.perf_counter()
         calls: list[float] = []
         rests: list[float] = []
-        while not calls or (time.perf_counter() - begin < self.budget / 4 and len(calls) < 9):
+        while not calls or (time.perf_counter() - begin < self.budget / 4 and len(calls) < _REPEATS):
             short, long = (self._tried(self.longest, size, length) for length in (_SHORT, longer))
             more = long.calls.backward - short.calls.backward
             calls.append((long.seconds - short.seconds) / more)
@@ -177,19 +180,26 @@ class Timing:
         return long.u_turns, long.calls.data / long.calls.backward, call, max(0.0, float(np.median(rests))) / long.u_turns
 
     def _weigh_whole(self, short: Trial) -> None:
-        """Sizes of files from whole U-turns of a few originals, if there is time for them, else from short ones."""
-        costs, experiment = self.costs, self.experiment
+        """Sizes of files from whole U-turns of a few originals, as many as there is time for, else from short ones."""
+        experiment, levels = self.experiment, self._some_levels(_WEIGHED)
         kept = min([experiment.items, *(first for probe in experiment.parts.probes if (first := getattr(probe, "first", None)))])
-        draws = experiment.trajectories * experiment.clones
-        levels = sorted({group.noise_index for group in self.groups}, key=lambda index: experiment.noise[index])
-        for index in sorted({levels[0], levels[len(levels) // 2], levels[-1]}):
-            (group, *_) = [group for group in self.groups if group.noise_index == index]
-            few = min(kept, 4) * draws
-            calls = calls_of(experiment, [Group(index, (min(kept, 4),), 0, 1)], self.together)
-            seconds = calls.backward * costs.per_call + calls.data * costs.per_datum
-            affordable = seconds < min(self.budget / 4, self.end - time.perf_counter())
-            trial = self._tried(group._replace(first=0), few, None) if affordable else short
-            self._weigh(experiment.noise[index], trial)
+        for group in levels:
+            left = min(self.budget / len(levels), self.end - time.perf_counter())
+            whole = [items for items in (8, 4, 2, 1) if items <= kept and self._whole(group, items) < left]
+            draws = experiment.trajectories * experiment.clones
+            trial = self._tried(group._replace(first=0), whole[0] * draws, None) if whole else short
+            self._weigh(experiment.noise[group.noise_index], trial)
+
+    def _whole(self, group: Group, items: int) -> float:
+        """Seconds of the whole U-turns of some originals."""
+        calls = calls_of(self.experiment, [Group(group.noise_index, (items,), 0, 1)], self.together)
+        return calls.backward * self.costs.per_call + calls.data * self.costs.per_datum
+
+    def _some_levels(self, most: int) -> list[Group]:
+        """The largest group of some noise levels, from the lowest to the highest."""
+        of_level = {group.noise_index: group for group in sorted(self.groups, key=lambda group: group.u_turns(self.experiment))}
+        some = sorted(of_level.values(), key=lambda group: self.experiment.noise[group.noise_index])
+        return [some[k] for k in sorted({round(x) for x in np.linspace(0, len(some) - 1, most)})]
 
     # -- trials ----------------------------------------------------------------------------------------------------------------
     def _grown(self, group: Group, most: int, length: int | None, seconds: float) -> Trial:
@@ -234,7 +244,8 @@ class Timing:
         """Note the size of a full task's files at a noise level."""
         experiment, begin = self.experiment, time.perf_counter()
         full = self.scratch.sizes_of(trial.readings)
-        self.costs.per_task = time.perf_counter() - begin
+        writing = _ON_DISK * (time.perf_counter() - begin)
+        self.costs.per_task = min(writing, self.costs.per_task) if self.costs.sizes else writing  # the first one is slower
         half = max(1, trial.items // 2)
         fewer = self.scratch.sizes_of({name: values[:half] for name, values in trial.readings.items()})
         total = float(full.pop(""))
