@@ -80,7 +80,8 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
     description, skipped = checked_text("backward.describe", backward.describe()), source.skipped(experiment.items)
     attributes |= {"description": description} if description else {}
     attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
-    return experiment.variables(), experiment.coordinates(), experiment.chunk, attributes
+    coordinates = experiment.coordinates()  # first, since it says best what does not fit
+    return experiment.variables(), coordinates, experiment.chunk, attributes
 
 
 def _compared(

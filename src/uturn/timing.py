@@ -229,7 +229,7 @@ class Timing:
         some = [(None, 0, np.arange(start, min(start + items, experiment.items))) for start in starts]
         begin = time.perf_counter()
         if self.together:
-            *_, (_, readings) = small.measurements(some)
+            *_, (_, readings) = small.measurements(some, 0)
         else:
             for _, _, numbers in some:
                 readings = small.measure(0, numbers)
