@@ -19,13 +19,13 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS))
 
 STRINGS = {
     "items": 4096,
@@ -71,19 +71,10 @@ def drive(spec_file, store, address):
     from uturn import cli, cluster, experiment
 
     experiment._tasks_of = faults.counted_tasks
-    cluster.on_cluster = partial(cluster.on_cluster, silent_after=5.0)
+    on_cluster = cluster.on_cluster
+    cluster.on_cluster = lambda *args, **options: on_cluster(*args, **{**options, "silent_after": 5.0, "own_code": True})
     sys.argv = ["uturn", "run", spec_file, "--store", store, "--cluster", address]
     cli.main()
-
-
-def processes(title):
-    """Pids of processes with this title."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (place / "cmdline").read_bytes().startswith(title.encode()):
-                found.append(int(place.name))
-    return found
 
 
 class Faults:
@@ -111,6 +102,8 @@ class Faults:
 
     def strike(self, driver):
         """Kill something; returns what, or None if there was nothing to kill."""
+        from cluster_tasks import processes
+
         kind = self.random.choices(["worker", "node", "driver", "coordinator"], [5, 2, 2, 1])[0]
         with suppress(ProcessLookupError):
             if kind == "node":
@@ -202,6 +195,8 @@ def kills(faults, number, seconds):
 
 
 def stopped_worker(faults):
+    from cluster_tasks import processes
+
     local = local_run(STRINGS)
     store = faults.folder / "stopped"
     driver = faults.start(written(STRINGS, faults.folder, "strings"), store)
@@ -246,7 +241,6 @@ def full_disk(faults):
 
 def failing_requests(faults, rate, seed):
     """A store on S3, whose requests fail now and then."""
-    sys.path.insert(0, str(TESTS))
     from faulty_proxy import FaultyProxy
 
     log = faults.folder / "server.log"

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -37,3 +38,18 @@ class FileTasks:
 def tries(folder):
     """{task: how often it was begun}."""
     return Counter(int(path.name.split("-")[1]) for path in Path(folder).glob("try-*"))
+
+
+def processes(title):
+    """Pids of processes with this title that this one has started; others may run Ray on this machine too."""
+    parents, pids = {}, []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if (place / "cmdline").read_bytes().startswith(title.encode()):
+                pids.append(int(place.name))
+
+    def is_ours(pid):
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid in pids if is_ours(pid)]

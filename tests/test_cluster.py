@@ -1,6 +1,5 @@
 """Runs on a Ray cluster of two nodes on this machine: what is measured does not depend on who dies."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,9 +13,10 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from cluster_tasks import FileTasks, tries
+from cluster_tasks import FileTasks, processes, tries
 from uturn.checks import TasksFailed
 from uturn.cluster import driver, on_cluster
+from uturn.store import Store
 
 ray = pytest.importorskip("ray")
 
@@ -119,6 +119,12 @@ def tasks_elsewhere(other, spec, store):
     return Tasks(*_reopened(spec, other))
 
 
+def measure_elsewhere(monkeypatch, other):
+    """Workers measure into another store, by a function of this file, which they are sent."""
+    monkeypatch.setattr("uturn.experiment._tasks_of", partial(tasks_elsewhere, str(other)))
+    monkeypatch.setattr("uturn.cluster.on_cluster", lambda *args, **options: on_cluster(*args, **{**options, "own_code": True}))
+
+
 DRIVER = """
 import signal, sys
 from functools import partial
@@ -154,22 +160,22 @@ def in_background(folder, act, after=1):
     return lambda: (thread.join(20), found[0])[1]
 
 
-def processes(title):
-    """Pids of processes with this title."""
-    pids = []
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (place / "cmdline").read_bytes().startswith(title.encode()):
-                pids.append(int(place.name))
-    return pids
-
-
 def workers():
     return processes("ray::Worker")
 
 
 def coordinators():
     return processes("ray::Coordinator")
+
+
+def all_end(seconds):
+    """Whether workers and coordinators end in this time; Ray's own end a moment after the driver."""
+    until = time.monotonic() + seconds
+    while workers() or coordinators():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def test_every_task_is_measured_once(cluster, tmp_path):
@@ -188,10 +194,11 @@ def test_a_task_that_raises_is_named_and_the_others_are_done(cluster, tmp_path, 
     assert [line for line in caplog.messages if line.startswith("13 raised on")][-1].count("time 3 of 3") == 1
 
 
-def test_a_task_that_kills_its_worker_is_named_and_the_others_are_done(cluster, tmp_path):
+def test_a_task_that_kills_its_worker_is_named_and_the_others_are_done(cluster, tmp_path, caplog):
     with pytest.raises(TasksFailed, match=r"7 failed \(the worker died"):
         states(cluster.address, tmp_path, tasks=range(12), seconds=0.01, dies=(7,))
     assert done(tmp_path) == set(range(12)) - {7}
+    assert any(line.startswith("7 was alone on") and "time 3 of 3: the worker died" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -250,7 +257,7 @@ def test_a_second_driver_joins_the_first(cluster, tmp_path):
     assert set(tries(tmp_path).values()) == {1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_dies_is_taken_over(cluster, tmp_path, number):
     command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)]
     first = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True)
@@ -258,7 +265,7 @@ def test_a_driver_that_dies_is_taken_over(cluster, tmp_path, number):
     first.wait(timeout=100)
     finished()
     if number != signal.SIGKILL:  # everything is free at once
-        assert workers() == []
+        assert all_end(5)
     assert len(done(tmp_path)) < 60
     states(cluster.address, tmp_path, tasks=range(60), seconds=0.1)
     assert done(tmp_path) == set(range(60))
@@ -270,11 +277,7 @@ def test_the_cluster_is_freed_when_its_driver_is_gone(cluster, tmp_path):
     first = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True)
     in_background(tmp_path, lambda _: first.kill(), after=4)()
     first.wait(timeout=100)
-    for _ in range(150):
-        if not workers() and not coordinators():
-            break
-        time.sleep(0.1)
-    assert workers() == coordinators() == []
+    assert all_end(20)
 
 
 def test_the_coordinator_dies(cluster, tmp_path):
@@ -302,7 +305,7 @@ def test_strings_equal_the_local_run(cluster, tmp_path):
 
 def test_images_equal_the_local_run(cluster, tmp_path):
     experiment = ut.Experiment.from_dict(IMAGES)
-    found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
+    found = ut.run(experiment, tmp_path / "x", workers=1, cluster=cluster.address).load()
     local = ut.run(experiment).drop_attrs()
     for name, values in local.data_vars.items():  # floats depend on which images share a batch
         np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0)
@@ -310,14 +313,20 @@ def test_images_equal_the_local_run(cluster, tmp_path):
 
 def test_added_trajectories_and_damaged_readings(cluster, tmp_path):
     """A store that holds fewer trajectories, and a chunk that cannot be read, is completed on a cluster as it is locally."""
-    less = {**STRINGS, "trajectories": 1}
-    ut.run(ut.Experiment.from_dict(less), tmp_path / "x")
-    ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", shard=(1, 2))
-    chunk = next(path for path in (tmp_path / "x" / "unchanged" / "c" / "1").rglob("0") if path.is_file())
-    chunk.write_bytes(b"damaged")
+    spec = {**STRINGS, "probes": [{"type": "parsed_levels"}]}  # its readings stay when trajectories are added
+    experiment, less = ut.Experiment.from_dict(spec), ut.Experiment.from_dict({**spec, "trajectories": 1})
+    assert experiment.adds_trajectories
+    ut.run(less, tmp_path / "x")
+    ut.run(experiment, tmp_path / "x", shard=(1, 2))
+    store = Store.open(tmp_path / "x")
+    chosen = {count: task for task, count in store.recorded(list(store.tasks())).items()}
+    assert set(chosen) == {1, 2}, "one with all trajectories, and one with the first of them"
+    for task in chosen.values():
+        folder = tmp_path / "x" / store.variables[0] / "c" / str(task.noise_index) / str(task.item_block)
+        next(path for path in folder.rglob("0") if path.is_file()).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="is damaged"):
-        found = ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster=cluster.address).load()
-    assert found.drop_attrs().identical(ut.run(ut.Experiment.from_dict(STRINGS)).drop_attrs())
+        found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
+    assert found.drop_attrs().identical(ut.run(experiment).drop_attrs())
 
 
 def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
@@ -351,6 +360,7 @@ def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
         ({"cluster": "ray://127.0.0.1:9"}, "nothing answers there .*10001"),
         ({"cluster": "there", "store": None}, "a cluster needs a store"),
         ({"cpus_per_worker": 0}, "cpus_per_worker = 0: expected a number above 0"),
+        ({"cpus_per_worker": 1e-9}, "cpus_per_worker = 1e-09: expected a number above 0"),
         ({"cpus_per_worker": 64}, "cpus_per_worker = 64: no node of the cluster has more than 1 cores"),
         ({"gpus_per_worker": 2}, "gpus_per_worker = 2: no node of the cluster has more than 0 GPUs"),
         ({"cpus_per_worker": True}, "expected a number above 0"),
@@ -377,15 +387,16 @@ def test_another_version_on_the_nodes(cluster, tmp_path, monkeypatch):
 
 def test_a_store_that_workers_do_not_see(cluster, tmp_path, monkeypatch):
     experiment = ut.Experiment.from_dict(STRINGS)
-    monkeypatch.setattr("uturn.experiment._tasks_of", partial(tasks_elsewhere, str(tmp_path / "nowhere")))
+    measure_elsewhere(monkeypatch, tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no node can measure: .* no store at"):
         ut.run(experiment, tmp_path / "x", cluster=cluster.address)
 
 
 def test_a_store_that_workers_see_at_another_place(cluster, tmp_path, monkeypatch):
     experiment = ut.Experiment.from_dict(STRINGS)
+    monkeypatch.setattr("uturn.experiment._SEEN_SECONDS", 1.0)
     ut.run(experiment, tmp_path / "other", shard=(1, 1000))
-    monkeypatch.setattr("uturn.experiment._tasks_of", partial(tasks_elsewhere, str(tmp_path / "other")))
+    measure_elsewhere(monkeypatch, tmp_path / "other")
     with pytest.raises(ValueError, match="36 tasks were measured, but are not in"):
         ut.run(experiment, tmp_path / "x", cluster=cluster.address)
 

@@ -6,9 +6,11 @@ An experiment is one sentence: source, corruption, backward, probes, noise level
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
+import time
 import tomllib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -16,6 +18,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import groupby, islice
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
 _BATCH = 64  # images that a network has at once on a GPU of medium size, as far as workers of a cluster are concerned
+_SEEN_SECONDS = 90.0  # until a host sees what another one has written on a network file system; NFS takes up to 60
 _RECONSTRUCTED = 0.8  # share of a U-turn that is done before the probes read it, for progress
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
@@ -336,10 +340,12 @@ class Experiment(BaseModel):
         with missing_members_named(self.labelled()):
             for name, part in self.labelled():
                 found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
-                code = part if is_own(part) else part.own_code() if name.startswith("probes") else None
-                if code is not None:
-                    found[f"{name}.code"] = code_digest(code)
-        return found
+        return found | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
+
+    def own_code(self) -> dict[str, Any]:
+        """User-defined parts, and user-defined networks of built-in probes."""
+        own = {name: part if is_own(part) else getattr(part, "own_code", lambda: None)() for name, part in self.labelled()}
+        return {name: code for name, code in own.items() if code is not None}
 
     # -- measurement ---------------------------------------------------------------------------------------------
     def measure(self, noise_index: int, items: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
@@ -464,7 +470,7 @@ def run(
     store: str | Path | None = None,
     resume: bool = True,
     *,
-    workers: int | None = 1,
+    workers: int | EllipsisType | None = ...,
     progress: bool = False,
     shard: tuple[int, int] = (1, 1),
     accept_changes: bool = False,
@@ -486,8 +492,8 @@ def run(
         of items that was not full, those that pool trajectories if trajectories are added, and those that compare clones with
         each other if clones are added: these are measured again.
     workers : int or None
-        Number of processes, which share the cores. None chooses one process for exact inference, whose kernels use all cores, and
-        one for each core for networks on the CPU. Several processes need a store, and a script guarded by
+        Number of processes, which share the cores; by default 1. None chooses one process for exact inference, whose kernels
+        use all cores, and one for each core for networks on the CPU. Several processes need a store, and a script guarded by
         `if __name__ == "__main__":`, since they import it.
     progress : bool
         Show a progress bar on stderr.
@@ -518,6 +524,8 @@ def run(
     """
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+    if workers is ...:
+        workers = None if cluster is not None else 1
     workers = None if workers is None else checked_integer("workers", workers, 1)
     place = None if store is None else place_of("store", store)
     if cluster is not None and place is None:
@@ -611,8 +619,13 @@ def _on_cluster(
     from uturn.cluster import on_cluster
 
     assert isinstance(opened, Store)
-    damaged = Tasks(experiment, opened).recorded_left(list(left)).keys() ^ left.keys()
-    opened.forget(damaged)  # workers look at the records alone
+    for name, code in experiment.own_code().items():
+        if (code if inspect.isfunction(code) else type(unwrapped(code))).__module__ == "__main__":
+            raise ValueError(
+                f"{name} stands in the script, which workers cannot import; move it to a file of its own, and import it"
+            )
+    work = Tasks(experiment, opened)
+    opened.forget(work.wrongly_recorded(left))  # workers look at the records alone
     backward = experiment.parts.backward
     networks = backward.shares_batches or backward.wants_processes
     exact = all(part.batch_invariant for _, part in experiment.labelled())
@@ -634,6 +647,7 @@ def _on_cluster(
         # Enough tasks that the batches of a network are full while the next ones are on their way.
         slots=2 + 2 * _BATCH // u_turns if backward.shares_batches else 1,
         most_workers=workers,
+        own_code=bool(experiment.own_code()),
     )
     before, unfinished = len(left), 0.0
     with closing(states), listening(lambda: unfinished):
@@ -641,7 +655,9 @@ def _on_cluster(
             unfinished = state.unfinished
             yield max(0, before - state.left), f", {state.alive} {'worker' if state.alive == 1 else 'workers'}"
             before = min(before, state.left)
-    lost = Tasks(experiment, opened).recorded_left(list(left))
+    until = time.monotonic() + _SEEN_SECONDS
+    while (lost := work.recorded_left(list(left))) and time.monotonic() < until:
+        time.sleep(1)
     if lost:
         raise ValueError(
             f"{len(lost)} tasks were measured, but are not in {opened.where} as this host sees it; give a store on a file system "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -44,6 +44,16 @@ class Tasks:
         """The same by the records alone, which are quick to read; tasks with damaged readings count as done."""
         assert isinstance(self.store, Store)
         return self._left(self.store.recorded(tasks))
+
+    def wrongly_recorded(self, left: Mapping[Task, int]) -> list[Task]:
+        """Those tasks among the ones that `left` returned whose readings are damaged, and are not what their records say."""
+        recorded = self.recorded_left(list(left))
+        suspects = [task for task, first in left.items() if recorded.get(task) != first]
+        assert isinstance(self.store, Store)
+        # Others may have been measured in the meantime.
+        still = self._left({task: count for task, (_, count) in self.store.states(suspects).items()})
+        recorded = self.recorded_left(list(still))
+        return [task for task, first in still.items() if recorded.get(task) != first]
 
     def _left(self, counts: dict[Task, int]) -> dict[Task, int]:
         adds, wanted = self.experiment.adds_trajectories, self.experiment.trajectories

@@ -16,8 +16,10 @@ from typing import Any
 
 from uturn.checks import one_line, shown
 
+_log = logging.getLogger("uturn")
 NAMESPACE = "uturn"
 _WAIT = 10.0  # seconds for an address to answer
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MEMORY = 2**27  # bytes of the object store, through which only small messages go
 
 
@@ -55,6 +57,7 @@ def connected(address: str) -> Iterator[Any]:
     address = checked_address(address)
     ray = imported_ray()
     if ray.is_initialized():
+        _log.info(f"this process is connected to Ray already; that connection is used, and not cluster = {address!r}")
         yield ray
         return
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -67,19 +70,21 @@ def connected(address: str) -> Iterator[Any]:
     else:
         _check_port(address, _address_here() if address == "auto" else address)
     try:
-        with _own_signals(), _loopback_allowed(address == "local"):
+        with _loopback_allowed(address == "local"):
             _init(ray, address, options)
         yield ray
     finally:
-        with suppress(Exception):
-            ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        with uninterrupted():
+            with suppress(Exception):
+                ray.shutdown()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
     try:
-        ray.init(address, **options)
+        with _own_signals():
+            ray.init(address, **options)
     except (Exception, SystemExit) as error:  # Ray ends the process if the cluster does not let it in
         text = " ".join(str(error).split())
         if "ersion" in text:
@@ -115,8 +120,8 @@ def _address_here() -> str:
         return str(services.canonicalize_bootstrap_address_or_die("auto"))
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"cluster = 'auto': no Ray runs here ({one_line(error)}); start it (ray start --head), give the address of "
-            f"a cluster, or take --cluster local"
+            f"cluster = 'auto': no Ray runs on this machine ({one_line(error)}); start it (ray start --head), give the address "
+            f"of a cluster, or take --cluster local"
         ) from None
 
 
@@ -138,13 +143,41 @@ def _loopback_allowed(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Context that restores the signal handlers of this process, which Ray replaces when it connects."""
+    """Context that restores the signal handlers of this process, which Ray replaces when it connects.
+
+    SIGTERM in the meantime, which Ray makes a SystemExit, is then handled as it was before.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    terminated = False
+    try:
+        yield
+    except SystemExit as stop:
+        terminated = stop.code == signal.SIGTERM and callable(before[signal.SIGTERM])
+        if not terminated:
+            raise
+    finally:
+        _restore(before)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Context in which Ctrl-C and SIGTERM are ignored, so that the cluster is freed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        _restore(before)
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        if handler is not None:  # it was set by Python
             signal.signal(number, handler)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
+import secrets
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -20,7 +23,9 @@ _GROWTH = 8  # largest ratio of the sizes of two bundles
 _SPREAD = 0.25  # share of the cost by which the order of tasks is random
 _LOOK = 2.0  # seconds between two looks at the nodes
 _PULSE = 2.0  # seconds between two pulses of a worker that is measuring; more with more than 200 workers
-_STORE_WAIT = 5.0  # seconds before a bundle is tried again whose readings could not be stored
+_STORE_WAIT = 5.0  # seconds before a worker measures again after readings could not be stored
+_GONE = 10.0  # seconds without a poll after which a driver does not count any more when another one comes
+_NO_WORKER = 30.0  # seconds without a worker after which that is told
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Coordinator:
     """Hands tasks to workers until all are done or failed. Its methods are called by drivers."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job, self.name = job, secrets.token_hex(8)
         self.groups: list[_Group] = []
         self.returned: deque[_Bundle] = deque()
         self.left: set[Hashable] = set()
@@ -100,16 +105,26 @@ class Coordinator:
         self.drivers: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.unfinished: dict[Any, float] = {}  # how much of its bundles each worker has done, in tasks
-        self.alive = 0
-        self.size, self.store_errors = 1, 0
+        self.alive = self.loading = 0  # workers that measure, and that start
+        self.without: float | None = None  # since when there is no worker, though there is work
+        self.size = 1
         self.error: str | None = None
         self.changed = asyncio.Event()
         self.life: asyncio.Task[None] | None = None
         self.kills: list[asyncio.Task[None]] = []
+        # The driver may die before it has joined.
+        timer = threading.Timer(job.alone_after, lambda: None if self.life else os._exit(0))
+        timer.daemon = True
+        timer.start()
 
     # -- what drivers call ---------------------------------------------------------------------------------------------
-    async def join(self, driver: str, groups: Sequence[tuple[float, Sequence[Any]]]) -> None:
-        """Add tasks, as pairs (cost, tasks that are alike); those that are known are left out."""
+    async def join(self, driver: str, groups: Sequence[tuple[float, Sequence[Any]]], job: Job) -> str:
+        """Add tasks, as pairs (cost, tasks that are alike), without those that are known; returns the name of this coordinator.
+
+        The options of the first driver hold as long as it lives. ValueError if another version of uturn comes in that time.
+        """
+        if job != self.job:
+            await self._change_job(driver, job)
         self.drivers[driver] = time.monotonic()
         for cost, tasks in groups:
             new = [task for task in tasks if task not in self.left and task not in self.failed]
@@ -123,11 +138,28 @@ class Coordinator:
         if self.life is None:
             self.life = asyncio.create_task(self._live())
         self.changed.set()
+        return self.name
+
+    async def _change_job(self, driver: str, job: Job) -> None:
+        old, now = self.job, time.monotonic()
+        if not any(now - seen < _GONE for name, seen in self.drivers.items() if name != driver):
+            self.job = job
+            await self._stop_workers()
+        elif old.start["version"] != job.start["version"]:
+            raise ValueError(
+                f"another command measures this run, with uturn {old.start['version']}; this one has {job.start['version']}: "
+                f"install the same version, or wait until it has ended"
+            )
+        elif (old.cpus, old.gpus, old.most_workers) != (job.cpus, job.gpus, job.most_workers):
+            most = "" if old.most_workers is None else f", and at most {old.most_workers} workers"
+            self._say(
+                f"another command began this run; its options hold: {old.cpus:g} cores and {old.gpus:g} GPUs a worker{most}"
+            )
 
     async def poll(self, driver: str, since: int = 0) -> dict[str, Any] | None:
         """State of the run, with the messages from number `since` on; None if the driver is not known (it joins again)."""
         if driver not in self.drivers:
-            return None  # this actor was started anew by Ray
+            return None  # it was forgotten
         self.drivers[driver] = time.monotonic()
         return {
             "left": len(self.left),
@@ -158,6 +190,7 @@ class Coordinator:
             try:
                 if self.left and self.error is None:
                     await self._place_workers()
+                    self._tell_absence()
                 else:
                     await self._stop_workers()
             except Exception as error:
@@ -189,7 +222,7 @@ class Coordinator:
             del self.nodes[node_id]  # its workers have ended, or will when Ray says so
         total = sum(len(node.workers) for node in self.nodes.values())
         most = min(self.job.most_workers or len(self.left), len(self.left))
-        for rank in range(max((room for room, _ in present.values()), default=0)):
+        for rank in range(min(most, max((room for room, _ in present.values()), default=0))):
             for node_id, (room, host) in present.items():
                 node = self.nodes[node_id]
                 if rank < room and rank not in node.workers and node.refused is None and total < most:
@@ -198,6 +231,18 @@ class Coordinator:
         refused = [node.refused for node in self.nodes.values()]
         if self.nodes and all(refused) and not total:
             self.error = f"no node can measure: {refused[0]}"
+
+    def _tell_absence(self) -> None:
+        """Say why there is no worker, once, if that lasts."""
+        if self.alive:
+            self.without = None
+        elif self.without is None:
+            self.without = time.monotonic()
+        elif time.monotonic() - self.without > _NO_WORKER:
+            self.without = math.inf
+            wanted = f"{self.job.cpus:g} cores" + (f" and {self.job.gpus:g} GPUs" if self.job.gpus else "")
+            held = f"no worker has started yet: no node has {wanted} free, which a worker takes; it starts when they are"
+            self._say("the workers are still starting: they import what they need, and load models" if self.loading else held)
 
     async def _stop_workers(self) -> None:
         tending = [task for node in self.nodes.values() for task in node.workers.values()]
@@ -218,7 +263,7 @@ class Coordinator:
             if pid is not None:
                 self.alive += 1
                 try:
-                    await self._feed(actor, host, node_id, pid)
+                    await self._feed(actor, node, host, node_id, pid)
                 finally:
                     self.alive -= 1
         except Exception as error:
@@ -250,24 +295,34 @@ class Coordinator:
 
     async def _started(self, actor: Any, node: _Node, host: str) -> int | None:
         """Process id of a worker that can measure, else None."""
+        started = None
         try:
-            facts = await actor.start.remote(**self.job.start)
-        except Exception as error:  # it died, or its class cannot be loaded there
+            await actor.pulse.remote()  # it answers when its node had room for it
+            self.loading += 1
+            started = asyncio.create_task(_answer(actor.start.remote(**self.job.start)))
+            while not (await asyncio.wait({started}, timeout=max(_PULSE, self.alive / 100)))[0]:
+                await asyncio.wait_for(_answer(actor.pulse.remote()), self.job.silent_after)
+            facts = started.result()
+        except Exception as error:  # it died, does not answer, or its class cannot be loaded there
             node.failed_starts += 1
             if node.failed_starts == MOST_TRIES:
-                self._refuse(node, f"a worker on {host} did not start: {_reason(error)}")
-            await asyncio.sleep(1)
+                self._refuse(node, f"a worker on {host} did not start: {self._why(error)}")
+            await asyncio.sleep(_LOOK / 2)
             return None
+        finally:
+            if started is not None:
+                self.loading -= 1
+                started.cancel()
         if facts["error"] is not None:
             self._refuse(node, f"the node {host} is not used: {facts['error']}")
             return None
         node.failed_starts = 0
         return int(facts["pid"])
 
-    async def _feed(self, actor: Any, host: str, node_id: str, pid: int) -> None:
+    async def _feed(self, actor: Any, node: _Node, host: str, node_id: str, pid: int) -> None:
         """Give bundles to a worker until nothing is left; returns if the worker died."""
         flying: dict[asyncio.Task[Any], _Bundle] = {}
-        twice = 0
+        twice = failures = 0
         try:
             while self.left and self.error is None:
                 for bundle in self._bundles(flying):
@@ -283,11 +338,11 @@ class Coordinator:
                         pulse = _answer(actor.pulse.remote())
                         self.unfinished[actor] = await asyncio.wait_for(pulse, self.job.silent_after)
                     except Exception as error:
-                        silent = f"it did not answer for {self.job.silent_after:.0f} s"
-                        self._died(list(flying.values()), host, silent if isinstance(error, TimeoutError) else _reason(error))
+                        self._died(list(flying.values()), host, self._why(error))
                         flying.clear()
                         self.kills.append(asyncio.create_task(_killed(node_id, pid)))
                         return
+                unstored = None
                 for answer in done:
                     bundle = flying.pop(answer)
                     self.unfinished.pop(actor, None)
@@ -301,10 +356,19 @@ class Coordinator:
                     twice = outcome["twice"]
                     if outcome["error"] is None:
                         self._finished(bundle, outcome)
-                    elif outcome["store"]:
-                        await self._not_stored(bundle, outcome["error"], host)
+                        failures = 0 if outcome["measured"] else failures
+                    elif outcome["store"]:  # no task is to blame for a full disk
+                        unstored = outcome["error"]
+                        self.returned.append(_Bundle(bundle.tasks))
                     else:
                         self._blame(bundle, outcome["error"], f"raised on {host}")
+                if unstored is not None:
+                    failures += 1
+                    if failures == MOST_TRIES:
+                        self._refuse(node, f"the node {host} is not used any more: {unstored}")
+                        return
+                    self._say(f"on {host}: {unstored}")
+                    await asyncio.sleep(_STORE_WAIT)
         finally:
             self.unfinished.pop(actor, None)
             for answer, bundle in flying.items():
@@ -334,6 +398,8 @@ class Coordinator:
         if not self.groups:
             return None
         group = max(self.groups, key=lambda one: (1 - _SPREAD * random.random()) * one.cost)
+        if self.tries and not self.counts["done"]:
+            group = random.choice(self.groups)  # perhaps only the costly tasks fail
         # The last bundles are smaller, so that all workers end at about the same time.
         waiting, slots = sum(len(one.tasks) for one in self.groups), max(1, self.alive) * self.job.slots
         size = max(1, min(self.size, waiting // (2 * slots)))
@@ -346,7 +412,6 @@ class Coordinator:
     def _finished(self, bundle: _Bundle, outcome: Mapping[str, Any]) -> None:
         self.left.difference_update(bundle.tasks)
         self.counts["done"] += len(bundle.tasks)
-        self.store_errors = 0
         if outcome["measured"]:
             seconds = max(outcome["seconds"] / outcome["measured"], 1e-4)
             fitting = int(self.job.bundle_seconds / seconds / self.job.slots)
@@ -356,17 +421,18 @@ class Coordinator:
 
     def _died(self, bundles: Sequence[_Bundle], host: str, reason: str) -> None:
         self.counts["deaths"] += 1
-        self._say(f"a worker on {host} died ({reason}); its {sum(len(b.tasks) for b in bundles)} tasks are handed out again")
+        count = sum(len(bundle.tasks) for bundle in bundles)
+        if count != 1:
+            self._say(f"a worker on {host} died ({reason}); its {count} tasks are handed out again")
         for bundle in bundles:
-            self._blame(bundle, f"the worker died ({reason})")
+            self._blame(bundle, f"the worker died ({reason})", f"was alone on {host}")
 
-    def _blame(self, bundle: _Bundle, error: str, told: str | None = None) -> None:
+    def _blame(self, bundle: _Bundle, error: str, told: str) -> None:
         """Try tasks again after an error or a death: alone if they were with others, else in halves, else again by itself."""
         if bundle.alone and len(bundle.tasks) == 1:
             task = bundle.tasks[0]
             self.tries[task] += 1
-            if told is not None:
-                self._say(f"{told}, time {self.tries[task]} of {MOST_TRIES}: {error}", task)
+            self._say(f"{told}, time {self.tries[task]} of {MOST_TRIES}: {error}", task)
             if self.tries[task] >= MOST_TRIES:
                 self.failed[task] = error
                 self.left.discard(task)
@@ -379,14 +445,9 @@ class Coordinator:
             if part:
                 self.returned.append(_Bundle(part, suspect=True))
 
-    async def _not_stored(self, bundle: _Bundle, error: str, host: str) -> None:
-        """No task is to blame for a full disk: wait, try again, and stop if it does not end."""
-        self.store_errors += 1
-        self._say(f"on {host}: {error}")
-        self.returned.append(_Bundle(bundle.tasks))
-        if self.store_errors >= MOST_TRIES * max(1, self.alive):
-            self.error = error
-        await asyncio.sleep(_STORE_WAIT)
+    def _why(self, error: BaseException) -> str:
+        silent = f"it did not answer for {self.job.silent_after:.0f} s"
+        return silent if isinstance(error, TimeoutError) else _reason(error)
 
     def _say(self, text: str, task: Any = None) -> None:
         self.messages.append((text, task))
@@ -412,12 +473,16 @@ def _kill_here(pid: int) -> None:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Why an actor died, in one line."""
+    """Why an actor died, in a few words where Ray's text is known."""
     words = " ".join(str(error).split())
-    for known in ("Worker exits with", "The node it was running on has died", "memory", "was killed by", "ModuleNotFoundError"):
-        for sentence in words.split(". "):
-            if known in sentence:
-                return sentence.strip()
+    for part, reason in (
+        ("low on memory", "its node ran out of memory"),
+        ("node it was running on", "its node died"),
+        ("node was terminated", "its node died"),
+        ("worker process has died", "its process was killed, or crashed"),
+    ):
+        if part in words:
+            return reason
     return f"{type(error).__name__}: {words[:160]}"
 
 

@@ -10,13 +10,14 @@ import site
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from uturn.checks import TasksFailed, one_line, shown
-from uturn.cluster.connection import NAMESPACE, checked_address, connected
+from uturn.cluster.connection import NAMESPACE, checked_address, connected, uninterrupted
 from uturn.cluster.coordinator import Coordinator, Job, _room
 
 _log = logging.getLogger("uturn")
@@ -36,8 +37,8 @@ def checked_share(name: str, value: Any) -> float | None:
     """A number of cores or GPUs of a worker, above 0; None for the default."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise ValueError(f"{name} = {shown(value)}: expected a number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.001 <= value < 1e6:
+        raise ValueError(f"{name} = {shown(value)}: expected a number above 0 (at least 0.001)")
     return float(value)
 
 
@@ -53,6 +54,7 @@ def on_cluster(
     wants_gpu: bool = False,
     slots: int = 1,
     most_workers: int | None = None,
+    own_code: bool = True,
     **options: Any,
 ) -> Generator[State]:
     """Measure tasks on a Ray cluster; yields the state of the work twice a second.
@@ -75,6 +77,8 @@ def on_cluster(
         Bundles of tasks that a worker has at the same time.
     most_workers
         By default as many as the cluster has room for.
+    own_code
+        Whether workers need modules of the user, which are then sent to them.
     options
         Further fields of `Job`.
 
@@ -94,39 +98,43 @@ def on_cluster(
         cpus = 1.0 if cpus is None else cpus
         _check_room(resources, cpus, gpus)
         job = Job(
-            start=_start_arguments(ray, make), cpus=cpus, gpus=gpus, slots=slots, threads=max(1, int(cpus)),
+            start=_start_arguments(ray, make, own_code), cpus=cpus, gpus=gpus, slots=slots, threads=max(1, int(cpus)),
             most_workers=most_workers, **options,
         )  # fmt: skip
         yield from _followed(ray, name, job, groups, label)
 
 
 def _followed(ray: Any, name: str, job: Job, groups: Sequence[tuple[float, Sequence[Any]]], label: Any) -> Generator[State]:
-    driver, told, state = secrets.token_hex(8), 0, None
-    coordinator = _joined(ray, name, job, driver, groups)
+    driver, unique = secrets.token_hex(8), f"uturn-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+    told: Counter[str] = Counter()  # messages of each coordinator; if one dies, another takes its place
+    state, coordinator = None, None
     last_answer = time.monotonic()
     try:
         while True:
+            if coordinator is None:
+                coordinator, which = _joined(ray, unique, job, driver, groups)
             try:
-                state = ray.get(coordinator.poll.remote(driver, told), timeout=_LOST)
-                if state is None:  # Ray started the coordinator anew on another node
-                    told, coordinator = 0, _joined(ray, name, job, driver, groups)
-                    continue
-                last_answer = time.monotonic()
+                state = ray.get(coordinator.poll.remote(driver, told[which]), timeout=_LOST)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as lost:
                 if time.monotonic() - last_answer > _LOST:
                     raise ValueError(f"the cluster does not answer ({one_line(lost)}); run it again to resume") from None
+                state = None
                 time.sleep(_POLL)
-                coordinator = _joined(ray, name, job, driver, groups)
+            if state is None:
+                coordinator = None
                 continue
+            last_answer = time.monotonic()
             for text, task in state["messages"]:
                 _log.warning(text if task is None else f"{label(task)} {text}")
-            told += len(state["messages"])
+            told[which] += len(state["messages"])
             yield State(state["left"], state["alive"], state["unfinished"])
             if state["ended"]:
                 break
             time.sleep(_POLL)
     finally:
-        with _uninterrupted(), suppress(Exception):
+        with uninterrupted(), suppress(Exception):
+            if coordinator is None:  # interrupted while it joined
+                coordinator = ray.get_actor(unique, namespace=NAMESPACE)
             if ray.get(coordinator.leave.remote(driver), timeout=15):
                 ray.kill(coordinator)
     if state["error"] is not None:
@@ -139,22 +147,24 @@ def _followed(ray: Any, name: str, job: Job, groups: Sequence[tuple[float, Seque
         raise TasksFailed(f"{label(task)} failed ({error}){more}; all other tasks are done; run it again to try those again")
 
 
-def _joined(ray: Any, name: str, job: Job, driver: str, groups: Any) -> Any:
-    """The coordinator of the run of this name, which knows this driver and its tasks."""
-    unique = f"uturn-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+def _joined(ray: Any, unique: str, job: Job, driver: str, groups: Any) -> tuple[Any, str]:
+    """The coordinator of this name, which is made if there is none and knows this driver and its tasks, and its own name."""
+    # Drivers notice if it dies, and make another one; one that Ray made anew would not know whether any driver is left.
     options = {"name": unique, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    errors = []
-    for _ in range(10):  # the coordinator of a driver that is just leaving may still be there
+    until = time.monotonic() + _LOST
+    while True:
         try:
-            made = ray.remote(Coordinator).options(**options, num_cpus=0, max_restarts=-1, max_task_retries=0).remote(job)
-            ray.get(made.join.remote(driver, groups), timeout=_LOST)
-            return made
+            made = ray.remote(Coordinator).options(**options, num_cpus=0, max_restarts=0, max_task_retries=0).remote(job)
+            return made, ray.get(made.join.remote(driver, groups, job), timeout=_LOST)
         except (ray.exceptions.RayError, ValueError) as error:
-            errors.append(error)
+            # The coordinator of a driver that is just leaving may still be there, or one on a node that has died.
+            lost = isinstance(error, ray.exceptions.RayActorError) and "creation task" not in str(error)
+            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, ValueError):
+                raise ValueError(str(error.cause)) from None
+            if time.monotonic() > until or not (lost or isinstance(error, ValueError)):
+                words = " ".join(str(error).split())[:300]
+                raise ValueError(f"the cluster cannot run the coordinator: {words}; is uturn installed there?") from None
             time.sleep(1)
-    raise ValueError(
-        f"the cluster cannot run the coordinator: {' '.join(str(errors[-1]).split())[:300]}; is uturn installed there?"
-    )
 
 
 def _check_room(resources: Sequence[dict[str, float]], cpus: float, gpus: float) -> None:
@@ -168,13 +178,13 @@ def _check_room(resources: Sequence[dict[str, float]], cpus: float, gpus: float)
         raise ValueError(f"no node of the cluster has {cpus:g} cores and {gpus:g} GPUs at once; lower one of them")
 
 
-def _start_arguments(ray: Any, make: Callable[[], Any]) -> dict[str, Any]:
+def _start_arguments(ray: Any, make: Callable[[], Any], own_code: bool) -> dict[str, Any]:
     import uturn
 
     return {
         "make": ray.cloudpickle.dumps(make),
         "folder": os.getcwd(),
-        "modules": _own_modules(),
+        "modules": _own_modules() if own_code else {},
         "version": uturn.__version__,
     }
 
@@ -198,20 +208,3 @@ def _own_modules() -> dict[str, str]:
             with suppress(OSError, UnicodeDecodeError):
                 found[f"{place}.py"] = path.read_text(encoding="utf-8")
     return found
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Context in which Ctrl-C and SIGTERM wait, so that the cluster is freed."""
-    import signal
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from uturn.checks import one_line
+from uturn.checks import StoreError, one_line
 from uturn.progress import in_progress
-from uturn.store import StoreError
 
 
 class Measures(Protocol):
