@@ -249,7 +249,7 @@ class Coordinator:
         for task in tending:
             task.cancel()
         if tending or self.kills:
-            await asyncio.wait([*tending, *self.kills], timeout=10)
+            await asyncio.wait([*tending, *self.kills], timeout=30)
         self.kills.clear()
 
     async def _tend(self, node_id: str, node: _Node, rank: int, host: str) -> None:

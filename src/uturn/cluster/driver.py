@@ -135,7 +135,7 @@ def _followed(ray: Any, name: str, job: Job, groups: Sequence[tuple[float, Seque
         with uninterrupted(), suppress(Exception):
             if coordinator is None:  # interrupted while it joined
                 coordinator = ray.get_actor(unique, namespace=NAMESPACE)
-            if ray.get(coordinator.leave.remote(driver), timeout=15):
+            if ray.get(coordinator.leave.remote(driver), timeout=40):
                 ray.kill(coordinator)
     if state["error"] is not None:
         raise ValueError(state["error"])
