@@ -189,5 +189,3 @@ def main(asynchronous_workers: int, real_workers: int) -> None:
             real(address, workers, 0.05)
         asynchronous(address, asynchronous_workers, 1000)
         real(address, real_workers, 0.2)
-
-

@@ -55,8 +55,8 @@ class AncestralScheduler:
                 f"{', '.join(_PREDICTIONS)}; take 'stored'"
             )
 
-    def set_timesteps(self, num_inference_steps: int) -> None:
-        self.base.set_timesteps(num_inference_steps)
+    def set_timesteps(self, num_inference_steps: int, **options: Any) -> None:
+        self.base.set_timesteps(num_inference_steps, **options)
         self.timesteps = self.base.timesteps
         signal, noise = amplitudes(self.base, self.timesteps)
         self._amplitudes = np.append(signal, 1.0), np.append(noise, 0.0)  # after the last step: the image itself
