@@ -12,7 +12,7 @@ import torch
 import uturn as ut
 from uturn.backward.queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.corruption.schedulers import SCHEDULERS, named_scheduler
+from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
 from uturn.random import keys
 from uturn.store import Store, Variable
 
@@ -45,9 +45,7 @@ class Halves(torch.nn.Module):
 
 
 def reverse(name="ddpm", steps=10, network=None, **options):
-    made, extra = named_scheduler(name)
-    scheduler = made.from_config(diffusers.DDPMScheduler().config, **extra)
-    return ReverseDiffusion(network or Network(), scheduler, steps, **options)
+    return ReverseDiffusion(network or Network(), scheduler_like(diffusers.DDPMScheduler(), name), steps, **options)
 
 
 def images_of(count, seed=0):

@@ -7,10 +7,10 @@ import torch
 from scipy import stats
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.corruption.schedulers import SCHEDULERS, named_scheduler
+from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
 from uturn.random import keys, normals
 
-STOCHASTIC = {"ddpm", "euler_ancestral", "sde_dpm_solver"}
+STOCHASTIC = {"ancestral", "ddpm", "euler_ancestral", "sde_dpm_solver"}
 MEAN, DEVIATION = 0.1, 0.15  # of the Gaussian data: six standard deviations fit into [-1, 1]
 
 
@@ -19,7 +19,7 @@ class GaussianDenoiser(torch.nn.Module):
 
     def __init__(self, scheduler) -> None:
         super().__init__()
-        abar = scheduler.alphas_cumprod.double().numpy()
+        abar = getattr(scheduler, "base", scheduler).alphas_cumprod.double().numpy()
         self.sigmas = np.sqrt((1 - abar) / abar)
         self.called = []
         self.eval()
@@ -33,9 +33,7 @@ class GaussianDenoiser(torch.nn.Module):
 
 
 def make_scheduler(name, **options):
-    scheduler_class, extra = named_scheduler(name)
-    base = diffusers.DDPMScheduler(clip_sample=False, **options)
-    return scheduler_class.from_config(base.config, **extra)
+    return scheduler_like(diffusers.DDPMScheduler(clip_sample=False, **options), name)
 
 
 def make_gaussian(name="ddpm", num_steps=50, **options):
@@ -346,7 +344,7 @@ def test_from_pretrained_reads_a_diffusers_folder(tiny_unet, images, tmp_path):
     assert backward.image_shape == (1, 8, 8)
     for name in (*SCHEDULERS, "DEISMultistepScheduler", "stored", None):
         assert np.isfinite(ReverseDiffusion.from_pretrained(tmp_path, name, 5).u_turn(images, 5, keys(0, range(8)))).all()
-    with pytest.raises(ValueError, match=r"scheduler = 'dpm': expected one of \['ddim'"):
+    with pytest.raises(ValueError, match=r"scheduler = 'dpm': expected one of \['ancestral', 'ddim'"):
         ReverseDiffusion.from_pretrained(tmp_path, "dpm")
 
 

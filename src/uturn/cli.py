@@ -1,4 +1,4 @@
-"""The command line: reproduce, run, check, plan, status, images, theory, convert, report."""
+"""The command line: reproduce, run, check, plan, status, images, theory, schedule, convert, report."""
 
 from __future__ import annotations
 
@@ -396,6 +396,67 @@ def theory(
 
         with style() as plt, whole_file(plot) as file:
             figure = draw(mf)
+            figure.savefig(file, format=plot.suffix[1:].lower())
+            plt.close(figure)
+        console.print(f"drawn: {plot}")
+
+
+@app.command()
+def schedule(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Folder or hub id of a diffusers model (only its configuration is read), a scheduler_config.json, a "
+            "guided-diffusion checkpoint, or fashion_mnist; several are drawn together.",
+        ),
+    ],
+    steps: Annotated[int, typer.Option(help="Steps of the whole chain.")] = 50,
+    scheduler: Annotated[
+        str | None, typer.Option(help="ddpm, ancestral, euler, .., or a class of diffusers.", show_default="the stored one")
+    ] = None,
+    timestep_spacing: Annotated[
+        str | None,
+        typer.Option(
+            help="linspace (as in `uturn images`), leading or trailing.", show_default="the stored one, as in pipelines"
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Pixels of the images, for schedules that are shifted by resolution.")] = 1024,
+    preset: Annotated[str | None, typer.Option(help="Name or flags of the guided-diffusion model.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the levels to this file (PNG, PDF, SVG, ..).")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the tables to this file, one row for each model and step.")] = None,
+) -> None:
+    """Print which noise a number of steps, or the `strength` of an image-to-image pipeline, stands for.
+
+    Measures, for every number of steps k of N: the timestep at which the reverse steps begin, t/T = k/N, the strength that makes
+    k steps in diffusers' image-to-image pipelines, signal power abar, log-SNR (nats), and sigma, noise over signal. No weights
+    are read. docs/schedules.md says what strength means in other tools.
+
+    Example: `uturn schedule stable-diffusion-v1-5/stable-diffusion-v1-5 --steps 30 --plot schedule.png`
+    """
+    from uturn.files import whole_file
+    from uturn.workflows.schedules import schedule as noise_levels
+    from uturn.workflows.schedules import table
+
+    plot = None if plot is None else _picture(plot)
+    options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
+    found = [noise_levels(model, steps, scheduler, **options) for model in models]
+    console = _console()
+    for ds in found:
+        console.print(table(ds))
+    if csv is not None:
+        import pandas
+
+        rows = pandas.concat([ds.to_dataframe().assign(model=ds.attrs["model"]) for ds in found])
+        with whole_file(csv) as file:
+            file.write(rows.reset_index().set_index(["model", "step"]).to_csv().encode())
+        console.print(f"written: {csv}")
+    if plot is not None:
+        from uturn.plotting.schedules import draw_schedules
+        from uturn.plotting.style import style
+
+        with style() as plt, whole_file(plot) as file:
+            figure = draw_schedules(found, [Path(model).name for model in models])
             figure.savefig(file, format=plot.suffix[1:].lower())
             plt.close(figure)
         console.print(f"drawn: {plot}")

@@ -26,7 +26,7 @@ class DiffusionModel(Spec, Backward):
 
     `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, or a guided-diffusion checkpoint with
     its `preset` (`uturn.networks.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
-    experiment are fractions t/T of it. `scheduler`: "ddpm", "ddim", .., or "stored"; `eta` in [0, 1] for schedulers that take it;
+    experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored"; `eta` in [0, 1] for ddim;
     `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM). `pure_noise`: start the whole chain from pure
     noise, not from the scheduler's first level. `dtype`: precision of the network, "float32", "bfloat16" or "float16".
 

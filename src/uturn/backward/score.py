@@ -13,6 +13,7 @@ from pydantic import Field
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, observation_of, strings_of
 from uturn.corruption import Gaussian
+from uturn.corruption.ancestral import AncestralScheduler
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.corruption.schedulers import named_scheduler
@@ -28,7 +29,8 @@ class StringDiffusion(Spec, Backward):
     """Reverse diffusion of strings with the exact score (`ScoreModel`) and one of diffusers' schedulers.
 
     Noise levels are fractions t/T of the chain. The noise schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02);
-    flow matching uses straight paths. `scheduler`, `steps`, `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of
+    flow matching uses straight paths (`flow_match`, or `flow_match_ancestral` with the ancestral step). `scheduler`, `steps`,
+    `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of
     beliefs read the exact ones given x_t. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where not grammatical.
     """
 
@@ -99,12 +101,14 @@ class _NoisyScored(NoisyStrings):
 
 @lru_cache(maxsize=4)
 def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
-    made, extra = named_scheduler(spec.scheduler)
+    ancestral = {"ancestral": "ddpm", "flow_match_ancestral": "flow_match"}
+    made, extra = named_scheduler(ancestral.get(spec.scheduler, spec.scheduler))
     # The defaults of the classes differ; with these values all schedulers have the same noise levels.
     linear = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     taken = inspect.signature(made.__init__).parameters
     scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)
     options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
-    return ReverseDiffusion(
-        ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler), scheduler, spec.steps, **options, batch_size=4096
-    )
+    model = ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler)
+    if spec.scheduler in ancestral:
+        scheduler = AncestralScheduler(scheduler)
+    return ReverseDiffusion(model, scheduler, spec.steps, **options, batch_size=4096)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from uturn.checks import checked_noise
-from uturn.corruption.schedulers import add_noise, check_schedule, check_timesteps, with_spacing
+from uturn.corruption.noising import add_noise, amplitudes
+from uturn.corruption.schedulers import check_schedule, check_timesteps, with_spacing
 from uturn.pieces import Pieces
 from uturn.protocols import Axes, Corruption, Noisy
 from uturn.random import Purpose, normals
@@ -146,13 +147,8 @@ class Diffusion(Corruption):
         `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`:
         log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, which depends on the units of the scheduler.
         """
-        import torch
-
-        scheduler = copy.deepcopy(self.scheduler)
-        timesteps = scheduler.timesteps[:: scheduler.order].flip(0)
-        one = torch.ones(self.num_steps, 1, 1, 1, dtype=torch.float64)
-        signal = add_noise(scheduler, one, 0 * one, timesteps).flatten().numpy()
-        noise = add_noise(scheduler, 0 * one, one, timesteps).flatten().numpy()
+        timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
+        signal, noise = amplitudes(self.scheduler, timesteps)
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
         if self.pure_noise:
             a[-1], s[-1] = 0.0, self.pure_sigma

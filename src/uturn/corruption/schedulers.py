@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch
+from uturn.corruption.ancestral import AncestralScheduler
 
 SCHEDULERS: Mapping[str, str] = {
+    "ancestral": "AncestralScheduler",  # uturn.corruption.ancestral, for all noise schedules; the others are classes of diffusers
     "ddpm": "DDPMScheduler",
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -48,26 +48,22 @@ def scheduler_like(stored: Any, name: str | None) -> Any:
     """A scheduler by name, with the noise schedule and prediction type of the stored one; ValueError if they do not fit."""
     if name is None or name == "stored":
         return stored
+    if name == "ancestral":
+        return AncestralScheduler(stored)
     made, options = named_scheduler(name)
     scales = [scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored))]  # EDM has other noise levels
     if made is not type(stored) and (made not in stored.compatibles or scales[0] != scales[1]):
         raise ValueError(
             f"scheduler = {name!r} does not go with the model, whose noise schedule is that of {type(stored).__name__}; take "
-            f"'stored', or one of {sorted(scheduler.__name__ for scheduler in stored.compatibles)}"
+            f"'ancestral', 'stored', or one of {sorted(scheduler.__name__ for scheduler in stored.compatibles)}"
         )
     return made.from_config(stored.config, **options)
 
 
-def add_noise(scheduler: Any, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """x_t of each image at its timestep, by the scheduler's own method `add_noise` or (flow matching) `scale_noise`."""
-    timesteps = timesteps.to(images.device)
-    if hasattr(scheduler, "add_noise"):
-        return scheduler.add_noise(images, noise, timesteps)
-    return scheduler.scale_noise(images, timesteps, noise)
-
-
 def with_spacing(scheduler: Any, timestep_spacing: str | None) -> Any:
     """Copy of a scheduler with a timestep spacing: by default "trailing" for DDIM and "linspace" for the others."""
+    if isinstance(scheduler, AncestralScheduler):
+        return AncestralScheduler(with_spacing(scheduler.base, timestep_spacing))
     made = type(scheduler)
     changes: dict[str, Any] = {}
     if "timestep_spacing" in scheduler.config:
@@ -87,6 +83,7 @@ def check_schedule(scheduler: Any) -> None:
     """ValueError for variances outside [0, 1] and for noise levels that are negative or not finite."""
     import torch
 
+    scheduler = getattr(scheduler, "base", scheduler)
     for name, most in (("betas", 1.0), ("alphas_cumprod", 1.0), ("sigmas", float(np.finfo(np.float32).max))):
         values = torch.as_tensor(getattr(scheduler, name, 0.0)).flatten()
         bad = torch.nonzero(~((values >= 0) & (values <= most)))

@@ -20,11 +20,12 @@ from uturn.rhm import RandomHierarchyModel
 
 PARAMETERS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 NOISE = {"gaussian": 0.35, "masking": 0.75, "uniform": 0.6}
-SAMPLERS = {  # label: (class of diffusers, its options, eta, kind)
+SAMPLERS: dict[str, tuple[str, dict[str, Any], float | None, str]] = {  # label: (class of diffusers, its options, eta, kind)
     "DDPM": ("DDPMScheduler", {}, None, "full"),
     "DDIM, η = 1": ("DDIMScheduler", {}, 1.0, "full"),
     "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}, None, "full"),
     "SDE-DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, None, "full"),
+    "flow matching, ancestral": ("FlowMatchEulerDiscreteScheduler", {"ancestral": True}, None, "full"),
     "DDIM, η = 1/2": ("DDIMScheduler", {}, 0.5, "half"),
     "DDIM, η = 0": ("DDIMScheduler", {}, 0.0, "none"),
     "Euler": ("EulerDiscreteScheduler", {}, None, "none"),
@@ -122,6 +123,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
 
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.backward.score_model import ScoreModel
+    from uturn.corruption.ancestral import AncestralScheduler
     from uturn.corruption.denoising import ExactDenoiser
 
     class Watched(ScoreModel):
@@ -134,7 +136,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
                 self.asked = noisy.clone(), timestep
             return super().__call__(noisy, timestep)
 
-    made = getattr(diffusers, name)
+    made, ancestral = getattr(diffusers, name), options.get("ancestral", False)
     if name.startswith("FlowMatch"):
         scheduler = made(num_train_timesteps=TIMESTEPS)
     else:  # a schedule that ends at the observation: its last timestep has the level NOISE, its first is almost clean
@@ -143,6 +145,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
         betas = 1 - abar / np.r_[1.0, abar[:-1]]
         scheduler = made(num_train_timesteps=TIMESTEPS, trained_betas=betas.tolist(), **options)
     model = Watched(ExactDenoiser(_grammar(), Gaussian()), scheduler, rows)
+    scheduler = AncestralScheduler(scheduler) if ancestral else scheduler
     return ReverseDiffusion(model, scheduler, steps, eta=eta, batch_size=max(1, 2**11 // rows))
 
 

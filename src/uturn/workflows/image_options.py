@@ -52,7 +52,8 @@ class ImageOptions(BaseModel):
     preset: str | None = Field(None, description="Name or flags of the guided-diffusion model in the checkpoint.")
     scheduler: str = Field(
         "ddpm",
-        description="Reverse process: ddpm, ddim, euler_ancestral, .., a class of diffusers, or 'stored', the model's own.",
+        description="Reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, .., a class of diffusers, "
+        "or 'stored', the model's own.",
     )
     steps: int = Field(100, ge=1, description="Reverse steps of the whole chain.")
     eta: float | None = Field(None, description="Noise of ddim, 0 .. 1.")

@@ -1,0 +1,42 @@
+"""Plot of the noise levels of schedulers against the share of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_COLORS = (ACCENT, CLASS, "#009e73", "#e69f00", "#7b3294", THEORY, "#56b4e9", "#8c510a")
+_REACH = 9  # of log-SNR
+
+
+def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Any:
+    """Left: amplitude of the image in x_t. Right: log-SNR. Both against strength = k/N; the values at 1/2 are written out."""
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+        middles = [float(np.interp(0.5, ds.t_over_T.values[1:], ds.log_snr.values[1:])) for ds in schedules]
+        order = np.argsort(middles)[::-1]  # from the most image to the most noise, as the curves lie
+        for rank, place in enumerate(order):
+            ds, middle, color = schedules[place], middles[place], _COLORS[rank % len(_COLORS)]
+            share = ds.t_over_T.values
+            look: dict[str, Any] = {"color": color, "marker": "o" if len(share) <= 61 else "", "ms": 2.6, "lw": 1.8}
+            left.plot(share, np.sqrt(ds.abar), **look)
+            right.plot(share[1:], ds.log_snr[1:], label=f"{middle:+.1f}".replace("-", "−") + f"   {names[place]}", **look)
+            right.plot(0.5, middle, "o", ms=8, mfc="white", mec=color, mew=2, zorder=4)
+        for axes in (left, right):
+            axes.axvline(0.5, color=MUTED, lw=1, ls=":", zorder=1)
+            axes.set(xlim=(-0.02, 1.02), xlabel="strength, the share of the steps $k/N$")
+        right.axhline(0, color=MUTED, lw=1, zorder=1)
+        right.text(1.02, 0.12, "as much image as noise", color=MUTED, fontsize=9.5, ha="right", va="bottom")
+        left.set(ylim=(-0.02, 1.05), ylabel=r"amplitude of the image in $x_t$, $\sqrt{\bar\alpha}$")
+        right.set(ylim=(-_REACH, _REACH), ylabel=r"log-SNR (nats)")
+        left.set_title("the same strength is not the same noise")
+        right.set_title("where strength ½ begins")
+        right.legend(loc="upper right", title="log-SNR at strength ½", alignment="left", borderpad=0, labelspacing=0.35)
+    return figure

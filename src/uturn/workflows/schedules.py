@@ -1,0 +1,274 @@
+"""The noise levels of a model's scheduler, and the `strength` that stands for each of them in image-to-image pipelines."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.checks import checked_path, one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
+"""How names of pipelines begin that make k = N - int(N - N strength) steps of image-to-image; others make int(N strength)."""
+EVEN_SIGMAS = ("Flux", "QwenImage", "Chroma", "ZImage")
+"""Those which give the scheduler the noise levels 1, (N - 1)/N, .., 1/N, which it then shifts."""
+_WANTED = (
+    "expected 'fashion_mnist', a folder in diffusers' layout or a scheduler_config.json, a hub id, or a guided-diffusion file"
+)
+_DIGITS = 4  # of a strength
+
+
+class Stored(NamedTuple):
+    """A scheduler, and the class of the pipeline that it was stored with ("" if none)."""
+
+    scheduler: Any
+    pipeline: str
+
+
+def schedule(
+    model: str,
+    steps: int = 50,
+    scheduler: str | None = None,
+    *,
+    timestep_spacing: str | None = None,
+    size: int = 1024,
+    preset: str | None = None,
+) -> xr.Dataset:
+    """Noise levels of all numbers of reverse steps k = 0 .. N, as an image-to-image pipeline of diffusers makes them.
+
+    Parameters
+    ----------
+    model
+        "fashion_mnist", a folder in diffusers' layout or one with a scheduler_config.json, the name of one on a hub (no weights
+        are fetched), or a guided-diffusion checkpoint with its `preset` (the file is not read).
+    steps
+        Number of steps N of the whole chain (`num_inference_steps`).
+    scheduler
+        As in `ReverseDiffusion.from_pretrained`; by default the stored one.
+    timestep_spacing
+        By default the stored one, as in the pipelines; `uturn images` takes "linspace" ("trailing" for DDIM).
+    size
+        Height and width of the images in pixels, for schedules that are shifted by resolution (`use_dynamic_shifting`).
+
+    Returns
+    -------
+    Dataset
+        By step k: `calls` of the model, first `timestep`, `t_over_T` = k/N, `strength` that gives k steps (with 4 digits, the
+        nearest to k/N; NaN where there is none), `abar`, `log_snr` in nats, `sigma` = noise over signal. Attributes: `model`,
+        `pipeline`, `scheduler`, `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
+
+    Raises
+    ------
+    ValueError
+        If the scheduler cannot be read, does not go with the model, or cannot make so many steps.
+    """
+    import torch
+
+    from uturn.corruption.noising import amplitudes
+    from uturn.corruption.schedulers import check_schedule, scheduler_like, with_spacing
+
+    stored = read_scheduler(model, preset)
+    made = scheduler_like(stored.scheduler, scheduler)
+    check_schedule(made)
+    made = made if timestep_spacing is None else with_spacing(made, timestep_spacing)
+    most = int(made.config.get("num_train_timesteps", 1000))
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps = {steps}: expected 1 .. {most}, the timesteps of the training schedule")
+    if size < 16 or size % 16:
+        raise ValueError(f"size = {size}: expected a multiple of 16 pixels, two pixels of latents")
+    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and _is_flow(stored.scheduler))
+    try:
+        shift = set_timesteps(made, stored.pipeline, steps, size)
+        ks = np.arange(1, steps + 1)
+        times = torch.as_tensor(made.timesteps)
+        firsts = (steps - ks) * made.order  # where the pipelines cut the list
+        signal, noise = amplitudes(made, times[torch.from_numpy(firsts)])
+    except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be cut ({one_line(error)}); "
+            f"take scheduler 'ddpm' or 'ancestral'"
+        ) from None
+    a, s = np.append(1.0, signal), np.append(0.0, noise)
+    with np.errstate(divide="ignore"):
+        columns = {
+            "calls": np.append(0, len(times) - firsts),
+            "timestep": np.append(np.nan, times[firsts].double().numpy()),
+            "t_over_T": np.arange(steps + 1) / steps,
+            "strength": np.append(0.0, [strength_of(int(k), steps, counts_down) for k in ks]),
+            "abar": a**2 / (a**2 + s**2),
+            "log_snr": 2 * (np.log(a) - np.log(s)),
+            "sigma": np.divide(s, a),
+        }
+    spacing = made.config.get("timestep_spacing") if "timestep_spacing" in made.config else None
+    return xr.Dataset(
+        {name: ("step", values) for name, values in columns.items()},
+        coords={"step": np.arange(steps + 1)},
+        attrs={
+            "model": str(model),
+            "pipeline": stored.pipeline,
+            "scheduler": type(made).__name__,
+            "steps": steps,
+            "timestep_spacing": spacing or "",
+            "rule": "k = N - int(N - N strength)" if counts_down else "k = int(N strength)",
+            "shift": shift,
+        },
+    )
+
+
+def steps_of(strength: float, steps: int, counts_down: bool) -> int:
+    """Number of steps that a pipeline makes for a strength in [0, 1], in the arithmetic of the pipelines."""
+    if counts_down:
+        return steps - int(max(steps - min(steps * strength, steps), 0))
+    return min(int(steps * strength), steps)
+
+
+def strength_of(k: int, steps: int, counts_down: bool) -> float:
+    """The strength nearest to k/N, of 4 digits, that gives k steps: not k/N where rounding would give another number.
+
+    >>> strength_of(29, 100, counts_down=False), int(100 * 0.29)
+    (0.2901, 28)
+    """
+    near = round(k / steps, _DIGITS)
+    for digits in (0, 1, -1, 2, -2):
+        strength = round(near + digits / 10**_DIGITS, _DIGITS)
+        if 0 <= strength <= 1 and steps_of(strength, steps, counts_down) == k:
+            return strength
+    return float("nan")
+
+
+def set_timesteps(scheduler: Any, pipeline: str, steps: int, size: int) -> float:
+    """Set the timesteps of a pipeline's call; returns the shift of its levels, sigma -> shift sigma / (1 + (shift - 1) sigma)."""
+    config = scheduler.config
+    options: dict[str, Any] = {}
+    if _is_flow_match(scheduler) and pipeline.startswith(EVEN_SIGMAS):
+        options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
+    if config.get("use_dynamic_shifting"):
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        tokens = (size // 16) ** 2  # patches of two by two pixels of latents, each eight by eight pixels of the image
+        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+        options["mu"] = config.get("base_shift", 0.5) + slope * (tokens - low)
+        shift = options["mu"] if config.get("time_shift_type") == "linear" else float(np.exp(options["mu"]))
+    scheduler.set_timesteps(steps, **options)
+    return shift
+
+
+def _is_flow_match(scheduler: Any) -> bool:
+    return type(getattr(scheduler, "base", scheduler)).__name__.startswith("FlowMatch")
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return _is_flow_match(scheduler) or bool(scheduler.config.get("use_flow_sigmas"))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_scheduler(model: str, preset: str | None = None) -> Stored:
+    """The scheduler of a model, and its pipeline; ValueError if there is none. Weights are neither read nor fetched."""
+    from uturn.fashion_mnist import generator_folder
+    from uturn.networks.pretrained import CHECKPOINTS
+
+    path = generator_folder() if model == "fashion_mnist" else Path(checked_path("model", model))
+    if path.suffix in CHECKPOINTS and not path.is_dir():
+        from uturn.networks.guided_diffusion import guided_diffusion_scheduler
+
+        return Stored(guided_diffusion_scheduler(preset or path.stem), "")
+    if preset is not None:
+        raise ValueError(f"preset = {preset!r}: only for checkpoints of guided-diffusion; leave it out")
+    if path.name == "scheduler_config.json":
+        path = path.parent
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+        path = _fetched(str(model))
+    if not path.is_dir():
+        raise ValueError(f"model = {str(model)!r}: no such folder or file; {_WANTED}")
+    where = next((place for place in (path / "scheduler", path) if (place / "scheduler_config.json").is_file()), None)
+    if where is None:
+        raise ValueError(f"{path}: there is no scheduler_config.json, neither in it nor in its folder scheduler/; {_WANTED}")
+    index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+    return Stored(_made(where), str(index.get("_class_name", "")))
+
+
+def _made(where: Path) -> Any:
+    import diffusers
+
+    config = _json(where / "scheduler_config.json")
+    name = str(config.get("_class_name", ""))
+    made = getattr(diffusers, name, None)
+    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
+        raise ValueError(f"{where}/scheduler_config.json: _class_name = {name!r}; expected a scheduler of diffusers")
+    try:
+        scheduler: Any = made.from_pretrained(str(where), local_files_only=True)
+    except Exception as error:
+        raise ValueError(f"{where}: the scheduler cannot be loaded ({one_line(error)}); fetch or write it again") from None
+    if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
+        raise ValueError(f"{where}: {name} has neither add_noise() nor scale_noise(), so its noise levels are not known")
+    return scheduler
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({one_line(error)}); fetch or write it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {found!r:.60}; expected an object with options")
+    return found
+
+
+def _fetched(name: str) -> Path:
+    """The index and the scheduler of a model on a hub, without its weights."""
+    from huggingface_hub import snapshot_download
+
+    from uturn.networks.pretrained import _check_hub, _not_fetched
+
+    _check_hub(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["model_index.json", "scheduler/*.json", "scheduler_config.json"]))
+    except Exception as error:
+        raise _not_fetched(name, error) from None
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def words(ds: xr.Dataset) -> str:
+    """Model, scheduler and rule in one line."""
+    attrs = ds.attrs
+    parts = [attrs["scheduler"], f"{attrs['steps']} steps"]
+    if attrs["timestep_spacing"]:
+        parts.append(f"timestep spacing {attrs['timestep_spacing']}")
+    if attrs["shift"] != 1:
+        parts.append(f"shift {attrs['shift']:.3g}")
+    rule = f"strength as in the image-to-image variant of {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
+    return f"{attrs['model']}: {', '.join(parts)}; {rule}"
+
+
+def table(ds: xr.Dataset) -> Table:
+    """The levels k = 0 .. N as a table."""
+    from rich.table import Table
+
+    made = Table(title=words(ds), title_justify="left")
+    for heading in ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma"):
+        made.add_column(heading, justify="right")
+    for k in range(ds.attrs["steps"] + 1):
+        one = {name: float(ds[name][k]) for name in ds}
+        strength = "none" if k == 0 or np.isnan(one["strength"]) else f"{one['strength']:.4g}"
+        made.add_row(
+            str(k),
+            f"{one['calls']:.0f}",
+            "" if k == 0 else f"{one['timestep']:.5g}",
+            f"{one['t_over_T']:.4g}",
+            strength,
+            f"{one['abar']:.4g}",
+            f"{one['log_snr']:+.2f}",
+            f"{one['sigma']:.4g}",
+        )
+    return made
