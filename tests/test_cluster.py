@@ -303,7 +303,9 @@ def test_strings_equal_the_local_run(cluster, tmp_path):
     assert found.attrs["complete"]
 
 
-def test_images_equal_the_local_run(cluster, tmp_path):
+def test_images_equal_the_local_run(cluster, tmp_path, monkeypatch):
+    """Several bundles are in the network at once, as with a GPU."""
+    monkeypatch.setattr("uturn.cluster.on_cluster", partial(on_cluster, slots=4))
     experiment = ut.Experiment.from_dict(IMAGES)
     found = ut.run(experiment, tmp_path / "x", workers=1, cluster=cluster.address).load()
     local = ut.run(experiment).drop_attrs()

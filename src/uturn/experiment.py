@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
-_BATCH = 64  # images that a network has at once on a GPU of medium size, as far as workers of a cluster are concerned
+_BATCH = 256  # images that a network on a GPU has at once, where the spec does not say
 _SEEN_SECONDS = 90.0  # until a host sees what another one has written on a network file system; NFS takes up to 60
 _RECONSTRUCTED = 0.8  # share of a U-turn that is done before the probes read it, for progress
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
@@ -645,7 +645,7 @@ def _on_cluster(
         gpus=gpus,
         wants_gpu=networks,
         # Enough tasks that the batches of a network are full while the next ones are on their way.
-        slots=2 + 2 * _BATCH // u_turns if backward.shares_batches else 1,
+        slots_on_gpu=2 + 2 * _batch_of(backward) // u_turns if backward.shares_batches else 1,
         most_workers=workers,
         own_code=bool(experiment.own_code()),
     )
@@ -663,6 +663,11 @@ def _on_cluster(
             f"{len(lost)} tasks were measured, but are not in {opened.where} as this host sees it; give a store on a file system "
             f"that all nodes share, or on object storage"
         )
+
+
+def _batch_of(backward: Any) -> int:
+    size = getattr(backward, "batch_size", None)
+    return size if isinstance(size, int) else _BATCH
 
 
 def _tasks_of(spec: str, store: str) -> Tasks:

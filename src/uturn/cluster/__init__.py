@@ -4,6 +4,7 @@
 joins or starts Ray. The store is the only record of what is done: workers look there before they measure.
 """
 
+from uturn.cluster.connection import connected
 from uturn.cluster.driver import on_cluster
 
-__all__ = ["on_cluster"]
+__all__ = ["connected", "on_cluster"]

@@ -53,6 +53,7 @@ def on_cluster(
     gpus: float | None = None,
     wants_gpu: bool = False,
     slots: int = 1,
+    slots_on_gpu: int | None = None,
     most_workers: int | None = None,
     own_code: bool = True,
     **options: Any,
@@ -73,8 +74,8 @@ def on_cluster(
         Words for a task in messages.
     cpus, gpus
         Cores and GPUs of a worker: by default one GPU if `wants_gpu` and the cluster has some, and one core.
-    slots
-        Bundles of tasks that a worker has at the same time.
+    slots, slots_on_gpu
+        Bundles of tasks that a worker has at the same time, without a GPU and with one (by default the same).
     most_workers
         By default as many as the cluster has room for.
     own_code
@@ -98,8 +99,8 @@ def on_cluster(
         cpus = 1.0 if cpus is None else cpus
         _check_room(resources, cpus, gpus)
         job = Job(
-            start=_start_arguments(ray, make, own_code), cpus=cpus, gpus=gpus, slots=slots, threads=max(1, int(cpus)),
-            most_workers=most_workers, **options,
+            start=_start_arguments(ray, make, own_code), cpus=cpus, gpus=gpus, threads=max(1, int(cpus)),
+            slots=slots_on_gpu if gpus and slots_on_gpu else slots, most_workers=most_workers, **options,
         )  # fmt: skip
         yield from _followed(ray, name, job, groups, label)
 

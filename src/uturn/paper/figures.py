@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +47,14 @@ def reproduce(
         raise ValueError(f"unknown figure {unknown[0]!r}; expected some of {', '.join(FIGURES)}")
     if scale not in ("smoke", "paper"):
         raise ValueError(f"scale = {scale!r}: expected 'smoke' or 'paper'")
-    with output_folder("out", out, kept=True) as folder:
+    cluster = cluster or {}
+    with output_folder("out", out, kept=True) as folder, _connected(cluster.get("cluster")):
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot write to {folder.path}: {error.strerror}; choose another folder") from None
         fetch_results(folder)
-        workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster or {})
+        workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster)
         results = []
         for name in dict.fromkeys(figures):
             figure = load_figure(name)
@@ -61,6 +63,15 @@ def reproduce(
             write_report(folder.path)
             folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
     return results
+
+
+def _connected(address: str | None) -> AbstractContextManager[Any]:
+    """Context in which the runs of all figures use one connection to a cluster."""
+    if address is None:
+        return nullcontext()
+    from uturn.cluster import connected
+
+    return connected(address)
 
 
 def report(out: str | Path) -> str:
