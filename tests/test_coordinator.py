@@ -198,7 +198,7 @@ class FakeRay:
 
     def __init__(self, *lives):
         self.lives, self.calls = list(lives), []
-        self.exceptions = ray.exceptions
+        self.exceptions, self.connected = ray.exceptions, True
 
     def remote(self, _):
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: self.made()))
@@ -224,6 +224,9 @@ class FakeRay:
     def kill(self, _):
         self.calls.append("kill")
 
+    def is_initialized(self):
+        return self.connected
+
 
 def state(messages, left=1, ended=False):
     told = [(text, None) for text in messages]
@@ -246,6 +249,14 @@ def test_the_cluster_is_freed_after_an_interruption_while_the_driver_joins():
     with pytest.raises(KeyboardInterrupt):
         list(driver._followed(cluster, "x", job(), [], str))
     assert cluster.calls == ["join", "leave", "kill"]
+
+
+def test_a_connection_that_breaks_is_not_replaced_by_another_one():
+    cluster = FakeRay([ConnectionError("the head died")])
+    cluster.connected = False
+    with pytest.raises(ConnectionError):
+        list(driver._followed(cluster, "x", job(), [], str))
+    assert cluster.calls == ["join", "poll"]
 
 
 def test_sigterm_while_ray_starts_is_handled_as_before(monkeypatch):

@@ -414,7 +414,7 @@ class Coordinator:
         self.counts["done"] += len(bundle.tasks)
         if outcome["measured"]:
             seconds = max(outcome["seconds"] / outcome["measured"], 1e-4)
-            fitting = int(self.job.bundle_seconds / seconds / self.job.slots)
+            fitting = int(self.job.bundle_seconds / seconds)  # with all slots busy
             self.size = max(1, min(fitting, _GROWTH * len(bundle.tasks), max(_GROWTH * self.size, 1)))
         if not self.left:
             self.changed.set()

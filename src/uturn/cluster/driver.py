@@ -134,10 +134,11 @@ def _followed(ray: Any, name: str, job: Job, groups: Sequence[tuple[float, Seque
             time.sleep(_POLL)
     finally:
         with uninterrupted(), suppress(Exception):
-            if coordinator is None:  # interrupted while it joined
-                coordinator = ray.get_actor(unique, namespace=NAMESPACE)
-            if ray.get(coordinator.leave.remote(driver), timeout=40):
-                ray.kill(coordinator)
+            if ray.is_initialized():  # else a call would connect to any Ray that it finds
+                if coordinator is None:  # interrupted while it joined
+                    coordinator = ray.get_actor(unique, namespace=NAMESPACE)
+                if ray.get(coordinator.leave.remote(driver), timeout=40):
+                    ray.kill(coordinator)
     if state["error"] is not None:
         raise ValueError(state["error"])
     if state["counts"].get("twice"):
