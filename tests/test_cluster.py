@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def all_end(seconds):
 
 def state_of(pid):
     """State of a process, as "T" for stopped; None if it is gone."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return None
 
