@@ -343,7 +343,7 @@ class Experiment(BaseModel):
         return found | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
 
     def own_code(self) -> dict[str, Any]:
-        """User-defined parts, and user-defined networks of built-in probes."""
+        """User-defined parts, and user-defined networks of built-in parts."""
         own = {name: part if is_own(part) else getattr(part, "own_code", lambda: None)() for name, part in self.labelled()}
         return {name: code for name, code in own.items() if code is not None}
 

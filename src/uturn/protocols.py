@@ -142,6 +142,10 @@ class Part(Protocol):
         """Identity of weights or data files, recorded with the results; empty if there are none."""
         return ""
 
+    def own_code(self) -> Any:
+        """A user-defined function among the options, or None; a digest of its code is recorded with the results."""
+        return None
+
 
 class Source(Part, Protocol):
     """A source of originals."""
@@ -374,10 +378,6 @@ class Probe(Part, Protocol):
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         """Calls of its network for a block of items with draws = trajectories * clones; 0 without a network."""
         return 0
-
-    def own_code(self) -> Any:
-        """A user-defined function among the options, or None; a digest of its code is recorded with the results."""
-        return None
 
 
 PROTOCOLS: Mapping[str, Any] = {"source": Source, "corruption": Corruption, "backward": Backward, "probes": Probe}

@@ -24,11 +24,12 @@ from uturn.sources.images import NoisyImages
 class DiffusionModel(Spec, Backward):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
-    `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, or a guided-diffusion checkpoint with
-    its `preset` (`uturn.networks.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
-    experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored"; `eta` in [0, 1] for ddim;
-    `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM). `pure_noise`: start the whole chain from pure
-    noise, not from the scheduler's first level. `dtype`: precision of the network, "float32", "bfloat16" or "float16".
+    `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, a guided-diffusion checkpoint with its
+    `preset` (`uturn.networks.guided_diffusion`), or "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse steps of
+    the whole chain; the noise levels of the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored";
+    `eta` in [0, 1] for ddim; `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
+    `pure_noise`: start the whole chain from pure noise, not from the scheduler's first level. `dtype`: precision of the network,
+    "float32", "bfloat16" or "float16".
 
     Execution-only options: `device` ("cuda" if available), `batch_size` (a number, or "auto"), `compile` (torch.compile).
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1].
@@ -122,6 +123,11 @@ class DiffusionModel(Spec, Backward):
 
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()
+
+    def own_code(self) -> Any:
+        from uturn.networks.own_denoisers import denoiser_function, is_import_path
+
+        return denoiser_function(self.model) if is_import_path(self.model) else None
 
     def describe(self) -> str:
         """The model, its scheduler and its steps in one line."""

@@ -165,7 +165,8 @@ class ReverseDiffusion:
         Parameters
         ----------
         path
-            Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, or a guided-diffusion checkpoint.
+            Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, a guided-diffusion checkpoint, or
+            "module:function".
         scheduler
             A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The
             noise schedule and the prediction type always come from the stored one.

@@ -1,7 +1,7 @@
-"""Diffusion models from files: folders in diffusers' layout, and checkpoints of guided-diffusion.
+"""Diffusion models: folders in diffusers' layout, checkpoints of guided-diffusion, and networks that a user's function makes.
 
-Only weights and plain JSON are read, nothing is unpickled, and only the parts that a U-turn needs are loaded. `docs/models.md`
-lists the models that can be read.
+Of files, only weights and plain JSON are read, nothing is unpickled, and only the parts that a U-turn needs are loaded.
+`docs/models.md` lists the models that can be read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from uturn.checks import checked_path, one_line
+from uturn.networks.own_denoisers import ADVICE, OwnNetwork, Prediction, is_import_path, made_by
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.guided_diffusion` reads."""
@@ -60,14 +61,22 @@ class Pretrained:
 class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
-    Its parameters are those of `network`; `torch.compile` changes neither them nor their names.
+    Its parameters are those of `network`; `torch.compile` changes neither them nor their names. `prediction` converts between
+    the network and the scheduler if they differ.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, null_class: int | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        null_class: int | None = None,
+        prediction: Prediction | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
         self.null_class = null_class
+        self.prediction = prediction
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Prediction (batch, channels or twice as many, height, width) for noisy (batch, channels, height, width).
@@ -77,8 +86,10 @@ class DenoisingNetwork(nn.Module):
         """
         if self.null_class is not None:
             labels = torch.full((len(noisy),), self.null_class, device=noisy.device)
-        output = self.network(noisy.to(self.dtype), timestep, *(() if labels is None else (labels,)))
-        return getattr(output, "sample", output).float()
+        x, time = (noisy, timestep) if self.prediction is None else self.prediction.inputs(noisy, timestep)
+        output = self.network(x.to(self.dtype), time, *(() if labels is None else (labels,)))
+        output = getattr(output, "sample", output).float()
+        return output if self.prediction is None else self.prediction.expected(output, noisy, timestep)
 
 
 class Codec(nn.Module):
@@ -120,8 +131,9 @@ def load_pretrained(
     Parameters
     ----------
     path
-        A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, or a checkpoint of
-        guided-diffusion (a file).
+        A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, a checkpoint of
+        guided-diffusion (a file), or "module:function": a function without arguments that returns (module, scheduler) or a
+        `uturn.networks.DenoiserModel`.
     preset
         For checkpoints: the options that their weights do not determine, see `uturn.networks.guided_diffusion`.
     device
@@ -155,7 +167,7 @@ def load_pretrained(
         raise ValueError(f"path={path!r}: expected the name of a folder or a file")
     path = Path(checked_path("path", path))
     where = _checked_device(device)
-    read = _read_checkpoint if path.is_file() else _read_folder
+    read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
     found = read(path, preset, where, DTYPES[dtype])
     if compile:
         found.model.network.compile()  # in place: the names of the weights stay
@@ -167,7 +179,9 @@ def load_pretrained(
 
 def _read_checkpoint(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype) -> Pretrained:
     if path.suffix not in CHECKPOINTS:
-        raise ValueError(f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)})")
+        raise ValueError(
+            f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)}); {ADVICE}"
+        )
     from uturn.networks.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 
     network = load_guided_diffusion(path, preset)
@@ -183,6 +197,54 @@ def _read_checkpoint(path: Path, preset: str | None, device: torch.device, dtype
         num_classes=classes,
         description=f"guided-diffusion UNet, {condition}",
     )
+
+
+# --- a function ------------------------------------------------------------------------------------------------------
+
+
+def _read_own(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype) -> Pretrained:
+    name = str(path)
+    if preset is not None:
+        raise ValueError(f"preset={preset!r}: only for checkpoints of guided-diffusion, but {name} is a function; leave it out")
+    own, is_pair = made_by(name)
+    prediction = None if is_pair else Prediction(own)
+    config = getattr(own.network, "config", None)
+    shape = _shape(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else own.image_shape
+    kind = getattr(own.network, "__name__", type(own.network).__name__)
+    if own.num_classes is None:
+        condition = "unconditional"
+    elif own.null_class is not None:
+        condition = f"null class {own.null_class}"
+    else:
+        condition = f"conditioned on the true label ({own.num_classes} classes)"
+    network = OwnNetwork(own.network, f"model = {name!r}", dtype, learned_variance=is_pair)
+    found = Pretrained(
+        model=_ready(DenoisingNetwork(network, torch.float32, own.null_class, prediction), device),
+        scheduler=own.scheduler if prediction is None else prediction.scheduler,
+        codec=None,
+        image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        latent_shape=None,
+        num_classes=own.num_classes if own.null_class is None else None,
+        description=", ".join(filter(None, [kind, f"predicts {own.predicts}" if own.predicts else "", condition])),
+    )
+    if found.image_shape is not None:
+        _try(found, name, device)
+    return found
+
+
+def _try(found: Pretrained, name: str, device: torch.device) -> None:
+    """ValueError if a network cannot be called on two images of noise, or does not give numbers for them."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, *(found.image_shape or ()), generator=generator).to(device)
+    timestep = torch.full((2,), found.scheduler.config.num_train_timesteps // 2, device=device)
+    labels = () if found.num_classes is None else (torch.tensor([0, found.num_classes - 1], device=device),)
+    with torch.inference_mode():
+        output = found.model(noisy, timestep, *labels)
+    if not bool(output.isfinite().all()):
+        raise ValueError(
+            f"model = {name!r}: the network gives NaN or infinity for two images of noise at timestep {int(timestep[0])}; "
+            f"expected finite numbers (check its weights, and in half precision dtype)"
+        )
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------
@@ -232,7 +294,9 @@ def _folder_and_parts(path: Path) -> tuple[Path, dict[str, str]]:
     name = path.as_posix()
     is_hub_name = not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.is_dir()
     if not path.is_dir() and not is_hub_name:
-        raise ValueError(f"{name}: no such folder or file; expected a folder in diffusers' layout, or a checkpoint")
+        raise ValueError(
+            f"{name}: no such folder or file; expected a folder in diffusers' layout, a checkpoint, or module:function"
+        )
     if path.is_dir() and not (path / "model_index.json").is_file():
         alone = (path / "config.json").is_file()
         raise ValueError(

@@ -39,7 +39,9 @@ class ImageOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    model: str = Field("fashion_mnist", description="Folder or hub id of a diffusers model, or a guided-diffusion checkpoint.")
+    model: str = Field(
+        "fashion_mnist", description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function."
+    )
     data: str = Field("fashion_mnist", description="Folder of images, whose sub-folders are classes; or a .npy file.")
     classifiers: list[str] = Field(
         [],
