@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_serializer
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.checks import checked_path
@@ -31,6 +31,10 @@ class DiffusionModel(Spec, Backward):
     `pure_noise`: start the whole chain from pure noise, not from the scheduler's first level. `dtype`: precision of the network,
     "float32", "bfloat16" or "float16".
 
+    For models with classes: `condition` is "null" (the null class; the default where there is one) or "label" (the true label of
+    every image). `guidance`: scale of classifier-free guidance towards the label; every number but 1 draws from no posterior.
+    `null_class` declares that the last class of a network is its null class.
+
     Execution-only options: `device` ("cuda" if available), `batch_size` (a number, or "auto"), `compile` (torch.compile).
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1].
     """
@@ -49,6 +53,9 @@ class DiffusionModel(Spec, Backward):
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
     pure_noise: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    condition: Literal["null", "label"] | None = None
+    guidance: float = Field(default=1.0, allow_inf_nan=False)
+    null_class: int | None = None
     device: str | None = None
     batch_size: int | str = "auto"
     compile: bool = False
@@ -59,6 +66,12 @@ class DiffusionModel(Spec, Backward):
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
             raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
         return value
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_the_condition(self, table: Any) -> dict[str, Any]:
+        """The identity of a spec without these options stays the same."""
+        defaults = {"condition": None, "guidance": 1.0, "null_class": None}
+        return {name: value for name, value in table(self).items() if defaults.get(name, self) != value}
 
     @property
     def wants_processes(self) -> bool:
@@ -133,7 +146,8 @@ class DiffusionModel(Spec, Backward):
         """The model, its scheduler and its steps in one line."""
         reverse = _reverse_diffusion(self)
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
-        return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}"
+        guided = "" if self.guidance == 1 else f"; guidance {self.guidance:g}: not a draw from the posterior"
+        return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}{guided}"
 
 
 class _ModelForward(Corruption):
@@ -218,5 +232,8 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
         compile=spec.compile,
         batch_size=spec.batch_size,
         pure_noise=spec.pure_noise,
+        condition=spec.condition,
+        guidance=spec.guidance,
+        null_class=spec.null_class,
         **options,
     )

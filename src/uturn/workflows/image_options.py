@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
     *("model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
-    *("dtype", "device", "batch_size", "compile"),
+    *("condition", "guidance", "null_class", "dtype", "device", "batch_size", "compile"),
 )
 
 
@@ -61,6 +61,15 @@ class ImageOptions(BaseModel):
     eta: float | None = Field(None, description="Noise of ddim, 0 .. 1.")
     timestep_spacing: str | None = Field(None, description="linspace, leading or trailing.")
     pure_noise: bool = Field(False, description="Start the whole chain from pure noise, not from its first level.")
+    condition: str | None = Field(
+        None,
+        description="For models with classes: null, the null class; or label, the true label of every image. By default null for "
+        "models that have a null class.",
+    )
+    guidance: float = Field(
+        1.0, description="Classifier-free guidance towards the label. All but 1 is named: not a draw from the posterior."
+    )
+    null_class: int | None = Field(None, description="Declares that the last class of the model is its null class.")
     # Levels and batch size can have two types, so `noise_levels` and the backward check them.
     levels: SkipValidation[int | list[float]] = Field(
         10, description="Number of noise levels, evenly spaced up to the whole chain; or the levels t/T, such as 0.2,0.5,1.0."
