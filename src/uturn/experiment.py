@@ -272,6 +272,7 @@ class Experiment(BaseModel):
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
         check_fit(self.to_dict(), source, corruption, backward, probes)
         with missing_members_named([("backward", backward), ("source", source), ("corruption", corruption)]):
+            source = source.made_by(backward, self.seed)
             undone = backward.undone(corruption, source)
         if not hasattr(undone, "observe"):
             raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")

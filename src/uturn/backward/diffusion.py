@@ -16,6 +16,7 @@ from uturn.checks import checked_path
 from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.fashion_mnist import generator_folder
 from uturn.files import cached_while_unchanged
+from uturn.progress import begun
 from uturn.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.random import Purpose, Streams
 from uturn.sources.images import NoisyImages
@@ -26,8 +27,8 @@ class DiffusionModel(Spec, Backward):
 
     `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, a guided-diffusion checkpoint with its
     `preset` (`uturn.networks.guided_diffusion`), or "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse steps of
-    the whole chain; the noise levels of the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored";
-    `eta` in [0, 1] for ddim; `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
+    the whole chain; the noise levels of the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or
+    "stored"; `eta` in [0, 1] for ddim; `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
     `pure_noise`: start the whole chain from pure noise, not from the scheduler's first level. `dtype`: precision of the network,
     "float32", "bfloat16" or "float16".
 
@@ -133,6 +134,27 @@ class DiffusionModel(Spec, Backward):
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self, min(calls, self.steps) / self.steps
+
+    def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+        """Images of the model, float32 (batch, channels, height, width), from pure noise, one for each random stream."""
+        with begun(0):  # reported as a part of no task
+            return _reverse_diffusion(self).generate(keys, labels)
+
+    def generated_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images of the model."""
+        reverse = _reverse_diffusion(self)
+        if reverse.image_shape is None or reverse.latent_shape is None:
+            raise ValueError(f"the model {self.model!r} does not say how large its images are, so it generates none")
+        return reverse.image_shape
+
+    def num_labels(self) -> int | None:
+        """Number of classes of the labels that the model is told; None without them."""
+        return _reverse_diffusion(self).num_classes
+
+    def generating_calls(self) -> tuple[int, int]:
+        """Calls of the network that make an image, and how many images go into a call."""
+        reverse = _reverse_diffusion(self)
+        return reverse.forward.calls_of(1.0), reverse.batch_size
 
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()

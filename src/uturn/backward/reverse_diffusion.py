@@ -122,8 +122,8 @@ class ReverseDiffusion:
         if isinstance(batch_size, str):
             batch_size = 64 if self.device.type == "cpu" else 256
         self.pieces = Pieces(self.device, batch_size)
-        if getattr(model, "rows", 1) > 1:
-            self.pieces.restrict(self.network, max(1, batch_size // model.rows))
+        if getattr(model, "rows_of_an_image", 1) > 1:
+            self.pieces.restrict(self.network, max(1, batch_size // model.rows_of_an_image))
         self.image_shape = image_shape or (_image_shape_of(model) if codec is None else None)
         self.latent_shape = latent_shape if codec is not None else self.image_shape
         try:

@@ -85,7 +85,7 @@ class DenoisingNetwork(nn.Module):
         self.prediction = prediction
 
     @property
-    def rows(self) -> int:
+    def rows_of_an_image(self) -> int:
         """Rows of the network for every image."""
         return 1 if self.condition.guidance == 1 else 2
 

@@ -42,7 +42,9 @@ class ImageOptions(BaseModel):
     model: str = Field(
         "fashion_mnist", description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function."
     )
-    data: str = Field("fashion_mnist", description="Folder of images, whose sub-folders are classes; or a .npy file.")
+    data: str = Field(
+        "fashion_mnist", description="Folder of images, whose sub-folders are classes; a .npy file; or generated, by the model."
+    )
     classifiers: list[str] = Field(
         [],
         description="torchvision:NAME, timm:NAME, module:function, or a file of uturn.networks; several are compared. "
@@ -128,8 +130,8 @@ class ImageOptions(BaseModel):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def experiment(self) -> Experiment:
-        """The experiment that these options describe.
+    def experiment(self, originals: str | None = None) -> Experiment:
+        """The experiment that these options describe. `originals`: folder in which generated originals are kept.
 
         Raises
         ------
@@ -147,7 +149,7 @@ class ImageOptions(BaseModel):
                 # A killed run loses its unfinished tasks, and each task is a file for every variable: small runs get small tasks,
                 # large runs fewer files.
                 "chunk": self.chunk or (20 if self.items <= 1000 else 50),
-                "source": self._source(),
+                "source": self._source(originals),
                 "corruption": {"type": "diffusion", "noise": noise_levels(self.levels, self.steps)},
                 "backward": {"type": "diffusion", **self._given(*_BACKWARD)},
                 "probes": self._probes(),
@@ -158,12 +160,14 @@ class ImageOptions(BaseModel):
         """The named options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def _source(self) -> dict[str, Any]:
-        """Table of the source: the embedded images, a .npy file or a folder."""
+    def _source(self, originals: str | None) -> dict[str, Any]:
+        """Table of the source: the embedded images, images of the model, a .npy file or a folder."""
         table: dict[str, Any] = {"type": "images", "path": self.data}
         own: tuple[str, ...] = ("size", "channels", "classes")
         if self.data == "fashion_mnist":
             table, own = {"type": "fashion_mnist"}, ()
+        elif self.data == "generated":
+            table, own = {"type": "generated", **({} if originals is None else {"folder": originals})}, ()
         elif self.data.endswith(".npy"):
             table, own = {"type": "array", "path": self.data}, ("labels",)
         given = self._given("size", "channels", "classes", "labels")
@@ -175,7 +179,8 @@ class ImageOptions(BaseModel):
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: the layers of each classifier, and the images that are kept."""
-        classifiers = self.classifiers or (["fashion_mnist"] if self.data == "fashion_mnist" else [])
+        generating = self.model if self.data == "generated" else None
+        classifiers = self.classifiers or (["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else [])
         if not classifiers:
             raise ValueError(
                 f"classifiers: none given for data = {self.data!r}; expected at least one, e.g. 'torchvision:convnext_base'"
