@@ -110,7 +110,17 @@ def chains(schedule, deviation, sampler):
 
 @pytest.mark.parametrize(
     ("schedule", "sampler"),
-    [(vp, "ddpm"), (vp, "ddim"), (vp, "euler"), (vp, "unipc"), (edm_schedule, "ddpm"), (edm_schedule, "heun"), (flow, "stored")],
+    [
+        (vp, "ddpm"),
+        (vp, "ddim"),
+        (vp, "euler"),
+        (vp, "unipc"),
+        (edm_schedule, "ddpm"),
+        (edm_schedule, "heun"),
+        (flow, "stored"),
+        (flow, "ancestral"),
+        (edm_schedule, "ancestral"),
+    ],
 )
 def test_the_optimal_network_of_every_type_gives_the_same_reconstructions(schedule, sampler):
     originals, streams = images(), keys(2, range(3))
