@@ -3,7 +3,7 @@
 import json
 import pickle
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -441,6 +441,62 @@ def test_deterministic_generation_is_that_of_the_pipeline(folders, name):
     images = backward.denoise(start, 10, keys(0, range(2))).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(images / 2 + 0.5, found, atol=1e-5)
     assert found.std() > 1e-3
+
+
+@pytest.mark.parametrize(("condition", "guidance"), [("label", 1.0), ("label", 2.5), ("null", 1.0)])
+def test_dit_without_a_condition_told_and_guided_is_that_of_the_pipeline(tmp_path, condition, guidance):
+    """With 1,000 classes, since the pipeline takes 1000 for the null class of every model."""
+    kind = replace(KINDS["dit"], network=make_dit(num_embeds_ada_norm=1000))
+    folder = write(kind, tmp_path / "dit")
+    start = inputs_of(kind, count=2, seed=7)[0]
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [1, 3] if condition == "label" else [1000] * 2
+    arguments = {"num_inference_steps": 10, "output_type": "np", "generator": torch.Generator().manual_seed(7)}
+    found = pipeline(labels, guidance_scale=guidance, **arguments).images
+    options = {"scheduler": None, "num_steps": 10, "timestep_spacing": "leading"}
+    backward = ReverseDiffusion.from_pretrained(folder, condition=condition, guidance=guidance, **options)
+    images = backward.denoise(start, 10, keys(0, range(2)), np.array(labels)).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(images / 2 + 0.5, found, atol=1e-5)
+    assert ("guided with 2.5" in backward.description) == (guidance != 1)
+
+
+def test_a_null_class_can_be_declared(folders):
+    model, scheduler = KINDS["classes"].network, KINDS["classes"].scheduler
+    noisy, timestep, _ = inputs_of(KINDS["classes"])
+    labels = torch.tensor([0, 1, 3])
+    blind = model(noisy, timestep, class_labels=torch.full((3,), NUM_CLASSES - 1)).sample
+    told = model(noisy, timestep, class_labels=labels).sample
+    declared = {"null_class": NUM_CLASSES - 1, "device": "cpu"}
+    unconditional = load_pretrained(folders["classes"], **declared)
+    guided = load_pretrained(folders["classes"], condition="label", guidance=3.0, **declared)
+    assert type(scheduler) is type(guided.scheduler)
+    assert (unconditional.num_classes, guided.num_classes) == (None, NUM_CLASSES - 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(unconditional.model(noisy, timestep), blind)
+        torch.testing.assert_close(guided.model(noisy, timestep, labels), blind + 3 * (told - blind), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddpm", {"condition": "null"}, "condition = 'null': the model .* has no classes; leave it out"),
+        ("ddpm", {"condition": "label"}, "condition = 'label': the model .* has no classes"),
+        ("ddpm", {"null_class": 3}, "null_class = 3: the model .* has no classes; leave it out"),
+        ("classes", {"condition": "null"}, "condition = 'null': the model .* declares no null class; leave it out, or declare"),
+        ("classes", {"condition": "label", "guidance": 2.0}, "guidance = 2: the model .* declares no null class"),
+        ("classes", {"null_class": 2}, "null_class = 2: the model .* has the classes 0 .. 4; expected the last one"),
+        ("dit", {"null_class": 4}, "null_class = 4: the model .* declares its null class itself, 5; leave it out"),
+        ("dit", {"guidance": 4.0}, "guidance = 4: .* needs condition = 'label'"),
+        ("dit", {"condition": "null", "guidance": 4.0}, "guidance = 4: .* needs condition = 'label'"),
+        ("dit", {"condition": "label", "guidance": float("nan")}, "guidance = nan: expected a finite number"),
+        ("dit", {"condition": "label", "guidance": "4"}, "guidance = '4': expected a finite number"),
+        ("dit", {"condition": "class"}, "condition = 'class': expected 'null' or 'label'"),
+    ],
+)
+def test_conditions_that_a_model_does_not_have(folders, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folders[name], **options)
 
 
 def test_schedulers_that_redraw_all_noise_keep_no_law():

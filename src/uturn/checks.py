@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import os
 import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,3 +136,24 @@ class TasksFailed(RuntimeError):
 
 class StoreError(ValueError):
     """A store cannot be read or written at the moment; nothing is wrong with the readings."""
+
+
+@contextmanager
+def errors_named(label: str, code: Any) -> Iterator[None]:
+    """Turn an error of user-defined code into a ValueError of one line: label, error, and line of the user's file."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        words = one_line(error)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{label}: {kind if words != type(error).__name__ else ''}{words}{_place(error, code)}") from error
+
+
+def _place(error: BaseException, code: Any) -> str:
+    """` (file.py, line 12)`: the innermost line of the user's file in the traceback; empty if there is none."""
+    try:
+        file = inspect.getfile(inspect.unwrap(code))
+    except (TypeError, OSError):
+        return ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}, line {lines[-1]})" if lines else ""

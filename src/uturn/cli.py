@@ -331,9 +331,9 @@ def images(
         image_options = ImageOptions.from_dict(chosen | _given(context, fields))
         with output_folder("out", out) as folder:
             check_folder(folder, save_images, image_options.keep)
-            store = folder.place("run.zarr")
+            store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
         on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
-        ds = _run(image_options.experiment(), store, resume, workers, shard, accept_changes, on_cluster)
+        ds = _run(image_options.experiment(originals), store, resume, workers, shard, accept_changes, on_cluster)
         missing = missing_tasks(ds)
         if missing:
             left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"

@@ -272,6 +272,7 @@ class Experiment(BaseModel):
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
         check_fit(self.to_dict(), source, corruption, backward, probes)
         with missing_members_named([("backward", backward), ("source", source), ("corruption", corruption)]):
+            source = source.made_by(backward, self.seed)
             undone = backward.undone(corruption, source)
         if not hasattr(undone, "observe"):
             raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
@@ -343,7 +344,7 @@ class Experiment(BaseModel):
         return found | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
 
     def own_code(self) -> dict[str, Any]:
-        """User-defined parts, and user-defined networks of built-in probes."""
+        """User-defined parts, and user-defined networks of built-in parts."""
         own = {name: part if is_own(part) else getattr(part, "own_code", lambda: None)() for name, part in self.labelled()}
         return {name: code for name, code in own.items() if code is not None}
 

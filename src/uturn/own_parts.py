@@ -14,7 +14,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from uturn.checks import one_line
+from uturn.checks import errors_named, one_line
 
 DOCS = "docs/own-parts.md"
 
@@ -111,27 +111,6 @@ def default_of(protocol: type, name: str, part: Any) -> Any:
     """The default of an optional member of a protocol, bound to a part."""
     member = inspect.getattr_static(protocol, name)
     return member.__get__(part, type(part)) if hasattr(member, "__get__") else member
-
-
-@contextmanager
-def errors_named(label: str, code: Any) -> Iterator[None]:
-    """Turn an error of user-defined code into a ValueError of one line: label, error, and line of the user's file."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        words = one_line(error)
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{label}: {kind if words != type(error).__name__ else ''}{words}{_place(error, code)}") from error
-
-
-def _place(error: BaseException, code: Any) -> str:
-    """` (file.py, line 12)`: the innermost line of the user's file in the traceback; empty if there is none."""
-    try:
-        file = inspect.getfile(inspect.unwrap(code))
-    except (TypeError, OSError):
-        return ""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
 
 
 @contextmanager

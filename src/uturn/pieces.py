@@ -24,6 +24,10 @@ class Pieces:
         """Largest number of rows that a function is called with."""
         return self._limits.get(function.__name__, self.batch_size)
 
+    def restrict(self, function: Callable[..., torch.Tensor], rows: int) -> None:
+        """Call a function with at most so many rows."""
+        self._limits[function.__name__] = rows
+
     def __call__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
         """`function(*tensors)` of a function whose rows do not depend on each other."""
         import torch
@@ -52,7 +56,7 @@ class Pieces:
                     if not is_out_of_memory(error):
                         raise
                 raise MemoryError(f"not enough memory on {self.device} for a single image: {message}")
-            self._limits[function.__name__] = rows // 2
+            self.restrict(function, rows // 2)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -112,6 +112,7 @@ def plan(
     workers = None if workers is None else checked_integer("workers", workers, 1)
     place = None if store is None else place_of("store", store)
     experiment = Experiment.from_dict(experiment.to_dict())
+    experiment.__dict__["parts"] = experiment.parts._replace(source=experiment.parts.source.blank())
     done = trajectories_done(experiment, place)
     missing = {
         task: count if experiment.adds_trajectories else 0 for task, count in done.items() if count < experiment.trajectories
@@ -130,7 +131,10 @@ def plan(
     if seconds[workers] < least:
         return None
     calls = calls_of(experiment, groups, together)
-    named = {"backward": calls.backward, **{f"probes[{k}]": number for k, number in enumerate(calls.probes)}}
+    source, _, _, probes = experiment.parts
+    originals, of_originals = source.network_calls(experiment.items, experiment.chunk, probes) if missing else (0, 0)
+    seconds = {k: s + (originals * costs.per_call + of_originals * costs.per_datum) / k for k, s in seconds.items()}
+    named = {"source": originals, "backward": calls.backward, **{f"probes[{k}]": number for k, number in enumerate(calls.probes)}}
     files, size = _disk(experiment, costs, len(done)) if missing else (0, 0.0)
     return Plan(
         tasks=len(done),

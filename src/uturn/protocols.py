@@ -142,6 +142,10 @@ class Part(Protocol):
         """Identity of weights or data files, recorded with the results; empty if there are none."""
         return ""
 
+    def own_code(self) -> Any:
+        """A user-defined function among the options, or None; a digest of its code is recorded with the results."""
+        return None
+
 
 class Source(Part, Protocol):
     """A source of originals."""
@@ -162,6 +166,18 @@ class Source(Part, Protocol):
 
         An original may depend on its item number, the seed and `num_items` only.
         """
+
+    def made_by(self, backward: Any, seed: int) -> Any:
+        """The source of an experiment with this backward and seed: itself, unless the originals are draws of the model."""
+        return self
+
+    def blank(self) -> Any:
+        """A source of similar originals for a timing of U-turns: itself, unless the originals take long to make."""
+        return self
+
+    def network_calls(self, num_items: int, chunk: int, probes: Sequence[Any]) -> tuple[int, int]:
+        """Calls of the network of the backward that make the originals, and data in all of them; (0, 0) without it."""
+        return 0, 0
 
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, Any]:
         """Further coordinates along `item`, such as labels: {name: values (num_items,)}."""
@@ -374,10 +390,6 @@ class Probe(Part, Protocol):
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         """Calls of its network for a block of items with draws = trajectories * clones; 0 without a network."""
         return 0
-
-    def own_code(self) -> Any:
-        """A user-defined function among the options, or None; a digest of its code is recorded with the results."""
-        return None
 
 
 PROTOCOLS: Mapping[str, Any] = {"source": Source, "corruption": Corruption, "backward": Backward, "probes": Probe}

@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from uturn.backward import BACKWARDS
-from uturn.checks import one_line, shown
+from uturn.checks import errors_named, one_line, shown
 from uturn.contracts import undoes
 from uturn.corruption import CORRUPTIONS
-from uturn.own_parts import DOCS, OwnPart, errors_named, is_own, unwrapped
+from uturn.own_parts import DOCS, OwnPart, is_own, unwrapped
 from uturn.probes import PROBES
 from uturn.protocols import PROTOCOLS, Channel
 from uturn.sources import SOURCES

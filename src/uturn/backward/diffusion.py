@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_serializer
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.checks import checked_path
 from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.fashion_mnist import generator_folder
 from uturn.files import cached_while_unchanged
+from uturn.progress import begun
 from uturn.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.random import Purpose, Streams
 from uturn.sources.images import NoisyImages
@@ -24,11 +25,16 @@ from uturn.sources.images import NoisyImages
 class DiffusionModel(Spec, Backward):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
-    `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, or a guided-diffusion checkpoint with
-    its `preset` (`uturn.networks.guided_diffusion`). `steps`: reverse steps of the whole chain; the noise levels of the
-    experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored"; `eta` in [0, 1] for ddim;
-    `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM). `pure_noise`: start the whole chain from pure
-    noise, not from the scheduler's first level. `dtype`: precision of the network, "float32", "bfloat16" or "float16".
+    `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, a guided-diffusion checkpoint with its
+    `preset` (`uturn.networks.guided_diffusion`), or "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse steps of
+    the whole chain; the noise levels of the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or
+    "stored"; `eta` in [0, 1] for ddim; `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
+    `pure_noise`: start the whole chain from pure noise, not from the scheduler's first level. `dtype`: precision of the network,
+    "float32", "bfloat16" or "float16".
+
+    For models with classes: `condition` is "null" (the null class; the default where there is one) or "label" (the true label of
+    every image). `guidance`: scale of classifier-free guidance towards the label; every number but 1 draws from no posterior.
+    `null_class` declares that the last class of a network is its null class.
 
     Execution-only options: `device` ("cuda" if available), `batch_size` (a number, or "auto"), `compile` (torch.compile).
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1].
@@ -48,6 +54,9 @@ class DiffusionModel(Spec, Backward):
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
     pure_noise: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    condition: Literal["null", "label"] | None = None
+    guidance: float = Field(default=1.0, allow_inf_nan=False)
+    null_class: int | None = None
     device: str | None = None
     batch_size: int | str = "auto"
     compile: bool = False
@@ -58,6 +67,12 @@ class DiffusionModel(Spec, Backward):
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
             raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
         return value
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_the_condition(self, table: Any) -> dict[str, Any]:
+        """The identity of a spec without these options stays the same."""
+        defaults = {"condition": None, "guidance": 1.0, "null_class": None}
+        return {name: value for name, value in table(self).items() if defaults.get(name, self) != value}
 
     @property
     def wants_processes(self) -> bool:
@@ -120,14 +135,41 @@ class DiffusionModel(Spec, Backward):
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self, min(calls, self.steps) / self.steps
 
+    def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+        """Images of the model, float32 (batch, channels, height, width), from pure noise, one for each random stream."""
+        with begun(0):  # reported as a part of no task
+            return _reverse_diffusion(self).generate(keys, labels)
+
+    def generated_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images of the model."""
+        reverse = _reverse_diffusion(self)
+        if reverse.image_shape is None or reverse.latent_shape is None:
+            raise ValueError(f"the model {self.model!r} does not say how large its images are, so it generates none")
+        return reverse.image_shape
+
+    def num_labels(self) -> int | None:
+        """Number of classes of the labels that the model is told; None without them."""
+        return _reverse_diffusion(self).num_classes
+
+    def generating_calls(self) -> tuple[int, int]:
+        """Calls of the network that make an image, and how many images go into a call."""
+        reverse = _reverse_diffusion(self)
+        return reverse.forward.calls_of(1.0), reverse.batch_size
+
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()
+
+    def own_code(self) -> Any:
+        from uturn.networks.own_denoisers import denoiser_function, is_import_path
+
+        return denoiser_function(self.model) if is_import_path(self.model) else None
 
     def describe(self) -> str:
         """The model, its scheduler and its steps in one line."""
         reverse = _reverse_diffusion(self)
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
-        return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}"
+        guided = "" if self.guidance == 1 else f"; guidance {self.guidance:g}: not a draw from the posterior"
+        return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}{guided}"
 
 
 class _ModelForward(Corruption):
@@ -212,5 +254,8 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
         compile=spec.compile,
         batch_size=spec.batch_size,
         pure_noise=spec.pure_noise,
+        condition=spec.condition,
+        guidance=spec.guidance,
+        null_class=spec.null_class,
         **options,
     )

@@ -58,7 +58,7 @@ class ReverseDiffusion:
         Noise of the reverse steps relative to the full noise, for schedulers that take it (DDIM: 0 deterministic, 1 as DDPM).
     batch_size
         Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. It is halved while the device runs out of memory.
-        It changes results by float rounding only.
+        It changes results by float rounding only. Models with guidance have two rows for every image, which count as two.
     image_shape
         (channels, height, width) of the images; read from `model.config` where there is one.
     device
@@ -122,6 +122,8 @@ class ReverseDiffusion:
         if isinstance(batch_size, str):
             batch_size = 64 if self.device.type == "cpu" else 256
         self.pieces = Pieces(self.device, batch_size)
+        if getattr(model, "rows_of_an_image", 1) > 1:
+            self.pieces.restrict(self.network, max(1, batch_size // model.rows_of_an_image))
         self.image_shape = image_shape or (_image_shape_of(model) if codec is None else None)
         self.latent_shape = latent_shape if codec is not None else self.image_shape
         try:
@@ -144,7 +146,7 @@ class ReverseDiffusion:
 
     @property
     def batch_size(self) -> int:
-        """Largest batch of the network: the given size, or less after the device ran out of memory."""
+        """Images in the largest batch of the network: the given size, half of it with guidance, less after memory ran out."""
         return self.pieces.limit(self.network)
 
     @classmethod
@@ -158,6 +160,9 @@ class ReverseDiffusion:
         dtype: str = "float32",
         device: str | None = None,
         compile: bool = False,
+        condition: str | None = None,
+        guidance: float = 1.0,
+        null_class: int | None = None,
         **options: Any,
     ) -> ReverseDiffusion:
         """Diffusion model from files; see `uturn.networks.pretrained.load_pretrained` for what can be read.
@@ -165,18 +170,28 @@ class ReverseDiffusion:
         Parameters
         ----------
         path
-            Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, or a guided-diffusion checkpoint.
+            Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, a guided-diffusion checkpoint, or
+            "module:function".
         scheduler
             A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The
             noise schedule and the prediction type always come from the stored one.
-        preset, dtype, device, compile
+        preset, dtype, device, compile, condition, guidance, null_class
             As in `load_pretrained`.
         num_steps, **options
             As in the class.
         """
         from uturn.networks.pretrained import load_pretrained
 
-        loaded = load_pretrained(path, preset=preset, dtype=dtype, device=device, compile=compile)
+        loaded = load_pretrained(
+            path,
+            preset=preset,
+            dtype=dtype,
+            device=device,
+            compile=compile,
+            condition=condition,
+            guidance=guidance,
+            null_class=null_class,
+        )
         made = cls(
             loaded.model,
             scheduler_like(loaded.scheduler, scheduler),

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uturn.networks.files import load_network as load_network
     from uturn.networks.files import save_network as save_network
+    from uturn.networks.own_denoisers import DenoiserModel as DenoiserModel
+    from uturn.networks.own_denoisers import edm_schedule as edm_schedule
+
+
+_HOME = {
+    "load_network": "files",
+    "save_network": "files",
+    "DenoiserModel": "own_denoisers",
+    "edm_schedule": "own_denoisers",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load_network", "save_network"):  # torch is imported when they are used
-        return getattr(importlib.import_module("uturn.networks.files"), name)
+    if name in _HOME:  # torch is imported when they are used
+        return getattr(importlib.import_module(f"uturn.networks.{_HOME[name]}"), name)
     raise AttributeError(f"module 'uturn.networks' has no attribute {name!r}")

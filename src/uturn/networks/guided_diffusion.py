@@ -110,10 +110,10 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
         finite; if the options are incomplete or contradict the weights.
     """
     path = Path(path)
-    given = read_options(path, preset, options)
     weights = read_checkpoint(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     found = Architecture.read(path, shapes)
+    given = read_options(path, preset, options)  # a file of another kind has no preset, so it is recognised first
     resolved = found.checked_options(path, given)
     unet, not_in_diffusers = empty_unet(found, resolved)
     unet.load_state_dict(renamed_weights(path, weights, found, resolved, unet), assign=True)

@@ -13,6 +13,7 @@ import torch
 
 from uturn.checks import one_line
 from uturn.networks.guided_diffusion_options import Options, preset_words
+from uturn.networks.own_denoisers import ADVICE
 
 _FORGOTTEN = {
     "use_fp16",
@@ -47,13 +48,13 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         reason = "" if "weights_only" in str(error) else f" ({one_line(error)})"
         raise ValueError(
             f"{path} is damaged or holds more than weights{reason}; nothing in it was executed: get the file again, or save the "
-            f"network's state_dict() alone"
+            f"network's state_dict() alone; {ADVICE}"
         ) from None
     if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights):
-        raise ValueError(f"{path} holds a {type(weights).__name__}; expected a state dict, tensors by name")
+        raise ValueError(f"{path} holds a {type(weights).__name__}; expected a state dict, tensors by name; {ADVICE}")
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{path}: {name!r} is a {type(tensor).__name__}; expected a state dict, tensors by name")
+            raise ValueError(f"{path}: {name!r} is a {type(tensor).__name__}; expected a state dict, tensors by name; {ADVICE}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
             raise ValueError(f"{path}: {name!r} is a tensor of {tensor.dtype}, {tensor.layout}; expected plain floating point")
     # A view that repeats its elements makes a small file claim any size.
@@ -87,7 +88,7 @@ class Architecture:
             if name not in shapes:
                 raise ValueError(
                     f"{path}: weights {name!r} are missing; expected a guided-diffusion U-Net (time_embed, input_blocks, "
-                    f"middle_block, output_blocks, out), not its classifier and not another network"
+                    f"middle_block, output_blocks, out), not its classifier and not another network; {ADVICE}"
                 )
             if len(shapes[name]) != dimensions or 0 in shapes[name]:
                 raise ValueError(f"{path}: weights {name!r} have shape {shapes[name]}; expected {dimensions} dimensions")

@@ -166,11 +166,16 @@ def own_function(spec: str) -> Callable[[], Any] | None:
     library, _, name = spec.partition(":")
     if not name or library in ("torchvision", "timm") or Path(spec).is_file():
         return None
-    where = f"classifier = {spec!r}"
+    return imported_function(spec, f"classifier = {spec!r}", _FORMS)
+
+
+def imported_function(spec: str, where: str, forms: str) -> Callable[[], Any]:
+    """The function "module:function", imported; errors begin with `where` and end with the expected forms of the name."""
+    library, _, name = spec.partition(":")
     try:
         function = getattr(importlib.import_module(library), name)
-    except Exception as error:  # the code of the module can fail in any way
-        raise ValueError(f"{where} cannot be imported ({one_line(error)}); expected {_FORMS}") from error
+    except (Exception, SystemExit) as error:  # the code of the module can fail in any way
+        raise ValueError(f"{where} cannot be imported ({one_line(error)}); expected {forms}") from error
     if not callable(function):
         raise ValueError(f"{where} is a {type(function).__name__}; expected a function without arguments")
     return function

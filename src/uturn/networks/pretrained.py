@@ -1,7 +1,7 @@
-"""Diffusion models from files: folders in diffusers' layout, and checkpoints of guided-diffusion.
+"""Diffusion models: folders in diffusers' layout, checkpoints of guided-diffusion, and networks that a user's function makes.
 
-Only weights and plain JSON are read, nothing is unpickled, and only the parts that a U-turn needs are loaded. `docs/models.md`
-lists the models that can be read.
+Of files, only weights and plain JSON are read, nothing is unpickled, and only the parts that a U-turn needs are loaded.
+`docs/models.md` lists the models that can be read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from uturn.checks import checked_path, one_line
+from uturn.networks.conditions import UNCONDITIONAL, Condition, Conditioned
+from uturn.networks.own_denoisers import ADVICE, OwnNetwork, Prediction, is_import_path, made_by
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.guided_diffusion` reads."""
@@ -35,7 +37,8 @@ class Pretrained:
     Attributes
     ----------
     model : DenoisingNetwork
-        Called as `model(noisy, timestep)` or, if `num_classes` is not None, `model(noisy, timestep, labels)`.
+        Called as `model(noisy, timestep)` or, if `num_classes` is not None, `model(noisy, timestep, labels)`. With guidance the
+        network has two rows for every image.
     scheduler
         The scheduler stored with the model: its noise schedule, and what the model predicts.
     codec : Codec or None
@@ -43,7 +46,7 @@ class Pretrained:
     image_shape, latent_shape : (channels, height, width) or None
         Of the images, and of what the model denoises if there is a codec. None if the files do not say.
     num_classes : int or None
-        Number of classes, if the model is conditioned on the true one.
+        Number of classes, if the model is run with the true label.
     description : str
         The model in one line, recorded with results.
     """
@@ -60,14 +63,31 @@ class Pretrained:
 class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
-    Its parameters are those of `network`; `torch.compile` changes neither them nor their names.
+    Its parameters are those of `network`; `torch.compile` changes neither them nor their names. `prediction` converts between
+    the network and the scheduler if they differ.
+
+    Guidance (arXiv:2207.12598) is the prediction with the null class + guidance (prediction with the label - prediction with the
+    null class); a learned variance is that with the label. All predictions of x_t = a x_0 + s n are linear in x_0 given x_t, so
+    it does not matter which one is guided.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, null_class: int | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        condition: Conditioned = UNCONDITIONAL,
+        prediction: Prediction | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
-        self.null_class = null_class
+        self.condition = condition
+        self.prediction = prediction
+
+    @property
+    def rows_of_an_image(self) -> int:
+        """Rows of the network for every image."""
+        return 1 if self.condition.guidance == 1 else 2
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Prediction (batch, channels or twice as many, height, width) for noisy (batch, channels, height, width).
@@ -75,8 +95,20 @@ class DenoisingNetwork(nn.Module):
         timestep: (batch,), of any dtype, not rounded to that of the network. labels: int64 (batch,), if the model is
         conditioned on them.
         """
-        if self.null_class is not None:
-            labels = torch.full((len(noisy),), self.null_class, device=noisy.device)
+        x, time = (noisy, timestep) if self.prediction is None else self.prediction.inputs(noisy, timestep)
+        null = None
+        if self.condition.null_class is not None:
+            null = torch.full((len(noisy),), self.condition.null_class, device=noisy.device)
+        if labels is None or null is None:
+            output = self._called(x, time, null if labels is None else labels)
+        else:
+            told, blind = self._called(torch.cat([x, x]), torch.cat([time, time]), torch.cat([labels, null])).chunk(2)
+            channels = noisy.shape[1]
+            told, blind, variance = told[:, :channels], blind[:, :channels], told[:, channels:]
+            output = torch.cat([blind + self.condition.guidance * (told - blind), variance], dim=1)
+        return output if self.prediction is None else self.prediction.expected(output, noisy, timestep)
+
+    def _called(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         output = self.network(noisy.to(self.dtype), timestep, *(() if labels is None else (labels,)))
         return getattr(output, "sample", output).float()
 
@@ -114,14 +146,18 @@ def load_pretrained(
     device: str | None = None,
     dtype: str = "float32",
     compile: bool = False,
+    condition: str | None = None,
+    guidance: float = 1.0,
+    null_class: int | None = None,
 ) -> Pretrained:
     """Read a diffusion model.
 
     Parameters
     ----------
     path
-        A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, or a checkpoint of
-        guided-diffusion (a file).
+        A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, a checkpoint of
+        guided-diffusion (a file), or "module:function": a function without arguments that returns (module, scheduler) or a
+        `uturn.networks.DenoiserModel`.
     preset
         For checkpoints: the options that their weights do not determine, see `uturn.networks.guided_diffusion`.
     device
@@ -132,6 +168,14 @@ def load_pretrained(
         (`force_upcast`).
     compile
         Compile the denoiser when it is first called; later calls are faster.
+    condition
+        For models with classes: "null", run with the null class, hence unconditionally; or "label", with the true label of every
+        image. By default "null" for models that have a null class, and "label" for the others.
+    guidance
+        Scale of classifier-free guidance, for `condition = "label"` and models with a null class. Every number but 1 changes the
+        law of the model, so reconstructions are no draws from a posterior.
+    null_class
+        Declares that the last class of a network is its null class. Those of DiT and of a `DenoiserModel` are known.
 
     Returns
     -------
@@ -143,11 +187,6 @@ def load_pretrained(
     ValueError
         If there is nothing at `path`, the files are damaged or incomplete, or the model is of a kind that makes no U-turns:
         conditioned on a text or an image, or of an unknown class.
-
-    Notes
-    -----
-    A diffusion transformer (DiT, arXiv:2212.09748) was trained with a null class too, and is conditioned on that one, which makes
-    it unconditional. Other class-conditional models are conditioned on the true class.
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
@@ -155,8 +194,8 @@ def load_pretrained(
         raise ValueError(f"path={path!r}: expected the name of a folder or a file")
     path = Path(checked_path("path", path))
     where = _checked_device(device)
-    read = _read_checkpoint if path.is_file() else _read_folder
-    found = read(path, preset, where, DTYPES[dtype])
+    read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
+    found = read(path, preset, where, DTYPES[dtype], Condition(condition, guidance, null_class).checked())
     if compile:
         found.model.network.compile()  # in place: the names of the weights stay
     return found
@@ -165,37 +204,84 @@ def load_pretrained(
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def _read_checkpoint(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype) -> Pretrained:
+def _read_checkpoint(
+    path: Path, preset: str | None, device: torch.device, dtype: torch.dtype, condition: Condition
+) -> Pretrained:
     if path.suffix not in CHECKPOINTS:
-        raise ValueError(f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)})")
+        raise ValueError(
+            f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)}); {ADVICE}"
+        )
     from uturn.networks.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 
     network = load_guided_diffusion(path, preset)
     _cast(network.unet, dtype)
-    classes = network.num_classes
-    condition = "unconditional" if classes is None else f"conditioned on the true label ({classes} classes)"
+    conditioned = condition.of(path, network.num_classes)
     return Pretrained(
-        model=_ready(DenoisingNetwork(network, dtype), device),
+        model=_ready(DenoisingNetwork(network, dtype, conditioned), device),
         scheduler=guided_diffusion_scheduler(**network.options),
         codec=None,
         image_shape=_shape(network.config.in_channels, network.config.sample_size),
         latent_shape=None,
-        num_classes=classes,
-        description=f"guided-diffusion UNet, {condition}",
+        num_classes=conditioned.num_classes,
+        description=f"guided-diffusion UNet, {conditioned.words}",
     )
+
+
+# --- a function ------------------------------------------------------------------------------------------------------
+
+
+def _read_own(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype, condition: Condition) -> Pretrained:
+    name = str(path)
+    if preset is not None:
+        raise ValueError(f"preset={preset!r}: only for checkpoints of guided-diffusion, but {name} is a function; leave it out")
+    own, is_pair = made_by(name)
+    prediction = None if is_pair else Prediction(own)
+    config = getattr(own.network, "config", None)
+    shape = _shape(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else own.image_shape
+    kind = getattr(own.network, "__name__", type(own.network).__name__)
+    conditioned = condition.of(name, own.num_classes, own.null_class)
+    network = OwnNetwork(own.network, f"model = {name!r}", dtype, learned_variance=is_pair)
+    found = Pretrained(
+        model=_ready(DenoisingNetwork(network, torch.float32, conditioned, prediction), device),
+        scheduler=own.scheduler if prediction is None else prediction.scheduler,
+        codec=None,
+        image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        latent_shape=None,
+        num_classes=conditioned.num_classes,
+        description=", ".join(filter(None, [kind, f"predicts {own.predicts}" if own.predicts else "", conditioned.words])),
+    )
+    if found.image_shape is not None:
+        _try(found, name, device)
+    return found
+
+
+def _try(found: Pretrained, name: str, device: torch.device) -> None:
+    """ValueError if a network cannot be called on two images of noise, or does not give numbers for them."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, *(found.image_shape or ()), generator=generator).to(device)
+    timestep = torch.full((2,), found.scheduler.config.num_train_timesteps // 2, device=device)
+    labels = () if found.num_classes is None else (torch.tensor([0, found.num_classes - 1], device=device),)
+    with torch.inference_mode():
+        output = found.model(noisy, timestep, *labels)
+    if not bool(output.isfinite().all()):
+        raise ValueError(
+            f"model = {name!r}: the network gives NaN or infinity for two images of noise at timestep {int(timestep[0])}; "
+            f"expected finite numbers (check its weights, and in half precision dtype)"
+        )
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------
 
 
-def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype) -> Pretrained:
+def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype, condition: Condition) -> Pretrained:
     if preset is not None:
         raise ValueError(f"preset={preset!r}: only for checkpoints of guided-diffusion, but {path} is not a file; leave it out")
     folder, parts = _folder_and_parts(path)
     part = next((name for name in ("unet", "transformer") if name in parts), None)
     if part is None or "scheduler" not in parts:
         raise ValueError(f"{path} holds {', '.join(parts) or 'nothing'}; expected a unet or a transformer, and a scheduler")
-    network, condition, null_class, num_classes = _denoiser(folder, part, parts[part])
+    network, classes, null_class = _denoiser(folder, part, parts[part])
+    conditioned = condition.of(path, classes, null_class)
     scheduler = _scheduler(folder, parts["scheduler"])
     latent = next((name for name in ("vae", "vqvae") if name in parts), None)
     inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
@@ -205,7 +291,7 @@ def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: to
             f"(super-resolution, inpainting); expected as many, or twice as many with a learned variance"
         )
     shape = _shape(inputs, network.config.sample_size)
-    codec, image_shape, description = None, shape, f"{type(network).__name__}, {condition}"
+    codec, image_shape, description = None, shape, f"{type(network).__name__}, {conditioned.words}"
     if latent is not None:
         codec = _codec(folder, latent, parts[latent], dtype, inputs)
         config = codec.network.config
@@ -217,12 +303,12 @@ def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: to
             scheduler.register_to_config(clip_sample=False)
         codec = _ready(codec, device)
     return Pretrained(
-        model=_ready(DenoisingNetwork(_cast(network, dtype), dtype, null_class), device),
+        model=_ready(DenoisingNetwork(_cast(network, dtype), dtype, conditioned), device),
         scheduler=scheduler,
         codec=codec,
         image_shape=image_shape,
         latent_shape=None if codec is None else shape,
-        num_classes=num_classes,
+        num_classes=conditioned.num_classes,
         description=description,
     )
 
@@ -232,7 +318,9 @@ def _folder_and_parts(path: Path) -> tuple[Path, dict[str, str]]:
     name = path.as_posix()
     is_hub_name = not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.is_dir()
     if not path.is_dir() and not is_hub_name:
-        raise ValueError(f"{name}: no such folder or file; expected a folder in diffusers' layout, or a checkpoint")
+        raise ValueError(
+            f"{name}: no such folder or file; expected a folder in diffusers' layout, a checkpoint, or module:function"
+        )
     if path.is_dir() and not (path / "model_index.json").is_file():
         alone = (path / "config.json").is_file()
         raise ValueError(
@@ -308,24 +396,22 @@ def _checked_parts(name: str, index: Any) -> dict[str, str]:
     return parts
 
 
-def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, str, int | None, int | None]:
-    """The network, its condition in words, its null class, and the number of classes if it is conditioned on the true one."""
+def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, int | None, int | None]:
+    """The network, the number of its classes if it has some, and its null class if the files declare one."""
     network = _load_part(folder, part, class_name)
     config = network.config
     if type(network).__name__ == "DiTTransformer2DModel":
-        null_class = config.num_embeds_ada_norm
-        return network, f"null class {null_class}", null_class, None
+        return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm  # the null class comes after the others
     if type(network).__name__ != "UNet2DModel":  # the former class stands for others too
         raise ValueError(f"{folder}: the denoiser is a {type(network).__name__}; expected UNet2DModel or DiTTransformer2DModel")
     if network.class_embedding is None:
-        return network, "unconditional", None, None
+        return network, None, None
     if config.class_embed_type == "identity" or config.num_class_embeds is None:
         raise ValueError(
             f"{folder}: a UNet2DModel with class_embed_type={config.class_embed_type!r} and "
             f"num_class_embeds={config.num_class_embeds}; expected classes by number: num_class_embeds in {part}/config.json"
         )
-    classes = int(config.num_class_embeds)
-    return network, f"conditioned on the true label ({classes} classes)", None, classes
+    return network, int(config.num_class_embeds), None
 
 
 def _codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:

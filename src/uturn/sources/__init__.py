@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from uturn.sources.filtered import FilteredRHMSource
+from uturn.sources.generated import GeneratedSource
 from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSource
 from uturn.sources.images import Images as Images
 from uturn.sources.strings import RHMSource
@@ -16,6 +17,7 @@ SOURCES: dict[str, type] = {
     "fashion_mnist": FashionMNISTSource,
     "images": ImageFolderSource,
     "array": ArraySource,
+    "generated": GeneratedSource,
     "gaussian_mixture": GaussianMixtureSource,
     "gaussian_field": GaussianFieldSource,
 }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
     *("model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
-    *("dtype", "device", "batch_size", "compile"),
+    *("condition", "guidance", "null_class", "dtype", "device", "batch_size", "compile"),
 )
 
 
@@ -39,8 +39,12 @@ class ImageOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    model: str = Field("fashion_mnist", description="Folder or hub id of a diffusers model, or a guided-diffusion checkpoint.")
-    data: str = Field("fashion_mnist", description="Folder of images, whose sub-folders are classes; or a .npy file.")
+    model: str = Field(
+        "fashion_mnist", description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function."
+    )
+    data: str = Field(
+        "fashion_mnist", description="Folder of images, whose sub-folders are classes; a .npy file; or generated, by the model."
+    )
     classifiers: list[str] = Field(
         [],
         description="torchvision:NAME, timm:NAME, module:function, or a file of uturn.networks; several are compared. "
@@ -59,6 +63,15 @@ class ImageOptions(BaseModel):
     eta: float | None = Field(None, description="Noise of ddim, 0 .. 1.")
     timestep_spacing: str | None = Field(None, description="linspace, leading or trailing.")
     pure_noise: bool = Field(False, description="Start the whole chain from pure noise, not from its first level.")
+    condition: str | None = Field(
+        None,
+        description="For models with classes: null, the null class; or label, the true label of every image. By default null for "
+        "models that have a null class.",
+    )
+    guidance: float = Field(
+        1.0, description="Classifier-free guidance towards the label. All but 1 is named: not a draw from the posterior."
+    )
+    null_class: int | None = Field(None, description="Declares that the last class of the model is its null class.")
     # Levels and batch size can have two types, so `noise_levels` and the backward check them.
     levels: SkipValidation[int | list[float]] = Field(
         10, description="Number of noise levels, evenly spaced up to the whole chain; or the levels t/T, such as 0.2,0.5,1.0."
@@ -117,8 +130,8 @@ class ImageOptions(BaseModel):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def experiment(self) -> Experiment:
-        """The experiment that these options describe.
+    def experiment(self, originals: str | None = None) -> Experiment:
+        """The experiment that these options describe. `originals`: folder in which generated originals are kept.
 
         Raises
         ------
@@ -136,7 +149,7 @@ class ImageOptions(BaseModel):
                 # A killed run loses its unfinished tasks, and each task is a file for every variable: small runs get small tasks,
                 # large runs fewer files.
                 "chunk": self.chunk or (20 if self.items <= 1000 else 50),
-                "source": self._source(),
+                "source": self._source(originals),
                 "corruption": {"type": "diffusion", "noise": noise_levels(self.levels, self.steps)},
                 "backward": {"type": "diffusion", **self._given(*_BACKWARD)},
                 "probes": self._probes(),
@@ -147,12 +160,14 @@ class ImageOptions(BaseModel):
         """The named options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def _source(self) -> dict[str, Any]:
-        """Table of the source: the embedded images, a .npy file or a folder."""
+    def _source(self, originals: str | None) -> dict[str, Any]:
+        """Table of the source: the embedded images, images of the model, a .npy file or a folder."""
         table: dict[str, Any] = {"type": "images", "path": self.data}
         own: tuple[str, ...] = ("size", "channels", "classes")
         if self.data == "fashion_mnist":
             table, own = {"type": "fashion_mnist"}, ()
+        elif self.data == "generated":
+            table, own = {"type": "generated", **({} if originals is None else {"folder": originals})}, ()
         elif self.data.endswith(".npy"):
             table, own = {"type": "array", "path": self.data}, ("labels",)
         given = self._given("size", "channels", "classes", "labels")
@@ -164,7 +179,8 @@ class ImageOptions(BaseModel):
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: the layers of each classifier, and the images that are kept."""
-        classifiers = self.classifiers or (["fashion_mnist"] if self.data == "fashion_mnist" else [])
+        generating = self.model if self.data == "generated" else None
+        classifiers = self.classifiers or (["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else [])
         if not classifiers:
             raise ValueError(
                 f"classifiers: none given for data = {self.data!r}; expected at least one, e.g. 'torchvision:convnext_base'"

@@ -1,0 +1,88 @@
+"""How a model with classes is run: without a condition, told the true class, or guided towards it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from uturn.checks import shown
+
+
+class Condition(NamedTuple):
+    """A condition as the user asks for it.
+
+    Attributes
+    ----------
+    condition : "null", "label" or None
+        The null class, the true label of every image, or the model's default: the null class if it has one.
+    guidance : float
+        Classifier-free guidance (arXiv:2207.12598): prediction with the null class + guidance (prediction with the label -
+        prediction with the null class). 1: the model that is told the label.
+    null_class : int or None
+        Declares the last class of a network to be its null class, where its files do not say so.
+    """
+
+    condition: str | None = None
+    guidance: float = 1.0
+    null_class: int | None = None
+
+    def checked(self) -> Condition:
+        """ValueError for values that fit no model."""
+        if self.condition not in (None, "null", "label"):
+            raise ValueError(f"condition = {shown(self.condition)}: expected 'null' or 'label'")
+        guidance: Any = self.guidance
+        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
+            raise ValueError(f"guidance = {shown(guidance)}: expected a finite number, 1 for no guidance")
+        if guidance != 1 and self.condition != "label":
+            raise ValueError(
+                f"guidance = {guidance:g}: guides towards the true label of every image, so it needs condition = 'label'"
+            )
+        return self
+
+    def of(self, model: Any, classes: int | None, null_class: int | None = None) -> Conditioned:
+        """How a model is run whose network knows so many classes, with its null class where it declares one.
+
+        ValueError if the model cannot be run in this way.
+        """
+        if self.null_class is not None:
+            if classes is None or null_class is not None:
+                has = "has no classes" if classes is None else f"declares its null class itself, {null_class}"
+                raise ValueError(f"null_class = {self.null_class}: the model {model} {has}; leave it out")
+            if self.null_class != classes - 1 or classes < 2:
+                raise ValueError(
+                    f"null_class = {self.null_class}: the model {model} has the classes 0 .. {classes - 1}; expected the last "
+                    f"one (a function module:function can number them in another way)"
+                )
+            classes, null_class = classes - 1, self.null_class
+        if self.condition is not None and classes is None:
+            raise ValueError(f"condition = {self.condition!r}: the model {model} has no classes; leave it out")
+        if null_class is None and (self.condition == "null" or self.guidance != 1):
+            given = "condition = 'null'" if self.condition == "null" else f"guidance = {self.guidance:g}"
+            raise ValueError(
+                f"{given}: the model {model} declares no null class; leave it out, or declare with null_class that its last "
+                f"class is one"
+            )
+        if classes is None:
+            return Conditioned(None, None, 1.0, "unconditional")
+        if null_class is not None and self.condition != "label":
+            return Conditioned(null_class, None, 1.0, f"null class {null_class}")
+        words = f"conditioned on the true label ({classes} classes)"
+        if self.guidance == 1:
+            return Conditioned(None, classes, 1.0, words)
+        return Conditioned(null_class, classes, float(self.guidance), f"{words} and guided with {self.guidance:g}")
+
+
+class Conditioned(NamedTuple):
+    """How a model is run.
+
+    `null_class`: the label for no class, if the network is called with it. `num_classes`: number of classes of the true labels,
+    if it is called with them. `words`: the condition in a description.
+    """
+
+    null_class: int | None = None
+    num_classes: int | None = None
+    guidance: float = 1.0
+    words: str = ""
+
+
+UNCONDITIONAL = Conditioned()

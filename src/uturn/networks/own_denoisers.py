@@ -1,0 +1,290 @@
+"""Denoisers of one's own: a function "module:function" gives a network with its noise schedule, whatever the network predicts.
+
+With x_t = a x_0 + s n, every prediction determines the denoised image x_0 and the noise n, and these determine what the scheduler
+expects. `Prediction` is the one place where predictions are converted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from uturn.checks import errors_named, shown
+from uturn.networks.modules import imported_function
+from uturn.pieces import is_out_of_memory
+
+ADVICE = (
+    "for another network, write a function of ten lines that returns it with its noise schedule, and give module:function as the "
+    "model (docs/models.md)"
+)
+"""The way out where a model is of no kind that is read from files."""
+
+PREDICTIONS = ("noise", "x0", "v", "flow", "score", "edm")
+_FORMS = "'module:function', a function without arguments that returns (module, scheduler) or a uturn.networks.DenoiserModel"
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+@dataclass(frozen=True)
+class DenoiserModel:
+    """A denoising network of one's own with its noise schedule.
+
+    Attributes
+    ----------
+    network : torch.nn.Module or function
+        Called as `network(noisy, timestep)` or, with `takes = "sigma"`, `network(noisy, sigma)`, and with a third argument, the
+        labels int64 (batch,), if `num_classes` is given. noisy: float32 (batch, channels, height, width); timestep and sigma:
+        (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`.
+    scheduler : scheduler of diffusers, optional
+        The noise schedule: one with `alphas_cumprod` such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler. Its prediction
+        type is not read. By default, for `takes = "sigma"` only, `edm_schedule()`.
+    predicts : "noise", "x0", "v", "flow", "score" or "edm"
+        With x_t = a x_0 + s n, n ~ N(0, 1): the noise n; the mean of x_0 given x_t; v = (a n - s x_0) / sqrt(a^2 + s^2); the flow
+        n - x_0; the score of x_t, -n / s; "edm": the preconditioned denoiser D(x; sigma) of arXiv:2206.00364, which is x0 with
+        `takes = "sigma"`.
+    image_shape : (channels, height, width)
+    takes : "timestep" or "sigma", optional
+        "timestep": noisy is x_t in the units of the scheduler, and timestep its own, 0 .. num_train_timesteps, not always whole.
+        "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep".
+    num_classes : int, optional
+        Number of classes 0 .. num_classes - 1 that the network is conditioned on.
+    null_class : int, optional
+        The label that stands for no class, outside of 0 .. num_classes - 1.
+    """
+
+    network: Any
+    scheduler: Any = None
+    _: KW_ONLY
+    predicts: str
+    image_shape: tuple[int, int, int] | None = None
+    takes: str | None = None
+    num_classes: int | None = None
+    null_class: int | None = None
+
+
+def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, levels: int = 1000) -> Any:
+    """The noise levels of arXiv:2206.00364, Eq. 5, as a DDPMScheduler that does not clip: abar = 1 / (1 + sigma^2)."""
+    from diffusers import DDPMScheduler
+
+    ramp = torch.linspace(0, 1, levels, dtype=torch.float64)
+    sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
+    abar = 1 / (1 + sigma**2)
+    betas = 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    return DDPMScheduler(levels, trained_betas=betas.tolist(), clip_sample=False)
+
+
+# -- the function -----------------------------------------------------------------------------------------------------
+
+
+def is_import_path(path: str) -> bool:
+    """Whether the name of a model is "module:function"."""
+    return bool(_IMPORT_PATH.fullmatch(path)) and not Path(path).exists()
+
+
+def denoiser_function(path: str) -> Callable[[], Any]:
+    """The user's function "module:function"."""
+    return imported_function(path, f"model = {path!r}", _FORMS)
+
+
+def made_by(path: str) -> tuple[DenoiserModel, bool]:
+    """What the function "module:function" returns, checked, and whether it is the pair (module, scheduler).
+
+    The scheduler of a pair says what its module predicts.
+    """
+    label, function = f"model = {path!r}", denoiser_function(path)
+    with errors_named(label, function):
+        made = function()
+    if isinstance(made, DenoiserModel):
+        _check(label, made)
+        return made, False
+    kinds = " and ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else [made])) or "nothing"
+    pair = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)
+    if not pair or not _is_scheduler(made[1]):
+        raise ValueError(f"{label} gives {kinds}; expected (torch.nn.Module, scheduler of diffusers), or a DenoiserModel")
+    return DenoiserModel(*made, predicts=""), True
+
+
+def _is_scheduler(value: Any) -> bool:
+    return hasattr(value, "config") and hasattr(value, "step") and (hasattr(value, "add_noise") or hasattr(value, "scale_noise"))
+
+
+def _check(label: str, model: DenoiserModel) -> None:
+    """ValueError of one line for a DenoiserModel whose fields are wrong or contradict each other."""
+
+    def require(fine: bool, name: str, expected: str) -> None:
+        if not fine:
+            raise ValueError(f"{label}: DenoiserModel.{name} = {shown(getattr(model, name))}: expected {expected}")
+
+    def counts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+    shape, classes, null = model.image_shape, model.num_classes, model.null_class
+    require(callable(model.network), "network", "a torch.nn.Module or a function")
+    require(model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}")
+    require(
+        isinstance(shape, tuple | list) and len(shape) == 3 and all(map(counts, shape)),
+        "image_shape",
+        "(channels, height, width), whole numbers",
+    )
+    require(model.takes in (None, "timestep", "sigma"), "takes", "'timestep' or 'sigma'")
+    require(model.predicts != "edm" or model.takes != "timestep", "takes", "'sigma', since D(x; sigma) takes it")
+    require(classes is None or counts(classes), "num_classes", "the number of classes, or None")
+    require(null is None or classes is not None, "null_class", "None, since num_classes is not given")
+    require(
+        null is None or (isinstance(null, int) and not isinstance(null, bool) and not 0 <= null < (classes or 0)),
+        "null_class",
+        f"a label that is none of the classes 0 .. {(classes or 0) - 1}, such as {classes}",
+    )
+    takes_sigma = _takes(model) == "sigma"
+    scheduler = model.scheduler
+    require(scheduler is not None or takes_sigma, "scheduler", "the noise schedule of the timesteps, a scheduler of diffusers")
+    if scheduler is None:
+        return
+    require(_is_scheduler(scheduler), "scheduler", "a scheduler of diffusers, such as DDPMScheduler()")
+    name, flow = type(scheduler).__name__, _is_flow(scheduler)
+    odd = next((key for key, value in scheduler.config.items() if re.fullmatch("use_.*_sigmas", key) and value), None)
+    if odd is not None or not (flow or (hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config)):
+        raise ValueError(
+            f"{label}: DenoiserModel.scheduler is a {name}{f' with {odd}' if odd else ''}; expected one with alphas_cumprod, "
+            f"such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler; `scheduler` of the run chooses the sampler"
+        )
+    if flow and (takes_sigma or model.predicts in ("noise", "score")):
+        what = "takes = 'sigma'" if takes_sigma else f"predicts = {model.predicts!r}"
+        raise ValueError(
+            f"{label}: {what} does not go with {name}, whose last level is pure noise: sigma is infinite, and the noise "
+            f"determines no x_0; expected x0, v or flow with timesteps, or another schedule"
+        )
+
+
+def _takes(model: DenoiserModel) -> str:
+    return model.takes or ("sigma" if model.predicts == "edm" else "timestep")
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return type(scheduler).__name__.startswith("FlowMatch")
+
+
+# -- predictions ------------------------------------------------------------------------------------------------------
+
+
+class Prediction(nn.Module):
+    """Converts between a `DenoiserModel` and a scheduler of diffusers.
+
+    Attributes
+    ----------
+    scheduler
+        That of the model, configured for what this class returns: the flow for flow matching, the noise for networks that predict
+        it, and v for all others, from which x_0 and n follow without cancellation at both ends of the chain.
+    """
+
+    sigmas: torch.Tensor
+
+    def __init__(self, model: DenoiserModel) -> None:
+        super().__init__()
+        self.predicts, self.takes_sigma = model.predicts, _takes(model) == "sigma"
+        scheduler = edm_schedule() if model.scheduler is None else model.scheduler
+        self.flow = _is_flow(scheduler)
+        if self.flow:
+            self.wanted, self.scheduler = "flow", scheduler
+            self.timesteps = scheduler.config.num_train_timesteps
+            return
+        self.wanted = "noise" if self.predicts == "noise" else "v"
+        kind = {"noise": "epsilon", "v": "v_prediction"}[self.wanted]
+        self.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
+        abar = scheduler.alphas_cumprod.double()
+        # The sigma of every timestep, and no weights of the network.
+        self.register_buffer("sigmas", ((1 - abar) / abar).sqrt().float(), persistent=False)
+
+    def levels(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """a and s of x_t = a x_0 + s n in the units of the scheduler, (batch, 1, 1, 1), at timesteps (batch,).
+
+        Between whole timesteps sigma = s / a is interpolated linearly, as diffusers does.
+        """
+        time = timestep.float().reshape(-1, 1, 1, 1)
+        if self.flow:
+            sigma = time / self.timesteps
+            return 1 - sigma, sigma
+        low = time.floor().clamp(0, len(self.sigmas) - 1).long()
+        high = (low + 1).clamp(max=len(self.sigmas) - 1)
+        sigma = torch.lerp(self.sigmas[low], self.sigmas[high], time - low)
+        a = 1 / (1 + sigma**2).sqrt()
+        return a, sigma * a
+
+    def inputs(self, noisy: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network is called with, for x_t in the units of the scheduler."""
+        if not self.takes_sigma:
+            return noisy, timestep
+        a, s = self.levels(timestep)
+        return noisy / a, (s / a).flatten()
+
+    def expected(self, output: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """What the scheduler expects, from the output of the network, for x_t in the units of the scheduler."""
+        if self.predicts == self.wanted:
+            return output
+        a, s = self.levels(timestep)
+        x, scale, sigma = (noisy / a, 1.0, s / a) if self.takes_sigma else (noisy, a, s)
+        clean, noise = clean_and_noise(self.predicts, output, x, scale, sigma)
+        if self.wanted == "flow":
+            return noise - clean
+        return noise if self.wanted == "noise" else a * noise - s * clean
+
+
+def clean_and_noise(predicts: str, output: Any, x: Any, a: Any, s: Any) -> tuple[Any, Any]:
+    """x_0 and n of x = a x_0 + s n, from what a network predicts."""
+    if predicts in ("x0", "edm"):
+        return output, (x - a * output) / s
+    if predicts == "flow":  # n - x_0
+        clean = (x - s * output) / (a + s)
+        return clean, output + clean
+    if predicts == "v":  # (a n - s x_0) / r
+        r = (a**2 + s**2) ** 0.5
+        return (a * x - s * r * output) / r**2, (s * x + a * r * output) / r**2
+    noise = -s * output if predicts == "score" else output
+    return (x - s * noise) / a, noise
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+class OwnNetwork(nn.Module):
+    """A user's network or function, whose errors and wrong outputs become a ValueError of one line.
+
+    In half precision it computes under `torch.autocast`, since it need not be written for that.
+    """
+
+    def __init__(self, network: Any, label: str, dtype: torch.dtype, learned_variance: bool) -> None:
+        super().__init__()
+        self.network, self.label, self.learned_variance = network, label, learned_variance
+        self.precision = None if dtype == torch.float32 else dtype
+
+    def forward(self, noisy: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
+        code = type(self.network) if isinstance(self.network, nn.Module) else self.network
+        try:
+            with torch.autocast(noisy.device.type, self.precision, enabled=self.precision is not None):
+                output = self.network(noisy, *arguments)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            with errors_named(self.label, code):
+                raise
+        output = getattr(output, "sample", output)
+        count, channels, *size = noisy.shape
+        widths = (channels, 2 * channels) if self.learned_variance else (channels,)
+        shapes = [(count, width, *size) for width in widths]
+        if not isinstance(output, torch.Tensor) or tuple(output.shape) not in shapes or not output.is_floating_point():
+            found = f"{output.dtype}, {tuple(output.shape)}" if isinstance(output, torch.Tensor) else shown(output)
+            raise ValueError(
+                f"{self.label}: the network gives {found} for noisy images {tuple(noisy.shape)}; expected floating point numbers "
+                f"{' or '.join(map(str, shapes))}"
+            )
+        return output
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the user's module; functions are not compiled."""
+        if isinstance(self.network, nn.Module):
+            self.network.compile(*args, **kwargs)

@@ -1,0 +1,198 @@
+"""Originals drawn by the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PrivateAttr
+
+from uturn.checks import checked_path
+from uturn.files import named_errors, whole_file
+from uturn.random import Purpose, keys, normals
+from uturn.sources.images import Images, ImageSource
+
+_MOST_BYTES = 2**30  # of originals that are kept in memory
+_REFERENCE = 256  # images that statistics of activations are computed from
+_kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # by identity of the draws and item, the latest last
+
+
+class GeneratedSource(ImageSource):
+    """Images that the model of the backward draws from pure noise, with its scheduler and all its steps.
+
+    The originals have the law of the model, so a sampler that draws from its posterior is calibrated (`ut.calibration`). Item i
+    is drawn from a random stream of its own. With a model that is told the true label, item i is drawn with the label
+    i % num_classes; other models give no labels. Statistics of activations are those of the first 256 items, also in a smaller
+    run, so that it can be extended.
+
+    `seed`: of the originals; None: that of the experiment. Execution-only option `folder`: where drawn originals are kept, one
+    file each; other processes and later runs read them there. Without it, a process keeps up to 1 GB of them in memory.
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset({"folder"})
+    type: Literal["generated"] = "generated"
+    seed: int | None = Field(default=None, ge=0, lt=2**64)
+    folder: str | None = None
+    _backward: Any = PrivateAttr(None)
+    _seed: int = PrivateAttr(0)  # of the experiment
+    _is_blank: bool = PrivateAttr(False)
+    _fingerprint: str = PrivateAttr("")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GeneratedSource) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self._seed if self.seed is None else self.seed, self.folder, self._backward, self._is_blank
+
+    def made_by(self, backward: Any, seed: int) -> GeneratedSource:
+        if not hasattr(backward, "generate"):
+            raise ValueError(
+                f"source: originals of type 'generated' are drawn by the backward, but {backward!r} has no generate()"
+            )
+        bound = self.model_copy()
+        bound._backward, bound._seed = backward, seed
+        return bound
+
+    def blank(self) -> GeneratedSource:
+        """The same source with noise in place of its originals."""
+        bound = self.made_by(self._backward, self._seed)
+        bound._is_blank = True
+        return bound
+
+    def count(self) -> int:
+        return _REFERENCE
+
+    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self._images(np.asarray(indices), self._seed, _REFERENCE), self._labels(np.asarray(indices))
+
+    def image_shape(self) -> tuple[int, int, int]:
+        return self._backward.generated_shape()
+
+    def num_labels(self) -> int | None:
+        return self._backward.num_labels()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
+        if self._fingerprint:  # that of the weights takes a while
+            return self._fingerprint
+        options = {k: v for k, v in self._backward.model_dump(mode="json").items() if k not in self._backward.execution}
+        words = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
+        self._fingerprint = hashlib.sha256(words.encode()).hexdigest()
+        return self._fingerprint
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        return {"label": self._labels(np.arange(num_items))}
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
+        yield Images(items, self._images(items, seed, num_items), self._labels(items))
+
+    def network_calls(self, num_items: int, chunk: int, probes: Sequence[Any]) -> tuple[int, int]:
+        steps, at_once = self._backward.generating_calls()
+        requests = [
+            (end, _REFERENCE)
+            for probe in probes
+            if getattr(probe, "statistics", "") is None  # they are computed from images
+            for end in _ends(min(probe.reference, _REFERENCE), probe.batch_size)
+        ]
+        calls = drawn = 0
+        for end, most in [*requests, *((end, num_items) for end in _ends(num_items, chunk))]:
+            if end > drawn:
+                before, drawn = drawn, max(end, self._ahead([drawn], most).stop)
+                calls += steps * -(-(drawn - before) // at_once)
+        return calls, steps * drawn
+
+    def kept(self, fingerprint: str, seed: int, items: np.ndarray) -> np.ndarray | None:
+        """Originals that were drawn by a run whose source has this fingerprint; None if some of them are not kept any more.
+
+        The model is not needed, so this can be called for a stored run whose model is code.
+        """
+        draws = _Draws(fingerprint, seed if self.seed is None else self.seed, self.folder)
+        found = [image for item in items if (image := draws.get(int(item))) is not None]
+        return np.stack(found) if len(found) == len(items) else None
+
+    def _labels(self, items: np.ndarray) -> np.ndarray:
+        classes = self.num_labels()
+        return np.full(len(items), -1) if classes is None else np.asarray(items) % classes
+
+    def _images(self, items: np.ndarray, seed: int, num_items: int) -> np.ndarray:
+        if self._is_blank:
+            noise = normals(keys(seed, Purpose.ORIGINAL, items), int(np.prod(self.image_shape())))
+            return (0.3 * noise).clip(-1, 1).reshape(-1, *self.image_shape())
+        seed = seed if self.seed is None else self.seed
+        draws = _Draws(self.fingerprint(), seed, self.folder)
+        found: dict[int, Any] = {int(item): draws.get(int(item)) for item in items}
+        missing = [item for item, image in found.items() if image is None]
+        if missing:
+            ahead = self._ahead(missing, num_items)
+            missing += [item for item in ahead if item not in found and draws.get(item) is None]
+            some = np.array(missing)
+            labels = None if self.num_labels() is None else self._labels(some)
+            for item, image in zip(missing, self._backward.generate(keys(seed, Purpose.ORIGINAL, some), labels), strict=True):
+                draws.put(item, image)
+                found[item] = image
+        return np.stack([found[int(item)] for item in items])
+
+    def _ahead(self, missing: list[int], num_items: int) -> range:
+        """Items that are drawn with the missing ones, so that the batches of a network are full where that is faster."""
+        if self._backward.wants_processes:
+            return range(0)
+        size = self._backward.generating_calls()[1]
+        return range(missing[0], min(num_items, missing[0] + size))
+
+
+def _ends(number: int, size: int) -> list[int]:
+    """Ends of parts of that size of so many items."""
+    return [min(start + size, number) for start in range(0, number, size)]
+
+
+class _Draws:
+    """Originals that are kept, in memory and in a folder."""
+
+    def __init__(self, fingerprint: str, seed: int, folder: str | None) -> None:
+        self.identity = hashlib.sha256(f"{fingerprint} {seed}".encode()).hexdigest()
+        self.folder = None if folder is None else Path(checked_path("folder", folder)) / self.identity[:16]
+
+    def get(self, item: int) -> np.ndarray | None:
+        image = _kept.get((self.identity, item))
+        if image is not None or self.folder is None:
+            return image
+        try:
+            image = np.load(self._file(item), allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # not drawn yet, or damaged: it is drawn again
+            return None
+        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
+            return None
+        self._remember(item, image)
+        return image
+
+    def put(self, item: int, image: np.ndarray) -> None:
+        self._remember(item, image)
+        if self.folder is None:
+            return
+        path = self._file(item)
+        with named_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        # Processes may draw the same one at the same time, so each writes to a name of its own.
+        own = path.with_name(f"{path.name}.{os.getpid()}")
+        with whole_file(own) as file:
+            np.save(file, image)
+        with named_errors(path):
+            os.replace(own, path)
+
+    def _file(self, item: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"item{item}.npy"
+
+    def _remember(self, item: int, image: np.ndarray) -> None:
+        _kept[self.identity, item] = image
+        while len(_kept) > 1 and len(_kept) * image.nbytes > _MOST_BYTES:
+            _kept.popitem(last=False)

@@ -1,0 +1,163 @@
+"""Models with a null class: unconditional, told and guided reconstructions, their batches, counts and descriptions."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import uturn as ut
+from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.networks import DenoiserModel
+from uturn.networks.own_denoisers import PREDICTIONS
+from uturn.plan import plan
+from uturn.plotting.images import draw_calibration, draw_grid, draw_layers
+from uturn.random import keys, normals
+from uturn.workflows import ImageOptions, analyse
+
+SHAPE = (1, 28, 28)
+CLASSES, NULL = 10, 77
+rows: list[int] = []
+
+
+def image_of(label):
+    """The image that the network takes for the mean of x_0."""
+    return 0.05 * (label % 12).float().reshape(-1, 1, 1, 1) * torch.ones(SHAPE)
+
+
+def model(predicts="x0"):
+    """Delta data: every class is one image, and so is the null class. In closed form for every prediction type."""
+    scheduler = diffusers.DDPMScheduler(clip_sample=False)
+
+    def network(noisy, sigma, labels):
+        rows.append(len(noisy))
+        clean, sigma = image_of(labels), sigma.reshape(-1, 1, 1, 1)
+        noise = (noisy - clean) / sigma
+        found = {"noise": noise, "x0": clean, "edm": clean, "score": -noise / sigma, "flow": noise - clean}
+        return found[predicts] if predicts != "v" else (noise - sigma * clean) / (1 + sigma**2).sqrt()
+
+    return DenoiserModel(
+        network,
+        scheduler,
+        predicts=predicts,
+        image_shape=SHAPE,
+        takes="sigma",
+        num_classes=CLASSES,
+        null_class=NULL,
+    )
+
+
+for kind in PREDICTIONS:
+    globals()[f"model_{kind}"] = lambda kind=kind: model(kind)
+
+
+def loaded(name="model", **options):
+    return ReverseDiffusion.from_pretrained(f"{__name__}:{name}", "ddpm", 5, device="cpu", **options)
+
+
+def some(count):
+    return (0.3 * normals(keys(1, range(count)), 784)).reshape(-1, *SHAPE).clip(-1, 1)
+
+
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+def test_the_law_of_every_condition(predicts):
+    """The last step returns the mean of x_0: that of the null class, of the label, or null + guidance (label - null)."""
+    labels = np.array([3, 0, 8])
+    told, blind = image_of(torch.from_numpy(labels)).numpy(), image_of(torch.full((3,), NULL)).numpy()
+    for options, expected in (
+        ({}, blind),
+        ({"condition": "null"}, blind),
+        ({"condition": "label"}, told),
+        ({"condition": "label", "guidance": 0.0}, blind),
+        ({"condition": "label", "guidance": 2.5}, blind + 2.5 * (told - blind)),
+        ({"condition": "label", "guidance": -1.0}, 2 * blind - told),
+    ):
+        chain = loaded(f"model_{predicts}", **options)
+        for step in (1, 3, 5):
+            rebuilt = chain.u_turn(some(3), step, keys(0, range(3)), labels)
+            np.testing.assert_allclose(rebuilt, expected, atol=3e-4, err_msg=f"{options}")
+
+
+def test_labels_are_needed_where_they_are_used():
+    with pytest.raises(ValueError, match="labels = None: the model is conditioned on the class"):
+        loaded(condition="label", guidance=3.0).u_turn(some(2), 2, keys(0, range(2)))
+    with pytest.raises(ValueError, match=r"labels: 0 .. 10; expected 0 .. 9"):
+        loaded(condition="label").u_turn(some(2), 2, keys(0, range(2)), np.array([0, 10]))
+    with pytest.raises(ValueError, match="declares its null class itself, 77"):
+        loaded(null_class=9)
+
+
+# -- batches and counts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("guidance", "expected"), [(1.0, 8), (3.0, 8)])
+def test_batches_are_full_and_never_larger_than_asked(guidance, expected):
+    chain = loaded(condition="label", guidance=guidance, batch_size=8)
+    rows.clear()
+    chain.u_turn(some(16), 2, keys(0, range(16)), np.zeros(16, int))
+    assert set(rows) == {expected}
+    assert chain.batch_size == (8 if guidance == 1 else 4)
+
+
+def test_one_image_with_guidance_takes_two_rows():
+    chain = loaded(condition="label", guidance=3.0, batch_size=1)
+    rows.clear()
+    chain.u_turn(some(2), 1, keys(0, range(2)), np.zeros(2, int))
+    assert rows == [2, 2]
+
+
+def options(**changes):
+    given = {"model": f"{__name__}:model", "steps": 4, "levels": 2, "items": 11, "chunk": 4, "device": "cpu", **changes}
+    return ImageOptions.from_dict(given)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_plans_count_the_calls_of_the_run(guidance):
+    experiment = options(condition="label", guidance=guidance, batch_size=6, clones=2).experiment()
+    found = plan(experiment, workers=1, budget=0.1)
+    rows.clear()
+    ut.run(experiment)
+    assert found.calls["backward"] == len(rows)
+    u_turns = 11 * 2 * (2 + 4)  # items, clones, steps of the two levels
+    assert sum(rows) == (1 if guidance == 1 else 2) * u_turns
+    assert max(rows) == 6
+
+
+# -- what is recorded -------------------------------------------------------------------------------------------------
+
+
+def test_the_identity_of_a_run_without_a_condition_is_as_before():
+    plain = options().experiment()
+    assert not {"condition", "guidance", "null_class"} & plain.identity()["backward"].keys()
+    assert plain.hash == options(guidance=1).experiment().hash
+    hashes = {options(condition="label", guidance=g).experiment().hash for g in (1.0, 2.0, 3.0)}
+    assert len(hashes) == 3
+    read = ut.Experiment.from_dict(options(condition="label", guidance=2.0).experiment().to_dict())
+    assert read.parts.backward.guidance == 2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_guidance_is_named_on_every_figure(guidance):
+    import matplotlib.pyplot as plt
+
+    run = ut.run(options(condition="label", guidance=guidance, clones=2, trajectories=2).experiment())
+    data = analyse(run)
+    words = "guidance 3: not a draw from the posterior"
+    assert (words in run.attrs["description"]) == (words in data.attrs["description"]) == (guidance != 1)
+    assert json.loads(run.attrs["spec"])["backward"].get("guidance", 1.0) == guidance
+    for draw in (draw_layers, draw_grid, draw_calibration):
+        figure = draw(data)
+        texts = [text.get_text() for text in figure.findobj(plt.Text)]
+        assert (words in " ".join(" ".join(texts).split())) == (guidance != 1)
+        plt.close(figure)
+
+
+def test_a_model_that_is_told_needs_as_many_labels(tmp_path):
+    np.save(tmp_path / "images.npy", some(12))
+    data = {"data": str(tmp_path / "images.npy"), "classifiers": ["fashion_mnist"], "compare_labels": False}
+    with pytest.raises(ValueError, match=r"conditioned on the class, one of 10, but the images have no labels"):
+        ut.run(options(**data, condition="label").experiment())
+    ut.run(options(**data).experiment())  # the null class needs none
+    with pytest.raises(ValueError, match="condition"):
+        options(condition="both").experiment()
