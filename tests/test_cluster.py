@@ -17,6 +17,7 @@ import uturn as ut
 from cluster_tasks import FileTasks, processes, tries
 from uturn.checks import TasksFailed
 from uturn.cluster import driver, on_cluster
+from uturn.experiment import _tasks_of
 from uturn.store import Store
 
 ray = pytest.importorskip("ray")
@@ -131,6 +132,7 @@ import os, signal, sys
 from functools import partial
 from cluster_tasks import FileTasks
 from uturn.cluster import driver, on_cluster
+from uturn.experiment import _tasks_of
 
 def stop(*_):
     raise KeyboardInterrupt
@@ -399,6 +401,11 @@ def test_a_store_that_workers_do_not_see(cluster, tmp_path, monkeypatch):
     measure_elsewhere(monkeypatch, tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no node can measure: .* no store at"):
         ut.run(experiment, tmp_path / "x", cluster=cluster.address)
+
+
+def test_what_a_worker_says_of_a_store_that_it_does_not_see(tmp_path):
+    with pytest.raises(ValueError, match="does not see the store, which must be on a file system that all nodes share"):
+        _tasks_of("{}", str(tmp_path / "nowhere"))
 
 
 def test_a_store_that_workers_see_at_another_place(cluster, tmp_path, monkeypatch):

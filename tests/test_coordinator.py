@@ -187,7 +187,7 @@ def test_a_driver_with_another_version_or_other_options(nodes):
 @pytest.mark.parametrize("joined", [False, True])
 def test_a_coordinator_without_a_driver_ends(monkeypatch, joined):
     ended = threading.Event()
-    monkeypatch.setattr(coordinator.os, "_exit", lambda _: ended.set())
+    monkeypatch.setattr(coordinator, "_end_actor", ended.set)
     made = Coordinator(job(alone_after=0.1))
     made.life = joined or None
     assert ended.wait(0.5) is not joined

@@ -672,7 +672,14 @@ def _batch_of(backward: Any) -> int:
 
 
 def _tasks_of(spec: str, store: str) -> Tasks:
-    return Tasks(*_reopened(spec, store))
+    """What a worker of a cluster measures; it may be on another host."""
+    try:
+        opened = Store.open(store)
+    except ValueError as error:
+        raise ValueError(
+            f"it does not see the store, which must be on a file system that all nodes share, or on object storage: {error}"
+        ) from None
+    return Tasks(Experiment.from_dict(json.loads(spec)), opened)
 
 
 def _run_task(spec: str, store: str, task: Task, first: int) -> None:

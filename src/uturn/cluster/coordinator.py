@@ -113,7 +113,7 @@ class Coordinator:
         self.life: asyncio.Task[None] | None = None
         self.kills: list[asyncio.Task[None]] = []
         # The driver may die before it has joined.
-        timer = threading.Timer(job.alone_after, lambda: None if self.life else os._exit(0))
+        timer = threading.Timer(job.alone_after, self._end_unless_joined)
         timer.daemon = True
         timer.start()
 
@@ -182,10 +182,13 @@ class Coordinator:
         return not self.drivers
 
     # -- the work ------------------------------------------------------------------------------------------------------
+    def _end_unless_joined(self) -> None:
+        if self.life is None:
+            with suppress(Exception):  # in no actor there is nothing to end
+                _end_actor()
+
     async def _live(self) -> None:
         """Measure what is left, as long as a driver is there; then end."""
-        import ray
-
         while self._watched():
             try:
                 if self.left and self.error is None:
@@ -199,7 +202,7 @@ class Coordinator:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), _LOOK)
         await self._stop_workers()
-        ray.kill(ray.get_runtime_context().current_actor)
+        _end_actor()
 
     def _ended(self) -> bool:
         return (not self.left or self.error is not None) and not any(node.workers for node in self.nodes.values())
@@ -451,6 +454,13 @@ class Coordinator:
 
     def _say(self, text: str, task: Any = None) -> None:
         self.messages.append((text, task))
+
+
+def _end_actor() -> None:
+    """End the actor that calls this, for good."""
+    import ray
+
+    ray.kill(ray.get_runtime_context().current_actor)
 
 
 async def _answer(reference: Any) -> Any:

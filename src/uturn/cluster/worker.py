@@ -72,7 +72,8 @@ class Worker:
             self._add_modules(modules)
             self._work: Measures = _loaded(make)()
         except (Exception, SystemExit) as error:
-            return {**facts, "error": f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__}
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return {**facts, "error": kind + " ".join(str(error).split())[:400] or type(error).__name__}
         threading.Thread(target=self._measure_forever, daemon=True).start()
         return facts
 
