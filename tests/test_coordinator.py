@@ -27,7 +27,16 @@ STRINGS = {
 
 
 def job(**options):
-    given = {"start": {"version": "1.0"}, "cpus": 1.0, "gpus": 0.0, "slots": 1, "threads": 1, "silent_after": 0.2, **options}
+    given = {
+        "start": {"version": "1.0"},
+        "cpus": 1.0,
+        "gpus": 0.0,
+        "slots": 1,
+        "threads": 1,
+        "silent_after": 0.2,
+        "alone_after": 1e6,
+        **options,
+    }
     return Job(**given)
 
 

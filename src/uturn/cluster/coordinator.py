@@ -457,10 +457,12 @@ class Coordinator:
 
 
 def _end_actor() -> None:
-    """End the actor that calls this, for good."""
+    """End the actor that calls this, for good; nothing where there is none."""
     import ray
 
-    ray.kill(ray.get_runtime_context().current_actor)
+    # Without a connection, calls of Ray would start one.
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
+        ray.kill(ray.get_runtime_context().current_actor)
 
 
 async def _answer(reference: Any) -> Any:
