@@ -129,20 +129,17 @@ class Objects(WrapperStore[Any]):
             yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        async def collected() -> Sequence[str]:
-            try:
-                return [key async for key in self._store.list_dir(prefix)]
-            except FileNotFoundError:  # fsspec
-                return []
-
-        for key in await self._until_done(f"listing {prefix}", collected):
+        for key in await self._listing(prefix, lambda: self._store.list_dir(prefix)):
             if key != UNFINISHED:
                 yield key
 
     async def _collected(self, prefix: str) -> Sequence[str]:
+        return await self._listing(prefix, lambda: self._store.list_prefix(prefix))
+
+    async def _listing(self, prefix: str, keys: Callable[[], AsyncIterator[str]]) -> Sequence[str]:
         async def collected() -> Sequence[str]:
             try:
-                return [key async for key in self._store.list_prefix(prefix)]
+                return [key async for key in keys()]
             except FileNotFoundError:  # fsspec
                 return []
 

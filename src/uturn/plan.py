@@ -15,6 +15,7 @@ from uturn.places import place_of
 from uturn.processes import cores
 from uturn.progress import duration
 from uturn.resume import trajectories_done
+from uturn.tasks import left_of
 from uturn.timing import Costs, Timing, limited_threads
 
 _MOST = 20_000  # tasks whose distribution over workers is computed one by one
@@ -114,9 +115,7 @@ def plan(
     experiment = Experiment.from_dict(experiment.to_dict())
     experiment.__dict__["parts"] = experiment.parts._replace(source=experiment.parts.source.blank())
     done = trajectories_done(experiment, place)
-    missing = {
-        task: count if experiment.adds_trajectories else 0 for task, count in done.items() if count < experiment.trajectories
-    }
+    missing = left_of(experiment, done)
     groups = groups_of(experiment, missing)
     most = workers or 8
     if workers is None:

@@ -24,6 +24,12 @@ class _Measures(Protocol):
     def measurements(self, tasks: Iterable[Any], first: int = 0) -> Iterator[tuple[Any, dict[str, np.ndarray]]]: ...
 
 
+def left_of(experiment: _Measures, counts: Mapping[Task, int]) -> dict[Task, int]:
+    """Tasks that are not done, with the first trajectory to be measured; `counts`: number of trajectories done of each task."""
+    adds, wanted = experiment.adds_trajectories, experiment.trajectories
+    return {task: done if adds else 0 for task, done in counts.items() if done < wanted}
+
+
 class Tasks:
     """The tasks of an experiment, measured into its store.
 
@@ -55,9 +61,8 @@ class Tasks:
         recorded = self.recorded_left(list(still))
         return [task for task, first in still.items() if recorded.get(task) != first]
 
-    def _left(self, counts: dict[Task, int]) -> dict[Task, int]:
-        adds, wanted = self.experiment.adds_trajectories, self.experiment.trajectories
-        return {task: done if adds else 0 for task, done in counts.items() if done < wanted}
+    def _left(self, counts: Mapping[Task, int]) -> dict[Task, int]:
+        return left_of(self.experiment, counts)
 
     def measure(
         self, tasks: Iterable[tuple[Task, int]], *, check: bool = False, call: Callable[..., None] = called

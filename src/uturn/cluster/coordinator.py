@@ -217,7 +217,7 @@ class Coordinator:
         present = {}
         for node in await asyncio.to_thread(ray.nodes):
             if node["Alive"]:
-                room = _room(node["Resources"], self.job.cpus, self.job.gpus)
+                room = room_for(node["Resources"], self.job.cpus, self.job.gpus)
                 present[node["NodeID"]] = room, node.get("NodeManagerHostname", "")
         for node_id in present.keys() - self.nodes.keys():
             self.nodes[node_id] = _Node()
@@ -498,7 +498,7 @@ def _reason(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {words[:160]}"
 
 
-def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+def room_for(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     """Number of workers that a node has room for."""
     rooms = [resources.get(name, 0.0) / wanted for name, wanted in (("CPU", cpus), ("GPU", gpus)) if wanted]
     return int(min(rooms) + 1e-9) if rooms else 0

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from uturn.checks import TasksFailed, one_line, shown
 from uturn.cluster.connection import NAMESPACE, checked_address, connected, uninterrupted
-from uturn.cluster.coordinator import Coordinator, Job, _room
+from uturn.cluster.coordinator import Coordinator, Job, room_for
 
 _log = logging.getLogger("uturn")
 _POLL = 0.5  # seconds
@@ -176,7 +176,7 @@ def _check_room(resources: Sequence[dict[str, float]], cpus: float, gpus: float)
         if wanted > most[name]:
             unit = "cores" if name == "CPU" else "GPUs"
             raise ValueError(f"{option} = {wanted:g}: no node of the cluster has more than {most[name]:g} {unit}")
-    if not any(_room(one, cpus, gpus) for one in resources):
+    if not any(room_for(one, cpus, gpus) for one in resources):
         raise ValueError(f"no node of the cluster has {cpus:g} cores and {gpus:g} GPUs at once; lower one of them")
 
 

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.corruption.noising import add_noise, amplitudes
+from uturn.corruption.noising import add_noise, amplitudes, clean_and_noise
 
 if TYPE_CHECKING:
     import torch
 
-_PREDICTIONS = ("epsilon", "sample", "original_sample", "v_prediction", "flow_prediction")
+_PREDICTIONS = {
+    "epsilon": "noise",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
 
 
 class AncestralScheduler:
@@ -97,14 +103,7 @@ class AncestralScheduler:
         """x̂_0 from the model's output at x_t = a x_0 + s noise."""
         if hasattr(self.base, "precondition_outputs"):  # EDM: D(x; sigma) from the network's output
             return self.base.precondition_outputs(sample, output, s / a)
-        if self._prediction == "epsilon":
-            return (sample - s * output) / a
-        if self._prediction == "flow_prediction":  # noise - x_0
-            return (sample - s * output) / (a + s)
-        if self._prediction == "v_prediction":  # (a noise - s x_0) / r
-            r = float(np.hypot(a, s))
-            return (a / r * sample - s * output) / r
-        return output
+        return clean_and_noise(_PREDICTIONS[self._prediction], output, sample, a, s)[0]
 
     def _clipped(self, clean: torch.Tensor) -> torch.Tensor:
         if self.config.get("thresholding"):

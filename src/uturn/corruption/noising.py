@@ -1,4 +1,4 @@
-"""Noisy images of a scheduler of diffusers, and the share of image and noise in them."""
+"""Noisy images of a scheduler of diffusers, the share of image and noise in them, and both from a prediction."""
 
 from __future__ import annotations
 
@@ -28,3 +28,17 @@ def amplitudes(scheduler: Any, timesteps: torch.Tensor) -> tuple[np.ndarray, np.
     signal = add_noise(scheduler, one, 0 * one, timesteps).flatten().numpy()
     noise = add_noise(scheduler, 0 * one, one, timesteps).flatten().numpy()
     return signal, noise
+
+
+def clean_and_noise(predicts: str, output: Any, x: Any, a: Any, s: Any) -> tuple[Any, Any]:
+    """x_0 and n of x = a x_0 + s n, from what a network predicts: "noise", "x0", "v", "flow", "score" or "edm"."""
+    if predicts in ("x0", "edm"):
+        return output, (x - a * output) / s
+    if predicts == "flow":  # n - x_0
+        clean = (x - s * output) / (a + s)
+        return clean, output + clean
+    if predicts == "v":  # (a n - s x_0) / r
+        r = (a**2 + s**2) ** 0.5
+        return (a * x - s * r * output) / r**2, (s * x + a * r * output) / r**2
+    noise = -s * output if predicts == "score" else output
+    return (x - s * noise) / a, noise

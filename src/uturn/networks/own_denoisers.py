@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from uturn.checks import errors_named, shown
+from uturn.corruption.noising import clean_and_noise
 from uturn.networks.modules import imported_function
 from uturn.pieces import is_out_of_memory
 
@@ -232,20 +233,6 @@ class Prediction(nn.Module):
         if self.wanted == "flow":
             return noise - clean
         return noise if self.wanted == "noise" else a * noise - s * clean
-
-
-def clean_and_noise(predicts: str, output: Any, x: Any, a: Any, s: Any) -> tuple[Any, Any]:
-    """x_0 and n of x = a x_0 + s n, from what a network predicts."""
-    if predicts in ("x0", "edm"):
-        return output, (x - a * output) / s
-    if predicts == "flow":  # n - x_0
-        clean = (x - s * output) / (a + s)
-        return clean, output + clean
-    if predicts == "v":  # (a n - s x_0) / r
-        r = (a**2 + s**2) ** 0.5
-        return (a * x - s * r * output) / r**2, (s * x + a * r * output) / r**2
-    noise = -s * output if predicts == "score" else output
-    return (x - s * noise) / a, noise
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
