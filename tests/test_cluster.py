@@ -16,7 +16,7 @@ import pytest
 import uturn as ut
 from cluster_tasks import FileTasks, processes, tries
 from uturn.checks import TasksFailed
-from uturn.cluster import driver, on_cluster
+from uturn.cluster import connected, driver, on_cluster
 from uturn.experiment import _tasks_of
 from uturn.store import Store
 
@@ -131,7 +131,7 @@ DRIVER = """
 import os, signal, sys
 from functools import partial
 from cluster_tasks import FileTasks
-from uturn.cluster import driver, on_cluster
+from uturn.cluster import connected, driver, on_cluster
 from uturn.experiment import _tasks_of
 
 def stop(*_):
@@ -388,6 +388,16 @@ def test_ray_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'uturn\[cluster\]'"):
         ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="local")
+
+
+def test_a_connection_is_shared_and_another_address_is_told(cluster, caplog):
+    caplog.set_level("INFO", "uturn")
+    with connected(cluster.address), connected(cluster.address):
+        assert caplog.messages == []
+        with connected("auto"):
+            assert "that connection is used, and not cluster = 'auto'" in caplog.messages[0]
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
 
 
 def test_another_version_on_the_nodes(cluster, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from uturn.checks import one_line, shown
 
 _log = logging.getLogger("uturn")
 NAMESPACE = "uturn"
+_addresses: list[str] = []  # of the connection that this module has made
 _WAIT = 10.0  # seconds for an address to answer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MEMORY = 2**27  # bytes of the object store, through which only small messages go
@@ -57,7 +58,8 @@ def connected(address: str) -> Iterator[Any]:
     address = checked_address(address)
     ray = imported_ray()
     if ray.is_initialized():
-        _log.info(f"this process is connected to Ray already; that connection is used, and not cluster = {address!r}")
+        if address not in _addresses:
+            _log.info(f"this process is connected to Ray already; that connection is used, and not cluster = {address!r}")
         yield ray
         return
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -72,9 +74,11 @@ def connected(address: str) -> Iterator[Any]:
     try:
         with _loopback_allowed(address == "local"):
             _init(ray, address, options)
+        _addresses.append(address)
         yield ray
     finally:
         with uninterrupted():
+            _addresses.clear()
             with suppress(Exception):
                 ray.shutdown()
             if folder is not None:
