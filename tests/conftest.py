@@ -4,6 +4,8 @@ import os
 
 # Ray would ask for a token, which it makes in the home folder; tests/test_cluster_addresses.py has one of its own.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# A call of Ray without a connection is an error, and joins no cluster of another process, with which this one would end.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is imported
     os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))

@@ -66,6 +66,8 @@ def nodes(monkeypatch):
     """Two nodes with a core each, and short times."""
     found = [{"Alive": True, "NodeID": name, "NodeManagerHostname": name, "Resources": {"CPU": 1.0}} for name in ("one", "two")]
     monkeypatch.setattr(ray, "nodes", lambda: found)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(coordinator, "_killed", lambda *_: asyncio.sleep(0))
     for name in ("_LOOK", "_PULSE", "_STORE_WAIT"):
         monkeypatch.setattr(coordinator, name, 0.05)
     return found
