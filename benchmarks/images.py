@@ -1,9 +1,9 @@
 """How well the queue of U-turns keeps the network busy: occupancy of batches, time outside the network, batch 1 against 64.
 
-    python benchmarks/images.py [--items 40] [--levels 10] [--steps 50] [--batch 64]
+    python benchmarks/images.py [--items 40] [--levels 10] [--steps 50] [--batch 64] [--model FOLDER [--prompt TEXT_OR_FILE]]
 
-On the embedded Fashion-MNIST model, in one process on the CPU. The least number of rows that the network must compute is `items *
-sum of steps`; the time of the network is measured inside it, in the same run.
+On the embedded Fashion-MNIST model, or on another one with images of noise, in one process on the CPU. The least number of rows
+that the network must compute is `items * sum of steps`; the time of the network is measured inside it, in the same run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from uturn import fashion_mnist
 from uturn.backward.queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.random import keys
+from uturn.random import keys, normals
 
 
 class Counted(torch.nn.Module):
@@ -25,35 +25,51 @@ class Counted(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
-        self.network, self.config = network, network.config
+        self.network = network
         self.calls, self.rows, self.seconds = 0, 0, 0.0
         self.eval()
 
-    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
         start = time.perf_counter()
-        output = self.network(noisy, timestep).sample
+        output = self.network(noisy, timestep, *labels)
         self.seconds += time.perf_counter() - start
         self.calls, self.rows = self.calls + 1, self.rows + len(noisy)
         return output
 
 
-def reverse(batch: int, steps: int) -> ReverseDiffusion:
-    model = Counted(fashion_mnist.load_generator())
-    return ReverseDiffusion(model, fashion_mnist.load_scheduler(), steps, batch_size=batch)
+def reverse(options: argparse.Namespace, batch: int) -> ReverseDiffusion:
+    chain = ReverseDiffusion.from_pretrained(options.model, "ddpm", options.steps, batch_size=batch, prompt=options.prompt)
+    chain.model = Counted(chain.model)
+    return chain
+
+
+def rows_of(chain: ReverseDiffusion, items: int) -> list[int] | None:
+    """The prompt of each item, or the class, for models that are told one."""
+    if chain.num_classes is None:
+        return None
+    return (
+        [k % chain.num_classes for k in range(items)] if chain.prompts is None else chain.prompts.rows_of(range(items)).tolist()
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("items", 40), ("levels", 10), ("steps", 50), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", default=fashion_mnist.generator_folder())
+    parser.add_argument("--prompt")
     options = parser.parse_args()
-    images = fashion_mnist.load_test_set()[0][: options.items]
     ladder = [options.steps * k // options.levels for k in range(options.levels, 0, -1)]
     streams = keys(0, np.arange(options.items))
 
-    queue = reverse(options.batch, options.steps)
+    queue = reverse(options, options.batch)
+    assert queue.image_shape is not None
+    images = fashion_mnist.load_test_set()[0][: options.items]
+    if images.shape[1:] != queue.image_shape:
+        images = 0.4 * normals(streams, int(np.prod(queue.image_shape)), np.float32).reshape(-1, *queue.image_shape).clip(-2, 2)
+    told = rows_of(queue, options.items)
     work = (
-        Work(image, step, key, name=(step, i))
+        Work(image, step, key, None if told is None else told[i], (step, i))
         for step in ladder
         for i, (image, key) in enumerate(zip(queue.corrupt(images, step, streams), streams, strict=True))
     )
@@ -64,14 +80,15 @@ def main() -> None:
     needed = options.items * sum(ladder)
     assert model.rows == needed, "no row too many"
 
-    loop = reverse(options.batch, options.steps)
+    loop = reverse(options, options.batch)
     start = time.perf_counter()
-    looped = {step: loop.u_turn(images, step, streams) for step in ladder}
+    looped = {step: loop.u_turn(images, step, streams, told) for step in ladder}
     loop_wall = time.perf_counter() - start
 
-    single = reverse(1, options.steps)
+    single = reverse(options, 1)
+    first = None if told is None else told[:1]
     some = ladder[::3]
-    apart = max(float(np.abs(queued[step, 0] - single.u_turn(images[:1], step, streams[:1])[0]).max()) for step in some)
+    apart = max(float(np.abs(queued[step, 0] - single.u_turn(images[:1], step, streams[:1], first)[0]).max()) for step in some)
     same = max(float(np.abs(queued[step, i] - looped[step][i]).max()) for step in ladder for i in range(options.items))
 
     print(f"{options.items} images x {options.levels} inversion times, {options.steps} steps, batch {options.batch}")

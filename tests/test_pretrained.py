@@ -561,11 +561,12 @@ def test_names_on_a_hub(folders, monkeypatch):
 
 
 def test_text_models_are_refused_before_they_are_fetched(monkeypatch):
-    index = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
+    index = {"_class_name": "StableUnCLIPPipeline", **parts}
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: pytest.fail("fetched"))
-    with pytest.raises(ValueError, match=r"owner/name is conditioned on a text or an image \(text_encoder\); expected"):
+    with pytest.raises(ValueError, match=r"is a StableUnCLIPPipeline, conditioned on a text or an image \(text_encoder\)"):
         load_pretrained("owner/name")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -67,3 +67,14 @@ def is_out_of_memory(error: Exception) -> bool:
         "unable to find a valid cudnn algorithm",
     )
     return isinstance(error, MemoryError) or any(word in text for word in words)
+
+
+def half_precision_words(network: Any) -> str:
+    """The way out for a network that computes in half precision."""
+    import torch
+
+    dtype = getattr(network, "dtype", None)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return ""
+    others = "'bfloat16' or 'float32'" if dtype == torch.float16 else "'float32'"
+    return f" in {str(dtype).removeprefix('torch.')}; take dtype = {others}"

@@ -36,11 +36,16 @@ class DiffusionModel(Spec, Backward):
     every image). `guidance`: scale of classifier-free guidance towards the label; every number but 1 draws from no posterior.
     `null_class` declares that the last class of a network is its null class.
 
-    Execution-only options: `device` ("cuda" if available), `batch_size` (a number, or "auto"), `compile` (torch.compile).
+    For text-conditioned pipelines: `prompt` is a text, or a .txt file with the prompt of one item in each line; by default the
+    empty prompt. `guidance` then guides towards the prompt. `image_size`: height and width of the images, by default those of the
+    model's training.
+
+    Execution-only options: `device` ("cuda" if available), `batch_size` (a number, or "auto"), `compile` (torch.compile),
+    `offload` (weights in main memory, each layer on the device when it is needed).
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1].
     """
 
-    execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile"})
+    execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile", "offload"})
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     undoes: ClassVar[tuple[str, ...]] = ("diffusion",)
     adds_trajectories: ClassVar[bool] = True
@@ -57,9 +62,12 @@ class DiffusionModel(Spec, Backward):
     condition: Literal["null", "label"] | None = None
     guidance: float = Field(default=1.0, allow_inf_nan=False)
     null_class: int | None = None
+    prompt: str | None = None
+    image_size: int | None = Field(default=None, ge=8)
     device: str | None = None
     batch_size: int | str = "auto"
     compile: bool = False
+    offload: bool = False
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -71,7 +79,7 @@ class DiffusionModel(Spec, Backward):
     @model_serializer(mode="wrap")
     def _without_defaults_of_the_condition(self, table: Any) -> dict[str, Any]:
         """The identity of a spec without these options stays the same."""
-        defaults = {"condition": None, "guidance": 1.0, "null_class": None}
+        defaults = {"condition": None, "guidance": 1.0, "null_class": None, "prompt": None, "image_size": None, "offload": False}
         return {name: value for name, value in table(self).items() if defaults.get(name, self) != value}
 
     @property
@@ -116,9 +124,11 @@ class DiffusionModel(Spec, Backward):
         return _ModelForward(self, source)
 
     def _labels(self, noisy: Noisy, reverse: ReverseDiffusion, streams: Streams, clones: int) -> np.ndarray | None:
-        """The true class of each reconstruction for class-conditional models; None for unconditional ones."""
+        """The true class of each reconstruction, or the number of its prompt; None for models that are told neither."""
         if reverse.num_classes is None:
             return None
+        if reverse.prompts is not None:
+            return np.repeat(reverse.prompts.rows_of(streams.items), streams.count * clones)
         labels = noisy.labels if isinstance(noisy, NoisyImages) else np.full(len(noisy.values), -1)
         wrong = np.flatnonzero((labels < 0) | (labels >= reverse.num_classes))
         if len(wrong):
@@ -149,7 +159,17 @@ class DiffusionModel(Spec, Backward):
 
     def num_labels(self) -> int | None:
         """Number of classes of the labels that the model is told; None without them."""
-        return _reverse_diffusion(self).num_classes
+        reverse = _reverse_diffusion(self)
+        return None if reverse.prompts is not None else reverse.num_classes
+
+    def generated_labels(self, items: np.ndarray) -> np.ndarray | None:
+        """What the model is told for originals that it draws: classes in turn, or the number of a prompt, in turn too."""
+        reverse = _reverse_diffusion(self)
+        if reverse.num_classes is None:
+            return None
+        if reverse.prompts is None:
+            return items % reverse.num_classes
+        return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
 
     def generating_calls(self) -> tuple[int, int]:
         """Calls of the network that make an image, and how many images go into a call."""
@@ -167,9 +187,11 @@ class DiffusionModel(Spec, Backward):
     def describe(self) -> str:
         """The model, its scheduler and its steps in one line."""
         reverse = _reverse_diffusion(self)
+        is_ancestral = type(reverse.forward.scheduler).__name__ == "AncestralScheduler"
+        scheduler = "ancestral" if is_ancestral else self.scheduler  # for flow matching, ddpm is the ancestral step
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
         guided = "" if self.guidance == 1 else f"; guidance {self.guidance:g}: not a draw from the posterior"
-        return f"{reverse.description}; {self.scheduler}, {self.steps} steps, {draws}{guided}"
+        return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
 
 
 class _ModelForward(Corruption):
@@ -192,12 +214,13 @@ class _ModelForward(Corruption):
         if expected is not None and tuple(expected) != tuple(found):
             raise ValueError(
                 f"the images are {tuple(found)} (channels, height, width), but the model {model!r} takes {tuple(expected)}; "
-                f"give the source the model's `channels` and `size`"
+                f"give the source the model's `channels` and `size` (text-conditioned models take others too: `image_size`)"
             )
-        labels = self.source.num_labels() if reverse.num_classes is not None else None
-        if labels != reverse.num_classes:
+        expects = None if reverse.prompts is not None else reverse.num_classes
+        labels = None if expects is None else self.source.num_labels()
+        if labels != expects:
             raise ValueError(
-                f"the model {model!r} is conditioned on the class, one of {reverse.num_classes}, but the images have "
+                f"the model {model!r} is conditioned on the class, one of {expects}, but the images have "
                 f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
                 f"(a folder: sub-folders, and `classes`)"
             )
@@ -238,7 +261,9 @@ class _Pending:
 def _model_files(spec: DiffusionModel) -> list[Path]:
     """The files of a model: its checkpoint, or the files of its folder and of the folders in it."""
     path = Path(checked_path("model", spec.model))
-    return sorted([*path.glob("*"), *path.glob("*/*")]) if (path / "model_index.json").is_file() else [path]
+    prompts = [Path(spec.prompt)] if spec.prompt and spec.prompt.endswith(".txt") else []
+    parts = sorted([*path.glob("*"), *path.glob("*/*")]) if (path / "model_index.json").is_file() else [path]
+    return parts + prompts
 
 
 @cached_while_unchanged(files=_model_files, maxsize=2)
@@ -257,5 +282,8 @@ def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
         condition=spec.condition,
         guidance=spec.guidance,
         null_class=spec.null_class,
+        prompt=spec.prompt,
+        image_size=spec.image_size,
+        offload=spec.offload,
         **options,
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from uturn import progress
 from uturn.corruption.schedulers import uses_learned_variance
+from uturn.pieces import half_precision_words
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class Chain(Protocol):
     codec: Any
     device: torch.device
     forward: Diffusion
+    model: Any
     num_classes: int | None
     pieces: Pieces
     step_arguments: dict[str, float]
@@ -135,14 +137,21 @@ def _advance(chain: Chain, cohorts: list[_Cohort]) -> None:
 
 
 def _finished(chain: Chain, cohort: _Cohort) -> np.ndarray:
+    _check_finite(chain, cohort, cohort.state, "the model or the scheduler diverged")
+    images = cohort.state
+    if chain.codec is not None:
+        images = chain.pieces(chain.codec.decode, cohort.state)
+        _check_finite(chain, cohort, images, "the autoencoder gives NaN or infinity")
+    return images.clamp(-1, 1).cpu().numpy()
+
+
+def _check_finite(chain: Chain, cohort: _Cohort, values: torch.Tensor, reason: str) -> None:
     import torch
 
-    finite = torch.isfinite(cohort.state).flatten(1).all(1).tolist()
+    finite = torch.isfinite(values).flatten(1).all(1).tolist()
     if not all(finite):
         bad = [name for name, good in zip(cohort.names, finite, strict=True) if not good]
         raise ValueError(
-            f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.step} steps: the model "
-            f"or the scheduler diverged"
+            f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.step} steps: "
+            f"{reason}{half_precision_words(chain.model)}"
         )
-    images = cohort.state if chain.codec is None else chain.pieces(chain.codec.decode, cohort.state)
-    return images.clamp(-1, 1).cpu().numpy()

@@ -19,12 +19,14 @@ from uturn.backward.queue import Work as Work
 from uturn.backward.queue import run_queue
 from uturn.checks import one_line
 from uturn.corruption.diffusion import Diffusion, checked_images
-from uturn.corruption.schedulers import SCHEDULERS, scheduler_like, uses_learned_variance
+from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler_like, uses_learned_variance
 from uturn.pieces import Pieces, is_out_of_memory
 from uturn.progress import units
 
 if TYPE_CHECKING:
     import torch
+
+    from uturn.networks.prompts import Prompts
 
 
 class ReverseDiffusion:
@@ -71,6 +73,8 @@ class ReverseDiffusion:
         For latent models: an object with `encode(images)` and `decode(latents)`. Noise is added to latents.
     latent_shape
         (channels, height, width) of the latents; only `generate` needs it.
+    timesteps : PipelineTimesteps, optional
+        How the timesteps are set, for models of pipelines; by default by their number alone.
 
     Attributes
     ----------
@@ -81,6 +85,8 @@ class ReverseDiffusion:
         The forward process; its `noise_levels` are the table that `levels` returns.
     description : str
         One line about the model; empty unless it was loaded by `from_pretrained`.
+    prompts : Prompts or None
+        The prompts of a text-conditioned model; labels are then the numbers of its texts.
 
     Raises
     ------
@@ -89,6 +95,7 @@ class ReverseDiffusion:
     """
 
     description = ""
+    prompts: Prompts | None = None
 
     def __init__(
         self,
@@ -105,6 +112,7 @@ class ReverseDiffusion:
         num_classes: int | None = None,
         codec: Any = None,
         latent_shape: tuple[int, int, int] | None = None,
+        timesteps: PipelineTimesteps | None = None,
     ) -> None:
         import torch
 
@@ -133,6 +141,7 @@ class ReverseDiffusion:
                 timestep_spacing=timestep_spacing,
                 pure_noise=pure_noise,
                 codec=codec,
+                timesteps=timesteps,
                 pieces=self.pieces,
             )
             self.step_arguments = _step_arguments(self.forward.scheduler, eta)
@@ -163,6 +172,9 @@ class ReverseDiffusion:
         condition: str | None = None,
         guidance: float = 1.0,
         null_class: int | None = None,
+        prompt: str | None = None,
+        image_size: int | None = None,
+        offload: bool = False,
         **options: Any,
     ) -> ReverseDiffusion:
         """Diffusion model from files; see `uturn.networks.pretrained.load_pretrained` for what can be read.
@@ -175,7 +187,7 @@ class ReverseDiffusion:
         scheduler
             A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The
             noise schedule and the prediction type always come from the stored one.
-        preset, dtype, device, compile, condition, guidance, null_class
+        preset, dtype, device, compile, condition, guidance, null_class, prompt, image_size, offload
             As in `load_pretrained`.
         num_steps, **options
             As in the class.
@@ -191,6 +203,9 @@ class ReverseDiffusion:
             condition=condition,
             guidance=guidance,
             null_class=null_class,
+            prompt=prompt,
+            image_size=image_size,
+            offload=offload,
         )
         made = cls(
             loaded.model,
@@ -200,9 +215,11 @@ class ReverseDiffusion:
             num_classes=loaded.num_classes,
             codec=loaded.codec,
             latent_shape=loaded.latent_shape,
+            device=loaded.device,
+            timesteps=loaded.timesteps,
             **options,
         )
-        made.description = loaded.description
+        made.description, made.prompts = loaded.description, loaded.prompts
         return made
 
     def levels(self) -> dict[str, np.ndarray]:
@@ -320,6 +337,8 @@ class ReverseDiffusion:
         digest.update(type(self.forward.scheduler).__name__.encode())
         digest.update(self.forward.scheduler.to_json_string().encode())
         digest.update(f"{self.num_steps} {self.step_arguments} {self.forward.pure_noise}".encode())
+        if self.prompts is not None:
+            digest.update(f"{self.prompts.rows}".encode())
         return digest.hexdigest()
 
     def _draws_noise(self) -> bool:
@@ -361,6 +380,8 @@ class ReverseDiffusion:
     def _checked_labels(self, labels: Any, count: int) -> list[int] | None:
         if self.num_classes is None:
             return None  # an unconditional model
+        if labels is None and self.prompts is not None and self.prompts.rows is None:
+            return [0] * count  # one prompt for all
         array = np.asarray(labels)
         if labels is None or array.dtype.kind not in "iu" or array.shape != (count,):
             raise ValueError(f"labels = {labels!r:.60}: the model is conditioned on the class; expected integers ({count},)")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from uturn.checks import checked_noise
+from uturn.corruption.latents import Latents
 from uturn.corruption.noising import add_noise, amplitudes
-from uturn.corruption.schedulers import check_schedule, check_timesteps, with_spacing
+from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check_timesteps, with_spacing
 from uturn.pieces import Pieces
 from uturn.protocols import Axes, Corruption, Noisy
 from uturn.random import Purpose, normals
@@ -36,6 +37,8 @@ class Diffusion(Corruption):
         Whether k = N is pure noise. Otherwise it is the scheduler's first level, which keeps a small signal of the image.
     codec : optional
         For latent models: an object with `encode(images)`. Noise is added to the latents.
+    timesteps : PipelineTimesteps, optional
+        How the timesteps are set, for models of pipelines; by default by their number alone.
     pieces : Pieces, optional
         Device and batch size of the encoder; by default the CPU and all images at once.
     """
@@ -55,14 +58,15 @@ class Diffusion(Corruption):
         timestep_spacing: str | None = None,
         pure_noise: bool = False,
         codec: Any = None,
+        timesteps: PipelineTimesteps | None = None,
         pieces: Pieces | None = None,
     ) -> None:
         self.num_steps, self.pure_noise, self.codec = num_steps, pure_noise, codec
-        self._pieces = pieces
+        self._pieces, self._latents = pieces, None if codec is None else Latents(codec)
         if scheduler is not None:
             check_schedule(scheduler)
             self.scheduler = with_spacing(scheduler, timestep_spacing)
-            self.scheduler.set_timesteps(num_steps)
+            (timesteps or PipelineTimesteps()).set(self.scheduler, num_steps)
             check_timesteps(self.scheduler, num_steps)
             self.noise_levels = self._measured_levels()
 
@@ -89,7 +93,7 @@ class Diffusion(Corruption):
         pieces = self._pieces or Pieces(torch.device("cpu"), max(1, len(images)))
 
         def one(clean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            return self._noised(clean.to(pieces.device), step, keys[rows.numpy()], pieces).cpu()
+            return self._noised(clean, step, keys[rows.numpy()], pieces).cpu()
 
         parts = torch.arange(len(images)).split(pieces.batch_size)
         clean = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))
@@ -97,7 +101,7 @@ class Diffusion(Corruption):
             return torch.cat([one(clean[part], part) for part in parts]).numpy() if len(images) else clean.numpy()
 
     def _noised(self, images: torch.Tensor, step: int, keys: np.ndarray, pieces: Pieces) -> torch.Tensor:
-        latents = images if self.codec is None else pieces(self.codec.encode, images)
+        latents = images.to(pieces.device) if self._latents is None else self._latents(images, pieces)
         noise = self.noise_like(latents, keys)
         if self.pure_noise and step == self.num_steps:
             return noise * self.pure_sigma

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,10 +27,49 @@ FLOW_SCHEDULERS: Mapping[str, str] = {
     "flow_match_stochastic": "FlowMatchEulerDiscreteScheduler",  # draws new noise at every step, not from the posterior
 }
 """Short names of schedulers of flow matching."""
+_CONSISTENCY = ("LCMScheduler", "TCDScheduler")
 _OPTIONS: Mapping[str, dict[str, Any]] = {
     "sde_dpm_solver": {"algorithm_type": "sde-dpmsolver++"},
     "flow_match_stochastic": {"stochastic_sampling": True},
 }
+EVEN_SIGMAS = ("Flux", "QwenImage", "Chroma", "ZImage")
+"""How names of pipelines begin that give the scheduler the noise levels 1, (N - 1)/N, .., 1/N, which it then shifts."""
+
+
+class PipelineTimesteps(NamedTuple):
+    """The timesteps of a pipeline of diffusers: what it passes to `set_timesteps`.
+
+    `pipeline`: its class, "" for any that passes the number of steps only. `tokens`: patches of two by two pixels of the latents,
+    by whose number some schedules are shifted.
+    """
+
+    pipeline: str = ""
+    tokens: int = 4096
+
+    def set(self, scheduler: Any, steps: int) -> float:
+        """Set the timesteps of N steps; returns the shift of the levels, sigma -> shift sigma / (1 + (shift - 1) sigma)."""
+        config = scheduler.config
+        options: dict[str, Any] = {}
+        if is_flow_match(scheduler) and self.pipeline.startswith(EVEN_SIGMAS):
+            options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+        shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
+        if config.get("use_dynamic_shifting"):
+            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+            options["mu"] = config.get("base_shift", 0.5) + slope * (self.tokens - low)
+            shift = options["mu"] if config.get("time_shift_type") == "linear" else float(np.exp(options["mu"]))
+        scheduler.set_timesteps(steps, **options)
+        return shift
+
+
+def is_flow_match(scheduler: Any) -> bool:
+    """Whether a scheduler is one of diffusers for flow matching."""
+    return type(getattr(scheduler, "base", scheduler)).__name__.startswith("FlowMatch")
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler has the noise levels of flow matching, x = (1 - sigma) x_0 + sigma n."""
+    return is_flow_match(scheduler) or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
@@ -45,11 +84,16 @@ def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def scheduler_like(stored: Any, name: str | None) -> Any:
-    """A scheduler by name, with the noise schedule and prediction type of the stored one; ValueError if they do not fit."""
+    """A scheduler by name, with the noise schedule and prediction type of the stored one; ValueError if they do not fit.
+
+    For flow matching "ddpm" is the ancestral step, which has the law of DDPM.
+    """
     if name is None or name == "stored":
         return stored
-    if name == "ancestral":
+    if name == "ancestral" or (name == "ddpm" and is_flow(stored)):
         return AncestralScheduler(stored)
+    if type(stored).__name__ in _CONSISTENCY:
+        stored = named_scheduler("ddim")[0].from_config(stored.config)  # the same noise schedule
     made, options = named_scheduler(name)
     scales = [scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored))]  # EDM has other noise levels
     if made is not type(stored) and (made not in stored.compatibles or scales[0] != scales[1]):

@@ -20,11 +20,14 @@ class Condition(NamedTuple):
         prediction with the null class). 1: the model that is told the label.
     null_class : int or None
         Declares the last class of a network to be its null class, where its files do not say so.
+    prompt : str or None
+        For text-conditioned models: a text, or a .txt file with a prompt for each item. None is the empty prompt.
     """
 
     condition: str | None = None
     guidance: float = 1.0
     null_class: int | None = None
+    prompt: str | None = None
 
     def checked(self) -> Condition:
         """ValueError for values that fit no model."""
@@ -33,10 +36,6 @@ class Condition(NamedTuple):
         guidance: Any = self.guidance
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
             raise ValueError(f"guidance = {shown(guidance)}: expected a finite number, 1 for no guidance")
-        if guidance != 1 and self.condition != "label":
-            raise ValueError(
-                f"guidance = {guidance:g}: guides towards the true label of every image, so it needs condition = 'label'"
-            )
         return self
 
     def of(self, model: Any, classes: int | None, null_class: int | None = None) -> Conditioned:
@@ -44,6 +43,12 @@ class Condition(NamedTuple):
 
         ValueError if the model cannot be run in this way.
         """
+        if self.prompt is not None:
+            raise ValueError(f"prompt = {shown(self.prompt)}: the model {model} takes no text; leave it out")
+        if self.guidance != 1 and self.condition != "label":
+            raise ValueError(
+                f"guidance = {self.guidance:g}: guides towards the true label of every image, so it needs condition = 'label'"
+            )
         if self.null_class is not None:
             if classes is None or null_class is not None:
                 has = "has no classes" if classes is None else f"declares its null class itself, {null_class}"
@@ -71,12 +76,38 @@ class Condition(NamedTuple):
             return Conditioned(None, classes, 1.0, words)
         return Conditioned(null_class, classes, float(self.guidance), f"{words} and guided with {self.guidance:g}")
 
+    def of_prompts(self, model: Any, count: int, words: str, distilled: str, told: bool) -> Conditioned:
+        """How a text-conditioned model is run with so many different prompts.
+
+        `words`: the prompts in a description. `distilled`: "guidance", "step" or "". `told`: whether the network takes the scale
+        of guidance as an input. ValueError if the model cannot be run in this way.
+        """
+        for name, value in (("condition", self.condition), ("null_class", self.null_class)):
+            if value is not None:
+                raise ValueError(f"{name} = {shown(value)}: the model {model} has prompts, and no classes; leave it out")
+        words = f"with {words}"
+        if distilled:
+            words += f", {distilled}-distilled: it has no unconditional law"
+        if told:
+            words += f", told the guidance {self.guidance:g}"
+        elif self.guidance != 1:
+            if distilled == "step":
+                raise ValueError(
+                    f"guidance = {self.guidance:g}: the model {model} was distilled to make images in a few steps, without "
+                    f"guidance; leave it out"
+                )
+            if not self.prompt:
+                raise ValueError(f"guidance = {self.guidance:g}: guides towards a prompt, and none is given; give a prompt")
+            return Conditioned(count, count, float(self.guidance), f"{words} and guided with {self.guidance:g}")
+        return Conditioned(None, count if count > 1 else None, 1.0, words)
+
 
 class Conditioned(NamedTuple):
     """How a model is run.
 
     `null_class`: the label for no class, if the network is called with it. `num_classes`: number of classes of the true labels,
-    if it is called with them. `words`: the condition in a description.
+    if it is called with them; for text-conditioned models a label is the number of a prompt, and the null class the null prompt.
+    `words`: the condition in a description.
     """
 
     null_class: int | None = None

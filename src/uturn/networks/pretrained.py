@@ -7,27 +7,33 @@ Of files, only weights and plain JSON are read, nothing is unpickled, and only t
 from __future__ import annotations
 
 import os
-import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from uturn.checks import checked_path, one_line
+from uturn.checks import checked_integer, checked_path, one_line
+from uturn.corruption.schedulers import PipelineTimesteps
 from uturn.networks.conditions import UNCONDITIONAL, Condition, Conditioned
 from uturn.networks.own_denoisers import ADVICE, OwnNetwork, Prediction, is_import_path, made_by
+from uturn.networks.pipelines import (
+    Folder,
+    for_inference,
+    in_dtype,
+    load_codec,
+    load_part,
+    load_scheduler,
+    read_folder,
+    shape_of,
+)
+from uturn.networks.prompts import Prompts, read_prompts
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.guided_diffusion` reads."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")  # the last: DiT by its former name
-_CODECS = ("AutoencoderKL", "VQModel")
-_CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # how names of such parts begin
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,15 @@ class Pretrained:
     image_shape, latent_shape : (channels, height, width) or None
         Of the images, and of what the model denoises if there is a codec. None if the files do not say.
     num_classes : int or None
-        Number of classes, if the model is run with the true label.
+        Number of classes, if the model is run with the true label; or number of prompts, if they differ or guide.
     description : str
         The model in one line, recorded with results.
+    device : torch.device
+        Where the networks compute.
+    prompts : Prompts or None
+        The prompts of a text-conditioned model; a label is then the number of a prompt.
+    timesteps : PipelineTimesteps or None
+        How the timesteps are set, where a pipeline does so in a way of its own.
     """
 
     model: Any
@@ -58,6 +70,28 @@ class Pretrained:
     latent_shape: tuple[int, int, int] | None
     num_classes: int | None
     description: str
+    device: torch.device
+    prompts: Prompts | None = None
+    timesteps: PipelineTimesteps | None = None
+
+
+class _Options(NamedTuple):
+    """The options of `load_pretrained`, checked."""
+
+    preset: str | None
+    device: torch.device
+    dtype: torch.dtype
+    condition: Condition
+    image_size: int | None
+    offload: bool
+
+    def placed(self, module: nn.Module) -> Any:
+        return for_inference(module, self.device, self.offload)
+
+    def check_size(self, model: Any) -> None:
+        """ValueError for an image size given to a model that has its own."""
+        if self.image_size is not None:
+            raise ValueError(f"image_size = {self.image_size}: for text-conditioned models, but {model} is none; leave it out")
 
 
 class DenoisingNetwork(nn.Module):
@@ -113,32 +147,6 @@ class DenoisingNetwork(nn.Module):
         return getattr(output, "sample", output).float()
 
 
-class Codec(nn.Module):
-    """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and back; deterministic.
-
-    `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or what the encoder gives before
-    it is quantised (VQModel, which quantises when it decodes). Float32 on both sides.
-    """
-
-    scale: torch.Tensor
-    centre: torch.Tensor
-
-    def __init__(self, network: Any, dtype: torch.dtype, scale: torch.Tensor, centre: torch.Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.dtype = dtype
-        self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
-        self.register_buffer("centre", centre.reshape(1, -1, 1, 1))
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        encoded = self.network.encode(images.to(self.dtype))
-        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (z.float() - self.centre) * self.scale
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.network.decode((latents / self.scale + self.centre).to(self.dtype)).sample.float()
-
-
 def load_pretrained(
     path: str | os.PathLike[str],
     *,
@@ -149,6 +157,9 @@ def load_pretrained(
     condition: str | None = None,
     guidance: float = 1.0,
     null_class: int | None = None,
+    prompt: str | None = None,
+    image_size: int | None = None,
+    offload: bool = False,
 ) -> Pretrained:
     """Read a diffusion model.
 
@@ -172,10 +183,19 @@ def load_pretrained(
         For models with classes: "null", run with the null class, hence unconditionally; or "label", with the true label of every
         image. By default "null" for models that have a null class, and "label" for the others.
     guidance
-        Scale of classifier-free guidance, for `condition = "label"` and models with a null class. Every number but 1 changes the
-        law of the model, so reconstructions are no draws from a posterior.
+        Scale of classifier-free guidance, for `condition = "label"` and models with a null class, and for prompts. Every number
+        but 1 changes the law of the model, so reconstructions are no draws from a posterior. Guidance-distilled models (FLUX-dev)
+        are told the number.
     null_class
         Declares that the last class of a network is its null class. Those of DiT and of a `DenoiserModel` are known.
+    prompt
+        For text-conditioned pipelines: a text, or a file NAME.txt with the prompt of one item in each line. By default the empty
+        prompt, hence what the model has learned as unconditional.
+    image_size
+        For text-conditioned pipelines: height and width of the images in pixels; by default those of the model's training.
+    offload
+        Keep the weights in main memory, and bring each layer to the device when it is needed: slower, for models that are larger
+        than the device's memory.
 
     Returns
     -------
@@ -185,8 +205,8 @@ def load_pretrained(
     Raises
     ------
     ValueError
-        If there is nothing at `path`, the files are damaged or incomplete, or the model is of a kind that makes no U-turns:
-        conditioned on a text or an image, or of an unknown class.
+        If there is nothing at `path`, the files are damaged or incomplete, the model is of a kind that makes no U-turns, or the
+        options do not go with it.
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
@@ -195,7 +215,10 @@ def load_pretrained(
     path = Path(checked_path("path", path))
     where = _checked_device(device)
     read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
-    found = read(path, preset, where, DTYPES[dtype], Condition(condition, guidance, null_class).checked())
+    asked = Condition(condition, guidance, null_class, prompt).checked()
+    if image_size is not None:
+        checked_integer("image_size", image_size, 8)
+    found = read(path, _Options(preset, where, DTYPES[dtype], asked, image_size, offload))
     if compile:
         found.model.network.compile()  # in place: the names of the weights stay
     return found
@@ -204,60 +227,64 @@ def load_pretrained(
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def _read_checkpoint(
-    path: Path, preset: str | None, device: torch.device, dtype: torch.dtype, condition: Condition
-) -> Pretrained:
+def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
     if path.suffix not in CHECKPOINTS:
         raise ValueError(
             f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)}); {ADVICE}"
         )
     from uturn.networks.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 
-    network = load_guided_diffusion(path, preset)
-    _cast(network.unet, dtype)
-    conditioned = condition.of(path, network.num_classes)
+    options.check_size(path)
+    network = load_guided_diffusion(path, options.preset)
+    in_dtype(network.unet, options.dtype)
+    conditioned = options.condition.of(path, network.num_classes)
     return Pretrained(
-        model=_ready(DenoisingNetwork(network, dtype, conditioned), device),
+        model=options.placed(DenoisingNetwork(network, options.dtype, conditioned)),
         scheduler=guided_diffusion_scheduler(**network.options),
         codec=None,
-        image_shape=_shape(network.config.in_channels, network.config.sample_size),
+        image_shape=shape_of(network.config.in_channels, network.config.sample_size),
         latent_shape=None,
         num_classes=conditioned.num_classes,
         description=f"guided-diffusion UNet, {conditioned.words}",
+        device=options.device,
     )
 
 
 # --- a function ------------------------------------------------------------------------------------------------------
 
 
-def _read_own(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype, condition: Condition) -> Pretrained:
+def _read_own(path: Path, options: _Options) -> Pretrained:
     name = str(path)
-    if preset is not None:
-        raise ValueError(f"preset={preset!r}: only for checkpoints of guided-diffusion, but {name} is a function; leave it out")
+    if options.preset is not None:
+        raise ValueError(
+            f"preset={options.preset!r}: only for checkpoints of guided-diffusion, but {name} is a function; leave it out"
+        )
+    options.check_size(name)
     own, is_pair = made_by(name)
     prediction = None if is_pair else Prediction(own)
     config = getattr(own.network, "config", None)
-    shape = _shape(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else own.image_shape
+    shape = shape_of(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else own.image_shape
     kind = getattr(own.network, "__name__", type(own.network).__name__)
-    conditioned = condition.of(name, own.num_classes, own.null_class)
-    network = OwnNetwork(own.network, f"model = {name!r}", dtype, learned_variance=is_pair)
+    conditioned = options.condition.of(name, own.num_classes, own.null_class)
+    network = OwnNetwork(own.network, f"model = {name!r}", options.dtype, learned_variance=is_pair)
     found = Pretrained(
-        model=_ready(DenoisingNetwork(network, torch.float32, conditioned, prediction), device),
+        model=options.placed(DenoisingNetwork(network, torch.float32, conditioned, prediction)),
         scheduler=own.scheduler if prediction is None else prediction.scheduler,
         codec=None,
         image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
         latent_shape=None,
         num_classes=conditioned.num_classes,
         description=", ".join(filter(None, [kind, f"predicts {own.predicts}" if own.predicts else "", conditioned.words])),
+        device=options.device,
     )
     if found.image_shape is not None:
-        _try(found, name, device)
+        _try(found, name)
     return found
 
 
-def _try(found: Pretrained, name: str, device: torch.device) -> None:
+def _try(found: Pretrained, name: str) -> None:
     """ValueError if a network cannot be called on two images of noise, or does not give numbers for them."""
-    generator = torch.Generator().manual_seed(0)
+    generator, device = torch.Generator().manual_seed(0), found.device
     noisy = torch.randn(2, *(found.image_shape or ()), generator=generator).to(device)
     timestep = torch.full((2,), found.scheduler.config.num_train_timesteps // 2, device=device)
     labels = () if found.num_classes is None else (torch.tensor([0, found.num_classes - 1], device=device),)
@@ -273,132 +300,101 @@ def _try(found: Pretrained, name: str, device: torch.device) -> None:
 # --- a folder --------------------------------------------------------------------------------------------------------
 
 
-def _read_folder(path: Path, preset: str | None, device: torch.device, dtype: torch.dtype, condition: Condition) -> Pretrained:
-    if preset is not None:
-        raise ValueError(f"preset={preset!r}: only for checkpoints of guided-diffusion, but {path} is not a file; leave it out")
-    folder, parts = _folder_and_parts(path)
-    part = next((name for name in ("unet", "transformer") if name in parts), None)
-    if part is None or "scheduler" not in parts:
-        raise ValueError(f"{path} holds {', '.join(parts) or 'nothing'}; expected a unet or a transformer, and a scheduler")
-    network, classes, null_class = _denoiser(folder, part, parts[part])
-    conditioned = condition.of(path, classes, null_class)
-    scheduler = _scheduler(folder, parts["scheduler"])
-    latent = next((name for name in ("vae", "vqvae") if name in parts), None)
-    inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
-    if outputs not in (inputs, 2 * inputs):
+def _read_folder(path: Path, options: _Options) -> Pretrained:
+    if options.preset is not None:
         raise ValueError(
-            f"{path}: the denoiser takes {inputs} channels and gives {outputs}, so it reads more than the noisy image "
-            f"(super-resolution, inpainting); expected as many, or twice as many with a learned variance"
+            f"preset={options.preset!r}: only for checkpoints of guided-diffusion, but {path} is not a file; leave it out"
         )
-    shape = _shape(inputs, network.config.sample_size)
+    folder = read_folder(path)
+    part = next((name for name in ("unet", "transformer") if name in folder.parts), None)
+    if part is None or "scheduler" not in folder.parts:
+        raise ValueError(
+            f"{path} holds {', '.join(folder.parts) or 'nothing'}; expected a unet or a transformer, and a scheduler"
+        )
+    if folder.pipeline:
+        return _read_text_folder(path, folder, part, options)
+    options.check_size(path)
+    network, classes, null_class = _denoiser(folder.path, part, folder.parts[part])
+    conditioned = options.condition.of(path, classes, null_class)
+    scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
+    latent = next((name for name in ("vae", "vqvae") if name in folder.parts), None)
+    inputs = network.config.in_channels
+    _check_channels(path, inputs, network.config.out_channels or inputs)
+    shape = shape_of(inputs, network.config.sample_size)
     codec, image_shape, description = None, shape, f"{type(network).__name__}, {conditioned.words}"
     if latent is not None:
-        codec = _codec(folder, latent, parts[latent], dtype, inputs)
-        config = codec.network.config
-        factor = 2 ** (len(config.block_out_channels) - 1)  # every block but the last halves the image
-        image_shape = None if shape is None else (config.in_channels, shape[1] * factor, shape[2] * factor)
+        codec = load_codec(folder.path, latent, folder.parts[latent], options.dtype, inputs)
+        image_shape = None if shape is None else (codec.image_channels, shape[1] * codec.factor, shape[2] * codec.factor)
         description += f", in the latents of {type(codec.network).__name__}"
-        if "clip_sample" not in scheduler.config:
-            # Other schedulers that are made from this configuration would clip latents to [-1, 1] by default.
-            scheduler.register_to_config(clip_sample=False)
-        codec = _ready(codec, device)
+        _unclip(scheduler)
+        codec = for_inference(codec, options.device)
     return Pretrained(
-        model=_ready(DenoisingNetwork(_cast(network, dtype), dtype, conditioned), device),
+        model=options.placed(DenoisingNetwork(in_dtype(network, options.dtype), options.dtype, conditioned)),
         scheduler=scheduler,
         codec=codec,
         image_shape=image_shape,
         latent_shape=None if codec is None else shape,
         num_classes=conditioned.num_classes,
         description=description,
+        device=options.device,
     )
 
 
-def _folder_and_parts(path: Path) -> tuple[Path, dict[str, str]]:
-    """The folder, fetched from a hub if need be, and the class of each of its parts, checked."""
-    name = path.as_posix()
-    is_hub_name = not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.is_dir()
-    if not path.is_dir() and not is_hub_name:
+def _unclip(scheduler: Any) -> None:
+    """Schedulers that are made from this configuration would clip latents to [-1, 1] by default."""
+    if "clip_sample" not in scheduler.config:
+        scheduler.register_to_config(clip_sample=False)
+
+
+def _check_channels(path: Path, inputs: int, outputs: int) -> None:
+    if outputs not in (inputs, 2 * inputs):
         raise ValueError(
-            f"{name}: no such folder or file; expected a folder in diffusers' layout, a checkpoint, or module:function"
+            f"{path}: the denoiser takes {inputs} channels and gives {outputs}, so it reads more than the noisy image "
+            f"(super-resolution, inpainting); expected as many, or twice as many with a learned variance"
         )
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        alone = (path / "config.json").is_file()
-        raise ValueError(
-            f"{name} holds no model_index.json"
-            + ("; it is a network without its scheduler: " if alone else ", so it is not a diffusion pipeline of diffusers; ")
-            + f"write both with DDPMPipeline(unet, scheduler).save_pretrained(folder){'' if alone else ' and give that folder'}"
-        )
-    if is_hub_name:
-        _check_hub(name)
-    from diffusers import DiffusionPipeline
-
-    if not is_hub_name:
-        try:
-            index = DiffusionPipeline.load_config(name)
-        except Exception as error:
-            raise ValueError(
-                f"{name}/model_index.json cannot be read ({one_line(error)}); fetch or write the folder again"
-            ) from None
-        return path, _checked_parts(name, index)
-    try:
-        index = DiffusionPipeline.load_config(name)
-    except Exception as error:
-        raise _not_fetched(name, error) from None
-    parts = _checked_parts(name, index)  # before gigabytes are fetched
-    try:
-        return Path(DiffusionPipeline.download(name)), parts
-    except Exception as error:
-        raise _not_fetched(name, error) from None
 
 
-def _check_hub(name: str) -> None:
-    """ValueError if there is no such model in the cache, and none on the hub, which is asked once: diffusers asks for 25 s."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) -> Pretrained:
+    """A text-conditioned model; the texts are encoded first, so that text encoders and denoiser are not in memory together."""
+    from uturn.networks.text_to_image import TextDenoiser, distillation, encoded, latents_of, takes_guidance
 
-    try:
-        if not isinstance(try_to_load_from_cache(name, "model_index.json"), str):
-            get_hf_file_metadata(hf_hub_url(name, "model_index.json"))  # waits for 10 s, or HF_HUB_ETAG_TIMEOUT
-    except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", 0)
-        if status in (408, 429) or status >= 500:
-            return  # a hub that is busy is worth asking again
-        raise _not_fetched(name, error) from None
-
-
-def _not_fetched(name: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{name}: no such folder, and no model of this name could be fetched from the hub ({one_line(error)}); where there is a "
-        f"network, `hf download {name} --local-dir FOLDER` fetches it: give that folder"
+    asked = options.condition
+    prompts = read_prompts(asked.prompt or "")
+    if "vae" not in folder.parts:
+        raise ValueError(f"{path} holds {', '.join(folder.parts)}; expected a vae")
+    is_guided = asked.guidance != 1
+    texts = [*prompts.texts, *([""] if is_guided else [])]  # the null prompt comes last
+    tables = encoded(folder, texts, options.device, options.dtype, options.offload)
+    network = load_part(folder.path, part, folder.parts[part], options.dtype)
+    scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
+    inputs = network.config.in_channels
+    _check_channels(path, inputs, network.config.out_channels or inputs)
+    distilled, told = distillation(network, scheduler, path), takes_guidance(network)
+    conditioned = asked.of_prompts(path, len(prompts.texts), prompts.words, distilled, told)
+    channels = inputs // 4 if folder.pipeline == "FluxPipeline" else inputs
+    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.dtype, channels)
+    shape = latents_of(network, codec.factor, options.image_size)
+    _unclip(scheduler)
+    size = shape[1] * codec.factor
+    denoiser = TextDenoiser(in_dtype(network, options.dtype), tables, size, asked.guidance if told else 1.0)
+    kind = folder.pipeline.removesuffix("Pipeline")
+    return Pretrained(
+        model=options.placed(DenoisingNetwork(denoiser, options.dtype, conditioned)),
+        scheduler=scheduler,
+        codec=for_inference(codec, options.device),
+        image_shape=(codec.image_channels, size, size),
+        latent_shape=shape,
+        num_classes=conditioned.num_classes,
+        description=f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}",
+        device=options.device,
+        prompts=prompts,
+        timesteps=PipelineTimesteps(folder.pipeline, (shape[1] // 2) * (shape[2] // 2)),
     )
-
-
-def _checked_parts(name: str, index: Any) -> dict[str, str]:
-    """{part: class} of a pipeline's index, without the parts that are empty."""
-    if not isinstance(index, dict):
-        raise ValueError(f"{name}/model_index.json holds {index!r:.60}; expected the parts of a pipeline of diffusers")
-    parts = {}
-    for part, entry in index.items():
-        if part.startswith("_") or not (isinstance(entry, list) and len(entry) == 2) or entry[1] is None:
-            continue  # options of the pipeline, empty parts
-        parts[part] = str(entry[1])
-    denoiser = parts.get("unet") or parts.get("transformer")
-    asked = [part for part in parts if part.startswith(_CONDITIONED)]
-    if asked:
-        raise ValueError(
-            f"{name} is conditioned on a text or an image ({', '.join(asked)}); expected an unconditional or class-conditional "
-            f"model (DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline)"
-        )
-    if denoiser is not None and denoiser not in _DENOISERS:
-        raise ValueError(f"{name}: the denoiser is a {denoiser}; expected UNet2DModel or DiTTransformer2DModel")
-    codec = parts.get("vae") or parts.get("vqvae")
-    if codec is not None and codec not in _CODECS:
-        raise ValueError(f"{name}: the autoencoder is a {codec}; expected {' or '.join(_CODECS)}")
-    return parts
 
 
 def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, int | None, int | None]:
     """The network, the number of its classes if it has some, and its null class if the files declare one."""
-    network = _load_part(folder, part, class_name)
+    network = load_part(folder, part, class_name)
     config = network.config
     if type(network).__name__ == "DiTTransformer2DModel":
         return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm  # the null class comes after the others
@@ -414,98 +410,6 @@ def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, int | None
     return network, int(config.num_class_embeds), None
 
 
-def _codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:
-    """The codec of a denoiser of so many channels."""
-    network = _load_part(folder, part, class_name)
-    config = network.config
-    made = config.get("vq_embed_dim") or config.latent_channels
-    if made != channels:
-        raise ValueError(f"{folder}: the {part} makes latents of {made} channels, but the denoiser takes {channels}")
-    # A VQModel without the option is older than it: its latents were not scaled, and the default of the class is wrong.
-    unscaled = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
-    scale = torch.tensor(1.0 if unscaled else config.scaling_factor)
-    centre = torch.tensor(config.get("shift_factor") or 0.0)
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        centre, scale = torch.tensor(config.latents_mean), scale / torch.tensor(config.latents_std)
-    # The nearest code is another one after rounding; and activations of many autoencoders overflow in half precision.
-    if class_name == "VQModel" or (dtype == torch.float16 and config.get("force_upcast")):
-        dtype = torch.float32
-    return Codec(_cast(network, dtype), dtype, scale.float(), centre.float())
-
-
-def _load_part(folder: Path, part: str, class_name: str) -> Any:
-    """A network of a pipeline, whole and finite."""
-    import diffusers
-
-    # Old pipelines keep their only network beside the index.
-    where = folder / part if (folder / part).is_dir() else folder
-    try:
-        network, report = getattr(diffusers, class_name).from_pretrained(
-            str(where),
-            use_safetensors=any(where.glob("*.safetensors*")),  # else .bin, which is read as weights only
-            low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    except Exception as error:
-        raise ValueError(f"{where}: the {part} cannot be loaded ({one_line(error)}); fetch or write the folder again") from None
-    missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if missing:  # the library fills them with random numbers
-        raise ValueError(
-            f"{where}: {len(missing)} weights of the {part} are missing, such as {missing[0]}; fetch or write the folder again"
-        )
-    if extra:  # older versions of diffusers stored more
-        warnings.warn(
-            f"{where}: {len(extra)} weights in the file are not of the {part} and are left out, such as {extra[0]}", stacklevel=2
-        )
-    if not all(torch.isfinite(weights).all() for weights in network.state_dict().values() if weights.is_floating_point()):
-        raise ValueError(f"{where}: some weights of the {part} are not finite; fetch or write the folder again")
-    return network
-
-
-def _scheduler(folder: Path, class_name: str) -> Any:
-    import diffusers
-
-    where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    made = getattr(diffusers, class_name, None)
-    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
-        raise ValueError(f"{folder}: the scheduler is a {class_name}; expected a scheduler of diffusers")
-    try:
-        scheduler = made.from_pretrained(str(where), local_files_only=True)
-    except Exception as error:
-        raise ValueError(f"{where}: the scheduler cannot be loaded ({one_line(error)}); fetch or write it again") from None
-    if not hasattr(scheduler, "step") or not (hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")):
-        raise ValueError(
-            f"{folder}: {class_name} has no step() or add_noise(), so it makes no U-turns; expected one like DDPMScheduler"
-        )
-    return scheduler
-
-
-# --- networks --------------------------------------------------------------------------------------------------------
-
-
-def _cast(network: Any, dtype: torch.dtype) -> Any:
-    """The network in `dtype`, except the parts that embed numbers, which `dtype` would round."""
-    config = getattr(network, "config", {})
-    kept = set()
-    if config.get("time_embedding_type") == "fourier":
-        kept.add("time_proj")  # multiplies timesteps by weights
-    if config.get("class_embed_type") == "timestep":
-        kept.add("class_embedding")
-    for name, part in network.named_children():
-        if name not in kept:
-            part.to(dtype)
-    return network
-
-
-def _ready(module: Any, device: torch.device) -> Any:
-    module = module.to(device).eval().requires_grad_(False)
-    if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):
-        module = module.to(memory_format=torch.channels_last)  # the layout of the fast convolutions there
-    return module
-
-
 def _checked_device(device: str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -517,10 +421,3 @@ def _checked_device(device: str | None) -> torch.device:
             f"device={device!r} cannot be used here ({one_line(error)}); expected 'cpu', 'cuda', 'mps' or None"
         ) from None
     return checked
-
-
-def _shape(channels: int, size: Any) -> tuple[int, int, int] | None:
-    if size is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(channels), int(height), int(width)

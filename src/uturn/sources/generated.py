@@ -135,7 +135,7 @@ class GeneratedSource(ImageSource):
             ahead = self._ahead(missing, num_items)
             missing += [item for item in ahead if item not in found and draws.get(item) is None]
             some = np.array(missing)
-            labels = None if self.num_labels() is None else self._labels(some)
+            labels = self._backward.generated_labels(some)
             for item, image in zip(missing, self._backward.generate(keys(seed, Purpose.ORIGINAL, some), labels), strict=True):
                 draws.put(item, image)
                 found[item] = image

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
     *("model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
-    *("condition", "guidance", "null_class", "dtype", "device", "batch_size", "compile"),
+    *("condition", "guidance", "null_class", "prompt", "image_size"),
+    *("dtype", "device", "batch_size", "compile", "offload"),
 )
 
 
@@ -69,9 +70,17 @@ class ImageOptions(BaseModel):
         "models that have a null class.",
     )
     guidance: float = Field(
-        1.0, description="Classifier-free guidance towards the label. All but 1 is named: not a draw from the posterior."
+        1.0, description="Classifier-free guidance towards label or prompt. All but 1 is named: not a draw from the posterior."
     )
     null_class: int | None = Field(None, description="Declares that the last class of the model is its null class.")
+    prompt: str | None = Field(
+        None,
+        description="For text-conditioned models: a text, or a .txt file with one prompt a line, for each item; by default the "
+        "empty prompt.",
+    )
+    image_size: int | None = Field(
+        None, ge=8, description="Height and width of the images of a text-conditioned model; by default those of its training."
+    )
     # Levels and batch size can have two types, so `noise_levels` and the backward check them.
     levels: SkipValidation[int | list[float]] = Field(
         10, description="Number of noise levels, evenly spaced up to the whole chain; or the levels t/T, such as 0.2,0.5,1.0."
@@ -90,6 +99,10 @@ class ImageOptions(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ..; by default the fastest that is available.")
     batch_size: SkipValidation[int | str] = Field("auto", description="Images in a call of the model: auto, or a number.")
     compile: bool = Field(False, description="Compile the model with torch.compile first.")
+    offload: bool = Field(
+        False,
+        description="Keep the weights in main memory, each layer on the device when needed: slower, for large models.",
+    )
     keep: int = Field(16, ge=0, description="Store the reconstructions of this many originals, the first ones.")
     chunk: int | None = Field(
         None, ge=1, description="Originals in a task, which is stored as a whole; by default 20, or 50 for more than 1000 items."
@@ -139,7 +152,14 @@ class ImageOptions(BaseModel):
             For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
         from uturn.experiment import Experiment
+        from uturn.networks.prompts import read_prompts
 
+        prompts = read_prompts(self.prompt or "").rows
+        if prompts is not None and len(prompts) != self.items:
+            raise ValueError(
+                f"prompt = {shown(self.prompt)}: the file has {len(prompts)} prompts for items = {self.items}; expected one line "
+                f"for each item"
+            )
         return Experiment.from_dict(
             {
                 "seed": self.seed,

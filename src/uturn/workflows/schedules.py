@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
 """How names of pipelines begin that make k = N - int(N - N strength) steps of image-to-image; others make int(N strength)."""
-EVEN_SIGMAS = ("Flux", "QwenImage", "Chroma", "ZImage")
-"""Those which give the scheduler the noise levels 1, (N - 1)/N, .., 1/N, which it then shifts."""
 _WANTED = (
     "expected 'fashion_mnist', a folder in diffusers' layout or a scheduler_config.json, a hub id, or a guided-diffusion file"
 )
@@ -72,7 +70,7 @@ def schedule(
     import torch
 
     from uturn.corruption.noising import amplitudes
-    from uturn.corruption.schedulers import check_schedule, scheduler_like, with_spacing
+    from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, is_flow, scheduler_like, with_spacing
 
     stored = read_scheduler(model, preset)
     made = scheduler_like(stored.scheduler, scheduler)
@@ -83,9 +81,9 @@ def schedule(
         raise ValueError(f"steps = {steps}: expected 1 .. {most}, the timesteps of the training schedule")
     if size < 16 or size % 16:
         raise ValueError(f"size = {size}: expected a multiple of 16 pixels, two pixels of latents")
-    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and _is_flow(stored.scheduler))
+    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and is_flow(stored.scheduler))
     try:
-        shift = set_timesteps(made, stored.pipeline, steps, size)
+        shift = PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
         ks = np.arange(1, steps + 1)
         times = torch.as_tensor(made.timesteps)
         firsts = (steps - ks) * made.order  # where the pipelines cut the list
@@ -141,31 +139,6 @@ def strength_of(k: int, steps: int, counts_down: bool) -> float:
         if 0 <= strength <= 1 and steps_of(strength, steps, counts_down) == k:
             return strength
     return float("nan")
-
-
-def set_timesteps(scheduler: Any, pipeline: str, steps: int, size: int) -> float:
-    """Set the timesteps of a pipeline's call; returns the shift of its levels, sigma -> shift sigma / (1 + (shift - 1) sigma)."""
-    config = scheduler.config
-    options: dict[str, Any] = {}
-    if _is_flow_match(scheduler) and pipeline.startswith(EVEN_SIGMAS):
-        options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-    shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
-    if config.get("use_dynamic_shifting"):
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        tokens = (size // 16) ** 2  # patches of two by two pixels of latents, each eight by eight pixels of the image
-        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
-        options["mu"] = config.get("base_shift", 0.5) + slope * (tokens - low)
-        shift = options["mu"] if config.get("time_shift_type") == "linear" else float(np.exp(options["mu"]))
-    scheduler.set_timesteps(steps, **options)
-    return shift
-
-
-def _is_flow_match(scheduler: Any) -> bool:
-    return type(getattr(scheduler, "base", scheduler)).__name__.startswith("FlowMatch")
-
-
-def _is_flow(scheduler: Any) -> bool:
-    return _is_flow_match(scheduler) or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -227,13 +200,13 @@ def _fetched(name: str) -> Path:
     """The index and the scheduler of a model on a hub, without its weights."""
     from huggingface_hub import snapshot_download
 
-    from uturn.networks.pretrained import _check_hub, _not_fetched
+    from uturn.networks.pipelines import check_hub, not_fetched
 
-    _check_hub(name)
+    check_hub(name)
     try:
         return Path(snapshot_download(name, allow_patterns=["model_index.json", "scheduler/*.json", "scheduler_config.json"]))
     except Exception as error:
-        raise _not_fetched(name, error) from None
+        raise not_fetched(name, error) from None
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

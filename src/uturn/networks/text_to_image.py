@@ -1,0 +1,226 @@
+"""Text-conditioned pipelines of diffusers: their prompts, and their denoisers as networks that take the number of a prompt.
+
+Texts are encoded once, before the denoiser is loaded; afterwards a prompt is a row of a table, as a class is a row of a network's
+embedding. So a batch may mix images with different prompts, and guidance works as for models with classes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from uturn.checks import one_line
+from uturn.networks.pipelines import TEXT_PARTS, Folder, for_inference, load_part
+
+_AT_ONCE = 16  # prompts that are encoded together
+_DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # in names of models that make images in a few steps
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def encoded(
+    folder: Folder, texts: Sequence[str], device: torch.device, dtype: torch.dtype, offload: bool = False
+) -> dict[str, torch.Tensor]:
+    """Texts as the pipeline encodes them: {"text": (texts, tokens, width), "pooled": (texts, width) if it has one}, on the CPU.
+
+    The empty text is what the pipeline takes for a prompt that is not given: the encoded empty text, or zeros where a Stable
+    Diffusion XL says so (`force_zeros_for_empty_prompt`). The encoders are loaded here, and freed at the end.
+    """
+    given = list(dict.fromkeys(text for text in texts if text))
+    batches = [given[k : k + _AT_ONCE] for k in range(0, len(given), _AT_ONCE)] + [[""]] * ("" in texts)
+    rows = {text: row for row, text in enumerate([*given, ""])}
+    try:
+        with _without_bars(), torch.inference_mode():
+            pipeline = _text_pipeline(folder, device, dtype, offload)
+            parts = [_encoded(pipeline, batch, device) for batch in batches]
+    except ImportError as error:
+        raise ValueError(
+            f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
+            f"'uturn[text-to-image]'"
+        ) from None
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{folder.path}: the prompts cannot be encoded ({one_line(error)})") from error
+    tables = {name: torch.cat([part[name] for part in parts])[[rows[text] for text in texts]] for name in parts[0]}
+    if not all(bool(table.isfinite().all()) for table in tables.values()):
+        half = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{folder.path}: the text encoders give NaN or infinity in {half}; take dtype = 'bfloat16' or 'float32'")
+    del pipeline
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return tables
+
+
+def _text_pipeline(folder: Folder, device: torch.device, dtype: torch.dtype, offload: bool) -> Any:
+    """The pipeline with its tokenizers and text encoders only."""
+    import diffusers
+    import transformers  # noqa: F401  (diffusers would not say what is missing)
+
+    used = {part: made for part, made in folder.parts.items() if made in TEXT_PARTS}
+    encoders = {
+        part: for_inference(load_part(folder.path, part, made, dtype), device, offload)
+        for part, made in used.items()
+        if "Tokenizer" not in made
+    }
+    others = {part for part in (*folder.parts, *folder.left_out, "image_encoder") if part not in used}
+    pipeline = getattr(diffusers, folder.pipeline).from_pretrained(
+        str(folder.path), local_files_only=True, **dict.fromkeys(others), **encoders
+    )
+    denoiser = "transformer" if "transformer" in folder.parts else "unet"
+    config = getattr(diffusers, folder.parts[denoiser]).load_config(str(folder.path / denoiser), local_files_only=True)
+    setattr(pipeline, denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype))  # of which it reads sizes
+    return pipeline
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Context in which the libraries draw no bars while they load."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
+    """{"text", "pooled"} of some texts, or of the null prompt for the one empty text."""
+    kind = type(pipeline).__name__
+    options: dict[str, Any] = {"prompt": texts, "device": device, "num_images_per_prompt": 1}
+    if kind == "FluxPipeline":
+        text, pooled, _ = pipeline.encode_prompt(prompt_2=None, **options)
+        return {"text": text.cpu(), "pooled": pooled.cpu()}
+    if kind == "StableDiffusion3Pipeline":
+        options |= {"prompt_2": None, "prompt_3": None}
+    is_null = texts == [""]
+    found = pipeline.encode_prompt(do_classifier_free_guidance=is_null, negative_prompt=None, **options)
+    tables = found[1::2] if is_null else found[::2]  # prompt and null prompt, for each table
+    return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
+
+
+# --- the denoiser ----------------------------------------------------------------------------------------------------
+
+
+class TextDenoiser(nn.Module):
+    """The denoiser of a text-conditioned pipeline, called as `network(noisy, timestep)` or `network(noisy, timestep, prompts)`.
+
+    Parameters
+    ----------
+    network
+        UNet2DConditionModel, SD3Transformer2DModel or FluxTransformer2DModel.
+    tables
+        Encoded prompts, a row for each: those of `encoded`.
+    size
+        Height and width of the images in pixels, which Stable Diffusion XL is told: the original, and the target without crop.
+    guidance
+        The scale that guidance-distilled networks are told (`takes_guidance`).
+    """
+
+    text: torch.Tensor
+    pooled: torch.Tensor | None
+
+    def __init__(self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0) -> None:
+        super().__init__()
+        self.network, self.size, self.guidance = network, size, guidance
+        self.register_buffer("text", tables["text"])
+        self.register_buffer("pooled", tables.get("pooled"))
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
+        """Prediction (batch, channels, height, width) for noisy latents; `prompts`: rows of the tables, int64 (batch,), or 0."""
+        rows = torch.zeros(len(noisy), dtype=torch.int64, device=noisy.device) if prompts is None else prompts
+        text, pooled = self.text[rows], None if self.pooled is None else self.pooled[rows]
+        kind = type(self.network).__name__
+        if kind == "FluxTransformer2DModel":
+            return self._flux(noisy, timestep, text, pooled)
+        if kind == "SD3Transformer2DModel":
+            return self.network(noisy, encoder_hidden_states=text, pooled_projections=pooled, timestep=timestep).sample
+        options: dict[str, Any] = {}
+        if pooled is not None:
+            sizes = torch.tensor([self.size, self.size, 0, 0, self.size, self.size], device=noisy.device)
+            options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
+        if self.network.config.time_cond_proj_dim is not None:
+            options["timestep_cond"] = self._guidance_embedding(noisy)
+        return self.network(noisy, timestep, text, **options).sample
+
+    def _flux(self, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, pooled: Any) -> torch.Tensor:
+        """Latents as a sequence of blocks of two by two, and back."""
+        batch, channels, height, width = noisy.shape
+        blocks = noisy.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        places = torch.zeros(height // 2, width // 2, 3, device=noisy.device, dtype=noisy.dtype)
+        places[..., 1] = torch.arange(height // 2, device=noisy.device)[:, None]
+        places[..., 2] = torch.arange(width // 2, device=noisy.device)
+        guidance = torch.full((batch,), self.guidance, device=noisy.device) if self.network.config.guidance_embeds else None
+        predicted = self.network(
+            hidden_states=blocks.reshape(batch, -1, 4 * channels),
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            timestep=timestep / 1000,
+            img_ids=places.reshape(-1, 3),
+            txt_ids=torch.zeros(text.shape[1], 3, device=noisy.device, dtype=noisy.dtype),
+            guidance=guidance,
+        ).sample
+        blocks = predicted.reshape(batch, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return blocks.reshape(batch, channels, height, width)
+
+    def _guidance_embedding(self, noisy: torch.Tensor) -> torch.Tensor:
+        """The guidance scale as latent consistency models are told it (arXiv:2310.04378): sines and cosines of 1000 (g - 1)."""
+        half = self.network.config.time_cond_proj_dim // 2
+        rates = torch.exp(-torch.arange(half, device=noisy.device) * np.log(10000.0) / (half - 1))
+        angles = 1000.0 * (self.guidance - 1) * rates
+        return torch.cat([angles.sin(), angles.cos()]).to(noisy.dtype).expand(len(noisy), -1)
+
+
+def takes_guidance(network: Any) -> bool:
+    """Whether the network was distilled from guided predictions, and is told the scale."""
+    return bool(network.config.get("guidance_embeds")) or network.config.get("time_cond_proj_dim") is not None
+
+
+def distillation(network: Any, scheduler: Any, path: Path) -> str:
+    """How a model was distilled, "guidance" or "step"; "" if its files do not say that it was.
+
+    Guidance-distilled networks are told a scale. Step-distilled ones are those with the scheduler of consistency models, a FLUX
+    whose schedule is not shifted by resolution (schnell), and models whose name says so.
+    """
+    is_fixed_flux = type(network).__name__ == "FluxTransformer2DModel" and not scheduler.config.get("use_dynamic_shifting")
+    names = f"{path.resolve().as_posix()} {network.config.get('_name_or_path', '')}".lower()
+    if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or any(word in names for word in _DISTILLED):
+        return "step"
+    if takes_guidance(network):
+        return "guidance"
+    return "step" if is_fixed_flux else ""
+
+
+def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, int]:
+    """(channels, height, width) of the latents for images of `size` pixels, by default that of the model's training.
+
+    `scale`: pixels of the image for one of the latents. ValueError for sizes that the autoencoder or the denoiser cannot take.
+    """
+    kind, config = type(network).__name__, network.config
+    patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
+    channels = config.in_channels // 4 if kind == "FluxTransformer2DModel" else config.in_channels
+    default = config.get("sample_size") or 128  # the networks of FLUX do not say; their pipelines take 128
+    size = default * scale if size is None else size
+    if size < scale * patch or size % (scale * patch):
+        raise ValueError(
+            f"image_size = {size}: the autoencoder and the denoiser take multiples of {scale * patch} pixels; take one of them"
+        )
+    most = config.get("pos_embed_max_size")
+    if most and size // (scale * patch) > most:
+        raise ValueError(f"image_size = {size}: the denoiser takes at most {most * scale * patch} pixels; take fewer")
+    return channels, size // scale, size // scale

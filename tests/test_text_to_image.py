@@ -1,0 +1,438 @@
+"""Text-conditioned pipelines: their U-turns are those of diffusers' image-to-image calls, for every kind of pipeline."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import tiny_pipelines
+import uturn as ut
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.cli import app
+from uturn.networks.prompts import read_prompts
+from uturn.networks.text_to_image import TextDenoiser
+from uturn.random import keys, normals
+from uturn.store import Store
+from uturn.workflows import ImageOptions
+from uturn.workflows.schedules import strength_of
+
+pytest.importorskip("transformers")
+
+KINDS = tiny_pipelines.KINDS
+SIZE = tiny_pipelines.SIZE
+FLOW = ("sd3", "flux")
+STEPS = 10
+PIPELINES = {
+    "sd": "StableDiffusionImg2ImgPipeline",
+    "sdxl": "StableDiffusionXLImg2ImgPipeline",
+    "sd3": "StableDiffusion3Img2ImgPipeline",
+    "flux": "FluxImg2ImgPipeline",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipelines")
+    return {kind: tiny_pipelines.write(kind, root / kind) for kind in KINDS}
+
+
+def loaded(folder, scheduler="stored", **options):
+    given = {"image_size": SIZE, "device": "cpu", **options}
+    if scheduler == "stored" and (folder.name.startswith("sd") and folder.name != "sd3"):
+        given.setdefault("timestep_spacing", "leading")  # that of the pipelines
+    return ReverseDiffusion.from_pretrained(folder, scheduler, STEPS, **given)
+
+
+def some(count, seed=1):
+    return (0.4 * normals(keys(seed, range(count)), 3 * SIZE**2)).reshape(-1, 3, SIZE, SIZE).clip(-1, 1)
+
+
+def image_to_image(folder, kind, latents, noise, step, **options):
+    """Images by the pipeline of diffusers, which noises latents with the given noise, and makes `step` steps."""
+    import diffusers
+
+    pipeline = getattr(diffusers, PIPELINES[kind]).from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    module = __import__(type(pipeline).__module__, fromlist=["randn_tensor"])
+    drawn, module.randn_tensor = module.randn_tensor, lambda *args, **kwargs: noise
+    try:
+        found = pipeline(
+            image=latents,
+            strength=strength_of(step, STEPS, counts_down=kind in FLOW),
+            num_inference_steps=STEPS,
+            output_type="pt",
+            **({"height": SIZE, "width": SIZE} if kind in FLOW else {}),
+            **options,
+        ).images
+    finally:
+        module.randn_tensor = drawn
+    return found * 2 - 1
+
+
+@pytest.mark.parametrize("step", [3, 10])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_image_to_image_call(folders, kind, guidance, step):
+    chain = loaded(folders[kind], prompt="a cat", guidance=guidance)
+    with torch.no_grad():
+        latents = chain.codec.encode(torch.from_numpy(some(1)))
+    noise = torch.from_numpy(normals(keys(3, range(1)), latents[0].numel(), np.float32)).reshape(latents.shape)
+    timesteps = chain.forward.placed(step)[1]
+    noisy = (
+        chain.forward.scheduler.scale_noise(latents, timesteps[:1], noise)
+        if kind in FLOW
+        else chain.forward.scheduler.add_noise(latents, noise, timesteps[:1])
+    )
+    ours = chain.denoise(noisy.numpy(), step, keys(0, range(1)))
+    theirs = image_to_image(folders[kind], kind, latents, noise, step, prompt="a cat", guidance_scale=guidance)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-5)
+    assert np.abs(ours).std() > 1e-3
+
+
+def test_guidance_and_prompts_change_what_is_reconstructed(folders):
+    """Otherwise the comparison with the pipelines would compare nothing."""
+    for kind in KINDS:
+        found = [
+            loaded(folders[kind], prompt=prompt, guidance=guidance).u_turn(some(1), 8, keys(0, range(1)))
+            for prompt, guidance in (("a cat", 1.0), ("a dog", 1.0), ("a cat", 9.0))
+        ]
+        assert not np.array_equal(found[0], found[1])
+        assert not np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_empty_prompt_is_the_null_prompt_of_the_pipeline(folders, kind):
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folders[kind])
+    asked = {"prompt": "a cat", "device": "cpu", "num_images_per_prompt": 1}
+    with torch.inference_mode():
+        if kind == "flux":
+            text, pooled, _ = pipeline.encode_prompt(**{**asked, "prompt": ""}, prompt_2=None)
+        else:
+            asked |= {"prompt_2": None, "prompt_3": None} if kind == "sd3" else {}
+            found = pipeline.encode_prompt(do_classifier_free_guidance=True, **asked)
+            text, pooled = found[1], found[3] if len(found) == 4 else None
+    ours = loaded(folders[kind]).model.network
+    torch.testing.assert_close(ours.text, text, rtol=0, atol=1e-6)
+    assert (ours.pooled is None) == (pooled is None)
+    if pooled is not None:
+        torch.testing.assert_close(ours.pooled, pooled, rtol=0, atol=1e-6)
+    assert bool((ours.text == 0).all()) == (kind == "sdxl")  # it zeroes the prompt that is not given
+
+
+def test_sdxl_without_zeros_encodes_the_empty_text(folders, tmp_path):
+    folder = shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
+    assert not bool((loaded(folder).model.network.text == 0).all())
+
+
+# --- prompts of a run ------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+        self.logits = nn.Linear(4, 5)
+
+    def forward(self, images):
+        return self.logits(self.blocks(images).mean((2, 3)))
+
+
+def classifier():
+    return Classifier()
+
+
+def options(folder, data, **more):
+    given = {"data": str(data), "classifiers": [f"{__name__}:classifier"], "compare_labels": False, "image_size": SIZE}
+    return ImageOptions.from_dict({"model": str(folder), "steps": 4, "levels": 2, "items": 3, "device": "cpu", **given, **more})
+
+
+@pytest.fixture
+def data(tmp_path):
+    np.save(tmp_path / "images.npy", some(6))
+    return tmp_path / "images.npy"
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na cat\n")
+    return tmp_path / "prompts.txt"
+
+
+def test_a_file_of_prompts():
+    assert read_prompts("").texts == ("",)
+    assert read_prompts("a cat").rows is None
+
+
+def test_lines_of_a_file(tmp_path):
+    file = tmp_path / "some.txt"
+    file.write_text("b\n\na\r\nb\n", encoding="utf-8-sig", newline="")
+    found = read_prompts(str(file))
+    assert (found.texts, found.rows) == (("b", "", "a"), (0, 1, 2, 0))
+    assert found.rows_of([3, 1]).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="the file has 4 prompts, but the run has an item 4; expected one line for each item"):
+        found.rows_of([4])
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "flux"])
+def test_each_item_has_its_prompt_in_mixed_batches(folders, prompts, kind):
+    mixed = loaded(folders[kind], "ddpm", prompt=str(prompts))
+    alone = {text: loaded(folders[kind], "ddpm", prompt=text) for text in ("a cat", "a dog")}
+    images, rows = some(3), mixed.prompts.rows_of(range(3))
+    work = [Work(mixed.corrupt(images[[k]], 5 + k, keys(0, [k]))[0], 5 + k, keys(0, [k])[0], rows[k], k) for k in range(3)]
+    found = dict(mixed.queue(work))
+    for k, text in enumerate(("a cat", "a dog", "a cat")):
+        expected = alone[text].u_turn(images[[k]], 5 + k, keys(0, [k]))[0]
+        np.testing.assert_allclose(found[k], expected, atol=1e-5)
+
+
+def test_texts_and_originals_are_encoded_once(folders, data, prompts, monkeypatch):
+    """Two items share a prompt, and every original has several noisy versions at several levels."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel
+
+    texts, images = [], []
+    encode, forward = AutoencoderKL.encode, CLIPTextModel.forward
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, x, **more: images.append(len(x)) or encode(self, x, **more))
+    monkeypatch.setattr(
+        CLIPTextModel, "forward", lambda self, ids=None, **more: texts.append(len(ids)) or forward(self, ids, **more)
+    )
+    ut.run(options(folders["sd"], data, prompt=str(prompts), trajectories=2, clones=2).experiment())
+    assert sum(images) == 3  # each original is encoded for its first noisy version
+    assert texts == [2]
+    ut.run(options(folders["sd"], data, prompt="a fox", trajectories=2).experiment())
+    assert texts == [2, 1]
+
+
+def test_prompts_are_part_of_the_identity_of_a_run(folders, data, prompts, tmp_path):
+    store = str(tmp_path / "run.zarr")
+    ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
+    prompts.write_text("a cat\na dog\na dog\n")
+    with pytest.raises(ValueError, match="model"):
+        ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
+    plain = options(folders["sd"], data).experiment()
+    assert (
+        not {"prompt", "image_size", "offload"}
+        & ut.Experiment.from_dict({**plain.to_dict(), "backward": {"type": "diffusion"}}).identity()["backward"].keys()
+    )
+
+
+def test_generated_originals_have_the_prompts_of_their_items(folders, prompts):
+    run = ut.run(options(folders["sd"], "generated", prompt=str(prompts)).experiment())
+    assert run.attrs["description"].count("3 prompts of prompts.txt") == 1
+    backward = options(folders["sd"], "generated", prompt=str(prompts)).experiment().parts.backward
+    assert backward.generated_labels(np.arange(3)).tolist() == [0, 1, 0]
+    assert backward.num_labels() is None
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_the_command_line(folders, data, tmp_path, kind):
+    out = tmp_path / "out"
+    command = ["images", "--model", str(folders[kind]), "--data", str(data), "--classifier", f"{__name__}:classifier"]
+    sizes = ["--image-size", str(SIZE), "--steps", "4", "--levels", "2", "--items", "4", "--trajectories", "2"]
+    more = ["--prompt", "a cat", "--no-compare-labels", "--workers", "1", "--out", str(out)]
+    done = CliRunner().invoke(app, [*command, *sizes, *more])
+    assert done.exit_code == 0, done.output
+    ds = Store.open(out / "run.zarr").dataset()
+    assert (out / "layers.png").is_file()
+    words = ds.attrs["description"]
+    assert "with the prompt 'a cat'" in words
+    assert ("; ancestral, 4 steps, draws noise" if kind in FLOW else "; ddpm, 4 steps, draws noise") in words
+    assert ("guidance-distilled: it has no unconditional law, told the guidance 1" in words) == (kind == "flux")
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+def test_offloaded_layers_give_the_same_images(folders, kind):
+    whole, offloaded = (loaded(folders[kind], "ddpm", prompt="a cat", offload=offload) for offload in (False, True))
+    images, streams = some(2), keys(0, range(2))
+    np.testing.assert_array_equal(whole.u_turn(images, 3, streams), offloaded.u_turn(images, 3, streams))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(folders, kind, dtype):
+    half, full = (loaded(folders[kind], prompt="a cat", dtype=d) for d in (dtype, "float32"))
+    parts = {tensor.dtype for tensor in half.model.state_dict().values() if tensor.is_floating_point()}
+    assert parts == {getattr(torch, dtype)}
+    codec = next(iter(half.codec.network.state_dict().values())).dtype
+    assert codec == (torch.float32 if dtype == "float16" else torch.bfloat16)  # they ask for it: force_upcast
+    images, streams = some(2), keys(0, range(2))
+    np.testing.assert_allclose(half.u_turn(images, 5, streams), full.u_turn(images, 5, streams), atol=0.05)
+
+
+@pytest.mark.parametrize("size", [SIZE, 2 * SIZE])
+@pytest.mark.parametrize("scheduler", ["stored", "ancestral"])
+def test_the_timesteps_of_flux_are_those_of_its_pipeline(folders, size, scheduler):
+    """It gives its scheduler even levels, which are shifted by the number of patches."""
+    import diffusers
+
+    pipeline = diffusers.FluxPipeline.from_pretrained(folders["flux"])
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline("a", height=size, width=size, num_inference_steps=STEPS, output_type="latent", guidance_scale=1.0)
+    ours = loaded(folders["flux"], scheduler, image_size=size).levels()["timestep"][:0:-1]
+    np.testing.assert_allclose(ours, pipeline.scheduler.timesteps.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "scheduler", "words"),
+    [
+        ("flux", {"guidance_embeds": False}, {}, ""),
+        ("flux", {"guidance_embeds": False}, {"use_dynamic_shifting": False}, "step-distilled"),
+        ("sd", {}, {"_class_name": "LCMScheduler"}, "step-distilled"),
+        ("sd", {"time_cond_proj_dim": 8}, {}, "guidance-distilled"),
+        ("sd", {}, {}, ""),
+    ],
+)
+def test_distilled_models_are_named(tmp_path, kind, changes, scheduler, words):
+    folder = tiny_pipelines.write(kind, tmp_path / kind, **changes)
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = {**json.loads(file.read_text()), **scheduler}
+    file.write_text(json.dumps(config))
+    if "_class_name" in scheduler:
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", config["_class_name"]]}))
+    found = loaded(folder, "ddpm").description
+    assert ("distilled" in found) == bool(words)
+    assert words in found
+    if words == "step-distilled":
+        with pytest.raises(ValueError, match="distilled to make images in a few steps, without guidance; leave it out"):
+            loaded(folder, "ddpm", prompt="a", guidance=2.0)
+
+
+def test_turbo_is_named_by_its_name(folders, tmp_path):
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd-turbo")
+    assert "step-distilled" in loaded(folder, "ddpm").description
+
+
+def test_the_scale_that_a_consistency_model_is_told(tmp_path):
+    from diffusers import LatentConsistencyModelPipeline
+
+    folder = tiny_pipelines.write("sd", tmp_path / "lcm-like", time_cond_proj_dim=8)
+    network = loaded(folder, "ddpm", prompt="a", guidance=7.5).model.network
+    assert isinstance(network, TextDenoiser)
+    expected = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([6.5]), embedding_dim=8)
+    torch.testing.assert_close(network._guidance_embedding(torch.zeros(1, 4, 8, 8)), expected)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("sd", {"condition": "label"}, "condition = 'label': the model .* has prompts, and no classes; leave it out"),
+        ("sd", {"null_class": 3}, "null_class = 3: the model .* has prompts, and no classes"),
+        ("sd", {"guidance": 2.0}, "guidance = 2: guides towards a prompt, and none is given; give a prompt"),
+        ("sd", {"guidance": float("nan"), "prompt": "a"}, "guidance = nan: expected a finite number"),
+        (
+            "sd",
+            {"prompt": "missing.txt"},
+            "prompt = 'missing.txt' cannot be read .*; expected a text file with one prompt a line",
+        ),
+        ("sd", {"prompt": 3}, "prompt = 3: expected a text, or the name of a .txt file"),
+        ("sd", {"image_size": 33}, "image_size = 33: the autoencoder and the denoiser take multiples of 2 pixels"),
+        ("sd3", {"image_size": 34}, "image_size = 34: .* multiples of 4 pixels"),
+        ("sd3", {"image_size": 256}, "image_size = 256: the denoiser takes at most 128 pixels; take fewer"),
+        ("flux", {"image_size": 30}, "image_size = 30: .* multiples of 4 pixels"),
+        ("flux", {"image_size": True}, "image_size = True"),
+    ],
+)
+def test_what_does_not_fit(folders, kind, given, words):
+    with pytest.raises(ValueError, match=words):
+        loaded(folders[kind], **given)
+
+
+def test_options_of_text_with_other_models():
+    for given, words in (({"prompt": "a"}, "prompt = 'a': .* takes no text"), ({"image_size": 32}, "image_size = 32: for text-")):
+        with pytest.raises(ValueError, match=words):
+            ut.run(ImageOptions.from_dict({"items": 1, "levels": 1, "steps": 2, **given}).experiment())
+
+
+def test_a_file_of_another_length(folders, data, prompts):
+    with pytest.raises(ValueError, match="the file has 3 prompts for items = 2; expected one line for each item"):
+        options(folders["sd"], data, items=2, prompt=str(prompts)).experiment()
+
+
+def test_images_of_another_size_name_the_option(folders, data):
+    with pytest.raises(ValueError, match=r"takes \(3, 64, 64\); .* `image_size`"):
+        ut.run(options(folders["sd"], data, image_size=64).experiment())
+
+
+def test_an_unknown_pipeline_lists_those_that_are_known(folders, tmp_path):
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    index = json.loads((folder / "model_index.json").read_text())
+    for changes, words in (
+        (
+            {"_class_name": "KandinskyPipeline"},
+            "is a KandinskyPipeline, conditioned on a text .*StableDiffusionPipeline, .*FluxPipeline",
+        ),
+        ({"text_encoder": ["os", "system"]}, "the text_encoder is a system; expected one of CLIPTextModel"),
+        ({"unet": ["diffusers", "UNet2DModel"]}, "the denoiser is a UNet2DModel; expected UNet2DConditionModel"),
+    ):
+        (folder / "model_index.json").write_text(json.dumps({**index, **changes}))
+        with pytest.raises(ValueError, match=words):
+            loaded(folder)
+
+
+def test_missing_weights_of_a_text_encoder(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    weights.pop(next(name for name in weights if "layers.1" in name and name.endswith("weight")))
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights of the text_encoder are missing"):
+        loaded(folder)
+
+
+def test_transformers_is_missing(folders, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"needs a package that is missing .*; pip install 'uturn\[text-to-image\]'"):
+        loaded(folders["sd"])
+
+
+@pytest.mark.parametrize("part", ["denoiser", "decoder", "encoder", "text"])
+def test_nan_names_the_part_and_the_way_out(folders, part, monkeypatch):
+    nan = float("nan")
+    if part == "text":
+        from diffusers import StableDiffusionPipeline
+
+        encode = StableDiffusionPipeline.encode_prompt
+        monkeypatch.setattr(
+            StableDiffusionPipeline, "encode_prompt", lambda self, **more: [nan * table for table in encode(self, **more)]
+        )
+        with pytest.raises(
+            ValueError, match="text encoders give NaN or infinity in float16; take dtype = 'bfloat16' or 'float32'"
+        ):
+            loaded(folders["sd"], dtype="float16")
+        return
+    chain = loaded(folders["sd"], dtype="bfloat16")
+    network = chain.model.network.network if part == "denoiser" else getattr(chain.codec.network, part)
+    network.register_forward_hook(
+        lambda module, args, output: (
+            [x * nan for x in output]
+            if isinstance(output, tuple)
+            else (output * nan if isinstance(output, torch.Tensor) else type(output)(sample=output.sample * nan))
+        )
+    )
+    words = {
+        "denoiser": "the model or the scheduler diverged in bfloat16; take dtype = 'float32'",
+        "decoder": "the autoencoder gives NaN or infinity in bfloat16; take dtype = 'float32'",
+        "encoder": "the autoencoder gives NaN or infinity for the originals in bfloat16; take dtype = 'float32'",
+    }
+    with pytest.raises(ValueError, match=words[part]):
+        chain.u_turn(some(1), 2, keys(0, range(1)))
