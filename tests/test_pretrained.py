@@ -577,7 +577,7 @@ def test_a_hub_out_of_reach(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("status", [404, 401, None])
+@pytest.mark.parametrize("status", [404, 401, 403, None])
 def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
     """The hub is asked once; without a network there is no answer (None)."""
     asked = []
@@ -591,9 +591,10 @@ def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", answer)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: pytest.fail("asked again"))
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
-    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`"):
+    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`") as error:
         load_pretrained("owner/name")
     assert len(asked) == 1
+    assert ("accept its licence" in str(error.value)) == (status in (401, 403))
 
 
 def test_a_hub_that_is_busy_is_asked_again(folders, monkeypatch):

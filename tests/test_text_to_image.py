@@ -313,6 +313,9 @@ def test_distilled_models_are_named(tmp_path, kind, changes, scheduler, words):
 def test_turbo_is_named_by_its_name(folders, tmp_path):
     folder = shutil.copytree(folders["sd"], tmp_path / "sd-turbo")
     assert "step-distilled" in loaded(folder, "ddpm").description
+    other = folder.rename(tmp_path / "sd")  # in a folder whose own name has the word: that of this test
+    assert "turbo" in str(other)
+    assert "distilled" not in loaded(other, "ddpm").description
 
 
 def test_the_scale_that_a_consistency_model_is_told(tmp_path):

@@ -195,11 +195,11 @@ def distillation(network: Any, scheduler: Any, path: Path) -> str:
     """How a model was distilled, "guidance" or "step"; "" if its files do not say that it was.
 
     Guidance-distilled networks are told a scale. Step-distilled ones are those with the scheduler of consistency models, a FLUX
-    whose schedule is not shifted by resolution (schnell), and models whose name says so.
+    whose schedule is not shifted by resolution (schnell), and models whose folder has such a name.
     """
     is_fixed_flux = type(network).__name__ == "FluxTransformer2DModel" and not scheduler.config.get("use_dynamic_shifting")
-    names = f"{path.resolve().as_posix()} {network.config.get('_name_or_path', '')}".lower()
-    if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or any(word in names for word in _DISTILLED):
+    name = path.resolve().name.lower()
+    if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or any(word in name for word in _DISTILLED):
         return "step"
     if takes_guidance(network):
         return "guidance"
