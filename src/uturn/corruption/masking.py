@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from uturn import progress
 from uturn.checks import checked_noise
-from uturn.corruption.denoising import ORDER, Denoiser, checked_posterior
-from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, draw_symbols, symbol_evidence
+from uturn.corruption.denoising import Denoiser
+from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, symbol_evidence
+from uturn.corruption.unmasking import Decoder, unmask
 from uturn.inference.evidence import Evidence
 from uturn.protocols import Channel, Noisy
 from uturn.random import NOISE, streams, uniforms
@@ -64,22 +64,7 @@ class Masking(Channel):
         return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
-        leaves = noisy.values.copy()
-        batch, d = leaves.shape
-        hidden = leaves < 0
-        order = np.where(hidden, uniforms(streams(keys, batch, ORDER), d), 2.0)
-        rank = order.argsort(axis=1).argsort(axis=1)  # of the hidden leaves: 0, 1, ..
-        masked = hidden.sum(axis=1)
-        groups = np.minimum(masked, steps)
-        for step in progress.steps(range(int(groups.max(initial=0)))):
-            active = np.flatnonzero(groups > step)
-            first, end = (masked[active] * k // groups[active] for k in (step, step + 1))
-            share = (masked[active] - first) / d
-            now = Noisy(leaves[active], share if step else noisy.noise[active], noisy.vocab_size)
-            drawn = draw_symbols(checked_posterior(denoiser, now), keys[active], step)
-            chosen = (rank[active] >= first[:, None]) & (rank[active] < end[:, None]) & hidden[active]
-            leaves[active] = np.where(chosen, drawn, leaves[active])
-        return leaves
+        return unmask(denoiser, noisy, Decoder(steps=steps), keys)
 
     def evaluations(self, noise: float, steps: int, num_leaves: int) -> int:
         """At most one for each masked leaf; more leaves than two standard deviations above the mean are rarely masked."""

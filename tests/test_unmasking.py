@@ -1,0 +1,158 @@
+"""Which decoders of masked strings draw from the posterior: exactly by enumeration, and by their draws."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+import uturn as ut
+from uturn.corruption.denoising import ExactDenoiser, denoise
+from uturn.corruption.unmasking import Decoder, law_of, unmask
+from uturn.protocols import Noisy
+from uturn.random import keys
+
+V, D = 3, 4
+EXACT = [
+    Decoder(),
+    Decoder("blocks", block=2),
+    Decoder("blocks", block=1),
+    Decoder("entropy"),
+    Decoder("probability"),
+    Decoder(top_p=1.0),
+]
+OTHERS = [
+    Decoder("confidence"),
+    Decoder("confidence", steps=2),
+    Decoder(temperature=0.7),
+    Decoder("entropy", temperature=1.5),
+    Decoder(top_k=2),
+    Decoder("blocks", block=2, top_p=0.7),
+    Decoder(steps=1),
+    Decoder(steps=2),
+    Decoder("blocks", block=2, steps=3),
+    Decoder("probability", steps=2),
+]
+
+
+class Table:
+    """A joint law of all strings, whose conditionals are exact."""
+
+    vocab_size, num_leaves, corruption = V, D, ut.Masking()
+
+    def __init__(self, seed=0, concentration=0.15):
+        self.law = np.random.default_rng(seed).dirichlet(np.full(V**D, concentration))
+        self.strings = np.array(list(product(range(V), repeat=D)))
+
+    def given(self, values):
+        """The posterior of all strings."""
+        fits = ((self.strings == values) | (values < 0)).all(1)
+        return self.law * fits / (self.law * fits).sum()
+
+    def posterior(self, noisy):
+        onehot = self.strings[..., None] == np.arange(V)
+        return np.array([np.tensordot(self.given(values), onehot, 1) for values in noisy.values], np.float32)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return Table()
+
+
+MASKED = np.full(D, -1)
+PARTLY = np.array([1, -1, -1, 0])
+
+
+def divergence(table, values, decoder):
+    """KL(decoder | posterior) in nats; infinite if it draws an impossible string."""
+    posterior = dict(zip(map(tuple, table.strings.tolist()), table.given(values), strict=True))
+    law = law_of(table, values, decoder)
+    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+    with np.errstate(divide="ignore"):
+        return sum(q * (np.log(q) - np.log(posterior[string])) for string, q in law.items() if q > 0)
+
+
+@pytest.mark.parametrize("values", [MASKED, PARTLY], ids=["all", "partly"])
+@pytest.mark.parametrize("decoder", EXACT, ids=lambda decoder: decoder.description)
+def test_orders_that_are_chosen_first_draw_from_the_posterior(table, decoder, values):
+    assert decoder.is_exact
+    assert abs(divergence(table, values, decoder)) < 1e-7  # beliefs are float32
+
+
+@pytest.mark.parametrize("decoder", OTHERS, ids=lambda decoder: decoder.description)
+def test_others_do_not(table, decoder):
+    assert not decoder.is_exact
+    assert divergence(table, MASKED, decoder) > 1e-3
+
+
+@pytest.mark.parametrize("decoder", [*EXACT, *OTHERS], ids=lambda decoder: decoder.description)
+def test_draws_follow_the_law(table, decoder):
+    """Draws of `unmask` against the enumeration, of which it shares no code but ranks and weights."""
+    count = 20_000
+    noisy = Noisy(np.tile(MASKED, (count, 1)), np.ones(count), V)
+    found, numbers = np.unique(unmask(table, noisy, decoder, keys(0, range(count))), axis=0, return_counts=True)
+    law = law_of(table, MASKED, decoder)
+    drawn = {tuple(string): number for string, number in zip(found.tolist(), numbers, strict=True)}
+    assert all(law.get(string, 0) > 0 for string in drawn)
+    expected = {string: q * count for string, q in law.items()}
+    common = [string for string, number in expected.items() if number > 5]
+    observed, wanted = [[table[string] for string in common] for table in (dict.fromkeys(law, 0) | drawn, expected)]
+    rare = max(count - sum(wanted), 1e-3)
+    assert chisquare([*observed, count - sum(observed)], np.array([*wanted, rare]) * count / (sum(wanted) + rare)).pvalue > 1e-3
+
+
+def test_a_string_does_not_depend_on_its_batch(table):
+    values = np.array([[-1, -1, -1, -1], [1, -1, 0, -1], [-1, 2, -1, -1]])
+    for decoder in (*EXACT, *OTHERS):
+        all_of_them = unmask(table, Noisy(values, np.full(3, 0.9), V), decoder, keys(0, range(3)))
+        for k in range(3):
+            alone = unmask(table, Noisy(values[[k]], np.full(1, 0.9), V), decoder, keys(0, [k]))
+            np.testing.assert_array_equal(alone[0], all_of_them[k])
+        np.testing.assert_array_equal(np.where(values >= 0, all_of_them, values), values)
+
+
+def test_the_reverse_process_of_masking_is_the_random_order():
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=2, seed=0)
+    denoiser = ExactDenoiser(rhm, ut.Masking())
+    noisy = Noisy(np.full((50, 4), -1), np.ones(50), 4)
+    for steps in (2, 4):
+        ours = unmask(denoiser, noisy, Decoder(steps=steps), keys(1, range(50)))
+        np.testing.assert_array_equal(denoise(denoiser, noisy, steps, keys(1, range(50))), ours)
+
+
+def test_an_exact_denoiser_with_one_token_a_step_gives_the_law_of_the_grammar():
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=2, seed=0)
+    law = law_of(ExactDenoiser(rhm, ut.Masking()), np.full(4, -1), Decoder("entropy"))
+    likely = {string: q for string, q in law.items() if q > 1e-9}
+    assert len(likely) == 4 * 2**3
+    exact = np.exp(rhm.log_likelihood(np.array(list(likely))))
+    np.testing.assert_allclose(list(likely.values()), exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"order": "left"}, "order = 'left': expected one of 'random', 'blocks'"),
+        ({"steps": 0}, "steps"),
+        ({"top_k": 0}, "top_k"),
+        ({"block": 0}, "block"),
+        ({"temperature": 0.0}, "temperature = 0.0: expected a number above 0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"top_p": 1.5}, "top_p = 1.5: expected a number above 0, at most 1"),
+        ({"top_p": True}, "top_p = True"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(ValueError, match=words):
+        Decoder(**options)
+
+
+def test_too_many_joint_draws_are_refused(table):
+    class Long(Table):
+        num_leaves = 14
+
+        def posterior(self, noisy):
+            return np.full((len(noisy.values), 14, V), 1 / V, np.float32)
+
+    with pytest.raises(ValueError, match="14 masked tokens have more than 1048576 joint draws"):
+        law_of(Long(), np.full(14, -1), Decoder("confidence"))
