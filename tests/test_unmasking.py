@@ -90,7 +90,7 @@ def test_draws_follow_the_law(table, decoder):
     """Draws of `unmask` against the enumeration, of which it shares no code but ranks and weights."""
     count = 20_000
     noisy = Noisy(np.tile(MASKED, (count, 1)), np.ones(count), V)
-    found, numbers = np.unique(unmask(table, noisy, decoder, keys(0, range(count))), axis=0, return_counts=True)
+    found, numbers = np.unique(unmask(table, noisy, keys(0, range(count)), decoder), axis=0, return_counts=True)
     law = law_of(table, MASKED, decoder)
     drawn = {tuple(string): number for string, number in zip(found.tolist(), numbers, strict=True)}
     assert all(law.get(string, 0) > 0 for string in drawn)
@@ -104,9 +104,9 @@ def test_draws_follow_the_law(table, decoder):
 def test_a_string_does_not_depend_on_its_batch(table):
     values = np.array([[-1, -1, -1, -1], [1, -1, 0, -1], [-1, 2, -1, -1]])
     for decoder in (*EXACT, *OTHERS):
-        all_of_them = unmask(table, Noisy(values, np.full(3, 0.9), V), decoder, keys(0, range(3)))
+        all_of_them = unmask(table, Noisy(values, np.full(3, 0.9), V), keys(0, range(3)), decoder)
         for k in range(3):
-            alone = unmask(table, Noisy(values[[k]], np.full(1, 0.9), V), decoder, keys(0, [k]))
+            alone = unmask(table, Noisy(values[[k]], np.full(1, 0.9), V), keys(0, [k]), decoder)
             np.testing.assert_array_equal(alone[0], all_of_them[k])
         np.testing.assert_array_equal(np.where(values >= 0, all_of_them, values), values)
 
@@ -116,7 +116,7 @@ def test_the_reverse_process_of_masking_is_the_random_order():
     denoiser = ExactDenoiser(rhm, ut.Masking())
     noisy = Noisy(np.full((50, 4), -1), np.ones(50), 4)
     for steps in (2, 4):
-        ours = unmask(denoiser, noisy, Decoder(steps=steps), keys(1, range(50)))
+        ours = unmask(denoiser, noisy, keys(1, range(50)), Decoder(steps=steps))
         np.testing.assert_array_equal(denoise(denoiser, noisy, steps, keys(1, range(50))), ours)
 
 
@@ -156,3 +156,48 @@ def test_too_many_joint_draws_are_refused(table):
 
     with pytest.raises(ValueError, match="14 masked tokens have more than 1048576 joint draws"):
         law_of(Long(), np.full(14, -1), Decoder("confidence"))
+
+
+# --- in experiments --------------------------------------------------------------------------------------------------
+
+
+def spec(corruption="masking", **decoder):
+    return {
+        "items": 600,
+        "clones": 2,
+        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 3, "branching": 2, "depth": 3},
+        "corruption": {"type": corruption, "noise": [0.6]},
+        "backward": {"type": "denoiser", **decoder},
+        "probes": [{"type": "parsed_levels"}],
+    }
+
+
+def test_a_decoder_in_a_spec_is_described_and_part_of_the_identity():
+    plain, blocks, sharp = (ut.Experiment.from_dict(spec(**more)) for more in ({}, {"order": "blocks"}, {"temperature": 0.5}))
+    assert len({plain.hash, blocks.hash, sharp.hash}) == 3
+    assert plain.parts.backward.describe() == ""
+    assert blocks.parts.backward.describe() == "order blocks of 8, 64 steps"
+    assert sharp.parts.backward.describe() == "order random, 64 steps, temperature 0.5: not a draw from the posterior"
+    assert plain.identity()["backward"] == {"type": "denoiser", "model": "exact", "steps": 64}
+
+
+@pytest.mark.parametrize("order", ["random", "blocks", "entropy", "probability"])
+def test_exact_orders_are_calibrated_and_low_temperature_is_not(order):
+    """Two draws from the posterior agree with each other as often as with the original. Bounds: 5 standard errors."""
+
+    def excess(**decoder):
+        ds = ut.run(ut.Experiment.from_dict(spec(order=order, **decoder)))
+        name = next(name for name in ds.data_vars if f"clone_{name}" in ds)
+        with_original, with_each_other = (ds[n].isel(tree_level=0).squeeze("noise") for n in (name, f"clone_{name}"))
+        apart = with_each_other.mean([d for d in with_each_other.dims if d != "item"]) - with_original.mean(
+            [d for d in with_original.dims if d != "item"]
+        )
+        return float(apart.mean() / (apart.std() / len(apart) ** 0.5))
+
+    assert abs(excess()) < 5
+    assert excess(temperature=0.1) > 5
+
+
+def test_decoders_are_for_masked_strings():
+    with pytest.raises(ValueError, match=r"temperature 0\.5: for masked strings, but the corruption is UniformReplacement"):
+        ut.run(ut.Experiment.from_dict(spec("uniform", temperature=0.5)))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_serializer
 
+from uturn.corruption import Masking
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise, strings_at_once
+from uturn.corruption.unmasking import Decoder, unmask
 from uturn.files import cached_while_unchanged
 from uturn.protocols import Backward, Spec
 from uturn.random import Purpose, Streams
 from uturn.sources.strings import NoisyStrings
+
+_DECODER = {"order": "random", "block": 8, "temperature": 1.0, "top_k": None, "top_p": None}  # the reverse process of masking
 
 
 class StringDenoiser(Spec, Backward):
     """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves (`uturn.corruption.denoising.denoise`).
 
     `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
-    evaluations of the denoiser, >= 1. Probes of beliefs read the exact ones for every denoiser. Reconstructions:
-    {tree_level: int64 (items, draws, nodes)}, -1 where a node is not grammatical.
+    evaluations of the denoiser, >= 1. For masking, `order`, `block`, `temperature`, `top_k` and `top_p` choose how leaves are
+    unmasked (`uturn.corruption.unmasking.Decoder`); those that draw from no posterior are named in the description.
+
+    Probes of beliefs read the exact ones for every denoiser. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where
+    a node is not grammatical.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -29,14 +37,43 @@ class StringDenoiser(Spec, Backward):
     type: Literal["denoiser"] = "denoiser"
     model: str = "exact"
     steps: int = Field(default=64, ge=1)
+    order: Literal["random", "blocks", "entropy", "probability", "confidence"] = "random"
+    block: int = Field(default=8, ge=1)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_the_decoder(self, table: Any) -> dict[str, Any]:
+        """The identity of a spec without these options stays the same."""
+        return {name: value for name, value in table(self).items() if name not in _DECODER or value != _DECODER[name]}
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """How masked leaves are revealed; None for the reverse process of the channel."""
+        options = {name: getattr(self, name) for name in _DECODER}
+        return None if options == _DECODER else Decoder(steps=self.steps, **options)
+
+    def describe(self) -> str:
+        if self.decoder is None:
+            return ""
+        exact = Decoder(**{name: getattr(self, name) for name in _DECODER}).is_exact
+        return self.decoder.description + ("" if exact else ": not a draw from the posterior")
 
     def reconstruct(self, noisy: NoisyStrings, streams: Streams, clones: int = 1) -> dict[int, np.ndarray]:
         denoiser = ExactDenoiser(noisy.rhm, noisy.channel) if self.model == "exact" else self._learned(noisy.channel)
-        strings = denoise(denoiser, noisy.repeated(clones), self.steps, streams.keys(Purpose.DENOISING, clones))
+        keys = streams.keys(Purpose.DENOISING, clones)
+        reverse = None if self.decoder is None else partial(unmask, decoder=self.decoder)
+        strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, reverse)
         return noisy.parsed(strings, len(streams.items))
 
     def undone(self, corruption: Any, source: Any) -> Any:
         check_channel(corruption)
+        if self.decoder is not None and not isinstance(corruption, Masking):
+            raise ValueError(
+                f"{self.decoder.description}: for masked strings, but the corruption is {corruption!r}; leave the options of the "
+                f"decoder out"
+            )
         if self.model != "exact":
             denoiser = self._learned(corruption)
             v, d = source.vocab_size, source.branching**source.depth

@@ -8,7 +8,7 @@ with few steps, leaves are drawn as if they were independent.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -41,6 +41,9 @@ class Denoiser(Protocol):
     def fingerprint(self) -> str:
         """Identity of grammar or weights, recorded with results."""
         ...
+
+
+Reverse = Callable[[Denoiser, Noisy, np.ndarray], np.ndarray]
 
 
 class ExactDenoiser:
@@ -80,7 +83,7 @@ class ExactDenoiser:
         return hashlib.sha256(f"{self.rhm.fingerprint} {self.corruption!r}".encode()).hexdigest()
 
 
-def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reverse: Reverse | None = None) -> np.ndarray:
     """Draw strings given noisy data, with `steps` evaluations of a denoiser.
 
     Each evaluation but the last makes a step of the reverse process to a lower noise level; after the last one every leaf is
@@ -102,6 +105,8 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
     steps : int >= 1
     keys : uint64 (batch,)
         One random stream for each sample (`uturn.random.keys`). The string of a sample depends on no other stream.
+    reverse : optional
+        A reverse process in the place of that of the channel, `reverse(denoiser, noisy, keys)`.
 
     Returns
     -------
@@ -131,8 +136,12 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> n
     at_once = strings_at_once(denoiser.num_leaves, denoiser.vocab_size)
     for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):
         part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
-        clean = part.noise[0] <= channel.clean_noise
-        out[rows] = channel.shown(part) if clean else channel.reverse(denoiser, part, steps, keys[rows])
+        if part.noise[0] <= channel.clean_noise:
+            out[rows] = channel.shown(part)
+        elif reverse is not None:
+            out[rows] = reverse(denoiser, part, keys[rows])
+        else:
+            out[rows] = channel.reverse(denoiser, part, steps, keys[rows])
     return out
 
 

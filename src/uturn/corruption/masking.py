@@ -64,7 +64,7 @@ class Masking(Channel):
         return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
-        return unmask(denoiser, noisy, Decoder(steps=steps), keys)
+        return unmask(denoiser, noisy, keys, Decoder(steps=steps))
 
     def evaluations(self, noise: float, steps: int, num_leaves: int) -> int:
         """At most one for each masked leaf; more leaves than two standard deviations above the mean are rarely masked."""

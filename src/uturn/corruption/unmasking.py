@@ -123,7 +123,7 @@ class Decoder:
         return groups, lambda rows, k: masked[rows] * k // groups[rows]
 
 
-def unmask(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, keys: np.ndarray) -> np.ndarray:
+def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder) -> np.ndarray:
     """Draw strings given masked ones (value -1), with the conditionals of a denoiser.
 
     Parameters
@@ -132,9 +132,9 @@ def unmask(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, keys: np.ndarray)
         Of masked strings. It is evaluated on strings whose noise is the share of masked tokens.
     noisy : Noisy
         Masked strings, values (batch, length).
-    decoder : Decoder
     keys : uint64 (batch,)
         One random stream for each string. Its draws depend on no other stream.
+    decoder : Decoder
 
     Returns
     -------
@@ -230,9 +230,9 @@ def _reveals(
             raise ValueError(f"{len(hidden)} masked tokens have more than {_MOST} joint draws; take fewer")
         for drawn in product(*options):
             ranks = decoder.ranks(belief[hidden], np.array(drawn))
-            chosen = np.argsort(ranks, kind="stable")[:count]
+            kept = np.argsort(ranks, kind="stable")[:count].tolist()
             share = math.prod(float(weights[k, a]) for k, a in enumerate(drawn))
-            yield tuple(hidden[chosen].tolist()), tuple(drawn[k] for k in chosen), share
+            yield tuple(hidden[kept].tolist()), tuple(drawn[k] for k in kept), share
         return
     ranks = decoder.ranks(belief, np.zeros(len(belief), np.int64))[hidden]
     subsets = list(_subsets(ranks, count, _is_random(decoder)))
