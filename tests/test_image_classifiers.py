@@ -93,7 +93,7 @@ def test_preprocessing_of_torchvision(resnet, pictures):
         assert (image - expected).abs().max() < PIL_LEVELS / 255 / 0.224
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_tiny_patch16_224", "vit_xsmall_patch16_clip_224"])
 def test_preprocessing_of_timm(name, pictures, tmp_path):
     model = timm.create_model(name)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -477,7 +477,10 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("nowhere", "'nowhere': no such file; expected 'fashion_mnist', .*'torchvision:NAME', 'timm:NAME' or 'module:function'"),
+        (
+            "nowhere",
+            "'nowhere': no such file; expected 'fashion_mnist', .*'torchvision:NAME', 'timm:NAME', 'clip:FOLDER' or 'module:function'",
+        ),
         ("", "no such file"),
         ("torchvision:resent18", "'torchvision:resent18': torchvision has no such classifier; close names: resnet18"),
         ("torchvision:", "close names"),

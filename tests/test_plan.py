@@ -145,9 +145,9 @@ def test_costs_of_calls_and_of_the_rest_are_told_apart(monkeypatch):
         clock[0] += 1 + 0.1 * len(noisy)
         return network(self, noisy, *arguments)
 
-    def slow_read(self, before, after, clones):
+    def slow_read(self, before, after, clones, **options):
         clock[0] += 10 * after.shape[0] * after.shape[1]
-        return read(self, before, after, clones)
+        return read(self, before, after, clones, **options)
 
     monkeypatch.setattr(ReverseDiffusion, "network", slow)
     monkeypatch.setattr(HiddenLayers, "read", slow_read)

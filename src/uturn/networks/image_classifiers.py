@@ -1,4 +1,4 @@
-"""Classifiers of images for the hidden-layer probe: their layers, the axes of the channels, and their verdicts.
+"""Classifiers and encoders of images for probes: their layers, the axes of the channels, and the verdicts of classifiers.
 
 Images are float32 (batch, channels, height, width) in [-1, 1], as everywhere in this package.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from uturn.checks import one_line
 from uturn.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, select_layers
-from uturn.networks.modules import load_module
+from uturn.networks.modules import LoadedModule, load_module, network_files
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier of images, ready to be probed.
+    """A classifier or an encoder of images, ready to be probed.
 
     Attributes
     ----------
     module : torch.nn.Module
-        In evaluation mode, on the GPU if there is one; gives logits (batch, num_classes).
+        In evaluation mode, on the GPU if there is one; gives logits (batch, num_classes), or an embedding if it has no classes.
     preprocess : function or None
         From images in [-1, 1] to what the module takes; tensors in, tensors out.
     layers : tuple of str
@@ -37,6 +37,7 @@ class Classifier:
     channel_axes : {layer: int}
         Axis of the channels in the output of each; see `channel_axes`.
     num_classes : int
+        0 for an encoder.
     class_names : tuple of str, or None where they are not known
     """
 
@@ -54,14 +55,20 @@ def load_classifier(
     *,
     layers: Sequence[str] | None = None,
     image_shape: tuple[int, int, int] = (3, 224, 224),
+    texts: Sequence[str] | None = None,
 ) -> Classifier:
-    """A classifier by name; it is run once on two blank images to find its classes and the shapes of its layers.
+    """A classifier or encoder by name; it is run once on two blank images to find its classes and the shapes of its layers.
+
+    Encoders have no classes: models of timm without a classification head (DINOv2, SigLIP, MAE, ..), the image towers of CLIP
+    models, whose output is the embedding, and a module of one's own whose attribute `num_classes` is 0.
 
     Parameters
     ----------
     spec
         - "torchvision:NAME": any classification model of torchvision, with the transforms of its weights.
-        - "timm:NAME": any model of timm, with the transforms of its data configuration.
+        - "timm:NAME": any model of timm, with the transforms of its data configuration. "timm:NAME@SIZE": with images of SIZE
+          pixels instead of the configured size; the embeddings of the positions of a transformer are interpolated.
+        - "clip:FOLDER" or "clip:OWNER/NAME": a `transformers.CLIPModel`, in a folder or on a hub.
         - "module:function": the function, called without arguments, gives a `torch.nn.Module`, or (module, preprocess). The
           module is put into evaluation mode; `preprocess` gets batches of images in [-1, 1].
         - "fashion_mnist", or a file written by `uturn.networks.save_network`.
@@ -75,6 +82,9 @@ def load_classifier(
         than once, when the network is evaluated (auxiliary heads, shared modules).
     image_shape
         Channels, height and width of the images to come.
+    texts
+        A text for each class, for "clip:" models, which then are classifiers ("zero-shot", arXiv:2103.00020): the logit of a
+        class is the cosine of the embeddings of image and text, times the scale that the model learned.
 
     Raises
     ------
@@ -82,16 +92,25 @@ def load_classifier(
         For unknown names (with close ones), weights that are missing, damaged, of another network or cannot be downloaded, and
         networks that do not take such images or do not give logits (batch, classes).
     """
-    return _classifier(spec, weights, None if layers is None else tuple(layers), tuple(image_shape))
+    names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
+    return _classifier(spec, weights, names, tuple(image_shape), classes)
 
 
-@cached_while_unchanged(files=lambda spec, weights, *_: (spec, weights))
-def _classifier(spec: str, weights: str | None, layers: tuple[str, ...] | None, image_shape: tuple[int, int, int]) -> Classifier:
-    module, preprocess, class_names = load_module(spec, weights)
+@cached_while_unchanged(files=lambda spec, weights, *_: network_files(spec, weights))
+def _classifier(
+    spec: str,
+    weights: str | None,
+    layers: tuple[str, ...] | None,
+    image_shape: tuple[int, int, int],
+    texts: tuple[str, ...] | None,
+) -> Classifier:
+    found = load_module(spec, weights) if texts is None else _with_classes(spec, weights, texts)
+    module, preprocess, class_names = found.module, found.preprocess, found.class_names
     chosen = select_layers(module, layers or EVERY_BLOCK)
     if spec == "fashion_mnist":  # known without a run, whatever the images to come
         return Classifier(module, preprocess, chosen, dict.fromkeys(chosen, 1), len(class_names or ()), class_names)
-    shapes, num_classes = _dry_run(module, preprocess, chosen, image_shape, f"classifier = {spec!r}")
+    shapes, output = _dry_run(module, preprocess, chosen, image_shape, f"classifier = {spec!r}")
+    num_classes = _num_classes(output, f"classifier = {spec!r}") if found.has_classes else 0
     once = {layer: runs[0] for layer, runs in shapes.items() if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == _BLANKS}
     if layers is None:
         if len(once) < 2:
@@ -101,6 +120,20 @@ def _classifier(spec: str, weights: str | None, layers: tuple[str, ...] | None, 
     if class_names is not None and len(class_names) != num_classes:
         class_names = None  # weights of another number of classes than the library's
     return Classifier(module, preprocess, chosen, axes, num_classes, class_names)
+
+
+def _with_classes(spec: str, weights: str | None, texts: tuple[str, ...]) -> LoadedModule:
+    """A CLIP model whose classes are texts."""
+    from uturn.networks.clip import ClipImages
+
+    found = load_module(spec, weights)
+    if found.texts is None or not isinstance(found.module, ClipImages):
+        raise ValueError(f"texts: classifier = {spec!r} has no encoder of texts; expected a model 'clip:FOLDER', or no texts")
+    try:
+        classes = found.texts.encode(texts)
+    except ValueError as error:
+        raise ValueError(f"classifier = {spec!r}: {error}") from None
+    return found._replace(module=found.module.with_classes(classes), class_names=texts, has_classes=True)
 
 
 # -- what a dry run shows ---------------------------------------------------------------------------------------------
@@ -114,8 +147,8 @@ def _dry_run(
     layers: Iterable[str],
     image_shape: tuple[int, int, int],
     where: str,
-) -> tuple[dict[str, list[tuple[int, ...]]], int]:
-    """Shapes of the outputs of modules, one for each time they ran (() for no tensor), and the number of classes."""
+) -> tuple[dict[str, list[tuple[int, ...]]], Any]:
+    """Shapes of the outputs of modules, one for each time they ran (() for no tensor), and the output of the network."""
     shapes: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in layers}
 
     def note(layer: str, output: Any) -> None:
@@ -133,10 +166,14 @@ def _dry_run(
             raise ValueError(
                 f"{where} does not take images {tuple(image_shape)} (channels, height, width): {one_line(error)}"
             ) from error
+    return shapes, output
+
+
+def _num_classes(output: Any, where: str) -> int:
     logits = as_tensor(output, where)
     if logits.ndim != 2 or len(logits) != _BLANKS:
         raise ValueError(f"{where} gives shape {tuple(logits.shape)} for {_BLANKS} images; expected logits (batch, classes)")
-    return shapes, logits.shape[1]
+    return logits.shape[1]
 
 
 def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

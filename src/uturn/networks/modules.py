@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,15 +19,31 @@ from uturn.files import cached_while_unchanged
 from uturn.networks.files import load_network
 from uturn.networks.state_dicts import built_with, put_weights, read_state_dict, rename_weights
 
-_FORMS = "'fashion_mnist', a file of uturn.networks, 'torchvision:NAME', 'timm:NAME' or 'module:function'"
+if TYPE_CHECKING:
+    from uturn.networks.clip import ClipTexts
+
+_LIBRARIES = ("torchvision", "timm", "clip")
+_FORMS = "'fashion_mnist', a file of uturn.networks, 'torchvision:NAME', 'timm:NAME', 'clip:FOLDER' or 'module:function'"
 
 
 class LoadedModule(NamedTuple):
-    """A module that has not been run, its preprocessing, and the names of its classes where they are known."""
+    """A module that has not been run, its preprocessing, and its classes.
+
+    Attributes
+    ----------
+    module, preprocess
+    class_names : tuple of str, or None where they are not known
+    has_classes : bool
+        False for encoders, whose output is an embedding.
+    texts : ClipTexts or None
+        What makes classes of texts (CLIP).
+    """
 
     module: nn.Module
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None
     class_names: tuple[str, ...] | None = None
+    has_classes: bool = True
+    texts: ClipTexts | None = None
 
 
 class Preprocessing:
@@ -52,7 +69,15 @@ class Preprocessing:
         return f"Preprocessing({' '.join(repr(self.transforms).split())}, channels={self.channels})"
 
 
-@cached_while_unchanged(files=lambda spec, weights=None: (spec, weights), maxsize=4)
+def network_files(spec: str, weights: str | None = None) -> list[Path]:
+    """Paths of a classifier and its weights, some of which may be names."""
+    library, _, name = spec.partition(":")
+    is_folder = library == "clip" and name and Path(name).is_dir()
+    folder = sorted(path for path in Path(name).iterdir() if path.is_file()) if is_folder else []
+    return [*folder, *(Path(name) for name in (spec, weights) if name is not None)]
+
+
+@cached_while_unchanged(files=network_files, maxsize=4)
 def load_module(spec: str, weights: str | None = None) -> LoadedModule:
     """The module of a classifier, its preprocessing and the names of its classes; it is not run.
 
@@ -77,12 +102,15 @@ def load_module(spec: str, weights: str | None = None) -> LoadedModule:
         found = _torchvision_module(name, weights)
     elif library == "timm":
         found = _timm_module(name, weights)
+    elif library == "clip":
+        found = _clip_module(name, weights)
     elif (function := own_function(spec)) is not None:
         found = _imported_module(spec, function, weights)
     else:
         raise ValueError(f"classifier = {spec!r}: no such file; expected {_FORMS}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return found._replace(module=found.module.to(device).eval().requires_grad_(False))
+    texts = None if found.texts is None else found.texts.to(device).eval().requires_grad_(False)
+    return found._replace(module=found.module.to(device).eval().requires_grad_(False), texts=texts)
 
 
 # -- torchvision ------------------------------------------------------------------------------------------------------
@@ -136,26 +164,70 @@ def _timm_module(name: str, weights: str | None) -> LoadedModule:
         import timm
     except ImportError:
         raise ValueError(f"classifier = 'timm:{name}' needs timm, which is not installed; pip install 'uturn[images]'") from None
+    where = f"classifier = 'timm:{name}'"
+    name, _, size = name.partition("@")
     base, _, tag = name.partition(".")
     _check_known("timm", base, timm.list_models())
     published = timm.list_models(base, pretrained=True)
     if tag and name not in published:
-        raise ValueError(f"classifier = 'timm:{name}': no such weights; expected {', '.join(published) or base}")
-    where = f"classifier = 'timm:{name}'"
+        raise ValueError(f"{where}: no such weights; expected {', '.join(published) or base}")
+    build = _timm_builder(timm, name, size, where)
     if weights is None:
         if not published:
             raise ValueError(f"{where} has no published weights; give weights = FILE, a file with a state dict")
         try:
-            module = timm.create_model(name, pretrained=True)
+            module = build(pretrained=True)
         except Exception as error:  # no network, no space, ..
             raise ValueError(
                 f"{where}: its weights cannot be downloaded ({one_line(error)}); give weights = FILE, a copy of them"
             ) from None
     else:
         state = read_state_dict(weights, "a file with a state dict, or none for the published weights")
-        module = built_with(lambda **more: timm.create_model(name, **more), state, f"{where}, weights = {weights!r}")
-    config = timm.data.resolve_model_data_config(module)
-    return LoadedModule(module, Preprocessing(timm.data.create_transform(**config), config["input_size"][0]))
+        module = built_with(build, state, f"{where}, weights = {weights!r}")
+    config = timm.data.resolve_model_data_config(module, {"img_size": int(size)} if size else None)
+    preprocess = Preprocessing(timm.data.create_transform(**config), config["input_size"][0])
+    return LoadedModule(module, preprocess, has_classes=_timm_has_classes(timm, module))
+
+
+def _timm_builder(timm: Any, name: str, size: str, where: str) -> Callable[..., nn.Module]:
+    """The function that builds a model of timm, for images of another size than its own if `size` is given."""
+    if not size:
+        return functools.partial(timm.create_model, name)
+    if not (size.isdecimal() and 1 <= int(size) <= 4096):
+        raise ValueError(f"{where}: '@{size}' is no size of images; expected pixels, such as timm:NAME@224")
+    if not timm.get_pretrained_cfg(name).fixed_input_size:  # convolutions take every size
+        return functools.partial(timm.create_model, name)
+    build = functools.partial(timm.create_model, name, dynamic_img_size=True)  # interpolates the embeddings of the positions
+    try:
+        with torch.device("meta"):
+            build()
+    except TypeError as error:
+        raise ValueError(f"{where}: the model takes images of its own size only ({one_line(error)}); leave out @{size}") from None
+    return build
+
+
+def _timm_has_classes(timm: Any, module: Any) -> bool:
+    """Whether the outputs of a model of timm are classes.
+
+    Encoders have `num_classes` 0. Models that were trained with texts, such as CLIP, end with a projection into the space of the
+    texts, and timm gives its dimension as the number of classes. These dimensions are multiples of 128, as no number of classes
+    of published weights is.
+    """
+    names = timm.list_models(module.pretrained_cfg["architecture"], pretrained=True)
+    published = {timm.get_pretrained_cfg(name).num_classes for name in names}
+    return module.num_classes != 0 and not (module.num_classes % 128 == 0 and module.num_classes in published)
+
+
+# -- CLIP -------------------------------------------------------------------------------------------------------------
+
+
+def _clip_module(name: str, weights: str | None) -> LoadedModule:
+    from uturn.networks.clip import load_clip
+
+    if weights is not None:
+        raise ValueError(f"weights = {weights!r}: classifier = 'clip:{name}' has its own; leave weights out")
+    found = load_clip(name)
+    return LoadedModule(found.images, Preprocessing(found.transforms), has_classes=False, texts=found.texts)
 
 
 # -- any module -------------------------------------------------------------------------------------------------------
@@ -164,7 +236,7 @@ def _timm_module(name: str, weights: str | None) -> LoadedModule:
 def own_function(spec: str) -> Callable[[], Any] | None:
     """The user's function that a spec "module:function" names; None for classifiers of other kinds."""
     library, _, name = spec.partition(":")
-    if not name or library in ("torchvision", "timm") or Path(spec).is_file():
+    if not name or library in _LIBRARIES or Path(spec).is_file():
         return None
     return imported_function(spec, f"classifier = {spec!r}", _FORMS)
 
@@ -194,7 +266,7 @@ def _imported_module(spec: str, function: Callable[[], Any], weights: str | None
     if weights is not None:
         state = read_state_dict(weights, "a file with a state dict, or none for those the module has")
         put_weights(module, state, f"{where}, weights = {weights!r}")
-    return LoadedModule(module, preprocess)
+    return LoadedModule(module, preprocess, has_classes=getattr(module, "num_classes", None) != 0)
 
 
 def preprocessing_in_words(preprocess: Callable[..., Any] | None) -> str:

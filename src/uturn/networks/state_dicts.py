@@ -13,10 +13,10 @@ from torch import nn
 from uturn.checks import one_line
 
 
-def read_state_dict(path: str, expected: str) -> dict[str, torch.Tensor]:
-    """A state dict from a file; nothing in it is executed."""
+def read_state_dict(path: str, expected: str, option: str = "weights") -> dict[str, torch.Tensor]:
+    """A state dict from a file, the value of an option; nothing in it is executed."""
     if not Path(path).is_file():
-        raise ValueError(f"weights = {path!r}: no such file; expected {expected}")
+        raise ValueError(f"{option} = {path!r}: no such file; expected {expected}")
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -26,16 +26,16 @@ def read_state_dict(path: str, expected: str) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, none of them documented
         raise ValueError(
-            f"weights = {path!r} is damaged, or no file of weights ({one_line(error)}); expected {expected}"
+            f"{option} = {path!r} is damaged, or no file of weights ({one_line(error)}); expected {expected}"
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(w, torch.Tensor) for w in state.values()):
-        raise ValueError(f"weights = {path!r} holds {_short_kind(state)}; expected a table of tensors by their names")
+        raise ValueError(f"{option} = {path!r} holds {_short_kind(state)}; expected a table of tensors by their names")
     bad = next((name for name, w in state.items() if w.is_floating_point() and not bool(w.isfinite().all())), None)
     if bad is not None:
-        raise ValueError(f"weights = {path!r}: {str(bad)[:80]!r} is not finite; the file is of no use")
+        raise ValueError(f"{option} = {path!r}: {str(bad)[:80]!r} is not finite; the file is of no use")
     if all(str(name).startswith("module.") for name in state):  # of a model trained on several GPUs
         rename_weights(state, lambda name: name.removeprefix("module."))
     return state

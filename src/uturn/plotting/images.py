@@ -29,14 +29,16 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def draw_layers(data: xr.Dataset) -> Any:
-    """One panel for each classifier: similarity of its layers against noise, with t*. Last panel: share that keeps the class."""
+    """One panel for each network: similarity of its layers against noise, with t*. Then, if the run has them, a panel of the
+    perceptual distance, and one of the share of U-turns that keep the class."""
     data, families = _readable(data)
     names = [str(name) for name in data.classifier.values]
-    panels = len(names) + 1
+    further = [_draw_perceptual] * ("perceptual" in data.dims) + [_draw_class] * bool(data.has_classes.any())
+    panels = len(names) + len(further)
     columns = min(panels, 4)
     rows = math.ceil(panels / columns)
     with style(families) as plt:
-        width = {2: 11.0, 3: 14.0}.get(columns, 17.0)
+        width = {1: 6.4, 2: 11.0, 3: 14.0}.get(columns, 17.0)
         figure = plt.figure(figsize=(width, 4.8 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
         for axis in axes[panels:]:
@@ -50,14 +52,15 @@ def draw_layers(data: xr.Dataset) -> Any:
                 axis.set_ylabel("cosine similarity of layers")
             else:
                 axis.tick_params(labelleft=False)
-        _draw_class(axes[panels - 1], data, names)
+        for axis, draw in zip(axes[len(names) : panels], further, strict=True):
+            draw(axis, data)
         words = _caption(data, "bands and brackets: 95 % intervals", int(14 * width))
         figure.text(0.005, -0.01, words, color=MUTED, fontsize=9, va="top")
     return figure
 
 
 def draw_calibration(data: xr.Dataset) -> Any | None:
-    """Gaps of same class and of first, middle and last layer, one panel for each classifier. None for a run without clones."""
+    """Gaps of same class and of first, middle and last layer, one panel for each network. None for a run without clones."""
     if "gap_class" not in data:
         return None
     data, families = _readable(data)
@@ -68,10 +71,11 @@ def draw_calibration(data: xr.Dataset) -> Any | None:
         )
         for name, axis, k in zip(names, panels[0], range(len(names)), strict=True):
             one = data.isel(classifier=k)
-            one = one.isel(noise=np.isfinite(one.gap_class_p.values))
+            one = one.isel(noise=np.isfinite(one.gap_layer_p.isel(network_layer=0).values))
             level, layers = float(one.calibration_level), [str(layer) for layer in one.layer.values if str(layer)]
             draw_zero(axis)
-            draw_gap(axis, one.noise, one.gap_class, one.gap_class_p <= level, CLASS, "same class", "s")
+            if one.has_classes:
+                draw_gap(axis, one.noise, one.gap_class, one.gap_class_p <= level, CLASS, "same class", "s")
             colors = level_colors(len(layers))
             edges = evenly_spaced(len(layers), 3)
             for j in edges:
@@ -106,11 +110,13 @@ def draw_grid(data: xr.Dataset) -> Any | None:
         star = _draw_transition_in_grid(axis, data, grid)
         _label_grid(axis, data, grid)
         axis.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-        look = {"ls": "", "marker": "s", "mfc": "none", "mec": CLASS, "mew": 1.6, "ms": 9}
-        changed = plt.Line2D([], [], **look, label=f"another class ({_brief(str(data.classifier.values[0]))})")
-        axis.legend(handles=[changed, *star], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
-        words = _caption(data, "", max(40, int(13 * figure.get_figwidth())))
-        axis.annotate(words, (0, 0), (4, -30), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
+        judge = _judge(data)
+        if judge is not None:
+            look = {"ls": "", "marker": "s", "mfc": "none", "mec": CLASS, "mew": 1.6, "ms": 9}
+            changed = plt.Line2D([], [], **look, label=f"another class ({_brief(str(judge.classifier.item()))})")
+            axis.legend(handles=[changed, *star], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
+        words, below = _caption(data, "", max(40, int(13 * figure.get_figwidth()))), -8 if judge is None else -30
+        axis.annotate(words, (0, 0), (4, below), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
     return figure
 
 
@@ -156,7 +162,8 @@ def _draw_transition_in_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> list[A
     """Draw a line before the first level beyond t*; returns its legend entry, or nothing if there is no such level."""
     from matplotlib.lines import Line2D
 
-    star = float(data.transition.sel(axis="noise", estimate="value")[0])
+    judge = _judge(data)
+    star = np.nan if judge is None else float(judge.transition.sel(axis="noise", estimate="value"))
     beyond = np.flatnonzero(data.shown_noise.values >= star)
     if not len(beyond):
         return []
@@ -165,6 +172,12 @@ def _draw_transition_in_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> list[A
     look: dict[str, Any] = {"color": THEORY, "lw": 1.4, "ls": (0, (1, 1.4))}
     axis.plot([at, at], ends, clip_on=False, **look)
     return [Line2D([], [], label=f"$t^*$ = {star:.2f}", **look)]
+
+
+def _judge(data: xr.Dataset) -> xr.Dataset | None:
+    """The first classifier, whose classes the grid shows; None if all networks are encoders."""
+    found = np.flatnonzero(data.has_classes.values)
+    return data.isel(classifier=found[0]) if len(found) else None
 
 
 def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
@@ -197,7 +210,7 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
             axis.plot([half_life], [0.985], "|", transform=axis.get_xaxis_transform(), color=colors[k], ms=10, mew=2)
     star, swap = (data[name].sel(axis="noise").values for name in ("transition", "inversion"))
     _draw_transition(axis, star, CLASS, True)
-    words = [f"$t^*$ = {_interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below"]
+    words = [f"$t^*$ = {_interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below"] if data.has_classes else []
     if np.isfinite(swap[0]):
         at = np.interp(swap[0], noise, data.similarity.isel(network_layer=0, estimate=0).values)
         axis.plot([swap[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
@@ -212,9 +225,30 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
     _legend(axis, early, title=title, title_fontsize=8.5)
 
 
-def _draw_class(axis: Any, data: xr.Dataset, names: list[str]) -> None:
+def _draw_perceptual(axis: Any, data: xr.Dataset) -> None:
+    """Perceptual distance to the original, with the noise at which half of its rise is done."""
+    noise = data.noise.values
+    for k, name in enumerate(map(str, data.measures.values)):
+        one, color = data.isel(perceptual=k), _CLASSIFIERS[k % len(_CLASSIFIERS)]
+        value, low, high = one.perceptual_distance.values.T
+        axis.fill_between(noise, low, high, color=color, alpha=0.2, lw=0)
+        axis.plot(noise, value, color=color, label=_brief(name.removeprefix("perceptual distance, "), 60), **_markers(noise))
+        half = one.half_rise.sel(axis="noise").values
+        if np.isfinite(half[0]):
+            axis.plot([half[0]], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
+    if data.sizes["perceptual"] == 1 and np.isfinite(half[0]):
+        words = f"half of the rise at {_interval(half)}"
+        axis.text(0, 1.02, words, transform=axis.transAxes, color=MUTED, fontsize=9.5).set_in_layout(False)
+    axis.set(xlim=(0, _end(data)), ylim=(0, None), ylabel="distance to the original", xlabel=_axis_label(data))
+    axis.set_title("perceptual distance", pad=34)
+    axis.legend(loc="lower right", fontsize=8.5)
+
+
+def _draw_class(axis: Any, data: xr.Dataset) -> None:
     """Share of U-turns that keep the predicted class, for all classifiers; for a single one, also the other agreements."""
     noise = data.noise.values
+    data = data.isel(classifier=data.has_classes.values)
+    names = [str(name) for name in data.classifier.values]
     single = len(names) == 1
     curves = []
     for k, name in enumerate(names):
@@ -313,7 +347,7 @@ def _no_mathematics(text: str) -> str:
 
 def _readable(data: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
     """An analysis whose names can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
-    names = [name for name in ("classifier", "layer", "remark", "item_name") if name in data.coords]
+    names = [name for name in ("classifier", "layer", "remark", "item_name", "measures") if name in data.coords]
     text = "".join([str(data.attrs["description"]), *(str(x) for name in names for x in data[name].values.flat)])
     families, missing = fonts_for(text)
     escapes = str.maketrans({c: c.encode("unicode_escape").decode() for c in missing})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uturn.probes.changes import Changes
 from uturn.probes.network_layers import NetworkLayers
+from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
 from uturn.probes.scales import Scales
 from uturn.probes.tree import Messages, ParsedLevels, TreeLevels
@@ -17,4 +18,5 @@ PROBES: dict[str, type] = {
     "images": KeepImages,
     "scales": Scales,
     "changes": Changes,
+    "perceptual": Perceptual,
 }

@@ -38,7 +38,8 @@ class Changes(Spec, Probe):
 
     Options. `patch`: side of the patches of images in pixels; it must divide height and width. `layer`: name of a module of the
     network `classifier` with `weights`, as in the probe `network_layers`. The positions of a transformer are a square grid if
-    their number is a square, perhaps after one class token, which is left out. `name`: prefix of the variables and of the dim
+    their number is a square, perhaps after a class token or all tokens that its `num_prefix_tokens` counts (class token and
+    registers in timm), which are left out. `name`: prefix of the variables and of the dim
     `distance`, so that an experiment can have several of these probes. `batch_size`: images in a forward pass (execution-only).
     """
 
@@ -194,7 +195,8 @@ def _positions(spec: Changes, shape: tuple[int, int, int]) -> _Sites:
     grid = output(np.zeros((1, *shape), np.float32)).shape[1:-1]
     skipped = 0
     if len(grid) == 1:  # the tokens of a transformer
-        skipped = 1 if math.isqrt(grid[0]) ** 2 != grid[0] and math.isqrt(grid[0] - 1) ** 2 == grid[0] - 1 else 0
+        others = (0, 1, int(getattr(found.module, "num_prefix_tokens", 0)))  # numbers of tokens that may be no patches
+        skipped = next((k for k in others if k < grid[0] and math.isqrt(grid[0] - k) ** 2 == grid[0] - k), 0)
         side = math.isqrt(grid[0] - skipped)
         grid = (side, side) if side**2 == grid[0] - skipped else grid
     if math.prod(grid) < 2:

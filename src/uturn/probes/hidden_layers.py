@@ -41,7 +41,8 @@ class Readings(NamedTuple):
     """Comparison of originals with their reconstructions, and the logits of both.
 
     `similarity`, `distance`: float64 (items, draws, num_layers), as in `Comparison`, of a reconstruction and its original.
-    `original_logits`: float64 (items, num_classes) and `logits`: float64 (items, draws, num_classes), the output of the model.
+    `original_logits`: float64 (items, num_classes) and `logits`: float64 (items, draws, num_classes), the output of the model;
+    num_classes is 0 if no logits were read.
     `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), of a clone and the other clones of its noisy datum,
     averaged over the others; None for a single clone.
     """
@@ -140,7 +141,7 @@ class HiddenLayers:
         for part in [samples] if hasattr(samples, "shape") else samples:
             tensor = _checked_samples(part)
             for batch, name in self._batches(tensor, count):
-                self._forward(batch, lambda layer, values: moments[layer].add(_copy(values)), name)
+                self._forward(batch, lambda layer, values: moments[layer].add(float64_copy(values)), name)
             count += len(tensor)
         if count < 2:
             raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
@@ -234,7 +235,7 @@ class HiddenLayers:
         first, second = _checked_pairs(original, reconstructed)
         return self._compare(first, second[:, None], distances=False, outputs=False).similarity[:, 0]
 
-    def read(self, original: Any, reconstructed: Any, clones: int = 1) -> Readings:
+    def read(self, original: Any, reconstructed: Any, clones: int = 1, *, logits: bool = True) -> Readings:
         """Comparison of originals with several reconstructions each, and the logits of all of them.
 
         An original passes the model in one batch with its reconstructions; if these are more than `batch_size - 1`, it passes
@@ -248,6 +249,8 @@ class HiddenLayers:
             Number of reconstructions of one noisy datum; draws = trajectories * clones, with clones next to each other. With
             more than one, each clone is also compared with the other clones of its noisy datum. The clones of a noisy datum
             always pass the model in one batch, even if it is then larger than `batch_size`.
+        logits
+            False for encoders, whose output is no logits.
 
         Raises
         ------
@@ -255,23 +258,33 @@ class HiddenLayers:
             As `compare`; also if the model's output is not finite logits (batch, num_classes), if there are no samples, or
             if the number of draws is no multiple of `clones`.
         """
-        first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
-        if second.ndim != first.ndim + 1 or (len(first), *first.shape[1:]) != (len(second), *second.shape[2:]):
-            raise ValueError(
-                f"original has shape {tuple(first.shape)} and reconstructed {tuple(second.shape)}; expected (items, ...) and "
-                f"(items, draws, ...)"
-            )
-        if 0 in second.shape[:2]:
-            raise ValueError(f"reconstructed has shape {tuple(second.shape)}: no samples")
-        if second.shape[1] % checked_integer("clones", clones, 1):
-            raise ValueError(f"reconstructed has {second.shape[1]} draws of each item; expected a multiple of clones = {clones}")
-        return self._compare(first, second, clones, distances=True, outputs=True)
+        first, second = checked_draws(original, reconstructed, clones)
+        return self._compare(first, second, clones, distances=True, outputs=logits)
 
     def calls(self, items: int, draws: int, clones: int = 1) -> int:
         """Forward passes of `read` for so many items with so many reconstructions each."""
         return sum(1 for _ in _batch_slices(items, draws, clones, self.batch_size))
 
     # -- forward passes ------------------------------------------------------------------------------------------------
+    def visit(
+        self, first: torch.Tensor, second: torch.Tensor, clones: int, consume: Callable[[str, torch.Tensor, slice, slice], None]
+    ) -> Iterator[tuple[slice, slice, Any, _Name]]:
+        """Pass originals (items, ...) with their reconstructions (items, draws, ...) through the model, in batches as in `read`.
+
+        `consume(layer, activations, rows, columns)` is called as soon as a layer has run: rows are the items and columns the
+        draws of the batch, whose activations are those of all its originals, then those of the reconstructions. After each batch:
+        rows, columns, the output of the model, and the names of its rows.
+        """
+        items, draws = second.shape[:2]
+        for rows, columns in progress.steps(list(_batch_slices(items, draws, clones, self.batch_size))):
+            name = _name_of(rows, columns, draws, clones)
+
+            def receive(layer: str, values: torch.Tensor, rows: slice = rows, columns: slice = columns) -> None:
+                consume(layer, values, rows, columns)
+
+            batch = torch.cat([first[rows], second[rows, columns].flatten(0, 1)])
+            yield rows, columns, self._forward(batch, receive, name), name
+
     def _compare(self, first: torch.Tensor, second: torch.Tensor, clones: int = 1, *, distances: bool, outputs: bool) -> Readings:
         """Compare (items, ...) with (items, draws, ...); logits are left empty unless `outputs`."""
         if not self.mean:
@@ -280,20 +293,16 @@ class HiddenLayers:
         tables = [np.empty((items, draws, len(self.layers))) for _ in range(2 if clones == 1 else 4)]
         similarity, distance, *among_clones = tables
         original_logits, logits = np.empty((items, 0)), np.empty((items, draws, 0))
-        for rows, columns in progress.steps(list(_batch_slices(items, draws, clones, self.batch_size))):
-            count = rows.stop - rows.start
-            name = _name_of(rows, columns, draws, clones)
 
-            def compare(layer: str, values: torch.Tensor, rows: slice = rows, columns: slice = columns, n: int = count) -> None:
-                if distances:
-                    self._check_size(layer, values)
-                for table, found in zip(tables, self._compare_layer(layer, values, n, clones), strict=True):
-                    table[rows, columns, self.layers.index(layer)] = found
+        def compare(layer: str, values: torch.Tensor, rows: slice, columns: slice) -> None:
+            if distances:
+                self._check_size(layer, values)
+            for table, found in zip(tables, self._compare_layer(layer, values, rows.stop - rows.start, clones), strict=True):
+                table[rows, columns, self.layers.index(layer)] = found
 
-            batch = torch.cat([first[rows], second[rows, columns].flatten(0, 1)])
-            output = self._forward(batch, compare, name)
+        for rows, columns, output, name in self.visit(first, second, clones, compare):
             if outputs:
-                found = _logits(output, name).numpy()
+                found, count = _logits(output, name).numpy(), rows.stop - rows.start
                 if not logits.shape[2]:
                     original_logits, logits = np.empty((items, found.shape[1])), np.empty((items, draws, found.shape[1]))
                 original_logits[rows] = found[:count]
@@ -325,7 +334,7 @@ class HiddenLayers:
             raise ValueError(f"layer {layer!r}: {values.shape[axis]} channels, but the reference statistics have {len(mean)}")
         shape = [1] * values.ndim
         shape[axis] = -1
-        z = _copy(values)
+        z = float64_copy(values)
         centre, factor = (torch.from_numpy(table).to(z.device).view(shape) for table in (mean, scale))
         return z.sub_(centre).mul_(factor)
 
@@ -483,7 +492,7 @@ def _relative(distance: np.ndarray, expected: float) -> np.ndarray:
     return distance / expected if expected else np.where(distance > 0, np.inf, 0.0)
 
 
-def _copy(values: torch.Tensor) -> torch.Tensor:
+def float64_copy(values: torch.Tensor) -> torch.Tensor:
     """A float64 copy on the same device, or on the CPU if the device has no float64 (MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64, copy=True)
 
@@ -516,6 +525,21 @@ def _checked_samples(samples: Any, name: str = "samples") -> torch.Tensor:
             f"images (count, channels, height, width), strings (count, num_leaves)"
         )
     return tensor
+
+
+def checked_draws(original: Any, reconstructed: Any, clones: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples (items, ...) and reconstructions of each (items, draws, ...) as tensors; draws is a multiple of `clones`."""
+    first, second = _checked_samples(original, "original"), _checked_samples(reconstructed, "reconstructed")
+    if second.ndim != first.ndim + 1 or (len(first), *first.shape[1:]) != (len(second), *second.shape[2:]):
+        raise ValueError(
+            f"original has shape {tuple(first.shape)} and reconstructed {tuple(second.shape)}; expected (items, ...) and "
+            f"(items, draws, ...)"
+        )
+    if 0 in second.shape[:2]:
+        raise ValueError(f"reconstructed has shape {tuple(second.shape)}: no samples")
+    if second.shape[1] % checked_integer("clones", clones, 1):
+        raise ValueError(f"reconstructed has {second.shape[1]} draws of each item; expected a multiple of clones = {clones}")
+    return first, second
 
 
 def _checked_pairs(original: Any, reconstructed: Any) -> tuple[torch.Tensor, torch.Tensor]:

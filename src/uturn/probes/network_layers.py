@@ -1,29 +1,32 @@
-"""The probe of the hidden layers and of the predicted class of a network."""
+"""The probe of the hidden layers of a network, and of its predicted class if it has classes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_serializer, model_validator
 
 from uturn.files import cached_while_unchanged
 from uturn.probes.clones import between_clones
 from uturn.protocols import Probe, Spec, UTurns, Variable
 
 if TYPE_CHECKING:
+    from uturn.networks.image_classifiers import Classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
 
 class NetworkLayers(Spec, Probe):
-    """Similarity of standardised post-activations of a classifier, layer by layer, and agreement of its predicted classes.
+    """Similarity of standardised post-activations of a network, layer by layer, and agreement of its predicted classes.
 
     Options. `classifier`, `weights`: as in `uturn.networks.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
-    "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `name`: prefix of the variables and of
-    the dim `network_layer`, as in "resnet_similarity", so that an experiment can have several classifiers. `layers`: names or
+    "clip:FOLDER", "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `class_prompts`: the
+    classes of a "clip:" model as texts, a file with one text a line, or a template with {} for the names of the classes of the
+    source, by default "a photo of a {}"; without a file and without names it is an encoder. `name`: prefix of the variables and
+    of the dim `network_layer`, as in "resnet_similarity", so that an experiment can have several networks. `layers`: names or
     patterns, by default "every block" (see `HiddenLayers`). `statistics`: a file written by `HiddenLayers.save_statistics` for
     this network; without it, means and variances are those of the first `reference` images of the source. `legacy`: standardise
     with the second moment, as the code published with the paper does. `labels`: also compare with the true labels, if the source
@@ -33,13 +36,15 @@ class NetworkLayers(Spec, Probe):
     `predicted_class`: class predicted for the reconstruction. `same_class`: whether it is the class predicted for the original.
     For images also `original_class`: class predicted for the original; and with labels `label_top1`: whether the predicted class
     of the reconstruction is the label (NaN if unknown). With more than five classes also `same_class_top5`, `label_top5`: whether
-    the predicted class of the original, or the label, is among the five most probable classes of the reconstruction.
+    the predicted class of the original, or the label, is among the five most probable classes of the reconstruction. An encoder
+    has no classes: only `similarity` and `distance` are measured.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     type: Literal["network_layers"] = "network_layers"
     classifier: str = "fashion_mnist"
     weights: str | None = None
+    class_prompts: str | None = None
     name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
     layers: tuple[str, ...] | None = None
     reference: int = Field(default=1000, ge=2)
@@ -47,6 +52,17 @@ class NetworkLayers(Spec, Probe):
     legacy: bool = False
     labels: bool = True
     batch_size: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _prompts_need_texts(self) -> NetworkLayers:
+        if self.class_prompts is not None and not self.classifier.startswith("clip:"):
+            raise ValueError(f"class_prompts: goes with classifier = 'clip:FOLDER', not {self.classifier!r}; leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_prompts(self, table: Any) -> dict[str, Any]:
+        """The identity of a spec without `class_prompts` stays the same."""
+        return {name: value for name, value in table(self).items() if name != "class_prompts" or value is not None}
 
     @property
     def prefix(self) -> str:
@@ -72,32 +88,18 @@ class NetworkLayers(Spec, Probe):
         return {f"{self.prefix}network_layer": np.array(hidden_layers_of(self, source).layers)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        from uturn.networks.image_classifiers import in_top
-
-        originals, clones = u_turns.originals, u_turns.clones
+        originals, clones, measured = u_turns.originals, u_turns.clones, _measured(self, source)
         reconstructions = _readable(originals.data_of(u_turns.reconstructions))
-        found = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions, clones)
-        before, after = found.original_logits.argmax(axis=-1), found.logits.argmax(axis=-1)
-        readings: dict[str, Any] = {
-            "similarity": found.similarity,
-            "distance": found.distance,
-            "same_class": after == before[:, None],
-            "predicted_class": after,
-        }
-        measured = _measured(self, source)
-        if "original_class" in measured:
-            readings["original_class"] = before
-        if "same_class_top5" in measured:
-            readings["same_class_top5"] = in_top(found.logits, np.broadcast_to(before[:, None], after.shape), 5)
-        for name, count in (("label_top1", 1), ("label_top5", 5)):
-            if name in measured:
-                label = np.broadcast_to(originals.labels[:, None], after.shape)
-                right = in_top(found.logits, np.maximum(label, 0), count)
-                readings[name] = np.where(label >= 0, right, np.nan)
+        has_classes = "same_class" in measured
+        found = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions, clones, logits=has_classes)
+        readings: dict[str, Any] = {"similarity": found.similarity, "distance": found.distance}
+        twins: dict[str, Any] = {"similarity": found.clone_similarity, "distance": found.clone_distance}
+        if has_classes:
+            readings |= _verdicts(found.original_logits, found.logits, getattr(originals, "labels", None), measured)
+            if clones > 1:
+                twins["same_class"] = between_clones(readings["predicted_class"], clones, lambda a, b: a == b)
         named = {f"{self.prefix}{name}": readings[name] for name in measured}
         if clones > 1:
-            same = between_clones(after, clones, lambda a, b: a == b)
-            twins = {"similarity": found.clone_similarity, "distance": found.clone_distance, "same_class": same}
             named |= {f"clone_{self.prefix}{name}": values for name, values in twins.items()}
         return named
 
@@ -114,8 +116,9 @@ class NetworkLayers(Spec, Probe):
             return fingerprints()["classifier.safetensors"]
         network = load_module(self.classifier, self.weights)
         parts = [fingerprint(network.module), preprocessing_in_words(network.preprocess)]
-        if self.statistics is not None:
-            parts.append(hashlib.sha256(_existing(self.statistics, "statistics").read_bytes()).hexdigest())
+        if network.texts is not None:
+            parts.append(fingerprint(network.texts))
+        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files_read()]
         return " ".join(part for part in parts if part)
 
     def own_code(self) -> Any:
@@ -125,9 +128,25 @@ class NetworkLayers(Spec, Probe):
         return own_function(self.classifier)
 
     def files(self) -> list[Path]:
-        """Paths of the classifier, weights and statistics, some of which may be names; cached results depend on these files."""
-        names = [name for name in (self.classifier, self.weights) if name is not None]
-        return [Path(name) for name in names] + ([] if self.statistics is None else [_existing(self.statistics, "statistics")])
+        """Paths of all that the probe reads, some of which may be names; cached results depend on these files."""
+        from uturn.networks.modules import network_files
+
+        return network_files(self.classifier, self.weights) + self._files_read()
+
+    def texts(self, source: Any) -> tuple[str, ...] | None:
+        """A text for each class of a "clip:" model; None for other classifiers, and for classes without texts and names."""
+        if not self.classifier.startswith("clip:"):
+            return None
+        from uturn.networks.clip import class_texts
+
+        return class_texts(self.class_prompts, source.class_names())
+
+    def _files_read(self) -> list[Path]:
+        """The files of `statistics` and `class_prompts`, of those that are given."""
+        from uturn.networks.clip import prompt_file
+
+        found = [None if self.statistics is None else _existing(self.statistics, "statistics"), prompt_file(self.class_prompts)]
+        return [path for path in found if path is not None]
 
 
 def _files(spec: NetworkLayers, source: Any) -> list[Path]:
@@ -143,7 +162,6 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     ValueError
         If a file is missing or has the statistics of another network, or if there are neither statistics nor images.
     """
-    from uturn.networks.image_classifiers import load_classifier
     from uturn.networks.layers import EVERY_BLOCK
     from uturn.networks.modules import load_module
     from uturn.probes.hidden_layers import HiddenLayers
@@ -154,7 +172,7 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
         network = load_module(spec.classifier, spec.weights)
         probe = HiddenLayers(network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options)
     else:
-        found = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
+        found = _classifier(spec, source, shape)
         probe = HiddenLayers(found.module, found.layers, found.preprocess, channel_axis=found.channel_axes, **options)
     if spec.statistics is not None:
         return probe.load_statistics(spec.statistics)
@@ -169,13 +187,13 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
 @cached_while_unchanged(files=_files)
 def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
     """Names of the variables without the prefix; ValueError if labels and classes do not match."""
-    from uturn.networks.image_classifiers import load_classifier
-
     names = ["similarity", "distance", "same_class", "predicted_class"]
     shape = _image_shape(source)
     if shape is None:
         return tuple(names)
-    num_classes = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape).num_classes
+    num_classes = _classifier(spec, source, shape).num_classes
+    if num_classes == 0:
+        return ("similarity", "distance")
     names.append("original_class")
     if num_classes > 5:
         names.append("same_class_top5")
@@ -189,6 +207,28 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
             )
         names += ["label_top1", "label_top5"] if num_classes > 5 else ["label_top1"]
     return tuple(names)
+
+
+def _classifier(spec: NetworkLayers, source: Any, shape: tuple[int, int, int]) -> Classifier:
+    from uturn.networks.image_classifiers import load_classifier
+
+    return load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape, texts=spec.texts(source))
+
+
+def _verdicts(before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequence[str]) -> dict[str, Any]:
+    """Classes predicted from the logits of originals (items, classes) and of reconstructions (items, draws, classes)."""
+    from uturn.networks.image_classifiers import in_top
+
+    original, predicted = before.argmax(axis=-1), after.argmax(axis=-1)
+    same = predicted == original[:, None]
+    found: dict[str, Any] = {"same_class": same, "predicted_class": predicted, "original_class": original}
+    if "same_class_top5" in measured:
+        found["same_class_top5"] = in_top(after, np.broadcast_to(original[:, None], predicted.shape), 5)
+    for name, count in (("label_top1", 1), ("label_top5", 5)):
+        if name in measured:
+            label = np.broadcast_to(labels[:, None], predicted.shape)
+            found[name] = np.where(label >= 0, in_top(after, np.maximum(label, 0), count), np.nan)
+    return found
 
 
 def _image_shape(source: Any) -> tuple[int, int, int] | None:

@@ -14,7 +14,7 @@ from uturn.checks import shown
 from uturn.plotting.images import evenly_spaced
 from uturn.statistics import Replicates, Transition, inversion, replicates, transition
 from uturn.workflows.clones import gaps_of
-from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals
+from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals, perceptual_probes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,6 +38,8 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     - `similarity`: mean cosine of each layer. `half_life`: smallest noise at which it has fallen halfway from 1 to its value at
       the largest noise.
     - `inversion`: noise beyond which the last layer (the logits) stays less similar than the first.
+    - `perceptual_distance`: mean distance to the original (probe `perceptual`), 0 at noise 0. `half_rise`: smallest noise at
+      which it has done half of its rise from 0 to its value at the largest noise.
     - `gap_class`, `gap_layer` (runs with clones): E f(x0, x̂) - E f(x̂, x̂') for the predicted class and the similarity of each
       layer, 0 if reconstructions are draws from the posterior (`uturn.calibration`, level .001).
 
@@ -56,7 +58,9 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
         classifier if it has no name. `estimate`: value, low and high end of its 95 % interval over items
         (`uturn.statistics.Replicates`), clipped to the possible range; NaN if the number does not exist, for the reason in
         `remark`. `axis`: noise, and by interpolation the run's other axes. `layer`: names of the layers, "" beyond the last one
-        of a classifier. If images were kept: `original`, `image` of the first items, for the grid.
+        of a classifier. `has_classes` (classifier): False for encoders, whose same_class, chance, transition and width are NaN.
+        With probes `perceptual` also perceptual_distance (perceptual, noise, estimate), half_rise (perceptual, axis, estimate),
+        and in words what they measure, `measures`. If images were kept: `original`, `image` of the first items, for the grid.
 
     Raises
     ------
@@ -76,6 +80,9 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     run = _by_noise(run)
     axes = _Axes(run)
     data = _side_by_side([_of_classifier(run, probe, axes) for probe in probes])
+    distances = [_of_perceptual(run, name, variable, axes) for name, variable in perceptual_probes(run).items()]
+    if distances:
+        data = data.merge(xr.concat(distances, "perceptual", data_vars="all").set_coords("measures"))
     data = data.assign_coords({name: ("noise", values) for name, values in axes.values.items() if name != "noise"})
     data.noise.attrs.update(run.noise.attrs)
     data.attrs = {key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs}
@@ -85,7 +92,8 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
         trajectories=run.sizes.get("trajectory", 1),
         clones=run.sizes.get("clone", 1),
     )
-    return data.merge(_pictures(run, probes[0].prefix), combine_attrs="override")
+    judge = next((probe for probe in probes if probe.has_classes), None)
+    return data.merge(_pictures(run, judge), combine_attrs="override")
 
 
 def _by_noise(run: xr.Dataset) -> xr.Dataset:
@@ -100,8 +108,8 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
     import xarray as xr
 
     x, prefix = axes.noise, probe.prefix
-    similarity, same_class = (_curve(run, f"{prefix}{name}", x) for name in ("similarity", "same_class"))
-    chance = _chance(run, prefix)
+    similarity, chance = _curve(run, f"{prefix}similarity", x), _chance(run, prefix)
+    same_class = _curve(run, f"{prefix}same_class", x) if probe.has_classes else _no_curve(x)
     layers = [str(layer) for layer in run[probe.layers].values]
 
     def fall(curve: np.ndarray) -> Transition:
@@ -119,10 +127,12 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
             "width": ("estimate", _place(same_class, lambda c: fall(c).width, x)),
             "inversion": (("axis", "estimate"), axes.at(_place(similarity, lambda c: inversion(x, c[:, -1], c[:, 0]), x))),
             "half_life": (("network_layer", "axis", "estimate"), np.stack([axes.at(place) for place in half_lives])),
+            "same_class": (("noise", "estimate"), _band(same_class, 0)),
             **{name: (("noise", "estimate"), values) for name, values in _agreements(run, prefix, x).items()},
             **gaps_of(run, prefix, x),
             "layer": ("network_layer", np.array(layers, object)),
             "model": probe.classifier,
+            "has_classes": probe.has_classes,
         },
         coords={
             "classifier": probe.name,
@@ -137,13 +147,29 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
     return found
 
 
+def _of_perceptual(run: xr.Dataset, name: str, variable: str, axes: _Axes) -> xr.Dataset:
+    """All numbers of one perceptual distance."""
+    import xarray as xr
+
+    curve = _curve(run, variable, axes.noise, start=0.0)
+    half = _place(curve, lambda c: transition(axes.noise, -c, top=0.0).location, axes.noise)
+    return xr.Dataset(
+        {
+            "perceptual_distance": (("noise", "estimate"), _band(curve, 0, np.inf)),
+            "half_rise": (("axis", "estimate"), axes.at(half)),
+            "measures": str(run[variable].attrs.get("long_name", name)),
+        },
+        coords={"perceptual": name},
+    )
+
+
 def _side_by_side(classifiers: list[xr.Dataset]) -> xr.Dataset:
     """Numbers of several classifiers along `classifier`, NaN beyond the last layer, without agreements that all of them lack."""
     import xarray as xr
 
     layout: dict[str, Any] = {"data_vars": "all", "coords": "minimal", "compat": "override", "join": "outer"}
     data = xr.concat(classifiers, "classifier", fill_value={"layer": ""}, **layout)
-    names = {name: data[name].astype(str) for name in ("layer", "model", "remark")}
+    names = {name: data[name].astype(str) for name in ("layer", "model", "remark")} | {"has_classes": data.has_classes}
     data = data.drop_vars([name for name in AGREEMENTS if name in data and np.isnan(data[name]).all()])
     return data.assign_coords(names)
 
@@ -157,7 +183,7 @@ def _curve(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> Rep
     if "label_top" in name:  # without items that have no label
         values = values.isel(item=values.notnull().all([dim for dim in values.dims if dim != "item"]).values)
     if not values.sizes["item"]:
-        return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0)
+        return _no_curve(x)
     mean, deviations, groups = replicates(values)
     if len(mean) < len(x):
         mean = np.concatenate([np.full_like(mean[:1], start), mean])
@@ -165,9 +191,14 @@ def _curve(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> Rep
     return Replicates(mean, deviations, groups)
 
 
-def _band(curve: Replicates, least: float) -> np.ndarray:
-    """A curve and the ends of its intervals along a new last axis, clipped to [least, 1]."""
-    return np.clip(np.moveaxis(curve.interval(lambda mean: mean), 0, -1), least, 1)
+def _no_curve(x: np.ndarray) -> Replicates:
+    """The curve of what was not measured: NaN."""
+    return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0)
+
+
+def _band(curve: Replicates, least: float, most: float = 1.0) -> np.ndarray:
+    """A curve and the ends of its intervals along a new last axis, clipped to [least, most]."""
+    return np.clip(np.moveaxis(curve.interval(lambda mean: mean), 0, -1), least, most)
 
 
 def _place(curve: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
@@ -176,9 +207,9 @@ def _place(curve: Replicates, statistic: Callable[[np.ndarray], float], x: np.nd
 
 
 def _agreements(run: xr.Dataset, prefix: str, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Shares of U-turns that keep the predicted class or the label: {name: array (noise, estimate)}."""
+    """Other shares of U-turns that keep the predicted class or the label: {name: array (noise, estimate)}."""
     starts = {"label_top1": _label_agreement(run, prefix), "label_top5": np.nan}
-    measured = [name for name in AGREEMENTS if f"{prefix}{name}" in run]
+    measured = [name for name in AGREEMENTS[1:] if f"{prefix}{name}" in run]
     return {name: _band(_curve(run, f"{prefix}{name}", x, starts.get(name, 1.0)), 0) for name in measured}
 
 
@@ -245,11 +276,14 @@ def _remarks(found: xr.Dataset, inverted: bool, run: xr.Dataset) -> Iterator[str
     if len(x) < 3:
         yield "a single noise level: t*, inversion and half-lives cannot be located"
     else:
-        yield from _about_transition(found, at_end)
+        if found.has_classes:
+            yield from _about_transition(found, at_end)
+        else:
+            yield "an encoder without classes: no t*"
         yield from _about_inversion(found, inverted or single)
         if "step" in run.coords and x[-1] < 1 - 1e-9:
             yield f"half-lives are those of the fall from 1 to the similarity at {at_end}"
-        if np.isnan(found.chance):
+        if found.has_classes and np.isnan(found.chance):
             yield f"chance level unknown: the share at {at_end} is used instead"
     if single:
         yield "a single original: no intervals"
@@ -279,8 +313,11 @@ def _about_inversion(found: xr.Dataset, sure: bool) -> Iterator[str]:
 # --- pictures ------------------------------------------------------------------------------------------------------------
 
 
-def _pictures(run: xr.Dataset, prefix: str) -> xr.Dataset:
-    """Originals and reconstructions of the first items, and whether the class was kept; empty if no images were kept."""
+def _pictures(run: xr.Dataset, judge: LayerProbe | None) -> xr.Dataset:
+    """Originals and reconstructions of the first items, and whether the class was kept; empty if no images were kept.
+
+    `judge`: the classifier whose classes count; without one, no class is lost.
+    """
     import xarray as xr
 
     count = min(kept_images(run), _MOST_SHOWN)
@@ -291,11 +328,12 @@ def _pictures(run: xr.Dataset, prefix: str) -> xr.Dataset:
     columns = [int(noisy[k]) for k in evenly_spaced(len(noisy), 10)] if len(noisy) else []
     images = some.image.isel(noise=columns).load()
     first, names = originals(run, count)
+    same = np.ones(images.shape[:2]) if judge is None else some[f"{judge.prefix}same_class"].isel(noise=columns).values
     return xr.Dataset(
         {
             "original": (("item", "channel", "row", "column"), first),
             "image": (("shown_noise", "item", "channel", "row", "column"), images.values),
-            "image_same_class": (("shown_noise", "item"), some[f"{prefix}same_class"].isel(noise=columns).values),
+            "image_same_class": (("shown_noise", "item"), same),
         },
         coords={
             "shown_noise": images.noise.values,

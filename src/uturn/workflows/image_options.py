@@ -48,12 +48,22 @@ class ImageOptions(BaseModel):
     )
     classifiers: list[str] = Field(
         [],
-        description="torchvision:NAME, timm:NAME, module:function, or a file of uturn.networks; several are compared. "
-        "By default the embedded classifier of Fashion-MNIST, for that data only.",
+        description="torchvision:NAME, timm:NAME, clip:FOLDER, module:function, or a file of uturn.networks; several are "
+        "compared. By default the embedded classifier of Fashion-MNIST, for that data only.",
     )
     weights: list[str] = Field(
-        [], description="Weights of the classifiers, in the same order: a name, a file, or '' for the library's own choice."
+        [],
+        description="Weights of the classifiers, in the same order, and last of the perceptual network if there is one: a name, a "
+        "file, or '' for the library's own choice.",
     )
+    class_prompts: str | None = Field(
+        None,
+        description="Classes of clip: models as texts: a template with {} for the name of a class, or a file, one text a line.",
+    )
+    perceptual: str | None = Field(
+        None, description="Network of a perceptual distance (LPIPS), such as torchvision:vgg16; named as the classifiers are."
+    )
+    perceptual_linear: str | None = Field(None, description="Learned weights of its channels: a file of the package lpips.")
     preset: str | None = Field(None, description="Name or flags of the guided-diffusion model in the checkpoint.")
     scheduler: str = Field(
         "ddpm",
@@ -198,16 +208,18 @@ class ImageOptions(BaseModel):
         return table | given
 
     def _probes(self) -> list[dict[str, Any]]:
-        """Tables of the probes: the layers of each classifier, and the images that are kept."""
+        """Tables of the probes: the layers of each classifier, the perceptual distance, and the images that are kept."""
         generating = self.model if self.data == "generated" else None
         classifiers = self.classifiers or (["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else [])
         if not classifiers:
             raise ValueError(
                 f"classifiers: none given for data = {self.data!r}; expected at least one, e.g. 'torchvision:convnext_base'"
             )
-        weights = self.weights or [""] * len(classifiers)
-        if len(weights) != len(classifiers):
-            raise ValueError(f"weights: {len(weights)} for {len(classifiers)} classifiers; expected one for each, or none at all")
+        networks = len(classifiers) + (self.perceptual is not None)
+        weights = self.weights or [""] * networks
+        if len(weights) != networks:
+            words = "classifiers" if self.perceptual is None else "networks (the perceptual one is the last)"
+            raise ValueError(f"weights: {len(weights)} for {networks} {words}; expected one for each, or none at all")
         probes: list[dict[str, Any]] = [
             {
                 "type": "network_layers",
@@ -215,12 +227,27 @@ class ImageOptions(BaseModel):
                 **({"weights": chosen} if chosen else {}),
                 **({"name": name} if name else {}),
                 **({} if self.compare_labels else {"labels": False}),
+                **(self._given("class_prompts") if classifier.startswith("clip:") else {}),
             }
-            for name, classifier, chosen in zip(probe_names(classifiers), classifiers, weights, strict=True)
+            for name, classifier, chosen in zip(probe_names(classifiers), classifiers, weights, strict=False)
         ]
+        if self.class_prompts is not None and not any(classifier.startswith("clip:") for classifier in classifiers):
+            raise ValueError(f"class_prompts = {self.class_prompts!r}: goes with a classifier 'clip:FOLDER'; leave it out")
+        probes += self._perceptual(weights[-1])
         if self.keep:
             probes.append({"type": "images"} if self.keep >= self.items else {"type": "images", "first": self.keep})
         return probes
+
+    def _perceptual(self, weights: str) -> list[dict[str, Any]]:
+        """Table of the perceptual distance, if it is wanted."""
+        linear = {} if self.perceptual_linear is None else {"linear": self.perceptual_linear}
+        if self.perceptual is None:
+            if linear:
+                raise ValueError(
+                    f"perceptual_linear = {self.perceptual_linear!r}: goes with a network `perceptual`; leave it out"
+                )
+            return []
+        return [{"type": "perceptual", "classifier": self.perceptual, **({"weights": weights} if weights else {}), **linear}]
 
 
 def image_experiment(
@@ -270,14 +297,14 @@ def parsed_levels(text: str) -> int | list[float]:
 def probe_names(classifiers: Sequence[str]) -> list[str]:
     """Different names for the probes of several classifiers, identifiers made from their strings; "" for a single one.
 
-    >>> probe_names(["torchvision:resnet50", "nets/resnet50.safetensors", "timm:vit_tiny.augreg"])
-    ['resnet50', 'resnet50_2', 'vit_tiny_augreg']
+    >>> probe_names(["torchvision:resnet50", "nets/resnet50.safetensors", "timm:vit_tiny.augreg", "clip:openai/clip-vit"])
+    ['resnet50', 'resnet50_2', 'vit_tiny_augreg', 'clip_vit']
     """
     if len(classifiers) == 1:
         return [""]
     names: list[str] = []
     for text in classifiers:
-        word = text.rpartition(":")[2] if ":" in text and not Path(text).exists() else Path(text).stem
+        word = Path(text.rpartition(":")[2]).name if ":" in text and not Path(text).exists() else Path(text).stem
         word = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")[:80] or "classifier"
         if word[0].isdigit() or keyword.iskeyword(word):
             word = f"classifier_{word}"

@@ -146,6 +146,14 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
             **{name: [plain(v) for v in one[name].values] for name in AGREEMENTS if name in one},
             **({"calibration": _calibration(one)} if "gap_class" in one else {}),
         }
+    perceptual = {
+        name: {
+            "measures": str(one.measures.item()),
+            "distance": [plain(v) for v in one.perceptual_distance.values],
+            "half_rise": on_axes(one.half_rise),
+        }
+        for name, one in perceptual_distances(analysis)
+    }
     return {
         "run": analysis.attrs["description"],
         "spec_hash": analysis.attrs.get("spec_hash"),
@@ -155,7 +163,14 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
         "noise": [float(x) for x in analysis.noise.values],
         "intervals": "95 %, Student's t, from the differences between originals, each with all its U-turns",
         "classifiers": found,
+        **({"perceptual": perceptual} if perceptual else {}),
     }
+
+
+def perceptual_distances(analysis: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
+    """Name and numbers of each perceptual distance."""
+    names = analysis.perceptual.values if "perceptual" in analysis.dims else []
+    return [(str(name), analysis.isel(perceptual=k)) for k, name in enumerate(names)]
 
 
 def _calibration(one: xr.Dataset) -> dict[str, Any]:
@@ -179,6 +194,8 @@ def _calibration(one: xr.Dataset) -> dict[str, Any]:
 def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
     """Tables for a terminal (rich), one for each classifier: t*, width, inversion, half-lives of at most `most_layers` layers.
 
+    A last table gives the perceptual distances of the run, if it has any.
+
     The first column of numbers gives values with intervals; the others give the values on the run's other axes. For a run with
     clones a second table gives the gap of each reading where its p-value is smallest.
     """
@@ -186,21 +203,35 @@ def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
 
     axes = [str(axis) for axis in analysis.axis.values]
     titles = {"noise": "t/T" if "step" in axes else "noise", "log_snr": "log SNR"}
+    headings = ("", f"{titles['noise']} [95 % interval]", *(titles.get(axis, axis) for axis in axes[1:]))
+
+    def table_of(title: str) -> Any:
+        table = Table(title=title, title_justify="left")
+        for heading in headings:
+            table.add_column(heading, overflow="fold")
+        return table
+
     for name in analysis.classifier.values:
         one = analysis.sel(classifier=name)
         remark = str(one.remark.item())
-        table = Table(title=f"{name}: {remark}" if remark else f"{name}", title_justify="left")
-        for heading in ("", f"{titles['noise']} [95 % interval]", *(titles.get(axis, axis) for axis in axes[1:])):
-            table.add_column(heading, overflow="fold")
-        table.add_row("class half lost, t*", *_cells(one.transition))
-        table.add_row("width of its fall", _with_interval(one.width.values))
-        table.add_row("logits fall below first layer", *_cells(one.inversion))
+        table = table_of(f"{name}: {remark}" if remark else f"{name}")
+        if one.has_classes:
+            table.add_row("class half lost, t*", *_cells(one.transition))
+            table.add_row("width of its fall", _with_interval(one.width.values))
+        table.add_row(f"{'logits fall' if one.has_classes else 'last layer falls'} below first layer", *_cells(one.inversion))
         layers = [str(layer) for layer in one.layer.values if str(layer)]
         for k in evenly_spaced(len(layers), most_layers):
             table.add_row(f"half-life of {layers[k]}", *_cells(one.half_life.isel(network_layer=k)))
         yield table
         if "gap_class" in one:
             yield _calibration_table(str(name), one, titles["noise"], most_layers)
+    if "perceptual" in analysis.dims:
+        end = f"{titles['noise']} = {float(analysis.noise[-1]):.3g}"
+        table = table_of("perceptual distance")
+        for _, one in perceptual_distances(analysis):
+            last = _with_interval(one.perceptual_distance.values[-1])
+            table.add_row(f"{one.measures.item()}: half of its rise to {last} at {end}", *_cells(one.half_rise))
+        yield table
 
 
 def _calibration_table(name: str, one: xr.Dataset, noise: str, most_layers: int) -> Any:
@@ -213,7 +244,8 @@ def _calibration_table(name: str, one: xr.Dataset, noise: str, most_layers: int)
     table = Table(title=f"{name}: calibration, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", title_justify="left")
     for heading in ("f", f"{noise} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen"):
         table.add_column(heading, overflow="fold")
-    for k in [0, *(1 + k for k in evenly_spaced(len(rows) - 1, most_layers))]:
+    first = 1 if one.has_classes else 0  # number of the first layer
+    for k in [*range(first), *(first + k for k in evenly_spaced(len(rows) - first, most_layers))]:
         reading, row = rows[k]
         worst = row.isel(noise=int(row.p.argmin("noise", skipna=True)))
         cells = (
@@ -222,7 +254,7 @@ def _calibration_table(name: str, one: xr.Dataset, noise: str, most_layers: int)
             f"{float(worst.p):.2g}",
             f"{float(worst.visible):.2g}" if np.isfinite(worst.visible) else "none",
         )
-        table.add_row(reading if k == 0 else f"similarity of {reading}", *cells)
+        table.add_row(reading if k < first else f"similarity of {reading}", *cells)
     return table
 
 

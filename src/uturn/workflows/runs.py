@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class LayerProbe(NamedTuple):
-    """A probe of network layers in a run: prefix of its variables, dim of its layers, and the classifier of its spec."""
+    """A probe of network layers in a run: prefix of its variables, dim of its layers, the classifier of its spec, its classes."""
 
     prefix: str
     layers: str
     classifier: str
+    has_classes: bool
 
     @property
     def name(self) -> str:
@@ -34,14 +35,23 @@ def layer_probes(run: xr.Dataset) -> list[LayerProbe]:
     for name in map(str, run.data_vars):
         prefix = name.removesuffix("similarity")
         layers = f"{prefix}network_layer"
-        if name.endswith("similarity") and layers in run[name].dims and f"{prefix}same_class" in run:
-            found.append(LayerProbe(prefix, layers, by_prefix.get(prefix, {}).get("classifier", "classifier")))
+        if name.endswith("similarity") and layers in run[name].dims:
+            classifier = by_prefix.get(prefix, {}).get("classifier", "classifier")
+            found.append(LayerProbe(prefix, layers, classifier, f"{prefix}same_class" in run))
     if not found:
-        raise ValueError(
-            "the run has no similarity of network layers and no same_class; expected one with a probe of type 'network_layers'"
-        )
+        raise ValueError("the run has no similarity of network layers; expected one with a probe of type 'network_layers'")
     order = list(by_prefix)
     return sorted(found, key=lambda probe: order.index(probe.prefix) if probe.prefix in order else len(order))
+
+
+def perceptual_probes(run: xr.Dataset) -> dict[str, str]:
+    """The probes of perceptual distance of a run: {name of the probe, or its classifier if it has none: variable}."""
+    found = {}
+    for table in stored_spec(run)["probes"]:
+        prefix = f"{table['name']}_" if table.get("name") else ""
+        if table.get("type") == "perceptual" and f"{prefix}perceptual_distance" in run:
+            found[str(table.get("name") or table.get("classifier"))] = f"{prefix}perceptual_distance"
+    return found
 
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:

@@ -1,0 +1,198 @@
+"""CLIP models of transformers (arXiv:2103.00020): image encoders, and classifiers whose classes are texts ("zero-shot")."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from uturn.checks import one_line
+
+_TEXTS_AT_ONCE = 64
+
+
+class ClipImages(nn.Module):
+    """The image tower of a CLIP model with its projection.
+
+    Takes preprocessed images. Gives the projected embedding (batch, dim), or with `classes` (num_classes, dim), which `ClipTexts`
+    makes from texts, the logits (batch, num_classes): the cosine of the embeddings of image and text, times the scale that was
+    learned.
+    """
+
+    classes: torch.Tensor | None
+
+    def __init__(self, vision_model: nn.Module, visual_projection: nn.Module, classes: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.vision_model, self.visual_projection = vision_model, visual_projection
+        self.register_buffer("classes", classes)
+        self.num_classes = 0 if classes is None else len(classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        embedding = self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
+        return embedding if self.classes is None else nn.functional.normalize(embedding, dim=-1) @ self.classes.T
+
+    def with_classes(self, classes: torch.Tensor) -> ClipImages:
+        """The same tower as a classifier."""
+        return ClipImages(self.vision_model, self.visual_projection, classes).eval()
+
+
+class ClipTexts(nn.Module):
+    """The text tower of a CLIP model with its projection, its tokenizer and the scale of its logits."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.text_model, self.text_projection, self.logit_scale = model.text_model, model.text_projection, model.logit_scale
+        self.tokenizer = tokenizer
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings of texts (len(texts), dim), of the length of the scale of the logits.
+
+        Raises
+        ------
+        ValueError
+            For fewer than two texts, texts that occur twice, and texts that are empty or longer than the model reads.
+        """
+        most = self.text_model.config.max_position_embeddings
+        for number, text in enumerate(texts):
+            tokens = len(self.tokenizer(text)["input_ids"])
+            if not text.strip() or tokens > most or text in texts[:number]:
+                fault = "is empty" if not text.strip() else f"has {tokens} tokens" if tokens > most else "occurs twice"
+                raise ValueError(f"class {number}, {text[:60]!r}, {fault}; expected a text of its own, of at most {most} tokens")
+        if len(texts) < 2:
+            raise ValueError(f"{len(texts)} texts; expected one for each class, two or more")
+        found = [self._embeddings(texts[k : k + _TEXTS_AT_ONCE]) for k in range(0, len(texts), _TEXTS_AT_ONCE)]
+        return self.logit_scale.exp() * nn.functional.normalize(torch.cat(found), dim=-1)
+
+    @torch.no_grad()
+    def _embeddings(self, texts: Sequence[str]) -> torch.Tensor:
+        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.logit_scale.device)
+        pooled = self.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        return self.text_projection(pooled)
+
+
+class Clip(NamedTuple):
+    """A CLIP model in parts, and the transforms of its images in [0, 1]."""
+
+    images: ClipImages
+    texts: ClipTexts
+    transforms: Callable[[torch.Tensor], torch.Tensor]
+
+
+def load_clip(name: str) -> Clip:
+    """A `transformers.CLIPModel` in float32 with its tokenizer and preprocessing, from a folder or a hub.
+
+    Raises
+    ------
+    ValueError
+        Without transformers or torchvision, and for models that are missing, incomplete or of another kind.
+    """
+    where = f"classifier = 'clip:{name}'"
+    try:
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel
+    except ImportError:
+        raise ValueError(f"{where} needs transformers, which is not installed; pip install 'uturn[text-to-image]'") from None
+    _check_torchvision(where)
+    if not name or not (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)):
+        raise ValueError(f"{where}: no such folder; expected one of transformers.CLIPModel, or its name on a hub, OWNER/NAME")
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "clip":
+            raise ValueError(f"it is a model of kind {config.model_type!r}, and only 'clip' is read")
+        loaded: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
+        model, loading = loaded
+        if loading["missing_keys"]:
+            raise ValueError(f"weights are missing: {', '.join(sorted(map(str, loading['missing_keys']))[:3])}, ..")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # no network, a file cut short, ..
+        raise ValueError(
+            f"{where} cannot be loaded ({one_line(error)}); expected a folder that CLIPModel and its tokenizer were saved to, or "
+            f"the name of such a model on a hub"
+        ) from None
+    model = model.float().eval()
+    images = ClipImages(model.vision_model, model.visual_projection)
+    return Clip(images, ClipTexts(model, tokenizer), _transforms(name, model.config.vision_config.image_size))
+
+
+def _check_torchvision(where: str) -> None:
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        raise ValueError(f"{where} needs torchvision, which is not installed; pip install 'uturn[images]'") from None
+
+
+def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Resizing, crop and normalisation of the folder's `preprocessor_config.json`; those of OpenAI's models without one."""
+    from torchvision import transforms
+    from transformers import CLIPImageProcessor
+
+    try:
+        processor = CLIPImageProcessor.from_pretrained(name)
+    except OSError:
+        processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    edge, crop = dict(processor.size), dict(processor.crop_size)
+    return transforms.Compose(
+        [
+            transforms.Resize(
+                edge.get("shortest_edge") or (edge["height"], edge["width"]), transforms.InterpolationMode.BICUBIC, antialias=True
+            ),
+            transforms.CenterCrop((crop["height"], crop["width"])),
+            transforms.Normalize(processor.image_mean, processor.image_std),
+        ]
+    )
+
+
+# -- texts of classes -------------------------------------------------------------------------------------------------
+
+TEMPLATE = "a photo of a {}"
+
+
+def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """A text for each class.
+
+    Parameters
+    ----------
+    prompts
+        A template, in which {} stands for the name of a class with spaces for underscores, by default `TEMPLATE`; or a file with
+        one text a line.
+    names
+        Names of the classes, if they have any.
+
+    Returns
+    -------
+    tuple of str
+        None without prompts and without names.
+
+    Raises
+    ------
+    ValueError
+        For a file that is missing or cannot be read, and a template without names.
+    """
+    path = prompt_file(prompts)
+    if path is not None:
+        try:
+            return tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"class_prompts = {prompts!r}: expected a text file, one text a line ({one_line(error)})") from None
+    if names is None:
+        if prompts is not None:
+            raise ValueError(
+                f"class_prompts = {prompts!r}: the classes of the images have no names; give a file, one text a line"
+            )
+        return None
+    return tuple((prompts or TEMPLATE).replace("{}", name.replace("_", " ")) for name in names)
+
+
+def prompt_file(prompts: str | None) -> Path | None:
+    """The file with the texts of classes; None for a template."""
+    if prompts is None or "{}" in prompts:
+        return None
+    if not Path(prompts).is_file():
+        raise ValueError(
+            f"class_prompts = {prompts!r}: no such file; expected one with one text a line, or a template with {{}} for the name "
+            f"of a class"
+        )
+    return Path(prompts)

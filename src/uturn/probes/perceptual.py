@@ -1,0 +1,122 @@
+"""The probe of the perceptual distance."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from uturn.files import cached_while_unchanged
+from uturn.probes.network_layers import NetworkLayers
+from uturn.protocols import Probe, Spec, UTurns, Variable
+
+if TYPE_CHECKING:
+    from uturn.probes.perceptual_distance import PerceptualDistance
+
+# The layers of LPIPS: the activation functions that end the stages of its three networks.
+LPIPS_LAYERS = {
+    "torchvision:alexnet": tuple(f"features.{k}" for k in (1, 4, 7, 9, 11)),
+    "torchvision:vgg16": tuple(f"features.{k}" for k in (3, 8, 15, 22, 29)),
+    "torchvision:squeezenet1_1": tuple(f"features.{k}" for k in (1, 4, 7, 9, 10, 11, 12)),
+}
+
+
+class Perceptual(Spec, Probe):
+    """Perceptual distance of images to their reconstructions, LPIPS (arXiv:1801.03924, Eq. 1; `PerceptualDistance`).
+
+    Options. `classifier`, `weights`: any network of the probe `network_layers`. `layers`: names or patterns of its modules.
+    `linear`: a file of learned weights of channels of the package lpips; without it all channels have the weight 1, the variant
+    that the paper calls the baseline. `name`: prefix of the variables. `batch_size`: images in a forward pass (execution-only).
+
+    The networks of LPIPS are "torchvision:vgg16", "torchvision:alexnet" and "torchvision:squeezenet1_1". They read the layers of
+    LPIPS, and images of the size that they have, as the package lpips does, which are normalised and not resized. Every other
+    network has the preprocessing and the layers of the probe `network_layers`.
+
+    Variables. `perceptual_distance`: 0 for equal images, without unit.
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    kinds: ClassVar[tuple[str, ...]] = ("images",)
+    type: Literal["perceptual"] = "perceptual"
+    classifier: str
+    weights: str | None = None
+    layers: tuple[str, ...] | None = None
+    linear: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
+    batch_size: int = Field(default=50, ge=1)
+
+    @property
+    def variable(self) -> str:
+        """Name of the variable."""
+        return "perceptual_distance" if self.name is None else f"{self.name}_perceptual_distance"
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        distance_of(self, source)  # exposes errors before the run
+        words = f"perceptual distance, {self.classifier}, {'without' if self.linear is None else 'with'} learned weights"
+        return {self.variable: Variable(("noise", "item", "trajectory"), words, symmetric=True)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        originals = u_turns.originals
+        found = distance_of(self, source).read(originals.data, originals.data_of(u_turns.reconstructions), u_turns.clones)
+        return dict(zip((self.variable, f"clone_{self.variable}"), found, strict=False))
+
+    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
+        return distance_of(self, source).layers.calls(items, draws, clones)
+
+    def fingerprint(self) -> str:
+        read = [] if self.linear is None or not Path(self.linear).is_file() else [Path(self.linear).read_bytes()]
+        return " ".join([self._network().fingerprint(), *(hashlib.sha256(content).hexdigest() for content in read)])
+
+    def own_code(self) -> Any:
+        return self._network().own_code()
+
+    def files(self) -> list[Path]:
+        """Paths of all that the probe reads, some of which may be names."""
+        return self._network().files() + ([] if self.linear is None else [Path(self.linear)])
+
+    def _network(self) -> NetworkLayers:
+        return NetworkLayers(classifier=self.classifier, weights=self.weights)
+
+
+@cached_while_unchanged(files=lambda spec, source: [*spec.files(), *source.files()])
+def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
+    """The perceptual distance of a spec, tried on blank images of the size of the source.
+
+    Raises
+    ------
+    ValueError
+        For files that are missing or of another network, and images that the network does not take.
+    """
+    from uturn.networks.image_classifiers import load_classifier
+    from uturn.networks.modules import Preprocessing, load_module
+    from uturn.probes.hidden_layers import HiddenLayers
+    from uturn.probes.perceptual_distance import PerceptualDistance, read_linear
+
+    shape = source.image_shape()
+    if spec.classifier in LPIPS_LAYERS:
+        network = load_module(spec.classifier, spec.weights)
+        from torchvision.transforms import Normalize
+
+        assert isinstance(network.preprocess, Preprocessing)
+        own: Any = network.preprocess.transforms
+        layers = HiddenLayers(
+            network.module,
+            spec.layers or LPIPS_LAYERS[spec.classifier],
+            Preprocessing(Normalize(own.mean, own.std)),
+            batch_size=spec.batch_size,
+        )
+        axes = dict.fromkeys(layers.layers, 1)
+    else:
+        found = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
+        layers = HiddenLayers(found.module, found.layers, found.preprocess, batch_size=spec.batch_size)
+        axes = found.channel_axes
+    distance = PerceptualDistance(layers, axes, None if spec.linear is None else read_linear(spec.linear, layers.layers))
+    blank = np.zeros((1, *shape), np.float32)
+    try:
+        distance.read(blank, blank[:, None])
+    except ValueError as error:
+        raise ValueError(f"classifier = {spec.classifier!r}: {error}") from None
+    return distance

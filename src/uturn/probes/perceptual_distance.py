@@ -1,0 +1,107 @@
+"""Perceptual distance of images: differences of the outputs of a network's layers, each divided by its norm over the channels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from uturn.networks.state_dicts import read_state_dict
+from uturn.probes.clones import between_clones
+from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
+from uturn.probes.layer_statistics import channel_position
+
+_LEAST_NORM = 1e-10  # of the package lpips: outputs of norm 0 stay 0
+
+
+class PerceptualDistance:
+    """The distance of Zhang et al., LPIPS (arXiv:1801.03924, Eq. 1), on any layers of a network.
+
+    d(x, x') = sum_l 1/P_l sum_p sum_c w_lc (u_lpc - u'_lpc)^2
+
+    u_lp: output of layer l at position p, of P_l, divided by its norm over the channels c. w_lc: weight of a channel, 1, or what
+    LPIPS learned from judgements of people (the square of w in Eq. 1). A layer without positions has P_l = 1. The distance is
+    symmetric, 0 for equal images; without weights, a layer adds at most 4, and at most 2 where its outputs are not negative.
+
+    Parameters
+    ----------
+    layers
+        The layers; no statistics are needed.
+    channel_axes : {layer: int}
+        Axis of the channels in the output of each, as in `HiddenLayers`.
+    weights : {layer: tensor (channels,)}
+        By default 1.
+    """
+
+    def __init__(
+        self, layers: HiddenLayers, channel_axes: Mapping[str, int], weights: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        self.layers, self._axes = layers, channel_axes
+        self._weights = {} if weights is None else {layer: values.double() for layer, values in weights.items()}
+
+    def read(self, original: Any, reconstructed: Any, clones: int = 1) -> list[np.ndarray]:
+        """Distances of originals (items, ...) to their reconstructions (items, draws, ...).
+
+        Returns
+        -------
+        list of float64 (items, draws)
+            The distance to the original; with several clones (as in `HiddenLayers.read`) also that of a clone to the other clones
+            of its noisy image, averaged over the others.
+        """
+        first, second = checked_draws(original, reconstructed, clones)
+        found = np.zeros((1 if clones == 1 else 2, *second.shape[:2]))
+
+        def add(layer: str, values: torch.Tensor, rows: slice, columns: slice) -> None:
+            count = rows.stop - rows.start
+            rebuilt = values[count:].reshape(count, -1, *values.shape[1:])
+            difference = partial(self._difference, layer)
+            for k in range(count):  # one original at a time, because the output of a layer can be much larger than the image
+                before, after = self._unit(layer, values[k : k + 1]), self._unit(layer, rebuilt[k])
+                found[0, rows.start + k, columns] += difference(before, after)
+                if clones > 1:
+                    found[1, rows.start + k, columns] += between_clones(after[None], clones, difference)[0]
+
+        for _ in self.layers.visit(first, second, clones, add):
+            pass
+        return list(found)
+
+    def _unit(self, layer: str, values: torch.Tensor) -> torch.Tensor:
+        """Outputs of a layer as float64 (batch, positions, channels), divided by their norm over the channels."""
+        axis = channel_position(self._axes[layer], layer, values.ndim)
+        found = float64_copy(values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values[:, None])
+        return found / (found.norm(dim=-1, keepdim=True) + _LEAST_NORM)
+
+    def _difference(self, layer: str, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+        """The term of a layer (batch,)."""
+        square = (first - second).square()
+        if layer not in self._weights:
+            return square.sum(-1).mean(-1).cpu().numpy()
+        weights = self._weights[layer].to(square.device)
+        if len(weights) != square.shape[-1]:
+            raise ValueError(f"linear: {len(weights)} weights for layer {layer!r}, which has {square.shape[-1]} channels")
+        return (square @ weights).mean(-1).cpu().numpy()
+
+
+def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Learned weights of the channels of layers {layer: (channels,)}, from a file of the package lpips.
+
+    The package numbers its layers: `lin0.model.1.weight` (1, channels, 1, 1) are the weights of the first one.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, of another number of layers, or has negative weights.
+    """
+    expected = "a file of learned weights of the package lpips, such as lpips/weights/v0.1/vgg.pth"
+    state = read_state_dict(path, expected, "linear")
+    named = {re.fullmatch(r"lin(\d+)\.model\.\d+\.weight", str(name)): weights for name, weights in state.items()}
+    found = {int(match[1]): weights.flatten() for match, weights in named.items() if match}
+    if sorted(found) != list(range(len(layers))):
+        raise ValueError(f"linear = {path!r} has weights for {len(found)} layers, not {len(layers)}; expected {expected}")
+    if any(bool((weights < 0).any()) for weights in found.values()):
+        raise ValueError(f"linear = {path!r} has negative weights, with which it is no distance; expected {expected}")
+    return {layer: found[number] for number, layer in enumerate(layers)}
