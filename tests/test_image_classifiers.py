@@ -479,7 +479,7 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
     [
         (
             "nowhere",
-            "'nowhere': no such file; expected 'fashion_mnist', .*'torchvision:NAME', 'timm:NAME', 'clip:FOLDER' or 'module:function'",
+            "'nowhere': no such file; expected 'fashion_mnist', .*'timm:NAME', 'clip:FOLDER' or 'module:function'",
         ),
         ("", "no such file"),
         ("torchvision:resent18", "'torchvision:resent18': torchvision has no such classifier; close names: resnet18"),

@@ -53,8 +53,8 @@ class ImageOptions(BaseModel):
     )
     weights: list[str] = Field(
         [],
-        description="Weights of the classifiers, in the same order, and last of the perceptual network if there is one: a name, a "
-        "file, or '' for the library's own choice.",
+        description="Weights of the classifiers, in the same order, and last of the perceptual network, if any: a name, a file, "
+        "or '' for the library's own choice.",
     )
     class_prompts: str | None = Field(
         None,
