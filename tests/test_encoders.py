@@ -135,6 +135,11 @@ def test_dinov2_at_another_size(dinov2):
     assert readings["blocks.11"].shape == (2, 1 + 4 + 16, 384)
 
 
+def test_sizes_are_whole_patches(dinov2):
+    with pytest.raises(ValueError, match=r"does not take images \(3, 28, 28\).*60"):
+        load_classifier("timm:vit_small_patch14_reg4_dinov2@60", dinov2[1], image_shape=(3, 28, 28))
+
+
 def test_patches_of_a_network_with_registers(dinov2):
     """The probe of correlated changes reads the patches, without the class token and the registers."""
     spec = Changes(layer="blocks.3", classifier="timm:vit_small_patch14_reg4_dinov2@56", weights=dinov2[1])

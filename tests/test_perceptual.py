@@ -15,8 +15,9 @@ from uturn.cli import app
 from uturn.networks.image_classifiers import load_classifier
 from uturn.probes import PROBES, NetworkLayers, Perceptual
 from uturn.probes.perceptual import LPIPS_LAYERS, distance_of
-from uturn.probes.perceptual_distance import read_linear
+from uturn.probes.perceptual_distance import Stages, read_linear
 from uturn.sources.images import Images
+from uturn.store import Store
 from uturn.workflows import ImageOptions, analyse, numbers, summary
 
 torchvision = pytest.importorskip("torchvision")
@@ -110,6 +111,19 @@ def test_the_layers_of_lpips():
     assert LPIPS_LAYERS["torchvision:alexnet"] == tuple(f"features.{k}" for k in activations)
     assert all(isinstance(vgg[k], nn.ReLU) for k in before_pooling)
     assert (len(before_pooling), len(activations)) == (5, 5)
+
+
+@pytest.mark.parametrize(("name", "least"), [("vgg16", 16), ("alexnet", 31), ("squeezenet1_1", 17)])
+def test_the_smallest_images(name, least):
+    """Those of the page: the last layer still has a position."""
+    page = (Path(__file__).parents[1] / "docs" / "probes.md").read_text(encoding="utf-8")
+    assert f"{least} pixels for `{name}`" in page
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, **({"init_weights": False} if name == "vgg16" else {}))
+    stages = Stages(network, LPIPS_LAYERS[f"torchvision:{name}"][-1])
+    assert stages(torch.zeros(1, 3, least, least, device="meta")).shape[2:] == (1, 1)
+    with pytest.raises(RuntimeError, match="too small"):
+        stages(torch.zeros(1, 3, least - 1, least - 1, device="meta"))
 
 
 def tokens():
@@ -226,7 +240,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
             Perceptual(**options, linear=str(tmp_path / name)).variables(Source())
         assert "\n" not in str(caught.value)
         assert "linear" in str(caught.value)
-    with pytest.raises(ValueError, match=r"squeezenet1_1': SqueezeNet does not take samples of .*shape \(2, 3, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"squeezenet1_1': Stages does not take samples of .*shape \(2, 3, 2, 2\)"):
         Perceptual(**options).variables(Source((3, 2, 2)))
     with pytest.raises(ValueError, match=r"expected .* 1 or 3 channels"):
         Perceptual(**options).variables(Source((4, 40, 40)))
@@ -322,7 +336,21 @@ def embedding():
 def test_by_the_command_line(tmp_path):
     """A classifier, an encoder and a perceptual distance together."""
     networks = ["--classifier", f"{HERE}:small", "--classifier", f"{HERE}:embedding", "--perceptual", f"{HERE}:small"]
-    sizes = ["--no-compare-labels", "--steps", "3", "--levels", "3", "--items", "4", "--keep", "0", "--workers", "1"]
+    sizes = [
+        "--no-compare-labels",
+        "--steps",
+        "3",
+        "--levels",
+        "3",
+        "--items",
+        "4",
+        "--keep",
+        "0",
+        "--workers",
+        "1",
+        "--clones",
+        "2",
+    ]
     done = CliRunner().invoke(app, ["images", "--out", str(tmp_path / "out"), *sizes, *networks])
     assert done.exit_code == 0, done.output
     assert "perceptual distance" in done.output
@@ -333,6 +361,8 @@ def test_by_the_command_line(tmp_path):
     values = [point["value"] for point in found["distance"]]
     assert values[0] == 0
     assert values == sorted(values)
+    gap = ut.calibration(Store.open(str(tmp_path / "out" / "run.zarr")).dataset(), "perceptual_distance")
+    assert np.isfinite(gap.gap).all()
 
 
 def test_the_panel_of_the_distance():

@@ -93,7 +93,7 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     from uturn.networks.image_classifiers import load_classifier
     from uturn.networks.modules import Preprocessing, load_module
     from uturn.probes.hidden_layers import HiddenLayers
-    from uturn.probes.perceptual_distance import PerceptualDistance, read_linear
+    from uturn.probes.perceptual_distance import PerceptualDistance, Stages, read_linear
 
     shape = source.image_shape()
     if spec.classifier in LPIPS_LAYERS:
@@ -102,12 +102,10 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
 
         assert isinstance(network.preprocess, Preprocessing)
         own: Any = network.preprocess.transforms
-        layers = HiddenLayers(
-            network.module,
-            spec.layers or LPIPS_LAYERS[spec.classifier],
-            Preprocessing(Normalize(own.mean, own.std)),
-            batch_size=spec.batch_size,
-        )
+        names = LPIPS_LAYERS[spec.classifier]
+        module = network.module if spec.layers else Stages(network.module, names[-1])
+        normalise = Preprocessing(Normalize(own.mean, own.std))
+        layers = HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
         axes = dict.fromkeys(layers.layers, 1)
     else:
         found = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)

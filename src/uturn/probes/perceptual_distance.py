@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from uturn.networks.state_dicts import read_state_dict
 from uturn.probes.clones import between_clones
@@ -16,6 +17,21 @@ from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
 from uturn.probes.layer_statistics import channel_position
 
 _LEAST_NORM = 1e-10  # of the package lpips: outputs of norm 0 stay 0
+
+
+class Stages(nn.Module):
+    """The `features` of a network of torchvision up to a layer, "features.29" for example; they keep their names.
+
+    What follows is left out: smaller images pass, and the classifier costs nothing.
+    """
+
+    def __init__(self, network: Any, last: str) -> None:
+        super().__init__()
+        self.features = network.features[: int(last.rpartition(".")[2]) + 1]
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.features(images)
 
 
 class PerceptualDistance:

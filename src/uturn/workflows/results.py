@@ -218,7 +218,8 @@ def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
         if one.has_classes:
             table.add_row("class half lost, t*", *_cells(one.transition))
             table.add_row("width of its fall", _with_interval(one.width.values))
-        table.add_row(f"{'logits fall' if one.has_classes else 'last layer falls'} below first layer", *_cells(one.inversion))
+        ends_with_logits = one.has_classes and not str(one.model.item()).startswith("clip:")
+        table.add_row(f"{'logits fall' if ends_with_logits else 'last layer falls'} below first layer", *_cells(one.inversion))
         layers = [str(layer) for layer in one.layer.values if str(layer)]
         for k in evenly_spaced(len(layers), most_layers):
             table.add_row(f"half-life of {layers[k]}", *_cells(one.half_life.isel(network_layer=k)))
