@@ -35,7 +35,7 @@ def draw_layers(data: xr.Dataset) -> Any:
     names = [str(name) for name in data.classifier.values]
     further = [_draw_perceptual] * ("perceptual" in data.dims) + [_draw_class] * bool(data.has_classes.any())
     panels = len(names) + len(further)
-    columns = min(panels, 4)
+    columns = panels if panels <= 4 else min(math.ceil(panels / 2), 4)
     rows = math.ceil(panels / columns)
     with style(families) as plt:
         width = {1: 6.4, 2: 11.0, 3: 14.0}.get(columns, 17.0)
