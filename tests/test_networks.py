@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from uturn.files import whole_file
-from uturn.networks.classifiers import TreeClassifier, VectorClassifier
+from uturn.networks.classifiers import ImageClassifier, TreeClassifier, VectorClassifier
 from uturn.networks.denoisers import TreeDenoiser
 from uturn.networks.files import FORMAT, KINDS, load_network, save_network
 from uturn.networks.training import fingerprint
@@ -23,7 +23,12 @@ STRINGS = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (7, 8)))
 
 
 def test_a_network_survives_its_file(tmp_path):
-    for model, inputs in [(small(), STRINGS), (VectorClassifier(3, 2, width=5, num_layers=2), torch.randn(7, 3))]:
+    images = ImageClassifier(1, 3, widths=[8, 12], strides=[1, 2])
+    for model, inputs in [
+        (small(), STRINGS),
+        (VectorClassifier(3, 2, width=5, num_layers=2), torch.randn(7, 3)),
+        (images, torch.randn(2, 1, 8, 8)),
+    ]:
         save_network(model, tmp_path / "network", accuracy=0.5, data=[1, 2])
         loaded = load_network(tmp_path / "network")
         assert type(loaded) is type(model)

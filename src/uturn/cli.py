@@ -1,4 +1,4 @@
-"""The command line: reproduce, run, check, plan, status, images, theory, schedule, convert, report."""
+"""The command line: reproduce, run, check, plan, status, images, atlas, theory, schedule, convert, report."""
 
 from __future__ import annotations
 
@@ -343,6 +343,67 @@ def images(
     for table in summary(analysis):
         console.print(table)
     console.print(f"{analysis.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")
+
+
+@app.command()
+def atlas(
+    file: Annotated[Path, typer.Argument(metavar="ATLAS.toml", help="Description of the models, one table [[models]] a row.")],
+    out: Annotated[
+        str | None, typer.Option(help="Folder, or URL of object storage, for the stores, the table and the figure.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a row; the others are left out. Can be given several times.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Print the rows and the facts about them; run nothing.")] = False,
+    workers: _Workers = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue although the code of a network of your own has changed.")
+    ] = False,
+    cluster: _Cluster = None,
+    cpus_per_worker: _Cpus = None,
+    gpus_per_worker: _Gpus = None,
+) -> None:
+    """Measure where many models of images lose their class, on one axis: log-SNR.
+
+    Each row of the file is a run of `uturn images`, with the same options, in a store of its own, OUT/NAME.zarr. Measured for
+    each: t\\* and its width in each classifier, the half-life of every layer, where logits fall below the first layer; with
+    trajectories of 2 or more, how many patches of pixels change together (chi) and over what distance (xi); with clones of 2 or
+    more, the calibration gap; and speciation, abar = 1/Lambda, from the covariance of the data. Writes `atlas.csv`, `atlas.zarr`
+    and `atlas.png`. It can be stopped at any time; the same command continues, and finished rows cost nothing. A row that fails
+    is reported, the others go on, and the exit code is 1.
+
+    Example: `uturn atlas examples/atlas/here.toml --out results/atlas`
+
+    Example: `uturn atlas examples/atlas/public.toml --list`
+    """
+    from uturn.workflows.atlas import RESULTS, measure_atlas, read_atlas
+    from uturn.workflows.atlas import chosen as chosen_rows
+    from uturn.workflows.atlas_numbers import listed, summary
+
+    console = _console()
+    rows = chosen_rows(read_atlas(file), only or [])
+    if listing:
+        console.print(listed(rows))
+        return
+    if out is None:
+        raise ValueError("out: missing; expected --out FOLDER, or --list to run nothing")
+    with _resumable(f"what is done is in {out}; run the same command again to resume"):
+        found = measure_atlas(
+            rows,
+            out,
+            announce=lambda text: console.print(text, style="bold"),
+            workers=workers,
+            progress=True,
+            accept_changes=accept_changes,
+            **_on_cluster(cluster, cpus_per_worker, gpus_per_worker),
+        )
+    for part in summary(found):
+        console.print(part)
+    console.print(f"written to {out}: {', '.join(RESULTS)}")
+    failed = [row.name for row in rows if found.failure.values[found.name.values == row.name].any()]
+    if failed:
+        console.print(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _UNFINISHED = ".unfinished"
+_clear: list[Callable[[], None]] = []  # of the caches of `cached_while_unchanged`
 
 
 @contextmanager
@@ -164,9 +165,16 @@ def cached_while_unchanged(
             return kept(tuple(map(_stamp, files(*args, **kwargs))), *args, **kwargs)  # type: ignore[arg-type]
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+        _clear.append(kept.cache_clear)
         return current
 
     return decorated
+
+
+def clear_caches() -> None:
+    """Forget all results of `cached_while_unchanged`: models and data, which then take no memory."""
+    for clear in _clear:
+        clear()
 
 
 def _stamp(path: str | os.PathLike[str] | None) -> tuple[str, int, int] | None:

@@ -84,7 +84,11 @@ def mixture_cloning_probability(noise: Any, squared_distance: float, variance: f
 
 def largest_eigenvalue(data: Any) -> float:
     """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are components."""
-    return float(covariance_eigenvalues(data)[0])
+    values = _checked_data(data, 2)
+    values = values - values.mean(axis=0)
+    # The products of items have the eigenvalues of those of components, and are fewer for large images.
+    products = values @ values.T if len(values) < values.shape[1] else values.T @ values
+    return float(max(np.linalg.eigvalsh(products)[-1], 0)) / (len(values) - 1)
 
 
 def covariance_eigenvalues(data: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ FORMAT = "uturn-network-1"
 KINDS = {
     "tree_classifier": "uturn.networks.classifiers:TreeClassifier",
     "vector_classifier": "uturn.networks.classifiers:VectorClassifier",
+    "image_classifier": "uturn.networks.classifiers:ImageClassifier",
     "tree_denoiser": "uturn.networks.denoisers:TreeDenoiser",
 }
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""

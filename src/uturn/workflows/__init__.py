@@ -3,6 +3,7 @@
 options = uturn.workflows.ImageOptions(steps=50)     # or image_experiment(steps=50), the experiment itself
 run = uturn.run(options.experiment(), "run.zarr")
 analysis = uturn.workflows.analyse(run)              # or write_results(run, "results"), which writes files too
+atlas = measure_atlas(read_atlas("atlas.toml"), "results/atlas")        # many models, each a run of images
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uturn.workflows.analysis import analyse as analyse
+    from uturn.workflows.atlas import measure_atlas as measure_atlas
+    from uturn.workflows.atlas import read_atlas as read_atlas
     from uturn.workflows.image_options import ImageOptions as ImageOptions
     from uturn.workflows.image_options import image_experiment as image_experiment
     from uturn.workflows.results import numbers as numbers
@@ -23,6 +26,8 @@ _HOME = {
     "ImageOptions": "image_options",
     "image_experiment": "image_options",
     "analyse": "analysis",
+    "measure_atlas": "atlas",
+    "read_atlas": "atlas",
     "numbers": "results",
     "summary": "results",
     "write_results": "results",

@@ -12,7 +12,7 @@ import numpy as np
 
 from uturn.checks import shown
 from uturn.plotting.images import evenly_spaced
-from uturn.statistics import Replicates, Transition, inversion, replicates, transition
+from uturn.statistics import Replicates, crossing, inversion, replicates, transition
 from uturn.workflows.clones import gaps_of
 from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals, perceptual_probes
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ESTIMATE = ("value", "low", "high")  # labels of the dim `estimate`: a number and the ends of its 95 % interval
+SHARES = (0.25, 0.75)  # of the fall of the class, labels of the dim `share`
 AGREEMENTS = ("same_class", "same_class_top5", "label_top1", "label_top5")
 _MOST_SHOWN = 8  # originals in the image grid
 
@@ -33,8 +34,8 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     - `same_class`: share of U-turns that keep the predicted class. `chance`: probability that two independent originals have the
       same predicted class, sum_k p_k^2 with the shares p_k of the classes predicted for the originals of the run.
     - `transition`: t*, the smallest noise at which same_class has fallen halfway from 1 to chance. `width`: noise between a
-      quarter and three quarters of that fall. If the run did not record the classes of the originals, the value at the largest
-      noise is used as the chance level.
+      quarter and three quarters of that fall; `fall`: the noises at these two ends; `width_nats`: their difference in log-SNR.
+      If the run did not record the classes of the originals, the value at the largest noise is used as the chance level.
     - `similarity`: mean cosine of each layer. `half_life`: smallest noise at which it has fallen halfway from 1 to its value at
       the largest noise.
     - `inversion`: noise beyond which the last layer (the logits) stays less similar than the first.
@@ -51,16 +52,17 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
     -------
     Dataset
         similarity (classifier, noise, network_layer, estimate); same_class and other agreements (classifier, noise, estimate);
-        chance (classifier); transition, inversion (classifier, axis, estimate); width (classifier, estimate); half_life
-        (classifier, network_layer, axis, estimate). With clones also gap_class (classifier, noise, estimate), gap_layer
-        (classifier, noise, network_layer, estimate), their p-values by Holm over all of a classifier, gap_class_p, gap_layer_p,
-        and the smallest gaps that would be seen, gap_class_visible, gap_layer_visible. `classifier`: name of the probe, or its
-        classifier if it has no name. `estimate`: value, low and high end of its 95 % interval over items
-        (`uturn.statistics.Replicates`), clipped to the possible range; NaN if the number does not exist, for the reason in
-        `remark`. `axis`: noise, and by interpolation the run's other axes. `layer`: names of the layers, "" beyond the last one
-        of a classifier. `has_classes` (classifier): False for encoders, whose same_class, chance, transition and width are NaN.
-        With probes `perceptual` also perceptual_distance (perceptual, noise, estimate), half_rise (perceptual, axis, estimate),
-        and in words what they measure, `measures`. If images were kept: `original`, `image` of the first items, for the grid.
+        chance (classifier); transition, inversion (classifier, axis, estimate); fall (classifier, share, axis, estimate); width
+        and, for images, width_nats (classifier, estimate); half_life (classifier, network_layer, axis, estimate). With clones
+        also gap_class (classifier, noise, estimate), gap_layer (classifier, noise, network_layer, estimate), their p-values by
+        Holm over all of a classifier, gap_class_p, gap_layer_p, and the smallest gaps that would be seen, gap_class_visible,
+        gap_layer_visible. `classifier`: name of the probe, or its classifier if it has no name. `estimate`: value, low and high
+        end of its 95 % interval over items (`uturn.statistics.Replicates`), clipped to the possible range; NaN if the number does
+        not exist, for the reason in `remark`. `axis`: noise, and by interpolation the run's other axes. `layer`: names of the
+        layers, "" beyond the last one of a classifier. `has_classes` (classifier): False for encoders, whose same_class, chance,
+        transition, fall and width are NaN. With probes `perceptual` also perceptual_distance (perceptual, noise, estimate),
+        half_rise (perceptual, axis, estimate), and in words what they measure, `measures`. If images were kept: `original`,
+        `image` of the first items, for the grid.
 
     Raises
     ------
@@ -112,8 +114,20 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
     same_class = _curve(run, f"{prefix}same_class", x) if probe.has_classes else _no_curve(x)
     layers = [str(layer) for layer in run[probe.layers].values]
 
-    def fall(curve: np.ndarray) -> Transition:
-        return transition(x, curve, bottom=None if np.isnan(chance) else chance)
+    def fallen(share: float) -> Callable[[np.ndarray], float]:
+        """The smallest noise at which a share of the fall of the class is done."""
+
+        def place(c: np.ndarray) -> float:
+            bottom = c[-1] if np.isnan(chance) else chance
+            return crossing(x, c, bottom + (1 - share) * (1 - bottom), first=True)
+
+        return place
+
+    def width(c: np.ndarray) -> float:
+        return fallen(SHARES[1])(c) - fallen(SHARES[0])(c)
+
+    def nats(c: np.ndarray) -> float:
+        return axes.log_snr(fallen(SHARES[0])(c)) - axes.log_snr(fallen(SHARES[1])(c))
 
     half_lives = [
         _place(similarity, lambda c, k=k: transition(x, c[:, k]).location, x)  # type: ignore[misc]
@@ -123,8 +137,10 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
         {
             "similarity": (("noise", "network_layer", "estimate"), _band(similarity, -1)),
             "chance": chance,
-            "transition": (("axis", "estimate"), axes.at(_place(same_class, lambda c: fall(c).location, x))),
-            "width": ("estimate", _place(same_class, lambda c: fall(c).width, x)),
+            "transition": (("axis", "estimate"), axes.at(_place(same_class, fallen(0.5), x))),
+            "width": ("estimate", _place(same_class, width, x)),
+            **({} if axes.angle is None else {"width_nats": ("estimate", _place(same_class, nats, x, np.inf))}),
+            "fall": (("share", "axis", "estimate"), np.stack([axes.at(_place(same_class, fallen(q), x)) for q in SHARES])),
             "inversion": (("axis", "estimate"), axes.at(_place(similarity, lambda c: inversion(x, c[:, -1], c[:, 0]), x))),
             "half_life": (("network_layer", "axis", "estimate"), np.stack([axes.at(place) for place in half_lives])),
             "same_class": (("noise", "estimate"), _band(same_class, 0)),
@@ -139,6 +155,7 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
             "noise": x,
             "network_layer": np.arange(len(layers)),
             "axis": list(axes.values),
+            "share": list(SHARES),
             "estimate": list(ESTIMATE),
         },
     )
@@ -201,9 +218,12 @@ def _band(curve: Replicates, least: float, most: float = 1.0) -> np.ndarray:
     return np.clip(np.moveaxis(curve.interval(lambda mean: mean), 0, -1), least, most)
 
 
-def _place(curve: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
-    """A noise located on a curve and the ends of its interval, clipped to the measured range; NaN for a single level."""
-    return np.full(3, np.nan) if len(x) < 3 else np.clip(curve.interval(statistic), 0, x[-1])
+def _place(curve: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray, most: float | None = None) -> np.ndarray:
+    """A noise located on a curve and the ends of its interval, clipped to the measured range, or to [0, most].
+
+    NaN for a single level.
+    """
+    return np.full(3, np.nan) if len(x) < 3 else np.clip(curve.interval(statistic), 0, x[-1] if most is None else most)
 
 
 def _agreements(run: xr.Dataset, prefix: str, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -252,6 +272,10 @@ class _Axes:
         sigma = np.where(angle < np.pi / 2, np.tan(angle), np.inf)
         with np.errstate(divide="ignore"):
             return {"abar": np.cos(angle) ** 2, "log_snr": -2 * np.log(sigma), "sigma": sigma}
+
+    def log_snr(self, noise: float) -> float:
+        """Log-SNR (nats) of a noise, by interpolation."""
+        return float(self.at(np.full(3, noise))[list(self.values).index("log_snr"), 0])
 
     def at(self, noise: np.ndarray) -> np.ndarray:
         """A noise and the ends of its interval (estimate,) on all axes: array (axis, estimate)."""

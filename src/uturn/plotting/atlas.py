@@ -1,0 +1,139 @@
+"""The figure of an atlas: the transitions of all models on one axis, log-SNR, one row a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.plotting.style import MUTED, THEORY, fonts_for, level_colors, style
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3294")  # of data sets
+_MARKERS = "osD^vPX*hp"  # of kinds of models
+_INCH = 0.56  # height of a row
+_MARGIN = 0.6  # nats beyond the outermost marks
+
+
+def draw_atlas(found: xr.Dataset) -> Any:
+    """The table of `uturn.workflows.atlas_numbers.table_of` as a figure; noise grows to the right.
+
+    Each row: a marker at t* with its 95 % interval, a bar from a quarter to three quarters of the fall of the class, ticks above
+    it at the half-lives of the layers, from the first to the last, a circle where the order of the layers inverts, a star at
+    speciation. Colours are data sets, markers kinds of models. At the right: t* and the width.
+    """
+    names, groups = [str(name) for name in found.name.values], [str(group) for group in found.group.values]
+    places = _places(names, groups)
+    headings = {group: places[groups.index(group)] - 0.85 for group in dict.fromkeys(groups) if group}
+    colors = dict(zip(dict.fromkeys(map(str, found.data.values)), _COLORS * len(names), strict=False))
+    markers = dict(zip(dict.fromkeys(map(str, found.kind.values)), _MARKERS * len(names), strict=False))
+    titles = [str(title) for title in found.title.values]
+    with style(fonts_for("".join([*titles, *groups, *colors, *markers]))[0]) as plt:
+        figure, axes = plt.subplots(figsize=(12.5, 1.9 + _INCH * (max(places) + 1)), layout="constrained")
+        low, high = _reach(found)
+        for k, y in enumerate(places):
+            one = found.isel(entry=k)
+            axes.plot([low, high], [y, y], color=MUTED, lw=0.6, alpha=0.35, zorder=0)
+            _draw_row(axes, one, y, colors[str(one.data.item())], markers[str(one.kind.item())])
+        for group, y in headings.items():
+            axes.text(high, y, group, fontweight="bold", va="center", fontsize=11)
+        firsts = {name: y for name, y in reversed(list(zip(names, places, strict=True)))}
+        words = dict(zip(names, titles, strict=True))
+        axes.set_yticks([firsts[name] for name in words], list(words.values()))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.axvline(0, color=MUTED, lw=1, ls=":", zorder=0)
+        axes.text(0, max(places) + 0.75, "as much noise as image", color=MUTED, fontsize=9, ha="center", va="center")
+        # More noise is to the right, as on the axis t/T.
+        axes.set(xlim=(high, low), ylim=(max(places) + 1.0, min([*places, *headings.values()]) - 0.6))
+        axes.set_xlabel("log-SNR (nats), more noise to the right")
+        _legend(plt, axes, colors, markers)
+    return figure
+
+
+def _places(names: list[str], groups: list[str]) -> list[float]:
+    """Heights of the entries: one a row, closer for several classifiers of a row, with room for the heading of a group."""
+    places: list[float] = []
+    for k, name in enumerate(names):
+        if k == 0:
+            places.append(0.0)
+        elif name == names[k - 1]:
+            places.append(places[-1] + 0.6)
+        else:
+            places.append(places[-1] + (1.0 if groups[k] == groups[k - 1] else 1.9))
+    return places
+
+
+def _reach(found: xr.Dataset) -> tuple[float, float]:
+    """Least and largest log-SNR of the axis."""
+    drawn = [
+        found.transition.values,
+        found.fall.sel(estimate="value").values,
+        found.speciation.values,
+        found.inversion[:, 0].values,
+    ]
+    values = np.concatenate([np.ravel(part) for part in [*drawn, found.half_life.sel(estimate="value").values]])
+    values = values[np.isfinite(values)].clip(-15, 15)
+    return (float(values.min(initial=-1.0)) - _MARGIN, float(values.max(initial=1.0)) + _MARGIN)
+
+
+def _draw_row(axes: Any, one: xr.Dataset, y: float, color: str, marker: str) -> None:
+    star, low, high = one.transition.values
+    early, late = one.fall.sel(estimate="value").values
+    if np.isfinite([early, late]).all():
+        axes.barh(y, late - early, left=early, height=0.36, color=color, alpha=0.25, lw=0)
+    if np.isfinite([low, high]).all():
+        axes.plot([low, high], [y, y], color=color, lw=2.4, solid_capstyle="butt")
+    layers = sum(bool(str(layer)) for layer in one.layer.values)
+    for k, tick in enumerate(level_colors(layers)):
+        axes.plot([one.half_life[k, 0]], [y - 0.31], "|", color=tick, ms=8, mew=2)
+    axes.plot([one.speciation], [y], "*", color=THEORY, ms=9, mew=0)
+    axes.plot([one.inversion[0]], [y], "o", mfc="none", mec=THEORY, mew=1.5, ms=12)
+    if np.isfinite(star):
+        axes.plot([star], [y], marker, color=color, mec="white", mew=0.8, ms=10, zorder=5)
+    words = f"$t^*$ {star:.1f}, width {float(one.width[0]):.1f}" if np.isfinite(star) else _reason(one)
+    axes.annotate(words.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=10, color=color)
+
+
+def _reason(one: xr.Dataset) -> str:
+    """Why a row has no t*, in a few words."""
+    if str(one.failure.item()):
+        return "failed"
+    return "no $t^*$"
+
+
+def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]) -> None:
+    """Data sets, kinds of models, and what the marks are, above the rows."""
+    plain: dict[str, Any] = {"ls": "", "color": MUTED}
+    last = level_colors(3)[-1]
+    marks = [
+        plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of $t^*$"),
+        plt.Rectangle((0, 0), 1, 1, fc=MUTED, alpha=0.3, lw=0, label="¼ to ¾ of the fall of the class"),
+        plt.Line2D([], [], ls="", marker="|", color=level_colors(3)[0], ms=9, mew=2, label="half-life of the first layer"),
+        plt.Line2D([], [], ls="", marker="|", color=last, ms=9, mew=2, label="half-life of the logits"),
+        plt.Line2D([], [], ls="", marker="o", mfc="none", mec=THEORY, mew=1.5, ms=11, label="the order of the layers inverts"),
+        plt.Line2D([], [], ls="", marker="*", color=THEORY, mew=0, ms=10, label="speciation, abar = 1/Λ"),
+    ]
+    sets = [plt.Rectangle((0, 0), 1, 1, fc=color, lw=0, label=name) for name, color in colors.items()]
+    kinds = [plt.Line2D([], [], marker=marker, ms=8, label=name, **plain) for name, marker in markers.items() if name]
+    for x, title, handles, columns in (
+        (0.0, "data", sets, 1),
+        (0.2, "model: class half lost at $t^*$", kinds, 1),
+        (0.52, "", marks, 2),
+    ):
+        if not handles:
+            continue
+        legend = axes.legend(
+            handles=handles,
+            title=title,
+            ncol=columns,
+            loc="lower left",
+            bbox_to_anchor=(x, 1.0),
+            alignment="left",
+            fontsize=9.5,
+            title_fontsize=9.5,
+            borderpad=0,
+        )
+        axes.add_artist(legend)

@@ -1,0 +1,355 @@
+"""`uturn atlas`: its file, its runs against those of `uturn images`, its numbers against a model whose law is known."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import xarray as xr
+from diffusers import DDPMScheduler
+from typer.testing import CliRunner
+
+import uturn as ut
+from uturn.cli import app
+from uturn.corruption.diffusion import Diffusion
+from uturn.measures.cloning import covariance_eigenvalues, largest_eigenvalue
+from uturn.networks import load_network
+from uturn.networks.pretrained import load_pretrained
+from uturn.plotting.atlas import draw_atlas
+from uturn.plotting.style import style
+from uturn.workflows import ImageOptions, analyse
+from uturn.workflows.atlas import RESULTS, chosen, measure_atlas, read_atlas
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "atlas"
+HEIGHT = 0.3  # images are +- HEIGHT times the pattern
+MODULE = '''
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from uturn.networks import DenoiserModel
+
+HEIGHT = 0.3
+CALLS = []
+PATTERN = torch.ones(1, 8, 8)
+PATTERN[:, ::2] = -1  # stripes
+
+
+class Denoiser(nn.Module):
+    """The posterior mean of images +- HEIGHT * PATTERN, both equally probable."""
+
+    def forward(self, noisy, timestep):
+        CALLS.append(len(noisy))
+        abar = DDPMScheduler().alphas_cumprod[timestep.long()].view(-1, 1, 1, 1)
+        overlap = (noisy * PATTERN).sum((1, 2, 3), keepdim=True)
+        return HEIGHT * PATTERN * torch.tanh(HEIGHT * abar.sqrt() * overlap / (1 - abar))
+
+
+def denoiser():
+    return DenoiserModel(Denoiser(), DDPMScheduler(), predicts="x0", image_shape=(1, 8, 8))
+
+
+def classifier():
+    """Logits for the two signs, from the overlaps with the pattern and its negative."""
+    overlaps, sums = nn.Conv2d(1, 2, 8, bias=False), nn.Linear(2, 2, bias=False)
+    overlaps.weight.data = torch.stack([PATTERN, -PATTERN])
+    sums.weight.data = torch.eye(2)
+    return nn.Sequential(overlaps, nn.Flatten(), nn.ReLU(), sums)
+'''
+FILE = """
+[defaults]
+model = "two_images:denoiser"
+data = "images.npy"
+labels = "labels.npy"
+classifiers = ["two_images:classifier"]
+steps = 20
+levels = 10
+items = 32
+trajectories = 2
+clones = 2
+keep = 0
+patch = 2
+facts = { data = "two images", licence = "none" }
+
+[[models]]
+name = "two"
+title = "two images"
+facts = { kind = "exact" }
+
+[[models]]
+name = "absent"
+model = "/no/such/folder"
+
+[[models]]
+name = "plain"
+like = "two"
+trajectories = 1
+clones = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of the atlas file, its rows, the lines that were announced, and the table."""
+    folder = tmp_path_factory.mktemp("atlas")
+    (folder / "two_images.py").write_text(MODULE)
+    (folder / "atlas.toml").write_text(FILE)
+    pattern = np.where(np.arange(8) % 2, 1, -1)[:, None] * np.ones((40, 1, 8, 8))
+    sign = np.where(np.arange(40) % 2, 1, -1)
+    np.save(folder / "images.npy", (HEIGHT * sign[:, None, None, None] * pattern).astype(np.float32))
+    np.save(folder / "labels.npy", np.arange(40) % 2)
+    sys.path.insert(0, str(folder))
+    told = []
+    rows = read_atlas(folder / "atlas.toml")
+    yield folder, rows, told, measure_atlas(rows, folder / "out", announce=told.append)
+    sys.path.remove(str(folder))
+
+
+def of(found, name):
+    [one] = np.flatnonzero(found.name == name)
+    return found.isel(entry=one)
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_likeness_and_paths(finished):
+    folder, rows, _, _ = finished
+    assert [row.name for row in rows] == ["two", "absent", "plain"]
+    two, absent, plain = rows
+    assert two.options.data == str(folder / "images.npy")
+    assert two.options.model == "two_images:denoiser"  # nothing of this name is in the folder
+    assert (plain.options.steps, plain.options.trajectories, plain.patch) == (20, 1, 2)
+    assert plain.facts == {"data": "two images", "licence": "none", "kind": "exact"}
+    assert absent.facts == {"data": "two images", "licence": "none"}
+    assert (two.words, plain.words) == ("two images", "plain")  # a title is not taken from another row
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[models]]\nname = 'a'\nstepz = 3", r"row 1 \(name = 'a'\).*stepz"),
+        ("[[models]]\nname = 'a'\nsteps = 0", "steps = 0"),
+        ("[[models]]\nname = 'a'\nsteps = 'many'", "steps = 'many'"),
+        ("[[models]]\nname = 'a'\n[[models]]\nname = 'a'", r"row 2 \(name = 'a'\): there is a row of this name"),
+        ("[[models]]\nname = 'a'\n[[models]]\nname = 'A'", r"name = 'A': NAME.zarr is that of the row 'a'"),
+        ("[[models]]\nname = 'Atlas'", "name = 'Atlas': NAME.zarr is that of the table"),
+        ("[[models]]\nname = '../a'", r"name = '\.\./a'"),
+        ("[[models]]\nname = 7", "name = 7"),
+        ("[[models]]\nname = ['a']", r"name = \['a'\]"),
+        ("[[models]]\nmodel = 'x'", "name: Field required"),
+        ("[[models]]\nname = 'a'\nlike = 'b'", "like = 'b': expected the name of a row before it: none"),
+        ("[[models]]\nname = 'a'\nfacts = 'MIT'", "facts = 'MIT': expected a table"),
+        ("[[models]]\nname = 'a'\nfacts = {licence = ['MIT']}", "facts.licence"),
+        ("[[models]]\nname = 'a'\npatch = 0", "patch = 0"),
+        ("[defaults]\nname = 'a'\n[[models]]\nname = 'b'", "without a name"),
+        ("[defaults]\nsteps = 3", "models = None: expected one or more tables"),
+        ("models = 3", "models = 3"),
+        ("steps = 3\n[[models]]\nname = 'a'", r"steps: expected the tables \[defaults\] and \[\[models\]\]"),
+        ("[[models]\nname = 'a'", "atlas.toml: "),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, text, message):
+    (tmp_path / "atlas.toml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_atlas(tmp_path / "atlas.toml")
+    assert "\n" not in str(caught.value)
+    assert "atlas.toml" in str(caught.value)
+
+
+def test_rows_are_chosen_by_name(finished, tmp_path):
+    _, rows, _, _ = finished
+    assert [row.name for row in chosen(rows, ["plain", "two"])] == ["two", "plain"]
+    with pytest.raises(ValueError, match="only = 'three': the atlas has no such row; expected some of two, absent, plain"):
+        chosen(rows, ["three"])
+    with pytest.raises(ValueError, match="cannot read the atlas"):
+        read_atlas(tmp_path / "absent.toml")
+
+
+# --- the runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_has_the_numbers_of_uturn_images(finished):
+    _, rows, _, found = finished
+    analysis = analyse(ut.run(rows[0].options.experiment())).isel(classifier=0)
+    two = of(found, "two")
+    assert np.isfinite(two.transition).all()
+    for name in ("transition", "inversion"):
+        np.testing.assert_array_equal(two[name], analysis[name].sel(axis="log_snr"))
+    np.testing.assert_array_equal(two.half_life, analysis.half_life.sel(axis="log_snr"))
+    assert list(two.layer.values) == list(analysis.layer.values)
+    k = int(analysis.gap_class_p.argmin("noise", skipna=True))
+    np.testing.assert_array_equal(two.gap, analysis.gap_class[k])
+    assert float(two.gap_p) == float(analysis.gap_class_p[k])
+
+
+def test_places_are_converted_to_log_snr(finished):
+    """t* lies between the log-SNR, by the scheduler alone, of the two levels around it; the width is that of the same ends."""
+    _, rows, _, found = finished
+    two, analysis = of(found, "two"), analyse(ut.run(rows[0].options.experiment())).isel(classifier=0)
+    star = float(analysis.transition.sel(axis="noise", estimate="value"))
+    abar = DDPMScheduler().alphas_cumprod.numpy().astype(float)
+    log_snr = np.log(abar / (1 - abar))[np.linspace(0, 999, 20).round().astype(int)]  # of 1 .. 20 steps
+    below = int(np.floor(star * 10))  # the levels are t/T = .1, .2, ..
+    assert log_snr[2 * below - 1] > float(two.transition[0]) > log_snr[2 * below + 1]
+    early, late = two.fall.sel(estimate="value").values
+    assert early > two.transition[0] > late
+    assert float(two.width[0]) == pytest.approx(early - late, abs=1e-9)
+    noise = analysis.fall.sel(axis="noise", estimate="value").values
+    assert np.diff(noise)[0] == pytest.approx(float(analysis.width[0]), abs=1e-12)
+
+
+def test_the_numbers_of_two_images(finished):
+    """All patches change together; the covariance has one eigenvalue; the exact denoiser is calibrated."""
+    _, _, _, found = finished
+    two = of(found, "two")
+    assert two.chi.values[0] == pytest.approx(16, abs=1e-3)  # 4 x 4 patches
+    assert two.xi.values[0] == np.inf
+    eigenvalue = 64 * HEIGHT**2 * 40 / 39
+    assert float(two.eigenvalue) == pytest.approx(eigenvalue, rel=1e-5)
+    assert float(two.speciation) == pytest.approx(-np.log(eigenvalue - 1), rel=1e-4)
+    assert float(two.gap_p) > 0.001
+    assert float(two.chance) == pytest.approx(0.5)
+    # Two points at distance 2d, d^2 = 64 HEIGHT^2, are half lost where they overlap: d^2 SNR is about 1.
+    assert abs(float(two.transition[0]) + np.log(64 * HEIGHT**2)) < 1.5
+
+
+def test_what_does_not_apply_is_nan_with_a_reason(finished):
+    _, _, _, found = finished
+    plain, absent = of(found, "plain"), of(found, "absent")
+    for name in ("chi", "xi", "gap"):
+        assert np.isnan(plain[name]).all()
+    assert "a single trajectory: no chi, no xi" in str(plain.remark.item())
+    assert "a single clone: no calibration gap" in str(plain.remark.item())
+    assert np.isfinite(plain.transition).all()
+    assert np.isnan(absent.transition).all()
+    assert "/no/such/folder" in str(absent.failure.item())
+
+
+def test_a_row_that_fails_does_not_stop_the_others(finished):
+    _, _, told, found = finished
+    assert [name for name, words in zip(found.name.values, found.failure.values, strict=True) if words] == ["absent"]
+    failures = [line for line in told if line.startswith("absent: failed: ")]
+    assert len(failures) == 1
+    assert "\n" not in failures[0]
+    assert told[-1].startswith("plain: done")
+
+
+def test_files(finished):
+    folder, _, _, found = finished
+    out = folder / "out"
+    assert {path.name for path in out.glob("atlas.*")} == set(RESULTS)
+    assert {path.name for path in out.glob("*.zarr")} == {"atlas.zarr", "two.zarr", "plain.zarr"}
+    xr.testing.assert_identical(xr.open_zarr(out / "atlas.zarr").load().drop_attrs(), found.drop_attrs())
+    lines = pandas.read_csv(out / "atlas.csv", keep_default_na=True).set_index("name")
+    assert lines.transition_low["two"] == pytest.approx(float(of(found, "two").transition[1]))
+    assert lines.half_life_last["two"] == pytest.approx(float(of(found, "two").half_life[1, 0]))
+    assert lines.fact_licence["plain"] == "none"
+    assert np.isnan(lines.transition["absent"])
+
+
+def test_finished_rows_are_not_computed_again(finished, monkeypatch):
+    """The command, twice more: the network is called only when it is loaded; a larger row adds what it lacks."""
+    folder, _, _, found = finished
+    monkeypatch.chdir(folder)
+    calls = sys.modules["two_images"].CALLS
+
+    def called(*arguments):
+        calls.clear()
+        done = CliRunner().invoke(app, ["atlas", "atlas.toml", "--out", "out", "--workers", "1", *arguments])
+        return done, [count for count in calls if count != 2]  # two images of noise, at loading
+
+    done, more = called()
+    assert done.exit_code == 1
+    assert "1 of 3 rows failed: absent" in done.stdout
+    assert more == []
+    xr.testing.assert_equal(xr.open_zarr("out/atlas.zarr").load(), found)
+    done, more = called("--only", "plain")
+    assert done.exit_code == 0, done.stdout
+    assert more == []
+    assert xr.open_zarr("out/atlas.zarr").name.values.tolist() == ["plain"]
+    Path("atlas.toml").write_text(FILE.replace("items = 32", "items = 36"))
+    _, more = called("--only", "plain")
+    assert 0 < sum(more) <= 16 * 110  # the items of the last task, 20 .. 31, are measured again with the four new ones
+
+
+def test_the_list_runs_nothing(finished, monkeypatch, tmp_path):
+    folder, _, _, _ = finished
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["atlas", str(folder / "atlas.toml"), "--list"])
+    assert done.exit_code == 0
+    assert "two_images:denoiser" in done.stdout
+    assert "licence" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figure(finished):
+    _, _, _, found = finished
+    figure = draw_atlas(found)
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["two images", "absent", "plain"]
+    left, right = axes.get_xlim()
+    assert left > right  # more noise to the right
+    places = {float(line.get_xdata()[0]) for line in axes.lines if line.get_markersize() == 10 and len(line.get_xdata()) == 1}
+    assert places == {float(of(found, name).transition[0]) for name in ("two", "plain")}
+    assert [text.get_text() for text in axes.texts].count("failed") == 1
+    with style() as plt:
+        plt.close(figure)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
+def test_the_largest_eigenvalue_is_the_first_of_all(shape):
+    data = np.random.default_rng(0).normal(size=shape)
+    assert largest_eigenvalue(data) == pytest.approx(covariance_eigenvalues(data)[0])
+    assert largest_eigenvalue(np.ones((3, 4))) == 0
+
+
+def test_noise_is_added_to_latents():
+    class Halved:
+        def encode(self, images):
+            return 3 * images[..., ::2, ::2]
+
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 1, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(Diffusion(DDPMScheduler(), 10).clean(images), images)
+    np.testing.assert_allclose(Diffusion(DDPMScheduler(), 10, codec=Halved()).clean(images), 3 * images[..., ::2, ::2])
+
+
+# --- the files in examples/atlas -------------------------------------------------------------------------------------
+
+
+def test_example_files_are_valid():
+    here, public = (read_atlas(EXAMPLES / f"{name}.toml") for name in ("here", "public"))
+    assert {row.facts["data"] for row in here} == {"digits", "MNIST", "Fashion-MNIST"}
+    assert len({row.options.model for row in here}) == 6
+    for row in public:
+        assert {"data", "kind", "licence", "parameters", "download", "gpu_hours"} <= row.facts.keys()
+        assert isinstance(row.options, ImageOptions)
+    assert len(public) >= 13
+
+
+def test_networks_of_the_examples_are_small_and_load():
+    sizes = {}
+    for row in read_atlas(EXAMPLES / "here.toml"):
+        folder = Path(row.options.model)
+        if folder.is_dir() and folder.name not in sizes:
+            sizes[folder.name] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            found = load_pretrained(folder, null_class=row.options.null_class)
+            assert (found.codec is not None) == (folder.name == "fashion-latent")
+            assert type(found.scheduler).__name__.startswith("FlowMatch") == (folder.name == "mnist-flow")
+    assert len(sizes) == 5
+    assert max(sizes.values()) < 3e6
+
+
+@pytest.mark.parametrize(("name", "least"), [("digits", 0.95), ("mnist", 0.95)])
+def test_classifiers_of_the_examples_recognise_their_images(name, least):
+    images = np.load(EXAMPLES / f"{name}.npy").transpose(0, 3, 1, 2) / np.float32(127.5) - 1
+    labels = np.load(EXAMPLES / f"{name}-labels.npy")
+    assert np.array_equal(labels, np.arange(300) % 10)
+    with torch.inference_mode():
+        found = load_network(EXAMPLES / f"{name}-classifier.safetensors")(torch.from_numpy(images))
+    assert (found.argmax(1).numpy() == labels).mean() >= least
