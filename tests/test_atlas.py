@@ -21,6 +21,7 @@ from uturn.plotting.atlas import draw_atlas
 from uturn.plotting.style import style
 from uturn.workflows import ImageOptions, analyse
 from uturn.workflows.atlas import RESULTS, chosen, measure_atlas, read_atlas
+from uturn.workflows.atlas_numbers import _of_changes
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "atlas"
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern
@@ -216,6 +217,27 @@ def test_the_numbers_of_two_images(finished):
     assert abs(float(two.transition[0]) + np.log(64 * HEIGHT**2)) < 1.5
 
 
+def test_chi_is_taken_at_its_peak_and_xi_in_pixels(finished):
+    """A run whose changes decay as exp(-r/L), L = 1, 3, 2 patches of 2 pixels at three noise levels."""
+    _, rows, _, _ = finished
+    r, lengths = np.arange(8.0), np.array([1.0, 3.0, 2.0])
+    decay = np.exp(-r / lengths[:, None])
+    size = np.random.default_rng(0).uniform(0.5, 1.5, 20)  # of the changes of the originals
+    forged = xr.Dataset(
+        {
+            "patches_change_covariance": (("noise", "item", "patches_distance"), decay[:, None] * size[:, None]),
+            "patches_change_covariance_sum": (("noise", "item"), decay.sum(axis=1)[:, None] * size),
+        },
+        coords={"noise": [0.2, 0.5, 0.8], "log_snr": ("noise", [2.0, 0.5, -3.0]), "patches_distance": r},
+    )
+    values, remark = _of_changes(rows[0], forged.isel(noise=[2, 0, 1]))
+    assert values["chi_at"] == 0.5
+    assert values["chi"] == pytest.approx([decay[1].sum()] * 3)
+    assert values["xi"][0] == pytest.approx(2 * 3.0, rel=0.02)
+    assert remark == ""
+    assert "no peak" in _of_changes(rows[0], forged.isel(noise=[0, 1]))[1]
+
+
 def test_what_does_not_apply_is_nan_with_a_reason(finished):
     _, _, _, found = finished
     plain, absent = of(found, "plain"), of(found, "absent")
@@ -288,7 +310,7 @@ def test_the_list_runs_nothing(finished, monkeypatch, tmp_path):
 def test_figure(finished):
     _, _, _, found = finished
     figure = draw_atlas(found)
-    [axes] = figure.axes
+    _, axes = figure.axes  # the first one holds the legends
     assert [label.get_text() for label in axes.get_yticklabels()] == ["two images", "absent", "plain"]
     left, right = axes.get_xlim()
     assert left > right  # more noise to the right

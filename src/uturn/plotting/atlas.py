@@ -31,7 +31,10 @@ def draw_atlas(found: xr.Dataset) -> Any:
     markers = dict(zip(dict.fromkeys(map(str, found.kind.values)), _MARKERS * len(names), strict=False))
     titles = [str(title) for title in found.title.values]
     with style(fonts_for("".join([*titles, *groups, *colors, *markers]))[0]) as plt:
-        figure, axes = plt.subplots(figsize=(12.5, 1.9 + _INCH * (max(places) + 1)), layout="constrained")
+        heights = (0.35 + 0.22 * max(len(colors), len(markers), 3), 0.9 + _INCH * (max(places) + 1))
+        figure, (above, axes) = plt.subplots(
+            2, 1, figsize=(12.5, sum(heights)), height_ratios=heights, layout="constrained", squeeze=True
+        )
         low, high = _reach(found)
         for k, y in enumerate(places):
             one = found.isel(entry=k)
@@ -49,7 +52,7 @@ def draw_atlas(found: xr.Dataset) -> Any:
         # More noise is to the right, as on the axis t/T.
         axes.set(xlim=(high, low), ylim=(max(places) + 1.0, min([*places, *headings.values()]) - 0.6))
         axes.set_xlabel("log-SNR (nats), more noise to the right")
-        _legend(plt, axes, colors, markers)
+        _legend(plt, above, colors, markers)
     return figure
 
 
@@ -93,47 +96,48 @@ def _draw_row(axes: Any, one: xr.Dataset, y: float, color: str, marker: str) -> 
     axes.plot([one.inversion[0]], [y], "o", mfc="none", mec=THEORY, mew=1.5, ms=12)
     if np.isfinite(star):
         axes.plot([star], [y], marker, color=color, mec="white", mew=0.8, ms=10, zorder=5)
-    words = f"$t^*$ {star:.1f}, width {float(one.width[0]):.1f}" if np.isfinite(star) else _reason(one)
-    axes.annotate(words.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=10, color=color)
-
-
-def _reason(one: xr.Dataset) -> str:
-    """Why a row has no t*, in a few words."""
-    if str(one.failure.item()):
-        return "failed"
-    return "no $t^*$"
+    words = (
+        f"$t^*$ {star:.1f}, width {float(one.width[0]):.1f}"
+        if np.isfinite(star)
+        else "failed"
+        if one.failure.item()
+        else "no $t^*$"
+    )
+    axes.annotate(words.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=color)
 
 
 def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]) -> None:
-    """Data sets, kinds of models, and what the marks are, above the rows."""
-    plain: dict[str, Any] = {"ls": "", "color": MUTED}
-    last = level_colors(3)[-1]
+    """Data sets, kinds of models, and what the marks are, in axes of their own."""
+    from matplotlib.legend import Legend
+
+    first, *_, last = level_colors(3)
+    tick: dict[str, Any] = {"ls": "", "marker": "|", "ms": 9, "mew": 2}
     marks = [
-        plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of $t^*$"),
         plt.Rectangle((0, 0), 1, 1, fc=MUTED, alpha=0.3, lw=0, label="¼ to ¾ of the fall of the class"),
-        plt.Line2D([], [], ls="", marker="|", color=level_colors(3)[0], ms=9, mew=2, label="half-life of the first layer"),
-        plt.Line2D([], [], ls="", marker="|", color=last, ms=9, mew=2, label="half-life of the logits"),
-        plt.Line2D([], [], ls="", marker="o", mfc="none", mec=THEORY, mew=1.5, ms=11, label="the order of the layers inverts"),
+        plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of $t^*$"),
+        plt.Line2D([], [], color=first, label="half-life of the first layer", **tick),
+        plt.Line2D([], [], color=last, label="half-life of the logits", **tick),
+        plt.Line2D([], [], ls="", marker="o", mfc="none", mec=THEORY, mew=1.5, ms=11, label="logits fall below the first layer"),
         plt.Line2D([], [], ls="", marker="*", color=THEORY, mew=0, ms=10, label="speciation, abar = 1/Λ"),
     ]
     sets = [plt.Rectangle((0, 0), 1, 1, fc=color, lw=0, label=name) for name, color in colors.items()]
-    kinds = [plt.Line2D([], [], marker=marker, ms=8, label=name, **plain) for name, marker in markers.items() if name]
-    for x, title, handles, columns in (
-        (0.0, "data", sets, 1),
-        (0.2, "model: class half lost at $t^*$", kinds, 1),
-        (0.52, "", marks, 2),
-    ):
-        if not handles:
-            continue
-        legend = axes.legend(
-            handles=handles,
-            title=title,
-            ncol=columns,
-            loc="lower left",
-            bbox_to_anchor=(x, 1.0),
-            alignment="left",
-            fontsize=9.5,
-            title_fontsize=9.5,
-            borderpad=0,
-        )
-        axes.add_artist(legend)
+    look: dict[str, Any] = {"ls": "", "color": MUTED, "ms": 9, "mec": "white"}
+    kinds = [plt.Line2D([], [], marker=marker, label=name, **look) for name, marker in markers.items() if name]
+    axes.set_axis_off()
+    columns = ((0.0, "data", sets, 1), (0.17, "model; class half lost at $t^*$", kinds, 1), (0.5, "marks", marks, 2))
+    for x, title, handles, count in columns:
+        if handles:
+            labels = [handle.get_label() for handle in handles]
+            legend = Legend(
+                axes,
+                handles,
+                labels,
+                title=title,
+                ncol=count,
+                loc="upper left",
+                bbox_to_anchor=(x, 1.0),
+                alignment="left",
+                borderpad=0,
+            )
+            legend.get_title().set_fontweight("bold")
+            axes.add_artist(legend)

@@ -253,7 +253,7 @@ def listed(rows: Sequence[Row]) -> Any:
 
 def _number(value: Any) -> str:
     value = float(value)
-    return "" if np.isnan(value) else f"{value:.2f}".replace("inf", "∞")
+    return "" if np.isnan(value) else f"{value:.3g}".replace("inf", "∞")
 
 
 def _cell(values: Any) -> str:
