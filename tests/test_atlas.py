@@ -160,6 +160,19 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, message):
     assert "atlas.toml" in str(caught.value)
 
 
+def test_paths_are_those_beside_the_file(tmp_path):
+    (tmp_path / "net").mkdir()
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    (tmp_path / "atlas.toml").write_text(
+        "[[models]]\nname = 'a'\nmodel = 'net'\nprompt = 'prompts.txt'\nclassifiers = ['clip:net', 'timm:net', 'elsewhere']\n"
+        "[[models]]\nname = 'b'\nlike = 'a'\nprompt = 'a house'"
+    )
+    first, second = (row.options for row in read_atlas(tmp_path / "atlas.toml"))
+    assert (first.model, first.prompt) == (str(tmp_path / "net"), str(tmp_path / "prompts.txt"))
+    assert first.classifiers == [f"clip:{tmp_path / 'net'}", "timm:net", "elsewhere"]
+    assert second.prompt == "a house"
+
+
 def test_rows_are_chosen_by_name(finished, tmp_path):
     _, rows, _, _ = finished
     assert [row.name for row in chosen(rows, ["plain", "two"])] == ["two", "plain"]

@@ -112,12 +112,12 @@ class Diffusion(Corruption):
         """What noise is added to, float32 (batch, channels, height, width): images in [-1, 1], or their latents."""
         import torch
 
-        if self.codec is None or not len(images):
+        if self._latents is None or not len(images):
             return np.asarray(images, np.float32)
         pieces = self._pieces or Pieces(torch.device("cpu"), len(images))
         parts = torch.from_numpy(np.require(images, np.float32, ["C", "W"])).split(pieces.batch_size)
         with torch.inference_mode():
-            return torch.cat([pieces(self.codec.encode, part.to(pieces.device)).cpu() for part in parts]).numpy()
+            return torch.cat([self._latents(part, pieces).cpu() for part in parts]).numpy()
 
     def noise_like(self, values: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
         """Standard normal noise with the shape and device of `values`; row i uses keys[i].

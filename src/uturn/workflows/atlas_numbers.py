@@ -115,6 +115,8 @@ def _of_clones(one: xr.Dataset) -> tuple[dict[str, Any], str]:
     if "gap_class" not in one:
         return {}, "a single clone: no calibration gap"
     p = one.gap_class_p.values
+    if not np.isfinite(p).any():
+        return {}, "an encoder predicts no class: no calibration gap of it"
     k = int(np.nanargmin(p))
     return {"gap": one.gap_class.values[k], "gap_at": float(one.log_snr[k]), "gap_p": float(p[k])}, ""
 

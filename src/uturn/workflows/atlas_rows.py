@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 PATCHES = "patches"
 """Name of the probe `changes` in the run of a row."""
-_PATHS = ("model", "data", "labels", "classes", "classifiers", "weights")  # options that may be paths
+_PATHS = (  # options that may be paths
+    *("model", "data", "labels", "classes", "classifiers", "weights"),
+    *("perceptual", "perceptual_linear", "prompt", "class_prompts"),
+)
 _NO_PATHS = ("", "fashion_mnist", "generated")
 
 
@@ -147,8 +150,9 @@ def _placed(value: Any, folder: Path) -> Any:
     """The path of what is at a relative path in a folder; other values as they are."""
     if not isinstance(value, str) or value in _NO_PATHS or "\0" in value:
         return value
-    place = os.path.abspath(folder / value)
-    return place if os.path.exists(place) else value
+    kind = "clip:" if value.startswith("clip:") else ""
+    place = os.path.abspath(folder / value.removeprefix(kind))
+    return f"{kind}{place}" if os.path.exists(place) else value
 
 
 def _check_names(names: Sequence[str]) -> None:
