@@ -96,13 +96,9 @@ def _draw_row(axes: Any, one: xr.Dataset, y: float, color: str, marker: str) -> 
     axes.plot([one.inversion[0]], [y], "o", mfc="none", mec=THEORY, mew=1.5, ms=12)
     if np.isfinite(star):
         axes.plot([star], [y], marker, color=color, mec="white", mew=0.8, ms=10, zorder=5)
-    words = (
-        f"$t^*$ {star:.1f}, width {float(one.width[0]):.1f}"
-        if np.isfinite(star)
-        else "failed"
-        if one.failure.item()
-        else "no $t^*$"
-    )
+    words = "failed" if one.failure.item() else "no $t^*$"
+    if np.isfinite(star):
+        words = f"$t^*$ {star:.1f}" + (f", width {float(one.width[0]):.1f}" if np.isfinite(one.width[0]) else ", no width")
     axes.annotate(words.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=color)
 
 

@@ -111,13 +111,13 @@ def _of_changes(row: Row, run: xr.Dataset) -> tuple[dict[str, Any], str]:
 
 
 def _of_clones(one: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """The calibration gap of the predicted class, where its p-value is smallest."""
+    """The calibration gap of the predicted class, where its p-value is smallest; of equal ones, where the gap is largest."""
     if "gap_class" not in one:
         return {}, "a single clone: no calibration gap"
     p = one.gap_class_p.values
     if not np.isfinite(p).any():
         return {}, "an encoder predicts no class: no calibration gap of it"
-    k = int(np.nanargmin(p))
+    k = np.lexsort((-np.abs(one.gap_class.values[:, 0]), p))[0]  # NaN come last
     return {"gap": one.gap_class.values[k], "gap_at": float(one.log_snr[k]), "gap_p": float(p[k])}, ""
 
 
