@@ -369,8 +369,8 @@ def atlas(
     each: t\\* and its width in each classifier, the half-life of every layer, where logits fall below the first layer; with
     trajectories of 2 or more, how many patches of pixels change together (chi) and over what distance (xi); with clones of 2 or
     more, the calibration gap; and speciation, abar = 1/Lambda, from the covariance of the data. Writes `atlas.csv`, `atlas.zarr`
-    and `atlas.png`. It can be stopped at any time; the same command continues, and finished rows cost nothing. A row that fails
-    is reported, the others go on, and the exit code is 1.
+    and `atlas.png`. It can be stopped at any time; the same command continues; what is stored is not measured again. A row that
+    fails is reported, the others go on, and the exit code is 1.
 
     Example: `uturn atlas examples/atlas/here.toml --out results/atlas`
 
