@@ -146,7 +146,7 @@ def test_defaults_likeness_and_paths(finished):
         ("[[models]]\nname = 'a'\nfacts = 'MIT'", "facts = 'MIT': expected a table"),
         ("[[models]]\nname = 'a'\nfacts = {licence = ['MIT']}", "facts.licence"),
         ("[[models]]\nname = 'a'\npatch = 0", "patch = 0"),
-        ("[defaults]\nname = 'a'\n[[models]]\nname = 'b'", "without a name"),
+        ("[defaults]\nname = 'a'\n[[models]]\nname = 'b'", "without name and like"),
         ("[defaults]\nsteps = 3", "models = None: expected one or more tables"),
         ("models = 3", "models = 3"),
         ("steps = 3\n[[models]]\nname = 'a'", r"steps: expected the tables \[defaults\] and \[\[models\]\]"),
@@ -391,3 +391,22 @@ def test_classifiers_of_the_examples_recognise_their_images(name, least):
     with torch.inference_mode():
         found = load_network(EXAMPLES / f"{name}-classifier.safetensors")(torch.from_numpy(images))
     assert (found.argmax(1).numpy() == labels).mean() >= least
+
+
+def test_a_prompt_is_no_path_and_a_dollar_no_formula(tmp_path, finished):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "texts.txt").write_text("a\n")
+    (tmp_path / "atlas.toml").write_text(
+        '[[models]]\nname = "a"\nprompt = "digits"\n[[models]]\nname = "b"\nprompt = "texts.txt"\n'
+    )
+    assert [row.options.prompt for row in read_atlas(tmp_path / "atlas.toml")] == ["digits", str(tmp_path / "texts.txt")]
+    found = finished[3]
+    found = found.assign_coords(title=("entry", [r"price $\foo$"] * found.sizes["entry"]))
+    figure = draw_atlas(found)
+    figure.savefig(io.BytesIO())
+
+
+def test_a_store_of_ones_own_is_not_replaced(tmp_path):
+    (tmp_path / "atlas.zarr").mkdir()
+    with pytest.raises(ValueError, match="is no table of an atlas, and would be replaced"):
+        measure_atlas([], tmp_path)

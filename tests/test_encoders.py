@@ -16,7 +16,7 @@ from torch import nn
 import tiny_clip
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.networks.clip import ClipTexts
+from uturn.networks.clip import ClipTexts, class_texts
 from uturn.networks.image_classifiers import load_classifier
 from uturn.networks.layers import every_block
 from uturn.networks.modules import _timm_has_classes, load_module
@@ -524,3 +524,36 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
 def test_the_identity_of_older_specs_stays_the_same():
     assert "class_prompts" not in NetworkLayers().model_dump()
     assert NetworkLayers(classifier="clip:x", class_prompts="a {}").model_dump()["class_prompts"] == "a {}"
+
+
+def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):
+    """The texts come from names of the source, which no weights and no options hold."""
+    from uturn.store import Store
+
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.random.default_rng(k).integers(0, 255, (28, 28), np.uint8)).save(
+                tmp_path / "data" / name / f"{k}.png"
+            )
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\ndog\n")
+    options = {"data": str(tmp_path / "data"), "channels": 1, "classes": str(classes), "classifiers": [f"clip:{clip}"]}
+    options |= {"steps": 2, "levels": 1, "keep": 0, "chunk": 2, "device": "cpu"}
+    ut.run(ImageOptions.from_dict({**options, "items": 2}).experiment(), tmp_path / "x")
+    assert Store.open(tmp_path / "x").states()
+    classes.write_text("cat\ndog\nfox\n")
+    with pytest.raises(ValueError, match="taken_from_source"):
+        ut.run(ImageOptions.from_dict({**options, "items": 4}).experiment(), tmp_path / "x")
+
+
+def test_files_of_clip_that_are_damaged_or_odd(tmp_path):
+    pytest.importorskip("transformers")
+    folder = tiny_clip.write(tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text("{broken")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_classifier(f"clip:{folder}")
+    file = tmp_path / "texts"
+    file.write_bytes("\ufeffcat\ndog\x0c and cat\n".encode())
+    assert class_texts(str(file), None) == ("cat", "dog\x0c and cat")
+    assert class_texts(None, ["cat"]) is None

@@ -380,7 +380,7 @@ def test_an_unknown_pipeline_lists_those_that_are_known(folders, tmp_path):
             {"_class_name": "KandinskyPipeline"},
             "is a KandinskyPipeline, conditioned on a text .*StableDiffusionPipeline, .*FluxPipeline",
         ),
-        ({"text_encoder": ["os", "system"]}, "the text_encoder is a system; expected one of CLIPTextModel"),
+        ({"text_encoder": ["transformers", "Owl"]}, "the text_encoder is a Owl; expected one of CLIPTextModel"),
         ({"unet": ["diffusers", "UNet2DModel"]}, "the denoiser is a UNet2DModel; expected UNet2DConditionModel"),
     ):
         (folder / "model_index.json").write_text(json.dumps({**index, **changes}))
@@ -439,3 +439,77 @@ def test_nan_names_the_part_and_the_way_out(folders, part, monkeypatch):
     }
     with pytest.raises(ValueError, match=words[part]):
         chain.u_turn(some(1), 2, keys(0, range(1)))
+
+
+def test_latents_are_never_clipped(folders, tmp_path):
+    """Whatever the scheduler's file says: the image-to-image pipeline does not clip them either."""
+    expected = loaded(folders["sd"], "ddpm").u_turn(some(1), 8, keys(0, range(1)))
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    for changed in ({**config, "clip_sample": True}, {k: v for k, v in config.items() if k != "clip_sample"}):
+        file.write_text(json.dumps(changed))
+        np.testing.assert_array_equal(loaded(folder, "ddpm").u_turn(some(1), 8, keys(0, range(1))), expected)
+
+
+def test_the_fingerprint_knows_texts_and_encoders_but_no_encoded_texts(folders, tmp_path):
+    """Encoded texts differ in their last bits from machine to machine."""
+    from safetensors.torch import load_file, save_file
+
+    chain = loaded(folders["sd"], prompt="a cat")
+    assert not any("text" in name for name in chain.model.state_dict())
+    before = chain.fingerprint()
+    chain.model.network.text += 1e-3
+    assert chain.fingerprint() == before
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    file = folder / "text_encoder" / "model.safetensors"
+    save_file({name: values + 1e-3 for name, values in load_file(file).items()}, file, {"format": "pt"})
+    found = {before, loaded(folders["sd"], prompt="a dog").fingerprint(), loaded(folder, prompt="a cat").fingerprint()}
+    assert len(found) == 3
+
+
+def test_sd3_without_its_largest_text_encoder(folders, tmp_path):
+    import diffusers
+
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folders["sd3"], text_encoder_3=None, tokenizer_3=None)
+    pipeline.save_pretrained(tmp_path / "sd3")
+    ours = loaded(tmp_path / "sd3", prompt="a cat").model.network
+    with torch.inference_mode():
+        text, _, pooled, _ = pipeline.encode_prompt("a cat", None, None)
+    torch.testing.assert_close(ours.text, text, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.pooled, pooled, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer is of 'pwn'; expected a part of transformers"),
+        ({"tokenizer": [None, None]}, "the prompts cannot be encoded"),
+    ],
+)
+def test_parts_of_another_library_or_none(folders, tmp_path, change, words):
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, **change}))
+    with pytest.raises(ValueError, match=words):
+        loaded(folder)
+
+
+def test_a_damaged_tokenizer_is_named(folders, tmp_path):
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    for file in (folder / "tokenizer").iterdir():
+        file.write_text("{broken")
+    with pytest.raises(ValueError, match=r"sd: the prompts cannot be encoded \("):
+        loaded(folder)
+
+
+def test_sizes_as_pairs(folders, tmp_path):
+    for pair, words in (([16, 16], None), ([16, 8], "images of 16 by 8 latents; expected squares")):
+        folder = shutil.copytree(folders["sd"], tmp_path / f"sd{pair[1]}")
+        file = folder / "unet" / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": pair}))
+        if words is None:
+            assert loaded(folder, image_size=None).image_shape == (3, SIZE, SIZE)
+        else:
+            with pytest.raises(ValueError, match=words):
+                loaded(folder)

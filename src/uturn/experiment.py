@@ -341,6 +341,9 @@ class Experiment(BaseModel):
         with missing_members_named(self.labelled()):
             for name, part in self.labelled():
                 found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
+            for k, probe in enumerate(self.parts.probes):
+                if taken := getattr(probe, "taken_from", lambda source: "")(self.parts.source):
+                    found[f"probes[{k}].taken_from_source"] = taken
         return found | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
 
     def own_code(self) -> dict[str, Any]:

@@ -387,6 +387,10 @@ class Probe(Part, Protocol):
         """The readings of a block, as `read` gives them, from what `accumulate` kept of all its trajectories."""
         return kept
 
+    def taken_from(self, source: Any) -> str:
+        """Identity of what the probe takes from the source besides its data, recorded with the results; empty if nothing."""
+        return ""
+
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         """Calls of its network for a block of items with draws = trajectories * clones; 0 without a network."""
         return 0

@@ -63,7 +63,7 @@ class DiffusionModel(Spec, Backward):
     guidance: float = Field(default=1.0, allow_inf_nan=False)
     null_class: int | None = None
     prompt: str | None = None
-    image_size: int | None = Field(default=None, ge=8)
+    image_size: int | None = Field(default=None, ge=8, le=2**14)
     device: str | None = None
     batch_size: int | str = "auto"
     compile: bool = False

@@ -338,7 +338,7 @@ class ReverseDiffusion:
         digest.update(self.forward.scheduler.to_json_string().encode())
         digest.update(f"{self.num_steps} {self.step_arguments} {self.forward.pure_noise}".encode())
         if self.prompts is not None:
-            digest.update(f"{self.prompts.rows}".encode())
+            digest.update(repr(self.prompts[:3]).encode())
         return digest.hexdigest()
 
     def _draws_noise(self) -> bool:

@@ -101,8 +101,9 @@ class Decoder:
         if self.temperature == 1:
             return weights
         with np.errstate(divide="ignore"):
-            logs = np.log(weights) / self.temperature
-        return np.exp(logs - logs.max(-1, keepdims=True))
+            logs = np.log(weights)
+        with np.errstate(over="ignore"):
+            return np.exp((logs - logs.max(-1, keepdims=True)) / self.temperature)
 
     def ranks(self, belief: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """Numbers (.., positions) by which positions are revealed, the smallest first; equal ones from left to right."""

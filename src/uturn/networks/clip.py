@@ -57,11 +57,13 @@ class ClipTexts(nn.Module):
             For fewer than two texts, texts that occur twice, and texts that are empty or longer than the model reads.
         """
         most = self.text_model.config.max_position_embeddings
+        seen: set[str] = set()
         for number, text in enumerate(texts):
             tokens = len(self.tokenizer(text)["input_ids"])
-            if not text.strip() or tokens > most or text in texts[:number]:
+            if not text.strip() or tokens > most or text in seen:
                 fault = "is empty" if not text.strip() else f"has {tokens} tokens" if tokens > most else "occurs twice"
                 raise ValueError(f"class {number}, {text[:60]!r}, {fault}; expected a text of its own, of at most {most} tokens")
+            seen.add(text)
         if len(texts) < 2:
             raise ValueError(f"{len(texts)} texts; expected one for each class, two or more")
         found = [self._embeddings(texts[k : k + _TEXTS_AT_ONCE]) for k in range(0, len(texts), _TEXTS_AT_ONCE)]
@@ -107,6 +109,7 @@ def load_clip(name: str) -> Clip:
         if loading["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(map(str, loading['missing_keys']))[:3])}, ..")
         tokenizer = AutoTokenizer.from_pretrained(name)
+        transforms = _transforms(name, model.config.vision_config.image_size)
     except Exception as error:  # no network, a file cut short, ..
         raise ValueError(
             f"{where} cannot be loaded ({one_line(error)}); expected a folder that CLIPModel and its tokenizer were saved to, or "
@@ -114,7 +117,7 @@ def load_clip(name: str) -> Clip:
         ) from None
     model = model.float().eval()
     images = ClipImages(model.vision_model, model.visual_projection)
-    return Clip(images, ClipTexts(model, tokenizer), _transforms(name, model.config.vision_config.image_size))
+    return Clip(images, ClipTexts(model, tokenizer), transforms)
 
 
 def _check_torchvision(where: str) -> None:
@@ -129,10 +132,10 @@ def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     from torchvision import transforms
     from transformers import CLIPImageProcessor
 
-    try:
-        processor = CLIPImageProcessor.from_pretrained(name)
-    except OSError:
+    if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").exists():
         processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    else:
+        processor = CLIPImageProcessor.from_pretrained(name)
     edge, crop = dict(processor.size), dict(processor.crop_size)
     return transforms.Compose(
         [
@@ -164,7 +167,7 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     Returns
     -------
     tuple of str
-        None without prompts and without names.
+        None without prompts and without two names or more.
 
     Raises
     ------
@@ -174,7 +177,7 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     path = prompt_file(prompts)
     if path is not None:
         try:
-            return tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+            return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
         except (OSError, ValueError) as error:
             raise ValueError(f"class_prompts = {prompts!r}: expected a text file, one text a line ({one_line(error)})") from None
     if names is None:
@@ -182,6 +185,8 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
             raise ValueError(
                 f"class_prompts = {prompts!r}: the classes of the images have no names; give a file, one text a line"
             )
+        return None
+    if prompts is None and len(names) < 2:
         return None
     return tuple((prompts or TEMPLATE).replace("{}", name.replace("_", " ")) for name in names)
 

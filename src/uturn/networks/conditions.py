@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from uturn.checks import shown
+
+_MOST = 1e9  # of guidance
 
 
 class Condition(NamedTuple):
@@ -34,7 +35,7 @@ class Condition(NamedTuple):
         if self.condition not in (None, "null", "label"):
             raise ValueError(f"condition = {shown(self.condition)}: expected 'null' or 'label'")
         guidance: Any = self.guidance
-        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
+        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not abs(guidance) < _MOST:
             raise ValueError(f"guidance = {shown(guidance)}: expected a finite number, 1 for no guidance")
         return self
 

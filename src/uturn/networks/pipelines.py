@@ -35,7 +35,7 @@ _UNUSED = ("safety_checker", "feature_extractor")
 class Folder(NamedTuple):
     """The folder of a pipeline, its class if it is text-conditioned (else ""), and the class of each of its parts.
 
-    `left_out`: parts that a U-turn does not need.
+    `left_out`: parts that a U-turn does not need, and those that the pipeline is without.
     """
 
     path: Path
@@ -150,10 +150,14 @@ def checked_folder(name: str, index: Any) -> Folder:
         raise ValueError(f"{name}/model_index.json holds {index!r:.60}; expected the parts of a pipeline of diffusers")
     parts, left_out = {}, []
     for part, entry in index.items():
-        if part.startswith("_") or not (isinstance(entry, list) and len(entry) == 2) or entry[1] is None:
-            continue  # options of the pipeline, empty parts
-        if part in _UNUSED:
+        if part.startswith("_") or not (isinstance(entry, list) and len(entry) == 2):
+            continue  # options of the pipeline
+        if part in _UNUSED or (entry[1] is None and part.startswith(_CONDITIONED)):
             left_out.append(part)
+        elif entry[1] is None:
+            continue
+        elif part.startswith(_CONDITIONED) and entry[0] != "transformers":
+            raise ValueError(f"{name}: the {part} is of {entry[0]!r}; expected a part of transformers")
         else:
             parts[part] = str(entry[1])
     pipeline = str(index.get("_class_name"))

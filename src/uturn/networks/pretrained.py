@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from uturn.checks import checked_integer, checked_path, one_line
-from uturn.corruption.schedulers import PipelineTimesteps
+from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.conditions import UNCONDITIONAL, Condition, Conditioned
 from uturn.networks.own_denoisers import ADVICE, OwnNetwork, Prediction, is_import_path, made_by
 from uturn.networks.pipelines import (
@@ -34,6 +34,8 @@ CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.guided_diffusion` reads."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_MOST_PIXELS = 2**14  # height and width of an image
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,12 @@ def load_pretrained(
     where = _checked_device(device)
     read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
     asked = Condition(condition, guidance, null_class, prompt).checked()
-    if image_size is not None:
-        checked_integer("image_size", image_size, 8)
+    if image_size is not None and checked_integer("image_size", image_size, 8) > _MOST_PIXELS:
+        raise ValueError(f"image_size = {image_size}: expected at most {_MOST_PIXELS} pixels")
     found = read(path, _Options(preset, where, DTYPES[dtype], asked, image_size, offload))
     if compile:
-        found.model.network.compile()  # in place: the names of the weights stay
+        compiled = found.model.network if found.prompts is None else found.model.network.network
+        compiled.compile()  # in place: the names of the weights stay
     return found
 
 
@@ -341,9 +344,12 @@ def _read_folder(path: Path, options: _Options) -> Pretrained:
 
 
 def _unclip(scheduler: Any) -> None:
-    """Schedulers that are made from this configuration would clip latents to [-1, 1] by default."""
-    if "clip_sample" not in scheduler.config:
-        scheduler.register_to_config(clip_sample=False)
+    """Latents are not in [-1, 1]: neither this scheduler nor those that are made from its configuration clip them."""
+    if is_flow_match(scheduler):
+        return
+    # Options that are named there would have the default of the class again.
+    defaults = [name for name in scheduler.config.get("_use_default_values", []) if name != "clip_sample"]
+    scheduler.register_to_config(clip_sample=False, _use_default_values=defaults)
 
 
 def _check_channels(path: Path, inputs: int, outputs: int) -> None:
@@ -364,7 +370,7 @@ def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) 
         raise ValueError(f"{path} holds {', '.join(folder.parts)}; expected a vae")
     is_guided = asked.guidance != 1
     texts = [*prompts.texts, *([""] if is_guided else [])]  # the null prompt comes last
-    tables = encoded(folder, texts, options.device, options.dtype, options.offload)
+    tables, encoders = encoded(folder, texts, options.device, options.dtype, options.offload)
     network = load_part(folder.path, part, folder.parts[part], options.dtype)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     inputs = network.config.in_channels
@@ -387,7 +393,7 @@ def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) 
         num_classes=conditioned.num_classes,
         description=f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}",
         device=options.device,
-        prompts=prompts,
+        prompts=prompts._replace(encoders=encoders),
         timesteps=PipelineTimesteps(folder.pipeline, (shape[1] // 2) * (shape[2] // 2)),
     )
 

@@ -9,19 +9,20 @@ import numpy as np
 
 from uturn.checks import one_line, shown
 
-_MOST = 2**20  # prompts in a file
+_MOST, _MOST_BYTES = 2**20, 2**26  # prompts in a file, and its size
 
 
 class Prompts(NamedTuple):
     """The prompts of a run.
 
     `texts`: the different ones, in the order of their first item. `rows`: the number of its text for each item, or None if all
-    items have the same. `given`: the prompt, or the file, as the user gave it.
+    items have the same. `encoders`: digest of what encodes the texts. `given`: the prompt, or the file, as the user gave it.
     """
 
     texts: tuple[str, ...]
     rows: tuple[int, ...] | None
-    given: str
+    encoders: str = ""
+    given: str = ""
 
     def rows_of(self, items: Any) -> np.ndarray:
         """Rows of the texts of items, int64; ValueError if the file has no line for one of them."""
@@ -52,8 +53,12 @@ def read_prompts(prompt: str) -> Prompts:
     if not isinstance(prompt, str):
         raise ValueError(f"prompt = {shown(prompt)}: expected a text, or the name of a .txt file with one prompt a line")
     if not prompt.endswith(".txt"):
-        return Prompts((prompt,), None, prompt)
+        return Prompts((prompt,), None, given=prompt)
     try:
+        if Path(prompt).exists() and not Path(prompt).is_file():
+            raise ValueError("it is no file")
+        if Path(prompt).stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES // 2**20} MB")
         lines = Path(prompt).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
@@ -64,4 +69,4 @@ def read_prompts(prompt: str) -> Prompts:
         raise ValueError(f"prompt = {shown(prompt)}: the file has {len(lines)} lines; expected at most {_MOST}")
     texts = dict.fromkeys(line.removesuffix("\r") for line in lines)
     numbers = {text: row for row, text in enumerate(texts)}
-    return Prompts(tuple(texts), tuple(numbers[line.removesuffix("\r")] for line in lines), prompt)
+    return Prompts(tuple(texts), tuple(numbers[line.removesuffix("\r")] for line in lines), given=prompt)

@@ -7,6 +7,7 @@ embedding. So a batch may mix images with different prompts, and guidance works 
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch import nn
 
 from uturn.checks import one_line
 from uturn.networks.pipelines import TEXT_PARTS, Folder, for_inference, load_part
+from uturn.networks.training import fingerprint
 
+_ZEROS = "force_zeros_for_empty_prompt"
 _AT_ONCE = 16  # prompts that are encoded together
 _DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # in names of models that make images in a few steps
 
@@ -29,8 +32,10 @@ _DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # in names of
 
 def encoded(
     folder: Folder, texts: Sequence[str], device: torch.device, dtype: torch.dtype, offload: bool = False
-) -> dict[str, torch.Tensor]:
-    """Texts as the pipeline encodes them: {"text": (texts, tokens, width), "pooled": (texts, width) if it has one}, on the CPU.
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Texts as the pipeline encodes them, on the CPU, and a digest of encoders and tokens (hexadecimal).
+
+    {"text": (texts, tokens, width), "pooled": (texts, width) if the pipeline has one}.
 
     The empty text is what the pipeline takes for a prompt that is not given: the encoded empty text, or zeros where a Stable
     Diffusion XL says so (`force_zeros_for_empty_prompt`). The encoders are loaded here, and freed at the end.
@@ -38,41 +43,49 @@ def encoded(
     given = list(dict.fromkeys(text for text in texts if text))
     batches = [given[k : k + _AT_ONCE] for k in range(0, len(given), _AT_ONCE)] + [[""]] * ("" in texts)
     rows = {text: row for row, text in enumerate([*given, ""])}
-    try:
-        with _without_bars(), torch.inference_mode():
-            pipeline = _text_pipeline(folder, device, dtype, offload)
+    with _without_bars(folder), torch.inference_mode():
+        encoders = _text_encoders(folder, device, dtype, offload)
+        try:
+            pipeline = _text_pipeline(folder, encoders, dtype)
             parts = [_encoded(pipeline, batch, device) for batch in batches]
-    except ImportError as error:
-        raise ValueError(
-            f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
-            f"'uturn[text-to-image]'"
-        ) from None
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{folder.path}: the prompts cannot be encoded ({one_line(error)})") from error
-    tables = {name: torch.cat([part[name] for part in parts])[[rows[text] for text in texts]] for name in parts[0]}
+            tokens = [part(list(rows))["input_ids"] for name, part in pipeline.components.items() if "tokenizer" in name and part]
+        except ImportError as error:
+            raise ValueError(
+                f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
+                f"'uturn[text-to-image]'"
+            ) from None
+        except Exception as error:
+            raise ValueError(
+                f"{folder.path}: the prompts cannot be encoded ({type(error).__name__}: {one_line(error)}); fetch or write its "
+                f"text encoders and tokenizers again"
+            ) from error
+        facts = [sorted(encoders), *map(fingerprint, encoders.values()), tokens, dict(pipeline.config).get(_ZEROS)]
+    tables = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if [rows[text] for text in texts] != list(range(len(tables["text"]))):
+        tables = {name: table[[rows[text] for text in texts]] for name, table in tables.items()}
     if not all(bool(table.isfinite().all()) for table in tables.values()):
         half = str(dtype).removeprefix("torch.")
         raise ValueError(f"{folder.path}: the text encoders give NaN or infinity in {half}; take dtype = 'bfloat16' or 'float32'")
-    del pipeline
+    del pipeline, encoders
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return tables
+    return tables, hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _text_pipeline(folder: Folder, device: torch.device, dtype: torch.dtype, offload: bool) -> Any:
+def _text_encoders(folder: Folder, device: torch.device, dtype: torch.dtype, offload: bool) -> dict[str, Any]:
+    return {
+        part: for_inference(load_part(folder.path, part, made, dtype), device, offload)
+        for part, made in folder.parts.items()
+        if made in TEXT_PARTS and "Tokenizer" not in made
+    }
+
+
+def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype) -> Any:
     """The pipeline with its tokenizers and text encoders only."""
     import diffusers
-    import transformers  # noqa: F401  (diffusers would not say what is missing)
 
-    used = {part: made for part, made in folder.parts.items() if made in TEXT_PARTS}
-    encoders = {
-        part: for_inference(load_part(folder.path, part, made, dtype), device, offload)
-        for part, made in used.items()
-        if "Tokenizer" not in made
-    }
+    used = {part for part, made in folder.parts.items() if made in TEXT_PARTS}
     others = {part for part in (*folder.parts, *folder.left_out, "image_encoder") if part not in used}
     pipeline = getattr(diffusers, folder.pipeline).from_pretrained(
         str(folder.path), local_files_only=True, **dict.fromkeys(others), **encoders
@@ -84,10 +97,17 @@ def _text_pipeline(folder: Folder, device: torch.device, dtype: torch.dtype, off
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Context in which the libraries draw no bars while they load."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
+def _without_bars(folder: Folder) -> Iterator[None]:
+    """Context in which the libraries draw no bars while they load; ValueError if transformers is not installed."""
+    try:
+        import transformers  # noqa: F401
+        from diffusers.utils import logging as of_diffusers
+        from transformers.utils import logging as of_transformers
+    except ImportError as error:
+        raise ValueError(
+            f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
+            f"'uturn[text-to-image]'"
+        ) from None
 
     libraries = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
     for library in libraries:
@@ -125,26 +145,23 @@ class TextDenoiser(nn.Module):
     network
         UNet2DConditionModel, SD3Transformer2DModel or FluxTransformer2DModel.
     tables
-        Encoded prompts, a row for each: those of `encoded`.
+        Encoded prompts, a row for each: those of `encoded`. They stay in main memory; the rows of a batch go to its device.
     size
         Height and width of the images in pixels, which Stable Diffusion XL is told: the original, and the target without crop.
     guidance
         The scale that guidance-distilled networks are told (`takes_guidance`).
     """
 
-    text: torch.Tensor
-    pooled: torch.Tensor | None
-
     def __init__(self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0) -> None:
         super().__init__()
         self.network, self.size, self.guidance = network, size, guidance
-        self.register_buffer("text", tables["text"])
-        self.register_buffer("pooled", tables.get("pooled"))
+        self.text, self.pooled = tables["text"], tables.get("pooled")
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
         """Prediction (batch, channels, height, width) for noisy latents; `prompts`: rows of the tables, int64 (batch,), or 0."""
-        rows = torch.zeros(len(noisy), dtype=torch.int64, device=noisy.device) if prompts is None else prompts
-        text, pooled = self.text[rows], None if self.pooled is None else self.pooled[rows]
+        rows = torch.zeros(len(noisy), dtype=torch.int64) if prompts is None else prompts.cpu()
+        text = self.text[rows].to(noisy.device)
+        pooled = None if self.pooled is None else self.pooled[rows].to(noisy.device)
         kind = type(self.network).__name__
         if kind == "FluxTransformer2DModel":
             return self._flux(noisy, timestep, text, pooled)
@@ -215,6 +232,11 @@ def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, in
     patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
     channels = config.in_channels // 4 if kind == "FluxTransformer2DModel" else config.in_channels
     default = config.get("sample_size") or 128  # the networks of FLUX do not say; their pipelines take 128
+    if not isinstance(default, int):
+        height, width = default
+        if height != width:
+            raise ValueError(f"the denoiser is of images of {height} by {width} latents; expected squares")
+        default = height
     size = default * scale if size is None else size
     if size < scale * patch or size % (scale * patch):
         raise ValueError(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3294")  # of data sets
 _MARKERS = "osD^vPX*hp"  # of kinds of models
+_TEXTS = ("title", "group", "data", "kind")  # of the file; "$" in them begins no formula
 _INCH = 0.56  # height of a row
 _MARGIN = 0.6  # nats beyond the outermost marks
 
@@ -24,6 +25,8 @@ def draw_atlas(found: xr.Dataset) -> Any:
     it at the half-lives of the layers, from the first to the last, a circle where the order of the layers inverts, a star at
     speciation. Colours are data sets, markers kinds of models. At the right: t* and the width.
     """
+    plain = {name: ("entry", [str(text).replace("$", r"\$") for text in found[name].values]) for name in _TEXTS}
+    found = found.assign_coords(plain)
     names, groups = [str(name) for name in found.name.values], [str(group) for group in found.group.values]
     places = _places(names, groups)
     headings = {group: places[groups.index(group)] - 0.85 for group in dict.fromkeys(groups) if group}
@@ -112,8 +115,8 @@ def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]
         plt.Rectangle((0, 0), 1, 1, fc=MUTED, alpha=0.3, lw=0, label="¼ to ¾ of the fall of the class"),
         plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of $t^*$"),
         plt.Line2D([], [], color=first, label="half-life of the first layer", **tick),
-        plt.Line2D([], [], color=last, label="half-life of the logits", **tick),
-        plt.Line2D([], [], ls="", marker="o", mfc="none", mec=THEORY, mew=1.5, ms=11, label="logits fall below the first layer"),
+        plt.Line2D([], [], color=last, label="half-life of the last layer", **tick),
+        plt.Line2D([], [], ls="", marker="o", mfc="none", mec=THEORY, mew=1.5, ms=11, label="last layer falls below the first"),
         plt.Line2D([], [], ls="", marker="*", color=THEORY, mew=0, ms=10, label="speciation, abar = 1/Λ"),
     ]
     sets = [plt.Rectangle((0, 0), 1, 1, fc=color, lw=0, label=name) for name, color in colors.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -86,6 +87,10 @@ class NetworkLayers(Spec, Probe):
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {f"{self.prefix}network_layer": np.array(hidden_layers_of(self, source).layers)}
+
+    def taken_from(self, source: Any) -> str:
+        texts = self.texts(source)
+        return "" if texts is None else hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         originals, clones, measured = u_turns.originals, u_turns.clones, _measured(self, source)

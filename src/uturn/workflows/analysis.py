@@ -324,6 +324,8 @@ def _about_transition(found: xr.Dataset, at_end: str) -> Iterator[str]:
         yield f"t* lies below the smallest measured noise, {axis} = {x[1]:.3g}: measure smaller ones"
     elif star[2] >= x[-1]:
         yield f"the interval of t* reaches the largest measured noise, {at_end}"
+    elif np.isnan(found.width.values[0]):
+        yield f"three quarters of the class are not lost up to {at_end}: no width"
 
 
 def _about_inversion(found: xr.Dataset, sure: bool) -> Iterator[str]:

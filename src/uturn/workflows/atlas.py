@@ -62,6 +62,7 @@ def measure_atlas(
     entries: list[Entry] = []
     with output_folder("out", out) as folder:
         check_folder(folder, False, 0)
+        _check_results(folder)
         for number, row in enumerate(rows, 1):
             announce(f"{row.name} ({number} of {len(rows)})")
             began = time.monotonic()
@@ -76,6 +77,12 @@ def measure_atlas(
         found = table_of(entries)
         _write(found, folder)
     return found
+
+
+def _check_results(folder: OutputFolder) -> None:
+    """ValueError if `atlas.zarr` in the folder is no table of an atlas: it would be replaced."""
+    if not folder.is_remote and (path := folder.path / "atlas.zarr").exists() and not (path / "transition").is_dir():
+        raise ValueError(f"{path} is no table of an atlas, and would be replaced; choose another folder")
 
 
 def _measured(row: Row, folder: OutputFolder, options: dict[str, Any]) -> list[Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ESTIMATES = {
     "transition": "log-SNR at which half of the class is lost, t* (nats)",
     "width": "log-SNR between a quarter and three quarters of its fall (nats)",
-    "inversion": "log-SNR below which the logits are less similar than the first layer (nats)",
+    "inversion": "log-SNR below which the last layer is less similar than the first (nats)",
     "chi": "largest susceptibility: number of patches that change together",
     "xi": "correlation length of the changes at the noise of the largest susceptibility (pixels)",
     "gap": "calibration gap of the predicted class where its p-value is smallest",
@@ -70,7 +70,8 @@ def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
     values: dict[str, Any] = {**changes, "eigenvalue": eigenvalue}
     if eigenvalue > 1:
         values["speciation"] = -np.log(eigenvalue - 1)
-    remarks = [about_changes, "" if eigenvalue > 1 else "the largest eigenvalue is not above 1: no speciation"]
+    about_eigenvalue = "" if eigenvalue > 1 else "the largest eigenvalue is not above 1: no speciation"
+    remarks = [about_changes, "a single image: no eigenvalue, no speciation" if np.isnan(eigenvalue) else about_eigenvalue]
     entries = []
     for name in analysis.classifier.values:
         one = analysis.sel(classifier=name)
@@ -213,7 +214,7 @@ def summary(found: xr.Dataset) -> Iterator[Any]:
     several = len(set(found.name.values.tolist())) < found.sizes["entry"]
     table = Table(title="log-SNR (nats) with 95 % intervals; more noise is further below", title_justify="left")
     for heading in (
-        *("model", "class half lost, t*", "width", "half-life, first layer", "last layer", "logits below first layer"),
+        *("model", "class half lost, t*", "width", "half-life, first layer", "last layer", "last below first layer"),
         *("speciation", "chi, at", "xi (pixels)", "calibration gap (p)"),
     ):
         table.add_column(heading, overflow="fold")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from uturn.checks import checked_path, shown
 from uturn.spec import validation_words
@@ -55,7 +55,7 @@ class Row(BaseModel):
     group: str = ""
     like: str = ""
     patch: int = Field(4, ge=1)
-    facts: dict[str, str | int | float] = {}
+    facts: dict[str, str | int | FiniteFloat] = {}
     options: ImageOptions
 
     @property
@@ -91,7 +91,7 @@ def read_atlas(path: str | Path) -> list[Row]:
         return rows_of(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
     except OSError as error:
         raise ValueError(f"cannot read the atlas {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -103,8 +103,8 @@ def rows_of(tables: dict[str, Any], folder: Path) -> list[Row]:
         raise ValueError(f"{unknown[0]}: expected the tables [defaults] and [[models]]; options of all rows go into [defaults]")
     if not isinstance(models, list) or not models or not all(isinstance(table, dict) for table in models):
         raise ValueError(f"models = {shown(models)}: expected one or more tables [[models]]")
-    if not isinstance(defaults, dict) or "name" in defaults:
-        raise ValueError(f"defaults = {shown(defaults)}: expected a table of options, without a name")
+    if not isinstance(defaults, dict) or {"name", "like"} & defaults.keys():
+        raise ValueError(f"defaults = {shown(defaults)}: expected a table of options, without name and like")
     full: dict[str, dict[str, Any]] = {}
     rows = []
     for number, table in enumerate(models, 1):
@@ -128,7 +128,8 @@ def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     """A table with what it lacks from another one, except its name and title; facts are merged one by one."""
     facts = [one.get("facts", {}) for one in (base, table)]
     if not all(isinstance(some, dict) for some in facts):
-        raise ValueError(f"facts = {shown(facts[-1])}: expected a table of texts and numbers")
+        wrong = next(some for some in facts if not isinstance(some, dict))
+        raise ValueError(f"facts = {shown(wrong)}: expected a table of texts and numbers")
     taken = {key: value for key, value in base.items() if key not in ("name", "title")}
     return {**taken, **table, "facts": {**facts[0], **facts[1]}}
 
@@ -138,6 +139,8 @@ def _row(table: dict[str, Any], folder: Path) -> Row:
     options = {key: value for key, value in table.items() if key not in own}
     for key in options.keys() & set(_PATHS):
         value = options[key]
+        if key == "prompt" and not str(value).endswith(".txt"):
+            continue  # a text
         options[key] = [_placed(one, folder) for one in value] if isinstance(value, list) else _placed(value, folder)
     checked = ImageOptions.from_dict(options)
     try:

@@ -89,7 +89,10 @@ class ImageOptions(BaseModel):
         "empty prompt.",
     )
     image_size: int | None = Field(
-        None, ge=8, description="Height and width of the images of a text-conditioned model; by default those of its training."
+        None,
+        ge=8,
+        le=2**14,
+        description="Height and width of the images of a text-conditioned model; by default its own.",
     )
     # Levels and batch size can have two types, so `noise_levels` and the backward check them.
     levels: SkipValidation[int | list[float]] = Field(
@@ -150,7 +153,7 @@ class ImageOptions(BaseModel):
             return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise ValueError(f"cannot read the options {path}: {error.strerror or error}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def experiment(self, originals: str | None = None) -> Experiment:
