@@ -13,6 +13,7 @@ import tiny_pipelines
 import uturn as ut
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.cli import app
+from uturn.corruption.noising import add_noise
 from uturn.networks.prompts import read_prompts
 from uturn.networks.text_to_image import TextDenoiser
 from uturn.random import keys, normals
@@ -73,24 +74,54 @@ def image_to_image(folder, kind, latents, noise, step, **options):
     return found * 2 - 1
 
 
+def compared(folder, kind, step=3, guidance=1.0):
+    """Reconstructions of `step` of ten steps here, and those of the image-to-image call of diffusers."""
+    chain = loaded(folder, prompt="a cat", guidance=guidance)
+    with torch.no_grad():
+        latents = chain.codec.encode(torch.from_numpy(some(1)))
+    noise = torch.from_numpy(normals(keys(3, range(1)), latents[0].numel(), np.float32)).reshape(latents.shape)
+    noisy = add_noise(chain.forward.scheduler, latents, noise, chain.forward.placed(step)[1][:1])
+    ours = chain.denoise(noisy.numpy(), step, keys(0, range(1)))
+    return ours, image_to_image(folder, kind, latents, noise, step, prompt="a cat", guidance_scale=guidance).numpy()
+
+
 @pytest.mark.parametrize("step", [3, 10])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_image_to_image_call(folders, kind, guidance, step):
-    chain = loaded(folders[kind], prompt="a cat", guidance=guidance)
-    with torch.no_grad():
-        latents = chain.codec.encode(torch.from_numpy(some(1)))
-    noise = torch.from_numpy(normals(keys(3, range(1)), latents[0].numel(), np.float32)).reshape(latents.shape)
-    timesteps = chain.forward.placed(step)[1]
-    noisy = (
-        chain.forward.scheduler.scale_noise(latents, timesteps[:1], noise)
-        if kind in FLOW
-        else chain.forward.scheduler.add_noise(latents, noise, timesteps[:1])
-    )
-    ours = chain.denoise(noisy.numpy(), step, keys(0, range(1)))
-    theirs = image_to_image(folders[kind], kind, latents, noise, step, prompt="a cat", guidance_scale=guidance)
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-5)
+    ours, theirs = compared(folders[kind], kind, step, guidance)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
     assert np.abs(ours).std() > 1e-3
+
+
+def test_models_that_predict_v(folders, tmp_path):
+    """As Stable Diffusion 2.1 does."""
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    ours, theirs = compared(folder, "sd")
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert np.abs(ours - compared(folders["sd"], "sd")[0]).max() > 1e-3
+
+
+def test_the_blocks_of_sd35(tmp_path):
+    """It has a second attention in some blocks, and normalised queries and keys."""
+    folder = tiny_pipelines.write("sd3", tmp_path / "sd3", dual_attention_layers=(0,), qk_norm="rms_norm")
+    ours, theirs = compared(folder, "sd3")
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_the_pipeline_of_latent_consistency_models(folders, tmp_path):
+    import diffusers
+
+    made = diffusers.StableDiffusionPipeline.from_pretrained(tiny_pipelines.write("sd", tmp_path / "1", time_cond_proj_dim=8))
+    scheduler = diffusers.LCMScheduler.from_config(made.scheduler.config)
+    diffusers.LatentConsistencyModelPipeline(**{**made.components, "scheduler": scheduler}).save_pretrained(tmp_path / "made")
+    chain = loaded(tmp_path / "made", "ddpm", guidance=7.5)
+    assert "LatentConsistencyModel, with the empty prompt, step-distilled: it has no unconditional law" in chain.description
+    assert "told the guidance 7.5" in chain.description
+    assert type(chain.forward.scheduler).__name__ == "DDPMScheduler"
+    assert chain.u_turn(some(1), 3, keys(0, range(1))).shape == (1, 3, SIZE, SIZE)
 
 
 def test_guidance_and_prompts_change_what_is_reconstructed(folders):
