@@ -130,6 +130,29 @@ def test_a_node_that_cannot_store_is_not_used_any_more(nodes, monkeypatch):
     assert [text for text, _ in state["messages"]][-1] == "the node one is not used any more: no such disk"
 
 
+def test_tasks_that_shared_a_worker_are_not_blamed_for_its_death(nodes, monkeypatch):
+    """Either could have killed it, so none of the three tries of either is used up."""
+    died = []
+
+    def worker(node):
+        made = FakeWorker(lambda tasks: (None, False))
+
+        async def measure(tasks):
+            await asyncio.sleep(0.05)
+            raise RuntimeError("killed")
+
+        if not died:
+            died.append(node)
+            made.measure = measure
+        return made
+
+    state = end(monkeypatch, worker, [(1.0, [1, 2])], slots=2, most_workers=1, bundle_seconds=0.0)
+    assert (state["left"], state["error"]) == (0, None)
+    told = [text for text, _ in state["messages"]]
+    assert any("its 2 tasks are handed out again" in text for text in told)
+    assert not any("was alone" in text for text in told)
+
+
 def test_a_disk_that_stays_full_ends_the_run(nodes, monkeypatch):
     state = end(monkeypatch, lambda _: FakeWorker(lambda tasks: ("the disk is full", True)), [(1.0, [1, 2, 3])])
     assert state["left"] == 3

@@ -69,11 +69,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
-def half_precision_words(network: Any) -> str:
-    """The way out for a network that computes in half precision."""
+def half_precision_words(dtype: Any) -> str:
+    """The way out for a network that gives NaN in half precision, the end of an error; "" for other dtypes and None."""
     import torch
 
-    dtype = getattr(network, "dtype", None)
     if dtype not in (torch.float16, torch.bfloat16):
         return ""
     others = "'bfloat16' or 'float32'" if dtype == torch.float16 else "'float32'"

@@ -137,15 +137,15 @@ def _advance(chain: Chain, cohorts: list[_Cohort]) -> None:
 
 
 def _finished(chain: Chain, cohort: _Cohort) -> np.ndarray:
-    _check_finite(chain, cohort, cohort.state, "the model or the scheduler diverged")
+    _check_finite(cohort, cohort.state, "the model or the scheduler diverged", chain.model)
     images = cohort.state
     if chain.codec is not None:
         images = chain.pieces(chain.codec.decode, cohort.state)
-        _check_finite(chain, cohort, images, "the autoencoder gives NaN or infinity")
+        _check_finite(cohort, images, "the autoencoder gives NaN or infinity", chain.codec)
     return images.clamp(-1, 1).cpu().numpy()
 
 
-def _check_finite(chain: Chain, cohort: _Cohort, values: torch.Tensor, reason: str) -> None:
+def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: Any) -> None:
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1).tolist()
@@ -153,5 +153,5 @@ def _check_finite(chain: Chain, cohort: _Cohort, values: torch.Tensor, reason: s
         bad = [name for name, good in zip(cohort.names, finite, strict=True) if not good]
         raise ValueError(
             f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.step} steps: "
-            f"{reason}{half_precision_words(chain.model)}"
+            f"{reason}{half_precision_words(getattr(network, 'dtype', None))}"
         )

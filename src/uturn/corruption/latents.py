@@ -31,7 +31,8 @@ class Latents:
         if missing:
             latents = pieces(self.codec.encode, images[list(missing.values())].to(pieces.device))
             if not bool(latents.isfinite().all()):
-                raise ValueError(f"the autoencoder gives NaN or infinity for the originals{half_precision_words(self.codec)}")
+                advice = half_precision_words(getattr(self.codec, "dtype", None))
+                raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
             found |= dict(zip(missing, latents.cpu(), strict=True))
         self._kept |= found
         for name in names:

@@ -362,7 +362,7 @@ def _check_channels(path: Path, inputs: int, outputs: int) -> None:
 
 def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) -> Pretrained:
     """A text-conditioned model; the texts are encoded first, so that text encoders and denoiser are not in memory together."""
-    from uturn.networks.text_to_image import TextDenoiser, distillation, encoded, latents_of, takes_guidance
+    from uturn.networks.text_to_image import TextDenoiser, distillation, encoded, latent_channels, latents_of, takes_guidance
 
     asked = options.condition
     prompts = read_prompts(asked.prompt or "")
@@ -377,8 +377,7 @@ def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) 
     _check_channels(path, inputs, network.config.out_channels or inputs)
     distilled, told = distillation(network, scheduler, path), takes_guidance(network)
     conditioned = asked.of_prompts(path, len(prompts.texts), prompts.words, distilled, told)
-    channels = inputs // 4 if folder.pipeline == "FluxPipeline" else inputs
-    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.dtype, channels)
+    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.dtype, latent_channels(network))
     shape = latents_of(network, codec.factor, options.image_size)
     _unclip(scheduler)
     size = shape[1] * codec.factor

@@ -21,6 +21,7 @@ from torch import nn
 from uturn.checks import one_line
 from uturn.networks.pipelines import TEXT_PARTS, Folder, for_inference, load_part
 from uturn.networks.training import fingerprint
+from uturn.pieces import half_precision_words
 
 _ZEROS = "force_zeros_for_empty_prompt"
 _AT_ONCE = 16  # prompts that are encoded together
@@ -50,10 +51,7 @@ def encoded(
             parts = [_encoded(pipeline, batch, device) for batch in batches]
             tokens = [part(list(rows))["input_ids"] for name, part in pipeline.components.items() if "tokenizer" in name and part]
         except ImportError as error:
-            raise ValueError(
-                f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
-                f"'uturn[text-to-image]'"
-            ) from None
+            raise _lacking(folder, error) from None
         except Exception as error:
             raise ValueError(
                 f"{folder.path}: the prompts cannot be encoded ({type(error).__name__}: {one_line(error)}); fetch or write its "
@@ -64,8 +62,7 @@ def encoded(
     if [rows[text] for text in texts] != list(range(len(tables["text"]))):
         tables = {name: table[[rows[text] for text in texts]] for name, table in tables.items()}
     if not all(bool(table.isfinite().all()) for table in tables.values()):
-        half = str(dtype).removeprefix("torch.")
-        raise ValueError(f"{folder.path}: the text encoders give NaN or infinity in {half}; take dtype = 'bfloat16' or 'float32'")
+        raise ValueError(f"{folder.path}: the text encoders give NaN or infinity{half_precision_words(dtype)}")
     del pipeline, encoders
     gc.collect()
     if device.type == "cuda":
@@ -104,11 +101,7 @@ def _without_bars(folder: Folder) -> Iterator[None]:
         from diffusers.utils import logging as of_diffusers
         from transformers.utils import logging as of_transformers
     except ImportError as error:
-        raise ValueError(
-            f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
-            f"'uturn[text-to-image]'"
-        ) from None
-
+        raise _lacking(folder, error) from None
     libraries = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
     for library in libraries:
         library.disable_progress_bar()
@@ -117,6 +110,13 @@ def _without_bars(folder: Folder) -> Iterator[None]:
     finally:
         for library in libraries:
             library.enable_progress_bar()
+
+
+def _lacking(folder: Folder, error: ImportError) -> ValueError:
+    return ValueError(
+        f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
+        f"'uturn[text-to-image]'"
+    )
 
 
 def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
@@ -223,6 +223,11 @@ def distillation(network: Any, scheduler: Any, path: Path) -> str:
     return "step" if is_fixed_flux else ""
 
 
+def latent_channels(network: Any) -> int:
+    """Channels of the latents that a denoiser takes; FLUX stacks four places."""
+    return network.config.in_channels // (4 if type(network).__name__ == "FluxTransformer2DModel" else 1)
+
+
 def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, int]:
     """(channels, height, width) of the latents for images of `size` pixels, by default that of the model's training.
 
@@ -230,7 +235,6 @@ def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, in
     """
     kind, config = type(network).__name__, network.config
     patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
-    channels = config.in_channels // 4 if kind == "FluxTransformer2DModel" else config.in_channels
     default = config.get("sample_size") or 128  # the networks of FLUX do not say; their pipelines take 128
     if not isinstance(default, int):
         height, width = default
@@ -245,4 +249,4 @@ def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, in
     most = config.get("pos_embed_max_size")
     if most and size // (scale * patch) > most:
         raise ValueError(f"image_size = {size}: the denoiser takes at most {most * scale * patch} pixels; take fewer")
-    return channels, size // scale, size // scale
+    return latent_channels(network), size // scale, size // scale
