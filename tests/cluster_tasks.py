@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 class FileTasks:
-    """Tasks are integers; a task that is done is a file of its name. `raises`, `dies`: tasks that do so, each time."""
+    """Tasks are integers; a task that is done is a file of its name. `raises`, `dies`: tasks that do so, each time.
+
+    Tasks that have begun do not go on while there is a file "held".
+    """
 
     def __init__(self, folder, seconds=0.0, raises=(), dies=(), once=(), together=False):
         self.folder, self.seconds, self.twice = Path(folder), seconds, 0
@@ -23,6 +26,8 @@ class FileTasks:
         for task, _ in list(tasks) if self.together else tasks:
             (self.folder / f"try-{task}-{time.time_ns()}-{os.getpid()}").touch()
             time.sleep(self.seconds)
+            while (self.folder / "held").exists():
+                time.sleep(0.02)
             if task in self.raises:
                 raise ValueError(f"task {task} is odd")
             first = not (self.folder / f"died-{task}").exists()
@@ -38,6 +43,11 @@ class FileTasks:
 def tries(folder):
     """{task: how often it was begun}."""
     return Counter(int(path.name.split("-")[1]) for path in Path(folder).glob("try-*"))
+
+
+def workers_of(folder):
+    """Pids of the workers that have begun a task."""
+    return {path.name.split("-")[-1] for path in Path(folder).glob("try-*")}
 
 
 def processes(title):
