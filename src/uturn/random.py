@@ -226,10 +226,11 @@ class Streams:
         return Streams(self.seed, self.items, self.noise)
 
 
-def streams(seed: Any, count: int, purpose: int | None = None) -> np.ndarray:
+def streams(seed: Any, count: int, purpose: Any = None) -> np.ndarray:
     """One key for each sample, uint64 (count,): `keys(seed, range(count))` for an integer seed, or `seed` itself if it is keys.
 
-    Given keys make the numbers of a sample independent of its batch. Different purposes give independent streams from one seed.
+    Given keys make the numbers of a sample independent of its batch. Different purposes, an integer or one for each sample, give
+    independent streams from one seed.
     """
     own = _own_streams(seed, count)
     return own if purpose is None else _fold_all(own, np.full(count, purpose, np.uint64))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uturn.backward.denoiser import StringDenoiser
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.exact import ExactPosterior
+from uturn.backward.language import LanguageDenoiser
 from uturn.backward.score import StringDiffusion
 from uturn.protocols import Backward as Backward
 from uturn.protocols import UTurns as UTurns
@@ -21,6 +22,7 @@ BACKWARDS: dict[str, type] = {
     "denoiser": StringDenoiser,
     "score": StringDiffusion,
     "diffusion": DiffusionModel,
+    "language": LanguageDenoiser,
 }
 
 

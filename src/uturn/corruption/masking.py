@@ -27,7 +27,7 @@ class Masking(Channel):
     unit: ClassVar[str] = "masked fraction 1 - alpha"
     batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
-    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    kinds: ClassVar[tuple[str, ...]] = ("strings", "tokens")
     is_reversible: ClassVar[bool] = True
     misread: ClassVar[float] = -25.0
 

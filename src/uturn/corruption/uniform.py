@@ -36,7 +36,7 @@ class UniformReplacement(Channel):
     unit: ClassVar[str] = "replaced fraction 1 - alpha"
     batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
-    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    kinds: ClassVar[tuple[str, ...]] = ("strings", "tokens")
     is_reversible: ClassVar[bool] = True
     clean_noise: ClassVar[float] = 1e-15
 

@@ -11,19 +11,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from uturn import progress
 from uturn.checks import checked_integer, shown
 from uturn.corruption.denoising import ORDER, Denoiser, checked_observation, checked_posterior
-from uturn.corruption.strings import draw_symbols
 from uturn.protocols import Noisy
 from uturn.random import streams, uniforms
 
 ORDERS = ("random", "blocks", "entropy", "probability", "confidence")
+MASKED = -1  # value of a masked position
 _MOST = 2**20  # strings, or joint draws, that are enumerated
+_TOGETHER = 2**22  # probabilities of the symbols that are drawn together
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Decoder:
         with np.errstate(over="ignore"):
             return np.exp((logs - logs.max(-1, keepdims=True)) / self.temperature)
 
-    def ranks(self, belief: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """Numbers (.., positions) by which positions are revealed, the smallest first; equal ones from left to right."""
+    def ranks(self, belief: np.ndarray, drawn: np.ndarray | None = None) -> np.ndarray:
+        """Numbers (.., positions) by which positions are revealed, the smallest first; `drawn`: for the order "confidence"."""
         if self.order == "blocks":
             return np.broadcast_to(np.arange(belief.shape[-2]) // self.block, belief.shape[:-1]).astype(float)
         if self.order == "entropy":
@@ -114,7 +115,7 @@ class Decoder:
             return -(belief * logs).sum(-1, dtype=np.float64)
         if self.order == "probability":
             return -belief.max(-1).astype(np.float64)
-        if self.order == "confidence":
+        if drawn is not None:
             return -np.take_along_axis(belief, drawn[..., None], -1)[..., 0].astype(np.float64)
         return np.zeros(belief.shape[:-1])
 
@@ -122,6 +123,33 @@ class Decoder:
         """Evaluations for so many masked tokens, and the function that gives how many are revealed before evaluation k."""
         groups = masked if self.steps is None else np.minimum(masked, self.steps)
         return groups, lambda rows, k: masked[rows] * k // groups[rows]
+
+
+class Beliefs(Protocol):
+    """What a network believes about the masked positions of some sequences."""
+
+    vocab_size: int
+
+    def ranks(self, decoder: Decoder) -> np.ndarray:
+        """Numbers (rows, positions) by which a decoder that looks at beliefs reveals masked positions, the smallest first."""
+        ...
+
+    def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Probability of each symbol at some masked positions (n,) of rows (n,): (n, v)."""
+        ...
+
+
+class _Array:
+    """Beliefs as an array (rows, positions, v)."""
+
+    def __init__(self, belief: np.ndarray) -> None:
+        self.belief, self.vocab_size = belief, belief.shape[-1]
+
+    def ranks(self, decoder: Decoder) -> np.ndarray:
+        return decoder.ranks(self.belief)
+
+    def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return self.belief[rows, positions]
 
 
 def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder) -> np.ndarray:
@@ -143,33 +171,76 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
     """
     leaves = noisy.values.copy()
     batch, d = leaves.shape
-    hidden = leaves < 0
     chance = uniforms(streams(keys, batch, ORDER), d)
-    masked = hidden.sum(axis=1)
+    masked = (leaves < 0).sum(axis=1)
     groups, revealed = decoder.numbers(masked)
     for step in progress.steps(range(int(groups.max(initial=0)))):
         active = np.flatnonzero(groups > step)
         first, end = revealed(active, step), revealed(active, step + 1)
         share = (masked[active] - first) / d
         now = Noisy(leaves[active], share if step else noisy.noise[active], noisy.vocab_size)
-        belief = checked_posterior(denoiser, now)
-        drawn = draw_symbols(decoder.weights(belief), keys[active], step)
-        left = leaves[active] < 0
-        chosen = _first(decoder.ranks(belief, drawn), chance[active] if _is_random(decoder) else None, left, end - first)
-        leaves[active] = np.where(chosen, drawn, leaves[active])
+        heights = uniforms(streams(keys[active], len(active), step), d)
+        beliefs = _Array(checked_posterior(denoiser, now))
+        leaves[active] = reveal(decoder, beliefs, now.values, end - first, chance[active], heights)
     return leaves
 
 
-def _is_random(decoder: Decoder) -> bool:
-    return decoder.order in ("random", "blocks")
+def reveal(
+    decoder: Decoder, beliefs: Beliefs, values: np.ndarray, count: np.ndarray, chance: np.ndarray, heights: np.ndarray
+) -> np.ndarray:
+    """Sequences in which a decoder has revealed so many masked positions more.
+
+    Parameters
+    ----------
+    values : int64 (rows, positions)
+        -1 where masked.
+    count : int (rows,)
+        How many positions are revealed.
+    chance : float64 (rows, positions)
+        Uniform numbers by which positions of equal rank are ordered, the same in all steps.
+    heights : float64 (rows, positions)
+        Uniform numbers of this step: a symbol is drawn by inverting the cumulative sum of its law in float64.
+
+    Returns
+    -------
+    int64 (rows, positions)
+    """
+    masked = values == MASKED
+    chosen = masked if decoder.order == "confidence" else _first(decoder, beliefs, masked, count, chance)
+    rows, positions = np.nonzero(chosen)
+    drawn = np.empty(len(rows), np.int64)
+    sure = np.zeros(values.shape)
+    size = max(1, _TOGETHER // beliefs.vocab_size)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        law = beliefs.at(rows[part], positions[part])
+        drawn[part] = draw(decoder.weights(law), heights[rows[part], positions[part]])
+        sure[rows[part], positions[part]] = -np.take_along_axis(law, drawn[part, None], 1)[:, 0]
+    out = values.copy()
+    out[rows, positions] = drawn
+    return np.where(smallest(sure, None, masked, count), out, values) if decoder.order == "confidence" else out
 
 
-def _first(ranks: np.ndarray, chance: np.ndarray | None, left: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Which of the positions left have the `count` smallest ranks; equal ranks by chance, or from left to right."""
+def _first(decoder: Decoder, beliefs: Beliefs, masked: np.ndarray, count: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """The positions that a decoder chooses before it draws."""
+    if decoder.order in ("random", "blocks"):
+        ranks = np.arange(masked.shape[1]) // decoder.block if decoder.order == "blocks" else np.zeros(masked.shape[1])
+        return smallest(np.broadcast_to(ranks, masked.shape), chance, masked, count)
+    return smallest(beliefs.ranks(decoder), None, masked, count)
+
+
+def smallest(ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Which positions have the `count` smallest ranks; equal ranks by chance, or from left to right."""
     second = np.zeros(ranks.shape) if chance is None else chance
-    order = np.lexsort((second, np.where(left, ranks, np.inf), ~left), axis=-1)
+    order = np.lexsort((second, np.where(among, ranks, np.inf), ~among), axis=-1)
     place = order.argsort(axis=-1)
-    return left & (place < count[:, None])
+    return among & (place < count[:, None])
+
+
+def draw(weights: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Draws of a symbol, int64 (n,), from weights (n, v) and uniform numbers (n,)."""
+    below = np.cumsum(weights, axis=-1, dtype=np.float64)
+    return np.minimum((below <= (heights * below[:, -1])[:, None]).sum(-1), weights.shape[-1] - 1)
 
 
 # --- the law of a decoder --------------------------------------------------------------------------------------------
@@ -235,8 +306,8 @@ def _reveals(
             share = math.prod(float(weights[k, a]) for k, a in enumerate(drawn))
             yield tuple(hidden[kept].tolist()), tuple(drawn[k] for k in kept), share
         return
-    ranks = decoder.ranks(belief, np.zeros(len(belief), np.int64))[hidden]
-    subsets = list(_subsets(ranks, count, _is_random(decoder)))
+    ranks = decoder.ranks(belief)[hidden]
+    subsets = list(_subsets(ranks, count, decoder.order in ("random", "blocks")))
     for chosen in subsets:
         for symbols in product(*(options[k] for k in chosen)):
             share = math.prod(float(weights[k, a]) for k, a in zip(chosen, symbols, strict=True))

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uturn.networks.files import load_network as load_network
     from uturn.networks.files import save_network as save_network
+    from uturn.networks.language import LanguageModel as LanguageModel
+    from uturn.networks.language import TokenNetwork as TokenNetwork
+    from uturn.networks.language_files import load_language_model as load_language_model
     from uturn.networks.own_denoisers import DenoiserModel as DenoiserModel
     from uturn.networks.own_denoisers import edm_schedule as edm_schedule
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 _HOME = {
     "load_network": "files",
     "save_network": "files",
+    "LanguageModel": "language",
+    "TokenNetwork": "language",
+    "load_language_model": "language_files",
     "DenoiserModel": "own_denoisers",
     "edm_schedule": "own_denoisers",
 }

@@ -215,7 +215,7 @@ def load_pretrained(
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path={path!r}: expected the name of a folder or a file")
     path = Path(checked_path("path", path))
-    where = _checked_device(device)
+    where = checked_device(device)
     read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
     asked = Condition(condition, guidance, null_class, prompt).checked()
     if image_size is not None and checked_integer("image_size", image_size, 8) > _MOST_PIXELS:
@@ -415,7 +415,7 @@ def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, int | None
     return network, int(config.num_class_embeds), None
 
 
-def _checked_device(device: str | None) -> torch.device:
+def checked_device(device: str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -7,6 +7,7 @@ from uturn.probes.network_layers import NetworkLayers
 from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
 from uturn.probes.scales import Scales
+from uturn.probes.tokens import KeepTokens, KeptTokens
 from uturn.probes.tree import Messages, ParsedLevels, TreeLevels
 from uturn.protocols import Probe as Probe
 
@@ -19,4 +20,6 @@ PROBES: dict[str, type] = {
     "scales": Scales,
     "changes": Changes,
     "perceptual": Perceptual,
+    "kept_tokens": KeptTokens,
+    "tokens": KeepTokens,
 }

@@ -1,4 +1,4 @@
-"""Sources of originals: strings of a grammar, images, vectors of a solvable law."""
+"""Sources of originals: strings of a grammar, images, vectors of a solvable law, texts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSou
 from uturn.sources.images import Images as Images
 from uturn.sources.strings import RHMSource
 from uturn.sources.strings import Strings as Strings
+from uturn.sources.tokens import Tokens as Tokens
+from uturn.sources.tokens import TokenSource
 from uturn.sources.vectors import GaussianFieldSource, GaussianMixtureSource
 from uturn.sources.vectors import Vectors as Vectors
 
@@ -20,4 +22,5 @@ SOURCES: dict[str, type] = {
     "generated": GeneratedSource,
     "gaussian_mixture": GaussianMixtureSource,
     "gaussian_field": GaussianFieldSource,
+    "tokens": TokenSource,
 }

@@ -1,0 +1,203 @@
+"""Masked language models as backwards: tokens are revealed one at a time, or a few, in batches that stay full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from uturn.backward.token_queue import TokenWork, run_token_queue
+from uturn.corruption.denoising import denoise
+from uturn.corruption.unmasking import Decoder
+from uturn.files import cached_while_unchanged
+from uturn.protocols import Backward, Noisy, Spec
+from uturn.random import Purpose, Streams
+from uturn.sources.strings import NoisyStrings
+from uturn.sources.tokens import PAD
+
+if TYPE_CHECKING:
+    from uturn.networks.language import LanguageModel
+
+
+class LanguageDenoiser(Spec, Backward):
+    """A language model that denoises tokens: a masked model, or a discrete diffusion model.
+
+    `model`: "embedded", a folder or the name of a model on a hub that `AutoModelForMaskedLM` of transformers reads (BERT, ALBERT,
+    ModernBERT, ESM, ..), a model that comes with code of its own (MDLM, LLaDA, Dream; with `trust_remote_code`), or
+    "module:function" (`uturn.networks.TokenNetwork`). `tokenizer`: another one than that of the model. `split`: a regular
+    expression ("smiles", "characters") that splits texts into the tokens of vocab.txt. `shift`, `time`, `output`, `mask_id`,
+    `corruption` ("masking" or "uniform"): how the network is read, where the model does not say it.
+
+    Masked tokens are revealed one at a time, or in `steps` calls of the network with equal numbers of tokens. `order`, `block`,
+    `temperature`, `top_k`, `top_p`: how (`uturn.corruption.unmasking.Decoder`). Those that draw from no posterior are named in
+    the description. For uniform replacement `steps` (default 64) are those of the reverse process of the channel.
+
+    Strings of a grammar can be denoised too: their symbols are the ids.
+
+    `dtype`: precision of the network. Execution-only options: `device` ("cuda" if available), `batch_size` (texts in a call).
+    Reconstructions: int64 (items, draws, length), for strings {tree_level: int64 (items, draws, nodes)}.
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "trust_remote_code"})
+    kinds: ClassVar[tuple[str, ...]] = ("tokens", "strings")
+    undoes: ClassVar[tuple[str, ...]] = ("channel",)
+    adds_trajectories: ClassVar[bool] = True
+    shares_batches: ClassVar[bool] = True
+    type: Literal["language"] = "language"
+    model: str = "embedded"
+    tokenizer: str | None = None
+    split: str | None = None
+    shift: bool | None = None
+    time: Literal["none", "sigma"] | None = None
+    output: Literal["logits", "ratios"] | None = None
+    corruption: Literal["masking", "uniform"] | None = None
+    mask_id: int | None = Field(default=None, ge=0)
+    trust_remote_code: bool = False
+    order: Literal["random", "blocks", "entropy", "probability", "confidence"] = "random"
+    steps: int | None = Field(default=None, ge=1)
+    block: int = Field(default=8, ge=1)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    batch_size: int | None = Field(default=None, ge=1, le=2**16)
+
+    @property
+    def wants_processes(self) -> bool:
+        """True on the CPU, where small networks scale poorly across threads."""
+        return self.language().device.type == "cpu"
+
+    @property
+    def decoder(self) -> Decoder:
+        """How masked tokens are revealed."""
+        return Decoder(self.order, self.steps, self.block, self.temperature, self.top_k, self.top_p)
+
+    def language(self) -> LanguageModel:
+        """The model with its tokenizer, loaded once."""
+        return _language_model(self)
+
+    def describe(self) -> str:
+        model = self.language()
+        if model.corruption == "uniform":
+            return f"{model.description}, uniform replacement, {self._steps} steps"
+        exact = "" if self.decoder.is_exact else ": not a draw from the posterior"
+        one = ", one token a call" if self.steps is None else ""
+        return f"{model.description}, {self.decoder.description}{one}{exact}"
+
+    @property
+    def _steps(self) -> int:
+        return 64 if self.steps is None else self.steps
+
+    def reconstruct(self, noisy: Noisy, streams: Streams, clones: int = 1) -> Any:
+        return next(self.reconstruct_many([(None, noisy, streams)], clones))[1]
+
+    def reconstruct_many(self, batches: Iterable[tuple[Any, Noisy, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
+        model = self.language()
+        if model.corruption == "uniform":
+            for name, noisy, streams in batches:
+                yield name, _shaped(self._replaced(model, noisy, streams, clones), noisy, streams)
+            return
+        pending: dict[int, _Pending] = {}
+
+        def work() -> Iterator[TokenWork]:
+            for number, (name, noisy, streams) in enumerate(batches):
+                keys = streams.keys(Purpose.DENOISING, clones)
+                pending[number] = _Pending(
+                    name, noisy, streams, np.empty((len(keys), noisy.values.shape[1]), np.int64), len(keys)
+                )
+                for row, key in enumerate(keys):
+                    yield TokenWork(noisy.values[row // clones], float(noisy.noise[row // clones]), key, (number, row))
+
+        for (number, row), ids in run_token_queue(model, self.decoder, work(), self.batch_size):
+            batch = pending[number]
+            batch.ids[row] = ids
+            batch.left -= 1
+            if batch.left == 0:
+                del pending[number]
+                yield batch.name, _shaped(batch.ids, batch.noisy, batch.streams)
+
+    def _replaced(self, model: LanguageModel, noisy: Noisy, streams: Streams, clones: int) -> np.ndarray:
+        """Draws from the reverse process of uniform replacement, for texts of one length after the other."""
+        from uturn.networks.language import TokenDenoiser
+
+        values = np.repeat(noisy.values, clones, axis=0)
+        noise, keys = np.repeat(noisy.noise, clones), streams.keys(Purpose.DENOISING, clones)
+        lengths, out = (values != PAD).sum(1), values.copy()
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            denoiser = TokenDenoiser(model, int(length), model.pieces(self.batch_size, int(length)))
+            part = Noisy(values[rows, :length], noise[rows], noisy.vocab_size)
+            out[rows, :length] = denoise(denoiser, part, self._steps, keys[rows])
+        return out
+
+    def undone(self, corruption: Any, source: Any) -> Any:
+        model = self.language()
+        if corruption != model.channel:
+            raise ValueError(
+                f"corruption = {corruption!r}: the model {self.model!r} undoes {model.channel!r}; take that, or say "
+                f"`corruption` for the model"
+            )
+        chosen = (self.order, self.temperature, self.top_k, self.top_p)
+        if model.corruption == "uniform" and chosen != ("random", 1.0, None, None):
+            raise ValueError(f"{self.decoder.description}: for masked tokens; leave the options of the decoder out")
+        if source.kind == "strings":
+            v, d = source.vocab_size, source.branching**source.depth
+            if v > model.vocab_size or (model.mask_id is not None and model.mask_id < v) or d > (model.most_tokens or d):
+                raise ValueError(
+                    f"model = {self.model!r} has {model.vocab_size} tokens (mask {model.mask_id}) and takes {model.most_tokens}"
+                    f"; the strings have {d} symbols 0 .. {v - 1}, which must be ids of other tokens than the mask"
+                )
+        return corruption
+
+    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
+        model = self.language()
+        length = source.branching**source.depth if source.kind == "strings" else source.max_length
+        steps = length if self.steps is None and model.corruption == "masking" else self._steps
+        return corruption.evaluations(noise, steps, length), model.pieces(self.batch_size, length).batch_size
+
+    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
+        return self.model_copy(update={"steps": min(calls, self._steps)}), noise
+
+    def fingerprint(self) -> str:
+        return self.language().fingerprint()
+
+    def own_code(self) -> Any:
+        from uturn.networks.language_files import own_language
+
+        return own_language(self.model)
+
+
+@dataclass
+class _Pending:
+    """A batch with reconstructions that are not done yet."""
+
+    name: Any
+    noisy: Noisy
+    streams: Streams
+    ids: np.ndarray
+    left: int
+
+
+def _shaped(ids: np.ndarray, noisy: Noisy, streams: Streams) -> Any:
+    """Reconstructions (items * draws, length) in the form of the kind of data."""
+    count = len(streams.items)
+    return noisy.parsed(ids, count) if isinstance(noisy, NoisyStrings) else ids.reshape(count, -1, ids.shape[1])
+
+
+def _files(spec: LanguageDenoiser) -> list[Path]:
+    path = Path(spec.model)
+    inside = sorted(path.glob("*")) if path.is_dir() else [path]
+    return inside if spec.tokenizer is None else [*inside, Path(spec.tokenizer)]
+
+
+@cached_while_unchanged(files=_files, maxsize=2)
+def _language_model(spec: LanguageDenoiser) -> LanguageModel:
+    from uturn.networks.language_files import load_language_model
+
+    names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id", "trust_remote_code", "dtype", "device")
+    return load_language_model(spec.model, **{name: getattr(spec, name) for name in names})

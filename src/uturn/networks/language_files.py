@@ -1,0 +1,275 @@
+"""Language models from folders, hubs, files of this package, and functions of one's own."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uturn.checks import one_line, shown
+from uturn.networks.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
+from uturn.networks.modules import imported_function
+from uturn.networks.own_denoisers import is_import_path
+from uturn.networks.pretrained import checked_device
+from uturn.networks.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
+from uturn.networks.training import fingerprint
+
+FORMS = "'module:function', a function without arguments that returns an object with the members of uturn.networks.TokenNetwork"
+# What the configuration of a model does not say about its output, by its `model_type`.
+_KINDS: dict[str, dict[str, Any]] = {
+    "mdlm": {"time": "sigma", "mask_id": "last"},  # arXiv:2406.07524
+    "llada": {},  # arXiv:2502.09992
+    "dream": {"shift": True},  # arXiv:2508.15487
+}
+_AUTO = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForCausalLM")  # classes under which code that comes with a model is named
+_OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # their position embeddings begin after the padding token
+_TIME_NAMES = ("timesteps", "sigma", "noise", "t")
+
+
+class _Pretrained(torch.nn.Module):
+    """A model of transformers as a `TokenNetwork`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        taken = inspect.signature(model.forward).parameters
+        self.takes_padding = "attention_mask" in taken
+        self._time = next((name for name in _TIME_NAMES if name in taken), None)
+        self._ids = "input_ids" if "input_ids" in taken else next(iter(taken))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        given: dict[str, Any] = {self._ids: ids}
+        if self.takes_padding and real is not None:
+            given["attention_mask"] = real
+        if self._time is not None:
+            given[self._time] = noise
+        out = self.model(**given)
+        return out if isinstance(out, torch.Tensor) else getattr(out, "logits", out)
+
+
+class _Embedded(torch.nn.Module):
+    """A `MaskedTransformer` as a `TokenNetwork`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.mask_id = model, model.options["vocab_size"]
+        self.length = model.options["length"]
+
+    def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.model(ids)
+
+
+def load_language_model(
+    model: str,
+    *,
+    tokenizer: str | None = None,
+    split: str | None = None,
+    shift: bool | None = None,
+    time: str | None = None,
+    output: str | None = None,
+    corruption: str | None = None,
+    mask_id: int | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> LanguageModel:
+    """A language model that denoises tokens.
+
+    Parameters
+    ----------
+    model : str
+        "embedded"; a folder, or the name of a model on a hub, that `AutoModelForMaskedLM` reads, or that comes with code of its
+        own (MDLM, LLaDA, Dream); a file of `uturn.networks` with a MaskedTransformer; or "module:function" (`TokenNetwork`).
+    tokenizer, split
+        As in `load_tokenizer`; by default the tokenizer of the model.
+    shift, time, output, corruption, mask_id
+        As in `TokenNetwork`; by default what the model or its kind says.
+    trust_remote_code : bool
+        Whether code that comes with a model may run.
+    dtype, device : str
+        Precision of the network, and where it runs; by default "cuda" if available.
+
+    Raises
+    ------
+    ValueError
+        If the model or its tokenizer cannot be read, do not fit each other, or if the model denoises no tokens.
+    """
+    where = f"model = {model!r}"
+    place = checked_device(device)
+    said: dict[str, Any] = {"shift": shift, "time": time, "output": output, "corruption": corruption, "mask_id": mask_id}
+    said = {name: value for name, value in said.items() if value is not None}
+    if model == "embedded" or model.endswith(".safetensors"):
+        network, words, made = _read_file(model)
+    elif is_import_path(model):
+        network, words, made = _read_own(model, where)
+    else:
+        network, words, made = _read_folder(model, where, tokenizer, split, trust_remote_code, said)
+    if tokenizer is not None and made is None:
+        made = load_tokenizer(tokenizer, split, trust_remote_code)
+    if isinstance(network, torch.nn.Module):
+        network = network.to(place, getattr(torch, dtype)).eval()
+    values: dict[str, Any] = {"shift": False, "time": "none", "output": "logits", "corruption": "masking", "mask_id": None}
+    values |= {name: getattr(network, name) for name in values if getattr(network, name, None) is not None}
+    values |= words | said
+    values["corruption"] = {"mask": "masking"}.get(values["corruption"], values["corruption"])
+    for name, known in (("time", TIMES), ("output", OUTPUTS), ("corruption", tuple(CHANNELS))):
+        checked_choice(where, name, values[name], known)
+    size = _tried(network, where, place, values, made)
+    if values["corruption"] == "masking" and not (isinstance(values["mask_id"], int) and 0 <= values["mask_id"]):
+        raise ValueError(
+            f"{where}: its tokenizer has no mask token; a causal model cannot unmask, others need `mask_id` (--mask-id)"
+        )
+    _check_sizes(where, size, made)
+    special = () if made is None else tuple(sorted(made.special))
+    forbidden = {*special, *(() if values["corruption"] == "uniform" else (values["mask_id"],))}
+    length = words.get("length", getattr(network, "length", None))
+    identity = (
+        fingerprint(network) if isinstance(network, torch.nn.Module) else str(getattr(network, "fingerprint", lambda: "")())
+    )
+    return LanguageModel(
+        network,
+        size,
+        made,
+        length=length,
+        forbidden=tuple(sorted(place for place in forbidden if place is not None and place < size)),
+        device=place,
+        identity=identity,
+        description=f"{Path(model).name or model}",
+        **{name: values[name] for name in ("mask_id", "shift", "time", "output", "corruption")},
+    )
+
+
+def _read_file(model: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
+    """A network of this package: its characters, if it has any, are the vocabulary."""
+    from uturn.networks.files import load_network
+
+    if model == "embedded":
+        from uturn.embedded_text import model_file
+
+        model = str(model_file())
+    network = load_network(model, "masked_transformer")
+    characters = getattr(network, "facts", {}).get("characters")
+    return _Embedded(network), {}, None if characters is None else Vocabulary(tuple(characters), "characters")
+
+
+def own_language(model: str) -> Any:
+    """The user's function that gives a model, if its name is an import path; else None."""
+    return imported_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
+
+
+def _read_own(model: str, where: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
+    function = imported_function(model, where, FORMS)
+    try:
+        made = function()
+    except Exception as error:
+        raise ValueError(f"{where} fails ({one_line(error)}); expected {FORMS}") from error
+    if not callable(getattr(made, "logits", None)):
+        raise ValueError(f"{where} gives a {type(made).__name__} without a method logits(ids, noise); expected {FORMS}")
+    return made, {}, getattr(made, "tokenizer", None)
+
+
+def _read_folder(
+    model: str, where: str, tokenizer: str | None, split: str | None, trusted: bool, said: dict[str, Any]
+) -> tuple[Any, dict[str, Any], Tokenizer | None]:
+    """A model of transformers, what its kind says about its output, and its tokenizer."""
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise ValueError(f"{where} needs transformers, which is not installed; {MISSING}") from None
+    if not model or not (Path(model).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
+        raise ValueError(
+            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trusted)
+    except Exception as error:
+        raise ValueError(f"{where} cannot be read ({_reason(error, trusted)})") from None
+    network = _Pretrained(_model(model, where, config, trusted))
+    read = load_tokenizer(tokenizer or model, split, trusted)
+    words = dict(_KINDS.get(str(config.model_type).lower(), {}))
+    size = int(getattr(config, "vocab_size", read.size))
+    if words.get("mask_id") == "last":
+        words["mask_id"] = size - 1
+    else:
+        words["mask_id"] = next((k for k in (getattr(config, "mask_token_id", None), read.mask_id) if k is not None), None)
+    words["length"] = _longest(config, read)
+    return network, words, read
+
+
+def _model(model: str, where: str, config: Any, trusted: bool) -> Any:
+    import transformers
+
+    own = getattr(config, "auto_map", None) or {}
+    name = next((name for name in _AUTO if name in own), "AutoModelForMaskedLM")
+    if own and not trusted and not _is_known(config):
+        raise ValueError(f"{where} comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it")
+    causal = any(str(one).endswith(("ForCausalLM", "LMHeadModel")) for one in getattr(config, "architectures", None) or [])
+    if not own and causal:
+        raise ValueError(
+            f"{where} is a causal model ({config.architectures[0]}), which predicts the next token only; expected a masked one"
+        )
+    try:
+        found, report = getattr(transformers, name).from_pretrained(
+            model, config=config, trust_remote_code=trusted, output_loading_info=True
+        )
+    except Exception as error:
+        raise ValueError(f"{where} cannot be read as a masked language model ({_reason(error, trusted)})") from None
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ValueError(f"{where}: the weights {some} are missing; expected a masked language model with its head")
+    return found
+
+
+def _is_known(config: Any) -> bool:
+    """Whether transformers has the model itself."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def _reason(error: Exception, trusted: bool) -> str:
+    text = one_line(error)[:300]
+    if not trusted and "trust_remote_code" in text:
+        return "it comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it"
+    return text
+
+
+def _longest(config: Any, tokenizer: Tokenizer) -> int | None:
+    """Largest number of ids in a call."""
+    names = ("max_position_embeddings", "max_sequence_length", "model_length", "n_positions")
+    most = next((int(getattr(config, name)) for name in names if isinstance(getattr(config, name, None), int)), None)
+    if most is not None and config.model_type in _OFFSET and getattr(config, "position_embedding_type", "absolute") == "absolute":
+        most -= (getattr(config, "pad_token_id", None) or 0) + 1
+    stated = getattr(getattr(tokenizer, "_tokenizer", None), "model_max_length", None)
+    known = [one for one in (most, stated) if one is not None and one < 10**9]
+    return min(known) if known else None
+
+
+def _tried(network: Any, where: str, device: torch.device, values: dict[str, Any], tokenizer: Tokenizer | None) -> int:
+    """Number of symbols, from a call with two tokens; ValueError if that fails."""
+    ids = torch.zeros((1, 2), dtype=torch.int64, device=device)
+    try:
+        with torch.inference_mode():
+            out = network.logits(ids, torch.full((1,), 0.5, device=device))
+    except Exception as error:
+        raise ValueError(f"{where}: logits of two tokens fail ({one_line(error)[:300]}); expected logits(ids, noise)") from error
+    if not isinstance(out, torch.Tensor) or out.ndim != 3 or tuple(out.shape[:2]) != (1, 2):
+        what = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ValueError(f"{where}: logits of ids (1, 2) give {what}; expected a tensor (1, 2, vocab)")
+    return int(out.shape[2])
+
+
+def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None) -> None:
+    """ValueError if the tokens of a tokenizer are not those of the model. Models often have some rows more than tokens."""
+    if tokenizer is not None and not 0.9 * size <= tokenizer.size <= size:
+        raise ValueError(
+            f"{where} has {size} tokens, but its tokenizer {tokenizer.size}; name the right one (--tokenizer), or split texts "
+            f"into the tokens of vocab.txt by a regular expression (--split {shown('smiles')}, 'characters', ..)"
+        )

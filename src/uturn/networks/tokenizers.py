@@ -1,0 +1,258 @@
+"""Tokenizers: texts as the ids that a language model reads, and back.
+
+Tokenizers of transformers are read from a folder or a hub. A vocabulary with a regular expression serves models whose tokenizer
+transformers cannot read: SMILES, sequences of residues, characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from uturn.checks import one_line, shown
+
+SPLITS = {
+    # Atoms in brackets, atoms of two letters, the arrow, ring closures of two digits, and single characters.
+    "smiles": r"\[[^\]]*\]|Br|Cl|>>|%\d\d|.",
+    "characters": r".",
+}
+"""Named regular expressions: a text is split into their matches."""
+_NAMES = {  # names of special tokens in vocabularies
+    "mask": ("[MASK]", "<mask>"),
+    "unknown": ("[UNK]", "<unk>"),
+    "begin": ("[CLS]", "<cls>", "<s>"),
+    "end": ("[SEP]", "<eos>", "</s>"),
+    "pad": ("[PAD]", "<pad>"),
+}
+MISSING = "pip install 'uturn[text]'"
+
+
+class Tokenizer(Protocol):
+    """What experiments need of a tokenizer."""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens; ids are 0 .. size - 1."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None: ...
+
+    @property
+    def unknown_id(self) -> int | None: ...
+
+    @property
+    def pad_id(self) -> int | None: ...
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids that stand for no text, the unknown token not among them."""
+        ...
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids before a text, as the model was trained with."""
+        ...
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """Ids after a text."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without prefix and suffix."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; joined they are the text."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Identity of the vocabulary and of how texts are split."""
+        ...
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A list of tokens, and a regular expression whose matches in a text are looked up in it.
+
+    Attributes
+    ----------
+    tokens : sequence of str
+        The id of a token is its place.
+    split : str
+        "smiles", "characters", or a regular expression.
+    framed : bool
+        Whether texts stand between the tokens for begin and end ([CLS], [SEP], ..), where the list has them.
+
+    Examples
+    --------
+    >>> found = Vocabulary(["[UNK]", "[MASK]", "C", "Cl", "O"], "smiles")
+    >>> found.encode("CClON"), found.pieces([2, 3])
+    ([2, 3, 4, 0], ['C', 'Cl'])
+    """
+
+    tokens: Sequence[str]
+    split: str = "characters"
+    framed: bool = True
+    _places: dict[str, int] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._places.update({token: place for place, token in enumerate(self.tokens)})
+        if len(self._places) < len(self.tokens):
+            twice = next(token for place, token in enumerate(self.tokens) if self._places[token] != place)
+            raise ValueError(f"vocabulary: the token {shown(twice)} occurs twice")
+        _ = self._pattern
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        try:
+            return re.compile(SPLITS.get(self.split, self.split), re.DOTALL)
+        except re.error as error:
+            names = " or ".join(map(repr, SPLITS))
+            raise ValueError(f"split = {shown(self.split)}: {error}; expected {names}, or a regular expression") from None
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    def _named(self, name: str) -> int | None:
+        return next((self._places[token] for token in _NAMES[name] if token in self._places), None)
+
+    @property
+    def mask_id(self) -> int | None:
+        return self._named("mask")
+
+    @property
+    def unknown_id(self) -> int | None:
+        return self._named("unknown")
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._named("pad")
+
+    @property
+    def special(self) -> frozenset[int]:
+        found = (self._named(name) for name in _NAMES if name != "unknown")
+        return frozenset(place for place in found if place is not None)
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        return _only(self._named("begin") if self.framed else None)
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        return _only(self._named("end") if self.framed else None)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the matches, without blanks; ValueError for one that is not in a vocabulary without an unknown token."""
+        parts = [match.group() for match in self._pattern.finditer(text)]
+        blank = " " in self._places
+        found = [self._places.get(part, self.unknown_id) for part in parts if part.strip() or (blank and part == " ")]
+        if None in found:
+            strange = next(part for part in parts if part not in self._places)
+            raise ValueError(f"the text {shown(text)} has {strange!r}, which is none of the {self.size} tokens of the model")
+        return [place for place in found if place is not None]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.tokens[place] for place in ids]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps([list(self.tokens), self.split, self.framed]).encode()).hexdigest()
+
+    @classmethod
+    def from_file(cls, path: Path, split: str) -> Vocabulary:
+        """The vocabulary of a file `vocab.txt`, one token a line."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read the vocabulary {path} ({one_line(error)}); expected one token a line") from None
+        return cls(tuple(text.removesuffix("\n").split("\n")), split)
+
+
+def _only(place: int | None) -> tuple[int, ...]:
+    return () if place is None else (place,)
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self._tokenizer, self._name = tokenizer, name
+        self.size = len(tokenizer)
+        self.mask_id, self.unknown_id, self.pad_id = tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id
+        self.special = frozenset(tokenizer.all_special_ids) - {self.unknown_id}
+        self.prefix, self.suffix = self._frame()
+
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        bare, framed = self.encode("a"), list(self._tokenizer("a")["input_ids"])
+        for start in range(len(framed) - len(bare) + 1):
+            if framed[start : start + len(bare)] == bare:
+                return tuple(framed[:start]), tuple(framed[start + len(bare) :])
+        return (), ()
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        tokens = self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))
+        word_pieces = any(token.startswith("##") for token in self._vocabulary)
+        return [self._shown(token or "", word_pieces) for token in tokens]
+
+    def _shown(self, token: str, word_pieces: bool) -> str:
+        if word_pieces:  # words begin with a blank, their continuations with ##
+            return token[2:] if token.startswith("##") else f" {token}"
+        if token.startswith("▁"):
+            return f" {token[1:]}"
+        return self._tokenizer.convert_tokens_to_string([token]) if token[:1] in ("Ġ", "Ċ") or not token.isascii() else token
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab()
+
+    def fingerprint(self) -> str:
+        words = [sorted(self._vocabulary.items(), key=lambda entry: entry[1]), self.encode("The 2 cats, naïve.")]
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Parameters
+    ----------
+    name : str
+        Folder, or the name of a model on a hub. With `split`, a folder with a file `vocab.txt`, or such a file.
+    split : str, optional
+        "smiles", "characters" or a regular expression: texts are split by it, and tokens looked up in `vocab.txt`.
+    trust_remote_code : bool
+        Whether code that comes with a tokenizer may run.
+
+    Raises
+    ------
+    ValueError
+        Without transformers, and if there is no such tokenizer.
+    """
+    if split is not None:
+        path = Path(name)
+        path = path / "vocab.txt" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"tokenizer = {name!r}: no file {path.name} there; `split` needs a vocabulary, one token a line")
+        return Vocabulary.from_file(path, split)
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ValueError(f"tokenizer = {name!r} needs transformers, which is not installed; {MISSING}") from None
+    try:
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of any kind, also of the code that comes with it
+        raise ValueError(
+            f"tokenizer = {name!r} cannot be read ({one_line(error)[:300]}); name another one (--tokenizer), or give a regular "
+            f"expression that splits texts into the tokens of vocab.txt (--split)"
+        ) from None
+    return PretrainedTokenizer(found, name)

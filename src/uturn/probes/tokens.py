@@ -1,0 +1,134 @@
+"""Probes of tokens: which of them are kept, alone, in runs, in regions and in segments; and the tokens themselves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from uturn.probes.clones import between_clones
+from uturn.protocols import Probe, Spec, UTurns, Variable
+from uturn.sources.tokens import PAD
+
+
+class KeptTokens(Spec, Probe):
+    """Share of tokens that are kept, in U-turns of texts.
+
+    Variables. `kept`: share of the runs of `span` = 1, 2, 4, .. neighbouring tokens all of whose tokens are kept;
+    for span = 1 the share of tokens kept. `kept_region`: share of tokens kept in each region of the source (NaN where a text has
+    none). `kept_segments`: share of the segments of the source that are kept whole.
+
+    A run depends on several tokens at once, so that calibration can see errors of samplers that draw tokens independently of
+    each other. `spans`: the lengths of runs, by default the powers of two up to 64 that are at most the length of the shortest
+    text.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    batch_invariant: ClassVar[bool] = True
+    type: Literal["kept_tokens"] = "kept_tokens"
+    spans: tuple[int, ...] | None = Field(default=None, min_length=1)
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "trajectory")
+        found = {"kept": Variable((*dims, "span"), "share of runs of tokens that are kept", symmetric=True)}
+        if source.regions is not None:
+            found["kept_region"] = Variable((*dims, "region"), "share of tokens kept in a region")
+        if source.segments:
+            found["kept_segments"] = Variable(dims, "share of segments that are kept whole")
+        return found
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {"span": np.array(self._spans(source))}
+        return found if source.regions is None else found | {"region": np.array(source.region_names())}
+
+    def _spans(self, source: Any) -> tuple[int, ...]:
+        shortest = int((source.ids(np.arange(source.count())) != PAD).sum(1).min())
+        if self.spans is None:
+            return tuple(2**k for k in range(7) if 2**k <= shortest)
+        if max(self.spans) > shortest or min(self.spans) < 1 or len(set(self.spans)) < len(self.spans):
+            raise ValueError(
+                f"spans = {self.spans}: expected different lengths in 1 .. {shortest}, the number of tokens of the shortest text"
+            )
+        return self.spans
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        before, after, clones = u_turns.originals.data, u_turns.reconstructions, u_turns.clones
+        items, draws, length = after.shape
+        rows = np.repeat(np.arange(items), draws)
+        here = before[rows] != PAD
+        same = before[rows] == after.reshape(-1, length)
+        spans = self._spans(source)
+        found = {"kept": runs_kept(same, here, spans)}
+        if source.regions is not None:
+            found["kept_region"] = _regions_kept(
+                same, source.regions_of(u_turns.originals.items)[rows], len(source.region_names())
+            )
+        if source.segments:
+            found["kept_segments"] = _segments_kept(same, source.segments_of(u_turns.originals.items)[rows])
+        found = {name: values.reshape(items, draws, *values.shape[1:]) for name, values in found.items()}
+        if clones > 1:
+            one = here[::clones]  # a row for each noisy text
+            found["clone_kept"] = between_clones(after, clones, lambda a, b: runs_kept(a == b, one, spans))
+        return found
+
+
+def runs_kept(same: np.ndarray, here: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
+    """Share of the runs of each length all of whose tokens are the same, (rows, spans).
+
+    `same`, `here`: bool (rows, length), whether a token is the same, and whether there is one.
+    """
+    broken = np.pad(np.cumsum(here & ~same, axis=1), ((0, 0), (1, 0)))
+    lengths, found = here.sum(1), []
+    for span in spans:
+        whole = broken[:, span:] == broken[:, :-span]
+        inside = np.arange(whole.shape[1]) <= lengths[:, None] - span
+        found.append((whole & inside).sum(1) / inside.sum(1))
+    return np.stack(found, axis=1)
+
+
+def _regions_kept(same: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+    """Share of tokens kept in each region, (rows, regions), NaN where there are none."""
+    inside = regions[..., None] == np.arange(count)
+    with np.errstate(invalid="ignore"):
+        return (inside & same[..., None]).sum(1) / inside.sum(1)
+
+
+def _segments_kept(same: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """Share of segments whose tokens are all kept, (rows,)."""
+    of_each = segments[..., None] == np.arange(segments.max(initial=0) + 1)
+    there, lost = of_each.any(1), (of_each & ~same[..., None]).any(1)
+    with np.errstate(invalid="ignore"):
+        return (there & ~lost).sum(1) / there.sum(1)
+
+
+class KeepTokens(Spec, Probe):
+    """The tokens of reconstructions and of noisy texts; with `first`, those of the first items only.
+
+    Variables. `token` and `noisy_token`: ids; -2 beyond the end of a text, NaN for the items that are not kept, and in
+    `noisy_token` -1 where masked.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    batch_invariant: ClassVar[bool] = True
+    type: Literal["tokens"] = "tokens"
+    first: int | None = Field(default=None, ge=1)
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims = ("noise", "item", "trajectory", "position")
+        return {
+            "token": Variable(dims, "id of a reconstructed token"),
+            "noisy_token": Variable(dims, "id of a noisy token, -1 if masked"),
+        }
+
+    def coordinates(self, source: Any) -> dict[str, Any]:
+        return {"position": np.arange(source.max_length)}
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        after, clones = u_turns.reconstructions, u_turns.clones
+        noisy = np.repeat(u_turns.noisy.values.reshape(len(after), -1, after.shape[2]), clones, axis=1)
+        kept = u_turns.originals.items < (self.first or np.inf)
+        return {
+            name: np.where(kept[:, None, None], values, np.nan).astype(np.float32)
+            for name, values in (("token", after), ("noisy_token", noisy))
+        }

@@ -1,0 +1,305 @@
+"""Texts as originals: sequences of the tokens of a language model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PrivateAttr, model_validator
+
+from uturn.checks import checked_path, one_line, shown
+from uturn.embedded_text import passages_file
+from uturn.files import cached_while_unchanged
+from uturn.protocols import Noisy, Originals, Source, Spec
+from uturn.random import Streams
+
+PAD = -2
+"""Value beyond the end of a text that is shorter than the longest one."""
+_MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot be the right one
+
+
+@dataclass(frozen=True, repr=False)
+class Tokens(Originals):
+    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V is the number of tokens of the model."""
+
+    items: np.ndarray
+    data: np.ndarray
+    vocab_size: int
+
+    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
+        """Noisy tokens, one sequence for each trajectory of each original."""
+        data = np.repeat(self.data, streams.count, axis=0)
+        here = data != PAD
+        noisy = corruption.corrupt(np.where(here, data, 0), noise, self.vocab_size, streams.keys(corruption.purpose))
+        return NoisyTokens(np.where(here, noisy.values, PAD), noisy.noise, noisy.vocab_size, corruption)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisyTokens(Noisy):
+    """Noisy texts, ids int64 (batch, length): -1 where masked, `PAD` beyond the end. `channel` made them."""
+
+    channel: Any = None
+
+
+class TokenSource(Spec, Source):
+    """Texts from a file or folder, as tokens of the model of the backward.
+
+    `path`: "embedded", the passages that come with the package; a text file; a folder of .txt files, read in the order of their
+    names; or a .npy file of ids, integers (items, length). `windows`: False, every line is an item, and empty lines are left out;
+    True, the text of each file is cut into windows of `length` tokens. `length`: tokens of a window; of lines, the largest number
+    allowed, by default that of the model. `segments`: texts of the tokens that separate parts of a text, such as "." and ">>",
+    for the probe `kept_tokens`. `regions`: a text file with a line for each line of `path` and a character for each token, which
+    names its region.
+
+    Coordinate of `item`: `length`, the number of its tokens.
+    """
+
+    kind: ClassVar[str] = "tokens"
+    batch_invariant: ClassVar[bool] = True
+    type: Literal["tokens"] = "tokens"
+    path: str = "embedded"
+    windows: bool = False
+    length: int | None = Field(default=None, ge=1, le=2**20)
+    segments: tuple[str, ...] = ()
+    regions: str | None = None
+    _backward: Any = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TokenSource:
+        if self.regions is not None and (self.windows or self.path.endswith(".npy")):
+            raise ValueError("regions: a line for each line of a text; leave it out for windows and .npy files")
+        return self
+
+    def made_by(self, backward: Any, seed: int) -> TokenSource:
+        bound = self.model_copy()
+        bound._backward = backward
+        return bound
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model; None if it has none."""
+        return getattr(self._language(), "tokenizer", None)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number V of tokens of the model."""
+        return self._language().vocab_size
+
+    def _language(self) -> Any:
+        """The model of the backward: its `vocab_size`, `tokenizer` and `most_tokens`."""
+        language = getattr(self._backward, "language", None)
+        if language is None:
+            raise ValueError("source 'tokens' needs a backward with a method `language`, as 'language' has")
+        return language()
+
+    @property
+    def item_bytes(self) -> int:
+        return 8 * self.max_length
+
+    @property
+    def max_length(self) -> int:
+        """Length of the longest text in tokens: the size of the arrays."""
+        return self._texts().ids.shape[1]
+
+    def count(self) -> int:
+        """Number of texts."""
+        return len(self._texts().ids)
+
+    def ids(self, items: Any) -> np.ndarray:
+        """Ids of some texts, int64 (items, length)."""
+        return self._texts().ids[np.asarray(items)]
+
+    def region_names(self) -> list[str]:
+        """The characters that name regions, in alphabetical order; empty without `regions`."""
+        return sorted({name for row in self._texts().regions for name in row})
+
+    def regions_of(self, items: Any) -> np.ndarray:
+        """Numbers of the regions of all tokens, int64 (items, length), -1 beyond the end of a text."""
+        texts, names = self._texts(), self.region_names()
+        out = np.full((len(items), self.max_length), -1)
+        for row, item in enumerate(np.asarray(items)):
+            out[row, : len(texts.regions[item])] = [names.index(name) for name in texts.regions[item]]
+        return out
+
+    def segments_of(self, items: Any) -> np.ndarray:
+        """Number of the segment of all tokens, int64 (items, length); -1 for separators and beyond the end of a text."""
+        ids = self.ids(items)
+        separators = self._separators()
+        is_separator = np.isin(ids, separators)
+        return np.where(is_separator | (ids == PAD), -1, np.cumsum(is_separator, axis=1))
+
+    def _separators(self) -> list[int]:
+        found = []
+        for text in self.segments:
+            ids = [] if self.tokenizer is None else self.tokenizer.encode(text)
+            if len(ids) != 1 or ids[0] == self.tokenizer.unknown_id:
+                raise ValueError(f"segments: {text!r} is not one token of the model; expected the texts of single tokens")
+            found.append(ids[0])
+        return found
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Tokens]:
+        self._check_count(num_items)
+        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size)
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        self._check_count(num_items)
+        return {"length": (self.ids(np.arange(num_items)) != PAD).sum(1)}
+
+    def skipped(self, num_items: int) -> Mapping[str, str]:
+        return {f"line {number}": "empty" for number in self._texts().empty[:1000]}
+
+    def files(self) -> Sequence[Any]:
+        given = _text_files(self.path)
+        return given if self.regions is None else [*given, Path(self.regions)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files and of the tokenizer."""
+        digest = hashlib.sha256()
+        for path in self.files():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(b"" if self.tokenizer is None else self.tokenizer.fingerprint().encode())
+        return digest.hexdigest()
+
+    def _check_count(self, num_items: int) -> None:
+        if num_items > self.count():
+            what = "windows" if self.windows else "texts"
+            raise ValueError(f"items = {num_items}, but {self.path!r} has {self.count()} {what}; take at most as many")
+
+    def _texts(self) -> _Texts:
+        return _read(self, self._backward)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """All texts of a source: ids (texts, longest), names of regions of every token, numbers of empty lines."""
+
+    ids: np.ndarray
+    regions: list[str] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
+
+
+def _text_files(path: str) -> list[Path]:
+    """The files that a path names; ValueError if there are none."""
+    if path == "embedded":
+        return [passages_file()]
+    place = Path(checked_path("path", path))
+    if place.is_file():
+        return [place]
+    found = sorted(place.glob("*.txt")) if place.is_dir() else []
+    if not found:
+        raise ValueError(
+            f"path = {path!r}: {'a folder without .txt files' if place.is_dir() else 'no such file or folder'}; expected a text "
+            f"file, a folder of .txt files, or a .npy file of ids"
+        )
+    return found
+
+
+@cached_while_unchanged(files=lambda source, backward: source.files())
+def _read(source: TokenSource, backward: Any) -> _Texts:
+    """The texts of a source as ids of the model of a backward."""
+    most = getattr(source._language(), "most_tokens", None)
+    is_array = source.path.endswith(".npy")
+    texts = _Texts(_read_ids(source.path, source.vocab_size)) if is_array else _read_texts(source, most)
+    longest = texts.ids.shape[1]
+    if most is not None and longest > most:
+        raise ValueError(f"path = {source.path!r}: texts of {longest} tokens, but the model takes {most}; cut them")
+    return texts
+
+
+def _read_ids(path: str, vocab_size: int) -> np.ndarray:
+    where = f"path = {path!r}"
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{where} cannot be read ({one_line(error)}); expected a .npy file of ids") from None
+    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        shape = f"shape {ids.shape} and dtype {ids.dtype}" if isinstance(ids, np.ndarray) else type(ids).__name__
+        raise ValueError(f"{where} has {shape}; expected integers of shape (items, length)")
+    bad = (ids < 0) | (ids >= vocab_size)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{where}: the id {ids[row, column]} at ({row}, {column}); expected 0 .. {vocab_size - 1}, as the model has"
+        )
+    return ids.astype(np.int64)
+
+
+def _read_texts(source: TokenSource, most: int | None) -> _Texts:
+    tokenizer, where = source.tokenizer, f"path = {source.path!r}"
+    if tokenizer is None:
+        raise ValueError(f"{where}: the model has no tokenizer, so that only a .npy file of ids can be read")
+    texts = []
+    for path in _text_files(source.path):
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read {path} ({one_line(error)}); expected text in UTF-8") from None
+    if source.windows:
+        size = source.length or most
+        if size is None:
+            raise ValueError("length: missing; windows need it, since the model does not say how many tokens it takes")
+        rows = [row for text in texts for row in _windows(tokenizer.encode(text), size)]
+        numbers, empty = list(range(1, len(rows) + 1)), []
+        if not rows:
+            raise ValueError(f"{where}: no text has {size} tokens; take shorter windows (length), or lines")
+    else:
+        lines = [line for text in texts for line in text.splitlines()]
+        numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+        empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
+        rows = [tokenizer.encode(lines[number - 1]) for number in numbers]
+        if not rows:
+            raise ValueError(f"{where}: no text in it; expected a text in each line")
+        _check_lengths(where, rows, numbers, source.length, most)
+    _check_known(where, rows, tokenizer)
+    ids = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = tokens
+    regions = [] if source.regions is None else _read_regions(source.regions, rows, numbers)
+    return _Texts(ids, regions, empty)
+
+
+def _windows(ids: list[int], size: int) -> list[list[int]]:
+    return [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+
+
+def _check_lengths(where: str, rows: list[list[int]], numbers: list[int], length: int | None, most: int | None) -> None:
+    limit = min((one for one in (length, most) if one is not None), default=None)
+    for number, tokens in zip(numbers, rows, strict=True):
+        if not tokens:
+            raise ValueError(f"{where}: line {number} has no token of the model; remove it, or choose another tokenizer")
+        if limit is not None and len(tokens) > limit:
+            who = f"the model takes {most}" if limit == most else f"length = {length}"
+            raise ValueError(
+                f"{where}: line {number} has {len(tokens)} tokens, but {who}; remove longer lines, or cut the text into windows "
+                f"(windows = true, --windows)"
+            )
+
+
+def _check_known(where: str, rows: list[list[int]], tokenizer: Any) -> None:
+    total, unknown = sum(map(len, rows)), sum(row.count(tokenizer.unknown_id) for row in rows)
+    if unknown > _MOST_UNKNOWN * total:
+        raise ValueError(
+            f"{where}: {unknown} of {total} tokens are unknown to the model's tokenizer; name the right one (--tokenizer), or "
+            f"split texts into the tokens of its vocab.txt by a regular expression (--split smiles, characters, ..)"
+        )
+
+
+def _read_regions(path: str, rows: list[list[int]], numbers: list[int]) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read regions = {path!r} ({one_line(error)}); expected text in UTF-8") from None
+    found = []
+    for number, tokens in zip(numbers, rows, strict=True):
+        line = lines[number - 1] if number <= len(lines) else ""
+        if len(line) != len(tokens):
+            raise ValueError(
+                f"regions = {path!r}: line {number} has {len(line)} characters, but the text {len(tokens)} tokens; expected "
+                f"one for each ({shown(line)})"
+            )
+        found.append(line)
+    return found
