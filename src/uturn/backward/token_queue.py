@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ from uturn.sources.tokens import PAD
 
 if TYPE_CHECKING:
     from uturn.networks.language import LanguageModel
+
+
+_CALLS = 4  # of the network in which the texts of the queue go one step on
 
 
 class TokenWork(NamedTuple):
@@ -39,6 +42,11 @@ class _Row:
     calls: int
     step: int = 0
 
+    @property
+    def length(self) -> int:
+        """Number of tokens of the text."""
+        return int((self.values != PAD).sum())
+
     def revealed(self, step: int) -> int:
         """Number of tokens that are revealed before a step."""
         return self.masked * step // self.calls
@@ -46,7 +54,7 @@ class _Row:
     @property
     def noise(self) -> float:
         """Share of masked tokens, at first the noise level."""
-        return self.work.noise if self.step == 0 else (self.masked - self.revealed(self.step)) / int((self.values != PAD).sum())
+        return self.work.noise if self.step == 0 else (self.masked - self.revealed(self.step)) / self.length
 
 
 def run_token_queue(
@@ -56,35 +64,30 @@ def run_token_queue(
 
     All texts have arrays of one length, with `PAD` beyond the end of shorter ones.
     """
-    queue, pieces = iter(work), None
+    queue = iter(work)
+    first = next(queue, None)
+    if first is None:
+        return
+    queue, pieces = chain([first], queue), model.pieces(batch_size, len(first.values))
     rows: list[_Row] = []
     while True:
-        size = 1 if pieces is None else pieces.batch_size
-        for one in islice(queue, max(0, size - len(rows))):
+        while len(rows) < _CALLS * pieces.batch_size and (one := next(queue, None)) is not None:
             row = _admitted(one, decoder)
-            pieces = pieces or model.pieces(batch_size, len(one.values))
             if row.masked:
                 rows.append(row)
             else:
                 progress.add()
                 yield one.name, row.values
         if not rows:
-            nothing_left = next(queue, None)
-            if nothing_left is None:
-                return
-            queue = _before(nothing_left, queue)
-            continue
-        _advance(model, decoder, rows, pieces)
+            return
+        rows.sort(key=lambda row: -row.length)  # so that little of a call is padding
+        for start in range(0, len(rows), pieces.batch_size):
+            _advance(model, decoder, rows[start : start + pieces.batch_size], pieces)
         progress.add(sum(1 / row.calls for row in rows))
         ended = [row for row in rows if row.step == row.calls]
         rows = [row for row in rows if row.step < row.calls]
         for row in ended:
             yield row.work.name, row.values
-
-
-def _before(first: TokenWork, rest: Iterator[TokenWork]) -> Iterator[TokenWork]:
-    yield first
-    yield from rest
 
 
 def _admitted(work: TokenWork, decoder: Decoder) -> _Row:

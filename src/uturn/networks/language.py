@@ -28,6 +28,7 @@ OUTPUTS = ("logits", "ratios")
 CHANNELS: dict[str, Channel] = {"masking": Masking(), "uniform": UniformReplacement()}
 _TOTAL = 1 - 1e-3  # sigma = -log(1 - _TOTAL noise) stays finite, as in the code of MDLM and SEDD
 _NUMBERS = 2**28  # logits in memory together, by default
+_ON_CPU = 2**11  # tokens in a call
 
 
 class TokenNetwork(Protocol):
@@ -119,9 +120,12 @@ class LanguageModel:
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
     def pieces(self, batch_size: int | None, tokens: int) -> Pieces:
-        """Calls with at most so many rows; by default with as many as fit into a gigabyte of logits, at most 256."""
-        most = _NUMBERS // max(1, tokens * self.vocab_size)
-        return Pieces(self.device, batch_size or min(256 if self.device.type == "cuda" else 64, max(1, most)))
+        """Calls with at most so many rows.
+
+        By default with as many as fit into a gigabyte of logits, at most 256, and on the CPU with at most 2,048 tokens.
+        """
+        most = 256 if self.device.type != "cpu" else _ON_CPU // max(1, tokens)
+        return Pieces(self.device, batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))))
 
     def beliefs(self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None) -> TokenBeliefs:
         """What the network believes about sequences.
@@ -142,7 +146,6 @@ class LanguageModel:
         """
         pieces = self.pieces(None, values.shape[1]) if pieces is None else pieces
         lengths = (values != PAD).sum(1)
-        logits = torch.full((*values.shape, self.vocab_size), -math.inf)[:, :0] if not len(values) else None
         with torch.inference_mode():
             if getattr(self.network, "takes_padding", False) or len(np.unique(lengths)) == 1:
                 logits = self._called(values, noise, lengths, pieces)

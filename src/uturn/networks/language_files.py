@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from uturn.checks import one_line, shown
+from uturn.networks.bars import without_bars
 from uturn.networks.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
 from uturn.networks.modules import imported_function
 from uturn.networks.own_denoisers import is_import_path
@@ -155,7 +156,7 @@ def _read_file(model: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
 
         model = str(model_file())
     network = load_network(model, "masked_transformer")
-    characters = getattr(network, "facts", {}).get("characters")
+    characters = network.options.get("characters")
     return _Embedded(network), {}, None if characters is None else Vocabulary(tuple(characters), "characters")
 
 
@@ -216,9 +217,10 @@ def _model(model: str, where: str, config: Any, trusted: bool) -> Any:
             f"{where} is a causal model ({config.architectures[0]}), which predicts the next token only; expected a masked one"
         )
     try:
-        found, report = getattr(transformers, name).from_pretrained(
-            model, config=config, trust_remote_code=trusted, output_loading_info=True
-        )
+        with without_bars(transformers.utils.logging):
+            found, report = getattr(transformers, name).from_pretrained(
+                model, config=config, trust_remote_code=trusted, output_loading_info=True
+            )
     except Exception as error:
         raise ValueError(f"{where} cannot be read as a masked language model ({_reason(error, trusted)})") from None
     if report["missing_keys"]:
@@ -236,7 +238,7 @@ def _is_known(config: Any) -> bool:
 
 def _reason(error: Exception, trusted: bool) -> str:
     text = one_line(error)[:300]
-    if not trusted and "trust_remote_code" in text:
+    if not trusted and ("trust_remote_code" in str(error) or "custom code" in str(error)):
         return "it comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it"
     return text
 

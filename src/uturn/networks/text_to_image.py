@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from uturn.checks import one_line
+from uturn.networks.bars import without_bars
 from uturn.networks.pipelines import TEXT_PARTS, Folder, for_inference, load_part
 from uturn.networks.training import fingerprint
 from uturn.pieces import half_precision_words
@@ -93,8 +94,7 @@ def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype)
     return pipeline
 
 
-@contextmanager
-def _without_bars(folder: Folder) -> Iterator[None]:
+def _without_bars(folder: Folder) -> AbstractContextManager[None]:
     """Context in which the libraries draw no bars while they load; ValueError if transformers is not installed."""
     try:
         import transformers  # noqa: F401
@@ -102,14 +102,7 @@ def _without_bars(folder: Folder) -> Iterator[None]:
         from transformers.utils import logging as of_transformers
     except ImportError as error:
         raise _lacking(folder, error) from None
-    libraries = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in libraries:
-            library.enable_progress_bar()
+    return without_bars(of_diffusers, of_transformers)
 
 
 def _lacking(folder: Folder, error: ImportError) -> ValueError:

@@ -1,0 +1,360 @@
+"""Language models as backwards: one form for all kinds, exact draws with exact conditionals, batches that change nothing."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+import tiny_language
+import uturn as ut
+from tiny_language import Table
+from uturn.backward.language import LanguageDenoiser
+from uturn.corruption.unmasking import Decoder, unmask
+from uturn.networks import load_language_model
+from uturn.protocols import Noisy
+from uturn.random import Streams, keys
+from uturn.sources.tokens import PAD, NoisyTokens, TokenSource
+
+TABLE = "tiny_language:table"
+PARTLY = np.array([1, -1, -1, 0])
+
+
+@pytest.fixture(autouse=True)
+def importable():
+    assert "tiny_language" in sys.modules  # pytest puts this folder on the path
+
+
+def drawn(values, count, **options):
+    """Reconstructions of one masked string, (count, D), by a backward with the tabular model."""
+    backward = LanguageDenoiser(model=TABLE, **options)
+    noisy = NoisyTokens(np.repeat(values[None], count, 0), np.full(count, (values < 0).mean()), Table.V, ut.Masking())
+    return backward.reconstruct(noisy, Streams(0, np.arange(count), 0.5))[:, 0]
+
+
+def p_value(strings, values):
+    """Probability of a chi-square as large as that of draws from the posterior; 0 if one of them is impossible."""
+    table = Table()
+    expected = table.given(np.where(values < 0, Table.V, values)) * len(strings)
+    counts = np.array([(strings == string).all(1).sum() for string in table.strings])
+    if counts[expected == 0].any():
+        return 0.0
+    large = expected >= 5
+    observed = np.append(counts[large], counts[~large].sum())
+    wanted = np.append(expected[large], expected[~large].sum())
+    kept = wanted > 0
+    return chisquare(observed[kept], wanted[kept] * observed.sum() / wanted.sum()).pvalue
+
+
+@pytest.mark.parametrize("values", [np.full(4, -1), PARTLY], ids=["all", "partly"])
+@pytest.mark.parametrize("order", ["random", "blocks", "entropy", "probability"])
+def test_exact_orders_draw_from_the_posterior(order, values):
+    # 8 tests at 1e-4: a false alarm in one of a thousand versions of the seed.
+    assert p_value(drawn(values, 6000, order=order, block=2), values) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options", [{"order": "confidence"}, {"temperature": 0.7}, {"top_k": 2}, {"steps": 2}, {"top_p": 0.8}], ids=str
+)
+def test_other_decoders_do_not(options):
+    assert p_value(drawn(np.full(4, -1), 6000, **options), np.full(4, -1)) < 1e-6
+    assert "not a draw from the posterior" in LanguageDenoiser(model=TABLE, **options).describe()
+
+
+class Denoiser:
+    """The tabular model as a denoiser of strings."""
+
+    vocab_size, num_leaves, corruption = Table.V, Table.D, ut.Masking()
+
+    def posterior(self, noisy):
+        return Table().conditionals(np.where(noisy.values < 0, Table.V, noisy.values)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "decoder", [Decoder(), Decoder("entropy"), Decoder("confidence", steps=2), Decoder("blocks", 3, 2)], ids=str
+)
+def test_the_queue_draws_what_unmasking_draws(decoder):
+    rng = np.random.default_rng(1)
+    strings = Table().strings[rng.choice(81, 40, p=Table().law)]
+    values = np.where(rng.random(strings.shape) < 0.7, -1, strings)
+    noise, streams = np.full(40, 0.7), Streams(0, np.arange(40), 0.7)
+    options = {"order": decoder.order, "steps": decoder.steps, "block": decoder.block}
+    found = LanguageDenoiser(model=TABLE, batch_size=3, **options).reconstruct(
+        NoisyTokens(values, noise, 3, ut.Masking()), streams
+    )
+    assert (found[:, 0] == unmask(Denoiser(), Noisy(values, noise, 3), streams.keys(9), decoder)).all()
+
+
+@pytest.mark.parametrize("name", ["all", "ratios"])
+def test_uniform_replacement_reads_ratios_as_the_posterior(name):
+    # p(x_0^i | x_t) from ratios equals the sum over all strings.
+    model, table = load_language_model("tiny_language:replaced"), Table()
+    strings = table.strings[[5, 40, 77]]
+    alpha = 0.6
+    found = model.beliefs(strings, np.full(3, 1 - alpha))
+    for row, seen in enumerate(strings):
+        law = table.law * np.where(table.strings == seen, alpha + (1 - alpha) / 3, (1 - alpha) / 3).prod(1)
+        wanted = np.tensordot(law / law.sum(), table.strings[..., None] == np.arange(3), 1)
+        np.testing.assert_allclose(found.at(np.full(4, row), np.arange(4)), wanted, atol=1e-6)
+
+
+def test_uniform_replacement_draws_from_the_posterior_with_many_steps():
+    backward = LanguageDenoiser(model="tiny_language:replaced", steps=24)
+    seen = np.array([0, 2, 1, 0])
+    noisy = NoisyTokens(np.repeat(seen[None], 1500, 0), np.full(1500, 0.5), 3, ut.UniformReplacement())
+    strings = backward.reconstruct(noisy, Streams(0, np.arange(1500), 0.5))[:, 0]
+    table = Table()
+    law = table.law * np.where(table.strings == seen, 0.5 + 0.5 / 3, 0.5 / 3).prod(1)
+    law /= law.sum()
+    counts = np.array([(strings == string).all(1).sum() for string in table.strings])
+    assert np.abs(counts / 1500 - law).sum() / 2 < 0.08  # total variation; chance alone .03, one step .3
+    once = LanguageDenoiser(model="tiny_language:replaced", steps=1).reconstruct(noisy, Streams(0, np.arange(1500), 0.5))[:, 0]
+    counts = np.array([(once == string).all(1).sum() for string in table.strings])
+    assert np.abs(counts / 1500 - law).sum() / 2 > 0.15
+
+
+# -- models from disk -------------------------------------------------------------------------------------------------
+
+
+def direct(folder, ids, **arguments):
+    """Logits of a saved model of transformers, called by hand."""
+    from transformers import AutoModelForMaskedLM
+
+    with torch.inference_mode():
+        return (
+            AutoModelForMaskedLM.from_pretrained(folder).eval()(input_ids=torch.tensor(ids), **arguments).logits.double().numpy()
+        )
+
+
+def law(logits, forbidden):
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights[..., list(forbidden)] = 0
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert", "modernbert", "esm"])
+def test_masked_models_of_transformers(tmp_path, kind):
+    folder = tiny_language.write(tmp_path / kind, kind)
+    model = load_language_model(str(folder))
+    assert (model.prefix, model.suffix, model.mask_id, model.forbidden) == ((2,), (3,), 4, (0, 2, 3, 4))
+    assert model.most_tokens == {"esm": 13}.get(kind, 14)
+    values = np.array([[6, -1, 8, 9], [5, -1, PAD, PAD]])
+    found = model.beliefs(values, np.array([0.5, 0.5]))
+    for row, ids in enumerate([[2, 6, 4, 8, 9, 3], [2, 5, 4, 3]]):  # the shorter one is padded in the batch
+        wanted = law(direct(folder, [ids])[0, 2], model.forbidden)
+        np.testing.assert_allclose(found.at(np.array([row]), np.array([1]))[0], wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["mdlm", "llada", "dream"])
+def test_models_with_code_of_their_own(tmp_path, kind):
+    folder = tiny_language.write_with_code(tmp_path / kind, kind)
+    with pytest.raises(ValueError, match=r"code of its own.*--trust-remote-code"):
+        load_language_model(str(folder))
+    model = load_language_model(str(folder), trust_remote_code=True)
+    assert (model.shift, model.time) == (kind == "dream", "sigma" if kind == "mdlm" else "none")
+    assert model.mask_id == (len(tiny_language.WORDS) - 1 if kind == "mdlm" else 4)
+    found = model.beliefs(np.array([[6, -1, 8, -1]]), np.array([0.5]))
+    ids = torch.tensor([[2, 6, model.mask_id, 8, model.mask_id, 3]])
+    given = (ids, torch.tensor([-np.log1p(-0.999 * 0.5)], dtype=torch.float32)) if kind == "mdlm" else (ids,)
+    with torch.inference_mode():
+        out = model.network.model(*given)
+    out = (out if kind == "mdlm" else out.logits)[0].double().numpy()
+    at = {"dream": [1, 3]}.get(kind, [2, 4])  # the positions before, for shifted logits
+    np.testing.assert_allclose(found.at(np.zeros(2, int), np.array([1, 3])), law(out[at], model.forbidden), atol=1e-5)
+
+
+def test_shifted_logits_are_read_one_place_to_the_right():
+    table, shifted = Table(), tiny_language.Shifted()
+    from uturn.networks.language import LanguageModel
+
+    values = np.array([[1, -1, -1, 0]])
+    straight = LanguageModel(table, 3, mask_id=3).beliefs(values, np.array([0.5]))
+    moved = LanguageModel(shifted, 3, mask_id=3, shift=True).beliefs(values, np.array([0.5]))
+    where = np.zeros(2, int), np.array([1, 2])
+    np.testing.assert_allclose(moved.at(*where), straight.at(*where))
+    unread = LanguageModel(shifted, 3, mask_id=3).beliefs(values, np.array([0.5]))
+    assert np.abs(unread.at(*where) - straight.at(*where)).max() > 0.01
+
+
+def test_entropies_and_probabilities_are_those_of_the_law(tmp_path):
+    model = load_language_model(str(tiny_language.write(tmp_path / "bert")))
+    values = np.array([[6, -1, 8, -1], [-1, -1, PAD, PAD]])
+    found = model.beliefs(values, np.array([0.5, 1.0]))
+    rows, positions = np.nonzero(values == -1)
+    law_there = found.at(rows, positions)
+    entropy = -(law_there * np.log(np.maximum(law_there, 1e-300))).sum(-1)
+    np.testing.assert_allclose(found.ranks(Decoder("entropy"))[rows, positions], entropy, atol=1e-5)
+    np.testing.assert_allclose(found.ranks(Decoder("probability"))[rows, positions], -law_there.max(-1), atol=1e-6)
+
+
+# -- experiments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return tiny_language.write(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Texts of 3 to 8 tokens, in a file with an empty line."""
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(list("abcdefghij"), length)) for length in (8, 3, 5, 8, 4, 6)]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join([*lines[:2], "", *lines[2:]]) + "\n")
+    return path
+
+
+def experiment(model, path, **changes):
+    backward = {"type": "language", "model": str(model), **changes.pop("backward", {})}
+    source = {"type": "tokens", "path": str(path), **changes.pop("source", {})}
+    table = {"items": 6, "trajectories": 2, "chunk": 2, "corruption": {"type": "masking", "noise": [0.0, 0.5, 1.0]}}
+    probes = [{"type": "kept_tokens"}, {"type": "tokens"}, {"type": "changes"}]
+    return ut.Experiment.from_dict({**table, "source": source, "backward": backward, "probes": probes, **changes})
+
+
+def test_an_experiment_with_texts_of_different_lengths(bert, texts):
+    ds = ut.run(experiment(bert, texts, clones=2))
+    assert ds.length.values.tolist() == [8, 3, 5, 8, 4, 6]
+    assert ds.span.values.tolist() == [1, 2]
+    assert (ds.kept.sel(noise=0) == 1).all()
+    assert (ds.kept.sel(noise=1.0, span=1).mean("trajectory") < 1).any()
+    token, noisy = ds.token.values, ds.noisy_token.values
+    beyond = np.arange(8) >= ds.length.values[:, None]
+    assert (token[..., :] == PAD)[:, beyond[:, None, None] & np.ones((1, 2, 2, 1), bool)].all()
+    assert not (np.isin(token, [0, 2, 3, 4])).any()  # no special token is drawn
+    seen = noisy >= 0
+    assert (token[seen] == noisy[seen]).all()
+    originals = token[0][None]
+    same = ((token == originals) & (originals >= 0)).sum(-1) / ds.length.values[:, None, None]
+    np.testing.assert_allclose(ds.kept.sel(span=1).values, same, atol=1e-6)
+    pairs = ((token == originals) & (originals >= 0)).astype(bool)
+    both = (pairs[..., 1:] & pairs[..., :-1]).sum(-1) / (ds.length.values[:, None, None] - 1)
+    np.testing.assert_allclose(ds.kept.sel(span=2).values, both, atol=1e-6)
+
+
+def test_batches_lengths_and_interruptions_change_nothing(bert, texts, tmp_path):
+    whole = ut.run(experiment(bert, texts))
+    small = ut.run(experiment(bert, texts, chunk=5, backward={"batch_size": 1}))
+    assert (whole.token.values == small.token.values).all()
+    probes = [{"type": "tokens"}]
+    alone = ut.run(experiment(bert, texts, items=4, trajectories=1, probes=probes), tmp_path / "run").load()
+    grown = ut.run(experiment(bert, texts, probes=probes), tmp_path / "run")
+    assert (alone.token.values == whole.token.values[:, :4, :1]).all()
+    assert (grown.token.values == whole.token.values).all()
+
+
+def test_strings_of_a_grammar_and_tokens_are_the_same_data(bert, tmp_path):
+    # Symbols of a grammar are ids, so that a model can be compared with exact inference on the same strings.
+    grammar = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
+    table = {"items": 5, "corruption": {"type": "masking", "noise": [0.6]}, "probes": [{"type": "parsed_levels"}]}
+    model = {"type": "language", "model": "test_language:symbols"}
+    strings = ut.Experiment.from_dict({**table, "source": grammar, "backward": model})
+    leaves = np.concatenate([block.data for block in strings.parts.source.blocks(np.arange(5), 0, 5)])
+    np.save(tmp_path / "ids.npy", leaves)
+    tokens = {"type": "tokens", "path": str(tmp_path / "ids.npy")}
+    probes = [{"type": "kept_tokens", "spans": [1]}]
+    found = ut.run(ut.Experiment.from_dict({**table, "source": tokens, "backward": model, "probes": probes}))
+    parsed = ut.run(strings)
+    assert parsed.parsed.dims[-1] == "tree_level"
+    np.testing.assert_allclose(found.kept.values[..., 0], parsed.parsed.sel(tree_level=0).values, atol=1e-6)
+
+
+class Symbols(torch.nn.Module):
+    """Four symbols, of which each masked one is that before it, mostly; id 4 is the mask."""
+
+    mask_id = 4
+
+    def logits(self, ids, noise):
+        return 2.0 * torch.nn.functional.one_hot(ids.roll(1, 1), 5)[..., :4].double()
+
+
+def symbols():
+    return Symbols()
+
+
+def test_segments_and_regions(tmp_path, bert):
+    path, regions = tmp_path / "texts.txt", tmp_path / "regions.txt"
+    path.write_text("a b j c d e\nf g h j i j a b\n")
+    regions.write_text("FFF122\nFFF11122\n")
+    made = experiment(bert, path, items=2, source={"segments": ["j"], "regions": str(regions)})
+    ds = ut.run(made)
+    source = made.parts.source
+    assert source.segments_of([0, 1]).tolist() == [[0, 0, -1, 1, 1, 1, -1, -1], [0, 0, 0, -1, 1, -1, 2, 2]]
+    assert ds.region.values.tolist() == ["1", "2", "F"]
+    same = ds.token.values == ds.token.values[:1]
+    for item, line in enumerate(["FFF122", "FFF11122"]):
+        for number, region in enumerate("12F"):
+            inside = [k for k, one in enumerate(line) if one == region]
+            np.testing.assert_allclose(ds.kept_region.values[:, item, :, number], same[:, item][..., inside].mean(-1), atol=1e-6)
+    whole = same[:, 0, :, :2].all(-1) * 0.5 + same[:, 0, :, 3:6].all(-1) * 0.5
+    np.testing.assert_allclose(ds.kept_segments.values[:, 0], whole, atol=1e-6)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def refused(words, model, path, **changes):
+    with pytest.raises(ValueError, match=words) as error:
+        ut.run(experiment(model, path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_texts_that_do_not_fit(bert, texts, tmp_path):
+    long = tmp_path / "long.txt"
+    long.write_text("a b\n" + "a " * 20 + "\n")
+    refused("line 2 has 20 tokens, but the model takes 14.*windows", bert, long, items=1)
+    refused("line 1 has 8 tokens, but length = 5", bert, texts, source={"length": 5})
+    strange = tmp_path / "strange.txt"
+    strange.write_text("x y z\n")
+    refused("3 of 3 tokens are unknown.*--split", bert, strange, items=1)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    refused("no text in it", bert, tmp_path / "empty.txt", items=1)
+    (tmp_path / "one.txt").write_text("a\n")
+    refused("items = 6, but .* has 1 texts", bert, tmp_path / "one.txt")
+    refused("no such file", bert, tmp_path / "none.txt")
+    np.save(tmp_path / "ids.npy", np.array([[5, 17]]))
+    refused(r"the id 17 at \(0, 1\); expected 0 .. 16", bert, tmp_path / "ids.npy", items=1)
+    np.save(tmp_path / "real.npy", np.zeros((2, 3)))
+    refused("expected integers of shape", bert, tmp_path / "real.npy", items=1)
+
+
+def test_empty_lines_are_recorded(bert, texts, tmp_path):
+    ds = ut.run(experiment(bert, texts), tmp_path / "run")
+    assert "line 3" in str(ds.attrs)
+
+
+def test_windows(bert, texts):
+    ds = ut.run(experiment(bert, texts, items=4, source={"windows": True, "length": 8}))
+    assert ds.length.values.tolist() == [8] * 4
+    refused("items = 6, but .* has 2 windows", bert, texts, source={"windows": True})
+
+
+def test_models_that_do_not_fit(bert, texts, tmp_path):
+    refused("causal model", tiny_language.write(tmp_path / "gpt2", "gpt2"), texts)
+    small = tiny_language.write(tmp_path / "small")
+    tiny_language.vocabulary(small, tiny_language.WORDS[:9])
+    refused("has 17 tokens, but its tokenizer 9.*--tokenizer", small, texts)
+    no_mask = tiny_language.write(tmp_path / "no_mask")
+    tiny_language.vocabulary(no_mask, [word.replace("[MASK]", "k") for word in tiny_language.WORDS])
+    refused("no mask token.*--mask-id", no_mask, texts, backward={"split": "characters"})
+    refused("no such folder", tmp_path / "nothing/at/all", texts)
+    refused("no such folder; expected one that transformers reads", texts, texts)
+    refused("cannot be imported", "no_such_module:model", texts)
+    refused("corruption = UniformReplacement.*undoes Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
+
+
+def test_without_transformers(texts, monkeypatch, bert):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    refused(r"needs transformers.*pip install 'uturn\[text\]'", bert, texts, backward={"dtype": "bfloat16"})
+
+
+def test_a_source_alone_says_what_it_needs():
+    with pytest.raises(ValueError, match="needs a backward with a method `language`"):
+        TokenSource(path="embedded").made_by(object(), 0).count()
+
+
+def test_keys_of_rows_with_steps_of_their_own():
+    own = ut.random.streams(keys(0, range(3)), 3, np.array([4, 5, 6]))
+    assert own.tolist() == [int(ut.random.streams(keys(0, [k]), 1, 4 + k)[0]) for k in range(3)]
