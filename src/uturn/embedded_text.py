@@ -1,17 +1,43 @@
-"""The text assets of the package: a small masked language model of characters and held-out passages."""
+"""The text assets of the package: a small masked model of characters, and passages that it was not trained on.
+
+With these assets experiments on text run without a download, and without `transformers`. The model is a
+`uturn.networks.masked_transformer.MaskedTransformer`, which `uturn.networks.load_network(model_file())` reads; its tokens are the
+characters of `load_network(model_file()).options["characters"]`. `assets/text/README.md` says where the text is from and how good
+the model is; the training scripts are in `training/text/`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "assets" / "text"
 
 
+def text_folder() -> Path:
+    """Folder of the assets."""
+    return _FOLDER
+
+
 def model_file() -> Path:
-    """File of the masked language model (`uturn.networks.load_network`)."""
+    """File of the network, which `uturn.networks.load_network` reads."""
     return _FOLDER / "model.safetensors"
 
 
 def passages_file() -> Path:
-    """Text file of passages that the model was not trained with, one a line."""
+    """Text file of the passages, one a line."""
     return _FOLDER / "passages.txt"
+
+
+def passages() -> list[str]:
+    """400 passages of a novel that the network was not trained on, of 128 characters each.
+
+    Each begins with a sentence and ends with a word. They do not overlap, and their order is random, so that the first ones are
+    from everywhere in the novel.
+    """
+    return passages_file().read_text(encoding="ascii").splitlines()
+
+
+def fingerprints() -> dict[str, str]:
+    """SHA-256 of the files of model and passages, {name: hexadecimal digest}; recorded with results."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (model_file(), passages_file())}

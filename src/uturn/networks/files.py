@@ -20,11 +20,12 @@ KINDS = {
     "vector_classifier": "uturn.networks.classifiers:VectorClassifier",
     "image_classifier": "uturn.networks.classifiers:ImageClassifier",
     "tree_denoiser": "uturn.networks.denoisers:TreeDenoiser",
+    "masked_transformer": "uturn.networks.masked_transformer:MaskedTransformer",
 }
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""
 
 
-_COUNTS = ("depth", "num_layers")  # options that are numbers of blocks
+_COUNTS = ("depth", "num_layers", "layers")  # options that are numbers of blocks
 
 
 def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:

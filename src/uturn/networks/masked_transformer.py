@@ -1,0 +1,154 @@
+"""A small transformer that predicts masked tokens, in plain torch.
+
+The network of the embedded text model; `training/text/train.py` trains it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from uturn.checks import checked_integer
+from uturn.random import checked_seed
+
+_MOST = 2**28  # weights of a network: a gigabyte
+_SLOWEST = 1e4  # wavelength of the slowest rotation of a pair of features, over 2 pi, in tokens
+
+
+class MaskedTransformer(nn.Module):
+    """Bidirectional transformer: logits of every token given the tokens that are not masked.
+
+    The features of a position are the sum of embeddings of the tokens at distances -reach..reach, with a table for each distance.
+    Blocks of attention and of a two-layer network with GELU follow, each normalised at its input. Positions enter through the
+    rotation of queries and keys (arXiv:2104.09864), so attention depends on distances. The token `vocab_size` stands for a masked
+    token. It has an embedding and no logit, so the probability of the mask token is zero. The noise level is no input: the
+    conditional probability of a token given the tokens that are kept does not depend on it (theorem 1 of arXiv:2406.03736).
+
+    Parameters
+    ----------
+    vocab_size
+        Number of tokens, without the mask token.
+    length
+        Largest number of tokens in a sequence.
+    width
+        Features of a token, a multiple of `2 * heads`; the hidden layer of a block has four times as many units.
+    layers, heads
+        Number of blocks, and of attention heads in a block.
+    reach
+        Largest distance of the tokens that are embedded together. With 2 instead of 0, training on text leaves the frequencies of
+        single characters behind much earlier.
+    characters
+        For a model of characters: the character of every token, `vocab_size` of them.
+    seed
+        Of the initial weights.
+
+    Examples
+    --------
+    >>> network = MaskedTransformer(vocab_size=4, length=8, width=16, layers=2, heads=2)
+    >>> network(torch.full((5, 8), network.mask_id)).shape
+    torch.Size([5, 8, 4])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        width: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        reach: int = 2,
+        characters: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        v = checked_integer("vocab_size", vocab_size, 2)
+        d = checked_integer("length", length, 1)
+        w = checked_integer("width", width, 2)
+        n = checked_integer("layers", layers, 1)
+        h = checked_integer("heads", heads, 1)
+        r = checked_integer("reach", reach, 0)
+        checked_seed(seed)
+        if w % (2 * h):
+            raise ValueError(f"width = {w}: expected a multiple of 2 * heads = {2 * h}")
+        if 12 * n * w * w + (2 * r + 2) * v * w > _MOST or d > _MOST:
+            raise ValueError(
+                f"vocab_size = {v}, length = {d}, width = {w}, layers = {n}, reach = {r}: expected at most {_MOST} weights"
+            )
+        if characters is not None and (not isinstance(characters, str) or not len(characters) == len({*characters}) == v):
+            raise ValueError(f"characters = {str(characters)[:80]!r}: expected vocab_size = {v} different characters, or None")
+        self.options: dict[str, Any] = {
+            "vocab_size": v, "length": d, "width": w, "layers": n, "heads": h, "reach": r,
+            "characters": characters,
+        }  # fmt: skip
+        self.mask_id = v
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embeddings = nn.ModuleList(nn.Embedding(v + 1, w) for _ in range(2 * r + 1))
+            self.blocks = nn.ModuleList(Block(w, h) for _ in range(n))
+            self.norm = nn.LayerNorm(w)
+            self.readout = nn.Linear(w, v)
+            for name, weights in self.named_parameters():
+                if weights.ndim == 2:
+                    nn.init.normal_(
+                        weights, std=0.02 if not name.endswith(("out.weight", "down.weight")) else 0.02 / (2 * n) ** 0.5
+                    )
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
+
+        Raises
+        ------
+        ValueError
+            If ids have another dtype or shape, or are out of range.
+        """
+        v, d = self.options["vocab_size"], self.options["length"]
+        if ids.dtype != torch.int64 or ids.ndim != 2 or not 1 <= ids.shape[1] <= d:
+            raise ValueError(
+                f"ids: {ids.dtype}, shape {tuple(ids.shape)}; expected torch.int64 (batch, length), 1 <= length <= {d}"
+            )
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= v:
+            raise ValueError(f"ids lie in {int(ids.min())}..{int(ids.max())}; expected 0..{v - 1}, or {v} for a masked token")
+        length, reach = ids.shape[1], self.options["reach"]
+        padded = functional.pad(ids, (reach, reach), value=v)  # beyond the ends nothing is known, as where tokens are masked
+        features = torch.stack([table(padded[:, k : k + length]) for k, table in enumerate(self.embeddings)]).sum(0)
+        rotation = _rotation(length, self.options["width"] // self.options["heads"], ids.device)
+        for block in self.blocks:
+            features = block(features, rotation)
+        return self.readout(self.norm(features))
+
+
+class Block(nn.Module):
+    """Attention between all tokens, then a two-layer network at each; both are added to their input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, features: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Features (batch, length, width) to features of that shape."""
+        batch, length, width = features.shape
+        joint = self.queries_keys_values(self.norm1(features)).view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = joint.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(_rotated(q, rotation), _rotated(k, rotation), v)
+        features = features + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return features + self.down(functional.gelu(self.up(self.norm2(features))))
+
+
+def _rotation(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine, (length, size / 2), of the angles by which pairs of features are rotated at each position."""
+    speeds = _SLOWEST ** -(torch.arange(size // 2, device=device) / (size // 2))
+    angles = torch.arange(length, device=device)[:, None] * speeds
+    return angles.cos(), angles.sin()
+
+
+def _rotated(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
