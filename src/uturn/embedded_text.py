@@ -30,7 +30,7 @@ def passages_file() -> Path:
 
 
 def passages() -> list[str]:
-    """400 passages of a novel that the network was not trained on, of 128 characters each.
+    """400 passages of a novel that the network was not trained on, of 64 characters each.
 
     Each begins with a sentence and ends with a word. They do not overlap, and their order is random, so that the first ones are
     from everywhere in the novel.
