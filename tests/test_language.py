@@ -304,8 +304,8 @@ def refused(words, model, path, **changes):
 def test_texts_that_do_not_fit(bert, texts, tmp_path):
     long = tmp_path / "long.txt"
     long.write_text("a b\n" + "a " * 20 + "\n")
-    refused("line 2 has 20 tokens, but the model takes 14.*windows", bert, long, items=1)
-    refused("line 1 has 8 tokens, but length = 5", bert, texts, source={"length": 5})
+    refused("line 2 has 20 tokens, but the model takes 14; leave longer lines out.*windows", bert, long, items=1)
+    refused("no text in it of at most 2 tokens", bert, texts, source={"length": 2})
     strange = tmp_path / "strange.txt"
     strange.write_text("x y z\n")
     refused("3 of 3 tokens are unknown.*--split", bert, strange, items=1)
@@ -320,9 +320,11 @@ def test_texts_that_do_not_fit(bert, texts, tmp_path):
     refused("expected integers of shape", bert, tmp_path / "real.npy", items=1)
 
 
-def test_empty_lines_are_recorded(bert, texts, tmp_path):
-    ds = ut.run(experiment(bert, texts), tmp_path / "run")
-    assert "line 3" in str(ds.attrs)
+def test_lines_that_are_left_out_are_recorded(bert, texts, tmp_path):
+    ds = ut.run(experiment(bert, texts, items=4, source={"length": 6}), tmp_path / "run")
+    assert ds.length.values.tolist() == [3, 5, 4, 6]
+    assert "'line 3': 'empty'" in str(ds.attrs).replace('"', "'")
+    assert "8 tokens, more than length = 6" in str(ds.attrs)
 
 
 def test_windows(bert, texts):

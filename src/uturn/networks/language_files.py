@@ -155,7 +155,7 @@ def _read_file(model: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
         from uturn.embedded_text import model_file
 
         model = str(model_file())
-    network = load_network(model, "masked_transformer")
+    network: Any = load_network(model, "masked_transformer")
     characters = network.options.get("characters")
     return _Embedded(network), {}, None if characters is None else Vocabulary(tuple(characters), "characters")
 

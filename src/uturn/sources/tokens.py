@@ -50,8 +50,8 @@ class TokenSource(Spec, Source):
 
     `path`: "embedded", the passages that come with the package; a text file; a folder of .txt files, read in the order of their
     names; or a .npy file of ids, integers (items, length). `windows`: False, every line is an item, and empty lines are left out;
-    True, the text of each file is cut into windows of `length` tokens. `length`: tokens of a window; of lines, the largest number
-    allowed, by default that of the model. `segments`: texts of the tokens that separate parts of a text, such as "." and ">>",
+    True, the text of each file is cut into windows of `length` tokens. `length`: tokens of a window; of lines, the largest
+    number, longer ones are left out. `segments`: texts of the tokens that separate parts of a text, such as "." and ">>",
     for the probe `kept_tokens`. `regions`: a text file with a line for each line of `path` and a character for each token, which
     names its region.
 
@@ -150,7 +150,7 @@ class TokenSource(Spec, Source):
         return {"length": (self.ids(np.arange(num_items)) != PAD).sum(1)}
 
     def skipped(self, num_items: int) -> Mapping[str, str]:
-        return {f"line {number}": "empty" for number in self._texts().empty[:1000]}
+        return dict(list(self._texts().left_out.items())[:1000])
 
     def files(self) -> Sequence[Any]:
         given = _text_files(self.path)
@@ -175,11 +175,11 @@ class TokenSource(Spec, Source):
 
 @dataclass(frozen=True)
 class _Texts:
-    """All texts of a source: ids (texts, longest), names of regions of every token, numbers of empty lines."""
+    """All texts of a source: ids (texts, longest), names of regions of every token, lines that are left out and why."""
 
     ids: np.ndarray
     regions: list[str] = field(default_factory=list)
-    empty: list[int] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def _text_files(path: str) -> list[Path]:
@@ -206,7 +206,7 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
     texts = _Texts(_read_ids(source.path, source.vocab_size)) if is_array else _read_texts(source, most)
     longest = texts.ids.shape[1]
     if most is not None and longest > most:
-        raise ValueError(f"path = {source.path!r}: texts of {longest} tokens, but the model takes {most}; cut them")
+        raise ValueError(f"path = {source.path!r}: texts of {longest} tokens, but the model takes {most}; take shorter ones")
     return texts
 
 
@@ -238,45 +238,55 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
             texts.append(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read {path} ({one_line(error)}); expected text in UTF-8") from None
+    left_out: dict[str, str] = {}
     if source.windows:
         size = source.length or most
         if size is None:
             raise ValueError("length: missing; windows need it, since the model does not say how many tokens it takes")
-        rows = [row for text in texts for row in _windows(tokenizer.encode(text), size)]
-        numbers, empty = list(range(1, len(rows) + 1)), []
+        cut = [row for text in texts for row in _windows(tokenizer.encode(text), size)]
+        rows = dict(enumerate(cut, 1))
         if not rows:
             raise ValueError(f"{where}: no text has {size} tokens; take shorter windows (length), or lines")
     else:
-        lines = [line for text in texts for line in text.splitlines()]
-        numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-        empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
-        rows = [tokenizer.encode(lines[number - 1]) for number in numbers]
-        if not rows:
-            raise ValueError(f"{where}: no text in it; expected a text in each line")
-        _check_lengths(where, rows, numbers, source.length, most)
-    _check_known(where, rows, tokenizer)
-    ids = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
-    for row, tokens in enumerate(rows):
+        rows, left_out = _lines(where, [line for text in texts for line in text.splitlines()], tokenizer, source.length, most)
+    _check_known(where, list(rows.values()), tokenizer)
+    ids = np.full((len(rows), max(map(len, rows.values()))), PAD, np.int64)
+    for row, tokens in enumerate(rows.values()):
         ids[row, : len(tokens)] = tokens
-    regions = [] if source.regions is None else _read_regions(source.regions, rows, numbers)
-    return _Texts(ids, regions, empty)
+    regions = [] if source.regions is None else _read_regions(source.regions, rows)
+    return _Texts(ids, regions, left_out)
+
+
+def _lines(
+    where: str, lines: list[str], tokenizer: Any, length: int | None, most: int | None
+) -> tuple[dict[int, list[int]], dict[str, str]]:
+    """The tokens of lines by their numbers, and the lines that are left out."""
+    rows: dict[int, list[int]] = {}
+    left_out: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            left_out[f"line {number}"] = "empty"
+            continue
+        tokens = tokenizer.encode(line)
+        if not tokens:
+            raise ValueError(f"{where}: line {number} has no token of the model; remove it, or choose another tokenizer")
+        if length is not None and len(tokens) > length:
+            left_out[f"line {number}"] = f"{len(tokens)} tokens, more than length = {length}"
+        elif most is not None and len(tokens) > most:
+            raise ValueError(
+                f"{where}: line {number} has {len(tokens)} tokens, but the model takes {most}; leave longer lines out (length, "
+                f"--length), or cut the text into windows (windows = true, --windows)"
+            )
+        else:
+            rows[number] = tokens
+    if not rows:
+        limit = "" if length is None else f" of at most {length} tokens"
+        raise ValueError(f"{where}: no text in it{limit}; expected one a line")
+    return rows, left_out
 
 
 def _windows(ids: list[int], size: int) -> list[list[int]]:
     return [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
-
-
-def _check_lengths(where: str, rows: list[list[int]], numbers: list[int], length: int | None, most: int | None) -> None:
-    limit = min((one for one in (length, most) if one is not None), default=None)
-    for number, tokens in zip(numbers, rows, strict=True):
-        if not tokens:
-            raise ValueError(f"{where}: line {number} has no token of the model; remove it, or choose another tokenizer")
-        if limit is not None and len(tokens) > limit:
-            who = f"the model takes {most}" if limit == most else f"length = {length}"
-            raise ValueError(
-                f"{where}: line {number} has {len(tokens)} tokens, but {who}; remove longer lines, or cut the text into windows "
-                f"(windows = true, --windows)"
-            )
 
 
 def _check_known(where: str, rows: list[list[int]], tokenizer: Any) -> None:
@@ -288,13 +298,14 @@ def _check_known(where: str, rows: list[list[int]], tokenizer: Any) -> None:
         )
 
 
-def _read_regions(path: str, rows: list[list[int]], numbers: list[int]) -> list[str]:
+def _read_regions(path: str, rows: dict[int, list[int]]) -> list[str]:
+    """A character for each token of the lines with these numbers."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read regions = {path!r} ({one_line(error)}); expected text in UTF-8") from None
     found = []
-    for number, tokens in zip(numbers, rows, strict=True):
+    for number, tokens in rows.items():
         line = lines[number - 1] if number <= len(lines) else ""
         if len(line) != len(tokens):
             raise ValueError(
