@@ -19,7 +19,8 @@ from uturn.cli import app
 from uturn.plotting.images import draw_grid, draw_layers
 from uturn.plotting.style import fonts_for
 from uturn.workflows import ImageOptions, analyse, image_experiment, numbers, summary, write_results
-from uturn.workflows.image_options import noise_levels, parsed_levels, probe_names
+from uturn.workflows.image_options import noise_levels
+from uturn.workflows.options import parsed_levels, probe_names
 from uturn.workflows.results import PICTURES, RESULTS
 from uturn.workflows.runs import describe, missing_tasks
 

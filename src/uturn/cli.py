@@ -1,4 +1,4 @@
-"""The command line: reproduce, run, check, plan, status, images, atlas, theory, schedule, convert, report."""
+"""The command line: reproduce, run, check, plan, status, images, text, atlas, theory, schedule, convert, report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 from pydantic import BaseModel
@@ -25,12 +25,16 @@ from pydantic.fields import FieldInfo
 from uturn.checks import TasksFailed
 from uturn.paper import FIGURES
 from uturn.workflows.image_options import ImageOptions
+from uturn.workflows.options import Options
+from uturn.workflows.text_options import TextOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from uturn.experiment import Experiment
     from uturn.paper import Result
+
+_Chosen = TypeVar("_Chosen", bound=Options)
 
 app = typer.Typer(
     name="uturn",
@@ -72,6 +76,17 @@ _Gpus = Annotated[
 ]
 
 
+_Out = Annotated[str, typer.Option(help="Folder, or URL of object storage, for the run, numbers and figures.")]
+_File = Annotated[
+    Path | None,
+    typer.Option(help="TOML file of options of the experiment, such as items = 50; the command line takes precedence."),
+]
+_Resume = Annotated[bool, typer.Option(help="Continue the run that is in the folder.")]
+_AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Continue although the code of a network of your own has changed.")
+]
+
+
 def _with_fields(model: type[BaseModel], **flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command with `**fields` one option for each field of a model; `flags`: names of options that are not the field's."""
 
@@ -91,7 +106,7 @@ def _option(name: str, field: FieldInfo, flag: str) -> inspect.Parameter:
     """A field of a model as an option with its type, default and description; fields of several types are given as text."""
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
     kind, default = (field.annotation, field.default) if len(kinds) == 1 else (str, str(field.default))
-    switch = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    switch = f"{flag}/--no-{flag[2:]}" if kinds == [bool] else flag
     words = f"{field.description}{' Can be given several times.' if default == [] else ''}"
     option = typer.Option(switch, help=words, rich_help_panel="Experiment (also in the file of --options)")
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
@@ -282,18 +297,13 @@ def status(store: Annotated[str, typer.Argument(help="Folder or URL of a store."
 @_with_fields(ImageOptions, classifiers="--classifier")
 def images(
     context: typer.Context,
-    out: Annotated[str, typer.Option(help="Folder, or URL of object storage, for the run, numbers and figures.")],
-    options: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of options of the experiment, such as steps = 50; the command line takes precedence."),
-    ] = None,
+    out: _Out,
+    options: _File = None,
     shard: _Shard = "1/1",
     save_images: Annotated[bool, typer.Option(help="Write the kept reconstructions as PNG files too.")] = False,
-    resume: Annotated[bool, typer.Option(help="Continue the run that is in the folder.")] = True,
+    resume: _Resume = True,
     workers: _Workers = None,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Continue although the code of a classifier of your own has changed.")
-    ] = False,
+    accept_changes: _AcceptChanges = False,
     finished: Annotated[
         str | None,
         typer.Option("--run", help="Analyse and draw this finished store instead; only --out and --save-images apply."),
@@ -321,28 +331,79 @@ def images(
     from uturn.outputs import output_folder
     from uturn.store import Store
     from uturn.workflows.results import check_folder, summary, write_results, written
-    from uturn.workflows.runs import missing_tasks
 
-    console = _console()
     if finished is not None:
         ds = Store.open(finished).dataset()
     else:
-        chosen = {} if options is None else ImageOptions.from_file(options).model_dump(exclude_unset=True)
-        image_options = ImageOptions.from_dict(chosen | _given(context, fields))
+        image_options = _options(ImageOptions, options, context, fields)
         with output_folder("out", out) as folder:
             check_folder(folder, save_images, image_options.keep)
             store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
         on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
         ds = _run(image_options.experiment(originals), store, resume, workers, shard, accept_changes, on_cluster)
-        missing = missing_tasks(ds)
-        if missing:
-            left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
-            console.print(f"{store}: share {shard} done, {left}; the share that ends last draws the figures")
+        if _is_unfinished(ds, store, shard):
             return
     analysis = write_results(ds, out, save_images=save_images)
-    for table in summary(analysis):
-        console.print(table)
-    console.print(f"{analysis.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")
+    _print_study(summary(analysis), analysis, out, written(out, save_images))
+
+
+@app.command()
+@_with_fields(TextOptions, segments="--segment")
+def text(
+    context: typer.Context,
+    out: _Out,
+    options: _File = None,
+    shard: _Shard = "1/1",
+    resume: _Resume = True,
+    workers: _Workers = None,
+    accept_changes: _AcceptChanges = False,
+    finished: Annotated[
+        str | None, typer.Option("--run", help="Analyse and draw this finished store instead; only --out applies.")
+    ] = None,
+    cluster: _Cluster = None,
+    cpus_per_worker: _Cpus = None,
+    gpus_per_worker: _Gpus = None,
+    **fields: Any,
+) -> None:
+    """Measure what U-turns of texts keep, and how many tokens change together, for a masked language model of your own.
+
+    A share of the tokens of a text is masked (or replaced), and the model draws them again, one at a time. Measured at every
+    noise: the share of tokens kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, the number of tokens that change
+    together, and t\\*, where it peaks; the correlation C(r) of changes at distance r and its length xi; with regions and segments
+    what they keep; with --layers, --encoder, --likelihood what other models say; with --clones 2 or more whether reconstructions
+    are draws from the posterior. Numbers have 95 % intervals. Writes `curves.png`, `tokens.html` and `tokens.png` (originals and
+    reconstructions, with changes marked), `text.json`, `analysis.zarr`, and the run itself, `run.zarr`. It can be stopped at any
+    time; the same command continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options
+    it runs the model of characters that comes with the package, in a few minutes.
+
+    Example: `uturn text --out results/text`
+
+    Example: `uturn text --model google-bert/bert-base-uncased --data sentences.txt --items 100 --out results/bert`
+
+    Example: `uturn text --model reactions/model --split smiles --data reactions.txt --segment . --segment ">>" --clones 2
+    --layers same --out results/reactions`
+    """
+    from uturn.outputs import output_folder
+    from uturn.store import Store
+    from uturn.workflows.text_results import RESULTS, text_summary, write_text_results
+    from uturn.workflows.writing import check_results, named_in
+
+    source = None
+    if finished is not None:
+        ds = Store.open(finished).dataset()
+    else:
+        text_options = _options(TextOptions, options, context, fields)
+        with output_folder("out", out) as folder:
+            check_results(folder)
+            store = folder.place("run.zarr")
+        experiment = text_options.experiment()
+        on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
+        ds = _run(experiment, store, resume, workers, shard, accept_changes, on_cluster)
+        if _is_unfinished(ds, store, shard):
+            return
+        source = experiment.parts.source
+    analysis = write_text_results(ds, out, source)
+    _print_study(text_summary(analysis), analysis, out, named_in(out, RESULTS))
 
 
 @app.command()
@@ -594,6 +655,31 @@ def _run(
             accept_changes=accept_changes,
             **on_cluster,
         )
+
+
+def _options(kind: type[_Chosen], file: Path | None, context: typer.Context, fields: dict[str, Any]) -> _Chosen:
+    """Options of a study from a file and from the command line."""
+    chosen = {} if file is None else kind.from_file(file).model_dump(exclude_unset=True)
+    return kind.from_dict(chosen | _given(context, fields))
+
+
+def _is_unfinished(ds: Any, store: str, shard: str) -> bool:
+    """Whether other shares have tasks left; says so."""
+    from uturn.workflows.runs import missing_tasks
+
+    missing = missing_tasks(ds)
+    if missing:
+        left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
+        _console().print(f"{store}: share {shard} done, {left}; the share that ends last draws the figures")
+    return bool(missing)
+
+
+def _print_study(tables: Iterator[Any], analysis: Any, out: str, names: list[str]) -> None:
+    """The tables of a study, and where its results are."""
+    console = _console()
+    for table in tables:
+        console.print(table)
+    console.print(f"{analysis.attrs['description']}\nwritten to {out}: {', '.join(names)}")
 
 
 def _on_cluster(cluster: str | None, cpus: float | None, gpus: float | None) -> dict[str, Any]:

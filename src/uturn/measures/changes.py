@@ -204,23 +204,60 @@ def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) 
     return xr.Dataset({"chi": ("noise", chi), "low": ("noise", low), "high": ("noise", high)}, coords=axes)
 
 
-def correlations_of(ds: Any, name: str = "", confidence: float = 0.95) -> xr.Dataset:
+def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: xr.DataArray | None = None) -> xr.Dataset:
     """Correlation against distance at every noise level, from the readings of the probe `changes`.
 
-    Parameters and errors as in `susceptibility_of`; `ds` may also be the variable `change_covariance`. Returns `correlation`,
-    `low`, `high`, `covariance` (noise, distance), as `correlations`.
+    Parameters and errors as in `susceptibility_of`; `ds` may also be the variable `change_covariance`. `present`: for data of
+    different lengths, see `present_pairs`. Returns `correlation`, `low`, `high`, `covariance` (noise, distance), as
+    `correlations`.
     """
     import xarray as xr
 
     covariance = ds if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
     check_complete(covariance)
-    found = replicates(covariance)
+    found, of_present = replicated(covariance, present)
+
+    def curves(mean: np.ndarray) -> np.ndarray:
+        c = of_present(mean)
+        return c / c[..., :1]
+
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        value, low, high = found.interval(lambda c: c / c[..., :1], confidence)
+        value, low, high = found.interval(curves, confidence)
     dims = ("noise", "distance")
     axes = {key: one for key, one in covariance.coords.items() if set(one.dims) <= set(dims)}
-    curves = {"correlation": value, "low": low, "high": high, "covariance": found.mean}
-    return xr.Dataset({key: (dims, values) for key, values in curves.items()}, coords=axes)
+    named = {"correlation": value, "low": low, "high": high, "covariance": of_present(found.mean)}
+    return xr.Dataset({key: (dims, values) for key, values in named.items()}, coords=axes)
+
+
+def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
+    """Share of the pairs of sites at each distance that an item has, (item, distance), for items of different lengths.
+
+    The probe `changes` reads arrays of one length N. Sites beyond the end of an item of n < N sites never change, so that they
+    add nothing to the sum of the covariances at distance r, which the probe divides by the number of pairs of N sites: 2 (N - r)
+    for r > 0. The item has 2 (n - r) pairs, or none. With the reading c_i(r) of item i, and the share
+    p_i(r) = max(n_i - r, 0)/(N - r), the mean over all pairs that exist is therefore
+
+        C(r) = mean_i c_i(r) / mean_i p_i(r),
+
+    a ratio of averages over items. The susceptibility needs no such correction: N drops out of sum_ij C_ij / sum_i C_ii.
+
+    Parameters
+    ----------
+    covariance : DataArray (noise, item, distance)
+        `change_covariance` of items on a line, with a coordinate `length` along item, and all distances 0 .. N - 1.
+    """
+    r, n = covariance.distance, covariance["length"]
+    return (n - r).clip(0) / (r.size - r)
+
+
+def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) -> tuple[Any, Callable[[np.ndarray], np.ndarray]]:
+    """Replicates of the mean readings, and the function that gives C(r), (noise, distance), from their means."""
+    if present is None:
+        return replicates(covariance), lambda mean: mean
+    import xarray as xr
+
+    both = xr.concat(xr.broadcast(covariance, present), dim="part")
+    return replicates(both), lambda mean: mean[:, 0] / mean[:, 1]
 
 
 def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:

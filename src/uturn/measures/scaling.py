@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.checks import checked_numbers, shown
 from uturn.covariances import Covariances
-from uturn.measures.changes import check_complete, labelled
+from uturn.measures.changes import check_complete, labelled, replicated
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def correlation_length(
-    covariance: xr.DataArray | Covariances, exponent: float | None = None, confidence: float = 0.95
+    covariance: xr.DataArray | Covariances,
+    exponent: float | None = None,
+    confidence: float = 0.95,
+    present: xr.DataArray | None = None,
 ) -> xr.Dataset:
     """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r > 0.
 
@@ -32,6 +35,8 @@ def correlation_length(
         Exponent of the power law at the transition, such as `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each
         noise level, which makes ξ less certain.
     confidence : float in (0, 1)
+    present : DataArray (item, distance), optional
+        For data of different lengths (`uturn.measures.changes.present_pairs`).
 
     Returns
     -------
@@ -73,15 +78,18 @@ def correlation_length(
     shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))  # (exponents, rates, distances)
     shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
 
-    def rate(curve: np.ndarray) -> np.ndarray:
+    found, of_present = replicated(covariance, present)
+
+    def rate(mean: np.ndarray) -> np.ndarray:
         """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest projection."""
+        curve = of_present(mean)
         with np.errstate(invalid="ignore", divide="ignore"):
             y = curve[:, 1:] / curve[:, :1]
         projection = np.einsum("nr,aqr->qna", y, shapes).max(axis=-1)  # (rates, noise)
         best = np.where(np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1)
         return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
 
-    value, low, high = replicates(covariance).interval(rate, confidence)
+    value, low, high = found.interval(rate, confidence)
     with np.errstate(divide="ignore"):
         lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
     return xr.Dataset({name: ("noise", one) for name, one in lengths.items()}, coords={"noise": covariance.noise})

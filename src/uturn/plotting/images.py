@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.plotting.calibration import draw_gap, draw_zero
+from uturn.plotting.curves import (
+    brief,
+    draw_legend,
+    draw_transition,
+    end_of,
+    evenly_spaced,
+    interval,
+    markers,
+    no_mathematics,
+)
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
 
 if TYPE_CHECKING:
@@ -17,15 +27,6 @@ if TYPE_CHECKING:
 
 _MOST_NAMED = 8  # layers named in the legend
 _CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: safe for colour blindness
-
-
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most `most` of the indices 0 .. count - 1, evenly spaced, with the first and the last.
-
-    >>> evenly_spaced(36, 4)
-    [0, 12, 23, 35]
-    """
-    return sorted({round(float(k)) for k in np.linspace(0, count - 1, min(count, most))})
 
 
 def draw_layers(data: xr.Dataset) -> Any:
@@ -45,8 +46,8 @@ def draw_layers(data: xr.Dataset) -> Any:
             axis.set_axis_off()
         lowest = min(0.0, float(np.nanmin(data.similarity)))
         for k, (name, axis) in enumerate(zip(names, axes, strict=False)):
-            axis.set(xlim=(0, _end(data)), ylim=(lowest - 0.03, 1.03), xlabel=_axis_label(data))
-            axis.set_title(_brief(name, 60), pad=34)
+            axis.set(xlim=(0, end_of(data.noise.values)), ylim=(lowest - 0.03, 1.03), xlabel=_axis_label(data))
+            axis.set_title(brief(name, 60), pad=34)
             _draw_similarity(axis, data.isel(classifier=k))
             if k % columns == 0:
                 axis.set_ylabel("cosine similarity of layers")
@@ -80,10 +81,12 @@ def draw_calibration(data: xr.Dataset) -> Any | None:
             edges = evenly_spaced(len(layers), 3)
             for j in edges:
                 gap, p = one.gap_layer.isel(network_layer=j), one.gap_layer_p.isel(network_layer=j)
-                aside = 0.006 * _end(data) * (1 + edges.index(j))  # bars of several readings stand beside each other
-                draw_gap(axis, one.noise + aside, gap, p <= level, colors[j], f"similarity of {_brief(layers[j])}")
-            axis.set(xlim=(0, _end(data)), xlabel=_axis_label(data))
-            axis.set_title(_brief(name, 60))
+                aside = (
+                    0.006 * end_of(data.noise.values) * (1 + edges.index(j))
+                )  # bars of several readings stand beside each other
+                draw_gap(axis, one.noise + aside, gap, p <= level, colors[j], f"similarity of {brief(layers[j])}")
+            axis.set(xlim=(0, end_of(data.noise.values)), xlabel=_axis_label(data))
+            axis.set_title(brief(name, 60))
             axis.legend()
         panels[0, 0].set_ylabel(r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
         words = _caption(
@@ -113,7 +116,7 @@ def draw_grid(data: xr.Dataset) -> Any | None:
         judge = _judge(data)
         if judge is not None:
             look = {"ls": "", "marker": "s", "mfc": "none", "mec": CLASS, "mew": 1.6, "ms": 9}
-            changed = plt.Line2D([], [], **look, label=f"another class ({_brief(str(judge.classifier.item()))})")
+            changed = plt.Line2D([], [], **look, label=f"another class ({brief(str(judge.classifier.item()))})")
             axis.legend(handles=[changed, *star], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
         words, below = _caption(data, "", max(40, int(13 * figure.get_figwidth()))), -8 if judge is None else -30
         axis.annotate(words, (0, 0), (4, below), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
@@ -183,7 +186,7 @@ def _judge(data: xr.Dataset) -> xr.Dataset | None:
 def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
     """Noise levels above the columns, names of the originals beside the rows."""
     axis.set_xticks(grid.left + grid.width / 2 - 0.5, ["original", *(f"{x:.3g}" for x in data.shown_noise.values)])
-    axis.set_yticks(grid.top + grid.height / 2 - 0.5, [_brief(str(name), 18) for name in data.item_name.values])
+    axis.set_yticks(grid.top + grid.height / 2 - 0.5, [brief(str(name), 18) for name in data.item_name.values])
     axis.tick_params(length=0)
     axis.xaxis.tick_top()
     axis.xaxis.set_label_position("top")
@@ -203,18 +206,18 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
         value, low, high = data.similarity.isel(network_layer=k).values.T
         if edge or few:
             axis.fill_between(noise, low, high, color=colors[k], alpha=0.22 if edge else 0.07, lw=0)
-        look = {"lw": 2.4, "zorder": 4, **_markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
-        axis.plot(noise, value, color=colors[k], label=_brief(name) if k in named else None, **look)
+        look = {"lw": 2.4, "zorder": 4, **markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
+        axis.plot(noise, value, color=colors[k], label=brief(name) if k in named else None, **look)
         half_life = float(data.half_life.sel(axis="noise", estimate="value").isel(network_layer=k))
         if few or k in named:
             axis.plot([half_life], [0.985], "|", transform=axis.get_xaxis_transform(), color=colors[k], ms=10, mew=2)
     star, swap = (data[name].sel(axis="noise").values for name in ("transition", "inversion"))
-    _draw_transition(axis, star, CLASS, True)
-    words = [f"$t^*$ = {_interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below"] if data.has_classes else []
+    draw_transition(axis, star, CLASS, True)
+    words = [f"$t^*$ = {interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below"] if data.has_classes else []
     if np.isfinite(swap[0]):
         at = np.interp(swap[0], noise, data.similarity.isel(network_layer=0, estimate=0).values)
         axis.plot([swap[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
-        words.append(f"order inverts at {_interval(swap)}")
+        words.append(f"order inverts at {interval(swap)}")
     axis.text(0, 1.02, "\n".join(words), transform=axis.transAxes, color=CLASS, fontsize=9.5).set_in_layout(False)
     if np.isfinite(data.half_life.values).any():
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
@@ -222,7 +225,7 @@ def _draw_similarity(axis: Any, data: xr.Dataset) -> None:
     title = None if few else f"{len(layers)} layers, first to last"
     bottom, top = axis.get_ylim()
     early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=1)) < bottom + 0.55 * (top - bottom)
-    _legend(axis, early, title=title, title_fontsize=8.5)
+    draw_legend(axis, early, title=title, title_fontsize=8.5)
 
 
 def _draw_perceptual(axis: Any, data: xr.Dataset) -> None:
@@ -232,14 +235,14 @@ def _draw_perceptual(axis: Any, data: xr.Dataset) -> None:
         one, color = data.isel(perceptual=k), _CLASSIFIERS[k % len(_CLASSIFIERS)]
         value, low, high = one.perceptual_distance.values.T
         axis.fill_between(noise, low, high, color=color, alpha=0.2, lw=0)
-        axis.plot(noise, value, color=color, label=_brief(name.removeprefix("perceptual distance, "), 60), **_markers(noise))
+        axis.plot(noise, value, color=color, label=brief(name.removeprefix("perceptual distance, "), 60), **markers(noise))
         half = one.half_rise.sel(axis="noise").values
         if np.isfinite(half[0]):
             axis.plot([half[0]], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
     if data.sizes["perceptual"] == 1 and np.isfinite(half[0]):
-        words = f"half of the rise at {_interval(half)}"
+        words = f"half of the rise at {interval(half)}"
         axis.text(0, 1.02, words, transform=axis.transAxes, color=MUTED, fontsize=9.5).set_in_layout(False)
-    axis.set(xlim=(0, _end(data)), ylim=(0, None), ylabel="distance to the original", xlabel=_axis_label(data))
+    axis.set(xlim=(0, end_of(data.noise.values)), ylim=(0, None), ylabel="distance to the original", xlabel=_axis_label(data))
     axis.set_title("perceptual distance", pad=34)
     axis.legend(loc="lower right", fontsize=8.5)
 
@@ -256,9 +259,9 @@ def _draw_class(axis: Any, data: xr.Dataset) -> None:
         color = _CLASSIFIERS[k % len(_CLASSIFIERS)]
         value, low, high = one.same_class.values.T
         axis.fill_between(noise, low, high, color=color, alpha=0.2, lw=0)
-        curves += axis.plot(noise, value, color=color, label=_named(name, one, single), **_markers(noise))
+        curves += axis.plot(noise, value, color=color, label=_named(name, one, single), **markers(noise))
         axis.axhline(float(one.chance), color=color, lw=0.8, ls=":")
-        _draw_transition(axis, one.transition.sel(axis="noise").values, CLASS if single else color, single)
+        draw_transition(axis, one.transition.sel(axis="noise").values, CLASS if single else color, single)
     if single:
         for name, words, color, dash in (
             ("same_class_top5", "predicted class among the five first", ACCENT, "--"),
@@ -270,9 +273,9 @@ def _draw_class(axis: Any, data: xr.Dataset) -> None:
                 curves += axis.plot(noise, value, color=color, lw=1.3, ls=dash, label=words)
     if np.isfinite(data.chance).any():
         axis.plot([], [], color=MUTED, lw=0.8, ls=":", label="two random originals")
-    axis.set(xlim=(0, _end(data)), ylim=(-0.03, 1.03), ylabel="share of U-turns", xlabel=_axis_label(data))
+    axis.set(xlim=(0, end_of(data.noise.values)), ylim=(-0.03, 1.03), ylabel="share of U-turns", xlabel=_axis_label(data))
     axis.set_title("class", pad=34)
-    _legend(axis, all(np.interp(0.6 * noise[-1], line.get_xdata(), line.get_ydata()) < 0.62 for line in curves))
+    draw_legend(axis, all(np.interp(0.6 * noise[-1], line.get_xdata(), line.get_ydata()) < 0.62 for line in curves))
 
 
 def _named(name: str, data: xr.Dataset, single: bool) -> str:
@@ -280,22 +283,7 @@ def _named(name: str, data: xr.Dataset, single: bool) -> str:
     if single:
         return "predicted class"
     star = float(data.transition.sel(axis="noise", estimate="value"))
-    return f"{_brief(name)}, " + (f"$t^*$ = {star:.2f}" if np.isfinite(star) else "no $t^*$")
-
-
-def _legend(axis: Any, early: bool, **options: Any) -> None:
-    """A legend at the upper right if the curves fall early, else at the lower left."""
-    place = "upper right" if early else "lower left"
-    legend = axis.legend(loc=place, fontsize=8.5, labelspacing=0.3, frameon=True, edgecolor="none", framealpha=0.7, **options)
-    legend.set_zorder(6)
-
-
-def _draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> None:
-    """A line at t* and a band over its interval, if t* exists."""
-    if band and np.isfinite(star).all():
-        axis.axvspan(*star[1:], color=color, alpha=0.1, lw=0)
-    if np.isfinite(star[0]):
-        axis.axvline(star[0], color=color, lw=1.2, ls=":")
+    return f"{brief(name)}, " + (f"$t^*$ = {star:.2f}" if np.isfinite(star) else "no $t^*$")
 
 
 def _caption(data: xr.Dataset, addition: str, width: int) -> str:
@@ -305,16 +293,7 @@ def _caption(data: xr.Dataset, addition: str, width: int) -> str:
     if len(set(remarks)) == 1:
         names = [""]
     lines += [f"{name}: {remark}" if name else str(remark) for name, remark in zip(names, remarks, strict=False) if remark]
-    return "\n".join(_no_mathematics(part) for line in lines for part in textwrap.wrap(line, width))
-
-
-def _interval(values: np.ndarray) -> str:
-    value, low, high = values
-    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else "")
-
-
-def _markers(noise: np.ndarray) -> dict[str, Any]:
-    return {"marker": "o", "ms": 4} if len(noise) < 40 else {}
+    return "\n".join(no_mathematics(part) for line in lines for part in textwrap.wrap(line, width))
 
 
 def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
@@ -327,22 +306,7 @@ def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
 
 
 def _axis_label(data: xr.Dataset) -> str:
-    return "inversion time $t/T$" if "step" in data.coords else _no_mathematics(str(data.noise.attrs.get("long_name", "noise")))
-
-
-def _end(data: xr.Dataset) -> float:
-    last = float(data.noise[-1])
-    return 1.03 * last if last > 0 else 1.0
-
-
-def _brief(name: str, most: int = 22) -> str:
-    """A name of at most `most` characters; of a longer one, the end."""
-    return _no_mathematics(name if len(name) <= most else f"..{name[-most + 2 :]}")
-
-
-def _no_mathematics(text: str) -> str:
-    """Text with escaped dollar signs, which matplotlib would read as mathematics."""
-    return text.replace("$", r"\$")
+    return "inversion time $t/T$" if "step" in data.coords else no_mathematics(str(data.noise.attrs.get("long_name", "noise")))
 
 
 def _readable(data: xr.Dataset) -> tuple[xr.Dataset, list[str]]:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.checks import shown
-from uturn.plotting.images import evenly_spaced
-from uturn.statistics import Replicates, crossing, inversion, replicates, transition
+from uturn.plotting.curves import evenly_spaced
+from uturn.statistics import Replicates, crossing, inversion, transition
 from uturn.workflows.clones import gaps_of
+from uturn.workflows.curves import ESTIMATE, band, curve, no_curve, place
 from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals, perceptual_probes
 
 if TYPE_CHECKING:
     import xarray as xr
 
-ESTIMATE = ("value", "low", "high")  # labels of the dim `estimate`: a number and the ends of its 95 % interval
 SHARES = (0.25, 0.75)  # of the fall of the class, labels of the dim `share`
 AGREEMENTS = ("same_class", "same_class_top5", "label_top1", "label_top5")
 _MOST_SHOWN = 8  # originals in the image grid
@@ -111,17 +111,17 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
 
     x, prefix = axes.noise, probe.prefix
     similarity, chance = _curve(run, f"{prefix}similarity", x), _chance(run, prefix)
-    same_class = _curve(run, f"{prefix}same_class", x) if probe.has_classes else _no_curve(x)
+    same_class = _curve(run, f"{prefix}same_class", x) if probe.has_classes else no_curve(x)
     layers = [str(layer) for layer in run[probe.layers].values]
 
     def fallen(share: float) -> Callable[[np.ndarray], float]:
         """The smallest noise at which a share of the fall of the class is done."""
 
-        def place(c: np.ndarray) -> float:
+        def located(c: np.ndarray) -> float:
             bottom = c[-1] if np.isnan(chance) else chance
             return crossing(x, c, bottom + (1 - share) * (1 - bottom), first=True)
 
-        return place
+        return located
 
     def width(c: np.ndarray) -> float:
         return fallen(SHARES[1])(c) - fallen(SHARES[0])(c)
@@ -130,20 +130,20 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
         return axes.log_snr(fallen(SHARES[0])(c)) - axes.log_snr(fallen(SHARES[1])(c))
 
     half_lives = [
-        _place(similarity, lambda c, k=k: transition(x, c[:, k]).location, x)  # type: ignore[misc]
+        place(similarity, lambda c, k=k: transition(x, c[:, k]).location, x)  # type: ignore[misc]
         for k in range(len(layers))
     ]
     found = xr.Dataset(
         {
-            "similarity": (("noise", "network_layer", "estimate"), _band(similarity, -1)),
+            "similarity": (("noise", "network_layer", "estimate"), band(similarity, -1)),
             "chance": chance,
-            "transition": (("axis", "estimate"), axes.at(_place(same_class, fallen(0.5), x))),
-            "width": ("estimate", _place(same_class, width, x)),
-            **({} if axes.angle is None else {"width_nats": ("estimate", _place(same_class, nats, x, np.inf))}),
-            "fall": (("share", "axis", "estimate"), np.stack([axes.at(_place(same_class, fallen(q), x)) for q in SHARES])),
-            "inversion": (("axis", "estimate"), axes.at(_place(similarity, lambda c: inversion(x, c[:, -1], c[:, 0]), x))),
-            "half_life": (("network_layer", "axis", "estimate"), np.stack([axes.at(place) for place in half_lives])),
-            "same_class": (("noise", "estimate"), _band(same_class, 0)),
+            "transition": (("axis", "estimate"), axes.at(place(same_class, fallen(0.5), x))),
+            "width": ("estimate", place(same_class, width, x)),
+            **({} if axes.angle is None else {"width_nats": ("estimate", place(same_class, nats, x, np.inf))}),
+            "fall": (("share", "axis", "estimate"), np.stack([axes.at(place(same_class, fallen(q), x)) for q in SHARES])),
+            "inversion": (("axis", "estimate"), axes.at(place(similarity, lambda c: inversion(x, c[:, -1], c[:, 0]), x))),
+            "half_life": (("network_layer", "axis", "estimate"), np.stack([axes.at(one) for one in half_lives])),
+            "same_class": (("noise", "estimate"), band(same_class, 0)),
             **{name: (("noise", "estimate"), values) for name, values in _agreements(run, prefix, x).items()},
             **gaps_of(run, prefix, x),
             "layer": ("network_layer", np.array(layers, object)),
@@ -168,11 +168,11 @@ def _of_perceptual(run: xr.Dataset, name: str, variable: str, axes: _Axes) -> xr
     """All numbers of one perceptual distance."""
     import xarray as xr
 
-    curve = _curve(run, variable, axes.noise, start=0.0)
-    half = _place(curve, lambda c: transition(axes.noise, -c, top=0.0).location, axes.noise)
+    distance = _curve(run, variable, axes.noise, start=0.0)
+    half = place(distance, lambda c: transition(axes.noise, -c, top=0.0).location, axes.noise)
     return xr.Dataset(
         {
-            "perceptual_distance": (("noise", "estimate"), _band(curve, 0, np.inf)),
+            "perceptual_distance": (("noise", "estimate"), band(distance, 0, np.inf)),
             "half_rise": (("axis", "estimate"), axes.at(half)),
             "measures": str(run[variable].attrs.get("long_name", name)),
         },
@@ -195,42 +195,18 @@ def _side_by_side(classifiers: list[xr.Dataset]) -> xr.Dataset:
 
 
 def _curve(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> Replicates:
-    """Mean curve (noise, ..) of a variable and its replicates; `start` is the value at noise 0, added if it was not measured."""
+    """Mean curve (noise, ..) of a variable and its replicates, see `curve`; NaN without items."""
     values = run[name]
     if "label_top" in name:  # without items that have no label
         values = values.isel(item=values.notnull().all([dim for dim in values.dims if dim != "item"]).values)
-    if not values.sizes["item"]:
-        return _no_curve(x)
-    mean, deviations, groups = replicates(values)
-    if len(mean) < len(x):
-        mean = np.concatenate([np.full_like(mean[:1], start), mean])
-        deviations = np.concatenate([np.zeros_like(deviations[:, :1]), deviations], axis=1)
-    return Replicates(mean, deviations, groups)
-
-
-def _no_curve(x: np.ndarray) -> Replicates:
-    """The curve of what was not measured: NaN."""
-    return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0)
-
-
-def _band(curve: Replicates, least: float, most: float = 1.0) -> np.ndarray:
-    """A curve and the ends of its intervals along a new last axis, clipped to [least, most]."""
-    return np.clip(np.moveaxis(curve.interval(lambda mean: mean), 0, -1), least, most)
-
-
-def _place(curve: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray, most: float | None = None) -> np.ndarray:
-    """A noise located on a curve and the ends of its interval, clipped to the measured range, or to [0, most].
-
-    NaN for a single level.
-    """
-    return np.full(3, np.nan) if len(x) < 3 else np.clip(curve.interval(statistic), 0, x[-1] if most is None else most)
+    return curve(values, x, start) if values.sizes["item"] else no_curve(x)
 
 
 def _agreements(run: xr.Dataset, prefix: str, x: np.ndarray) -> dict[str, np.ndarray]:
     """Other shares of U-turns that keep the predicted class or the label: {name: array (noise, estimate)}."""
     starts = {"label_top1": _label_agreement(run, prefix), "label_top5": np.nan}
     measured = [name for name in AGREEMENTS[1:] if f"{prefix}{name}" in run]
-    return {name: _band(_curve(run, f"{prefix}{name}", x, starts.get(name, 1.0)), 0) for name in measured}
+    return {name: band(_curve(run, f"{prefix}{name}", x, starts.get(name, 1.0)), 0) for name in measured}
 
 
 def _chance(run: xr.Dataset, prefix: str) -> float:

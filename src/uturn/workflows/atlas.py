@@ -20,7 +20,7 @@ from uturn.outputs import OutputFolder, output_folder
 from uturn.progress import duration
 from uturn.workflows.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 from uturn.workflows.atlas_rows import Row, chosen, read_atlas
-from uturn.workflows.results import check_folder
+from uturn.workflows.writing import check_results, write_figures
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,7 +61,7 @@ def measure_atlas(
     """
     entries: list[Entry] = []
     with output_folder("out", out) as folder:
-        check_folder(folder, False, 0)
+        check_results(folder)
         _check_results(folder)
         for number, row in enumerate(rows, 1):
             announce(f"{row.name} ({number} of {len(rows)})")
@@ -96,17 +96,11 @@ def _measured(row: Row, folder: OutputFolder, options: dict[str, Any]) -> list[A
 
 def _write(found: xr.Dataset, folder: OutputFolder) -> None:
     from uturn.plotting.atlas import draw_atlas
-    from uturn.plotting.style import style
 
     with named_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     write_dataset(found, folder.path / "atlas.zarr")
     with whole_file(folder.path / "atlas.csv") as file:
         file.write(to_csv(found).encode())
-    with style() as plt:
-        figure = draw_atlas(found)
-        for kind in ("png", "pdf"):
-            with whole_file(folder.path / f"atlas.{kind}") as file:
-                figure.savefig(file, format=kind)
-        plt.close(figure)
+    write_figures(folder.path, {"atlas": draw_atlas}, found)
     folder.push(*RESULTS)

@@ -13,8 +13,9 @@ import numpy as np
 from uturn.measures.changes import susceptibility_of
 from uturn.measures.cloning import largest_eigenvalue
 from uturn.measures.scaling import correlation_length
-from uturn.workflows.analysis import ESTIMATE, SHARES, analyse
+from uturn.workflows.analysis import SHARES, analyse
 from uturn.workflows.atlas_rows import PATCHES, Row
+from uturn.workflows.curves import ESTIMATE
 
 if TYPE_CHECKING:
     import xarray as xr

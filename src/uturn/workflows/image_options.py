@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import keyword
-import os
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
+from pydantic import Field, SkipValidation
 
-from uturn.checks import checked_integer, checked_noise, checked_path, plain, shown
-from uturn.spec import validation_words
+from uturn.checks import checked_integer, checked_noise, shown
+from uturn.workflows.options import Options, probe_names
 
 if TYPE_CHECKING:
     from uturn.experiment import Experiment
@@ -25,7 +20,7 @@ _BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
 )
 
 
-class ImageOptions(BaseModel):
+class ImageOptions(Options):
     """U-turns of images by a diffusion model, compared in the layers of classifiers.
 
     Every option has a default. `uturn images --help` and `ImageOptions.model_fields[name].description` explain the options. The
@@ -38,7 +33,7 @@ class ImageOptions(BaseModel):
     [0.2, 0.4, 0.6, 0.8, 1.0]
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    lists: ClassVar[frozenset[str]] = frozenset({"classifiers", "weights"})
 
     model: str = Field(
         "fashion_mnist", description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function."
@@ -122,40 +117,6 @@ class ImageOptions(BaseModel):
     )
     seed: int = Field(0, ge=0, description="Seed of all random numbers.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, options: Any) -> Any:
-        """Options from Python, TOML files or command lines, converted to the types of the fields."""
-        if not isinstance(options, Mapping):
-            return options
-        found = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
-        for name in {"classifiers", "weights"} & found.keys():
-            found[name] = _texts(name, found[name])
-        if isinstance(found.get("levels"), str):
-            found["levels"] = parsed_levels(found["levels"])
-        if str(found.get("batch_size")).isdecimal():
-            found["batch_size"] = int(found["batch_size"])
-        return found
-
-    @classmethod
-    def from_dict(cls, options: Mapping[str, Any]) -> ImageOptions:
-        """Check options; a ValueError of one line names the option that is wrong."""
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            raise ValueError(validation_words(error)) from None
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> ImageOptions:
-        """Read options from a TOML file with one line `name = value` for each option that is not the default."""
-        path = Path(checked_path("options", path))
-        try:
-            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise ValueError(f"cannot read the options {path}: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: {error}") from None
-
     def experiment(self, originals: str | None = None) -> Experiment:
         """The experiment that these options describe. `originals`: folder in which generated originals are kept.
 
@@ -188,10 +149,6 @@ class ImageOptions(BaseModel):
                 "probes": self._probes(),
             }
         )
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        """The named options that are not None."""
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _source(self, originals: str | None) -> dict[str, Any]:
         """Table of the source: the embedded images, images of the model, a .npy file or a folder."""
@@ -283,42 +240,3 @@ def noise_levels(levels: int | list[float], steps: int) -> list[float]:
     if count > steps:
         raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
     return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
-
-
-def parsed_levels(text: str) -> int | list[float]:
-    """Noise levels from a text: their number, as in "10", or the levels, as in "0.2,0.5,1.0".
-
-    >>> parsed_levels("10"), parsed_levels("0.5,1.0")
-    (10, [0.5, 1.0])
-    """
-    try:
-        return int(text) if text.strip().isdecimal() else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"levels = {text!r}: expected a number of levels, or levels t/T such as 0.2,0.5,1.0") from None
-
-
-def probe_names(classifiers: Sequence[str]) -> list[str]:
-    """Different names for the probes of several classifiers, identifiers made from their strings; "" for a single one.
-
-    >>> probe_names(["torchvision:resnet50", "nets/resnet50.safetensors", "timm:vit_tiny.augreg", "clip:openai/clip-vit"])
-    ['resnet50', 'resnet50_2', 'vit_tiny_augreg', 'clip_vit']
-    """
-    if len(classifiers) == 1:
-        return [""]
-    names: list[str] = []
-    for text in classifiers:
-        word = Path(text.rpartition(":")[2]).name if ":" in text and not Path(text).exists() else Path(text).stem
-        word = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")[:80] or "classifier"
-        if word[0].isdigit() or keyword.iskeyword(word):
-            word = f"classifier_{word}"
-        number = next(n for n in range(1, len(classifiers) + 1) if (word if n == 1 else f"{word}_{n}") not in names)
-        names.append(word if number == 1 else f"{word}_{number}")
-    return names
-
-
-def _texts(name: str, values: Any) -> list[str]:
-    """A list of texts from a text, a list of texts, or None; None inside a list becomes an empty text."""
-    found = [values] if isinstance(values, str) else [] if values is None else values
-    if not isinstance(found, list) or not all(value is None or isinstance(value, str) for value in found):
-        raise ValueError(f"{name} = {shown(values)}: expected a list of texts")
-    return [value or "" for value in found]

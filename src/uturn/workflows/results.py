@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.datasets import write_dataset
-from uturn.files import named_errors, whole_file, whole_folder
+from uturn.files import whole_folder
 from uturn.outputs import OutputFolder, output_folder
-from uturn.plotting.images import evenly_spaced
-from uturn.workflows.analysis import AGREEMENTS, ESTIMATE, analyse
+from uturn.plotting.curves import evenly_spaced
+from uturn.workflows.analysis import AGREEMENTS, analyse
 from uturn.workflows.clones import gap_rows
+from uturn.workflows.curves import ESTIMATE, plain, with_interval
 from uturn.workflows.runs import kept_images, originals
+from uturn.workflows.writing import check_results, named_in, write_figures, write_numbers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,15 +39,13 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
     ValueError
         If the run is not finished or measured no network layers, or if the folder cannot be written to.
     """
+    from uturn.plotting.images import draw_calibration, draw_grid, draw_layers
+
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run))
         analysis, folder = analyse(run), results.path
-        with named_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_dataset(analysis, folder / "analysis.zarr")
-        with whole_file(folder / "transition.json") as file:
-            file.write(json.dumps(numbers(analysis), indent=1, ensure_ascii=False, allow_nan=False).encode())
-        _draw(analysis, folder)
+        write_numbers(folder, analysis, "transition.json", numbers(analysis))
+        write_figures(folder, dict(zip(FIGURES, (draw_layers, draw_grid, draw_calibration), strict=True)), analysis)
         if save_images:
             with whole_folder(folder / PICTURES) as pictures:
                 _save_images(run, pictures)
@@ -58,17 +55,12 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
 
 def written(out: str | Path, save_images: bool) -> list[str]:
     """Names of the results in a folder or at a URL."""
-    with output_folder("out", out) as folder:
-        there = folder.names("")
-    return [name for name in (*RESULTS, *([PICTURES] if save_images else [])) if name in there]
+    return named_in(out, [*RESULTS, *([PICTURES] if save_images else [])])
 
 
 def check_folder(out: OutputFolder, save_images: bool, kept: int) -> None:
     """ValueError if results cannot be written to a folder; also called before a long run, so that it does not fail at its end."""
-    if out.path.exists() and not out.path.is_dir():
-        raise ValueError(f"out = {out.where!r} is a file; expected a folder")
-    if "zarr.json" in out.names(""):
-        raise ValueError(f"out = {out.where!r} is a store itself; choose another folder")
+    check_results(out)
     if save_images:
         if not kept:
             raise ValueError("save_images: no images are kept; set keep to 1 or more")
@@ -77,25 +69,6 @@ def check_folder(out: OutputFolder, save_images: bool, kept: int) -> None:
             raise ValueError(
                 f"{out.place(PICTURES)} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
             )
-
-
-def _draw(analysis: xr.Dataset, folder: Path) -> None:
-    """The figures of an analysis as PNG and PDF files."""
-    from uturn.plotting.images import draw_calibration, draw_grid, draw_layers
-    from uturn.plotting.style import style
-
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
-    with style() as plt:
-        for name, draw in zip(FIGURES, (draw_layers, draw_grid, draw_calibration), strict=True):
-            figure = draw(analysis)
-            for path in (folder / f"{name}.png", folder / f"{name}.pdf"):
-                if figure is None:
-                    path.unlink(missing_ok=True)  # of an earlier run that kept images, or had clones
-                else:
-                    with whole_file(path) as file:
-                        figure.savefig(file, format=path.suffix[1:])
-            if figure is not None:
-                plt.close(figure)
 
 
 def _save_images(run: xr.Dataset, folder: Path) -> None:
@@ -124,9 +97,6 @@ def _save_images(run: xr.Dataset, folder: Path) -> None:
 
 def numbers(analysis: xr.Dataset) -> dict[str, Any]:
     """The content of `transition.json`: the numbers of an analysis with intervals on all axes; None if one does not exist."""
-
-    def plain(values: Any) -> dict[str, float | None]:
-        return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
 
     def on_axes(values: xr.DataArray) -> dict[str, dict[str, float | None]]:
         return {str(axis): plain(values.sel(axis=axis).values) for axis in values.axis.values}
@@ -217,7 +187,7 @@ def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
         table = table_of(f"{name}: {remark}" if remark else f"{name}")
         if one.has_classes:
             table.add_row("class half lost, t*", *_cells(one.transition))
-            table.add_row("width of its fall", _with_interval(one.width.values))
+            table.add_row("width of its fall", with_interval(one.width.values))
         ends_with_logits = one.has_classes and not str(one.model.item()).startswith("clip:")
         table.add_row(f"{'logits fall' if ends_with_logits else 'last layer falls'} below first layer", *_cells(one.inversion))
         layers = [str(layer) for layer in one.layer.values if str(layer)]
@@ -230,7 +200,7 @@ def summary(analysis: xr.Dataset, most_layers: int = 8) -> Iterator[Any]:
         end = f"{titles['noise']} = {float(analysis.noise[-1]):.3g}"
         table = table_of("perceptual distance")
         for _, one in perceptual_distances(analysis):
-            last = _with_interval(one.perceptual_distance.values[-1])
+            last = with_interval(one.perceptual_distance.values[-1])
             table.add_row(f"{one.measures.item()}: half of its rise to {last} at {end}", *_cells(one.half_rise))
         yield table
 
@@ -251,7 +221,7 @@ def _calibration_table(name: str, one: xr.Dataset, noise: str, most_layers: int)
         worst = row.isel(noise=int(row.p.argmin("noise", skipna=True)))
         cells = (
             f"{float(worst.noise):.3g}",
-            _with_interval(worst.gap.values),
+            with_interval(worst.gap.values),
             f"{float(worst.p):.2g}",
             f"{float(worst.visible):.2g}" if np.isfinite(worst.visible) else "none",
         )
@@ -263,12 +233,4 @@ def _cells(places: xr.DataArray) -> list[str]:
     """A noise (axis, estimate) as cells of a table: with interval on the first axis, without on the others."""
     others = [(str(axis), float(places.sel(axis=axis, estimate="value"))) for axis in places.axis.values[1:]]
     words = ["" if np.isnan(value) else f"{value:.1f}" if axis == "step" else f"{value:.3g}" for axis, value in others]
-    return [_with_interval(places.values[0]), *words]
-
-
-def _with_interval(values: np.ndarray) -> str:
-    """A number with its interval, for a table."""
-    value, low, high = (f"{v:.3g}" for v in values)
-    if not np.isfinite(values[0]):
-        return "none"
-    return f"{value} [{low}, {high}]" if np.isfinite(values[1:]).all() else value
+    return [with_interval(places.values[0]), *words]

@@ -1,0 +1,57 @@
+"""Parts of figures of curves against noise: transitions, legends, and texts that are drawn as they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most `most` of the indices 0 .. count - 1, evenly spaced, with the first and the last.
+
+    >>> evenly_spaced(36, 4)
+    [0, 12, 23, 35]
+    """
+    return sorted({round(float(k)) for k in np.linspace(0, count - 1, min(count, most))})
+
+
+def draw_legend(axis: Any, early: bool, **options: Any) -> None:
+    """A legend at the upper right if the curves fall early, else at the lower left."""
+    place = "upper right" if early else "lower left"
+    legend = axis.legend(loc=place, fontsize=8.5, labelspacing=0.3, frameon=True, edgecolor="none", framealpha=0.7, **options)
+    legend.set_zorder(6)
+
+
+def draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> None:
+    """A line at t* and a band over its interval, if t* exists."""
+    if band and np.isfinite(star).all():
+        axis.axvspan(*star[1:], color=color, alpha=0.1, lw=0)
+    if np.isfinite(star[0]):
+        axis.axvline(star[0], color=color, lw=1.2, ls=":")
+
+
+def interval(values: np.ndarray) -> str:
+    """A number with its interval, with two digits."""
+    value, low, high = values
+    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else "")
+
+
+def markers(noise: np.ndarray) -> dict[str, Any]:
+    """Markers of a curve, unless it has many points."""
+    return {"marker": "o", "ms": 4} if len(noise) < 40 else {}
+
+
+def end_of(noise: np.ndarray) -> float:
+    """The right end of an axis of noise."""
+    return 1.03 * float(noise[-1]) if noise[-1] > 0 else 1.0
+
+
+def brief(name: str, most: int = 22) -> str:
+    """A name of at most `most` characters; of a longer one, the end."""
+    return no_mathematics(name if len(name) <= most else f"..{name[-most + 2 :]}")
+
+
+def no_mathematics(text: str) -> str:
+    """Text with escaped dollar signs, which matplotlib would read as mathematics."""
+    return text.replace("$", r"\$")

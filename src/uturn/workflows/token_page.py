@@ -1,0 +1,126 @@
+"""The page of a run of texts: originals and reconstructions token by token, as self-contained HTML."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from uturn.plotting.tokens import Row, Token, blocks
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --quiet: #5c5c5c; --line: #d8d8d8; --noised: #e6e6e6;
+  --changed: #f7cfcb; --mark: #9c1c14; --focus: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #15171a; --quiet: #a3a7ad; --line: #363a40;
+  --noised: #33373d; --changed: #5a2320; --mark: #ffb4aa; --focus: #7cc4f5; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem clamp(.75rem, 3vw, 2.5rem) 3rem; max-width: 76rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; line-height: 1.25; margin: .5rem 0; }
+h2 { font-size: 1rem; margin: 0 0 .5rem; }
+p { margin: .4rem 0; max-width: 60rem; }
+.quiet { color: var(--quiet); font-size: .9rem; overflow-wrap: anywhere; }
+article { border-top: 1px solid var(--line); padding: 1rem 0; }
+.row { display: grid; grid-template-columns: 5.5rem minmax(0, 1fr); gap: 0 .75rem; margin: .3rem 0; }
+.row > span { color: var(--quiet); font-size: .85rem; padding-top: .1rem; font-variant-numeric: tabular-nums; }
+.text { font: .9rem/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; white-space: pre-wrap; margin: 0;
+  overflow-wrap: anywhere; max-width: none; }
+.characters .text { word-break: break-all; }
+.original .text { font-weight: 600; }
+.noisy { display: none; }
+body:has(#noisy:checked) .noisy { display: grid; }
+.noisy .text { color: var(--quiet); }
+i { font-style: normal; background: var(--noised); border-radius: 2px; }
+mark { background: var(--changed); color: var(--mark); font-weight: 700; text-decoration: underline; text-underline-offset: 2px;
+  border-radius: 2px; }
+b { border: 1px solid var(--quiet); border-radius: 2px; }
+u { text-decoration: none; border-bottom: 3px var(--edge, solid) var(--quiet); }
+label { cursor: pointer; } input { accent-color: var(--focus); }
+:focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
+nav a { color: inherit; margin-right: .6rem; display: inline-block; padding: .15rem 0; }
+@media (max-width: 40rem) { .row { grid-template-columns: 1fr; margin: .6rem 0; } }
+@media print { body { max-width: none; padding: 0; --paper: #fff; --ink: #000; --quiet: #444; --noised: #e6e6e6;
+  --changed: #f7cfcb; --mark: #7d0f08; } .control, nav { display: none; } article { break-inside: avoid; }
+  i, mark { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
+"""
+_EDGES = ("solid", "dashed", "dotted", "double")  # lines below the tokens of the regions of originals
+
+
+def token_page(data: xr.Dataset) -> str:
+    """The texts that an analysis shows, as a page of HTML without scripts and without other files."""
+    title = "Texts and their reconstructions"
+    shown = list(blocks(data))
+    single = all(len(token.text) <= 1 for _, rows in shown for row in rows for token in row.tokens)
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        f"<title>{title}</title><style>{_STYLE}</style></head>",
+        f"<body{' class=characters' if single else ''}><header><h1>{title}</h1>",
+        f'<p class="quiet">{escape(data.attrs.get("description", ""))}</p>',
+        "<p><i>shaded</i>: the token was masked or replaced, and is the same again. <mark>marked</mark>: it is another token. "
+        "Noise is the share of tokens that are masked or replaced.</p>",
+        _key(data),
+        '<p class="control"><input type="checkbox" id="noisy"> <label for="noisy">show the noisy texts between them (· is a '
+        "masked character)</label></p>",
+        '<nav aria-label="texts">' + " ".join(f'<a href="#text{item}">text {item}</a>' for item, _ in shown) + "</nav>",
+        "</header><main>",
+    ]
+    for item, rows in shown:
+        edges = _marks(data, item)
+        parts.append(f'<article id="text{item}"><h2>text {item}</h2>')
+        parts += [_row(row, edges) for row in rows]
+        parts.append("</article>")
+    return "\n".join([*parts, "</main></body></html>", ""])
+
+
+def _key(data: xr.Dataset) -> str:
+    """What the marks in originals mean."""
+    words = []
+    if "region_name" in data.coords:
+        words += [
+            f'<u style="--edge: {_EDGES[k % len(_EDGES)]}">region {escape(str(name))}</u>'
+            for k, name in enumerate(data.region_name.values)
+        ]
+    if "shown_separator" in data:
+        words.append("<b>&nbsp;</b> separates segments")
+    return f"<p>In the original: {', '.join(words)}.</p>" if words else ""
+
+
+def _marks(data: xr.Dataset, item: int) -> dict[int, tuple[str, str]]:
+    """Tags around the tokens of the original, by position."""
+    found = {}
+    one = data.sel(shown_item=item)
+    if "shown_region" in data:
+        for position, region in enumerate(one.shown_region.values):
+            if region >= 0:
+                found[position] = (f'<u style="--edge: {_EDGES[int(region) % len(_EDGES)]}">', "</u>")
+    if "shown_separator" in data:
+        found |= {position: ("<b>", "</b>") for position, there in enumerate(one.shown_separator.values) if there}
+    return found
+
+
+def _row(row: Row, edges: dict[int, tuple[str, str]]) -> str:
+    if row.noise is None:
+        words = "".join(_tagged(token, edges.get(token.position, ("", ""))) for token in row.tokens)
+        return f'<div class="row original"><span>original</span><p class="text">{words.lstrip(" ")}</p></div>'
+    changed = sum(token.changed for token in row.tokens)
+    label = f"{row.noise:.3g}<br>{changed} of {len(row.tokens)}"
+    noisy = "".join(_tagged(token, ("<i>", "</i>") if token.noised else ("", "")) for token in row.noisy)
+    words = "".join(_tagged(token, _tags(token)) for token in row.tokens)
+    return (
+        f'<div class="row noisy"><span>noisy, {row.noise:.3g}</span><p class="text">{noisy.lstrip(" ")}</p></div>'
+        f'<div class="row"><span>noise {label} changed</span><p class="text">{words.lstrip(" ")}</p></div>'
+    )
+
+
+def _tags(token: Token) -> tuple[str, str]:
+    return ("<mark>", "</mark>") if token.changed else ("<i>", "</i>") if token.noised else ("", "")
+
+
+def _tagged(token: Token, tags: tuple[str, str]) -> str:
+    """A token as HTML; of a word, the blank before it stays outside of the tags."""
+    blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
+    return f"{blank}{tags[0]}{escape(token.text[len(blank) :])}{tags[1]}"
