@@ -287,13 +287,24 @@ def check_complete(readings: xr.DataArray) -> None:
         raise ValueError(f"{readings.name or 'covariance'} has missing readings; finish the run, or leave out what is missing")
 
 
-def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> np.ndarray:
-    """chi and the ends of its interval, (3, noise)."""
+def chi_parts(ds: xr.Dataset, name: str = "") -> xr.DataArray:
+    """Two readings along the dim `part` whose means over items have the ratio chi, to find numbers on its curve.
+
+    The sum of the covariances of all pairs over the number of sites, and the mean variance; as `susceptibility_of`.
+    """
+    return _parts(*_readings(ds, name))
+
+
+def _parts(covariance: xr.DataArray, total: xr.DataArray) -> xr.DataArray:
     import xarray as xr
 
-    parts = xr.concat([total, covariance.isel(distance=0, drop=True)], dim="part")
+    return xr.concat([total, covariance.isel(distance=0, drop=True)], dim="part")
+
+
+def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> np.ndarray:
+    """chi and the ends of its interval, (3, noise)."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return replicates(parts).interval(lambda c: c[..., 0] / c[..., 1], confidence)
+        return replicates(_parts(covariance, total)).interval(lambda c: c[..., 0] / c[..., 1], confidence)
 
 
 def labelled(found: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:

@@ -255,8 +255,8 @@ def _longest(config: Any, tokenizer: Tokenizer) -> int | None:
 
 
 def _tried(network: Any, where: str, device: torch.device, values: dict[str, Any], tokenizer: Tokenizer | None) -> int:
-    """Number of symbols, from a call with two tokens; ValueError if that fails."""
-    ids = torch.zeros((1, 2), dtype=torch.int64, device=device)
+    """Number of symbols, from a call with two tokens, one of them masked; ValueError if that fails."""
+    ids = torch.tensor([[0, values["mask_id"] or 0]], device=device)
     try:
         with torch.inference_mode():
             out = network.logits(ids, torch.full((1,), 0.5, device=device))

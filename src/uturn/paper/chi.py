@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.measures.changes import susceptibility_of
+from uturn.measures.changes import chi_parts, susceptibility_of
 from uturn.paper import thresholds
 from uturn.paper.channels import ChannelSpec
-from uturn.paper.correlated_runs import PAPER, PATCHES, STEEP, TIMES, chi_parts, control_channels, controls, grammar, images
+from uturn.paper.correlated_runs import PAPER, PATCHES, STEEP, TIMES, control_channels, controls, grammar, images
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
@@ -213,7 +213,7 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
     def chi(means: np.ndarray) -> np.ndarray:
         return means[[early, late], 0] / means[[early, late], 1]
 
-    parts = chi_parts(run, f"{name}_" if name else "")
+    parts = chi_parts(run, name)
     at = [estimate(parts, lambda c, k=k: float(chi(c)[k])) for k in (0, 1)]  # type: ignore[misc]
     # The same originals at both noise levels: their differences drop out of the ratio.
     growth = estimate(parts, lambda c: float(np.diff(np.log(chi(c)))[0]), 0.99)

@@ -78,12 +78,6 @@ def _described(source: dict[str, Any], channel: str, noise: Sequence[float], ite
     return Experiment.from_dict(spec)
 
 
-def chi_parts(run: xr.Dataset, prefix: str = "") -> xr.DataArray:
-    """Two readings whose means have the ratio chi: the sum of all covariances over the number of sites, and the variance."""
-    total, covariance = run[f"{prefix}change_covariance_sum"], run[f"{prefix}change_covariance"]
-    return xr.concat([total, covariance.isel({f"{prefix}distance": 0}, drop=True)], dim="part")
-
-
 def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
     """Correlations against distance at the noise level of a run that is closest to `noise`."""
     found = correlations_of(run, name)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from uturn.plotting.style import fonts_for
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
@@ -55,3 +61,19 @@ def brief(name: str, most: int = 22) -> str:
 def no_mathematics(text: str) -> str:
     """Text with escaped dollar signs, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
+
+
+def drawable(
+    data: xr.Dataset, coordinates: Sequence[str], attributes: Sequence[str] = ("description",)
+) -> tuple[xr.Dataset, list[str]]:
+    """An analysis whose texts can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
+    names = [name for name in coordinates if name in data.coords]
+    text = "".join([*(str(data.attrs[name]) for name in attributes), *(str(x) for name in names for x in data[name].values.flat)])
+    families, missing = fonts_for(text)
+    escapes = str.maketrans({c: c.encode("unicode_escape").decode() for c in missing})
+    drawn = {
+        name: (data[name].dims, np.array([str(x).translate(escapes) for x in data[name].values.flat]).reshape(data[name].shape))
+        for name in names
+    }
+    plain = {name: str(data.attrs[name]).translate(escapes) for name in attributes}
+    return data.assign_coords(drawn).assign_attrs(plain), families

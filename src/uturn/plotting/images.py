@@ -14,17 +14,19 @@ from uturn.plotting.curves import (
     brief,
     draw_legend,
     draw_transition,
+    drawable,
     end_of,
     evenly_spaced,
     interval,
     markers,
     no_mathematics,
 )
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 
 if TYPE_CHECKING:
     import xarray as xr
 
+_NAMES = ("classifier", "layer", "remark", "item_name", "measures")  # coordinates that are drawn
 _MOST_NAMED = 8  # layers named in the legend
 _CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: safe for colour blindness
 
@@ -32,7 +34,7 @@ _CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  
 def draw_layers(data: xr.Dataset) -> Any:
     """One panel for each network: similarity of its layers against noise, with t*. Then, if the run has them, a panel of the
     perceptual distance, and one of the share of U-turns that keep the class."""
-    data, families = _readable(data)
+    data, families = drawable(data, _NAMES)
     names = [str(name) for name in data.classifier.values]
     further = [_draw_perceptual] * ("perceptual" in data.dims) + [_draw_class] * bool(data.has_classes.any())
     panels = len(names) + len(further)
@@ -64,7 +66,7 @@ def draw_calibration(data: xr.Dataset) -> Any | None:
     """Gaps of same class and of first, middle and last layer, one panel for each network. None for a run without clones."""
     if "gap_class" not in data:
         return None
-    data, families = _readable(data)
+    data, families = drawable(data, _NAMES)
     names = [str(name) for name in data.classifier.values]
     with style(families) as plt:
         figure, panels = plt.subplots(
@@ -100,7 +102,7 @@ def draw_grid(data: xr.Dataset) -> Any | None:
     """Originals and reconstructions at increasing noise, with a frame if the class changed. None if no images were kept."""
     if "image" not in data:
         return None
-    data, families = _readable(data)
+    data, families = drawable(data, _NAMES)
     grid = _Grid.of(data)
     rows, columns = grid.canvas.shape[:2]
     with style(families) as plt:
@@ -307,16 +309,3 @@ def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
 
 def _axis_label(data: xr.Dataset) -> str:
     return "inversion time $t/T$" if "step" in data.coords else no_mathematics(str(data.noise.attrs.get("long_name", "noise")))
-
-
-def _readable(data: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
-    """An analysis whose names can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
-    names = [name for name in ("classifier", "layer", "remark", "item_name", "measures") if name in data.coords]
-    text = "".join([str(data.attrs["description"]), *(str(x) for name in names for x in data[name].values.flat)])
-    families, missing = fonts_for(text)
-    escapes = str.maketrans({c: c.encode("unicode_escape").decode() for c in missing})
-    drawn = {
-        name: (data[name].dims, np.array([str(x).translate(escapes) for x in data[name].values.flat]).reshape(data[name].shape))
-        for name in names
-    }
-    return data.assign_coords(drawn).assign_attrs(description=str(data.attrs["description"]).translate(escapes)), families

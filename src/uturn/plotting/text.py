@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.plotting.calibration import draw_gap, draw_zero
-from uturn.plotting.curves import brief, draw_legend, draw_transition, end_of, evenly_spaced, interval, markers, no_mathematics
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, fonts_for, level_colors, style
+from uturn.plotting.curves import (
+    brief,
+    draw_legend,
+    draw_transition,
+    drawable,
+    end_of,
+    evenly_spaced,
+    interval,
+    markers,
+    no_mathematics,
+)
+from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,7 +32,7 @@ _DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # O
 
 def draw_curves(data: xr.Dataset) -> Any:
     """Panels: kept tokens, susceptibility with t*, C(r), correlation length; regions, layers, calibration and likelihood."""
-    families, _ = fonts_for("".join([*map(str, data.name.values), data.attrs["description"], data.attrs["remark"]]))
+    data, families = drawable(data, ("name", "tested"), ("description", "remark"))
     panels = list(_panels(data))
     columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = math.ceil(len(panels) / columns)
@@ -110,7 +120,7 @@ def _draw_kept(axis: Any, data: xr.Dataset) -> None:
     if np.isfinite(half[0]):
         _beside(axis, f"half-life of a token {interval(half)}")
     axis.set_ylim(min(-0.03, float(np.nanmin(curves))), 1.03)
-    draw_legend(axis, bool(np.interp(0.6 * data.noise.values[-1], data.noise.values, np.nanmax(curves, axis=0)) < 0.5))
+    axis.legend(fontsize=8.5, labelspacing=0.3, loc="best")
 
 
 def _draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
@@ -137,7 +147,11 @@ def _draw_correlations(axis: Any, data: xr.Dataset) -> None:
         axis.fill_between(r[1:], low, high, color=color, alpha=0.1, lw=0)
         axis.plot(r[1:], value, color=color, lw=1.5, marker="o", ms=3, label=f"{data.noise.values[k]:.2g}")
     axis.axhline(0, color=MUTED, lw=0.8, ls=":")
-    axis.set(xscale="log", xlabel="distance $r$ (tokens)", ylabel="$C(r)/C(0)$")
+    lengths = data.correlation_length.isel(estimate=0).values if "correlation_length" in data else np.array([np.inf])
+    reach = min(r[-1], max(12, 8 * float(np.max(lengths[np.isfinite(lengths)], initial=1))))
+    axis.set(xscale="log", xlim=(0.93, 1.05 * reach), xlabel="distance $r$ (tokens)", ylabel="$C(r)/C(0)$")
+    axis.set_xticks([x for x in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000) if x <= reach])
+    axis.minorticks_off()
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axis.set_title("correlation of changes", pad=22)
     if len(chosen):
@@ -156,12 +170,13 @@ def _draw_length(axis: Any, data: xr.Dataset) -> None:
     axis.plot(noise[finite], value[finite], color=ACCENT, **markers(noise))
     for x in noise[np.isinf(value)]:
         axis.annotate("∞", (x, 0.96), xycoords=("data", "axes fraction"), color=ACCENT, ha="center", va="top")
-    draw_transition(axis, data.transition.values, CLASS, True)
+    draw_transition(axis, data.transition.values, CLASS, False)
     _noise_axis(axis, data, "correlation length", r"$\xi$ (tokens)")
     axis.set_ylim(0, top)
     k = _nearest(data)
     if k is not None:
-        _beside(axis, rf"$\xi$ = {interval(data.correlation_length.values[k])} at {noise[k]:.2g}, next to $t^*$")
+        words = interval(data.correlation_length.values[k]).replace("inf", "∞")
+        _beside(axis, rf"$\xi$ = {words} at {noise[k]:.2g}, next to $t^*$")
 
 
 def _nearest(data: xr.Dataset) -> int | None:

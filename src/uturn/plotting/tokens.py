@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uturn.plotting.curves import evenly_spaced
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 NOISED, CHANGED = "#e8e8e8", "#f7cfcb"  # backgrounds of tokens that were noised, and of those that are others now
-_COLUMNS, _MOST_LINES = 84, 60
-_CELL, _LINE = 0.098, 0.21  # width of a character and height of a line in inches
+_COLUMNS, _MOST_LINES = 96, 60
+_SIZE = 9.5  # of the font, in points
+_CELL, _LINE = _SIZE * 0.602 / 72, 0.21  # width of a character of DejaVu Sans Mono and height of a line, in inches
+_LEFT, _TOP, _ABOVE, _BETWEEN = 10, 2.2, 0.9, 0.15  # columns before the texts; lines above all, before a text, before a row
 
 
 class Token(NamedTuple):
@@ -91,76 +94,75 @@ def draw_tokens(data: xr.Dataset, most_items: int = 3, most_levels: int = 5) -> 
     """Some originals and their reconstructions at increasing noise. None if no tokens were kept."""
     if "original_piece" not in data.coords:
         return None
-    laid = []  # (heading or noise, lines)
+    laid: list[tuple[int, Row, list[list[tuple[int, Token]]]]] = []
     for item, rows in blocks(data, most_items, most_levels):
         block = [(item, row, lines(row.tokens, _COLUMNS)) for row in rows]
-        if laid and sum(len(one[2]) for one in [*laid, *block]) > _MOST_LINES:
+        if laid and sum(len(parts) for _, _, parts in [*laid, *block]) > _MOST_LINES:
             break
         laid += block
-    text = "".join(token.text for _, _, parts in laid for part in parts for _, token in part)
-    families, _ = fonts_for(text)
-    height = sum(len(parts) + (0.9 if row.noise is None else 0.15) for _, row, parts in laid)
-    left, top = 9, 2.2
+    tokens = [(at, token) for _, _, parts in laid for part in parts for at, token in part]
+    families, missing = fonts_for("".join(token.text for _, token in tokens))
+    boxes = str.maketrans(dict.fromkeys(missing, "□"))
+    columns = max(60, *(at + cells(token.text) for at, token in tokens))
+    height = sum(len(parts) + (_ABOVE if row.noise is None else _BETWEEN) for _, row, parts in laid)
     with style() as plt:
-        from matplotlib.patches import Rectangle
-
-        columns = min(
-            _COLUMNS, max((at + cells(token.text) for _, _, parts in laid for part in parts for at, token in part), default=1)
-        )
-        columns = max(columns, 60)
-        figure = plt.figure(figsize=(_CELL * (left + columns + 1), _LINE * (height + top)))
+        figure = plt.figure(figsize=(_CELL * (_LEFT + columns + 1), _LINE * (height + _TOP)))
         axis = figure.add_axes((0, 0, 1, 1))
-        axis.set(xlim=(-left, columns + 1), ylim=(height + 0.3, -top))
+        axis.set(xlim=(-_LEFT, columns + 1), ylim=(height + 0.3, -_TOP))
         axis.set_axis_off()
-        fonts = ["DejaVu Sans Mono", *families]
+        _draw_key(axis)
         y = 0.0
         for item, row, parts in laid:
-            y += 0.9 if row.noise is None and y else 0.15
-            label = f"text {item}" if row.noise is None else f"{row.noise:.2g}"
-            axis.text(-1, y + 0.5, label, ha="right", va="center", fontsize=8.5, color=THEORY if row.noise is None else MUTED)
+            y += _ABOVE if row.noise is None and y else _BETWEEN
+            label, color = (f"text {item}", THEORY) if row.noise is None else (f"{row.noise:.2g}", MUTED)
+            axis.text(-1, y + 0.55, label, ha="right", va="center_baseline", fontsize=_SIZE, color=color)
             for part in parts:
-                for at, token in part:
-                    size = cells(token.text)
-                    if token.noised or token.changed:
-                        color = CHANGED if token.changed else NOISED
-                        axis.add_patch(Rectangle((at, y + 0.04), size, 0.92, fc=color, lw=0))
-                    look = {"color": CLASS, "fontweight": "bold"} if token.changed else {"color": THEORY}
-                    for k, character in enumerate(_characters(token.text)):
-                        axis.text(
-                            at + k + 0.5,
-                            y + 0.52,
-                            character,
-                            ha="center",
-                            va="center_baseline",
-                            fontsize=8.5,
-                            family=fonts,
-                            parse_math=False,
-                            **look,
-                        )
+                _draw_line(axis, y, [(at, token._replace(text=token.text.translate(boxes))) for at, token in part], families)
                 y += 1
-        _draw_key(axis, Rectangle, columns)
     return figure
 
 
+def _draw_line(axis: Any, y: float, line: list[tuple[int, Token]], families: list[str]) -> None:
+    """One line of tokens: a background for those that were noised, and their text."""
+    for at, token in line:
+        if token.noised or token.changed:
+            _draw_background(axis, at, y, cells(token.text), CHANGED if token.changed else NOISED)
+    for changed, run in groupby(line, key=lambda pair: pair[1].changed):
+        parts = list(run)
+        look: dict[str, Any] = {"color": CLASS, "fontweight": "bold"} if changed else {"color": THEORY}
+        look |= {"fontsize": _SIZE, "family": ["DejaVu Sans Mono", *families], "va": "center_baseline", "parse_math": False}
+        text = "".join(token.text for _, token in parts)
+        at = parts[0][0]
+        if text.isascii():  # of fixed width, but for rounding: a few characters together are faster than each alone
+            for k in range(0, len(text), 8):
+                axis.text(at + k, y + 0.55, text[k : k + 8], **look)
+            continue
+        for character in _characters(text):
+            axis.text(at + cells(character) / 2, y + 0.55, character, ha="center", **look)
+            at += cells(character)
+
+
+def _draw_background(axis: Any, x: float, y: float, width: float, color: str) -> None:
+    axis.fill([x, x + width, x + width, x], [y + 0.04, y + 0.04, y + 0.96, y + 0.96], color=color, lw=0)
+
+
 def _characters(text: str) -> list[str]:
-    """Characters of a text by column; combining marks stay with their letter, and wide characters take two columns."""
+    """Characters of a text; combining marks stay with their letter."""
     found: list[str] = []
     for c in text:
         if unicodedata.combining(c) and found:
             found[-1] += c
         else:
-            found += [c, ""] if unicodedata.east_asian_width(c) in "WF" else [c]
+            found.append(c)
     return found
 
 
-def _draw_key(axis: Any, rectangle: Any, columns: int) -> None:
+def _draw_key(axis: Any) -> None:
     """What the marks mean, above the texts."""
-    x = 0.0
-    for color, words, look in (
-        (NOISED, "noised, and the same token again", {"color": THEORY}),
-        (CHANGED, "another token", {"color": CLASS, "fontweight": "bold"}),
+    axis.text(-1, -1.05, "noise", ha="right", va="center_baseline", fontsize=_SIZE, color=MUTED)
+    for x, color, words, look in (
+        (0, NOISED, "noised, and the same again", {"color": THEORY}),
+        (34, CHANGED, "another token", {"color": CLASS, "fontweight": "bold"}),
     ):
-        axis.add_patch(rectangle((x, -1.55), 2, 0.92, fc=color, lw=0))
-        axis.text(x + 2.6, -1.05, words, va="center", fontsize=8.5, **look)
-        x += 0.86 * len(words) + 6
-    axis.text(-1, -1.05, "noise", ha="right", va="center", fontsize=8.5, color=MUTED)
+        _draw_background(axis, x, -1.6, 2, color)
+        axis.text(x + 2.8, -1.05, words, va="center_baseline", fontsize=_SIZE, **look)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def place(
     return np.full(3, np.nan) if len(x) < 3 else np.clip(of.interval(statistic), least, x[-1] if most is None else most)
 
 
-def plain(values: Sequence[float]) -> dict[str, float | None]:
+def plain(values: Any) -> dict[str, float | None]:
     """A number with its interval as plain data: {"value", "low", "high"}, None where it does not exist."""
     return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
 

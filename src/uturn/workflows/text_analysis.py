@@ -9,12 +9,12 @@ import numpy as np
 
 from uturn.checks import shown
 from uturn.measures.calibration import calibration
-from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
+from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
 from uturn.measures.scaling import correlation_length
 from uturn.statistics import crossing, replicates
 from uturn.workflows.curves import ESTIMATE, band, curve, place, with_zero
 from uturn.workflows.runs import describe, missing_tasks, stored_spec
-from uturn.workflows.texts import shown_texts
+from uturn.workflows.texts import kept_texts, shown_texts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -112,7 +112,8 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
             "name": ("reading", [one.name for one in readings]),
         },
     )
-    data = data.merge(_changes(run, x)).merge(_gaps(run, x)).merge(_likelihood(run, x)).merge(shown_texts(run, source))
+    texts = shown_texts(run, source)
+    data = data.merge(_changes(run, x)).merge(_gaps(run, x)).merge(_likelihood(run, x)).merge(texts)
     data.attrs = {key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs}
     sizes = {"items": run.sizes["item"], "trajectories": run.sizes.get("trajectory", 1), "clones": run.sizes.get("clone", 1)}
     data.attrs |= {"description": describe(run), "remark": "; ".join(_remarks(data, run)), **sizes}
@@ -165,7 +166,7 @@ def _changes(run: xr.Dataset, x: np.ndarray) -> xr.Dataset:
     if "change_covariance" not in run:
         return xr.Dataset()
     chi = susceptibility_of(run)
-    located = _peak(run)
+    located = located_peak(run)
     pairs = present_pairs(run["change_covariance"])
     # The farther apart two sites are, the fewer pairs there are, and the larger the fluctuations of their mean.
     number = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
@@ -188,20 +189,15 @@ def _changes(run: xr.Dataset, x: np.ndarray) -> xr.Dataset:
     return xr.Dataset(data, {**coords, "noise": x, "estimate": list(ESTIMATE)})
 
 
-def _peak(run: xr.Dataset) -> np.ndarray:
+def located_peak(run: xr.Dataset) -> np.ndarray:
     """Noise and height of the peak of chi with the ends of their intervals, (estimate, 2); NaN if there is none inside."""
-    import xarray as xr
-
-    parts = xr.concat([run["change_covariance_sum"], run["change_covariance"].isel(distance=0, drop=True)], dim="part").transpose(
-        "noise", ..., "part"
-    )
     noise = run.noise.values
 
     def statistic(means: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.array(peak(noise, means[:, 0] / means[:, 1]))
+        return np.array(peak(noise, means[:, 0] / means[:, 1]))
 
-    found = replicates(parts).interval(statistic)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes
+        found = replicates(chi_parts(run)).interval(statistic)
     found[:, 0] = found[:, 0].clip(noise[0], noise[-1])
     return found
 
@@ -211,8 +207,8 @@ def peak(noise: np.ndarray, chi: np.ndarray) -> tuple[float, float]:
 
     NaN if the largest value is the first or the last one. Values that are NaN are left out.
 
-    >>> peak(np.array([0.1, 0.2, 0.4, 0.8]), np.array([1.0, 2.0, 2.0, 1.0]))
-    (0.3, 2.0625...)
+    >>> peak(np.array([0.1, 0.2, 0.5, 0.6]), np.array([1.0, 2.0, 1.0, 0.5]))
+    (0.3..., 2.33...)
     """
     there = np.isfinite(chi)
     x, y = noise[there], chi[there]
@@ -300,6 +296,8 @@ def _remarks(data: xr.Dataset, run: xr.Dataset) -> Iterator[str]:
         yield f"half-lives are those of the fall from 1 to the value at noise {noise[-1]:.3g}"
     if data.sizes["reading"] and run.sizes["item"] == 1:
         yield "a single original: no intervals"
+    if kept_texts(run) and "changed" not in data:
+        yield "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
     if "chi" not in data:
         yield "a single trajectory: no susceptibility, no t*"
         return
@@ -319,18 +317,13 @@ def _remarks(data: xr.Dataset, run: xr.Dataset) -> Iterator[str]:
 
 def _is_sure(run: xr.Dataset) -> bool:
     """Whether the largest chi is above those at the smallest and the largest noise, with 97.5 % confidence each."""
-    import xarray as xr
-
-    parts = xr.concat([run["change_covariance_sum"], run["change_covariance"].isel(distance=0, drop=True)], dim="part").transpose(
-        "noise", ..., "part"
-    )
-    of = replicates(parts)
+    of = replicates(chi_parts(run))
     with np.errstate(invalid="ignore", divide="ignore"):
         chi = of.mean[:, 0] / of.mean[:, 1]
         k, ends = int(np.nanargmax(chi)), np.flatnonzero(np.isfinite(chi))[[0, -1]]
 
         def above(means: np.ndarray) -> np.ndarray:
-            chi = means[:, 0] / means[:, 1]
-            return chi[k] - chi[ends]
+            ratio = means[:, 0] / means[:, 1]
+            return ratio[k] - ratio[ends]
 
         return bool((of.interval(above)[1] > 0).all())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field, SkipValidation
 
 from uturn.checks import checked_integer, checked_noise, shown
@@ -94,7 +93,7 @@ class TextOptions(Options):
     )
     items: int = Field(30, ge=1, description="Number of originals.")
     trajectories: int = Field(
-        4, ge=1, description="Noisy versions of each original at each level; 2 or more for susceptibility and correlations."
+        8, ge=1, description="Noisy versions of each original at each level; 2 or more for susceptibility and correlations."
     )
     clones: int = Field(1, ge=1, description="Reconstructions of each noisy version; the run also compares them with each other.")
     keep: int = Field(8, ge=0, description="Store the tokens of this many originals, the first ones, and show them.")
@@ -151,9 +150,8 @@ class TextOptions(Options):
         shared = self._given(*_SECOND)
         for name, model in zip(probe_names(self.layers, "model"), self.layers, strict=True):
             probes.append({"type": "text_layers", "model": model, **({"name": name} if name else {}), **shared})
-        for kind, model in (("text_encoder", self.encoder), ("text_likelihood", self.likelihood)):
-            if model is not None:
-                probes.append({"type": kind, "model": model, **shared})
+        others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood}
+        probes += [{"type": kind, "model": one, **shared} for kind, one in others.items() if one is not None]
         if self.keep:
             probes.append({"type": "tokens"} if self.keep >= self.items else {"type": "tokens", "first": self.keep})
         return probes
@@ -170,4 +168,4 @@ def noise_levels(levels: int | list[float]) -> list[float]:
     count = checked_integer("levels", levels, 1)
     if count > 1000:
         raise ValueError(f"levels = {shown(levels)}: expected at most 1000 noise levels")
-    return (np.arange(1, count + 1) / count).round(12).tolist()
+    return [k / count for k in range(1, count + 1)]

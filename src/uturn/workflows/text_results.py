@@ -144,8 +144,9 @@ def text_summary(analysis: xr.Dataset, most: int = 8) -> Iterator[Any]:
     star = float(analysis.transition[0]) if "transition" in analysis else np.nan
     if "correlation_length" in analysis and np.isfinite(star):
         k = int(np.abs(analysis.noise.values - star).argmin())
-        words = with_interval(analysis.correlation_length.values[k]).replace("inf", "∞")
-        table.add_row("correlation length near t*", f"{float(analysis.noise[k]):.3g}", f"{words} tokens")
+        table.add_row(
+            "correlation length near t*", f"{float(analysis.noise[k]):.3g}", _length(analysis.correlation_length.values[k])
+        )
     for group in GROUPS:
         chosen = np.flatnonzero(analysis.group.values == group)
         for k in chosen[evenly_spaced(len(chosen), most)] if len(chosen) else ():
@@ -170,6 +171,12 @@ def _words(group: str, name: str) -> str:
         "tokens in layers": f"hidden states token by token, {name}",
         "sentence": f"sentence embedding, {name}",
     }[group]
+
+
+def _length(values: np.ndarray) -> str:
+    """A length with its interval, which may be infinite."""
+    value, low, high = (f"{v:.3g}".replace("inf", "∞") for v in values)
+    return "none" if np.isnan(values[0]) else f"{value} [{low}, {high}] tokens"
 
 
 def _half_life(one: xr.Dataset) -> str:

@@ -23,18 +23,17 @@ h2 { font-size: 1rem; margin: 0 0 .5rem; }
 p { margin: .4rem 0; max-width: 60rem; }
 .quiet { color: var(--quiet); font-size: .9rem; overflow-wrap: anywhere; }
 article { border-top: 1px solid var(--line); padding: 1rem 0; }
-.row { display: grid; grid-template-columns: 5.5rem minmax(0, 1fr); gap: 0 .75rem; margin: .3rem 0; }
-.row > span { color: var(--quiet); font-size: .85rem; padding-top: .1rem; font-variant-numeric: tabular-nums; }
+.row { display: grid; grid-template-columns: 10rem minmax(0, 1fr); gap: 0 .75rem; margin: .15rem 0; align-items: baseline; }
+.row > span { color: var(--quiet); font-size: .85rem; font-variant-numeric: tabular-nums; }
 .text { font: .9rem/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; white-space: pre-wrap; margin: 0;
   overflow-wrap: anywhere; max-width: none; }
-.characters .text { word-break: break-all; }
+.characters .text { white-space: break-spaces; word-break: break-all; }
 .original .text { font-weight: 600; }
 .noisy { display: none; }
 body:has(#noisy:checked) .noisy { display: grid; }
 .noisy .text { color: var(--quiet); }
-i { font-style: normal; background: var(--noised); border-radius: 2px; }
-mark { background: var(--changed); color: var(--mark); font-weight: 700; text-decoration: underline; text-underline-offset: 2px;
-  border-radius: 2px; }
+i { font-style: normal; background: var(--noised);}
+mark { background: var(--changed); color: var(--mark); font-weight: 700; text-decoration: underline; text-underline-offset: 2px; }
 b { border: 1px solid var(--quiet); border-radius: 2px; }
 u { text-decoration: none; border-bottom: 3px var(--edge, solid) var(--quiet); }
 label { cursor: pointer; } input { accent-color: var(--focus); }
@@ -52,7 +51,7 @@ def token_page(data: xr.Dataset) -> str:
     """The texts that an analysis shows, as a page of HTML without scripts and without other files."""
     title = "Texts and their reconstructions"
     shown = list(blocks(data))
-    single = all(len(token.text) <= 1 for _, rows in shown for row in rows for token in row.tokens)
+    single = all(len(token.text) == 1 for _, rows in shown for row in rows for token in row.tokens)
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -61,7 +60,7 @@ def token_page(data: xr.Dataset) -> str:
         f"<body{' class=characters' if single else ''}><header><h1>{title}</h1>",
         f'<p class="quiet">{escape(data.attrs.get("description", ""))}</p>',
         "<p><i>shaded</i>: the token was masked or replaced, and is the same again. <mark>marked</mark>: it is another token. "
-        "Noise is the share of tokens that are masked or replaced.</p>",
+        "The number before each text is the noise, the share of tokens that are masked or replaced.</p>",
         _key(data),
         '<p class="control"><input type="checkbox" id="noisy"> <label for="noisy">show the noisy texts between them (· is a '
         "masked character)</label></p>",
@@ -103,16 +102,16 @@ def _marks(data: xr.Dataset, item: int) -> dict[int, tuple[str, str]]:
 
 
 def _row(row: Row, edges: dict[int, tuple[str, str]]) -> str:
+    plain = ("", "")
     if row.noise is None:
-        words = "".join(_tagged(token, edges.get(token.position, ("", ""))) for token in row.tokens)
-        return f'<div class="row original"><span>original</span><p class="text">{words.lstrip(" ")}</p></div>'
+        words = _tagged(row.tokens, [edges.get(token.position, plain) for token in row.tokens])
+        return f'<div class="row original"><span>original, {len(row.tokens)} tokens</span><p class="text">{words}</p></div>'
     changed = sum(token.changed for token in row.tokens)
-    label = f"{row.noise:.3g}<br>{changed} of {len(row.tokens)}"
-    noisy = "".join(_tagged(token, ("<i>", "</i>") if token.noised else ("", "")) for token in row.noisy)
-    words = "".join(_tagged(token, _tags(token)) for token in row.tokens)
+    noisy = _tagged(row.noisy, [("<i>", "</i>") if token.noised else plain for token in row.noisy])
+    words = _tagged(row.tokens, [_tags(token) for token in row.tokens])
     return (
-        f'<div class="row noisy"><span>noisy, {row.noise:.3g}</span><p class="text">{noisy.lstrip(" ")}</p></div>'
-        f'<div class="row"><span>noise {label} changed</span><p class="text">{words.lstrip(" ")}</p></div>'
+        f'<div class="row noisy"><span>{row.noise:.3g}, noisy</span><p class="text">{noisy}</p></div>'
+        f'<div class="row"><span>{row.noise:.3g}, {changed} changed</span><p class="text">{words}</p></div>'
     )
 
 
@@ -120,7 +119,10 @@ def _tags(token: Token) -> tuple[str, str]:
     return ("<mark>", "</mark>") if token.changed else ("<i>", "</i>") if token.noised else ("", "")
 
 
-def _tagged(token: Token, tags: tuple[str, str]) -> str:
-    """A token as HTML; of a word, the blank before it stays outside of the tags."""
-    blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
-    return f"{blank}{tags[0]}{escape(token.text[len(blank) :])}{tags[1]}"
+def _tagged(tokens: list[Token], tags: list[tuple[str, str]]) -> str:
+    """Tokens as HTML. The blank before a word stays outside of the tags, and is left out before the first one."""
+    found = []
+    for number, (token, (begin, end)) in enumerate(zip(tokens, tags, strict=True)):
+        blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
+        found.append(f"{blank if number else ''}{begin}{escape(token.text[len(blank) :])}{end}")
+    return "".join(found)

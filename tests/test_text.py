@@ -1,0 +1,714 @@
+"""`uturn text`: its options, its analysis against plain loops and an exact model, its pages, and mistakes of users."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import uturn as ut
+from uturn import cli
+from uturn.cli import app
+from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
+from uturn.measures.scaling import correlation_length
+from uturn.plotting.style import style
+from uturn.plotting.text import draw_curves
+from uturn.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
+from uturn.workflows import TextOptions, analyse_texts, text_numbers, text_summary, write_text_results
+from uturn.workflows.text_analysis import located_peak, peak
+from uturn.workflows.text_options import noise_levels
+from uturn.workflows.text_results import RESULTS
+from uturn.workflows.token_page import token_page
+
+CHAIN = '''
+"""Texts of three letters, each of which is followed by itself with probability .8: the exact conditionals of masked letters."""
+import numpy as np
+import torch
+
+from uturn.networks.tokenizers import Vocabulary
+
+STAY = 0.8
+MOVES = np.full((3, 3), (1 - STAY) / 2) + np.eye(3) * (STAY - (1 - STAY) / 2)
+
+
+class Chain:
+    mask_id = 3
+    tokenizer = Vocabulary(("a", "b", "c"), "characters", framed=False)
+
+    def logits(self, ids, noise):
+        ids = ids.numpy()
+        evidence = (ids[..., None] == np.arange(3)) | (ids[..., None] == 3)
+        left, right = evidence / 3, evidence.astype(float)
+        for i in range(1, ids.shape[1]):
+            left[:, i] = evidence[:, i] * (left[:, i - 1] @ MOVES)
+        for i in range(ids.shape[1] - 2, -1, -1):
+            right[:, i] = evidence[:, i] * (right[:, i + 1] @ MOVES)
+        both = np.where(evidence, left * right, 0)
+        return torch.from_numpy(np.log(both / both.sum(-1, keepdims=True) + 1e-300))
+
+
+def chain():
+    return Chain()
+'''
+
+
+def drawn(lengths, seed=0):
+    """Texts of the chain."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for length in lengths:
+        text = [rng.integers(3)]
+        while len(text) < length:
+            text.append(text[-1] if rng.random() < 0.8 else (text[-1] + rng.integers(1, 3)) % 3)
+        texts.append("".join("abc"[k] for k in text))
+    return texts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    """A folder with the chain as a model and two files of texts, of one length and of several."""
+    place = tmp_path_factory.mktemp("texts")
+    (place / "letter_chain.py").write_text(CHAIN)
+    (place / "equal.txt").write_text("\n".join(drawn([12] * 40)))
+    (place / "several.txt").write_text("\n".join(drawn(np.random.default_rng(1).integers(6, 17, 40))))
+    sys.path.insert(0, str(place))
+    yield place
+    sys.path.remove(str(place))
+
+
+def options(folder, **more):
+    chosen = {"model": "letter_chain:chain", "data": str(folder / "equal.txt"), "items": 12, "levels": 4, "keep": 3}
+    return TextOptions.from_dict(chosen | more)
+
+
+@pytest.fixture(scope="module")
+def measured(folder):
+    """A run of texts of several lengths with clones, and its source."""
+    experiment = options(folder, data=str(folder / "several.txt"), items=40, levels=5, trajectories=6, clones=2).experiment()
+    return ut.run(experiment), experiment.parts.source
+
+
+# --- options ---------------------------------------------------------------------------------------------------------------
+
+
+def test_spec_of_a_text_experiment(folder):
+    spec = options(folder, order="entropy", segments="a", length=12, trust_remote_code=True).experiment().to_dict()
+    assert spec["corruption"] == {"type": "masking", "noise": [0.25, 0.5, 0.75, 1.0]}
+    assert (spec["backward"]["order"], spec["backward"]["steps"]) == ("entropy", None)
+    assert [probe["type"] for probe in spec["probes"]] == ["kept_tokens", "changes", "tokens"]
+    assert spec["probes"][-1]["first"] == 3
+    assert (spec["source"]["segments"], spec["source"]["length"], spec["source"]["windows"]) == (["a"], 12, False)
+    one = options(folder, trajectories=1, keep=0, levels="0.3,0.9").experiment().to_dict()
+    assert [probe["type"] for probe in one["probes"]] == ["kept_tokens"]
+    assert one["corruption"]["noise"] == [0.3, 0.9]
+
+
+def test_second_models_become_probes():
+    probes = TextOptions(
+        layers=["same", "some/bert", "other/bert"], encoder="an/encoder", likelihood="same", device="cpu"
+    )._probes()
+    assert [(probe["type"], probe.get("model"), probe.get("name")) for probe in probes[2:-1]] == [
+        ("text_layers", "same", "same"),
+        ("text_layers", "some/bert", "bert"),
+        ("text_layers", "other/bert", "bert_2"),
+        ("text_encoder", "an/encoder", None),
+        ("text_likelihood", "same", None),
+    ]
+    assert all(probe["device"] == "cpu" for probe in probes[2:-1])
+    assert TextOptions(layers=["same"])._probes()[2] == {"type": "text_layers", "model": "same", "dtype": "float32",
+                                                         "trust_remote_code": False}  # fmt: skip
+
+
+def test_embedded_texts_are_cut_into_windows_unless_the_user_says_how():
+    assert TextOptions()._source() == {"type": "tokens", "path": "embedded", "windows": True, "length": 64}
+    assert TextOptions(length=128)._source() == {"type": "tokens", "path": "embedded", "windows": False, "length": 128}
+    assert not TextOptions(data="mine.txt")._source()["windows"]
+
+
+def test_noise_levels():
+    assert noise_levels(10) == [k / 10 for k in range(1, 11)]
+    assert noise_levels([0.5, 1]) == [0.5, 1.0]
+
+
+def test_the_corruption_is_the_one_that_the_model_undoes(folder):
+    (folder / "replacing_chain.py").write_text(CHAIN + "\nChain.corruption, Chain.mask_id = 'uniform', None\n")
+    found = options(folder, model="replacing_chain:chain").experiment()
+    assert found.corruption["type"] == "uniform"
+    assert "3 steps" in options(folder, model="replacing_chain:chain", steps=3).experiment().parts.backward.describe()
+
+
+# --- correlated changes against plain loops ----------------------------------------------------------------------------------
+
+
+def changes_of(folder, run_options):
+    """Run with the tokens of all items; changes {noise: list of arrays (trajectories, tokens)}."""
+    experiment = options(folder, **run_options).experiment()
+    run, source = ut.run(experiment), experiment.parts.source
+    originals = source.ids(np.arange(run.sizes["item"]))
+    lengths = run.length.values
+    changed = {
+        k: [(run.token[k, i].values[:, : lengths[i]] != originals[i, : lengths[i]]) for i in range(len(lengths))]
+        for k in range(run.sizes["noise"])
+    }
+    return run, changed
+
+
+def test_correlations_of_texts_of_several_lengths_against_a_loop(folder):
+    run, changed = changes_of(
+        folder, {"data": str(folder / "several.txt"), "items": 9, "keep": 9, "trajectories": 5, "levels": 2}
+    )
+    present = present_pairs(run.change_covariance)
+    found, chi = correlations_of(run, present=present), susceptibility_of(run)
+    share = run.change * present.sizes["distance"] / run.length
+    np.testing.assert_allclose(
+        share, 1 - run.kept.sel(span=1).astype(float).mean("trajectory"), atol=1e-6
+    )  # a change of texts needs the length too
+    for k, texts in changed.items():
+        sums, pairs = np.zeros(present.sizes["distance"]), np.zeros(present.sizes["distance"])
+        for text in texts:
+            covariance = np.cov(text.T, ddof=1)
+            for i, j in product(range(text.shape[1]), repeat=2):
+                sums[abs(i - j)] += covariance[i, j]
+                pairs[abs(i - j)] += 1
+        np.testing.assert_allclose(found.covariance[k], sums / pairs, atol=1e-7)  # readings are float32
+        np.testing.assert_allclose(found.correlation[k], sums / pairs / (sums[0] / pairs[0]), atol=1e-6)
+        assert float(chi.chi[k]) == pytest.approx(sums.sum() / sums[0], rel=1e-5)
+        wrong = correlations_of(run)  # without the correction far pairs are missed
+        assert np.abs(wrong.covariance[k] - sums / pairs).max() > 1e-3
+
+
+def test_of_equal_lengths_nothing_is_corrected(folder):
+    run, _ = changes_of(folder, {"items": 6, "levels": 2})
+    present = present_pairs(run.change_covariance)
+    assert (present == 1).all()
+    xr.testing.assert_allclose(correlations_of(run), correlations_of(run, present=present))
+    lengths = [correlation_length(run.change_covariance, present=one) for one in (None, present)]
+    xr.testing.assert_allclose(*lengths)
+
+
+def test_analysis_gives_the_curves_of_the_measures(measured):
+    run, source = measured
+    found = analyse_texts(run, source)
+    chi = susceptibility_of(run)
+    assert np.isnan(found.chi[0]).all()
+    for k, name in enumerate(("chi", "low", "high")):
+        np.testing.assert_allclose(found.chi[1:, k], chi[name])
+    present = present_pairs(run.change_covariance)
+    distances = found.distance.values.astype(int)
+    pairs = [sum(max(int(n) - r, 0) for n in run.length.values) for r in range(run.sizes["distance"])]
+    assert distances.tolist() == [r for r in range(len(pairs)) if r == 0 or pairs[r] >= pairs[1] / 2]
+    whole = correlations_of(run, present=present).correlation.isel(distance=distances)
+    np.testing.assert_allclose(found.correlation[1:, :, 0], whole)
+    length = correlation_length(run.change_covariance.isel(distance=distances), present=present.isel(distance=distances))
+    np.testing.assert_allclose(found.correlation_length[1:, 0], length.length)
+    kept = run.kept.astype(float).mean(["item", "trajectory", "clone"])
+    for span in run.span.values:
+        one = found.sel(reading=f"tokens: {f'{span} kept' if span > 1 else 'kept'}")
+        np.testing.assert_allclose(one.similarity[:, 0], [1, *kept.sel(span=span)])
+    gap = ut.calibration(run, ["kept"])
+    assert found.tested.values.tolist() == ["kept", "runs of 2 kept", "runs of 4 kept"]
+    np.testing.assert_allclose(found.gap[:, 1:, 0].T, gap.gap)
+    np.testing.assert_allclose(found.gap_p[:, 1:].T, gap.p_holm)
+
+
+def test_an_exact_model_is_calibrated_and_a_cold_one_is_not(measured, folder):
+    run, source = measured
+    found = analyse_texts(run, source)
+    assert text_numbers(found)["calibration"]["passed"]
+    kept = found.similarity.sel(reading="tokens: kept", estimate="value").values
+    assert (np.diff(kept) < 0).all()
+    assert kept[-1] == pytest.approx(1 / 3, abs=0.04)  # 40 texts of 11 letters, 12 draws of each: 4 s.d. are .03
+    assert found.correlation.sel(distance=1, estimate="low")[2:].min() > 0  # neighbours change together
+    cold = options(folder, data=str(folder / "several.txt"), items=40, levels="0.5,0.8", clones=2, temperature=0.3).experiment()
+    assert "not a draw from the posterior" in cold.parts.backward.describe()
+    assert not text_numbers(analyse_texts(ut.run(cold)))["calibration"]["passed"]
+
+
+# --- places on curves --------------------------------------------------------------------------------------------------------
+
+
+def test_peak_is_the_vertex_of_a_parabola():
+    x = np.array([0.1, 0.2, 0.5, 0.6, 1.0])
+    np.testing.assert_allclose(peak(x, 3 - (x - 0.43) ** 2), (0.43, 3))
+    np.testing.assert_allclose(peak(x, np.array([1, 2, 2, 1, 0.5])), (0.35, 2.5625))  # 2 - 25 (x - .2) (x - .5)
+    for curve in ([5, 4, 3, 2, 1], [1, 2, 3, 4, 5], [np.nan, 5, 4, 3, 2], [1, 2, 3, 4, np.nan]):
+        assert np.isnan(peak(x, np.array(curve, float))).all()  # at an edge of what exists there is no peak
+    assert peak(x, np.array([np.nan, 1, 2, 1, np.nan]))[1] >= 2
+
+
+def forged(chi, noise, items=60, scatter=0.1, seed=0, **more):
+    """A run whose susceptibility is chi(noise) at unit variance, with independent scatter of the items."""
+    rng = np.random.default_rng(seed)
+    noise = np.asarray(noise, float)
+    spread = scatter * rng.standard_normal((len(noise), items))
+    kept = np.clip(1 - noise[:, None, None, None] ** np.array([1.0, 0.5]) + 0 * rng.random((1, items, 2, 1)), 0, 1)
+    kept = kept + 0.02 * rng.standard_normal((1, items, 1, 1)) * (noise * (1 - noise))[:, None, None, None]
+    dims = ("noise", "item", "trajectory")
+    covariance = np.tile(np.array([1.0, 0.5, 0.25, 0.125, 0.06]), (len(noise), items, 1))
+    return xr.Dataset(
+        {
+            "kept": ((*dims, "span"), kept),
+            "change_covariance": (("noise", "item", "distance"), covariance),
+            "change_covariance_sum": (("noise", "item"), np.asarray([chi(x) for x in noise])[:, None] + spread),
+            **{name: (dims[: np.ndim(values)], values) for name, values in more.items()},
+        },
+        coords={"noise": noise, "span": [1, 2], "distance": np.arange(5.0), "length": ("item", np.full(items, 5))},
+    )
+
+
+def test_the_peak_of_the_susceptibility_has_an_interval_that_contains_it():
+    hits, noise = 0, np.linspace(0.1, 1, 10)
+    for seed in range(40):
+        value, low, high = located_peak(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, noise, items=32, scatter=0.3, seed=seed))[:, 0]
+        hits += low <= 0.47 <= high
+        assert low < value < high
+    assert 34 <= hits  # of 40 with 95 %: fewer with a probability of .001
+    found = analyse_texts(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, noise))
+    assert "t*" not in found.attrs["remark"]
+    assert found.peak[0] == pytest.approx(4, abs=0.1)
+    assert found.transition[1] < 0.47 < found.transition[2]
+
+
+@pytest.mark.parametrize(
+    ("chi", "words"), [(lambda x: 1 + x, "largest at the largest noise"), (lambda x: 3 - x, "at the smallest noise")]
+)
+def test_without_a_peak_inside_there_is_no_transition(chi, words):
+    found = analyse_texts(forged(chi, np.linspace(0.1, 1, 10)))
+    assert np.isnan(found.transition).all()
+    assert words in found.attrs["remark"]
+    assert text_numbers(found)["transition"] == {"value": None, "low": None, "high": None}
+
+
+def test_a_peak_that_may_be_chance_is_said_to_be_unsure():
+    found = analyse_texts(forged(lambda x: 2, np.linspace(0.1, 1, 10), items=6, scatter=1, seed=3))
+    assert "t* is not sure" in found.attrs["remark"] or "no t*" in found.attrs["remark"]
+
+
+def test_half_lives_and_the_chance_of_sentences():
+    noise = np.linspace(0.1, 1, 10)
+    flat = np.ones((10, 60, 2))
+    run = forged(
+        lambda x: 4 - 6 * (x - 0.47) ** 2,
+        noise,
+        sentence_similarity=flat * (1 - 0.5 * noise)[:, None, None],
+        sentence_chance=np.full((10, 60), 0.6),
+        kept_segments=flat * (1 - noise)[:, None, None],
+    ).assign_attrs(spec=json.dumps({"probes": [{"type": "text_encoder", "model": "words/enc"}]}))
+    found = analyse_texts(run).set_index(reading="reading")
+    half = found.half_life.sel(estimate="value")
+    assert half.sel(reading="tokens: kept") == pytest.approx(0.5, abs=0.01)
+    assert half.sel(reading="segments: kept whole") == pytest.approx(0.5)
+    assert half.sel(reading="sentence: words/enc") == pytest.approx(0.4)  # halfway from 1 to .6, not to .5
+    assert float(found.chance.sel(reading="sentence: words/enc")) == pytest.approx(0.6)
+    assert text_numbers(found)["kept"]["sentence"]["words/enc"]["chance"] == pytest.approx(0.6)
+
+
+def test_layers_regions_and_likelihood_are_read_by_their_names():
+    noise = np.linspace(0.2, 1, 5)
+    run = forged(lambda x: 4 - 6 * (x - 0.5) ** 2, noise, items=8)
+    fall = (1 - noise)[:, None, None, None] * np.ones((5, 8, 2, 1))
+    dims = ("noise", "item", "trajectory")
+    for prefix in ("bert_", "same_"):
+        run[f"{prefix}text_similarity"] = (*dims, f"{prefix}text_layer"), fall * np.array([1, 0.5])
+    run["same_token_similarity"] = (*dims, "same_text_layer"), fall * np.array([0.5, 1])
+    run["kept_region"] = (*dims, "region"), fall * np.array([1.0, 0.9, 0.8])
+    run["log_likelihood"] = dims, -1 - fall[..., 0]
+    run["original_log_likelihood"] = dims[:2], np.full((5, 8), -1.5)
+    layers = ["embeddings", "block 1"]
+    probes = [
+        {"type": "text_layers", "model": "some/bert", "name": "bert"},
+        {"type": "text_layers", "model": "same", "name": "same"},
+    ]
+    probes.append({"type": "text_likelihood", "model": "a/gpt"})
+    run = run.assign_coords(bert_text_layer=layers, same_text_layer=layers, region=["C", "F", "H"])
+    found = analyse_texts(run.assign_attrs(spec=json.dumps({"probes": probes})))
+    names = found.reading.values.tolist()
+    assert names[2:5] == ["regions: C", "regions: F", "regions: H"]
+    assert names[5:7] == ["layers: embeddings of bert", "layers: block 1 of bert"]
+    assert names[-2:] == ["tokens in layers: embeddings of same", "tokens in layers: block 1 of same"]
+    np.testing.assert_allclose(found.sel(reading="layers: block 1 of bert").similarity[1:, 0], 0.5 * (1 - noise))
+    np.testing.assert_allclose(found.log_likelihood[:, 0], [-1.5, *(noise - 2)])
+    with style() as plt:
+        figure = draw_curves(found)
+        titles = [axis.get_title(loc="left") for axis in figure.axes if axis.axison]
+        plt.close(figure)
+    assert titles == [
+        *("kept", "tokens that change together", "correlation of changes", "correlation length", "regions"),
+        *("hidden states, mean over tokens", "likelihood under a/gpt"),
+    ]
+
+
+def test_what_cannot_be_analysed():
+    run = forged(lambda x: 1, [0.5, 1.0], items=3)
+    with pytest.raises(ValueError, match="run = 3: expected the dataset"):
+        analyse_texts(3)
+    with pytest.raises(ValueError, match="no share of kept tokens"):
+        analyse_texts(run.drop_vars("kept"))
+    with pytest.raises(ValueError, match="2 tasks are missing"):
+        analyse_texts(run.assign_attrs(missing_tasks=2))
+    assert "a single trajectory" in analyse_texts(run.drop_vars(["change_covariance", "change_covariance_sum"])).attrs["remark"]
+    nothing = run.assign(change_covariance=0 * run.change_covariance, change_covariance_sum=0 * run.change_covariance_sum)
+    assert "nothing changes" in analyse_texts(nothing).attrs["remark"]
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------------
+
+
+def hostile(texts, changed=None):
+    """An analysis that shows these texts, a list of tokens each, and their copies."""
+    count, length = len(texts), max(map(len, texts))
+    padded = np.array([[*text, *[""] * (length - len(text))] for text in texts])
+    base = analyse_texts(forged(lambda x: 4 - 6 * (x - 0.5) ** 2, [0.25, 0.5, 0.75], items=4))
+    dims = ("shown_noise", "shown_item", "position")
+    marks = np.zeros((1, count, length), bool)
+    marks[0, :, 0] = True
+    return base.assign(changed=(dims, marks), noised=(dims, marks)).assign_coords(
+        original_piece=(dims[1:], padded),
+        piece=(dims, padded[None]),
+        noisy_piece=(dims, np.where(marks, "", padded[None])),
+        shown_noise=[0.5],
+        shown_item=np.arange(count),
+    )
+
+
+class Reader(HTMLParser):
+    """Tags and text of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.words = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+EVIL = [
+    "<script>alert(1)</script>",
+    " <img src=x onerror=alert(1)>",
+    "&amp;",
+    "\"'",
+    "\u202e",
+    "\n",
+    "$x$",
+    " </p>",
+    "日本",
+    "e\u0301",
+]
+
+
+def test_texts_with_markup_stay_texts():
+    data = hostile([EVIL]).assign_attrs(description="<b>model</b>", remark="")
+    page = token_page(data)
+    reader = Reader()
+    reader.feed(page)
+    assert {tag for tag, _ in reader.tags} <= {
+        *("html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "p", "i", "mark", "input", "label", "nav", "a"),
+        *("main", "article", "div", "span", "br"),
+    }
+    assert not any(name.startswith("on") or name == "src" for _, attributes in reader.tags for name in attributes)
+    words = "".join(reader.words)
+    for text in EVIL:
+        assert readable(text).strip() in words
+    assert "\u202e" not in page
+    assert "<b>model</b>" in words
+    with style() as plt:
+        figure = draw_tokens(data)
+        figure.canvas.draw()
+        plt.close(figure)
+
+
+def test_page_marks_what_was_noised_and_what_changed(measured):
+    run, source = measured
+    data = analyse_texts(run, source)
+    page = token_page(data)
+    originals = source.ids(np.arange(3))
+    first = run.isel(item=slice(3), trajectory=0, clone=0).token.values
+    changed = int(((first != originals) & (originals >= 0)).sum())
+    body = page[page.index("<main>") :]
+    assert len(re.findall("<mark>", body)) == changed > 0
+    still = (first == originals) & (run.isel(item=slice(3), trajectory=0, clone=0).noisy_token.values == -1)
+    rows = [row for row in body.split('<div class="row') if not row.startswith((" noisy", " original"))]
+    assert sum(row.count("<i>") for row in rows) == int(still.sum()) > 0
+    assert "http" not in page.replace("http-equiv", "")  # nothing is loaded
+    for text, (_, block) in zip(Path(source.path).read_text().split("\n"), blocks(data), strict=False):
+        assert "".join(token.text for token in block[0].tokens) == text
+
+
+def test_regions_and_segments_are_marked(folder, tmp_path):
+    texts = (folder / "equal.txt").read_text().split("\n")
+    (tmp_path / "regions.txt").write_text("\n".join("<" * 6 + "&" * 6 for _ in texts))
+    experiment = options(folder, regions=str(tmp_path / "regions.txt"), segments=["b"], items=4, levels=2).experiment()
+    run = ut.run(experiment)
+    data = analyse_texts(run, experiment.parts.source)
+    assert {"regions: <", "regions: &", "segments: kept whole"} <= set(data.reading.values)
+    page = token_page(data)
+    assert "region &lt;" in page
+    assert "region &amp;" in page
+    wanted = sum(text.count("b") for text in texts[:3])
+    assert len(re.findall("<b>[^&]", page)) == wanted
+    np.testing.assert_allclose(
+        data.sel(reading="regions: <").similarity[1:, 0], run.kept_region.sel(region="<").mean(["item", "trajectory"])
+    )
+
+
+def test_lines_of_tokens():
+    tokens = [Token(text, k) for k, text in enumerate([" the", " quick", "er", " fox", " 日本"])]
+    found = lines(tokens, 10)
+    assert [[token.text for _, token in line] for line in found] == [["the", " quick"], ["er", " fox"], ["日本"]]
+    assert [at for at, _ in found[0]] == [0, 3]
+    assert (cells("日本"), cells("e\u0301x")) == (4, 2)
+    assert all(at + cells(token.text) <= 10 for line in found for at, token in line)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["text", *map(str, arguments)], catch_exceptions=True)
+
+
+def small(folder, **more):
+    chosen = {
+        "model": "letter_chain:chain",
+        "data": folder / "equal.txt",
+        "items": 10,
+        "levels": 3,
+        "chunk": 5,
+        "keep": 2,
+        "workers": 1,
+    }
+    return [part for name, value in (chosen | more).items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.fixture(scope="module")
+def results(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "out"
+    done = command("--out", out, *small(folder))
+    assert done.exit_code == 0, (done.output, done.exception)
+    return out, done.output
+
+
+def numbers_in(out):
+    return json.loads((out / "text.json").read_text())
+
+
+def test_command_writes_everything(results):
+    out, output = results
+    assert {path.name for path in out.iterdir()} == {*RESULTS, "run.zarr"}
+    for name in ("curves", "tokens"):
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+    assert "susceptibility peaks, t*" in output
+    assert "half-life: runs of 2 tokens kept" in output
+    assert "letter_chain:chain, order random, one token a call · 10 texts of equal.txt" in output
+    run = xr.open_zarr(out / "run.zarr").load()
+    again = json.loads(json.dumps(text_numbers(analyse_texts(run))))
+    assert {**numbers_in(out), "remark": ""} == {**again, "remark": ""}
+    kept = xr.open_zarr(out / "analysis.zarr").load()
+    np.testing.assert_array_equal(kept.similarity, analyse_texts(run).similarity)
+
+
+def test_shares_and_interruptions_make_the_same_run(results, folder, tmp_path, monkeypatch):
+    out, _ = results
+    whole = xr.open_zarr(out / "run.zarr").load()
+    first = command("--out", tmp_path / "shares", *small(folder), "--shard", "1/2")
+    assert first.exit_code == 0
+    assert "3 tasks of other shares left" in first.output
+    assert [path.name for path in (tmp_path / "shares").iterdir()] == ["run.zarr"]
+    assert command("--out", tmp_path / "shares", *small(folder), "--shard", "2/2").exit_code == 0
+    measure = ut.Experiment.measurements
+
+    def killed(self, tasks, first):
+        for number, done in enumerate(measure(self, tasks, first)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ut.Experiment, "measurements", killed)
+        assert command("--out", tmp_path / "killed", *small(folder)).exit_code == 130
+    assert command("--out", tmp_path / "killed", *small(folder)).exit_code == 0
+    for name in ("shares", "killed"):
+        found = xr.open_zarr(tmp_path / name / "run.zarr").load()
+        for variable in whole.data_vars:
+            np.testing.assert_array_equal(found[variable], whole[variable])  # to the bit
+        assert numbers_in(tmp_path / name) == numbers_in(out)
+
+
+def test_items_levels_and_clones_are_added(results, folder, tmp_path):
+    shutil.copytree(results[0] / "run.zarr", tmp_path / "grown.zarr")
+    more = options(folder, items=20, levels=[1 / 3, 0.5, 2 / 3, 1.0], clones=2, chunk=5, keep=2).model_copy
+    grown, fresh = (ut.run(more().experiment(), tmp_path / f"{name}.zarr", workers=1) for name in ("grown", "fresh"))
+    for variable in fresh.data_vars:
+        np.testing.assert_array_equal(grown[variable].sortby("noise"), fresh[variable].sortby("noise"))
+    done = command("--out", results[0], *small(folder, seed=1))
+    assert "seed is 0 in the store, 1 here" in str(done.exception)
+
+
+def test_results_of_a_finished_store(results, folder, tmp_path):
+    out, _ = results
+    done = command("--run", out / "run.zarr", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert numbers_in(tmp_path)["kept"] == numbers_in(out)["kept"]
+    assert "the texts are not shown" in numbers_in(tmp_path)["remark"]  # that would run the user's code, which a store may name
+    assert not (tmp_path / "tokens.html").exists()
+
+
+def test_options_from_a_file(folder, tmp_path):
+    (tmp_path / "texts.toml").write_text(
+        f'model = "letter_chain:chain"\ndata = "{folder / "equal.txt"}"\nitems = 4\nlevels = [0.5, 1.0]\nkeep = 0'
+    )
+    done = command("--options", tmp_path / "texts.toml", "--items", 3, "--out", tmp_path / "out", "--workers", 1)
+    assert done.exit_code == 0, done.exception
+    assert numbers_in(tmp_path / "out")["items"] == 3
+    assert not (tmp_path / "out" / "tokens.png").exists()
+    (tmp_path / "wrong.toml").write_text("item = 4")
+    assert "item" in str(command("--options", tmp_path / "wrong.toml", "--out", tmp_path / "no").exception)
+
+
+def test_results_go_into_a_folder_only(measured, results, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        write_text_results(*[measured[0], tmp_path / "file"])
+    with pytest.raises(ValueError, match="is a store itself"):
+        write_text_results(measured[0], results[0] / "run.zarr")
+
+
+def test_tables_are_short(measured):
+    found = analyse_texts(*measured)
+    tables = list(text_summary(found))
+    assert len(tables) == 2
+    assert "no gap is detected" in tables[1].title or "too few" in tables[1].title
+
+
+def test_help_says_what_is_measured():
+    done = command("--help")
+    assert "Example" in done.output
+    for name in TextOptions.model_fields:
+        assert f"--{name.replace('_', '-').removesuffix('s')}" in done.output
+    assert "tokens that change together" in " ".join(done.output.split())
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny models of transformers: a masked one, one for other tokens, a causal one, one without mask token."""
+    transformers = pytest.importorskip("transformers")
+    place = tmp_path_factory.mktemp("models")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", ".", "##s", "a", "dog"]
+
+    def tokenizer(folder, words, **special):
+        (place / f"{folder}.txt").write_text("\n".join(words))
+        made = transformers.BertTokenizerFast(vocab=str(place / f"{folder}.txt"), **special)
+        made.save_pretrained(place / folder)
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = transformers.BertConfig(vocab_size=len(tokens), max_position_embeddings=10, **small)
+    for folder in ("bert", "wide", "maskless", "strange"):
+        config = transformers.BertConfig(vocab_size=40, max_position_embeddings=10, **small) if folder == "wide" else bert
+        transformers.BertForMaskedLM(config).save_pretrained(place / folder)
+    tokenizer("bert", tokens)
+    tokenizer("wide", tokens)
+    tokenizer("maskless", [*tokens[:4], "x", *tokens[5:]], mask_token=None)
+    tokenizer("strange", [*tokens[:5], *"αβγδεζηθι"])
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=14, n_positions=10, n_embd=16, n_layer=1, n_head=2)
+    ).save_pretrained(place / "causal")
+    tokenizer("causal", tokens)
+    return place
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    place = tmp_path_factory.mktemp("data")
+    lines = ["the cat sat on the mat .", "a dog sat .", "", "the dogs sat on a cat ."] * 2
+    (place / "good.txt").write_text("\n".join(lines))
+    (place / "long.txt").write_text("\n".join([*lines, "the cat sat on the mat . the cat sat on the mat ."]))
+    (place / "empty.txt").write_text("\n \n\n")
+    (place / "latin.txt").write_bytes("caf\u00e9 the cat".encode("latin-1"))
+    np.save(place / "big.npy", np.full((4, 5), 14))
+    np.save(place / "floats.npy", np.zeros((4, 5)))
+    np.save(place / "ids.npy", np.full((4, 5), 6))
+    (place / "regions.txt").write_text("AA\nB")
+    return place
+
+
+def test_a_masked_model_of_transformers(models, sentences, tmp_path):
+    done = command("--model", models / "bert", "--data", sentences / "good.txt", "--items", 6, "--levels", 2, "--out", tmp_path,
+                   "--workers", 1, "--segment", "on")  # fmt: skip
+    assert done.exit_code == 0, done.exception
+    words = re.sub("<[^>]*>", "", (tmp_path / "tokens.html").read_text())
+    assert "the cat sat on the mat ." in words
+    assert "the dogs sat on a cat ." in words  # a continuation of a word has no blank before it
+    assert numbers_in(tmp_path)["kept"]["segments"]["kept whole"]["values"][0]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "arguments", "message"),
+    [
+        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; remove longer lines, or cut"),
+        ("bert", "good.txt", ["--length", 5], "line 1 has 7 tokens, but length = 5"),
+        ("bert", "good.txt", ["--windows", "--length", 99], "texts of 99 tokens|no text has 99 tokens"),
+        ("bert", "empty.txt", [], "no text in it; expected a text in each line"),
+        ("bert", "latin.txt", [], "expected text in UTF-8"),
+        ("bert", "absent.txt", [], "no such file or folder"),
+        ("bert", "big.npy", [], "the id 14 at (0, 0); expected 0 .. 13"),
+        ("bert", "floats.npy", [], "expected integers of shape (items, length)"),
+        ("bert", "ids.npy", ["--regions", "regions.txt"], "leave it out for windows and .npy files"),
+        ("bert", "good.txt", ["--regions", "{data}/regions.txt"], "line 1 has 2 characters, but the text 7 tokens"),
+        ("bert", "good.txt", ["--segment", "cat mat"], "'cat mat' is not one token of the model"),
+        ("bert", "good.txt", ["--items", 50], "items = 50, but"),
+        ("wide", "good.txt", [], "has 40 tokens, but its tokenizer 14; name the right one (--tokenizer)"),
+        ("maskless", "good.txt", [], "its tokenizer has no mask token"),
+        ("strange", "good.txt", [], "tokens are unknown to the model's tokenizer"),
+        ("causal", "good.txt", [], "is a causal model (GPT2LMHeadModel)"),
+        ("absent", "good.txt", [], "no such folder"),
+        ("bert", "good.txt", ["--tokenizer", "/absent"], "tokenizer = '/absent' cannot be read"),
+        ("bert", "good.txt", ["--split", "("], "no file vocab.txt there; `split` needs a vocabulary"),
+        ("bert", "good.txt", ["--order", "best"], "order = 'best'"),
+        ("bert", "good.txt", ["--corruption", "blur"], "corruption"),
+        ("bert", "good.txt", ["--temperature", 0], "temperature"),
+        ("bert", "good.txt", ["--top-p", 2], "top_p"),
+        ("bert", "good.txt", ["--batch-size", "many"], "batch-size"),
+        ("bert", "good.txt", ["--levels", "x"], "levels = 'x'"),
+        ("bert", "good.txt", ["--levels", "0.5,1.5"], "noise"),
+        ("bert", "good.txt", ["--levels", 0], "levels"),
+        ("bert", "good.txt", ["--mask-id", 99], "index out of range"),
+        ("bert", "good.txt", ["--device", "tpu"], "tpu"),
+        ("bert", "good.txt", ["--shard", "3/2"], "shard = 3/2"),
+        ("bert", "good.txt", ["--run", "absent"], "no store at absent"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(models, sentences, tmp_path, monkeypatch, capsys, model, data, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    given = ["--model", models / model, "--data", sentences / data, "--items", 4, "--workers", 1, "--levels", 2, *arguments]
+    words = [str(one).format(data=sentences) for one in ["uturn", "text", "--out", tmp_path / "out", *given]]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    told = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2
+    assert any(part in told for part in message.split("|")), told
+    assert len([line for line in told.split("\n") if line.startswith("uturn: error")]) == 1
+    assert "Traceback" not in told
+
+
+def test_without_transformers_the_error_says_what_to_install(models, sentences, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    shutil.copytree(models / "bert", tmp_path / "bert")  # not one that is loaded already
+    done = command("--model", tmp_path / "bert", "--data", sentences / "good.txt", "--out", tmp_path / "out")
+    assert isinstance(done.exception, ValueError)
+    assert "needs transformers, which is not installed; pip install 'uturn[text]'" in str(done.exception)
