@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
+import tiny_language
 import uturn as ut
 from uturn import cli
 from uturn.cli import app
@@ -124,12 +125,6 @@ def test_second_models_become_probes():
     assert all(probe["device"] == "cpu" for probe in probes[2:-1])
     assert TextOptions(layers=["same"])._probes()[2] == {"type": "text_layers", "model": "same", "dtype": "float32",
                                                          "trust_remote_code": False}  # fmt: skip
-
-
-def test_embedded_texts_are_cut_into_windows_unless_the_user_says_how():
-    assert TextOptions()._source() == {"type": "tokens", "path": "embedded", "windows": True, "length": 64}
-    assert TextOptions(length=128)._source() == {"type": "tokens", "path": "embedded", "windows": False, "length": 128}
-    assert not TextOptions(data="mine.txt")._source()["windows"]
 
 
 def test_noise_levels():
@@ -605,28 +600,20 @@ def test_help_says_what_is_measured():
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of tiny models of transformers: a masked one, one for other tokens, a causal one, one without mask token."""
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     place = tmp_path_factory.mktemp("models")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", ".", "##s", "a", "dog"]
-
-    def tokenizer(folder, words, **special):
-        (place / f"{folder}.txt").write_text("\n".join(words))
-        made = transformers.BertTokenizerFast(vocab=str(place / f"{folder}.txt"), **special)
-        made.save_pretrained(place / folder)
-
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    bert = transformers.BertConfig(vocab_size=len(tokens), max_position_embeddings=10, **small)
-    for folder in ("bert", "wide", "maskless", "strange"):
-        config = transformers.BertConfig(vocab_size=40, max_position_embeddings=10, **small) if folder == "wide" else bert
-        transformers.BertForMaskedLM(config).save_pretrained(place / folder)
-    tokenizer("bert", tokens)
-    tokenizer("wide", tokens)
-    tokenizer("maskless", [*tokens[:4], "x", *tokens[5:]], mask_token=None)
-    tokenizer("strange", [*tokens[:5], *"αβγδεζηθι"])
-    transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=14, n_positions=10, n_embd=16, n_layer=1, n_head=2)
-    ).save_pretrained(place / "causal")
-    tokenizer("causal", tokens)
+    vocabularies = {
+        "bert": tokens,
+        "wide": tokens,
+        "maskless": [*tokens[:4], "x", *tokens[5:]],
+        "strange": [*tokens[:5], *"αβγδεζηθι"],
+        "causal": tokens,
+    }
+    for name, words in vocabularies.items():
+        kind, size = "gpt2" if name == "causal" else "bert", 40 if name == "wide" else len(tokens)
+        tiny_language.write(place / name, kind, **({} if kind == "gpt2" else {"vocab_size": size, "max_position_embeddings": 10}))
+        tiny_language.vocabulary(place / name, words)
     return place
 
 
@@ -658,10 +645,10 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "arguments", "message"),
     [
-        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; remove longer lines, or cut"),
-        ("bert", "good.txt", ["--length", 5], "line 1 has 7 tokens, but length = 5"),
+        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; leave longer lines out (length, --length), or cut"),
+        ("bert", "good.txt", ["--length", 2], "no text"),
         ("bert", "good.txt", ["--windows", "--length", 99], "texts of 99 tokens|no text has 99 tokens"),
-        ("bert", "empty.txt", [], "no text in it; expected a text in each line"),
+        ("bert", "empty.txt", [], "no text in it; expected one a line"),
         ("bert", "latin.txt", [], "expected text in UTF-8"),
         ("bert", "absent.txt", [], "no such file or folder"),
         ("bert", "big.npy", [], "the id 14 at (0, 0); expected 0 .. 13"),
@@ -676,7 +663,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("causal", "good.txt", [], "is a causal model (GPT2LMHeadModel)"),
         ("absent", "good.txt", [], "no such folder"),
         ("bert", "good.txt", ["--tokenizer", "/absent"], "tokenizer = '/absent' cannot be read"),
-        ("bert", "good.txt", ["--split", "("], "no file vocab.txt there; `split` needs a vocabulary"),
+        ("bert", "good.txt", ["--split", "("], "split = '('"),
         ("bert", "good.txt", ["--order", "best"], "order = 'best'"),
         ("bert", "good.txt", ["--corruption", "blur"], "corruption"),
         ("bert", "good.txt", ["--temperature", 0], "temperature"),

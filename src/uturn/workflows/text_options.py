@@ -17,7 +17,6 @@ _BACKWARD = (  # options that are fields of `uturn.backward.language.LanguageDen
     *("order", "steps", "block", "temperature", "top_k", "top_p", "dtype", "device", "batch_size"),
 )
 _SECOND = ("trust_remote_code", "dtype", "device")  # options that second models share with the model
-EMBEDDED_LENGTH = 64  # characters of the windows of the embedded passages, so that a run takes minutes on two cores
 
 
 class TextOptions(Options):
@@ -46,8 +45,7 @@ class TextOptions(Options):
     length: int | None = Field(
         None,
         ge=1,
-        description="Tokens of a window; of lines, the largest number allowed. By default what the model takes; for the embedded "
-        f"texts windows of {EMBEDDED_LENGTH}.",
+        description="Tokens of a window, by default what the model takes; lines with more tokens are left out.",
     )
     segments: list[str] = Field(
         [], description="Token that separates parts of a text, such as '.': the share of parts kept whole is measured."
@@ -137,10 +135,8 @@ class TextOptions(Options):
         return self.corruption or build("backward", backward).language().corruption
 
     def _source(self) -> dict[str, Any]:
-        whole = self.data == "embedded" and not self.windows and self.length is None and self.regions is None
-        cut = {"windows": True, "length": EMBEDDED_LENGTH} if whole else {"windows": self.windows, **self._given("length")}
         segments = {"segments": self.segments} if self.segments else {}
-        return {"type": "tokens", "path": self.data, **cut, **segments, **self._given("regions")}
+        return {"type": "tokens", "path": self.data, "windows": self.windows, **segments, **self._given("length", "regions")}
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: kept tokens, correlated changes, second models, and the tokens that are shown."""
