@@ -290,6 +290,8 @@ def test_spec_of_an_image_experiment():
     assert [probe.get("name") for probe in spec["probes"]] == ["fashion_mnist", "fashion_mnist_2", None]
     assert spec["probes"][-1]["first"] == 3
     assert spec["source"] == {"type": "fashion_mnist"}
+    # A run with fewer items than are kept can be extended.
+    assert image_experiment(items=2).to_dict()["probes"] == image_experiment(items=200).to_dict()["probes"]
 
 
 @pytest.mark.parametrize(

@@ -120,13 +120,13 @@ def read_folder(path: Path) -> Folder:
         raise not_fetched(name, error) from None
 
 
-def check_hub(name: str) -> None:
-    """ValueError if there is no such model in the cache, and none on the hub, which is asked once: diffusers asks for 25 s."""
+def check_hub(name: str, file: str = "model_index.json") -> None:
+    """ValueError if there is no such model in the cache, and none on the hub, which is asked once: libraries ask for 25 s."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     try:
-        if not isinstance(try_to_load_from_cache(name, "model_index.json"), str):
-            get_hf_file_metadata(hf_hub_url(name, "model_index.json"))  # waits for 10 s, or HF_HUB_ETAG_TIMEOUT
+        if not isinstance(try_to_load_from_cache(name, file), str):
+            get_hf_file_metadata(hf_hub_url(name, file))  # waits for 10 s, or HF_HUB_ETAG_TIMEOUT
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if status in (408, 429) or status >= 500:

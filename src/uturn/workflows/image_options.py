@@ -195,7 +195,7 @@ class ImageOptions(Options):
             raise ValueError(f"class_prompts = {self.class_prompts!r}: goes with a classifier 'clip:FOLDER'; leave it out")
         probes += self._perceptual(weights[-1])
         if self.keep:
-            probes.append({"type": "images"} if self.keep >= self.items else {"type": "images", "first": self.keep})
+            probes.append({"type": "images", "first": self.keep})
         return probes
 
     def _perceptual(self, weights: str) -> list[dict[str, Any]]:

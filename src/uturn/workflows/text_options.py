@@ -149,7 +149,7 @@ class TextOptions(Options):
         others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood}
         probes += [{"type": kind, "model": one, **shared} for kind, one in others.items() if one is not None]
         if self.keep:
-            probes.append({"type": "tokens"} if self.keep >= self.items else {"type": "tokens", "first": self.keep})
+            probes.append({"type": "tokens", "first": self.keep})
         return probes
 
 
