@@ -645,7 +645,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "arguments", "message"),
     [
-        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; leave longer lines out (length, --length), or cut"),
+        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; leave longer lines out (length, --length)"),
         ("bert", "good.txt", ["--length", 2], "no text"),
         ("bert", "good.txt", ["--windows", "--length", 99], "texts of 99 tokens|no text has 99 tokens"),
         ("bert", "empty.txt", [], "no text in it; expected one a line"),
