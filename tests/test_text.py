@@ -457,7 +457,7 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
 
 
 def test_lines_of_tokens():
-    tokens = [Token(text, k) for k, text in enumerate([" the", " quick", "er", " fox", " 日本"])]
+    tokens = [Token(text) for text in [" the", " quick", "er", " fox", " 日本"]]
     found = lines(tokens, 10)
     assert [[token.text for _, token in line] for line in found] == [["the", " quick"], ["er", " fox"], ["日本"]]
     assert [at for at, _ in found[0]] == [0, 3]
