@@ -457,7 +457,7 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
 
 
 def test_lines_of_tokens():
-    tokens = [Token(text, k) for k, text in enumerate([" the", " quick", "er", " fox", " 日本"])]
+    tokens = [Token(text) for text in [" the", " quick", "er", " fox", " 日本"]]
     found = lines(tokens, 10)
     assert [[token.text for _, token in line] for line in found] == [["the", " quick"], ["er", " fox"], ["日本"]]
     assert [at for at, _ in found[0]] == [0, 3]
@@ -645,7 +645,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "arguments", "message"),
     [
-        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; leave longer lines out (length, --length), or cut"),
+        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; leave longer lines out (length, --length)"),
         ("bert", "good.txt", ["--length", 2], "no text"),
         ("bert", "good.txt", ["--windows", "--length", 99], "texts of 99 tokens|no text has 99 tokens"),
         ("bert", "empty.txt", [], "no text in it; expected one a line"),

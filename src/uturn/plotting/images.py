@@ -21,14 +21,13 @@ from uturn.plotting.curves import (
     markers,
     no_mathematics,
 )
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+from uturn.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _NAMES = ("classifier", "layer", "remark", "item_name", "measures")  # coordinates that are drawn
 _MOST_NAMED = 8  # layers named in the legend
-_CLASSIFIERS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: safe for colour blindness
 
 
 def draw_layers(data: xr.Dataset) -> Any:
@@ -234,7 +233,7 @@ def _draw_perceptual(axis: Any, data: xr.Dataset) -> None:
     """Perceptual distance to the original, with the noise at which half of its rise is done."""
     noise = data.noise.values
     for k, name in enumerate(map(str, data.measures.values)):
-        one, color = data.isel(perceptual=k), _CLASSIFIERS[k % len(_CLASSIFIERS)]
+        one, color = data.isel(perceptual=k), DISTINCT[k % len(DISTINCT)]
         value, low, high = one.perceptual_distance.values.T
         axis.fill_between(noise, low, high, color=color, alpha=0.2, lw=0)
         axis.plot(noise, value, color=color, label=brief(name.removeprefix("perceptual distance, "), 60), **markers(noise))
@@ -258,7 +257,7 @@ def _draw_class(axis: Any, data: xr.Dataset) -> None:
     curves = []
     for k, name in enumerate(names):
         one = data.isel(classifier=k)
-        color = _CLASSIFIERS[k % len(_CLASSIFIERS)]
+        color = DISTINCT[k % len(DISTINCT)]
         value, low, high = one.same_class.values.T
         axis.fill_between(noise, low, high, color=color, alpha=0.2, lw=0)
         curves += axis.plot(noise, value, color=color, label=_named(name, one, single), **markers(noise))

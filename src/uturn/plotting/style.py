@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 CLASS, THEORY, ACCENT, MUTED = "#b3261e", "#111111", "#0072b2", "#777777"
+DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Colours of Okabe and Ito, safe for colour blindness."""
 
 
 @contextmanager

@@ -21,13 +21,12 @@ from uturn.plotting.curves import (
     markers,
     no_mathematics,
 )
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+from uturn.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _MOST_NAMED = 8  # readings named in a legend
-_DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: safe for colour blindness
 
 
 def draw_curves(data: xr.Dataset) -> Any:
@@ -133,6 +132,7 @@ def _draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
     axis.text(0.02 * noise[-1], 1, "independent tokens", color=MUTED, fontsize=8.5, va="bottom")
     star = data.transition.values
     draw_transition(axis, star, CLASS, True)
+    axis.set_ylim(max(0.0, min(0.8, float(np.nanmin(low)))), 1.08 * min(float(np.nanmax(high)), 3 * float(np.nanmax(value))))
     _noise_axis(axis, data, "tokens that change together", r"susceptibility $\chi$")
     _beside(axis, f"$t^*$ = {interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below")
 
@@ -152,6 +152,9 @@ def _draw_correlations(axis: Any, data: xr.Dataset) -> None:
     axis.set(xscale="log", xlim=(0.93, 1.05 * reach), xlabel="distance $r$ (tokens)", ylabel="$C(r)/C(0)$")
     axis.set_xticks([x for x in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000) if x <= reach])
     axis.minorticks_off()
+    curves = data.correlation.isel(noise=chosen, estimate=0).where(data.distance <= reach).values[:, 1:]
+    bottom, top = np.nanmin(curves, initial=0), np.nanmax(curves, initial=0.05)
+    axis.set_ylim(bottom - 0.25 * (top - bottom), top + 0.25 * (top - bottom))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axis.set_title("correlation of changes", pad=22)
     if len(chosen):
@@ -187,7 +190,7 @@ def _nearest(data: xr.Dataset) -> int | None:
 
 def _draw_regions(axis: Any, data: xr.Dataset) -> None:
     chosen = _of_group(data, "regions")
-    _draw_readings(axis, data, chosen, list(_DISTINCT) if len(chosen) <= len(_DISTINCT) else level_colors(len(chosen)))
+    _draw_readings(axis, data, chosen, list(DISTINCT) if len(chosen) <= len(DISTINCT) else level_colors(len(chosen)))
     _noise_axis(axis, data, "regions", "share of tokens kept")
     axis.set_ylim(-0.03, 1.03)
     draw_legend(axis, False, title="region", title_fontsize=8.5)

@@ -8,25 +8,31 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uturn.plotting.curves import evenly_spaced
-from uturn.plotting.style import CLASS, MUTED, THEORY, fonts_for, style
+from uturn.plotting.style import CLASS, DISTINCT, MUTED, THEORY, fonts_for, style
 
 if TYPE_CHECKING:
     import xarray as xr
 
 NOISED, CHANGED = "#e8e8e8", "#f7cfcb"  # backgrounds of tokens that were noised, and of those that are others now
 _COLUMNS, _MOST_LINES = 96, 60
+EDGES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"), ("double", (0, (6, 1))))
+"""Lines below the tokens of regions, in CSS and in figures."""
 _SIZE = 9.5  # of the font, in points
 _CELL, _LINE = _SIZE * 0.602 / 72, 0.21  # width of a character of DejaVu Sans Mono and height of a line, in inches
-_LEFT, _TOP, _ABOVE, _BETWEEN = 10, 2.2, 0.9, 0.15  # columns before the texts; lines above all, before a text, before a row
+_LEFT, _TOP, _ABOVE, _BETWEEN = 10, 3.2, 0.9, 0.15  # columns before the texts; lines above all, before a text, before a row
 
 
 class Token(NamedTuple):
-    """A token of a row: its text, its position, whether the corruption removed or replaced it, and whether it is another one."""
+    """A token of a row: its text, whether the corruption removed or replaced it, and whether it is another one.
+
+    In originals also the number of its region, -1 for none, and whether it separates segments.
+    """
 
     text: str
-    position: int
     noised: bool = False
     changed: bool = False
+    region: int = -1
+    separates: bool = False
 
 
 class Row(NamedTuple):
@@ -41,28 +47,32 @@ def blocks(data: xr.Dataset, most_items: int | None = None, most_levels: int | N
     """Number of each item that is shown, and its rows: the original, then a reconstruction for each noise level."""
     count, levels = data.sizes["shown_item"], data.sizes["shown_noise"]
     wanted = evenly_spaced(levels, levels if most_levels is None else most_levels)
+    regions = data.shown_region if "shown_region" in data else None
+    separators = data.shown_separator if "shown_separator" in data else None
     for item in range(min(count, most_items or count)):
         one = data.isel(shown_item=item)
         there = [k for k, piece in enumerate(one.original_piece.values) if piece]
-        rows = [Row(None, [Token(readable(one.original_piece.values[k]), k) for k in there], [])]
+        texts = [str(one.original_piece.values[k]) for k in there]
+        region = [-1 if regions is None else int(regions[item, k]) for k in there]
+        separates = [separators is not None and bool(separators[item, k]) for k in there]
+        original = [Token(readable(text), region=r, separates=s) for text, r, s in zip(texts, region, separates, strict=True)]
+        rows = [Row(None, original, [])]
         for level in wanted:
             at = one.isel(shown_noise=level)
-            marks = at.noised.values, at.changed.values
-            tokens = [Token(readable(at.piece.values[k]), k, bool(marks[0][k]), bool(marks[1][k])) for k in there]
-            hidden = [len(readable(one.original_piece.values[k]).strip()) or 1 for k in there]
+            noised, changed = ([bool(marks[k]) for k in there] for marks in (at.noised.values, at.changed.values))
+            tokens = [Token(readable(at.piece.values[k]), *marks) for k, *marks in zip(there, noised, changed, strict=True)]
             noisy = [
-                Token(_noisy_text(str(at.noisy_piece.values[k]), size, str(one.original_piece.values[k])), k, bool(marks[0][k]))
-                for k, size in zip(there, hidden, strict=True)
+                Token(_noisy_text(str(at.noisy_piece.values[k]), text), mark)
+                for k, text, mark in zip(there, texts, noised, strict=True)
             ]
             rows.append(Row(float(at.shown_noise), tokens, noisy))
         yield int(one.shown_item), rows
 
 
-def _noisy_text(piece: str, size: int, original: str) -> str:
+def _noisy_text(piece: str, original: str) -> str:
     """The text of a noisy token; a masked one as so many dots as the original has characters."""
-    if piece:
-        return readable(piece)
-    return ("" if original[:1] != " " or not original.strip() else " ") + "·" * size
+    blank = " " if len(original) > 1 and original.startswith(" ") else ""
+    return readable(piece) if piece else blank + "·" * len(readable(original)[len(blank) :])
 
 
 def readable(text: Any) -> str:
@@ -110,7 +120,7 @@ def draw_tokens(data: xr.Dataset, most_items: int = 3, most_levels: int = 5) -> 
         axis = figure.add_axes((0, 0, 1, 1))
         axis.set(xlim=(-_LEFT, columns + 1), ylim=(height + 0.3, -_TOP))
         axis.set_axis_off()
-        _draw_key(axis)
+        _draw_key(axis, data)
         y = 0.0
         for item, row, parts in laid:
             y += _ABOVE if row.noise is None and y else _BETWEEN
@@ -127,6 +137,15 @@ def _draw_line(axis: Any, y: float, line: list[tuple[int, Token]], families: lis
     for at, token in line:
         if token.noised or token.changed:
             _draw_background(axis, at, y, cells(token.text), CHANGED if token.changed else NOISED)
+    for region, run in groupby(line, key=lambda pair: pair[1].region):
+        parts = list(run)
+        if region >= 0:
+            end = parts[-1][0] + cells(parts[-1][1].text)
+            axis.plot([parts[0][0] + 0.1, end - 0.1], [y + 1, y + 1], lw=1.6, **_region_look(region))
+    for at, token in line:
+        left, right = at, at + cells(token.text)
+        if token.separates:
+            axis.plot([left, right, right, left, left], [y + 0.1, y + 0.1, y + 0.9, y + 0.9, y + 0.1], color=MUTED, lw=0.8)
     for changed, run in groupby(line, key=lambda pair: pair[1].changed):
         parts = list(run)
         look: dict[str, Any] = {"color": CLASS, "fontweight": "bold"} if changed else {"color": THEORY}
@@ -146,6 +165,11 @@ def _draw_background(axis: Any, x: float, y: float, width: float, color: str) ->
     axis.fill([x, x + width, x + width, x], [y + 0.04, y + 0.04, y + 0.96, y + 0.96], color=color, lw=0)
 
 
+def _region_look(region: int) -> dict[str, Any]:
+    """Line below the tokens of a region."""
+    return {"color": DISTINCT[region % len(DISTINCT)], "ls": EDGES[region % len(EDGES)][1], "solid_capstyle": "butt"}
+
+
 def _characters(text: str) -> list[str]:
     """Characters of a text; combining marks stay with their letter."""
     found: list[str] = []
@@ -157,12 +181,19 @@ def _characters(text: str) -> list[str]:
     return found
 
 
-def _draw_key(axis: Any) -> None:
+def _draw_key(axis: Any, data: xr.Dataset) -> None:
     """What the marks mean, above the texts."""
-    axis.text(-1, -1.05, "noise", ha="right", va="center_baseline", fontsize=_SIZE, color=MUTED)
-    for x, color, words, look in (
-        (0, NOISED, "noised, and the same again", {"color": THEORY}),
-        (34, CHANGED, "another token", {"color": CLASS, "fontweight": "bold"}),
-    ):
-        _draw_background(axis, x, -1.6, 2, color)
-        axis.text(x + 2.8, -1.05, words, va="center_baseline", fontsize=_SIZE, **look)
+    y, look = 0.55 - _TOP + 0.6, {"va": "center_baseline", "fontsize": _SIZE}
+    axis.text(-1, y, "noise", ha="right", color=MUTED, **look)
+    _draw_background(axis, 0, y - 0.55, 2, NOISED)
+    axis.text(2.8, y, "noised, and the same again", color=THEORY, **look)
+    _draw_background(axis, 34, y - 0.55, 2, CHANGED)
+    axis.text(36.8, y, "another token", color=CLASS, fontweight="bold", **look)
+    x, y = 0.0, y + 1.3
+    for k, name in enumerate(data.region_name.values if "region_name" in data.coords else ()):
+        axis.plot([x, x + 2.5], [y + 0.1, y + 0.1], lw=1.6, **_region_look(k))
+        axis.text(x + 3.2, y, f"region {readable(name)}", color=MUTED, parse_math=False, **look)
+        x += 5 + len(f"region {name}")
+    if "shown_separator" in data:
+        axis.plot([x, x + 1, x + 1, x, x], [y - 0.4, y - 0.4, y + 0.4, y + 0.4, y - 0.4], color=MUTED, lw=0.8)
+        axis.text(x + 1.8, y, "separates segments", color=MUTED, **look)

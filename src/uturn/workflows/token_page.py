@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from uturn.plotting.tokens import Row, Token, blocks
+from uturn.plotting.tokens import EDGES, Row, Token, blocks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,7 +45,6 @@ nav a { color: inherit; margin-right: .6rem; display: inline-block; padding: .15
   --changed: #f7cfcb; --mark: #7d0f08; } .control, nav { display: none; } article { break-inside: avoid; }
   i, mark { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
 """
-_EDGES = ("solid", "dashed", "dotted", "double")  # lines below the tokens of the regions of originals
 
 
 def token_page(data: xr.Dataset) -> str:
@@ -68,9 +68,8 @@ def token_page(data: xr.Dataset) -> str:
         "</header><main>",
     ]
     for item, rows in shown:
-        edges = _marks(data, item)
         parts.append(f'<article id="text{item}"><h2>text {item}</h2>')
-        parts += [_row(row, edges) for row in rows]
+        parts += [_row(row) for row in rows]
         parts.append("</article>")
     return "\n".join([*parts, "</main></body></html>", ""])
 
@@ -80,7 +79,7 @@ def _key(data: xr.Dataset) -> str:
     words = []
     if "region_name" in data.coords:
         words += [
-            f'<u style="--edge: {_EDGES[k % len(_EDGES)]}">region {escape(str(name))}</u>'
+            f'<u style="--edge: {EDGES[k % len(EDGES)][0]}">region {escape(str(name))}</u>'
             for k, name in enumerate(data.region_name.values)
         ]
     if "shown_separator" in data:
@@ -88,41 +87,30 @@ def _key(data: xr.Dataset) -> str:
     return f"<p>In the original: {', '.join(words)}.</p>" if words else ""
 
 
-def _marks(data: xr.Dataset, item: int) -> dict[int, tuple[str, str]]:
-    """Tags around the tokens of the original, by position."""
-    found = {}
-    one = data.sel(shown_item=item)
-    if "shown_region" in data:
-        for position, region in enumerate(one.shown_region.values):
-            if region >= 0:
-                found[position] = (f'<u style="--edge: {_EDGES[int(region) % len(_EDGES)]}">', "</u>")
-    if "shown_separator" in data:
-        found |= {position: ("<b>", "</b>") for position, there in enumerate(one.shown_separator.values) if there}
-    return found
-
-
-def _row(row: Row, edges: dict[int, tuple[str, str]]) -> str:
-    plain = ("", "")
+def _row(row: Row) -> str:
     if row.noise is None:
-        words = _tagged(row.tokens, [edges.get(token.position, plain) for token in row.tokens])
-        return f'<div class="row original"><span>original, {len(row.tokens)} tokens</span><p class="text">{words}</p></div>'
+        return f'<div class="row original"><span>original, {len(row.tokens)} tokens</span>{_text(row.tokens)}</div>'
     changed = sum(token.changed for token in row.tokens)
-    noisy = _tagged(row.noisy, [("<i>", "</i>") if token.noised else plain for token in row.noisy])
-    words = _tagged(row.tokens, [_tags(token) for token in row.tokens])
+    noisy = _text([token._replace(changed=False) for token in row.noisy])
     return (
-        f'<div class="row noisy"><span>{row.noise:.3g}, noisy</span><p class="text">{noisy}</p></div>'
-        f'<div class="row"><span>{row.noise:.3g}, {changed} changed</span><p class="text">{words}</p></div>'
+        f'<div class="row noisy"><span>{row.noise:.3g}, noisy</span>{noisy}</div>'
+        f'<div class="row"><span>{row.noise:.3g}, {changed} changed</span>{_text(row.tokens)}</div>'
     )
 
 
-def _tags(token: Token) -> tuple[str, str]:
-    return ("<mark>", "</mark>") if token.changed else ("<i>", "</i>") if token.noised else ("", "")
-
-
-def _tagged(tokens: list[Token], tags: list[tuple[str, str]]) -> str:
-    """Tokens as HTML. The blank before a word stays outside of the tags, and is left out before the first one."""
+def _text(tokens: list[Token]) -> str:
+    """Tokens as a paragraph; those of a region are joined, so that the line below them has no gaps."""
     found = []
-    for number, (token, (begin, end)) in enumerate(zip(tokens, tags, strict=True)):
-        blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
-        found.append(f"{blank if number else ''}{begin}{escape(token.text[len(blank) :])}{end}")
-    return "".join(found)
+    for region, group in groupby(tokens, key=lambda token: token.region):
+        words = "".join(map(_tagged, group))
+        found.append(words if region < 0 else f'<u style="--edge: {EDGES[region % len(EDGES)][0]}">{words}</u>')
+    text = "".join(found)
+    return f'<p class="text">{text.removeprefix(" ") if len(tokens[0].text) > 1 else text}</p>'
+
+
+def _tagged(token: Token) -> str:
+    """A token with its mark; the blank before a word stays outside of it."""
+    blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
+    tag = "mark" if token.changed else "i" if token.noised else "b" if token.separates else ""
+    text = escape(token.text[len(blank) :])
+    return f"{blank}<{tag}>{text}</{tag}>" if tag else blank + text
