@@ -147,14 +147,14 @@ def test_bad_options(options, words):
         Decoder(**options)
 
 
-def test_too_many_joint_draws_are_refused(table):
+def test_too_many_strings_are_refused(table):
     class Long(Table):
         num_leaves = 14
 
         def posterior(self, noisy):
             return np.full((len(noisy.values), 14, V), 1 / V, np.float32)
 
-    with pytest.raises(ValueError, match="14 masked tokens have more than 1048576 joint draws"):
+    with pytest.raises(ValueError, match="partial strings in a step; expected at most 1048576: take shorter"):
         law_of(Long(), np.full(14, -1), Decoder("confidence"))
 
 

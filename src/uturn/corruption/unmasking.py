@@ -8,9 +8,8 @@ temperatures other than 1, truncated laws and several tokens a step draw from ot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from uturn.random import streams, uniforms
 
 ORDERS = ("random", "blocks", "entropy", "probability", "confidence")
 MASKED = -1  # value of a masked position
-_MOST = 2**20  # strings, or joint draws, that are enumerated
+_MOST = 2**20  # partial strings that a step may reach
 _TOGETHER = 2**22  # probabilities of the symbols that are drawn together
 
 
@@ -254,7 +253,7 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder) -> dict[tup
     denoiser, decoder
         As for `unmask`.
     values : int (length,)
-        Symbols, -1 where masked. At most 2**20 partial strings are visited in a step, and as many joint draws.
+        Symbols, -1 where masked. At most 2**20 partial strings are reached in a step.
 
     Returns
     -------
@@ -268,60 +267,72 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder) -> dict[tup
     """
     values = np.asarray(values)
     noisy = checked_observation(denoiser, Noisy(values[None], np.array([(values < 0).mean()]), denoiser.vocab_size))
-    states = {tuple(noisy.values[0].tolist()): 1.0}
-    masked = (noisy.values < 0).sum(axis=1)
-    groups, revealed = decoder.numbers(masked)
+    states, chances, row = noisy.values, np.ones(1), np.array([0])
+    groups, revealed = decoder.numbers((states < 0).sum(axis=1))
     for step in range(int(groups[0])):
-        row = np.array([0])
         count = int(revealed(row, step + 1)[0] - revealed(row, step)[0])
-        partial = np.array(list(states), np.int64)
-        beliefs = checked_posterior(denoiser, Noisy(partial, (partial < 0).mean(axis=1), denoiser.vocab_size))
-        following: dict[tuple[int, ...], float] = {}
-        for state, chance, belief in zip(partial, states.values(), beliefs, strict=True):
-            for positions, symbols, share in _reveals(decoder, state, belief, count):
-                then = state.copy()
-                then[list(positions)] = symbols
-                name = tuple(then.tolist())
-                following[name] = following.get(name, 0.0) + chance * share
-        if len(following) > _MOST:
-            raise ValueError(f"{len(following)} partial strings; expected at most {_MOST}: take shorter strings")
-        states = following
-    return states
+        belief = checked_posterior(denoiser, Noisy(states, (states < 0).mean(axis=1), denoiser.vocab_size))
+        states, chances = _next(decoder, states, chances, belief, count)
+    return dict(zip(map(tuple, states.tolist()), chances.tolist(), strict=True))
 
 
-def _reveals(
-    decoder: Decoder, state: np.ndarray, belief: np.ndarray, count: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], float]]:
-    """What a step can reveal: positions, their symbols, and the probability of both."""
-    hidden = np.flatnonzero(state < 0)
-    weights = decoder.weights(belief[hidden])
+def _next(
+    decoder: Decoder, states: np.ndarray, chances: np.ndarray, belief: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Partial strings (.., length) after a step that reveals `count` positions, and their probabilities."""
+    masked = np.nonzero(states < 0)[1].reshape(len(states), -1)  # as many in all states
+    n, v = masked.shape[1], belief.shape[-1]
+    size = len(states) * math.comb(n, count) * v**count
+    if size > _MOST:
+        raise ValueError(f"{size} partial strings in a step; expected at most {_MOST}: take shorter strings")
+    ranks = np.take_along_axis(decoder.ranks(belief), masked, axis=1)
+    belief = np.take_along_axis(belief, masked[..., None], axis=1)
+    weights = decoder.weights(belief)
     weights /= weights.sum(-1, keepdims=True)
-    options = [np.flatnonzero(one).tolist() for one in weights]
-    if decoder.order == "confidence":
-        if math.prod(map(len, options)) > _MOST:
-            raise ValueError(f"{len(hidden)} masked tokens have more than {_MOST} joint draws; take fewer")
-        for drawn in product(*options):
-            ranks = decoder.ranks(belief[hidden], np.array(drawn))
-            kept = np.argsort(ranks, kind="stable")[:count].tolist()
-            share = math.prod(float(weights[k, a]) for k, a in enumerate(drawn))
-            yield tuple(hidden[kept].tolist()), tuple(drawn[k] for k in kept), share
-        return
-    ranks = decoder.ranks(belief)[hidden]
-    subsets = list(_subsets(ranks, count, decoder.order in ("random", "blocks")))
-    for chosen in subsets:
-        for symbols in product(*(options[k] for k in chosen)):
-            share = math.prod(float(weights[k, a]) for k, a in zip(chosen, symbols, strict=True))
-            yield tuple(hidden[list(chosen)].tolist()), symbols, share / len(subsets)
+    symbols = np.indices((v,) * count).reshape(count, -1).T
+    found, shares = [], []
+    for chosen in map(list, combinations(range(n), count)):
+        if decoder.order == "confidence":
+            are_first = _confident(belief, weights, chosen, symbols)
+        else:
+            are_first = _are_first(ranks, chosen, decoder.order in ("random", "blocks"))[:, None]
+        share = chances[:, None] * are_first * weights[:, chosen, symbols].prod(axis=-1)
+        rows, which = np.nonzero(share)
+        after = states[rows]
+        np.put_along_axis(after, masked[rows][:, chosen], symbols[which], axis=1)
+        found.append(after)
+        shares.append(share[rows, which])
+    # Equal strings, which are reached in several ways, add up.
+    states = np.concatenate(found)
+    order = np.lexsort(states.T)
+    states = states[order]
+    first = np.flatnonzero(np.r_[True, (states[1:] != states[:-1]).any(axis=1)])
+    return states[first], np.add.reduceat(np.concatenate(shares)[order], first)
 
 
-def _subsets(ranks: np.ndarray, count: int, random: bool) -> Iterator[tuple[int, ...]]:
-    """Sets of so many positions with the smallest ranks; all equally probable ones where equal ranks are ordered by chance."""
-    order = np.argsort(ranks, kind="stable")
+def _are_first(ranks: np.ndarray, chosen: list[int], random: bool) -> np.ndarray:
+    """Probability (states,) that the chosen positions have the smallest ranks; equal ones by chance, or from left to right."""
+    count, inside = len(chosen), np.isin(np.arange(ranks.shape[1]), chosen)
     if not random:
-        yield tuple(order[:count].tolist())
-        return
-    last = ranks[order[count - 1]]
-    sure = [int(k) for k in order if ranks[k] < last]
-    open_ = [int(k) for k in order if ranks[k] == last]
-    for more in combinations(open_, count - len(sure)):
-        yield (*sure, *more)
+        first = np.argsort(ranks, axis=1, kind="stable")[:, :count]
+        return (np.sort(first, axis=1) == chosen).all(axis=1)
+    last = np.sort(ranks, axis=1)[:, count - 1, None]
+    sure, equal = ranks < last, ranks == last
+    possible = (inside >= sure).all(axis=1) & (inside <= sure | equal).all(axis=1)
+    from scipy.special import comb
+
+    return possible / comb(equal.sum(axis=1), count - sure.sum(axis=1))
+
+
+def _confident(belief: np.ndarray, weights: np.ndarray, chosen: list[int], symbols: np.ndarray) -> np.ndarray:
+    """Probability (states, draws) that the tokens drawn at all other positions have a smaller probability than the chosen ones.
+
+    `symbols` (draws, count): what is drawn at the chosen positions. Equal ones are ordered from left to right.
+    """
+    others = np.setdiff1d(np.arange(belief.shape[1]), chosen)
+    own = belief[:, chosen, symbols]
+    least = own.min(axis=-1)
+    place = np.where(own == least[..., None], chosen, -1).max(axis=-1)[..., None, None]
+    least, theirs = least[..., None, None], belief[:, None, others]
+    later = (theirs < least) | ((theirs == least) & (others[:, None] > place))
+    return (weights[:, None, others] * later).sum(axis=-1).prod(axis=-1)
