@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 import uturn as ut
+from uturn.corruption import unmasking
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption.unmasking import Decoder, law_of, unmask
 from uturn.protocols import Noisy
@@ -99,6 +100,22 @@ def test_draws_follow_the_law(table, decoder):
     observed, wanted = [[table[string] for string in common] for table in (dict.fromkeys(law, 0) | drawn, expected)]
     rare = max(count - sum(wanted), 1e-3)
     assert chisquare([*observed, count - sum(observed)], np.array([*wanted, rare]) * count / (sum(wanted) + rare)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_equal_confidences_are_kept_from_left_to_right(count):
+    """A step on beliefs of which many are equal, against all joint draws in a plain loop."""
+    belief = np.array([[2, 1, 1], [1, 2, 1], [1, 1, 2]], np.float32) / 4
+
+    decoder = Decoder("confidence", temperature=0.5)
+    weights = decoder.weights(belief) / decoder.weights(belief).sum(-1, keepdims=True)
+    expected = {}
+    for drawn in product(range(V), repeat=3):
+        kept = sorted(range(3), key=lambda k: (-belief[k, drawn[k]], k))[:count]
+        state = tuple(drawn[k] if k in kept else -1 for k in range(3))
+        expected[state] = expected.get(state, 0.0) + np.prod([weights[k, drawn[k]] for k in range(3)])
+    states, chances = unmasking._next(decoder, np.full((1, 3), -1), np.ones(1), belief[None], count)
+    assert dict(zip(map(tuple, states.tolist()), chances, strict=True)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_string_does_not_depend_on_its_batch(table):

@@ -1,0 +1,228 @@
+"""Decoders of masked strings on trial, with exact and trained denoisers: the measurement of the figure `exam`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import xarray as xr
+
+from uturn.corruption import Masking, Noisy
+from uturn.corruption.denoising import Denoiser, ExactDenoiser
+from uturn.corruption.unmasking import Decoder, law_of
+from uturn.networks.denoisers import LearnedDenoiser, train_denoiser
+from uturn.networks.training import History
+from uturn.paper.decoder_laws import divergence, log_ratios
+from uturn.paper.sampler_laws import parsed_agreement
+from uturn.paper.workshop import Scale, Workshop
+from uturn.processes import cores, in_processes
+from uturn.progress import begun, part, progress_bar
+from uturn.random import Purpose, keys, uniforms
+from uturn.rhm import RandomHierarchyModel, zipf
+
+EXACT = {
+    "random order": Decoder(),
+    "random in blocks of 4": Decoder("blocks", block=4),
+    "left to right": Decoder("blocks", block=1),
+    "lowest entropy": Decoder("entropy"),
+    "largest probability": Decoder("probability"),
+}
+"""Decoders that draw from the posterior, if the denoiser is exact."""
+OTHERS = {
+    "drawn-token confidence": Decoder("confidence"),
+    "temperature 0.7": Decoder("blocks", block=1, temperature=0.7),
+    "temperature 1.3": Decoder("blocks", block=1, temperature=1.3),
+    "top-k 2": Decoder("blocks", block=1, top_k=2),
+    "top-p 0.9": Decoder("blocks", block=1, top_p=0.9),
+}
+"""One token a step, but not from the posterior; the last four from left to right, as autoregressive models do."""
+ORDERS = {"random order": "random", "lowest entropy": "entropy", "drawn-token confidence": "confidence"}
+"""Decoders that are also run with several tokens a step, and their orders."""
+CLONES = 2
+GRAMMARS: dict[str, dict[str, Any]] = {
+    "enumerated": {"vocab_size": 3, "multiplicity": 3, "branching": 2, "depth": 3, "zipf_exponent": 1.0},
+    "dense": {"vocab_size": 8, "multiplicity": 8, "branching": 2, "zipf_exponent": 1.0},
+    "sparse": {"vocab_size": 8, "multiplicity": 2, "branching": 2},
+}
+"""Two grammars that give every string a probability above 0, so that no divergence is infinite; in "sparse", rules are equally
+probable and most strings are impossible."""
+DENOISERS = ("exact", "trained")
+# `masked`: numbers of masked leaves, one observation each. `shares`: of masked leaves, in turn over the items.
+_TRAINING = dict(width=32, batch_size=64, learning_rate=5e-3, every=100, held_out=512)
+SETTINGS: dict[Scale, dict[str, dict[str, Any]]] = {
+    "smoke": {
+        "enumerated": {"masked": [4, 4, 6, 6, 8], "steps": [1, 2, 4], "draws": 2000,
+                       "training": {**_TRAINING, "width": 16, "strings": 4096, "steps": 400}},
+        "drawn": {"depth": 6, "shares": [0.5, 0.75, 1.0], "steps": [1, 2, 4, 8, 16, 32], "items": {"exact": 384, "trained": 64},
+                  "training": {**_TRAINING, "strings": 16384, "steps": 400}},
+    },
+    "paper": {
+        "enumerated": {"masked": [4] * 4 + [6] * 4 + [8] * 2, "steps": [1, 2, 3, 4, 6], "draws": 10000,
+                       "training": {**_TRAINING, "strings": 65536, "steps": 4000}},
+        "drawn": {"depth": 7, "shares": [0.5, 0.75, 1.0], "steps": [1, 2, 4, 8, 16, 32, 64],
+                  "items": {"exact": 1024, "trained": 256},
+                  "training": {**_TRAINING, "width": 64, "strings": 65536, "steps": 4000}},
+    },
+}  # fmt: skip
+_STREAMS = (Purpose.DENOISING, 1)
+_STRINGS, _NOISE, _DRAWS, _TRAINING_SET = range(4)
+
+
+class AllPossible(Masking):
+    """Masking of a grammar that gives every string a probability above 0: an exact denoiser needs no misread leaves."""
+
+    misread: ClassVar[float] = -np.inf
+
+
+def decoders(steps: list[int]) -> dict[str, Decoder]:
+    """All decoders on trial by label; `steps`: numbers of steps of those that reveal several tokens a step."""
+    several = {in_steps(label, number): Decoder(order, number) for label, order in ORDERS.items() for number in steps}
+    return {**EXACT, **OTHERS, **several}
+
+
+def in_steps(label: str, number: int) -> str:
+    """Label of a decoder in so many steps."""
+    return f"{label}, {number} step{'s' if number > 1 else ''}"
+
+
+def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
+    """What the measurement of a grammar with a denoiser depends on."""
+    table = dict(SETTINGS[scale]["enumerated" if grammar == "enumerated" else "drawn"])
+    depth = {"depth": table.pop("depth")} if "depth" in table else {}
+    items = {"items": table["items"][denoiser]} if "items" in table else {}
+    tried = {label: repr(one) for label, one in decoders(table["steps"]).items()}
+    return {**table, **items, "grammar": {**GRAMMARS[grammar], **depth}, "denoiser": denoiser, "decoders": tried}
+
+
+def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
+    """The grammar with these sizes, and rules of Zipf's probabilities if they have an exponent."""
+    sizes = {name: value for name, value in table.items() if name != "zipf_exponent"}
+    weights = zipf(table["multiplicity"], table["zipf_exponent"]) if "zipf_exponent" in table else None
+    return RandomHierarchyModel(**sizes, rule_probabilities=weights, seed=0)
+
+
+def measured(workshop: Workshop) -> dict[str, xr.Dataset]:
+    """One dataset for each grammar and denoiser, "grammar-denoiser"; networks are trained where they are not yet."""
+    tasks = [(grammar, denoiser) for denoiser in reversed(DENOISERS) for grammar in GRAMMARS]
+    workers = min(workshop.workers or cores(), len(tasks))
+    if workers <= 1:
+        return dict(_examined(*task, workshop) for task in tasks)
+    runs = {}
+    with progress_bar(workshop.progress, "decoders", len(tasks), 0) as advance:
+        quiet = replace(workshop, progress=False)
+        for name, run in in_processes(_examined, [(*task, quiet) for task in tasks], workers, threads=1):
+            runs[name] = run
+            advance()
+    return runs
+
+
+def _examined(grammar: str, denoiser: str, workshop: Workshop) -> tuple[str, xr.Dataset]:
+    plan, name = settings(workshop.scale, grammar, denoiser), f"{grammar}-{denoiser}"
+    with begun(1):
+        with part(0.3):
+            judged = _denoiser(grammar, plan, workshop)
+        measure = enumerated if grammar == "enumerated" else drawn
+        compute = partial(measure, grammar_of(plan["grammar"]), judged, plan)
+        return name, workshop.keep(f"exam-{name}", plan, compute).load()
+
+
+def _denoiser(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> Denoiser:
+    """The exact denoiser of a grammar, or one that is trained on strings of it."""
+    rhm = grammar_of(plan["grammar"])
+    if plan["denoiser"] == "exact":
+        return ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible())
+    training, names = plan["training"], [f"exam-{grammar}"]
+    recipe = {"grammar": plan["grammar"], "training": training}
+
+    def trained(checkpoint: Path) -> tuple[list[Any], History]:
+        strings = rhm.sample(training["strings"], seed=_keys(_TRAINING_SET, range(training["strings"]))).leaves
+        options = {name: value for name, value in training.items() if name != "strings"}
+        best, _, history = train_denoiser(
+            rhm, "masking", strings, **options, checkpoint=checkpoint, progress=workshop.progress
+        )  # fmt: skip
+        return [best], history
+
+    workshop.train(names, recipe, trained)
+    return LearnedDenoiser(workshop.trained(names, recipe)[0])
+
+
+def _keys(use: int, *coordinates: Any) -> np.ndarray:
+    return keys(0, *_STREAMS, use, *coordinates)
+
+
+# -- by enumeration -----------------------------------------------------------------------------------------------------------
+
+
+def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]) -> xr.Dataset:
+    """Every decoder on some masked strings, against the posterior by writing all strings out.
+
+    Returns
+    -------
+    Dataset
+        divergence (decoder, observation) : KL(decoder ‖ posterior) in nats, exact.
+        estimate, error (decoder, observation) : mean and standard error of `log_ratio` over draws from the same observation.
+        calls (decoder, observation) : evaluations of the denoiser.
+    """
+    observations = masked_strings(rhm, plan["masked"])
+    tried = decoders(plan["steps"])
+    found = {name: np.empty((len(tried), len(observations))) for name in ("divergence", "estimate", "error", "calls")}
+    for j, values in enumerate(observations):
+        noisy = Noisy(np.tile(values, (plan["draws"], 1)), np.full(plan["draws"], (values < 0).mean()), rhm.vocab_size)
+        for k, decoder in enumerate(tried.values()):
+            _, ratio = log_ratios(rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder)
+            found["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
+            found["estimate"][k, j], found["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
+            found["calls"][k, j] = decoder.numbers((values[None] < 0).sum(axis=1))[0][0]
+    coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
+    return xr.Dataset({name: (("decoder", "observation"), values) for name, values in found.items()}, coords)
+
+
+def masked_strings(rhm: RandomHierarchyModel, numbers: list[int]) -> np.ndarray:
+    """Strings of the grammar with so many masked leaves, int64 (strings, num_leaves)."""
+    leaves = rhm.sample(len(numbers), seed=_keys(_STRINGS, range(len(numbers)))).leaves
+    place = uniforms(_keys(_NOISE, range(len(numbers))), rhm.num_leaves).argsort(axis=1).argsort(axis=1)
+    return np.where(place < np.array(numbers)[:, None], -1, leaves)
+
+
+# -- by draws -----------------------------------------------------------------------------------------------------------------
+
+
+def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]) -> xr.Dataset:
+    """Clones that every decoder draws from one masked string of each item.
+
+    Returns
+    -------
+    Dataset
+        log_ratio (decoder, item, clone) : see `log_ratios`; infinite for a string that the grammar cannot produce.
+        with_original, with_clones (decoder, item, clone, tree_level) : arguments of `uturn.measures.calibration.calibrate`,
+        shares of equal nodes after parsing.
+        calls (decoder) : evaluations of the denoiser for a reconstruction, mean over items.
+    """
+    items, tried = np.arange(plan["items"]), decoders(plan["steps"])
+    leaves = rhm.sample(len(items), seed=_keys(_STRINGS, items)).leaves
+    shares = np.resize(plan["shares"], len(items))
+    noisy = Masking().corrupt(leaves, shares, rhm.vocab_size, _keys(_NOISE, items))
+    copies = Noisy(np.repeat(noisy.values, CLONES, axis=0), np.repeat(noisy.noise, CLONES), rhm.vocab_size)
+    streams = _keys(_DRAWS, items[:, None], np.arange(CLONES)).reshape(-1)
+    ratios, first, rows, calls = [], [], [], []
+    for decoder in tried.values():
+        strings, ratio = log_ratios(rhm, denoiser, copies, streams, decoder)
+        pair = parsed_agreement(rhm, np.concatenate([leaves[:, None], strings.reshape(len(items), CLONES, -1)], axis=1))
+        ratios.append(ratio.reshape(len(items), CLONES))
+        first.append(pair[0])
+        rows.append(pair[1])
+        calls.append(decoder.numbers((noisy.values < 0).sum(axis=1))[0].mean())
+    dims = ("decoder", "item", "clone")
+    return xr.Dataset(
+        {
+            "log_ratio": (dims, np.array(ratios)),
+            "with_original": ((*dims, "tree_level"), np.array(first)),
+            "with_clones": ((*dims, "tree_level"), np.array(rows)),
+            "calls": ("decoder", calls),
+        },
+        {"decoder": list(tried), "share": ("item", shares), "tree_level": range(rhm.depth + 1)},
+    )
