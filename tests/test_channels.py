@@ -71,7 +71,7 @@ def test_figures_with_a_bayesian_channel_name_it():
         kinds = {type(corruption) for corruption in used if corruption.is_bayesian}
         assert kinds <= {type(one.experiment.parts.corruption) for one in named[figure]}, figure
     bayesian = {figure for figure, found in named.items() if any(one.is_bayesian for one in found)}
-    beyond = {"controls", "learning", "schedulers", "thresholds", "chi", "correlations", "calibration"}
+    beyond = {"controls", "learning", "schedulers", "exam", "thresholds", "chi", "correlations", "calibration"}
     assert bayesian == {"fig3", "fig4", "fig5", "fig9", "fig15", "s9"} | beyond
     # Figures 5 and 15 and the thresholds look at the same channels.
     assert {one.experiment.hash for one in named["fig5"]} < {one.experiment.hash for one in named["fig15"]}

@@ -32,7 +32,7 @@ FIGURES = {
     "controls": 125,  # shares the images of fig. 2
     "learning": 150,
     "schedulers": 35,
-    "exam": 75,
+    "exam": 60,
     "thresholds": 45,
     "chi": 60,
     "correlations": 5,  # shares runs of chi and of collapse
