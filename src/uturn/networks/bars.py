@@ -18,3 +18,14 @@ def without_bars(*libraries: Any) -> Iterator[None]:
     finally:
         for library in drawing:
             library.enable_progress_bar()
+
+
+@contextmanager
+def without_lists(library: Any) -> Iterator[None]:
+    """Context in which `library`, a module such as `transformers.utils.logging`, lists no weights that a model does not have."""
+    verbosity = library.get_verbosity()
+    library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)

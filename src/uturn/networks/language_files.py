@@ -30,8 +30,8 @@ _OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # their position embed
 _TIME_NAMES = ("timesteps", "sigma", "noise", "t")
 
 
-class _Pretrained(torch.nn.Module):
-    """A model of transformers as a `TokenNetwork`."""
+class Pretrained(torch.nn.Module):
+    """A model of transformers as a `TokenNetwork`, or any module that takes ids."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -45,17 +45,21 @@ class _Pretrained(torch.nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-        given: dict[str, Any] = {self._ids: ids}
+    def forward(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None, **options: Any) -> Any:
+        """What the module gives; `options` go to it."""
+        given: dict[str, Any] = {self._ids: ids, **options}
         if self.takes_padding and real is not None:
             given["attention_mask"] = real
         if self._time is not None:
             given[self._time] = noise
-        out = self.model(**given)
+        return self.model(**given)
+
+    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        out = self(ids, noise, real)
         return out if isinstance(out, torch.Tensor) else getattr(out, "logits", out)
 
 
-class _Embedded(torch.nn.Module):
+class Embedded(torch.nn.Module):
     """A `MaskedTransformer` as a `TokenNetwork`."""
 
     def __init__(self, model: Any) -> None:
@@ -157,7 +161,7 @@ def _read_file(model: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
         model = str(model_file())
     network: Any = load_network(model, "masked_transformer")
     characters = network.options.get("characters")
-    return _Embedded(network), {}, None if characters is None else Vocabulary(tuple(characters), "characters")
+    return Embedded(network), {}, None if characters is None else Vocabulary(tuple(characters), "characters")
 
 
 def own_language(model: str) -> Any:
@@ -191,8 +195,8 @@ def _read_folder(
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:
-        raise ValueError(f"{where} cannot be read ({_reason(error, trusted)})") from None
-    network = _Pretrained(_model(model, where, config, trusted))
+        raise ValueError(f"{where} cannot be read ({reason(error, trusted)})") from None
+    network = Pretrained(_model(model, where, config, trusted))
     read = load_tokenizer(tokenizer or model, split, trusted)
     words = dict(_KINDS.get(str(config.model_type).lower(), {}))
     size = int(getattr(config, "vocab_size", read.size))
@@ -200,7 +204,7 @@ def _read_folder(
         words["mask_id"] = size - 1
     else:
         words["mask_id"] = next((k for k in (getattr(config, "mask_token_id", None), read.mask_id) if k is not None), None)
-    words["length"] = _longest(config, read)
+    words["length"] = longest_call(config, read)
     return network, words, read
 
 
@@ -222,7 +226,7 @@ def _model(model: str, where: str, config: Any, trusted: bool) -> Any:
                 model, config=config, trust_remote_code=trusted, output_loading_info=True
             )
     except Exception as error:
-        raise ValueError(f"{where} cannot be read as a masked language model ({_reason(error, trusted)})") from None
+        raise ValueError(f"{where} cannot be read as a masked language model ({reason(error, trusted)})") from None
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(f"{where}: the weights {some} are missing; expected a masked language model with its head")
@@ -236,14 +240,14 @@ def _is_known(config: Any) -> bool:
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def _reason(error: Exception, trusted: bool) -> str:
-    text = one_line(error)[:300]
+def reason(error: Exception, trusted: bool) -> str:
+    """Why a model cannot be read."""
     if not trusted and ("trust_remote_code" in str(error) or "custom code" in str(error)):
         return "it comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it"
-    return text
+    return one_line(error)[:300]
 
 
-def _longest(config: Any, tokenizer: Tokenizer) -> int | None:
+def longest_call(config: Any, tokenizer: Tokenizer) -> int | None:
     """Largest number of ids in a call."""
     names = ("max_position_embeddings", "max_sequence_length", "model_length", "n_positions")
     most = next((int(getattr(config, name)) for name in names if isinstance(getattr(config, name, None), int)), None)

@@ -73,6 +73,10 @@ class Tokenizer(Protocol):
         """The text of each token; joined they are the text."""
         ...
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, as another tokenizer reads it."""
+        ...
+
     def fingerprint(self) -> str:
         """Identity of the vocabulary and of how texts are split."""
         ...
@@ -163,6 +167,9 @@ class Vocabulary:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.tokens[place] for place in ids]
 
+    def text(self, ids: Sequence[int]) -> str:
+        return "".join(self.pieces(ids))
+
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([list(self.tokens), self.split, self.framed]).encode()).hexdigest()
 
@@ -202,8 +209,12 @@ class PretrainedTokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         tokens = self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))
-        word_pieces = any(token.startswith("##") for token in self._vocabulary)
-        return [self._shown(token or "", word_pieces) for token in tokens]
+        return [self._shown(token or "", self._has_word_pieces) for token in tokens]
+
+    def text(self, ids: Sequence[int]) -> str:
+        if not self._has_blanks:
+            return "".join(self.pieces(ids)).strip()
+        return self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))).strip()
 
     def _shown(self, token: str, word_pieces: bool) -> str:
         if word_pieces:  # words begin with a blank, their continuations with ##
@@ -211,6 +222,15 @@ class PretrainedTokenizer:
         if token.startswith("▁"):
             return f" {token[1:]}"
         return self._tokenizer.convert_tokens_to_string([token]) if token[:1] in ("Ġ", "Ċ") or not token.isascii() else token
+
+    @cached_property
+    def _has_word_pieces(self) -> bool:
+        return any(token.startswith("##") for token in self._vocabulary)
+
+    @cached_property
+    def _has_blanks(self) -> bool:
+        """Whether blanks are written in tokens, which may then also be parts of a character."""
+        return not self._has_word_pieces and any(token[:1] in ("Ġ", "▁") for token in self._vocabulary)
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:

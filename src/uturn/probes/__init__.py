@@ -7,6 +7,9 @@ from uturn.probes.network_layers import NetworkLayers
 from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
 from uturn.probes.scales import Scales
+from uturn.probes.text_encoder import TextEncoder
+from uturn.probes.text_layers import TextLayers
+from uturn.probes.text_likelihood import TextLikelihood
 from uturn.probes.tokens import KeepTokens, KeptTokens
 from uturn.probes.tree import Messages, ParsedLevels, TreeLevels
 from uturn.protocols import Probe as Probe
@@ -22,4 +25,7 @@ PROBES: dict[str, type] = {
     "perceptual": Perceptual,
     "kept_tokens": KeptTokens,
     "tokens": KeepTokens,
+    "text_layers": TextLayers,
+    "text_encoder": TextEncoder,
+    "text_likelihood": TextLikelihood,
 }

@@ -263,7 +263,7 @@ class HiddenLayers:
 
     def calls(self, items: int, draws: int, clones: int = 1) -> int:
         """Forward passes of `read` for so many items with so many reconstructions each."""
-        return sum(1 for _ in _batch_slices(items, draws, clones, self.batch_size))
+        return sum(1 for _ in batch_slices(items, draws, clones, self.batch_size))
 
     # -- forward passes ------------------------------------------------------------------------------------------------
     def visit(
@@ -276,7 +276,7 @@ class HiddenLayers:
         rows, columns, the output of the model, and the names of its rows.
         """
         items, draws = second.shape[:2]
-        for rows, columns in progress.steps(list(_batch_slices(items, draws, clones, self.batch_size))):
+        for rows, columns in progress.steps(list(batch_slices(items, draws, clones, self.batch_size))):
             name = _name_of(rows, columns, draws, clones)
 
             def receive(layer: str, values: torch.Tensor, rows: slice = rows, columns: slice = columns) -> None:
@@ -341,10 +341,8 @@ class HiddenLayers:
     def _scale(self, layer: str) -> np.ndarray:
         """Factor of the centred activations of each channel; 0 for constant channels."""
         mean, variance = self.mean[layer], self.variance[layer]
-        # A channel is constant if its standard deviation is below the rounding of float32 activations.
-        constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
         square = variance + mean**2 if self.legacy else variance
-        return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
+        return channel_factors(mean, variance, square)
 
     def _axis(self, layer: str, ndim: int) -> int:
         return channel_position(self._axes[layer], layer, ndim)
@@ -365,7 +363,7 @@ class HiddenLayers:
         # A copy, because the model may work in place.
         batch = batch.clone() if parameter is None else batch.to(parameter.device, copy=True)
         layers = () if consume is None else self.layers
-        receive = _Receiver(len(batch), consume, name)
+        receive = Receiver(len(batch), consume, name)
         with hooks(self.model, layers, receive), torch.inference_mode():
             where = "preprocess"
             try:
@@ -401,7 +399,7 @@ class HiddenLayers:
             )
 
 
-class _Receiver:
+class Receiver:
     """Checks the outputs of layers in one forward pass and passes them on to `consume`."""
 
     def __init__(self, batch_size: int, consume: Callable[[str, torch.Tensor], None] | None, name: _Name) -> None:
@@ -433,7 +431,16 @@ class _Receiver:
         self.consume(layer, values)
 
 
-def _batch_slices(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
+def channel_factors(mean: np.ndarray, variance: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """Factors 1 / sqrt(square) of the centred activations of channels (channels,); 0 for constant ones.
+
+    A channel is constant if its standard deviation is below the rounding of float32 activations.
+    """
+    constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
+    return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
+
+
+def batch_slices(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
     """Items and draws of each batch: whole items if they fit, else one item with as many groups of clones as fit."""
     at_once = max(1, batch_size // (1 + draws))
     width = clones * max(1, min(draws // clones, (batch_size - 1) // clones))

@@ -82,14 +82,14 @@ class TokenSource(Spec, Source):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the model; None if it has none."""
-        return getattr(self._language(), "tokenizer", None)
+        return getattr(self.language(), "tokenizer", None)
 
     @property
     def vocab_size(self) -> int:
         """Number V of tokens of the model."""
-        return self._language().vocab_size
+        return self.language().vocab_size
 
-    def _language(self) -> Any:
+    def language(self) -> Any:
         """The model of the backward: its `vocab_size`, `tokenizer` and `most_tokens`."""
         language = getattr(self._backward, "language", None)
         if language is None:
@@ -201,7 +201,7 @@ def _text_files(path: str) -> list[Path]:
 @cached_while_unchanged(files=lambda source, backward: source.files())
 def _read(source: TokenSource, backward: Any) -> _Texts:
     """The texts of a source as ids of the model of a backward."""
-    most = getattr(source._language(), "most_tokens", None)
+    most = getattr(source.language(), "most_tokens", None)
     is_array = source.path.endswith(".npy")
     texts = _Texts(_read_ids(source.path, source.vocab_size)) if is_array else _read_texts(source, most)
     longest = texts.ids.shape[1]

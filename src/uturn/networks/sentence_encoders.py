@@ -1,0 +1,156 @@
+"""Sentence encoders: a vector for each text, as packages of sentence-transformers and plain encoders give it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from uturn.checks import one_line
+from uturn.networks.own_denoisers import is_import_path
+from uturn.networks.text_models import TextModel, load_text_model
+
+_POOLINGS = ("mean", "cls", "max", "lasttoken")
+_MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceEncoder:
+    """An encoder with a pooling of its last hidden states (arXiv:1908.10084).
+
+    Attributes
+    ----------
+    model : TextModel
+    pooling : str
+        "mean" over all tokens, those around the text among them; "cls", the first token; "max" over tokens; "lasttoken".
+    prompt : str
+        Put before each text.
+    lower : bool
+        Whether texts are written in small letters first.
+    """
+
+    model: TextModel
+    pooling: str = "mean"
+    prompt: str = ""
+    lower: bool = False
+
+    def embed(self, rows: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
+        """Embeddings divided by their norm, float64 (count, width), of texts as ids."""
+        order = sorted(range(len(rows)), key=lambda k: len(rows[k]))
+        found: list[Any] = [None] * len(rows)
+        for start in range(0, len(rows), batch_size):
+            part = order[start : start + batch_size]
+            for numbers, ids, real in self.model.batches(self.model.framed([rows[k] for k in part])):
+                vectors = self._pooled(self.model.output(ids, real), real).double().cpu().numpy()
+                for number, vector in zip(numbers, vectors, strict=True):
+                    found[part[number]] = vector
+        table = np.array(found, float).reshape(len(rows), -1)
+        if not np.isfinite(table).all():
+            raise ValueError(f"model = {self.model.name!r} gives embeddings that are not finite; take dtype = 'float32'")
+        return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny)
+
+    def _pooled(self, output: Any, real: torch.Tensor) -> torch.Tensor:
+        states = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple | list) else output)
+        if not isinstance(states, torch.Tensor) or states.ndim != 3 or states.shape[:2] != real.shape:
+            what = f"shape {tuple(states.shape)}" if isinstance(states, torch.Tensor) else type(states).__name__
+            raise ValueError(
+                f"model = {self.model.name!r} gives {what} for {real.shape[0]} texts of {real.shape[1]} tokens; expected hidden "
+                f"states (batch, tokens, width)"
+            )
+        if self.pooling == "cls":
+            return states[:, 0]
+        if self.pooling == "lasttoken":
+            return states[torch.arange(len(states), device=real.device), real.sum(1) - 1]
+        if self.pooling == "max":
+            return states.masked_fill(~real[..., None], -torch.inf).amax(1)
+        weights = real[..., None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1)
+
+
+def load_sentence_encoder(model: str, tokenizer: str | None = None, **options: Any) -> SentenceEncoder:
+    """A sentence encoder.
+
+    Parameters
+    ----------
+    model : str
+        A folder, or the name on a hub, of a model of sentence-transformers, whose modules.json lists an encoder, a pooling and
+        perhaps a normalisation; or any other model of `load_text_model`, whose hidden states are averaged over tokens.
+    tokenizer, options
+        As in `load_text_model`.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be read, or has parts of another kind.
+    """
+    where = f"model = {model!r}"
+    of_this_package = model == "embedded" or model.endswith(".safetensors") or is_import_path(model)
+    modules = None if of_this_package else _json(model, "modules.json", where)
+    if modules is None:
+        return SentenceEncoder(load_text_model(model, tokenizer=tokenizer, **options))
+    try:
+        kinds = {str(part["type"]).rsplit(".", 1)[-1]: str(part["path"]) for part in modules}
+    except (TypeError, KeyError):
+        raise ValueError(f"{where}: its modules.json is damaged; expected a list of parts with `type` and `path`") from None
+    strange = [kind for kind in kinds if kind not in _MODULES]
+    if strange or "Transformer" not in kinds:
+        raise ValueError(f"{where} has the part {(strange or list(kinds))[0]!r}; expected the parts {', '.join(_MODULES)}")
+    inner = kinds["Transformer"]
+    folder = str(Path(model) / inner) if inner else model
+    if inner and not Path(model).is_dir():
+        raise ValueError(f"{where} keeps its encoder in a folder {inner!r}; download the model and give its folder")
+    pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None, where)
+    sizes = _json(folder, "sentence_bert_config.json", where) or {}
+    prompts = _json(model, "config_sentence_transformers.json", where) or {}
+    prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
+    found = load_text_model(folder, tokenizer=tokenizer, **options)
+    return SentenceEncoder(_shorter(found, sizes.get("max_seq_length")), pooling, prompt, bool(sizes.get("do_lower_case")))
+
+
+def _shorter(model: TextModel, most: int | None) -> TextModel:
+    """The model with texts of at most so many ids."""
+    from dataclasses import replace
+
+    known = [length for length in (model.length, most) if length is not None]
+    return replace(model, length=min(known) if known else None)
+
+
+def _pooling(config: Any, where: str) -> str:
+    """The name of a pooling in the config.json of sentence-transformers."""
+    if config is None:
+        return "mean"
+    named = config.get("pooling_mode")
+    chosen = [named] if isinstance(named, str) else []
+    chosen += [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]
+    names = [{"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}.get(name, name) for name in chosen]
+    if len(names) != 1 or names[0] not in _POOLINGS:
+        raise ValueError(f"{where}: its pooling is {' and '.join(names) or 'none'}; expected one of {', '.join(_POOLINGS)}")
+    return names[0]
+
+
+def _json(model: str, name: str, where: str) -> Any:
+    """The content of a file of a model in a folder or on a hub; None if there is none."""
+    path = Path(model) / name
+    if not Path(model).is_dir():
+        try:
+            from transformers.utils import cached_file
+
+            found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        except ImportError:
+            return None  # the loader of the model says so
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{where}: {name} cannot be read ({one_line(error)[:300]}); download the model, give its folder"
+            ) from None
+        path = Path(found or "")
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: {name} cannot be read ({one_line(error)}); expected JSON") from None

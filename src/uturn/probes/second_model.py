@@ -1,0 +1,185 @@
+"""What the probes of texts by another model have in common: its options, and texts as its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from uturn.checks import shown
+from uturn.protocols import Probe, Spec
+from uturn.sources.tokens import PAD
+
+if TYPE_CHECKING:
+    from uturn.networks.language import LanguageModel
+    from uturn.networks.text_models import TextModel
+    from uturn.networks.tokenizers import Tokenizer
+
+_MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot be the right one
+
+
+class SecondModel(Spec, Probe):
+    """A probe that reads texts with a model of its own.
+
+    Options. `model`: a folder or the name of a model on a hub that transformers reads. `tokenizer`, `split`: as in the backward
+    `language`, where the model does not come with a tokenizer that fits. `name`: prefix of the variables, so that an experiment
+    can have several models. `dtype`: precision of the network. Execution-only options: `trust_remote_code`, `device` ("cuda" if
+    available), `batch_size` (texts in a call).
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "trust_remote_code"})
+    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    model: str
+    tokenizer: str | None = None
+    split: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
+    trust_remote_code: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    batch_size: int = Field(default=32, ge=1, le=2**16)
+
+    @model_validator(mode="after")
+    def _same_has_its_own(self) -> SecondModel:
+        given = [name for name in ("tokenizer", "split") if getattr(self, name) is not None]
+        if self.model == "same" and given:
+            raise ValueError(f"{given[0]}: model = 'same' is that of the backward, with its tokenizer; leave {given[0]} out")
+        return self
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the variables."""
+        return "" if self.name is None else f"{self.name}_"
+
+    def fingerprint(self) -> str:
+        if self.model == "same":
+            return ""  # that of the backward
+        found = self.loaded()
+        found = getattr(found, "model", found)
+        tokenizer = "" if found.tokenizer is None else found.tokenizer.fingerprint()
+        read = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files() if path.suffix == ".json"]
+        return " ".join(word for word in (found.identity, tokenizer, *read) if word)
+
+    def own_code(self) -> Any:
+        """The user's function that gives the model, if its name is an import path; else None."""
+        from uturn.networks.language_files import own_language
+
+        return own_language(self.model)
+
+    def files(self) -> list[Path]:
+        """Paths of all that the probe reads, some of which may be names; cached results depend on these files."""
+        from uturn.networks.text_models import text_files
+
+        return text_files(self.model, self.tokenizer)
+
+    def loaded(self) -> Any:
+        """The model of the spec."""
+        from uturn.networks.text_models import load_text_model
+
+        return load_text_model(self.model, **self.loading())
+
+    def loading(self) -> dict[str, Any]:
+        """Options of the functions that load models."""
+        return {name: getattr(self, name) for name in ("tokenizer", "split", "trust_remote_code", "dtype", "device")}
+
+
+class TextsOf:
+    """The texts of a source as tokens of another model.
+
+    If both models have one tokenizer, or the second has none, tokens stay what they are. Otherwise the tokenizer of the first
+    makes a text of them, and that of the second cuts the text into tokens again.
+
+    Parameters
+    ----------
+    source : source of tokens
+    model : TextModel or LanguageModel
+    where : str
+        Beginning of errors.
+    prompt : str
+        Put before each text.
+    lower : bool
+        Whether texts are written in small letters.
+
+    Attributes
+    ----------
+    shares_tokens : bool
+        Whether the positions of both models correspond.
+
+    Raises
+    ------
+    ValueError
+        If there is no tokenizer that makes texts of ids, if a text of the source is longer than the model takes or has no
+        token of it, or if most tokens are unknown.
+    """
+
+    def __init__(self, source: Any, model: TextModel | LanguageModel, where: str, prompt: str = "", lower: bool = False) -> None:
+        self._prompt, self._lower = prompt, lower
+        self.first: Tokenizer | None = source.tokenizer
+        self.second, self.most_tokens = model.tokenizer, model.most_tokens
+        same = self.first is not None and self.second is not None and self.first.fingerprint() == self.second.fingerprint()
+        self.shares_tokens = self.second is None or (same and not prompt and not lower)
+        if not self.shares_tokens and self.first is None:
+            raise ValueError(
+                f"{where}: the model of the backward has no tokenizer, so that its ids are no texts for another model; expected "
+                f"a model that reads these ids ('module:function', or 'same' where a probe has it)"
+            )
+        self._check(source, where)
+
+    def rows(self, ids: np.ndarray) -> list[list[int]]:
+        """Tokens of the second model for ids (count, length) of the first, which may be padded.
+
+        A text with characters that a tokenizer refuses has no tokens.
+        """
+        if self.shares_tokens:
+            return [row[row != PAD].tolist() for row in ids]
+        found = []
+        for text in self.texts(ids):
+            try:
+                found.append(self._encode(text))
+            except ValueError:
+                found.append([])
+        return found
+
+    def _encode(self, text: str) -> list[int]:
+        assert self.second is not None
+        text = self._prompt + text
+        return self.second.encode(text.lower() if self._lower else text)
+
+    def texts(self, ids: np.ndarray) -> list[str]:
+        """Texts of ids (count, length)."""
+        assert self.first is not None
+        return [self.first.text(row[row != PAD].tolist()) for row in ids]
+
+    def readable(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Whether the second model reads a text, bool (count,): it has tokens, and not too many."""
+        most = np.inf if self.most_tokens is None else self.most_tokens
+        return np.array([1 <= len(row) <= most for row in rows], bool)
+
+    def _check(self, source: Any, where: str) -> None:
+        longest = int(source.max_length)
+        if not self.shares_tokens:
+            texts = self.texts(source.ids(np.arange(source.count())))
+            rows = [self._encode(text) for text in texts]
+            longest = max(map(len, rows))
+            self._check_known(rows, texts, where)
+        if self.most_tokens is not None and longest > self.most_tokens:
+            raise ValueError(
+                f"{where} takes {self.most_tokens} tokens, but a text of the source has {longest} of its tokens; cut the texts "
+                f"into shorter windows (windows = true, length = ..), or name a model for longer texts"
+            )
+
+    def _check_known(self, rows: Sequence[Sequence[int]], texts: Sequence[str], where: str) -> None:
+        assert self.second is not None
+        total, unknown = sum(map(len, rows)), sum(token == self.second.unknown_id for row in rows for token in row)
+        if unknown > _MOST_UNKNOWN * total:
+            raise ValueError(
+                f"{where}: {unknown} of {total} tokens of the texts are unknown to its tokenizer; name the right one "
+                f"(tokenizer), or split texts into the tokens of its vocab.txt by a regular expression (split = 'smiles', "
+                f"'characters', ..)"
+            )
+        if not all(rows):
+            empty = texts[[len(row) for row in rows].index(0)]
+            raise ValueError(f"{where}: the text {shown(empty)} has no token of this model; remove it, or name another model")

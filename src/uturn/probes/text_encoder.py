@@ -1,0 +1,119 @@
+"""The probe of the similarity of texts in a sentence encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from uturn.files import cached_while_unchanged
+from uturn.probes.clones import between_clones
+from uturn.probes.second_model import SecondModel, TextsOf
+from uturn.protocols import UTurns, Variable
+
+if TYPE_CHECKING:
+    from uturn.networks.sentence_encoders import SentenceEncoder
+
+
+class TextEncoder(SecondModel):
+    """Similarity of texts in a sentence encoder: the cosine of the embeddings of original and reconstruction.
+
+    Options. `model`: a model of sentence-transformers, whose pooling is used, or any other encoder, whose hidden states are
+    averaged over tokens (`uturn.networks.sentence_encoders`). `reference`: number of originals for the chance level. All others:
+    `SecondModel`.
+
+    Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has more tokens than the model takes,
+    or none. `sentence_chance`: mean similarity of the original with the other ones of the first `reference` originals, NaN if
+    there are none. (similarity - chance) / (1 - chance) is then 1 for equal texts and 0 on average for unrelated ones.
+    """
+
+    type: Literal["text_encoder"] = "text_encoder"
+    reference: int = Field(default=256, ge=2)
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        sentences_of(self, source)  # exposes errors before the run
+        return {
+            f"{self.prefix}sentence_similarity": Variable(
+                ("noise", "item", "trajectory"), "cosine similarity of sentence embeddings", symmetric=True
+            ),
+            f"{self.prefix}sentence_chance": Variable(
+                ("noise", "item"), "mean cosine similarity of sentence embeddings with other originals", pooled=False
+            ),
+        }
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        found, clones = sentences_of(self, source), u_turns.clones
+        before, after = u_turns.originals.data, u_turns.reconstructions
+        items, draws, length = after.shape
+        texts, place = np.unique(np.concatenate([before, after.reshape(-1, length)]), axis=0, return_inverse=True)
+        embeddings = found.embed(texts)
+        original, reconstructed = np.split(place.reshape(-1), [items])
+
+        def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            cosine = (embeddings[a] * embeddings[b]).sum(-1).clip(-1, 1)
+            return np.where((a == b) & ~np.isnan(cosine), 1.0, cosine)
+
+        readings = {
+            "sentence_similarity": similarity(np.repeat(original, draws), reconstructed).reshape(items, draws),
+            "sentence_chance": found.chance(embeddings[original], u_turns.originals.items),
+        }
+        named = {f"{self.prefix}{name}": values for name, values in readings.items()}
+        if clones > 1:
+            among = between_clones(reconstructed.reshape(items, draws), clones, similarity)
+            named[f"clone_{self.prefix}sentence_similarity"] = among
+        return named
+
+    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
+        """At most so many calls: texts that occur several times in a block are read once."""
+        return -(-items * (1 + draws) // self.batch_size)
+
+    def loaded(self) -> SentenceEncoder:
+        from uturn.networks.sentence_encoders import load_sentence_encoder
+
+        return load_sentence_encoder(self.model, **self.loading())
+
+
+class Sentences(NamedTuple):
+    """An encoder, the texts of a source as its tokens, and the embeddings of the reference texts."""
+
+    encoder: SentenceEncoder
+    texts: TextsOf
+    batch_size: int
+    reference: np.ndarray
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings of norm 1, float64 (count, width), of ids of the first model; NaN for texts that are not read."""
+        rows = self.texts.rows(ids)
+        readable = self.texts.readable(rows)
+        found = self.encoder.embed([row for row, good in zip(rows, readable, strict=True) if good], self.batch_size)
+        out = np.full((len(rows), found.shape[1]), np.nan)
+        out[readable] = found
+        return out
+
+    def chance(self, embeddings: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Mean cosine with the reference texts other than the item itself, (items,)."""
+        count, inside = len(self.reference), items < len(self.reference)
+        others = count - inside
+        total = embeddings @ self.reference.sum(0) - inside
+        return np.where(others > 0, total / np.maximum(others, 1), np.nan)
+
+
+def _files(spec: TextEncoder, source: Any) -> list[Path]:
+    return [*spec.files(), *source.files()]
+
+
+@cached_while_unchanged(files=_files)
+def sentences_of(spec: TextEncoder, source: Any) -> Sentences:
+    """The encoder of a spec and the embeddings of originals of the source.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or if its tokens do not fit the texts.
+    """
+    encoder = spec.loaded()
+    texts = TextsOf(source, encoder.model, f"model = {spec.model!r}", encoder.prompt, encoder.lower)
+    found = Sentences(encoder, texts, spec.batch_size, np.zeros((0, 0)))
+    return found._replace(reference=found.embed(source.ids(np.arange(min(spec.reference, source.count())))))
