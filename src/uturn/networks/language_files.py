@@ -14,6 +14,7 @@ from uturn.networks.bars import without_bars
 from uturn.networks.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
 from uturn.networks.modules import imported_function
 from uturn.networks.own_denoisers import is_import_path
+from uturn.networks.pipelines import check_hub
 from uturn.networks.pretrained import checked_device
 from uturn.networks.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
 from uturn.networks.training import fingerprint
@@ -192,6 +193,8 @@ def _read_folder(
         raise ValueError(
             f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
         )
+    if not Path(model).is_dir():
+        check_hub(model, "config.json")
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:

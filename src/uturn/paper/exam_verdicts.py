@@ -205,8 +205,8 @@ def _network(data: xr.Dataset) -> list[Verdict]:
     broken, less = (data[name].sel(denoiser="trained") for name in ("broken", "more_broken"))
     return [
         verdict(
-            "trained network: KL with the exact orders, one token a step, is its own error; random order in 1 and 4 steps, and with "
-            "one token a step",
+            "trained network: KL with the exact orders, one token a step, is its own error; random order in 1 and 4 steps, and "
+            "with one token a step",
             f"{_intervals(trained, list(EXACT))}; {_intervals(trained, shown)}",
             "not 0; several tokens a step add to it",
             above(trained.sel(decoder=list(EXACT), estimate="low"), data.large_rounding, f"above {data.large_rounding:.1g}"),
