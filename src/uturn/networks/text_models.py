@@ -19,6 +19,7 @@ from uturn.networks.language import LanguageModel
 from uturn.networks.language_files import Embedded, Pretrained, load_language_model, longest_call, reason
 from uturn.networks.modules import imported_function
 from uturn.networks.own_denoisers import is_import_path
+from uturn.networks.pipelines import check_hub
 from uturn.networks.pretrained import checked_device
 from uturn.networks.tokenizers import MISSING, Tokenizer, load_tokenizer
 from uturn.networks.training import fingerprint
@@ -244,14 +245,21 @@ def read_config(model: str, where: str, trusted: bool) -> Any:
         from transformers import AutoConfig
     except ImportError:
         raise ValueError(f"{where} needs transformers, which is not installed; {MISSING}") from None
-    if not model or not (Path(model).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
-        raise ValueError(
-            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
-        )
+    check_name(model, where)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:
         raise ValueError(f"{where} cannot be read ({reason(error, trusted)})") from None
+
+
+def check_name(model: str, where: str) -> None:
+    """ValueError if there is no such folder and no such model on a hub, which is asked once."""
+    if not model or not (Path(model).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
+        raise ValueError(
+            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
+        )
+    if not Path(model).is_dir():
+        check_hub(model, "config.json")
 
 
 def kind_of(config: Any, where: str) -> Literal["causal", "masked"]:
