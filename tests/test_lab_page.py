@@ -204,6 +204,14 @@ def test_chain_runs_and_pauses(visit):
         paused = words.inner_text()
         page.wait_for_timeout(600)
         assert words.inner_text() == paused
+        steps, *shares = map(int, re.findall(r"(\d+) (?:U-turns|%)", paused))
+        rhm, channel = ut.RandomHierarchyModel(32, 6, 2, 4, seed=0), ut.Masking()
+        start = rhm.sample(1, seed=0).latents
+        tree = {level: nodes.copy() for level, nodes in start.items()}
+        for seed in range(1, steps + 1):
+            noisy = channel.corrupt(tree[0], 0.5, vocab_size=32, seed=seed)
+            tree = ut.sample_posterior(rhm, channel.log_evidence(noisy), seed=seed)
+        np.testing.assert_allclose(shares, [100 * (tree[k] == start[k]).mean() for k in range(4, -1, -1)], atol=0.51)
         page.locator("#reset").click()
         assert "After" not in words.inner_text()
 

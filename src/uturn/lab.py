@@ -9,13 +9,13 @@ from uturn.files import whole_file
 
 _FOLDER = Path(__file__).parent / "assets" / "lab"
 MODULES = ("random", "grammar", "channels", "propagation", "theory")  # without the page; each imports from those before it
-_PAGE = ("state", "story", "charts", "tree", "app")
+_PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "app")
 
 
 def script(modules: tuple[str, ...]) -> str:
     """The JavaScript of some modules as one: their text without imports, which name functions of the other modules."""
     texts = [(_FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in modules]
-    return "\n".join(re.sub(r"^export ", "", re.sub(r"^import .*\n", "", text, flags=re.M), flags=re.M) for text in texts)
+    return "\n".join(re.sub(r"^import [^;]*;\n|^export ", "", text, flags=re.M) for text in texts)
 
 
 def laboratory() -> str:

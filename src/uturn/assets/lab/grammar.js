@@ -10,7 +10,7 @@ export const LIMITS = { v: [2, 32], m: [1, 64], s: [2, 4], L: [1, 6], leaves: 64
 export function drawGrammar({ v, m, s, L, seed }) {
   const problem = problemOf({ v, m, s, L });
   if (problem) throw new RangeError(problem);
-  const rules = { };
+  const rules = {};
   for (let level = 1; level <= L; level++) rules[level] = distinctTuples(v, s, v * m, keyOf(seed), level);
   return { v, m, s, L, seed, rules, leaves: s ** L };
 }
@@ -23,7 +23,8 @@ export function problemOf({ v, m, s, L }) {
       return `${name} = ${value}: expected an integer from ${least} to ${most}.`;
     }
   }
-  if (v * m > v ** s) return `v m = ${v * m} rules, but only v^s = ${v ** s} distinct tuples exist; lower m to at most ${v ** (s - 1)}.`;
+  if (v * m > v ** s)
+    return `v m = ${v * m} rules, but only v^s = ${v ** s} distinct tuples exist; lower m to at most ${v ** (s - 1)}.`;
   if (s ** L > LIMITS.leaves) return `s^L = ${s ** L} leaves: at most ${LIMITS.leaves} can be shown; lower L or s.`;
   return "";
 }
@@ -32,10 +33,14 @@ export function problemOf({ v, m, s, L }) {
 function distinctTuples(v, s, count, key, level) {
   const total = v ** s;
   let codes;
-  if (2 * count >= total) { // dense: a random permutation of all tuples
+  if (2 * count >= total) {
+    // dense: a random permutation of all tuples
     const u = uniforms(keyOf(key, level), total);
-    codes = Array.from(u.keys()).sort((a, b) => u[a] - u[b]).slice(0, count);
-  } else { // sparse: draw with replacement and keep first occurrences
+    codes = Array.from(u.keys())
+      .sort((a, b) => u[a] - u[b])
+      .slice(0, count);
+  } else {
+    // sparse: draw with replacement and keep first occurrences
     const found = new Set();
     for (let attempt = 1; found.size < count; attempt++) {
       const stream = keyOf(key, level, attempt);
@@ -60,7 +65,8 @@ export function sampleTree({ v, m, s, L, rules }, seed) {
   const latents = { [L]: Uint8Array.of(pickUniform(uniformAt(stream, 0), v)) };
   let index = 1; // random number i belongs to node i of the tree, counted from the root
   for (let level = L; level > 0; level--) {
-    const parents = latents[level], children = new Uint8Array(parents.length * s);
+    const parents = latents[level],
+      children = new Uint8Array(parents.length * s);
     parents.forEach((symbol, node) => {
       const rule = symbol * m + pickUniform(uniformAt(stream, index++), m);
       children.set(rules[level].subarray(rule * s, (rule + 1) * s), node * s);
@@ -81,5 +87,7 @@ function pickUniform(u, count) {
 
 /** Which nodes differ between two trees: {level: array of 0 and 1}. */
 export function differences(one, other) {
-  return Object.fromEntries(Object.keys(one).map((level) => [level, one[level].map((symbol, node) => +(symbol !== other[level][node]))]));
+  return Object.fromEntries(
+    Object.keys(one).map((level) => [level, one[level].map((symbol, node) => +(symbol !== other[level][node]))]),
+  );
 }

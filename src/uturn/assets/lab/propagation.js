@@ -1,5 +1,5 @@
-// Exact belief propagation (Eqs. 7, 8, 16-19 of arXiv:2402.16991) and posterior draws on a tree. Messages of a level are one array
-// (node, symbol); each is normalised to 1, and the logs of the normalisers add up to the log-evidence.
+// Exact belief propagation (Eqs. 7, 8, 16-19 of arXiv:2402.16991) and posterior draws on a tree. Messages of a level are one
+// array (node, symbol); each is normalised to 1, and the logs of the normalisers add up to the log-evidence.
 import { fold, keyOf, uniformAt } from "./random.js";
 
 /**
@@ -8,7 +8,9 @@ import { fold, keyOf, uniformAt } from "./random.js";
  */
 export function propagate(grammar, logEvidence) {
   const { v, m, s, L, rules } = grammar;
-  const upward = {}, downward = {}, marginals = {};
+  const upward = {},
+    downward = {},
+    marginals = {};
   let total;
   [upward[0], total] = leafMessages(logEvidence, v);
   for (let level = 1; level <= L; level++) {
@@ -64,8 +66,10 @@ function descend(children, v, m, s, below, down, out) {
     for (let symbol = 0, at = 0; symbol < v; symbol++) {
       const weight = down[node * v + symbol];
       for (let rule = 0; rule < m; rule++, at += s) {
-        if (s === 2) { // the general case below, without its loops
-          const left = base + children[at], right = base + v + children[at + 1];
+        if (s === 2) {
+          // the general case below, without its loops
+          const left = base + children[at],
+            right = base + v + children[at + 1];
           out[left] += weight * below[right];
           out[right] += weight * below[left];
           continue;
@@ -101,7 +105,8 @@ export function drawPosterior({ v, m, s, L, rules }, { upward }, seed, number = 
   const weight = new Float64Array(m);
   let index = 1;
   for (let level = L; level > 0; level--) {
-    const below = upward[level - 1], children = new Uint8Array(below.length / v);
+    const below = upward[level - 1],
+      children = new Uint8Array(below.length / v);
     tree[level].forEach((symbol, node) => {
       for (let rule = 0; rule < m; rule++) {
         weight[rule] = 1;
@@ -119,7 +124,8 @@ export function drawPosterior({ v, m, s, L, rules }, { upward }, seed, number = 
 /** The smallest k whose cumulated weight exceeds u times the total. */
 function pick(weight, u) {
   const target = u * weight.reduce((a, b) => a + b);
-  let sum = 0, last = 0;
+  let sum = 0,
+    last = 0;
   for (let k = 0; k < weight.length; k++) {
     sum += weight[k];
     if (weight[k] > 0) last = k;
@@ -130,19 +136,23 @@ function pick(weight, u) {
 
 /** Belief in the symbol of every node of a tree: {level: array (nodes,)}. */
 export function beliefIn(marginals, tree) {
-  return Object.fromEntries(Object.keys(tree).map((level) => {
-    const v = marginals[level].length / tree[level].length;
-    return [level, Float64Array.from(tree[level], (symbol, node) => marginals[level][node * v + symbol])];
-  }));
+  return Object.fromEntries(
+    Object.keys(tree).map((level) => {
+      const v = marginals[level].length / tree[level].length;
+      return [level, Float64Array.from(tree[level], (symbol, node) => marginals[level][node * v + symbol])];
+    }),
+  );
 }
 
 /** Entropy of the marginal of every node, divided by log v: 0 = known, 1 = nothing known. */
 export function entropyOf(marginals, v) {
-  return Object.fromEntries(Object.entries(marginals).map(([level, p]) => {
-    const out = new Float64Array(p.length / v);
-    for (let k = 0; k < p.length; k++) if (p[k] > 0) out[Math.floor(k / v)] -= (p[k] * Math.log(p[k])) / Math.log(v);
-    return [level, out];
-  }));
+  return Object.fromEntries(
+    Object.entries(marginals).map(([level, p]) => {
+      const out = new Float64Array(p.length / v);
+      for (let k = 0; k < p.length; k++) if (p[k] > 0) out[Math.floor(k / v)] -= (p[k] * Math.log(p[k])) / Math.log(v);
+      return [level, out];
+    }),
+  );
 }
 
 export const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;

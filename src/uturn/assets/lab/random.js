@@ -12,7 +12,10 @@ export function words(integer) {
 
 /** Upper 32 bits of the product of two 32-bit words. */
 function upperProduct(a, b) {
-  const a0 = a & 0xffff, a1 = a >>> 16, b0 = b & 0xffff, b1 = b >>> 16;
+  const a0 = a & 0xffff,
+    a1 = a >>> 16,
+    b0 = b & 0xffff,
+    b1 = b >>> 16;
   const middle = a1 * b0 + ((a0 * b0) >>> 16);
   const carry = Math.floor((a0 * b1 + (middle & 0xffff)) / 65536);
   return (a1 * b1 + Math.floor(middle / 65536) + carry) >>> 0;
@@ -20,10 +23,14 @@ function upperProduct(a, b) {
 
 /** The four 32-bit words that Philox makes of a key, a counter and a domain, each [low, high]. */
 export function philox(key, counter, domain = [0, 0]) {
-  let [k0, k1] = key, [c0, c1] = counter, [c2, c3] = domain;
+  let [k0, k1] = key,
+    [c0, c1] = counter,
+    [c2, c3] = domain;
   for (let round = 0; round < 10; round++) {
-    const high0 = upperProduct(MULTIPLIERS[0], c0), low0 = Math.imul(MULTIPLIERS[0], c0) >>> 0;
-    const high1 = upperProduct(MULTIPLIERS[1], c2), low1 = Math.imul(MULTIPLIERS[1], c2) >>> 0;
+    const high0 = upperProduct(MULTIPLIERS[0], c0),
+      low0 = Math.imul(MULTIPLIERS[0], c0) >>> 0;
+    const high1 = upperProduct(MULTIPLIERS[1], c2),
+      low1 = Math.imul(MULTIPLIERS[1], c2) >>> 0;
     [c0, c1, c2, c3] = [(high1 ^ c1 ^ k0) >>> 0, low1, (high0 ^ c3 ^ k1) >>> 0, low0];
     k0 = (k0 + WEYL[0]) >>> 0;
     k1 = (k1 + WEYL[1]) >>> 0;
@@ -65,22 +72,27 @@ export function normals(key, count) {
 
 // -- Box-Muller in float32, the polynomials of uturn/box_muller.py --------------------------------------------------------
 const LOG = [
-  0.3333333134651184, -0.250008225440979, 0.20001226663589478, -0.16623356938362122,
-  0.14201761782169342, -0.131601944565773, 0.12761549651622772, -0.07634429633617401,
+  0.3333333134651184, -0.250008225440979, 0.20001226663589478, -0.16623356938362122, 0.14201761782169342, -0.131601944565773,
+  0.12761549651622772, -0.07634429633617401,
 ].map(Math.fround);
 const SINE = [-0.16666655242443085, 0.008332177996635437, -0.00019517297914717346].map(Math.fround);
 const COSINE = [0.04166664555668831, -0.001388736767694354, 2.443845005473122e-5].map(Math.fround);
-const LOG_TWO = Math.fround(Math.log(2)), TURN = Math.fround(2 * Math.PI * 2 ** -32), SQRT_HALF_BITS = 0x3f3504f3;
-const asFloat = new Float32Array(1), asBits = new Int32Array(asFloat.buffer);
+const LOG_TWO = Math.fround(Math.log(2)),
+  TURN = Math.fround(2 * Math.PI * 2 ** -32),
+  SQRT_HALF_BITS = 0x3f3504f3;
+const asFloat = new Float32Array(1),
+  asBits = new Int32Array(asFloat.buffer);
 
 /** a * b + c in float32. The product of two float32 is exact in float64. */
 const fma = (a, b, c) => Math.fround(a * b + c);
 
 function logarithm(u) {
   asFloat[0] = u;
-  const bits = asBits[0], exponent = (bits - SQRT_HALF_BITS) >> 23;
+  const bits = asBits[0],
+    exponent = (bits - SQRT_HALF_BITS) >> 23;
   asBits[0] = bits - (exponent << 23);
-  const f = Math.fround(asFloat[0] - 1), square = Math.fround(f * f);
+  const f = Math.fround(asFloat[0] - 1),
+    square = Math.fround(f * f);
   let p = LOG[7];
   for (let k = 6; k >= 0; k--) p = fma(p, f, LOG[k]);
   p = fma(Math.fround(p * f), square, -0.5 * square);
@@ -90,7 +102,8 @@ function logarithm(u) {
 function normalPair(a, b) {
   const radius = Math.fround(Math.sqrt(-2 * logarithm(Math.fround(Math.fround(Math.fround(a) + 1) * 2 ** -32))));
   const quarter = ((b + 2 ** 29) >>> 0) >>> 30; // the nearest multiple of a quarter turn
-  const x = Math.fround(Math.fround((b - (quarter << 30)) | 0) * TURN), square = Math.fround(x * x);
+  const x = Math.fround(Math.fround((b - (quarter << 30)) | 0) * TURN),
+    square = Math.fround(x * x);
   const sine = fma(Math.fround(fma(fma(SINE[2], square, SINE[1]), square, SINE[0]) * square), x, x);
   const inner = fma(fma(COSINE[2], square, COSINE[1]), square, COSINE[0]);
   const cosine = fma(inner, Math.fround(square * square), fma(-0.5, square, 1));

@@ -4,17 +4,38 @@ import { LIMITS, problemOf } from "./grammar.js";
 
 export const VIEWS = ["belief", "certainty", "changes"];
 export const DEFAULTS = {
-  v: 32, m: 6, s: 2, L: 6, seed: 0, string: 0, channel: "masking", noise: 0, draw: 0, clones: 8, clone: 0, view: "belief", step: 1,
+  v: 32,
+  m: 6,
+  s: 2,
+  L: 6,
+  seed: 0,
+  string: 0,
+  channel: "masking",
+  noise: 0,
+  draw: 0,
+  clones: 8,
+  clone: 0,
+  view: "belief",
+  step: 1,
 };
 const MOST_SEED = 2 ** 32 - 1;
 const RANGES = {
-  v: LIMITS.v, m: LIMITS.m, s: LIMITS.s, L: LIMITS.L, seed: [0, MOST_SEED], string: [0, MOST_SEED], draw: [0, MOST_SEED],
-  clones: [1, 16], clone: [0, 16], step: [0, 5],
+  v: LIMITS.v,
+  m: LIMITS.m,
+  s: LIMITS.s,
+  L: LIMITS.L,
+  seed: [0, MOST_SEED],
+  string: [0, MOST_SEED],
+  draw: [0, MOST_SEED],
+  clones: [1, 16],
+  clone: [0, 16],
+  step: [0, 5],
 };
 
 /** The state that a fragment describes, and what was wrong with it: values that cannot be used are replaced by the defaults. */
 export function readState(fragment) {
-  const state = { ...DEFAULTS }, problems = [];
+  const state = { ...DEFAULTS },
+    problems = [];
   for (const [name, text] of new URLSearchParams(fragment.replace(/^#/, ""))) {
     if (!(name in DEFAULTS)) problems.push(`${shown(name)} is no setting`);
     else if (accepts(name, text)) state[name] = typeof DEFAULTS[name] === "number" ? Number(text) : text;

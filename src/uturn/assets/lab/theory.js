@@ -21,13 +21,15 @@ export class MeanField {
   /** F'(p). */
   slopeAt(p) {
     const { v, m, s, inverseT } = this;
-    const x = p ** s, below = x + (m * v - 1) * (1 - x) * inverseT;
+    const x = p ** s,
+      below = x + (m * v - 1) * (1 - x) * inverseT;
     return ((m * (v - 1) * inverseT) / below ** 2) * s * p ** (s - 1);
   }
 
   /** "transition" (lost above ε*), "always lost" or "always recovered", for 0 < ε < 1 in deep trees. */
   get phase() {
-    const { v, m, s } = this, tuples = v ** s - 1;
+    const { v, m, s } = this,
+      tuples = v ** s - 1;
     if (s * m * (v - 1) >= tuples) return "always lost";
     return s * v ** (s - 1) * (v - 1) >= m * tuples ? "always recovered" : "transition";
   }
@@ -36,7 +38,8 @@ export class MeanField {
   get fixedPoint() {
     if (this.phase !== "transition") return null;
     if (this.s === 2) return (this.m - 1) / (this.v - this.m);
-    let low = 1 / this.v, high = 1;
+    let low = 1 / this.v,
+      high = 1;
     for (let step = 0; step < 100; step++) {
       const p = (low + high) / 2;
       if (1 - p < this.lostAbove(1 - p)) low = p;
@@ -51,7 +54,7 @@ export class MeanField {
     return p === null ? null : ((1 - p) * this.v) / (this.v - 1);
   }
 
-  /** Beliefs in the true symbol per level (Eqs. 41, 53, 57-62): {upward, downward, marginals}, arrays (L + 1,), level 0 = leaves. */
+  /** Beliefs in the true symbol per level (Eqs. 41, 53, 57-62): {upward, downward, marginals}, arrays (L + 1,). */
   curves(epsilon, L) {
     const { v, m, s, inverseT } = this;
     const lost = [(epsilon * (v - 1)) / v];
@@ -59,7 +62,8 @@ export class MeanField {
     const q = Array(L + 1);
     q[L] = 1 / v;
     for (let level = L - 1; level >= 0; level--) {
-      const above = q[level + 1], wrong = (above * (m - 1) + (1 - above) * m) * inverseT; // each of the v - 1 other symbols
+      const above = q[level + 1],
+        wrong = (above * (m - 1) + (1 - above) * m) * inverseT; // each of the v - 1 other symbols
       const right = above * (1 - lost[level]) ** (s - 1) + wrong * -Math.expm1((s - 1) * Math.log1p(-lost[level]));
       q[level] = right / (right + (v - 1) * wrong);
     }
@@ -71,12 +75,14 @@ export class MeanField {
   }
 }
 
-/** The threshold of every m = 1 .. v^(s-1), at most `count` of them: [{m, density, noise}]; 0 = always lost, 1 = always recovered. */
+/** The threshold of every m = 1 .. v^(s-1), about `count` of them: [{m, density, noise}]; 0 = always lost, 1 = recovered. */
 export function phaseDiagram(v, s, count = 300) {
-  const most = v ** (s - 1), extremes = { "always lost": 0, "always recovered": 1 };
+  const most = v ** (s - 1),
+    extremes = { "always lost": 0, "always recovered": 1 };
   const step = Math.max(1, Math.floor(most / count));
   return Array.from({ length: Math.floor((most - 1) / step) + 1 }, (_, k) => {
-    const m = 1 + k * step, theory = new MeanField({ v, m, s });
+    const m = 1 + k * step,
+      theory = new MeanField({ v, m, s });
     return { m, density: m / most, noise: theory.criticalNoise ?? extremes[theory.phase] };
   });
 }

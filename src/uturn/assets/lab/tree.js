@@ -1,10 +1,10 @@
 // The tree, and below its leaves the strings: what is observed, and the reconstructions.
-import { element } from "./charts.js";
+import { element, unit } from "./charts.js";
 
 export class TreeView {
   /** `onNode(level, node)` is called when a node is chosen, `onClone(number)` when a reconstruction is. */
-  constructor(svg, { onNode, onClone }) {
-    Object.assign(this, { svg, onNode, onClone, chosen: null });
+  constructor(svg) {
+    Object.assign(this, { svg, chosen: null, onNode: () => {}, onClone: () => {} });
     svg.addEventListener("click", (event) => {
       const { level, node, clone } = event.target.dataset;
       if (node !== undefined) this.choose(Number(level), Number(node));
@@ -15,12 +15,15 @@ export class TreeView {
 
   /** Draw the nodes and branches of a tree of L levels with s children a node. */
   layout({ s, L }, clones) {
-    Object.assign(this, { s, L, clones });
+    Object.assign(this, { s, L, clones, unit: unit() });
     this.width = Math.max(260, this.svg.clientWidth || 700);
-    const leaves = s ** L, step = (this.width - 20) / leaves;
-    const gap = Math.max(34, Math.min(84, this.width / 11.5)), top = 18;
+    const leaves = s ** L,
+      step = (this.width - 20) / leaves;
+    const gap = Math.max(34, Math.min(84 * this.unit, this.width / 11.5)),
+      top = 18 * this.unit;
     this.svg.replaceChildren();
-    const branches = element("g", { class: "branches" }, this.svg), nodes = element("g", {}, this.svg);
+    const branches = element("g", { class: "branches" }, this.svg),
+      nodes = element("g", {}, this.svg);
     this.nodes = {};
     this.branches = {};
     const x = (level, node) => 10 + step * s ** level * (node + 0.5);
@@ -28,7 +31,7 @@ export class TreeView {
     for (let level = L; level >= 0; level--) {
       this.nodes[level] = [];
       this.branches[level] = [];
-      const radius = Math.max(1.8, Math.min(5 + level * 0.9, 0.42 * step * s ** level));
+      const radius = Math.max(1.8, Math.min((5 + level * 0.9) * this.unit, 0.42 * step * s ** level));
       for (let node = 0; node < s ** (L - level); node++) {
         if (level < L) {
           const parent = Math.floor(node / s);
@@ -39,24 +42,30 @@ export class TreeView {
         this.nodes[level].push(element("circle", circle, nodes));
       }
     }
-    this.#strings(step, y(0) + 16);
+    this.#strings(step, y(0) + 16 * this.unit);
     this.mark();
   }
 
   /** Rows of cells below the leaves: row 0 is what is observed, row k > 0 reconstruction k. */
   #strings(step, top) {
-    const group = element("g", { class: "strings" }, this.svg), height = Math.max(7, Math.min(11, step));
-    const heading = (y, words) => { element("text", { x: 10, y, class: "label" }, group).textContent = words; };
-    heading(top + 10, "Observed");
+    const group = element("g", { class: "strings" }, this.svg),
+      u = this.unit,
+      height = Math.max(7, Math.min(11 * u, step));
+    const heading = (y, words) => {
+      element("text", { x: 10, y, class: "label" }, group).textContent = words;
+    };
+    heading(top + 10 * u, "Observed");
     this.rows = [];
     for (let row = 0; row <= this.clones; row++) {
-      const y = top + 16 + row * (height + 2) + (row ? 20 : 0);
-      if (row === 1) heading(y - 6, "Reconstructions (choose one to see it in the tree)");
+      const y = top + 16 * u + row * (height + 2) + (row ? 20 * u : 0);
+      if (row === 1) heading(y - 6 * u, "Reconstructions (choose one to see it in the tree)");
       const cells = Array.from({ length: this.nodes[0].length }, (_, leaf) => {
         const box = { x: 10 + leaf * step + 0.08 * step, y, width: 0.84 * step, height, rx: Math.min(2, step / 5) };
         return element("rect", { ...box, ...(row ? { "data-clone": row } : {}) }, group);
       });
-      const tip = row ? element("path", { d: `M1 ${y + 1}l6 ${height / 2 - 1}l-6 ${height / 2 - 1}z`, class: "pointer" }, group) : null;
+      const tip = row
+        ? element("path", { d: `M1 ${y + 1}l6 ${height / 2 - 1}l-6 ${height / 2 - 1}z`, class: "pointer" }, group)
+        : null;
       this.rows.push({ cells, tip });
       this.height = y + height + 4;
     }
@@ -89,9 +98,13 @@ export class TreeView {
     });
   }
 
-  choose(level, node) {
+  select(level, node) {
     this.chosen = { level, node };
     this.mark();
+  }
+
+  choose(level, node) {
+    this.select(level, node);
     this.onNode(level, node);
   }
 
@@ -104,10 +117,16 @@ export class TreeView {
   }
 
   #move(event) {
-    const { level, node } = this.chosen ?? { level: this.L, node: 0 }, { s, L } = this;
+    const { level, node } = this.chosen ?? { level: this.L, node: 0 },
+      { s, L } = this;
     const target = {
-      ArrowUp: [level + 1, Math.floor(node / s)], ArrowDown: [level - 1, node * s],
-      ArrowLeft: [level, node - 1], ArrowRight: [level, node + 1], Home: [L, 0], Enter: [level, node], " ": [level, node],
+      ArrowUp: [level + 1, Math.floor(node / s)],
+      ArrowDown: [level - 1, node * s],
+      ArrowLeft: [level, node - 1],
+      ArrowRight: [level, node + 1],
+      Home: [L, 0],
+      Enter: [level, node],
+      " ": [level, node],
     }[event.key];
     if (!target) return;
     event.preventDefault();
