@@ -36,7 +36,7 @@ def uturn(*arguments, cwd=None):
 def test_help_names_the_commands():
     done = uturn("--help")
     assert done.returncode == 0
-    for command in ("reproduce", "run", "images", "convert", "theory", "schedule", "report"):
+    for command in ("reproduce", "run", "images", "convert", "theory", "schedule", "report", "explore"):
         assert command in done.stdout
         assert "Example" in uturn(command, "--help").stdout
 

@@ -1,4 +1,4 @@
-"""The command line: reproduce, run, check, plan, status, images, text, atlas, theory, schedule, convert, report."""
+"""The command line: reproduce, run, check, plan, status, images, text, atlas, theory, schedule, convert, report, explore."""
 
 from __future__ import annotations
 
@@ -619,6 +619,29 @@ def report(folder: Annotated[str, typer.Argument(help="Output folder or URL of `
     from uturn.paper import report as write_page
 
     _console().print(f"written: {write_page(folder)}")
+
+
+@app.command()
+def explore(
+    out: Annotated[Path, typer.Option(help="File of the page.")] = Path("uturn-laboratory.html"),
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
+
+    Measures, for the grammar and the noise that are chosen in the page, the exact belief in every symbol of the tree, and what
+    U-turns change at every tree level, against mean-field theory.
+
+    Example: `uturn explore --open`
+    """
+    from uturn.lab import write_laboratory
+
+    path = write_laboratory(out)
+    _console().print(f"written: {path}")
+    if open_page:
+        import webbrowser
+
+        if not webbrowser.open(path.resolve().as_uri()):
+            typer.echo(f"uturn: no browser was found; open {path} in one", err=True)
 
 
 def _picture(path: Path) -> Path:

@@ -1,0 +1,288 @@
+"""The page of the laboratory in headless Chromium, opened from a file."""
+
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import uturn as ut
+from javascript import CHROMIUM
+from uturn.lab import laboratory, write_laboratory
+
+playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="looks at a page: Chromium is not installed")
+
+AXE = "axe-core@4.10.3"  # checks accessibility; from npm, for this test alone
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    return write_laboratory(tmp_path_factory.mktemp("lab") / "lab.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page with a fragment; at the end there must have been no message on the console and no request."""
+
+    @contextmanager
+    def visit(fragment="", width=1280, height=900, **settings):
+        page = browser.new_page(viewport={"width": width, "height": height}, **settings)
+        noticed = []
+        page.on("console", lambda message: noticed.append(message.text))
+        page.on("pageerror", lambda error: noticed.append(str(error)))
+        page.on("request", lambda request: noticed.append(request.url))
+        page.goto(f"{address}{fragment}")
+        yield page
+        assert [text for text in noticed if not text.startswith((address, "data:"))] == []
+        page.close()
+
+    return visit
+
+
+def settled(page):
+    """Wait until the curves are computed and the next frame is drawn."""
+    page.locator("#strings-count", has_text="24").wait_for()
+    next_frame(page)
+
+
+def next_frame(page):
+    page.evaluate("() => new Promise((next) => requestAnimationFrame(() => requestAnimationFrame(next)))")
+
+
+def column(page, number):
+    """A column of the table, from the class to the leaves."""
+    return page.locator(f"#numbers tr td:nth-child({number + 1})").all_inner_texts()
+
+
+def test_size():
+    assert len(laboratory().encode()) < 2_000_000
+
+
+@pytest.mark.parametrize("width", [360, 400, 1280, 3840])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_width_needs_sideways_scrolling(visit, width, scheme):
+    with visit("#view=changes&noise=0.5", width=width, color_scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((x) => x < 60)")
+        assert dark == (scheme == "dark")
+
+
+def test_theme_button(visit):
+    with visit(color_scheme="light") as page:
+        background = "getComputedStyle(document.body).backgroundColor"
+        light = page.evaluate(background)
+        button = page.locator("#theme")
+        button.click()
+        assert page.evaluate(background) == light
+        button.click()
+        assert page.evaluate(background) != light
+
+
+@pytest.mark.parametrize("name", ["gaussian", "masking", "replacement", "epsilon"])
+def test_slider_moves_every_view(visit, name):
+    with visit(f"#v=16&m=4&L=4&channel={name}&noise=0.1") as page:
+        settled(page)
+        looks = """() => [document.querySelector("#levels .marker").getAttribute("x1"),
+          document.querySelector("#phase g:last-child circle").getAttribute("cy"),
+          document.querySelector("#map g:last-child path").getAttribute("d"),
+          [...document.querySelectorAll("#tree circle")].map((node) => node.style.getPropertyValue("--share")).join(),
+          document.getElementById("noise-value").textContent, document.getElementById("numbers").textContent]"""
+        before = page.evaluate(looks)
+        page.locator("#noise").focus()
+        for _ in range(3):
+            page.keyboard.press("PageUp")
+        next_frame(page)
+        after = page.evaluate(looks)
+        assert [old != new for old, new in zip(before, after, strict=True)] == [True] * 6
+        page.wait_for_timeout(250)
+        fragment = page.evaluate("location.hash")
+        assert "noise=0.1&" not in fragment
+        page.reload()  # the address holds the state
+        settled(page)
+        assert page.evaluate(looks) == after
+
+
+def test_numbers_are_those_of_its_python(visit):
+    """The code that the page shows gives the beliefs and changes that it shows."""
+    with visit("#v=16&m=4&s=2&L=5&seed=3&string=8&channel=gaussian&noise=0.11&draw=6&clones=5") as page:
+        settled(page)
+        shown: dict = {}
+        exec(page.locator("#python").inner_text(), shown)
+        truth, marginals = shown["tree"].latents, shown["beliefs"].marginals
+        beliefs = [np.take_along_axis(marginals[k], truth[k][..., None], 2).mean() for k in range(5, -1, -1)]
+        np.testing.assert_allclose([float(x) for x in column(page, 2)], beliefs, atol=5.1e-4)
+        changed = [(shown["clones"][k] != truth[k]).mean() for k in range(5, -1, -1)]
+        np.testing.assert_allclose([float(x.removesuffix(" %")) / 100 for x in column(page, 5)], changed, atol=5.1e-3)
+
+
+def test_mean_field_column_and_averages(visit):
+    with visit("#v=16&m=4&s=2&L=5&channel=epsilon&noise=0.75") as page:
+        settled(page)
+        theory = ut.theory.MeanField(16, 4, 2).curves(0.75, 5).marginals[::-1]
+        np.testing.assert_allclose([float(x) for x in column(page, 4)], theory, atol=5.1e-4)
+        rhm, channel = ut.RandomHierarchyModel(16, 4, 2, 5, seed=0), ut.EpsilonBelief()
+        means = np.zeros(6)
+        for string in range(24):
+            truth = rhm.sample(1, seed=string).latents
+            noisy = channel.corrupt(truth[0], 0.75, vocab_size=16)
+            found = ut.infer(rhm, channel.log_evidence(noisy)).marginals
+            means += [np.take_along_axis(found[k], truth[k][..., None], 2).mean() / 24 for k in range(5, -1, -1)]
+        np.testing.assert_allclose([float(x) for x in column(page, 3)], means, atol=5.1e-4)
+
+
+def test_keyboard_moves_in_the_tree(visit):
+    with visit("#L=3") as page:
+        page.locator("#tree").focus()
+        for keys, place in (
+            ("Home", "Class"),
+            ("ArrowDown", "Level 2, node 1"),
+            ("ArrowRight", "Level 2, node 2"),
+            ("ArrowUp", "Class"),
+        ):
+            page.keyboard.press(keys)
+            assert page.locator("#node").inner_text().startswith(place)
+        for _ in range(5):  # there is nothing below the leaves
+            page.keyboard.press("ArrowDown")
+        assert page.locator("#node").inner_text().startswith("Leaf 1:")
+
+
+def test_every_control_is_reached_by_tab(visit):
+    with visit("#L=3") as page:
+        reached = set()
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+        named = "theme channel noise draw play view tree reset v m s L seed string clones"
+        assert reached.issuperset(named.split())
+
+
+def test_steps_of_the_story(visit):
+    with visit() as page:
+        texts = set()
+        for step in range(5):
+            page.locator("#steps button").nth(step).click()
+            next_frame(page)
+            assert page.locator("#steps button[aria-current=step]").count() == 1
+            texts.add(page.locator("#story-text").inner_text())
+        assert len(texts) == 5
+        assert page.locator("#channel").input_value() == "epsilon"
+
+
+def test_reconstructions_and_new_noise(visit):
+    with visit("#noise=0.6&L=5&view=changes") as page:
+        circles = "[...document.querySelectorAll('#tree circle')].map((node) => node.style.getPropertyValue('--share')).join()"
+        shares = page.evaluate(circles)
+        page.locator("#tree rect[data-clone='2']").first.click()
+        next_frame(page)
+        one = page.evaluate(circles)
+        assert one != shares
+        assert set(one.split(",")) == {"0%", "100%"}
+        assert "reconstruction 2" in page.locator("#tree-words").inner_text()
+        page.locator("#draw").click()
+        next_frame(page)
+        assert page.evaluate(circles) != one
+
+
+def test_chain_runs_and_pauses(visit):
+    with visit("#noise=0.5&L=4") as page:
+        play, words = page.locator("#play"), page.locator("#chain-words")
+        play.click()
+        words.filter(has_text=re.compile(r"After \d+ U-turns")).wait_for()
+        play.click()
+        paused = words.inner_text()
+        page.wait_for_timeout(600)
+        assert words.inner_text() == paused
+        steps, *shares = map(int, re.findall(r"(\d+) (?:U-turns|%)", paused))
+        rhm, channel = ut.RandomHierarchyModel(32, 6, 2, 4, seed=0), ut.Masking()
+        start = rhm.sample(1, seed=0).latents
+        tree = {level: nodes.copy() for level, nodes in start.items()}
+        for seed in range(1, steps + 1):
+            noisy = channel.corrupt(tree[0], 0.5, vocab_size=32, seed=seed)
+            tree = ut.sample_posterior(rhm, channel.log_evidence(noisy), seed=seed)
+        np.testing.assert_allclose(shares, [100 * (tree[k] == start[k]).mean() for k in range(4, -1, -1)], atol=0.51)
+        page.locator("#reset").click()
+        assert "After" not in words.inner_text()
+
+
+@pytest.mark.parametrize(
+    ("fragment", "named"),
+    [
+        ("#v=99", 'v = "99"'),
+        ("#noise=x&L=2", 'noise = "x"'),
+        ("#v=4&m=20", "at most 4"),
+        ("#s=4&L=6", "4096 leaves"),
+        ("#channel=__proto__", "channel"),
+        ("#<img src=x onerror=alert(1)>=1", "no setting"),
+        ("#seed=-1&seed=1e400&draw=1.5", "draw"),
+    ],
+)
+def test_damaged_addresses(visit, fragment, named):
+    with visit(fragment) as page:
+        assert named in page.locator("#problem").inner_text()
+        assert page.locator("img").count() == 0
+        assert len(column(page, 2)) >= 3
+
+
+def test_numbers_that_cannot_be_used(visit):
+    with visit("#L=4") as page:
+        for name, value, words in (
+            ("m", "33", "at most 32"),
+            ("s", "5", "s = 5"),
+            ("v", "", "v = nothing"),
+            ("L", "4.5", "L = 4.5"),
+        ):
+            box = page.locator(f"#grammar input[name={name}]")
+            kept = box.input_value()
+            box.fill(value)
+            box.press("Tab")
+            assert words in page.locator("#problem").inner_text()
+            box.fill(kept)
+            box.press("Tab")
+            assert page.locator("#problem").is_hidden()
+        page.locator("#grammar input[name=L]").fill("3")
+        page.locator("#grammar input[name=L]").press("Tab")
+        next_frame(page)
+        assert len(column(page, 2)) == 4
+
+
+def test_accessibility(visit, tmp_path):
+    npm = shutil.which("npm")
+    try:
+        done = npm and subprocess.run([npm, "pack", AXE], cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    except subprocess.SubprocessError:
+        done = None
+    if not done:
+        pytest.skip("checks accessibility by axe-core: npm, or its registry, cannot be reached")
+    subprocess.run(["tar", "xzf", next(tmp_path.glob("*.tgz")).name], cwd=tmp_path, check=True)
+    axe = (tmp_path / "package/axe.min.js").read_text(encoding="utf-8")
+    for width, scheme in ((1280, "light"), (360, "dark")):
+        for fragment in ("#L=4&view=changes&noise=0.5", "#v=99&L=4&step=5&channel=epsilon&noise=.5"):
+            with visit(fragment, width=width, color_scheme=scheme) as page:
+                page.locator("#tree").focus()
+                page.keyboard.press("Home")
+                page.evaluate(axe)
+                found = page.evaluate("async () => (await axe.run()).violations")
+                assert [(rule["id"], [node["html"][:120] for node in rule["nodes"]]) for rule in found] == []
+
+
+def test_command_writes_the_page(tmp_path):
+    command = [sys.executable, "-m", "uturn.cli", "explore"]
+    subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=120, check=True)
+    assert (tmp_path / "uturn-laboratory.html").read_text(encoding="utf-8") == laboratory()
+    done = subprocess.run([*command, "--out", "."], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (2, "uturn: error: out = '.': expected a file that ends in .html\n")
+    for wrong, words in (("page.txt", "ends in .html"), ("none/page.html", "No such")):
+        with pytest.raises(ValueError, match=words):
+            write_laboratory(tmp_path / wrong)
