@@ -70,8 +70,7 @@ def test_size():
     assert len(laboratory().encode()) < 2_000_000
 
 
-@pytest.mark.parametrize("width", [360, 400, 1280, 3840])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (400, "dark"), (1280, "light"), (3840, "dark")])
 def test_no_width_needs_sideways_scrolling(visit, width, scheme):
     with visit("#view=changes&noise=0.5", width=width, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
