@@ -345,4 +345,11 @@ MUTATIONS = (
         "self._products + other._products + 0 * between",
         tests=(("test_changes::test_batches_with_other_means_are_joined", {}),),
     ),
+    Mutation(
+        "tokens drawn from sharpened laws",
+        "uturn.corruption.unmasking:Decoder.weights",
+        "weights = belief.astype(np.float64)",
+        "weights = belief.astype(np.float64) ** 1.05",
+        tests=(("test_exam::test_divergence_is_its_definition", {}),),
+    ),
 )  # fmt: skip
