@@ -74,14 +74,23 @@ def random_order(model: torch.nn.Module, windows: np.ndarray, seed: int = 0) -> 
     return float(each.mean()), float(each.std() / len(each) ** 0.5)
 
 
+def by_frequency(training: np.ndarray, novel: np.ndarray) -> float:
+    """Cross-entropy in nats of the tokens of the novel, predicted by their frequencies in the training text."""
+    counts = np.bincount(training, minlength=len(data.CHARACTERS)) + 1
+    return float(-np.log(counts / counts.sum())[novel].mean())
+
+
 def table(measured: dict[str, Any]) -> str:
     lines = ["| share masked | nats, novel | accuracy, novel | nats, passages | accuracy, passages |", "|---|---|---|---|---|"]
     for share in SHARES:
         numbers = [*measured["novel"][str(share)], *measured["passages"][str(share)]]
         lines.append(f"| {share} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
     nats, error = measured["random_order"]
-    bits = nats / np.log(2)
-    return "\n".join([*lines, "", f"Unmasked in random order: {nats:.3f} ± {error:.3f} nats ({bits:.2f} bits) per character."])
+    words = [
+        f"Frequencies of characters in the training text: {measured['frequencies']:.3f} nats.",
+        f"Unmasked in random order: {nats:.3f} ± {error:.3f} nats ({nats / np.log(2):.2f} bits) per character.",
+    ]
+    return "\n".join([*lines, "", *words])
 
 
 def main() -> None:
@@ -101,6 +110,7 @@ def main() -> None:
     for name, windows in (("novel", novel), ("passages", passages)):
         measured[name] = {str(share): [round(x, 4) for x in found] for share, found in measure(model, windows, args.seed).items()}
     measured["random_order"] = [round(x, 4) for x in random_order(model, novel, args.seed)]
+    measured["frequencies"] = round(by_frequency(data.encode(data.load("training", args.data)), novel), 4)
     print(table(measured))
     if args.dry_run:
         return
