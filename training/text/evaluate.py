@@ -67,7 +67,7 @@ def measure(model: torch.nn.Module, windows: np.ndarray, seed: int = 0, **option
 
 def random_order(model: torch.nn.Module, windows: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Mean over windows, and over 1..length masked tokens at even spacing, of the cross-entropy in nats; its standard error."""
-    order = uniforms(keys(seed, EVALUATION, len(SHARES)), len(windows))[0].argsort()
+    order = uniforms(keys(seed, EVALUATION, len(SHARES), [0]), len(windows))[0].argsort()
     masked = masks((order + 0.5) / len(windows), windows, seed, len(SHARES) + 1)
     costs, _ = read(model, windows, masked)
     each = (costs * masked).sum(1) / masked.sum(1)
@@ -99,12 +99,13 @@ def main() -> None:
     parser.add_argument("--model", default=embedded_text.model_file(), type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--windows", type=int, default=None, help="number of windows of the novel; all by default")
     parser.add_argument("--dry-run", action="store_true", help="print the numbers, write no file")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     model = load_network(args.model, "masked_transformer")
-    novel = held_out_windows(data.encode(data.load("held_out", args.data)))
+    novel = held_out_windows(data.encode(data.load("held_out", args.data)), args.windows)
     passages = np.stack([data.encode(line) for line in embedded_text.passages()])
     measured: dict[str, Any] = {"seed": args.seed, "fingerprints": embedded_text.fingerprints(), "windows": len(novel)}
     for name, windows in (("novel", novel), ("passages", passages)):
