@@ -67,11 +67,17 @@ def measure(model: torch.nn.Module, windows: np.ndarray, seed: int = 0, **option
 
 def random_order(model: torch.nn.Module, windows: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Mean over windows, and over 1..length masked tokens at even spacing, of the cross-entropy in nats; its standard error."""
-    order = uniforms(keys(seed, EVALUATION, len(SHARES)), len(windows))[0].argsort()
+    order = uniforms(keys(seed, EVALUATION, len(SHARES), [0]), len(windows))[0].argsort()
     masked = masks((order + 0.5) / len(windows), windows, seed, len(SHARES) + 1)
     costs, _ = read(model, windows, masked)
     each = (costs * masked).sum(1) / masked.sum(1)
     return float(each.mean()), float(each.std() / len(each) ** 0.5)
+
+
+def by_frequency(training: np.ndarray, novel: np.ndarray) -> float:
+    """Cross-entropy in nats of the tokens of the novel, predicted by their frequencies in the training text."""
+    counts = np.bincount(training, minlength=len(data.CHARACTERS)) + 1
+    return float(-np.log(counts / counts.sum())[novel].mean())
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -80,8 +86,11 @@ def table(measured: dict[str, Any]) -> str:
         numbers = [*measured["novel"][str(share)], *measured["passages"][str(share)]]
         lines.append(f"| {share} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
     nats, error = measured["random_order"]
-    bits = nats / np.log(2)
-    return "\n".join([*lines, "", f"Unmasked in random order: {nats:.3f} ± {error:.3f} nats ({bits:.2f} bits) per character."])
+    words = [
+        f"Frequencies of characters in the training text: {measured['frequencies']:.3f} nats.",
+        f"Unmasked in random order: {nats:.3f} ± {error:.3f} nats ({nats / np.log(2):.2f} bits) per character.",
+    ]
+    return "\n".join([*lines, "", *words])
 
 
 def main() -> None:
@@ -90,17 +99,19 @@ def main() -> None:
     parser.add_argument("--model", default=embedded_text.model_file(), type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--windows", type=int, default=None, help="number of windows of the novel; all by default")
     parser.add_argument("--dry-run", action="store_true", help="print the numbers, write no file")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     model = load_network(args.model, "masked_transformer")
-    novel = held_out_windows(data.encode(data.load("held_out", args.data)))
+    novel = held_out_windows(data.encode(data.load("held_out", args.data)), args.windows)
     passages = np.stack([data.encode(line) for line in embedded_text.passages()])
     measured: dict[str, Any] = {"seed": args.seed, "fingerprints": embedded_text.fingerprints(), "windows": len(novel)}
     for name, windows in (("novel", novel), ("passages", passages)):
         measured[name] = {str(share): [round(x, 4) for x in found] for share, found in measure(model, windows, args.seed).items()}
     measured["random_order"] = [round(x, 4) for x in random_order(model, novel, args.seed)]
+    measured["frequencies"] = round(by_frequency(data.encode(data.load("training", args.data)), novel), 4)
     print(table(measured))
     if args.dry_run:
         return

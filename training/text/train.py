@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--data", default=None, help="folder of the R data file; that of the Debian package by default")
     parser.add_argument("--out", required=True, type=Path, help="safetensors file to write (float16)")
     parser.add_argument("--checkpoint", required=True, type=Path, help="file to resume from and to write")
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=4250)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=192)

@@ -25,7 +25,7 @@ KINDS = {
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""
 
 
-_COUNTS = ("depth", "num_layers", "layers")  # options that are numbers of blocks
+_COUNTS = ("depth", "num_layers", "layers", "reach")  # options that are numbers of blocks, or of tables
 
 
 def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:

@@ -38,8 +38,7 @@ class MaskedTransformer(nn.Module):
     layers, heads
         Number of blocks, and of attention heads in a block.
     reach
-        Largest distance of the tokens that are embedded together. With 2 instead of 0, training on text leaves the frequencies of
-        single characters behind much earlier.
+        Largest distance of the tokens that are embedded together: the first block reads groups of letters, not letters.
     characters
         For a model of characters: the character of every token, `vocab_size` of them.
     seed
@@ -92,9 +91,8 @@ class MaskedTransformer(nn.Module):
             self.readout = nn.Linear(w, v)
             for name, weights in self.named_parameters():
                 if weights.ndim == 2:
-                    nn.init.normal_(
-                        weights, std=0.02 if not name.endswith(("out.weight", "down.weight")) else 0.02 / (2 * n) ** 0.5
-                    )
+                    added = name.endswith(("out.weight", "down.weight"))  # one of the 2 n terms that blocks add to the features
+                    nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
