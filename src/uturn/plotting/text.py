@@ -54,8 +54,8 @@ def _panels(data: xr.Dataset) -> list[Callable[[Any, xr.Dataset], None]]:
     groups = set(data.group.values)
     wanted = [
         (_draw_kept, True),
-        (_draw_susceptibility, "chi" in data),
-        (_draw_correlations, "correlation" in data and data.sizes["distance"] > 1),
+        (draw_susceptibility, "chi" in data),
+        (draw_correlations, "correlation" in data and data.sizes["distance"] > 1),
         (_draw_length, "correlation_length" in data),
         (_draw_regions, "regions" in groups),
         (_draw_layers, "layers" in groups),
@@ -122,7 +122,7 @@ def _draw_kept(axis: Any, data: xr.Dataset) -> None:
     axis.legend(fontsize=8.5, labelspacing=0.3, loc="best")
 
 
-def _draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
+def draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
     """chi with its peak."""
     noise = data.noise.values
     value, low, high = data.chi.values.T
@@ -137,7 +137,7 @@ def _draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
     _beside(axis, f"$t^*$ = {interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below")
 
 
-def _draw_correlations(axis: Any, data: xr.Dataset) -> None:
+def draw_correlations(axis: Any, data: xr.Dataset) -> None:
     """C(r)/C(0) against distance at several noise levels."""
     there = np.flatnonzero(np.isfinite(data.correlation.isel(distance=0, estimate=0).values))
     chosen = there[evenly_spaced(len(there), 6)] if len(there) else there

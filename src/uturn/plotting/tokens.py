@@ -19,7 +19,7 @@ EDGES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"), ("double", (0, (6, 1
 """Lines below the tokens of regions, in CSS and in figures."""
 _SIZE = 9.5  # of the font, in points
 _CELL, _LINE = _SIZE * 0.602 / 72, 0.21  # width of a character of DejaVu Sans Mono and height of a line, in inches
-_LEFT, _TOP, _ABOVE, _BETWEEN = 10, 3.2, 0.9, 0.15  # columns before the texts; lines above all, before a text, before a row
+_LEFT, _ABOVE, _BETWEEN = 10, 0.9, 0.15  # columns before the texts; lines above all, before a text, before a row
 
 
 class Token(NamedTuple):
@@ -104,32 +104,64 @@ def draw_tokens(data: xr.Dataset, most_items: int = 3, most_levels: int = 5) -> 
     """Some originals and their reconstructions at increasing noise. None if no tokens were kept."""
     if "original_piece" not in data.coords:
         return None
-    laid: list[tuple[int, Row, list[list[tuple[int, Token]]]]] = []
+    laid = _laid(data, most_items, most_levels, _COLUMNS)
+    columns = max(60, *(at + cells(token.text) for _, _, parts in laid for part in parts for at, token in part))
+    width, height = _CELL * (_LEFT + columns + 1), _LINE * (_height(laid) + _top(data))
+    with style() as plt:
+        figure = plt.figure(figsize=(width, height))
+        _draw_blocks(figure.add_axes((0, 0, 1, 1)), data, laid, width, height)
+    return figure
+
+
+def draw_texts(axis: Any, data: xr.Dataset, width: float, height: float) -> None:
+    """The texts of an analysis in an axis of so many inches, with as many noise levels as there is place for."""
+    columns = int(width / _CELL) - _LEFT - 1
+    for levels in range(data.sizes["shown_noise"], 0, -1):
+        laid = _laid(data, data.sizes["shown_item"], levels, columns)
+        if _LINE * (_height(laid) + _top(data)) <= height:
+            break
+    _draw_blocks(axis, data, laid, width, height)
+
+
+_Laid = list[tuple[int, Row, list[list[tuple[int, Token]]]]]  # item, row, lines of tokens with their columns
+
+
+def _laid(data: xr.Dataset, most_items: int, most_levels: int, columns: int) -> _Laid:
+    """Rows in lines; items are left out where there would be too many lines."""
+    laid: _Laid = []
     for item, rows in blocks(data, most_items, most_levels):
-        block = [(item, row, lines(row.tokens, _COLUMNS)) for row in rows]
+        block = [(item, row, lines(row.tokens, columns)) for row in rows]
         if laid and sum(len(parts) for _, _, parts in [*laid, *block]) > _MOST_LINES:
             break
         laid += block
-    tokens = [(at, token) for _, _, parts in laid for part in parts for at, token in part]
-    families, missing = fonts_for("".join(token.text for _, token in tokens))
+    return laid
+
+
+def _top(data: xr.Dataset) -> float:
+    """Lines above the texts, for the key."""
+    return 3.2 if "region_name" in data.coords or "shown_separator" in data else 2.2
+
+
+def _height(laid: _Laid) -> float:
+    """Height in lines."""
+    return sum(len(parts) + (_ABOVE if row.noise is None else _BETWEEN) for _, row, parts in laid)
+
+
+def _draw_blocks(axis: Any, data: xr.Dataset, laid: _Laid, width: float, height: float) -> None:
+    """Draw laid out rows in an axis of so many inches."""
+    families, missing = fonts_for("".join(token.text for _, _, parts in laid for part in parts for _, token in part))
     boxes = str.maketrans(dict.fromkeys(missing, "□"))
-    columns = max(60, *(at + cells(token.text) for at, token in tokens))
-    height = sum(len(parts) + (_ABOVE if row.noise is None else _BETWEEN) for _, row, parts in laid)
-    with style() as plt:
-        figure = plt.figure(figsize=(_CELL * (_LEFT + columns + 1), _LINE * (height + _TOP)))
-        axis = figure.add_axes((0, 0, 1, 1))
-        axis.set(xlim=(-_LEFT, columns + 1), ylim=(height + 0.3, -_TOP))
-        axis.set_axis_off()
-        _draw_key(axis, data)
-        y = 0.0
-        for item, row, parts in laid:
-            y += _ABOVE if row.noise is None and y else _BETWEEN
-            label, color = (f"text {item}", THEORY) if row.noise is None else (f"{row.noise:.2g}", MUTED)
-            axis.text(-1, y + 0.55, label, ha="right", va="center_baseline", fontsize=_SIZE, color=color)
-            for part in parts:
-                _draw_line(axis, y, [(at, token._replace(text=token.text.translate(boxes))) for at, token in part], families)
-                y += 1
-    return figure
+    axis.set(xlim=(-_LEFT, width / _CELL - _LEFT), ylim=(height / _LINE - _top(data) + 0.3, -_top(data)))
+    axis.set_axis_off()
+    _draw_key(axis, data)
+    y = 0.0
+    for item, row, parts in laid:
+        y += _ABOVE if row.noise is None and y else _BETWEEN
+        label, color = (f"text {item}", THEORY) if row.noise is None else (f"{row.noise:.2g}", MUTED)
+        axis.text(-1, y + 0.55, label, ha="right", va="center_baseline", fontsize=_SIZE, color=color)
+        for part in parts:
+            _draw_line(axis, y, [(at, token._replace(text=token.text.translate(boxes))) for at, token in part], families)
+            y += 1
 
 
 def _draw_line(axis: Any, y: float, line: list[tuple[int, Token]], families: list[str]) -> None:
@@ -183,7 +215,7 @@ def _characters(text: str) -> list[str]:
 
 def _draw_key(axis: Any, data: xr.Dataset) -> None:
     """What the marks mean, above the texts."""
-    y, look = 0.55 - _TOP + 0.6, {"va": "center_baseline", "fontsize": _SIZE}
+    y, look = 1.15 - _top(data), {"va": "center_baseline", "fontsize": _SIZE}
     axis.text(-1, y, "noise", ha="right", color=MUTED, **look)
     _draw_background(axis, 0, y - 0.55, 2, NOISED)
     axis.text(2.8, y, "noised, and the same again", color=THEORY, **look)

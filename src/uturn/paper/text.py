@@ -1,0 +1,259 @@
+"""U-turns of texts by the embedded masked model of characters: what is kept, what changes together, and which decoders are alike.
+
+Beyond the paper, after its sequel on correlated changes (arXiv:2410.13770).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.experiment import Experiment
+from uturn.paper.channels import ChannelSpec
+from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, meets, verdict
+from uturn.paper.workshop import Scale, Workshop
+from uturn.plotting.calibration import draw_zero
+from uturn.plotting.style import ACCENT, MUTED, style
+from uturn.plotting.text import draw_correlations, draw_susceptibility
+from uturn.plotting.tokens import draw_texts
+from uturn.statistics import Estimate, estimate
+from uturn.workflows.text_analysis import analyse_texts, located_peak
+
+TITLE = "Texts: what is kept, what changes together, and decoders"
+CAPTION = (
+    "U-turns of passages of a novel by the embedded masked model of characters, which was trained on other novels; a share of "
+    "the characters is masked, and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
+    "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model agree. "
+    "Susceptibility, the number of characters that change together, with its peak t*, and the correlation of changes against "
+    "distance, order random. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of the "
+    "text; it is not 0 for a model that is not exact, and larger for decoders that draw from another law. Bottom: two passages "
+    "and their reconstructions; shaded: masked, and the same again; red: another character."
+)
+DECODERS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "entropy": {"order": "entropy"},
+    "confidence": {"order": "confidence"},
+    "temperature .5": {"temperature": 0.5},
+}
+COMPARED = (0.3, 0.6)  # noise levels at which decoders are compared
+SPAN = 4  # of the runs that are compared
+FAR = 8  # distance at which characters belong to different words, in most cases
+ALIKE = 0.03  # difference of shares kept that counts as none
+CURVES = "curves"  # the run of many noise levels, order random
+_LEVELS = {"smoke": [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0], "paper": np.linspace(0, 1, 21).round(2).tolist()}
+_SIZES = {  # characters; items and trajectories of the curves, and of the comparison of decoders
+    "smoke": (32, (32, 6), (40, 2)),
+    "paper": (64, (100, 12), (200, 2)),
+}
+_COLORS = dict(zip(DECODERS, (ACCENT, "#56b4e9", "#d55e00", "#e69f00"), strict=True))
+
+
+def experiments(scale: Scale) -> dict[str, Experiment]:
+    """One run of many noise levels and trajectories; a run with clones for each decoder, of the same masked texts."""
+    length, curves, compared = _SIZES[scale]
+
+    def described(size: tuple[int, int], noise: list[float], decoder: str, **more: Any) -> Experiment:
+        spec = {
+            "items": size[0],
+            "trajectories": size[1],
+            "chunk": 4,
+            "source": {"type": "tokens", "windows": True, "length": length},
+            "corruption": {"type": "masking", "noise": noise},
+            "backward": {"type": "language", **DECODERS[decoder]},
+        }
+        return Experiment.from_dict(spec | more)
+
+    kept = {"type": "kept_tokens", "spans": [1, SPAN]}
+    whole = [kept, {"type": "changes"}, {"type": "tokens", "first": 3}]
+    made = {CURVES: described(curves, _LEVELS[scale], "random", probes=whole)}
+    return made | {label: described(compared, list(COMPARED), label, clones=2, probes=[kept]) for label in DECODERS}
+
+
+def channels(scale: Scale) -> list[ChannelSpec]:
+    return []  # a trained network has no exact posterior to be judged by
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    return workshop.runs("text", experiments(workshop.scale))
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    runs = {label: run.load() for label, run in runs.items()}
+    curves = runs[CURVES].sortby("noise")
+    data = analyse_texts(curves)
+    for name, of in (("kept", _kept), ("clone_gap", _gap)):
+        found = [[[of(runs[label], noise, span) for noise in COMPARED] for span in (1, SPAN)] for label in DECODERS]
+        data[name] = ("decoder", "span", "compared", "estimate"), np.array(found)
+    data = data.assign_coords(decoder=list(DECODERS), span=[1, SPAN], compared=list(COMPARED))
+    return data, [
+        _identity(curves),
+        _falls(curves),
+        _exact_orders(runs),
+        _cold(runs),
+        _peak(data, curves),
+        _correlations(data),
+        _calibration(runs),
+    ]
+
+
+def _at(run: xr.Dataset, noise: float, span: int, name: str = "kept") -> xr.DataArray:
+    """Readings at one noise level, with the dim noise."""
+    k = int(np.abs(run.noise.values - noise).argmin())
+    return run[name].sel(span=span).isel(noise=[k])
+
+
+def _mean(values: xr.DataArray) -> Estimate:
+    return estimate(values, lambda c: float(c[0]))
+
+
+def _kept(run: xr.Dataset, noise: float, span: int) -> Estimate:
+    return _mean(_at(run, noise, span))
+
+
+def _gap(run: xr.Dataset, noise: float, span: int) -> Estimate:
+    """E f(x0, x̂) - E f(x̂, x̂')."""
+    return _mean(_at(run, noise, span) - _at(run, noise, span, "clone_kept"))
+
+
+def _difference(a: xr.Dataset, b: xr.Dataset, noise: float, span: int, name: str = "kept") -> Estimate:
+    """Mean difference of two runs with the same masked texts."""
+    return _mean(_at(a, noise, span, name) - _at(b, noise, span, name))
+
+
+def _texts(found: list[Estimate]) -> str:
+    return "; ".join(f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in found)
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------------
+
+_WHERE = f"at noise {' and '.join(map(str, COMPARED))}"
+
+
+def _identity(run: xr.Dataset) -> Verdict:
+    """Nothing changes without noise, and a little of it changes no more than it masks."""
+    least = float(run.noise[1])
+    changed = 1 - _kept(run, least, 1).value
+    return verdict(
+        "share of characters kept at zero noise; share changed at the smallest noise",
+        f"{float(run.kept.sel(noise=0).min()):g}; {changed:.4f} at {least:g}",
+        "1; below the share that is masked",
+        equal(run.kept.sel(noise=0).values, 1),
+        Rule(0 < changed < least, f"between 0 and {least:g}"),
+    )
+
+
+def _falls(run: xr.Dataset) -> Verdict:
+    single, runs = ([_kept(run, noise, span) for noise in run.noise.values] for span in (1, SPAN))
+    both = [_kept(run, COMPARED[1], span) for span in (1, SPAN)]
+    return verdict(
+        f"share kept against noise, single characters and runs of {SPAN}",
+        f"{single[-1].value:.3f} and {runs[-1].value:.4f} at noise 1; {_texts(both)} at {COMPARED[1]:g}",
+        "fall with noise, runs before single characters",
+        decreasing(single, "single: decreasing; first and last intervals apart"),
+        Rule(all(b.value <= a.value for a, b in pairwise(runs)), "runs: not increasing"),
+        apart(both[1], both[0], f"apart at {COMPARED[1]:g}"),
+    )
+
+
+def _exact_orders(runs: dict[str, xr.Dataset]) -> Verdict:
+    found = [_difference(runs["entropy"], runs["random"], noise, span) for noise in COMPARED for span in (1, SPAN)]
+    return verdict(
+        f"share kept, order entropy minus order random, characters and runs of {SPAN}, {_WHERE}",
+        _texts(found),
+        "0 for a consistent model, since both orders draw from its posterior; a trained one is nearly consistent",
+        *(meets(one, -ALIKE, ALIKE, "" if k else f"intervals meet ± {ALIKE}, and are narrower") for k, one in enumerate(found)),
+    )
+
+
+def _cold(runs: dict[str, xr.Dataset]) -> Verdict:
+    both = [
+        [_difference(runs["temperature .5"], runs["random"], noise, 1, name) for noise in COMPARED]
+        for name in ("kept", "clone_kept")
+    ]
+    return verdict(
+        f"temperature .5 minus order random: share of characters kept; share that two draws have in common; {_WHERE}",
+        "; ".join(map(_texts, both)),
+        "above 0: the most probable characters are drawn more often",
+        above(both[0][0].low, 0, f"interval of the share kept above 0 at {COMPARED[0]:g}"),
+        above([one.low for one in both[1]], 0, "intervals of what draws have in common above 0"),
+    )
+
+
+def _peak(data: xr.Dataset, run: xr.Dataset) -> Verdict:
+    chi = [Estimate(*row) for row in data.chi.values.tolist()]
+    there = [k for k, one in enumerate(chi) if np.isfinite(one.value)]
+    noise, ends = data.noise.values[there], (chi[there[0]], chi[there[-1]])
+    place, height = (Estimate(*column) for column in located_peak(run).T.tolist())
+    return verdict(
+        "peak of the susceptibility: noise t*, height; chi at the ends",
+        f"t* = {place}, chi = {height}; {ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
+        "a peak inside: masked characters are far from each other at small noise, and know nothing of the text at large noise",
+        Rule(noise[0] < place.low and place.high < noise[-1], "interval of t* inside the measured range"),
+        apart(ends[0], height, "apart from chi at the smallest noise"),
+        apart(ends[1], height, "apart from chi at the largest noise"),
+    )
+
+
+def _correlations(data: xr.Dataset) -> Verdict:
+    k = int(np.abs(data.noise.values - COMPARED[1]).argmin())
+    near, far = (Estimate(*data.correlation.isel(noise=k).sel(distance=r).values.tolist()) for r in (1, FAR))
+    return verdict(
+        f"C(r)/C(0) at noise {COMPARED[1]:g}, r = 1 and {FAR}",
+        _texts([near, far]),
+        "neighbours change together, characters of other words hardly",
+        above(near.low, 0, "interval at 1 above 0"),
+        apart(far, near, "apart"),
+    )
+
+
+def _calibration(runs: dict[str, xr.Dataset]) -> Verdict:
+    found = {label: _gap(runs[label], COMPARED[1], 1) for label in DECODERS}
+    others = [found[label] for label in ("confidence", "temperature .5")]
+    return verdict(
+        f"gap E f(x0, x̂) - E f(x̂, x̂') of characters at noise {COMPARED[1]:g}",
+        "; ".join(f"{label} {_texts([one])}" for label, one in found.items()),
+        "small for draws from the posterior of the model; below 0 where draws resemble each other too much",
+        meets(found["random"], -ALIKE, ALIKE, f"order random: interval meets ± {ALIKE}, and is narrower"),
+        below([one.high for one in others], 0, "confidence and temperature: intervals below 0"),
+    )
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def draw(data: xr.Dataset) -> Any:
+    with style() as plt:
+        figure = plt.figure(figsize=(13, 10.4), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(7.6, 2.4))
+        (kept, chi), (far, gaps) = above.subplots(2, 2)
+        _draw_decoders(kept, data, "kept", joined=False)
+        for reading, dash in (("tokens: kept", "-"), (f"tokens: {SPAN} kept", "--")):
+            kept.plot(data.noise, data.similarity.sel(reading=reading, estimate="value"), color=MUTED, lw=0.9, ls=dash, zorder=0)
+        kept.set(ylabel="share kept", ylim=(-0.03, 1.03), title=f"kept: characters, and runs of {SPAN} (squares, dashed)")
+        draw_susceptibility(chi, data)
+        draw_correlations(far, data)
+        draw_zero(gaps)
+        _draw_decoders(gaps, data, "clone_gap")
+        gaps.set(
+            ylabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$",
+            title=f"calibration: characters, and runs of {SPAN} (squares, dashed)",
+        )
+        kept.legend(fontsize=9)
+        for k, item in enumerate((0, 2)):
+            axis = below.add_axes((0.5 * k, 0, 0.5, 1))
+            draw_texts(axis, data.isel(shown_item=[item]), width=6.5, height=2.4)
+    return figure
+
+
+def _draw_decoders(axes: Any, data: xr.Dataset, name: str, joined: bool = True) -> None:
+    """Points at the compared noise levels; solid for characters, dashed for runs."""
+    for k, label in enumerate(DECODERS):
+        for span, dash, marker in ((1, "-", "o"), (SPAN, "--", "s")):
+            value, low, high = data[name].sel(decoder=label, span=span).values.T
+            look = {"ls": dash if joined else "", "ms": 4.5, "lw": 1.2, "color": _COLORS[label], "marker": marker}
+            bars = [value - low, high - value]
+            axes.errorbar(data.compared + 0.012 * (k - 1.5), value, bars, label=label if span == 1 else None, **look)
+    axes.set(xlabel="masked fraction", xlim=(0, 1.03))
