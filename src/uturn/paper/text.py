@@ -205,7 +205,7 @@ def _correlations(data: xr.Dataset) -> Verdict:
         _texts([near, far]),
         "neighbours change together, characters of other words hardly",
         above(near.low, 0, "interval at 1 above 0"),
-        apart(far, near, "apart"),
+        below(far.high, near.low / 3, f"interval at {FAR} below a third of that at 1"),
     )
 
 
