@@ -202,7 +202,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_path, cache, monkeypatch):
-    from uturn.paper import report, reproduce
+    from uturn.pages import report
+    from uturn.paper import reproduce
 
     url = f"{proxy.bucket}/results"
     local = reproduce(["fig9"], tmp_path / "local", workers=1)
@@ -217,7 +218,7 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     monkeypatch.setattr(ut.Experiment, "measurements", None)
     assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
     Objects.at(url).remove(["index.html"])
-    assert report(url) == f"{url}/index.html"
+    assert report([url]) == (f"{url}/index.html", [])
     assert b'id="fig9"' in objects_at(url)["index.html"]
 
 

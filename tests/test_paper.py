@@ -10,7 +10,6 @@ import xarray as xr
 from uturn.datasets import write_dataset
 from uturn.experiment import Experiment
 from uturn.paper import FIGURES, ORDER, Workshop, load_results
-from uturn.paper.page import write_report
 from uturn.paper.verdicts import above, apart, at_least, below, decreasing, equal, increasing, inside, meets, verdict, within
 from uturn.statistics import Estimate
 
@@ -126,13 +125,6 @@ def test_result_files_are_checked(tmp_path, change):
     with pytest.raises(ValueError, match=r"is damaged .*run `uturn reproduce fig7` again") as error:
         load_results(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_pages_escape_what_results_say(tmp_path):
-    (tmp_path / "fig7.json").write_text(json.dumps(RESULT | {"title": "<script>alert(1)</script>"}))
-    page = write_report(tmp_path).read_text()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
 
 
 def test_all_figures_are_made_once():

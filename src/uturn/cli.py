@@ -143,8 +143,8 @@ def reproduce(
 
     Measures at which noise the class of a datum is lost when diffusion is reversed: in the exactly solvable hierarchical model,
     in images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9, controls). Writes
-    PNG, PDF, data (zarr) and `index.html`. The exit code is 1 if a verdict fails. The command can be stopped at any time; the
-    same command continues.
+    PNG, PDF, data (zarr) and the page `index.html`. The exit code is 1 if a verdict fails. The command can be stopped at any
+    time; the same command continues.
 
     Example: `uturn reproduce fig6 fig7 --out results`
     """
@@ -611,14 +611,28 @@ def convert(
 
 
 @app.command()
-def report(folder: Annotated[str, typer.Argument(help="Output folder or URL of `uturn reproduce`.")]) -> None:
-    """Write `index.html` for the figures found in a folder: pictures, captions, verdicts. Measures nothing.
+def report(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders or stores of results; or one URL.")],
+    out: Annotated[
+        str | None, typer.Option(help="File to write.", show_default="DIR/index.html; report.html here for a store or several")
+    ] = None,
+) -> None:
+    """Write one page for results of `reproduce`, `images`, `text`, `atlas` and `run`. Measures nothing.
 
-    Example: `uturn report results`
+    The page is one HTML file that opens without a network: t\\* with its interval, verdicts with a filter, and curves, images and
+    texts at the noise of one slider. Files that cannot be read are named, and the rest is shown.
+
+    Example: `uturn report results/fashion`
+
+    Example: `uturn report results results/fashion runs/epsilon --out all.html`
     """
-    from uturn.paper import report as write_page
+    from uturn.pages import report as write_page
 
-    _console().print(f"written: {write_page(folder)}")
+    path, problems = write_page(folders, out)
+    console = _console()
+    for line in problems:
+        console.print(f"not shown in full: {line}")
+    console.print(f"written: {path}")
 
 
 @app.command()

@@ -6,8 +6,7 @@ A module whose figure rests on a Bayesian channel names it in `channels`: the la
 posterior draws are verdicts of the figure too.
 """
 
-from uturn.paper.figures import channel_verdicts, report, reproduce
-from uturn.paper.page import write_report
+from uturn.paper.figures import channel_verdicts, reproduce
 from uturn.paper.registry import FIGURES, ORDER, load_figure
 from uturn.paper.results import Result, load_results
 from uturn.paper.verdicts import Verdict
@@ -15,5 +14,5 @@ from uturn.paper.workshop import Scale, Workshop
 
 __all__ = [
     "FIGURES", "ORDER", "Result", "Scale", "Verdict", "Workshop",
-    "channel_verdicts", "load_figure", "load_results", "report", "reproduce", "write_report",
+    "channel_verdicts", "load_figure", "load_results", "reproduce",
 ]  # fmt: skip

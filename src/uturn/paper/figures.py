@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from uturn.datasets import write_dataset
 from uturn.files import whole_file
-from uturn.outputs import OutputFolder, output_folder
-from uturn.paper.page import write_report
+from uturn.outputs import output_folder
+from uturn.pages import fetch, write_page
 from uturn.paper.registry import FIGURES, Figure, load_figure
 from uturn.paper.results import Result, save_result
 from uturn.paper.workshop import Scale, Workshop
@@ -53,14 +53,14 @@ def reproduce(
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot write to {folder.path}: {error.strerror}; choose another folder") from None
-        fetch_results(folder)
+        fetch(folder)
         workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster)
         results = []
         for name in dict.fromkeys(figures):
             figure = load_figure(name)
             announce(f"{name}: {figure.TITLE}")
             results.append(_make(name, figure, workshop, folder.path))
-            write_report(folder.path)
+            write_page(folder.path)
             folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
     return results
 
@@ -72,22 +72,6 @@ def _connected(address: str | None) -> AbstractContextManager[Any]:
     from uturn.cluster import connected
 
     return connected(address)
-
-
-def report(out: str | Path) -> str:
-    """Write `index.html` for the figures found in an output folder or at a URL; ValueError if there are none."""
-    with output_folder("out", out) as folder:
-        fetch_results(folder)
-        write_report(folder.path)
-        folder.push("index.html")
-        return folder.place("index.html")
-
-
-def fetch_results(folder: OutputFolder) -> None:
-    """Bring the results of all figures into the working copy of a URL."""
-    if folder.is_remote:
-        for name in FIGURES:
-            folder.fetch(f"{name}.json")
 
 
 def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:

@@ -17,6 +17,7 @@ from uturn.checks import one_line
 from uturn.datasets import write_dataset
 from uturn.files import clear_caches, named_errors, whole_file
 from uturn.outputs import OutputFolder, output_folder
+from uturn.pages import write_page
 from uturn.progress import duration
 from uturn.workflows.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 from uturn.workflows.atlas_rows import Row, chosen, read_atlas
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RESULTS", "Row", "chosen", "measure_atlas", "read_atlas"]
 
-RESULTS = ("atlas.zarr", "atlas.csv", "atlas.png", "atlas.pdf")
+RESULTS = ("index.html", "atlas.zarr", "atlas.csv", "atlas.png", "atlas.pdf")
 
 
 def measure_atlas(
@@ -103,4 +104,5 @@ def _write(found: xr.Dataset, folder: OutputFolder) -> None:
     with whole_file(folder.path / "atlas.csv") as file:
         file.write(to_csv(found).encode())
     write_figures(folder.path, {"atlas": draw_atlas}, found)
+    write_page(folder.path)
     folder.push(*RESULTS)

@@ -11,6 +11,7 @@ import numpy as np
 
 from uturn.files import whole_folder
 from uturn.outputs import OutputFolder, output_folder
+from uturn.pages import write_page
 from uturn.plotting.curves import evenly_spaced
 from uturn.workflows.analysis import AGREEMENTS, analyse
 from uturn.workflows.clones import gap_rows
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FIGURES = ("layers", "grid", "calibration")
-RESULTS = ("analysis.zarr", "transition.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")))
+RESULTS = ("index.html", "analysis.zarr", "transition.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")))
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 
 
@@ -31,8 +32,8 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
 
     Writes `analysis.zarr` (the dataset of `analyse`), `transition.json` (its numbers) and `layers.png`, `.pdf` (like Figs. 2 and
     16 of arXiv:2402.16991). If the run kept images, also `grid.png`, `.pdf` (like Fig. 1), and with `save_images` the folder
-    `reconstructions/` with an 8-bit PNG of every kept image. If the run has clones, also `calibration.png`, `.pdf`. Returns the
-    analysis.
+    `reconstructions/` with an 8-bit PNG of every kept image. If the run has clones, also `calibration.png`, `.pdf`. The page
+    `index.html` shows all of it. Returns the analysis.
 
     Raises
     ------
@@ -49,6 +50,7 @@ def write_results(run: xr.Dataset, out: str | Path, *, save_images: bool = False
         if save_images:
             with whole_folder(folder / PICTURES) as pictures:
                 _save_images(run, pictures)
+        write_page(folder)
         results.push(*RESULTS, *([PICTURES] if save_images else []))
     return analysis
 

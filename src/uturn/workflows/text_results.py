@@ -10,6 +10,7 @@ import numpy as np
 
 from uturn.files import whole_file
 from uturn.outputs import output_folder
+from uturn.pages import write_page
 from uturn.plotting.curves import evenly_spaced
 from uturn.workflows.curves import plain, with_interval
 from uturn.workflows.text_analysis import GROUPS, analyse_texts
@@ -19,7 +20,7 @@ from uturn.workflows.writing import check_results, write_figures, write_numbers
 if TYPE_CHECKING:
     import xarray as xr
 
-RESULTS = ("analysis.zarr", "text.json", "curves.png", "curves.pdf", "tokens.html", "tokens.png", "tokens.pdf")
+RESULTS = ("index.html", "analysis.zarr", "text.json", "curves.png", "curves.pdf", "tokens.html", "tokens.png", "tokens.pdf")
 
 
 def write_text_results(run: xr.Dataset, out: str | Path, source: Any = None) -> xr.Dataset:
@@ -48,6 +49,7 @@ def write_text_results(run: xr.Dataset, out: str | Path, source: Any = None) -> 
                 file.write(token_page(analysis).encode())
         else:
             page.unlink(missing_ok=True)  # of an earlier run, which kept tokens
+        write_page(folder)
         results.push(*RESULTS)
     return analysis
 

@@ -1,0 +1,372 @@
+"use strict";
+// The page: one noise slider and one choice of axis for all views. Words from results are written as text, never as HTML.
+const { sections } = JSON.parse(document.getElementById("data").textContent);
+const byId = (name) => document.getElementById(name);
+const charts = sections.flatMap((section) => section.charts || []);
+const sliding = [];          // functions that are called with the noise of the slider
+const drawn = new Map();     // charts on the screen: {element, chart, update}
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", at: "" };
+let Plotly = null;
+
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element && name !== "style" && name !== "list") element[name] = value; else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+const short = (x) => (x === null || !Number.isFinite(x) ? "none" : Number(x.toPrecision(3)).toString());
+const span = (value, low, high) => short(value) + (low === null || high === null ? "" : ` [${short(low)}, ${short(high)}]`);
+
+// --- noise -----------------------------------------------------------------------------------------------------------
+// The slider goes from 0 to 1. A view whose noise goes beyond 1 has 1 of the slider at its largest noise.
+const largest = (levels) => { const most = Math.max(...levels.filter(Number.isFinite)); return most <= 1.0001 ? 1 : most; };
+const noiseOf = (levels) => state.noise * largest(levels);
+
+function interpolate(x, xs, ys) {
+  const at = xs.map((one, k) => [one, ys[k]]).filter(([a, b]) => a !== null && b !== null).sort((a, b) => a[0] - b[0]);
+  if (!at.length || x < at[0][0] - 1e-9 || x > at[at.length - 1][0] + 1e-9) return null;
+  const k = Math.max(1, at.findIndex((one) => one[0] >= x - 1e-12));
+  if (at.length === 1) return at[0][1];
+  const [[a, p], [b, q]] = [at[k - 1], at[k]];
+  return b === a ? q : p + ((q - p) * (x - a)) / (b - a);
+}
+const nearest = (x, xs) => xs.reduce((best, one, k) => (Math.abs(one - x) < Math.abs(xs[best] - x) ? k : best), 0);
+
+// --- address: a view can be sent -----------------------------------------------------------------------------------------
+const defaults = { ...state };
+function readAddress() {
+  const text = decodeURIComponent(location.hash.slice(1));
+  if (text && !text.includes("=")) { state.at = text; return; }
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in state) state[name] = value;
+  state.noise = Math.min(1, Math.max(0, Number(state.noise))) || 0;
+}
+let waiting = 0;
+function writeAddress() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => {
+    const said = Object.entries(state).filter(([name, value]) => String(value) !== String(defaults[name]));
+    try { history.replaceState(null, "", `#${new URLSearchParams(said)}`); } catch { /* some browsers forbid it for files */ }
+  }, 150);
+}
+function goTo(name) {
+  const target = byId(name);
+  if (!target) return;
+  state.at = name;
+  target.scrollIntoView();
+  const heading = target.querySelector("h2");
+  if (heading) { heading.tabIndex = -1; heading.focus({ preventScroll: true }); }
+}
+
+// --- charts --------------------------------------------------------------------------------------------------------------
+const few = { light: ["#0060a8", "#c04a00", "#00795a", "#a8437f", "#8a6100", "#2f7fb5", "#7a4a0a", "#6a2a86"],
+  dark: ["#6bb6ff", "#ff9d5c", "#3fd0a4", "#f29cc9", "#f0c04a", "#9ad4f5", "#d9a066", "#c99be0"] };
+const ramp = { light: ["#1b2a8f", "#7a1fa0", "#b32d7d", "#d4552f", "#b98300"], dark: ["#7f9bff", "#c58bff", "#ff86c4", "#ff9a76", "#ffd166"] };
+function color(k, count) {
+  const mode = dark.matches && !printing ? "dark" : "light";
+  if (count <= 4) return few[mode][k];
+  const x = (k / (count - 1)) * 4, a = Math.min(3, Math.floor(x)), parts = [ramp[mode][a], ramp[mode][a + 1]];
+  const [from, to] = parts.map((one) => [1, 3, 5].map((i) => parseInt(one.slice(i, i + 2), 16)));
+  return `rgb(${from.map((one, i) => Math.round(one + (to[i] - one) * (x - a))).join(",")})`;
+}
+const faded = (one) => (one[0] === "#" ? `${one}30` : one.replace("rgb(", "rgba(").replace(")", ",0.19)"));
+const axisOf = (chart) => (chart.slides && chart.axes.find((axis) => axis.name === state.axis)) || chart.axes[0];
+const place = (chart, noise) => { const axis = axisOf(chart); return interpolate(noise, chart.axes[0].values, axis.values); };
+
+function traces(chart) {
+  const x = axisOf(chart).values, found = [];
+  chart.lines.forEach((line, k) => {
+    if (line.hidden) return;
+    const ink = color(k, chart.lines.length), known = x.map((_, i) => i).filter((i) => line.low[i] !== null && line.high[i] !== null && x[i] !== null);
+    if (state.intervals === "1" && known.length > 1) {
+      found.push({ x: [...known, ...known.slice().reverse()].map((i) => x[i]), y: [...known.map((i) => line.high[i]), ...known.reverse().map((i) => line.low[i])],
+        fill: "toself", fillcolor: faded(ink), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false });
+    }
+    const ends = x.map((_, i) => (line.low[i] === null ? "" : ` [${short(line.low[i])}, ${short(line.high[i])}]`));
+    found.push({ x, y: line.value, name: line.name || chart.title, text: ends, mode: x.length > 40 ? "lines" : "lines+markers", marker: { size: 5 },
+      line: { color: ink, width: 2 }, showlegend: false, hovertemplate: "%{y:.3g}%{text}<extra>%{meta}</extra>",
+      meta: plain(line.name || "value") });
+  });
+  return found;
+}
+const plain = (text) => String(text).replace(/</g, "‹").replace(/>/g, "›").replace(/&/g, "＆").slice(0, 60); // Plotly reads some tags in labels
+
+function shapes(chart) {
+  const found = [], style = getComputedStyle(document.body), ink = style.getPropertyValue("--ink").trim(), accent = style.getPropertyValue("--accent").trim();
+  const vertical = (x0, x1, more) => ({ type: x0 === x1 ? "line" : "rect", xref: "x", yref: "paper", x0, x1, y0: 0, y1: 1, layer: "below", ...more });
+  chart.marks.forEach((mark, k) => {
+    const own = mark.at[axisOf(chart).name] || mark.at.noise.map((one) => (one === null ? null : place(chart, one)));
+    if (own[0] === null) return;
+    if (own[1] !== null && own[2] !== null && state.intervals === "1") found.push(vertical(own[1], own[2], { fillcolor: ink, opacity: 0.08, line: { width: 0 } }));
+    found.push(vertical(own[0], own[0], { line: { color: ink, width: 1.5, dash: "dot" }, label: { text: plain(mark.label), textposition: "end", textangle: 0,
+      xanchor: chart.marks.length > 1 && k === 0 ? "right" : "left", padding: 3, font: { size: 12, color: ink } } }));
+  });
+  if (chart.slides) {
+    const at = place(chart, noiseOf(chart.axes[0].values));
+    if (at !== null) found.push(vertical(at, at, { line: { color: accent, width: 2.5 }, layer: "above" }));
+  }
+  return found;
+}
+
+function layout(chart) {
+  const style = getComputedStyle(document.body), ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
+  const axis = axisOf(chart), both = { color: ink, gridcolor: line, zeroline: false, linecolor: line, automargin: true };
+  return { margin: { l: 44, r: 12, t: 22, b: 42 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
+    font: { family: "system-ui, sans-serif", size: 13, color: ink }, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    hoverlabel: { bgcolor: style.getPropertyValue("--raised").trim(), font: { color: ink } }, shapes: shapes(chart),
+    xaxis: { ...both, title: { text: plain(axis.words) }, autorange: axis.name === "log_snr" ? "reversed" : true }, yaxis: { ...both } };
+}
+const settings = { displayModeBar: false, responsive: true, doubleClick: "reset" };
+
+function chartView(section, chart) {
+  const plot = make("div", { className: "plot" }), legend = make("ul", { className: "legend" }), at = make("p", { className: "at" });
+  const title = make("h3", {}, chart.title);
+  plot.setAttribute("role", "img");
+  plot.setAttribute("aria-label", `${chart.title}, curves against ${chart.axes[0].words}; the values at the chosen noise are listed below`);
+  const values = chart.lines.map((line, k) => {
+    const button = make("button", { type: "button" }, line.name || chart.title), value = make("span");
+    button.setAttribute("aria-pressed", "true");
+    button.onclick = () => { line.hidden = !line.hidden; button.setAttribute("aria-pressed", String(!line.hidden)); redraw(view); };
+    legend.append(make("li", {}, button, value));
+    return { button, value, line, k };
+  });
+  const file = `${section.short}-${chart.name}`.replace(/[^\w.-]+/g, "-");
+  const tool = (words, run) => make("button", { type: "button", onclick: run, ariaLabel: `${words}: ${chart.title}` }, words);
+  const tools = make("div", { className: "tools" }, tool("Enlarge", () => enlargeChart(chart)), tool("SVG", () => picture("svg")), tool("PNG", () => picture("png")),
+    tool("CSV", () => download(`${file}.csv`, csv(chart), "text/csv")));
+  const picture = (format) => Plotly && Plotly.downloadImage(plot, { format, filename: file, width: 900, height: 540, scale: format === "png" ? 2 : 1 });
+  const view = { plot, chart, values, ready: false };
+  function slide() {
+    const levels = chart.axes[0].values, noise = noiseOf(levels), others = chart.axes.slice(1).map((axis) => [axis.words, interpolate(noise, levels, axis.values)]);
+    const said = others.filter(([, x]) => x !== null).map(([words, x]) => `${words} ${short(x)}`);
+    if (chart.slides) at.textContent = `At ${chart.axes[0].words} ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
+    for (const { button, value, line, k } of values) {
+      button.style.setProperty("--c", color(k, chart.lines.length));
+      const read = (name) => interpolate(noise, levels, line[name]);
+      value.textContent = chart.slides ? span(read("value"), read("low"), read("high")) : "";
+    }
+    if (view.ready && drawn.has(plot)) Plotly.relayout(plot, { shapes: shapes(chart) });
+  }
+  sliding.push(slide);
+  watch.observe(plot);
+  drawn.set(plot, view);
+  view.slide = slide;
+  const more = chart.left_out ? make("p", { className: "at" }, `${chart.lines.length} of ${chart.lines.length + chart.left_out} curves are shown.`) : "";
+  return make("article", { className: "chart" }, title, plot, at, legend, more, tools, table(chart));
+}
+
+function redraw(view) {
+  if (!Plotly || !view.seen) return;
+  Plotly.react(view.plot, traces(view.chart), layout(view.chart), settings);
+  view.ready = true;
+}
+const redrawAll = () => { for (const view of drawn.values()) if (view.ready) redraw(view); };
+const watch = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) { const view = drawn.get(entry.target); view.seen = true; if (!view.ready) redraw(view); }
+}, { rootMargin: "300px" });
+
+function table(chart) {
+  const details = make("details", {}, make("summary", {}, "Numbers"));
+  details.ontoggle = () => {
+    if (!details.open || details.children.length > 1) return;
+    const head = make("tr", {}, ...[axisOf(chart).words, ...chart.lines.map((line) => line.name || "value")].map((words) => make("th", { scope: "col" }, words)));
+    const rows = axisOf(chart).values.map((x, i) => make("tr", {}, make("td", {}, short(x)), ...chart.lines.map((line) =>
+      make("td", {}, line.value[i] === null ? "" : span(line.value[i], line.low[i], line.high[i])))));
+    const box = make("div", { tabIndex: 0, role: "region" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+    box.setAttribute("aria-label", `numbers of ${chart.title}`);
+    box.setAttribute("style", "overflow:auto;max-height:20rem");
+    details.append(box);
+  };
+  return details;
+}
+
+function csv(chart) {
+  const cell = (one) => { const text = one === null ? "" : String(one); return typeof one === "number" ? text : `"${text.replace(/^([=+\-@])/, "'$1").replace(/"/g, '""')}"`; };
+  const columns = [...chart.axes.map((axis) => [axis.name, axis.values])];
+  for (const line of chart.lines) for (const end of ["value", "low", "high"]) columns.push([`${line.name || chart.name}${end === "value" ? "" : ` ${end}`}`, line[end]]);
+  return [columns.map(([name]) => cell(name)), ...chart.axes[0].values.map((_, i) => columns.map(([, values]) => cell(values[i])))].map((row) => row.join(",")).join("\r\n");
+}
+function download(name, text, type) {
+  const link = make("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// --- atlas: one row a model ------------------------------------------------------------------------------------------------
+function rowsView(section) {
+  const rows = section.rows.filter((row) => row.place[0] !== null), plot = make("div", { className: "plot" }), at = make("p", { className: "at", role: "note" });
+  const marks = rows.flatMap((row) => [...row.place, ...row.fall, row.inversion, row.speciation]).filter((x) => x !== null);
+  const [most, least] = [Math.max(...marks) + 0.6, Math.min(...marks) - 0.6], now = () => most - state.noise * (most - least);
+  const y = rows.map((_, k) => rows.length - k), points = (get) => ({ x: rows.map(get), y, mode: "markers", showlegend: false });
+  plot.setAttribute("style", `height:${Math.max(16, 2.2 * rows.length + 6)}rem`);
+  plot.setAttribute("role", "img");
+  plot.setAttribute("aria-label", "t* of every model on the axis log-SNR; the table below has the numbers");
+  const chart = { name: "atlas", title: "t* of every model", slides: false, marks: [], lines: [], axes: [{ name: "log_snr", words: "log-SNR (nats), more noise to the right", values: [] }] };
+  const named = (words) => ({ hovertemplate: `%{x:.3g}<extra>${words}</extra>` });
+  const view = { plot, chart };
+  const accent = () => getComputedStyle(document.body).getPropertyValue("--accent").trim();
+  const line = () => [{ type: "line", xref: "x", yref: "paper", x0: now(), x1: now(), y0: 0, y1: 1, line: { color: accent(), width: 2.5 } }];
+  view.draw = () => {
+    const bars = rows.map((row, k) => ({ x: row.fall, y: [y[k], y[k]], mode: "lines", line: { width: 10, color: faded(color(0, 4)) }, showlegend: false, ...named("quarter to three quarters lost") }));
+    const error = state.intervals === "1" ? { error_x: { type: "data", symmetric: false, array: rows.map((row) => (row.place[2] ?? row.place[0]) - row.place[0]),
+      arrayminus: rows.map((row) => row.place[0] - (row.place[1] ?? row.place[0])) } } : {};
+    const base = layout(chart), narrow = plot.clientWidth < 560;
+    Plotly.react(plot, [...bars, { ...points((row) => row.place[0]), marker: { size: 10, color: color(0, 4) }, ...error, ...named("t*") },
+      { ...points((row) => row.inversion), marker: { size: 9, symbol: "circle-open", color: color(1, 4) }, ...named("last layer below first") },
+      { ...points((row) => row.speciation), marker: { size: 10, symbol: "star", color: color(2, 4) }, ...named("speciation") }],
+    { ...base, shapes: line(), xaxis: { ...base.xaxis, range: [most, least], autorange: false },
+      yaxis: { ...base.yaxis, tickvals: y, ticktext: rows.map((row) => { const name = plain(row.name); return narrow && name.length > 16 ? `${name.slice(0, 15)}…` : name; }), range: [0.3, rows.length + 0.7] } }, settings);
+    view.ready = true;
+  };
+  sliding.push(() => {
+    const lost = rows.filter((row) => row.place[0] > now()).length;
+    at.textContent = `At log-SNR ${short(now())} nats ${lost} of ${rows.length} models have lost half of the class. Dots: t*; bars: from a quarter to three quarters of the fall; open circles: last layer below first; stars: speciation.`;
+    if (view.ready) Plotly.relayout(plot, { shapes: line() });
+  });
+  atlases.push(view);
+  return make("article", { className: "chart whole" }, make("h3", {}, chart.title), plot, at);
+}
+const atlases = [];
+
+// --- images and texts ------------------------------------------------------------------------------------------------------
+function gridView(grid) {
+  const at = make("p", { className: "at" }), hard = grid.smooth ? "" : " hard", tiles = make("div", { className: `tiles${hard}` });
+  const image = (url, words) => (url ? make("img", { src: url, alt: words, loading: "lazy" }) : make("i", {}));
+  const updates = grid.items.map((item) => {
+    const shown = image(item.images[0], ""), caption = make("span"), button = make("button", { type: "button", className: "tile" });
+    button.append(make("div", { className: "pair" }, image(item.original, `${item.name}, original`), shown), caption);
+    button.onclick = () => enlarge(make("div", { className: `strip${hard}` }, figure(item.original, "original"), ...item.images.map((url, k) => figure(url, `noise ${short(grid.noise[k])}${item.kept ? (item.kept[k] ? ", class kept" : ", class lost") : ""}`))), item.name);
+    const figure = (url, words) => make("figure", {}, image(url, `${item.name}, ${words}`), make("figcaption", {}, words));
+    tiles.append(button);
+    return (k) => {
+      const kept = item.kept ? item.kept[k] : null;
+      if (item.images[k] && shown.tagName === "IMG") { shown.src = item.images[k]; shown.alt = `${item.name}, reconstructed from noise ${short(grid.noise[k])}`; }
+      caption.replaceChildren(item.name, ...(kept === null ? [] : [": ", make("b", {}, kept ? "kept" : "lost")]));
+      button.classList.toggle("lost", kept === false);
+    };
+  });
+  sliding.push(() => {
+    const k = nearest(noiseOf(grid.noise), grid.noise), known = grid.items.filter((item) => item.kept), kept = known.filter((item) => item.kept[k]).length;
+    at.textContent = `Original and reconstruction from noise ${short(grid.noise[k])}, the nearest stored level` + (known.length ? `: ${kept} of ${known.length} keep the class.` : ".")
+      + (grid.of > grid.items.length ? ` ${grid.items.length} of ${grid.of} originals are shown.` : "");
+    updates.forEach((update) => update(k));
+  });
+  return make("article", { className: "grid whole" }, make("h3", {}, "Images at the noise of the slider"), at, tiles);
+}
+
+function tokensView(tokens) {
+  const at = make("p", { className: "at" }), texts = make("div");
+  const updates = tokens.items.map((item) => {
+    const label = make("h4"), now = make("p", { className: "text" });
+    texts.append(make("article", {}, label, make("p", { className: "text first" }, item.original.join("").trimStart()), now));
+    return (k) => {
+      const { tokens: words, marks } = item.levels[k], changed = [...marks].filter((mark) => mark === "c").length;
+      label.textContent = `${item.name}: original, and reconstruction with ${changed} of ${words.length} tokens changed`;
+      now.replaceChildren(...words.map((word, i) => (marks[i] === "c" ? make("mark", {}, word) : marks[i] === "n" ? make("i", {}, word) : word)));
+    };
+  });
+  sliding.push(() => {
+    const k = nearest(noiseOf(tokens.noise), tokens.noise);
+    at.replaceChildren(`Reconstructions from noise ${short(tokens.noise[k])}, the nearest stored level. `, make("i", { className: "key" }, "Shaded"), ": masked or replaced, and the same again. ",
+      make("mark", {}, "Marked"), ": another token." + (tokens.of > tokens.items.length ? ` ${tokens.items.length} of ${tokens.of} texts are shown.` : ""));
+    updates.forEach((update) => update(k));
+  });
+  return make("article", { className: "tokens whole" }, make("h3", {}, "Texts at the noise of the slider"), at, texts);
+}
+
+// --- enlarged ----------------------------------------------------------------------------------------------------------------
+function enlarge(content, name) {
+  const dialog = byId("large");
+  dialog.setAttribute("aria-label", name);
+  dialog.lastElementChild.replaceChildren(make("h3", {}, name), content);
+  dialog.showModal();
+}
+function enlargeChart(chart) {
+  const plot = make("div", { className: "plot" });
+  enlarge(plot, chart.title);
+  if (Plotly) Plotly.newPlot(plot, traces(chart), layout(chart), settings);
+}
+for (const button of document.querySelectorAll("button.picture")) {
+  const image = button.firstElementChild;
+  button.onclick = () => enlarge(make("img", { src: image.src, alt: image.alt }), image.alt);
+}
+byId("large").onclick = (event) => { if (event.target === byId("large")) byId("large").close(); };
+
+// --- filter of the verdicts ----------------------------------------------------------------------------------------------------
+function filter() {
+  const words = state.search.toLowerCase().split(/\s+/).filter(Boolean), rows = [...document.querySelectorAll("#verdicts tbody tr")];
+  let count = 0;
+  for (const row of rows) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = (state.show !== "all" && row.dataset.outcome !== state.show) || (state.figure && row.dataset.figure !== state.figure) || !words.every((word) => text.includes(word));
+    count += !row.hidden;
+  }
+  byId("count").textContent = `${count} of ${rows.length} shown`;
+}
+function bind(name, event, after) {
+  const input = byId(name);
+  if (!input) return;
+  if (input.type === "checkbox") input.checked = state[name] === "1"; else input.value = state[name];
+  if (input.tagName === "SELECT" && input.selectedIndex < 0) { input.selectedIndex = 0; state[name] = input.value; }
+  input.addEventListener(event, () => { state[name] = input.type === "checkbox" ? (input.checked ? "1" : "0") : input.type === "range" ? Number(input.value) : input.value; after(); writeAddress(); });
+}
+
+// --- start ---------------------------------------------------------------------------------------------------------------------
+let frame = 0, printing = false;
+const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.tokens]).filter(Boolean).map((one) => one.noise)];
+function slide() {
+  const same = scales.every((levels) => largest(levels) === 1) && scales.length;
+  byId("reading").textContent = same ? short(state.noise) : `${Math.round(100 * state.noise)} % of each range`;
+  byId("noise").setAttribute("aria-valuetext", byId("reading").textContent);
+  cancelAnimationFrame(frame);
+  frame = requestAnimationFrame(() => sliding.forEach((run) => run()));
+}
+function start() {
+  const star = sections.flatMap((section) => section.headlines.map((one) => [section, one])).find(([section, one]) => section.kind !== "atlas" && !section.rows && one.place[0] <= 1);
+  if (star) defaults.noise = state.noise = Number(star[1].place[0].toFixed(3));
+  readAddress();
+  for (const section of sections) {
+    const views = document.querySelector(`.views[data-section="${CSS.escape(section.id)}"]`);
+    if (section.rows) views.append(rowsView(section));
+    if (section.grid) views.append(gridView(section.grid));
+    if (section.tokens) views.append(tokensView(section.tokens));
+    for (const chart of section.charts || []) views.append(chartView(section, chart));
+  }
+  const axes = new Map([["noise", "noise, each in its own unit"]]);
+  for (const chart of charts) if (chart.slides) for (const axis of chart.axes) if (!axes.has(axis.name)) axes.set(axis.name, axis.words);
+  byId("axis").append(...[...axes].map(([value, words]) => make("option", { value }, words)));
+  byId("bar").hidden = !sliding.length;
+  bind("noise", "input", slide);
+  bind("axis", "change", redrawAll);
+  bind("intervals", "change", () => { redrawAll(); atlases.forEach((view) => view.ready && view.draw()); });
+  if (byId("filter")) {
+    byId("filter").onsubmit = (event) => event.preventDefault();
+    for (const [name, event] of [["show", "change"], ["figure", "change"], ["search", "input"]]) bind(name, event, filter);
+    filter();
+  }
+  slide();
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest('a[href^="#"]');
+    if (link) { event.preventDefault(); goTo(decodeURIComponent(link.hash.slice(1))); writeAddress(); }
+  });
+  dark.addEventListener("change", () => { slide(); redrawAll(); atlases.forEach((view) => view.ready && view.draw()); });
+  const all = (now) => { printing = now; for (const view of drawn.values()) { view.seen = true; redraw(view); } };
+  addEventListener("beforeprint", () => all(true));
+  addEventListener("afterprint", () => all(false));
+  if (state.at) goTo(state.at);
+}
+async function load() {
+  const packed = byId("plotly").textContent;
+  if (!packed || !(charts.length || atlases.length)) { document.documentElement.dataset.ready = "no curves"; return; }
+  const bytes = Uint8Array.from(atob(packed), (one) => one.charCodeAt(0));
+  const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  document.head.append(make("script", { textContent: text }));
+  Plotly = window.Plotly;
+  for (const view of drawn.values()) redraw(view);
+  atlases.forEach((view) => view.draw());
+  document.documentElement.dataset.ready = "yes";
+}
+start();
+load();

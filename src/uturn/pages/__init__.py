@@ -1,0 +1,9 @@
+"""The page of results: one self-contained HTML file for the outputs of `reproduce`, `images`, `text`, `atlas` and `run`.
+
+`collect` reads what is in a folder into sections of plain data, `write_page` makes a page of them. The page needs no network.
+"""
+
+from uturn.pages.collect import Found, collect
+from uturn.pages.page import MOST_BYTES, fetch, report, write_page
+
+__all__ = ["MOST_BYTES", "Found", "collect", "fetch", "report", "write_page"]

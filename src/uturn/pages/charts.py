@@ -1,0 +1,158 @@
+"""Labelled data as charts of plain data: lines with intervals against noise, on all axes that the data have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.plotting.curves import evenly_spaced
+from uturn.statistics import replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+AXES = {
+    "t_over_T": "t/T",
+    "step": "steps",
+    "log_snr": "log-SNR (nats)",
+    "effective_epsilon": "effective ε",
+    "bits_per_leaf": "information per site (bits)",
+}
+"""Coordinates of noise levels that a page can take as the axis of its charts, besides the noise itself: {name: words}."""
+_ENDS = ["value", "low", "high"]  # labels of a dim that holds a number with its interval
+_MOST_LINES, _MOST_CHARTS, _MOST_POINTS, _MOST_VALUES = 10, 8, 400, 50_000_000
+_MEANS = ("grammar",)
+_NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clone", "shown_noise", "shown_item", "node"}
+
+
+def number(value: Any) -> float | None:
+    """A number with six digits; None if it is not finite."""
+    value = float(value)
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def numbers(values: Any) -> list[float | None]:
+    return [number(value) for value in np.asarray(values, float).ravel()]
+
+
+def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
+    """A chart for each variable of the data of a figure that is a curve, at most eight; those against noise come first."""
+    found = []
+    for name in map(str, data.data_vars):
+        values = data[name]
+        ends = [data[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in data]
+        if name.endswith(("_low", "_high")) or values.dtype.kind not in "fiu":
+            continue
+        values = values.mean([dim for dim in _MEANS if dim in values.dims])
+        x = _axis_of(values)
+        if x is None or _NO_LINES & set(values.dims):
+            continue
+        if [end.dims for end in ends] == [values.dims] * 2:
+            import xarray as xr
+
+            values = xr.concat([values, *ends], "bound").assign_coords(bound=_ENDS)
+        words = str(data[name].attrs.get("long_name", "")) or name.replace("_", " ")
+        found.append(chart(name, words[:1].upper() + words[1:], values, x))
+    titles = [one["title"] for one in found]
+    for one in found:
+        one["title"] += f" ({one['name'].replace('_', ' ')})" if titles.count(one["title"]) > 1 else ""
+    return sorted((one for one in found if one["lines"]), key=lambda one: not one["slides"])[:_MOST_CHARTS]
+
+
+def charts_of_store(run: xr.Dataset) -> list[dict[str, Any]]:
+    """A chart for each reading of a stored run: its mean over items, trajectories and clones, with 95 % intervals."""
+    import xarray as xr
+
+    found = []
+    for name in map(str, run.data_vars):
+        values = run[name]
+        others = set(values.dims) - {"noise", "item", "trajectory", "clone"}
+        if not {"noise", "item"} <= set(values.dims) or _NO_LINES & others or values.size > _MOST_VALUES:
+            continue
+        if name.endswith(("_class", "_token")):
+            continue  # numbers of classes have no mean
+        values = values.sortby("noise")
+        means = replicates(values)
+        dims = [dim for dim in ("noise", *values.dims) if dim == "noise" or dim in others]
+        kept = {"estimate": _ENDS, **{key: c for key, c in values.coords.items() if set(c.dims) <= set(dims)}}
+        curve = xr.DataArray(means.interval(lambda mean: mean), dims=("estimate", *dict.fromkeys(dims)), coords=kept)
+        found.append(chart(name, str(run[name].attrs.get("long_name", name)), curve, "noise"))
+    return [one for one in found if one["lines"]][:_MOST_CHARTS]
+
+
+def chart(name: str, title: str, values: xr.DataArray, x: str, marks: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+    """A chart: axes {name, words, values}, lines {name, value, low, high}, marks, and whether its axis is noise."""
+    some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
+    lines = list(_lines(some, x))
+    return {
+        "name": name,
+        "title": title,
+        "axes": _axes(some, x),
+        "lines": lines,
+        "left_out": _count(values, x) - len(lines),
+        "marks": list(marks),
+        "slides": _is_noise(x),
+    }
+
+
+def mark(label: str, place: dict[str, Any]) -> dict[str, Any]:
+    """A place on the axes of a chart with its interval: {name of an axis: (value, low, high)}."""
+    return {"label": label, "at": {axis: numbers(values) for axis, values in place.items()}}
+
+
+def _axis_of(values: xr.DataArray) -> str | None:
+    """The dim that is the axis of a chart: noise, or else the longest dim of increasing numbers; None for no curve."""
+    dims = [str(dim) for dim in values.dims if dim != _bound(values)]
+    noises = [dim for dim in dims if _is_noise(dim)]
+    if noises:
+        return noises[0] if values.sizes[noises[0]] > 1 else None
+    ordered = [
+        dim
+        for dim in dims
+        if values.sizes[dim] > 2 and dim in values.coords and values[dim].dtype.kind in "fiu" and (np.diff(values[dim]) > 0).all()
+    ]
+    return max(ordered, key=lambda dim: values.sizes[dim], default=None)
+
+
+def _is_noise(dim: str) -> bool:
+    return dim == "noise" or dim.endswith("_noise")
+
+
+def _axes(values: xr.DataArray, x: str) -> list[dict[str, Any]]:
+    words = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace("epsilon", "ε")
+    found = [{"name": "noise" if _is_noise(x) else x, "words": words, "values": numbers(values[x].values)}]
+    for name, label in AXES.items():
+        if name in values.coords and values[name].dims == (x,) and sum(v is not None for v in numbers(values[name])) > 1:
+            found.append({"name": name, "words": label, "values": numbers(values[name].values)})
+    return found
+
+
+def _count(values: xr.DataArray, x: str) -> int:
+    return math.prod(size for dim, size in values.sizes.items() if dim not in (x, _bound(values)))
+
+
+def _bound(values: xr.DataArray) -> Any:
+    """The dim of a number and the ends of its interval; None if there is none."""
+    return next((dim for dim in values.dims if dim in values.coords and values[dim].values.tolist() == _ENDS), None)
+
+
+def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
+    """The curves of a variable, at most ten of them, evenly spaced."""
+    bound = _bound(values)
+    others = [dim for dim in values.dims if dim not in (x, bound)]
+    flat = values.stack(line=others) if others else values.expand_dims("line")
+    flat = flat.transpose("line", x, *([bound] if bound else []), missing_dims="ignore")
+    for k in evenly_spaced(flat.sizes["line"], _MOST_LINES):
+        one = flat.isel(line=k)
+        names = [_label(str(dim), one[dim].item()) for dim in others if dim in one.coords]
+        table = one.values if bound else np.stack([one.values, *[np.full(one.shape, np.nan)] * 2], -1)
+        if np.isfinite(table[:, 0].astype(float)).sum() > 1:
+            yield {"name": ", ".join(names), **{end: numbers(table[:, n]) for n, end in enumerate(("value", "low", "high"))}}
+
+
+def _label(dim: str, value: Any) -> str:
+    """A coordinate in words: names as they are, numbers with their dim."""
+    return value if isinstance(value, str) else f"{dim.replace('_', ' ')} {value:.4g}"

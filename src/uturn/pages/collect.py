@@ -1,0 +1,139 @@
+"""What folders of results hold, as sections of plain data. What is damaged is named, and the rest is shown."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+import uturn
+from uturn.checks import one_line
+from uturn.pages import figures, studies
+from uturn.spec import validation_words
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MOST_SPEC = 20_000  # characters
+
+
+@dataclass
+class Found:
+    """Sections of a page, and what could not be read: {"file", "words"}."""
+
+    sections: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Reader:
+    """Reading of files of which some may be damaged or come from another version."""
+
+    found: Found
+    detail: float
+
+    @contextmanager
+    def part(self, path: Path) -> Iterator[None]:
+        """Context in which an error is noted with the name of the file, and what follows goes on."""
+        try:
+            yield
+        except Exception as error:  # a damaged file can fail in any way
+            words = validation_words(error) if isinstance(error, ValidationError) else one_line(error)
+            self.problems(path, words)
+
+    def problems(self, path: Path, words: str) -> None:
+        self.found.problems.append({"file": str(path), "words": " ".join(words.split())})
+
+    def dataset(self, path: Path) -> xr.Dataset:
+        """A zarr folder."""
+        import xarray as xr
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return xr.open_zarr(path, zarr_format=3).load() if path.name != "run.zarr" else xr.open_zarr(path)
+
+    def about(self, attributes: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        """Spec, its hash, versions and fingerprints from the attributes of a run; a note if another version made it."""
+        versions = _table(attributes.get("versions"))
+        if versions.get("uturn", uturn.__version__) != uturn.__version__:
+            made = f"made with uturn {versions['uturn']}; this page was written by {uturn.__version__}, which may not know all"
+            self.problems(path, made)
+        spec = json.dumps(_table(attributes.get("spec")), indent=1, ensure_ascii=False)
+        return {
+            "hash": str(attributes.get("spec_hash", "")),
+            "versions": {str(k): str(v) for k, v in versions.items()},
+            "fingerprints": {str(k): str(v) for k, v in _table(attributes.get("models")).items() if v},
+            "spec": spec if len(spec) <= _MOST_SPEC else f"{spec[:_MOST_SPEC]} ..",
+        }
+
+
+def collect(folders: list[Path], detail: float = 1.0) -> Found:
+    """Sections for all results in some folders.
+
+    Parameters
+    ----------
+    folders
+        Folders of `reproduce`, `images`, `text` or `atlas`, stores of `run`, or folders that hold such stores.
+    detail
+        Below 1, pictures are smaller.
+    """
+    found = Found()
+    for folder in folders:
+        _collect(folder, Reader(found, detail))
+    taken: dict[str, int] = {}
+    for one in found.sections:  # ids are unique in a page
+        taken[one["id"]] = taken.get(one["id"], 0) + 1
+        one["id"] += f"-{taken[one['id']]}" if taken[one["id"]] > 1 else ""
+    return found
+
+
+def _collect(folder: Path, read: Reader) -> None:
+    if _is_zarr(folder):
+        _add(folder, studies.store, read)
+        return
+    for path in sorted(filter(figures.is_figure, folder.glob("*.json")), key=figures.order):
+        _add(path, figures.section, read)
+    stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {folder / "analysis.zarr"}
+    for kind, names, make in (
+        ("transition.json", ("analysis.zarr", "run.zarr"), studies.images),
+        ("text.json", ("analysis.zarr", "run.zarr"), studies.text),
+        ("atlas.zarr", (), studies.atlas),
+    ):
+        if (folder / kind).exists():
+            _add(folder / kind, lambda path, read, make=make: make(path.parent, read), read)
+            stores -= {folder / name for name in names}
+            stores = set() if kind == "atlas.zarr" else stores  # each row is a store
+    for path in sorted(stores):
+        _add(path, studies.store, read)
+
+
+def _add(path: Path, make: Any, read: Reader) -> None:
+    with read.part(path):
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+        read.found.sections.append(make(path, read))
+
+
+def _is_zarr(path: Path) -> bool:
+    return (path / "zarr.json").exists()
+
+
+def _has_spec(path: Path) -> bool:
+    try:
+        return "spec" in json.loads((path / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _table(text: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

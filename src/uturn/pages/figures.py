@@ -1,0 +1,117 @@
+"""Sections of a page for figures that `uturn reproduce` made: verdicts, curves, pictures, and the runs they come from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from uturn.pages.charts import charts_of, mark, number
+from uturn.pages.pictures import images_of_figure, preview
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.pages.collect import Reader
+
+
+class _Verdict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    quantity: str
+    measured: str
+    expected: str
+    passed: bool
+    rule: str = ""
+
+
+class _Result(BaseModel):
+    """A file `figN.json`; what it has besides belongs to another version and is not shown."""
+
+    model_config = ConfigDict(strict=True)
+
+    figure: str
+    title: str
+    caption: str
+    scale: str
+    verdicts: list[_Verdict]
+    files: dict[str, str]
+    seconds: float = 0.0
+
+
+def is_figure(path: Path) -> bool:
+    """Whether a JSON file is the result of a figure, or a damaged one of this name."""
+    if not (path.with_suffix(".png").exists() or path.with_suffix(".zarr").exists()):
+        return re.fullmatch(r"fig\d+", path.stem) is not None
+    return path.stem not in ("transition", "text")
+
+
+def order(path: Path) -> tuple[bool, int, str]:
+    """fig2, fig3, .., fig15, then the others by name."""
+    found = re.fullmatch(r"fig(\d+)", path.stem)
+    return (found is None, int(found[1]) if found else 0, path.stem)
+
+
+def section(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of a figure; ValueError if its JSON file is damaged."""
+    result = _Result.model_validate_json(path.read_bytes())
+    # The page links to these files, so they must be plain names: no script, no other folder.
+    if result.figure != path.stem or not all(re.fullmatch(r"\w[\w.-]*", file) for file in result.files.values()):
+        raise ValueError(f"figure {result.figure!r} with files {result.files}")
+    files = {kind: path.parent / name for kind, name in result.files.items()}
+    found = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
+    failed = sum(not verdict.passed for verdict in result.verdicts)
+    judged = f"{len(result.verdicts)} verdicts, " + (f"{failed} failed" if failed else "all passed")
+    one: dict[str, Any] = {
+        "id": result.figure,
+        "kind": "figure",
+        "title": f"Figure {found[1].upper()}. {result.title}" if found else result.title,
+        "short": result.figure,
+        "words": f"{judged}; scale {result.scale}, {result.seconds:.0f} s.",
+        "caption": result.caption,
+        "verdicts": [verdict.model_dump() for verdict in result.verdicts],
+        "docs": "figures",
+        "headlines": [],
+        "charts": [],
+        "files": [files[kind] for kind in ("pdf", "data") if kind in files and files[kind].exists()],
+        "pictures": [],
+        "details": _runs(path.parent / result.scale, result.figure, read),
+    }
+    if "png" in files and files["png"].exists():
+        with read.part(files["png"]):
+            one["pictures"].append({"url": preview(files["png"], read.detail), "words": result.title})
+    if "data" in files and files["data"].exists():
+        with read.part(files["data"]):
+            data = read.dataset(files["data"])
+            one["charts"] = charts_of(data)
+            _add_transition(one, data)
+            one["grid"] = images_of_figure(data, read.detail)
+    return one
+
+
+def _add_transition(one: dict[str, Any], data: xr.Dataset) -> None:
+    """t* as a headline and in the charts, if the data have it; ε* of mean-field theory as a mark."""
+    charts = [chart for chart in one["charts"] if chart["slides"]]
+    if "transition" in data.attrs:
+        star = [number(data.attrs.get(name, float("nan"))) for name in ("transition", "transition_low", "transition_high")]
+        axis = charts[0]["axes"][0]["words"] if charts else "noise"
+        one["headlines"].append({"label": "t*", "axis": axis, "place": star, "claim": "half of the class is lost there"})
+        for chart in charts:
+            chart["marks"].append(mark("t*", {"noise": star}))
+    elif "critical_noise" in data.attrs:
+        for chart in charts:
+            chart["marks"].append(mark("ε* (mean field)", {"noise": [float(data.attrs["critical_noise"])] + [float("nan")] * 2}))
+
+
+def _runs(folder: Path, figure: str, read: Reader) -> list[dict[str, str]]:
+    """Spec hash, versions and spec of the raw runs of a figure."""
+    found = []
+    for store in sorted(folder.glob(f"{figure}-*.zarr")):
+        with read.part(store):
+            attributes = json.loads((store / "zarr.json").read_bytes()).get("attributes", {})
+            if "spec" in attributes:
+                found.append({"name": store.name, **read.about(attributes, store)})
+    return found

@@ -1,0 +1,157 @@
+"""Sections of a page as HTML. Every word from results passes through `escape`."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from uturn.pages.collect import Found
+
+
+def headlines(found: Found) -> str:
+    """The first thing to read: verdicts in one line, and t* with its interval and the claim that it supports."""
+    verdicts = [verdict for one in found.sections for verdict in one["verdicts"]]
+    parts = []
+    if verdicts:
+        failed = sum(not verdict["passed"] for verdict in verdicts)
+        figures = sum(bool(one["verdicts"]) for one in found.sections)
+        words = f"{failed} failed" if failed else "all passed"
+        parts.append(
+            f'<div class="card {"fail" if failed else "pass"}"><p class="label">Verdicts</p>'
+            f'<p class="big">{len(verdicts) - failed} of {len(verdicts)}</p><p class="of">{words}</p>'
+            f"<p>{len(verdicts)} claims of {figures} figures were measured and compared with theory.</p></div>"
+        )
+    for one in found.sections:
+        for star in one["headlines"]:
+            parts.append(_headline(star, one))
+    if found.problems:
+        lines = "".join(f"<li><code>{escape(p['file'])}</code>: {escape(p['words'])}</li>" for p in found.problems)
+        parts.append(
+            f'<div class="card wide note"><p class="label">Could not be read in full; all else is shown</p><ul>{lines}</ul></div>'
+        )
+    return "\n".join(parts)
+
+
+def _headline(star: dict[str, Any], one: dict[str, Any]) -> str:
+    value, low, high = star["place"]
+    interval = ""
+    if low is not None and high is not None:
+        kind = "range" if star.get("range") else "95 % interval"
+        interval = f'<p class="of">{kind} {low:.3g} to {high:.3g}</p>'
+    link = f'<a href="#{escape(one["id"])}">{escape(one["short"])}</a>'
+    return (
+        f'<div class="card"><p class="label">{escape(star["label"])} · {link}</p><p class="big">{value:.3g}</p>{interval}'
+        f'<p class="unit">{escape(star["axis"])}</p><p>{escape(_sentence(star["claim"]))}</p></div>'
+    )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+
+
+def contents(sections: list[dict[str, Any]]) -> str:
+    """Links to the sections; those with a failed verdict are marked."""
+    links = []
+    for one in sections:
+        failed = any(not verdict["passed"] for verdict in one["verdicts"])
+        mark = ' class="fail"' if failed else ""
+        links.append(
+            f'<a href="#{escape(one["id"])}" title="{escape(one["title"])}"{mark}>{escape(one["short"])}'
+            f"{' (failed)' if failed else ''}</a>"
+        )
+    return " ".join(links)
+
+
+def verdict_table(sections: list[dict[str, Any]]) -> str:
+    """All verdicts with their filter; empty if there are none."""
+    judged = [one for one in sections if one["verdicts"]]
+    if not judged:
+        return ""
+    options = "".join(
+        f'<option value="{escape(one["id"])}">{escape(one["short"])}: {escape(one["title"])}</option>' for one in judged
+    )
+    rows = "".join(_verdict(verdict, one) for one in judged for verdict in one["verdicts"])
+    total = sum(len(one["verdicts"]) for one in judged)
+    return f"""<section id="verdicts" aria-labelledby="verdicts-title"><h2 id="verdicts-title">Verdicts</h2>
+<form class="filter" id="filter" role="search" aria-label="filter of the verdicts">
+<label>Outcome <select id="show"><option value="all">all</option><option value="failed">failed</option>
+<option value="passed">passed</option></select></label>
+<label>Figure and its claim <select id="figure"><option value="">all</option>{options}</select></label>
+<label>Search <input type="search" id="search" placeholder="words of a claim" autocomplete="off"></label>
+<p role="status" id="count">{total} of {total} shown</p></form>
+<div class="scroll" tabindex="0" role="region" aria-label="table of the verdicts">
+<table class="verdicts"><thead><tr><th scope="col">figure</th><th scope="col">claim</th><th scope="col">measured</th>
+<th scope="col">expected</th><th scope="col">verdict</th></tr></thead><tbody>{rows}</tbody></table></div></section>"""
+
+
+def _verdict(verdict: dict[str, Any], one: dict[str, Any]) -> str:
+    outcome = "passed" if verdict["passed"] else "failed"
+    word = f'<span class="{"pass" if verdict["passed"] else "fail"}">{"pass" if verdict["passed"] else "FAIL"}</span>'
+    rule = f"<br><small>{escape(verdict['rule'])}</small>" if verdict["rule"] else ""
+    return (
+        f'<tr data-outcome="{outcome}" data-figure="{escape(one["id"])}">'
+        f'<td data-label="figure"><a href="#{escape(one["id"])}">{escape(one["short"])}</a></td>'
+        f'<td data-label="claim">{escape(verdict["quantity"])}</td><td data-label="measured">{escape(verdict["measured"])}</td>'
+        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td><td data-label="verdict">{word}</td></tr>'
+    )
+
+
+def section(one: dict[str, Any], docs: str) -> str:
+    """A section: words, caption, views that the script fills, pictures, files, spec."""
+    name = escape(one["id"])
+    pictures = "".join(
+        f'<button type="button" class="picture"><img src="{picture["url"]}" loading="lazy" '
+        f'alt="{escape(one["title"])}: {escape(picture["words"])}"></button>'
+        for picture in one["pictures"]
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in one.get("notes", []))
+    page = f"{escape(one['docs'])}.md"
+    read = f'<a href="{escape(docs)}/{escape(one["docs"])}">{page}</a>' if docs else f"docs/{page}"
+    files = "".join(f'<a href="{escape(link["href"])}">{escape(link["name"])}</a> ' for link in one.get("links", []))
+    return f"""<section class="result" id="{name}" aria-labelledby="{name}-title">
+<h2 id="{name}-title">{escape(one["title"])}</h2>
+<p class="words">{escape(one["words"])}</p>
+<p class="caption">{escape(one["caption"])}</p>
+{f'<ul class="notes">{notes}</ul>' if notes else ""}
+<div class="views" data-section="{name}"></div>
+{_rows(one.get("rows"))}
+{f'<details class="pictures" open><summary>As drawn</summary><div>{pictures}</div></details>' if pictures else ""}
+<p class="files">{f"Files: {files} " if files else ""}<span>Described in {read}.</span></p>
+{_details(one["details"])}</section>"""
+
+
+def _rows(rows: list[dict[str, Any]] | None) -> str:
+    """The table of an atlas."""
+    if not rows:
+        return ""
+    lines = "".join(
+        f'<tr><td data-label="model">{escape(row["name"])}</td><td data-label="t*">{_interval(row["place"])}</td>'
+        f'<td data-label="width">{_interval(row["width"])}</td>'
+        f'<td data-label="remark"><small>{escape(row["remark"])}</small></td></tr>'
+        for row in rows
+    )
+    return (
+        '<table class="verdicts atlas"><thead><tr><th scope="col">model</th><th scope="col">t*, log-SNR (nats)</th>'
+        f'<th scope="col">width (nats)</th><th scope="col">remark</th></tr></thead><tbody>{lines}</tbody></table>'
+    )
+
+
+def _interval(values: list[float | None]) -> str:
+    value, low, high = values
+    if value is None:
+        return "none"
+    return f"{value:.3g}" + (f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else "")
+
+
+def _details(details: list[dict[str, Any]]) -> str:
+    """Specs, versions and fingerprints, folded."""
+    if not details:
+        return ""
+    parts = []
+    for one in details:
+        facts = [("spec hash", one["hash"]), *one["versions"].items()]
+        facts += [(f"fingerprint of {part}", value) for part, value in one["fingerprints"].items()]
+        terms = "".join(f"<dt>{escape(key)}</dt><dd><code>{escape(value)}</code></dd>" for key, value in facts if value)
+        spec = escape(one["spec"])
+        parts.append(f'<h3>{escape(one["name"])}</h3><dl>{terms}</dl><pre tabindex="0" aria-label="spec">{spec}</pre>')
+    return f"<details><summary>Spec, versions and fingerprints</summary>{''.join(parts)}</details>"

@@ -1,0 +1,219 @@
+"""The page of results: what is found, what is damaged, what is escaped, how large it is."""
+
+import json
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+import uturn as ut
+from uturn.datasets import write_dataset
+from uturn.pages import MOST_BYTES, collect, report, write_page
+from uturn.pages import pictures as pages_pictures
+from uturn.pages.charts import charts_of, charts_of_store
+
+HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""
+NOISE = np.linspace(0.1, 1, 10)
+
+
+def figure(folder, name="fig7", passed=True, **change):
+    """A figure with its data and picture; `change` replaces keys of its JSON file."""
+    verdict = {
+        "quantity": f"crossing of {name}",
+        "measured": "0.7 [0.6, 0.8]",
+        "expected": "0.71",
+        "passed": passed,
+        "rule": "within 0.1",
+    }
+    files = {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}
+    result = {"figure": name, "title": "A title", "caption": "A caption", "scale": "smoke", "verdicts": [verdict], "files": files}
+    (folder / f"{name}.json").write_text(json.dumps(result | {"seconds": 1.0} | change))
+    Image.fromarray(np.zeros((60, 100, 3), np.uint8)).save(folder / f"{name}.png")
+    levels = np.arange(3)
+    belief = np.exp(-np.outer(NOISE, levels + 1))
+    data = xr.Dataset(
+        {"belief": (("noise", "tree_level"), belief), "belief_low": (("noise", "tree_level"), belief - 0.1)},
+        {"noise": ("noise", NOISE, {"long_name": "epsilon"}), "tree_level": levels, "log_snr": ("noise", -np.log(NOISE))},
+        {"transition": 0.57, "transition_low": 0.53, "transition_high": 0.61},
+    )
+    data["belief_high"] = data.belief + 0.1
+    write_dataset(data, folder / f"{name}.zarr")
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_curves_of_a_figure_are_its_numbers(tmp_path):
+    figure(tmp_path)
+    (chart,) = collect([tmp_path]).sections[0]["charts"]
+    assert chart["slides"]
+    assert [axis["name"] for axis in chart["axes"]] == ["noise", "log_snr"]
+    assert chart["axes"][0]["words"] == "ε"
+    assert [line["name"] for line in chart["lines"]] == ["tree level 0", "tree level 1", "tree level 2"]
+    assert chart["lines"][1]["value"] == pytest.approx(np.exp(-2 * NOISE), rel=1e-5)
+    assert chart["lines"][1]["low"] == pytest.approx(np.exp(-2 * NOISE) - 0.1, rel=1e-5)
+    assert chart["marks"][0]["at"]["noise"] == [0.57, 0.53, 0.61]
+
+
+def test_a_page_says_t_star_its_interval_and_the_claim(tmp_path):
+    figure(tmp_path)
+    page = write_page(tmp_path).read_text()
+    summary = page[page.index('id="summary"') : page.index("<nav")]
+    assert "0.57" in summary
+    assert "95 % interval 0.53 to 0.61" in summary
+    assert "Half of the class is lost there." in summary
+    assert "all passed" in summary
+
+
+def test_failed_verdicts_are_said_first(tmp_path):
+    figure(tmp_path, passed=False)
+    figure(tmp_path, "fig8")
+    page = write_page(tmp_path).read_text()
+    assert "1 failed" in page[: page.index("<nav")]
+    assert page.count(">FAIL<") == 1
+
+
+def test_words_of_results_are_escaped(tmp_path):
+    verdict = {"quantity": HOSTILE, "measured": HOSTILE, "expected": HOSTILE, "passed": True, "rule": HOSTILE}
+    figure(tmp_path, title=HOSTILE, caption=HOSTILE, scale=HOSTILE, verdicts=[verdict])
+    data = xr.open_zarr(tmp_path / "fig7.zarr").load().assign_coords(tree_level=[HOSTILE, "b", "c"])
+    data.belief.attrs["long_name"] = HOSTILE
+    write_dataset(data, tmp_path / "fig7.zarr")
+    page = write_page(tmp_path).read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert data_of(page)["sections"][0]["charts"][0]["lines"][0]["name"] == HOSTILE  # whole, as data
+    assert HOSTILE in unescape(page)
+    assert page.count("</script>") == 3  # those of the page itself
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"png": "../secret.png"}},
+        {"files": {"pdf": "javascript:alert(1)"}},
+        {"figure": "fig9"},
+        {"verdicts": [{"quantity": "q"}]},
+        {"title": 3},
+    ],
+)
+def test_damaged_figures_are_named_and_the_rest_is_shown(tmp_path, change):
+    figure(tmp_path, **change)
+    figure(tmp_path, "fig8")
+    path, problems = report([tmp_path])
+    assert len(problems) == 1
+    assert "fig7.json" in problems[0]
+    page = open(path, encoding="utf-8").read()
+    assert "fig7.json" in page
+    assert 'id="fig8"' in page
+
+
+def test_damaged_data_and_pictures_leave_the_verdicts(tmp_path):
+    figure(tmp_path)
+    (tmp_path / "fig7.png").write_bytes(b"no picture")
+    (tmp_path / "fig7.zarr" / "zarr.json").write_text("{")
+    _, problems = report([tmp_path])
+    assert ["fig7.png" in problems[0], "fig7.zarr" in problems[1]] == [True, True]
+    assert "crossing of fig7" in (tmp_path / "index.html").read_text()
+
+
+def test_folders_without_results(tmp_path):
+    with pytest.raises(ValueError, match=r"no results in .*run `uturn reproduce"):
+        report([tmp_path])
+    (tmp_path / "fig7.json").write_text("{")
+    with pytest.raises(ValueError, match=r"no results in .*fig7.json is damaged"):
+        report([tmp_path])
+    with pytest.raises(ValueError, match="no such folder"):
+        report([tmp_path / "none"])
+    figure(tmp_path)
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        report([tmp_path], tmp_path / "page.pdf")
+
+
+def test_several_folders_make_one_page_here(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        figure(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    path, _ = report(["a", "b"])
+    assert path == "report.html"
+    page = (tmp_path / path).read_text()
+    assert 'id="fig7"' in page
+    assert 'id="fig7-2"' in page  # ids are unique
+    assert 'href="a/fig7.zarr/zarr.json"' in page
+
+
+def test_a_store_shows_means_with_intervals(tmp_path):
+    spec = {
+        "items": 12,
+        "trajectories": 2,
+        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
+        "corruption": {"type": "masking", "noise": [0.0, 0.5, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "run.zarr")
+    (section,) = collect([tmp_path]).sections
+    chart = next(chart for chart in section["charts"] if chart["name"] == "unchanged")
+    assert chart["lines"][0]["value"] == pytest.approx(run.unchanged.mean(["item", "trajectory"])[:, 0].values, abs=1e-6)
+    assert chart["lines"][0]["low"][1] < chart["lines"][0]["value"][1] < chart["lines"][0]["high"][1]
+    assert section["details"][0]["hash"] == run.attrs["spec_hash"]
+    assert charts_of_store(run)[0]["name"] == section["charts"][0]["name"]
+
+
+def test_results_of_another_version_are_named(tmp_path):
+    figure(tmp_path)
+    runs = tmp_path / "smoke" / "fig7-x.zarr"
+    runs.mkdir(parents=True)
+    attributes = {"spec": '{"seed": 3}', "versions": '{"uturn": "0.0.1"}', "spec_hash": "abc"}
+    (runs / "zarr.json").write_text(json.dumps({"attributes": attributes}))
+    _, problems = report([tmp_path])
+    assert "made with uturn 0.0.1" in problems[0]
+    assert "abc" in (tmp_path / "index.html").read_text()
+
+
+def test_many_images_are_sampled_and_counted(tmp_path):
+    figure(tmp_path)
+    rng = np.random.default_rng(0)
+    dims = ("item", "row", "column")
+    images = {
+        "original": (dims, rng.uniform(-1, 1, (10_000, 4, 4)).astype("float32")),
+        "image": (("noise", *dims), rng.uniform(-1, 1, (2, 10_000, 4, 4)).astype("float32")),
+    }
+    write_dataset(xr.Dataset(images, {"noise": [0.5, 1.0]}), tmp_path / "fig7.zarr")
+    grid = collect([tmp_path]).sections[0]["grid"]
+    assert len(grid["items"]) == 200
+    assert grid["of"] == 10_000
+    assert [item["name"] for item in grid["items"]] == [f"item {k}" for k in pages_pictures.sample(10_000)]
+    assert len(set(pages_pictures.sample(10_000))) == 200
+    assert (pages_pictures.sample(7) == np.arange(7)).all()
+
+
+def test_pages_are_small_enough(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for k in range(2, 6):
+        figure(tmp_path, f"fig{k}")
+        Image.fromarray(rng.integers(0, 255, (480, 640, 3), np.uint8)).save(tmp_path / f"fig{k}.png", compress_level=1)
+    assert write_page(tmp_path).stat().st_size > 2_600_000
+    monkeypatch.setattr("uturn.pages.page.MOST_BYTES", 2_600_000)
+    path = write_page(tmp_path)
+    assert path.stat().st_size <= 2_600_000 < MOST_BYTES
+    assert path.read_text().count('class="picture"') == 4  # smaller, and all of them
+    monkeypatch.setattr("uturn.pages.page.MOST_BYTES", 2_100_000)
+    monkeypatch.setattr("uturn.pages.page._DETAILS", (1.0,))
+    _, problems = report([tmp_path])
+    assert "pictures are left out" in problems[-1]
+    assert path.stat().st_size <= 2_100_000
+
+
+def test_curves_with_few_points_or_none():
+    noise = {"noise": [0.1, 0.5]}
+    empty = xr.Dataset({"x": ("noise", [np.nan, np.nan]), "word": ("noise", ["a", "b"])}, noise)
+    assert charts_of(empty) == []
+    many = xr.Dataset({"x": (("noise", "k"), np.zeros((2, 50)))}, {**noise, "k": np.arange(50)})
+    (chart,) = charts_of(many)
+    assert (len(chart["lines"]), chart["left_out"]) == (10, 40)

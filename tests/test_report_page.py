@@ -1,0 +1,196 @@
+"""The page of results in a browser: it opens from disk without errors or requests, and its controls do what they should."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from test_report import figure
+from uturn.datasets import write_dataset
+from uturn.pages import write_page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs chromium: apt-get install chromium", allow_module_level=True)
+# axe-core comes from npm: its place, or a folder beside the checkout.
+AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
+SIZES = (1280, 400, 360)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    figure(folder)
+    figure(folder, "fig8", passed=False)
+    data = xr.open_zarr(folder / "fig7.zarr").load()
+    rng = np.random.default_rng(0)
+    dims = ("item", "row", "column")
+    data["original"] = dims, rng.uniform(-1, 1, (3, 8, 8)).astype("float32")
+    data["image"] = ("noise", *dims), rng.uniform(-1, 1, (10, 3, 8, 8)).astype("float32")
+    write_dataset(data, folder / "fig7.zarr")
+    return write_page(folder).as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Opens the page: (width, fragment, scheme) -> page; at the end no error and no request may have been seen."""
+    contexts, wrong = [], []
+
+    def open_page(width=1280, fragment="", scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(("data:", "blob:", address)) or wrong.append(request.url))
+        page.goto(address + fragment)
+        page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def slide(page, noise):
+    page.locator("#noise").evaluate(
+        "(one, value) => { one.value = value; one.dispatchEvent(new Event('input', {bubbles: true})); }", str(noise)
+    )
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def wait_for(page, condition):
+    """Wait until a condition holds; the policy of the page forbids the waiting of playwright itself."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(condition)
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_the_slider_moves_every_view(opened, width):
+    page = opened(width)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("#reading").inner_text() == "0.57"  # t*
+    chart = page.locator(".chart").first
+    chart.scroll_into_view_if_needed()
+    page.wait_for_selector(".chart .js-plotly-plot, .chart .plot.js-plotly-plot")
+    for noise in (0.2, 0.8):
+        slide(page, noise)
+        assert page.locator("#reading").inner_text() == str(noise)
+        value = chart.locator(".legend span").nth(1).inner_text()
+        assert float(value.split()[0]) == pytest.approx(np.exp(-2 * noise), rel=0.01)
+        marked = page.evaluate("document.querySelector('.plot').layout.shapes.map((one) => one.x0)")
+        assert pytest.approx(noise, abs=1e-3) in marked
+        assert f"noise {noise}" in page.locator(".grid .at").inner_text()
+    before = page.locator(".tile img").nth(1).get_attribute("src")
+    slide(page, 0.1)
+    assert page.locator(".tile img").nth(1).get_attribute("src") != before
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_the_filter_of_the_verdicts(opened, width):
+    page = opened(width)
+    rows = page.locator("#verdicts tbody tr:visible")
+    assert rows.count() == 2
+    page.select_option("#show", "failed")
+    assert rows.count() == 1
+    assert "FAIL" in rows.inner_text()
+    assert page.locator("#count").inner_text() == "1 of 2 shown"
+    page.select_option("#show", "all")
+    page.fill("#search", "CROSSING fig7")
+    assert "fig7" in rows.inner_text()
+    page.fill("#search", "")
+    page.select_option("#figure", "fig8")
+    assert rows.count() == 1
+
+
+def test_one_choice_of_axis_moves_all_panels(opened):
+    page = opened()
+    page.locator(".chart").last.scroll_into_view_if_needed()
+    wait_for(page, "[...document.querySelectorAll('.plot')].every((one) => one.layout)")
+    page.select_option("#axis", "log_snr")
+    titles = page.evaluate("[...document.querySelectorAll('.plot')].map((one) => one.layout.xaxis.title.text)")
+    assert titles == ["log-SNR (nats)"] * 2
+    count = "document.querySelector('.plot').data.length"
+    assert page.evaluate(count) == 6
+    page.uncheck("#intervals")
+    assert page.evaluate(count) == 3
+
+
+def test_a_view_can_be_sent(opened):
+    page = opened()
+    slide(page, 0.25)
+    page.select_option("#axis", "log_snr")
+    page.select_option("#show", "failed")
+    wait_for(page, "location.hash.includes('show=failed')")
+    other = opened(fragment=page.evaluate("location.hash"))
+    assert other.locator("#reading").inner_text() == "0.25"
+    assert other.locator("#axis").input_value() == "log_snr"
+    assert other.locator("#verdicts tbody tr:visible").count() == 1
+    hostile = opened(fragment="#noise=x&axis=<b>&figure=none&show=<script>")
+    assert hostile.locator("#axis").input_value() == "noise"
+
+
+def test_the_keyboard_reaches_everything(opened):
+    page = opened()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.locator("#noise").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#noise").get_attribute("aria-valuetext") == "0.571"
+    page.locator(".tile").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dialog[open] img").count() == 11  # the original and ten levels
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    button = page.locator(".legend button").first
+    button.focus()
+    page.keyboard.press("Space")
+    assert button.get_attribute("aria-pressed") == "false"
+
+
+def test_downloads(opened):
+    page = opened()
+    with page.expect_download() as saved:
+        page.locator(".tools button", has_text="CSV").first.click()
+    lines = Path(saved.value.path()).read_text().splitlines()
+    assert lines[0].startswith('"noise","log_snr","tree level 0","tree level 0 low"')
+    assert len(lines) == 11
+    page.wait_for_selector(".plot.js-plotly-plot")
+    with page.expect_download() as saved:
+        page.locator(".tools button", has_text="SVG").first.click()
+    assert "<svg" in Path(saved.value.path()).read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(opened, scheme):
+    if not AXE.exists():
+        pytest.skip("needs axe-core: npm install axe-core, or its path in AXE_CORE")
+    for width in (1280, 360):
+        page = opened(width, scheme=scheme)
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = page.evaluate("axe.run().then((found) => found.violations.map((one) => [one.id, one.impact]))")
+        assert [one for one in found if one[1] in ("serious", "critical")] == []
+
+
+def test_dark_mode(opened):
+    def ground(scheme):
+        return opened(scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
+
+    assert ground("light") == "rgb(255, 255, 255)"
+    assert ground("dark") == "rgb(20, 23, 26)"
