@@ -37,6 +37,7 @@ class Reader:
 
     found: Found
     detail: float
+    alone: bool = True  # whether the results of one folder are read
 
     @contextmanager
     def part(self, path: Path) -> Iterator[None]:
@@ -85,7 +86,7 @@ def collect(folders: list[Path], detail: float = 1.0) -> Found:
     """
     found = Found()
     for folder in folders:
-        _collect(folder, Reader(found, detail))
+        _collect(folder, Reader(found, detail, len(folders) == 1))
     taken: dict[str, int] = {}
     for one in found.sections:  # ids are unique in a page
         taken[one["id"]] = taken.get(one["id"], 0) + 1

@@ -82,7 +82,7 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
     }
     if "png" in files and files["png"].exists():
         with read.part(files["png"]):
-            one["pictures"].append({"url": preview(files["png"], read.detail), "words": result.title})
+            one["pictures"].append(preview(files["png"], read.detail, "figure"))
     if "data" in files and files["data"].exists():
         with read.part(files["data"]):
             data = read.dataset(files["data"])

@@ -17,8 +17,8 @@ MOST_SHOWN = 200  # originals in a page
 _WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # of a preview; of an image; of all images of a run
 
 
-def preview(path: Path, detail: float) -> str:
-    """A stored picture as the data URL of a WebP image, at most 1600 pixels wide; `detail` < 1 makes it smaller."""
+def preview(path: Path, detail: float, words: str) -> dict[str, Any]:
+    """A stored picture as the data URL of a WebP image of at most 1600 pixels a side; `detail` < 1 makes it smaller."""
     from PIL import Image
 
     with Image.open(path) as opened:
@@ -26,7 +26,8 @@ def preview(path: Path, detail: float) -> str:
         picture = opened.convert("RGBA")
     ground = Image.new("RGBA", picture.size, "white")
     ground.alpha_composite(picture)
-    return _as_url(_at_most(ground.convert("RGB"), int(_WIDTH * detail)), 80)
+    small = _at_most(ground.convert("RGB"), int(_WIDTH * detail))
+    return {"url": _as_url(small, 80), "words": words, "width": small.width, "height": small.height}
 
 
 def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarray, kept: np.ndarray | None, detail: float) -> Any:

@@ -50,7 +50,9 @@ def _sentence(words: str) -> str:
 
 
 def contents(sections: list[dict[str, Any]]) -> str:
-    """Links to the sections; those with a failed verdict are marked."""
+    """Links to the sections, if there are several; those with a failed verdict are marked."""
+    if len(sections) == 1:
+        return ""
     links = []
     for one in sections:
         failed = any(not verdict["passed"] for verdict in one["verdicts"])
@@ -59,7 +61,7 @@ def contents(sections: list[dict[str, Any]]) -> str:
             f'<a href="#{escape(one["id"])}" title="{escape(one["title"])}"{mark}>{escape(one["short"])}'
             f"{' (failed)' if failed else ''}</a>"
         )
-    return " ".join(links)
+    return f'<nav aria-label="results">{" ".join(links)}</nav>'
 
 
 def verdict_table(sections: list[dict[str, Any]]) -> str:
@@ -100,7 +102,8 @@ def section(one: dict[str, Any], docs: str) -> str:
     """A section: words, caption, views that the script fills, pictures, files, spec."""
     name = escape(one["id"])
     pictures = "".join(
-        f'<button type="button" class="picture"><img src="{picture["url"]}" loading="lazy" '
+        f'<button type="button" class="picture"><img src="{picture["url"]}" loading="lazy" width="{picture["width"]}" '
+        f'height="{picture["height"]}" '
         f'alt="{escape(one["title"])}: {escape(picture["words"])}"></button>'
         for picture in one["pictures"]
     )

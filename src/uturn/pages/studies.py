@@ -36,13 +36,11 @@ def images(folder: Path, read: Reader) -> dict[str, Any]:
         if bool(of.has_classes) and place[0] is not None:
             marks = [mark("t*", star)]
             lost = _between(of.fall.sel(axis="noise", estimate="value").values)
-            claim = f"Below it U-turns mostly keep the class, above it they mostly lose it{lost}."
+            claim = f"Below it U-turns mostly keep the class, above it they mostly lose it{lost}.{_but(of.remark.item())}"
             one["headlines"].append({"label": f"t*{several}", "axis": _unit(data), "place": place, "claim": claim})
         else:
             marks = []
             one["notes"].append(f"{name}: {of.remark.item() or 'no t*'}")
-        if str(of.remark.item()) and marks:
-            one["notes"].append(f"{name}: {of.remark.item()}")
         shares = [key for key in _READINGS if key in of and np.isfinite(of[key].values).any()]
         if shares:
             one["charts"].append(_together("class", f"Share of U-turns that keep the class{several}", of, shares, marks))
@@ -80,9 +78,9 @@ def text(folder: Path, read: Reader) -> dict[str, Any]:
     marks = []
     if "transition" in data and np.isfinite(data.transition.values[0]):
         marks = [mark("t*", {"noise": data.transition.values})]
-        claim = "There the largest number of tokens change together (the susceptibility peaks)."
+        claim = f"There most tokens change together: the susceptibility peaks.{_but(data.attrs.get('remark', ''))}"
         one["headlines"].append({"label": "t*", "axis": _unit(data), "place": numbers(data.transition.values), "claim": claim})
-    if data.attrs.get("remark"):
+    elif data.attrs.get("remark"):
         one["notes"].append(str(data.attrs["remark"]))
     for group in dict.fromkeys(map(str, data.group.values)):
         some = data.similarity.isel(reading=np.flatnonzero(data.group.values == group))
@@ -112,7 +110,7 @@ def atlas(folder: Path, read: Reader) -> dict[str, Any]:
     names = [str(title) for title in data.title.values]
     several = len(set(names)) < len(names)
     titles = [f"{name}, {data.classifier.values[k]}" if several else name for k, name in enumerate(names)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for k, title in enumerate(titles):
         of = data.isel(entry=k)
         failure = str(of.failure.item())
@@ -197,17 +195,22 @@ _FILES = {
 
 def _study(folder: Path, kind: str, data: xr.Dataset, read: Reader) -> dict[str, Any]:
     """What the sections of all studies have: names, pictures, files, spec."""
-    one = _empty(kind, folder.resolve().name or kind, {"text": "texts"}.get(kind, kind))
+    one = _empty(kind, kind if read.alone else folder.resolve().name or kind, {"text": "probes"}.get(kind, kind))
     one["title"], one["words"] = _WORDS[kind]
     one["caption"] = str(data.attrs.get("description", ""))
     one["files"] = [folder / name for name in _FILES[kind] if (folder / name).exists()]
     for pdf in [path for path in one["files"] if path.suffix == ".pdf"]:
         if (png := pdf.with_suffix(".png")).exists():
             with read.part(png):
-                one["pictures"].append({"url": preview(png, read.detail), "words": png.stem})
+                one["pictures"].append(preview(png, read.detail, png.stem))
     if "spec" in data.attrs:
         one["details"] = [{"name": kind, **read.about(data.attrs, folder)}]
     return one
+
+
+def _but(remark: Any) -> str:
+    """The remarks on a number, as sentences that follow its claim."""
+    return "".join(f" {one[:1].upper()}{one[1:]}." for one in str(remark).split("; ") if one)
 
 
 def _unit(data: xr.Dataset) -> str:

@@ -26,11 +26,12 @@ const largest = (levels) => { const most = Math.max(...levels.filter(Number.isFi
 const noiseOf = (levels) => state.noise * largest(levels);
 
 function interpolate(x, xs, ys) {
-  const at = xs.map((one, k) => [one, ys[k]]).filter(([a, b]) => a !== null && b !== null).sort((a, b) => a[0] - b[0]);
+  const at = xs.map((one, k) => [one, ys[k]]).filter(([a]) => a !== null).sort((a, b) => a[0] - b[0]);
   if (!at.length || x < at[0][0] - 1e-9 || x > at[at.length - 1][0] + 1e-9) return null;
   const k = Math.max(1, at.findIndex((one) => one[0] >= x - 1e-12));
   if (at.length === 1) return at[0][1];
   const [[a, p], [b, q]] = [at[k - 1], at[k]];
+  if (p === null || q === null) return Math.abs(x - a) < 1e-9 ? p : Math.abs(x - b) < 1e-9 ? q : null; // no guess across a gap
   return b === a ? q : p + ((q - p) * (x - a)) / (b - a);
 }
 const nearest = (x, xs) => xs.reduce((best, one, k) => (Math.abs(one - x) < Math.abs(xs[best] - x) ? k : best), 0);
@@ -366,6 +367,7 @@ async function load() {
   Plotly = window.Plotly;
   for (const view of drawn.values()) redraw(view);
   atlases.forEach((view) => view.draw());
+  if (state.at && scrollY) goTo(state.at);
   document.documentElement.dataset.ready = "yes";
 }
 start();
