@@ -79,7 +79,7 @@ def test_run_and_resume(tmp_path):
         (["theory", "-m", 99], "at most 32"),
         (["theory", "--plot", "no/such/folder/map.png"], "no/such/folder/map.png"),
         (["theory", "--plot", "map.nonsense"], "nonsense"),
-        (["report", "absent"], "no reproduced figures"),
+        (["report", "absent"], "no such folder"),
         (["reproduce", "fig7", "--out", "spec.toml"], "spec.toml"),
     ],
 )

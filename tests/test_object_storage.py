@@ -257,7 +257,11 @@ def test_results_of_images_at_a_url(proxy, tmp_path):
     found, expected = objects_at(url), files_of(tmp_path)
     assert found.keys() == expected.keys()
     assert [key for key in expected if not key.endswith(".pdf") and found[key] != expected[key]] == []
-    assert written(url, False) == written(tmp_path, False) == ["analysis.zarr", "transition.json", "layers.png", "layers.pdf"]
+    assert (
+        written(url, False)
+        == written(tmp_path, False)
+        == ["index.html", "analysis.zarr", "transition.json", "layers.png", "layers.pdf"]
+    )
     with pytest.raises(ValueError, match="is a store itself"):
         write_results(run, f"{url}/analysis.zarr")
 

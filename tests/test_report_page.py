@@ -121,7 +121,9 @@ def test_the_filter_of_the_verdicts(opened, width):
 
 def test_one_choice_of_axis_moves_all_panels(opened):
     page = opened()
-    page.locator(".chart").last.scroll_into_view_if_needed()
+    for chart in page.locator(".chart").all():  # they are drawn when they are seen
+        chart.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
     wait_for(page, "[...document.querySelectorAll('.plot')].every((one) => one.layout)")
     page.select_option("#axis", "log_snr")
     titles = page.evaluate("[...document.querySelectorAll('.plot')].map((one) => one.layout.xaxis.title.text)")
