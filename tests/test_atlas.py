@@ -276,7 +276,8 @@ def test_a_row_that_fails_does_not_stop_the_others(finished):
 def test_files(finished):
     folder, _, _, found = finished
     out = folder / "out"
-    assert {path.name for path in out.glob("atlas.*")} == set(RESULTS)
+    assert {path.name for path in out.glob("atlas.*")} | {"index.html"} == set(RESULTS)
+    assert (out / "index.html").exists()
     assert {path.name for path in out.glob("*.zarr")} == {"atlas.zarr", "two.zarr", "plain.zarr"}
     xr.testing.assert_identical(xr.open_zarr(out / "atlas.zarr").load().drop_attrs(), found.drop_attrs())
     lines = pandas.read_csv(out / "atlas.csv", keep_default_na=True).set_index("name")

@@ -216,7 +216,13 @@ def test_remarks_name_uncertain_numbers(known):
 @pytest.mark.parametrize("run", [forged(noise=[0.5]), forged(num_items=1), forged(noise=NOISE[:6]), forged(num_layers=1)])
 def test_figures_are_drawn_without_missing_numbers(run, tmp_path):
     write_results(run, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.zarr", "layers.pdf", "layers.png", "transition.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "analysis.zarr",
+        "index.html",
+        "layers.pdf",
+        "layers.png",
+        "transition.json",
+    ]
     found = json.loads((tmp_path / "transition.json").read_text())["classifiers"]
     assert next(iter(found.values()))["remark"]
 
