@@ -195,7 +195,7 @@ _FILES = {
 
 def _study(folder: Path, kind: str, data: xr.Dataset, read: Reader) -> dict[str, Any]:
     """What the sections of all studies have: names, pictures, files, spec."""
-    one = _empty(kind, kind if read.alone else folder.resolve().name or kind, {"text": "probes"}.get(kind, kind))
+    one = _empty(kind, kind if read.alone else folder.resolve().name or kind, kind)
     one["title"], one["words"] = _WORDS[kind]
     one["caption"] = str(data.attrs.get("description", ""))
     one["files"] = [folder / name for name in _FILES[kind] if (folder / name).exists()]
