@@ -38,7 +38,7 @@ FIGURES = {
     "correlations": 5,  # shares runs of chi and of collapse
     "collapse": 20,
     "calibration": 60,
-    "text": 55,
+    "text": 60,
 }
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
 """The order in which all figures are made: those that take seconds first, those that train or denoise images last."""
