@@ -166,6 +166,13 @@ def test_a_store_shows_means_with_intervals(tmp_path):
     assert charts_of_store(run)[0]["name"] == section["charts"][0]["name"]
 
 
+def test_a_figure_with_the_name_of_a_study_is_a_figure(tmp_path):
+    figure(tmp_path, "text")
+    found = collect([tmp_path])
+    assert not found.problems
+    assert [one["id"] for one in found.sections] == ["text"]
+
+
 def test_results_of_another_version_are_named(tmp_path):
     figure(tmp_path)
     runs = tmp_path / "smoke" / "fig7-x.zarr"

@@ -98,15 +98,17 @@ def _collect(folder: Path, read: Reader) -> None:
     if _is_zarr(folder):
         _add(folder, studies.store, read)
         return
-    for path in sorted(filter(figures.is_figure, folder.glob("*.json")), key=figures.order):
+    made = sorted(filter(figures.is_figure, folder.glob("*.json")), key=figures.order)
+    for path in made:
         _add(path, figures.section, read)
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {folder / "analysis.zarr"}
+    stores -= {path.with_suffix(".zarr") for path in made}
     for kind, names, make in (
         ("transition.json", ("analysis.zarr", "run.zarr"), studies.images),
         ("text.json", ("analysis.zarr", "run.zarr"), studies.text),
         ("atlas.zarr", (), studies.atlas),
     ):
-        if (folder / kind).exists():
+        if (folder / kind).exists() and folder / kind not in made:  # text.json is a figure too
             _add(folder / kind, lambda path, read, make=make: make(path.parent, read), read)
             stores -= {folder / name for name in names}
             stores = set() if kind == "atlas.zarr" else stores  # each row is a store

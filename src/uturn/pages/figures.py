@@ -46,7 +46,7 @@ def is_figure(path: Path) -> bool:
     """Whether a JSON file is the result of a figure, or a damaged one of this name."""
     if not (path.with_suffix(".png").exists() or path.with_suffix(".zarr").exists()):
         return re.fullmatch(r"fig\d+", path.stem) is not None
-    return path.stem not in ("transition", "text")
+    return True
 
 
 def order(path: Path) -> tuple[bool, int, str]:
