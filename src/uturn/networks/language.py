@@ -18,7 +18,7 @@ import torch
 from uturn.checks import shown
 from uturn.corruption import Masking, UniformReplacement
 from uturn.corruption.unmasking import MASKED, Decoder
-from uturn.networks.tokenizers import Tokenizer
+from uturn.networks.tokenizers import Framed, Tokenizer
 from uturn.pieces import Pieces, half_precision_words
 from uturn.protocols import Channel, Noisy
 from uturn.sources.tokens import PAD
@@ -59,7 +59,7 @@ class TokenNetwork(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageModel:
+class LanguageModel(Framed):
     """A network with its tokenizer, and how its output is read.
 
     Attributes
@@ -96,21 +96,6 @@ class LanguageModel:
     def channel(self) -> Channel:
         """The corruption that it undoes."""
         return CHANNELS[self.corruption]
-
-    @property
-    def prefix(self) -> tuple[int, ...]:
-        """Ids before a text."""
-        return () if self.tokenizer is None else self.tokenizer.prefix
-
-    @property
-    def suffix(self) -> tuple[int, ...]:
-        """Ids after a text."""
-        return () if self.tokenizer is None else self.tokenizer.suffix
-
-    @property
-    def most_tokens(self) -> int | None:
-        """Largest number of tokens of a text, without prefix and suffix."""
-        return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
 
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer and the way in which the output is read (hexadecimal)."""

@@ -116,7 +116,7 @@ def load_language_model(
     elif is_import_path(model):
         network, words, made = _read_own(model, where)
     else:
-        network, words, made = _read_folder(model, where, tokenizer, split, trust_remote_code, said)
+        network, words, made = _read_folder(model, where, tokenizer, split, trust_remote_code)
     if tokenizer is not None and made is None:
         made = load_tokenizer(tokenizer, split, trust_remote_code)
     if isinstance(network, torch.nn.Module):
@@ -127,7 +127,7 @@ def load_language_model(
     values["corruption"] = {"mask": "masking"}.get(values["corruption"], values["corruption"])
     for name, known in (("time", TIMES), ("output", OUTPUTS), ("corruption", tuple(CHANNELS))):
         checked_choice(where, name, values[name], known)
-    size = _tried(network, where, place, values, made)
+    size = _tried(network, where, place, values)
     if values["corruption"] == "masking" and not (isinstance(values["mask_id"], int) and 0 <= values["mask_id"]):
         raise ValueError(
             f"{where}: its tokenizer has no mask token; a causal model cannot unmask, others need `mask_id` (--mask-id)"
@@ -170,35 +170,50 @@ def own_language(model: str) -> Any:
     return imported_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
 
 
-def _read_own(model: str, where: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
-    function = imported_function(model, where, FORMS)
+def made_by(model: str, where: str, forms: str) -> Any:
+    """What the user's function "module:function" returns; errors begin with `where` and end with `forms`."""
+    function = imported_function(model, where, forms)
     try:
-        made = function()
+        return function()
     except Exception as error:
-        raise ValueError(f"{where} fails ({one_line(error)}); expected {FORMS}") from error
+        raise ValueError(f"{where} fails ({one_line(error)}); expected {forms}") from error
+
+
+def _read_own(model: str, where: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
+    made = made_by(model, where, FORMS)
     if not callable(getattr(made, "logits", None)):
         raise ValueError(f"{where} gives a {type(made).__name__} without a method logits(ids, noise); expected {FORMS}")
     return made, {}, getattr(made, "tokenizer", None)
 
 
-def _read_folder(
-    model: str, where: str, tokenizer: str | None, split: str | None, trusted: bool, said: dict[str, Any]
-) -> tuple[Any, dict[str, Any], Tokenizer | None]:
-    """A model of transformers, what its kind says about its output, and its tokenizer."""
+def read_config(model: str, where: str, trusted: bool, forms: str) -> Any:
+    """The configuration of a model of transformers, from a folder or a hub; `forms`: what else the name can be, in errors."""
     try:
         from transformers import AutoConfig
     except ImportError:
         raise ValueError(f"{where} needs transformers, which is not installed; {MISSING}") from None
+    check_name(model, where, forms)
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
+    except Exception as error:
+        raise ValueError(f"{where} cannot be read ({reason(error, trusted)})") from None
+
+
+def check_name(model: str, where: str, forms: str) -> None:
+    """ValueError if there is no such folder and no such model on a hub, which is asked once."""
     if not model or not (Path(model).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
         raise ValueError(
-            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
+            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {forms}"
         )
     if not Path(model).is_dir():
         check_hub(model, "config.json")
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trusted)
-    except Exception as error:
-        raise ValueError(f"{where} cannot be read ({reason(error, trusted)})") from None
+
+
+def _read_folder(
+    model: str, where: str, tokenizer: str | None, split: str | None, trusted: bool
+) -> tuple[Any, dict[str, Any], Tokenizer | None]:
+    """A model of transformers, what its kind says about its output, and its tokenizer."""
+    config = read_config(model, where, trusted, FORMS)
     network = Pretrained(_model(model, where, config, trusted))
     read = load_tokenizer(tokenizer or model, split, trusted)
     words = dict(_KINDS.get(str(config.model_type).lower(), {}))
@@ -261,7 +276,7 @@ def longest_call(config: Any, tokenizer: Tokenizer) -> int | None:
     return min(known) if known else None
 
 
-def _tried(network: Any, where: str, device: torch.device, values: dict[str, Any], tokenizer: Tokenizer | None) -> int:
+def _tried(network: Any, where: str, device: torch.device, values: dict[str, Any]) -> int:
     """Number of symbols, from a call with two tokens, one of them masked; ValueError if that fails."""
     ids = torch.tensor([[0, values["mask_id"] or 0]], device=device)
     try:

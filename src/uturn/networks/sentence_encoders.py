@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from uturn.checks import one_line
+from uturn.networks.language_files import check_name
 from uturn.networks.own_denoisers import is_import_path
-from uturn.networks.text_models import TextModel, check_name, load_text_model
+from uturn.networks.text_models import FORMS, TextModel, load_text_model
 
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -137,7 +138,7 @@ def _json(model: str, name: str, where: str) -> Any:
     """The content of a file of a model in a folder or on a hub; None if there is none."""
     path = Path(model) / name
     if not Path(model).is_dir():
-        check_name(model, where)
+        check_name(model, where, FORMS)
         try:
             from transformers.utils import cached_file
 

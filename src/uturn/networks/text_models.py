@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,18 @@ from uturn.checks import one_line, shown
 from uturn.files import cached_while_unchanged
 from uturn.networks.bars import without_bars, without_lists
 from uturn.networks.language import LanguageModel
-from uturn.networks.language_files import Embedded, Pretrained, load_language_model, longest_call, reason
-from uturn.networks.modules import imported_function
+from uturn.networks.language_files import (
+    Embedded,
+    Pretrained,
+    load_language_model,
+    longest_call,
+    made_by,
+    read_config,
+    reason,
+)
 from uturn.networks.own_denoisers import is_import_path
-from uturn.networks.pipelines import check_hub
 from uturn.networks.pretrained import checked_device
-from uturn.networks.tokenizers import MISSING, Tokenizer, load_tokenizer
+from uturn.networks.tokenizers import Framed, Tokenizer, load_tokenizer
 from uturn.networks.training import fingerprint
 from uturn.pieces import is_out_of_memory
 
@@ -30,7 +35,7 @@ _CLASSES = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM"}
 
 
 @dataclass(frozen=True, eq=False)
-class TextModel:
+class TextModel(Framed):
     """A network that reads texts.
 
     Attributes
@@ -67,21 +72,6 @@ class TextModel:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     identity: str = ""
     name: str = ""
-
-    @property
-    def prefix(self) -> tuple[int, ...]:
-        """Ids before a text."""
-        return () if self.tokenizer is None else self.tokenizer.prefix
-
-    @property
-    def suffix(self) -> tuple[int, ...]:
-        """Ids after a text."""
-        return () if self.tokenizer is None else self.tokenizer.suffix
-
-    @property
-    def most_tokens(self) -> int | None:
-        """Largest number of tokens of a text, without prefix and suffix."""
-        return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
 
     def framed(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """Texts with prefix and suffix."""
@@ -184,7 +174,7 @@ def load_text_model(
         made = made if tokenizer is None else load_tokenizer(tokenizer, split, trust_remote_code)
         length = getattr(module, "length", None)
     else:
-        config = read_config(model, where, trust_remote_code)
+        config = read_config(model, where, trust_remote_code, FORMS)
         module = _pretrained(model, where, config, head, trust_remote_code)
         made = load_tokenizer(tokenizer or model, split, trust_remote_code)
         length = longest_call(config, made)
@@ -239,29 +229,6 @@ def as_text_model(language: LanguageModel, where: str) -> TextModel:
     )
 
 
-def read_config(model: str, where: str, trusted: bool) -> Any:
-    """The configuration of a model of transformers."""
-    try:
-        from transformers import AutoConfig
-    except ImportError:
-        raise ValueError(f"{where} needs transformers, which is not installed; {MISSING}") from None
-    check_name(model, where)
-    try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
-    except Exception as error:
-        raise ValueError(f"{where} cannot be read ({reason(error, trusted)})") from None
-
-
-def check_name(model: str, where: str) -> None:
-    """ValueError if there is no such folder and no such model on a hub, which is asked once."""
-    if not model or not (Path(model).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
-        raise ValueError(
-            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
-        )
-    if not Path(model).is_dir():
-        check_hub(model, "config.json")
-
-
 def kind_of(config: Any, where: str) -> Literal["causal", "masked"]:
     """Whether a model of transformers predicts the next token or masked ones.
 
@@ -282,11 +249,7 @@ def kind_of(config: Any, where: str) -> Literal["causal", "masked"]:
 
 
 def _own_module(model: str, where: str) -> nn.Module:
-    function = imported_function(model, where, FORMS)
-    try:
-        module = function()
-    except Exception as error:
-        raise ValueError(f"{where} fails ({one_line(error)}); expected {FORMS}") from error
+    module = made_by(model, where, FORMS)
     if not isinstance(module, nn.Module):
         raise ValueError(f"{where} gives a {type(module).__name__}; expected {FORMS}")
     return module

@@ -82,6 +82,28 @@ class Tokenizer(Protocol):
         ...
 
 
+class Framed:
+    """A network that reads texts between the prefix and suffix of its tokenizer, of at most `length` ids; None: no such limit."""
+
+    tokenizer: Tokenizer | None
+    length: int | None
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids before a text."""
+        return () if self.tokenizer is None else self.tokenizer.prefix
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """Ids after a text."""
+        return () if self.tokenizer is None else self.tokenizer.suffix
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Largest number of tokens of a text, without prefix and suffix."""
+        return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A list of tokens, and a regular expression whose matches in a text are looked up in it.

@@ -33,8 +33,9 @@ class TextLikelihood(SecondModel):
     @property
     def law(self) -> Literal["causal", "masked"]:
         """What `likelihood` stands for."""
+        from uturn.networks.language_files import read_config
         from uturn.networks.own_denoisers import is_import_path
-        from uturn.networks.text_models import kind_of, read_config
+        from uturn.networks.text_models import FORMS, kind_of
 
         where, embedded = f"model = {self.model!r}", self.model in ("same", "embedded") or self.model.endswith(".safetensors")
         if is_import_path(self.model):
@@ -43,7 +44,7 @@ class TextLikelihood(SecondModel):
             return self.likelihood
         said = "masked" if embedded else None
         if said is None and (self.likelihood == "auto" or not self.trust_remote_code):
-            said = kind_of(read_config(self.model, where, self.trust_remote_code), where)
+            said = kind_of(read_config(self.model, where, self.trust_remote_code, FORMS), where)
         if said is not None and self.likelihood not in ("auto", said):
             raise ValueError(f"likelihood = {self.likelihood!r}: {where} is a {said} model; leave likelihood out")
         return said or self.likelihood  # type: ignore[return-value]
