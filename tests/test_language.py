@@ -86,8 +86,7 @@ def test_the_queue_draws_what_unmasking_draws(decoder):
     assert (found[:, 0] == unmask(Denoiser(), Noisy(values, noise, 3), streams.keys(9), decoder)).all()
 
 
-@pytest.mark.parametrize("name", ["all", "ratios"])
-def test_uniform_replacement_reads_ratios_as_the_posterior(name):
+def test_uniform_replacement_reads_ratios_as_the_posterior():
     # p(x_0^i | x_t) from ratios equals the sum over all strings.
     model, table = load_language_model("tiny_language:replaced"), Table()
     strings = table.strings[[5, 40, 77]]
