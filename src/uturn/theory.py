@@ -143,15 +143,16 @@ class MeanField:
 
     @property
     def correlation_exponent(self) -> float | None:
-        """ν = log s / log F'(p*): the correlation length grows as |ε - ε*|**-ν (arXiv:2410.13770); None without a transition."""
+        """`ν = log s / log F'(p*)`: the correlation length grows as `|ε - ε*|**-ν` (arXiv:2410.13770); None without one."""
         slope = self.slope
         return None if slope is None else float(np.log(self.branching) / np.log(slope))
 
     @property
     def decay_exponent(self) -> float | None:
-        """2 - 2/ν: at ε* of deep trees the correlation falls as r**-(2 - 2/ν); None without a transition.
+        """2 - 2/ν: at ε* of deep trees the correlation falls as `r**-(2 - 2/ν)`; None without a transition.
 
-        A level multiplies the covariance of two leaves by (a - b)**2 (`pair_correlations`), and a - b = F'(p*)/s = s**(1/ν - 1).
+        A level multiplies the covariance of two leaves by `(a - b)**2` (`pair_correlations`), and
+        `a - b = F'(p*)/s = s**(1/ν - 1)`.
         """
         nu = self.correlation_exponent
         return None if nu is None else 2 - 2 / nu
@@ -202,7 +203,7 @@ class MeanField:
     def class_crossing(self, depth: int) -> float | None:
         """ε at which the marginals of the class and of the leaves cross (inversion of the levels); None if they do not cross.
 
-        At finite depth it can lie below ε*: it is .706 for (v, m, s) = (32, 8, 2) at L = 10, where ε* = .731.
+        At finite depth it can lie below `ε*`: it is .706 for (v, m, s) = (32, 8, 2) at L = 10, where `ε* = .731`.
         """
         grid = np.linspace(0, 1, 2001)[1:-1]
 
@@ -226,8 +227,8 @@ class MeanField:
         Returns
         -------
         array (..., depth + 1)
-            Entry k: leaves whose lowest common ancestor is at level k, hence at distances s**(k-1) .. s**k - 1; entry 0 is the
-            variance 4 P (1 - P).
+            Entry k: leaves whose lowest common ancestor is at level k, hence at distances `s**(k-1) .. s**k - 1`; entry 0 is
+            the variance 4 P (1 - P).
         """
         m, s = self.multiplicity, self.branching
         lost, q = self._messages(epsilon, depth)
@@ -253,9 +254,9 @@ class MeanField:
     def susceptibility(self, epsilon: Any, depth: int) -> np.ndarray:
         """Susceptibility (...), `chi = sum_ij C_ij / sum_i C_ii` over all pairs i, j of leaves (arXiv:2410.13770); chi(0) = 1.
 
-        At finite depth the peak is not at ε*: for (v, m, s) = (16, 4, 2), where ε* = .800, it is at .763, .784, .795 for
-        L = 5, 7, 10. With depth it approaches ε* for this grammar and for (32, 8, 2), but not for all: for (8, 2, 2), where
-        ε* = .952, it stays at .907.
+        At finite depth the peak is not at `ε*`: for (v, m, s) = (16, 4, 2), where `ε* = .800`, it is at .763, .784, .795 for
+        L = 5, 7, 10. With depth it approaches `ε*` for this grammar and for (32, 8, 2), but not for all: for (8, 2, 2), where
+        `ε* = .952`, it stays at .907.
         """
         s = self.branching
         if checked_depth(depth) * np.log2(s) > 1000:

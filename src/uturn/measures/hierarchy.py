@@ -1,20 +1,18 @@
 """Nesting index: at how many levels of a hierarchy do sites change together in U-turns?
 
 Let x_i be the change of site i in a U-turn: 1 or 0 for symbols, or any real number. The sites fall into blocks of s sites, these
-into blocks of s**2, and so on, up to one block of all s**K sites; for the leaves of a tree, the blocks of s**k sites are the
-subtrees of level k. All covariances are over the U-turns of one original, then averaged over originals.
+into blocks of `s**2`, and so on, up to one block of all `s**K` sites; for the leaves of a tree, the blocks of `s**k` sites are
+the subtrees of level k. All covariances are over the U-turns of one original, then averaged over originals.
 
 1. C_k(i) is the mean covariance of site i with the sites of its block of level k that are outside its block of level k - 1, so
    that k is the level of their lowest common ancestor. C_0 is the variance.
 2. The share that is lost, a(noise), is the mean change divided by its value at the last noise level, 0 .. 1. If sites were lost
-   independently of each other, and what is lost were as in independent data, C_k would be a**2 times its value at the last noise.
-   The *excess* is `X_k = int [C_k - a**2 C_k(last)] da`.
-3. B_k is the variance of the sum over a block of s**k sites, divided by s**k: `B_k = int [C_0 + sum_(j <= k) (s**j - s**(j-1))
-   C_j] da`, with C_j averaged over sites. The *nested correlation* of level k,
-
-       D_k = s**(k-1) (X_k - X_(k+1)) / B_(k-1),      X_(K+1) = 0,
-
-   is the correlation of the changes of two sibling blocks of s**(k-1) sites, beyond their correlation with the next relatives.
+   independently of each other, and what is lost were as in independent data, C_k would be `a**2` times its value at the last
+   noise. The *excess* is `X_k = int [C_k - a**2 C_k(last)] da`.
+3. B_k is the variance of the sum over a block of `s**k` sites, divided by `s**k`:
+   `B_k = int [C_0 + sum_(j <= k) (s**j - s**(j-1)) C_j] da`, with C_j averaged over sites. The *nested correlation* of level k,
+   `D_k = s**(k-1) (X_k - X_(k+1)) / B_(k-1)` with `X_(K+1) = 0`, is the correlation of the changes of two sibling blocks of
+   `s**(k-1)` sites, beyond their correlation with the next relatives.
 4. The *nesting index* is `sum_k D_k - max_k D_k` for each site, averaged over sites: what remains of the nested correlations
    without the strongest of them.
 
@@ -64,7 +62,7 @@ def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.9
     changed : DataArray (noise, item, trajectory, site), real numbers
         Change of every site in every U-turn, such as `site_changes` returns: 1 or 0 for symbols, or a squared difference. Each
         item has at least two trajectories. The noise levels increase, and at the last one reconstructions are independent of
-        the originals. Sites are in the order of the blocks: block b of level k holds the sites b s**k .. (b + 1) s**k - 1.
+        the originals. Sites are in the order of the blocks: block b of level k holds the sites `b s**k .. (b + 1) s**k - 1`.
     branching : int s >= 2
         Blocks that form a block of the next level.
     confidence : float in (0, 1)
@@ -106,8 +104,8 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
     ----------
     ds : Dataset
         Results of the probe `changes` on strings, or a dataset of your own: `change` (noise, item), the mean change of a site,
-        and `change_covariance` (noise, item, distance), the mean covariance of two sites at the distances 0, s, s**2, .., s**K
-        (s**k: smallest common block of level k).
+        and `change_covariance` (noise, item, distance), the mean covariance of two sites at the distances `0, s, s**2, .., s**K`
+        (`s**k`: smallest common block of level k).
     name : str
         Prefix of the names of the variables and of the dim `distance`, before "_".
     confidence : float in (0, 1)

@@ -120,11 +120,11 @@ class Collapse(NamedTuple):
 def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, float], confidence: float = 0.95) -> Collapse:
     """Finite-size collapse of correlations at the largest distance r = N, with ν and the critical noise fitted.
 
-    At the transition C(r)/C(0) falls as r**-(2 - 2/ν) (`MeanField.decay_exponent`). The only other length is ξ ~ |ε - ε*|**-ν, so
-    the curves `N**(2 - 2/ν) C(N)/C(0)` of trees with N leaves are one function of `(ε - ε*) N**(1/ν)`. The fit minimises the
-    variance between the curves, interpolated linearly where all of them exist.
+    At the transition C(r)/C(0) falls as `r**-(2 - 2/ν)` (`MeanField.decay_exponent`). The only other length is
+    `ξ ~ |ε - ε*|**-ν`, so the curves `N**(2 - 2/ν) C(N)/C(0)` of trees with N leaves are one function of `(ε - ε*) N**(1/ν)`. The
+    fit minimises the variance between the curves, interpolated linearly where all of them exist.
 
-    chi is not fitted: it grows only as N**(2/ν - 1) at ε*, with an exponent of .06 at (32, 8, 2), and a part that does not
+    chi is not fitted: it grows only as `N**(2/ν - 1)` at `ε*`, with an exponent of .06 at (32, 8, 2), and a part that does not
     depend on N hides this.
 
     Parameters

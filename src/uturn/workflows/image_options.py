@@ -217,7 +217,7 @@ def image_experiment(
 
     Parameters
     ----------
-    model, data, classifiers, and further options by name
+    model, data, classifiers, **options
         The fields of `ImageOptions`.
 
     Raises
