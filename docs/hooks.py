@@ -75,17 +75,23 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Links to files outside docs/ lead to their pages; the laboratory is a part of its page."""
+    """Links to files outside docs/ lead to their pages; the laboratory takes the place of its picture."""
     if page.file.src_uri == "laboratory.md":
-        button = f"[Open it on a page of its own]({LABORATORY}){{ .md-button }}"
+        page.meta["hide"] = ["navigation", "toc"]
         frame = f'<iframe class="laboratory" src="{LABORATORY}" title="Laboratory" loading="lazy"></iframe>'
-        markdown = markdown.replace("\n## ", f"\n{button}\n\n{frame}\n\n## ", 1)
+        button = f"[Open it on a page of its own]({LABORATORY}){{ .md-button }}"
+        markdown = re.sub(r"^!\[.*\n\n\*.*\n", f"{frame}\n\n{button}\n", markdown, count=1, flags=re.MULTILINE)
     return markdown if page.file.generated_by else relinked(markdown, f"docs/{page.file.src_uri}")
 
 
 def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:
-    """TeX to MathML."""
-    content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda tex: mathml(tex[1], "inline", page), content)
+    """TeX to MathML; types in words, such as "int, v" of a docstring, without the parentheses of a tuple."""
+    content = re.sub(r"(<td>\s*<code>)\((.*?)\)(</code>)", r"\1\2\3", content)
+    content = re.sub(
+        r'<span class="arithmatex">\\\((.*?)\\\)</span>([,.;:)]*)',
+        lambda tex: f'<span class="formula">{mathml(tex[1], "inline", page)}{tex[2]}</span>',
+        content,
+    )
     return re.sub(
         r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda tex: mathml(tex[1], "block", page), content, flags=re.DOTALL
     )
@@ -227,4 +233,4 @@ def module(name: str) -> ModuleType:
 def first_sentence(value: Any) -> str:
     """The first sentence of a docstring, for a row of a table."""
     text = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.:;]) (?=[A-Z`(])", text)[0].rstrip(":").replace("|", "\\|")
+    return re.split(r"(?<=\.) (?=[A-Z`])", text)[0].replace("|", "\\|").replace("{", "&#123;")
