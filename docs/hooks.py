@@ -29,7 +29,7 @@ from uturn.paper import FIGURES, load_figure
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=href="))([^)\s#"]+)(?=[)#"])""")  # of Markdown, and of HTML in it
 LABORATORY = "explore.html"
 TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
     ("<mo>(&#x0(?:221E|2191|2193|002A);)</mo>", r"<mi>\1</mi>"),  # infinity, arrows, star: no space around them
