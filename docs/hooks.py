@@ -80,7 +80,9 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         page.meta["hide"] = ["navigation", "toc"]
         frame = f'<iframe class="laboratory" src="{LABORATORY}" title="Laboratory" loading="lazy"></iframe>'
         button = f"[Open it on a page of its own]({LABORATORY}){{ .md-button }}"
-        markdown = re.sub(r"^!\[.*\n\n\*.*\n", f"{frame}\n\n{button}\n", markdown, count=1, flags=re.MULTILINE)
+        markdown, found = re.subn(r"^!\[.*\n\n\*.*\n", f"{frame}\n\n{button}\n", markdown, count=1, flags=re.MULTILINE)
+        if not found:
+            raise PluginError("laboratory.md: no picture with a caption, whose place the laboratory takes")
     return markdown if page.file.generated_by else relinked(markdown, f"docs/{page.file.src_uri}")
 
 
