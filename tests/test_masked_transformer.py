@@ -102,6 +102,15 @@ def test_shorter_sequences_are_read_as_a_network_of_that_length_reads_them():
     assert torch.equal(network(ids), strong()(ids))
 
 
+@pytest.mark.parametrize("reach", [0, 2])
+def test_a_sequence_that_is_padded_is_read_as_by_itself(reach):
+    network, ids = strong(reach=reach), torch.tensor([[0, 1, 2, 3, 4, 5, 5, 1, 0], [4, 4, 1, 5, 3, 3, 3, 3, 3]])
+    together = network(ids, torch.arange(9) < torch.tensor([[9], [4]])).softmax(-1)
+    torch.testing.assert_close(together[:1], probabilities(network, ids[:1]))
+    torch.testing.assert_close(together[1:, :4], probabilities(network, ids[1:, :4]))
+    assert (probabilities(network, ids)[1, :4] - together[1, :4]).abs().max() > 0.01
+
+
 # --- training: strings with a period, whose conditionals are known ---
 
 

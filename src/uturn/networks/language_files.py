@@ -63,13 +63,15 @@ class Pretrained(torch.nn.Module):
 class Embedded(torch.nn.Module):
     """A `MaskedTransformer` as a `TokenNetwork`."""
 
+    takes_padding = True
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model, self.mask_id = model, model.options["vocab_size"]
         self.length = model.options["length"]
 
-    def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return self.model(ids)
+    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        return self.model(ids, None if real is None else real.bool())
 
 
 def load_language_model(

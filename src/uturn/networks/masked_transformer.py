@@ -94,8 +94,10 @@ class MaskedTransformer(nn.Module):
                     added = name.endswith(("out.weight", "down.weight"))  # one of the 2 n terms that blocks add to the features
                     nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
+
+        `real`: bool (batch, length), False where a shorter sequence has ended; its logits are those that it has by itself.
 
         Raises
         ------
@@ -110,11 +112,13 @@ class MaskedTransformer(nn.Module):
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= v:
             raise ValueError(f"ids lie in {int(ids.min())}..{int(ids.max())}; expected 0..{v - 1}, or {v} for a masked token")
         length, reach = ids.shape[1], self.options["reach"]
+        ids = ids if real is None else ids.masked_fill(~real, v)
         padded = functional.pad(ids, (reach, reach), value=v)  # beyond the ends nothing is known, as where tokens are masked
         features = torch.stack([table(padded[:, k : k + length]) for k, table in enumerate(self.embeddings)]).sum(0)
         rotation = _rotation(length, self.options["width"] // self.options["heads"], ids.device)
+        attended = None if real is None or bool(real.all()) else real[:, None, None]
         for block in self.blocks:
-            features = block(features, rotation)
+            features = block(features, rotation, attended)
         return self.readout(self.norm(features))
 
 
@@ -129,12 +133,14 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, features: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Features (batch, length, width) to features of that shape."""
+    def forward(
+        self, features: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attended: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features (batch, length, width) to features of that shape; `attended`: bool (batch, 1, 1, length), by default all."""
         batch, length, width = features.shape
         joint = self.queries_keys_values(self.norm1(features)).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = joint.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(_rotated(q, rotation), _rotated(k, rotation), v)
+        mixed = functional.scaled_dot_product_attention(_rotated(q, rotation), _rotated(k, rotation), v, attended)
         features = features + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return features + self.down(functional.gelu(self.up(self.norm2(features))))
 
