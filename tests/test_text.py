@@ -353,6 +353,19 @@ def test_what_cannot_be_analysed():
     assert "nothing changes" in analyse_texts(nothing).attrs["remark"]
 
 
+@pytest.mark.parametrize(("items", "varies"), [(1, 1), (3, 0)], ids=["a single text", "nothing changes"])
+def test_what_has_no_interval_is_drawn(items, varies):
+    run = forged(lambda x: 1 + x, [0.5, 1.0], items=items)
+    for name in ("change_covariance", "change_covariance_sum"):
+        run[name] = varies * run[name]
+    with style() as plt:
+        figure = draw_curves(analyse_texts(run))
+        figure.canvas.draw()
+        low, high = figure.axes[1].get_ylim()
+        plt.close(figure)
+    assert low < 1 < high
+
+
 # --- the page ----------------------------------------------------------------------------------------------------------------
 
 

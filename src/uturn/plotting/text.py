@@ -132,7 +132,9 @@ def draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
     axis.text(0.02 * noise[-1], 1, "independent tokens", color=MUTED, fontsize=8.5, va="bottom")
     star = data.transition.values
     draw_transition(axis, star, CLASS, True)
-    axis.set_ylim(max(0.0, min(0.8, float(np.nanmin(low)))), 1.08 * min(float(np.nanmax(high)), 3 * float(np.nanmax(value))))
+    highest = float(np.nanmax(value, initial=1))  # of a single original there are no intervals
+    top = min(float(np.nanmax(high, initial=highest)), 3 * highest)
+    axis.set_ylim(max(0.0, float(np.nanmin(low, initial=0.8))), 1.08 * top)
     _noise_axis(axis, data, "tokens that change together", r"susceptibility $\chi$")
     _beside(axis, f"$t^*$ = {interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below")
 
