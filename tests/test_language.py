@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 import tiny_language
 import uturn as ut
-from tiny_language import Table
+from tiny_language import Table, TableDenoiser
 from uturn.backward.language import LanguageDenoiser
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.networks import load_language_model
@@ -36,7 +36,7 @@ def drawn(values, count, **options):
 def p_value(strings, values):
     """Probability of a chi-square as large as that of draws from the posterior; 0 if one of them is impossible."""
     table = Table()
-    expected = table.given(np.where(values < 0, Table.V, values)) * len(strings)
+    expected = table.given(values) * len(strings)
     counts = np.array([(strings == string).all(1).sum() for string in table.strings])
     if counts[expected == 0].any():
         return 0.0
@@ -62,15 +62,6 @@ def test_other_decoders_do_not(options):
     assert "not a draw from the posterior" in LanguageDenoiser(model=TABLE, **options).describe()
 
 
-class Denoiser:
-    """The tabular model as a denoiser of strings."""
-
-    vocab_size, num_leaves, corruption = Table.V, Table.D, ut.Masking()
-
-    def posterior(self, noisy):
-        return Table().conditionals(np.where(noisy.values < 0, Table.V, noisy.values)).astype(np.float32)
-
-
 @pytest.mark.parametrize(
     "decoder", [Decoder(), Decoder("entropy"), Decoder("confidence", steps=2), Decoder("blocks", 3, 2)], ids=str
 )
@@ -83,7 +74,7 @@ def test_the_queue_draws_what_unmasking_draws(decoder):
     found = LanguageDenoiser(model=TABLE, batch_size=3, **options).reconstruct(
         NoisyTokens(values, noise, 3, ut.Masking()), streams
     )
-    assert (found[:, 0] == unmask(Denoiser(), Noisy(values, noise, 3), streams.keys(9), decoder)).all()
+    assert (found[:, 0] == unmask(TableDenoiser(), Noisy(values, noise, 3), streams.keys(9), decoder)).all()
 
 
 def test_uniform_replacement_reads_ratios_as_the_posterior():

@@ -7,13 +7,14 @@ import pytest
 from scipy.stats import chisquare
 
 import uturn as ut
+from tiny_language import TableDenoiser
 from uturn.corruption import unmasking
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption.unmasking import Decoder, law_of, unmask
 from uturn.protocols import Noisy
 from uturn.random import keys
 
-V, D = 3, 4
+V, D = TableDenoiser.V, TableDenoiser.D
 EXACT = [
     Decoder(),
     Decoder("blocks", block=2),
@@ -25,6 +26,7 @@ EXACT = [
 OTHERS = [
     Decoder("confidence"),
     Decoder("confidence", steps=2),
+    Decoder("confidence", temperature=0.5),
     Decoder(temperature=0.7),
     Decoder("entropy", temperature=1.5),
     Decoder(top_k=2),
@@ -36,28 +38,9 @@ OTHERS = [
 ]
 
 
-class Table:
-    """A joint law of all strings, whose conditionals are exact."""
-
-    vocab_size, num_leaves, corruption = V, D, ut.Masking()
-
-    def __init__(self, seed=0, concentration=0.15):
-        self.law = np.random.default_rng(seed).dirichlet(np.full(V**D, concentration))
-        self.strings = np.array(list(product(range(V), repeat=D)))
-
-    def given(self, values):
-        """The posterior of all strings."""
-        fits = ((self.strings == values) | (values < 0)).all(1)
-        return self.law * fits / (self.law * fits).sum()
-
-    def posterior(self, noisy):
-        onehot = self.strings[..., None] == np.arange(V)
-        return np.array([np.tensordot(self.given(values), onehot, 1) for values in noisy.values], np.float32)
-
-
 @pytest.fixture(scope="module")
 def table():
-    return Table()
+    return TableDenoiser()
 
 
 MASKED = np.full(D, -1)
@@ -165,7 +148,7 @@ def test_bad_options(options, words):
 
 
 def test_too_many_strings_are_refused(table):
-    class Long(Table):
+    class Long(TableDenoiser):
         num_leaves = 14
 
         def posterior(self, noisy):

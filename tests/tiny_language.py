@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import uturn as ut
+
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "##a", "##b"]
 
@@ -113,7 +115,7 @@ def write_with_code(folder: Path, kind: str, seed: int = 0) -> Path:
 
 
 class Table:
-    """A joint law of strings of `D` symbols out of `V`, whose conditionals are exact; id V is the mask."""
+    """A joint law of strings of `D` symbols out of `V`, whose conditionals are exact; -1, or the id V, is the mask."""
 
     V, D, mask_id = 3, 4, 3
 
@@ -123,7 +125,7 @@ class Table:
 
     def given(self, ids):
         """The posterior of all strings, given ids with masks."""
-        fits = ((self.strings == ids) | (np.asarray(ids) >= self.V)).all(1)
+        fits = ((self.strings == ids) | (np.asarray(ids) < 0) | (np.asarray(ids) >= self.V)).all(1)
         return self.law * fits / max((self.law * fits).sum(), 1e-300)
 
     def conditionals(self, ids):
@@ -135,6 +137,15 @@ class Table:
             return torch.zeros(*ids.shape, self.V)
         with np.errstate(divide="ignore"):
             return torch.from_numpy(np.log(self.conditionals(ids.numpy())))
+
+
+class TableDenoiser(Table):
+    """The same law as a denoiser of masked strings."""
+
+    vocab_size, num_leaves, corruption = Table.V, Table.D, ut.Masking()
+
+    def posterior(self, noisy):
+        return self.conditionals(noisy.values).astype(np.float32)
 
 
 class Shifted(Table):
