@@ -380,7 +380,7 @@ def text(
 
     Example: `uturn text --model google-bert/bert-base-uncased --data sentences.txt --items 100 --out results/bert`
 
-    Example: `uturn text --model reactions/model --split smiles --data reactions.txt --segment . --segment ">>" --clones 2
+    Example: `uturn text --model out/reactions --split smiles --data out/reactions.txt --segment . --segment ">>" --clones 2
     --layers same --out results/reactions`
     """
     from uturn.outputs import output_folder
