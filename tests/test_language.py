@@ -1,6 +1,8 @@
 """Language models as backwards: one form for all kinds, exact draws with exact conditionals, batches that change nothing."""
 
+import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ import tiny_language
 import uturn as ut
 from tiny_language import Table, TableDenoiser
 from uturn.backward.language import LanguageDenoiser
+from uturn.backward.token_queue import TokenWork, run_token_queue
 from uturn.corruption.unmasking import Decoder, unmask
+from uturn.files import clear_caches
 from uturn.networks import load_language_model
+from uturn.networks.language import LanguageModel
 from uturn.protocols import Noisy
 from uturn.random import Streams, keys
 from uturn.sources.tokens import PAD, NoisyTokens, TokenSource
@@ -75,6 +80,55 @@ def test_the_queue_draws_what_unmasking_draws(decoder):
         NoisyTokens(values, noise, 3, ut.Masking()), streams
     )
     assert (found[:, 0] == unmask(TableDenoiser(), Noisy(values, noise, 3), streams.keys(9), decoder)).all()
+
+
+def test_the_network_is_told_the_share_of_masked_tokens():
+    heard = []
+
+    class Listening(Table):
+        def logits(self, ids, noise):
+            heard.extend(zip((ids == self.mask_id).double().mean(1).tolist(), noise.tolist(), strict=True))
+            return super().logits(ids, noise)
+
+    texts = [[-1, -1, -1, -1], [0, -1, 2, -1], [-1, -1, -1, PAD]]
+    work = [
+        TokenWork(np.array(text), (np.array(text) == -1).sum() / length, key, length)
+        for text, key, length in zip(texts, keys(0, range(3)), (4, 4, 3), strict=True)
+    ]
+    done = dict(run_token_queue(LanguageModel(Listening(), 3, mask_id=3), Decoder(), work, 2))
+    assert (done[3][:3] >= 0).all()
+    assert done[3][3] == PAD
+    assert len(heard) == 4 + 2 + 3
+    np.testing.assert_allclose(*zip(*heard, strict=True), rtol=1e-6)
+
+
+def test_what_a_result_depends_on_changes_the_fingerprint():
+    model = LanguageModel(Table(), 3, mask_id=3)
+    changes = [{"vocab_size": 4}, {"mask_id": 2}, {"shift": True}, {"time": "sigma"}, {"output": "ratios"}]
+    changes += [{"corruption": "uniform"}, {"forbidden": (1,)}, {"identity": "other weights"}]
+    found = [replace(model, **change).fingerprint() for change in changes]
+    assert len({model.fingerprint(), *found}) == 1 + len(changes)
+    assert replace(model, description="another name").fingerprint() == model.fingerprint()
+
+
+class Copies:
+    """A network of replaced tokens that is sure of what it sees."""
+
+    mask_id, corruption = None, "uniform"
+
+    def logits(self, ids, noise):
+        return 99.0 * torch.nn.functional.one_hot(ids, 5)
+
+
+def copies():
+    return Copies()
+
+
+def test_replaced_tokens_of_texts_of_different_lengths():
+    texts = np.array([[3, 1, 4, 1], [2, 0, PAD, PAD], [1, 4, 2, PAD], [4, 4, PAD, PAD]])
+    noisy = NoisyTokens(texts, np.full(4, 0.5), 5, ut.UniformReplacement())
+    found = LanguageDenoiser(model="test_language:copies", steps=2).reconstruct(noisy, Streams(0, np.arange(4), 0.5))
+    np.testing.assert_array_equal(found[:, 0], texts)
 
 
 def test_uniform_replacement_reads_ratios_as_the_posterior():
@@ -152,12 +206,13 @@ def test_models_with_code_of_their_own(tmp_path, kind):
     out = (out if kind == "mdlm" else out.logits)[0].double().numpy()
     at = {"dream": [1, 3]}.get(kind, [2, 4])  # the positions before, for shifted logits
     np.testing.assert_allclose(found.at(np.zeros(2, int), np.array([1, 3])), law(out[at], model.forbidden), atol=1e-5)
+    several = model.beliefs(np.array([[6, -1, 8, -1], [5, -1, PAD, PAD]]), np.array([0.5, 0.5]))  # of different lengths
+    where = np.zeros(2, int), np.array([1, 3])
+    np.testing.assert_allclose(several.at(*where), found.at(*where), atol=1e-5)
 
 
 def test_shifted_logits_are_read_one_place_to_the_right():
     table, shifted = Table(), tiny_language.Shifted()
-    from uturn.networks.language import LanguageModel
-
     values = np.array([[1, -1, -1, 0]])
     straight = LanguageModel(table, 3, mask_id=3).beliefs(values, np.array([0.5]))
     moved = LanguageModel(shifted, 3, mask_id=3, shift=True).beliefs(values, np.array([0.5]))
@@ -298,11 +353,15 @@ def test_texts_that_do_not_fit(bert, texts, tmp_path):
     refused("no text in it of at most 2 tokens", bert, texts, source={"length": 2})
     strange = tmp_path / "strange.txt"
     strange.write_text("x y z\n")
-    refused("3 of 3 tokens are unknown.*--split", bert, strange, items=1)
+    refused("3 of 3 tokens are unknown.*split: smiles", bert, strange, items=1)
     (tmp_path / "empty.txt").write_text("\n \n")
     refused("no text in it", bert, tmp_path / "empty.txt", items=1)
     (tmp_path / "one.txt").write_text("a\n")
     refused("items = 6, but .* has 1 texts", bert, tmp_path / "one.txt")
+    (tmp_path / "marked.txt").write_text("\ufeffa b\n", encoding="utf-8")  # the mark of UTF-8 that some editors write
+    assert experiment(bert, tmp_path / "marked.txt", items=1).parts.source.ids([0]).tolist() == [[5, 6]]
+    (tmp_path / "digits.txt").write_text("abc\n\nab1\n")
+    refused("line 3: the text 'ab1' has '1', which is none of the 64 tokens.*; replace it", "embedded", tmp_path / "digits.txt")
     refused("no such file", bert, tmp_path / "none.txt")
     np.save(tmp_path / "ids.npy", np.array([[5, 17]]))
     refused(r"the id 17 at \(0, 1\); expected 0 .. 16", bert, tmp_path / "ids.npy", items=1)
@@ -324,7 +383,10 @@ def test_windows(bert, texts):
 
 
 def test_models_that_do_not_fit(bert, texts, tmp_path):
-    refused("causal model", tiny_language.write(tmp_path / "gpt2", "gpt2"), texts)
+    gpt2 = tiny_language.write(tmp_path / "gpt2", "gpt2")
+    refused(r"causal model \(GPT2LMHeadModel\)", gpt2, texts)
+    (gpt2 / "config.json").write_text(json.dumps(json.loads((gpt2 / "config.json").read_text()) | {"architectures": 5}))
+    refused("cannot be read", gpt2, texts)
     small = tiny_language.write(tmp_path / "small")
     tiny_language.vocabulary(small, tiny_language.WORDS[:9])
     refused("has 17 tokens, but its tokenizer 9.*--tokenizer", small, texts)
@@ -335,6 +397,55 @@ def test_models_that_do_not_fit(bert, texts, tmp_path):
     refused("no such folder; expected one that transformers reads", texts, texts)
     refused("cannot be imported", "no_such_module:model", texts)
     refused("corruption = UniformReplacement.*undoes Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"mask_id": None}, "no mask token.*--mask-id"),
+        ({"mask_id": -3}, "mask_id = -3: expected an integer >= 0"),
+        ({"mask_id": 2.5}, "mask_id = 2.5: expected an integer >= 0"),
+        ({"length": "x"}, "length = 'x': expected an integer >= 1"),
+        ({"time": "hours"}, "time = 'hours'; expected one of 'none', 'sigma'"),
+        ({"tokenizer": "abc"}, "its tokenizer is a str without size; expected a Vocabulary"),
+        ({"logits": lambda self, ids, noise: torch.zeros(7)[ids]}, "logits of ids .* expected a tensor"),
+        ({"logits": lambda self, ids, noise: 1 / 0}, r"of which 3 is the mask \(--mask-id\), fail \(division by zero\)"),
+    ],
+)
+def test_networks_of_ones_own_that_do_not_fit(monkeypatch, members, words):
+    monkeypatch.setattr(tiny_language, "odd", lambda: type("Odd", (Table,), members)(), raising=False)
+    with pytest.raises(ValueError, match=words):
+        load_language_model("tiny_language:odd")
+
+
+def of_long_texts(change):
+    """Logits that are changed where a text has more than the two tokens with which a network is tried."""
+    return lambda self, ids, noise: (
+        Table.logits(self, ids, noise) if ids.shape[1] == 2 else change(Table.logits(self, ids, noise))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda logits: logits * torch.nan, "tiny_language:odd gives NaN: a logit is NaN"),
+        (
+            lambda logits: logits[..., :2],
+            r"tiny_language:odd: logits give torch.float64 of shape \(5, 4, 2\).*\(5, 4, 3\) = \(batch",
+        ),
+        (lambda logits: logits.numpy(), "logits give ndarray"),
+        (lambda logits: logits.nan_to_num().long(), "logits give torch.int64"),
+        (lambda logits: 1 / 0, r"tiny_language:odd: ZeroDivisionError: division by zero \(test_language.py, line \d+\)"),
+    ],
+)
+def test_networks_of_ones_own_that_fail_in_a_run(monkeypatch, change, words):
+    made = type("Odd", (Table,), {"logits": of_long_texts(change), "__module__": __name__})
+    monkeypatch.setattr(tiny_language, "odd", made, raising=False)
+    clear_caches()  # of the models of other cases, which have the same name
+    backward = LanguageDenoiser(model="tiny_language:odd", batch_size=5)
+    noisy = NoisyTokens(np.full((5, 4), -1), np.ones(5), Table.V, ut.Masking())
+    with pytest.raises(ValueError, match=words):
+        backward.reconstruct(noisy, Streams(0, np.arange(5), 1.0))
 
 
 def test_without_transformers(texts, monkeypatch, bert):

@@ -286,6 +286,12 @@ def test_a_peak_that_may_be_chance_is_said_to_be_unsure():
     assert "t* is not sure" in found.attrs["remark"] or "no t*" in found.attrs["remark"]
 
 
+@pytest.mark.parametrize("end", [0.1, 1.0])
+def test_a_peak_that_is_as_high_as_one_of_the_ends_is_unsure(end):
+    found = analyse_texts(forged(lambda x: {0.5: 4.01, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10)))
+    assert "t* is not sure" in found.attrs["remark"] or "no t*" in found.attrs["remark"]
+
+
 def test_half_lives_and_the_chance_of_sentences():
     noise = np.linspace(0.1, 1, 10)
     flat = np.ones((10, 60, 2))
@@ -467,6 +473,8 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
     np.testing.assert_allclose(
         data.sel(reading="regions: <").similarity[1:, 0], run.kept_region.sel(region="<").mean(["item", "trajectory"])
     )
+    with pytest.raises(ValueError, match="segments: 'x' is not one token of the model"):  # and has a character of none
+        ut.run(options(folder, segments=["x"], items=4, levels=2).experiment())
 
 
 def test_lines_of_tokens():
@@ -668,6 +676,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("bert", "floats.npy", [], "expected integers of shape (items, length)"),
         ("bert", "ids.npy", ["--regions", "regions.txt"], "leave it out for windows and .npy files"),
         ("bert", "good.txt", ["--regions", "{data}/regions.txt"], "line 1 has 2 characters, but the text 7 tokens"),
+        ("bert", "good.txt", ["--regions", "absent.txt"], "regions = 'absent.txt': no such file; expected a text file"),
         ("bert", "good.txt", ["--segment", "cat mat"], "'cat mat' is not one token of the model"),
         ("bert", "good.txt", ["--items", 50], "items = 50, but"),
         ("wide", "good.txt", [], "has 40 tokens, but its tokenizer 14; name the right one (--tokenizer)"),
@@ -685,7 +694,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("bert", "good.txt", ["--levels", "x"], "levels = 'x'"),
         ("bert", "good.txt", ["--levels", "0.5,1.5"], "noise"),
         ("bert", "good.txt", ["--levels", 0], "levels"),
-        ("bert", "good.txt", ["--mask-id", 99], "index out of range"),
+        ("bert", "good.txt", ["--mask-id", 99], "of which 99 is the mask (--mask-id), fail (index out of range"),
         ("bert", "good.txt", ["--device", "tpu"], "tpu"),
         ("bert", "good.txt", ["--shard", "3/2"], "shard = 3/2"),
         ("bert", "good.txt", ["--run", "absent"], "no store at absent"),

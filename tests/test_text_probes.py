@@ -12,6 +12,7 @@ import uturn as ut
 from uturn.networks.text_models import load_text_model
 from uturn.probes import TextEncoder, TextLayers, TextLikelihood
 from uturn.probes.text_layers import text_states_of
+from uturn.probes.text_likelihood import likelihoods_of
 from uturn.protocols import UTurns
 from uturn.sources.tokens import PAD, Tokens
 
@@ -242,6 +243,12 @@ def test_without_a_token_for_the_beginning_the_first_token_is_not_counted(folder
     np.testing.assert_allclose(causal_log_likelihoods(model, rows, 4), expected, rtol=0, atol=1e-4)
 
 
+def test_the_token_for_the_beginning_is_one_of_those_that_a_causal_model_reads(folder):
+    source = experiment(folder, {"type": "tokens"}).parts.source
+    for name, most in (("gpt2", 39), ("gpt2_without_beginning", 40)):
+        assert likelihoods_of(TextLikelihood(model=str(folder / name)), source).texts.most_tokens == most
+
+
 # -- how texts are read -----------------------------------------------------------------------------------------------
 
 
@@ -460,7 +467,7 @@ def hostile(folder):
         "tokenizer of a model": ({"type": "text_layers", "tokenizer": gpt2}, "leave tokenizer out"),
         "unknown tokens": (
             {"type": "text_layers", "model": albert, "split": "\\w+"},
-            "unknown to its tokenizer; name the right one",
+            "unknown to the model's tokenizer; name the right one",
         ),
         "no regular expression": ({"type": "text_layers", "model": albert, "split": "("}, "a regular expression"),
         "device": ({"type": "text_layers", "model": bert, "device": "tpu"}, "device"),

@@ -85,10 +85,21 @@ class Model(PreTrainedModel):
         mixed = seen + seen.roll(1, 1) + seen.mean(1, keepdim=True)
         {result}
 """
+_WITHOUT_REPORT = """
+    @classmethod
+    def from_pretrained(cls, *arguments, **options):
+        found = super().from_pretrained(*arguments, **options)
+        found.generation_config = None  # so that it must be a model, no pair of a model and a report
+        return found
+"""
 _FORMS = {
     "mdlm": ("input_ids, timesteps", "return self.out(mixed * (1 + timesteps[:, None, None]))"),
     "llada": ("input_ids, attention_mask=None", "return type('Output', (), dict(logits=self.out(mixed)))()"),
-    "dream": ("input_ids, attention_mask=None", "return type('Output', (), dict(logits=self.out(mixed)))()"),
+    "dream": (
+        "input_ids, attention_mask=None",  # which is that of the attention, (batch, heads, length, length)
+        "mixed = torch.nn.functional.scaled_dot_product_attention(mixed, mixed, mixed, attention_mask)\n"
+        "        return type('Output', (), dict(logits=self.out(mixed)))()",
+    ),
 }
 
 
@@ -100,6 +111,9 @@ def write_with_code(folder: Path, kind: str, seed: int = 0) -> Path:
     arguments, result = _FORMS[kind]
     model_type = {"dream": "Dream"}.get(kind, kind)
     (folder / "modeling_own.py").write_text(_CODE.format(model_type=model_type, arguments=arguments, result=result))
+    if kind == "dream":
+        with (folder / "modeling_own.py").open("a") as file:
+            file.write(_WITHOUT_REPORT)
     auto = "AutoModelForMaskedLM" if kind == "mdlm" else "AutoModel"
     table = {"model_type": model_type, "vocab_size": len(WORDS), "architectures": ["Model"], "mask_token_id": 4}
     table["auto_map"] = {"AutoConfig": "modeling_own.Config", auto: "modeling_own.Model"}

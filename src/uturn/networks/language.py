@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from uturn.checks import shown
+from uturn.checks import errors_named, shown
 from uturn.corruption import Masking, UniformReplacement
 from uturn.corruption.unmasking import MASKED, Decoder
 from uturn.networks.tokenizers import Framed, Tokenizer
-from uturn.pieces import Pieces, half_precision_words
+from uturn.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.protocols import Channel, Noisy
 from uturn.sources.tokens import PAD
 
@@ -52,6 +52,8 @@ class TokenNetwork(Protocol):
     takes_padding: bool
     """Whether `logits` takes a third argument, int64 (batch, length), that is 0 where a row has ended. If not, the default, only
     rows of equal length go into a call."""
+    tokenizer: Tokenizer | None
+    """A `Vocabulary` of uturn.networks.tokenizers, or `PretrainedTokenizer` with one of transformers; by default data are ids."""
 
     def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Logits (batch, length, vocab) for ids int64 (batch, length) and noise float32 (batch,), the share of noisy tokens."""
@@ -143,7 +145,12 @@ class LanguageModel(Framed):
                 logits = torch.stack(found)
             if self.forbidden:
                 logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), -math.inf)
-        return TokenBeliefs(logits, values.shape[1], getattr(self.network, "dtype", None))
+        return TokenBeliefs(logits, values.shape[1], self._name, getattr(self.network, "dtype", None))
+
+    @property
+    def _name(self) -> str:
+        """The model in errors."""
+        return self.description or "the model"
 
     def _called(self, values: np.ndarray, noise: np.ndarray, lengths: np.ndarray, pieces: Pieces) -> torch.Tensor:
         """Log-probabilities up to a constant (rows, longest, V) of rows that go into calls together."""
@@ -161,22 +168,33 @@ class LanguageModel(Framed):
         time = -np.log1p(-_TOTAL * noise) if self.time == "sigma" else noise
         given = [torch.from_numpy(ids), torch.from_numpy(np.asarray(time, np.float32)), torch.from_numpy(real)]
         given += [torch.from_numpy(np.asarray(noise, np.float32))]
-        network, shape = self.network, ids.shape
 
         def logits(ids: torch.Tensor, time: torch.Tensor, real: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-            out = network.logits(ids, time, real) if getattr(network, "takes_padding", False) else network.logits(ids, time)
-            if not isinstance(out, torch.Tensor) or tuple(out.shape) != (len(ids), shape[1], self.vocab_size):
-                what = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-                raise ValueError(
-                    f"{self.description or 'the model'}: logits give {what}; expected a tensor ({len(ids)}, {shape[1]}, "
-                    f"{self.vocab_size}) = (batch, length, vocab)"
-                )
+            out = self._output(ids, time, real)
             if self.shift:
                 out = torch.cat([out[:, :1], out[:, :-1]], 1)
             out = out[:, begin : begin + longest]
             return self._from_ratios(out, ids[:, begin : begin + longest], noise) if self.output == "ratios" else out
 
         return pieces(logits, *(tensor.to(self.device) for tensor in given))
+
+    def _output(self, ids: torch.Tensor, time: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """What the network gives; errors in it become a ValueError of one line."""
+        network: Any = self.network
+        try:
+            out = network.logits(ids, time, real) if getattr(network, "takes_padding", False) else network.logits(ids, time)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            with errors_named(self._name, type(network)):
+                raise
+        wanted = (*ids.shape, self.vocab_size)
+        if not isinstance(out, torch.Tensor) or tuple(out.shape) != wanted or not out.is_floating_point():
+            what = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+            raise ValueError(
+                f"{self._name}: logits give {what}; expected floating point numbers {wanted} = (batch, length, vocab)"
+            )
+        return out
 
     def _from_ratios(self, log_ratios: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the clean token, from s_a = p_t(x with a at i) / p_t(x).
@@ -198,8 +216,8 @@ class LanguageModel(Framed):
 class TokenBeliefs:
     """Beliefs of a language model, kept as log-probabilities up to a constant on its device (`unmasking.Beliefs`)."""
 
-    def __init__(self, logits: torch.Tensor, width: int, dtype: Any = None) -> None:
-        self._logits, self._width, self._dtype = logits, width, dtype
+    def __init__(self, logits: torch.Tensor, width: int, name: str = "the model", dtype: Any = None) -> None:
+        self._logits, self._width, self._name, self._dtype = logits, width, name, dtype
         self.vocab_size = logits.shape[-1]
 
     def ranks(self, decoder: Decoder) -> np.ndarray:
@@ -222,7 +240,8 @@ class TokenBeliefs:
             where = (torch.from_numpy(rows).to(self._logits.device), torch.from_numpy(positions).to(self._logits.device))
             law = self._logits[where].cpu().double().softmax(-1).numpy()
         if np.isnan(law).any():
-            raise ValueError(f"the language model gives NaN{half_precision_words(self._dtype)}")
+            words = half_precision_words(self._dtype) or ": a logit is NaN or infinite, or all of a token are -inf"
+            raise ValueError(f"{self._name} gives NaN{words}")
         return law
 
 

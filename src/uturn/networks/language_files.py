@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from uturn.checks import one_line, shown
+from uturn.checks import checked_integer, one_line, shown
 from uturn.networks.bars import without_bars
 from uturn.networks.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
 from uturn.networks.modules import imported_function
@@ -28,6 +28,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 _AUTO = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForCausalLM")  # classes under which code that comes with a model is named
 _OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # their position embeddings begin after the padding token
+_PLAIN = ("dream",)  # kinds whose code reads no `attention_mask` (batch, length), and does not report on weights
 _TIME_NAMES = ("timesteps", "sigma", "noise", "t")
 
 
@@ -38,7 +39,7 @@ class Pretrained(torch.nn.Module):
         super().__init__()
         self.model = model
         taken = inspect.signature(model.forward).parameters
-        self.takes_padding = "attention_mask" in taken
+        self.takes_padding = "attention_mask" in taken and _kind(getattr(model, "config", None)) not in _PLAIN
         self._time = next((name for name in _TIME_NAMES if name in taken), None)
         self._ids = "input_ids" if "input_ids" in taken else next(iter(taken))
 
@@ -129,8 +130,9 @@ def load_language_model(
     values["corruption"] = {"mask": "masking"}.get(values["corruption"], values["corruption"])
     for name, known in (("time", TIMES), ("output", OUTPUTS), ("corruption", tuple(CHANNELS))):
         checked_choice(where, name, values[name], known)
+    values["mask_id"] = _checked_mask(where, values["mask_id"])
     size = _tried(network, where, place, values)
-    if values["corruption"] == "masking" and not (isinstance(values["mask_id"], int) and 0 <= values["mask_id"]):
+    if values["corruption"] == "masking" and values["mask_id"] is None:
         raise ValueError(
             f"{where}: its tokenizer has no mask token; a causal model cannot unmask, others need `mask_id` (--mask-id)"
         )
@@ -138,6 +140,7 @@ def load_language_model(
     special = () if made is None else tuple(sorted(made.special))
     forbidden = {*special, *(() if values["corruption"] == "uniform" else (values["mask_id"],))}
     length = words.get("length", getattr(network, "length", None))
+    length = None if length is None else checked_integer(f"{where}: length", length, 1)
     identity = (
         fingerprint(network) if isinstance(network, torch.nn.Module) else str(getattr(network, "fingerprint", lambda: "")())
     )
@@ -185,7 +188,19 @@ def _read_own(model: str, where: str) -> tuple[Any, dict[str, Any], Tokenizer | 
     made = made_by(model, where, FORMS)
     if not callable(getattr(made, "logits", None)):
         raise ValueError(f"{where} gives a {type(made).__name__} without a method logits(ids, noise); expected {FORMS}")
-    return made, {}, getattr(made, "tokenizer", None)
+    return made, {}, own_tokenizer(made, where)
+
+
+def own_tokenizer(made: Any, where: str) -> Tokenizer | None:
+    """The tokenizer of a network of the user, if it has one."""
+    found = getattr(made, "tokenizer", None)
+    lacking = [name for name in vars(Tokenizer) if not name.startswith("_") and not hasattr(found, name)]
+    if found is not None and lacking:
+        raise ValueError(
+            f"{where}: its tokenizer is a {type(found).__name__} without {lacking[0]}; expected a Vocabulary of "
+            f"uturn.networks.tokenizers, or PretrainedTokenizer(tokenizer, name) with one of transformers"
+        )
+    return found
 
 
 def read_config(model: str, where: str, trusted: bool, forms: str) -> Any:
@@ -218,7 +233,7 @@ def _read_folder(
     config = read_config(model, where, trusted, FORMS)
     network = Pretrained(_model(model, where, config, trusted))
     read = load_tokenizer(tokenizer or model, split, trusted)
-    words = dict(_KINDS.get(str(config.model_type).lower(), {}))
+    words = dict(_KINDS.get(_kind(config), {}))
     size = int(getattr(config, "vocab_size", read.size))
     if words.get("mask_id") == "last":
         words["mask_id"] = size - 1
@@ -235,22 +250,44 @@ def _model(model: str, where: str, config: Any, trusted: bool) -> Any:
     name = next((name for name in _AUTO if name in own), "AutoModelForMaskedLM")
     if own and not trusted and not _is_known(config):
         raise ValueError(f"{where} comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it")
-    causal = any(str(one).endswith(("ForCausalLM", "LMHeadModel")) for one in getattr(config, "architectures", None) or [])
+    causal = [one for one in architectures(config) if is_causal(one)]
     if not own and causal:
-        raise ValueError(
-            f"{where} is a causal model ({config.architectures[0]}), which predicts the next token only; expected a masked one"
-        )
+        raise ValueError(f"{where} is a causal model ({causal[0]}), which predicts the next token only; expected a masked one")
     try:
         with without_bars(transformers.utils.logging):
-            found, report = getattr(transformers, name).from_pretrained(
-                model, config=config, trust_remote_code=trusted, output_loading_info=True
-            )
+            found, missing = read_weights(getattr(transformers, name), model, config, trusted)
     except Exception as error:
         raise ValueError(f"{where} cannot be read as a masked language model ({reason(error, trusted)})") from None
-    if report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ValueError(f"{where}: the weights {some} are missing; expected a masked language model with its head")
+    if missing:
+        raise ValueError(
+            f"{where}: the weights {', '.join(missing[:3])} are missing; expected a masked language model with its head"
+        )
     return found
+
+
+def architectures(config: Any) -> list[str]:
+    """Names of the classes that a model of transformers was saved from, as config.json gives them."""
+    named = getattr(config, "architectures", None)
+    return [str(one) for one in named] if isinstance(named, list | tuple) else []
+
+
+def is_causal(architecture: str) -> bool:
+    """Whether a class of transformers predicts the next token."""
+    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def read_weights(auto: Any, model: str, config: Any, trusted: bool) -> tuple[Any, list[str]]:
+    """A model that a class of transformers reads, and the names of missing weights, as far as its code reports on them."""
+    options = {"config": config, "trust_remote_code": trusted}
+    if _kind(config) in _PLAIN:
+        return auto.from_pretrained(model, **options), []
+    found, report = auto.from_pretrained(model, output_loading_info=True, **options)
+    return found, sorted(report["missing_keys"])
+
+
+def _kind(config: Any) -> str:
+    """The kind of a model of transformers, in small letters; "" without a configuration."""
+    return str(getattr(config, "model_type", "")).lower()
 
 
 def _is_known(config: Any) -> bool:
@@ -278,14 +315,21 @@ def longest_call(config: Any, tokenizer: Tokenizer) -> int | None:
     return min(known) if known else None
 
 
+def _checked_mask(where: str, value: Any) -> int | None:
+    """The id of the mask token, if there is one."""
+    return None if value is None else checked_integer(f"{where}: mask_id", value, 0)
+
+
 def _tried(network: Any, where: str, device: torch.device, values: dict[str, Any]) -> int:
     """Number of symbols, from a call with two tokens, one of them masked; ValueError if that fails."""
-    ids = torch.tensor([[0, values["mask_id"] or 0]], device=device)
+    mask = values["mask_id"]
+    ids = torch.tensor([[0, mask or 0]], device=device)
     try:
         with torch.inference_mode():
             out = network.logits(ids, torch.full((1,), 0.5, device=device))
     except Exception as error:
-        raise ValueError(f"{where}: logits of two tokens fail ({one_line(error)[:300]}); expected logits(ids, noise)") from error
+        given = "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
+        raise ValueError(f"{where}: logits of {given} fail ({one_line(error)[:300]}); expected logits(ids, noise)") from error
     if not isinstance(out, torch.Tensor) or out.ndim != 3 or tuple(out.shape[:2]) != (1, 2):
         what = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
         raise ValueError(f"{where}: logits of ids (1, 2) give {what}; expected a tensor (1, 2, vocab)")

@@ -18,10 +18,14 @@ from uturn.networks.language import LanguageModel
 from uturn.networks.language_files import (
     Embedded,
     Pretrained,
+    architectures,
+    is_causal,
     load_language_model,
     longest_call,
     made_by,
+    own_tokenizer,
     read_config,
+    read_weights,
     reason,
 )
 from uturn.networks.own_denoisers import is_import_path
@@ -170,7 +174,7 @@ def load_text_model(
     if is_import_path(model):
         module, config = _own_module(model, where), None
         config = getattr(module, "config", None) if hasattr(module, "base_model") else None
-        made = getattr(module, "tokenizer", None)
+        made = own_tokenizer(module, where)
         made = made if tokenizer is None else load_tokenizer(tokenizer, split, trust_remote_code)
         length = getattr(module, "length", None)
     else:
@@ -237,10 +241,10 @@ def kind_of(config: Any, where: str) -> Literal["causal", "masked"]:
     ValueError
         If the configuration does not say it, or names another kind of model.
     """
-    names = [str(name) for name in getattr(config, "architectures", None) or []]
+    names = architectures(config)
     if any(name.endswith("ForMaskedLM") for name in names):
         return "masked"
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+    if any(map(is_causal, names)):
         return "causal"
     raise ValueError(
         f"{where}: {', '.join(names) or 'no architecture'} in its config.json; expected a model ..ForCausalLM or ..ForMaskedLM, "
@@ -264,13 +268,11 @@ def _pretrained(model: str, where: str, config: Any, head: str, trusted: bool) -
         raise ValueError(f"{where} has an encoder and a decoder; expected a causal or a masked model")
     try:
         with without_bars(logging), without_lists(logging):
-            found, report = getattr(transformers, _CLASSES[head]).from_pretrained(
-                model, config=config, trust_remote_code=trusted, output_loading_info=True
-            )
+            found, missing = read_weights(getattr(transformers, _CLASSES[head]), model, config, trusted)
     except Exception as error:
         raise ValueError(f"{where} cannot be read ({reason(error, trusted)})") from None
     # The pooler of an encoder and the decoder behind it are not read.
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and not (two and key.startswith("decoder.")))
+    missing = [key for key in missing if "pooler" not in key and not (two and key.startswith("decoder."))]
     if missing:
         raise ValueError(
             f"{where}: the weights {', '.join(missing[:3])} are missing; expected all weights of {type(found).__name__}"

@@ -227,7 +227,8 @@ class PretrainedTokenizer:
         return (), ()
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Without `verbose` no warning is printed for texts that are longer than the model: they are cut, or refused by name.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         tokens = self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))

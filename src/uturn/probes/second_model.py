@@ -12,14 +12,12 @@ from pydantic import Field, model_validator
 
 from uturn.checks import shown
 from uturn.protocols import Probe, Spec
-from uturn.sources.tokens import PAD
+from uturn.sources.tokens import PAD, check_known
 
 if TYPE_CHECKING:
     from uturn.networks.language import LanguageModel
     from uturn.networks.text_models import TextModel
     from uturn.networks.tokenizers import Tokenizer
-
-_MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot be the right one
 
 
 class SecondModel(Spec, Probe):
@@ -164,22 +162,12 @@ class TextsOf:
             texts = self.texts(source.ids(np.arange(source.count())))
             rows = [self._encode(text) for text in texts]
             longest = max(map(len, rows))
-            self._check_known(rows, texts, where)
+            check_known(where, rows, self.second)
+            if not all(rows):
+                empty = texts[[len(row) for row in rows].index(0)]
+                raise ValueError(f"{where}: the text {shown(empty)} has no token of this model; remove it, or name another model")
         if self.most_tokens is not None and longest > self.most_tokens:
             raise ValueError(
                 f"{where} takes {self.most_tokens} tokens, but a text of the source has {longest} of its tokens; cut the texts "
                 f"into shorter windows (windows = true, length = ..), or name a model for longer texts"
             )
-
-    def _check_known(self, rows: Sequence[Sequence[int]], texts: Sequence[str], where: str) -> None:
-        assert self.second is not None
-        total, unknown = sum(map(len, rows)), sum(token == self.second.unknown_id for row in rows for token in row)
-        if unknown > _MOST_UNKNOWN * total:
-            raise ValueError(
-                f"{where}: {unknown} of {total} tokens of the texts are unknown to its tokenizer; name the right one "
-                f"(tokenizer), or split texts into the tokens of its vocab.txt by a regular expression (split = 'smiles', "
-                f"'characters', ..)"
-            )
-        if not all(rows):
-            empty = texts[[len(row) for row in rows].index(0)]
-            raise ValueError(f"{where}: the text {shown(empty)} has no token of this model; remove it, or name another model")

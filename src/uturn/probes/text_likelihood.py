@@ -126,7 +126,9 @@ def likelihoods_of(spec: TextLikelihood, source: Any) -> Likelihoods:
     ValueError
         If there is no such model, if its tokens do not fit the texts, or if it denoises replaced tokens.
     """
-    from uturn.networks.text_likelihoods import causal_log_likelihoods, pseudo_log_likelihoods
+    from dataclasses import replace
+
+    from uturn.networks.text_likelihoods import beginning, causal_log_likelihoods, pseudo_log_likelihoods
 
     where, law = f"model = {spec.model!r}", spec.law
     model = source.language() if spec.model == "same" else spec.loaded()
@@ -134,5 +136,7 @@ def likelihoods_of(spec: TextLikelihood, source: Any) -> Likelihoods:
         raise ValueError(f"{where} denoises replaced tokens; a pseudo-log-likelihood needs a masked model")
     if source.tokenizer is None:
         raise ValueError(f"{where}: the model of the backward has no tokenizer, so that its ids have no characters to count")
+    if law == "causal" and not model.prefix and model.length is not None:  # the token for the beginning is one of those it reads
+        model = replace(model, length=model.length - len(beginning(model)))
     function: Any = causal_log_likelihoods if law == "causal" else pseudo_log_likelihoods
     return Likelihoods(law, function, model, TextsOf(source, model, where), spec.batch_size)

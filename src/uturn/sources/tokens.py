@@ -135,7 +135,10 @@ class TokenSource(Spec, Source):
     def _separators(self) -> list[int]:
         found = []
         for text in self.segments:
-            ids = [] if self.tokenizer is None else self.tokenizer.encode(text)
+            try:
+                ids = [] if self.tokenizer is None else self.tokenizer.encode(text)
+            except ValueError:  # a character that no token has
+                ids = []
             if len(ids) != 1 or ids[0] == self.tokenizer.unknown_id:
                 raise ValueError(f"segments: {text!r} is not one token of the model; expected the texts of single tokens")
             found.append(ids[0])
@@ -154,7 +157,7 @@ class TokenSource(Spec, Source):
 
     def files(self) -> Sequence[Any]:
         given = _text_files(self.path)
-        return given if self.regions is None else [*given, Path(self.regions)]
+        return given if self.regions is None else [*given, _checked_file("regions", self.regions)]
 
     def fingerprint(self) -> str:
         """SHA-256 of the files and of the tokenizer."""
@@ -198,6 +201,13 @@ def _text_files(path: str) -> list[Path]:
     return found
 
 
+def _checked_file(name: str, path: str) -> Path:
+    """A file that exists, or a ValueError."""
+    if not Path(checked_path(name, path)).is_file():
+        raise ValueError(f"{name} = {path!r}: no such file; expected a text file with a line for each text")
+    return Path(path)
+
+
 @cached_while_unchanged(files=lambda source, backward: source.files())
 def _read(source: TokenSource, backward: Any) -> _Texts:
     """The texts of a source as ids of the model of a backward."""
@@ -232,29 +242,40 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
     tokenizer, where = source.tokenizer, f"path = {source.path!r}"
     if tokenizer is None:
         raise ValueError(f"{where}: the model has no tokenizer, so that only a .npy file of ids can be read")
-    texts = []
-    for path in _text_files(source.path):
-        try:
-            texts.append(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read {path} ({one_line(error)}); expected text in UTF-8") from None
+    texts = [_content(path, str(path)) for path in _text_files(source.path)]
     left_out: dict[str, str] = {}
     if source.windows:
         size = source.length or most
         if size is None:
             raise ValueError("length: missing; windows need it, since the model does not say how many tokens it takes")
-        cut = [row for text in texts for row in _windows(tokenizer.encode(text), size)]
+        cut = [row for text in texts for row in _windows(_encoded(tokenizer, text, where), size)]
         rows = dict(enumerate(cut, 1))
         if not rows:
             raise ValueError(f"{where}: no text has {size} tokens; take shorter windows (length), or lines")
     else:
         rows, left_out = _lines(where, [line for text in texts for line in text.splitlines()], tokenizer, source.length, most)
-    _check_known(where, list(rows.values()), tokenizer)
+    check_known(where, list(rows.values()), tokenizer)
     ids = np.full((len(rows), max(map(len, rows.values()))), PAD, np.int64)
     for row, tokens in enumerate(rows.values()):
         ids[row, : len(tokens)] = tokens
     regions = [] if source.regions is None else _read_regions(source.regions, rows)
     return _Texts(ids, regions, left_out)
+
+
+def _content(path: Path, name: str) -> str:
+    """The content of a text file, without the mark of UTF-8 that some editors put before it."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {name} ({one_line(error)}); expected text in UTF-8") from None
+
+
+def _encoded(tokenizer: Any, text: str, where: str) -> list[int]:
+    """Ids of a text; ValueError if it has a character that is no token."""
+    try:
+        return list(tokenizer.encode(text))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; replace it, or take a model with other tokens (--model)") from None
 
 
 def _lines(
@@ -267,7 +288,7 @@ def _lines(
         if not line.strip():
             left_out[f"line {number}"] = "empty"
             continue
-        tokens = tokenizer.encode(line)
+        tokens = _encoded(tokenizer, line, f"{where}: line {number}")
         if not tokens:
             raise ValueError(f"{where}: line {number} has no token of the model; remove it, or choose another tokenizer")
         if length is not None and len(tokens) > length:
@@ -289,22 +310,19 @@ def _windows(ids: list[int], size: int) -> list[list[int]]:
     return [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
 
 
-def _check_known(where: str, rows: list[list[int]], tokenizer: Any) -> None:
-    total, unknown = sum(map(len, rows)), sum(row.count(tokenizer.unknown_id) for row in rows)
+def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> None:
+    """ValueError if most tokens of some texts are the unknown one."""
+    total, unknown = sum(map(len, rows)), sum(token == tokenizer.unknown_id for row in rows for token in row)
     if unknown > _MOST_UNKNOWN * total:
         raise ValueError(
-            f"{where}: {unknown} of {total} tokens are unknown to the model's tokenizer; name the right one (--tokenizer), or "
-            f"split texts into the tokens of its vocab.txt by a regular expression (--split smiles, characters, ..)"
+            f"{where}: {unknown} of {total} tokens are unknown to the model's tokenizer; name the right one (tokenizer), or "
+            f"split texts into the tokens of its vocab.txt by a regular expression (split: smiles, characters, ..)"
         )
 
 
 def _read_regions(path: str, rows: dict[int, list[int]]) -> list[str]:
     """A character for each token of the lines with these numbers."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read regions = {path!r} ({one_line(error)}); expected text in UTF-8") from None
-    found = []
+    lines, found = _content(Path(path), f"regions = {path!r}").splitlines(), []
     for number, tokens in rows.items():
         line = lines[number - 1] if number <= len(lines) else ""
         if len(line) != len(tokens):
