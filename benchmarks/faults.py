@@ -49,7 +49,7 @@ COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that t
 
 def counted_tasks(spec, store):
     """The tasks of an experiment, which also count what is begun, one byte each in a file of the process."""
-    from uturn.experiment import _reopened
+    from uturn.running import _reopened
     from uturn.tasks import Tasks
 
     class Counted(Tasks):
@@ -68,9 +68,9 @@ def counted_tasks(spec, store):
 def drive(spec_file, store, address):
     """A driver: `uturn run` with tasks that are counted."""
     import faults
-    from uturn import cli, cluster, experiment
+    from uturn import cli, cluster, running
 
-    experiment._tasks_of = faults.counted_tasks
+    running._tasks_of = faults.counted_tasks
     on_cluster = cluster.on_cluster
     cluster.on_cluster = lambda *args, **options: on_cluster(*args, **{**options, "silent_after": 5.0, "own_code": True})
     sys.argv = ["uturn", "run", spec_file, "--store", store, "--cluster", address]

@@ -20,11 +20,12 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from uturn.experiment import Experiment, run
+from uturn.experiment import Experiment
 from uturn.measures.hierarchy import nesting_index
 from uturn.paper import Workshop, nesting
 from uturn.paper.nesting_cases import CONTROLS, DESIGN, HELD_OUT, NOISE, TRAJECTORIES, auc, changes, grammar_changes, indices
 from uturn.plotting.style import style
+from uturn.running import run
 
 
 def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: bool) -> Table:

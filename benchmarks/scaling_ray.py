@@ -143,9 +143,9 @@ def memory() -> float:
 def computing(address: str) -> None:
     """Overhead of small tasks, and rates of large ones with more workers."""
     import uturn as ut
-    from uturn.experiment import _on_cluster
     from uturn.places import place_of
     from uturn.resume import open_store
+    from uturn.running import _on_cluster
     from uturn.tasks import Tasks
 
     def local_seconds(spec: dict[str, Any]) -> float:

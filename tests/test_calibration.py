@@ -9,10 +9,11 @@ import xarray as xr
 from scipy import stats
 
 import uturn as ut
-from uturn.experiment import Experiment, run
+from uturn.experiment import Experiment
 from uturn.measures import calibration
 from uturn.measures.calibration import calibrate, exchanged_gaps, holm, paired
 from uturn.measures.relabelling import combined, log_bound
+from uturn.running import run
 
 
 def experiment(kind, noise, items=200, depth=7, clones=8, **changes):

@@ -17,7 +17,7 @@ import uturn as ut
 from cluster_tasks import FileTasks, processes, tries, workers_of
 from uturn.checks import TasksFailed
 from uturn.cluster import connected, driver, on_cluster
-from uturn.experiment import _tasks_of
+from uturn.running import _tasks_of
 from uturn.store import Store
 
 ray = pytest.importorskip("ray")
@@ -115,7 +115,7 @@ with connected("local") as ray:
 
 
 def tasks_elsewhere(other, spec, store):
-    from uturn.experiment import _reopened
+    from uturn.running import _reopened
     from uturn.tasks import Tasks
 
     return Tasks(*_reopened(spec, other))
@@ -123,7 +123,7 @@ def tasks_elsewhere(other, spec, store):
 
 def measure_elsewhere(monkeypatch, other):
     """Workers measure into another store, by a function of this file, which they are sent."""
-    monkeypatch.setattr("uturn.experiment._tasks_of", partial(tasks_elsewhere, str(other)))
+    monkeypatch.setattr("uturn.running._tasks_of", partial(tasks_elsewhere, str(other)))
     monkeypatch.setattr("uturn.cluster.on_cluster", lambda *args, **options: on_cluster(*args, **{**options, "own_code": True}))
 
 
@@ -132,7 +132,7 @@ import os, signal, sys
 from functools import partial
 from cluster_tasks import FileTasks
 from uturn.cluster import connected, driver, on_cluster
-from uturn.experiment import _tasks_of
+from uturn.running import _tasks_of
 
 def stop(*_):
     raise KeyboardInterrupt
@@ -425,7 +425,7 @@ def test_what_a_worker_says_of_a_store_that_it_does_not_see(tmp_path):
 
 def test_a_store_that_workers_see_at_another_place(cluster, tmp_path, monkeypatch):
     experiment = ut.Experiment.from_dict(STRINGS)
-    monkeypatch.setattr("uturn.experiment._SEEN_SECONDS", 1.0)
+    monkeypatch.setattr("uturn.running._SEEN_SECONDS", 1.0)
     ut.run(experiment, tmp_path / "other", shard=(1, 1000))
     measure_elsewhere(monkeypatch, tmp_path / "other")
     with pytest.raises(ValueError, match="36 tasks were measured, but are not in"):

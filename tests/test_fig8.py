@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.experiment import Experiment, run
+from uturn.experiment import Experiment
 from uturn.networks.files import load_network, save_network
 from uturn.paper import Workshop, fig8, string_classifier
+from uturn.running import run
 
 ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = range(9)
 

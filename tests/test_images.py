@@ -14,7 +14,7 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import cli, fashion_mnist
+from uturn import cli, fashion_mnist, measuring
 from uturn.cli import app
 from uturn.plotting.images import draw_grid, draw_layers
 from uturn.plotting.style import fonts_for
@@ -628,7 +628,7 @@ def test_help_says_what_is_measured():
 
 
 def test_interrupted_runs_resume(tmp_path, monkeypatch):
-    measure = ut.Experiment.measurements
+    measure = measuring.measurements
 
     def killed(self, tasks, first):
         for number, done in enumerate(measure(self, tasks, first)):
@@ -638,7 +638,7 @@ def test_interrupted_runs_resume(tmp_path, monkeypatch):
 
     short = ["--out", tmp_path, "--steps", "3", "--levels", "3", "--items", "2", "--keep", "0", "--workers", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(ut.Experiment, "measurements", killed)
+        patch.setattr("uturn.tasks.measurements", killed)
         stopped = command(*short)
     assert stopped.exit_code == 130
     assert missing_tasks(xr.open_zarr(tmp_path / "run.zarr")) == 1

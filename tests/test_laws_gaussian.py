@@ -12,10 +12,11 @@ from scipy import stats
 
 from uturn.backward import ExactPosterior, UTurns
 from uturn.corruption import Gaussian
-from uturn.experiment import Experiment, run, u_turn
+from uturn.experiment import Experiment, u_turn
 from uturn.laws import GaussianMixture, power_law, simplex, wave_numbers
 from uturn.probes.scales import Scales
 from uturn.random import Streams
+from uturn.running import run
 from uturn.sources import GaussianFieldSource, GaussianMixtureSource, ImageFolderSource, RHMSource, Vectors
 
 

@@ -13,10 +13,11 @@ import xarray as xr
 
 import uturn as ut
 from mutations import MUTATIONS
-from uturn.experiment import Experiment, run
+from uturn.experiment import Experiment
 from uturn.measures.changes import susceptibility_of
 from uturn.paper import Workshop, channel_verdicts, chi, fig6, fig7, fig13, s9, sampler_laws, schedulers
 from uturn.paper.correlated_runs import STEEP
+from uturn.running import run
 from uturn.statistics import estimate
 from uturn.theory import MeanField
 

@@ -14,7 +14,7 @@ import xarray as xr
 
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
-from uturn import objects, places
+from uturn import measuring, objects, places
 from uturn.objects import Objects
 from uturn.places import ObjectPrefix
 from uturn.store import Store
@@ -215,7 +215,7 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     dated = (".pdf", "fig9.json", ".html")  # or with the seconds that a figure took
     assert [key for key in expected if not key.endswith(dated) and found[key] != expected[key]] == []
     shutil.rmtree(cache)  # another machine, which measures nothing again
-    monkeypatch.setattr(ut.Experiment, "measurements", None)
+    monkeypatch.setattr("uturn.tasks.measurements", None)
     assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
     Objects.at(url).remove(["index.html"])
     assert report([url]) == (f"{url}/index.html", [])
@@ -332,7 +332,7 @@ def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch, ca
 
 def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeypatch):
     """Writes wait in threads; the first one that gives up ends the run, and nothing more is asked of the storage."""
-    url, measurements, done = f"{proxy.bucket}/x", ut.Experiment.measurements, []
+    url, measurements, done = f"{proxy.bucket}/x", measuring.measurements, []
 
     def fails_after_five(self, *args):
         for readings in measurements(self, *args):
@@ -343,13 +343,13 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
             done.append(readings)
             yield readings
 
-    monkeypatch.setattr(ut.Experiment, "measurements", fails_after_five)
+    monkeypatch.setattr("uturn.tasks.measurements", fails_after_five)
     monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.3)
     with pytest.raises(ValueError, match="safe, run the same again to resume"):
         ut.run(experiment(), url)
     assert not any("list-type" in path for _, path, _ in proxy.requests), "the missing tasks are not counted"
     proxy.down = None
-    monkeypatch.setattr(ut.Experiment, "measurements", measurements)
+    monkeypatch.setattr("uturn.tasks.measurements", measurements)
     assert sorted(state for state, _ in Store.open(url).states().values()) == ["done"] * 5 + ["missing"] * 4
     ut.run(experiment(), url)
     assert objects_at(url) == local[0]

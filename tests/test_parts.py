@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import ExactPosterior
 from uturn.cli import app
+from uturn.measuring import measure
 from uturn.own_parts import code_digest
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
@@ -194,8 +195,8 @@ def test_mistakes_of_a_source(mistake, message):
 def test_items_stay_in_their_order_across_grammars():
     experiment = ut.Experiment.from_dict(SPEC)
     mixed = np.array([5, 0, 4, 1])
-    alone = [experiment.measure(1, np.array([item]))["unchanged"] for item in mixed]
-    assert np.array_equal(experiment.measure(1, mixed)["unchanged"], np.concatenate(alone))
+    alone = [measure(experiment, 1, np.array([item]))["unchanged"] for item in mixed]
+    assert np.array_equal(measure(experiment, 1, mixed)["unchanged"], np.concatenate(alone))
 
 
 class Backward:

@@ -13,6 +13,7 @@ from uturn import timing
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.counts import queue_calls
+from uturn.measuring import measure
 from uturn.plan import Plan, plan
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.store import Store
@@ -77,7 +78,7 @@ def test_calls_are_those_of_the_run(name, workers, calls, monkeypatch):
     else:  # each task by itself, as the processes do
         for level in range(len(one.noise)):
             for start in range(0, 11, 4):
-                one.measure(level, np.arange(start, min(start + 4, 11)))
+                measure(one, level, np.arange(start, min(start + 4, 11)))
     of_backward = "network" if "network" in calls else "posterior"
     assert found.calls["backward"] == calls.count(of_backward)
     assert sum(found.calls.values()) == calls.count(of_backward) + calls.count("_forward")

@@ -8,6 +8,7 @@ import pytest
 
 import uturn as ut
 from uturn import progress
+from uturn.measuring import measurements
 from uturn.processes import in_processes
 from uturn.progress import add, begun, in_progress, part, progress_bar, steps, units
 
@@ -71,7 +72,7 @@ def test_nothing_is_left_of_work_that_failed_or_was_dropped():
             add(1 / (one == "a"))
     assert in_progress() == 0
     for name in ("exact", "images"):
-        running = experiment(name).measurements([(None, 1, np.arange(4)), (None, 0, np.arange(4))])
+        running = measurements(experiment(name), [(None, 1, np.arange(4)), (None, 0, np.arange(4))])
         next(running)
         running.close()
         assert in_progress() == 0
@@ -80,12 +81,12 @@ def test_nothing_is_left_of_work_that_failed_or_was_dropped():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, reported):
     one, finished, total = experiment(name), 0, 4
-    list(one.measurements([(None, 1, np.array([4, 5]))]))
+    list(measurements(one, [(None, 1, np.array([4, 5]))]))
     assert len(set(np.round(reported, 9))) >= LEAST.get(name, 8)
     reported.clear()
     values = [0.0]
     tasks = [((level, block), level, np.arange(6)[4 * block :][:4]) for level in (1, 0) for block in (0, 1)]
-    for _ in one.measurements(tasks):
+    for _ in measurements(one, tasks):
         inside = np.array(reported) + finished
         assert max(inside, default=0) <= total + 1e-9
         values += inside.tolist()
@@ -101,7 +102,7 @@ def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, 
 def test_tasks_that_share_a_network_count_its_steps(reported):
     # 8 images of 4 steps and 8 of 1 step, 7 at a time: each call of the network does its share of them.
     tasks = [(None, 1, np.arange(4)), (None, 0, np.arange(4))]
-    running = experiment("images").measurements(tasks)
+    running = measurements(experiment("images"), tasks)
     next(running)
     calls = np.array([value for value in reported if value > 0])
     np.testing.assert_allclose(calls[:4], [0.8 * 7 * k / 4 / 8 for k in (1, 2, 3, 4)])

@@ -17,7 +17,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import files
+from uturn import files, measuring
 from uturn.cli import app
 from uturn.store import Store, Variable
 
@@ -56,7 +56,7 @@ def store(tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     """The tasks that are measured: (noise level, items)."""
-    found, measurements = [], ut.Experiment.measurements
+    found, measurements = [], measuring.measurements
 
     def recorded(self, tasks, first=0):
         def seen():
@@ -66,7 +66,7 @@ def measured(monkeypatch):
 
         return measurements(self, seen(), first)
 
-    monkeypatch.setattr(ut.Experiment, "measurements", recorded)
+    monkeypatch.setattr("uturn.tasks.measurements", recorded)
     return found
 
 
@@ -561,7 +561,7 @@ def twins_of_fewer_clones_are_not_shown():
         def stopped(self, tasks, first=0):
             raise KeyboardInterrupt
 
-        patch.setattr(ut.Experiment, "measurements", stopped)
+        patch.setattr("uturn.tasks.measurements", stopped)
         with pytest.raises(KeyboardInterrupt):
             ut.run(experiment(clones=3), f"{folder}/run")
         found = Store.open(f"{folder}/run").dataset().load()

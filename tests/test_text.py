@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tiny_language
 import uturn as ut
-from uturn import cli
+from uturn import cli, measuring
 from uturn.cli import app
 from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
 from uturn.measures.scaling import correlation_length
@@ -542,7 +542,7 @@ def test_shares_and_interruptions_make_the_same_run(results, folder, tmp_path, m
     assert "3 tasks of other shares left" in first.output
     assert [path.name for path in (tmp_path / "shares").iterdir()] == ["run.zarr"]
     assert command("--out", tmp_path / "shares", *small(folder), "--shard", "2/2").exit_code == 0
-    measure = ut.Experiment.measurements
+    measure = measuring.measurements
 
     def killed(self, tasks, first):
         for number, done in enumerate(measure(self, tasks, first)):
@@ -551,7 +551,7 @@ def test_shares_and_interruptions_make_the_same_run(results, folder, tmp_path, m
             yield done
 
     with monkeypatch.context() as patch:
-        patch.setattr(ut.Experiment, "measurements", killed)
+        patch.setattr("uturn.tasks.measurements", killed)
         assert command("--out", tmp_path / "killed", *small(folder)).exit_code == 130
     assert command("--out", tmp_path / "killed", *small(folder)).exit_code == 0
     for name in ("shares", "killed"):

@@ -187,7 +187,7 @@ def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
     together = ut.run(experiment())
     joined = list(experiment()._joined([(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]))
     assert [len(names) for names, _, _ in joined] == [5]
-    monkeypatch.setattr("uturn.experiment._JOINED_BYTES", 1)
+    monkeypatch.setattr("uturn.measuring._JOINED_BYTES", 1)
     alone = ut.run(experiment(), tmp_path / "run")
     for name in together.data_vars:
         assert np.array_equal(together[name], alone[name])
@@ -195,7 +195,7 @@ def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
 
 def test_fewer_tasks_with_clones_are_joined(monkeypatch):
     """Draws of all clones are in memory together."""
-    monkeypatch.setattr("uturn.experiment._JOINED_BYTES", 5 * 4 * 2 * 512)  # five tasks of 4 originals, 2 trajectories, 512 bytes
+    monkeypatch.setattr("uturn.measuring._JOINED_BYTES", 5 * 4 * 2 * 512)  # five tasks of 4 originals, 2 trajectories, 512 bytes
     tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
     for clones, expected in ((1, [5]), (2, [2, 2, 1]), (100, [1] * 5)):
         assert [len(names) for names, _, _ in experiment(clones=clones)._joined(tasks)] == expected

@@ -26,7 +26,7 @@ _HOME = {
     "posterior_entropy": "inference",
     "prior_entropy": "inference",
     "Experiment": "experiment",
-    "run": "experiment",
+    "run": "running",
     "u_turn": "experiment",
     "hierarchy_index": "statistics",
     "nesting_index": "measures.hierarchy",
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         workflows,
     )
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, Noisy, UniformReplacement
-    from uturn.experiment import Experiment, run, u_turn
+    from uturn.experiment import Experiment, u_turn
     from uturn.inference import (
         Beliefs,
         infer,
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.hierarchy import nesting_index
     from uturn.rhm import RandomHierarchyModel
+    from uturn.running import run
     from uturn.statistics import hierarchy_index
 
 __all__ = [*_HOME, *_MODULES]

@@ -677,7 +677,7 @@ def _run(
     on_cluster: Mapping[str, Any],
 ) -> Any:
     """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
-    from uturn.experiment import run as run_experiment
+    from uturn.running import run as run_experiment
 
     with _resumable(f"what is done is in {store}; run the same command again to resume"):
         if shard == "1/1" and on_cluster["cluster"] is None:

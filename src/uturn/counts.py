@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from uturn.experiment import Experiment
+from uturn.measuring import trajectories_together
 from uturn.store import Task
 
 
@@ -81,7 +82,7 @@ def _parts(experiment: Experiment, trajectories: int) -> Counter[int]:
     size = trajectories
     if all(probe.reads_in_parts for probe in experiment.parts.probes):
         first = next(iter(experiment.parts.source.blocks(np.arange(1), experiment.seed, experiment.items)))
-        size = min(size, experiment.trajectories_together(first))
+        size = min(size, trajectories_together(experiment, first))
     return Counter(min(size, trajectories - start) for start in range(0, trajectories, size))
 
 

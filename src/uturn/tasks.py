@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Protocol
 
 import numpy as np
 
+from uturn.experiment import Experiment
+from uturn.measuring import measurements
 from uturn.places import called
 from uturn.store import MemoryStore, Store, Task
 
 
-class _Measures(Protocol):
-    """What is needed of `uturn.Experiment`, which is defined above this module."""
-
-    trajectories: int
-
-    @property
-    def noise(self) -> list[float]: ...
-    @property
-    def adds_trajectories(self) -> bool: ...
-    def measurements(self, tasks: Iterable[Any], first: int = 0) -> Iterator[tuple[Any, dict[str, np.ndarray]]]: ...
-
-
-def left_of(experiment: _Measures, counts: Mapping[Task, int]) -> dict[Task, int]:
+def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, int]:
     """Tasks that are not done, with the first trajectory to be measured; `counts`: number of trajectories done of each task."""
     adds, wanted = experiment.adds_trajectories, experiment.trajectories
     return {task: done if adds else 0 for task, done in counts.items() if done < wanted}
@@ -39,7 +28,7 @@ class Tasks:
         Tasks that were measured here, and whose readings another process had stored in the meantime.
     """
 
-    def __init__(self, experiment: _Measures, store: Store | MemoryStore) -> None:
+    def __init__(self, experiment: Experiment, store: Store | MemoryStore) -> None:
         self.experiment, self.store, self.twice = experiment, store, 0
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -80,7 +69,7 @@ class Tasks:
         """
         for first, group in groupby(tasks, key=lambda pair: pair[1]):
             named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
-            for task, readings in self.experiment.measurements(named, first):
+            for task, readings in measurements(self.experiment, named, first):
                 if check and not self.recorded_left([task]):
                     self.twice += 1
                 else:

@@ -15,6 +15,7 @@ import numpy as np
 from uturn import threads
 from uturn.counts import Calls, Group, blocks_of, calls_of
 from uturn.experiment import Experiment
+from uturn.measuring import measure, measurements, tasks_together
 from uturn.resume import layout_of
 from uturn.store import Scratch
 
@@ -126,7 +127,7 @@ class Timing:
         total = sum(group.tasks * group.u_turns(self.experiment) for group in self.groups)
         if self.together and self.experiment.parts.backward.shares_batches:
             return min(total, max(self.batch, task))
-        return min(total, task * self.experiment.tasks_together) if self.together else task
+        return min(total, task * tasks_together(self.experiment)) if self.together else task
 
     # -- backwards without a network -------------------------------------------------------------------------------------------
     def _by_levels(self) -> int:
@@ -233,10 +234,10 @@ class Timing:
         some = [(None, 0, np.arange(start, min(start + items, experiment.items))) for start in starts]
         begin = time.perf_counter()
         if self.together:
-            *_, (_, readings) = small.measurements(some, 0)
+            *_, (_, readings) = measurements(small, some, 0)
         else:
             for _, _, numbers in some:
-                readings = small.measure(0, numbers)
+                readings = measure(small, 0, numbers)
         seconds = time.perf_counter() - begin
         made = sum(len(numbers) for _, _, numbers in some)
         ends = np.minimum(np.cumsum(blocks_of(experiment)[0]), items)

@@ -9,6 +9,7 @@ import numpy as np
 from uturn.checks import shown
 from uturn.contracts import checked_text
 from uturn.experiment import Experiment
+from uturn.measuring import measure
 from uturn.own_parts import is_own
 
 _ORDER = ("source", "corruption", "backward", "probes")
@@ -43,9 +44,9 @@ def check(experiment: Experiment) -> Iterator[str]:
     items = np.arange(min(2, experiment.items))
     for level in sorted({0, len(experiment.noise) - 1}):
         noise = experiment.noise[level]
-        together = experiment.measure(level, items)
+        together = measure(experiment, level, items)
         for item in items:
-            alone = experiment.measure(level, items[item : item + 1])
+            alone = measure(experiment, level, items[item : item + 1])
             for name, values in together.items():
                 if not np.allclose(values[item], alone[name][0], rtol=1e-3, atol=1e-4, equal_nan=True):
                     raise ValueError(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import run
 from uturn.measures.calibration import calibrate, calibration, holm
 from uturn.paper.calibration_runs import (
     CODES,
@@ -39,6 +38,7 @@ from uturn.paper.verdicts import Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.calibration import draw_gap, draw_zero
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.running import run
 from uturn.statistics import Estimate
 
 TITLE = "Does a sampler draw from the posterior? Clones answer"

@@ -16,11 +16,12 @@ import numpy as np
 import xarray as xr
 
 from uturn.corruption import Gaussian, Masking, UniformReplacement
-from uturn.experiment import Experiment, run
+from uturn.experiment import Experiment
 from uturn.measures.calibration import calibrate, holm
 from uturn.paper.verdicts import Rule, Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.random import Streams
+from uturn.running import run
 from uturn.sources import Vectors
 from uturn.statistics import Estimate
 

@@ -38,7 +38,7 @@ class Workshop:
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
         """The results of an experiment; what is missing in `folder/label.zarr` is run."""
-        from uturn.experiment import run
+        from uturn.running import run
 
         path = self._kept.place(f"{label}.zarr")
         return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)

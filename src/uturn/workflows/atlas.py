@@ -88,7 +88,7 @@ def _check_results(folder: OutputFolder) -> None:
 
 def _measured(row: Row, folder: OutputFolder, options: dict[str, Any]) -> list[Any]:
     """The numbers of a row, after what its store lacks has been measured."""
-    from uturn.experiment import run
+    from uturn.running import run
 
     experiment = row.experiment(None if folder.is_remote else os.path.abspath(folder.place("originals")))
     ds = run(experiment, folder.place(f"{row.name}.zarr"), **options)

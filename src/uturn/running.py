@@ -1,0 +1,229 @@
+"""Runs an experiment: its tasks are measured into a store, in this process, in several, or on a cluster."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from functools import lru_cache, partial
+from pathlib import Path
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+from uturn.checks import checked_integer, shown
+from uturn.experiment import Experiment
+from uturn.objects import is_url
+from uturn.own_parts import unwrapped
+from uturn.places import place_of
+from uturn.processes import cores, in_processes
+from uturn.progress import listening, progress_bar
+from uturn.resume import open_store
+from uturn.store import MemoryStore, Store, Task
+from uturn.tasks import Tasks
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_BATCH = 256  # images that a network on a GPU has at once, where the spec does not say
+_SEEN_SECONDS = 90.0  # until a host sees what another one has written on a network file system; NFS takes up to 60
+
+
+def run(
+    experiment: Experiment,
+    store: str | Path | None = None,
+    resume: bool = True,
+    *,
+    workers: int | EllipsisType | None = ...,
+    progress: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    accept_changes: bool = False,
+    cluster: str | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
+) -> xr.Dataset:
+    """Measure the tasks of an experiment that its store does not hold yet.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    store : path or URL, optional
+        The zarr store that is filled task by task: a folder, or a URL of object storage (s3://bucket/run, gs://.., az://..) as
+        text; in memory if not given.
+    resume : bool
+        Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
+        more items, noise levels, trajectories or clones extends the store. Stored readings are kept, except those of a last block
+        of items that was not full, those that pool trajectories if trajectories are added, and those that compare clones with
+        each other if clones are added: these are measured again.
+    workers : int or None
+        Number of processes, which share the cores; by default 1. None chooses one process for exact inference, whose kernels
+        use all cores, and one for each core for networks on the CPU. Several processes need a store, and a script guarded by
+        `if __name__ == "__main__":`, since they import it.
+    progress : bool
+        Show a progress bar on stderr.
+    shard : (i, n)
+        Measure the i-th of n shares of the tasks, i = 1 .. n. Other processes, GPUs or hosts can measure the other shares into
+        the same store at the same time. Missing readings are NaN.
+    accept_changes : bool
+        Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
+    cluster : "local", "auto", "ray://host:port" or "host:port", optional
+        Ray cluster that measures the tasks: one started on this machine, the one that runs here, or that at an address. It needs
+        a store that all nodes reach. `workers` is then the largest number of workers, by default as many as there is room for.
+    cpus_per_worker, gpus_per_worker : float, optional
+        Resources of a worker on a cluster. Networks take a GPU each where there are some; otherwise a worker has one core.
+
+    Returns
+    -------
+    xarray.Dataset
+        Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
+        (bool) and `missing_tasks` (int). The readings depend on the experiment alone, not on the order of tasks or on
+        interruptions. `chunk` and `workers` change no bit for exact inference, and only float rounding for networks.
+
+    Raises
+    ------
+    ValueError
+        If the store holds another experiment (the message names the difference) or cannot be read. The store stays unchanged.
+    TasksFailed
+        On a cluster, if some tasks raised three times, or were alone on three workers that died. All other tasks are done.
+    """
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+    if workers is ...:
+        workers = None if cluster is not None else 1
+    workers = None if workers is None else checked_integer("workers", workers, 1)
+    place = None if store is None else place_of("store", store)
+    if cluster is not None and place is None:
+        raise ValueError(f"cluster = {shown(cluster)}: a cluster needs a store, on a file system that its nodes share; give one")
+    number, shares = _checked_shard(shard, store)
+    experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
+    backward = experiment.parts.backward
+    opened = open_store(experiment, place, resume, accept_changes)
+    tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
+    if shares > 1 or workers != 1 or backward.shares_batches:
+        # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
+        # assignment balances the shards.
+        tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
+    work = Tasks(experiment, opened)
+    left = work.left(tasks)
+    if workers is None and cluster is None:
+        workers = cores() if backward.wants_processes else 1
+    words: list[str] = [""]
+    bar = progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left), lambda: words[0])
+    with bar as advance, opened.finishing() as call:
+        if not left:
+            pass
+        elif cluster is not None:
+            states = _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker)
+            with closing(states):  # also after Ctrl-C in this loop, the cluster is freed
+                for count, words[0] in states:
+                    for _ in range(count):
+                        advance()
+        elif min(workers or 1, len(left)) <= 1 or store is None:
+            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=call):
+                advance()
+        else:
+            spec = json.dumps(experiment.to_dict())
+            jobs = [(spec, str(store), task, first) for task, first in left.items()]
+            for _ in in_processes(_run_task, jobs, min(workers or 1, len(jobs))):
+                advance()
+    # The spec is the caller's: figures build parts from it, and the text in a store is not trusted.
+    return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
+
+
+def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
+    try:
+        number, shares = (checked_integer("shard", part, 0) for part in shard)
+    except (TypeError, ValueError):
+        raise ValueError(f"shard = {shown(shard)}: expected (i, n) with 1 <= i <= n") from None
+    if not 1 <= number <= shares:
+        raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
+    if shares > 1 and store is None:
+        raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
+    return number, shares
+
+
+def _on_cluster(
+    experiment: Experiment,
+    opened: Store | MemoryStore,
+    left: Mapping[Task, int],
+    address: str,
+    workers: int | None,
+    cpus: float | None,
+    gpus: float | None,
+) -> Generator[tuple[int, str]]:
+    """Measure tasks on a Ray cluster; yields the number of those that are newly done, and words on the workers."""
+    from uturn.cluster import on_cluster
+
+    assert isinstance(opened, Store)
+    for name, code in experiment.own_code().items():
+        if (code if inspect.isfunction(code) else type(unwrapped(code))).__module__ == "__main__":
+            raise ValueError(
+                f"{name} stands in the script, which workers cannot import; move it to a file of its own, and import it"
+            )
+    work = Tasks(experiment, opened)
+    opened.forget(work.wrongly_recorded(left))  # workers look at the records alone
+    backward = experiment.parts.backward
+    networks = backward.shares_batches or backward.wants_processes
+    exact = all(part.batch_invariant for _, part in experiment.labelled())
+    groups = {level: [task for task in left if task.noise_index == level] for level in {task.noise_index for task in left}}
+    highest = max(experiment.noise) or 1.0
+    u_turns = experiment.chunk * experiment.trajectories * experiment.clones
+    where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
+    states = on_cluster(
+        address,
+        f"{experiment.hash} {where}",
+        partial(_tasks_of, json.dumps(experiment.to_dict()), where),
+        [(1.0 if exact else 0.1 + experiment.noise[level] / highest, tasks) for level, tasks in groups.items()],
+        label=lambda task: (
+            f"noise {experiment.noise[task.noise_index]:g}, items {opened.items(task)[0]}..{opened.items(task)[-1]}"
+        ),
+        cpus=cpus,
+        gpus=gpus,
+        wants_gpu=networks,
+        # Enough tasks that the batches of a network are full while the next ones are on their way.
+        slots_on_gpu=2 + 2 * _batch_of(backward) // u_turns if backward.shares_batches else 1,
+        most_workers=workers,
+        own_code=bool(experiment.own_code()),
+    )
+    before, unfinished = len(left), 0.0
+    with closing(states), listening(lambda: unfinished):
+        for state in states:
+            unfinished = state.unfinished
+            yield max(0, before - state.left), f", {state.alive} {'worker' if state.alive == 1 else 'workers'}"
+            before = min(before, state.left)
+    until = time.monotonic() + _SEEN_SECONDS
+    while (lost := work.recorded_left(list(left))) and time.monotonic() < until:
+        time.sleep(1)
+    if lost:
+        raise ValueError(
+            f"{len(lost)} tasks were measured, but are not in {opened.where} as this host sees it; give a store on a file system "
+            f"that all nodes share, or on object storage"
+        )
+
+
+def _batch_of(backward: Any) -> int:
+    size = getattr(backward, "batch_size", None)
+    return size if isinstance(size, int) else _BATCH
+
+
+def _tasks_of(spec: str, store: str) -> Tasks:
+    """What a worker of a cluster measures; it may be on another host."""
+    try:
+        opened = Store.open(store)
+    except ValueError as error:
+        raise ValueError(
+            f"it does not see the store, which must be on a file system that all nodes share, or on object storage: {error}"
+        ) from None
+    return Tasks(Experiment.from_dict(json.loads(spec)), opened)
+
+
+def _run_task(spec: str, store: str, task: Task, first: int) -> None:
+    for _ in Tasks(*_reopened(spec, store)).measure([(task, first)]):
+        pass
+
+
+@lru_cache(maxsize=1)
+def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
+    return Experiment.from_dict(json.loads(spec)), Store.open(store)
