@@ -8,6 +8,7 @@ import uturn as ut
 from uturn.covariances import Covariances, Grid, Matrix, Tree
 from uturn.laws import GaussianMixture, power_law
 from uturn.measures import changes
+from uturn.measures.scaling import correlation_length
 from uturn.random import keys, uniforms
 from uturn.theory import MeanField
 
@@ -173,6 +174,27 @@ def test_nothing_changed_is_nan_and_constant_sites_do_not_matter():
     one = ut.susceptibility(x[:1])
     assert np.isfinite(one.value)
     assert np.isnan(one.low)
+
+
+def test_where_one_original_decides_there_is_no_interval():
+    """The variance of a single original of 24 is not above 0 by its interval; without this rule chi had the width 0."""
+    x = np.zeros((24, 6, 8), bool)
+    x[5] = draws(1, 6, 8)[0] < 0.5
+    alone, both = changes.Covariances(Grid((8,))).add(x), np.stack([x, draws(24, 6, 8, seed=1) < 0.5])
+    found = [ut.susceptibility(x), *zip(*correlations_at(alone), strict=True), length_of(alone)]
+    assert all(np.isfinite(value) and np.isnan(low) and np.isnan(high) for value, low, high in found)
+    rest = ut.susceptibility(both[1])
+    assert rest.low < rest.value < rest.high
+
+
+def correlations_at(covariances):
+    found = ut.correlations(covariances)
+    return found.correlation.values, found.low.values, found.high.values
+
+
+def length_of(covariances):
+    found = correlation_length(covariances)
+    return 1 / float(found.length[0]), float(found.low[0]), float(found.high[0])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import xarray as xr
 
 import uturn as ut
 from test_changes import double_sum, grid_matrix, tree_matrix
-from uturn import experiment as experiment_module
+from uturn import measuring
 from uturn.covariances import Covariances, Grid, Tree
 from uturn.measures import changes
 from uturn.measures.hierarchy import site_changes
@@ -79,7 +79,7 @@ def test_clones_are_averaged_over_clone_numbers():
 
 def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
     """The trajectories are in memory a part at a time, and the covariances are the same up to rounding."""
-    sizes, made = [], experiment_module.u_turn
+    sizes, made = [], measuring.u_turn
 
     def noted(originals, corruption, backward, noise, streams, **options):
         sizes.append(streams.count)
@@ -88,8 +88,8 @@ def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
     for options in ({}, {"clones": 2}, {"corruption": {"type": "epsilon", "noise": [0.6]}}):
         whole = ut.run(described(**options)).load()
         with monkeypatch.context() as patched:
-            patched.setattr(experiment_module, "u_turn", noted)
-            patched.setattr(experiment_module, "_PART", 2 * 16 * 8 * options.get("clones", 1))
+            patched.setattr(measuring, "u_turn", noted)
+            patched.setattr(measuring, "_PART", 2 * 16 * 8 * options.get("clones", 1))
             sizes.clear()
             parts = ut.run(described(**options)).load()
         assert sizes == [2, 2, 1]
@@ -100,7 +100,7 @@ def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
 @pytest.mark.parametrize("source", [RHM, {"type": "gaussian_field", "size": 8}])
 def test_the_chunk_changes_no_bit(source, monkeypatch):
     """Accumulators add up the same numbers in the same order, whatever else is in the batch."""
-    monkeypatch.setattr(experiment_module, "_PART", 2 * 16 * 8)
+    monkeypatch.setattr(measuring, "_PART", 2 * 16 * 8)
     channel = {"type": "gaussian", "noise": [0.2]}
     whole, *others = (ut.run(described(items=7, chunk=chunk, source=source, corruption=channel)).load() for chunk in (7, 1, 3))
     for other in others:
@@ -112,7 +112,7 @@ def test_the_chunk_changes_no_bit(source, monkeypatch):
 
 
 def test_other_probes_get_all_trajectories_at_once(monkeypatch):
-    monkeypatch.setattr(experiment_module, "_PART", 1)
+    monkeypatch.setattr(measuring, "_PART", 1)
     both = described(probes=[{"type": "changes"}, {"type": "tree_levels"}])
     assert ut.run(both).unchanged.sizes["trajectory"] == 5
 

@@ -271,6 +271,17 @@ def test_the_peak_of_the_susceptibility_has_an_interval_that_contains_it():
     assert found.transition[1] < 0.47 < found.transition[2]
 
 
+def test_levels_at_which_one_text_changes_have_no_part_in_the_peak():
+    run = forged(lambda x: 4 - 6 * (x - 0.47) ** 2, np.linspace(0.1, 1, 10), items=32)
+    run.change_covariance[8, 1:], run.change_covariance_sum[8, 1:] = 0, 0
+    run.change_covariance_sum[8, 0] = 9.0  # chi of the one text
+    found = analyse_texts(run)
+    assert found.chi[9, 0] == 9
+    assert np.isnan(found.chi[9, 1:]).all()
+    assert found.transition[1] < 0.47 < found.transition[2]
+    assert "t*" not in found.attrs["remark"]
+
+
 @pytest.mark.parametrize(
     ("chi", "words"), [(lambda x: 1 + x, "largest at the largest noise"), (lambda x: 3 - x, "at the smallest noise")]
 )

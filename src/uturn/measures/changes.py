@@ -10,7 +10,8 @@ together,
 
 Both are ratios of averages over originals. Independent changes have chi = 1, and common changes of all sites have chi equal to
 the number of sites. A factor of the changes drops out: sigma = ±1 gives the same values as 0 and 1, with covariances four times
-as large.
+as large. A ratio has a bounded interval only where its denominator, the variance, is above 0 by its own interval (Fieller 1954).
+Elsewhere the changes of a few originals decide, and the ends of intervals are NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from uturn.checks import shown
 from uturn.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
-from uturn.statistics import Estimate, replicates
+from uturn.statistics import Estimate, Replicates, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,7 +59,7 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     Estimate
         With an interval (Student's t) over items, or over grammars if a DataArray has several in a coordinate along its dim
         item. 1 for independent changes, `sites` if all sites change together. NaN if no change varies between trajectories; the
-        ends are NaN for a single item.
+        ends are NaN for a single item, and where the changes of a few items decide (see above).
 
     Raises
     ------
@@ -221,8 +222,10 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: 
         c = of_present(mean)
         return c / c[..., :1]
 
+    few = decided_by_few(found, lambda mean: of_present(mean)[..., 0], confidence)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
         value, low, high = found.interval(curves, confidence)
+    low[few], high[few] = np.nan, np.nan
     dims = ("noise", "distance")
     axes = {key: one for key, one in covariance.coords.items() if set(one.dims) <= set(dims)}
     named = {"correlation": value, "low": low, "high": high, "covariance": of_present(found.mean)}
@@ -258,6 +261,11 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
 
     both = xr.concat(xr.broadcast(covariance, present), dim="part")
     return replicates(both), lambda mean: mean[:, 0] / mean[:, 1]
+
+
+def decided_by_few(found: Replicates, variance: Callable[[np.ndarray], np.ndarray], confidence: float = 0.95) -> np.ndarray:
+    """Noise levels whose mean variance of the changes is not above 0 by its interval: ratios over it have no bounded interval."""
+    return ~(found.interval(variance, confidence)[1] > 0)
 
 
 def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
@@ -303,8 +311,11 @@ def _parts(covariance: xr.DataArray, total: xr.DataArray) -> xr.DataArray:
 
 def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> np.ndarray:
     """chi and the ends of its interval, (3, noise)."""
+    found = replicates(_parts(covariance, total))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return replicates(_parts(covariance, total)).interval(lambda c: c[..., 0] / c[..., 1], confidence)
+        chi = found.interval(lambda c: c[..., 0] / c[..., 1], confidence)
+    chi[1:, decided_by_few(found, lambda c: c[..., 1], confidence)] = np.nan
+    return chi
 
 
 def labelled(found: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:

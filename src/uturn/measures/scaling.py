@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.checks import checked_numbers, shown
 from uturn.covariances import Covariances
-from uturn.measures.changes import check_complete, labelled, replicated
+from uturn.measures.changes import check_complete, decided_by_few, labelled, replicated
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def correlation_length(
     Returns
     -------
     Dataset with the dim noise
-        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0.
+        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. The ends
+        are NaN where the changes of a few items decide.
 
     Raises
     ------
@@ -90,6 +91,8 @@ def correlation_length(
         return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
 
     value, low, high = found.interval(rate, confidence)
+    few = decided_by_few(found, lambda mean: of_present(mean)[:, 0], confidence)
+    low[few], high[few] = np.nan, np.nan
     with np.errstate(divide="ignore"):
         lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
     return xr.Dataset({name: ("noise", one) for name, one in lengths.items()}, coords={"noise": covariance.noise})

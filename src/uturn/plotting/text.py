@@ -119,7 +119,7 @@ def _draw_kept(axis: Any, data: xr.Dataset) -> None:
     if np.isfinite(half[0]):
         _beside(axis, f"half-life of a token {interval(half)}")
     axis.set_ylim(min(-0.03, float(np.nanmin(curves))), 1.03)
-    axis.legend(fontsize=8.5, labelspacing=0.3, loc="best")
+    axis.legend(fontsize=8.5, labelspacing=0.3, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
@@ -128,8 +128,8 @@ def draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
     value, low, high = data.chi.values.T
     axis.fill_between(noise, low, high, color=ACCENT, alpha=0.2, lw=0)
     axis.plot(noise, value, color=ACCENT, **markers(noise))
-    axis.axhline(1, color=MUTED, lw=0.8, ls=":")
-    axis.text(0.02 * noise[-1], 1, "independent tokens", color=MUTED, fontsize=8.5, va="bottom")
+    axis.axhline(1, color=MUTED, lw=1.2, ls=":", label="independent tokens")
+    axis.legend(fontsize=8.5, loc="upper left")
     star = data.transition.values
     draw_transition(axis, star, CLASS, True)
     highest = float(np.nanmax(value, initial=1))  # of a single original there are no intervals
@@ -141,7 +141,7 @@ def draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
 
 def draw_correlations(axis: Any, data: xr.Dataset) -> None:
     """C(r)/C(0) against distance at several noise levels."""
-    there = np.flatnonzero(np.isfinite(data.correlation.isel(distance=0, estimate=0).values))
+    there = np.flatnonzero(_estimated(data.correlation.isel(distance=0).values))
     chosen = there[evenly_spaced(len(there), 6)] if len(there) else there
     r = data.distance.values
     for color, k in zip(level_colors(len(chosen)), chosen, strict=True):
@@ -163,25 +163,32 @@ def draw_correlations(axis: Any, data: xr.Dataset) -> None:
         axis.legend(title="noise", fontsize=8.5, title_fontsize=8.5, loc="upper right")
 
 
+def _estimated(values: np.ndarray) -> np.ndarray:
+    """Noise levels at which a ratio (noise, estimate) has an interval, which it has not where a few texts decide; else a value."""
+    there = ~np.isnan(values)
+    return there[:, 1] if there[:, 1].any() else there[:, 0]
+
+
 def _draw_length(axis: Any, data: xr.Dataset) -> None:
-    """Correlation length against noise; infinite ends of intervals reach the top of the panel."""
-    noise = data.noise.values
-    value, low, high = data.correlation_length.values.T
-    finite = np.isfinite(value)
+    """Correlation length against noise; lengths beyond the distances of the fit are arrows, ends of intervals reach the top."""
+    noise, longest = data.noise.values, float(data.distance[-1])
+    value, low, high = np.where(_estimated(data.correlation_length.values), data.correlation_length.values.T, np.nan)
+    finite = value <= longest
     top = 1.35 * np.max(value[finite], initial=1.0)
     axis.fill_between(
         noise, np.clip(low, 0, top), np.where(np.isnan(high), np.nan, np.minimum(high, top)), color=ACCENT, alpha=0.2, lw=0
     )
     axis.plot(noise[finite], value[finite], color=ACCENT, **markers(noise))
-    for x in noise[np.isinf(value)]:
-        axis.annotate("∞", (x, 0.96), xycoords=("data", "axes fraction"), color=ACCENT, ha="center", va="top")
+    for x in noise[value > longest]:
+        axis.annotate("↑", (x, 0.97), xycoords=("data", "axes fraction"), color=ACCENT, ha="center", va="top")
     draw_transition(axis, data.transition.values, CLASS, False)
     _noise_axis(axis, data, "correlation length", r"$\xi$ (tokens)")
     axis.set_ylim(0, top)
     k = _nearest(data)
     if k is not None:
-        words = interval(data.correlation_length.values[k]).replace("inf", "∞")
-        _beside(axis, rf"$\xi$ = {words} at {noise[k]:.2g}, next to $t^*$")
+        words = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {value[k]:.3g} [{low[k]:.3g}, {high[k]:.3g}]"
+        arrows = f"; ↑ above {longest:.3g}" if (value > longest).any() else ""
+        _beside(axis, rf"$\xi$ {words} at {noise[k]:.2g}, next to $t^*${arrows}")
 
 
 def _nearest(data: xr.Dataset) -> int | None:
@@ -219,7 +226,7 @@ def _draw_calibration(axis: Any, data: xr.Dataset) -> None:
         draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, str(one.tested.item()))
     _noise_axis(axis, data, "calibration", r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
     _beside(axis, "0 for draws from the posterior; full marks: p by Holm ≤ .001")
-    axis.legend(fontsize=8.5)
+    axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_likelihood(axis: Any, data: xr.Dataset) -> None:

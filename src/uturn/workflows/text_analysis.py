@@ -9,9 +9,9 @@ import numpy as np
 
 from uturn.checks import shown
 from uturn.measures.calibration import calibration
-from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
+from uturn.measures.changes import chi_parts, correlations_of, decided_by_few, present_pairs, susceptibility_of
 from uturn.measures.scaling import correlation_length
-from uturn.statistics import crossing, replicates
+from uturn.statistics import Replicates, crossing, replicates
 from uturn.workflows.curves import ESTIMATE, band, curve, place, with_zero
 from uturn.workflows.runs import describe, missing_tasks, stored_spec
 from uturn.workflows.texts import kept_texts, shown_texts
@@ -191,15 +191,22 @@ def _changes(run: xr.Dataset, x: np.ndarray) -> xr.Dataset:
 
 def located_peak(run: xr.Dataset) -> np.ndarray:
     """Noise and height of the peak of chi with the ends of their intervals, (estimate, 2); NaN if there is none inside."""
-    noise = run.noise.values
+    noise, of = run.noise.values, replicates(chi_parts(run))
+    few = _decided_by_few(of)
 
     def statistic(means: np.ndarray) -> np.ndarray:
-        return np.array(peak(noise, means[:, 0] / means[:, 1]))
+        return np.array(peak(noise, np.where(few, np.nan, means[:, 0] / means[:, 1])))
 
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes
-        found = replicates(chi_parts(run)).interval(statistic)
+        found = of.interval(statistic)
     found[:, 0] = found[:, 0].clip(noise[0], noise[-1])
     return found
+
+
+def _decided_by_few(of: Replicates) -> np.ndarray:
+    """Noise levels at which the changes of a few texts decide; none, if this is so at all of them."""
+    few = decided_by_few(of, lambda means: means[:, 1])
+    return few & ~few.all()
 
 
 def peak(noise: np.ndarray, chi: np.ndarray) -> tuple[float, float]:
@@ -301,7 +308,9 @@ def _remarks(data: xr.Dataset, run: xr.Dataset) -> Iterator[str]:
     if "chi" not in data:
         yield "a single trajectory: no susceptibility, no t*"
         return
-    chi = data.chi.sel(estimate="value").values
+    chi, low, _ = data.chi.values.T
+    if np.isfinite(low).any():
+        chi = np.where(np.isnan(low), np.nan, chi)
     measured = np.flatnonzero(np.isfinite(chi))
     if not len(measured):
         yield "nothing changes between trajectories: no susceptibility, no t*"
@@ -319,7 +328,7 @@ def _is_sure(run: xr.Dataset) -> bool:
     """Whether the largest chi is above those at the smallest and the largest noise, with 97.5 % confidence each."""
     of = replicates(chi_parts(run))
     with np.errstate(invalid="ignore", divide="ignore"):
-        chi = of.mean[:, 0] / of.mean[:, 1]
+        chi = np.where(_decided_by_few(of), np.nan, of.mean[:, 0] / of.mean[:, 1])
         k, ends = int(np.nanargmax(chi)), np.flatnonzero(np.isfinite(chi))[[0, -1]]
 
         def above(means: np.ndarray) -> np.ndarray:

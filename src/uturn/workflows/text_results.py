@@ -176,9 +176,8 @@ def _words(group: str, name: str) -> str:
 
 
 def _length(values: np.ndarray) -> str:
-    """A length with its interval, which may be infinite."""
-    value, low, high = (f"{v:.3g}".replace("inf", "∞") for v in values)
-    return "none" if np.isnan(values[0]) else f"{value} [{low}, {high}] tokens"
+    """A length with its interval; only the lower end of an interval without an upper one."""
+    return f"above {values[1]:.3g} tokens" if np.isinf(values[2]) else f"{with_interval(values)} tokens"
 
 
 def _half_life(one: xr.Dataset) -> str:
