@@ -164,7 +164,7 @@ def draw_correlations(axis: Any, data: xr.Dataset) -> None:
 
 
 def _estimated(values: np.ndarray) -> np.ndarray:
-    """Noise levels at which a ratio (noise, estimate) has an interval, which it has not where a few texts decide; else a value."""
+    """Noise levels at which a ratio (noise, estimate) has an interval; if there are none, those at which it has a value."""
     there = ~np.isnan(values)
     return there[:, 1] if there[:, 1].any() else there[:, 0]
 
