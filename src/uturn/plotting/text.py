@@ -178,7 +178,7 @@ def _draw_length(axis: Any, data: xr.Dataset) -> None:
     axis.fill_between(
         noise, np.clip(low, 0, top), np.where(np.isnan(high), np.nan, np.minimum(high, top)), color=ACCENT, alpha=0.2, lw=0
     )
-    axis.plot(noise[finite], value[finite], color=ACCENT, **markers(noise))
+    axis.plot(noise, np.where(finite, value, np.nan), color=ACCENT, **markers(noise))
     for x in noise[value > longest]:
         axis.annotate("↑", (x, 0.97), xycoords=("data", "axes fraction"), color=ACCENT, ha="center", va="top")
     draw_transition(axis, data.transition.values, CLASS, False)
