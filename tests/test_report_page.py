@@ -1,5 +1,8 @@
 """The page of results in a browser: it opens from disk without errors or requests, and its controls do what they should."""
 
+import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +10,12 @@ import pytest
 import xarray as xr
 
 from browser import next_frame, violations
-from test_report import figure
+from test_report import HOSTILE, figure
 from uturn.datasets import write_dataset
 from uturn.pages import write_page
+from uturn.pages.running import Running
 
+playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
 SIZES = (1280, 400, 360)
 
 
@@ -30,18 +35,18 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, address):
-    """Opens the page: (width, fragment, scheme) -> page; at the end no error and no request may have been seen."""
+    """Opens the page, or another `at` an address; at the end no error and no request may have been seen."""
     contexts, wrong = [], []
 
-    def open_page(width=1280, fragment="", scheme="light"):
+    def open_page(width=1280, fragment="", scheme="light", at=address):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(("data:", "blob:", address)) or wrong.append(request.url))
-        page.goto(address + fragment)
-        page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+        page.on("request", lambda request: request.url.startswith(("data:", "blob:", at)) or wrong.append(request.url))
+        page.goto(at + fragment)
+        page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
         return page
 
     yield open_page
@@ -60,8 +65,9 @@ def slide(page, noise):
 def wait_for(page, condition):
     """Wait until a condition holds; the policy of the page forbids the waiting of playwright itself."""
     for _ in range(1200):  # up to a minute on a busy machine
-        if page.evaluate(condition):
-            return
+        with suppress(playwright.Error):  # the page is just loading itself again
+            if page.evaluate(condition):
+                return
         page.wait_for_timeout(50)
     raise AssertionError(condition)
 
@@ -172,3 +178,46 @@ def test_accessibility_and_colours(opened, scheme, ground):
         page.set_viewport_size({"width": width, "height": 900})
         next_frame(page)
         assert violations(page) == []
+
+
+def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path):
+    """The open page loads itself again while the study runs, shows what is new, looks as before, and stops at the end."""
+
+    def written(finished, every=1.0):
+        now = time.time()
+        running = Running("uturn reproduce", HOSTILE, (1, 4, "figures"), (finished or 0, 10), now, now, every)
+        write_page(folder, None if finished is None else running)
+
+    folder = tmp_path / "live"
+    folder.mkdir()
+    written(0.0)  # nothing is there yet, and the page says how far the study is
+    page = opened(at=(folder / "index.html").as_uri(), fragment="#refresh=0")
+    assert re.search("25 %.*1 of 4 figures.*0 of 10 tasks", page.locator(".card.live").inner_text(), re.DOTALL)
+    figure(folder)
+    written(3.0)
+    page.reload()
+    slide(page, 0.3)
+    page.locator("details summary").first.click()
+    page.locator(".legend button").first.click()
+    page.locator("#fig7").evaluate("(one) => scrollTo(0, scrollY + one.getBoundingClientRect().top + 40)")
+    kept = "[location.hash, document.querySelector('#fig7').getBoundingClientRect().top, document.querySelector('details').open]"
+    written(7.0, every=1000)
+    before = page.evaluate(kept)
+    page.locator("#refresh").evaluate("(one) => one.click()")
+    wait_for(page, "document.body.textContent.includes('7 of 10 tasks')")
+    wait_for(page, "document.documentElement.dataset.ready === 'yes'")
+    after = page.evaluate(kept)
+    assert after[1] == pytest.approx(before[1], abs=2)
+    assert after[2]
+    assert "noise=0.3" in after[0]
+    assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+    written(8.0)
+    page.reload()
+    written(None)
+    wait_for(page, "!document.querySelector('.card.live') && document.documentElement.dataset.ready === 'yes'")
+    page.wait_for_timeout(500)
+    loads = []
+    page.on("load", lambda: loads.append(1))
+    page.wait_for_timeout(2500)
+    assert loads == []
+    assert page.locator("#reading").inner_text() == "0.3"

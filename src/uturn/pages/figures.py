@@ -40,6 +40,7 @@ class _Result(BaseModel):
     verdicts: list[_Verdict]
     files: dict[str, str]
     seconds: float = 0.0
+    claim: str = ""
 
 
 def is_figure(path: Path) -> bool:
@@ -70,7 +71,8 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
         "kind": "figure",
         "title": f"Figure {found[1].upper()}. {result.title}" if found else result.title,
         "short": result.figure,
-        "words": f"{judged}; scale {result.scale}, {result.seconds:.0f} s.",
+        "words": result.claim,
+        "facts": f"{judged}; scale {result.scale}, {result.seconds:.0f} s.",
         "caption": result.caption,
         "verdicts": [verdict.model_dump() for verdict in result.verdicts],
         "docs": "figures",
@@ -95,13 +97,16 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
 def _add_transition(one: dict[str, Any], data: xr.Dataset) -> None:
     """t* as a headline and in the charts, if the data have it; ε* of mean-field theory as a mark."""
     charts = [chart for chart in one["charts"] if chart["slides"]]
-    if "transition" in data.attrs:
-        star = [number(data.attrs.get(name, float("nan"))) for name in ("transition", "transition_low", "transition_high")]
+    star = [number(data.attrs.get(name, float("nan"))) for name in ("transition", "transition_low", "transition_high")]
+    if star[0] is not None:
         axis = charts[0]["axes"][0]["words"] if charts else "noise"
-        one["headlines"].append({"label": "t*", "axis": axis, "place": star, "claim": "half of the class is lost there"})
+        judged = sum(verdict["passed"] for verdict in one["verdicts"]), len(one["verdicts"])
+        supported = f"{one['words']} {judged[0]} of {judged[1]} verdicts passed" if one["words"] else ""
+        words = "half of the class is lost there"
+        one["headlines"].append({"label": "t*", "axis": axis, "place": star, "claim": words, "supports": supported})
         for chart in charts:
             chart["marks"].append(mark("t*", {"noise": star}))
-    elif "critical_noise" in data.attrs:
+    if "critical_noise" in data.attrs:
         for chart in charts:
             chart["marks"].append(mark("ε* (mean field)", {"noise": [float(data.attrs["critical_noise"])] + [float("nan")] * 2}))
 

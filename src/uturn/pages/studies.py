@@ -57,12 +57,11 @@ def images(folder: Path, read: Reader) -> dict[str, Any]:
     if "perceptual" in data.dims:
         one["charts"].append(chart("distance", "Perceptual distance to the original", data.perceptual_distance, "noise"))
     if "image" in data and data.sizes.get("shown_noise"):
-        chosen = sample(data.sizes["item"])
-        some = data.isel(item=chosen)
+        some = data.isel(item=sample(data.sizes["item"]))
         names = [str(name) for name in some.item_name.values]
         one["grid"] = grid(
             some.shown_noise.values, names, some.original.values, some.image.values, some.image_same_class.values, read.detail
-        ) | {"of": int(data.attrs.get("items", data.sizes["item"]))}
+        ) | {"of": int(data.attrs.get("items", data.sizes["item"])), "kept": int(data.attrs.get("kept", data.sizes["item"]))}
     return one
 
 

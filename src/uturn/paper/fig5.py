@@ -16,6 +16,7 @@ from uturn.statistics import estimate, grammar_means, inversion, transition
 from uturn.theory import MeanField
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
+CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."
 CAPTION = (
     "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed from time t, by "
     "exact belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and class). Right: "
@@ -81,7 +82,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     critical = MeanField(**PARAMETERS).critical_noise or np.nan
     data["sharpness"] = (("depth", "bound"), np.array(sharpness))
     data = data.assign_coords(bound=["value", "low", "high"])
-    data.attrs.update(transition_time=location.value, inversion_time=swap.value, effective_epsilon=epsilon)
+    data.attrs.update(transition=location.value, transition_low=location.low, transition_high=location.high)
+    data.attrs.update(inversion_time=swap.value, effective_epsilon=epsilon)
     place = np.nan_to_num(swap.value, nan=time[0])  # no swap: not a number to interpolate at
     before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     return data, [
@@ -126,8 +128,8 @@ def draw(data: xr.Dataset) -> Any:
             if level in (0, L):
                 spread = curve.std("grammar")
                 left.fill_between(time, mean - spread, mean + spread, color=colors[level], alpha=0.18, lw=0)
-        left.axvline(data.attrs["transition_time"], color=MUTED, lw=1, ls=":")
-        left.text(data.attrs["transition_time"] * 1.04, 1.0, rf"$t^*={data.attrs['transition_time']:.3f}$", va="top")
+        left.axvline(data.attrs["transition"], color=MUTED, lw=1, ls=":")
+        left.text(data.attrs["transition"] * 1.04, 1.0, rf"$t^*={data.attrs['transition']:.3f}$", va="top")
         left.set(
             xscale="log", xlabel="diffusion time $t$", ylabel="P(symbol unchanged)", ylim=(0, 1.03), xlim=(time[0], time[-1])
         )

@@ -6,7 +6,7 @@ const charts = sections.flatMap((section) => section.charts || []);
 const sliding = [];          // functions that are called with the noise of the slider
 const drawn = new Map();     // charts on the screen: {element, chart, update}
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", at: "" };
+const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", refresh: "1", at: "" };
 let Plotly = null;
 
 function make(tag, properties = {}, ...children) {
@@ -47,10 +47,11 @@ function readAddress() {
 let waiting = 0;
 function writeAddress() {
   clearTimeout(waiting);
-  waiting = setTimeout(() => {
-    const said = Object.entries(state).filter(([name, value]) => String(value) !== String(defaults[name]));
-    try { history.replaceState(null, "", `#${new URLSearchParams(said)}`); } catch { /* some browsers forbid it for files */ }
-  }, 150);
+  waiting = setTimeout(saveAddress, 150);
+}
+function saveAddress() {
+  const said = Object.entries(state).filter(([name, value]) => String(value) !== String(defaults[name]));
+  try { history.replaceState(null, "", `#${new URLSearchParams(said)}`); } catch { /* some browsers forbid it for files */ }
 }
 function goTo(name) {
   const target = byId(name);
@@ -128,7 +129,7 @@ function chartView(section, chart) {
   plot.setAttribute("aria-label", `${chart.title}, curves against ${chart.axes[0].words}; the values at the chosen noise are listed below`);
   const values = chart.lines.map((line, k) => {
     const button = make("button", { type: "button" }, line.name || chart.title), value = make("span");
-    button.setAttribute("aria-pressed", "true");
+    button.setAttribute("aria-pressed", String(!line.hidden));
     button.onclick = () => { line.hidden = !line.hidden; button.setAttribute("aria-pressed", String(!line.hidden)); redraw(view); };
     legend.append(make("li", {}, button, value));
     return { button, value, line, k };
@@ -231,6 +232,8 @@ function rowsView(section) {
 }
 const atlases = [];
 
+const counted = (shown, all, things) => (shown < all ? `${shown} of ${all} ${things} are shown.` : `All ${all} ${things} are shown.`);
+
 // --- images and texts ------------------------------------------------------------------------------------------------------
 function gridView(grid) {
   const at = make("p", { className: "at" }), hard = grid.smooth ? "" : " hard", tiles = make("div", { className: `tiles${hard}` });
@@ -251,7 +254,8 @@ function gridView(grid) {
   sliding.push(() => {
     const k = nearest(noiseOf(grid.noise), grid.noise), known = grid.items.filter((item) => item.kept), kept = known.filter((item) => item.kept[k]).length;
     at.textContent = `Original and reconstruction from noise ${short(grid.noise[k])}, the nearest stored level` + (known.length ? `: ${kept} of ${known.length} keep the class.` : ".")
-      + (grid.of > grid.items.length ? ` ${grid.items.length} of ${grid.of} originals are shown.` : "");
+      + ` ${counted(grid.items.length, grid.of, "originals")}` + (grid.kept < grid.of ? ` The run kept the images of ${grid.kept}.` : "")
+      + (grid.kept > grid.items.length ? " They are a sample, drawn with seed 0." : "");
     updates.forEach((update) => update(k));
   });
   return make("article", { className: "grid whole" }, make("h3", {}, "Images at the noise of the slider"), at, tiles);
@@ -271,7 +275,7 @@ function tokensView(tokens) {
   sliding.push(() => {
     const k = nearest(noiseOf(tokens.noise), tokens.noise);
     at.replaceChildren(`Reconstructions from noise ${short(tokens.noise[k])}, the nearest stored level. `, make("i", { className: "key" }, "Shaded"), ": masked or replaced, and the same again. ",
-      make("mark", {}, "Marked"), ": another token." + (tokens.of > tokens.items.length ? ` ${tokens.items.length} of ${tokens.of} texts are shown.` : ""));
+      make("mark", {}, "Marked"), ": another token." + ` ${counted(tokens.items.length, tokens.of, "texts")}`);
     updates.forEach((update) => update(k));
   });
   return make("article", { className: "tokens whole" }, make("h3", {}, "Texts at the noise of the slider"), at, texts);
@@ -314,6 +318,50 @@ function bind(name, event, after) {
   input.addEventListener(event, () => { state[name] = input.type === "checkbox" ? (input.checked ? "1" : "0") : input.type === "range" ? Number(input.value) : input.value; after(); writeAddress(); });
 }
 
+// --- a page of a study that runs loads itself again, and looks as before, until the study has ended -----------------------------
+const { every, written } = document.documentElement.dataset;
+const before = history.state; // what the page looked like before it loaded itself again, apart from what the address says
+const nameOf = (...words) => words.join("\u0000");
+const lines = () => sections.flatMap((section) => (section.charts || []).flatMap((chart) => chart.lines.map((line) => [nameOf(section.id, chart.title, line.name), line])));
+const folds = () => [...document.querySelectorAll("details")].map((one) => {
+  const [section, article] = [one.closest("section"), one.closest("article")];
+  return [nameOf(section.id, article ? article.querySelector("h3").textContent : "", one.firstElementChild.textContent), one];
+});
+function loadAgain() {
+  saveAddress();
+  const top = [...document.querySelectorAll("main > section")].find((one) => one.getBoundingClientRect().bottom > 0);
+  history.scrollRestoration = "manual";
+  history.replaceState({
+    top: scrollY > 0 && top ? [top.id, top.getBoundingClientRect().top] : null,
+    hidden: lines().filter(([, line]) => line.hidden).map(([name]) => name),
+    folds: folds().map(([name, one]) => [name, one.open]),
+    focus: document.activeElement.id,
+  }, "");
+  location.reload();
+}
+function lookAsBefore() {
+  if (!before) return;
+  const open = new Map(before.folds);
+  for (const [name, one] of folds()) if (open.has(name)) one.open = open.get(name);
+  const top = before.top && byId(before.top[0]);
+  if (top) scrollTo({ top: scrollY + top.getBoundingClientRect().top - before.top[1], behavior: "instant" });
+  if (before.focus && byId(before.focus)) byId(before.focus).focus({ preventScroll: true });
+  history.replaceState(null, "");
+}
+function follow() {
+  if (!every) return;
+  const began = Date.now(), age = () => Date.now() / 1000 - written, wait = Math.max(every, age() / 4); // a page that nobody writes is loaded less and less often
+  let touched = 0;
+  for (const event of ["pointerdown", "keydown", "wheel", "input"]) addEventListener(event, () => { touched = Date.now(); }, { passive: true });
+  const busy = () => Date.now() - touched < 1500 || document.hidden || byId("large").open || !getSelection().isCollapsed
+    || (document.activeElement.matches(":focus-visible") && !document.activeElement.id); // a focus that could not be found again
+  setInterval(() => {
+    const late = age() > 10 * every + 60;
+    byId("late").textContent = late ? `Not written for ${Math.round(age() / 60)} minutes: the study may have been killed.` : "";
+    if (state.refresh === "1" && Date.now() - began > 1000 * wait && !busy()) loadAgain();
+  }, 500);
+}
+
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
 const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.tokens]).filter(Boolean).map((one) => one.noise)];
@@ -328,6 +376,8 @@ function start() {
   const star = sections.flatMap((section) => section.headlines.map((one) => [section, one])).find(([section, one]) => section.kind !== "atlas" && !section.rows && one.place[0] <= 1);
   if (star) defaults.noise = state.noise = Number(star[1].place[0].toFixed(3));
   readAddress();
+  const hidden = new Set(before && before.hidden);
+  for (const [name, line] of lines()) line.hidden = hidden.has(name);
   for (const section of sections) {
     const views = document.querySelector(`.views[data-section="${CSS.escape(section.id)}"]`);
     if (section.rows) views.append(rowsView(section));
@@ -356,7 +406,9 @@ function start() {
   const all = (now) => { printing = now; for (const view of drawn.values()) { view.seen = true; redraw(view); } };
   addEventListener("beforeprint", () => all(true));
   addEventListener("afterprint", () => all(false));
-  if (state.at) goTo(state.at);
+  bind("refresh", "change", () => {});
+  if (before) lookAsBefore(); else if (state.at) goTo(state.at);
+  follow();
 }
 async function load() {
   const packed = byId("plotly").textContent;
@@ -367,7 +419,7 @@ async function load() {
   Plotly = window.Plotly;
   for (const view of drawn.values()) redraw(view);
   atlases.forEach((view) => view.draw());
-  if (state.at && scrollY) goTo(state.at);
+  if (state.at && scrollY && !before) goTo(state.at);
   document.documentElement.dataset.ready = "yes";
 }
 start();
