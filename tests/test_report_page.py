@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import uturn as ut
 from browser import next_frame, violations
 from test_report import HOSTILE, figure
 from uturn.datasets import write_dataset
-from uturn.pages import write_page
+from uturn.pages import report, write_page
 from uturn.pages.running import Running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
@@ -30,6 +31,15 @@ def address(tmp_path_factory):
     data["original"] = dims, rng.uniform(-1, 1, (3, 8, 8)).astype("float32")
     data["image"] = ("noise", *dims), rng.uniform(-1, 1, (10, 3, 8, 8)).astype("float32")
     write_dataset(data, folder / "fig7.zarr")
+    spec = {
+        "items": 6,
+        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3},
+        "corruption": {"type": "masking", "noise": [0.0, 0.6, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}, {"type": "tree_nodes"}],
+    }
+    ut.run(ut.Experiment.from_dict(spec), folder / "runs" / "tree.zarr")
+    report([folder / "runs"], folder / "runs.html")
     return write_page(folder).as_uri()
 
 
@@ -91,6 +101,23 @@ def test_the_slider_moves_every_view(opened, width):
     before = page.locator(".tile img").nth(1).get_attribute("src")
     slide(page, 0.1)
     assert page.locator(".tile img").nth(1).get_attribute("src") != before
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_the_tree_follows_the_slider(opened, address, width):
+    page = opened(width, at=address.replace("index.html", "runs.html"))
+    tree = page.locator(".tree svg")
+    shares = "[...document.querySelectorAll('.tree circle')].map((one) => one.style.getPropertyValue('--share'))"
+    slide(page, 0)
+    assert page.evaluate(shares) == ["100%"] * 15
+    slide(page, 1)
+    lost = page.evaluate(shares)
+    assert len(set(lost)) > 1  # each node has a colour of its own
+    assert "class 0.25" in tree.get_attribute("aria-label")  # of 4 symbols
+    page.locator(".tree select").nth(1).select_option("mean")
+    assert len(set(page.evaluate(shares)[-8:])) == 1
+    assert "All nodes of a level have the colour of its mean." in page.locator(".tree").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("width", SIZES)
@@ -171,7 +198,9 @@ def test_downloads(opened):
 
 
 @pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")])
-def test_accessibility_and_colours(opened, scheme, ground):
+def test_accessibility_and_colours(opened, address, scheme, ground):
+    page = opened(scheme=scheme, at=address.replace("index.html", "runs.html"))
+    assert violations(page) == []
     page = opened(scheme=scheme)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
     for width in (1280, 360):

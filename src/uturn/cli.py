@@ -724,7 +724,8 @@ def _is_unfinished(ds: Any, out: str, store: str, shard: str) -> bool:
     missing = missing_tasks(ds)
     if missing:
         if not is_url(out):
-            write_page(out)
+            with suppress(ValueError):  # nothing to show yet
+                write_page(out)
         left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
         _console().print(f"{store}: share {shard} done, {left}; the share that ends last draws the figures")
     return bool(missing)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from uturn.pages.charts import charts_of, mark, number
 from uturn.pages.pictures import images_of_figure, preview
+from uturn.pages.trees import tree_of_figure, tree_of_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,6 +92,7 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
             one["charts"] = charts_of(data)
             _add_transition(one, data)
             one["grid"] = images_of_figure(data, read.detail)
+            one["tree"] = _tree(path.parent / result.scale, result.figure, read) or tree_of_figure(data)
     return one
 
 
@@ -109,6 +111,18 @@ def _add_transition(one: dict[str, Any], data: xr.Dataset) -> None:
     if "critical_noise" in data.attrs:
         for chart in charts:
             chart["marks"].append(mark("ε* (mean field)", {"noise": [float(data.attrs["critical_noise"])] + [float("nan")] * 2}))
+
+
+def _tree(folder: Path, figure: str, read: Reader) -> dict[str, Any] | None:
+    """The tree of a raw run of a figure that has readings of single nodes; None if there is none."""
+    for store in sorted(folder.glob(f"{figure}-*.zarr")):
+        if (store / "node_belief").is_dir():
+            with read.part(store):
+                from uturn.store import Store
+
+                tree = tree_of_store(Store.open(store).dataset())
+                return None if tree is None else tree | {"run": store.stem}
+    return None
 
 
 def _runs(folder: Path, figure: str, read: Reader) -> list[dict[str, str]]:

@@ -123,7 +123,7 @@ def page_of(found: Found, folder: Path, running: Running | None = None) -> str:
     for one in found.sections:
         one["links"] = [{"name": path.name, "href": _link(path, folder)} for path in one.pop("files", [])] or one.get("links", [])
     plotly, script = _plotly(), _asset("page.js")
-    shown = ("id", "title", "short", "charts", "grid", "tokens", "rows", "headlines")
+    shown = ("id", "title", "short", "charts", "grid", "tree", "tokens", "rows", "headlines")
     data = {"sections": [{key: one.get(key) for key in shown} for one in found.sections]}
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly.text) if text)
     return _filled(

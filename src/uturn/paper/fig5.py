@@ -26,20 +26,22 @@ PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 REFERENCE_TIME, TOLERANCE = 0.067, 0.007  # of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent
 
 
+NOISE = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
+
+
 def _depths(runs: dict[str, xr.Dataset]) -> list[int]:
     return sorted(int(label.removeprefix("depth")) for label in runs)
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
-    noise = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
     return {
         f"depth{depth}": Experiment.from_dict(
             {
                 "items": items,
                 "chunk": 24,
                 "source": {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": grammars},
-                "corruption": {"type": "gaussian", "noise": noise.tolist()},
+                "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
                 "backward": {"type": "exact"},
                 "probes": [{"type": "tree_levels"}],
             }
@@ -48,11 +50,25 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     }
 
 
+def tree() -> Experiment:
+    """Four strings of 64 leaves, whose nodes are kept one by one."""
+    spec = {
+        "items": 4,
+        "trajectories": 16,
+        "source": {"type": "rhm", **PARAMETERS, "depth": 6},
+        "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}, {"type": "tree_nodes"}],
+    }
+    return Experiment.from_dict(spec)
+
+
 def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec("Gaussian", {"type": "rhm", **PARAMETERS, "depth": 10}, "gaussian", scale)]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    workshop.run("fig5-tree", tree())  # for the page, which shows its nodes
     return workshop.runs("fig5", experiments(workshop.scale))
 
 

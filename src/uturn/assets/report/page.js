@@ -281,6 +281,64 @@ function tokensView(tokens) {
   return make("article", { className: "tokens whole" }, make("h3", {}, "Texts at the noise of the slider"), at, texts);
 }
 
+// --- trees: every node has the colour of what is kept of it ----------------------------------------------------------------
+const drawing = (tag, properties, ...children) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+};
+function treeView(tree) {
+  const { branching: s, depth } = tree, names = (level) => (level === depth ? "class" : level === 0 ? "leaves" : `level ${level}`);
+  const at = make("p", { className: "at", role: "note" }), choices = make("div", { className: "filter" }), note = make("p", { className: "at" });
+  const [width, left, right, gap, top] = [900, 70, 150, 46, 20], inner = width - left - right;
+  const svg = drawing("svg", { viewBox: `0 0 ${width} ${top + gap * depth + 22}`, role: "img" }), branches = drawing("g", { class: "branches" }), nodes = drawing("g", {});
+  svg.append(branches, nodes);
+  const rows = []; // of the levels, from the root down: what is coloured, and the words beside it
+  for (let level = depth, first = 0; level >= 0; level--) {
+    const count = s ** (depth - level), y = top + gap * (depth - level), own = [], x = (k) => left + (inner * (k + 0.5)) / count;
+    if (count <= 64) for (let k = 0; k < count; k++) {
+      if (level < depth) branches.append(drawing("line", { x1: x(k), y1: y, x2: left + (inner * (Math.floor(k / s) + 0.5) * s) / count, y2: y - gap }));
+      own.push(nodes.appendChild(drawing("circle", { cx: x(k), cy: y, r: Math.max(3, Math.min(13, (0.42 * inner) / count)) })));
+    } else own.push(nodes.appendChild(drawing("rect", { x: left, y: y - 9, width: inner, height: 18, rx: 3 }))); // too many nodes to draw
+    const value = drawing("text", { x: width - right + 14, y: y + 5, class: "value" });
+    svg.append(drawing("text", { x: left - 14, y: y + 5, "text-anchor": "end" }, names(level)), value);
+    rows.push({ level, own, value, first, single: count <= 64 });
+    first += count;
+  }
+  const shared = { reading: 0, item: "mean" };
+  const select = (words, options, change) => {
+    const box = make("select", { onchange: () => { change(box.value); show(); } }, ...options.map(([value, text]) => make("option", { value }, text)));
+    choices.append(make("label", {}, words, box));
+    return box;
+  };
+  if (tree.readings.length > 1) select("Shown", tree.readings.map((one, k) => [String(k), one.words]), (value) => { shared.reading = Number(value); });
+  const items = tree.readings[0].items;
+  if (items.length) select("Of", [["mean", "all originals, mean of each level"], ...items.map((one, k) => [String(k), `${one.name}, node by node`])], (value) => { shared.item = value; }).selectedIndex = 1;
+  if (items.length) shared.item = "0";
+  const paint = (element, share) => {
+    element.style.setProperty("--share", share === null ? "0%" : `${Math.round(100 * share)}%`);
+    element.classList.toggle("unknown", share === null);
+  };
+  function show() {
+    const reading = tree.readings[shared.reading], k = nearest(noiseOf(tree.noise), tree.noise), item = reading.items[Number(shared.item)];
+    const said = [];
+    for (const { level, own, value, first, single } of rows) {
+      const mean = reading.levels[level], known = item && single, shares = known ? item.nodes[k].slice(first, first + own.length).map((x) => x / 100) : own.map(() => mean.value[k]);
+      own.forEach((element, n) => paint(element, shares[n]));
+      value.textContent = known ? `${short(shares.reduce((a, b) => a + b, 0) / shares.length)}` : span(mean.value[k], mean.low[k], mean.high[k]);
+      said.push(`${names(level)} ${value.textContent}`);
+    }
+    at.textContent = `At ${tree.words} ${short(tree.noise[k])}, the nearest stored level: ${reading.words}, 0 to 1${item ? `, of ${item.name}` : ", mean over originals"}.`;
+    note.textContent = item ? "" : items.length ? "All nodes of a level have the colour of its mean." : "All nodes of a level have the colour of its mean: means of levels are what this run kept. The probe tree_nodes keeps single nodes.";
+    svg.setAttribute("aria-label", `tree with ${depth + 1} levels; ${said.join(", ")}`);
+  }
+  sliding.push(show);
+  const scale = make("p", { className: "at key" }, "0, lost ", make("i", { className: "scale" }), " 1, kept");
+  const title = `Tree at the noise of the slider${tree.run ? ` (run ${tree.run})` : ""}`;
+  return make("article", { className: "tree whole" }, make("h3", {}, title), choices, at, svg, scale, note);
+}
+
 // --- enlarged ----------------------------------------------------------------------------------------------------------------
 function enlarge(content, name) {
   const dialog = byId("large");
@@ -364,7 +422,7 @@ function follow() {
 
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
-const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.tokens]).filter(Boolean).map((one) => one.noise)];
+const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.tree, section.tokens]).filter(Boolean).map((one) => one.noise)];
 function slide() {
   const same = scales.every((levels) => largest(levels) === 1) && scales.length;
   byId("reading").textContent = same ? short(state.noise) : `${Math.round(100 * state.noise)} % of each range`;
@@ -382,6 +440,7 @@ function start() {
     const views = document.querySelector(`.views[data-section="${CSS.escape(section.id)}"]`);
     if (section.rows) views.append(rowsView(section));
     if (section.grid) views.append(gridView(section.grid));
+    if (section.tree) views.append(treeView(section.tree));
     if (section.tokens) views.append(tokensView(section.tokens));
     for (const chart of section.charts || []) views.append(chartView(section, chart));
   }
