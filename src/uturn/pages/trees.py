@@ -76,7 +76,7 @@ def _nodes(run: xr.Dataset, name: str) -> list[dict[str, Any]]:
         return []
     few = run[name].isel(item=slice(_MOST_ORIGINALS)).sortby("noise").load()
     mean = few.mean([dim for dim in few.dims if dim in ("trajectory", "clone")]).transpose("item", "noise", "node")
-    known = mean[np.isfinite(mean).all(("noise", "node")).values]
+    known = mean[mean.notnull().all(("noise", "node")).values]
     return [
         {"name": f"original {int(item)}", "nodes": np.round(100 * values).astype(int).tolist()}
         for item, values in zip(known["item"].values, known.values, strict=True)

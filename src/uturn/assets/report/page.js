@@ -143,7 +143,7 @@ function chartView(section, chart) {
   function slide() {
     const levels = chart.axes[0].values, noise = noiseOf(levels), others = chart.axes.slice(1).map((axis) => [axis.words, interpolate(noise, levels, axis.values)]);
     const said = others.filter(([, x]) => x !== null).map(([words, x]) => `${words} ${short(x)}`);
-    if (chart.slides) at.textContent = `At ${chart.axes[0].words} ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
+    if (chart.slides) at.textContent = `At ${chart.axes[0].words}: ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
     for (const { button, value, line, k } of values) {
       button.style.setProperty("--c", color(k, chart.lines.length));
       const read = (name) => interpolate(noise, levels, line[name]);
@@ -329,7 +329,7 @@ function treeView(tree) {
       value.textContent = known ? `${short(shares.reduce((a, b) => a + b, 0) / shares.length)}` : span(mean.value[k], mean.low[k], mean.high[k]);
       said.push(`${names(level)} ${value.textContent}`);
     }
-    at.textContent = `At ${tree.words} ${short(tree.noise[k])}, the nearest stored level: ${reading.words}, 0 to 1${item ? `, of ${item.name}` : ", mean over originals"}.`;
+    at.textContent = `At ${tree.words}: ${short(tree.noise[k])}, the nearest stored level. Colour: ${reading.words}${item ? `, ${item.name}; at the right, means of the levels` : ", mean over originals; at the right, with 95 % intervals where they are known"}.`;
     note.textContent = item ? "" : items.length ? "All nodes of a level have the colour of its mean." : "All nodes of a level have the colour of its mean: means of levels are what this run kept. The probe tree_nodes keeps single nodes.";
     svg.setAttribute("aria-label", `tree with ${depth + 1} levels; ${said.join(", ")}`);
   }
@@ -431,8 +431,12 @@ function slide() {
   frame = requestAnimationFrame(() => sliding.forEach((run) => run()));
 }
 function start() {
-  const star = sections.flatMap((section) => section.headlines.map((one) => [section, one])).find(([section, one]) => section.kind !== "atlas" && !section.rows && one.place[0] <= 1);
-  if (star) defaults.noise = state.noise = Number(star[1].place[0].toFixed(3));
+  // It begins at the first t*.
+  const starred = sections.find((section) => section.headlines.length && !section.rows && (section.charts || []).some((chart) => chart.slides));
+  if (starred) {
+    const share = starred.headlines[0].place[0] / largest(starred.charts.find((chart) => chart.slides).axes[0].values);
+    if (share <= 1) defaults.noise = state.noise = Number(share.toFixed(3));
+  }
   readAddress();
   const hidden = new Set(before && before.hidden);
   for (const [name, line] of lines()) line.hidden = hidden.has(name);
