@@ -125,6 +125,8 @@ def test_the_filter_of_the_verdicts(opened, width):
     page = opened(width)
     rows = page.locator("#verdicts tbody tr:visible")
     assert rows.count() == 2
+    heights = page.evaluate("[...document.querySelectorAll('#verdicts th')].map((one) => one.clientHeight)")
+    assert max(heights) < 50  # no heading is cut into two lines
     page.select_option("#show", "failed")
     assert rows.count() == 1
     assert "FAIL" in rows.inner_text()
