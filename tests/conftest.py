@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 # Ray would ask for a token, which it makes in the home folder; tests/test_cluster_addresses.py has one of its own.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # A call of Ray without a connection is an error, and joins no cluster of another process, with which this one would end.
@@ -9,3 +11,17 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is imported
     os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One headless Chromium for the tests of a module, which are skipped without it."""
+    from javascript import CHROMIUM
+
+    playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("looks at a page: Chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

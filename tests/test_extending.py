@@ -212,7 +212,11 @@ def test_a_channel_with_its_reverse_step(monkeypatch, backward, is_posterior):
 def figure():
     """A module with what a figure defines."""
     module = ModuleType("uturn.paper.coins")
-    module.TITLE, module.CAPTION = "Coins", "Share of equal tosses against the share of covered coins."
+    module.TITLE, module.CLAIM, module.CAPTION = (
+        "Coins",
+        "Covered coins fall anew.",
+        "Share of equal tosses against the share of covered coins.",
+    )
 
     def measure(workshop):
         return {"coins": workshop.run("coins", ut.Experiment.from_dict(SPEC))}

@@ -1,6 +1,7 @@
 """The figure modules: specs of both scales are valid, and verdicts fail when the data are wrong."""
 
 import importlib
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ def test_specs_are_valid(name, scale):
     module = importlib.import_module(f"uturn.paper.{name}")
     assert module.TITLE
     assert module.CAPTION
+    assert re.fullmatch(r"[A-Z].{20,}[.]", module.CLAIM)  # a sentence
     assert isinstance(module.channels(scale), list)
     if not hasattr(module, "experiments"):
         pytest.skip("measures in its own way: see its own tests")

@@ -253,6 +253,7 @@ def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
     figure = SimpleNamespace(
         __name__="uturn.paper.fig6",
         TITLE="title",
+        CLAIM="claim",
         CAPTION="caption",
         measure=lambda workshop: {},
         channels=lambda scale: [],

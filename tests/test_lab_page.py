@@ -1,7 +1,6 @@
 """The page of the laboratory in headless Chromium, opened from a file."""
 
 import re
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,26 +9,13 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from javascript import CHROMIUM
+from browser import next_frame, violations
 from uturn.lab import laboratory, write_laboratory
-
-playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="looks at a page: Chromium is not installed")
-
-AXE = "axe-core@4.10.3"  # checks accessibility; from npm, for this test alone
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     return write_laboratory(tmp_path_factory.mktemp("lab") / "lab.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -55,10 +41,6 @@ def settled(page):
     """Wait until the curves are computed and the next frame is drawn."""
     page.locator("#strings-count", has_text="24").wait_for()
     next_frame(page)
-
-
-def next_frame(page):
-    page.evaluate("() => new Promise((next) => requestAnimationFrame(() => requestAnimationFrame(next)))")
 
 
 def column(page, number):
@@ -256,24 +238,14 @@ def test_numbers_that_cannot_be_used(visit):
         assert len(column(page, 2)) == 4
 
 
-def test_accessibility(visit, tmp_path):
-    npm = shutil.which("npm")
-    try:
-        done = npm and subprocess.run([npm, "pack", AXE], cwd=tmp_path, capture_output=True, timeout=60, check=True)
-    except subprocess.SubprocessError:
-        done = None
-    if not done:
-        pytest.skip("checks accessibility by axe-core: npm, or its registry, cannot be reached")
-    subprocess.run(["tar", "xzf", next(tmp_path.glob("*.tgz")).name], cwd=tmp_path, check=True)
-    axe = (tmp_path / "package/axe.min.js").read_text(encoding="utf-8")
-    for width, scheme in ((1280, "light"), (360, "dark")):
-        for fragment in ("#L=4&view=changes&noise=0.5", "#v=99&L=4&step=5&channel=epsilon&noise=.5"):
-            with visit(fragment, width=width, color_scheme=scheme) as page:
-                page.locator("#tree").focus()
-                page.keyboard.press("Home")
-                page.evaluate(axe)
-                found = page.evaluate("async () => (await axe.run()).violations")
-                assert [(rule["id"], [node["html"][:120] for node in rule["nodes"]]) for rule in found] == []
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(visit, scheme):
+    with visit("#L=4&view=changes&noise=0.5", color_scheme=scheme) as page:
+        page.locator("#tree").focus()
+        page.keyboard.press("Home")
+        assert violations(page) == []
+    with visit("#v=99&L=4&step=5&channel=epsilon&noise=.5", width=360, color_scheme=scheme) as page:
+        assert violations(page) == []
 
 
 def test_command_writes_the_page(tmp_path):

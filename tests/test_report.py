@@ -12,9 +12,11 @@ from PIL import Image
 
 import uturn as ut
 from uturn.datasets import write_dataset
-from uturn.pages import MOST_BYTES, collect, report, write_page
+from uturn.outputs import OutputFolder
+from uturn.pages import MOST_BYTES, LivePage, collect, live_page, report, write_page
 from uturn.pages import pictures as pages_pictures
 from uturn.pages.charts import charts_of, charts_of_store
+from uturn.progress import begun, progress_bar
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""
 NOISE = np.linspace(0.1, 1, 10)
@@ -166,11 +168,72 @@ def test_a_store_shows_means_with_intervals(tmp_path):
     assert charts_of_store(run)[0]["name"] == section["charts"][0]["name"]
 
 
+def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):
+    source = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 3, "depth": 4}  # 81 leaves, which are left out
+    spec = {
+        "items": 3,
+        "trajectories": 5,
+        "source": source,
+        "corruption": {"type": "masking", "noise": [0.0, 0.6, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}, {"type": "tree_nodes", "first": 2}],
+    }
+    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "nodes.zarr")
+    starts = np.cumsum([0, 1, 3, 9, 27])
+    for k, level in enumerate((4, 3, 2, 1)):  # nodes are numbered from the root, and their means are those of the levels
+        nodes = run.isel(node=slice(starts[k], starts[k + 1]), item=slice(2))
+        of_level = run.isel(tree_level=level, item=slice(2))
+        np.testing.assert_allclose(nodes.node_belief.mean("node"), of_level.belief, atol=1e-6)
+        np.testing.assert_allclose(nodes.node_unchanged.mean("node"), of_level.unchanged, atol=1e-6)
+    assert run.sizes["node"] == 40
+    assert np.isnan(run.node_belief.isel(item=2)).all()
+    tree = collect([tmp_path]).sections[0]["tree"]
+    reading = tree["readings"][0]
+    assert [one["name"] for one in reading["items"]] == ["original 0", "original 1"]
+    np.testing.assert_allclose(reading["items"][1]["nodes"], 100 * run.node_belief.isel(item=1), atol=0.51)
+    assert reading["levels"][4]["value"] == pytest.approx(run.belief.mean("item")[:, 4].values, abs=1e-5)
+    ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": "tree_levels"}]}), tmp_path / "levels.zarr")
+    assert collect([tmp_path]).sections[0]["tree"]["readings"][0]["items"] == []  # means of levels alone
+
+
 def test_a_figure_with_the_name_of_a_study_is_a_figure(tmp_path):
     figure(tmp_path, "text")
     found = collect([tmp_path])
     assert not found.problems
     assert [one["id"] for one in found.sections] == ["text"]
+
+
+def test_a_study_that_runs_has_a_page_before_its_first_result(tmp_path, monkeypatch):
+    monkeypatch.setattr("uturn.pages.live._FIRST", 0.01)
+    folder = OutputFolder.of(tmp_path)
+    with live_page(folder, HOSTILE) as page:
+        page.says(HOSTILE, 2, 10, HOSTILE)
+        with begun(0), progress_bar(True, "tasks", 10, 5) as advance:
+            advance()
+            page.write()
+            text = (tmp_path / "index.html").read_text()
+    assert "26 %" in text  # (2 + 6/10)/10
+    assert "6 of 10 tasks" in text
+    assert re.search('data-every="[0-9]+" data-written="[0-9]+"', text)
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    with pytest.raises(KeyboardInterrupt), live_page(folder, "uturn images"):
+        raise KeyboardInterrupt
+    stopped = (tmp_path / "index.html").read_text()
+    assert "Stopped" in stopped
+    assert "data-every" not in stopped.partition("</head>")[0]
+    figure(tmp_path)
+    assert "card live" not in write_page(tmp_path).read_text()
+
+
+def test_pages_take_a_small_share_of_the_time(tmp_path, monkeypatch):
+    times = iter(np.arange(0, 100, 3.0))  # each page takes three seconds
+    monkeypatch.setattr("uturn.pages.live.time.thread_time", lambda: next(times))
+    page = LivePage(tmp_path, "uturn images")
+    page.write()
+    assert page.every == 150
+    page.write()  # which says so to those who read it
+    assert 'data-every="150"' in (tmp_path / "index.html").read_text()
 
 
 def test_results_of_another_version_are_named(tmp_path):

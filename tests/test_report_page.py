@@ -1,23 +1,22 @@
 """The page of results in a browser: it opens from disk without errors or requests, and its controls do what they should."""
 
-import os
-import shutil
+import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from test_report import figure
+import uturn as ut
+from browser import next_frame, violations
+from test_report import HOSTILE, figure
 from uturn.datasets import write_dataset
-from uturn.pages import write_page
+from uturn.pages import report, write_page
+from uturn.pages.running import Running
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs chromium: apt-get install chromium", allow_module_level=True)
-# axe-core comes from npm: its place, or a folder beside the checkout.
-AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
+playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
 SIZES = (1280, 400, 360)
 
 
@@ -32,31 +31,32 @@ def address(tmp_path_factory):
     data["original"] = dims, rng.uniform(-1, 1, (3, 8, 8)).astype("float32")
     data["image"] = ("noise", *dims), rng.uniform(-1, 1, (10, 3, 8, 8)).astype("float32")
     write_dataset(data, folder / "fig7.zarr")
+    spec = {
+        "items": 6,
+        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3},
+        "corruption": {"type": "masking", "noise": [0.0, 0.6, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}, {"type": "tree_nodes"}],
+    }
+    ut.run(ut.Experiment.from_dict(spec), folder / "runs" / "tree.zarr")
+    report([folder / "runs"], folder / "runs.html")
     return write_page(folder).as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
 def opened(browser, address):
-    """Opens the page: (width, fragment, scheme) -> page; at the end no error and no request may have been seen."""
+    """Opens the page, or another `at` an address; at the end no error and no request may have been seen."""
     contexts, wrong = [], []
 
-    def open_page(width=1280, fragment="", scheme="light"):
+    def open_page(width=1280, fragment="", scheme="light", at=address):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(("data:", "blob:", address)) or wrong.append(request.url))
-        page.goto(address + fragment)
-        page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+        page.on("request", lambda request: request.url.startswith(("data:", "blob:", at)) or wrong.append(request.url))
+        page.goto(at + fragment)
+        page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
         return page
 
     yield open_page
@@ -69,14 +69,15 @@ def slide(page, noise):
     page.locator("#noise").evaluate(
         "(one, value) => { one.value = value; one.dispatchEvent(new Event('input', {bubbles: true})); }", str(noise)
     )
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    next_frame(page)
 
 
 def wait_for(page, condition):
     """Wait until a condition holds; the policy of the page forbids the waiting of playwright itself."""
     for _ in range(1200):  # up to a minute on a busy machine
-        if page.evaluate(condition):
-            return
+        with suppress(playwright.Error):  # the page is just loading itself again
+            if page.evaluate(condition):
+                return
         page.wait_for_timeout(50)
     raise AssertionError(condition)
 
@@ -103,10 +104,29 @@ def test_the_slider_moves_every_view(opened, width):
 
 
 @pytest.mark.parametrize("width", SIZES)
+def test_the_tree_follows_the_slider(opened, address, width):
+    page = opened(width, at=address.replace("index.html", "runs.html"))
+    tree = page.locator(".tree svg")
+    shares = "[...document.querySelectorAll('.tree circle')].map((one) => one.style.getPropertyValue('--share'))"
+    slide(page, 0)
+    assert page.evaluate(shares) == ["100%"] * 15
+    slide(page, 1)
+    lost = page.evaluate(shares)
+    assert len(set(lost)) > 1  # each node has a colour of its own
+    assert "class 0.25" in tree.get_attribute("aria-label")  # of 4 symbols
+    page.locator(".tree select").nth(1).select_option("mean")
+    assert len(set(page.evaluate(shares)[-8:])) == 1
+    assert "All nodes of a level have the colour of its mean." in page.locator(".tree").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", SIZES)
 def test_the_filter_of_the_verdicts(opened, width):
     page = opened(width)
     rows = page.locator("#verdicts tbody tr:visible")
     assert rows.count() == 2
+    heights = page.evaluate("[...document.querySelectorAll('#verdicts th')].map((one) => one.clientHeight)")
+    assert max(heights) < 50  # no heading is cut into two lines
     page.select_option("#show", "failed")
     assert rows.count() == 1
     assert "FAIL" in rows.inner_text()
@@ -179,20 +199,56 @@ def test_downloads(opened):
     assert "<svg" in Path(saved.value.path()).read_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(opened, scheme):
-    if not AXE.exists():
-        pytest.skip("needs axe-core: npm install axe-core, or its path in AXE_CORE")
+@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")])
+def test_accessibility_and_colours(opened, address, scheme, ground):
+    page = opened(scheme=scheme, at=address.replace("index.html", "runs.html"))
+    assert violations(page) == []
+    page = opened(scheme=scheme)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
     for width in (1280, 360):
-        page = opened(width, scheme=scheme)
-        page.evaluate(AXE.read_text(encoding="utf-8"))
-        found = page.evaluate("axe.run().then((found) => found.violations.map((one) => [one.id, one.impact]))")
-        assert [one for one in found if one[1] in ("serious", "critical")] == []
+        page.set_viewport_size({"width": width, "height": 900})
+        next_frame(page)
+        assert violations(page) == []
 
 
-def test_dark_mode(opened):
-    def ground(scheme):
-        return opened(scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
+def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path):
+    """The open page loads itself again while the study runs, shows what is new, looks as before, and stops at the end."""
 
-    assert ground("light") == "rgb(255, 255, 255)"
-    assert ground("dark") == "rgb(20, 23, 26)"
+    def written(finished, every=1.0):
+        now = time.time()
+        running = Running("uturn reproduce", HOSTILE, (1, 4, "figures"), (finished or 0, 10), now, now, every)
+        write_page(folder, None if finished is None else running)
+
+    folder = tmp_path / "live"
+    folder.mkdir()
+    written(0.0)  # nothing is there yet, and the page says how far the study is
+    page = opened(at=(folder / "index.html").as_uri(), fragment="#refresh=0")
+    assert re.search("25 %.*1 of 4 figures.*0 of 10 tasks", page.locator(".card.live").inner_text(), re.DOTALL)
+    figure(folder)
+    written(3.0)
+    page.reload()
+    slide(page, 0.3)
+    page.locator("details summary").first.click()
+    page.locator(".legend button").first.click()
+    page.locator("#fig7").evaluate("(one) => scrollTo(0, scrollY + one.getBoundingClientRect().top + 40)")
+    kept = "[location.hash, document.querySelector('#fig7').getBoundingClientRect().top, document.querySelector('details').open]"
+    written(7.0, every=1000)
+    before = page.evaluate(kept)
+    page.locator("#refresh").evaluate("(one) => one.click()")
+    wait_for(page, "document.body.textContent.includes('7 of 10 tasks')")
+    wait_for(page, "document.documentElement.dataset.ready === 'yes'")
+    after = page.evaluate(kept)
+    assert after[1] == pytest.approx(before[1], abs=2)
+    assert after[2]
+    assert "noise=0.3" in after[0]
+    assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+    written(8.0)
+    page.reload()
+    written(None)
+    wait_for(page, "!document.querySelector('.card.live') && document.documentElement.dataset.ready === 'yes'")
+    page.wait_for_timeout(500)
+    loads = []
+    page.on("load", lambda: loads.append(1))
+    page.wait_for_timeout(2500)
+    assert loads == []
+    assert page.locator("#reading").inner_text() == "0.3"

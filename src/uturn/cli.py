@@ -340,8 +340,10 @@ def images(
             check_folder(folder, save_images, image_options.keep)
             store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
         on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
-        ds = _run(image_options.experiment(originals), store, resume, workers, shard, accept_changes, on_cluster)
-        if _is_unfinished(ds, store, shard):
+        experiment = image_options.experiment(originals)
+        with _live_page(out, "uturn images", shard):
+            ds = _run(experiment, store, resume, workers, shard, accept_changes, on_cluster)
+        if _is_unfinished(ds, out, store, shard):
             return
     analysis = write_results(ds, out, save_images=save_images)
     _print_study(summary(analysis), analysis, out, written(out, save_images))
@@ -398,8 +400,9 @@ def text(
             store = folder.place("run.zarr")
         experiment = text_options.experiment()
         on_cluster = _on_cluster(cluster, cpus_per_worker, gpus_per_worker)
-        ds = _run(experiment, store, resume, workers, shard, accept_changes, on_cluster)
-        if _is_unfinished(ds, store, shard):
+        with _live_page(out, "uturn text", shard):
+            ds = _run(experiment, store, resume, workers, shard, accept_changes, on_cluster)
+        if _is_unfinished(ds, out, store, shard):
             return
         source = experiment.parts.source
     analysis = write_text_results(ds, out, source)
@@ -700,12 +703,29 @@ def _options(kind: type[_Chosen], file: Path | None, context: typer.Context, fie
     return kind.from_dict(chosen | _given(context, fields))
 
 
-def _is_unfinished(ds: Any, store: str, shard: str) -> bool:
-    """Whether other shares have tasks left; says so."""
+@contextmanager
+def _live_page(out: str, study: str, shard: str) -> Iterator[None]:
+    """Context in which the page of a study follows its run."""
+    from uturn.outputs import output_folder
+    from uturn.pages import live_page
+
+    with output_folder("out", out) as folder, live_page(folder, study) as page:
+        if shard != "1/1":
+            page.says(f"share {shard} of the tasks")
+        yield
+
+
+def _is_unfinished(ds: Any, out: str, store: str, shard: str) -> bool:
+    """Whether other shares have tasks left; says so, here and on the page."""
+    from uturn.objects import is_url
+    from uturn.pages import write_page
     from uturn.workflows.runs import missing_tasks
 
     missing = missing_tasks(ds)
     if missing:
+        if not is_url(out):
+            with suppress(ValueError):  # nothing to show yet
+                write_page(out)
         left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
         _console().print(f"{store}: share {shard} done, {left}; the share that ends last draws the figures")
     return bool(missing)

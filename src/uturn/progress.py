@@ -45,6 +45,7 @@ class _Here(threading.local):
 
 _here = _Here()
 _all: list[Any] = []  # unfinished work of all threads, and of other processes: objects with a number `done`
+_counts: list[_Count] = []  # of the progress bars that are shown
 _put: Callable[[float], None] | None = None  # see `publish_to`
 
 
@@ -170,7 +171,7 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
         yield lambda: None
         return
     terminal = sys.stderr.isatty()
-    with _bar(title, total, done, note) if terminal else _lines(title, total, done, note) as count:
+    with _bar(title, total, done, note) if terminal else _lines(title, total, done, note) as count, _shown(count):
         ended = threading.Event()
 
         def look() -> None:
@@ -187,12 +188,27 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
             watcher.join()
 
 
+def current() -> tuple[float, int] | None:
+    """Tasks that are done, and all tasks, of the progress bar that was opened last and is still shown; None if there is none."""
+    count = next(reversed(_counts), None)
+    return None if count is None else (count.shown, count.total)
+
+
+@contextmanager
+def _shown(count: _Count) -> Iterator[None]:
+    _counts.append(count)
+    try:
+        yield
+    finally:
+        _counts.remove(count)
+
+
 class _Count:
     """Tasks that are done, and what `show(done, finished)` shows of them."""
 
     def __init__(self, total: int, finished: int, show: Callable[[float, int], None]) -> None:
         self.total, self.finished, self._show = total, finished, show
-        self._shown, self._outside, self._lock = float(finished), list(_all), threading.Lock()
+        self.shown, self._outside, self._lock = float(finished), list(_all), threading.Lock()
 
     def advance(self) -> None:
         """One more task is finished."""
@@ -204,8 +220,8 @@ class _Count:
         """Show what is done; it never runs backwards, nor past the end."""
         with self._lock:
             inside = math.fsum(work.done for work in list(_all) if work not in self._outside)
-            self._shown = max(self._shown, min(self.finished + inside, self.total))
-            self._show(self._shown, self.finished)
+            self.shown = max(self.shown, min(self.finished + inside, self.total))
+            self._show(self.shown, self.finished)
 
 
 @contextmanager

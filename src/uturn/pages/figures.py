@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from uturn.pages.charts import charts_of, mark, number
 from uturn.pages.pictures import images_of_figure, preview
+from uturn.pages.trees import tree_of_figure, tree_of_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,6 +41,7 @@ class _Result(BaseModel):
     verdicts: list[_Verdict]
     files: dict[str, str]
     seconds: float = 0.0
+    claim: str = ""
 
 
 def is_figure(path: Path) -> bool:
@@ -70,7 +72,8 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
         "kind": "figure",
         "title": f"Figure {found[1].upper()}. {result.title}" if found else result.title,
         "short": result.figure,
-        "words": f"{judged}; scale {result.scale}, {result.seconds:.0f} s.",
+        "words": result.claim,
+        "facts": f"{judged}; scale {result.scale}, {result.seconds:.0f} s.",
         "caption": result.caption,
         "verdicts": [verdict.model_dump() for verdict in result.verdicts],
         "docs": "figures",
@@ -89,21 +92,37 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
             one["charts"] = charts_of(data)
             _add_transition(one, data)
             one["grid"] = images_of_figure(data, read.detail)
+            one["tree"] = _tree(path.parent / result.scale, result.figure, read) or tree_of_figure(data)
     return one
 
 
 def _add_transition(one: dict[str, Any], data: xr.Dataset) -> None:
     """t* as a headline and in the charts, if the data have it; ε* of mean-field theory as a mark."""
     charts = [chart for chart in one["charts"] if chart["slides"]]
-    if "transition" in data.attrs:
-        star = [number(data.attrs.get(name, float("nan"))) for name in ("transition", "transition_low", "transition_high")]
+    star = [number(data.attrs.get(name, float("nan"))) for name in ("transition", "transition_low", "transition_high")]
+    if star[0] is not None:
         axis = charts[0]["axes"][0]["words"] if charts else "noise"
-        one["headlines"].append({"label": "t*", "axis": axis, "place": star, "claim": "half of the class is lost there"})
+        judged = sum(verdict["passed"] for verdict in one["verdicts"]), len(one["verdicts"])
+        supported = f"{one['words']} {judged[0]} of {judged[1]} verdicts passed" if one["words"] else ""
+        words = "half of the class is lost there"
+        one["headlines"].append({"label": "t*", "axis": axis, "place": star, "claim": words, "supports": supported})
         for chart in charts:
             chart["marks"].append(mark("t*", {"noise": star}))
-    elif "critical_noise" in data.attrs:
+    if "critical_noise" in data.attrs:
         for chart in charts:
             chart["marks"].append(mark("ε* (mean field)", {"noise": [float(data.attrs["critical_noise"])] + [float("nan")] * 2}))
+
+
+def _tree(folder: Path, figure: str, read: Reader) -> dict[str, Any] | None:
+    """The tree of a raw run of a figure that has readings of single nodes; None if there is none."""
+    for store in sorted(folder.glob(f"{figure}-*.zarr")):
+        if (store / "node_belief").is_dir():
+            with read.part(store):
+                from uturn.store import Store
+
+                tree = tree_of_store(Store.open(store).dataset())
+                return None if tree is None else tree | {"run": store.stem}
+    return None
 
 
 def _runs(folder: Path, figure: str, read: Reader) -> list[dict[str, str]]:

@@ -25,6 +25,7 @@ from uturn.files import whole_file
 from uturn.objects import is_url
 from uturn.outputs import OutputFolder, output_folder
 from uturn.pages.collect import Found, collect
+from uturn.pages.running import Running
 from uturn.pages.sections import contents, headlines, section, verdict_table
 
 MOST_BYTES = 5_000_000
@@ -32,10 +33,10 @@ MOST_BYTES = 5_000_000
 _DETAILS = (1.0, 0.7, 0.5, 0.35, 0.2)  # tried in turn until the page is small enough
 
 
-def write_page(folder: str | Path) -> Path:
-    """Write `index.html` for the results in a folder; ValueError if there are none."""
+def write_page(folder: str | Path, running: Running | None = None) -> Path:
+    """Write `index.html` for the results in a folder; ValueError if there are none, and no study is `running`."""
     path = Path(folder) / "index.html"
-    _write([Path(folder)], path)
+    _write([Path(folder)], path, running)
     return path
 
 
@@ -97,32 +98,32 @@ def fetch(folder: OutputFolder) -> None:
             folder.fetch(name)
 
 
-def _write(folders: list[Path], path: Path) -> list[str]:
+def _write(folders: list[Path], path: Path, running: Running | None = None) -> list[str]:
     for detail in _DETAILS:
         found = collect(folders, detail)
-        if not found.sections:
+        if not found.sections and running is None:
             words = "".join(f"; {one['file']} is damaged ({one['words']})" for one in found.problems)
             names = ", ".join(map(str, folders))
             raise ValueError(f"no results in {names}{words}; run `uturn reproduce --out {folders[0]}` or another command first")
-        page = page_of(found, path.parent).encode()
+        page = page_of(found, path.parent, running).encode()
         if len(page) <= MOST_BYTES:
             break
     else:
         for one in found.sections:
             one["pictures"], one["grid"] = [], None
         found.problems.append({"file": str(path), "words": "pictures are left out, as the page would be larger than 5 MB"})
-        page = page_of(found, path.parent).encode()
+        page = page_of(found, path.parent, running).encode()
     with whole_file(path) as file:
         file.write(page)
     return [f"{one['file']}: {one['words']}" for one in found.problems]
 
 
-def page_of(found: Found, folder: Path) -> str:
+def page_of(found: Found, folder: Path, running: Running | None = None) -> str:
     """The page of some sections as text; links to files are relative to the folder in which it will be."""
     for one in found.sections:
         one["links"] = [{"name": path.name, "href": _link(path, folder)} for path in one.pop("files", [])] or one.get("links", [])
     plotly, script = _plotly(), _asset("page.js")
-    shown = ("id", "title", "short", "charts", "grid", "tokens", "rows", "headlines")
+    shown = ("id", "title", "short", "charts", "grid", "tree", "tokens", "rows", "headlines")
     data = {"sections": [{key: one.get(key) for key in shown} for one in found.sections]}
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly.text) if text)
     return _filled(
@@ -130,7 +131,8 @@ def page_of(found: Found, folder: Path) -> str:
         style=_asset("page.css"),
         policy=f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}",
         version=escape(uturn.__version__),
-        headlines=headlines(found),
+        live=running.attributes() if running else "",
+        headlines=headlines(found, running),
         contents=contents(found.sections),
         verdicts=verdict_table(found.sections),
         sections="\n".join(section(one, _docs()) for one in found.sections),

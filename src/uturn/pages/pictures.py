@@ -62,11 +62,11 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
     }
 
 
-def sample(count: int) -> np.ndarray:
-    """Numbers of the originals that are shown: all, or 200 of them, drawn without replacement with seed 0."""
-    if count <= MOST_SHOWN:
+def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
+    """Numbers of the originals that are shown: all, or `most` of them, drawn without replacement with seed 0."""
+    if count <= most:
         return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, MOST_SHOWN, replace=False))
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def images_of_figure(data: xr.Dataset, detail: float) -> Any:
@@ -78,7 +78,7 @@ def images_of_figure(data: xr.Dataset, detail: float) -> Any:
     some = data[["original", "image"]].isel(item=chosen).sortby("noise")
     originals, images = some.original.transpose(*dims).values, some.image.transpose("noise", *dims).values
     found = grid(some.noise.values, [f"item {k}" for k in chosen], originals[:, None], images[:, :, None], None, detail)
-    return found | {"of": data.sizes["item"]}
+    return found | {"of": data.sizes["item"], "kept": data.sizes["item"]}
 
 
 def _picture(image: np.ndarray) -> Image:

@@ -6,12 +6,13 @@ from html import escape
 from typing import Any
 
 from uturn.pages.collect import Found
+from uturn.pages.running import Running
 
 
-def headlines(found: Found) -> str:
+def headlines(found: Found, running: Running | None = None) -> str:
     """The first thing to read: verdicts in one line, and t* with its interval and the claim that it supports."""
     verdicts = [verdict for one in found.sections for verdict in one["verdicts"]]
-    parts = []
+    parts = [running.card()] if running else []
     if verdicts:
         failed = sum(not verdict["passed"] for verdict in verdicts)
         figures = sum(bool(one["verdicts"]) for one in found.sections)
@@ -39,9 +40,10 @@ def _headline(star: dict[str, Any], one: dict[str, Any]) -> str:
         kind = "range" if star.get("range") else "95 % interval"
         interval = f'<p class="of">{kind} {low:.3g} to {high:.3g}</p>'
     link = f'<a href="#{escape(one["id"])}">{escape(one["short"])}</a>'
+    supports = f"<p>Claim: {escape(_sentence(star['supports']))}</p>" if star.get("supports") else ""
     return (
         f'<div class="card"><p class="label">{escape(star["label"])} · {link}</p><p class="big">{value:.3g}</p>{interval}'
-        f'<p class="unit">{escape(star["axis"])}</p><p>{escape(_sentence(star["claim"]))}</p></div>'
+        f'<p class="unit">{escape(star["axis"])}</p><p>{escape(_sentence(star["claim"]))}</p>{supports}</div>'
     )
 
 
@@ -113,8 +115,9 @@ def section(one: dict[str, Any], docs: str) -> str:
     files = "".join(f'<a href="{escape(link["href"])}">{escape(link["name"])}</a> ' for link in one.get("links", []))
     return f"""<section class="result" id="{name}" aria-labelledby="{name}-title">
 <h2 id="{name}-title">{escape(one["title"])}</h2>
-<p class="words">{escape(one["words"])}</p>
+{f'<p class="words">{escape(one["words"])}</p>' if one["words"] else ""}
 <p class="caption">{escape(one["caption"])}</p>
+{f'<p class="quiet">{escape(one["facts"])}</p>' if one.get("facts") else ""}
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 <div class="views" data-section="{name}"></div>
 {_rows(one.get("rows"))}

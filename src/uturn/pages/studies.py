@@ -9,6 +9,7 @@ import numpy as np
 
 from uturn.pages.charts import AXES, chart, charts_of_store, mark, number, numbers
 from uturn.pages.pictures import grid, preview, sample
+from uturn.pages.trees import tree_of_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +37,8 @@ def images(folder: Path, read: Reader) -> dict[str, Any]:
         if bool(of.has_classes) and place[0] is not None:
             marks = [mark("t*", star)]
             lost = _between(of.fall.sel(axis="noise", estimate="value").values)
-            claim = f"Below it U-turns mostly keep the class, above it they mostly lose it{lost}.{_but(of.remark.item())}"
+            claim = f"Half of the class is lost there: below, U-turns mostly keep it, above, they mostly lose it{lost}."
+            claim += _but(of.remark.item())
             one["headlines"].append({"label": f"t*{several}", "axis": _unit(data), "place": place, "claim": claim})
         else:
             marks = []
@@ -57,12 +59,11 @@ def images(folder: Path, read: Reader) -> dict[str, Any]:
     if "perceptual" in data.dims:
         one["charts"].append(chart("distance", "Perceptual distance to the original", data.perceptual_distance, "noise"))
     if "image" in data and data.sizes.get("shown_noise"):
-        chosen = sample(data.sizes["item"])
-        some = data.isel(item=chosen)
+        some = data.isel(item=sample(data.sizes["item"]))
         names = [str(name) for name in some.item_name.values]
         one["grid"] = grid(
             some.shown_noise.values, names, some.original.values, some.image.values, some.image_same_class.values, read.detail
-        ) | {"of": int(data.attrs.get("items", data.sizes["item"]))}
+        ) | {"of": int(data.attrs.get("items", data.sizes["item"])), "kept": int(data.attrs.get("kept", data.sizes["item"]))}
     return one
 
 
@@ -151,6 +152,7 @@ def store(path: Path, read: Reader) -> dict[str, Any]:
         "words": f"{run.sizes['noise']} noise levels, {sizes or '1 item'}. Curves are means, with 95 % intervals.",
         "caption": str(run.attrs.get("description", "")),
         "charts": charts_of_store(run),
+        "tree": tree_of_store(run),
         "details": [{"name": path.name, **read.about(run.attrs, path)}],
         "notes": [f"the run is not finished: {missing} tasks are missing"] if missing else [],
     }

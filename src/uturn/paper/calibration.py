@@ -42,6 +42,7 @@ from uturn.running import run
 from uturn.statistics import Estimate
 
 TITLE = "Does a sampler draw from the posterior? Clones answer"
+CLAIM = "Two reconstructions of one noisy datum tell whether a sampler draws from the exact law, without knowing the truth."
 CAPTION = (
     "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the posterior. (a) Samplers of strings and "
     "of a Gaussian mixture, 200 originals each, at the reading and noise with the smallest p-value; bars: 95 % intervals; full "

@@ -20,6 +20,7 @@ from uturn.statistics import Estimate, estimate
 from uturn.theory import MeanField
 
 TITLE = "Susceptibility: how many sites change together"
+CLAIM = "Near the critical noise of a grammar many sites change together, and the more the deeper its tree."
 CAPTION = (
     "Susceptibility chi = sum_ij C_ij / sum_i C_ii of the changes in U-turns of one original, averaged over originals: the "
     "number of sites that change together. Bars: 95 % intervals, over grammars or over items. First: the ε-process at (16, 4, "

@@ -19,6 +19,7 @@ from uturn.statistics import Estimate, replicates
 from uturn.theory import MeanField
 
 TITLE = "Finite-size collapse: the exponent of the correlation length"
+CLAIM = "Trees of all sizes follow one curve once the noise is scaled with their size, with the exponent of the theory."
 CAPTION = (
     "Correlation C(N)/C(0) of the changes of the most distant leaves (common ancestor: the root), ε-process, (32, 8, 2), "
     "trees of N = 2^L leaves. Left: exact belief propagation (points; bars: standard error over grammars) and mean field "

@@ -19,6 +19,7 @@ from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicate
 from uturn.theory import MeanField
 
 TITLE = "The signatures of a hierarchy, and their controls"
+CLAIM = "Data with a hierarchy keep the class better than details with little noise and worse with much; flat data do not."
 CAPTION = (
     "U-turns with the exact posterior, in Gaussian diffusion unless said otherwise. Top: what is kept of the class and of the "
     "low level (leaves; all components of a mixture; finest octave of a field), rescaled to 1 without noise and 0 for "

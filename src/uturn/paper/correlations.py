@@ -20,6 +20,7 @@ from uturn.statistics import Estimate, estimate
 from uturn.theory import MeanField
 
 TITLE = "Correlations of changes against distance"
+CLAIM = "The closer the noise is to the critical one, the farther apart are sites that still change together."
 CAPTION = (
     "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. First: ε-process, (32, 8, 2), "
     "deepest tree of figure collapse, exact belief propagation (points; bars: 95 % intervals over grammars) and mean field "

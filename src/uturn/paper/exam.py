@@ -21,8 +21,9 @@ from uturn.paper.exam_verdicts import LEVEL, PLAIN, verdicts
 from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Scale, Workshop
 
-__all__ = ["CAPTION", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
 TITLE = "Which decoders of masked strings draw from the posterior?"
+CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
 CAPTION = (
     "Decoders that fill masked strings, with the exact denoiser (full marks) and with a trained network (hollow marks, dashed). "
     "(a) Divergence KL(decoder ‖ posterior) by enumeration, strings of 8 tokens, against calls of the network for a "

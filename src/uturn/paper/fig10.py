@@ -16,6 +16,7 @@ from uturn.random import Purpose, keys
 from uturn.theory import MeanField
 
 TITLE = "Rules for and against the right symbol"
+CLAIM = "Wrong rules that share a symbol with the right one compete with it, and their average number gives the theory."
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 RULES = PARAMETERS["vocab_size"] * PARAMETERS["multiplicity"]
 CAPTION = (

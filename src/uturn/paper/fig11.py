@@ -17,6 +17,7 @@ from uturn.random import Purpose, keys
 from uturn.theory import MeanField
 
 TITLE = "Every message at the bottom of the tree"
+CLAIM = "Single nodes differ in how well they are known, but their average follows the theory."
 CAPTION = (
     "Upward messages of one string for every node and every symbol of the five lowest levels, in a grammar of depth 10 at "
     "one ε. Coloured: the true symbol of each node; grey: all others. Lines: mean-field values for the true and for a wrong "

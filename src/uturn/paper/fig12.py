@@ -16,9 +16,10 @@ from uturn.plotting.levels import draw_levels
 from uturn.statistics import estimate, inversion, transition
 from uturn.theory import MeanField
 
-__all__ = ["CAPTION", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
 
 TITLE = "Upward messages of every level"
+CLAIM = "Going up the tree, what the leaves say about a node turns into a step at the critical noise."
 CAPTION = (
     "What the leaves below a node say about its true symbol (upward message, mean over nodes), against the noise ε on the "
     "leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: the "

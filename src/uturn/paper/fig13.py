@@ -16,10 +16,11 @@ from uturn.plotting.levels import draw_levels
 from uturn.statistics import grammar_means
 from uturn.theory import MeanField
 
-__all__ = ["CAPTION", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
+CLAIM = "What the rest of the tree says about a node is never certain, since several rules fit the same surroundings."
 CAPTION = (
     "What all other leaves say about the true symbol of a node (downward message, mean over nodes), against the noise ε on "
     "the leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Even "

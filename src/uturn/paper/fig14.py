@@ -16,9 +16,10 @@ from uturn.plotting.levels import draw_level, draw_shifts
 from uturn.plotting.style import MUTED, THEORY, level_colors, style
 from uturn.theory import MeanField
 
-__all__ = ["CAPTION", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
 
 TITLE = "Marginals of every level"
+CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."
 CAPTION = (
     "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every "
     "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field "

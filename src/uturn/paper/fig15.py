@@ -18,6 +18,7 @@ from uturn.statistics import Estimate, crossing, estimate, grammar_means, invers
 from uturn.theory import MeanField
 
 TITLE = "Effective ε gives the shape of the class curve, not the threshold"
+CLAIM = "Different kinds of noise lose the class in the same way, but not at the same strength."
 CAPTION = (
     "Effective ε (Eq. 63): the ε whose leaf beliefs have the mean that the channel gives. Probability that a symbol is unchanged "
     "against it, by exact belief propagation (points: mean over grammars, bars: standard deviation between them), and mean field "

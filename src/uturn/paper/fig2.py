@@ -22,6 +22,7 @@ from uturn.sources import FashionMNISTSource
 from uturn.statistics import Estimate, Transition, estimate, inversion, replicates, transition
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
+CLAIM = "Turned back from noise, an image keeps its class up to a critical noise, while its details fade from the start."
 CAPTION = (
     "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become "
     "when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and "

@@ -14,6 +14,7 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
+CLAIM = "A string of the solvable model grows from a tree of rules, and a U-turn changes whole branches of that tree."
 CAPTION = (
     "Left: a string of a small Random Hierarchy Model (6 symbols, 2 rules each, 2 children, depth 3) and the tree behind "
     "it; its class is the symbol on top. Middle: all rules of the grammar, level by level; framed: those the tree is made "

@@ -15,6 +15,7 @@ from uturn.plotting.style import MUTED, style
 from uturn.rhm import RandomHierarchyModel
 
 TITLE = "The factor graph and its messages"
+CLAIM = "Messages from the noisy leaves, and back from the class, give the exact probability of every symbol in the tree."
 CAPTION = (
     "The string of fig. 3 seen through Gaussian diffusion. Discs: variables, with their true symbols; squares: factors, one "
     "for every rule used in the tree. Bars: the exact messages of belief propagation, a bar a symbol, marks under the true "

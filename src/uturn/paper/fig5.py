@@ -16,6 +16,7 @@ from uturn.statistics import estimate, grammar_means, inversion, transition
 from uturn.theory import MeanField
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
+CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."
 CAPTION = (
     "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed from time t, by "
     "exact belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and class). Right: "
@@ -25,20 +26,22 @@ PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 REFERENCE_TIME, TOLERANCE = 0.067, 0.007  # of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent
 
 
+NOISE = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
+
+
 def _depths(runs: dict[str, xr.Dataset]) -> list[int]:
     return sorted(int(label.removeprefix("depth")) for label in runs)
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
-    noise = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
     return {
         f"depth{depth}": Experiment.from_dict(
             {
                 "items": items,
                 "chunk": 24,
                 "source": {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": grammars},
-                "corruption": {"type": "gaussian", "noise": noise.tolist()},
+                "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
                 "backward": {"type": "exact"},
                 "probes": [{"type": "tree_levels"}],
             }
@@ -47,11 +50,25 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     }
 
 
+def tree() -> Experiment:
+    """Four strings of 64 leaves, whose nodes are kept one by one."""
+    spec = {
+        "items": 4,
+        "trajectories": 16,
+        "source": {"type": "rhm", **PARAMETERS, "depth": 6},
+        "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}, {"type": "tree_nodes"}],
+    }
+    return Experiment.from_dict(spec)
+
+
 def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec("Gaussian", {"type": "rhm", **PARAMETERS, "depth": 10}, "gaussian", scale)]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    workshop.run("fig5-tree", tree())  # for the page, which shows its nodes
     return workshop.runs("fig5", experiments(workshop.scale))
 
 
@@ -81,7 +98,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     critical = MeanField(**PARAMETERS).critical_noise or np.nan
     data["sharpness"] = (("depth", "bound"), np.array(sharpness))
     data = data.assign_coords(bound=["value", "low", "high"])
-    data.attrs.update(transition_time=location.value, inversion_time=swap.value, effective_epsilon=epsilon)
+    data.attrs.update(transition=location.value, transition_low=location.low, transition_high=location.high)
+    data.attrs.update(inversion_time=swap.value, effective_epsilon=epsilon)
     place = np.nan_to_num(swap.value, nan=time[0])  # no swap: not a number to interpolate at
     before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     return data, [
@@ -126,8 +144,8 @@ def draw(data: xr.Dataset) -> Any:
             if level in (0, L):
                 spread = curve.std("grammar")
                 left.fill_between(time, mean - spread, mean + spread, color=colors[level], alpha=0.18, lw=0)
-        left.axvline(data.attrs["transition_time"], color=MUTED, lw=1, ls=":")
-        left.text(data.attrs["transition_time"] * 1.04, 1.0, rf"$t^*={data.attrs['transition_time']:.3f}$", va="top")
+        left.axvline(data.attrs["transition"], color=MUTED, lw=1, ls=":")
+        left.text(data.attrs["transition"] * 1.04, 1.0, rf"$t^*={data.attrs['transition']:.3f}$", va="top")
         left.set(
             xscale="log", xlabel="diffusion time $t$", ylabel="P(symbol unchanged)", ylim=(0, 1.03), xlim=(time[0], time[-1])
         )

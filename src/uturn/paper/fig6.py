@@ -16,6 +16,7 @@ from uturn.statistics import crossing, estimate, grammar_means, shift
 from uturn.theory import MeanField, phase_diagram
 
 TITLE = "Phase diagram of class recovery"
+CLAIM = "The number of rules of a grammar decides up to which noise the class can be recovered, and whether it can be at all."
 CAPTION = (
     "Each marker: exact belief propagation at L = 10 on several grammars; the class counts as recoverable if the mean belief in "
     "it exceeds the belief at the leaves, p_L > p_0. Line: the mean-field threshold ε*. Bars: the crossing p_L = p_0 measured by "

@@ -13,10 +13,11 @@ from uturn.paper.messages import TOLERANCE, shift_verdict
 from uturn.paper.verdicts import Verdict, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import MUTED, THEORY, level_bar, level_colors, style
-from uturn.statistics import estimate, grammar_means, inversion, shift
+from uturn.statistics import estimate, grammar_means, inversion, shift, transition
 from uturn.theory import MeanField
 
 TITLE = "Reconstruction of every level in the ε-process"
+CLAIM = "Exact computation and theory agree on where each level of the tree is lost: the class abruptly, the leaves smoothly."
 CAPTION = (
     "Probability that a latent of each tree level keeps its symbol, against the noise ε on the leaves. Points: exact belief "
     "propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field theory. The class (level L) "
@@ -65,6 +66,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         coords={"bound": ["value", "low", "high"]},
         attrs={"critical_noise": theory.critical_noise, **PARAMETERS},
     )
+    lost = estimate(run.belief, lambda c: transition(noise, c[:, L], 1.0, 1 / v).location)
+    data.attrs.update(transition=lost.value, transition_low=lost.low, transition_high=lost.high)
     return data, [
         shift_verdict("BP against mean field", shifts, range(L + 1), "shift in ε, "),
         _swap(run.belief, theory),

@@ -23,6 +23,7 @@ from uturn.statistics import Estimate, Transition, estimate, grammar_means, inve
 from uturn.theory import MeanField
 
 TITLE = "Layers of a network that learned the grammar"
+CLAIM = "In a network that learned the grammar, the last layer changes abruptly near the critical noise, the first smoothly."
 CAPTION = (
     "A convolutional network with one block a tree level is trained to classify strings; U-turns draw from the exact "
     "posterior in the ε-process. Left: cosine similarity of standardised post-activations of original and reconstruction, "

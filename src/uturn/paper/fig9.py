@@ -13,6 +13,7 @@ from uturn.paper.workshop import Workshop
 from uturn.plotting.style import MUTED, style
 
 TITLE = "The messages on one factor"
+CLAIM = "A message is a sum over the rules of the grammar that fit what is known."
 CAPTION = (
     "One factor of fig. 4 and its rules. Upward (Eq. 7): a rule y → (a, b) contributes the product of what the two children "
     "say about a and b; the sum over the rules of y is the message to the parent. Downward (Eq. 8), to the left child: a "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uturn.datasets import write_dataset
 from uturn.files import whole_file
 from uturn.outputs import output_folder
-from uturn.pages import fetch, write_page
+from uturn.pages import fetch, live_page, write_page
 from uturn.paper.registry import FIGURES, Figure, load_figure
 from uturn.paper.results import Result, save_result
 from uturn.paper.workshop import Scale, Workshop
@@ -34,8 +34,8 @@ def reproduce(
     """Measure, analyse and draw figures of the paper; what a previous call finished is not computed again.
 
     Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled data of the plot), the raw
-    runs under `out/<scale>/`, and after each figure the page `out/index.html`. `out` is a folder or a URL of object storage.
-    `cluster`: arguments of `uturn.run` for a cluster.
+    runs under `out/<scale>/`, and, while it runs and at its end, the page `out/index.html`. `out` is a folder or a URL of object
+    storage. `cluster`: arguments of `uturn.run` for a cluster.
 
     Raises
     ------
@@ -55,13 +55,19 @@ def reproduce(
             raise ValueError(f"cannot write to {folder.path}: {error.strerror}; choose another folder") from None
         fetch(folder)
         workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster)
-        results = []
-        for name in dict.fromkeys(figures):
-            figure = load_figure(name)
-            announce(f"{name}: {figure.TITLE}")
-            results.append(_make(name, figure, workshop, folder.path))
+        results, names = [], list(dict.fromkeys(figures))
+        with live_page(folder, "uturn reproduce") as page:
+            for number, name in enumerate(names):
+                figure = load_figure(name)
+                announce(f"{name}: {figure.TITLE}")
+                page.says(f"{name}: {figure.TITLE}", number, len(names), "figures")
+                results.append(_make(name, figure, workshop, folder.path))
+                if folder.is_remote:
+                    page.write()
+                folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
+        if results:
             write_page(folder.path)
-            folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
+            folder.push("index.html")
     return results
 
 
@@ -80,7 +86,8 @@ def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:
     data, verdicts = figure.analyse(figure.measure(workshop))
     verdicts = verdicts + channel_verdicts(figure, workshop)
     files = _save(out, name, data, figure.draw(data))
-    result = Result(name, figure.TITLE, figure.CAPTION, workshop.scale, verdicts, files, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    result = Result(name, figure.TITLE, figure.CAPTION, workshop.scale, verdicts, files, seconds, figure.CLAIM)
     save_result(result, out)
     return result
 

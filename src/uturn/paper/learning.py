@@ -18,6 +18,7 @@ from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, 
 from uturn.statistics import crossing
 
 TITLE = "Does a trained denoiser do what belief propagation does?"
+CLAIM = "With more training data a network learns the levels of the grammar from the bottom up, and approaches the exact answer."
 CAPTION = (
     "Networks in the shape of the tree, trained to denoise P strings of a grammar (Gaussian process) and compared with exact "
     "inference on new strings; mean and range of several grammars in (a, c), else one. (a) Weight of each tree level in the "

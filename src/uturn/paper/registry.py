@@ -48,6 +48,7 @@ class Figure(Protocol):
     """What the module of a figure defines."""
 
     TITLE: str
+    CLAIM: str  # what the figure shows, one sentence in plain words
     CAPTION: str
 
     def measure(self, workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -27,6 +27,7 @@ class Result:
     verdicts: list[Verdict]
     files: dict[str, str]
     seconds: float = 0.0
+    claim: str = ""
 
     @property
     def passed(self) -> bool:

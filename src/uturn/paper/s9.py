@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from uturn.networks.training import History
 
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
+CLAIM = "Data without a hierarchy can lose their class abruptly too, but then the last layers never fall below the first one."
 CAPTION = (
     "Two Gaussians in d = 1024, U-turns with the exact posterior, a classifier trained on the mixture. Left: cosine similarity "
     "of standardised post-activations of original and reconstruction, layer by layer, against diffusion time (bars: 95 % "

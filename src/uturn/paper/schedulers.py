@@ -37,6 +37,7 @@ from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.statistics import Estimate
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
+CLAIM = "Schedulers that add their full noise draw one of the possible originals; the others keep the law of the data alone."
 CAPTION = (
     "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of (q - p)^2)^(1/2), unbiased, "
     "against the number of reverse steps. Left: given a noisy observation (mean over observations), for schedulers of diffusers "

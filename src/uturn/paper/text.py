@@ -23,6 +23,7 @@ from uturn.statistics import Estimate, estimate
 from uturn.workflows.text_analysis import analyse_texts, located_peak
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
+CLAIM = "The characters of a text change in groups, which are largest at one noise, t*."
 CAPTION = (
     "U-turns of passages of a novel by the embedded masked model of characters, which was trained on other novels; a share of "
     "the characters is masked, and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "

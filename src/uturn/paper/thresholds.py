@@ -20,6 +20,7 @@ from uturn.statistics import Estimate, crossing, grammar_means
 from uturn.theory import MeanField
 
 TITLE = "Where the class is lost, for every channel"
+CLAIM = "Every kind of noise has its own critical strength; as information per leaf, the strengths of three kinds nearly agree."
 CAPTION = (
     "Top: mean belief in the class against the noise of each channel. Points: exact belief propagation on trees of growing depth "
     "(bars: standard error over grammars); lines: population dynamics of the same grammars; band: threshold of infinitely deep "

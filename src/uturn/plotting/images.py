@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _NAMES = ("classifier", "layer", "remark", "item_name", "measures")  # coordinates that are drawn
+_ROWS = 8  # of the grid of images
 _MOST_NAMED = 8  # layers named in the legend
 
 
@@ -98,10 +99,13 @@ def draw_calibration(data: xr.Dataset) -> Any | None:
 
 
 def draw_grid(data: xr.Dataset) -> Any | None:
-    """Originals and reconstructions at increasing noise, with a frame if the class changed. None if no images were kept."""
+    """Originals, at most eight, and reconstructions at increasing noise, with a frame if the class changed.
+
+    None if no images were kept.
+    """
     if "image" not in data:
         return None
-    data, families = drawable(data, _NAMES)
+    data, families = drawable(data.isel(item=slice(_ROWS)), _NAMES)
     grid = _Grid.of(data)
     rows, columns = grid.canvas.shape[:2]
     with style(families) as plt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uturn.probes.changes import Changes
 from uturn.probes.network_layers import NetworkLayers
+from uturn.probes.nodes import TreeNodes
 from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
 from uturn.probes.scales import Scales
@@ -16,6 +17,7 @@ from uturn.protocols import Probe as Probe
 
 PROBES: dict[str, type] = {
     "tree_levels": TreeLevels,
+    "tree_nodes": TreeNodes,
     "parsed_levels": ParsedLevels,
     "messages": Messages,
     "network_layers": NetworkLayers,

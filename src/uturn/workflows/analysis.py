@@ -5,12 +5,14 @@ Numbers are measured on the run's noise axis t/T and converted to its other axes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.checks import shown
+from uturn.pages.pictures import MOST_SHOWN, sample
 from uturn.plotting.curves import evenly_spaced
 from uturn.statistics import Replicates, crossing, inversion, transition
 from uturn.workflows.clones import gaps_of
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.25, 0.75)  # of the fall of the class, labels of the dim `share`
 AGREEMENTS = ("same_class", "same_class_top5", "label_top1", "label_top5")
-_MOST_SHOWN = 8  # originals in the image grid
+_LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27  # originals in the analysis, and their images in memory
 
 
 def analyse(run: xr.Dataset) -> xr.Dataset:
@@ -93,6 +95,7 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
         items=run.sizes["item"],
         trajectories=run.sizes.get("trajectory", 1),
         clones=run.sizes.get("clone", 1),
+        kept=kept_images(run),
     )
     judge = next((probe for probe in probes if probe.has_classes), None)
     return data.merge(_pictures(run, judge), combine_attrs="override")
@@ -316,30 +319,33 @@ def _about_inversion(found: xr.Dataset, sure: bool) -> Iterator[str]:
 
 
 def _pictures(run: xr.Dataset, judge: LayerProbe | None) -> xr.Dataset:
-    """Originals and reconstructions of the first items, and whether the class was kept; empty if no images were kept.
+    """Originals and reconstructions of some items, and whether the class was kept; empty if no images were kept.
 
-    `judge`: the classifier whose classes count; without one, no class is lost.
+    These are all items whose images were kept, or a sample of them. `judge`: the classifier whose classes count;
+    without one, no class is lost.
     """
     import xarray as xr
 
-    count = min(kept_images(run), _MOST_SHOWN)
-    if not count:
+    kept = kept_images(run)
+    if not kept:
         return xr.Dataset()
-    some = run.isel(item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
     noisy = np.flatnonzero(~np.isclose(run.noise.values, 0))
     columns = [int(noisy[k]) for k in evenly_spaced(len(noisy), 10)] if len(noisy) else []
+    of_each = run.image.dtype.itemsize * math.prod(run.image.shape[-3:]) * (len(columns) + 1)
+    items = sample(kept, min(MOST_SHOWN, max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // of_each)))
+    some = run.isel(item=items, trajectory=0, clone=0, missing_dims="ignore")
     images = some.image.isel(noise=columns).load()
-    first, names = originals(run, count)
+    before, names = originals(run, items)
     same = np.ones(images.shape[:2]) if judge is None else some[f"{judge.prefix}same_class"].isel(noise=columns).values
     return xr.Dataset(
         {
-            "original": (("item", "channel", "row", "column"), first),
+            "original": (("item", "channel", "row", "column"), before),
             "image": (("shown_noise", "item", "channel", "row", "column"), images.values),
             "image_same_class": (("shown_noise", "item"), same),
         },
         coords={
             "shown_noise": images.noise.values,
-            "item": np.arange(count),
+            "item": items,
             "item_name": ("item", np.array(names, str)),
         },
     )

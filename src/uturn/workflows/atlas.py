@@ -17,7 +17,7 @@ from uturn.checks import one_line
 from uturn.datasets import write_dataset
 from uturn.files import clear_caches, named_errors, whole_file
 from uturn.outputs import OutputFolder, output_folder
-from uturn.pages import write_page
+from uturn.pages import live_page, write_page
 from uturn.progress import duration
 from uturn.workflows.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 from uturn.workflows.atlas_rows import Row, chosen, read_atlas
@@ -64,19 +64,24 @@ def measure_atlas(
     with output_folder("out", out) as folder:
         check_results(folder)
         _check_results(folder)
-        for number, row in enumerate(rows, 1):
-            announce(f"{row.name} ({number} of {len(rows)})")
-            began = time.monotonic()
-            try:
-                entries += _measured(row, folder, options)
-                announce(f"{row.name}: done, {duration(time.monotonic() - began)}")
-            except Exception as error:  # a foreign model can fail in any way
-                words = f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{' '.join(str(error).split())}"
-                entries.append(Entry(row, failure=words or one_line(error)))
-                announce(f"{row.name}: failed: {words}")
-            clear_caches()  # the next model needs the memory
-        found = table_of(entries)
-        _write(found, folder)
+        with live_page(folder, "uturn atlas") as page:
+            for number, row in enumerate(rows, 1):
+                announce(f"{row.name} ({number} of {len(rows)})")
+                page.says(row.name, number - 1, len(rows), "models")
+                began = time.monotonic()
+                try:
+                    entries += _measured(row, folder, options)
+                    announce(f"{row.name}: done, {duration(time.monotonic() - began)}")
+                except Exception as error:  # a foreign model can fail in any way
+                    words = (
+                        f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{' '.join(str(error).split())}"
+                    )
+                    entries.append(Entry(row, failure=words or one_line(error)))
+                    announce(f"{row.name}: failed: {words}")
+                clear_caches()  # the next model needs the memory
+                found = table_of(entries)
+                _write_table(found, folder)
+        _write_figure(found, folder)
     return found
 
 
@@ -95,14 +100,17 @@ def _measured(row: Row, folder: OutputFolder, options: dict[str, Any]) -> list[A
     return numbers_of(row, ds, largest_eigenvalue_of(experiment))
 
 
-def _write(found: xr.Dataset, folder: OutputFolder) -> None:
-    from uturn.plotting.atlas import draw_atlas
-
+def _write_table(found: xr.Dataset, folder: OutputFolder) -> None:
     with named_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     write_dataset(found, folder.path / "atlas.zarr")
     with whole_file(folder.path / "atlas.csv") as file:
         file.write(to_csv(found).encode())
+
+
+def _write_figure(found: xr.Dataset, folder: OutputFolder) -> None:
+    from uturn.plotting.atlas import draw_atlas
+
     write_figures(folder.path, {"atlas": draw_atlas}, found)
     write_page(folder.path)
     folder.push(*RESULTS)

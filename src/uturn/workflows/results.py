@@ -85,7 +85,7 @@ def _save_images(run: xr.Dataset, folder: Path) -> None:
             pixels = np.round((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
             Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(folder / name)
 
-    for item, image in enumerate(originals(run, count)[0]):
+    for item, image in enumerate(originals(run, np.arange(count))[0]):
         save(f"item{item:0{width}d}-original.png", image)
     for level, noise in enumerate(run.noise.values):
         images = run.image.isel(noise=level, item=slice(count)).values

@@ -118,17 +118,16 @@ def kept_images(run: xr.Dataset) -> int:
     return 0
 
 
-def originals(run: xr.Dataset, count: int) -> tuple[np.ndarray, list[str]]:
-    """The first originals of a run that kept images, and their names; NaN if the source is missing or has changed."""
-    items = np.arange(count)
-    labels = run.label.values[:count] if "label" in run.coords else np.full(count, -1)
+def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Originals of a run that kept their images, and their names; NaN if the source is missing or has changed."""
+    labels = run.label.values[items] if "label" in run.coords else np.full(len(items), -1)
     names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]
     identity = np.flatnonzero(np.isclose(run.noise.values, 0))
     if len(identity):
         return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
     found = _images_of_source(run, items)
     if found is None:  # the folder of originals may have been removed
-        return np.full((count, *run.image.shape[3:]), np.nan, np.float32), names
+        return np.full((len(items), *run.image.shape[3:]), np.nan, np.float32), names
     images, class_names = found
     if class_names:
         names = [class_names[label] if 0 <= label < len(class_names) else name for name, label in zip(names, labels, strict=True)]

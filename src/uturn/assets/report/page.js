@@ -6,7 +6,7 @@ const charts = sections.flatMap((section) => section.charts || []);
 const sliding = [];          // functions that are called with the noise of the slider
 const drawn = new Map();     // charts on the screen: {element, chart, update}
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", at: "" };
+const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", refresh: "1", at: "" };
 let Plotly = null;
 
 function make(tag, properties = {}, ...children) {
@@ -47,10 +47,11 @@ function readAddress() {
 let waiting = 0;
 function writeAddress() {
   clearTimeout(waiting);
-  waiting = setTimeout(() => {
-    const said = Object.entries(state).filter(([name, value]) => String(value) !== String(defaults[name]));
-    try { history.replaceState(null, "", `#${new URLSearchParams(said)}`); } catch { /* some browsers forbid it for files */ }
-  }, 150);
+  waiting = setTimeout(saveAddress, 150);
+}
+function saveAddress() {
+  const said = Object.entries(state).filter(([name, value]) => String(value) !== String(defaults[name]));
+  try { history.replaceState(null, "", `#${new URLSearchParams(said)}`); } catch { /* some browsers forbid it for files */ }
 }
 function goTo(name) {
   const target = byId(name);
@@ -128,7 +129,7 @@ function chartView(section, chart) {
   plot.setAttribute("aria-label", `${chart.title}, curves against ${chart.axes[0].words}; the values at the chosen noise are listed below`);
   const values = chart.lines.map((line, k) => {
     const button = make("button", { type: "button" }, line.name || chart.title), value = make("span");
-    button.setAttribute("aria-pressed", "true");
+    button.setAttribute("aria-pressed", String(!line.hidden));
     button.onclick = () => { line.hidden = !line.hidden; button.setAttribute("aria-pressed", String(!line.hidden)); redraw(view); };
     legend.append(make("li", {}, button, value));
     return { button, value, line, k };
@@ -142,7 +143,7 @@ function chartView(section, chart) {
   function slide() {
     const levels = chart.axes[0].values, noise = noiseOf(levels), others = chart.axes.slice(1).map((axis) => [axis.words, interpolate(noise, levels, axis.values)]);
     const said = others.filter(([, x]) => x !== null).map(([words, x]) => `${words} ${short(x)}`);
-    if (chart.slides) at.textContent = `At ${chart.axes[0].words} ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
+    if (chart.slides) at.textContent = `At ${chart.axes[0].words}: ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
     for (const { button, value, line, k } of values) {
       button.style.setProperty("--c", color(k, chart.lines.length));
       const read = (name) => interpolate(noise, levels, line[name]);
@@ -231,6 +232,8 @@ function rowsView(section) {
 }
 const atlases = [];
 
+const counted = (shown, all, things) => (shown < all ? `${shown} of ${all} ${things} are shown.` : `All ${all} ${things} are shown.`);
+
 // --- images and texts ------------------------------------------------------------------------------------------------------
 function gridView(grid) {
   const at = make("p", { className: "at" }), hard = grid.smooth ? "" : " hard", tiles = make("div", { className: `tiles${hard}` });
@@ -251,7 +254,8 @@ function gridView(grid) {
   sliding.push(() => {
     const k = nearest(noiseOf(grid.noise), grid.noise), known = grid.items.filter((item) => item.kept), kept = known.filter((item) => item.kept[k]).length;
     at.textContent = `Original and reconstruction from noise ${short(grid.noise[k])}, the nearest stored level` + (known.length ? `: ${kept} of ${known.length} keep the class.` : ".")
-      + (grid.of > grid.items.length ? ` ${grid.items.length} of ${grid.of} originals are shown.` : "");
+      + ` ${counted(grid.items.length, grid.of, "originals")}` + (grid.kept < grid.of ? ` The run kept the images of ${grid.kept}.` : "")
+      + (grid.kept > grid.items.length ? " They are a sample, drawn with seed 0." : "");
     updates.forEach((update) => update(k));
   });
   return make("article", { className: "grid whole" }, make("h3", {}, "Images at the noise of the slider"), at, tiles);
@@ -271,10 +275,68 @@ function tokensView(tokens) {
   sliding.push(() => {
     const k = nearest(noiseOf(tokens.noise), tokens.noise);
     at.replaceChildren(`Reconstructions from noise ${short(tokens.noise[k])}, the nearest stored level. `, make("i", { className: "key" }, "Shaded"), ": masked or replaced, and the same again. ",
-      make("mark", {}, "Marked"), ": another token." + (tokens.of > tokens.items.length ? ` ${tokens.items.length} of ${tokens.of} texts are shown.` : ""));
+      make("mark", {}, "Marked"), ": another token." + ` ${counted(tokens.items.length, tokens.of, "texts")}`);
     updates.forEach((update) => update(k));
   });
   return make("article", { className: "tokens whole" }, make("h3", {}, "Texts at the noise of the slider"), at, texts);
+}
+
+// --- trees: every node has the colour of what is kept of it ----------------------------------------------------------------
+const drawing = (tag, properties, ...children) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+};
+function treeView(tree) {
+  const { branching: s, depth } = tree, names = (level) => (level === depth ? "class" : level === 0 ? "leaves" : `level ${level}`);
+  const at = make("p", { className: "at", role: "note" }), choices = make("div", { className: "filter" }), note = make("p", { className: "at" });
+  const [width, left, right, gap, top] = [900, 70, 150, 46, 20], inner = width - left - right;
+  const svg = drawing("svg", { viewBox: `0 0 ${width} ${top + gap * depth + 22}`, role: "img" }), branches = drawing("g", { class: "branches" }), nodes = drawing("g", {});
+  svg.append(branches, nodes);
+  const rows = []; // of the levels, from the root down: what is coloured, and the words beside it
+  for (let level = depth, first = 0; level >= 0; level--) {
+    const count = s ** (depth - level), y = top + gap * (depth - level), own = [], x = (k) => left + (inner * (k + 0.5)) / count;
+    if (count <= 64) for (let k = 0; k < count; k++) {
+      if (level < depth) branches.append(drawing("line", { x1: x(k), y1: y, x2: left + (inner * (Math.floor(k / s) + 0.5) * s) / count, y2: y - gap }));
+      own.push(nodes.appendChild(drawing("circle", { cx: x(k), cy: y, r: Math.max(3, Math.min(13, (0.42 * inner) / count)) })));
+    } else own.push(nodes.appendChild(drawing("rect", { x: left, y: y - 9, width: inner, height: 18, rx: 3 }))); // too many nodes to draw
+    const value = drawing("text", { x: width - right + 14, y: y + 5, class: "value" });
+    svg.append(drawing("text", { x: left - 14, y: y + 5, "text-anchor": "end" }, names(level)), value);
+    rows.push({ level, own, value, first, single: count <= 64 });
+    first += count;
+  }
+  const shared = { reading: 0, item: "mean" };
+  const select = (words, options, change) => {
+    const box = make("select", { onchange: () => { change(box.value); show(); } }, ...options.map(([value, text]) => make("option", { value }, text)));
+    choices.append(make("label", {}, words, box));
+    return box;
+  };
+  if (tree.readings.length > 1) select("Shown", tree.readings.map((one, k) => [String(k), one.words]), (value) => { shared.reading = Number(value); });
+  const items = tree.readings[0].items;
+  if (items.length) select("Of", [["mean", "all originals, mean of each level"], ...items.map((one, k) => [String(k), `${one.name}, node by node`])], (value) => { shared.item = value; }).selectedIndex = 1;
+  if (items.length) shared.item = "0";
+  const paint = (element, share) => {
+    element.style.setProperty("--share", share === null ? "0%" : `${Math.round(100 * share)}%`);
+    element.classList.toggle("unknown", share === null);
+  };
+  function show() {
+    const reading = tree.readings[shared.reading], k = nearest(noiseOf(tree.noise), tree.noise), item = reading.items[Number(shared.item)];
+    const said = [];
+    for (const { level, own, value, first, single } of rows) {
+      const mean = reading.levels[level], known = item && single, shares = known ? item.nodes[k].slice(first, first + own.length).map((x) => x / 100) : own.map(() => mean.value[k]);
+      own.forEach((element, n) => paint(element, shares[n]));
+      value.textContent = known ? `${short(shares.reduce((a, b) => a + b, 0) / shares.length)}` : span(mean.value[k], mean.low[k], mean.high[k]);
+      said.push(`${names(level)} ${value.textContent}`);
+    }
+    at.textContent = `At ${tree.words}: ${short(tree.noise[k])}, the nearest stored level. Colour: ${reading.words}${item ? `, ${item.name}; at the right, means of the levels` : ", mean over originals; at the right, with 95 % intervals where they are known"}.`;
+    note.textContent = item ? "" : items.length ? "All nodes of a level have the colour of its mean." : "All nodes of a level have the colour of its mean: means of levels are what this run kept. The probe tree_nodes keeps single nodes.";
+    svg.setAttribute("aria-label", `tree with ${depth + 1} levels; ${said.join(", ")}`);
+  }
+  sliding.push(show);
+  const scale = make("p", { className: "at key" }, "0, lost ", make("i", { className: "scale" }), " 1, kept");
+  const title = `Tree at the noise of the slider${tree.run ? ` (run ${tree.run})` : ""}`;
+  return make("article", { className: "tree whole" }, make("h3", {}, title), choices, at, svg, scale, note);
 }
 
 // --- enlarged ----------------------------------------------------------------------------------------------------------------
@@ -314,9 +376,53 @@ function bind(name, event, after) {
   input.addEventListener(event, () => { state[name] = input.type === "checkbox" ? (input.checked ? "1" : "0") : input.type === "range" ? Number(input.value) : input.value; after(); writeAddress(); });
 }
 
+// --- a page of a study that runs loads itself again, and looks as before, until the study has ended -----------------------------
+const { every, written } = document.documentElement.dataset;
+const before = history.state; // what the page looked like before it loaded itself again, apart from what the address says
+const nameOf = (...words) => words.join("\u0000");
+const lines = () => sections.flatMap((section) => (section.charts || []).flatMap((chart) => chart.lines.map((line) => [nameOf(section.id, chart.title, line.name), line])));
+const folds = () => [...document.querySelectorAll("details")].map((one) => {
+  const [section, article] = [one.closest("section"), one.closest("article")];
+  return [nameOf(section.id, article ? article.querySelector("h3").textContent : "", one.firstElementChild.textContent), one];
+});
+function loadAgain() {
+  saveAddress();
+  const top = [...document.querySelectorAll("main > section")].find((one) => one.getBoundingClientRect().bottom > 0);
+  history.scrollRestoration = "manual";
+  history.replaceState({
+    top: scrollY > 0 && top ? [top.id, top.getBoundingClientRect().top] : null,
+    hidden: lines().filter(([, line]) => line.hidden).map(([name]) => name),
+    folds: folds().map(([name, one]) => [name, one.open]),
+    focus: document.activeElement.id,
+  }, "");
+  location.reload();
+}
+function lookAsBefore() {
+  if (!before) return;
+  const open = new Map(before.folds);
+  for (const [name, one] of folds()) if (open.has(name)) one.open = open.get(name);
+  const top = before.top && byId(before.top[0]);
+  if (top) scrollTo({ top: scrollY + top.getBoundingClientRect().top - before.top[1], behavior: "instant" });
+  if (before.focus && byId(before.focus)) byId(before.focus).focus({ preventScroll: true });
+  history.replaceState(null, "");
+}
+function follow() {
+  if (!every) return;
+  const began = Date.now(), age = () => Date.now() / 1000 - written, wait = Math.max(every, age() / 4); // a page that nobody writes is loaded less and less often
+  let touched = 0;
+  for (const event of ["pointerdown", "keydown", "wheel", "input"]) addEventListener(event, () => { touched = Date.now(); }, { passive: true });
+  const busy = () => Date.now() - touched < 1500 || document.hidden || byId("large").open || !getSelection().isCollapsed
+    || (document.activeElement.matches(":focus-visible") && !document.activeElement.id); // a focus that could not be found again
+  setInterval(() => {
+    const late = age() > 10 * every + 60;
+    byId("late").textContent = late ? `Not written for ${Math.round(age() / 60)} minutes: the study may have been killed.` : "";
+    if (state.refresh === "1" && Date.now() - began > 1000 * wait && !busy()) loadAgain();
+  }, 500);
+}
+
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
-const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.tokens]).filter(Boolean).map((one) => one.noise)];
+const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.tree, section.tokens]).filter(Boolean).map((one) => one.noise)];
 function slide() {
   const same = scales.every((levels) => largest(levels) === 1) && scales.length;
   byId("reading").textContent = same ? short(state.noise) : `${Math.round(100 * state.noise)} % of each range`;
@@ -325,13 +431,20 @@ function slide() {
   frame = requestAnimationFrame(() => sliding.forEach((run) => run()));
 }
 function start() {
-  const star = sections.flatMap((section) => section.headlines.map((one) => [section, one])).find(([section, one]) => section.kind !== "atlas" && !section.rows && one.place[0] <= 1);
-  if (star) defaults.noise = state.noise = Number(star[1].place[0].toFixed(3));
+  // It begins at the first t*.
+  const starred = sections.find((section) => section.headlines.length && !section.rows && (section.charts || []).some((chart) => chart.slides));
+  if (starred) {
+    const share = starred.headlines[0].place[0] / largest(starred.charts.find((chart) => chart.slides).axes[0].values);
+    if (share <= 1) defaults.noise = state.noise = Number(share.toFixed(3));
+  }
   readAddress();
+  const hidden = new Set(before && before.hidden);
+  for (const [name, line] of lines()) line.hidden = hidden.has(name);
   for (const section of sections) {
     const views = document.querySelector(`.views[data-section="${CSS.escape(section.id)}"]`);
     if (section.rows) views.append(rowsView(section));
     if (section.grid) views.append(gridView(section.grid));
+    if (section.tree) views.append(treeView(section.tree));
     if (section.tokens) views.append(tokensView(section.tokens));
     for (const chart of section.charts || []) views.append(chartView(section, chart));
   }
@@ -356,7 +469,9 @@ function start() {
   const all = (now) => { printing = now; for (const view of drawn.values()) { view.seen = true; redraw(view); } };
   addEventListener("beforeprint", () => all(true));
   addEventListener("afterprint", () => all(false));
-  if (state.at) goTo(state.at);
+  bind("refresh", "change", () => {});
+  if (before) lookAsBefore(); else if (state.at) goTo(state.at);
+  follow();
 }
 async function load() {
   const packed = byId("plotly").textContent;
@@ -367,7 +482,7 @@ async function load() {
   Plotly = window.Plotly;
   for (const view of drawn.values()) redraw(view);
   atlases.forEach((view) => view.draw());
-  if (state.at && scrollY) goTo(state.at);
+  if (state.at && scrollY && !before) goTo(state.at);
   document.documentElement.dataset.ready = "yes";
 }
 start();

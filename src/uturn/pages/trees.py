@@ -1,0 +1,83 @@
+"""Trees of a page: how much of every node is kept, at the noise of the slider.
+
+A store with the probe `tree_nodes` has readings of single nodes. Others have means over the nodes of a level; then all nodes of a
+level have one colour, and the page says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.pages.charts import numbers
+from uturn.statistics import replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MOST_ORIGINALS = 8
+_READINGS = {
+    "belief": "exact probability of the original's symbol",
+    "unchanged": "share of U-turns that keep the original's symbol",
+    "parsed": "share of U-turns that keep the original's symbol, found by parsing",
+}
+
+
+def tree_of_store(run: xr.Dataset) -> dict[str, Any] | None:
+    """The tree of a run of strings; None if it read no tree levels, or its source has no grammar."""
+    try:
+        source = json.loads(run.attrs["spec"])["source"]
+        branching, depth = int(source["branching"]), int(source["depth"])
+    except (KeyError, ValueError, TypeError):
+        return None
+    readings = []
+    for name, words in _READINGS.items():
+        if name in run and run[name].dims[:2] == ("noise", "item") and run.sizes.get("tree_level") == depth + 1:
+            curve = replicates(run[name].sortby("noise")).interval(lambda mean: mean)  # (estimate, noise, tree_level)
+            readings.append({"name": name, "words": words, "levels": _levels(*curve), "items": _nodes(run, f"node_{name}")})
+    return _tree(branching, depth, run.noise.sortby("noise"), readings)
+
+
+def tree_of_figure(data: xr.Dataset) -> dict[str, Any] | None:
+    """The tree of the data of a figure that has means of tree levels against noise; None for others."""
+    if "branching" not in data.attrs or "tree_level" not in data.dims:
+        return None
+    readings = []
+    for name, words in _READINGS.items():
+        values = data[name].mean("grammar") if name in data and "grammar" in data[name].dims else data.get(name)
+        if values is not None and set(values.dims) == {"noise", "tree_level"}:
+            mean = values.sortby("noise").transpose("noise", "tree_level").values
+            missing = np.full_like(mean, np.nan)
+            readings.append({"name": name, "words": words, "levels": _levels(mean, missing, missing), "items": []})
+    return _tree(int(data.attrs["branching"]), data.sizes["tree_level"] - 1, data.get("noise"), readings)
+
+
+def _tree(branching: int, depth: int, noise: Any, readings: list[Any]) -> dict[str, Any] | None:
+    if not readings or branching < 2 or depth < 1 or len(noise) < 2:
+        return None
+    words = str(noise.attrs.get("long_name", "noise")).replace("epsilon", "ε")
+    return {"branching": branching, "depth": depth, "words": words, "noise": numbers(np.sort(noise.values)), "readings": readings}
+
+
+def _levels(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Mapping[str, list[float | None]]]:
+    """Means of the tree levels, from the leaves up, at all noise levels."""
+    return [
+        {"value": numbers(value[:, level]), "low": numbers(low[:, level]), "high": numbers(high[:, level])}
+        for level in range(value.shape[1])
+    ]
+
+
+def _nodes(run: xr.Dataset, name: str) -> list[dict[str, Any]]:
+    """Readings of single nodes, original by original: at each noise level those of the nodes from the root down, in per cent."""
+    if name not in run or set(run[name].dims) - {"noise", "item", "trajectory", "clone", "node"}:
+        return []
+    few = run[name].isel(item=slice(_MOST_ORIGINALS)).sortby("noise").load()
+    mean = few.mean([dim for dim in few.dims if dim in ("trajectory", "clone")]).transpose("item", "noise", "node")
+    known = mean[mean.notnull().all(("noise", "node")).values]
+    return [
+        {"name": f"original {int(item)}", "nodes": np.round(100 * values).astype(int).tolist()}
+        for item, values in zip(known["item"].values, known.values, strict=True)
+    ]
