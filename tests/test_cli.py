@@ -1,13 +1,24 @@
 """The command line: exit codes, one-line errors, files."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import pytest
+import typer
+from rich.table import Table
+from rich.text import Text
+from typer.testing import CliRunner
 
 from uturn import paper
+from uturn.cli import app
+from uturn.cli.completion import NAMES
+from uturn.cli.printing import show
 from uturn.paper import Result, Verdict
+from uturn.workflows import ImageOptions, TextOptions
 
 SPEC = """
 items = 4
@@ -131,10 +142,6 @@ def test_report_of_stored_results(tmp_path):
 
 
 def test_a_failed_verdict_is_a_failed_command(tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from uturn.cli import app
-
     for passed, code in ((True, 0), (False, 1)):
         monkeypatch.setattr(paper, "reproduce", lambda *args, passed=passed, **kwargs: [result("fig7", passed)])
         assert CliRunner().invoke(app, ["reproduce", "fig7", "--out", str(tmp_path)]).exit_code == code
@@ -144,3 +151,127 @@ def test_import_is_light():
     code = "import sys, uturn; print([m for m in ('torch', 'numba', 'diffusers', 'xarray', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- help, completion, tables ------------------------------------------------------------------------------------------------
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_is_whole_at_every_width(name, width):
+    done = CliRunner().invoke(app, [*([name] if name else []), "--help"], prog_name="uturn", env={"COLUMNS": str(width)})
+    lines = done.output.split("\n")
+    assert max(map(len, lines)) <= width
+    assert "…" not in done.output
+    for parameter in COMMANDS[name].params if name else ():
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            assert parameter.is_flag or parameter.metavar
+            first = f"│ {', '.join(parameter.opts)} {parameter.metavar or ''}".rstrip()
+            rows = [k for k, line in enumerate(lines) if line.startswith(f"{first} ")]
+            assert len(rows) == 1, first
+            if isinstance(parameter.default, int | float | str) and not parameter.is_flag:
+                assert f"[default: {parameter.default}]" in re.sub(r"[ │\n]+", " ", "\n".join(lines[rows[0] : rows[0] + 6]))
+
+
+@pytest.mark.parametrize("kind", [ImageOptions, TextOptions])
+def test_every_option_of_a_study_is_in_one_panel(kind):
+    named = [name for names in kind.panels.values() for name in names]
+    assert sorted(named) == sorted(kind.model_fields)
+
+
+def completed(words):
+    """What a shell offers for the last of some words, and the modules that were imported for it."""
+    environment = {"_UTURN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from uturn.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100, check=False
+    )
+    return done.stdout.split(), done.stderr.split()
+
+
+def test_completion_of_names_without_heavy_modules():
+    for words, expected in (
+        ("uturn re", ["reproduce", "report"]),
+        ("uturn reproduce fig1", ["fig10", "fig11", "fig12", "fig13", "fig14", "fig15"]),
+        ("uturn images --scheduler dd", ["ddpm", "ddim"]),
+    ):
+        found, modules = completed(words)
+        assert found == expected
+        assert {"torch", "numba", "diffusers", "xarray", "matplotlib", "zarr"}.isdisjoint(modules)
+
+
+def test_completed_names_are_those_that_are_accepted():
+    from uturn.backward import DiffusionModel, LanguageDenoiser
+    from uturn.corruption.schedulers import FLOW_SCHEDULERS, SCHEDULERS
+
+    for part in (DiffusionModel, LanguageDenoiser):
+        for name, field in part.model_fields.items():
+            kinds = [one for one in (field.annotation, *get_args(field.annotation)) if get_origin(one) is Literal]
+            if kinds and name != "type":
+                assert set(NAMES[name]) == set(get_args(kinds[0]))
+    assert set(NAMES["scheduler"]) == {"stored", *SCHEDULERS, *FLOW_SCHEDULERS}
+
+
+def table():
+    made = Table("quantity", "measured", "expected", "", title="A title that is longer than a narrow terminal")
+    made.add_row("share of reconstructions of the same class", "0.512 [0.49, 0.53]", "0.5123456789", Text("pass", "green"))
+    made.add_row("slope of [red]the map", "1.8928", "", Text("FAIL", "bold red"))
+    return made
+
+
+@pytest.mark.parametrize("columns", [20, *range(40, 130, 3), None])
+def test_tables_lose_nothing(monkeypatch, capsys, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    numbers = Table(*"abcdef")
+    numbers.add_row(*(f"{k}.23456789" for k in range(6)))
+    show(numbers)
+    told = capsys.readouterr().out
+    assert all(f"{k}.23456789" in told for k in range(6))
+    show(table())
+    told = capsys.readouterr().out
+    for word in (
+        "share",
+        "reconstructions",
+        "class",
+        "0.512",
+        "0.53]",
+        "0.5123456789",
+        "[red]the",
+        "map",
+        "1.8928",
+        "pass",
+        "FAIL",
+    ):
+        assert word in told
+    if columns is None:  # no terminal: a row is a line
+        assert [line for line in told.split("\n") if "same class" in line and "0.512 [0.49, 0.53]" in line and "pass" in line]
+    else:
+        assert max(map(len, told.split("\n"))) <= columns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["theory", "-m", 4], "next: uturn theory -v 32 -m 4 -s 2 --plot map.png"),
+        (["theory", "--plot", "my map.png"], "next: open my map.png"),
+        (["run", "spec.toml", "--store", "a store"], "next: uturn report 'a store'"),
+        (["check", "spec.toml"], "next: uturn plan spec.toml"),
+        (["explore"], "next: open uturn-laboratory.html"),
+    ],
+)
+def test_the_last_line_says_what_is_next(tmp_path, monkeypatch, arguments, last):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.output.rstrip("\n").split("\n")[-1] == last
+
+
+def test_mistakes_in_options_name_the_help():
+    done = uturn("images", "--lvels", 3)
+    assert done.stderr.count("\n") == 1
+    assert "--levels" in done.stderr
+    assert "`uturn images --help`" in done.stderr

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import adm_checkpoints as adm
-from uturn import cli
+from uturn.cli.models import convert
 from uturn.networks import guided_diffusion
 from uturn.networks.guided_diffusion import (
     PRESETS,
@@ -227,7 +227,7 @@ def test_convert(folder, tmp_path, case):
 
 def test_convert_on_the_command_line(folder, tmp_path, capsys):
     path = folder / f"{SEEDS['plain']}.pt"
-    cli.convert(path, tmp_path / "model", adm.preset())
+    convert(path, tmp_path / "model", adm.preset())
     assert "unconditional, images of 16 pixels" in capsys.readouterr().out
     assert (tmp_path / "model" / "model_index.json").is_file()
     command = [sys.executable, "-m", "uturn.cli", "convert", str(path), "other", "--preset", "256x256"]

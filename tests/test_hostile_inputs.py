@@ -20,7 +20,7 @@ import xarray as xr
 import uturn as ut
 from uturn import paper
 from uturn.backward import DiffusionModel
-from uturn.cli import theory
+from uturn.cli.solvable import theory
 from uturn.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram

@@ -14,8 +14,9 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import cli, fashion_mnist, measuring
+from uturn import fashion_mnist, measuring
 from uturn.cli import app
+from uturn.cli.printing import show
 from uturn.plotting.images import draw_grid, draw_layers
 from uturn.plotting.style import fonts_for
 from uturn.workflows import ImageOptions, analyse, image_experiment, numbers, summary, write_results
@@ -334,11 +335,11 @@ def test_options_mean_the_same_in_python_toml_and_on_the_command_line(tmp_path, 
     (tmp_path / "options.toml").write_text("\n".join([*lines, "compare_labels = false"]))
     asked = []
 
-    def run(experiment, *_):
+    def run(store, experiment, running):
         asked.append(experiment)
         return xr.Dataset(attrs={"missing_tasks": 1})
 
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr("uturn.cli.studies.run_into", run)
     both = ("--classifier", "fashion_mnist", "--classifier", "fashion_mnist", "--weights", "", "--weights", "")
     for arguments in (
         (*both, "--steps", 5, "--levels", "0.4,1", "--no-compare-labels"),
@@ -458,7 +459,7 @@ def test_characters_that_the_usual_font_lacks_are_looked_for_in_others():
 def test_markup_in_names_is_text(capsys):
     data = analyse(forged(num_items=50)).assign_coords(classifier=["[red]a[/]"])
     for table in summary(data):
-        cli._console().print(table)
+        show(table)
     assert "[red]a[/]" in capsys.readouterr().out
 
 

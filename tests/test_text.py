@@ -716,7 +716,7 @@ def test_mistakes_are_told_in_one_line(models, sentences, tmp_path, monkeypatch,
     given = ["--model", models / model, "--data", sentences / data, "--items", 4, "--workers", 1, "--levels", 2, *arguments]
     words = [str(one).format(data=sentences) for one in ["uturn", "text", "--out", tmp_path / "out", *given]]
     monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     told = capsys.readouterr().err.strip()

@@ -6,13 +6,34 @@ A module whose figure rests on a Bayesian channel names it in `channels`: the la
 posterior draws are verdicts of the figure too.
 """
 
-from uturn.paper.figures import channel_verdicts, reproduce
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from uturn.paper.registry import FIGURES, ORDER, load_figure
-from uturn.paper.results import Result, load_results
-from uturn.paper.verdicts import Verdict
-from uturn.paper.workshop import Scale, Workshop
+
+if TYPE_CHECKING:
+    from uturn.paper.figures import channel_verdicts, reproduce
+    from uturn.paper.results import Result, load_results
+    from uturn.paper.verdicts import Verdict
+    from uturn.paper.workshop import Scale, Workshop
 
 __all__ = [
     "FIGURES", "ORDER", "Result", "Scale", "Verdict", "Workshop",
     "channel_verdicts", "load_figure", "load_results", "reproduce",
 ]  # fmt: skip
+
+# Public name -> module. Modules are imported on first use, so that commands start fast.
+_HOME = {
+    **dict.fromkeys(("channel_verdicts", "reproduce"), "figures"),
+    **dict.fromkeys(("Result", "load_results"), "results"),
+    **dict.fromkeys(("Scale", "Workshop"), "workshop"),
+    "Verdict": "verdicts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'uturn.paper' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"uturn.paper.{_HOME[name]}"), name)

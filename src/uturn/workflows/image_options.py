@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
@@ -34,6 +34,15 @@ class ImageOptions(Options):
     """
 
     lists: ClassVar[frozenset[str]] = frozenset({"classifiers", "weights"})
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Model": ("model", "preset", "condition", "guidance", "null_class", "prompt", "image_size"),
+        "Reverse process": ("scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
+        "Data": ("data", "size", "channels", "classes", "labels"),
+        "Measures": ("classifiers", "weights", "class_prompts", "compare_labels", "perceptual", "perceptual_linear"),
+        "Size and seed": ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed"),
+        "Speed and memory": ("dtype", "device", "batch_size", "compile", "offload"),
+    }
+    flags: ClassVar[Mapping[str, str]] = {"classifiers": "--classifier"}
 
     model: str = Field(
         "fashion_mnist", description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function."

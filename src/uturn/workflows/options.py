@@ -13,14 +13,19 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from uturn.checks import checked_path, plain, shown
-from uturn.spec import validation_words
 
 
 class Options(BaseModel):
-    """Options of a study, each with a default and a description. `lists`: names of those that are lists of texts."""
+    """Options of a study, each with a default and a description.
+
+    `lists`: names of those that are lists of texts. `panels`: all names, under the headings of the help. `flags`: those options
+    of the command line that are named otherwise.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     lists: ClassVar[frozenset[str]] = frozenset()
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    flags: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -43,6 +48,8 @@ class Options(BaseModel):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
+            from uturn.spec import validation_words  # imports all parts of experiments
+
             raise ValueError(validation_words(error)) from None
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
@@ -27,6 +28,15 @@ class TextOptions(Options):
     """
 
     lists: ClassVar[frozenset[str]] = frozenset({"segments", "layers"})
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Model": ("model", "tokenizer", "split", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
+        "Decoding": ("order", "steps", "block", "temperature", "top_k", "top_p"),
+        "Data": ("data", "windows", "length", "segments", "regions"),
+        "Measures": ("layers", "encoder", "likelihood"),
+        "Size and seed": ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed"),
+        "Speed and memory": ("dtype", "device", "batch_size"),
+    }
+    flags: ClassVar[Mapping[str, str]] = {"segments": "--segment"}
 
     model: str = Field(
         "embedded",

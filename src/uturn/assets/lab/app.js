@@ -3,6 +3,7 @@ import { CHANNELS } from "./channels.js";
 import { setLevelColours } from "./charts.js";
 import { at, drawChain, drawLegend, drawLevels, drawPhase, markLevels, markPhase, noiseAt } from "./curves.js";
 import { problemOf } from "./grammar.js";
+import { showImages, startImages } from "./images.js";
 import { inRange, rangeWords, readState, writeState } from "./state.js";
 import { STORY } from "./story.js";
 import { announce, showControls, showNode, showNumbers, showProblem, showTree, treeView } from "./views.js";
@@ -64,6 +65,7 @@ function update() {
   markPhase();
   showNumbers();
   showControls();
+  showImages();
   if (treeView.chosen) showNode(treeView.chosen.level, treeView.chosen.node);
   times = [...times.slice(-199), performance.now() - start];
   if (times.length < 20) return; // the first updates wait for the compiler of the browser
@@ -178,6 +180,7 @@ function start() {
   const { state: first, problems } = readState(location.hash);
   showProblem(problems.join("; "));
   setState(first);
+  startImages(set);
   rebuild(true);
   update();
 }

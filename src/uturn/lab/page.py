@@ -1,4 +1,4 @@
-"""The laboratory: one HTML page that computes U-turns of the Random Hierarchy Model in the browser."""
+"""The page, put together from the files of `assets/lab/`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from uturn.files import whole_file
 
-_FOLDER = Path(__file__).parent / "assets" / "lab"
+_FOLDER = Path(__file__).parents[1] / "assets" / "lab"
 MODULES = ("random", "grammar", "channels", "propagation", "theory")  # without the page; each imports from those before it
-_PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "app")
+_PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "images", "app")
 
 
 def script(modules: tuple[str, ...]) -> str:
@@ -18,11 +18,17 @@ def script(modules: tuple[str, ...]) -> str:
     return "\n".join(re.sub(r"^import [^;]*;\n|^export ", "", text, flags=re.M) for text in texts)
 
 
-def laboratory() -> str:
-    """The page as HTML. It needs no server and no network, and gives the numbers that this package gives for the same seeds."""
+def laboratory(served: bool = False) -> str:
+    """The page as HTML. It needs no server and no network, and gives the numbers that this package gives for the same seeds.
+
+    `served`: whether it comes from the server of this package, which it may then ask for U-turns of images.
+    """
     page = (_FOLDER / "index.html").read_text(encoding="utf-8")
     style = (_FOLDER / "style.css").read_text(encoding="utf-8")
-    return page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script(MODULES + _PAGE))
+    page = page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script(MODULES + _PAGE))
+    if served:
+        page = page.replace("connect-src 'none'", "connect-src 'self'").replace("<body>", "<body data-served>")
+    return page
 
 
 def write_laboratory(out: str | Path) -> Path:

@@ -1,0 +1,7 @@
+"""The command line: `app` holds the commands, which stand in modules by what they are for, and `main` runs them."""
+
+from uturn.cli import figures, studies, experiments, solvable, models, pages  # noqa: I001 - registered in the order of the help
+from uturn.cli.app import app
+from uturn.cli.entry import main
+
+__all__ = ["app", "experiments", "figures", "main", "models", "pages", "solvable", "studies"]

@@ -1,0 +1,5 @@
+"""`python -m uturn.cli`."""
+
+from uturn.cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""`uturn run`, `check`, `plan` and `status`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated
+
+import typer
+
+from uturn.cli.app import EXPERIMENTS, command
+from uturn.cli.options import OUTPUT, Running, Spec
+from uturn.cli.printing import console, say_next
+from uturn.cli.running import run_into
+
+
+@command(EXPERIMENTS)
+def run(
+    spec: Spec,
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="STORE", help="Folder of the zarr store to fill, or URL such as s3://bucket/run.", rich_help_panel=OUTPUT
+        ),
+    ],
+    running: Running,
+) -> None:
+    """Run an experiment from a file into a store; readings that the store has already are not measured again.
+
+    Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
+    each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise
+    levels, trajectories or clones is extended.
+
+    Example: `uturn run examples/epsilon.toml --store runs/epsilon`
+    """
+    from uturn.experiment import Experiment
+
+    experiment = Experiment.from_file(spec)
+    ds = run_into(store, experiment, running)
+    out = console()
+    done = "complete" if ds.attrs["complete"] else f"share {running.shard} done, {ds.attrs['missing_tasks']} tasks missing"
+    out.print(f"{store}: {done}, spec {experiment.hash[:12]}")
+    for name in ds.attrs["variables"]:
+        dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
+        out.print(f"  {name} ({dims}): {ds[name].attrs['long_name']}")
+    say_next(run=("report", store) if ds.attrs["complete"] else ("status", store))
+
+
+@command(EXPERIMENTS)
+def check(spec: Spec) -> None:
+    """Try a spec before its run: build its parts, and run two items through all of them.
+
+    Measures the two items at the first and the last noise level, together and one by one. Reports parts that lack a member or
+    return values of a wrong kind, and readings that depend on the batch or change when they are repeated.
+
+    Example: `uturn check examples/epsilon.toml`
+    """
+    from uturn.experiment import Experiment
+    from uturn.trial import check as check_experiment
+
+    for line in check_experiment(Experiment.from_file(spec)):
+        console().print(line)
+    console().print(f"{spec}: nothing wrong was found")
+    say_next(run=("plan", str(spec)))
+
+
+@command(EXPERIMENTS)
+def plan(
+    spec: Spec,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="Folder of the store to fill: only what it does not hold is counted."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Largest number of processes to give the time for.", show_default="8"),
+    ] = None,
+) -> None:
+    """Say what a run will take: tasks, calls of networks, memory, disk, time. Writes nothing.
+
+    Counts the tasks and the calls exactly, and times a few U-turns on this machine for some seconds. Times of more processes than
+    it has cores are those of a cluster of such machines.
+
+    Example: `uturn plan examples/epsilon.toml`
+    """
+    since = time.perf_counter()
+    from uturn.experiment import Experiment
+    from uturn.plan import plan as plan_experiment
+
+    found = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
+    assert found is not None
+    for line in found.lines():
+        console().print(line)
+    say_next(run=("run", str(spec), "--store", store or "STORE"))
+
+
+@command(EXPERIMENTS)
+def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")]) -> None:
+    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures nothing and changes nothing.
+
+    Reads every stored reading, so that damaged files are found.
+
+    Example: `uturn status runs/epsilon`
+    """
+    from uturn.store import Store
+
+    opened = Store.open(store)
+    states = {task: state for task, (state, _) in opened.states().items()}
+    out = console()
+    counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}
+    words = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
+    if counts["part"]:
+        words.insert(1, f"{counts['part']} with fewer trajectories or clones than the spec asks for")
+    out.print(f"{store}: {', '.join(words)}")
+    for task, state in states.items():
+        if state == "damaged":
+            items = opened.items(task)
+            place = f"noise {opened.noise[task.noise_index]:g}, items {items[0]} to {items[-1]}"
+            out.print(f"  damaged: {place}; `uturn run` with the same spec measures it again")
+    sizes = f"{len(opened.noise)} noise levels, {opened.num_items} items, {opened.trajectories} trajectories"
+    out.print(f"  {', '.join(opened.variables)}: {sizes}")
+    out.print(json.dumps(json.loads(opened.attributes["spec"]), indent=1, ensure_ascii=False))
+    say_next(run=("report", store) if counts["done"] == len(states) else ("run", "SPEC", "--store", store))

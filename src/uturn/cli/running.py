@@ -1,0 +1,99 @@
+"""Runs of experiments from the command line: what they will take, and how they are continued after a stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from uturn.cli.options import Running
+from uturn.cli.printing import console
+
+if TYPE_CHECKING:
+    from uturn.experiment import Experiment
+
+
+def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any:
+    """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
+    from uturn.running import run
+
+    share, on_cluster = running.share(), running.on_cluster()
+    with resumable(f"what is done is in {store}; run the same command again to resume"):
+        if share == (1, 1) and running.cluster is None:
+            _announce(experiment, store, running.workers)
+        return run(
+            experiment,
+            store,
+            running.resume,
+            workers=running.workers,
+            progress=True,
+            shard=share,
+            accept_changes=running.accept_changes,
+            **on_cluster,
+        )
+
+
+def _announce(experiment: Experiment, store: str | Path, workers: int | None) -> None:
+    """Write to stderr what a run of more than a minute will take."""
+    from uturn.plan import plan
+
+    with suppress(ValueError):  # the run itself reports it
+        found = plan(experiment, store, workers=workers, budget=3.0, least=60.0)
+        for line in found.lines() if found is not None else []:
+            typer.echo(f"uturn: {line}", err=True)
+
+
+@contextmanager
+def followed(out: str, study: str, shard: str) -> Iterator[None]:
+    """Context in which the page of a study follows its run."""
+    from uturn.outputs import output_folder
+    from uturn.pages import live_page
+
+    with output_folder("out", out) as folder, live_page(folder, study) as page:
+        if shard != "1/1":
+            page.says(f"share {shard} of the tasks")
+        yield
+
+
+def is_unfinished(ds: Any, out: str, store: str, shard: str) -> bool:
+    """Whether other shares have tasks left; says so, here and on the page."""
+    from uturn.objects import is_url
+    from uturn.pages import write_page
+    from uturn.workflows.runs import missing_tasks
+
+    missing = missing_tasks(ds)
+    if missing:
+        if not is_url(out):
+            with suppress(ValueError):  # nothing to show yet
+                write_page(out)
+        left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
+        console().print(f"{store}: share {shard} done, {left}; the share that ends last draws the figures")
+    return bool(missing)
+
+
+@contextmanager
+def resumable(advice: str) -> Iterator[None]:
+    """A stop by a signal ends the command, with advice how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        typer.echo(f"\nstopped; {advice}", err=True)
+        raise typer.Exit(exit_code(stop)) from None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def on_sigterm(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to a job's script, which passes it on, and to its processes
+    raise Terminated
+
+
+def exit_code(stop: BaseException | None) -> int:
+    """128 plus the number of the signal that stopped a command, as shells have it."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

@@ -1,0 +1,127 @@
+"""`uturn theory` and `explore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uturn.cli.app import SOLVABLE, command
+from uturn.cli.options import OUTPUT, Plot
+from uturn.cli.printing import picture, say_next, show
+
+_SERVER = "U-turns of images"  # panel of the help
+
+
+@command(SOLVABLE)
+def theory(
+    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", metavar="N", help="Symbols at each level.")] = 32,
+    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", metavar="N", help="Rules for each symbol.")] = 8,
+    branching: Annotated[int, typer.Option("--branching", "-s", metavar="N", help="Children of each node.")] = 2,
+    depth: Annotated[
+        int,
+        typer.Option("--depth", "-L", metavar="N", min=1, help="Levels of the tree, for the numbers that depend on it."),
+    ] = 10,
+    plot: Plot = None,
+) -> None:
+    """Print the mean-field theory of a grammar, and draw its map.
+
+    Computes the phase, the threshold ε\\*, the exponent ν, and the fixed points of the map from level to level with their slopes.
+
+    Example: `uturn theory -v 32 -m 8 -s 2 --plot map.png`
+    """
+    from rich.table import Table
+
+    from uturn.files import whole_file
+    from uturn.theory import MeanField
+
+    if plot is not None:
+        plot = picture(plot)
+    mf = MeanField(vocab_size, multiplicity, branching)
+    table = Table(
+        title=f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}", title_justify="left", show_header=False
+    )
+    crossing = mf.class_crossing(depth)
+
+    def number(value: float | None) -> str:
+        return "none" if value is None else f"{value:.6g}"
+
+    for words, text in [
+        ("phase", mf.phase),
+        ("critical noise ε*", number(mf.critical_noise)),
+        ("repulsive fixed point p*", number(mf.fixed_point)),
+        ("slope F'(p*)", number(mf.slope)),
+        ("slope F'(1)", number(mf.slope_at_one)),
+        ("slope F'(1/v)", number(float(mf.slope_at(1 / vocab_size)))),
+        ("correlation exponent ν", number(mf.correlation_exponent)),
+        (f"ε at which class and leaves cross, L = {depth}", number(crossing)),
+    ]:
+        table.add_row(words, text)
+    show(table)
+    if plot is None:
+        grammar = ("-v", str(vocab_size), "-m", str(multiplicity), "-s", str(branching))
+        say_next(run=("theory", *grammar, "--plot", "map.png"))
+    else:
+        from uturn.plotting.style import style
+        from uturn.plotting.theory import draw
+
+        with style() as plt, whole_file(plot) as file:
+            figure = draw(mf)
+            figure.savefig(file, format=plot.suffix[1:].lower())
+            plt.close(figure)
+        say_next(open=plot)
+
+
+@command(SOLVABLE)
+def explore(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File of the page.", rich_help_panel=OUTPUT)] = Path(
+        "uturn-laboratory.html"
+    ),
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel=OUTPUT)] = False,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images",
+            help="Serve the page on this machine, with U-turns of images by the model that comes with the package, and write no "
+            "file.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=65535, help="Port of the server.", show_default="a free one", rich_help_panel=_SERVER
+        ),
+    ] = None,
+) -> None:
+    """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
+
+    Measures, for the grammar and the noise that are chosen in the page, the exact belief in every symbol of the tree, and what
+    U-turns change at every tree level, against mean-field theory. With --images also how many reconstructions of an image keep
+    its class; a server computes them, which answers this machine alone, until Ctrl-C.
+
+    Example: `uturn explore --open`
+
+    Example: `uturn explore --images --open`
+    """
+    if images:
+        from uturn.lab.server import serve
+
+        return serve(port or 0, lambda address: _show_page(address, address, open_page))
+    if port is not None:
+        raise ValueError(f"port = {port}: goes with --images")
+    from uturn.lab import write_laboratory
+
+    path = write_laboratory(out)
+    _show_page(path, path.resolve().as_uri(), open_page)
+
+
+def _show_page(place: str | Path, address: str, in_browser: bool) -> None:
+    """Say where a page is, and open it if that is wanted."""
+    say_next(open=place)
+    if in_browser:
+        import webbrowser
+
+        if not webbrowser.open(address):
+            typer.echo("uturn: no browser was found", err=True)
