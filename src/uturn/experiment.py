@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from uturn import display
 from uturn.checks import checked_integer, checked_noise, checked_path, one_line, plain, shown
 from uturn.contracts import (
     Declared,
@@ -209,6 +210,34 @@ class Experiment(BaseModel):
             return cls.from_dict(spec)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def __repr__(self) -> str:
+        source, corruption, backward = (shown(table.get("type")) for table in (self.source, self.corruption, self.backward))
+        probes = ", ".join(shown(probe.get("type")) for probe in self.probes)
+        return f"Experiment({self._sizes()};\n  {source} -> {corruption} -> {backward}, read by {probes})"
+
+    __str__ = __repr__
+
+    def _sizes(self) -> str:
+        """Numbers of items, noise levels, trajectories and clones in words."""
+        numbers = {"items": self.items, "noise levels": len(self.noise), "trajectories": self.trajectories, "clones": self.clones}
+        return ", ".join(f"{name} {number}" for name, number in numbers.items()) + f", seed {self.seed}"
+
+    def _repr_html_(self) -> str:
+        """A table of the parts with their options."""
+        parts = {"source": self.source, "corruption": self.corruption, "backward": self.backward}
+        parts |= {("probe" if len(self.probes) == 1 else f"probe {k}"): probe for k, probe in enumerate(self.probes)}
+
+        def options(part: Mapping[str, Any]) -> str:
+            given = {key: value for key, value in part.items() if key not in ("type", "noise") and value is not None}
+            return ", ".join(f"{key} = {shown(value)}" for key, value in given.items())
+
+        rows = [(idea, part.get("type"), options(part)) for idea, part in parts.items()]
+        lowest, highest = min(self.noise), max(self.noise)
+        u_turns = self.items * len(self.noise) * self.trajectories * self.clones
+        note = f"Noise from {lowest:g} to {highest:g}; {u_turns:,} U-turns."
+        table = display.table(("idea", "type", "options"), rows)
+        return display.page(f"Experiment: {self._sizes()}", table, note=note)
 
     def to_dict(self) -> dict[str, Any]:
         """The full description, defaults filled in."""

@@ -1,4 +1,4 @@
-"""Progress of long computations: a bar on terminals, lines in logs; both move inside a task too.
+"""Progress of long computations: a bar on terminals and in notebooks, lines in logs; all move inside a task too.
 
 Work is counted in tasks. Code that computes a task says so by `begun`. Loops inside it report by `steps`, `part` or `add`, which
 move on within the work that the thread is doing and do nothing if there is none. `in_progress` adds up what is unfinished.
@@ -15,13 +15,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from uturn.display import bar
+
 T = TypeVar("T")
 
 # Logs get a line after each tenth of the tasks, but at most one in ten seconds; and one after each minute without a line.
 _TENTHS = 10
 _SECONDS = 10.0
 _MINUTE = 60.0
-_LOOK = {True: 0.2, False: 1.0}  # seconds between two looks at unfinished work, on terminals and in logs
+_LOOK = {True: 0.2, False: 1.0}  # seconds between two looks at unfinished work, for bars and in logs
 
 
 # -- reports from inside a task ----------------------------------------------------------------------------------------------
@@ -162,19 +164,19 @@ def _publish() -> None:
 # -- what users see ------------------------------------------------------------------------------------------------------------
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str) -> Iterator[Callable[[], None]]:
-    """Context whose value is a function to call after each task; if `wanted`, it shows the progress on stderr.
+    """Context whose value is a function to call after each task; if `wanted`, it shows the progress, on stderr or in a notebook.
 
     Between two tasks it moves by the work that was begun inside this context. `note()` gives words that follow the title.
     """
     if not wanted:
         yield lambda: None
         return
-    terminal = sys.stderr.isatty()
-    with _bar(title, total, done, note) if terminal else _lines(title, total, done, note) as count:
+    draw = _cell if _in_notebook() else _bar if sys.stderr.isatty() else _lines
+    with draw(title, total, done, note) as count:
         ended = threading.Event()
 
         def look() -> None:
-            while not ended.wait(_LOOK[terminal]):
+            while not ended.wait(_LOOK[draw is not _lines]):
                 with contextlib.suppress(OSError, ValueError):  # stderr is gone
                     count.tell()
 
@@ -220,14 +222,45 @@ def _bar(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator
         TimeRemainingColumn(),
     )
     start = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total, completed=done, finished=done, rate="")
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(title, total=total, completed=done, finished=done, rate="")
 
         def show(now: float, finished: int) -> None:
             rate = f" {_per_time(now - done, time.monotonic() - start)}" if now > done else ""
-            bar.update(task, description=title + note(), completed=now, finished=finished, rate=rate)
+            shown.update(task, description=title + note(), completed=now, finished=finished, rate=rate)
 
         yield _Count(total, done, show)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return getattr(shell, "kernel", None) is not None
+
+
+@contextmanager
+def _cell(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
+    """A bar below the cell of a notebook, which is drawn again in its place, and stays."""
+    from IPython.display import display
+
+    start, drawn, count = time.monotonic(), -math.inf, _Count(total, done, lambda now, finished: show(now, finished))
+
+    def picture(now: float, words: str) -> dict[str, str]:
+        words = f"{title}{note()}: {count.finished} of {total}{words}"
+        return {"text/html": bar(now / total if total else 1.0, words).text, "text/plain": words}
+
+    def show(now: float, finished: int) -> None:
+        nonlocal drawn
+        clock = time.monotonic()
+        if clock - drawn >= _LOOK[True]:
+            drawn = clock
+            place.update(picture(now, _rate(now - done, total - now, clock - start) if now > done else ""), raw=True)
+
+    place = display(picture(done, ""), raw=True, display_id=True)
+    try:
+        yield count
+    finally:
+        place.update(picture(count.finished, ""), raw=True)
 
 
 @contextmanager

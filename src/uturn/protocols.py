@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from uturn.display import page, table
 from uturn.random import Purpose, Streams
 
 Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
@@ -93,6 +94,13 @@ class UTurns:
 
     def __repr__(self) -> str:
         return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
+
+    def _repr_html_(self) -> str:
+        """What was turned, and the shapes of the reconstructions."""
+        found = self.reconstructions if isinstance(self.reconstructions, Mapping) else {"": self.reconstructions}
+        rows = [("originals", "", repr(self.originals)), ("noisy", "", repr(self.noisy))]
+        rows += [("reconstructions", f"tree level {key}" if key != "" else "", np.shape(value)) for key, value in found.items()]
+        return page("U-turns", table(("", "", "(items, trajectories * clones, ..)"), rows), note=f"Clones: {self.clones}.")
 
 
 class Originals(Protocol):

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from uturn import display
 from uturn.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, shown
 from uturn.files import whole_file
 from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
 from uturn.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
+_MOST_DRAWN = 32  # nodes of a level in the drawing of a grammar
 _FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Draw:
     """Strings with their trees: `latents[tree_level]` is an int64 array (count, nodes), from 0 = leaves to depth = class."""
 
@@ -40,8 +42,12 @@ class Draw:
     def __getitem__(self, rows: Any) -> Draw:
         return Draw({level: nodes[rows] for level, nodes in self.latents.items()})
 
+    def __repr__(self) -> str:
+        count, length = self.leaves.shape
+        return f"Draw({count} strings of {length} leaves, tree levels 0 .. {max(self.latents)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Parse:
     """The parse of each string, which is unique where it exists.
 
@@ -52,6 +58,10 @@ class Parse:
     latents: dict[int, np.ndarray]
     valid: dict[int, np.ndarray]
     rules: dict[int, np.ndarray]
+
+    def __repr__(self) -> str:
+        whole = self.valid[max(self.valid)]
+        return f"Parse({len(whole)} strings, {int(whole.sum())} of them grammatical)"
 
 
 def zipf(multiplicity: int, exponent: float) -> np.ndarray:
@@ -266,6 +276,23 @@ class RandomHierarchyModel:
             f"branching={self.branching}, depth={self.depth}, num_classes={self.num_classes})"
         )
 
+    def _repr_html_(self) -> str:
+        """Sizes, and the uppermost levels of the tree in which class 0 and all symbols below it take their first rule."""
+        levels = [np.array([0])]
+        for level in range(self.depth, 0, -1):
+            if len(levels[-1]) * self.branching > _MOST_DRAWN:
+                break
+            levels.append(self.rules[level][levels[-1], 0].reshape(-1))
+        m, f = self.multiplicity, self.rule_density
+        sizes = (self.vocab_size, m, self.branching, self.depth, self.num_classes, f"{self.branching}**{self.depth}", f)
+        names = ("vocab_size v", "multiplicity m", "branching s", "depth L", "num_classes n", "leaves", "rule density f")
+        drawn = (
+            "The whole tree" if len(levels) > self.depth else f"The upper {len(levels)} of {self.depth + 1} levels of the tree"
+        )
+        note = f"{drawn} of class 0, if every symbol takes its first rule; colours are symbols."
+        drawing = display.tree(levels, self.vocab_size)
+        return display.page("Random Hierarchy Model", display.table(names, [map(_in_words, sizes)]), drawing, note=note)
+
     # -- drawing and reading strings -------------------------------------------------------------------------------
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
         """Draw strings and their latents by ancestral sampling.
@@ -474,6 +501,17 @@ def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.nda
         if len(rows) >= count:
             return rows[:count]
     raise AssertionError("unreachable: every round at least halves what is missing on average")
+
+
+def _in_words(size: Any) -> str:
+    """A size, or the sizes of the levels from the lowest to the highest."""
+    return (
+        ", ".join(map(_in_words, size.values()))
+        if isinstance(size, Mapping)
+        else f"{size:.3g}"
+        if isinstance(size, float)
+        else str(size)
+    )
 
 
 def _by_level(name: str, given: Any, depth: int | None = None) -> dict[int, Any]:

@@ -6,10 +6,13 @@ groups of readings: the grammars if there are several, otherwise the items, each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from uturn.display import Html, html, page
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,8 +33,22 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+    def __repr__(self) -> str:
+        """The number and its interval, with two digits of half the width.
+
+        >>> Estimate(0.73121, 0.71834, 0.74408), Estimate(8.0, 8.0, 8.0)
+        (0.731 [0.718, 0.744], 8 [8, 8])
+        """
+        half, largest = (self.high - self.low) / 2, max(map(abs, self))
+        places = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else None
+        form = ".4g" if places is None or places > 6 or largest > 1e6 else f".{places}f"
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        value, _, ends = repr(self).partition(" ")
+        return page(value, Html(f'<span style="opacity: 0.7">{html(ends)}</span>'))
 
 
 class Transition(NamedTuple):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from uturn.display import bar, page, table
+
 OUTPUTS = ("marginals", "upward", "downward", "log_evidence")
+_MOST_NUMBERS = 2**22  # of which means are shown
 
 
 class NotComputedError(AttributeError, ValueError):
@@ -63,11 +67,32 @@ class Beliefs:
         return self._get("log_evidence")
 
     def __repr__(self) -> str:
-        lines = []
-        for name, value in self._computed.items():
-            shape = {k: tuple(x.shape) for k, x in value.items()} if isinstance(value, dict) else tuple(value.shape)
-            lines.append(f"  {name}: {shape}")
-        return "Beliefs(\n" + "\n".join(lines) + "\n)"
+        counts = {len(next(iter(one.values())) if isinstance(one, dict) else one) for one in self._computed.values()}
+        levels = [max(one) for one in self._computed.values() if isinstance(one, dict)]
+        of = f", tree levels 0 .. {levels[0]}" if levels else ""
+        return f"Beliefs({', '.join(self._computed)}; {max(counts, default=0)} strings{of})"
+
+    def _repr_html_(self) -> str:
+        """A table of the levels, with the mean entropy of each computed message."""
+        messages = {name: one for name, one in self._computed.items() if isinstance(one, dict)}
+        if not messages:
+            return page(repr(self))
+        first = next(iter(messages.values()))
+        some = max(1, _MOST_NUMBERS // sum(math.prod(level.shape[1:]) for level in first.values()))
+        rows = []
+        for level in sorted(first, reverse=True):
+            _, nodes, symbols = first[level].shape
+            means = [_number(entropy_of(one[level][:some]).mean()) / math.log(2) for one in messages.values()]
+            most = math.log2(symbols) or 1.0
+            rows.append((level, nodes, symbols, *(bar(bits / most, f"{bits:.2f} of {math.log2(symbols):.2f}") for bits in means)))
+        head = ("tree level", "nodes", "symbols", *(f"entropy of {name} (bits)" for name in messages))
+        count = len(first[0])
+        note = f"Mean over nodes and the first {some} strings." if some < count else "Mean over nodes and strings."
+        return page(repr(self), table(head, rows), note=f"{note} Level 0: leaves. Full bar: nothing is known.")
+
+
+def _number(value: Any) -> float:
+    return float(value.detach() if hasattr(value, "detach") else value)
 
 
 def entropy_of(p: Any) -> Any:

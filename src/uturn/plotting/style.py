@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +21,11 @@ def style(families: Sequence[str] = ()) -> Iterator[Any]:
     """
     import matplotlib
 
-    matplotlib.use("Agg", force=False)
+    if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:
+        matplotlib.use("Agg")  # no window is opened; notebooks and users choose otherwise
     import matplotlib.pyplot as plt
 
+    plt.draw_if_interactive()  # loads the backend; that of notebooks has settings, which would end with this context
     settings: dict[Any, Any] = {
         "figure.dpi": 100,
         "savefig.dpi": 200,

@@ -1,0 +1,68 @@
+"""Pieces of HTML for notebooks: tables in the colours of the notebook, light or dark, without scripts. All words are escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+_LINE = "border-bottom: 1px solid rgba(128, 128, 128, 0.35)"
+_CELL = f"text-align: left; padding: 0.2em 1em 0.2em 0; background: none; {_LINE}"
+_COLOR = "#3b8fd0"  # seen on white and on black
+
+
+class Html(NamedTuple):
+    """Text that is HTML and is not escaped again."""
+
+    text: str
+
+
+def html(value: Any) -> str:
+    """A value as HTML: text and numbers escaped, `Html` as it is."""
+    return value.text if isinstance(value, Html) else escape(str(value))
+
+
+def bar(share: float, words: str) -> Html:
+    """A bar of a share 0 .. 1 of its full width, and words beside it."""
+    full = "display: inline-block; width: 6em; height: 0.6em; margin-right: 0.6em; background: rgba(128, 128, 128, 0.25)"
+    part = f"display: block; width: {100 * min(max(share, 0.0), 1.0):.0f}%; height: 100%; background: {_COLOR}"
+    return Html(f'<span style="{full}"><span style="{part}"></span></span>{escape(words)}')
+
+
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
+    """A table with a row of names, which may be empty."""
+
+    def row(cells: Sequence[Any], tag: str) -> str:
+        return "<tr>" + "".join(f'<{tag} style="{_CELL}">{html(cell)}</{tag}>' for cell in cells) + "</tr>"
+
+    lines = ([row(head, "th")] if head else []) + [row(cells, "td") for cells in rows]
+    return Html(f'<table style="border-collapse: collapse; margin: 0.4em 0">{"".join(lines)}</table>')
+
+
+def page(title: Any, *parts: Any, note: Any = "") -> str:
+    """What a notebook shows of an object: a title, tables or drawings, and a note below them."""
+    below = f'<div style="opacity: 0.7; font-size: 90%">{html(note)}</div>' if note else ""
+    return f"<div><div><b>{html(title)}</b></div>{''.join(map(html, parts))}{below}</div>"
+
+
+def tree(symbols: Sequence[Sequence[int]], count: int) -> Html:
+    """A drawing of a tree: the symbols of each level from the root down, in colours of `count` symbols."""
+    spacing, drop, radius = max(14, min(120, 480 / len(symbols[-1]))), 34, 6
+    width, height = spacing * len(symbols[-1]), drop * (len(symbols) - 1) + 4 * radius
+    places = [
+        [(width * (k + 0.5) / len(level), 2 * radius + drop * depth) for k in range(len(level))]
+        for depth, level in enumerate(symbols)
+    ]
+    lines, discs = [], []
+    for above, level in pairwise(places):
+        for k, (x, y) in enumerate(level):
+            x0, y0 = above[k * len(above) // len(level)]
+            lines.append(f'<line x1="{x0:.1f}" y1="{y0}" x2="{x:.1f}" y2="{y}" stroke="currentColor" stroke-opacity="0.35"/>')
+    for level, nodes in zip(symbols, places, strict=True):
+        for symbol, (x, y) in zip(level, nodes, strict=True):
+            color = f"hsl({360 * int(symbol) / max(count, 1):.0f}, 65%, 50%)"
+            discs.append(f'<circle cx="{x:.1f}" cy="{y}" r="{radius}" fill="{color}"><title>{int(symbol)}</title></circle>')
+    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
+    style = "display: block; max-width: 100%; height: auto"
+    return Html(f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" style="{style}">{"".join(lines + discs)}</svg>')

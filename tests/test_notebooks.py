@@ -1,0 +1,102 @@
+"""The notebooks in `examples/`: their cells are those of the scripts, and they run.
+
+`python tests/test_notebooks.py [NAME ..]` makes them from the scripts, with the outputs of a run.
+"""
+
+import base64
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ("solvable_world", "own_image_model", "text")
+MOST_BYTES = 500_000
+
+
+def from_script(name):
+    """The notebook of a script, without outputs."""
+    notebook = jupytext.read(EXAMPLES / f"{name}.py", fmt="py:percent")
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"{name.replace('_', '-')}-{number}", {}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
+    }
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def executed(name, folder):
+    """The notebook of a script with the outputs of a run in a folder."""
+    notebook = from_script(name)
+    client = nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}}, record_timing=False)
+    # The bars of other libraries would ask for widgets, and their warning names a folder of this machine.
+    client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})
+    return notebook
+
+
+def smaller(picture):
+    """A picture (base64) with 128 colours."""
+    found = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        found, "png", optimize=True
+    )
+    return base64.b64encode(found.getvalue()).decode()
+
+
+def write(name):
+    """Write the notebook of a script, with its outputs."""
+    notebook = executed(name, EXAMPLES)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", ()):
+                output.data["image/png"] = smaller(output.data["image/png"])
+    nbformat.validate(notebook)
+    nbformat.write(notebook, EXAMPLES / f"{name}.ipynb")
+
+
+def shown(notebook):
+    """The outputs of a notebook as (kind, data) with kinds such as "image/png"."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            yield from output.data.items() if "data" in output else [(output.get("name", "error"), output.get("text"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cells_are_those_of_the_script(name):
+    path = EXAMPLES / f"{name}.ipynb"
+    stored, wanted = nbformat.read(path, 4), from_script(name)
+    cells = [[(cell.cell_type, cell.id, cell.source) for cell in notebook.cells] for notebook in (stored, wanted)]
+    assert cells[0] == cells[1], f"run python tests/test_notebooks.py {name}"
+    assert path.stat().st_size < MOST_BYTES
+    assert "image/png" in dict(shown(stored))
+    assert not {"error", "stderr"} & set(dict(shown(stored)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_run(name):
+    notebook = executed(name, EXAMPLES)
+    kinds = [kind for kind, _ in shown(notebook)]
+    assert kinds.count("image/png") == [kind for kind, _ in shown(nbformat.read(EXAMPLES / f"{name}.ipynb", 4))].count(
+        "image/png"
+    )
+    # One bar for each run, which was drawn again in its place and ends with all tasks.
+    runs = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code").count("progress=True")
+    bars = [re.fullmatch(r".*: (\d+) of (\d+)", text) for kind, text in shown(notebook) if kind == "text/plain"]
+    ends = [found.groups() for found in bars if found]
+    assert runs == len(ends) > 0
+    assert all(done == total for done, total in ends)
+
+
+if __name__ == "__main__":
+    for one in sys.argv[1:] or NAMES:
+        write(one)
