@@ -37,7 +37,9 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
         return "<tr>" + "".join(f'<{tag} style="{_CELL}">{html(cell)}</{tag}>' for cell in cells) + "</tr>"
 
     lines = ([row(head, "th")] if head else []) + [row(cells, "td") for cells in rows]
-    return Html(f'<table style="border-collapse: collapse; margin: 0.4em 0">{"".join(lines)}</table>')
+    return Html(
+        f'<table style="border-collapse: collapse; margin: 0.4em 0; font: inherit; color: inherit">{"".join(lines)}</table>'
+    )
 
 
 def page(title: Any, *parts: Any, note: Any = "") -> str:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.display import Html, html, page
-
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -48,7 +46,7 @@ class Estimate(NamedTuple):
 
     def _repr_html_(self) -> str:
         value, _, ends = repr(self).partition(" ")
-        return page(value, Html(f'<span style="opacity: 0.7">{html(ends)}</span>'))
+        return f'<b>{value}</b> <span style="opacity: 0.7">{ends}</span>'
 
 
 class Transition(NamedTuple):
