@@ -57,9 +57,9 @@ def tree(symbols: Sequence[Sequence[int]], count: int) -> Html:
         for depth, level in enumerate(symbols)
     ]
     lines, discs = [], []
-    for above, level in pairwise(places):
-        for k, (x, y) in enumerate(level):
-            x0, y0 = above[k * len(above) // len(level)]
+    for above, below in pairwise(places):
+        for k, (x, y) in enumerate(below):
+            x0, y0 = above[k * len(above) // len(below)]
             lines.append(f'<line x1="{x0:.1f}" y1="{y0}" x2="{x:.1f}" y2="{y}" stroke="currentColor" stroke-opacity="0.35"/>')
     for level, nodes in zip(symbols, places, strict=True):
         for symbol, (x, y) in zip(level, nodes, strict=True):
