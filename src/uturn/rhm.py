@@ -290,8 +290,8 @@ class RandomHierarchyModel:
             "The whole tree" if len(levels) > self.depth else f"The upper {len(levels)} of {self.depth + 1} levels of the tree"
         )
         note = f"{drawn} of class 0, if every symbol takes its first rule; colours are symbols."
-        drawing = display.tree(levels, self.vocab_size)
-        return display.page("Random Hierarchy Model", display.table(names, [map(_in_words, sizes)]), drawing, note=note)
+        drawing = display.tree([level.tolist() for level in levels], self.vocab_size)
+        return display.page("Random Hierarchy Model", display.table(names, [[*map(_in_words, sizes)]]), drawing, note=note)
 
     # -- drawing and reading strings -------------------------------------------------------------------------------
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:

@@ -42,8 +42,6 @@ class Estimate(NamedTuple):
         form = ".4g" if places is None or places > 6 or largest > 1e6 else f".{places}f"
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
-    __str__ = __repr__
-
     def _repr_html_(self) -> str:
         value, _, ends = repr(self).partition(" ")
         return f'<b>{value}</b> <span style="opacity: 0.7">{ends}</span>'
