@@ -179,4 +179,4 @@ def test_nothing_passes_without_a_number():
 
 def test_verdicts_say_their_rules():
     one = verdict("q", interval(0.5, 0.1), "1", below(0.4, 0.5), above(0.6, 0.5, ""), within(0, 1, "close"))
-    assert (one.measured, one.rule) == ("0.5 [0.4, 0.6]", "below 0.5; close")
+    assert (one.measured, one.rule) == ("0.50 [0.40, 0.60]", "below 0.5; close")
