@@ -39,7 +39,7 @@ TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
 OPTIONS = ("    options:", "      show_root_heading: false", "      show_root_toc_entry: false", "      heading_level: 3")
 GALLERY = "Each figure is made by a command, with verdicts that compare it with theory: [figures and verdicts](figures.md)."
 REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../notation.md)."
-ALSO_PUBLIC = ("lab", "pages", "plan", "timing")  # modules that users import beside those in `uturn.__all__`
+ALSO_PUBLIC = ("lab", "pages", "plan", "running", "timing")  # modules that users import beside those in `uturn.__all__`
 
 
 def on_config(config: Any) -> Any:
