@@ -236,7 +236,7 @@ def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
 def test_the_picture_of_the_theory_is_the_file_that_is_named(name, written, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     theory(32, 8, 2, 10, Path(name))
-    assert f"drawn: {written}" in capsys.readouterr().out
+    assert f"next: open {written}" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == [written]
     assert (tmp_path / written).stat().st_size > 10_000
 

@@ -73,8 +73,8 @@ def serve(port: int, announce: Callable[[str], None]) -> None:
     """Serve the laboratory until the program is interrupted. `announce`: called with the address when the model is loaded."""
     with LaboratoryServer(port) as server:
         image_u_turns([0], 1, STEPS[0], 1, 0)  # loads the networks
-        announce(server.address)
         try:
+            announce(server.address)
             server.serve_forever()
         except KeyboardInterrupt:
             server.computing.acquire(timeout=10)  # threads of torch do not end well in the middle of a computation
