@@ -291,7 +291,7 @@ const drawing = (tag, properties, ...children) => {
 function treeView(tree) {
   const { branching: s, depth } = tree, names = (level) => (level === depth ? "class" : level === 0 ? "leaves" : `level ${level}`);
   const at = make("p", { className: "at", role: "note" }), choices = make("div", { className: "filter" }), note = make("p", { className: "at" });
-  const [width, left, right, gap, top] = [900, 70, 150, 46, 20], inner = width - left - right;
+  const narrow = innerWidth < 700, [width, left, right, gap, top] = narrow ? [420, 66, 56, 34, 16] : [900, 70, 150, 46, 20], inner = width - left - right;
   const svg = drawing("svg", { viewBox: `0 0 ${width} ${top + gap * depth + 22}`, role: "img" }), branches = drawing("g", { class: "branches" }), nodes = drawing("g", {});
   svg.append(branches, nodes);
   const rows = []; // of the levels, from the root down: what is coloured, and the words beside it
@@ -299,7 +299,7 @@ function treeView(tree) {
     const count = s ** (depth - level), y = top + gap * (depth - level), own = [], x = (k) => left + (inner * (k + 0.5)) / count;
     if (count <= 64) for (let k = 0; k < count; k++) {
       if (level < depth) branches.append(drawing("line", { x1: x(k), y1: y, x2: left + (inner * (Math.floor(k / s) + 0.5) * s) / count, y2: y - gap }));
-      own.push(nodes.appendChild(drawing("circle", { cx: x(k), cy: y, r: Math.max(3, Math.min(13, (0.42 * inner) / count)) })));
+      own.push(nodes.appendChild(drawing("circle", { cx: x(k), cy: y, r: Math.max(1.8, Math.min(narrow ? 9 : 13, (0.42 * inner) / count)) })));
     } else own.push(nodes.appendChild(drawing("rect", { x: left, y: y - 9, width: inner, height: 18, rx: 3 }))); // too many nodes to draw
     const value = drawing("text", { x: width - right + 14, y: y + 5, class: "value" });
     svg.append(drawing("text", { x: left - 14, y: y + 5, "text-anchor": "end" }, names(level)), value);
@@ -326,10 +326,10 @@ function treeView(tree) {
     for (const { level, own, value, first, single } of rows) {
       const mean = reading.levels[level], known = item && single, shares = known ? item.nodes[k].slice(first, first + own.length).map((x) => x / 100) : own.map(() => mean.value[k]);
       own.forEach((element, n) => paint(element, shares[n]));
-      value.textContent = known ? `${short(shares.reduce((a, b) => a + b, 0) / shares.length)}` : span(mean.value[k], mean.low[k], mean.high[k]);
+      value.textContent = known ? `${short(shares.reduce((a, b) => a + b, 0) / shares.length)}` : narrow ? short(mean.value[k]) : span(mean.value[k], mean.low[k], mean.high[k]);
       said.push(`${names(level)} ${value.textContent}`);
     }
-    at.textContent = `At ${tree.words}: ${short(tree.noise[k])}, the nearest stored level. Colour: ${reading.words}${item ? `, ${item.name}; at the right, means of the levels` : ", mean over originals; at the right, with 95 % intervals where they are known"}.`;
+    at.textContent = `At ${tree.words}: ${short(tree.noise[k])}, the nearest stored level. Colour: ${reading.words}${item ? `, ${item.name}; at the right, means of the levels` : ", mean over originals; at the right, the means of the levels"}.`;
     note.textContent = item ? "" : items.length ? "All nodes of a level have the colour of its mean." : "All nodes of a level have the colour of its mean: means of levels are what this run kept. The probe tree_nodes keeps single nodes.";
     svg.setAttribute("aria-label", `tree with ${depth + 1} levels; ${said.join(", ")}`);
   }
