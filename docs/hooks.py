@@ -181,7 +181,7 @@ def gallery(files: Files, config: Any) -> str:
             continue
         figure = load_figure(name)
         lines += ["", f"## {figure.TITLE} {{ #{name} }}", "", f"[![{figure.TITLE}]({picture}){{ loading=lazy }}]({picture})"]
-        lines += ["", figure.CAPTION, "", f"`uturn reproduce {name}`"]
+        lines += ["", f"**{figure.CLAIM}**", "", figure.CAPTION, "", f"`uturn reproduce {name}`"]
     if notebooks := sorted((ROOT / "examples").glob("*.ipynb")):
         lines += ["", "## Notebooks", ""]
         lines += [f"- [{title_of(path)}]({uri_of(f'examples/{path.name}')})" for path in notebooks]
