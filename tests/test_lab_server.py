@@ -155,6 +155,7 @@ def test_ports_that_cannot_be_used_are_told_in_one_line(server):
     for arguments, words in (
         (("--images", "--port", server.server_port), "another program uses it; give another --port, or none, for a free one"),
         (("--port", 8000), "goes with --images"),
+        (("--images", "--out", "page.html"), "writes no file"),
         (("--images", "--port", 70000), "65535"),
     ):
         process = explore(*arguments)

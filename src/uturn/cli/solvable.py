@@ -75,9 +75,10 @@ def theory(
 
 @command(SOLVABLE)
 def explore(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File of the page.", rich_help_panel=OUTPUT)] = Path(
-        "uturn-laboratory.html"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File of the page.", show_default="uturn-laboratory.html", rich_help_panel=OUTPUT),
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel=OUTPUT)] = False,
     images: Annotated[
         bool,
@@ -108,12 +109,14 @@ def explore(
     if images:
         from uturn.lab.server import serve
 
+        if out is not None:
+            raise ValueError(f"out = {out}: goes without --images, which serves the page and writes no file")
         return serve(port or 0, lambda address: _show_page(address, address, open_page))
     if port is not None:
         raise ValueError(f"port = {port}: goes with --images")
     from uturn.lab import write_laboratory
 
-    path = write_laboratory(out)
+    path = write_laboratory(out or Path("uturn-laboratory.html"))
     _show_page(path, path.resolve().as_uri(), open_page)
 
 
