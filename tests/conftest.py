@@ -9,6 +9,11 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # A call of Ray without a connection is an error, and joins no cluster of another process, with which this one would end.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
+# pytest imports readline, which tells its child processes the width of the terminal as if the user had asked for it.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+    os.unsetenv(name)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is imported
     os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from functools import partial
 from http.client import HTTPConnection
 
 import numpy as np
@@ -139,7 +140,8 @@ def test_every_server_has_its_own_token_on_this_machine_alone(server):
 
 def explore(*arguments):
     command = [sys.executable, "-m", "uturn.cli", "explore", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a shell ignore the signal
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
 
 
 def test_command_serves_until_it_is_interrupted():

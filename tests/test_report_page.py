@@ -116,7 +116,7 @@ def test_the_tree_follows_the_slider(opened, address):
     assert "All nodes of a level have the colour of its mean." in page.locator(".tree").inner_text()
     for width in SIZES:
         page.set_viewport_size({"width": width, "height": 900})
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        wait_for(page, "document.documentElement.scrollWidth <= innerWidth")  # curves are drawn anew a moment later
 
 
 def test_the_filter_of_the_verdicts(opened):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import uturn as ut
+from uturn import measuring
 from uturn.box_muller import normal_pair
 from uturn.corruption.gaussian import _gaussian_leaf
 from uturn.inference.numba_backend import sample_numba
@@ -185,7 +186,7 @@ def experiment(**changes):
 
 def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
     together = ut.run(experiment())
-    joined = list(experiment()._joined([(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]))
+    joined = list(measuring._joined(experiment(), [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]))
     assert [len(names) for names, _, _ in joined] == [5]
     monkeypatch.setattr("uturn.measuring._JOINED_BYTES", 1)
     alone = ut.run(experiment(), tmp_path / "run")
@@ -198,13 +199,13 @@ def test_fewer_tasks_with_clones_are_joined(monkeypatch):
     monkeypatch.setattr("uturn.measuring._JOINED_BYTES", 5 * 4 * 2 * 512)  # five tasks of 4 originals, 2 trajectories, 512 bytes
     tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
     for clones, expected in ((1, [5]), (2, [2, 2, 1]), (100, [1] * 5)):
-        assert [len(names) for names, _, _ in experiment(clones=clones)._joined(tasks)] == expected
+        assert [len(names) for names, _, _ in measuring._joined(experiment(clones=clones), tasks)] == expected
 
 
 def test_own_parts_and_networks_are_not_joined():
     tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
     one_step = experiment(backward={"type": "denoiser", "steps": 1})
-    assert [len(names) for names, _, _ in one_step._joined(tasks)] == [1] * 5
+    assert [len(names) for names, _, _ in measuring._joined(one_step, tasks)] == [1] * 5
 
 
 class Labelled(Probe):
