@@ -146,18 +146,18 @@ def explore(*arguments):
 
 def test_command_serves_until_it_is_interrupted():
     process = explore("--images")
-    line = process.stdout.readline()
-    assert line.startswith("next: open http://127.0.0.1:")
+    assert process.stdout.readline() == "the server runs until Ctrl-C\n"
+    assert process.stdout.readline().startswith("next: open http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
-def test_ports_that_cannot_be_used_are_told_in_one_line(server):
+def test_options_that_cannot_be_used_are_told_in_one_line(server):
     for arguments, words in (
         (("--images", "--port", server.server_port), "another program uses it; give another --port, or none, for a free one"),
         (("--port", 8000), "goes with --images"),
-        (("--images", "--out", "page.html"), "writes no file"),
+        (("--images", "--out", "page.html"), "does not go with --images"),
         (("--images", "--port", 70000), "65535"),
     ):
         process = explore(*arguments)

@@ -20,6 +20,14 @@ from uturn.progress import begun, progress_bar
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""
 NOISE = np.linspace(0.1, 1, 10)
+STRINGS = {
+    "items": 12,
+    "trajectories": 2,
+    "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
+    "corruption": {"type": "masking", "noise": [0.0, 0.5, 1.0]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}],
+}
 
 
 def figure(folder, name="fig7", passed=True, **change):
@@ -124,14 +132,26 @@ def test_damaged_data_and_pictures_leave_the_verdicts(tmp_path):
     assert "crossing of fig7" in (tmp_path / "index.html").read_text()
 
 
+def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
+    ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
+    (tmp_path / "analysis.zarr").mkdir()
+    (tmp_path / "text.json").write_text('{"run": ')
+    found = collect([tmp_path])
+    assert [Path(one["file"]).name for one in found.problems] == ["text.json", "analysis.zarr"]
+    assert found.problems[0]["words"].startswith("not valid JSON: ")
+    assert [one["title"] for one in found.sections] == ["Run run.zarr"]
+
+
 def test_folders_without_results(tmp_path):
     with pytest.raises(ValueError, match=r"no results in .*run `uturn reproduce"):
         report([tmp_path])
     (tmp_path / "fig7.json").write_text("{")
-    with pytest.raises(ValueError, match=r"no results in .*fig7.json is damaged"):
+    with pytest.raises(ValueError, match=r"no results in .* can be read; .*fig7.json: "):
         report([tmp_path])
     with pytest.raises(ValueError, match="no such folder"):
         report([tmp_path / "none"])
+    with pytest.raises(ValueError, match=r"fig7\.json: a file; expected a folder"):
+        report([tmp_path / "fig7.json"])
     figure(tmp_path)
     with pytest.raises(ValueError, match=r"ends in \.html"):
         report([tmp_path], tmp_path / "page.pdf")
@@ -151,15 +171,7 @@ def test_several_folders_make_one_page_here(tmp_path, monkeypatch):
 
 
 def test_a_store_shows_means_with_intervals(tmp_path):
-    spec = {
-        "items": 12,
-        "trajectories": 2,
-        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
-        "corruption": {"type": "masking", "noise": [0.0, 0.5, 1.0]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
-    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "run.zarr")
+    run = ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
     (section,) = collect([tmp_path]).sections
     chart = next(chart for chart in section["charts"] if chart["name"] == "unchanged")
     assert chart["lines"][0]["value"] == pytest.approx(run.unchanged.mean(["item", "trajectory"])[:, 0].values, abs=1e-6)

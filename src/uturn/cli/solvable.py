@@ -9,9 +9,10 @@ import typer
 
 from uturn.cli.app import SOLVABLE, command
 from uturn.cli.options import OUTPUT, Plot
-from uturn.cli.printing import picture, say_next, show
+from uturn.cli.printing import console, picture, say_next, show
 
 _SERVER = "U-turns of images"  # panel of the help
+_PAGE = "uturn-laboratory.html"
 
 
 @command(SOLVABLE)
@@ -77,7 +78,7 @@ def theory(
 def explore(
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File of the page.", show_default="uturn-laboratory.html", rich_help_panel=OUTPUT),
+        typer.Option(metavar="FILE", help="File of the page.", show_default=_PAGE, rich_help_panel=OUTPUT),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel=OUTPUT)] = False,
     images: Annotated[
@@ -107,17 +108,22 @@ def explore(
     Example: `uturn explore --images --open`
     """
     if images:
+        if out is not None:
+            raise ValueError(f"out = {str(out)!r}: does not go with --images, which writes no file")
         from uturn.lab.server import serve
 
-        if out is not None:
-            raise ValueError(f"out = {out}: goes without --images, which serves the page and writes no file")
-        return serve(port or 0, lambda address: _show_page(address, address, open_page))
+        return serve(port or 0, lambda address: _show_server(address, open_page))
     if port is not None:
         raise ValueError(f"port = {port}: goes with --images")
     from uturn.lab import write_laboratory
 
-    path = write_laboratory(out or Path("uturn-laboratory.html"))
+    path = write_laboratory(out or _PAGE)
     _show_page(path, path.resolve().as_uri(), open_page)
+
+
+def _show_server(address: str, in_browser: bool) -> None:
+    console().print("the server runs until Ctrl-C")
+    _show_page(address, address, in_browser)
 
 
 def _show_page(place: str | Path, address: str, in_browser: bool) -> None:

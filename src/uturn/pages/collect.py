@@ -46,10 +46,10 @@ class Reader:
             yield
         except Exception as error:  # a damaged file can fail in any way
             words = validation_words(error) if isinstance(error, ValidationError) else one_line(error)
-            self.problems(path, words)
+            self.problems(path, f"not valid JSON: {words}" if isinstance(error, json.JSONDecodeError) else words)
 
     def problems(self, path: Path, words: str) -> None:
-        self.found.problems.append({"file": str(path), "words": " ".join(words.split())})
+        self.found.problems.append({"file": str(path), "words": " ".join(words.split()).removeprefix(f"{path} ")})
 
     def dataset(self, path: Path) -> xr.Dataset:
         """A zarr folder."""
@@ -103,24 +103,28 @@ def _collect(folder: Path, read: Reader) -> None:
         _add(path, figures.section, read)
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {folder / "analysis.zarr"}
     stores -= {path.with_suffix(".zarr") for path in made}
-    for kind, names, make in (
-        ("transition.json", ("analysis.zarr", "run.zarr"), studies.images),
-        ("text.json", ("analysis.zarr", "run.zarr"), studies.text),
-        ("atlas.zarr", (), studies.atlas),
+    for kind, data, make in (
+        ("transition.json", "analysis.zarr", studies.images),
+        ("text.json", "analysis.zarr", studies.text),
+        ("atlas.zarr", "atlas.zarr", studies.atlas),
     ):
         if (folder / kind).exists() and folder / kind not in made:  # text.json is a figure too
-            _add(folder / kind, lambda path, read, make=make: make(path.parent, read), read)
-            stores -= {folder / name for name in names}
-            stores = set() if kind == "atlas.zarr" else stores  # each row is a store
+            if kind.endswith(".json"):  # the page links to it, and takes the same numbers from the data
+                with read.part(folder / kind):
+                    json.loads((folder / kind).read_bytes())
+            if _add(folder / data, lambda path, read, make=make: make(path.parent, read), read):
+                # What is left are stores that the section shows: the run, or one for each row of an atlas.
+                stores = set() if kind == "atlas.zarr" else stores - {folder / "run.zarr"}
     for path in sorted(stores):
         _add(path, studies.store, read)
 
 
-def _add(path: Path, make: Any, read: Reader) -> None:
+def _add(path: Path, make: Any, read: Reader) -> bool:
+    """Add the section that is made from a file; whether it could be made."""
+    before = len(read.found.sections)
     with read.part(path):
-        if path.suffix == ".json":
-            json.loads(path.read_bytes())
         read.found.sections.append(make(path, read))
+    return len(read.found.sections) > before
 
 
 def _is_zarr(path: Path) -> bool:

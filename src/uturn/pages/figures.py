@@ -62,7 +62,9 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
     result = _Result.model_validate_json(path.read_bytes())
     # The page links to these files, so they must be plain names: no script, no other folder.
     if result.figure != path.stem or not all(re.fullmatch(r"\w[\w.-]*", file) for file in result.files.values()):
-        raise ValueError(f"figure {result.figure!r} with files {result.files}")
+        raise ValueError(
+            f"figure = {result.figure!r}, files = {result.files}: expected the figure {path.stem!r}, and files in its folder"
+        )
     files = {kind: path.parent / name for kind, name in result.files.items()}
     found = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
     failed = sum(not verdict.passed for verdict in result.verdicts)

@@ -69,7 +69,10 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
         if is_url(place):
             raise ValueError(f"{place}: a URL cannot be joined with other folders; give it alone")
         if not Path(place).is_dir():
-            raise ValueError(f"{place}: no such folder; expected one of `uturn reproduce`, `images`, `text`, `atlas` or `run`")
+            found = "a file" if Path(place).exists() else "no such folder"
+            raise ValueError(
+                f"{place}: {found}; expected a folder that `uturn reproduce`, `images`, `text`, `atlas` or `run` has written"
+            )
         folders.append(Path(place))
     alone = len(folders) == 1 and not (folders[0] / "zarr.json").exists()
     path = Path(out) if out is not None else folders[0] / "index.html" if alone else Path("report.html")
@@ -102,9 +105,11 @@ def _write(folders: list[Path], path: Path, running: Running | None = None) -> l
     for detail in _DETAILS:
         found = collect(folders, detail)
         if not found.sections and running is None:
-            words = "".join(f"; {one['file']} is damaged ({one['words']})" for one in found.problems)
             names = ", ".join(map(str, folders))
-            raise ValueError(f"no results in {names}{words}; run `uturn reproduce --out {folders[0]}` or another command first")
+            if found.problems:
+                words = "; ".join(f"{one['file']}: {one['words']}" for one in found.problems)
+                raise ValueError(f"no results in {names} can be read; {words}")
+            raise ValueError(f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command first")
         page = page_of(found, path.parent, running).encode()
         if len(page) <= MOST_BYTES:
             break
