@@ -24,7 +24,7 @@ from uturn.workflows import ImageOptions, analyse
 # %% [markdown]
 # ## Data
 #
-# Images of stripes of 8 x 8 pixels. Their class is the direction of the stripes; their phase is free. Images are
+# The images are stripes on 8 x 8 pixels. Their class is the direction of the stripes; their phase is free. Images are
 # floats in [-1, 1], or bytes, in a `.npy` file of shape (items, height, width, channels); labels are whole numbers in
 # another file. A folder of pictures with a sub-folder for each class works as well.
 

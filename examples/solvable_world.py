@@ -35,7 +35,7 @@ turned = ut.u_turn(originals, ut.Masking(), ut.backward.ExactPosterior(), noise=
 turned
 
 # %% [markdown]
-# Two of the reconstructed strings, with rings around the symbols that have changed. As many leaves have changed in
+# Here are two of the reconstructed strings, with rings around the symbols that have changed. As many leaves have changed in
 # the one as in the other, but on the left they are other words for the same class.
 
 # %%
@@ -63,7 +63,7 @@ beliefs = {noise: ut.infer(small, masking.log_evidence(one)) for noise, one in n
 beliefs[0.5]
 
 # %% [markdown]
-# The same for one string, at two noise levels. Each ring shows the probabilities of the eight symbols of a node.
+# The picture shows one string at two noise levels. Each ring shows the probabilities of the eight symbols of a node.
 
 # %%
 with style():

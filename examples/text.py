@@ -26,7 +26,8 @@ passages()[:3]
 # %% [markdown]
 # ## An experiment
 #
-# Windows of 24 characters, at four noise levels. Each is hidden and drawn again six times, since χ, the number of
+# The texts are windows of 24 characters. At each of four noise levels they are hidden and drawn again six times,
+# since χ, the number of
 # characters that change together, is computed from the differences between U-turns of one text.
 
 # %%
@@ -41,7 +42,7 @@ found = analyse_texts(run)
 figure = draw_tokens(found)
 
 # %% [markdown]
-# Grey characters were hidden and came back; red ones are others now. With little noise most words survive, or turn
+# Grey characters were hidden and came back; red ones have changed. With little noise most words survive, or turn
 # into words that are spelled similarly. Where all is hidden, the model writes a text of its own.
 #
 # ## A network of one's own
