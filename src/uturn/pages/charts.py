@@ -67,7 +67,7 @@ def charts_of_store(run: xr.Dataset) -> list[dict[str, Any]]:
     import xarray as xr
 
     found = []
-    for name in map(str, run.data_vars):
+    for name in run.attrs.get("variables", map(str, run.data_vars)):  # files of a store are listed in any order
         values = run[name]
         others = set(values.dims) - {"noise", "item", "trajectory", "clone"}
         if not {"noise", "item"} <= set(values.dims) or _NO_LINES & others or values.size > _MOST_VALUES:
