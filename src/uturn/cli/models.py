@@ -83,7 +83,9 @@ def schedule(
             file.write(rows.reset_index().set_index(["model", "step"]).to_csv().encode())
         console().print(f"written: {csv}")
     if plot is None:
-        say_next(run=("schedule", *models, "--plot", "schedule.png"))
+        chosen = {"--steps": str(steps), "--scheduler": scheduler, "--timestep-spacing": timestep_spacing, "--preset": preset}
+        given = [word for name, value in chosen.items() if value is not None for word in (name, value)]
+        say_next(run=("schedule", *models, *given, "--size", str(size), "--plot", "schedule.png"))
     else:
         from uturn.plotting.schedules import draw_schedules
         from uturn.plotting.style import style
