@@ -167,6 +167,7 @@ def test_several_folders_make_one_page_here(tmp_path, monkeypatch):
     page = (tmp_path / path).read_text()
     assert 'id="fig7"' in page
     assert 'id="fig7-2"' in page  # ids are unique
+    assert [one["short"] for one in data_of(page)["sections"]] == ["fig7 (a)", "fig7 (b)"]
     assert 'href="a/fig7.zarr/zarr.json"' in page
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,9 +85,14 @@ def collect(folders: list[Path], detail: float = 1.0) -> Found:
     detail
         Below 1, pictures are smaller.
     """
-    found = Found()
+    found, homes = Found(), list[Path]()
     for folder in folders:
         _collect(folder, Reader(found, detail, len(folders) == 1))
+        homes += [folder] * (len(found.sections) - len(homes))
+    names = Counter(one["short"] for one in found.sections)
+    for one, home in zip(found.sections, homes, strict=True):
+        if names[one["short"]] > 1:  # figures of the same name are told apart by their folders
+            one["short"], one["title"] = f"{one['short']} ({home})", f"{one['title']} ({home})"
     taken: dict[str, int] = {}
     for one in found.sections:  # ids are unique in a page
         taken[one["id"]] = taken.get(one["id"], 0) + 1
