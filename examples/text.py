@@ -27,8 +27,7 @@ passages()[:3]
 # ## An experiment
 #
 # The texts are windows of 24 characters. At each of four noise levels they are hidden and drawn again six times,
-# since χ, the number of
-# characters that change together, is computed from the differences between U-turns of one text.
+# since χ, the number of characters that change together, is computed from the differences between U-turns of one text.
 
 # %%
 noise = [0.25, 0.5, 0.75, 1.0]

@@ -67,7 +67,8 @@ def charts_of_store(run: xr.Dataset) -> list[dict[str, Any]]:
     import xarray as xr
 
     found = []
-    for name in run.attrs.get("variables", map(str, run.data_vars)):  # files of a store are listed in any order
+    order = [name for name in run.attrs.get("variables", ()) if name in run.data_vars]  # files are listed in any order
+    for name in order or map(str, run.data_vars):
         values = run[name]
         others = set(values.dims) - {"noise", "item", "trajectory", "clone"}
         if not {"noise", "item"} <= set(values.dims) or _NO_LINES & others or values.size > _MOST_VALUES:
