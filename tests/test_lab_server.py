@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 import uturn as ut
-from javascript import CHROMIUM
 from uturn.lab.image_u_turns import image_u_turns
 from uturn.lab.server import LaboratoryServer
 
@@ -167,17 +166,6 @@ def test_options_that_cannot_be_used_are_told_in_one_line(server):
 
 
 # --- in the browser ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("looks at a page: Chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])

@@ -10,7 +10,7 @@ import typer
 from uturn.cli.app import MODELS, command
 from uturn.cli.completion import completed
 from uturn.cli.options import OUTPUT, Plot
-from uturn.cli.printing import console, picture, say_next, show
+from uturn.cli.printing import console, draw_to, picture, say_next, show
 
 
 @command(MODELS)
@@ -88,13 +88,8 @@ def schedule(
         say_next(run=("schedule", *models, *given, "--size", str(size), "--plot", "schedule.png"))
     else:
         from uturn.plotting.schedules import draw_schedules
-        from uturn.plotting.style import style
 
-        with style() as plt, whole_file(plot) as file:
-            figure = draw_schedules(found, [Path(model).name for model in models])
-            figure.savefig(file, format=plot.suffix[1:].lower())
-            plt.close(figure)
-        say_next(open=plot)
+        draw_to(plot, lambda: draw_schedules(found, [Path(model).name for model in models]))
 
 
 @command(MODELS)

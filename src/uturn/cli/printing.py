@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -77,6 +77,18 @@ def picture(path: Path) -> Path:
     if path.is_dir() or path.suffix[1:].lower() not in endings:
         raise ValueError(f"plot = {str(path)!r}: expected a file that ends in .{', .'.join(endings)}")
     return path
+
+
+def draw_to(path: Path, draw: Callable[[], Any]) -> None:
+    """Write the figure that `draw()` returns, and say that it can be opened."""
+    from uturn.files import whole_file
+    from uturn.plotting.style import style
+
+    with style() as plt, whole_file(path) as file:
+        figure = draw()
+        figure.savefig(file, format=path.suffix[1:].lower())
+        plt.close(figure)
+    say_next(open=path)
 
 
 def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from uturn.cli.app import SOLVABLE, command
 from uturn.cli.options import OUTPUT, Plot
-from uturn.cli.printing import console, picture, say_next, show
+from uturn.cli.printing import console, draw_to, picture, say_next, show
 
 _SERVER = "U-turns of images"  # panel of the help
 _PAGE = "uturn-laboratory.html"
@@ -34,7 +34,6 @@ def theory(
     """
     from rich.table import Table
 
-    from uturn.files import whole_file
     from uturn.theory import MeanField
 
     if plot is not None:
@@ -64,14 +63,9 @@ def theory(
         grammar = ("-v", str(vocab_size), "-m", str(multiplicity), "-s", str(branching))
         say_next(run=("theory", *grammar, "--plot", "map.png"))
     else:
-        from uturn.plotting.style import style
         from uturn.plotting.theory import draw
 
-        with style() as plt, whole_file(plot) as file:
-            figure = draw(mf)
-            figure.savefig(file, format=plot.suffix[1:].lower())
-            plt.close(figure)
-        say_next(open=plot)
+        draw_to(plot, lambda: draw(mf))
 
 
 @command(SOLVABLE)

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+def estimated(values: np.ndarray) -> np.ndarray:
+    """Noise levels at which a number (noise, estimate) has an interval; if there are none, those at which it has a value."""
+    there = ~np.isnan(values)
+    return there[:, 1] if there[:, 1].any() else there[:, 0]
+
+
 def evenly_spaced(count: int, most: int) -> list[int]:
     """At most `most` of the indices 0 .. count - 1, evenly spaced, with the first and the last.
 

@@ -16,6 +16,7 @@ from uturn.plotting.curves import (
     draw_transition,
     drawable,
     end_of,
+    estimated,
     evenly_spaced,
     interval,
     markers,
@@ -141,7 +142,7 @@ def draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
 
 def draw_correlations(axis: Any, data: xr.Dataset) -> None:
     """C(r)/C(0) against distance at several noise levels."""
-    there = np.flatnonzero(_estimated(data.correlation.isel(distance=0).values))
+    there = np.flatnonzero(estimated(data.correlation.isel(distance=0).values))
     chosen = there[evenly_spaced(len(there), 6)] if len(there) else there
     r = data.distance.values
     for color, k in zip(level_colors(len(chosen)), chosen, strict=True):
@@ -163,16 +164,10 @@ def draw_correlations(axis: Any, data: xr.Dataset) -> None:
         axis.legend(title="noise", fontsize=8.5, title_fontsize=8.5, loc="upper right")
 
 
-def _estimated(values: np.ndarray) -> np.ndarray:
-    """Noise levels at which a ratio (noise, estimate) has an interval; if there are none, those at which it has a value."""
-    there = ~np.isnan(values)
-    return there[:, 1] if there[:, 1].any() else there[:, 0]
-
-
 def _draw_length(axis: Any, data: xr.Dataset) -> None:
     """Correlation length against noise; lengths beyond the distances of the fit are arrows, ends of intervals reach the top."""
     noise, longest = data.noise.values, float(data.distance[-1])
-    value, low, high = np.where(_estimated(data.correlation_length.values), data.correlation_length.values.T, np.nan)
+    value, low, high = np.where(estimated(data.correlation_length.values), data.correlation_length.values.T, np.nan)
     finite = value <= longest
     top = 1.35 * np.max(value[finite], initial=1.0)
     axis.fill_between(

@@ -11,6 +11,7 @@ from uturn.checks import shown
 from uturn.measures.calibration import calibration
 from uturn.measures.changes import chi_parts, correlations_of, decided_by_few, present_pairs, susceptibility_of
 from uturn.measures.scaling import correlation_length
+from uturn.plotting.curves import estimated
 from uturn.statistics import Replicates, crossing, replicates
 from uturn.workflows.curves import ESTIMATE, band, curve, place, with_zero
 from uturn.workflows.runs import describe, missing_tasks, stored_spec
@@ -308,9 +309,7 @@ def _remarks(data: xr.Dataset, run: xr.Dataset) -> Iterator[str]:
     if "chi" not in data:
         yield "a single trajectory: no susceptibility, no t*"
         return
-    chi, low, _ = data.chi.values.T
-    if np.isfinite(low).any():
-        chi = np.where(np.isnan(low), np.nan, chi)
+    chi = np.where(estimated(data.chi.values), data.chi.values[:, 0], np.nan)
     measured = np.flatnonzero(np.isfinite(chi))
     if not len(measured):
         yield "nothing changes between trajectories: no susceptibility, no t*"
