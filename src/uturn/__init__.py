@@ -33,6 +33,7 @@ _HOME = {
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
     "calibration": "measures.calibration",
+    "study": "studies",
 }
 _MODULES = (
     *(
@@ -47,7 +48,7 @@ _MODULES = (
         "plotting",
         "population",
     ),
-    *("probes", "protocols", "random", "rhm", "sources", "statistics", "store", "theory", "workflows"),
+    *("probes", "protocols", "random", "rhm", "sources", "statistics", "store", "studies", "theory", "workflows"),
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         sources,
         statistics,
         store,
+        studies,
         theory,
         workflows,
     )
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from uturn.rhm import RandomHierarchyModel
     from uturn.running import run
     from uturn.statistics import hierarchy_index
+    from uturn.studies import study
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -11,9 +11,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LARGEST = np.float64(1e100)
 """Largest number whose squares and their sums are far from the largest float64."""
@@ -157,3 +160,15 @@ def _place(error: BaseException, code: Any) -> str:
         return ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+
+
+def validation_words(error: ValidationError) -> str:
+    """A validation error of pydantic in one line."""
+
+    def words(entry: Any) -> str:
+        where = ".".join(str(part) for part in entry["loc"])
+        message = entry["msg"].removeprefix("Value error, ")
+        value = "" if entry["type"] in ("missing", "value_error") else f" = {shown(entry['input'])}"
+        return f"{where}{value}: {message}" if where else message
+
+    return "; ".join(words(entry) for entry in error.errors())

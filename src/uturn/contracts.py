@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
-from uturn.checks import one_line, shown
+from uturn.checks import one_line, shown, validation_words
 from uturn.own_parts import completed, is_own
 from uturn.protocols import Originals, Variable
+from uturn.reading import Instructions
 from uturn.store import Coordinates
 
 
@@ -142,6 +144,12 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
                 f"{where}: {name} has dims {dims}; expected ('noise', 'item', ..), then some of {known}: other dims need values "
                 f"in `coordinates`"
             )
+        try:
+            Instructions.model_validate(variable.instructions()).check(dims[2:])
+        except ValidationError as error:
+            raise ValueError(f"{where}: {name}: {validation_words(error)}") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: {name}: {error}") from None
     return dict(variables)
 
 
@@ -160,12 +168,19 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
         dims = checked_dims(label, probe.coordinates(source))
         variables = checked_variables(label, probe.variables(source), dims)
+        names = {"probe": _probe_name(probe), "model": str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))}
+        variables = {name: replace(variable, **names) for name, variable in variables.items()}
         variables = with_clones(variables) if clones > 1 else variables
         for name in variables:
             if any(name in one.variables for one in found):
                 raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
         found.append(Declared(label, variables, dims))
     return found
+
+
+def _probe_name(probe: Any) -> str:
+    """Name of a probe in the spec, by default its type, or its class if it is user-defined."""
+    return str(getattr(probe, "name", None) or (repr(probe).rpartition(":")[2] if is_own(probe) else probe.type))
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:
@@ -188,7 +203,8 @@ def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:
         if variable.symmetric:
             if f"clone_{name}" in variables:
                 raise ValueError(f"probes: clone_{name} is the name of the twin of {name!r}; choose another name")
-            found[f"clone_{name}"] = replace(variable, long_name=f"{variable.long_name}, compared with the other clones")
+            words = f"{variable.long_name}, compared with the other clones"
+            found[f"clone_{name}"] = replace(variable, long_name=words, role="record", symmetric=False, start=None, chance=None)
     return found
 
 

@@ -322,11 +322,12 @@ class Experiment(BaseModel):
         """Coordinates of the results: {name: (dims, values, attributes)}."""
         source, corruption, _, _ = self.parts
         levels = checked_noise(self.noise, corruption.max_noise)
+        end = {"max": float(corruption.max_noise)} if math.isfinite(corruption.max_noise) else {}
         found: Coordinates = {
             "item": (("item",), np.arange(self.items), {}),
             "trajectory": (("trajectory",), np.arange(self.trajectories), {}),
             **({"clone": (("clone",), np.arange(self.clones), {})} if self.clones > 1 else {}),
-            "noise": (("noise",), levels, {"long_name": corruption.unit}),
+            "noise": (("noise",), levels, {"long_name": corruption.unit, **end}),
         }
         with missing_members_named(self.labelled()):
             axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -24,7 +24,9 @@ Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Variable:
-    """Dims and meaning of a variable that a probe measures.
+    """Dims, meaning and reading instructions of a variable that a probe measures.
+
+    The reading instructions are stored with the readings, so that `uturn.study` needs the store alone.
 
     Attributes
     ----------
@@ -33,19 +35,62 @@ class Variable:
         experiment with several clones gives it the dim "clone" after "trajectory".
     long_name : str
         Description with unit, stored with the readings.
-    pooled : bool
-        Whether the reading of an item depends on all its trajectories, as a mean over them does. Such readings are measured again
-        when trajectories are added. Used only for variables without the dim "trajectory".
+    start : number or str, optional
+        Value where nothing has changed, at noise 0. A name stands for the values of a variable or coordinate without noise, which
+        may differ by item or level; "same:NAME" for the probability that two originals agree in NAME; "same:A=B" for the share of
+        the originals whose A is B. Without a start no place is located on the curve.
+    chance : number or str, optional
+        Value for independent data, as `start`; by default the value at the largest noise. Start and chance give the direction: a
+        distance rises from 0.
+    bounds : (low, high)
+        Smallest and largest possible value, None if there is none. Intervals are clipped to them; means of readings in [0, 1]
+        have the interval of a proportion.
+    group : str
+        Readings of one group are drawn in one panel; by default the name of the probe.
+    order : str, optional
+        The dim whose first and last entries may swap their order, such as the layers of a network, from low to high level.
+    role : str
+        "reading"; "record", which is shown but not averaged (pictures, tokens, numbers of classes); or "changes", covariances of
+        changes by distance along the last dim, or their sum over all pairs.
+    family : str, optional
+        Symmetric readings of one family are tested together by Holm; by default those of the probe.
+    unit : str
+        Unit of the values; of "changes", of a distance between two sites.
     symmetric : bool
         The reading compares the original with a reconstruction by a function f with f(x, y) = f(y, x). In an experiment with
         several clones the probe then also reads `clone_<name>`: clone k compared by f with the other clones of the same noisy
         datum, averaged over them.
+    pooled : bool
+        Whether the reading of an item depends on all its trajectories, as a mean over them does. Such readings are measured again
+        when trajectories are added. Used only for variables without the dim "trajectory".
+    probe, model : str
+        Name of the probe, and of the network by which it reads; an experiment fills them in.
     """
 
     dims: tuple[str, ...]
     long_name: str
-    pooled: bool = True
+    _: KW_ONLY
+    start: float | str | None = None
+    chance: float | str | None = None
+    bounds: tuple[float | None, float | None] = (None, None)
+    group: str = ""
+    order: str | None = None
+    role: str = "reading"
+    family: str | None = None
+    unit: str = ""
     symmetric: bool = False
+    pooled: bool = True
+    probe: str = ""
+    model: str = ""
+
+    def instructions(self) -> dict[str, Any]:
+        """The reading instructions that are no defaults, as plain data."""
+        names = ("start", "chance", "bounds", "group", "order", "role", "family", "unit", "symmetric", "probe", "model")
+        return {
+            field.name: list(value) if field.name == "bounds" else value
+            for field in fields(self)
+            if field.name in names and (value := getattr(self, field.name)) != field.default
+        }
 
 
 @dataclass(frozen=True, repr=False)

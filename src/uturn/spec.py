@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from uturn.backward import BACKWARDS
 from uturn.checks import errors_named, one_line, shown
+from uturn.checks import validation_words as validation_words
 from uturn.contracts import undoes
 from uturn.corruption import CORRUPTIONS
 from uturn.own_parts import DOCS, OwnPart, is_own, unwrapped
@@ -114,18 +115,6 @@ def _imported(name: str, kind: str) -> Any:
         raise ValueError(
             f"{name}.type = {kind!r} cannot be imported ({type(error).__name__}: {one_line(error)}); expected 'module:Class'"
         ) from error
-
-
-def validation_words(error: ValidationError) -> str:
-    """A validation error of pydantic in one line."""
-
-    def words(entry: Any) -> str:
-        where = ".".join(str(part) for part in entry["loc"])
-        message = entry["msg"].removeprefix("Value error, ")
-        value = "" if entry["type"] in ("missing", "value_error") else f" = {shown(entry['input'])}"
-        return f"{where}{value}: {message}" if where else message
-
-    return "; ".join(words(entry) for entry in error.errors())
 
 
 def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: Any, probes: Sequence[Any]) -> None:

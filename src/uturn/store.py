@@ -32,7 +32,8 @@ from uturn.protocols import Variable as Variable
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store", 3
+FORMAT, VERSION = "uturn.store", 4
+_READABLE = (3, VERSION)  # stores of version 3 have no reading instructions
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
@@ -178,7 +179,7 @@ class Store(Blocks):
             group = zarr.open_group(target, mode="r+", use_consolidated=False, zarr_format=3)
             attrs = dict(group.attrs)
             found = attrs.get("format"), attrs.get("version")
-            if found == (FORMAT, VERSION):
+            if found[0] == FORMAT and found[1] in _READABLE:
                 _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
                 return cls(group, place)
         except StorageError:
@@ -617,10 +618,14 @@ def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
         for dim, size in zip(array.metadata.dimension_names, array.shape, strict=True):
             if arrays[dim].shape != (size,):
                 raise ValueError(f"{name} has {size} values along {dim}, which has {arrays[dim].shape}")
-        if array.dtype != np.float32 or not np.isnan(array.fill_value) or set(array.attrs) != {"long_name"}:
+        if (
+            array.dtype != np.float32
+            or not np.isnan(array.fill_value)
+            or not {"long_name"} <= set(array.attrs) <= {"long_name", "reading"}
+        ):
             raise ValueError(
                 f"{name} has dtype {array.dtype}, fill value {array.fill_value} and attributes {sorted(array.attrs)}; expected "
-                f"float32, NaN and 'long_name'"
+                f"float32, NaN and 'long_name', perhaps 'reading'"
             )
     if {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()):
         raise ValueError(f"coordinates = {attrs.get('coordinates')!r}")
@@ -688,7 +693,8 @@ def _about(chunk: int, variables: Iterable[str], missing: int) -> dict[str, Any]
 
 
 def _attributes(variable: Variable) -> dict[str, Any]:
-    return {"long_name": variable.long_name}
+    instructions = variable.instructions()
+    return {"long_name": variable.long_name, **({"reading": json.dumps(instructions)} if instructions else {})}
 
 
 def _span(items: np.ndarray) -> str:

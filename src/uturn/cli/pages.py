@@ -1,14 +1,69 @@
-"""`uturn report`."""
+"""`uturn study` and `uturn report`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from uturn.cli.app import PAGES, command
 from uturn.cli.options import OUTPUT
-from uturn.cli.printing import console, say_next
+from uturn.cli.printing import console, inside, say_next, show
+
+
+@command(PAGES)
+def study(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE..", help="Finished stores of any command that runs U-turns, or folders with one `run.zarr`.")],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder, or URL of object storage, for the page, figure and numbers.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+) -> None:
+    """Study finished runs: the curve of every reading, the noises at which it changes, correlated changes, calibration.
+
+    Found for each reading, with 95 % intervals on all noise axes of the run: where it has gone a quarter, half and three quarters
+    of its way from its value without noise to chance. For ordered readings, such as the layers of a network, where the last falls
+    below the first; for changes of sites the susceptibility and the correlation length; with clones whether reconstructions are
+    draws from the posterior. Works for strings, vectors, images, texts and data of your own, since stored readings say how they
+    are read. Several stores are drawn in one chart for each reading, named by what differs in their specs. Writes `index.html`,
+    `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr` into FOLDER. Measures nothing.
+
+    Example: `uturn study runs/epsilon --out results/epsilon`
+
+    Example: `uturn study runs/m4 runs/m6 runs/m8 --out results/sweep`
+    """
+    from uturn.pages.results import write_study, written
+    from uturn.studies import named_runs, summary
+    from uturn.studies import study as study_of
+
+    runs = named_runs({place: opened(place) for place in stores})
+    chosen: Any = runs if len(runs) > 1 else next(iter(runs.values()))
+    if out is not None:
+        found = write_study(chosen, out)
+    else:
+        found = {name: study_of(run) for name, run in runs.items()} if len(runs) > 1 else study_of(chosen)
+    for name, one in found.items() if len(runs) > 1 else [("", found)]:
+        if name:
+            console().print(name, style="bold")
+        for part in summary(one):
+            show(part)
+        console().print(one.attrs["description"])
+    if out is None:
+        return say_next(run=("study", *stores, "--out", "FOLDER"))
+    console().print(f"written to {out}: {', '.join(written(out))}")
+    say_next(open=inside(out, "index.html"))
+
+
+def opened(place: str) -> Any:
+    """The run in a store, or in the `run.zarr` of a folder of results."""
+    from pathlib import Path
+
+    from uturn.store import Store
+
+    inner = Path(place) / "run.zarr"
+    return Store.open(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place).dataset()
 
 
 @command(PAGES)

@@ -63,7 +63,7 @@ def is_unfinished(ds: Any, out: str, store: str, shard: str) -> bool:
     """Whether other shares have tasks left; says so, here and on the page."""
     from uturn.objects import is_url
     from uturn.pages import write_page
-    from uturn.workflows.runs import missing_tasks
+    from uturn.studies.runs import missing_tasks
 
     missing = missing_tasks(ds)
     if missing:

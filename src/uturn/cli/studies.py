@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import followed, is_unfinished, resumable, run_into
 from uturn.workflows.image_options import ImageOptions
 from uturn.workflows.text_options import TextOptions
+
+if TYPE_CHECKING:
+    from uturn.experiment import Experiment
 
 
 @command(STUDIES)
@@ -33,8 +36,8 @@ def images(
     Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
     predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
     the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
-    `transition.json`, `layers.png`, `grid.png`, `analysis.zarr`, and the run itself, `run.zarr`. With --clones 2 or more also
-    `calibration.png`: whether reconstructions are draws from the posterior. It can be stopped at any time; the same command
+    the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, and the run itself, `run.zarr`. With
+    --clones 2 or more also whether reconstructions are draws from the posterior. It can be stopped at any time; the same command
     continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
     Fashion-MNIST model that comes with the package, in a few minutes.
 
@@ -43,23 +46,9 @@ def images(
     Example: `uturn images --model google/ddpm-cifar10-32 --data photos --size 32 --classifier torchvision:resnet50
     --no-compare-labels --out results/cifar`
     """
-    from uturn.outputs import output_folder
-    from uturn.store import Store
-    from uturn.workflows.results import check_folder, summary, write_results, written
-
-    if finished is not None:
-        ds = Store.open(finished).dataset()
-    else:
-        with output_folder("out", out) as folder:
-            check_folder(folder, save_images, chosen.keep)
-            store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
-        experiment = chosen.experiment(originals)
-        with followed(out, "uturn images", running.shard):
-            ds = run_into(store, experiment, running)
-        if is_unfinished(ds, out, store, running.shard):
-            return
-    analysis = write_results(ds, out, save_images=save_images)
-    _show_study(summary(analysis), analysis, out, written(out, save_images))
+    experiment, ds = _run(out, "uturn images", finished, chosen.experiment, running, save_images=(save_images, chosen.keep))
+    if ds is not None:
+        _write(ds, out, title="U-turns of images", groups=("class", "layers"), save_images=save_images)
 
 
 @command(STUDIES)
@@ -76,8 +65,9 @@ def text(
     noise: the share of tokens kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, the number of tokens that change
     together, and t\\*, where it peaks; the correlation C(r) of changes at distance r and its length xi; with regions and segments
     what they keep; with --layers, --encoder, --likelihood what other models say; with --clones 2 or more whether reconstructions
-    are draws from the posterior. Numbers have 95 % intervals. Writes `curves.png`, `tokens.html` and `tokens.png` (originals and
-    reconstructions, with changes marked), `text.json`, `analysis.zarr`, and the run itself, `run.zarr`. It can be stopped at any
+    are draws from the posterior. Numbers have 95 % intervals. Writes the page `index.html`, `study.png`, `tokens.html` and
+    `tokens.png` (originals and reconstructions, with changes marked), `study.json`, `curves.csv`, `numbers.csv`, and the run
+    itself, `run.zarr`. It can be stopped at any
     time; the same command continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options
     it runs the model of characters that comes with the package, in a few minutes.
 
@@ -88,26 +78,10 @@ def text(
     Example: `uturn text --model out/reactions --split smiles --data out/reactions.txt --segment . --segment ">>" --clones 2
     --layers same --out results/reactions`
     """
-    from uturn.outputs import output_folder
-    from uturn.store import Store
-    from uturn.workflows.text_results import RESULTS, text_summary, write_text_results
-    from uturn.workflows.writing import check_results, named_in
-
-    source = None
-    if finished is not None:
-        ds = Store.open(finished).dataset()
-    else:
-        with output_folder("out", out) as folder:
-            check_results(folder)
-            store = folder.place("run.zarr")
-        experiment = chosen.experiment()
-        with followed(out, "uturn text", running.shard):
-            ds = run_into(store, experiment, running)
-        if is_unfinished(ds, out, store, running.shard):
-            return
-        source = experiment.parts.source
-    analysis = write_text_results(ds, out, source)
-    _show_study(text_summary(analysis), analysis, out, named_in(out, RESULTS))
+    experiment, ds = _run(out, "uturn text", finished, lambda originals: chosen.experiment(), running)
+    if ds is not None:
+        source = None if experiment is None else experiment.parts.source
+        _write(ds, out, title="U-turns of texts", groups=("tokens",), source=source)
 
 
 @command(STUDIES)
@@ -176,9 +150,37 @@ def atlas(
         raise typer.Exit(1)
 
 
-def _show_study(tables: Iterator[Any], analysis: Any, out: str, names: list[str]) -> None:
-    """The tables of a study, and where its results are."""
-    for table in tables:
+def _run(
+    out: str,
+    study: str,
+    finished: str | None,
+    described: Callable[[str | None], Experiment],
+    running: Running,
+    save_images: tuple[bool, int] = (False, 0),
+) -> tuple[Experiment | None, Any]:
+    """The experiment of a study and its dataset: of a finished store, or run into OUT/run.zarr; None while shares are left."""
+    from uturn.outputs import output_folder
+    from uturn.pages.results import check_folder
+    from uturn.store import Store
+
+    if finished is not None:
+        return None, Store.open(finished).dataset()
+    with output_folder("out", out) as folder:
+        check_folder(folder, *save_images)
+        store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
+    experiment = described(originals)
+    with followed(out, study, running.shard):
+        ds = run_into(store, experiment, running)
+    return experiment, None if is_unfinished(ds, out, store, running.shard) else ds
+
+
+def _write(ds: Any, out: str, *, save_images: bool = False, **options: Any) -> None:
+    """Write the study of a run; print its tables, and where its results are."""
+    from uturn.pages.results import write_study, written
+    from uturn.studies import summary
+
+    study = write_study(ds, out, save_images=save_images, **options)
+    for table in summary(study):
         show(table)
-    console().print(f"{analysis.attrs['description']}\nwritten to {out}: {', '.join(names)}")
+    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")
     say_next(open=inside(out, "index.html"))

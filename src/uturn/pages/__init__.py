@@ -6,5 +6,6 @@
 from uturn.pages.collect import Found, collect
 from uturn.pages.live import LivePage, live_page
 from uturn.pages.page import MOST_BYTES, fetch, report, write_page
+from uturn.pages.results import write_study
 
-__all__ = ["MOST_BYTES", "Found", "LivePage", "collect", "fetch", "live_page", "report", "write_page"]
+__all__ = ["MOST_BYTES", "Found", "LivePage", "collect", "fetch", "live_page", "report", "write_page", "write_study"]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.plotting.curves import evenly_spaced
-from uturn.statistics import replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,28 +59,6 @@ def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
     for one in found:
         one["title"] += f" ({one['name'].replace('_', ' ')})" if titles.count(one["title"]) > 1 else ""
     return sorted((one for one in found if one["lines"]), key=lambda one: not one["slides"])[:_MOST_CHARTS]
-
-
-def charts_of_store(run: xr.Dataset) -> list[dict[str, Any]]:
-    """A chart for each reading of a stored run: its mean over items, trajectories and clones, with 95 % intervals."""
-    import xarray as xr
-
-    found = []
-    order = [name for name in run.attrs.get("variables", ()) if name in run.data_vars]  # files are listed in any order
-    for name in order or map(str, run.data_vars):
-        values = run[name]
-        others = set(values.dims) - {"noise", "item", "trajectory", "clone"}
-        if not {"noise", "item"} <= set(values.dims) or _NO_LINES & others or values.size > _MOST_VALUES:
-            continue
-        if name.endswith(("_class", "_token")):
-            continue  # numbers of classes have no mean
-        values = values.sortby("noise")
-        means = replicates(values)
-        dims = [dim for dim in ("noise", *values.dims) if dim == "noise" or dim in others]
-        kept = {"estimate": _ENDS, **{key: c for key, c in values.coords.items() if set(c.dims) <= set(dims)}}
-        curve = xr.DataArray(means.interval(lambda mean: mean), dims=("estimate", *dict.fromkeys(dims)), coords=kept)
-        found.append(chart(name, str(run[name].attrs.get("long_name", name)), curve, "noise"))
-    return [one for one in found if one["lines"]][:_MOST_CHARTS]
 
 
 def chart(name: str, title: str, values: xr.DataArray, x: str, marks: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:

@@ -107,21 +107,20 @@ def _collect(folder: Path, read: Reader) -> None:
     made = sorted(filter(figures.is_figure, folder.glob("*.json")), key=figures.order)
     for path in made:
         _add(path, figures.section, read)
-    stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {folder / "analysis.zarr"}
-    stores -= {path.with_suffix(".zarr") for path in made}
-    for kind, data, make in (
-        ("transition.json", "analysis.zarr", studies.images),
-        ("text.json", "analysis.zarr", studies.text),
-        ("atlas.zarr", "atlas.zarr", studies.atlas),
-    ):
-        if (folder / kind).exists() and folder / kind not in made:  # text.json is a figure too
-            if kind.endswith(".json"):  # the page links to it, and takes the same numbers from the data
-                with read.part(folder / kind):
-                    json.loads((folder / kind).read_bytes())
-            if _add(folder / data, lambda path, read, make=make: make(path.parent, read), read):
-                # What is left are stores that the section shows: the run, or one for each row of an atlas.
-                stores = set() if kind == "atlas.zarr" else stores - {folder / "run.zarr"}
-    for path in sorted(stores):
+    stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in made}
+    several = sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
+    if (folder / "study.zarr").exists():
+        with read.part(folder / "study.json"):  # the page links to it, and takes the same numbers from the data
+            json.loads((folder / "study.json").read_bytes())
+        if _add(folder / "study.zarr", studies.study, read):
+            stores -= {folder / "run.zarr"}
+    elif len(several) > 1:
+        _add(folder, lambda _, read: studies.overlay(several, read), read)
+        for path in several:
+            _add(path, studies.study, read)
+    if (folder / "atlas.zarr").exists() and _add(folder / "atlas.zarr", lambda path, read: studies.atlas(path.parent, read), read):
+        stores = set()  # one for each row of the atlas
+    for path in sorted(stores - {folder / "study.zarr", *several}):
         _add(path, studies.store, read)
 
 

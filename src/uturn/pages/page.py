@@ -97,7 +97,7 @@ def fetch(folder: OutputFolder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     for name in folder.names(""):
         figure = name.endswith(".zarr") and f"{name[:-5]}.json" in folder.names("")
-        if name.endswith((".json", ".png")) or figure or name in ("analysis.zarr", "atlas.zarr"):
+        if name.endswith((".json", ".png")) or figure or name == "atlas.zarr" or name.startswith("study"):
             folder.fetch(name)
 
 

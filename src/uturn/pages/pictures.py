@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.studies.records import sample
+
 if TYPE_CHECKING:
     import xarray as xr
     from PIL.Image import Image
 
-MOST_SHOWN = 200  # originals in a page
 _WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # of a preview; of an image; of all images of a run
 
 
@@ -60,13 +61,6 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
             for k, name in enumerate(names)
         ],
     }
-
-
-def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
-    """Numbers of the originals that are shown: all, or `most` of them, drawn without replacement with seed 0."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def images_of_figure(data: xr.Dataset, detail: float) -> Any:

@@ -120,10 +120,27 @@ def section(one: dict[str, Any], docs: str) -> str:
 {f'<p class="quiet">{escape(one["facts"])}</p>' if one.get("facts") else ""}
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 <div class="views" data-section="{name}"></div>
+{_tables(one.get("tables", []))}
 {_rows(one.get("rows"))}
 {f'<details class="pictures" open><summary>As drawn</summary><div>{pictures}</div></details>' if pictures else ""}
 <p class="files">{f"Files: {files} " if files else ""}<span>Described in {read}.</span></p>
 {_details(one["details"])}</section>"""
+
+
+def _tables(tables: list[dict[str, Any]]) -> str:
+    """The numbers of a study, a table for each kind."""
+    parts = []
+    for table in tables:
+        heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in table["heads"])
+        lines = "".join(
+            "<tr>" + "".join(f'<td data-label="{escape(head)}">{escape(cell)}</td>' for head, cell in zip(table["heads"], row, strict=True)) + "</tr>"
+            for row in table["rows"]
+        )
+        parts.append(
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}"><table class="verdicts numbers">'
+            f"<caption>{escape(table['title'])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+        )
+    return f'<details class="numbers"><summary>Numbers</summary>{"".join(parts)}</details>' if parts else ""
 
 
 def _rows(rows: list[dict[str, Any]] | None) -> str:

@@ -1,4 +1,4 @@
-"""Sections of a page for `uturn images`, `uturn text`, `uturn atlas`, and for stores of `uturn run`."""
+"""Sections of a page for studies, stores of `uturn run`, and atlases."""
 
 from __future__ import annotations
 
@@ -7,107 +7,127 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.pages.charts import AXES, chart, charts_of_store, mark, number, numbers
-from uturn.pages.pictures import grid, preview, sample
+from uturn.pages.charts import chart, mark, number, numbers
+from uturn.pages.pictures import grid, preview
 from uturn.pages.trees import tree_of_store
+from uturn.studies import study_of
+from uturn.studies.headline import headline_of
+from uturn.studies.records import sample
+from uturn.studies.tables import panels_of, parts_of, remarks
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from uturn.pages.collect import Reader
 
-_READINGS = {
-    "same_class": "same predicted class as the original",
-    "same_class_top5": "predicted class of the original among the five first classes",
-    "label_top1": "label of the original is the predicted class",
-    "label_top5": "label of the original among the five first classes",
-}
 _MOST_TOKENS = 200_000  # of all texts and noise levels
+_FILES = ("study.json", "curves.csv", "numbers.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
 
 
-def images(folder: Path, read: Reader) -> dict[str, Any]:
-    """The section of a folder of `uturn images`."""
-    data = read.dataset(folder / "analysis.zarr")
-    one = _study(folder, "images", data, read)
-    for name in map(str, data.classifier.values):
-        of = data.sel(classifier=name)
-        several = f", {name}" if data.sizes["classifier"] > 1 else ""
-        star = {str(axis): of.transition.sel(axis=axis).values for axis in data.axis.values}
-        place = numbers(star["noise"])
-        if bool(of.has_classes) and place[0] is not None:
-            marks = [mark("t*", star)]
-            lost = _between(of.fall.sel(axis="noise", estimate="value").values)
-            claim = f"Half of the class is lost there: below, U-turns mostly keep it, above, they mostly lose it{lost}."
-            claim += _but(of.remark.item())
-            one["headlines"].append({"label": f"t*{several}", "axis": _unit(data), "place": place, "claim": claim})
-        else:
-            marks = []
-            one["notes"].append(f"{name}: {of.remark.item() or 'no t*'}")
-        shares = [key for key in _READINGS if key in of and np.isfinite(of[key].values).any()]
-        if shares:
-            one["charts"].append(_together("class", f"Share of U-turns that keep the class{several}", of, shares, marks))
-        layers = [k for k, layer in enumerate(of.layer.values) if str(layer)]
-        named = of.similarity.isel(network_layer=layers).assign_coords(network_layer=[str(of.layer.values[k]) for k in layers])
-        inversion = {str(axis): of.inversion.sel(axis=axis).values for axis in data.axis.values}
-        swapped = [mark("last layer below first", inversion)] if np.isfinite(inversion["noise"][0]) else []
-        one["charts"].append(
-            chart("similarity", f"Similarity to the original, layer by layer{several}", named, "noise", [*marks, *swapped])
-        )
-        if "gap_class" in of and np.isfinite(of.gap_class.values).any():
-            title = f"Calibration gap of the class{several}: 0 for draws from the posterior"
-            one["charts"].append(chart("gap", title, of.gap_class, "noise"))
-    if "perceptual" in data.dims:
-        one["charts"].append(chart("distance", "Perceptual distance to the original", data.perceptual_distance, "noise"))
+def study(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of a file `study.zarr`, or of one of several studies in a folder."""
+    data, folder = read.dataset(path), path.parent
+    alone = path.name == "study.zarr"
+    label = str(data.attrs.get("title", ""))
+    name = (folder.resolve().name if alone and not read.alone else "") or (label if not alone else "study")
+    one = _section(data, "study", name, read) | {"title": label or "Study"}
+    if alone:
+        one["files"] = [folder / file for file in _FILES if (folder / file).exists()]
+        for pdf in [file for file in one["files"] if file.suffix == ".pdf"]:
+            if (png := pdf.with_suffix(".png")).exists():
+                with read.part(png):
+                    one["pictures"].append(preview(png, read.detail, png.stem))
+    one["details"] = [{"name": name, **read.about(data.attrs, folder)}] if "spec" in data.attrs else []
     if "image" in data and data.sizes.get("shown_noise"):
         some = data.isel(item=sample(data.sizes["item"]))
-        names = [str(name) for name in some.item_name.values]
+        names = [str(item) for item in some.item_name.values]
         one["grid"] = grid(
             some.shown_noise.values, names, some.original.values, some.image.values, some.image_same_class.values, read.detail
         ) | {"of": int(data.attrs.get("items", data.sizes["item"])), "kept": int(data.attrs.get("kept", data.sizes["item"]))}
+    if "original_piece" in data.coords:
+        one["tokens"] = _tokens(data)
+    run = folder / "run.zarr"
+    if alone and (run / "node_belief").is_dir():
+        with read.part(run):
+            one["tree"] = tree_of_store(_opened(run))
     return one
 
 
-def text(folder: Path, read: Reader) -> dict[str, Any]:
-    """The section of a folder of `uturn text`."""
-    data = read.dataset(folder / "analysis.zarr")
-    if (folder / "run.zarr").exists():  # which knows the axes of the noise levels
-        with read.part(folder / "run.zarr"):
-            run = read.dataset(folder / "run.zarr")
-            axes = run[[name for name in AXES if name in run.coords and run[name].dims == ("noise",)]].reset_coords()
-            data = data.assign_coords({k: ("noise", v.values) for k, v in axes.reindex(noise=data.noise).data_vars.items()})
-    one = _study(folder, "text", data, read)
-    marks = []
-    if "transition" in data and np.isfinite(data.transition.values[0]):
-        marks = [mark("t*", {"noise": data.transition.values})]
-        claim = f"There most tokens change together: the susceptibility peaks.{_but(data.attrs.get('remark', ''))}"
-        one["headlines"].append({"label": "t*", "axis": _unit(data), "place": numbers(data.transition.values), "claim": claim})
-    elif data.attrs.get("remark"):
-        one["notes"].append(str(data.attrs["remark"]))
-    for group in dict.fromkeys(map(str, data.group.values)):
-        some = data.similarity.isel(reading=np.flatnonzero(data.group.values == group))
-        some = some.assign_coords(reading=[str(name) for name in some["name"].values])
-        title = {"tokens": "Share of tokens, and of runs of tokens, that are kept"}.get(
-            group, f"Similarity to the original: {group}"
-        )
-        one["charts"].append(chart(group, title, some, "noise", marks))
-    curves = {
-        "chi": "Susceptibility: number of tokens that change together",
-        "correlation_length": "Correlation length of the changes (tokens)",
-        "log_likelihood": "Log-likelihood of the reconstructions (nats per character)",
-    }
-    one["charts"] += [chart(key, title, data[key], "noise", marks) for key, title in curves.items() if key in data]
+def overlay(paths: list[Path], read: Reader) -> dict[str, Any]:
+    """The section of several studies in one chart for each reading."""
+    import xarray as xr
+
+    folder, studies = paths[0].parent, {}
+    for path in paths:
+        data = read.dataset(path)
+        studies[str(data.attrs.get("title", path.stem))] = data
+    one = _empty("study", folder.resolve().name, "experiments")
+    one["title"] = f"{len(studies)} runs"
+    one["files"] = [folder / file for file in _FILES if (folder / file).exists()]
+    if (folder / "study.png").exists():
+        with read.part(folder / "study.png"):
+            one["pictures"].append(preview(folder / "study.png", read.detail, "study"))
+    for k, label in enumerate(dict.fromkeys(label for data in studies.values() for label in data.reading.values.tolist())):
+        curves = {name: data.curve.sel(reading=label) for name, data in studies.items() if label in data.reading.values}
+        both = xr.concat([curve.reset_coords(drop=True) for curve in curves.values()], "run", join="outer")
+        both.noise.attrs = next(iter(curves.values())).noise.attrs
+        one["charts"].append(chart(f"overlay-{k}", label, both.assign_coords(run=list(curves)), "noise"))
+    return one
+
+
+def store(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of a store of `uturn run`, which may be unfinished."""
+    run = _opened(path)
+    one = _section(study_of(run), "store", path.name, read) | {"title": f"Run {path.name}", "tree": tree_of_store(run)}
+    return one | {"details": [{"name": path.name, **read.about(run.attrs, path)}]}
+
+
+def _opened(path: Path) -> xr.Dataset:
+    from uturn.store import Store
+
+    return Store.open(path).dataset()
+
+
+def _section(data: xr.Dataset, kind: str, name: str, read: Reader) -> dict[str, Any]:
+    """What a page shows of any study: its number, tables, charts and remarks."""
+    one = _empty(kind, name, "experiments")
+    one["caption"] = str(data.attrs.get("description", ""))
+    one["notes"] = remarks(data)
+    one["tables"] = [{"title": part.title, "heads": part.heads, "rows": part.rows} for part in parts_of(data)]
+    marks, headline = [], headline_of(data)
+    if headline is not None and np.isfinite(headline.place[0, 0]):
+        place = {str(axis): headline.place[k] for k, axis in enumerate(data.axis.values)}
+        marks = [mark(headline.label, place)]
+        number = {"label": headline.label, "axis": _unit(data), "place": numbers(place["noise"]), "claim": headline.claim}
+        one["headlines"].append(number)
+    for k, (title, chosen) in enumerate(panels_of(data)):
+        some = data.curve.isel(reading=chosen)
+        levels = [str(level) for level in some.level.values]
+        names = levels if all(levels) and len(set(levels)) == len(levels) else [str(label) for label in some.reading.values]
+        plain = some.drop_vars([key for key, c in some.coords.items() if "reading" in c.dims]).assign_coords(reading=names)
+        one["charts"].append(chart(f"readings-{k}", title, plain, "noise", marks))
+    for k in range(data.sizes.get("changes", 0)):
+        of = data.isel(changes=k)
+        unit = of.unit_of_distance.item()
+        one["charts"].append(chart(f"chi-{k}", f"Susceptibility: number of {unit} that change together", of.chi, "noise", marks))
+        one["charts"].append(chart(f"xi-{k}", f"Correlation length of the changes ({unit})", of.xi, "noise", marks))
     if "gap" in data:
-        one["charts"].append(chart("gap", "Calibration gap: 0 for draws from the posterior", data.gap, "noise"))
+        some = data.gap.isel(reading=data.gap_p.notnull().any("noise").values)
+        plain = some.drop_vars([key for key, c in some.coords.items() if "reading" in c.dims and key != "reading"])
+        one["charts"].append(chart("gap", "Calibration gap: 0 for draws from the posterior", plain, "noise"))
     one["charts"] = [of for of in one["charts"] if of["lines"]]
-    if "original_piece" in data.coords:
-        one["tokens"] = _tokens(data)
     return one
 
 
 def atlas(folder: Path, read: Reader) -> dict[str, Any]:
     """The section of a folder of `uturn atlas`."""
     data = read.dataset(folder / "atlas.zarr")
-    one = _study(folder, "atlas", data, read)
+    one = _empty("atlas", "atlas" if read.alone else folder.resolve().name or "atlas", "atlas")
+    one |= {"title": "Atlas of models", "words": "Where models of images lose the class, on one axis of noise: log-SNR."}
+    one["files"] = [folder / name for name in ("atlas.csv", "atlas.pdf") if (folder / name).exists()]
+    if (folder / "atlas.png").exists():
+        with read.part(folder / "atlas.png"):
+            one["pictures"].append(preview(folder / "atlas.png", read.detail, "atlas"))
     names = [str(title) for title in data.title.values]
     several = len(set(names)) < len(names)
     titles = [f"{name}, {data.classifier.values[k]}" if several else name for k, name in enumerate(names)]
@@ -138,26 +158,6 @@ def atlas(folder: Path, read: Reader) -> dict[str, Any]:
     return one
 
 
-def store(path: Path, read: Reader) -> dict[str, Any]:
-    """The section of a store of `uturn run`."""
-    from uturn.store import Store
-
-    run = Store.open(path).dataset()
-    missing = int(run.attrs.get("missing_tasks", 0))
-    many = {"item": "items", "trajectory": "trajectories", "clone": "clones"}
-    sizes = ", ".join(f"{run.sizes[dim]} {words}" for dim, words in many.items() if run.sizes.get(dim, 1) > 1)
-    return {
-        **_empty("store", path.name, "experiments"),
-        "title": f"Run {path.name}",
-        "words": f"{run.sizes['noise']} noise levels, {sizes or '1 item'}. Curves are means, with 95 % intervals.",
-        "caption": str(run.attrs.get("description", "")),
-        "charts": charts_of_store(run),
-        "tree": tree_of_store(run),
-        "details": [{"name": path.name, **read.about(run.attrs, path)}],
-        "notes": [f"the run is not finished: {missing} tasks are missing"] if missing else [],
-    }
-
-
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +167,10 @@ def _empty(kind: str, name: str, docs: str) -> dict[str, Any]:
         "kind": kind,
         "short": name,
         "docs": docs,
+        "words": "",
+        "caption": "",
         "headlines": [],
+        "tables": [],
         "verdicts": [],
         "charts": [],
         "files": [],
@@ -177,60 +180,8 @@ def _empty(kind: str, name: str, docs: str) -> dict[str, Any]:
     }
 
 
-_WORDS = {
-    "images": (
-        "U-turns of images",
-        "Images are noised to a fraction of the chain and denoised back; shown is what is kept.",
-    ),
-    "text": (
-        "U-turns of texts",
-        "Tokens are masked or replaced and drawn again; shown is what is kept, and what changes together.",
-    ),
-    "atlas": ("Atlas of models", "Where models of images lose the class, on one axis of noise: log-SNR."),
-}
-_FILES = {
-    "images": ("transition.json", "layers.pdf", "grid.pdf", "calibration.pdf"),
-    "text": ("text.json", "curves.pdf", "tokens.html", "tokens.pdf"),
-    "atlas": ("atlas.csv", "atlas.pdf"),
-}
-
-
-def _study(folder: Path, kind: str, data: xr.Dataset, read: Reader) -> dict[str, Any]:
-    """What the sections of all studies have: names, pictures, files, spec."""
-    one = _empty(kind, kind if read.alone else folder.resolve().name or kind, kind)
-    one["title"], one["words"] = _WORDS[kind]
-    one["caption"] = str(data.attrs.get("description", ""))
-    one["files"] = [folder / name for name in _FILES[kind] if (folder / name).exists()]
-    for pdf in [path for path in one["files"] if path.suffix == ".pdf"]:
-        if (png := pdf.with_suffix(".png")).exists():
-            with read.part(png):
-                one["pictures"].append(preview(png, read.detail, png.stem))
-    if "spec" in data.attrs:
-        one["details"] = [{"name": kind, **read.about(data.attrs, folder)}]
-    return one
-
-
-def _but(remark: Any) -> str:
-    """The remarks on a number, as sentences that follow its claim."""
-    return "".join(f" {one[:1].upper()}{one[1:]}." for one in str(remark).split("; ") if one)
-
-
 def _unit(data: xr.Dataset) -> str:
     return str(data.noise.attrs.get("long_name", "noise")).replace("epsilon", "ε")
-
-
-def _between(fall: np.ndarray) -> str:
-    """A quarter and three quarters of the fall of the class, in words."""
-    return f"; a quarter is lost at {fall[0]:.2g}, three quarters at {fall[1]:.2g}" if np.isfinite(fall).all() else ""
-
-
-def _together(name: str, title: str, data: xr.Dataset, variables: list[str], marks: list[dict[str, Any]]) -> dict[str, Any]:
-    """A chart of several variables (noise, estimate)."""
-    charts = [chart(name, title, data[key], "noise", marks) for key in variables]
-    for key, one in zip(variables, charts, strict=True):
-        for line in one["lines"]:
-            line["name"] = _READINGS[key]
-    return charts[0] | {"lines": [line for one in charts for line in one["lines"]]}
 
 
 def _tokens(data: xr.Dataset) -> dict[str, Any]:

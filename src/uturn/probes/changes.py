@@ -68,10 +68,16 @@ class Changes(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item")
+        patches = f"patches of {self.patch} pixels" if self.layer is None else "positions"
+        unit = {"tokens": "tokens", "strings": "leaves", "images": patches}.get(source.kind, "sites")
         found = {
-            "change": Variable(dims, "mean change of a site"),
-            "change_covariance": Variable((*dims, f"{self.prefix}distance"), "mean covariance of the changes of two sites"),
-            "change_covariance_sum": Variable(dims, "sum of the covariances of all pairs of sites over the number of sites"),
+            "change": Variable(dims, "mean change of a site", start=0, bounds=(0, None), group="changes"),
+            "change_covariance": Variable(
+                (*dims, f"{self.prefix}distance"), "mean covariance of the changes of two sites", role="changes", unit=unit
+            ),
+            "change_covariance_sum": Variable(
+                dims, "sum of the covariances of all pairs of sites over the number of sites", role="changes"
+            ),
         }
         return {f"{self.prefix}{name}": variable for name, variable in found.items()}
 

@@ -73,15 +73,29 @@ class NetworkLayers(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
         layered = (*dims, f"{self.prefix}network_layer")
+        share: dict[str, Any] = {"bounds": (0, 1), "group": "class"}
+        by_layer: dict[str, Any] = {"order": layered[-1], "symmetric": True}
+        chance, right = f"same:{self.prefix}original_class", f"same:{self.prefix}original_class=label"
         every = {
-            "similarity": Variable(layered, "cosine similarity of standardised activations", symmetric=True),
-            "distance": Variable(layered, "squared distance of standardised activations, 1 if independent", symmetric=True),
-            "same_class": Variable(dims, "same predicted class as the original", symmetric=True),
-            "predicted_class": Variable(dims, "class predicted for the reconstruction"),
-            "original_class": Variable(dims[:2], "class predicted for the original", pooled=False),
-            "same_class_top5": Variable(dims, "class predicted for the original among the five first classes"),
-            "label_top1": Variable(dims, "label of the original is the predicted class"),
-            "label_top5": Variable(dims, "label of the original among the five first classes"),
+            "similarity": Variable(
+                layered, "cosine similarity of standardised activations", start=1, bounds=(-1, 1), group="layers", **by_layer
+            ),
+            "distance": Variable(
+                layered,
+                "squared distance of standardised activations, 1 if independent",
+                start=0,
+                chance=1,
+                bounds=(0, None),
+                group="distance of layers",
+                family=f"{self.prefix}distance",
+                symmetric=True,
+            ),
+            "same_class": Variable(dims, "same predicted class as the original", start=1, chance=chance, symmetric=True, **share),
+            "predicted_class": Variable(dims, "class predicted for the reconstruction", role="record"),
+            "original_class": Variable(dims[:2], "class predicted for the original", role="record", pooled=False),
+            "same_class_top5": Variable(dims, "class predicted for the original among the five first classes", start=1, **share),
+            "label_top1": Variable(dims, "label of the original is the predicted class", start=right, **share),
+            "label_top5": Variable(dims, "label of the original among the five first classes", **share),
         }
         return {f"{self.prefix}{name}": every[name] for name in _measured(self, source)}
 

@@ -27,8 +27,8 @@ class TreeNodes(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         return {
-            "node_belief": Variable(("noise", "item", "node"), "marginal of the true symbol of a node"),
-            "node_unchanged": Variable(("noise", "item", "trajectory", "node"), "whether a node is unchanged"),
+            "node_belief": Variable(("noise", "item", "node"), "marginal of the true symbol of a node", role="record"),
+            "node_unchanged": Variable(("noise", "item", "trajectory", "node"), "whether a node is unchanged", role="record"),
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:

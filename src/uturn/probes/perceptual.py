@@ -56,7 +56,8 @@ class Perceptual(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         distance_of(self, source)  # exposes errors before the run
         words = f"perceptual distance, {self.classifier}, {'without' if self.linear is None else 'with'} learned weights"
-        return {self.variable: Variable(("noise", "item", "trajectory"), words, symmetric=True)}
+        read_as: dict[str, Any] = {"start": 0, "bounds": (0, None), "group": "perceptual distance", "symmetric": True}
+        return {self.variable: Variable(("noise", "item", "trajectory"), words, **read_as)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         originals = u_turns.originals

@@ -19,7 +19,7 @@ class KeepImages(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", "channel", "row", "column")
-        return {"image": Variable(dims, "reconstructed image, in [-1, 1]")}
+        return {"image": Variable(dims, "reconstructed image, in [-1, 1]", role="record")}
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {dim: np.arange(size) for dim, size in zip(("channel", "row", "column"), source.image_shape(), strict=True)}

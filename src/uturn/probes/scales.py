@@ -24,8 +24,17 @@ class Scales(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
         return {
-            "scale_similarity": Variable((*dims, "scale"), "cosine similarity of the components of a scale", symmetric=True),
-            "same_label": Variable(dims, "same class as the original", symmetric=True),
+            "scale_similarity": Variable(
+                (*dims, "scale"),
+                "cosine similarity of the components of a scale",
+                start=1,
+                bounds=(-1, 1),
+                group="scales",
+                symmetric=True,
+            ),
+            "same_label": Variable(
+                dims, "same class as the original", start=1, chance="same:label", bounds=(0, 1), group="class", symmetric=True
+            ),
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:

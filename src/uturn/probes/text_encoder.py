@@ -36,10 +36,20 @@ class TextEncoder(SecondModel):
         sentences_of(self, source)  # exposes errors before the run
         return {
             f"{self.prefix}sentence_similarity": Variable(
-                ("noise", "item", "trajectory"), "cosine similarity of sentence embeddings", symmetric=True
+                ("noise", "item", "trajectory"),
+                "cosine similarity of sentence embeddings",
+                start=1,
+                chance=f"{self.prefix}sentence_chance",
+                bounds=(-1, 1),
+                group="sentence",
+                family="text",
+                symmetric=True,
             ),
             f"{self.prefix}sentence_chance": Variable(
-                ("noise", "item"), "mean cosine similarity of sentence embeddings with other originals", pooled=False
+                ("noise", "item"),
+                "mean cosine similarity of sentence embeddings with other originals",
+                role="record",
+                pooled=False,
             ),
         }
 

@@ -43,7 +43,9 @@ class TextLayers(SecondModel):
             "token_similarity": "cosine similarity of standardised hidden states of a token, mean over tokens",
         }
         names = list(every) if shares else ["text_similarity"]
-        return {f"{self.prefix}{name}": Variable(dims, every[name], symmetric=True) for name in names}
+        groups = {"text_similarity": "layers", "token_similarity": "tokens in layers"}
+        read_as: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "order": dims[-1], "symmetric": True}
+        return {f"{self.prefix}{name}": Variable(dims, every[name], group=groups[name], **read_as) for name in names}
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {f"{self.prefix}text_layer": np.array(text_states_of(self, source).layers)}

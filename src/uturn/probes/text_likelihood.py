@@ -54,10 +54,14 @@ class TextLikelihood(SecondModel):
         words = {"causal": "log-likelihood", "masked": "pseudo-log-likelihood"}[law]
         return {
             f"{self.prefix}log_likelihood": Variable(
-                ("noise", "item", "trajectory"), f"{words} of the reconstruction, nats per character"
+                ("noise", "item", "trajectory"),
+                f"{words} of the reconstruction, nats per character",
+                start=f"{self.prefix}original_log_likelihood",
+                group="likelihood",
+                unit="nats per character",
             ),
             f"{self.prefix}original_log_likelihood": Variable(
-                ("noise", "item"), f"{words} of the original, nats per character", pooled=False
+                ("noise", "item"), f"{words} of the original, nats per character", role="record", pooled=False
             ),
         }
 

@@ -31,11 +31,13 @@ class KeptTokens(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
-        found = {"kept": Variable((*dims, "span"), "share of runs of tokens that are kept", symmetric=True)}
+        share: dict[str, Any] = {"start": 1, "bounds": (0, 1)}
+        of_spans: dict[str, Any] = {"group": "tokens", "family": "text", "symmetric": True, **share}
+        found = {"kept": Variable((*dims, "span"), "share of runs of tokens that are kept", **of_spans)}
         if source.regions is not None:
-            found["kept_region"] = Variable((*dims, "region"), "share of tokens kept in a region")
+            found["kept_region"] = Variable((*dims, "region"), "share of tokens kept in a region", group="regions", **share)
         if source.segments:
-            found["kept_segments"] = Variable(dims, "share of segments that are kept whole")
+            found["kept_segments"] = Variable(dims, "share of segments that are kept whole", group="segments", **share)
         return found
 
     def coordinates(self, source: Any) -> dict[str, Any]:
@@ -117,8 +119,8 @@ class KeepTokens(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", "position")
         return {
-            "token": Variable(dims, "id of a reconstructed token"),
-            "noisy_token": Variable(dims, "id of a noisy token, -1 if masked"),
+            "token": Variable(dims, "id of a reconstructed token", role="record"),
+            "noisy_token": Variable(dims, "id of a noisy token, -1 if masked", role="record"),
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:

@@ -9,6 +9,9 @@ import numpy as np
 from uturn.probes.clones import between_clones
 from uturn.protocols import Probe, Spec, UTurns, Variable
 
+AS_LEVELS: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "tree levels", "order": "tree_level"}
+"""How shares and beliefs of tree levels are read."""
+
 
 class TreeLevels(Spec, Probe):
     """Share of the nodes of each tree level whose symbol is unchanged, and the exact belief in the original's symbols.
@@ -25,8 +28,8 @@ class TreeLevels(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", "tree_level")
         return {
-            "unchanged": Variable(dims, "share of unchanged nodes", symmetric=True),
-            "belief": Variable(("noise", "item", "tree_level"), "mean marginal of the true symbol"),
+            "unchanged": Variable(dims, "share of unchanged nodes", symmetric=True, **AS_LEVELS),
+            "belief": Variable(("noise", "item", "tree_level"), "mean marginal of the true symbol", **AS_LEVELS),
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class ParsedLevels(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", "tree_level")
-        return {"parsed": Variable(dims, "share of unchanged nodes after parsing the leaves", symmetric=True)}
+        return {"parsed": Variable(dims, "share of unchanged nodes after parsing the leaves", symmetric=True, **AS_LEVELS)}
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {"tree_level": np.arange(source.depth + 1)}
@@ -91,7 +94,10 @@ class Messages(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "tree_level")
-        return {f"{name}_belief": Variable(dims, f"mean {name} message at the true symbol") for name in self.directions}
+        read_as: dict[str, Any] = {"bounds": (0, 1), "group": "messages"}
+        return {
+            f"{name}_belief": Variable(dims, f"mean {name} message at the true symbol", **read_as) for name in self.directions
+        }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {"tree_level": np.arange(source.depth + 1)}

@@ -21,7 +21,7 @@ from uturn.pages import live_page, write_page
 from uturn.progress import duration
 from uturn.workflows.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 from uturn.workflows.atlas_rows import Row, chosen, read_atlas
-from uturn.workflows.writing import check_results, write_figures
+from uturn.pages.writing import check_results, write_figures
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -111,6 +111,6 @@ def _write_table(found: xr.Dataset, folder: OutputFolder) -> None:
 def _write_figure(found: xr.Dataset, folder: OutputFolder) -> None:
     from uturn.plotting.atlas import draw_atlas
 
-    write_figures(folder.path, {"atlas": draw_atlas}, found)
+    write_figures(folder.path, {"atlas": lambda: draw_atlas(found)})
     write_page(folder.path)
     folder.push(*RESULTS)

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.changes import susceptibility_of
 from uturn.measures.cloning import largest_eigenvalue
-from uturn.measures.scaling import correlation_length
-from uturn.workflows.analysis import SHARES, analyse
+from uturn.studies import study
+from uturn.studies.curves import ESTIMATE
 from uturn.workflows.atlas_rows import PATCHES, Row
-from uturn.workflows.curves import ESTIMATE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -43,6 +41,9 @@ NUMBERS = {
 _MOST_IMAGES, _MOST_NUMBERS = 1000, 2**27  # of which a covariance is computed
 
 
+SHARES = (0.25, 0.75)  # of the fall of the class
+
+
 @dataclass
 class Entry:
     """What one classifier says about a row, or the failure of the row."""
@@ -65,62 +66,71 @@ def largest_eigenvalue_of(experiment: Experiment) -> float:
 
 
 def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
-    """The numbers of a finished run, an entry for each of its classifiers."""
-    analysis = analyse(run)
-    changes, about_changes = _of_changes(row, run)
+    """The numbers of a finished run, an entry for each of its classifiers: the series of its network layers."""
+    found = study(run)
+    changes, about_changes = _of_changes(row, found)
     values: dict[str, Any] = {**changes, "eigenvalue": eigenvalue}
     if eigenvalue > 1:
         values["speciation"] = -np.log(eigenvalue - 1)
     about_eigenvalue = "" if eigenvalue > 1 else "the largest eigenvalue is not above 1: no speciation"
-    remarks = [about_changes, "a single image: no eigenvalue, no speciation" if np.isnan(eigenvalue) else about_eigenvalue]
+    shared = [about_changes, "a single image: no eigenvalue, no speciation" if np.isnan(eigenvalue) else about_eigenvalue]
+    on_axis = found.sel(axis="log_snr")
     entries = []
-    for name in analysis.classifier.values:
-        one = analysis.sel(classifier=name)
-        gap, about_gap = _of_clones(one)
-        layers = [str(layer) for layer in one.layer.values if str(layer)]
-        on_axis = {key: one[key].sel(axis="log_snr").values for key in ("transition", "inversion", "fall", "half_life")}
-        entries.append(
-            Entry(
-                row,
-                str(name),
-                {**on_axis, "width": one.width_nats.values, "chance": float(one.chance), **gap, **values},
-                layers,
-                "; ".join(filter(None, [str(one.remark.item()), about_gap, *remarks])),
-                description=analysis.attrs["description"],
-            )
-        )
+    for prefix in (str(name).removesuffix("similarity") for name in found.variable.values if str(name).endswith("similarity")):
+        layers = on_axis.isel(reading=found.variable.values == f"{prefix}similarity")
+        if any(entry.classifier == _classifier(layers) for entry in entries):
+            continue  # another layer of the same network
+        series = on_axis.sel(series=f"{prefix}similarity") if f"{prefix}similarity" in found.get("series", []) else None
+        numbers = {"half_life": layers.half_life.values}
+        remarks = [str(text) for text in ([] if series is None else [series.series_remark.item()])]
+        if series is not None:
+            numbers["inversion"] = series.inversion.values
+        if f"{prefix}same_class" in found.reading.values:
+            one = on_axis.sel(reading=f"{prefix}same_class")
+            numbers |= {"transition": one.half_life.values, "width": one.width.values, "chance": float(one.chance)}
+            numbers["fall"] = one.place.values[[0, -1]]
+            gap, about_gap = _of_clones(one)
+            numbers |= gap
+            remarks = [str(one.remark.item()), about_gap, *remarks]
+        else:
+            remarks.append("an encoder without classes: no t*, no calibration gap of the class")
+        names = [str(level) for level in layers.level.values]
+        remark = "; ".join(filter(None, [*remarks, *shared]))
+        entries.append(Entry(row, _classifier(layers), {**numbers, **values}, names, remark, description=found.attrs["description"]))
+    if not entries:
+        raise ValueError("the run has no similarity of network layers; expected one with a probe of type 'network_layers'")
     return entries
 
 
-def _of_changes(row: Row, run: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """chi, its log-SNR, and xi; and why they are missing or no peak."""
-    if f"{PATCHES}_change_covariance" not in run:
+def _classifier(layers: xr.Dataset) -> str:
+    """Name of the probe of some layers, or its classifier if it has no name."""
+    probe, model = str(layers.probe.values[0]), str(layers.model.values[0])
+    return model if probe == "network_layers" else probe
+
+
+def _of_changes(row: Row, found: xr.Dataset) -> tuple[dict[str, Any], str]:
+    """Largest chi, its log-SNR, and xi there in pixels; and why they are missing or no peak."""
+    if PATCHES not in found.get("changes", []):
         return {}, "a single trajectory: no chi, no xi"
-    run = run.sortby("noise")
-    found = susceptibility_of(run, PATCHES)
-    if not np.isfinite(found.chi).any():
+    one = found.sel(changes=PATCHES)
+    if not np.isfinite(one.chi.isel(estimate=0)).any():
         return {}, "nothing changes between trajectories: no chi, no xi"
-    k = int(np.nanargmax(found.chi.values))
-    values = {"chi": [float(found[name][k]) for name in ("chi", "low", "high")], "chi_at": float(run.log_snr[k])}
-    remark = "chi is largest at the largest noise: no peak" if k == run.sizes["noise"] - 1 else ""
-    covariance = run[f"{PATCHES}_change_covariance"].rename({f"{PATCHES}_distance": "distance"}).isel(noise=[k])
-    try:
-        length = correlation_length(covariance)
-    except ValueError:
-        return values, "; ".join(filter(None, [remark, "too few patches for a correlation length: no xi"]))
-    values["xi"] = [row.patch * float(length[name][0]) for name in ("length", "low", "high")]
-    return values, remark
+    k = int(np.nanargmax(one.chi.values[:, 0]))
+    values: dict[str, Any] = {"chi": one.chi.values[k], "chi_at": float(one.log_snr[k])}
+    remarks = [str(one.changes_remark.item())]
+    if np.isnan(one.xi.values).all():
+        remarks.append("too few patches for a correlation length: no xi")
+    else:
+        values["xi"] = row.patch * one.xi.values[k]
+    return values, "; ".join(filter(None, remarks))
 
 
 def _of_clones(one: xr.Dataset) -> tuple[dict[str, Any], str]:
     """The calibration gap of the predicted class, where its p-value is smallest; of equal ones, where the gap is largest."""
-    if "gap_class" not in one:
+    if "gap" not in one or not np.isfinite(one.gap_p).any():
         return {}, "a single clone: no calibration gap"
-    p = one.gap_class_p.values
-    if not np.isfinite(p).any():
-        return {}, "an encoder predicts no class: no calibration gap of it"
-    k = np.lexsort((-np.abs(one.gap_class.values[:, 0]), p))[0]  # NaN come last
-    return {"gap": one.gap_class.values[k], "gap_at": float(one.log_snr[k]), "gap_p": float(p[k])}, ""
+    k = np.lexsort((-np.abs(one.gap.values[:, 0]), one.gap_p.values))[0]  # NaN come last
+    return {"gap": one.gap.values[k], "gap_at": float(one.log_snr[k]), "gap_p": float(one.gap_p[k])}, ""
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

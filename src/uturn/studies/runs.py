@@ -1,57 +1,16 @@
-"""Information read from a stored run of images or texts: its spec, classifiers, originals and kept images."""
+"""Information read from a stored run: its spec in words, what is missing, and originals of kept images and texts."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-class LayerProbe(NamedTuple):
-    """A probe of network layers in a run: prefix of its variables, dim of its layers, the classifier of its spec, its classes."""
-
-    prefix: str
-    layers: str
-    classifier: str
-    has_classes: bool
-
-    @property
-    def name(self) -> str:
-        """Name of the probe in the spec, or the classifier if it has none."""
-        return self.prefix.removesuffix("_") or self.classifier
-
-
-def layer_probes(run: xr.Dataset) -> list[LayerProbe]:
-    """The probes of network layers of a run, in the order of the spec; ValueError if there are none."""
-    tables = [table for table in stored_spec(run)["probes"] if table.get("type") == "network_layers"]
-    by_prefix = {f"{table['name']}_" if table.get("name") else "": table for table in tables}
-    found = []
-    for name in map(str, run.data_vars):
-        prefix = name.removesuffix("similarity")
-        layers = f"{prefix}network_layer"
-        if name.endswith("similarity") and layers in run[name].dims:
-            classifier = by_prefix.get(prefix, {}).get("classifier", "classifier")
-            found.append(LayerProbe(prefix, layers, classifier, f"{prefix}same_class" in run))
-    if not found:
-        raise ValueError("the run has no similarity of network layers; expected one with a probe of type 'network_layers'")
-    order = list(by_prefix)
-    return sorted(found, key=lambda probe: order.index(probe.prefix) if probe.prefix in order else len(order))
-
-
-def perceptual_probes(run: xr.Dataset) -> dict[str, str]:
-    """The probes of perceptual distance of a run: {name of the probe, or its classifier if it has none: variable}."""
-    found = {}
-    for table in stored_spec(run)["probes"]:
-        prefix = f"{table['name']}_" if table.get("name") else ""
-        if table.get("type") == "perceptual" and f"{prefix}perceptual_distance" in run:
-            found[str(table.get("name") or table.get("classifier"))] = f"{prefix}perceptual_distance"
-    return found
 
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
@@ -115,6 +74,14 @@ def kept_images(run: xr.Dataset) -> int:
         if table.get("type") == "images" and "image" in run:
             first = table.get("first")
             return run.sizes["item"] if first is None else min(int(first), run.sizes["item"])
+    return 0
+
+
+def kept_texts(run: xr.Dataset) -> int:
+    """Number of items whose tokens a run kept; they are the first items."""
+    for table in stored_spec(run)["probes"]:
+        if table.get("type") == "tokens" and "token" in run:
+            return min(int(table.get("first") or run.sizes["item"]), run.sizes["item"])
     return 0
 
 

@@ -1,19 +1,14 @@
-"""Files of a study in its folder of results: the dataset and the numbers of its analysis, and its figures."""
+"""Files of a study in its folder of results."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uturn.datasets import write_dataset
-from uturn.files import named_errors, whole_file
+from uturn.files import whole_file
 from uturn.outputs import OutputFolder, output_folder
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def check_results(out: OutputFolder) -> None:
@@ -31,23 +26,14 @@ def named_in(out: str | Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if name in there]
 
 
-def write_numbers(folder: Path, analysis: xr.Dataset, name: str, numbers: Mapping[str, Any]) -> None:
-    """Write an analysis to `analysis.zarr`, and its numbers to a JSON file, in a folder that is made if it is missing."""
-    with named_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_dataset(analysis, folder / "analysis.zarr")
-    with whole_file(folder / name) as file:
-        file.write(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode())
-
-
-def write_figures(folder: Path, figures: Mapping[str, Callable[[Any], Any]], analysis: xr.Dataset) -> None:
-    """Draw an analysis, to PNG and PDF files of the given names; those of a figure that is None are removed."""
+def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:
+    """Draw figures to PNG and PDF files of the given names; those of a figure that is None are removed."""
     from uturn.plotting.style import style
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
     with style() as plt:
         for name, draw in figures.items():
-            figure = draw(analysis)
+            figure = draw()
             for path in (folder / f"{name}.png", folder / f"{name}.pdf"):
                 if figure is None:
                     path.unlink(missing_ok=True)  # of an earlier run, which had more to draw

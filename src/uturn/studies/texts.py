@@ -10,20 +10,12 @@ import numpy as np
 from uturn.plotting.curves import evenly_spaced
 from uturn.sources.tokens import PAD
 from uturn.spec import build
-from uturn.workflows.runs import stored_spec
+from uturn.studies.runs import kept_texts, stored_spec
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _MOST_LEVELS = 10
-
-
-def kept_texts(run: xr.Dataset) -> int:
-    """Number of items whose tokens a run kept; they are the first items."""
-    for table in stored_spec(run)["probes"]:
-        if table.get("type") == "tokens" and "token" in run:
-            return min(int(table.get("first") or run.sizes["item"]), run.sizes["item"])
-    return 0
 
 
 def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:

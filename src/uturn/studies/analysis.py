@@ -1,0 +1,387 @@
+"""The study of a run: its curves, the places on them, and how changes correlate, from the readings and their instructions alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.checks import shown
+from uturn.measures.calibration import calibration
+from uturn.reading import Instructions, instructions_of
+from uturn.statistics import WITHIN, Replicates, crossing, inversion
+from uturn.studies.axes import Axes
+from uturn.studies.changes import changes_of
+from uturn.studies.curves import ESTIMATE, band, curve, place
+from uturn.studies.runs import describe, missing_tasks
+from uturn.studies.tables import Study
+
+SHARES = (0.25, 0.5, 0.75)  # of the way from start to chance, labels of the dim `share`
+_MOST_LEVELS = 512  # of a variable
+_KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
+
+
+def study(ds: xr.Dataset) -> Study:
+    """Curves of all readings of a run against noise, with the noises at which they change, and how changes correlate.
+
+    A reading is a variable of the run, or one of its levels. The run says how it is read (`uturn.protocols.Variable`). Let c(x) be
+    the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between measured levels c is
+    interpolated linearly.
+
+    - `curve`: c with its 95 % interval.
+    - `place`: smallest noise at which c has gone a share .25, .5 or .75 of the way from its start to chance, on all axes of the
+      run. Where chance is not known, the value at the largest noise is used as the chance level. `half_life` is the place at
+      share .5; t* is that of a class. `width`: distance between the places at .25 and .75.
+    - `inversion` of an ordered series, such as the layers of a network: noise beyond which its last level stays below the first.
+    - `chi`, `xi`, `correlation` of changes: susceptibility, correlation length, C(r)/C(0) (`uturn.susceptibility`,
+      `uturn.correlations`); `peak`, `peak_at`: largest chi and its noise.
+    - `gap` (runs with clones): E f(x0, x̂) - E f(x̂, x̂') of symmetric readings, 0 if reconstructions are draws from the posterior
+      (`uturn.calibration`, level .001 in each family of tests).
+
+    Parameters
+    ----------
+    ds : Dataset of `uturn.run`, or of `uturn.store.Store.dataset`
+
+    Returns
+    -------
+    Dataset
+        curve (reading, noise, estimate); place (reading, share, axis, estimate); half_life, width (reading, axis, estimate);
+        start, chance (reading); inversion (series, axis, estimate); chi, xi (changes, noise, estimate), peak (changes, estimate),
+        peak_at (changes, axis, estimate), correlation (changes, noise, distance, estimate); gap (reading, noise, estimate),
+        gap_p, p-values by Holm, and gap_visible, the smallest gap that would be seen (reading, noise). `estimate`: value, low and
+        high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist, for the
+        reason in `remark`. Coordinates of each reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`, `words`.
+
+    Raises
+    ------
+    ValueError
+        If `ds` is no run, is not finished, or has damaged reading instructions.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> run = ut.run(ut.Experiment.from_dict({
+    ...     "items": 200,
+    ...     "source": {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4},
+    ...     "corruption": {"type": "epsilon", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]},
+    ...     "backward": {"type": "exact"},
+    ...     "probes": [{"type": "tree_levels"}],
+    ... }))
+    >>> found = study(run)
+    >>> root = found.half_life.sel(reading="belief, tree_level = 4", axis="noise")
+    >>> bool(root[1] < root[0] < root[2])
+    True
+    """
+    run = checked_run(ds)
+    if missing := missing_tasks(run):
+        raise ValueError(
+            f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
+        )
+    return study_of(run)
+
+
+def study_of(ds: xr.Dataset) -> Study:
+    """As `study`, of a run that may be unfinished: missing readings are left out of the means, and a remark says so."""
+    run = by_noise(checked_run(ds))
+    axes, instructions = Axes(run), instructions_of(run)
+    levels = [level for name, one in instructions.items() if one.role == "reading" for level in levels_of(run, name, one, axes)]
+    data = xr.Dataset(
+        coords={
+            "noise": ("noise", axes.noise, run.noise.attrs),
+            **{
+                name: ("noise", values, {"long_name": axes.words[name]})
+                for name, values in axes.values.items()
+                if name != "noise"
+            },
+            "axis": axes.names,
+            "share": list(SHARES),
+            "estimate": list(ESTIMATE),
+        }
+    )
+    data = (
+        data.merge(_readings(levels, axes)).merge(_inversions(run, instructions, axes)).merge(changes_of(run, instructions, axes))
+    )
+    data = data.merge(_gaps(run, instructions, levels, axes))
+    data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
+    data.attrs |= {
+        "description": describe(run),
+        "items": run.sizes["item"],
+        "trajectories": run.sizes.get("trajectory", 1),
+        "clones": run.sizes.get("clone", 1),
+        "remark": "; ".join(_remarks(run, levels)),
+    }
+    return Study(data.data_vars, data.coords, data.attrs)
+
+
+def checked_run(ds: Any) -> xr.Dataset:
+    """A dataset with readings of items at noise levels, or a ValueError."""
+    if not isinstance(ds, xr.Dataset) or not {"noise", "item"} <= set(ds.dims) or not ds.sizes["item"] * ds.sizes["noise"]:
+        found = f"a dataset with dims {tuple(ds.dims)}" if isinstance(ds, xr.Dataset) else shown(ds)
+        raise ValueError(f"ds = {found}: expected the dataset that uturn.run gives, with dims noise and item")
+    return ds
+
+
+def by_noise(run: xr.Dataset) -> xr.Dataset:
+    """The run with increasing noise levels; for images these are k/N of the whole number of steps."""
+    if "t_over_T" in run.coords:  # levels of the spec are rounded to whole steps
+        run = run.assign_coords(noise=("noise", run.t_over_T.values, run.noise.attrs))
+    return run.sortby("noise")
+
+
+# --- readings ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Level:
+    """One reading: a level of a variable, with its curve and the places on it."""
+
+    label: str
+    level: str
+    name: str
+    words: str
+    instructions: Instructions
+    curve: np.ndarray
+    place: np.ndarray
+    width: np.ndarray
+    start: float
+    chance: float
+    remark: str
+
+
+def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iterator[Level]:
+    """The readings of a variable, one for each combination of its own dims."""
+    values = run[name]
+    own = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
+    stacked = values.stack(level=own) if own else values.expand_dims("level")
+    if stacked.sizes["level"] > _MOST_LEVELS:
+        return
+    start, chance = (_reference(run, rule, stacked, own) for rule in (one.start, one.chance))
+    for k, of in enumerate(_curves(stacked, start, axes.noise)):
+        at = {dim: stacked[dim].values[k] for dim in own}
+        top = of.mean[0] if one.start is not None else np.nan
+        end = np.nan if chance is None else float(chance.isel(level=k).mean())
+        places, width = _places(of, top, end, axes)
+        found = Level(
+            label=", ".join([name, *(f"{dim} = {value}" for dim, value in at.items())]),
+            level=", ".join(str(value) for value in at.values()),
+            name=name,
+            words=str(values.attrs.get("long_name", name)),
+            instructions=one,
+            curve=band(of, *_bounds(one)),
+            place=places,
+            width=width,
+            start=float(top),
+            chance=end,
+            remark="",
+        )
+        found.remark = "; ".join(_about(found, axes))
+        yield found
+
+
+def _bounds(one: Instructions) -> tuple[float, float]:
+    low, high = one.bounds
+    return (-np.inf if low is None else low), (np.inf if high is None else high)
+
+
+def _reference(run: xr.Dataset, rule: Any, values: xr.DataArray, own: list[str]) -> xr.DataArray | None:
+    """Start or chance of all levels of a variable, (level,) or (item, level); None if it is not known."""
+    if rule is None:
+        return None
+    if not isinstance(rule, str):
+        number: Any = float(rule)
+    elif rule.startswith("same:"):
+        number = _same(run, *rule.removeprefix("same:").split("=", 1))
+    elif rule in run:
+        named = run[rule].isel(noise=0, drop=True) if "noise" in run[rule].dims else run[rule]
+        named = named.reset_coords(drop=True).astype(float)
+        number = named.stack(level=own) if own and set(own) <= set(named.dims) else named
+    else:
+        number = np.nan
+    blank = xr.zeros_like(values.isel({dim: 0 for dim in ("noise", *WITHIN) if dim in values.dims}, drop=True), float)
+    return None if np.isnan(np.asarray(number)).all() else (blank.reset_coords(drop=True) + number).transpose(..., "level")
+
+
+def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
+    """Probability that two originals agree in a coordinate; or the share of those with a label whose two names agree."""
+    if name not in run or (other is not None and other not in run):
+        return float("nan")
+    named = [run[key].isel(noise=0).values if "noise" in run[key].dims else run[key].values for key in (name, other or name)]
+    if other is not None:
+        labelled = named[1] >= 0
+        return float((named[0] == named[1])[labelled].mean()) if labelled.any() else float("nan")
+    _, counts = np.unique(named[0], return_counts=True)
+    return float(np.sum((counts / counts.sum()) ** 2))
+
+
+def _curves(stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray) -> list[Replicates]:
+    """The mean curve of each level with its start at noise 0. Items without any reading of a level are no part of its mean."""
+    if start is not None and "item" in start.dims and len(x) > stacked.sizes["noise"]:
+        first = start.expand_dims({dim: stacked.sizes[dim] for dim in stacked.dims if dim not in ("item", "level", "noise")})
+        first = first.expand_dims(noise=[0.0])
+        stacked = xr.concat([first, stacked.reset_coords(drop=True)], "noise", coords="minimal", compat="override")
+    there = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", "level")]).transpose("level", "item").values
+    tops = np.full(stacked.sizes["level"], np.nan) if start is None or "item" in start.dims else start.values
+    if (there == there[:1]).all():
+        whole = stacked.isel(item=there[0]) if there[0].any() else stacked
+        of = curve(whole.transpose(..., "level"), x, tops)
+        return [Replicates(of.mean[:, k], of.deviations[:, :, k], of.groups) for k in range(len(tops))]
+    single = [stacked.isel(level=k, drop=True) for k in range(len(tops))]
+    return [curve(one.isel(item=some) if some.any() else one, x, top) for one, some, top in zip(single, there, tops, strict=True)]
+
+
+def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
+    """Places (share, axis, estimate) and widths (axis, estimate); NaN without a start or for a single level."""
+    finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
+    if np.isnan(top) or len(x) < 3:
+        return np.full((len(SHARES), len(axes.names), 3), np.nan), np.full((len(axes.names), 3), np.nan)
+    end = of.mean[-1] if np.isnan(chance) else chance
+    sign = -1.0 if end > top else 1.0
+
+    def located(share: float) -> Callable[[np.ndarray], float]:
+        def statistic(c: np.ndarray) -> float:
+            bottom = c[-1] if np.isnan(chance) else chance
+            return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (top - bottom)), first=True)
+
+        return statistic
+
+    def widths(c: np.ndarray) -> np.ndarray:
+        ends = axes.convert(np.array([located(SHARES[0])(c), located(SHARES[-1])(c)]))
+        return np.abs(ends[:, 1] - ends[:, 0])
+
+    places = [axes.at(place(of, located(share), x)) for share in SHARES]
+    most = np.array([x[-1] if name == "noise" else np.inf for name in axes.names])
+    with np.errstate(invalid="ignore"):
+        width = np.clip(of.interval(widths), 0, most).T
+    return np.stack(places), width
+
+
+def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
+    """All numbers of the readings along the dim `reading`."""
+    shapes = {"curve": (len(axes.noise), 3), "place": (len(SHARES), len(axes.names), 3), "width": (len(axes.names), 3)}
+    dims = {"curve": ("noise", "estimate"), "place": ("share", "axis", "estimate"), "width": ("axis", "estimate")}
+    texts = {
+        "variable": [one.name for one in levels],
+        "level": [one.level for one in levels],
+        "words": [one.words for one in levels],
+        "remark": [one.remark for one in levels],
+        **{key: [getattr(one.instructions, key) for one in levels] for key in ("probe", "model", "unit")},
+        "group": [one.instructions.group or one.instructions.probe for one in levels],
+        "family": [one.instructions.family or one.instructions.probe for one in levels],
+        "order": [one.instructions.order or "" for one in levels],
+    }
+    data = xr.Dataset(
+        {
+            **{
+                key: (("reading", *dims[key]), np.array([getattr(one, key) for one in levels]).reshape(-1, *shapes[key]))
+                for key in shapes
+            },
+            "start": ("reading", np.array([one.start for one in levels], float)),
+            "chance": ("reading", np.array([one.chance for one in levels], float)),
+        },
+        {
+            "reading": np.array([one.label for one in levels], str),
+            **{key: ("reading", np.array(values, str)) for key, values in texts.items()},
+            "share": list(SHARES),
+        },
+    )
+    return data.assign(half_life=data.place.sel(share=0.5, drop=True))
+
+
+def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
+    """Where the last level of each ordered series falls below the first, (series, axis, estimate)."""
+    found: dict[str, tuple[np.ndarray, str, str, str]] = {}
+    for name, one in instructions.items():
+        if one.role != "reading" or one.order is None or run.sizes[one.order] < 2:
+            continue
+        others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
+        stacked = run[name].stack(series=others) if others else run[name].expand_dims("series")
+        for k in range(stacked.sizes["series"]):
+            values = stacked.isel(series=k, drop=True)
+            at = [f"{dim} = {stacked[dim].values[k]}" for dim in others]
+            start = _reference(run, one.start, values.rename({one.order: "level"}), [one.order])
+            tops = np.nan if start is None or "item" in start.dims else start.values
+            of = curve(values.transpose(..., one.order), axes.noise, tops)
+            swap = axes.at(place(of, lambda c: inversion(axes.noise, c[:, -1], c[:, 0]), axes.noise))
+            ends = [str(run[one.order].values[end]) for end in (0, -1)]
+            below = of.interval(lambda c: c[:, -1] - c[:, 0])[2] < 0  # with 97.5 % confidence, at each noise
+            if np.isnan(swap[0, 0]):
+                remark = "the levels do not swap order"
+            else:
+                remark = "" if below.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
+            found[", ".join([name, *at])] = swap, *ends, remark
+    if not found:
+        return xr.Dataset()
+    places, firsts, lasts, remarks = (list(column) for column in zip(*found.values(), strict=True))
+    return xr.Dataset(
+        {"inversion": (("series", "axis", "estimate"), np.stack(places))},
+        {
+            "series": list(found),
+            **{name: ("series", np.array(texts, str)) for name, texts in (("first", firsts), ("last", lasts), ("series_remark", remarks))},
+        },
+    )
+
+
+# --- calibration -------------------------------------------------------------------------------------------------------
+
+
+def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[Level], axes: Axes) -> xr.Dataset:
+    """Calibration gaps of symmetric readings (reading, noise, estimate), tested by families; empty without clones."""
+    families: dict[str, list[str]] = {}
+    for name, one in instructions.items():
+        twin = f"clone_{name}"
+        if one.symmetric and twin in run and not (run[name].isnull().any() or run[twin].isnull().any()):
+            families.setdefault(one.family or one.probe, []).append(name)
+    if run.sizes.get("clone", 1) < 2 or run.sizes["item"] < 2 or not families:
+        return xr.Dataset()
+    tests = [calibration(run, names) for names in families.values()]
+    both = xr.concat([found.drop_vars([key for key in found.coords if key not in found.dims]) for found in tests], "reading")
+    both = both.reindex(reading=[one.label for one in levels], noise=axes.noise).transpose("reading", "noise")
+    data = xr.Dataset(
+        {
+            "gap": (("reading", "noise", "estimate"), np.stack([both[key] for key in ("gap", "low", "high")], -1)),
+            "gap_p": (("reading", "noise"), both.p_holm.values),
+            "gap_visible": (("reading", "noise"), both.visible.values),
+            "gap_level": tests[0].attrs["level"],
+        }
+    )
+    return data.assign_coords(reading=both.reading.values)
+
+
+# --- remarks -----------------------------------------------------------------------------------------------------------
+
+
+def _about(one: Level, axes: Axes) -> Iterator[str]:
+    """Sentences on the numbers of a reading that do not exist or are not sure, with the reasons."""
+    x = axes.noise[np.isfinite(axes.noise)]
+    half, end = one.place[1, 0], f"{axes.words['noise']} = {x[-1]:.3g}"
+    if np.isnan(one.start) or len(x) < 3:
+        return
+    if one.chance == one.start:
+        yield "independent data agree as much as equal ones: no half-life"
+    elif np.isnan(half[0]):
+        value = np.interp(x[-1], axes.noise, one.curve[:, 0])
+        yield f"half of the change is not done up to {end}, where it is {value:.3g}"
+    elif half[0] < x[1]:
+        yield f"half of the change is done below the smallest measured noise, {x[1]:.3g}: measure smaller ones"
+    elif half[2] >= x[-1]:
+        yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
+    elif np.isnan(one.place[2, 0, 0]):
+        yield f"three quarters of the change are not done up to {end}: no width"
+
+
+def _remarks(run: xr.Dataset, levels: list[Level]) -> Iterator[str]:
+    """Sentences on the whole run."""
+    if missing := missing_tasks(run):
+        yield f"the run is not finished: {missing} tasks are missing"
+    if run.sizes["noise"] < 2:
+        yield "a single noise level: no places on the curves"
+    if run.sizes["item"] == 1:
+        yield "a single original: no intervals"
+    largest = float(run.noise[-1])
+    most = run.noise.attrs.get("max", 1.0 if "t_over_T" in run.coords else None)
+    if any(np.isnan(one.chance) and np.isfinite(one.start) for one in levels) and most != largest:
+        yield f"where chance is not known, the value at noise {largest:.3g} is used as the chance level"

@@ -1,0 +1,71 @@
+"""The noise axes of a run: the noise levels on all coordinates that they have, and conversion of a noise by interpolation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_ANGLES = ("abar", "log_snr", "sigma")
+_CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, of stores that do not say them
+_NO_AXES = ("t_over_T", "timestep", *_ANGLES)
+
+
+class Axes:
+    """Noise levels of a run with noise 0, on all its axes.
+
+    `noise` is the first axis. Coordinates of the noise levels follow; between levels they are interpolated linearly. Their value
+    without noise is the attribute `clean` of the coordinate. If the run has log-SNR, then abar, log-SNR and sigma are interpolated
+    in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
+
+    Attributes
+    ----------
+    noise : array (noise,)
+        Increasing, from 0 on. It may end at infinity.
+    values : {axis: array (noise,)}
+    words : {axis: long name}
+    """
+
+    def __init__(self, run: xr.Dataset) -> None:
+        measured = run.noise.values.astype(float)
+        added = 0 if np.isclose(measured[0], 0) else 1
+        self.noise = np.r_[np.zeros(added), measured]
+        self.values = {"noise": self.noise}
+        self.words = {"noise": str(run.noise.attrs.get("long_name", "noise"))}
+        self.angle = None
+        for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):  # stores list them in any order
+            if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
+                continue
+            clean = float(coordinate.attrs.get("clean", _CLEAN.get(str(name), np.nan)))
+            self.values[str(name)] = np.r_[np.full(added, clean), coordinate.values]
+            self.words[str(name)] = str(coordinate.attrs.get("long_name", name))
+        if "log_snr" in run.coords:
+            with np.errstate(over="ignore"):
+                sigma = np.exp(-np.r_[np.full(added, np.inf), run.log_snr.values] / 2)
+            self.angle = np.arctan(sigma)
+            self.values |= self._of_angle(self.angle)
+            self.words |= {"abar": "signal power abar", "log_snr": "log-SNR (nats)", "sigma": "sigma"}
+        self.names = list(self.values)
+
+    @staticmethod
+    def _of_angle(angle: np.ndarray) -> dict[str, np.ndarray]:
+        sigma = np.where(angle < np.pi / 2, np.tan(angle), np.inf)
+        with np.errstate(divide="ignore"):
+            return {"abar": np.cos(angle) ** 2, "log_snr": -2 * np.log(sigma), "sigma": sigma}
+
+    def convert(self, noise: np.ndarray) -> np.ndarray:
+        """Noises (n,) on all axes, (axis, n); NaN stays NaN."""
+        rows = {name: np.interp(noise, self.noise, values) for name, values in self.values.items() if name not in _ANGLES}
+        rows["noise"] = noise
+        if self.angle is not None:
+            rows |= self._of_angle(np.interp(noise, self.noise, self.angle))
+        return np.stack([np.where(np.isnan(noise), np.nan, rows[name]) for name in self.names])
+
+    def at(self, estimate: np.ndarray) -> np.ndarray:
+        """A noise and the ends of its interval (estimate,) on all axes: array (axis, estimate)."""
+        rows = self.convert(estimate)
+        rows[:, 1:].sort(axis=1)  # abar and log-SNR fall with noise
+        return rows

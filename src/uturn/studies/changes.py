@@ -1,0 +1,58 @@
+"""How changes correlate at each noise level: susceptibility with its peak, correlation and correlation length."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
+from uturn.measures.scaling import correlation_length
+from uturn.reading import Instructions
+from uturn.studies.axes import Axes
+
+
+def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
+    """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty if there are none."""
+    found = {}
+    for name, one in instructions.items():
+        own = [str(dim) for dim in run[name].dims if dim not in ("noise", "item")]
+        total = f"{name}_sum"
+        if one.role == "changes" and len(own) == 1 and total in run and not run[total].isnull().any():
+            some = xr.Dataset({"change_covariance": run[name].rename({own[0]: "distance"}), "change_covariance_sum": run[total]})
+            prefix = name.removesuffix("change_covariance").removesuffix("_")
+            found[prefix or "changes"] = _of_probe(some, axes).assign_coords(unit_of_distance=one.unit or "sites")
+    if not found:
+        return xr.Dataset()
+    layout = {"data_vars": "all", "coords": "all", "compat": "override", "join": "outer"}
+    data = xr.concat(list(found.values()), "changes", **layout)
+    return data.assign_coords(changes=list(found)).transpose(
+        "changes", "noise", "distance", "axis", "estimate", missing_dims="ignore"
+    )
+
+
+def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
+    from uturn.workflows.text_analysis import located_peak
+
+    chi, located = susceptibility_of(run), located_peak(run)
+    covariance, present = run["change_covariance"], None
+    if "length" in run.coords and run["length"].dims == ("item",):  # texts of different lengths, sites on a line
+        pairs = present_pairs(covariance)
+        # The farther apart two sites are, the fewer pairs there are, and the larger the fluctuations of their mean.
+        number = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
+        near = np.flatnonzero((pairs.distance == 0) | (number >= number[1:2].max() / 2)) if number.size > 1 else [0]
+        covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)
+    curves = correlations_of(covariance, present=present)
+    names = ("correlation", "low", "high")
+    data = {
+        "chi": (("noise", "estimate"), np.stack([chi[name] for name in ("chi", "low", "high")], -1)),
+        "peak": ("estimate", located[:, 1]),
+        "peak_at": (("axis", "estimate"), axes.at(located[:, 0])),
+        "correlation": (("noise", "distance", "estimate"), np.stack([curves[name] for name in names], -1)),
+        "xi": (("noise", "estimate"), np.full((run.sizes["noise"], 3), np.nan)),
+    }
+    if covariance.sizes["distance"] > 3:
+        with np.errstate(invalid="ignore"):
+            length = correlation_length(covariance, present=present)
+        data["xi"] = (("noise", "estimate"), np.stack([length[name] for name in ("length", "low", "high")], -1))
+    coords = {"distance": covariance.distance.values, "noise": run.noise.values}
+    return xr.Dataset(data, coords).reindex(noise=axes.noise)

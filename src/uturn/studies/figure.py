@@ -1,0 +1,317 @@
+"""The figure of a study: a panel for each group of readings, for the changes and for the calibration; or of several studies."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.plotting.calibration import draw_gap, draw_zero
+from uturn.plotting.curves import (
+    brief,
+    draw_legend,
+    draw_transition,
+    drawable,
+    end_of,
+    estimated,
+    evenly_spaced,
+    interval,
+    markers,
+    no_mathematics,
+)
+from uturn.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
+from uturn.studies.headline import headline_of
+from uturn.studies.tables import axis_words, nearest, panels_of, remarks
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MOST_NAMED = 8  # curves named in a legend
+_Draw = Callable[[Any], None]
+
+
+def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
+    """All curves of a study with their intervals: a panel a group, an ordered series in a panel of its own.
+
+    `groups`: names of groups whose panels come first.
+    """
+    study, families = _drawable(study)
+    panels = list(_panels(study, groups))
+    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
+    rows = math.ceil(len(panels) / columns)
+    with style(families) as plt:
+        figure = plt.figure(figsize=(5.6 * columns, 4.5 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for axis, draw in zip(axes, panels, strict=False):
+            draw(axis)
+        lines = [f"{study.attrs['description']}; bands and bars: 95 % intervals", *remarks(study)]
+        words = [part for line in lines for part in textwrap.wrap(no_mathematics(line), int(78 * columns))]
+        figure.text(0.005, -0.01, "\n".join(words), color=MUTED, fontsize=9, va="top")
+    return figure
+
+
+def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
+    """Several studies in one figure: a panel for each reading, a colour for each study. Of a series, its first and last level.
+
+    The axis is the noise if it has one unit, or else the first axis that all studies have.
+    """
+    axis_name = common_axis(list(studies.values()))
+    labels = list(dict.fromkeys(label for study in studies.values() for label in _ends(study)))
+    changes = list(dict.fromkeys(str(name) for study in studies.values() for name in study.get("changes", [])))
+    panels = [("curve", label) for label in labels] + [("chi", name) for name in changes]
+    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
+    rows = math.ceil(len(panels) / columns)
+    colors = list(DISTINCT) if len(studies) <= len(DISTINCT) else level_colors(len(studies))
+    with style() as plt:
+        figure = plt.figure(figsize=(5.6 * columns, 4.3 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (kind, label) in zip(axes, panels, strict=False):
+            for color, (name, study) in zip(colors, studies.items(), strict=False):
+                dim = "reading" if kind == "curve" else "changes"
+                if dim not in study.dims or label not in study[dim].values:
+                    continue
+                one = study.sel({dim: label})
+                place = one.half_life if kind == "curve" else one.peak_at
+                _draw_overlaid(axis, study, one[kind].values, place, axis_name, color, brief(name, 46))
+            axis.set_title(brief(label, 52), fontsize=11)
+            axis.set_xlabel(_words_of_axis(next(iter(studies.values())), axis_name))
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize=9.5)
+    return figure
+
+
+def common_axis(studies: Sequence[xr.Dataset]) -> str:
+    """The noise if all studies have one unit of it, or else the first axis that they have in common; a ValueError without one."""
+    if len({axis_words(study) for study in studies}) == 1:
+        return "noise"
+    shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
+    if not shared:
+        units = ", ".join(dict.fromkeys(axis_words(study) for study in studies))
+        raise ValueError(f"the runs have no axis in common: their noise is {units}; draw them one by one")
+    return shared[0]
+
+
+def _ends(study: xr.Dataset) -> Iterator[str]:
+    """Labels of the readings of an overlay: those without levels, and the first and the last level of the others."""
+    for name in dict.fromkeys(study.variable.values.tolist()):
+        of_variable = np.flatnonzero(study.variable.values == name)
+        yield from (str(study.reading.values[k]) for k in dict.fromkeys((of_variable[0], of_variable[-1])))
+
+
+def _draw_overlaid(axis: Any, study: xr.Dataset, curve: np.ndarray, place: Any, name: str, color: Any, label: str) -> None:
+    x = (study.noise if name == "noise" else study[name]).values
+    there = np.isfinite(x) & np.isfinite(curve[:, 0])
+    value, low, high = curve[there].T
+    axis.fill_between(x[there], low, high, color=color, alpha=0.15, lw=0)
+    axis.plot(x[there], value, color=color, label=label, **markers(x))
+    at = float(place.sel(axis=name, estimate="value"))
+    if np.isfinite(at):
+        axis.plot([at], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
+
+
+# --- panels of one study -----------------------------------------------------------------------------------------------
+
+
+def _drawable(study: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
+    """A study whose texts can be drawn, and the fonts for them."""
+    names = [name for name in ("level", "model", "probe", "group", "reading", "series") if name in study.coords]
+    return drawable(study, names)
+
+
+def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
+    """What is drawn of a study, group by group."""
+    for title, chosen in panels_of(study, groups):
+        yield lambda axis, chosen=chosen, title=title: _draw_readings(axis, study, chosen, title)
+    for k in range(study.sizes.get("changes", 0)):
+        one = study.isel(changes=k)
+        yield lambda axis, one=one: _draw_chi(axis, one)
+        if np.isfinite(one.correlation.isel(estimate=0)).any() and study.sizes["distance"] > 1:
+            yield lambda axis, one=one: _draw_correlations(axis, one)
+        if np.isfinite(one.xi.isel(estimate=0)).any():
+            yield lambda axis, one=one: _draw_length(axis, one)
+    if "gap" in study:
+        tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
+        for family in dict.fromkeys(tested.family.values.tolist()):
+            some = tested.isel(reading=tested.family.values == family)
+            yield lambda axis, some=some, words=f"calibration of {family}": _draw_gaps(axis, some, words)
+
+
+def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:
+    """Curves of some readings with their half-lives as ticks above, and t* with its band."""
+    noise = _finite(study.noise.values)
+    levels = [str(study.level.values[k]) for k in chosen]
+    several = len(set(study.variable.values[chosen].tolist())) > 1
+    names = [str(study.variable.values[k]) if several else level or str(study.variable.values[k]) for k, level in zip(chosen, levels)]
+    ordered = not several and (bool(study.order.values[chosen[0]]) or all(map(_is_number, levels)))
+    colors = level_colors(len(chosen)) if ordered or len(chosen) > len(DISTINCT) else list(DISTINCT)
+    few, named = len(chosen) <= _MOST_NAMED, set(evenly_spaced(len(chosen), _MOST_NAMED if len(chosen) <= _MOST_NAMED else 4))
+    for k, (index, name) in enumerate(zip(chosen, names, strict=True)):
+        one, color, edge = study.isel(reading=int(index)), colors[k % len(colors)], k in (0, len(chosen) - 1)
+        value, low, high = one.curve.values[: len(noise)].T
+        if edge or few:
+            axis.fill_between(noise, low, high, color=color, alpha=0.2 if edge else 0.07, lw=0)
+        look = {"lw": 2.2, "zorder": 4, **markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
+        axis.plot(noise, value, color=color, label=brief(name, 34) if k in named else None, **look)
+        half = float(one.half_life.values[0, 0])
+        if np.isfinite(half) and (few or k in named):
+            axis.plot([half], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
+        if np.isfinite(one.chance) and len(chosen) == 1:
+            axis.axhline(float(one.chance), color=color, lw=0.8, ls=":", label="independent data")
+    _label_axis(axis, study, title, _ylabel(study, chosen))
+    curves = study.curve.isel(reading=chosen, noise=slice(len(noise)), estimate=0).values
+    _limit(axis, study, chosen, curves)
+    words, found = [], headline_of(study)
+    if found is not None and np.isfinite(found.place[0, 0]):
+        of_panel = found.reading in study.reading.values[chosen]
+        draw_transition(axis, found.place[0], CLASS, of_panel)
+        words += [f"$t^*$ = {interval(found.place[0])}"] if of_panel else []
+    for k in range(study.sizes.get("series", 0)):
+        one = study.isel(series=k)
+        if str(one.series.item()).partition(",")[0] == study.variable.values[chosen[0]] and not several:
+            swap = one.inversion.values[0]
+            if np.isfinite(swap[0]):
+                at = np.interp(swap[0], noise, curves[0])
+                axis.plot([swap[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
+                words.append(f"order inverts at {interval(swap)}")
+    if not words and len(chosen) == 1 and np.isfinite(study.half_life.values[chosen[0], 0, 0]):
+        words = [f"half-life {interval(study.half_life.values[chosen[0], 0])}"]
+    _beside(axis, "; ".join(words))
+    if np.isfinite(study.half_life.values[chosen, 0, 0]).any():
+        axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
+    title_of_legend = None if few or several else f"{len(chosen)} levels, first to last"
+    bottom, top = axis.get_ylim()
+    early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=0)) < bottom + 0.55 * (top - bottom)
+    if curves[:, -1].mean() > curves[:, 0].mean():
+        axis.legend(loc="lower right", fontsize=8.5, labelspacing=0.3, title=title_of_legend, title_fontsize=8.5)
+    else:
+        draw_legend(axis, bool(early), title=title_of_legend, title_fontsize=8.5)
+
+
+def _ylabel(study: xr.Dataset, chosen: np.ndarray) -> str:
+    words = set(study.words.values[chosen].tolist())
+    units = {unit for unit in study.unit.values[chosen].tolist() if unit}
+    if len(words) == 1:
+        return "\n".join(textwrap.wrap(no_mathematics(str(words.pop())), 40)[:2])
+    return ", ".join(sorted(units)) or "share of U-turns"
+
+
+def _limit(axis: Any, study: xr.Dataset, chosen: np.ndarray, curves: np.ndarray) -> None:
+    """Shares and similarities are drawn from 0 to 1; other readings as far as they go."""
+    low, high = np.nanmin(curves, initial=np.inf), np.nanmax(curves, initial=-np.inf)
+    if (study.start.values[chosen] == 1).any() and high <= 1.001:
+        axis.set_ylim(min(-0.03, low - 0.03), 1.03)
+    elif (study.start.values[chosen] == 0).all():
+        axis.set_ylim(0, None)
+
+
+def _label_axis(axis: Any, study: xr.Dataset, title: str, ylabel: str) -> None:
+    noise = _finite(study.noise.values)
+    axis.set(xlim=(0, end_of(noise)), xlabel=no_mathematics(axis_words(study)), ylabel=ylabel)
+    axis.set_title(brief(title, 60), pad=22)
+
+
+def _beside(axis: Any, words: str) -> None:
+    """A number under the title of a panel."""
+    axis.text(0, 1.02, words, transform=axis.transAxes, color=CLASS, fontsize=9.5).set_in_layout(False)
+
+
+def _finite(noise: np.ndarray) -> np.ndarray:
+    """The noise levels that can be drawn; an infinite one is left out."""
+    return noise[np.isfinite(noise)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _words_of_axis(study: xr.Dataset, name: str) -> str:
+    return axis_words(study) if name == "noise" else str(study[name].attrs.get("long_name", name))
+
+
+def _draw_chi(axis: Any, study: xr.Dataset) -> None:
+    """chi with its peak."""
+    noise, unit = _finite(study.noise.values), str(study.unit_of_distance.item())
+    value, low, high = study.chi.values[: len(noise)].T
+    axis.fill_between(noise, low, high, color=ACCENT, alpha=0.2, lw=0)
+    axis.plot(noise, value, color=ACCENT, **markers(noise))
+    axis.axhline(1, color=MUTED, lw=1.2, ls=":", label="independent changes")
+    axis.legend(fontsize=8.5, loc="upper left")
+    star = study.peak_at.values[0]
+    draw_transition(axis, star, CLASS, True)
+    highest = float(np.nanmax(value, initial=1))  # of a single original there are no intervals
+    top = min(float(np.nanmax(high, initial=highest)), 3 * highest)
+    _label_axis(axis, study, f"{unit} that change together", r"susceptibility $\chi$")
+    axis.set_ylim(max(0.0, float(np.nanmin(low, initial=0.8))), 1.08 * top)
+    _beside(axis, f"$\\chi$ is largest at {interval(star)}" if np.isfinite(star[0]) else "no peak, see below")
+
+
+def _draw_correlations(axis: Any, study: xr.Dataset) -> None:
+    """C(r)/C(0) against distance at several noise levels."""
+    there = np.flatnonzero(estimated(study.correlation.isel(distance=0).values))
+    chosen = there[evenly_spaced(len(there), 6)] if len(there) else there
+    r, unit = study.distance.values, str(study.unit_of_distance.item())
+    for color, k in zip(level_colors(len(chosen)), chosen, strict=True):
+        value, low, high = study.correlation.isel(noise=int(k)).values[1:].T
+        axis.fill_between(r[1:], low, high, color=color, alpha=0.1, lw=0)
+        axis.plot(r[1:], value, color=color, lw=1.5, marker="o", ms=3, label=f"{study.noise.values[k]:.2g}")
+    axis.axhline(0, color=MUTED, lw=0.8, ls=":")
+    lengths = study.xi.isel(estimate=0).values
+    finite = lengths[np.isfinite(lengths)]
+    reach = min(r[-1], max(12, 8 * float(np.max(finite, initial=1)))) if len(finite) else r[-1]
+    axis.set(xscale="log", xlim=(0.93 * r[1], 1.05 * reach), xlabel=f"distance $r$ ({unit})", ylabel="$C(r)/C(0)$")
+    axis.set_xticks([x for x in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000) if r[1] <= x <= reach])
+    axis.minorticks_off()
+    curves = study.correlation.isel(noise=chosen, estimate=0).where(study.distance <= reach).values[:, 1:]
+    bottom, top = np.nanmin(curves, initial=0), np.nanmax(curves, initial=0.05)
+    axis.set_ylim(bottom - 0.25 * (top - bottom), top + 0.25 * (top - bottom))
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.set_title("correlation of changes", pad=22)
+    if len(chosen):
+        axis.legend(title="noise", fontsize=8.5, title_fontsize=8.5, loc="upper right")
+
+
+def _draw_length(axis: Any, study: xr.Dataset) -> None:
+    """Correlation length against noise; lengths beyond the distances of the fit are arrows, ends of intervals reach the top."""
+    noise, longest, unit = _finite(study.noise.values), float(study.distance[-1]), str(study.unit_of_distance.item())
+    lengths = study.xi.values[: len(noise)]
+    value, low, high = np.where(estimated(lengths), lengths.T, np.nan)
+    finite = value <= longest
+    top = 1.35 * np.max(value[finite], initial=1.0)
+    ends = np.clip(low, 0, top), np.where(np.isnan(high), np.nan, np.minimum(high, top))
+    axis.fill_between(noise, *ends, color=ACCENT, alpha=0.2, lw=0)
+    axis.plot(noise, np.where(finite, value, np.nan), color=ACCENT, **markers(noise))
+    for x in noise[value > longest]:
+        axis.annotate("↑", (x, 0.97), xycoords=("data", "axes fraction"), color=ACCENT, ha="center", va="top")
+    draw_transition(axis, study.peak_at.values[0], CLASS, False)
+    _label_axis(axis, study, "correlation length", rf"$\xi$ ({unit})")
+    axis.set_ylim(0, top)
+    k = nearest(study, float(study.peak_at.values[0, 0]))
+    if k is not None:
+        words = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {value[k]:.3g} [{low[k]:.3g}, {high[k]:.3g}]"
+        arrows = f"; ↑ above {longest:.3g}" if (value > longest).any() else ""
+        _beside(axis, rf"$\xi$ {words} at {noise[k]:.2g}, next to the peak{arrows}")
+
+
+def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
+    """Gaps of at most four readings of a family, which stand beside each other."""
+    chosen = evenly_spaced(study.sizes["reading"], 4)
+    noise, level = study.noise.values, float(study.gap_level)
+    draw_zero(axis)
+    for place, (k, color) in enumerate(zip(chosen, level_colors(len(chosen)), strict=True)):
+        one = study.isel(reading=k)
+        there = np.isfinite(one.gap_p.values) & np.isfinite(noise)
+        x = noise[there] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
+        draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, brief(str(one.reading.item()), 34))
+    _label_axis(axis, study, title, r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
+    _beside(axis, f"0 for draws from the posterior; full marks: p by Holm ≤ {level:g}")
+    axis.legend(fontsize=8.5)

@@ -1,0 +1,59 @@
+"""The number of a study that is read first: t*, where the class is half lost, or else where most changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Headline(NamedTuple):
+    """A place on the noise axes of a study.
+
+    Attributes
+    ----------
+    label : str
+        "t*", or what the place is.
+    reading : str
+        The reading on whose curve the place lies; "" for the peak of chi.
+    place : array (axis, estimate)
+    claim : str
+        What the place means, in words.
+    """
+
+    label: str
+    reading: str
+    place: np.ndarray
+    claim: str
+
+
+def headline_of(study: xr.Dataset) -> Headline | None:
+    """The first number of a study; None if it has no place.
+
+    It is the half-life of the first reading of the group "class"; without one, the noise where chi is largest; else the half-life
+    of the highest level of the first ordered series, or of the first reading that has one.
+    """
+    classes = [k for k in range(study.sizes["reading"]) if study.group.values[k] == "class" and np.isfinite(study.start.values[k])]
+    if classes:
+        return _of_reading(study, classes[0], "t*", "Half of the class is lost there: below, U-turns mostly keep it; above, they mostly lose it")
+    if study.sizes.get("changes", 0) and np.isfinite(study.peak_at.values[:, 0, 0]).any():
+        k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
+        unit = str(study.unit_of_distance.values[k])
+        return Headline("t*", "", study.peak_at.values[k], f"There most {unit} change together: the susceptibility peaks")
+    places = np.flatnonzero(np.isfinite(study.half_life.values[:, 0, 0]))
+    if not len(places):
+        return None
+    first = study.variable.values[places[0]]
+    ordered = bool(study.order.values[places[0]])
+    k = int(places[study.variable.values[places] == first][-1] if ordered else places[0])
+    label = str(study.reading.values[k])
+    return _of_reading(study, k, "t*" if ordered else "half-life", f"There {label} has done half of its way to chance")
+
+
+def _of_reading(study: xr.Dataset, k: int, label: str, claim: str) -> Headline:
+    fall = study.place.values[k, [0, -1], 0, 0]
+    between = f"; a quarter of the change is done at {fall[0]:.2g}, three quarters at {fall[1]:.2g}" if np.isfinite(fall).all() else ""
+    return Headline(label, str(study.reading.values[k]), study.half_life.values[k], f"{claim}{between}.")
