@@ -165,14 +165,18 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
         scaled = np.array([np.interp(common, *one) for one in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)])
         return float(scaled.var(axis=0).sum() / (scaled.mean(axis=0).var() * len(common)))
 
-    def fitted(means: np.ndarray) -> np.ndarray:
+    def fitted(means: np.ndarray, begin: np.ndarray) -> np.ndarray:
         options = {"initial_simplex": begin * np.array([[1, 1], [1.1, 1], [1, 1.02]]), "xatol": 1e-4}
         with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes; spreads of inf
             y = (means[..., 0] / means[..., 1]).T
             found = minimize(spread, begin, args=(y,), method="Nelder-Mead", options=options)
         return np.array([*found.x, found.fun] if np.isfinite(found.fun) else [np.nan] * 3)
 
-    value, low, high = replicates(curves.transpose("noise", "item", "size", "part")).interval(fitted, confidence)
+    of = replicates(curves.transpose("noise", "item", "size", "part"))
+    whole = fitted(of.mean, begin)
+    # A search can end in another minimum. Those of the replicates begin where the fit of the whole ended, so that the interval
+    # is about the one minimum, and a poor start does not widen it.
+    value, low, high = of.interval(lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence)
     exponent, critical = (Estimate(float(value[k]), float(low[k]), float(high[k])) for k in (0, 1))
     return Collapse(exponent, critical, float(value[2]))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.plotting.curves import evenly_spaced
-from uturn.statistics import replicates
+from uturn.statistics import proportion, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,6 +25,10 @@ AXES = {
 _ENDS = ["value", "low", "high"]  # labels of a dim that holds a number with its interval
 _MOST_LINES, _MOST_CHARTS, _MOST_POINTS, _MOST_VALUES = 10, 8, 400, 50_000_000
 _MEANS = ("grammar",)
+_SHARES = (  # ends of the names of readings in [0, 1]
+    *("unchanged", "parsed", "belief", "same_class", "same_class_top5", "label_top1", "label_top5", "same_label"),
+    *("kept", "kept_region", "kept_segments"),
+)
 _NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clone", "shown_noise", "shown_item", "node"}
 
 
@@ -76,10 +80,10 @@ def charts_of_store(run: xr.Dataset) -> list[dict[str, Any]]:
         if name.endswith(("_class", "_token")):
             continue  # numbers of classes have no mean
         values = values.sortby("noise")
-        means = replicates(values)
+        estimated = proportion(values) if name.endswith(_SHARES) else replicates(values).interval(lambda mean: mean)
         dims = [dim for dim in ("noise", *values.dims) if dim == "noise" or dim in others]
         kept = {"estimate": _ENDS, **{key: c for key, c in values.coords.items() if set(c.dims) <= set(dims)}}
-        curve = xr.DataArray(means.interval(lambda mean: mean), dims=("estimate", *dict.fromkeys(dims)), coords=kept)
+        curve = xr.DataArray(estimated, dims=("estimate", *dict.fromkeys(dims)), coords=kept)
         found.append(chart(name, str(run[name].attrs.get("long_name", name)), curve, "noise"))
     return [one for one in found if one["lines"]][:_MOST_CHARTS]
 

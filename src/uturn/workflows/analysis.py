@@ -14,9 +14,9 @@ import numpy as np
 from uturn.checks import shown
 from uturn.pages.pictures import MOST_SHOWN, sample
 from uturn.plotting.curves import evenly_spaced
-from uturn.statistics import Replicates, crossing, inversion, transition
+from uturn.statistics import crossing, inversion, levels_around, transition
 from uturn.workflows.clones import gaps_of
-from uturn.workflows.curves import ESTIMATE, band, curve, no_curve, place
+from uturn.workflows.curves import ESTIMATE, band, curve, no_curve, place, shares
 from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals, perceptual_probes
 
 if TYPE_CHECKING:
@@ -59,8 +59,10 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
         also gap_class (classifier, noise, estimate), gap_layer (classifier, noise, network_layer, estimate), their p-values by
         Holm over all of a classifier, gap_class_p, gap_layer_p, and the smallest gaps that would be seen, gap_class_visible,
         gap_layer_visible. `classifier`: name of the probe, or its classifier if it has no name. `estimate`: value, low and high
-        end of its 95 % interval over items (`uturn.statistics.Replicates`), clipped to the possible range; NaN if the number does
-        not exist, for the reason in `remark`. `axis`: noise, and by interpolation the run's other axes. `layer`: names of the
+        end of its 95 % interval over items, clipped to the possible range: of shares that of `uturn.statistics.proportion` (both
+        ends are the value at noise 0, where nothing changes), of places that of `uturn.statistics.located`, which holds the two
+        measured levels around the place, of others that of `uturn.statistics.Replicates`; NaN if the number does not exist, for
+        the reason in `remark`. `axis`: noise, and by interpolation the run's other axes. `layer`: names of the
         layers, "" beyond the last one of a classifier. `has_classes` (classifier): False for encoders, whose same_class, chance,
         transition, fall and width are NaN. With probes `perceptual` also perceptual_distance (perceptual, noise, estimate),
         half_rise (perceptual, axis, estimate), and in words what they measure, `measures`. If images were kept: `original`,
@@ -113,8 +115,9 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
     import xarray as xr
 
     x, prefix = axes.noise, probe.prefix
-    similarity, chance = _curve(run, f"{prefix}similarity", x), _chance(run, prefix)
-    same_class = _curve(run, f"{prefix}same_class", x) if probe.has_classes else no_curve(x)
+    similarity, chance = curve(run[f"{prefix}similarity"], x), _chance(run, prefix)
+    same_class = curve(run[f"{prefix}same_class"], x) if probe.has_classes else no_curve(x)
+    same_share = _shares(run, f"{prefix}same_class", x) if probe.has_classes else np.full((len(x), len(ESTIMATE)), np.nan)
     layers = [str(layer) for layer in run[probe.layers].values]
 
     def fallen(share: float) -> Callable[[np.ndarray], float]:
@@ -132,6 +135,7 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
     def nats(c: np.ndarray) -> float:
         return axes.log_snr(fallen(SHARES[0])(c)) - axes.log_snr(fallen(SHARES[1])(c))
 
+    ends = [levels_around(x, fallen(share)(same_class.mean)) for share in SHARES]
     half_lives = [
         place(similarity, lambda c, k=k: transition(x, c[:, k]).location, x)  # type: ignore[misc]
         for k in range(len(layers))
@@ -141,12 +145,16 @@ def _of_classifier(run: xr.Dataset, probe: LayerProbe, axes: _Axes) -> xr.Datase
             "similarity": (("noise", "network_layer", "estimate"), band(similarity, -1)),
             "chance": chance,
             "transition": (("axis", "estimate"), axes.at(place(same_class, fallen(0.5), x))),
-            "width": ("estimate", place(same_class, width, x)),
-            **({} if axes.angle is None else {"width_nats": ("estimate", place(same_class, nats, x, np.inf))}),
+            "width": ("estimate", place(same_class, width, x, around=_distances(*ends))),
+            **(
+                {}
+                if axes.angle is None
+                else {"width_nats": ("estimate", place(same_class, nats, x, np.inf, around=_distances(*-axes.log_snr(ends))))}
+            ),
             "fall": (("share", "axis", "estimate"), np.stack([axes.at(place(same_class, fallen(q), x)) for q in SHARES])),
             "inversion": (("axis", "estimate"), axes.at(place(similarity, lambda c: inversion(x, c[:, -1], c[:, 0]), x))),
             "half_life": (("network_layer", "axis", "estimate"), np.stack([axes.at(one) for one in half_lives])),
-            "same_class": (("noise", "estimate"), band(same_class, 0)),
+            "same_class": (("noise", "estimate"), same_share),
             **{name: (("noise", "estimate"), values) for name, values in _agreements(run, prefix, x).items()},
             **gaps_of(run, prefix, x),
             "layer": ("network_layer", np.array(layers, object)),
@@ -171,7 +179,7 @@ def _of_perceptual(run: xr.Dataset, name: str, variable: str, axes: _Axes) -> xr
     """All numbers of one perceptual distance."""
     import xarray as xr
 
-    distance = _curve(run, variable, axes.noise, start=0.0)
+    distance = curve(run[variable], axes.noise, start=0.0)
     half = place(distance, lambda c: transition(axes.noise, -c, top=0.0).location, axes.noise)
     return xr.Dataset(
         {
@@ -197,19 +205,24 @@ def _side_by_side(classifiers: list[xr.Dataset]) -> xr.Dataset:
 # --- curves, and noise levels located on them ---------------------------------------------------------------------------
 
 
-def _curve(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> Replicates:
-    """Mean curve (noise, ..) of a variable and its replicates, see `curve`; NaN without items."""
+def _shares(run: xr.Dataset, name: str, x: np.ndarray, start: float = 1.0) -> np.ndarray:
+    """A share of U-turns with its intervals (noise, estimate); NaN without items."""
     values = run[name]
     if "label_top" in name:  # without items that have no label
         values = values.isel(item=values.notnull().all([dim for dim in values.dims if dim != "item"]).values)
-    return curve(values, x, start) if values.sizes["item"] else no_curve(x)
+    return shares(values, x, start) if values.sizes["item"] else np.full((len(x), len(ESTIMATE)), np.nan)
+
+
+def _distances(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    """Smallest and largest distance of two places, each anywhere between its two levels, the second not before the first."""
+    return float(np.maximum(0.0, end[0] - start[1])), end[1] - start[0]
 
 
 def _agreements(run: xr.Dataset, prefix: str, x: np.ndarray) -> dict[str, np.ndarray]:
     """Other shares of U-turns that keep the predicted class or the label: {name: array (noise, estimate)}."""
     starts = {"label_top1": _label_agreement(run, prefix), "label_top5": np.nan}
     measured = [name for name in AGREEMENTS[1:] if f"{prefix}{name}" in run]
-    return {name: band(_curve(run, f"{prefix}{name}", x, starts.get(name, 1.0)), 0) for name in measured}
+    return {name: _shares(run, f"{prefix}{name}", x, starts.get(name, 1.0)) for name in measured}
 
 
 def _chance(run: xr.Dataset, prefix: str) -> float:
@@ -252,9 +265,9 @@ class _Axes:
         with np.errstate(divide="ignore"):
             return {"abar": np.cos(angle) ** 2, "log_snr": -2 * np.log(sigma), "sigma": sigma}
 
-    def log_snr(self, noise: float) -> float:
-        """Log-SNR (nats) of a noise, by interpolation."""
-        return float(self.at(np.full(3, noise))[list(self.values).index("log_snr"), 0])
+    def log_snr(self, noise: Any) -> Any:
+        """Log-SNR (nats) of a noise, by interpolation; of an array element by element."""
+        return np.where(np.isnan(noise), np.nan, self._of_angle(np.interp(noise, self.noise, self.angle))["log_snr"])
 
     def at(self, noise: np.ndarray) -> np.ndarray:
         """A noise and the ends of its interval (estimate,) on all axes: array (axis, estimate)."""
@@ -303,6 +316,9 @@ def _about_transition(found: xr.Dataset, at_end: str) -> Iterator[str]:
         yield f"t* lies below the smallest measured noise, {axis} = {x[1]:.3g}: measure smaller ones"
     elif star[2] >= x[-1]:
         yield f"the interval of t* reaches the largest measured noise, {at_end}"
+    elif np.isfinite(star[1]) and np.allclose(star[1:], levels_around(x, star[0]), rtol=0, atol=1e-9):
+        low, high = star[1:]
+        yield f"t* lies anywhere between two measured levels, {low:.3g} and {high:.3g}: measure levels between them"
     elif np.isnan(found.width.values[0]):
         yield f"three quarters of the class are not lost up to {at_end}: no width"
 

@@ -13,7 +13,7 @@ from uturn.measures.changes import chi_parts, correlations_of, decided_by_few, p
 from uturn.measures.scaling import correlation_length
 from uturn.plotting.curves import estimated
 from uturn.statistics import Replicates, crossing, replicates
-from uturn.workflows.curves import ESTIMATE, band, curve, place, with_zero
+from uturn.workflows.curves import ESTIMATE, band, curve, place, shares, with_zero
 from uturn.workflows.runs import describe, missing_tasks, stored_spec
 from uturn.workflows.texts import kept_texts, shown_texts
 
@@ -69,7 +69,8 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         reading; chance (reading), NaN where it is not known. chi, correlation_length (noise, estimate); correlation (noise,
         distance, estimate); transition, peak (estimate). gap (tested, noise, estimate), gap_p, p-values by Holm, and gap_visible
         (tested, noise), where `tested` names readings. log_likelihood (noise, estimate). `estimate`: value, low and high end of
-        its 95 % interval over items (`uturn.statistics.Replicates`); NaN if a number does not exist, for the reason in the
+        its 95 % interval over items: of shares of tokens that of `uturn.statistics.proportion`, of half-lives that of
+        `uturn.statistics.located`, of others that of `uturn.statistics.Replicates`; NaN if a number does not exist, for the reason in the
         attribute `remark`. If tokens were kept, also the texts of the first items (`uturn.workflows.texts.shown_texts`).
 
     Raises
@@ -100,7 +101,7 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         {
             "similarity": (
                 ("reading", "noise", "estimate"),
-                np.stack([band(of, least) for of, least in zip(curves, map(_least, readings), strict=True)]),
+                np.stack([_similarity(one, of, x) for one, of in zip(readings, curves, strict=True)]),
             ),
             "half_life": (("reading", "estimate"), np.stack(half_lives)),
             "chance": ("reading", [np.nan if one.chance is None else one.chance for one in readings]),
@@ -146,9 +147,9 @@ def _probes(run: xr.Dataset, kind: str) -> list[tuple[str, str]]:
     return [(f"{table['name']}_" if table.get("name") else "", str(table.get("name") or table["model"])) for table in tables]
 
 
-def _least(one: Reading) -> float:
-    """The smallest value that a reading can have: 0 of shares, -1 of cosines."""
-    return 0.0 if one.group in ("tokens", "regions", "segments") else -1.0
+def _similarity(one: Reading, of: Replicates, x: np.ndarray) -> np.ndarray:
+    """The curve of a reading with its intervals (noise, estimate): of shares of tokens those of proportions, else of cosines."""
+    return shares(one.values, x) if one.group in ("tokens", "regions", "segments") else band(of, -1.0)
 
 
 def _half_life(x: np.ndarray, c: np.ndarray, chance: float | None) -> float:
