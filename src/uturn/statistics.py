@@ -282,7 +282,9 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
     normal law,
 
         n_eff = p (1 - p) / s² (z/t)²,   at least n, and for readings 0 and 1 at most their number; n if s = 0
-        low = BetaInv(a/2; p n_eff, (1 - p) n_eff + 1),   high = BetaInv(1 - a/2; p n_eff + 1, (1 - p) n_eff),   a = 1 - confidence
+        low = BetaInv(a/2; p n_eff, (1 - p) n_eff + 1),   high = BetaInv(1 - a/2; p n_eff + 1, (1 - p) n_eff)
+
+    with a = 1 - confidence, low = 0 for p = 0, and high = 1 for p = 1.
 
     For groups of unequal size, n is the number of groups of equal size of the same precision, `(sum w)^2 / sum w^2`. So 40 kept
     classes of 40 give 1 [.91, 1], whether each is seen once or in five trajectories that agree. At noise 0 nothing is changed:
@@ -336,11 +338,10 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
         high = np.where(p < 1, betaincinv(p * trials + 1, (1 - p) * trials, upper), 1.0)
     found = np.stack([p, *np.where(n > 1, [low, high], np.nan)])
     if "noise" in values.coords:
-        equal = np.where(np.isnan(readings), np.inf, readings).min(over) == np.where(np.isnan(readings), -np.inf, readings).max(
-            over
-        )
-        fixed = np.isclose(values.noise.values, 0).reshape(-1, *[1] * (p.ndim - 1)) & equal
-        found = np.where(fixed, p, found)
+        missing = np.isnan(readings)
+        equal = np.where(missing, np.inf, readings).min(over) == np.where(missing, -np.inf, readings).max(over)
+        untouched = np.isclose(values.noise.values, 0).reshape(-1, *[1] * (p.ndim - 1))
+        found = np.where(untouched & equal, p, found)
     return found
 
 
@@ -377,8 +378,8 @@ def located(
     x : increasing array (noise,)
     confidence : float in (0, 1)
     around : (low, high), optional
-        What the levels leave open; by default the two levels around the value. For the distance of two places, the smallest and the
-        largest distance that is possible with each in its own gap.
+        What the levels leave open; by default the two levels around the value. For the distance of two places, the smallest and
+        the largest distance that is possible with each in its own gap.
 
     Examples
     --------
@@ -399,8 +400,8 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     """A statistic of the mean curve (noise, ..others) with its confidence interval, of Student's t (`Replicates`).
 
     The ends are NaN if the statistic does not exist (NaN, infinite), or if there is only one group. The statistic is calculated
-    about 2 R times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth: .93 to .97
-    for places on curves and 40 items, less for few items of a skewed law (ten lognormal numbers: .84). A mean of readings in
+    about 2 R times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth: .93 to
+    .97 for places on curves and 40 items, less for few items of a skewed law (ten lognormal numbers: .84). A mean of readings in
     [0, 1] has the interval of `proportion`, a noise between coarse levels that of `located`.
 
     Parameters

@@ -133,7 +133,7 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
         "trajectories": analysis.attrs["trajectories"],
         "clones": analysis.attrs["clones"],
         "noise": [float(x) for x in analysis.noise.values],
-        "intervals": "95 %, Student's t, from the differences between originals, each with all its U-turns",
+        "intervals": "95 %, from the differences between originals, each with all its U-turns",
         "classifiers": found,
         **({"perceptual": perceptual} if perceptual else {}),
     }

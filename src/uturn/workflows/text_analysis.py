@@ -70,8 +70,9 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         distance, estimate); transition, peak (estimate). gap (tested, noise, estimate), gap_p, p-values by Holm, and gap_visible
         (tested, noise), where `tested` names readings. log_likelihood (noise, estimate). `estimate`: value, low and high end of
         its 95 % interval over items: of shares of tokens that of `uturn.statistics.proportion`, of half-lives that of
-        `uturn.statistics.located`, of others that of `uturn.statistics.Replicates`; NaN if a number does not exist, for the reason in the
-        attribute `remark`. If tokens were kept, also the texts of the first items (`uturn.workflows.texts.shown_texts`).
+        `uturn.statistics.located`, of others that of `uturn.statistics.Replicates`; NaN if a number does not exist, for the
+        reason in the attribute `remark`. If tokens were kept, also the texts of the first items
+        (`uturn.workflows.texts.shown_texts`).
 
     Raises
     ------

@@ -65,7 +65,7 @@ def text_numbers(analysis: xr.Dataset) -> dict[str, Any]:
         "spec_hash": analysis.attrs.get("spec_hash"),
         **{name: analysis.attrs[name] for name in ("items", "trajectories", "clones")},
         "noise": [float(x) for x in analysis.noise.values],
-        "intervals": "95 %, Student's t, from the differences between originals, each with all its U-turns",
+        "intervals": "95 %, from the differences between originals, each with all its U-turns",
         "kept": {group: _readings(analysis, group) for group in GROUPS if (analysis.group == group).any()},
     }
     if "chi" in analysis:
