@@ -23,7 +23,7 @@ import argparse
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -198,25 +198,33 @@ class Tosses(NamedTuple):
 
 
 PROPORTIONS = {
-    f"p = {p}, {n} items, {words}{', 20 sites' if sites > 1 else ''}": Tosses(p, n, m, correlation, sites)
-    for sites in (1, 20)
+    f"p = {p}, {n} items, {words}": Tosses(p, n, m, correlation, sites)
     for p in (0.0, 0.01, 0.02, 0.1, 0.5)
     for n in (10, 40, 200)
-    for words, m, correlation in (("1", 1, 0.0), ("5", 5, 0.0), ("5 correlated", 5, 0.3), ("5 copies", 5, 1.0))
+    for words, m, correlation, sites in (
+        ("1 trajectory", 1, 0.0, 1),
+        ("5 independent", 5, 0.0, 1),
+        ("5 correlated", 5, 0.3, 1),
+        ("5 copies", 5, 1.0, 1),
+        ("1 trajectory, share of 20 sites", 1, 0.0, 20),
+    )
 }
+BATCH = 200
+"""Runs of proportions that are simulated at once."""
 
 
-def proportion_run(of: Tosses, seed: int) -> dict[str, tuple[float, ...]]:
+def proportion_runs(of: Tosses, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     if 0 < of.correlation < 1 and of.p:
         size = (1 - of.correlation) / of.correlation
-        p = rng.beta(of.p * size, (1 - of.p) * size, of.items)
+        p = rng.beta(of.p * size, (1 - of.p) * size, (of.items, 1, BATCH))
     else:
-        p = np.full(of.items, of.p)
+        p = np.full((of.items, 1, BATCH), of.p)
     draws = 1 if of.correlation == 1 else of.trajectories
-    shares = (rng.binomial(of.sites, p[:, None], (of.items, draws)) / of.sites).repeat(of.trajectories // draws, axis=1)
-    values = xr.DataArray(shares[None], dims=("noise", "item", "trajectory"))
-    return {"Student's t": (of.p, *estimate(values, lambda c: float(c[0]))), "proportion": (of.p, *proportion(values)[:, 0])}
+    shares = rng.binomial(of.sites, p, (of.items, draws, BATCH)) / of.sites
+    values = xr.DataArray(shares.repeat(of.trajectories // draws, axis=1)[None], dims=("noise", "item", "trajectory", "run"))
+    found = {"Student's t": replicates(values).interval(lambda c: c), "proportion": proportion(values)}
+    return {name: np.stack([np.full(BATCH, of.p), *ends[:, 0]]) for name, ends in found.items()}
 
 
 SKEWED: dict[str, Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, float]]] = {
@@ -310,13 +318,14 @@ def grid_run(grid: Grid, seed: int) -> dict[str, tuple[float, ...]]:
 # --- the table -------------------------------------------------------------------------------------------------------------
 
 
-def simulated(part: str) -> dict[str, Callable[[int], dict[str, tuple[float, ...]]]]:
+def simulated(part: str) -> dict[str, Callable[[int], Any]]:
+    """Functions of a seed that give {statistic: (truth, value, low, high)}, of one run, or of `BATCH` runs of proportions."""
     if part == "curves":
         return {name: partial(curve_run, design) for name, design in DESIGNS.items()}
     if part == "images":
         return {name: partial(image_run, design) for name, design in IMAGES.items()}
     if part == "proportions":
-        return {name: partial(proportion_run, of) for name, of in PROPORTIONS.items()}
+        return {name: partial(proportion_runs, of) for name, of in PROPORTIONS.items()}
     if part == "grids":
         return {name: partial(grid_run, grid) for name, grid in GRIDS.items()}
     if part == "skewed":
@@ -339,10 +348,11 @@ def main() -> None:
         for part in options.part or PARTS:
             worst: dict[str, tuple[float, str]] = {}
             for name, run in simulated(part).items():
-                found = list(pool.map(run, range(options.runs), chunksize=20))
+                calls = -(-options.runs // BATCH) if part == "proportions" else options.runs
+                found = list(pool.map(run, range(calls), chunksize=1 if part == "proportions" else 20))
                 widths: list[float] = []
                 for statistic in found[0]:
-                    truth, value, low, high = np.array([one[statistic] for one in found]).T
+                    truth, value, low, high = np.concatenate([np.reshape(one[statistic], (4, -1)) for one in found], axis=1)
                     exists = np.isfinite(value)
                     interval = exists & np.isfinite(low) & np.isfinite(high)
                     covered = ((low <= truth) & (truth <= high))[interval].mean()

@@ -314,9 +314,6 @@ def _about_transition(found: xr.Dataset, at_end: str) -> Iterator[str]:
     elif star[0] < x[1]:
         axis = at_end.partition(" ")[0]
         yield f"t* lies below the smallest measured noise, {axis} = {x[1]:.3g}: measure smaller ones"
-    elif np.isfinite(star[1]) and np.allclose(star[1:], levels_around(x, star[0]), rtol=0, atol=1e-9):
-        low, high = star[1:]
-        yield f"t* lies anywhere between two measured levels, {low:.3g} and {high:.3g}: measure levels between them"
     elif star[2] >= x[-1]:
         yield f"the interval of t* reaches the largest measured noise, {at_end}"
     elif np.isnan(found.width.values[0]):
