@@ -231,7 +231,7 @@ def test_the_interval_of_a_collapse_does_not_depend_on_where_the_search_begins()
     theory, noise = MeanField(*correlated_runs.PAPER), np.array(collapse.epsilons("smoke"))
     depths = collapse.depths("smoke")
     curves = collapse.theory_curves(theory, noise, depths).values
-    scatter = 1 + 0.05 * np.random.default_rng(0).standard_normal((len(noise), 24, len(depths), 2))
+    scatter = 1 + 0.5 * np.random.default_rng(0).standard_normal((len(noise), 24, len(depths), 2))
     data = xr.DataArray(curves * scatter, dims=("noise", "item", "size", "part"), coords={"noise": noise})
     sizes = [2.0**L for L in depths]
     near, far = (fitted(data, sizes, start) for start in (collapse.start_of(theory), (2.0, 0.65)))

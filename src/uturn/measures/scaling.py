@@ -108,6 +108,28 @@ def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
     return float(x[k] * (x[k + 1] / x[k]) ** move)
 
 
+def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
+    """The curves that `collapse` fits, from runs with the probe `changes`, one for each size.
+
+    Parameters
+    ----------
+    runs : sequence of Datasets of `uturn.run`
+        With the same noise levels, items and, if there are several, grammars.
+
+    Returns
+    -------
+    DataArray (noise, item, size, part)
+        Part 0 is the covariance of the changes at the largest distance, part 1 the variance of a site.
+    """
+    import xarray as xr
+
+    parts = []
+    for run in runs:
+        covariance = run.change_covariance.drop_vars("distance")
+        parts.append(xr.concat([covariance.isel(distance=-1), covariance.isel(distance=0)], dim="part"))
+    return xr.concat(parts, dim="size").transpose("noise", "item", "size", "part")
+
+
 class Collapse(NamedTuple):
     """A finite-size collapse: the exponent ν and the critical noise, with intervals, and the spread that is left.
 
@@ -134,7 +156,7 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
     ----------
     curves : DataArray (noise, item, size, part)
         `part` 0 is the covariance at the largest distance and `part` 1 the variance, of the same noise levels and number of items
-        for every size.
+        for every size: `collapse_curves` of runs.
     sizes : sequence of float
         N of every size, at least two.
     start : (ν, critical noise)
