@@ -305,7 +305,7 @@ def grid_run(grid: Grid, seed: int) -> dict[str, tuple[float, ...]]:
     interpolated = of.interval(place)
     outwards = [levels_around(x, end)[k] for k, end in enumerate(interpolated[1:])]
     _, low, high = proportion(values)
-    first, last = np.flatnonzero(~(low > 0.5))[0], np.flatnonzero(~(high < 0.5))[-1]
+    first, last = (low > 0.5).argmin(), len(x) - 1 - (high < 0.5)[::-1].argmin()
     undecided = x[max(first - 1, 0)], x[min(last + 1, len(x) - 1)]
     return {
         "interpolated": (truth, *interpolated),
