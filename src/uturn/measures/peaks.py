@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from uturn.measures.changes import chi_of, effective_number, log_chi, student
+from uturn.measures.changes import FEW, chi_of, effective_number, log_chi, student
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class Peak(NamedTuple):
         within the measured range.
     height : Estimate
         The largest chi as found. It is too high on average, since the largest of several fluctuating values is chosen.
-    cross_fitted : Estimate
+    cross_fitted : float
         The height without this bias: the level is chosen on one half of the originals, and chi at it is read on the other half;
-        the mean of both assignments. NaN if chi has no interval on a half.
+        the mean of both assignments. It is too low where a half chooses another level than that of the peak.
     levels : bool array (noise,)
         Levels at which chi is not below its largest value.
     used : bool array (noise,)
@@ -41,7 +41,7 @@ class Peak(NamedTuple):
 
     place: Estimate
     height: Estimate
-    cross_fitted: Estimate
+    cross_fitted: float
     levels: np.ndarray
     used: np.ndarray
     largest: int
@@ -101,7 +101,7 @@ def peak_of(parts: xr.DataArray) -> Peak:
     chi, low, high = chi_of(parts, _CONFIDENCE)
     used = np.isfinite(low) if np.isfinite(low).any() else np.isfinite(chi)
     if not used.any():
-        return Peak(_NONE, _NONE, _NONE, np.zeros(len(x), bool), used, -1)
+        return Peak(_NONE, _NONE, np.nan, np.zeros(len(x), bool), used, -1)
     k = int(np.where(used, chi, -np.inf).argmax())
     height = Estimate(float(chi[k]), float(low[k]), float(high[k]))
     levels = np.zeros(len(x), bool) if np.isnan(low[k]) else used & _not_below(parts, k)
@@ -110,26 +110,40 @@ def peak_of(parts: xr.DataArray) -> Peak:
 
 
 def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str]:
-    """Sentences on a peak that is not inside the measured range, may not be, or is a plateau.
+    """Sentences on a peak that is not, or may not be, inside the measured range, and on a plateau.
 
     `noise`: the measured levels. `most`: the largest noise there is, beyond which no level can be measured.
     """
     if peak.largest < 0:
+        yield "nothing changes between trajectories: no susceptibility"
         return
     first, last = noise[peak.used][[0, -1]]
     beyond = "measure larger levels" if last < most - 1e-9 else "there is no larger noise"
     ends = (("smallest", first, "measure smaller levels"), ("largest", last, beyond))
     for k, (word, x, advice) in enumerate(ends):
         if not peak.inside and noise[peak.largest] == x:
-            yield f"the susceptibility is largest at the {word} noise, {x:.3g}: no t*; {advice}"
+            yield f"the susceptibility is largest at the {word} noise, {x:.3g}: no peak; {advice}"
         elif peak.reaches[k]:
-            yield f"the susceptibility at the {word} noise, {x:.3g}, is not below its largest value: t* may lie there; {advice}"
+            yield f"the susceptibility at the {word} noise, {x:.3g}, is not below its largest: the peak may lie there; {advice}"
     if peak.plateau:
-        among = noise[peak.levels]
         yield (
-            f"a plateau, or too few originals to tell: at {len(among)} levels, noise {among[0]:.3g} to {among[-1]:.3g}, the "
-            f"susceptibility is not below its largest value"
+            f"the susceptibility is not below its largest value at {_among(noise[peak.levels])}: a plateau, or a peak that so "
+            f"few originals do not resolve"
         )
+
+
+def about_few(number: np.ndarray, noise: np.ndarray) -> Iterator[str]:
+    """A sentence on the noise levels at which fewer than five originals decide chi; `number`: n_eff at the levels."""
+    few = (number > 0) & (number < FEW)
+    if few.any():
+        yield (
+            f"fewer than {FEW} originals decide the susceptibility at {_among(noise[few])} (n_eff): rare ones that change much "
+            f"may be missing, and its intervals too low"
+        )
+
+
+def _among(levels: np.ndarray) -> str:
+    return f"noise {levels[0]:.3g}" if len(levels) == 1 else f"{len(levels)} levels, noise {levels[0]:.3g} to {levels[-1]:.3g}"
 
 
 def _not_below(parts: xr.DataArray, k: int) -> np.ndarray:
@@ -165,22 +179,13 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
     return float(x[k] - (left - bend * a) / (2 * bend)) if bend < 0 else float(x[k])
 
 
-def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> Estimate:
+def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> float:
     """chi of each half of the originals at the level where that of the other half is largest; the mean of both."""
     group = np.arange(parts.sizes["item"])
     if "grammar" in parts.coords and len(np.unique(parts.grammar)) > 1:
         group = np.unique(parts.grammar, return_inverse=True)[1]
     if group.max() < 1:
-        return _NONE
-    halves = [parts.isel(item=group % 2 == k) for k in (0, 1)]
-    of = [replicates(half) for half in halves]
-    curves = [np.where(used, log_chi(one.mean), np.nan) for one in of]
-    if not all(np.isfinite(curve).any() for curve in curves):
-        return _NONE
-    at = [int(np.nanargmax(curve)) for curve in curves[::-1]]  # chosen on the other half
-    value = np.mean([np.exp(curve[k]) for curve, k in zip(curves, at, strict=True)])
-    errors = [one.error(log_chi)[k] for one, k in zip(of, at, strict=True)]
-    numbers = [effective_number(half.isel(part=1))[k] for half, k in zip(halves, at, strict=True)]
-    number = np.minimum(numbers, [one.groups for one in of]).sum() - 1  # degrees of freedom add
-    half = float(student(number, parts.sizes["item"], _CONFIDENCE)) * np.hypot(*errors) / 2
-    return Estimate(float(value), float(value * np.exp(-half)), float(value * np.exp(half)))
+        return float("nan")
+    halves = [replicates(parts.isel(item=group % 2 == k)).mean for k in (0, 1)]
+    first, second = (np.where(used, log_chi(half), -np.inf) for half in halves)
+    return float(np.exp([first[second.argmax()], second[first.argmax()]]).mean())
