@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.checks import checked_numbers, shown
 from uturn.covariances import Covariances
-from uturn.measures.changes import check_complete, decided_by_few, labelled, replicated
+from uturn.measures.changes import check_complete, effective_number, labelled, replicated, student
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def correlation_length(
     Returns
     -------
     Dataset with the dim noise
-        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. The ends
-        are NaN where the changes of a few items decide.
+        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Intervals have n_eff - 1 degrees
+        of freedom (`uturn.measures.changes`); the ends are NaN if n_eff < 2.
 
     Raises
     ------
@@ -90,9 +90,9 @@ def correlation_length(
         best = np.where(np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1)
         return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
 
-    value, low, high = found.interval(rate, confidence)
-    few = decided_by_few(found, lambda mean: of_present(mean)[:, 0], confidence)
-    low[few], high[few] = np.nan, np.nan
+    value = rate(found.mean)
+    half = student(effective_number(covariance.isel(distance=0)), found.groups, confidence) * found.error(rate)
+    low, high = value - half, value + half
     with np.errstate(divide="ignore"):
         lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
     return xr.Dataset({name: ("noise", one) for name, one in lengths.items()}, coords={"noise": covariance.noise})

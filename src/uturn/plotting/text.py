@@ -137,7 +137,8 @@ def draw_susceptibility(axis: Any, data: xr.Dataset) -> None:
     top = min(float(np.nanmax(high, initial=highest)), 3 * highest)
     axis.set_ylim(max(0.0, float(np.nanmin(low, initial=0.8))), 1.08 * top)
     _noise_axis(axis, data, "tokens that change together", r"susceptibility $\chi$")
-    _beside(axis, f"$t^*$ = {interval(star)}" if np.isfinite(star[0]) else "no $t^*$, see below")
+    plateau = ", plateau" if "plateau" in data and bool(data.plateau) else ""
+    _beside(axis, f"$t^*$ = {interval(star)}{plateau}" if np.isfinite(star[0]) else "no $t^*$, see below")
 
 
 def draw_correlations(axis: Any, data: xr.Dataset) -> None:

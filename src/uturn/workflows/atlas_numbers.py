@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.changes import susceptibility_of
+from uturn.measures.changes import chi_parts, effective_number
 from uturn.measures.cloning import largest_eigenvalue
+from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.workflows.analysis import SHARES, analyse
 from uturn.workflows.atlas_rows import PATCHES, Row
@@ -26,14 +27,16 @@ ESTIMATES = {
     "transition": "log-SNR at which half of the class is lost, t* (nats)",
     "width": "log-SNR between a quarter and three quarters of its fall (nats)",
     "inversion": "log-SNR below which the last layer is less similar than the first (nats)",
-    "chi": "largest susceptibility: number of patches that change together",
+    "chi": "largest susceptibility as found: number of patches that change together",
+    "chi_at": "log-SNR of the largest susceptibility (nats)",
     "xi": "correlation length of the changes at the noise of the largest susceptibility (pixels)",
     "gap": "calibration gap of the predicted class where its p-value is smallest",
 }
 """Numbers with intervals: {name: long name}."""
 NUMBERS = {
     "chance": "probability that two originals have the same predicted class",
-    "chi_at": "log-SNR of the largest susceptibility (nats)",
+    "chi_cross_fitted": "largest susceptibility, its level chosen on one half of the images and read on the other half",
+    "chi_n_eff": "number of images that decide it",
     "gap_at": "log-SNR of the calibration gap (nats)",
     "gap_p": "its p-value, by Holm over all readings and noise levels of the classifier",
     "eigenvalue": "largest eigenvalue of the covariance of the data, in the units of the model",
@@ -93,16 +96,22 @@ def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
 
 
 def _of_changes(row: Row, run: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """chi, its log-SNR, and xi; and why they are missing or no peak."""
+    """chi, its log-SNR, and xi; and why they are missing, no peak, or not sure."""
     if f"{PATCHES}_change_covariance" not in run:
         return {}, "a single trajectory: no chi, no xi"
     run = run.sortby("noise")
-    found = susceptibility_of(run, PATCHES)
-    if not np.isfinite(found.chi).any():
+    noise, parts = run.noise.values, chi_parts(run, PATCHES)
+    number = effective_number(parts.isel(part=1))
+    angle = np.arctan(np.exp(-run.log_snr.values / 2))  # log-SNR is infinite at the ends
+    located = peak_of(parts.assign_coords(noise=angle))
+    k = located.largest
+    if k < 0:
         return {}, "nothing changes between trajectories: no chi, no xi"
-    k = int(np.nanargmax(found.chi.values))
-    values = {"chi": [float(found[name][k]) for name in ("chi", "low", "high")], "chi_at": float(run.log_snr[k])}
-    remark = "chi is largest at the largest noise: no peak" if k == run.sizes["noise"] - 1 else ""
+    with np.errstate(divide="ignore"):
+        value, low, high = -2 * np.log(np.tan(located.place))
+    values: dict[str, Any] = {"chi": located.height, "chi_at": [value, high, low]}  # log-SNR falls with noise
+    values |= {"chi_cross_fitted": located.cross_fitted, "chi_n_eff": number[k]}
+    remark = "; ".join([*about_peak(located, noise), *about_few(number, noise)])
     covariance = run[f"{PATCHES}_change_covariance"].rename({f"{PATCHES}_distance": "distance"}).isel(noise=[k])
     try:
         length = correlation_length(covariance)
@@ -226,7 +235,7 @@ def summary(found: xr.Dataset) -> Iterator[Any]:
             str(one.title.item()) + (f", {one.classifier.item()}" if several else ""),
             *map(_cell, (one.transition, one.width, one.half_life[0], one.half_life[last], one.inversion)),
             _number(one.speciation),
-            f"{_cell(one.chi)}, {_number(one.chi_at)}" if np.isfinite(one.chi[0]) else "",
+            f"{_cell(one.chi)}, {_cell(one.chi_at)}" if np.isfinite(one.chi[0]) else "",
             _cell(one.xi),
             f"{_cell(one.gap)} ({float(one.gap_p):.2g})" if np.isfinite(one.gap[0]) else "",
         )

@@ -9,10 +9,10 @@ import numpy as np
 
 from uturn.checks import shown
 from uturn.measures.calibration import calibration
-from uturn.measures.changes import chi_parts, correlations_of, decided_by_few, present_pairs, susceptibility_of
+from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
+from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
-from uturn.plotting.curves import estimated
-from uturn.statistics import Replicates, crossing, replicates
+from uturn.statistics import Replicates, crossing
 from uturn.workflows.curves import ESTIMATE, band, curve, place, shares, with_zero
 from uturn.workflows.runs import describe, missing_tasks, stored_spec
 from uturn.workflows.texts import kept_texts, shown_texts
@@ -45,9 +45,12 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
       of a sentence encoder.
     - `half_life` of a reading: smallest noise at which it has fallen halfway from 1 to its value at the largest noise, or, for
       sentences, to the mean similarity of two originals.
-    - `chi`: susceptibility, the number of tokens that change together (`uturn.susceptibility`).
-    - `transition`: t*, where chi peaks: the vertex of the parabola through the largest chi and its two neighbours, and `peak`,
-      the height there. None if the largest value is at the smallest or the largest noise.
+    - `chi`: susceptibility, the number of tokens that change together (`uturn.susceptibility`), and `n_eff`, the number of texts
+      that decide it (`uturn.measures.changes`).
+    - `transition`: t*, where chi peaks, with the interval of `uturn.measures.peaks.peak_of`: the levels at which chi is not below
+      its largest value, `of_peak`, and half a step beyond; `plateau`: whether there are three of them or more. `peak`: chi there,
+      as found, and `peak_cross_fitted`, read on other texts than those that chose the level. None if the largest value is at the
+      smallest or the largest noise.
     - `correlation`: C(r)/C(0) at distance r in tokens, the mean over all pairs that exist in texts of different lengths
       (`uturn.measures.changes.present_pairs`), at distances with at least half as many pairs as there are neighbours.
     - `correlation_length`: xi in tokens, by a fit of C(r)/C(0) = A r**-a exp(-r/xi)
@@ -67,11 +70,12 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     Dataset
         similarity (reading, noise, estimate), half_life (reading, estimate), with the coordinates `group` and `name` of each
         reading; chance (reading), NaN where it is not known. chi, correlation_length (noise, estimate); correlation (noise,
-        distance, estimate); transition, peak (estimate). gap (tested, noise, estimate), gap_p, p-values by Holm, and gap_visible
-        (tested, noise), where `tested` names readings. log_likelihood (noise, estimate). `estimate`: value, low and high end of
-        its 95 % interval over items: of shares of tokens that of `uturn.statistics.proportion`, of half-lives that of
-        `uturn.statistics.located`, of others that of `uturn.statistics.Replicates`; NaN if a number does not exist, for the
-        reason in the attribute `remark`. If tokens were kept, also the texts of the first items
+        distance, estimate); transition, peak (estimate); n_eff, of_peak (noise); plateau, peak_cross_fitted. gap (tested, noise,
+        estimate), gap_p, p-values by Holm, and gap_visible (tested, noise), where `tested` names readings. log_likelihood (noise,
+        estimate). `estimate`: value, low and high end of its 95 % interval over items: of shares of tokens that of
+        `uturn.statistics.proportion`, of half-lives that of `uturn.statistics.located`, of others that of
+        `uturn.statistics.Replicates`; NaN if a number does not exist, for the reason in the attribute `remark`. If tokens were
+        kept, also the texts of the first items
         (`uturn.workflows.texts.shown_texts`).
 
     Raises
@@ -116,10 +120,11 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         },
     )
     texts = shown_texts(run, source)
-    data = data.merge(_changes(run, x)).merge(_gaps(run, x)).merge(_likelihood(run, x)).merge(texts)
+    changes, about = _changes(run, x)
+    data = data.merge(changes).merge(_gaps(run, x)).merge(_likelihood(run, x)).merge(texts)
     data.attrs = {key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs}
     sizes = {"items": run.sizes["item"], "trajectories": run.sizes.get("trajectory", 1), "clones": run.sizes.get("clone", 1)}
-    data.attrs |= {"description": describe(run), "remark": "; ".join(_remarks(data, run)), **sizes}
+    data.attrs |= {"description": describe(run), "remark": "; ".join([*_remarks(data, run), *about]), **sizes}
     return data
 
 
@@ -162,14 +167,16 @@ def _half_life(x: np.ndarray, c: np.ndarray, chance: float | None) -> float:
 # --- correlated changes --------------------------------------------------------------------------------------------------
 
 
-def _changes(run: xr.Dataset, x: np.ndarray) -> xr.Dataset:
-    """Susceptibility with its peak, correlations and correlation length; empty for a single trajectory."""
+def _changes(run: xr.Dataset, x: np.ndarray) -> tuple[xr.Dataset, list[str]]:
+    """Susceptibility with its peak, correlations and correlation length, and remarks; empty for a single trajectory."""
     import xarray as xr
 
     if "change_covariance" not in run:
-        return xr.Dataset()
+        return xr.Dataset(), ["a single trajectory: no susceptibility, no t*"]
     chi = susceptibility_of(run)
-    located = located_peak(run)
+    located = peak_of(chi_parts(run))
+    about = [*about_peak(located, run.noise.values), *about_few(chi.n_eff.values, run.noise.values)]
+    none = np.full(3, np.nan)
     pairs = present_pairs(run["change_covariance"])
     # The farther apart two sites are, the fewer pairs there are, and the larger the fluctuations of their mean.
     number = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
@@ -179,8 +186,12 @@ def _changes(run: xr.Dataset, x: np.ndarray) -> xr.Dataset:
     names = ("correlation", "low", "high")
     data = {
         "chi": (("noise", "estimate"), _at(x, np.stack([chi[name] for name in ("chi", "low", "high")], -1))),
-        "transition": ("estimate", located[:, 0]),
-        "peak": ("estimate", located[:, 1]),
+        "n_eff": ("noise", _at(x, chi.n_eff.values)),
+        "transition": ("estimate", located.place if located.inside else none),
+        "peak": ("estimate", located.height if located.inside else none),
+        "peak_cross_fitted": located.cross_fitted if located.inside else np.nan,
+        "of_peak": ("noise", np.r_[np.zeros(len(x) - len(located.levels), bool), located.levels]),
+        "plateau": located.plateau,
         "correlation": (("noise", "distance", "estimate"), _at(x, np.stack([found[name] for name in names], -1))),
     }
     if len(near) > 3:
@@ -188,50 +199,10 @@ def _changes(run: xr.Dataset, x: np.ndarray) -> xr.Dataset:
             length = correlation_length(covariance, present=present)
         bounds = np.stack([length[name] for name in ("length", "low", "high")], -1)
         data["correlation_length"] = (("noise", "estimate"), _at(x, bounds))
+    else:
+        about.append("too few distances for a correlation length")
     coords = {"distance": ("distance", covariance.distance.values, {"long_name": "distance in tokens"})}
-    return xr.Dataset(data, {**coords, "noise": x, "estimate": list(ESTIMATE)})
-
-
-def located_peak(run: xr.Dataset) -> np.ndarray:
-    """Noise and height of the peak of chi with the ends of their intervals, (estimate, 2); NaN if there is none inside."""
-    noise, of = run.noise.values, replicates(chi_parts(run))
-    few = _decided_by_few(of)
-
-    def statistic(means: np.ndarray) -> np.ndarray:
-        return np.array(peak(noise, np.where(few, np.nan, means[:, 0] / means[:, 1])))
-
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes
-        found = of.interval(statistic)
-    found[:, 0] = found[:, 0].clip(noise[0], noise[-1])
-    return found
-
-
-def _decided_by_few(of: Replicates) -> np.ndarray:
-    """Noise levels at which the changes of a few texts decide; none, if this is so at all of them."""
-    few = decided_by_few(of, lambda means: means[:, 1])
-    return few & ~few.all()
-
-
-def peak(noise: np.ndarray, chi: np.ndarray) -> tuple[float, float]:
-    """Place and height of the maximum of a curve: the vertex of the parabola through its largest value and the two beside it.
-
-    NaN if the largest value is the first or the last one. Values that are NaN are left out.
-
-    >>> peak(np.array([0.1, 0.2, 0.5, 0.6]), np.array([1.0, 2.0, 1.0, 0.5]))
-    (0.3..., 2.33...)
-    """
-    there = np.isfinite(chi)
-    x, y = noise[there], chi[there]
-    k = int(y.argmax()) if len(y) else 0
-    if not 0 < k < len(y) - 1:
-        return float("nan"), float("nan")
-    a, b = x[k - 1] - x[k], x[k + 1] - x[k]
-    left, right = (y[k - 1] - y[k]) / a, (y[k + 1] - y[k]) / b  # slopes; y = y_k + slope u + bend u²
-    bend = (right - left) / (b - a)
-    slope = left - bend * a
-    if not bend < 0:
-        return float(x[k]), float(y[k])
-    return float(x[k] - slope / (2 * bend)), float(y[k] - slope**2 / (4 * bend))
+    return xr.Dataset(data, {**coords, "noise": x, "estimate": list(ESTIMATE)}), about
 
 
 def _at(x: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -308,32 +279,3 @@ def _remarks(data: xr.Dataset, run: xr.Dataset) -> Iterator[str]:
         yield "a single original: no intervals"
     if kept_texts(run) and "changed" not in data:
         yield "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
-    if "chi" not in data:
-        yield "a single trajectory: no susceptibility, no t*"
-        return
-    chi = np.where(estimated(data.chi.values), data.chi.values[:, 0], np.nan)
-    measured = np.flatnonzero(np.isfinite(chi))
-    if not len(measured):
-        yield "nothing changes between trajectories: no susceptibility, no t*"
-    elif np.isnan(data.transition[0]):
-        k = int(np.nanargmax(chi))
-        end, advice = ("largest", "other") if k == measured[-1] else ("smallest", "smaller")
-        yield f"the susceptibility is largest at the {end} noise, {noise[k]:.3g}: no t*; measure {advice} levels"
-    elif not _is_sure(run):
-        yield "the peak of the susceptibility is not apart from its values at the ends: t* is not sure; measure more items"
-    if "correlation_length" not in data:
-        yield "too few distances for a correlation length"
-
-
-def _is_sure(run: xr.Dataset) -> bool:
-    """Whether the largest chi is above those at the smallest and the largest noise, with 97.5 % confidence each."""
-    of = replicates(chi_parts(run))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        chi = np.where(_decided_by_few(of), np.nan, of.mean[:, 0] / of.mean[:, 1])
-        k, ends = int(np.nanargmax(chi)), np.flatnonzero(np.isfinite(chi))[[0, -1]]
-
-        def above(means: np.ndarray) -> np.ndarray:
-            ratio = means[:, 0] / means[:, 1]
-            return ratio[k] - ratio[ends]
-
-        return bool((of.interval(above)[1] > 0).all())

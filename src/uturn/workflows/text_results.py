@@ -71,8 +71,14 @@ def text_numbers(analysis: xr.Dataset) -> dict[str, Any]:
     if "chi" in analysis:
         found |= {
             "transition": plain(analysis.transition.values),
+            "plateau": bool(analysis.plateau),
+            "levels_of_peak": [float(x) for x in analysis.noise.values[analysis.of_peak.values]],
             "peak": plain(analysis.peak.values),
-            "susceptibility": [plain(v) for v in analysis.chi.values],
+            "peak_cross_fitted": None if np.isnan(analysis.peak_cross_fitted) else float(analysis.peak_cross_fitted),
+            "susceptibility": [
+                {**plain(chi), "n_eff": float(number) if np.isfinite(number) else None}
+                for chi, number in zip(analysis.chi.values, analysis.n_eff.values, strict=True)
+            ],
             "correlation": {
                 "distance": [float(r) for r in analysis.distance.values],
                 "values": [[plain(v) for v in row] for row in analysis.correlation.values],
@@ -140,9 +146,8 @@ def text_summary(analysis: xr.Dataset, most: int = 8) -> Iterator[Any]:
     for heading in ("", "noise [95 % interval]", "value there [95 % interval]"):
         table.add_column(heading, overflow="fold")
     if "chi" in analysis:
-        table.add_row(
-            "susceptibility peaks, t*", with_interval(analysis.transition.values), f"chi {with_interval(analysis.peak.values)}"
-        )
+        words = f"susceptibility peaks{' (plateau)' if analysis.plateau else ''}, t*"
+        table.add_row(words, with_interval(analysis.transition.values), _height(analysis))
     star = float(analysis.transition[0]) if "transition" in analysis else np.nan
     if "correlation_length" in analysis and np.isfinite(star):
         k = int(np.abs(analysis.noise.values - star).argmin())
@@ -173,6 +178,15 @@ def _words(group: str, name: str) -> str:
         "tokens in layers": f"hidden states token by token, {name}",
         "sentence": f"sentence embedding, {name}",
     }[group]
+
+
+def _height(analysis: xr.Dataset) -> str:
+    """The largest chi as found and cross-fitted, and the number of texts that decide chi at the measured levels."""
+    number = analysis.n_eff.values
+    deciding = f"; n_eff {np.nanmin(number):.3g} to {np.nanmax(number):.3g}"
+    if np.isnan(analysis.peak[0]):
+        return f"chi none{deciding}"
+    return f"chi {with_interval(analysis.peak.values)}, cross-fitted {float(analysis.peak_cross_fitted):.3g}{deciding}"
 
 
 def _length(values: np.ndarray) -> str:
