@@ -103,7 +103,7 @@ def _of_changes(row: Row, run: xr.Dataset) -> tuple[dict[str, Any], str]:
     k = int(np.nanargmax(found.chi.values))
     values = {"chi": [float(found[name][k]) for name in ("chi", "low", "high")], "chi_at": float(run.log_snr[k])}
     remark = "chi is largest at the largest noise: no peak" if k == run.sizes["noise"] - 1 else ""
-    covariance = run[f"{PATCHES}_change_covariance"].rename({f"{PATCHES}_distance": "distance"}).isel(noise=[k])
+    covariance = run[f"{PATCHES}_change_covariance"].isel(noise=[k])
     try:
         length = correlation_length(covariance)
     except ValueError:
