@@ -194,6 +194,22 @@ def test_positions_of_a_layer(garments):
     assert changes.susceptibility_of(ds, "deep").chi.item() > 1
 
 
+def test_beside_the_layers_of_a_network(garments):
+    """`network_layers` has a variable called distance, so the dim of the distances of sites is named after its probe."""
+    one, alone = garments
+    tables = [{"type": "network_layers", "reference": 20}, *one.to_dict()["probes"][:2]]
+    both = ut.run(ut.Experiment.from_dict({**one.to_dict(), "probes": tables})).load()
+    assert both.distance.dims == ("noise", "item", "trajectory", "network_layer")
+    assert both.change_covariance.dims == ("noise", "item", "changes_distance")
+    assert both.deep_change_covariance.dims == ("noise", "item", "deep_distance")
+    np.testing.assert_array_equal(both.changes_distance, alone.distance)
+    for read in (changes.susceptibility_of, changes.correlations_of):
+        xr.testing.assert_equal(read(both), read(alone))
+    length = correlation_length(alone.change_covariance)
+    xr.testing.assert_equal(correlation_length(both.change_covariance), length)
+    xr.testing.assert_equal(changes.correlations_of(both.change_covariance), changes.correlations_of(alone))
+
+
 def transformer():
     """A network of 49 patches of 4 x 4 pixels and one class token, which always changes."""
     import torch

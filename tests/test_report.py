@@ -136,7 +136,7 @@ def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
     ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
     (tmp_path / "analysis.zarr").mkdir()
     (tmp_path / "text.json").write_text('{"run": ')
-    found = collect([tmp_path])
+    found = collect([str(tmp_path)])
     assert [Path(one["file"]).name for one in found.problems] == ["text.json", "analysis.zarr"]
     assert found.problems[0]["words"].startswith("not valid JSON: ")
     assert [one["title"] for one in found.sections] == ["Run run.zarr"]

@@ -38,6 +38,8 @@ def written_by_diffusers(module, name):
     """A function of an image-to-image pipeline, from its source: importing the pipeline would take its text encoders too."""
     package = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0])
     path = package / "pipelines" / module / f"pipeline_{module}_img2img.py"
+    if not path.is_file():
+        pytest.skip(f"this version of diffusers has no image-to-image pipeline {module}")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     [found] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
     found.decorator_list = []

@@ -87,6 +87,11 @@ def test_interval_of_a_mean_is_that_of_student_over_grammars(grammars):
     assert grammars == 40 or blind.high - blind.low < 0.8 * (found.high - found.low)
 
 
+def test_a_statistic_is_one_number():
+    with pytest.raises(ValueError, match=r"array of shape \(2,\); expected one number"):
+        estimate(data(), lambda curve: curve)
+
+
 def test_trajectories_are_not_counted_as_a_level_of_their_own():
     values = data(trajectories=16).drop_vars("grammar")
     of_items = stats.t.interval(0.95, 39, values[0].mean(), stats.sem(values[0].mean("trajectory")))

@@ -112,6 +112,16 @@ def test_spec_of_a_text_experiment(folder):
     assert one["corruption"]["noise"] == [0.3, 0.9]
 
 
+def test_fewer_texts_than_the_default_number_of_items(folder):
+    """All of them are taken, unless a number is asked for."""
+    few = folder / "few.txt"
+    few.write_text("\n".join(drawn([12] * 7)))
+    chosen = TextOptions(model="letter_chain:chain", data=str(few), levels=[1.0], trajectories=1)
+    assert chosen.experiment().items == 7
+    with pytest.raises(ValueError, match="items = 30, but .* has 7 texts"):
+        ut.run(TextOptions(**{**chosen.model_dump(), "items": 30}).experiment())
+
+
 def test_second_models_become_probes():
     probes = TextOptions(
         layers=["same", "some/bert", "other/bert"], encoder="an/encoder", likelihood="same", device="cpu"

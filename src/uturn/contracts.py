@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -154,7 +154,11 @@ class Declared(NamedTuple):
 
 
 def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declared]:
-    """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name."""
+    """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name.
+
+    A dim of a built-in probe that is called like a variable, as "distance" of `changes` beside `network_layers`, is named after
+    its probe, "changes_distance". Alone it keeps its name, so that stores keep theirs.
+    """
     found: list[Declared] = []
     for i, probe in enumerate(probes):
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
@@ -165,7 +169,18 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
             if any(name in one.variables for one in found):
                 raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
         found.append(Declared(label, variables, dims))
-    return found
+    measured = {name for one in found for name in one.variables}
+    return [_named_apart(one, getattr(probe, "type", None), measured) for one, probe in zip(found, probes, strict=True)]
+
+
+def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]) -> Declared:
+    """A declaration whose dims do not have the names of variables, if the probe has a type."""
+    names = {dim: f"{kind}_{dim}" if kind and dim in measured else dim for dim in declared.dims}
+    variables = {
+        name: replace(variable, dims=tuple(names.get(dim, dim) for dim in variable.dims))
+        for name, variable in declared.variables.items()
+    }
+    return Declared(declared.label, variables, {names[dim]: values for dim, values in declared.dims.items()})
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:

@@ -414,9 +414,15 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     Raises
     ------
     ValueError
-        For a confidence out of range.
+        For a confidence out of range, and for a statistic that is no single number.
     """
-    return Estimate(*replicates(values).interval(statistic, confidence).tolist())
+    found = replicates(values).interval(statistic, confidence)
+    if found.ndim != 1:
+        raise ValueError(
+            f"statistic: gave an array of shape {found.shape[1:]}; expected one number; `replicates(values).interval(statistic)` "
+            f"gives the intervals of arrays"
+        )
+    return Estimate(*found.tolist())
 
 
 def grammar_means(values: xr.DataArray) -> xr.DataArray:

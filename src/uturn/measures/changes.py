@@ -231,7 +231,7 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: 
     """
     import xarray as xr
 
-    covariance = ds if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
+    covariance = by_distance(ds) if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
     check_complete(covariance)
     found, of_present = replicated(covariance, present)
 
@@ -332,7 +332,12 @@ def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
         )
     for readings in (covariance, total):
         check_complete(readings)
-    return covariance.rename({f"{prefix}distance": "distance"} if prefix else {}), total
+    return by_distance(covariance), total
+
+
+def by_distance(covariance: xr.DataArray) -> xr.DataArray:
+    """A covariance with its dim of distances named "distance", whatever prefix it has in the results of an experiment."""
+    return covariance.rename({dim: "distance" for dim in covariance.dims if str(dim).endswith("_distance")})
 
 
 def check_complete(readings: xr.DataArray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.checks import checked_numbers, shown
 from uturn.covariances import Covariances
-from uturn.measures.changes import check_complete, effective_number, labelled, replicated, student
+from uturn.measures.changes import by_distance, check_complete, effective_number, labelled, replicated, student
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def correlation_length(
 
     if isinstance(covariance, Covariances):
         covariance = labelled(covariance)[0]
+    covariance = by_distance(covariance) if isinstance(covariance, xr.DataArray) else covariance
     if not isinstance(covariance, xr.DataArray) or set(covariance.dims) != {"noise", "item", "distance"}:
         kind = f"dims {covariance.dims}" if isinstance(covariance, xr.DataArray) else type(covariance).__name__
         raise ValueError(f"covariance: got {kind}; expected a DataArray with dims noise, item, distance, or Covariances")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,7 @@ class Reader:
         }
 
 
-def collect(folders: list[Path], detail: float = 1.0) -> Found:
+def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Found:
     """Sections for all results in some folders.
 
     Parameters
@@ -86,7 +86,7 @@ def collect(folders: list[Path], detail: float = 1.0) -> Found:
         Below 1, pictures are smaller.
     """
     found, homes = Found(), list[Path]()
-    for folder in folders:
+    for folder in map(Path, folders):
         _collect(folder, Reader(found, detail, len(folders) == 1))
         homes += [folder] * (len(found.sections) - len(homes))
     names = Counter(one["short"] for one in found.sections)

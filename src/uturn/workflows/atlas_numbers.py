@@ -112,7 +112,7 @@ def _of_changes(row: Row, run: xr.Dataset) -> tuple[dict[str, Any], str]:
     values: dict[str, Any] = {"chi": located.height, "chi_at": [value, high, low]}  # log-SNR falls with noise
     values |= {"chi_cross_fitted": located.cross_fitted, "chi_n_eff": number[k]}
     remark = "; ".join([*about_peak(located, noise), *about_few(number, noise)])
-    covariance = run[f"{PATCHES}_change_covariance"].rename({f"{PATCHES}_distance": "distance"}).isel(noise=[k])
+    covariance = run[f"{PATCHES}_change_covariance"].isel(noise=[k])
     try:
         length = correlation_length(covariance)
     except ValueError:
