@@ -43,7 +43,7 @@ class Mutation:
         *inside, name = path.split(".")
         owner = getattr(module, inside[0]) if inside else module
         right = owner.__dict__[name]
-        source = textwrap.dedent(inspect.getsource(right))
+        source = textwrap.dedent(inspect.getsource(getattr(right, "fget", None) or getattr(right, "func", None) or right))
         assert source.count(self.old) == 1, f"{self.target} holds {self.old!r} {source.count(self.old)} times; expected once"
         file = f"<mutation: {self.name}>"
         text = "from __future__ import annotations\n" + source.replace(self.old, self.new)
@@ -51,9 +51,11 @@ class Mutation:
         made: dict[str, Any] = {}
         exec(compile(text, file, "exec"), module.__dict__, made)
         wrong = made[name]
+        if hasattr(wrong, "__set_name__"):
+            wrong.__set_name__(owner, name)
         places = [(owner, name)]
         if not inside:  # other modules may have imported it by name
-            loaded = [m for key, m in list(sys.modules.items()) if key.split(".")[0] == "uturn" and m is not module]
+            loaded = [m for key, m in list(sys.modules.items()) if key.startswith(("uturn", "test_")) and m is not module]
             places += [(m, key) for m in loaded for key, value in list(vars(m).items()) if value is right]
         for place, key in places:
             setattr(place, key, wrong)
@@ -351,5 +353,253 @@ MUTATIONS = (
         "weights = belief.astype(np.float64)",
         "weights = belief.astype(np.float64) ** 1.05",
         tests=(("test_exam::test_divergence_is_its_definition", {}),),
+    ),
+    Mutation(
+        "the same share of masked tokens is told in all steps",
+        "uturn.corruption.unmasking:unmask",
+        "share = (masked[active] - first) / d",
+        "share = masked[active] / d",
+    ),
+    Mutation(
+        "top-p without the token that crosses p",
+        "uturn.corruption.unmasking:Decoder.weights",
+        "np.cumsum(ordered, axis=-1) - ordered < self.top_p",
+        "np.cumsum(ordered, axis=-1) < self.top_p",
+    ),
+    Mutation(
+        "what a network says of a token's own ratio is believed",
+        "uturn.networks.language:LanguageModel._from_ratios",
+        "s = log_ratios.double().exp().masked_fill(own, 1.0)",
+        "s = log_ratios.double().exp()",
+    ),
+    Mutation(
+        "Sana counts its steps as Stable Diffusion does",
+        "uturn.workflows.schedules:schedule",
+        "stored.pipeline.startswith(COUNTED_DOWN)",
+        "stored.pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
+    ),
+    # -- parts, and clones --
+    Mutation(
+        "numbers in the code of one's own part do not count",
+        "uturn.own_parts:_code_bytes",
+        "constants = [_code_bytes(c) if isinstance(c, CodeType) else _plain_bytes(c) for c in code.co_consts]",
+        "constants = [_code_bytes(c) for c in code.co_consts if isinstance(c, CodeType)]",
+    ),
+    Mutation(
+        "draws are cut into clones first, then trajectories",
+        "uturn.contracts:with_clones",
+        'at = dims.index("trajectory") + 1',
+        'at = dims.index("trajectory")',
+    ),
+    Mutation(
+        "mean over the other clones divided by all clones",
+        "uturn.probes.clones:between_clones",
+        "/ (clones - 1)",
+        "/ clones",
+    ),
+    Mutation(
+        "clones of one noisy datum count as trajectories",
+        "uturn.probes.changes:Changes.accumulate",
+        "changed.reshape(items, -1, clones, sites).swapaxes(1, 2).reshape(items * clones, -1, sites)",
+        "changed.reshape(items * clones, -1, sites)",
+    ),
+    # -- queues --
+    Mutation(
+        "all images of a call are told the timestep of the first ones",
+        "uturn.backward.queue:_advance",
+        "timesteps.append(cohort.timestep.to",
+        "timesteps.append(cohorts[0].timestep.to",
+    ),
+    Mutation(
+        "the learned variance is taken for the noise",
+        "uturn.backward.queue:_advance",
+        "output = output[:, :channels]",
+        "output = output[:, channels:]",
+    ),
+    Mutation(
+        "images that enter the queue together draw the same noise",
+        "uturn.backward.queue:_admitted",
+        "manual_seed(int(w.key)) for w in work",
+        "manual_seed(int(work[0].key)) for w in work",
+    ),
+    Mutation(
+        "the input of the network is not scaled",
+        "uturn.backward.queue:_advance",
+        'if hasattr(cohort.scheduler, "scale_model_input"):',
+        "if cohort.position == 0:",
+    ),
+    Mutation(
+        "a text draws with the same uniform numbers in all steps",
+        "uturn.backward.token_queue:_advance",
+        "steps = np.array([row.step for row in rows], np.uint64)",
+        "steps = np.array([0 for row in rows], np.uint64)",
+    ),
+    Mutation(
+        "share of masked tokens among those of the longest text",
+        "uturn.backward.token_queue:_Row.noise",
+        "/ self.length",
+        "/ len(self.values)",
+    ),
+    # -- calibration --
+    Mutation(
+        "relabellings that tie with the observed gap do not count",
+        "uturn.measures.relabelling:p_values",
+        "gaps[:, 0].mean(axis=0)) - MARGIN",
+        "gaps[:, 0].mean(axis=0)) + MARGIN",
+    ),
+    Mutation(
+        "p-value of a test that ended early over all relabellings",
+        "uturn.measures.relabelling:p_values",
+        "found[active] = (1 + hits) / (done + 1)",
+        "found[active] = (1 + hits) / (relabellings + 1)",
+    ),
+    Mutation(
+        "Chernoff's bound for gaps above 0 only",
+        "uturn.measures.relabelling:log_bound",
+        "np.logaddexp(*bounds)",
+        "bounds[0]",
+    ),
+    # -- changes --
+    Mutation(
+        "covariances over T instead of T - 1 trajectories",
+        "uturn.covariances:Covariances.covariance",
+        "(self.count - 1) * self.distance.pairs",
+        "self.count * self.distance.pairs",
+    ),
+    Mutation(
+        "distances on a grid rounded down",
+        "uturn.covariances:Grid._displacements",
+        "np.rint(np.sqrt(squares))",
+        "np.floor(np.sqrt(squares))",
+    ),
+    Mutation(
+        "rows and columns of patches exchanged",
+        "uturn.probes.changes:_patches",
+        "cut.transpose(0, 2, 4, 1, 3, 5)",
+        "cut.transpose(0, 4, 2, 1, 3, 5)",
+    ),
+    Mutation(
+        "correlation length without the power law that is given",
+        "uturn.measures.scaling:correlation_length",
+        "shapes = r ** -exponents[:, None, None] * np.exp(",
+        "shapes = r ** (0 * exponents[:, None, None]) * np.exp(",
+    ),
+    Mutation(
+        "collapse with nu in place of 1/nu",
+        "uturn.measures.scaling:collapse",
+        "x = (noise - critical) * N[:, None] ** (1 / nu)",
+        "x = (noise - critical) * N[:, None] ** nu",
+    ),
+    # -- texts --
+    Mutation(
+        "states of padding in the mean over tokens",
+        "uturn.probes.text_states:TextStates._similarities",
+        "self._standardised(layer, states[layer]) * here[..., None]",
+        "self._standardised(layer, states[layer])",
+    ),
+    Mutation(
+        "states of padding in the mean and variance of a layer",
+        "uturn.probes.text_states:TextStates._fit",
+        "float64_copy(values[here])",
+        "float64_copy(values.flatten(0, 1))",
+    ),
+    Mutation(
+        "the end of a text stands behind the padding",
+        "uturn.networks.language:LanguageModel._called",
+        "begin + lengths + k] = token",
+        "begin + longest + k] = token",
+    ),
+    Mutation(
+        "likelihood of padding counts",
+        "uturn.networks.text_likelihoods:causal_log_likelihoods",
+        ".masked_fill(~real[:, first:], 0)",
+        "",
+    ),
+    Mutation(
+        "pseudo-likelihood with all tokens of a call masked",
+        "uturn.networks.text_likelihoods:pseudo_log_likelihoods",
+        "masked[np.arange(len(places)), places] = MASKED",
+        "masked[:, places] = MASKED",
+    ),
+    Mutation(
+        "the last run of tokens is left out",
+        "uturn.probes.tokens:runs_kept",
+        "<= lengths[:, None] - span",
+        "< lengths[:, None] - span",
+    ),
+    # -- denoisers and schedules --
+    Mutation(
+        "v with signal and noise exchanged",
+        "uturn.networks.own_denoisers:Prediction.expected",
+        "a * noise - s * clean",
+        "s * noise - a * clean",
+    ),
+    Mutation(
+        "sigma of the whole timestep below",
+        "uturn.networks.own_denoisers:Prediction.levels",
+        "sigma = torch.lerp(self.sigmas[low], self.sigmas[high], time - low)",
+        "sigma = self.sigmas[low]",
+    ),
+    Mutation(
+        "timesteps of schedulers with two calls a step are cut as with one",
+        "uturn.workflows.schedules:schedule",
+        "firsts = (steps - ks) * made.order",
+        "firsts = steps - ks",
+    ),
+    # -- stores and clusters --
+    Mutation(
+        "items move when the chunk of a larger run is another",
+        "uturn.store:Store._readings_of",
+        "first = items[0] - tasks[0].item_block * self.chunk",
+        "first = 0",
+    ),
+    Mutation(
+        "a larger run takes the trajectories that some of its items have",
+        "uturn.store:Store._tasks_with",
+        "(min(held[task][k] for task in tasks)",
+        "(max(held[task][k] for task in tasks)",
+    ),
+    Mutation(
+        "tasks with fewer clones count as done on a cluster",
+        "uturn.store:Store.recorded",
+        "found[task] = count if clones == self.clones else 0",
+        "found[task] = count",
+    ),
+    Mutation(
+        "readings of another noise level have the right digest",
+        "uturn.store:Store._digest",
+        "{self.noise[task.noise_index].hex()} ",
+        "",
+    ),
+    Mutation(
+        "a bundle is handed out, and other tasks are taken from the list",
+        "uturn.cluster.coordinator:Coordinator._next",
+        "del group.tasks[first : first + size]",
+        "del group.tasks[:size]",
+    ),
+    # -- atlas and pages --
+    Mutation(
+        "correlation length of an atlas in patches",
+        "uturn.workflows.atlas_numbers:_of_changes",
+        "row.patch * float(length[name][0])",
+        "float(length[name][0])",
+    ),
+    Mutation(
+        "speciation where the SNR is one over the eigenvalue",
+        "uturn.workflows.atlas_numbers:numbers_of",
+        "-np.log(eigenvalue - 1)",
+        "-np.log(eigenvalue)",
+    ),
+    Mutation(
+        "log-SNR of amplitudes",
+        "uturn.workflows.analysis:_Axes._of_angle",
+        '"log_snr": -2 * np.log(sigma)',
+        '"log_snr": -np.log(sigma)',
+    ),
+    Mutation(
+        "points of a long curve stand at the noise of other points",
+        "uturn.pages.charts:chart",
+        '"axes": _axes(some, x)',
+        '"axes": _axes(values, x)',
     ),
 )  # fmt: skip
