@@ -367,8 +367,8 @@ MUTATIONS = (
     Mutation(
         "top-p without the token that crosses p",
         "uturn.corruption.unmasking:Decoder.weights",
-        "np.cumsum(ordered, axis=-1) - ordered < self.top_p",
-        "np.cumsum(ordered, axis=-1) < self.top_p",
+        "np.cumsum(ordered, axis=-1) - ordered <",
+        "np.r_[0, np.ones(ordered.shape[-1] - 1)] * np.cumsum(ordered, axis=-1) <=",
         tests=(("test_unmasking::test_top_p_keeps_the_fewest_symbols_that_reach_p", {"p": 0.5}),),
     ),
     Mutation(
@@ -456,14 +456,14 @@ MUTATIONS = (
         "uturn.measures.relabelling:p_values",
         "gaps[:, 0].mean(axis=0)) - MARGIN",
         "gaps[:, 0].mean(axis=0)) + MARGIN",
-        tests=(("test_calibration::test_ties_with_the_observed_gap_count", {}),),
+        tests=(("test_calibration::test_no_gap_is_visible_where_no_p_value_is_small_enough", {}),),
     ),
     Mutation(
         "a test that ended early has the p-value of one that did not",
         "uturn.measures.relabelling:p_values",
         "found[active] = (1 + hits) / (done + 1)",
         "found[active] = (1 + hits) / (relabellings + 1)",
-        tests=(("test_calibration::test_a_test_that_is_clear_ends_with_the_p_value_of_its_first_look", {}),),
+        tests=(("test_calibration::test_the_test_is_the_enumeration_of_all_relabellings", {}),),
     ),
     Mutation(
         "relabellings are spared where one of them is improbable, not all",
@@ -537,7 +537,14 @@ MUTATIONS = (
         "masked[:, places] = MASKED",
         tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),
     ),
-    # --- denoisers and schedules ---
+    # --- masks, denoisers, schedules ---
+    Mutation(
+        "all tokens of a text are masked, or none",
+        "uturn.corruption.masking:Masking.corrupt",
+        "uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1])",
+        "uniforms(streams(seed, len(leaves), NOISE), 1)",
+        {"fig3": LAW, "fig15": LAW},
+    ),
     Mutation(
         "v with signal and noise exchanged",
         "uturn.networks.own_denoisers:Prediction.expected",

@@ -1,6 +1,7 @@
 """`uturn schedule`: noise levels and strength, against the image-to-image pipelines of diffusers themselves."""
 
 import __future__
+
 import ast
 import copy
 import importlib.util
