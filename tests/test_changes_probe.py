@@ -14,6 +14,7 @@ from uturn.covariances import Covariances, Grid, Tree
 from uturn.measures import changes
 from uturn.measures.hierarchy import site_changes
 from uturn.measures.scaling import correlation_length
+from uturn.probes.changes import Changes, sites_of
 from uturn.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
 from uturn.random import Streams, keys, uniforms
 from uturn.theory import MeanField
@@ -166,6 +167,28 @@ def test_patches_of_images(garments):
     changed = np.stack([np.sqrt((part**2).sum((2, 3, 4))) for part in sites], axis=2)
     table, _ = double_sum(changed, grid_matrix((4, 4)))
     np.testing.assert_allclose(ds.change_covariance[0], table, rtol=1e-4, atol=1e-6)
+
+
+class Wide:
+    """Images that are wider than high."""
+
+    kind = "images"
+
+    def image_shape(self):
+        return 1, 4, 6
+
+    def files(self):
+        return []
+
+
+def test_a_pixel_changes_its_own_patch():
+    sites = sites_of(Changes(patch=2), Wide())
+    for row, column in np.ndindex(4, 6):
+        after = np.zeros((1, 1, 1, 4, 6))
+        after[..., row, column] = 1
+        changed = sites.changed(np.zeros((1, 1, 4, 6)), after)
+        assert np.flatnonzero(changed).tolist() == [3 * (row // 2) + column // 2]
+    assert sites.distance == Grid((2, 3))
 
 
 def test_positions_of_a_layer(garments):

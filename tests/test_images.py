@@ -105,6 +105,13 @@ def test_transition_width_inversion_and_half_lives_are_recovered(known):
     assert known.remark == ""
 
 
+def test_chance_is_that_of_two_originals():
+    """Half of the originals have one predicted class, and a quarter each of two others."""
+    run = forged(num_items=400, classes=4)
+    run["original_class"] = run.original_class.where(run.original_class != 3, 0)
+    assert float(analyse(run).chance[0]) == pytest.approx(1 / 4 + 1 / 16 + 1 / 16)
+
+
 def test_curves_start_at_the_identity(known):
     assert known.noise[0] == 0
     assert (known.similarity.isel(noise=0) == 1).all()

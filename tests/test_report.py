@@ -294,6 +294,16 @@ def test_pages_are_small_enough(tmp_path, monkeypatch):
     assert path.stat().st_size <= 2_100_000
 
 
+def test_points_of_a_thinned_curve_stand_at_their_noise():
+    noise = np.linspace(0.001, 1, 1000)
+    ds = xr.Dataset({"x": ("noise", noise**2)}, {"noise": noise, "log_snr": ("noise", -np.log(noise))})
+    (chart,) = charts_of(ds)
+    (line,), axes = chart["lines"], {axis["name"]: np.array(axis["values"]) for axis in chart["axes"]}
+    assert len(line["value"]) < 1000
+    np.testing.assert_allclose(line["value"], axes["noise"] ** 2, rtol=1e-4)
+    np.testing.assert_allclose(line["value"], np.exp(-2 * axes["log_snr"]), rtol=1e-4)
+
+
 def test_curves_with_few_points_or_none():
     noise = {"noise": [0.1, 0.5]}
     empty = xr.Dataset({"x": ("noise", [np.nan, np.nan]), "word": ("noise", ["a", "b"])}, noise)
