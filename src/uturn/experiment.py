@@ -30,6 +30,7 @@ from uturn.contracts import (
     checked_text,
     declared_by,
     joined,
+    observed,
     undoes,
 )
 from uturn.own_parts import code_digest, is_own, missing_members_named, unwrapped
@@ -87,7 +88,7 @@ def u_turn(
     _check_arguments(originals, corruption, backward, noise)
     streams = _checked_streams(streams, originals.items, noise)
     clones = checked_integer("clones", clones, 1)
-    noisy = corruption.observe(originals, noise, streams)
+    noisy = observed(originals, corruption, noise, streams)
     reconstructions = backward.reconstruct(noisy, streams, clones)
     checked_reconstructions(backward, reconstructions, len(originals.items), streams.count * clones)
     return UTurns(originals, noisy, reconstructions, clones)

@@ -21,15 +21,21 @@ ABAR = (0.95, 0.7, 0.3)
 """Signal power a^2 / (a^2 + s^2) of the noise levels."""
 FITS = 0.8
 """An alternative whose error is below this part of the declared one, at any level, is named."""
-_JUDGED = 0.9  # of the error of a linear prediction, which a trained denoiser falls below
+_JUDGED = 0.8  # of the error of a linear prediction, which trained denoisers fall below
+WRITES = "writes into its input; it is given a copy, so this changes no results"
 _ROWS = 8  # data in the calls that are compared
 _OUTPUTS = {"noise": "the noise", "x0": "x_0", "v": "v", "flow": "the flow n - x_0", "score": "the score"}
 _PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
-def check_calls(
-    call: Callable[..., torch.Tensor], *inputs: torch.Tensor, raw: Callable[..., Any] | None = None, half: bool = False
-) -> Iterator[str]:
+def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
+    """Whether a network changes what it is called with."""
+    given = [tensor.clone() for tensor in inputs]
+    network(*given)
+    return not all(map(torch.equal, given, inputs))
+
+
+def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False) -> Iterator[str]:
     """What is wrong with how a network computes, as ends of sentences, from a few calls on the same data.
 
     Parameters
@@ -38,8 +44,6 @@ def check_calls(
         The network, as the run calls it: `call(*inputs)`, one row for each datum.
     inputs
         Tensors (batch, ..).
-    raw
-        The network without what protects its input; by default `call`.
     half
         Whether it computes in half precision, which rounds in another way for another number of rows.
     """
@@ -52,20 +56,16 @@ def check_calls(
 
     first = called(every)
 
-    def differs(output: torch.Tensor, rows: torch.Tensor, tolerance: float) -> bool:
-        known = first[rows.to(first.device)]
-        return not bool((output[: len(rows)] - known).abs().max() <= tolerance * known.abs().max())
+    def differs(output: torch.Tensor, tolerance: float) -> bool:
+        known = first[: len(output)]
+        return not bool((output - known).abs().max() <= tolerance * known.abs().max())
 
-    given = [tensor.clone() for tensor in inputs]
-    (raw or call)(*given)
-    if not all(map(torch.equal, given, inputs)):
-        yield "writes into its input; it is given a copy"
-    same = 2e-2 if half else 1e-4
-    if differs(called(every), every, same):
-        yield "is random: a second call with the same data gives other values (dropout, randn_like); results cannot be repeated"
-    elif differs(called(some[every % len(some)]), some, same):
+    same = 2e-2 if half else 1e-4  # of the largest output, for the same number of rows
+    if differs(called(every), same):
+        yield "is random: a second call on the same data gives other values (dropout, randn_like), so results cannot be repeated"
+    elif differs(called(some[every % len(some)])[: len(some)], same):
         yield "mixes the data of a batch: what it gives for one of them depends on the others"
-    elif differs(called(some), some, 0.1 if half else 1e-2):
+    elif differs(called(some), 0.1 if half else 1e-2):
         yield "depends on the batch size: it gives other values for fewer data"
 
 
@@ -84,12 +84,15 @@ class Errors(NamedTuple):
     @property
     def is_judged(self) -> bool:
         """Whether some prediction is better than the linear one."""
-        return bool((torch.stack([self.declared, *self.changed.values()]) < _JUDGED * self.linear).any())
+        return any(bool((error < _JUDGED * self.linear).any()) for error in (self.declared, *self.changed.values()))
 
     @property
     def best(self) -> tuple[str, float, int]:
         """The change with the smallest error over the declared one, that ratio, and the number of its level."""
-        ratios = {words: torch.where(error < self.linear, error / self.declared, torch.inf) for words, error in self.changed.items()}
+        ratios = {
+            words: torch.where(error < _JUDGED * self.linear, error / self.declared, torch.inf)
+            for words, error in self.changed.items()
+        }
         words = min(ratios, key=lambda words: float(ratios[words].min()))
         ratio, level = ratios[words].min(0)
         return words, float(ratio), int(level)
@@ -139,7 +142,9 @@ class Probed:
         """The errors as declared and with each change."""
         output = self.output(self.x, self.time, *self.told)
         changed = {
-            f"its output is read as {words}": self._error(output, kind) for kind, words in _OUTPUTS.items() if kind != self.predicts
+            f"its output is read as {words}": self._error(output, kind)
+            for kind, words in _OUTPUTS.items()
+            if kind != self.predicts
         }
         changed["the sign of its output is changed"] = self._error(-output)
         depends_on_time = False
@@ -208,7 +213,9 @@ def check_denoiser(
     probed = Probed(model, scheduler, clean, labels, pieces)
     middle = slice(len(clean), 2 * len(clean))  # the second level
     inputs = [tensor[middle] for tensor in (probed.x, probed.time, *probed.told)]
-    yield from check_calls(probed.output, *inputs, raw=None if probed.own is None else probed.own.network, half=half)
+    if probed.own is not None and writes_into(probed.own.network, *inputs):
+        yield WRITES
+    yield from check_calls(probed.output, *inputs, half=half)
     errors = probed.errors()
     words, ratio, level = errors.best
     if not errors.depends_on_time:
