@@ -3,8 +3,8 @@
 python benchmarks/wrong_networks.py
 
 Each small model that comes with the package is run as it is, with each wrong convention, and with random weights. "ratio" is the
-smallest error with one change over the error as declared; a change below .8 is named. The row with a shift of the time shows what is
-not promised.
+smallest error with one change over the error as declared; a change below .8 is named. The row with a shift of the time shows
+what is not promised.
 """
 
 import time

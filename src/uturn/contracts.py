@@ -57,11 +57,10 @@ def read_only(value: Any) -> Any:
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(read_only, value))
     elif hasattr(value, "__dict__") and not isinstance(value, type):
-        inner = {
-            name: entry for name, entry in vars(value).items() if isinstance(entry, np.ndarray | dict) or is_dataclass(entry)
-        }
         value = copy(value)
-        vars(value).update({name: read_only(entry) for name, entry in inner.items()})
+        for name, entry in list(vars(value).items()):
+            if isinstance(entry, np.ndarray | dict) or is_dataclass(entry):
+                vars(value)[name] = read_only(entry)
     return value
 
 

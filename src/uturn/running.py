@@ -81,8 +81,9 @@ def run(
     -------
     xarray.Dataset
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
-        (bool), `missing_tasks` (int) and, if something seems wrong, `warnings` (JSON list of sentences). The readings depend on
-        the experiment alone, not on the order of tasks or on interruptions. `chunk` and `workers` change no bit for exact inference, and only float rounding for networks.
+        (bool), `missing_tasks` (int) and, if something seems wrong, `warnings` (a JSON list of sentences). The readings depend
+        on the experiment alone, not on the order of tasks or on interruptions. `chunk` and `workers` change no bit for exact
+        inference, and only float rounding for networks.
 
     Raises
     ------

@@ -141,11 +141,8 @@ class Probed:
     def errors(self) -> Errors:
         """The errors as declared and with each change."""
         output = self.output(self.x, self.time, *self.told)
-        changed = {
-            f"its output is read as {words}": self._error(output, kind)
-            for kind, words in _OUTPUTS.items()
-            if kind != self.predicts
-        }
+        kinds = {kind: words for kind, words in _OUTPUTS.items() if kind != self.predicts}
+        changed = {f"its output is read as {words}": self._error(output, kind) for kind, words in kinds.items()}
         changed["the sign of its output is changed"] = self._error(-output)
         depends_on_time = False
         for words, x, time in self._changes():
@@ -222,8 +219,8 @@ def check_denoiser(
         yield "does not depend on the time that it is told; expected a network that uses the noise level"
     elif not errors.is_judged:
         yield (
-            "cannot be judged: neither as declared nor with one change does it predict originals better than a linear function of "
-            "the noisy image, as untrained networks, or those of other data"
+            "cannot be judged: neither as declared nor with one change does it predict originals better than a linear function "
+            "of the noisy image, as networks that are untrained, or trained on other data"
         )
     elif ratio < FITS:
         yield (
