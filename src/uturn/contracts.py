@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from uturn.checks import one_line, shown
-from uturn.own_parts import completed, is_own
+from uturn.own_parts import completed, is_own, unwrapped
 from uturn.protocols import Originals, Variable
 from uturn.store import Coordinates
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
-    """The blocks of a source, which must hold the items asked for, each once and in order; else a ValueError."""
+    """The blocks of a source, read-only, which must hold the items asked for, each once and in order; else a ValueError."""
     where = f"{_name(source, 'source')}.blocks"
     if not isinstance(blocks, Iterable):
         raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
@@ -34,13 +35,46 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
             raise ValueError(
                 f"{where}: `data` of a block has shape {np.shape(data)}, its `items` {numbers.shape}; expected (batch, ..)"
             )
-        found.append(completed(block, Originals))
+        found.append(completed(read_only(block), Originals))
         given += numbers.tolist()
         if len(given) > len(items):
             break
     if given != items.tolist():
         raise ValueError(f"{where} gave the items {_listed(given)}; expected {_listed(items)}, each once and in order")
     return found
+
+
+def read_only(value: Any) -> Any:
+    """A block or noisy data whose numpy arrays are views that cannot be written to, so that no part changes them for another.
+
+    Arrays are found in the attributes of an object, also in a table or a dataclass there. The arrays of the source stay writable.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    elif isinstance(value, dict):
+        return {key: read_only(entry) for key, entry in value.items()}
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(read_only, value))
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        value = copy(value)
+        for name, entry in list(vars(value).items()):
+            if isinstance(entry, np.ndarray | dict) or is_dataclass(entry):
+                vars(value)[name] = read_only(entry)
+    return value
+
+
+def observed(originals: Any, corruption: Any, noise: float, streams: Any) -> Any:
+    """Noisy data of a block, read-only; a ValueError names a user-defined corruption whose output the block cannot read."""
+    try:
+        return read_only(corruption.observe(originals, noise, streams))
+    except (AttributeError, TypeError, LookupError) as error:
+        if not is_own(corruption) or type(getattr(error, "obj", None)).__module__ == type(unwrapped(corruption)).__module__:
+            raise
+        raise ValueError(
+            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {type(originals).__name__}, cannot read "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def undoes(backward: Any, corruption: Any) -> bool:
@@ -60,6 +94,18 @@ def checked_reconstructions(backward: Any, reconstructions: Any, items: int, dra
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
     return reconstructions
+
+
+def check_first_clones(backward: Any, found: Mapping[Any, Any], alone: Mapping[Any, Any], clones: int) -> None:
+    """ValueError if clone 0 of several, `found`, differs in more than a twentieth from what fewer clones gave, `alone`."""
+    for name, values in found.items():
+        same = np.isclose(values, alone[name], rtol=1e-3, atol=1e-4, equal_nan=True)
+        if values.size and same.mean() < 0.95:
+            what = f"{name} differs" if isinstance(name, str) else "its reconstruction differs"
+            raise ValueError(
+                f"{_name(backward, 'backward')}.reconstruct: clone 0 of {clones} is not the reconstruction with fewer clones "
+                f"({what}); draw each clone from a stream of its own, streams.keys(purpose, clones)"
+            )
 
 
 def checked_stream(backward: Any, batches: Iterable[tuple[Any, Any, Any]], clones: int) -> Iterator[tuple[Any, Any]]:

@@ -106,6 +106,10 @@ class MemoryStore(Blocks):
             values[self._region(task)] = arrays[name][None]
         self.missing.discard(task)
 
+    def update(self, **attributes: Any) -> None:
+        """Set attributes."""
+        self.attributes = {**self.attributes, **attributes}
+
     def finishing(self) -> AbstractContextManager[Callable[..., None]]:
         """Context whose value calls a function; nothing is left to write at the end."""
         return nullcontext(called)
@@ -582,6 +586,15 @@ class Store(Blocks):
     def _chunk_key(self, name: str, task: Task) -> str:
         rest = self._array(name).ndim - 2
         return "/".join([name, "c", str(task.noise_index), str(task.item_block), *["0"] * rest])
+
+
+def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
+    """The sentences in the attribute `warnings` of a run, a JSON list; empty without it, and if it is damaged."""
+    try:
+        found = json.loads(str(attributes.get("warnings", "[]")))
+    except ValueError:
+        return []
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def _keys_under(store: Any, prefix: str) -> list[str]:

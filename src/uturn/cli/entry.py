@@ -27,7 +27,7 @@ def main() -> None:
     sys.path.append("")  # user-defined parts are imported from the working directory, where no file can replace a library
     for library in ("DIFFUSERS", "HF_HUB"):  # their errors come back as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    warnings.formatwarning = lambda message, *_, **__: f"uturn: warning: {message}\n"
+    warnings.formatwarning = _warning
     try:
         code = app(standalone_mode=False, prog_name="uturn")
     except KeyboardInterrupt as stop:
@@ -46,6 +46,11 @@ def main() -> None:
         typer.echo(f"uturn: error: {' '.join((text or type(error).__name__).split())}", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _warning(message: Any, *_: Any, **__: Any) -> str:
+    """A line on stderr; those of the check of a model begin with its name."""
+    return f"{'' if str(message).startswith('model check:') else 'uturn: warning: '}{message}\n"
 
 
 def _help_for(error: Any) -> str:

@@ -192,8 +192,9 @@ class LanguageModel(Framed):
     def _output(self, ids: torch.Tensor, time: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """What the network gives; errors in it become a ValueError of one line."""
         network: Any = self.network
+        given = (ids, time, real) if getattr(network, "takes_padding", False) else (ids, time)
         try:
-            out = network.logits(ids, time, real) if getattr(network, "takes_padding", False) else network.logits(ids, time)
+            out = network.logits(*(tensor.clone() for tensor in given))  # it may write into them
         except Exception as error:
             if is_out_of_memory(error):
                 raise

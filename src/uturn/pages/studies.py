@@ -140,7 +140,7 @@ def atlas(folder: Path, read: Reader) -> dict[str, Any]:
 
 def store(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a store of `uturn run`."""
-    from uturn.store import Store
+    from uturn.store import Store, warnings_of
 
     run = Store.open(path).dataset()
     missing = int(run.attrs.get("missing_tasks", 0))
@@ -154,7 +154,7 @@ def store(path: Path, read: Reader) -> dict[str, Any]:
         "charts": charts_of_store(run),
         "tree": tree_of_store(run),
         "details": [{"name": path.name, **read.about(run.attrs, path)}],
-        "notes": [f"the run is not finished: {missing} tasks are missing"] if missing else [],
+        "notes": [*warnings_of(run.attrs), *([f"the run is not finished: {missing} tasks are missing"] if missing else [])],
     }
 
 
@@ -198,7 +198,10 @@ _FILES = {
 def _study(folder: Path, kind: str, data: xr.Dataset, read: Reader) -> dict[str, Any]:
     """What the sections of all studies have: names, pictures, files, spec."""
     one = _empty(kind, kind if read.alone else folder.resolve().name or kind, kind)
+    from uturn.store import warnings_of
+
     one["title"], one["words"] = _WORDS[kind]
+    one["notes"] += warnings_of(data.attrs)
     one["caption"] = str(data.attrs.get("description", ""))
     one["files"] = [folder / name for name in _FILES[kind] if (folder / name).exists()]
     for pdf in [path for path in one["files"] if path.suffix == ".pdf"]:

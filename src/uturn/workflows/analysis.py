@@ -17,7 +17,16 @@ from uturn.plotting.curves import evenly_spaced
 from uturn.statistics import crossing, inversion, levels_around, transition
 from uturn.workflows.clones import gaps_of
 from uturn.workflows.curves import ESTIMATE, band, curve, no_curve, place, shares
-from uturn.workflows.runs import LayerProbe, describe, kept_images, layer_probes, missing_tasks, originals, perceptual_probes
+from uturn.workflows.runs import (
+    KEPT_ATTRIBUTES,
+    LayerProbe,
+    describe,
+    kept_images,
+    layer_probes,
+    missing_tasks,
+    originals,
+    perceptual_probes,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,7 +100,7 @@ def analyse(run: xr.Dataset) -> xr.Dataset:
         data = data.merge(xr.concat(distances, "perceptual", data_vars="all").set_coords("measures"))
     data = data.assign_coords({name: ("noise", values) for name, values in axes.values.items() if name != "noise"})
     data.noise.attrs.update(run.noise.attrs)
-    data.attrs = {key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs}
+    data.attrs = {key: run.attrs[key] for key in KEPT_ATTRIBUTES if key in run.attrs}
     data.attrs.update(
         description=describe(run),
         items=run.sizes["item"],

@@ -14,6 +14,7 @@ from uturn.measures.changes import chi_parts, effective_number
 from uturn.measures.cloning import largest_eigenvalue
 from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
+from uturn.store import warnings_of
 from uturn.workflows.analysis import SHARES, analyse
 from uturn.workflows.atlas_rows import PATCHES, Row
 from uturn.workflows.curves import ESTIMATE
@@ -88,7 +89,7 @@ def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
                 str(name),
                 {**on_axis, "width": one.width_nats.values, "chance": float(one.chance), **gap, **values},
                 layers,
-                "; ".join(filter(None, [str(one.remark.item()), about_gap, *remarks])),
+                "; ".join(filter(None, [*warnings_of(run.attrs), str(one.remark.item()), about_gap, *remarks])),
                 description=analysis.attrs["description"],
             )
         )

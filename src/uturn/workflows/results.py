@@ -13,6 +13,7 @@ from uturn.files import whole_folder
 from uturn.outputs import OutputFolder, output_folder
 from uturn.pages import write_page
 from uturn.plotting.curves import evenly_spaced
+from uturn.store import warnings_of
 from uturn.workflows.analysis import AGREEMENTS, analyse
 from uturn.workflows.clones import gap_rows
 from uturn.workflows.curves import ESTIMATE, plain, with_interval
@@ -134,6 +135,7 @@ def numbers(analysis: xr.Dataset) -> dict[str, Any]:
         "clones": analysis.attrs["clones"],
         "noise": [float(x) for x in analysis.noise.values],
         "intervals": "95 %, from the differences between originals, each with all its U-turns",
+        "warnings": warnings_of(analysis.attrs),
         "classifiers": found,
         **({"perceptual": perceptual} if perceptual else {}),
     }

@@ -12,6 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
+KEPT_ATTRIBUTES = ("spec", "spec_hash", "seed", "models", "versions", "warnings")
+"""Attributes of a run that its analysis has too."""
+
 
 class LayerProbe(NamedTuple):
     """A probe of network layers in a run: prefix of its variables, dim of its layers, the classifier of its spec, its classes."""

@@ -14,7 +14,7 @@ from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.statistics import Replicates, crossing
 from uturn.workflows.curves import ESTIMATE, band, curve, place, shares, with_zero
-from uturn.workflows.runs import describe, missing_tasks, stored_spec
+from uturn.workflows.runs import KEPT_ATTRIBUTES, describe, missing_tasks, stored_spec
 from uturn.workflows.texts import kept_texts, shown_texts
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def analyse_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     texts = shown_texts(run, source)
     changes, about = _changes(run, x)
     data = data.merge(changes).merge(_gaps(run, x)).merge(_likelihood(run, x)).merge(texts)
-    data.attrs = {key: run.attrs[key] for key in ("spec", "spec_hash", "seed", "models", "versions") if key in run.attrs}
+    data.attrs = {key: run.attrs[key] for key in KEPT_ATTRIBUTES if key in run.attrs}
     sizes = {"items": run.sizes["item"], "trajectories": run.sizes.get("trajectory", 1), "clones": run.sizes.get("clone", 1)}
     data.attrs |= {"description": describe(run), "remark": "; ".join([*_remarks(data, run), *about]), **sizes}
     return data

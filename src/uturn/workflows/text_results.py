@@ -12,6 +12,7 @@ from uturn.files import whole_file
 from uturn.outputs import output_folder
 from uturn.pages import write_page
 from uturn.plotting.curves import evenly_spaced
+from uturn.store import warnings_of
 from uturn.workflows.curves import plain, with_interval
 from uturn.workflows.text_analysis import GROUPS, analyse_texts
 from uturn.workflows.token_page import token_page
@@ -62,6 +63,7 @@ def text_numbers(analysis: xr.Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run": analysis.attrs["description"],
         "remark": analysis.attrs["remark"],
+        "warnings": warnings_of(analysis.attrs),
         "spec_hash": analysis.attrs.get("spec_hash"),
         **{name: analysis.attrs[name] for name in ("items", "trajectories", "clones")},
         "noise": [float(x) for x in analysis.noise.values],
