@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -33,6 +32,7 @@ from uturn.contracts import (
     observed,
     undoes,
 )
+from uturn.files import read_table
 from uturn.own_parts import code_digest, is_own, missing_members_named, unwrapped
 from uturn.protocols import UTurns, Variable
 from uturn.random import Streams, checked_seed
@@ -205,8 +205,7 @@ class Experiment(BaseModel):
         """Read a description from a TOML or (by the suffix .json) JSON file; a ValueError names the file and the field."""
         path = Path(checked_path("path", path))
         try:
-            text = path.read_text(encoding="utf-8")
-            spec = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            spec = read_table(path)
         except OSError as error:
             raise ValueError(f"cannot read the spec {path}: {error.strerror or error}") from None
         except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError

@@ -50,7 +50,7 @@ class Reader:
             self.problems(path, f"not valid JSON: {words}" if isinstance(error, json.JSONDecodeError) else words)
 
     def problems(self, path: Path, words: str) -> None:
-        self.found.problems.append({"file": str(path), "words": " ".join(words.split()).removeprefix(f"{path} ")})
+        self.found.problems.append({"file": str(path), "words": " ".join(words.split()).removeprefix(str(path)).lstrip(": ")})
 
     def dataset(self, path: Path) -> xr.Dataset:
         """A zarr folder."""

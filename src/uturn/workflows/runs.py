@@ -130,7 +130,7 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
         return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
     found = _images_of_source(run, items)
     if found is None:  # the folder of originals may have been removed
-        return np.full((len(items), *run.image.shape[3:]), np.nan, np.float32), names
+        return np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32), names
     images, class_names = found
     if class_names:
         names = [class_names[label] if 0 <= label < len(class_names) else name for name, label in zip(names, labels, strict=True)]
