@@ -85,6 +85,13 @@ def inside(interval: Estimate, low: float, high: float, words: str | None = None
     return Rule(low < interval.low and interval.high < high, f"interval within {low:g} .. {high:g}" if words is None else words)
 
 
+def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: float, words: str) -> Rule:
+    """Every interval holds its value and is narrower than `width`: a wide interval is no agreement."""
+    bounds = np.array([intervals] if isinstance(intervals, Estimate) else list(intervals), float).reshape(-1, 3)
+    held = (bounds[:, 1] <= values) & (bounds[:, 2] >= values) & (bounds[:, 2] - bounds[:, 1] < width)
+    return Rule(_all(held), words)
+
+
 def meets(interval: Estimate, low: float, high: float, words: str) -> Rule:
     """An interval overlaps a range and is narrower: a wide interval is no agreement."""
     return Rule(interval.high >= low and interval.low <= high and interval.high - interval.low < high - low, words)
