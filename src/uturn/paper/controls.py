@@ -139,7 +139,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     if required - set(runs):
         raise ValueError(f"the run {min(required - set(runs))!r} is missing; expected all that are judged")
     order = ["hierarchy", "control", "flat", "other"]
-    listed = sorted((c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs), key=lambda case: order.index(case.kind))
+    listed = sorted(
+        (c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs), key=lambda case: order.index(case.kind)
+    )
     found = {case.label: (image_levels if case.label == "images" else levels)(runs[case.label].load()) for case in listed}
     index = {label: _indices(one) for label, one in found.items()}
     missing = Estimate(np.nan, np.nan, np.nan)
