@@ -1,12 +1,20 @@
-"""How often 95 % intervals hold the truth, on simulated runs: `estimate`, `hierarchy_index` and `uturn.workflows.analyse`.
+"""How often 95 % intervals hold the truth, on simulated runs: `estimate`, `located`, `proportion`, `hierarchy_index`, `analyse`.
 
-    python benchmarks/intervals.py [--runs 2000] [--part curves|images|index] [--workers 2]
+    python benchmarks/intervals.py [--runs 2000] [--part curves|images|index|proportions|grids|skewed] [--workers 2]
 
 Readings are coin tosses. The truth is the statistic of the mean curve of the population at the same noise levels, from an
 integral over what differs between grammars and items. Where it lies between two noise levels is drawn anew for every run. (If
 the readings are much more precise than the spacing of the levels, coverage depends on that place: with 16 trajectories it is
 between .915, at a level, and .975.) "error": standard error of the coverage, from the number of runs. "missing": share of the
 runs in which the statistic exists but its interval does not. "exists": share in which the statistic does.
+
+- proportions: readings 0 and 1 with probability p, n items, m trajectories that are independent, correlated (intraclass
+  correlation .3, from a Beta law between items) or copies of each other; and shares of 20 sites. The last line is the worst.
+- grids: t* of curves that are not straight between levels. The truth is the noise at which the curve itself passes 1/2, drawn
+  anew for every run. "interpolated": `estimate`; "located": `located`, whose width over that of "interpolated" is on the right.
+  "outwards": both ends moved to the next level; "undecided": from the last level before the first one that is not above 1/2 by
+  its own interval to the first level from which on all are below.
+- skewed: means of few or skewed numbers, and of grammars of 1 to 30 items.
 """
 
 from __future__ import annotations
@@ -15,12 +23,22 @@ import argparse
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from uturn.statistics import estimate, hierarchy_index, inversion, transition
+from uturn.statistics import (
+    crossing,
+    estimate,
+    hierarchy_index,
+    inversion,
+    levels_around,
+    located,
+    proportion,
+    replicates,
+    transition,
+)
 from uturn.workflows import analyse
 
 
@@ -166,41 +184,190 @@ def index_run(pair: tuple[float, float], design: Design, seed: int) -> dict[str,
     return {"index": (index([population(design, x, *law) for law in laws]), *hierarchy_index(high, low, (0.0, 0.0)))}
 
 
+# --- means -----------------------------------------------------------------------------------------------------------------
+
+
+class Tosses(NamedTuple):
+    """Readings of probability p: items, trajectories, their intraclass correlation, and sites over which a reading is a share."""
+
+    p: float
+    items: int
+    trajectories: int
+    correlation: float
+    sites: int = 1
+
+
+PROPORTIONS = {
+    f"p = {p}, {n} items, {words}": Tosses(p, n, m, correlation, sites)
+    for p in (0.0, 0.01, 0.02, 0.1, 0.5)
+    for n in (10, 40, 200)
+    for words, m, correlation, sites in (
+        ("1 trajectory", 1, 0.0, 1),
+        ("5 independent", 5, 0.0, 1),
+        ("5 correlated", 5, 0.3, 1),
+        ("5 copies", 5, 1.0, 1),
+        ("1 trajectory, share of 20 sites", 1, 0.0, 20),
+    )
+}
+BATCH = 200
+"""Runs of proportions that are simulated at once."""
+
+
+def proportion_runs(of: Tosses, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    if 0 < of.correlation < 1 and of.p:
+        size = (1 - of.correlation) / of.correlation
+        p = rng.beta(of.p * size, (1 - of.p) * size, (of.items, 1, BATCH))
+    else:
+        p = np.full((of.items, 1, BATCH), of.p)
+    draws = 1 if of.correlation == 1 else of.trajectories
+    shares = rng.binomial(of.sites, p, (of.items, draws, BATCH)) / of.sites
+    values = xr.DataArray(shares.repeat(of.trajectories // draws, axis=1)[None], dims=("noise", "item", "trajectory", "run"))
+    found = {"Student's t": replicates(values).interval(lambda c: c), "proportion": proportion(values)}
+    return {name: np.stack([np.full(BATCH, of.p), *ends[:, 0]]) for name, ends in found.items()}
+
+
+SKEWED: dict[str, Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, float]]] = {
+    # numbers of the items, their grammars, and the truth
+    **{
+        f"lognormal, {n} items": lambda rng, n=n: (rng.lognormal(size=n), np.zeros(n, int), float(np.exp(0.5)))  # type: ignore[misc]
+        for n in (10, 20, 40, 100, 400)
+    },
+    **{f"normal, {n} items": lambda rng, n=n: (rng.standard_normal(n), np.zeros(n, int), 0.0) for n in (5, 10)},  # type: ignore[misc]
+    **{
+        f"8 grammars of 1 to 30 items, sd {sd} between, 1 within": lambda rng, sd=sd: _unequal(rng, sd)  # type: ignore[misc]
+        for sd in (0.0, 0.3, 1.0, 10.0)
+    },
+}
+
+
+def _unequal(rng: np.random.Generator, sd: float) -> tuple[np.ndarray, np.ndarray, float]:
+    grammar = np.repeat(np.arange(8), rng.integers(1, 31, 8))
+    return sd * rng.standard_normal(8)[grammar] + rng.standard_normal(len(grammar)), grammar, 0.0
+
+
+def skewed_run(law: str, seed: int) -> dict[str, tuple[float, ...]]:
+    numbers, grammar, truth = SKEWED[law](np.random.default_rng(seed))
+    values = xr.DataArray(numbers[None], dims=("noise", "item"), coords={"grammar": ("item", grammar)})
+    return {"mean": (truth, *estimate(values, lambda c: float(c[0])))}
+
+
+# --- grids -----------------------------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """Equal distances of noise levels, or the levels; items, trajectories; width of the logistic fall, 0 for a step."""
+
+    levels: int | tuple[float, ...]
+    items: int
+    trajectories: int
+    width: float
+    plateau: bool = False
+
+    def noise(self) -> np.ndarray:
+        return np.linspace(0, 1, self.levels) if isinstance(self.levels, int) else np.array(self.levels)
+
+
+GRIDS = {
+    f"{'levels 0, .9, 1' if isinstance(levels, tuple) else f'{levels} levels'}, {n} x {m}, {words}": Grid(
+        levels, n, m, width, plateau
+    )
+    for levels in ((0.0, 0.9, 1.0), 6, 11, 21, 51)
+    for n, m in ((10, 1), (40, 1), (40, 4))
+    for words, width, plateau in (
+        ("logistic .08", 0.08, False),
+        ("logistic .02", 0.02, False),
+        ("logistic .005", 0.005, False),
+        ("step", 0.0, False),
+        ("two steps, .55 between", 0.0, True),
+    )
+}
+
+
+def grid_run(grid: Grid, seed: int) -> dict[str, tuple[float, ...]]:
+    rng, x = np.random.default_rng(seed), grid.noise()
+    gap = levels_around(x, 0.95 if len(x) == 3 else 0.5)
+    truth = gap[0] + (gap[1] - gap[0]) * rng.random()
+    if grid.width:
+        curve = 1 / (1 + np.exp(np.clip((x - truth) / grid.width, -700, 700)))
+    else:
+        curve = (x < truth).astype(float)
+        if grid.plateau:  # just above 1/2 for one distance of levels
+            curve[(x < truth) & (x >= truth - (gap[1] - gap[0]))] = 0.55
+    curve[0] = 1.0
+    tossed_values = rng.random((len(x), grid.items, grid.trajectories)) < curve[:, None, None]
+    values = xr.DataArray(tossed_values.astype(float), dims=("noise", "item", "trajectory"), coords={"noise": x})
+    of = replicates(values)
+
+    def place(c: np.ndarray) -> float:
+        return crossing(x, c, 0.5, first=True)
+
+    interpolated = of.interval(place)
+    outwards = [levels_around(x, end)[k] for k, end in enumerate(interpolated[1:])]
+    _, low, high = proportion(values)
+    first, last = (low > 0.5).argmin(), len(x) - 1 - (high < 0.5)[::-1].argmin()
+    undecided = x[max(first - 1, 0)], x[min(last + 1, len(x) - 1)]
+    return {
+        "interpolated": (truth, *interpolated),
+        "located": (truth, *located(of, place, x)),
+        "outwards": (truth, interpolated[0], *outwards),
+        "undecided": (truth, interpolated[0], *undecided),
+    }
+
+
 # --- the table -------------------------------------------------------------------------------------------------------------
 
 
-def simulated(part: str) -> dict[str, Callable[[int], dict[str, tuple[float, ...]]]]:
+def simulated(part: str) -> dict[str, Callable[[int], Any]]:
+    """Functions of a seed that give {statistic: (truth, value, low, high)}, of one run, or of `BATCH` runs of proportions."""
     if part == "curves":
         return {name: partial(curve_run, design) for name, design in DESIGNS.items()}
     if part == "images":
         return {name: partial(image_run, design) for name, design in IMAGES.items()}
+    if part == "proportions":
+        return {name: partial(proportion_runs, of) for name, of in PROPORTIONS.items()}
+    if part == "grids":
+        return {name: partial(grid_run, grid) for name, grid in GRIDS.items()}
+    if part == "skewed":
+        return {name: partial(skewed_run, name) for name in SKEWED}
     sizes = {"600 items": Design(items=600), "6 grammars of 20": Design(items=120, grammars=6, between_grammars=0.02)}
     return {f"{n}, {size}": partial(index_run, pair, design) for n, pair in PAIRS.items() for size, design in sizes.items()}
+
+
+PARTS = ("curves", "images", "index", "proportions", "grids", "skewed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--part", choices=("curves", "images", "index"), action="append")
+    parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     print(f"{'design':44} {'statistic':24} {'truth':>6} {'coverage':>8} {'error':>6} {'width':>6} {'missing':>7} {'exists':>6}")
     with ProcessPoolExecutor(options.workers) as pool:
-        for part in options.part or ("curves", "images", "index"):
+        for part in options.part or PARTS:
+            worst: dict[str, tuple[float, str]] = {}
             for name, run in simulated(part).items():
-                found = list(pool.map(run, range(options.runs), chunksize=20))
+                calls = -(-options.runs // BATCH) if part == "proportions" else options.runs
+                found = list(pool.map(run, range(calls), chunksize=1 if part == "proportions" else 20))
+                widths: list[float] = []
                 for statistic in found[0]:
-                    truth, value, low, high = np.array([one[statistic] for one in found]).T
+                    truth, value, low, high = np.concatenate([np.reshape(one[statistic], (4, -1)) for one in found], axis=1)
                     exists = np.isfinite(value)
                     interval = exists & np.isfinite(low) & np.isfinite(high)
                     covered = ((low <= truth) & (truth <= high))[interval].mean()
                     error = np.sqrt(covered * (1 - covered) / interval.sum())
                     width, missing = (high - low)[interval].mean(), 1 - interval.sum() / exists.sum()
+                    widths.append(width)
+                    ratio = f" {width / widths[0]:9.2f}" if part == "grids" and widths[0] > 0 else ""
                     print(
                         f"{name:44} {statistic:24} {truth.mean():6.3f} {covered:8.3f} {error:6.3f} {width:6.4f} {missing:7.3f} "
-                        f"{exists.mean():6.3f}",
+                        f"{exists.mean():6.3f}{ratio}",
                         flush=True,
                     )
+                    worst[statistic] = min(worst.get(statistic, (2.0, "")), (float(covered), name))
+            for statistic, (covered, name) in worst.items():
+                print(f"worst of {part}: {statistic} {covered:.3f} ({name})", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What the verdicts of whole figures notice of errors put into the package on purpose: the table of `tests/mutations.py`.
 
-    python benchmarks/mutations.py [NAME ...] [--figures FIGURE ...] [--workers N]
+    python benchmarks/mutations.py [NAME ...] [--figures [FIGURE ...]] [--workers N]
 
 Every figure that has to notice an error is made at smoke scale with that error, in a process of its own and a folder of its
-own, and once without it. NAME selects errors that contain the text; `--figures` takes other figures than those of the table.
-Errors that no figure can show are tried on the tests that are named. The exit code is 1 if something named did not fail, or
-failed without the error.
+own, and once without it. NAME selects errors that contain the text; `--figures` takes other figures than those of the table, or
+none. Errors are also tried on the tests that are named: `python benchmarks/mutations.py --figures` says in a few minutes which
+test catches which error. The exit code is 1 if something named did not fail, or failed without the error.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def failing_test(mutation: Mutation) -> list[tuple[str, bool]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of the names of errors; all by default")
-    parser.add_argument("--figures", nargs="+", help="figures to make instead of those of the table")
+    parser.add_argument("--figures", nargs="*", help="figures to make instead of those of the table; none are named: no figure")
     parser.add_argument("--workers", type=int, default=1, help="figures made at a time")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -82,7 +82,7 @@ def main() -> int:
     chosen = [m for m in MUTATIONS if not arguments.names or any(name in m.name for name in arguments.names)]
     if not chosen:
         parser.error(f"no error is called {arguments.names}; expected parts of {', '.join(m.name for m in MUTATIONS)}")
-    figures = {m.name: arguments.figures or list(m.figures) for m in chosen}
+    figures = {m.name: list(m.figures) if arguments.figures is None else arguments.figures for m in chosen}
     jobs = [(figure, None) for figure in dict.fromkeys(f for each in figures.values() for f in each)]
     jobs += [(figure, m.name) for m in chosen for figure in figures[m.name]]
     start = time.monotonic()

@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from uturn.corruption.unmasking import Decoder
+from uturn.networks import edm_schedule
+
 
 @dataclass(frozen=True)
 class Mutation:
@@ -26,7 +29,7 @@ class Mutation:
 
     `target`: "module:function" or "module:Class.method", in whose source `old` is replaced by `new`. `figures`: the figures
     that have to notice at smoke scale, each with the beginning of the verdict that fails. `tests`: tests that have to fail,
-    as "module::function" with arguments.
+    as "module::function" with the arguments that are no fixtures.
     """
 
     name: str
@@ -43,7 +46,7 @@ class Mutation:
         *inside, name = path.split(".")
         owner = getattr(module, inside[0]) if inside else module
         right = owner.__dict__[name]
-        source = textwrap.dedent(inspect.getsource(right))
+        source = textwrap.dedent(inspect.getsource(getattr(right, "fget", None) or getattr(right, "func", None) or right))
         assert source.count(self.old) == 1, f"{self.target} holds {self.old!r} {source.count(self.old)} times; expected once"
         file = f"<mutation: {self.name}>"
         text = "from __future__ import annotations\n" + source.replace(self.old, self.new)
@@ -51,9 +54,11 @@ class Mutation:
         made: dict[str, Any] = {}
         exec(compile(text, file, "exec"), module.__dict__, made)
         wrong = made[name]
+        if hasattr(wrong, "__set_name__"):
+            wrong.__set_name__(owner, name)
         places = [(owner, name)]
         if not inside:  # other modules may have imported it by name
-            loaded = [m for key, m in list(sys.modules.items()) if key.split(".")[0] == "uturn" and m is not module]
+            loaded = [m for key, m in list(sys.modules.items()) if key.startswith(("uturn", "test_")) and m is not module]
             places += [(m, key) for m in loaded for key, value in list(vars(m).items()) if value is right]
         for place, key in places:
             setattr(place, key, wrong)
@@ -351,5 +356,282 @@ MUTATIONS = (
         "weights = belief.astype(np.float64)",
         "weights = belief.astype(np.float64) ** 1.05",
         tests=(("test_exam::test_divergence_is_its_definition", {}),),
+    ),
+    Mutation(
+        "all masked tokens are told as noise in all steps",
+        "uturn.corruption.unmasking:unmask",
+        "share = (masked[active] - first) / d",
+        "share = masked[active] / d",
+        tests=(("test_unmasking::test_the_denoiser_is_told_the_share_of_masked_tokens", {}),),
+    ),
+    Mutation(
+        "top-p without the token that crosses p",
+        "uturn.corruption.unmasking:Decoder.weights",
+        "np.cumsum(ordered, axis=-1) - ordered <",
+        "np.r_[0, np.ones(ordered.shape[-1] - 1)] * np.cumsum(ordered, axis=-1) <=",
+        tests=(("test_unmasking::test_top_p_keeps_the_fewest_symbols_that_reach_p", {"p": 0.5}),),
+    ),
+    Mutation(
+        "a network's ratio of the token that is there is believed",
+        "uturn.networks.language:LanguageModel._from_ratios",
+        "s = log_ratios.double().exp().masked_fill(own, 1.0)",
+        "s = log_ratios.double().exp()",
+        tests=(("test_language::test_uniform_replacement_reads_ratios_as_the_posterior", {}),),
+    ),
+    Mutation(
+        "Sana counts its steps as Stable Diffusion does",
+        "uturn.workflows.schedules:schedule",
+        "stored.pipeline.startswith(COUNTED_DOWN)",
+        "stored.pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
+        tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
+    ),
+    # --- parts, and clones ---
+    Mutation(
+        "numbers in the code of one's own part do not count",
+        "uturn.own_parts:_code_bytes",
+        "constants = [_code_bytes(c) if isinstance(c, CodeType) else _plain_bytes(c) for c in code.co_consts]",
+        "constants = [_code_bytes(c) for c in code.co_consts if isinstance(c, CodeType)]",
+        tests=(("test_parts::test_code_without_a_file", {}),),
+    ),
+    Mutation(
+        "draws are cut into clones first, then trajectories",
+        "uturn.contracts:with_clones",
+        'at = dims.index("trajectory") + 1',
+        'at = dims.index("trajectory")',
+        tests=(("test_calibration::test_twins_are_their_definition", {}),),
+    ),
+    Mutation(
+        "mean over the other clones divided by the number of all",
+        "uturn.probes.clones:between_clones",
+        "/ (clones - 1)",
+        "/ clones",
+        tests=(("test_calibration::test_twins_are_their_definition", {}),),
+    ),
+    Mutation(
+        "clones of a noisy datum count as trajectories",
+        "uturn.probes.changes:Changes.accumulate",
+        "changed.reshape(items, -1, clones, sites).swapaxes(1, 2).reshape(items * clones, -1, sites)",
+        "changed.reshape(items * clones, -1, sites)",
+        tests=(("test_changes_probe::test_clones_are_averaged_over_clone_numbers", {}),),
+    ),
+    # --- queues ---
+    Mutation(
+        "all images of a call are told the timestep of the first ones",
+        "uturn.backward.queue:_advance",
+        "timesteps.append(cohort.timestep.to",
+        "timesteps.append(cohorts[0].timestep.to",
+        tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
+    ),
+    Mutation(
+        "images that enter the queue together draw the same noise",
+        "uturn.backward.queue:_admitted",
+        "manual_seed(int(w.key)) for w in work",
+        "manual_seed(int(work[0].key)) for w in work",
+        tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
+    ),
+    Mutation(
+        "the learned variance is taken for the noise",
+        "uturn.backward.queue:_advance",
+        "output = output[:, :channels]",
+        "output = output[:, channels:]",
+        tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),
+    ),
+    Mutation(
+        "tokens that were not kept are drawn with the same numbers again",
+        "uturn.backward.token_queue:_advance",
+        "steps = np.array([row.step for row in rows], np.uint64)",
+        "steps = np.array([0 for row in rows], np.uint64)",
+        tests=(("test_language::test_the_queue_draws_what_unmasking_draws", {"decoder": Decoder("confidence", steps=2)}),),
+    ),
+    Mutation(
+        "share of masked tokens among those of the longest text",
+        "uturn.backward.token_queue:_Row.noise",
+        "/ self.length",
+        "/ len(self.values)",
+        tests=(("test_language::test_the_network_is_told_the_share_of_masked_tokens", {}),),
+    ),
+    # --- calibration ---
+    Mutation(
+        "relabellings that tie with the observed gap do not count",
+        "uturn.measures.relabelling:p_values",
+        "gaps[:, 0].mean(axis=0)) - MARGIN",
+        "gaps[:, 0].mean(axis=0)) + MARGIN",
+        tests=(("test_calibration::test_no_gap_is_visible_where_no_p_value_is_small_enough", {}),),
+    ),
+    Mutation(
+        "a test that ended early has the p-value of one that did not",
+        "uturn.measures.relabelling:p_values",
+        "found[active] = (1 + hits) / (done + 1)",
+        "found[active] = (1 + hits) / (relabellings + 1)",
+        tests=(("test_calibration::test_the_test_is_the_enumeration_of_all_relabellings", {}),),
+    ),
+    Mutation(
+        "relabellings are spared where one of them is improbable, not all",
+        "uturn.measures.relabelling:p_values",
+        "log_bound(gaps[:, :, active], least[active]) + np.log(relabellings)",
+        "log_bound(gaps[:, :, active], least[active])",
+        tests=(("test_calibration::test_hits_too_rare_for_the_first_look_are_counted", {}),),
+    ),
+    # --- changes ---
+    Mutation(
+        "covariances over T instead of T - 1 trajectories",
+        "uturn.covariances:Covariances.covariance",
+        "(self.count - 1) * self.distance.pairs",
+        "self.count * self.distance.pairs",
+        tests=(("test_changes_probe::test_readings_are_those_of_the_arrays", {"channel": "masking"}),),
+    ),
+    Mutation(
+        "rows and columns of patches exchanged",
+        "uturn.probes.changes:_patches",
+        "cut.transpose(0, 2, 4, 1, 3, 5)",
+        "cut.transpose(0, 4, 2, 1, 3, 5)",
+        tests=(("test_changes_probe::test_a_pixel_changes_its_own_patch", {}),),
+    ),
+    Mutation(
+        "correlation length without the power law that is given",
+        "uturn.measures.scaling:correlation_length",
+        "shapes = r ** -exponents[:, None, None] * np.exp(",
+        "shapes = r ** (0 * exponents[:, None, None]) * np.exp(",
+        tests=(("test_changes_figures::test_the_length_of_a_known_law_is_found", {}),),
+    ),
+    Mutation(
+        "collapse with nu in place of 1/nu",
+        "uturn.measures.scaling:collapse",
+        "x = (noise - critical) * N[:, None] ** (1 / nu)",
+        "x = (noise - critical) * N[:, None] ** nu",
+        tests=(("test_changes_figures::test_the_collapse_of_a_known_law_is_found", {}),),
+    ),
+    # --- padding of texts ---
+    Mutation(
+        "similarity of padding counts",
+        "uturn.probes.text_states:TextStates._similarities",
+        "self._standardised(layer, states[layer]) * here[..., None]",
+        "self._standardised(layer, states[layer])",
+        tests=(("test_text_probes::test_token_similarity_does_not_see_padding", {}),),
+    ),
+    Mutation(
+        "padding in mean and variance of a layer",
+        "uturn.probes.text_states:TextStates._fit",
+        "float64_copy(values[here])",
+        "float64_copy(values.flatten(0, 1))",
+        tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),
+    ),
+    Mutation(
+        "the end of a text stands behind its padding",
+        "uturn.networks.language:LanguageModel._called",
+        "begin + lengths + k] = token",
+        "begin + longest + k] = token",
+        tests=(("test_language::test_masked_models_of_transformers", {"kind": "bert"}),),
+    ),
+    Mutation(
+        "likelihood of padding counts",
+        "uturn.networks.text_likelihoods:causal_log_likelihoods",
+        ".masked_fill(~real[:, first:], 0)",
+        "",
+        tests=(("test_text_probes::test_without_a_token_for_the_beginning_the_first_token_is_not_counted", {}),),
+    ),
+    Mutation(
+        "pseudo-likelihood with all tokens of a call masked",
+        "uturn.networks.text_likelihoods:pseudo_log_likelihoods",
+        "masked[np.arange(len(places)), places] = MASKED",
+        "masked[:, places] = MASKED",
+        tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),
+    ),
+    # --- masks, denoisers, schedules ---
+    Mutation(
+        "all tokens of a text are masked, or none",
+        "uturn.corruption.masking:Masking.corrupt",
+        "uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1])",
+        "uniforms(streams(seed, len(leaves), NOISE), 1)",
+        {"fig3": LAW, "fig15": LAW},
+    ),
+    Mutation(
+        "v with signal and noise exchanged",
+        "uturn.networks.own_denoisers:Prediction.expected",
+        "a * noise - s * clean",
+        "s * noise - a * clean",
+        tests=(("test_own_denoisers::test_from_every_step_a_delta_is_rebuilt_exactly", {"schedule": edm_schedule}),),
+    ),
+    Mutation(
+        "sigma of the whole timestep below",
+        "uturn.networks.own_denoisers:Prediction.levels",
+        "sigma = torch.lerp(self.sigmas[low], self.sigmas[high], time - low)",
+        "sigma = self.sigmas[low]",
+        tests=(
+            (
+                "test_own_denoisers::test_the_optimal_network_of_every_type_gives_the_same_reconstructions",
+                {"schedule": edm_schedule, "sampler": "heun"},
+            ),
+        ),
+    ),
+    Mutation(
+        "timesteps of two calls a step are cut as those of one",
+        "uturn.workflows.schedules:schedule",
+        "firsts = (steps - ks) * made.order",
+        "firsts = steps - ks",
+        tests=(
+            (
+                "test_schedules::test_strength_gives_the_timesteps_of_the_pipeline",
+                {"module": "stable_diffusion", "config": {"_class_name": "HeunDiscreteScheduler"}, "steps": 10},
+            ),
+        ),
+    ),
+    # --- stores and clusters ---
+    Mutation(
+        "items move when the blocks of a larger run are smaller",
+        "uturn.store:Store._readings_of",
+        "first = items[0] - tasks[0].item_block * self.chunk",
+        "first = 0",
+        tests=(("test_store::test_readings_stay_with_their_items_in_smaller_blocks", {}),),
+    ),
+    Mutation(
+        "a block has the trajectories that some of its items have",
+        "uturn.store:Store._tasks_with",
+        "(min(held[task][k] for task in tasks)",
+        "(max(held[task][k] for task in tasks)",
+        tests=(("test_store::test_a_block_has_the_trajectories_that_all_of_its_items_have", {}),),
+    ),
+    Mutation(
+        "tasks with fewer clones are done for the workers of a cluster",
+        "uturn.store:Store.recorded",
+        "found[task] = count if clones == self.clones else 0",
+        "found[task] = count",
+        tests=(("test_store::test_records_and_readings_leave_the_same_tasks", {}),),
+    ),
+    Mutation(
+        "a bundle is handed out, and other tasks are crossed off",
+        "uturn.cluster.coordinator:Coordinator._next",
+        "del group.tasks[first : first + size]",
+        "del group.tasks[:size]",
+        tests=(("test_coordinator::test_every_task_is_handed_out_once", {}),),
+    ),
+    # --- atlas and pages ---
+    Mutation(
+        "calibration of a row where the gap is largest, not its p-value smallest",
+        "uturn.workflows.atlas_numbers:_of_clones",
+        "np.lexsort((-np.abs(one.gap_class.values[:, 0]), p))",
+        "np.lexsort((p, -np.abs(one.gap_class.values[:, 0])))",
+        tests=(("test_atlas::test_the_gap_is_that_of_the_smallest_p_value", {}),),
+    ),
+    Mutation(
+        "chance is the share of the most frequent class",
+        "uturn.workflows.analysis:_chance",
+        "np.sum((counts / counts.sum()) ** 2)",
+        "np.max(counts / counts.sum())",
+        tests=(("test_images::test_chance_is_that_of_two_originals", {}),),
+    ),
+    Mutation(
+        "log-SNR of amplitudes",
+        "uturn.workflows.analysis:_Axes._of_angle",
+        '"log_snr": -2 * np.log(sigma)',
+        '"log_snr": -np.log(sigma)',
+        tests=(("test_images::test_the_other_axes_follow", {}),),
+    ),
+    Mutation(
+        "points of a thinned curve stand at the noise of others",
+        "uturn.pages.charts:chart",
+        '"axes": _axes(some, x)',
+        '"axes": _axes(values, x)',
+        tests=(("test_report::test_points_of_a_thinned_curve_stand_at_their_noise", {}),),
     ),
 )  # fmt: skip

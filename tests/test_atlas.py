@@ -22,7 +22,7 @@ from uturn.plotting.atlas import draw_atlas
 from uturn.plotting.style import style
 from uturn.workflows import ImageOptions, analyse
 from uturn.workflows.atlas import RESULTS, chosen, measure_atlas, read_atlas
-from uturn.workflows.atlas_numbers import _of_changes, to_csv
+from uturn.workflows.atlas_numbers import _of_changes, _of_clones, to_csv
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "atlas"
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern
@@ -250,6 +250,17 @@ def test_chi_is_taken_at_its_peak_and_xi_in_pixels(finished):
     assert values["xi"][0] == pytest.approx(2 * 3.0, rel=0.02)
     assert remark == ""
     assert "no peak" in _of_changes(rows[0], forged.isel(noise=[0, 1]))[1]
+
+
+def test_the_gap_is_that_of_the_smallest_p_value():
+    """Of equal p-values, that of the largest gap, whatever its sign; levels that were not measured are NaN."""
+    gaps = np.array([[0.9, 0.8, 1.0], [0.1, 0.0, 0.2], [-0.3, -0.4, -0.2], [np.nan] * 3])
+    judged = xr.Dataset(
+        {"gap_class": (("noise", "estimate"), gaps), "gap_class_p": ("noise", [0.5, 0.01, 0.01, np.nan])},
+        coords={"noise": [0.1, 0.2, 0.3, 0.4], "log_snr": ("noise", [3.0, 2.0, 1.0, 0.0])},
+    )
+    values, remark = _of_clones(judged)
+    assert (list(values["gap"]), values["gap_at"], values["gap_p"], remark) == ([-0.3, -0.4, -0.2], 1.0, 0.01, "")
 
 
 def test_what_does_not_apply_is_nan_with_a_reason(finished):

@@ -8,6 +8,7 @@ import uturn as ut
 from uturn.covariances import Covariances, Grid, Matrix, Tree
 from uturn.laws import GaussianMixture, power_law
 from uturn.measures import changes
+from uturn.measures.peaks import peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.random import keys, uniforms
 from uturn.theory import MeanField
@@ -177,14 +178,125 @@ def test_nothing_changed_is_nan_and_constant_sites_do_not_matter():
 
 
 def test_where_one_original_decides_there_is_no_interval():
-    """The variance of a single original of 24 is not above 0 by its interval; without this rule chi had the width 0."""
+    """A single original of 24 changes: n_eff = 1, and chi would have the width 0."""
     x = np.zeros((24, 6, 8), bool)
     x[5] = draws(1, 6, 8)[0] < 0.5
     alone, both = changes.Covariances(Grid((8,))).add(x), np.stack([x, draws(24, 6, 8, seed=1) < 0.5])
     found = [ut.susceptibility(x), *zip(*correlations_at(alone), strict=True), length_of(alone)]
     assert all(np.isfinite(value) and np.isnan(low) and np.isnan(high) for value, low, high in found)
+    assert float(ut.correlations(x).n_eff) == 1
     rest = ut.susceptibility(both[1])
     assert rest.low < rest.value < rest.high
+
+
+def test_the_effective_number_is_that_of_equal_originals():
+    variance = xr.DataArray([[1.0, 1, 1, 1], [4, 2, 1, 1], [0, 0, 3, 0], [0, 0, 0, 0]], dims=("noise", "item"))
+    np.testing.assert_allclose(changes.effective_number(variance), [4, 64 / 22, 1, 0])
+    grouped = variance.assign_coords(grammar=("item", [7, 7, 9, 9]))
+    np.testing.assert_allclose(changes.effective_number(grouped), [2, 64 / 40, 1, 0])
+
+
+def test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide():
+    """Six originals change, of 40: the interval is wider than that of the six alone by no more than their number explains."""
+    x = np.zeros((40, 6, 8), bool)
+    x[:6] = draws(6, 6, 8) < 0.5
+    all_items, six = ut.susceptibility(x), ut.susceptibility(x[:6])
+    assert all_items.value == pytest.approx(six.value)
+    assert np.log(all_items.high / all_items.low) == pytest.approx(np.log(six.high / six.low), rel=0.15)
+    ends = np.log([all_items.value / all_items.low, all_items.high / all_items.value])
+    assert ends[0] == pytest.approx(ends[1])  # symmetric in log chi
+    curve = ut.correlations(x, confidence=0.9)
+    assert 2 < float(curve.n_eff) <= 6
+    np.testing.assert_allclose(curve.high - curve.correlation, curve.correlation - curve.low)
+
+
+def rare_originals(seed, items=60, trajectories=4):
+    """One original in 12 changes much, in blocks of 8 sites; the others change rarely, site by site."""
+    rng = np.random.default_rng(seed)
+    active = rng.random(items) < 1 / 12
+    blocks = (rng.random((items, trajectories, 3)) < 0.5).repeat(8, axis=2)
+    alone = rng.random((items, trajectories, 24)) < 0.004
+    return np.where(active[:, None, None], blocks, alone)
+
+
+def test_intervals_contain_the_truth_where_rare_originals_decide():
+    """Five active originals are expected. Of 200 intervals of coverage .9, fewer than 167 hold the truth with probability .001."""
+    variances = np.array([0.25, 11 * 0.004 * 0.996])
+    truth = (8 * variances[0] + variances[1]) / variances.sum()
+    found = np.array([ut.susceptibility(rare_originals(seed)) for seed in range(200)])
+    given = np.isfinite(found[:, 1])
+    held = (found[:, 1] <= truth) & (truth <= found[:, 2])
+    assert given.sum() > 180
+    assert held[given].sum() >= 0.835 * given.sum()
+
+
+# -- the peak of chi ------------------------------------------------------------------------------------------------------------
+
+
+def parts_of(chi, items=40, scatter=0.1, seed=0, noise=None):
+    """Readings whose ratio is chi at each level, with independent relative scatter."""
+    chi = np.asarray(chi, float)
+    total = chi[:, None] * (1 + scatter * np.random.default_rng(seed).standard_normal((len(chi), items)))
+    noise = np.linspace(0.1, 0.1 * len(chi), len(chi)) if noise is None else noise
+    return xr.DataArray(np.stack([total, np.ones_like(total)]), dims=("part", "noise", "item"), coords={"noise": noise})
+
+
+def test_the_place_of_the_peak_is_the_vertex_of_a_parabola():
+    x = np.array([0.1, 0.2, 0.5, 0.6, 1.0])
+    for curve, place in ((3 - (x - 0.43) ** 2, 0.43), ([1, 2, 2, 1, 0.5], 0.35)):  # 2 - 25 (x - .2) (x - .5)
+        assert peak_of(parts_of(curve, scatter=0, noise=x)).place.value == pytest.approx(place)
+    for curve, place in (([5, 4, 3, 2, 1], 0.1), ([1, 2, 3, 4, 5], 1.0)):
+        found = peak_of(parts_of(curve, scatter=0, noise=x))
+        assert found.place.value == place
+        assert not found.inside
+
+
+def test_the_interval_of_the_peak_is_half_a_step_wider_than_its_levels():
+    sharp = peak_of(parts_of([1, 2, 4, 2, 1], scatter=0.05))
+    assert sharp.levels.tolist() == [False, False, True, False, False]
+    np.testing.assert_allclose(sharp.place[1:], (0.25, 0.35))
+    assert (sharp.inside, sharp.plateau, sharp.reaches) == (True, False, (False, False))
+    flat = peak_of(parts_of([1, 4, 4, 4, 1]))
+    assert flat.levels.tolist() == [False, True, True, True, False]
+    np.testing.assert_allclose(flat.place[1:], (0.15, 0.45))
+    assert flat.plateau
+    assert flat.height.value > 4 > flat.cross_fitted - 0.2
+    end = peak_of(parts_of([3.99, 1, 4, 1, 1]))
+    assert end.reaches == (True, False)
+    assert end.place.low == 0.1
+
+
+def test_levels_that_one_original_decides_take_no_part_in_the_peak():
+    parts = parts_of([1, 2, 4, 2, 1])
+    parts[:, 4, 1:] = 0
+    parts[0, 4, 0] = 9.0  # chi = 9, of one original
+    found = peak_of(parts)
+    assert found.used.tolist() == [True, True, True, True, False]
+    assert found.largest == 2
+    assert peak_of(parts[..., :1]).used.all()  # of a single original none has an interval
+    assert np.isnan(peak_of(parts[..., :1]).place[1:]).all()
+    assert peak_of(0 * parts).largest == -1
+
+
+def test_the_height_as_found_is_too_high_on_a_plateau_and_the_cross_fitted_one_is_not():
+    """Ten equal levels, chi = 4, 200 repetitions: the mean of the cross-fitted height is within 4 standard errors of 4."""
+    found = [peak_of(parts_of([4] * 10, items=20, scatter=0.5, seed=seed)) for seed in range(200)]
+    largest, fitted = (np.array([getattr(one, name) for one in found]) for name in ("height", "cross_fitted"))
+    assert largest[:, 0].mean() > 4.4
+    assert abs(fitted.mean() - 4) < 4 * fitted.std() / np.sqrt(200)
+
+
+def test_the_interval_of_the_peak_contains_it_on_peaks_and_plateaus():
+    """120 repetitions each. Of intervals with coverage .93, fewer than 101 hold the truth with probability .001. The vertex moves
+    over the plateau, so that an interval of its own errors holds a given level less often."""
+    x = np.linspace(0.1, 1, 10)
+    for curve, place in (
+        (1 + 3 * np.exp(-(((x - 0.5) / 0.15) ** 2) / 2), 0.5),
+        (np.where(np.abs(x - 0.5) < 0.25, 4.0, 1.0), 0.4),
+    ):
+        found = [peak_of(parts_of(curve, items=20, scatter=0.6, seed=seed, noise=x)).place for seed in range(120)]
+        assert sum(one.low <= place <= one.high for one in found) >= 101
+        assert np.mean([one.high - one.low for one in found]) < 0.6
 
 
 def correlations_at(covariances):

@@ -14,6 +14,7 @@ from uturn.covariances import Covariances, Grid, Tree
 from uturn.measures import changes
 from uturn.measures.hierarchy import site_changes
 from uturn.measures.scaling import correlation_length
+from uturn.probes.changes import Changes, sites_of
 from uturn.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
 from uturn.random import Streams, keys, uniforms
 from uturn.theory import MeanField
@@ -168,6 +169,28 @@ def test_patches_of_images(garments):
     np.testing.assert_allclose(ds.change_covariance[0], table, rtol=1e-4, atol=1e-6)
 
 
+class Wide:
+    """Images that are wider than high."""
+
+    kind = "images"
+
+    def image_shape(self):
+        return 1, 4, 6
+
+    def files(self):
+        return []
+
+
+def test_a_pixel_changes_its_own_patch():
+    sites = sites_of(Changes(patch=2), Wide())
+    for row, column in np.ndindex(4, 6):
+        after = np.zeros((1, 1, 1, 4, 6))
+        after[..., row, column] = 1
+        changed = sites.changed(np.zeros((1, 1, 4, 6)), after)
+        assert np.flatnonzero(changed).tolist() == [3 * (row // 2) + column // 2]
+    assert sites.distance == Grid((2, 3))
+
+
 def test_positions_of_a_layer(garments):
     import torch
 
@@ -192,6 +215,22 @@ def test_positions_of_a_layer(garments):
     table, _ = double_sum(changed, grid_matrix((side, side)))
     np.testing.assert_allclose(ds.deep_change_covariance[0], table, rtol=1e-3, atol=1e-6)
     assert changes.susceptibility_of(ds, "deep").chi.item() > 1
+
+
+def test_beside_the_layers_of_a_network(garments):
+    """`network_layers` has a variable called distance, so the dim of the distances of sites is named after its probe."""
+    one, alone = garments
+    tables = [{"type": "network_layers", "reference": 20}, *one.to_dict()["probes"][:2]]
+    both = ut.run(ut.Experiment.from_dict({**one.to_dict(), "probes": tables})).load()
+    assert both.distance.dims == ("noise", "item", "trajectory", "network_layer")
+    assert both.change_covariance.dims == ("noise", "item", "changes_distance")
+    assert both.deep_change_covariance.dims == ("noise", "item", "deep_distance")
+    np.testing.assert_array_equal(both.changes_distance, alone.distance)
+    for read in (changes.susceptibility_of, changes.correlations_of):
+        xr.testing.assert_equal(read(both), read(alone))
+    length = correlation_length(alone.change_covariance)
+    xr.testing.assert_equal(correlation_length(both.change_covariance), length)
+    xr.testing.assert_equal(changes.correlations_of(both.change_covariance), changes.correlations_of(alone))
 
 
 def transformer():

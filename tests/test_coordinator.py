@@ -198,6 +198,14 @@ def test_other_tasks_are_tried_when_the_first_fail(nodes):
     assert any(made._next()[0] >= 100 for _ in range(20))
 
 
+def test_every_task_is_handed_out_once():
+    made = Coordinator(job())
+    made.groups, made.size = [coordinator._Group(1.0, list(range(100))), coordinator._Group(0.1, list(range(100, 150)))], 16
+    bundles = iter(made._next, None)
+    handed = [task for bundle, _ in zip(bundles, range(150), strict=False) for task in bundle]
+    assert sorted(handed) == list(range(150))
+
+
 def test_a_driver_with_another_version_or_other_options(nodes):
     async def joined(other, gone):
         made = Coordinator(job())

@@ -686,6 +686,39 @@ def test_every_block(model, expected, images):
         assert np.isfinite(comparison).all()
 
 
+class Scaled(nn.Module):
+    """A class of one's own around a network, with a preprocessing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.model(self.scale * x)
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, Scaled, lambda model: Scaled(nn.DataParallel(model))])
+def test_layers_of_a_wrapped_network_have_the_names_of_the_network(wrapper, images):
+    torch.manual_seed(0)
+    network = SmallResNet().eval()
+    inside = wrapper(network).eval()
+    named = HiddenLayers(inside, "every block").fit(images)
+    alone = HiddenLayers(network, "every block").fit(images)
+    assert named.layers == alone.layers
+    assert HiddenLayers(inside).layers == HiddenLayers(network).layers
+    prefix = next(name for name, module in inside.named_modules() if module is network)
+    assert HiddenLayers(inside, [f"{prefix}.layer1.*"]).layers == HiddenLayers(inside, "layer1.*").layers == ("layer1.0", "layer1.1")
+    other = images[::-1].copy()
+    scale = 1 if wrapper is nn.DataParallel else 2  # the wrapper runs
+    alone = HiddenLayers(network, "every block").fit(scale * images)
+    np.testing.assert_allclose(named.compare(images, other), alone.compare(scale * images, scale * other))
+
+
+def test_layers_of_a_compiled_network_have_the_names_of_the_network():
+    assert every_block(torch.compile(SmallResNet())) == every_block(SmallResNet())
+
+
 class OneBlock(SmallResNet):
     """Nothing is stacked, and the ReLU of the only block runs twice."""
 

@@ -105,6 +105,13 @@ def test_transition_width_inversion_and_half_lives_are_recovered(known):
     assert known.remark == ""
 
 
+def test_chance_is_that_of_two_originals():
+    """Half of the originals have one predicted class, and a quarter each of two others."""
+    run = forged(num_items=400, classes=4)
+    run["original_class"] = run.original_class.where(run.original_class != 3, 0)
+    assert float(analyse(run).chance[0]) == pytest.approx(1 / 4 + 1 / 16 + 1 / 16)
+
+
 def test_curves_start_at_the_identity(known):
     assert known.noise[0] == 0
     assert (known.similarity.isel(noise=0) == 1).all()
@@ -129,17 +136,21 @@ def test_the_other_axes_follow(known):
 def test_between_the_identity_and_the_first_level_axes_are_finite():
     found = analyse(forged(star=0.02, width=0.01)).isel(classifier=0)
     assert "t* lies below the smallest measured noise" in str(found.remark.item())
-    assert np.isfinite(found.transition).all()
+    assert np.isfinite(found.transition.sel(estimate="value")).all()
     assert 0 < value(found.transition, axis="sigma") < np.tan(np.pi / 2 * 0.05)
+    assert found.transition.sel(axis="log_snr", estimate="high") == np.inf  # t* can be anywhere from the identity on
 
 
 def test_intervals_hold_the_truth_and_shrink_with_the_root_of_the_items():
-    widths = []
+    widths, places = [], []
     for items in (100, 1600):
-        low, high = analyse(forged(num_items=items)).transition.isel(classifier=0).sel(axis="noise", estimate=["low", "high"])
+        found = analyse(forged(num_items=items)).isel(classifier=0).sel(estimate=["low", "high"])
+        low, high = found.transition.sel(axis="noise")
         assert low < 0.53 < high
-        widths.append(float(high - low))
+        places.append(float(high - low))
+        widths.append(float(found.same_class.sel(noise=0.5).diff("estimate").item()))
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
+    assert places[0] >= places[1] == pytest.approx(0.05)  # t* not below the distance of the noise levels
 
 
 def test_order_of_levels_and_a_measured_identity_do_not_matter(known):

@@ -6,6 +6,9 @@ Verdicts are taken from the figure's own functions on its own smoke-scale measur
 
 import importlib
 import inspect
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,11 +105,26 @@ def intervals_see_the_grammars():
 
 
 def named_test(name, arguments):
-    """A function without arguments that runs a test by its name."""
-    module, _, function = name.partition("::")
-    found = globals()[function] if module == "test_mutations" else getattr(importlib.import_module(module), function)
-    assert set(inspect.signature(found).parameters) == set(arguments)
-    return lambda: found(**arguments)
+    """A function without arguments that runs a test by its name, with fixtures of its own."""
+    module_name, _, function = name.partition("::")
+    module = importlib.import_module(module_name)
+
+    def call():
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            temporary = SimpleNamespace(mktemp=lambda start: Path(tempfile.mkdtemp(prefix=start, dir=folder)))
+            known = {"tmp_path": Path(folder), "tmp_path_factory": temporary, "monkeypatch": patch, **arguments}
+
+            def value(one):
+                if one not in known:
+                    known[one] = called(inspect.unwrap(getattr(module, one)))  # a fixture of the module
+                return known[one]
+
+            def called(f):
+                return f(**{one: value(one) for one in inspect.signature(f).parameters})
+
+            called(getattr(module, function))
+
+    return call
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.figures], ids=lambda m: m.name)

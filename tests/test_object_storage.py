@@ -432,6 +432,7 @@ def test_slow_requests_are_repeated(proxy, monkeypatch, caplog):
         ("s3://bucket/../x", r"without .*'\.\.'"),
         ("s3://bucket/a?b", "without"),
         ("s3://bucket/a b", "without"),
+        ("memory://bucket/a", "vanish with the process"),
         ("nonsense://bucket/a", "cannot be opened"),
         ("hdfs://bucket/a", r"package.*uturn\[cluster\]"),
     ],
@@ -455,9 +456,9 @@ def test_a_missing_package_and_an_endpoint_that_is_none(monkeypatch):
 
 def test_a_file_system_of_fsspec(local):
     """A scheme that obstore does not know, without conditional writes and without copies inside the storage."""
-    url = "memory://place/run"
+    url = "memory://place/run"  # which users cannot name
     for spec, expected in ((SPEC, local[0]), (LARGER, local[1])):
-        ut.run(experiment(spec), url)
+        ut.run(experiment(spec), ObjectPrefix(url))
         assert objects_at(url) == expected
     Objects.at(url).remove(Objects.at(url).listed())
 

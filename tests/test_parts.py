@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -630,7 +631,7 @@ def command(*words, cwd):
 def own_folder(tmp_path_factory):
     """A copy of examples/own, with the statistics of its network."""
     folder = tmp_path_factory.mktemp("own")
-    for name in ("series.py", "series.toml", "network.py"):
+    for name in ("series.py", "series.toml", "network.py", "rules.py", "rules.toml"):
         (folder / name).write_text((OWN / name).read_text())
     done = command("network.py", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -639,7 +640,7 @@ def own_folder(tmp_path_factory):
 
 def test_the_page_shows_the_files_that_are_tested():
     page = (OWN.parents[1] / "docs" / "own-parts.md").read_text()
-    for name in ("series.py", "series.toml", "network.py"):
+    for name in ("series.py", "series.toml", "network.py", "rules.py", "rules.toml"):
         text = (OWN / name).read_text()
         for piece in text.split("\n\n\n"):
             assert textwrap.dedent(piece).strip() in page, f"{name}: {piece[:60]}"
@@ -656,6 +657,21 @@ def test_own_series_run(own_folder):
     assert (mean.sel(noise=0.3).diff("window") > 0.03).all()  # slow scales live longer
     # 400 signs of independent series: a share of 1/2 +- .1 is four standard deviations.
     assert abs(ds.same_sign.sel(noise=3).mean() - 0.5) < 0.1
+
+
+def test_own_rules_run(own_folder):
+    """The beliefs are those of the inference of the grammar alone, and its strings parse."""
+    done = command("-m", "uturn.cli", "run", "rules.toml", "--store", "rules", cwd=own_folder)
+    assert done.returncode == 0, done.stderr
+    ds = Store.open(own_folder / "rules").dataset()
+    assert np.allclose(ds.belief.sel(noise=0), 1)
+    assert np.allclose(ds.unchanged.sel(noise=0), 1)
+    names = runpy.run_path(str(own_folder / "rules.py"))
+    nothing = ut.infer(names["GRAMMAR"], np.zeros((1, 8, 3), np.float32)).marginals
+    (block,) = names["Rules"]().blocks(np.arange(100), 0, 100)
+    for level in range(4):
+        expected = nothing[level][0][np.arange(8 // 2**level), block.draw.latents[level]].mean(1)
+        np.testing.assert_allclose(ds.belief.sel(noise=1, tree_level=level), expected, rtol=1e-4)
 
 
 def test_own_series_in_the_layers_of_a_network(own_folder):

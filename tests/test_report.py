@@ -136,7 +136,7 @@ def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
     ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
     (tmp_path / "analysis.zarr").mkdir()
     (tmp_path / "text.json").write_text('{"run": ')
-    found = collect([tmp_path])
+    found = collect([str(tmp_path)])
     assert [Path(one["file"]).name for one in found.problems] == ["text.json", "analysis.zarr"]
     assert found.problems[0]["words"].startswith("not valid JSON: ")
     assert [one["title"] for one in found.sections] == ["Run run.zarr"]
@@ -292,6 +292,16 @@ def test_pages_are_small_enough(tmp_path, monkeypatch):
     _, problems = report([tmp_path])
     assert "pictures are left out" in problems[-1]
     assert path.stat().st_size <= 2_100_000
+
+
+def test_points_of_a_thinned_curve_stand_at_their_noise():
+    noise = np.linspace(0.001, 1, 1000)
+    ds = xr.Dataset({"x": ("noise", noise**2)}, {"noise": noise, "log_snr": ("noise", -np.log(noise))})
+    (chart,) = charts_of(ds)
+    (line,), axes = chart["lines"], {axis["name"]: np.array(axis["values"]) for axis in chart["axes"]}
+    assert len(line["value"]) < 1000
+    np.testing.assert_allclose(line["value"], axes["noise"] ** 2, rtol=1e-4)
+    np.testing.assert_allclose(line["value"], np.exp(-2 * axes["log_snr"]), rtol=1e-4)
 
 
 def test_curves_with_few_points_or_none():

@@ -1,8 +1,11 @@
 """`uturn schedule`: noise levels and strength, against the image-to-image pipelines of diffusers themselves."""
 
+import __future__
+
 import ast
 import copy
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -34,20 +37,27 @@ PIPELINES = {  # module: class of the text-to-image pipeline
 }
 
 
-def written_by_diffusers(module, name):
-    """A function of an image-to-image pipeline, from its source: importing the pipeline would take its text encoders too."""
+def source_of(module):
+    """The file of an image-to-image pipeline of diffusers."""
     package = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0])
     path = package / "pipelines" / module / f"pipeline_{module}_img2img.py"
+    if not path.is_file():
+        pytest.skip(f"this version of diffusers has no image-to-image pipeline {module}")
+    return path
+
+
+def written_by_diffusers(path, name):
+    """A function in a file of diffusers, from its source: importing the pipeline would take its text encoders too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     [found] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
     found.decorator_list = []
     space = {"torch": torch}
-    exec(compile(ast.Module([found], []), str(path), "exec"), space)
+    exec(compile(ast.Module([found], []), str(path), "exec", flags=__future__.annotations.compiler_flag), space)
     return space[name]
 
 
 def folder_of(path, pipeline, config):
-    (path / "scheduler").mkdir()
+    (path / "scheduler").mkdir(parents=True)
     (path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     return str(path)
@@ -58,7 +68,7 @@ def called(module, config, steps, size=1024):
     made = getattr(diffusers, config["_class_name"]).from_config(config)
     if module in (FLUX, "qwenimage"):
         c = made.config
-        shift = written_by_diffusers(FLUX, "calculate_shift")
+        shift = written_by_diffusers(source_of(FLUX), "calculate_shift")
         mu = shift((size // 16) ** 2, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift)
         made.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     else:
@@ -84,7 +94,7 @@ CASES = [
 def test_strength_gives_the_timesteps_of_the_pipeline(module, config, steps, tmp_path):
     """Timesteps, number of calls and noise of every strength in the table, and of strengths at random."""
     ds = schedule(folder_of(tmp_path, PIPELINES[module], config), steps, size=512)
-    get_timesteps, scheduler = written_by_diffusers(module, "get_timesteps"), called(module, config, steps, 512)
+    get_timesteps, scheduler = written_by_diffusers(source_of(module), "get_timesteps"), called(module, config, steps, 512)
     random = np.random.default_rng(0).uniform(1 / steps, 1, 20).round(3)
     for strength in [*ds.strength.values[1:], *random]:
         pipeline = SimpleNamespace(scheduler=copy.deepcopy(scheduler))
@@ -102,6 +112,32 @@ def test_strength_gives_the_timesteps_of_the_pipeline(module, config, steps, tmp
     np.testing.assert_array_equal([steps_of(x, steps, "int(N - " in ds.attrs["rule"]) for x in ds.strength.values], ds.step)
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(ds.log_snr, -2 * np.log(ds.sigma), rtol=1e-9)
+
+
+def rules_of_diffusers():
+    """{class of a pipeline: number of steps of 10 at strength .25}, 2 or 3, for all image-to-image pipelines that cut a list."""
+    package = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0])
+    scheduler = SimpleNamespace(timesteps=torch.arange(10, 0, -1), order=1)
+    found = {}
+    for path in sorted(package.glob("pipelines/*/pipeline_*img2img*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not any(isinstance(node, ast.FunctionDef) and node.name == "get_timesteps" for node in ast.walk(tree)):
+            continue
+        cut = written_by_diffusers(path, "get_timesteps")
+        device = ["cpu"] if "device" in inspect.signature(cut).parameters else []
+        name = next(node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Pipeline"))
+        found[name] = cut(SimpleNamespace(scheduler=scheduler), 10, 0.25, *device)[1]
+    return found
+
+
+def test_the_rule_of_every_image_to_image_pipeline(tmp_path):
+    """The rule is chosen by the name of the pipeline: that of diffusers, and that of its text-to-image pipeline."""
+    rules = rules_of_diffusers()
+    assert len(rules) > 20
+    for name, steps in rules.items():
+        for stored in (name, name.replace("Img2Img", "")):
+            ds = schedule(folder_of(tmp_path / stored, stored, {"_class_name": "DDPMScheduler"}), 10)
+            assert steps_of(0.25, 10, "int(N - " in ds.attrs["rule"]) == steps, stored
 
 
 def test_the_two_rules_differ():

@@ -1,6 +1,7 @@
 """Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
 
 import importlib
+import re
 import runpy
 from pathlib import Path
 
@@ -10,8 +11,21 @@ import xarray as xr
 from scipy import stats
 
 from uturn.experiment import Experiment
+from uturn.pages.charts import charts_of_store
 from uturn.paper import FIGURES
-from uturn.statistics import crossing, estimate, grammar_means, inversion, replicates, shift, transition
+from uturn.statistics import (
+    crossing,
+    estimate,
+    grammar_means,
+    inversion,
+    levels_around,
+    located,
+    proportion,
+    replicates,
+    shift,
+    transition,
+)
+from uturn.workflows import analyse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
@@ -71,6 +85,11 @@ def test_interval_of_a_mean_is_that_of_student_over_grammars(grammars):
     # Negative control: items alone are overconfident where grammars differ.
     blind = estimate(values.drop_vars("grammar"), plain, confidence=0.9)
     assert grammars == 40 or blind.high - blind.low < 0.8 * (found.high - found.low)
+
+
+def test_a_statistic_is_one_number():
+    with pytest.raises(ValueError, match=r"array of shape \(2,\); expected one number"):
+        estimate(data(), lambda curve: curve)
 
 
 def test_trajectories_are_not_counted_as_a_level_of_their_own():
@@ -161,6 +180,166 @@ def test_intervals_hold_the_truth(name):
 
 def test_intervals_that_ignore_grammars_do_not():
     assert covered(SIMULATED["DESIGNS"]["6 grammars that differ much"], grammars=False) < FEWEST
+
+
+def readings(values, noise=None, grammar=None):
+    """Readings (noise, item, ..) as a DataArray."""
+    values = np.asarray(values, float)
+    coords = {"noise": np.arange(1, len(values) + 1) / 10 if noise is None else noise}
+    coords |= {} if grammar is None else {"grammar": ("item", grammar)}
+    return xr.DataArray(values, dims=("noise", "item", "trajectory")[: values.ndim], coords=coords)
+
+
+@pytest.mark.parametrize(("kept", "items"), [(0, 40), (1, 40), (60, 60), (117, 200), (3, 10)])
+def test_shares_of_independent_readings_have_the_exact_interval(kept, items):
+    exact = stats.binomtest(kept, items).proportion_ci(0.95, "exact")
+    found = proportion(readings([np.arange(items) < kept]))
+    np.testing.assert_allclose(found[:, 0], [kept / items, *exact], atol=1e-9)
+
+
+def test_trajectories_count_as_far_as_they_differ():
+    rng = np.random.default_rng(0)
+    kept = rng.random((1, 40)) < 0.3
+    copies = readings(np.repeat(kept[..., None], 5, axis=2))
+    np.testing.assert_allclose(proportion(copies), proportion(readings(kept)))  # copies say nothing new
+    exact = stats.binomtest(60, 200).proportion_ci(0.95, "exact")
+    spread = readings(rng.permuted(np.arange(200) < 60).reshape(1, 40, 5))
+    low, high = proportion(spread)[1:, 0]
+    assert high - low < 1.25 * (exact.high - exact.low)
+    all_kept = proportion(readings(np.ones((1, 40, 5))))[:, 0]
+    np.testing.assert_allclose(all_kept, [1, 0.025 ** (1 / 40), 1])  # 40 originals, not 200 U-turns
+
+
+def test_shares_count_grammars_where_there_are_several():
+    grammar = np.repeat(np.arange(6), 20)
+    whole = np.repeat([1, 1, 1, 0, 1, 1], 20)[None]  # all items of a grammar agree
+    exact = stats.binomtest(5, 6).proportion_ci(0.95, "exact")
+    np.testing.assert_allclose(proportion(readings(whole, grammar=grammar))[1:, 0], exact)
+    assert proportion(readings(whole))[1, 0] > exact.low + 0.3  # negative control: items alone
+    # One grammar with nearly all items is about one group, not six.
+    uneven = np.repeat(np.arange(6), [115, 1, 1, 1, 1, 1])
+    assert proportion(readings(np.ones((1, 120)), grammar=uneven))[1, 0] < 0.05
+
+
+def test_shares_stay_in_their_range_and_are_exact_at_noise_0():
+    values = readings(np.ones((3, 12)), noise=[0.0, 0.1, 0.2])
+    values[2, 0] = 0.0
+    value, low, high = proportion(values)
+    assert (value[0], low[0], high[0]) == (1, 1, 1)  # nothing is changed there
+    assert [low[1], high[1]] == pytest.approx([0.025 ** (1 / 12), 1])
+    assert 0 < low[2] < value[2] < high[2] < 1
+    values[0, 0] = 0.0  # a corruption that is not the identity at noise 0
+    np.testing.assert_allclose(proportion(values)[:, 0], proportion(values)[:, 2])
+    nothing = proportion(readings(np.ones((2, 1, 8))))  # one group
+    np.testing.assert_array_equal(nothing, np.array([1, np.nan, np.nan])[:, None].repeat(2, 1))
+    assert (proportion(readings(np.full((1, 9), 1 / 3))) == proportion(readings(np.full((1, 9, 2), 1 / 3)))).all()
+
+
+def test_shares_of_levels_with_missing_readings():
+    rng = np.random.default_rng(1)
+    values = readings(rng.random((2, 30, 3)) < 0.9).expand_dims(tree_level=2).copy()
+    values[1, :, 4:] = np.nan
+    found = proportion(values)
+    assert found.shape == (3, 2, 2)  # estimate, noise, tree_level
+    np.testing.assert_allclose(found[..., 1], proportion(values[1, :, :4]))
+    for bad in (readings([[0.2, 1.2]]), readings([[-1.0, 0.3]])):
+        with pytest.raises(ValueError, match=r"readings in \[0, 1\]"):
+            proportion(bad)
+    with pytest.raises(ValueError, match="confidence"):
+        proportion(values, 95)
+
+
+def hits(run, runs=RUNS):
+    """How many intervals of every statistic of a simulated run hold the truth."""
+    found = [run(20_000)]
+    found += [run(20_000 + seed) for seed in range(1, runs // np.size(next(iter(found[0].values()))[0]))]
+    counted = {}
+    for name in found[0]:
+        truth, _, low, high = np.concatenate([np.reshape(one[name], (4, -1)) for one in found], axis=1)
+        counted[name] = ((low <= truth) & (truth <= high)).sum()
+    return counted
+
+
+@pytest.mark.parametrize(
+    "name", ["p = 0.02, 40 items, 5 copies", "p = 0.1, 10 items, 5 copies", "p = 0.5, 40 items, 5 independent"]
+)
+def test_shares_hold_the_truth(name):
+    counted = hits(SIMULATED["simulated"]("proportions")[name])
+    assert counted["proportion"] >= FEWEST
+    assert counted["Student's t"] < FEWEST or "0.5" in name  # negative control: no interval where no item changed
+
+
+def test_a_fall_between_two_levels_can_be_anywhere_between_them():
+    x = [0.0, 0.9, 1.0]
+    of = replicates(readings(np.array([1, 1, 0])[:, None].repeat(40, 1), noise=x))
+    found = located(of, lambda c: crossing(x, c, 0.5), x)
+    np.testing.assert_allclose(found, [0.95, 0.9, 1.0])
+    assert np.isnan(located(of, lambda c: float("nan"), x)).all()
+    assert [levels_around(x, place) for place in (0.9, 0.90001)] == [(0.0, 0.9), (0.9, 1.0)]
+    alone = replicates(readings(np.ones((3, 1)), noise=x))
+    assert np.isnan(located(alone, lambda c: 0.95, x)[1:]).all()  # one original
+
+
+@pytest.mark.parametrize("name", ["6 levels, 40 x 1, logistic .02", "11 levels, 40 x 4, step", "21 levels, 40 x 1, logistic .08"])
+def test_places_on_coarse_grids_hold_the_truth(name):
+    counted = hits(SIMULATED["simulated"]("grids")[name])
+    assert counted["located"] >= FEWEST
+    assert counted["interpolated"] < FEWEST or "21" in name  # negative control
+
+
+def test_places_on_fine_grids_stay_narrow():
+    grid, runs = SIMULATED["GRIDS"]["51 levels, 40 x 1, logistic .08"], range(60)
+    found = [SIMULATED["grid_run"](grid, seed) for seed in runs]
+    width = {name: np.mean([one[name][3] - one[name][2] for one in found]) for name in found[0]}
+    assert width["located"] < 1.05 * width["interpolated"]
+    assert width["outwards"] > 1.1 * width["interpolated"]
+
+
+def test_groups_of_unequal_size_have_fewer_degrees_of_freedom():
+    assert replicates(data(grammars=8)).freedom == 7
+    sizes = [1, 5, 10, 30]
+    uneven = data(items=46).assign_coords(grammar=("item", np.repeat(np.arange(4), sizes)))
+    assert replicates(uneven).freedom == pytest.approx(46**2 / (1 + 25 + 100 + 900) - 1)
+    name = "8 grammars of 1 to 30 items, sd 10.0 between, 1 within"
+    assert hits(SIMULATED["simulated"]("skewed")[name])["mean"] >= FEWEST
+
+
+def test_an_analysis_of_few_levels_gives_what_they_leave_open():
+    noise, kept = np.array([0.5, 0.9, 1.0]), np.array([1.0, 1.0, 0.0])
+    similarity = np.stack([np.array([0.9, 0.8, 0.1]), np.array([0.95, 0.9, 0.05])], axis=-1)
+    run = xr.Dataset(
+        {
+            "similarity": (("noise", "item", "network_layer"), similarity[:, None].repeat(40, 1)),
+            "same_class": (("noise", "item"), kept[:, None].repeat(40, 1)),
+            "original_class": (("noise", "item"), np.tile(np.arange(40) % 10, (3, 1))),
+        },
+        coords={"noise": noise, "network_layer": ["first", "logits"]},
+    )
+    found = analyse(run).isel(classifier=0)
+    np.testing.assert_allclose(found.transition.sel(axis="noise"), [0.945, 0.9, 1.0])  # half of the fall from 1 to chance .1
+    np.testing.assert_allclose(found.width, [0.045, 0.0, 0.1], atol=1e-9)
+    np.testing.assert_allclose(found.half_life[0].sel(axis="noise", estimate=["low", "high"]), [0.9, 1.0])
+    shares = found.same_class.values
+    np.testing.assert_allclose(shares[0], 1)  # noise 0
+    np.testing.assert_allclose(shares[1], [1, 0.025 ** (1 / 40), 1])
+    np.testing.assert_allclose(shares[3], [0, 0, 1 - 0.025 ** (1 / 40)])
+
+
+def test_the_page_shows_these_functions_on_own_arrays():
+    page = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text()
+    names = {}
+    exec(re.search(r"#### On your own arrays.*?```python\n(.*?)```", page, re.DOTALL)[1], names)
+    value, low, high = names["place"]
+    assert f"its interval: {value:.3f} [{low:.2g}, {high:.2g}]" in page
+    assert low < 0.53 < high
+    assert names["width"].low < 2 * np.log(3) * 0.08 < names["width"].high
+
+
+def test_charts_of_a_store_have_intervals_of_proportions():
+    run = xr.Dataset({"unchanged": readings(np.ones((3, 60))), "similarity": readings(np.ones((3, 60)))})
+    share, cosine = (one["lines"][0] for one in charts_of_store(run))
+    assert share["low"] == [pytest.approx(0.025 ** (1 / 60), abs=1e-5)] * 3
+    assert share["high"] == cosine["low"] == [1] * 3
 
 
 def test_estimates_keep_level_dims_last():

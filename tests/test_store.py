@@ -20,6 +20,7 @@ import uturn as ut
 from uturn import files, measuring
 from uturn.cli import app
 from uturn.store import Store, Variable
+from uturn.tasks import Tasks
 
 SPEC = {
     "seed": 3,
@@ -268,6 +269,35 @@ def test_an_extended_store_is_a_fresh_one(store, measured, tmp_path, larger, new
     else:  # other blocks: those of the first ten items at old levels are kept
         assert found == sorted((x, list(range(a, a + 10))) for x in larger.noise for a in (0, 10) if a or x == 0.5)
     assert [path.name for path in store.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_readings_stay_with_their_items_in_smaller_blocks(tmp_path):
+    """Blocks of two items are cut out of the middle of stored blocks of four."""
+    larger = experiment(noise=[0.0, 0.4, 0.7, 1.0], chunk=2)
+    ut.run(experiment(), tmp_path / "run")
+    ut.run(larger, tmp_path / "run")
+    ut.run(larger, tmp_path / "fresh")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
+
+
+def test_a_block_has_the_trajectories_that_all_of_its_items_have(tmp_path, monkeypatch):
+    """A run with more trajectories is stopped after the first four items; then it goes on in blocks of ten items."""
+    ut.run(experiment(), tmp_path / "run")
+    write = Store.write
+
+    def interrupted(self, task, arrays, *counts):
+        if not counts and task.item_block:
+            raise KeyboardInterrupt
+        write(self, task, arrays, *counts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ut.run(experiment(trajectories=3), tmp_path / "run")
+    larger = experiment(trajectories=3, noise=[0.0, 0.4, 0.7, 1.0], chunk=10)
+    ut.run(larger, tmp_path / "run")
+    ut.run(larger, tmp_path / "fresh")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "fresh")
 
 
 def test_one_grammar_serves_any_number_of_items(tmp_path):
@@ -567,6 +597,22 @@ def twins_of_fewer_clones_are_not_shown():
         found = Store.open(f"{folder}/run").dataset().load()
         assert found.clone_unchanged.isnull().all()
         assert found.unchanged.isel(clone=slice(2)).notnull().all()
+
+
+def test_records_and_readings_leave_the_same_tasks(tmp_path, monkeypatch):
+    """A worker of a cluster looks at the records alone: tasks with fewer clones are not done by them either."""
+    ut.run(experiment(clones=2), tmp_path / "run")
+
+    def stopped(self, tasks, first=0):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("uturn.tasks.measurements", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ut.run(experiment(clones=3), tmp_path / "run")
+    opened = Store.open(tmp_path / "run")
+    work, tasks = Tasks(experiment(clones=3), opened), list(opened.tasks())
+    assert work.recorded_left(tasks) == work.left(tasks) == dict.fromkeys(tasks, 0)
 
 
 def test_readings_of_old_clones_are_not_replaced(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`uturn text`: its options, its analysis against plain loops and an exact model, its pages, and mistakes of users."""
 
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from rich.console import Console
 from typer.testing import CliRunner
 
 import tiny_language
@@ -23,7 +25,6 @@ from uturn.plotting.style import style
 from uturn.plotting.text import draw_curves
 from uturn.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
 from uturn.workflows import TextOptions, analyse_texts, text_numbers, text_summary, write_text_results
-from uturn.workflows.text_analysis import located_peak, peak
 from uturn.workflows.text_options import noise_levels
 from uturn.workflows.text_results import RESULTS
 from uturn.workflows.token_page import token_page
@@ -109,6 +110,16 @@ def test_spec_of_a_text_experiment(folder):
     one = options(folder, trajectories=1, keep=0, levels="0.3,0.9").experiment().to_dict()
     assert [probe["type"] for probe in one["probes"]] == ["kept_tokens"]
     assert one["corruption"]["noise"] == [0.3, 0.9]
+
+
+def test_fewer_texts_than_the_default_number_of_items(folder):
+    """All of them are taken, unless a number is asked for."""
+    few = folder / "few.txt"
+    few.write_text("\n".join(drawn([12] * 7)))
+    chosen = TextOptions(model="letter_chain:chain", data=str(few), levels=[1.0], trajectories=1)
+    assert chosen.experiment().items == 7
+    with pytest.raises(ValueError, match="items = 30, but .* has 7 texts"):
+        ut.run(TextOptions(**{**chosen.model_dump(), "items": 30}).experiment())
 
 
 def test_second_models_become_probes():
@@ -229,15 +240,6 @@ def test_an_exact_model_is_calibrated_and_a_cold_one_is_not(measured, folder):
 # --- places on curves --------------------------------------------------------------------------------------------------------
 
 
-def test_peak_is_the_vertex_of_a_parabola():
-    x = np.array([0.1, 0.2, 0.5, 0.6, 1.0])
-    np.testing.assert_allclose(peak(x, 3 - (x - 0.43) ** 2), (0.43, 3))
-    np.testing.assert_allclose(peak(x, np.array([1, 2, 2, 1, 0.5])), (0.35, 2.5625))  # 2 - 25 (x - .2) (x - .5)
-    for curve in ([5, 4, 3, 2, 1], [1, 2, 3, 4, 5], [np.nan, 5, 4, 3, 2], [1, 2, 3, 4, np.nan]):
-        assert np.isnan(peak(x, np.array(curve, float))).all()  # at an edge of what exists there is no peak
-    assert peak(x, np.array([np.nan, 1, 2, 1, np.nan]))[1] >= 2
-
-
 def forged(chi, noise, items=60, scatter=0.1, seed=0, **more):
     """A run whose susceptibility is chi(noise) at unit variance, with independent scatter of the items."""
     rng = np.random.default_rng(seed)
@@ -258,17 +260,33 @@ def forged(chi, noise, items=60, scatter=0.1, seed=0, **more):
     )
 
 
-def test_the_peak_of_the_susceptibility_has_an_interval_that_contains_it():
-    hits, noise = 0, np.linspace(0.1, 1, 10)
-    for seed in range(40):
-        value, low, high = located_peak(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, noise, items=32, scatter=0.3, seed=seed))[:, 0]
-        hits += low <= 0.47 <= high
-        assert low < value < high
-    assert 34 <= hits  # of 40 with 95 %: fewer with a probability of .001
-    found = analyse_texts(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, noise))
-    assert "t*" not in found.attrs["remark"]
+def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
+    found = analyse_texts(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, np.linspace(0.1, 1, 10)))
+    assert "susceptibility" not in found.attrs["remark"]
     assert found.peak[0] == pytest.approx(4, abs=0.1)
+    assert float(found.peak_cross_fitted) == pytest.approx(4, abs=0.1)
     assert found.transition[1] < 0.47 < found.transition[2]
+    assert found.transition[2] - found.transition[1] <= 0.2
+    numbers = text_numbers(found)
+    assert 0.5 in np.round(numbers["levels_of_peak"], 9)
+    assert not numbers["plateau"]
+    assert [one["n_eff"] for one in numbers["susceptibility"]] == [None, *[60] * 10]
+    assert numbers["peak_cross_fitted"] == float(found.peak_cross_fitted)
+
+
+def test_a_plateau_is_called_one():
+    found = analyse_texts(forged(lambda x: 4 if 0.25 < x < 0.75 else 1, np.linspace(0.1, 1, 10)))
+    assert "at 5 levels, noise 0.3 to 0.7: a plateau" in found.attrs["remark"]
+    np.testing.assert_allclose(found.transition[1:], (0.25, 0.75))
+    assert text_numbers(found)["plateau"]
+    assert "(plateau)" in shown_table(found)
+
+
+def shown_table(found):
+    console = Console(width=200, record=True, file=io.StringIO())
+    for one in text_summary(found):
+        console.print(one)
+    return console.export_text()
 
 
 def test_levels_at_which_one_text_changes_have_no_part_in_the_peak():
@@ -279,28 +297,37 @@ def test_levels_at_which_one_text_changes_have_no_part_in_the_peak():
     assert found.chi[9, 0] == 9
     assert np.isnan(found.chi[9, 1:]).all()
     assert found.transition[1] < 0.47 < found.transition[2]
-    assert "t*" not in found.attrs["remark"]
+    assert "fewer than 5 originals decide the susceptibility at noise 0.9 (n_eff)" in found.attrs["remark"]
+    assert found.n_eff[9] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("chi", "words"), [(lambda x: 1 + x, "largest at the largest noise"), (lambda x: 3 - x, "at the smallest noise")]
+    ("chi", "words"),
+    [
+        (lambda x: 1 + x, "largest at the largest noise, 0.9: no peak; measure larger levels"),
+        (lambda x: 3 - x, "largest at the smallest noise, 0.1: no peak; measure smaller levels"),
+    ],
 )
 def test_without_a_peak_inside_there_is_no_transition(chi, words):
-    found = analyse_texts(forged(chi, np.linspace(0.1, 1, 10)))
+    found = analyse_texts(forged(chi, np.linspace(0.1, 0.9, 9)))
     assert np.isnan(found.transition).all()
     assert words in found.attrs["remark"]
     assert text_numbers(found)["transition"] == {"value": None, "low": None, "high": None}
+    assert text_numbers(found)["peak_cross_fitted"] is None
 
 
-def test_a_peak_that_may_be_chance_is_said_to_be_unsure():
-    found = analyse_texts(forged(lambda x: 2, np.linspace(0.1, 1, 10), items=6, scatter=1, seed=3))
-    assert "t* is not sure" in found.attrs["remark"] or "no t*" in found.attrs["remark"]
-
-
-@pytest.mark.parametrize("end", [0.1, 1.0])
-def test_a_peak_that_is_as_high_as_one_of_the_ends_is_unsure(end):
-    found = analyse_texts(forged(lambda x: {0.5: 4.01, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10)))
-    assert "t* is not sure" in found.attrs["remark"] or "no t*" in found.attrs["remark"]
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (0.1, "at the smallest noise, 0.1, is not below its largest: the peak may lie there; measure smaller levels"),
+        (1.0, "at the largest noise, 1, is not below its largest: the peak may lie there; there is no larger noise"),
+    ],
+)
+def test_a_peak_that_is_as_high_as_one_of_the_ends_is_unsure(end, words):
+    run = forged(lambda x: {0.5: 4.05, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10), seed=1)
+    found = analyse_texts(run)
+    assert words in found.attrs["remark"]
+    assert end in found.transition.values[1:]
 
 
 def test_half_lives_and_the_chance_of_sentences():

@@ -1,6 +1,6 @@
 """Which decoders of masked strings draw from the posterior: exactly by enumeration, and by their draws."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -109,6 +109,34 @@ def test_a_string_does_not_depend_on_its_batch(table):
             alone = unmask(table, Noisy(values[[k]], np.full(1, 0.9), V), keys(0, [k]), decoder)
             np.testing.assert_array_equal(alone[0], all_of_them[k])
         np.testing.assert_array_equal(np.where(values >= 0, all_of_them, values), values)
+
+
+def test_the_denoiser_is_told_the_share_of_masked_tokens():
+    """In the first step that of the channel, here the same; then the share of what is left."""
+    heard = []
+
+    class Listening(TableDenoiser):
+        def posterior(self, noisy):
+            heard.append(noisy)
+            return super().posterior(noisy)
+
+    values = np.array([[-1, -1, -1, -1], [1, -1, 0, -1], [-1, 2, -1, -1]])
+    for decoder in (Decoder(), Decoder("blocks", block=2, steps=3)):
+        unmask(Listening(), Noisy(values, (values < 0).mean(axis=1), V), keys(0, range(3)), decoder)
+    assert len(heard) == D + 3
+    for noisy in heard:
+        np.testing.assert_allclose(noisy.noise, (noisy.values < 0).mean(axis=1))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_top_p_keeps_the_fewest_symbols_that_reach_p(p):
+    """Against all sets of symbols: of those whose probabilities reach p the smallest, and of these the most probable."""
+    sets = [list(some) for size in range(1, 6) for some in combinations(range(5), size)]
+    for belief in np.random.default_rng(0).dirichlet(np.ones(5), 100):
+        expected = min((some for some in sets if belief[some].sum() >= p), key=lambda some: (len(some), -belief[some].sum()))
+        weights = Decoder(top_p=p).weights(belief)
+        assert np.flatnonzero(weights).tolist() == expected
+        np.testing.assert_array_equal(weights[expected], belief[expected])
 
 
 def test_the_reverse_process_of_masking_is_the_random_order():

@@ -173,7 +173,10 @@ class Shifted(Table):
 
 
 class Replaced(Table):
-    """The same law under uniform replacement: the posterior of each symbol as ratios of p_t(x with a at i) to p_t(x)."""
+    """The same law under uniform replacement: the posterior of each symbol as ratios of p_t(x with a at i) to p_t(x).
+
+    For the symbol that is there, whose ratio is 1, it gives a number of no meaning, as networks do that are not trained on it.
+    """
 
     mask_id, corruption, output = None, "uniform", "ratios"
 
@@ -184,7 +187,7 @@ class Replaced(Table):
         for row, (one, share) in enumerate(zip(ids.numpy(), noise.numpy().astype(float), strict=True)):
             density = self.density(round(1 - share, 9))
             for i, a in product(range(self.D), range(self.V)):
-                out[row, i, a] = np.log(density[(*one[:i], a, *one[i + 1 :])] / density[tuple(one)])
+                out[row, i, a] = 2.0 if a == one[i] else np.log(density[(*one[:i], a, *one[i + 1 :])] / density[tuple(one)])
         return torch.from_numpy(out)
 
     @lru_cache  # noqa: B019, a few noise levels

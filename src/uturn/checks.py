@@ -8,6 +8,7 @@ import operator
 import os
 import re
 import traceback
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,22 @@ def shown(value: Any, most: int = 60) -> str:
     except ValueError:  # an integer of thousands of digits
         text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: control characters, marks of direction and lone surrogates are written as Python writes them.
+
+    Text from files could otherwise move the cursor, or look like other text. New lines and tabs are kept.
+
+    Examples
+    --------
+    >>> visible("a\x1b[2Jb\u202e")
+    'a\\x1b[2Jb\\u202e'
+    """
+    if text.isprintable():
+        return text
+    hidden = {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n", "\t"}
+    return text.translate({ord(char): char.encode("unicode_escape").decode() for char in hidden})
 
 
 def one_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ class _Announcement(event.Listener):
 
     def on_start(self, event: Any) -> None:
         ours = event.data["dispatcher"].py_func.__module__.startswith("uturn.")
-        if ours and not self.said and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        if ours and not self.said and ((sys.stderr and sys.stderr.isatty()) or "ipykernel" in sys.modules):
             self.said = True
             print("uturn: compiling kernels for this machine, once (10 to 30 s)", file=sys.stderr, flush=True)
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
 
 from uturn.checks import one_line, shown, validation_words
-from uturn.own_parts import completed, is_own
+from uturn.own_parts import completed, is_own, unwrapped
 from uturn.protocols import Originals, Variable
 from uturn.reading import Instructions
 from uturn.store import Coordinates
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
-    """The blocks of a source, which must hold the items asked for, each once and in order; else a ValueError."""
+    """The blocks of a source, read-only, which must hold the items asked for, each once and in order; else a ValueError."""
     where = f"{_name(source, 'source')}.blocks"
     if not isinstance(blocks, Iterable):
         raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
@@ -36,13 +37,46 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
             raise ValueError(
                 f"{where}: `data` of a block has shape {np.shape(data)}, its `items` {numbers.shape}; expected (batch, ..)"
             )
-        found.append(completed(block, Originals))
+        found.append(completed(read_only(block), Originals))
         given += numbers.tolist()
         if len(given) > len(items):
             break
     if given != items.tolist():
         raise ValueError(f"{where} gave the items {_listed(given)}; expected {_listed(items)}, each once and in order")
     return found
+
+
+def read_only(value: Any) -> Any:
+    """A block or noisy data whose numpy arrays are views that cannot be written to, so that no part changes them for another.
+
+    Arrays are found in the attributes of an object, also in a table or a dataclass there. The arrays of the source stay writable.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    elif isinstance(value, dict):
+        return {key: read_only(entry) for key, entry in value.items()}
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(read_only, value))
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        value = copy(value)
+        for name, entry in list(vars(value).items()):
+            if isinstance(entry, np.ndarray | dict) or is_dataclass(entry):
+                vars(value)[name] = read_only(entry)
+    return value
+
+
+def observed(originals: Any, corruption: Any, noise: float, streams: Any) -> Any:
+    """Noisy data of a block, read-only; a ValueError names a user-defined corruption whose output the block cannot read."""
+    try:
+        return read_only(corruption.observe(originals, noise, streams))
+    except (AttributeError, TypeError, LookupError) as error:
+        if not is_own(corruption) or type(getattr(error, "obj", None)).__module__ == type(unwrapped(corruption)).__module__:
+            raise
+        raise ValueError(
+            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {type(originals).__name__}, cannot read "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def undoes(backward: Any, corruption: Any) -> bool:
@@ -62,6 +96,18 @@ def checked_reconstructions(backward: Any, reconstructions: Any, items: int, dra
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
     return reconstructions
+
+
+def check_first_clones(backward: Any, found: Mapping[Any, Any], alone: Mapping[Any, Any], clones: int) -> None:
+    """ValueError if clone 0 of several, `found`, differs in more than a twentieth from what fewer clones gave, `alone`."""
+    for name, values in found.items():
+        same = np.isclose(values, alone[name], rtol=1e-3, atol=1e-4, equal_nan=True)
+        if values.size and same.mean() < 0.95:
+            what = f"{name} differs" if isinstance(name, str) else "its reconstruction differs"
+            raise ValueError(
+                f"{_name(backward, 'backward')}.reconstruct: clone 0 of {clones} is not the reconstruction with fewer clones "
+                f"({what}); draw each clone from a stream of its own, streams.keys(purpose, clones)"
+            )
 
 
 def checked_stream(backward: Any, batches: Iterable[tuple[Any, Any, Any]], clones: int) -> Iterator[tuple[Any, Any]]:
@@ -162,7 +208,11 @@ class Declared(NamedTuple):
 
 
 def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declared]:
-    """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name."""
+    """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name.
+
+    A dim of a built-in probe that is called like a variable, as "distance" of `changes` beside `network_layers`, is named after
+    its probe, "changes_distance". Alone it keeps its name, so that stores keep theirs.
+    """
     found: list[Declared] = []
     for i, probe in enumerate(probes):
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
@@ -175,7 +225,22 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
             if any(name in one.variables for one in found):
                 raise ValueError(f"probes: two of them measure {name!r}; drop one, or put it in an experiment of its own")
         found.append(Declared(label, variables, dims))
-    return found
+    measured = {name for one in found for name in one.variables}
+    return [_named_apart(one, getattr(probe, "type", None), measured) for one, probe in zip(found, probes, strict=True)]
+
+
+def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]) -> Declared:
+    """A declaration whose dims do not have the names of variables, if the probe has a type."""
+    names = {dim: f"{kind}_{dim}" if kind and dim in measured else dim for dim in declared.dims}
+    variables = {
+        name: replace(
+            variable,
+            dims=tuple(names.get(dim, dim) for dim in variable.dims),
+            order=None if variable.order is None else names.get(variable.order, variable.order),
+        )
+        for name, variable in declared.variables.items()
+    }
+    return Declared(declared.label, variables, {names[dim]: values for dim, values in declared.dims.items()})
 
 
 def _probe_name(probe: Any) -> str:

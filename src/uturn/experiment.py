@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -24,18 +23,24 @@ from uturn.checks import checked_integer, checked_noise, checked_path, one_line,
 from uturn.contracts import (
     Declared,
     checked_axes,
+    checked_blocks,
     checked_item_coordinates,
     checked_reconstructions,
     checked_text,
     declared_by,
     joined,
+    observed,
     undoes,
 )
+from uturn.files import read_table
 from uturn.own_parts import code_digest, is_own, missing_members_named, unwrapped
 from uturn.protocols import UTurns, Variable
 from uturn.random import Streams, checked_seed
+from uturn.sources.images import doubtful_range
 from uturn.spec import build, check_fit, validation_words
 from uturn.store import Coordinates
+
+_CHECKED = 10  # originals that networks are checked with
 
 
 def u_turn(
@@ -83,7 +88,7 @@ def u_turn(
     _check_arguments(originals, corruption, backward, noise)
     streams = _checked_streams(streams, originals.items, noise)
     clones = checked_integer("clones", clones, 1)
-    noisy = corruption.observe(originals, noise, streams)
+    noisy = observed(originals, corruption, noise, streams)
     reconstructions = backward.reconstruct(noisy, streams, clones)
     checked_reconstructions(backward, reconstructions, len(originals.items), streams.count * clones)
     return UTurns(originals, noisy, reconstructions, clones)
@@ -200,8 +205,7 @@ class Experiment(BaseModel):
         """Read a description from a TOML or (by the suffix .json) JSON file; a ValueError names the file and the field."""
         path = Path(checked_path("path", path))
         try:
-            text = path.read_text(encoding="utf-8")
-            spec = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            spec = read_table(path)
         except OSError as error:
             raise ValueError(f"cannot read the spec {path}: {error.strerror or error}") from None
         except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
@@ -356,6 +360,24 @@ class Experiment(BaseModel):
         """User-defined parts, and user-defined networks of built-in parts."""
         own = {name: part if is_own(part) else getattr(part, "own_code", lambda: None)() for name, part in self.labelled()}
         return {name: code for name, code in own.items() if code is not None}
+
+    def model_check(self) -> list[str]:
+        """Sentences on networks and images that seem wrong, found on the first originals; empty if there is nothing to say.
+
+        Each begins with "model check:". Random numbers of the experiment do not depend on the check.
+        """
+        source = self.parts.source
+        checks = [part.model_check for _, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
+        if not checks and source.kind != "images":
+            return []
+        items = np.arange(min(_CHECKED, self.items))
+        with missing_members_named(self.labelled()):
+            originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
+        found = [words for check in checks for words in check(source, originals)]
+        if source.kind == "images" and getattr(source, "type", "") != "array":  # which is looked at as a whole when it is read
+            words = doubtful_range(np.stack([image for block in originals for image in block.data]))
+            found += [f"the source {source!r} gives {words}"] if words else []
+        return [f"model check: {words}" for words in found]
 
     @property
     def adds_trajectories(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import secrets
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
@@ -16,6 +18,7 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _UNFINISHED = ".unfinished"
+_MOST_NESTED = 100  # tables and lists in a file; what reads them calls itself for each
 _clear: list[Callable[[], None]] = []  # of the caches of `cached_while_unchanged`
 
 
@@ -74,6 +77,29 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
                 exchange_folders(unfinished, place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def read_table(path: str | os.PathLike[str]) -> Any:
+    """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If its content is not valid, or nested too deeply.
+    """
+    text = Path(path).read_text(encoding="utf-8-sig")
+    with suppress(RecursionError):
+        table = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
+        inner = [table]
+        for _ in range(_MOST_NESTED):
+            inner = [
+                each for one in inner if isinstance(one, dict | list) for each in (one.values() if isinstance(one, dict) else one)
+            ]
+        if not inner:
+            return table
+    raise ValueError(f"tables and lists are nested more than {_MOST_NESTED} times")
 
 
 def remove_unfinished_folders(path: str | os.PathLike[str]) -> None:

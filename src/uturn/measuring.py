@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.contracts import checked_blocks, checked_readings, checked_stream
+from uturn.contracts import checked_blocks, checked_readings, checked_stream, observed
 from uturn.experiment import Experiment, u_turn
 from uturn.own_parts import is_own, misfits_named, missing_members_named
 from uturn.progress import begun, part, steps
@@ -107,7 +107,7 @@ def _shared_u_turns(
             pending[number] = [None] * len(blocks)
             for k, originals in enumerate(blocks):
                 streams = Streams(experiment.seed, originals.items, noise, trajectories)
-                noisy = corruption.observe(originals, noise, streams)
+                noisy = observed(originals, corruption, noise, streams)
                 pending[number][k] = UTurns(originals, noisy, None, clones)
                 yield (number, k, name), noisy, streams
 

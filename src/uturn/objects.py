@@ -64,6 +64,8 @@ def checked_url(name: str, value: str) -> str:
         raise ValueError(f"{name}: a URL of {scheme}:// with a user or a password; credentials belong into the environment")
     if scheme in ("http", "https"):
         raise ValueError(f"{name} = {shown(value)}: {example}; the address of a server of your own is AWS_ENDPOINT_URL")
+    if scheme == "memory":
+        raise ValueError(f"{name} = {shown(value)}: it would vanish with the process; {example}")
     parts = rest.rstrip("/").split("/")
     if re.search(r"[?#%*\\\s\0]", rest) or any(part in ("", ".", "..") for part in parts) or len(rest) > 900:
         raise ValueError(f"{name} = {shown(value)}: {example}, without spaces, '?', '#', '%', '*', '//' and '..'")

@@ -169,7 +169,7 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
 
     Between two tasks it moves by the work that was begun inside this context. `note()` gives words that follow the title.
     """
-    if not wanted:
+    if not wanted or sys.stderr is None:
         yield lambda: None
         return
     draw = _cell if _in_notebook() else _bar if sys.stderr.isatty() else _lines

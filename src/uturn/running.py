@@ -6,12 +6,15 @@ import inspect
 import json
 import os
 import time
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from functools import lru_cache, partial
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from uturn.checks import checked_integer, shown
 from uturn.experiment import Experiment
@@ -21,7 +24,7 @@ from uturn.places import place_of
 from uturn.processes import cores, in_processes
 from uturn.progress import listening, progress_bar
 from uturn.resume import open_store
-from uturn.store import MemoryStore, Store, Task
+from uturn.store import MemoryStore, Store, Task, warnings_of
 from uturn.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -78,8 +81,9 @@ def run(
     -------
     xarray.Dataset
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
-        (bool) and `missing_tasks` (int). The readings depend on the experiment alone, not on the order of tasks or on
-        interruptions. `chunk` and `workers` change no bit for exact inference, and only float rounding for networks.
+        (bool), `missing_tasks` (int) and, if something seems wrong, `warnings` (a JSON list of sentences). The readings depend
+        on the experiment alone, not on the order of tasks or on interruptions. `chunk` and `workers` change no bit for exact
+        inference, and only float rounding for networks.
 
     Raises
     ------
@@ -109,6 +113,11 @@ def run(
     left = work.left(tasks)
     if workers is None and cluster is None:
         workers = cores() if backward.wants_processes else 1
+    doubts = warnings_of(opened.attributes)
+    if left:
+        doubts = _noted(opened, experiment.model_check())
+    for text in doubts:
+        warnings.warn(text, stacklevel=2)
     words: list[str] = [""]
     bar = progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left), lambda: words[0])
     with bar as advance, opened.finishing() as call:
@@ -128,8 +137,32 @@ def run(
             jobs = [(spec, str(store), task, first) for task, first in left.items()]
             for _ in in_processes(_run_task, jobs, min(workers or 1, len(jobs))):
                 advance()
+    ds = opened.dataset(look=False)
+    if left and ds.attrs["complete"] and (empty := _without_values(ds)):
+        for text in empty:
+            warnings.warn(text, stacklevel=2)
+        _noted(opened, doubts + empty)
+        ds = ds.assign_attrs(warnings=opened.attributes["warnings"])
     # The spec is the caller's: figures build parts from it, and the text in a store is not trusted.
-    return opened.dataset(look=False).assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
+    return ds.assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
+
+
+def _noted(opened: Store | MemoryStore, texts: list[str]) -> list[str]:
+    """Keep warnings in the attributes of a store."""
+    if texts != warnings_of(opened.attributes):
+        opened.update(warnings=json.dumps(texts))
+    return texts
+
+
+def _without_values(ds: xr.Dataset) -> list[str]:
+    """Sentences on variables without any number. Readings are read until one is found."""
+    parts = [(k, start) for k in range(ds.sizes["noise"]) for start in range(0, ds.sizes["item"], ds.attrs["chunk"])]
+
+    def has_values(name: str) -> bool:
+        some = (ds[name][k, start : start + ds.attrs["chunk"]].values for k, start in parts)
+        return any(bool(np.isfinite(values).any()) for values in some)
+
+    return [f"all readings of {name} are NaN" for name in ds.attrs["variables"] if not has_values(name)]
 
 
 def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:

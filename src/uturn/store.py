@@ -9,13 +9,13 @@ which tasks are done; the attributes `complete` and `missing_tasks` store its re
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
-from uturn.checks import StoreError, checked_integer
+from uturn.checks import StoreError, checked_integer, one_line
 from uturn.objects import AT_ONCE, StorageError
 from uturn.places import Place, called, place_of
 from uturn.protocols import Variable as Variable
@@ -106,6 +106,10 @@ class MemoryStore(Blocks):
         for name, values in self.values.items():
             values[self._region(task)] = arrays[name][None]
         self.missing.discard(task)
+
+    def update(self, **attributes: Any) -> None:
+        """Set attributes."""
+        self.attributes = {**self.attributes, **attributes}
 
     def finishing(self) -> AbstractContextManager[Callable[..., None]]:
         """Context whose value calls a function; nothing is left to write at the end."""
@@ -231,11 +235,25 @@ class Store(Blocks):
     @cached_property
     def noise(self) -> list[float]:
         """The noise levels in the store."""
-        return [float(x) for x in self._array("noise")[...]]
+        return [float(x) for x in np.ravel(self.coordinate("noise"))]
 
     def coordinate(self, name: str) -> np.ndarray | None:
         """Values of a coordinate in the store; None if there is no coordinate of this name."""
-        return np.asarray(self._array(name)[...]) if name in self.group else None
+        if name not in self.group:
+            return None
+        try:
+            return np.asarray(self._array(name)[...])
+        except StorageError:
+            raise
+        except Exception as error:  # zarr raises many kinds for chunks that cannot be decoded
+            raise ValueError(
+                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it again"
+            ) from None
+
+    def check_coordinates(self) -> None:
+        """ValueError if a coordinate cannot be read."""
+        for name in {*itertools.chain(*self.dims.values()), *str(self.attributes.get("coordinates", "")).split()}:
+            self.coordinate(name)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -292,7 +310,9 @@ class Store(Blocks):
         Tasks with damaged records count as missing.
         """
         found: dict[Task, int] = {}
-        for level, group in groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
+        for level, group in itertools.groupby(
+            sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index
+        ):
             some = list(group)
             blocks = [task.item_block for task in some]
             # One read for the whole span: the records of a bundle lie close together.
@@ -437,6 +457,8 @@ class Store(Blocks):
         """
         import xarray as xr
 
+        if look:
+            self.check_coordinates()
         # Attributes in a store that would rescale values or convert them to dates are ignored.
         ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
         if not look:
@@ -460,7 +482,7 @@ class Store(Blocks):
             sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
             held = {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
             tasks = larger.tasks()
-            while some := list(islice(tasks, AT_ONCE)):  # so many are in memory
+            while some := list(itertools.islice(tasks, AT_ONCE)):  # so many are in memory
                 found = self.place.at_once(
                     lambda task: self._readings_of(larger.noise[task.noise_index], larger.items(task), held), some
                 )
@@ -583,6 +605,15 @@ class Store(Blocks):
     def _chunk_key(self, name: str, task: Task) -> str:
         rest = self._array(name).ndim - 2
         return "/".join([name, "c", str(task.noise_index), str(task.item_block), *["0"] * rest])
+
+
+def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
+    """The sentences in the attribute `warnings` of a run, a JSON list; empty without it, and if it is damaged."""
+    try:
+        found = json.loads(str(attributes.get("warnings", "[]")))
+    except ValueError:
+        return []
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def _keys_under(store: Any, prefix: str) -> list[str]:

@@ -7,8 +7,10 @@ from itertools import groupby
 
 import numpy as np
 
+from uturn.contracts import check_first_clones
 from uturn.experiment import Experiment
 from uturn.measuring import measurements
+from uturn.own_parts import is_own
 from uturn.places import called
 from uturn.store import MemoryStore, Store, Task
 
@@ -80,7 +82,13 @@ class Tasks:
         """Store the readings of a task, joined to those of its first trajectories or clones that the store already holds."""
         store = self.store
         if isinstance(store, Store) and store.clones > 1 and not first:
-            readings = store.with_kept_clones(task, readings)
+            measured, readings = readings, store.with_kept_clones(task, readings)
+            if is_own(self.experiment.parts.backward):
+                first = {name: dims.index("clone") - 1 for name, dims in store.dims.items() if "clone" in dims}
+                stored, again = (
+                    {name: found[name].take(0, axis) for name, axis in first.items()} for found in (readings, measured)
+                )
+                check_first_clones(self.experiment.parts.backward, again, stored, store.clones)
         if isinstance(store, Store) and first:
             before = store.read(task, first)
             axes = {name: variable.index("trajectory") - 1 for name, variable in store.dims.items() if "trajectory" in variable}

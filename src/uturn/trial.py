@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from uturn.checks import shown
-from uturn.contracts import checked_text
-from uturn.experiment import Experiment
+from uturn.contracts import check_first_clones, checked_blocks, checked_text
+from uturn.experiment import Experiment, u_turn
 from uturn.measuring import measure
 from uturn.own_parts import is_own
+from uturn.random import Streams
 
 _ORDER = ("source", "corruption", "backward", "probes")
 
@@ -27,7 +28,7 @@ def check(experiment: Experiment) -> Iterator[str]:
     ------
     ValueError
         If a part lacks a member or returns data of a wrong kind or shape, or if the readings of an item depend on the other items
-        in its batch or on earlier measurements.
+        in its batch or on earlier measurements, or if clone 0 depends on the number of clones.
     """
     experiment = Experiment.from_dict(experiment.to_dict())
     for name, part in sorted(experiment.labelled(), key=lambda entry: _ORDER.index(entry[0].partition("[")[0])):
@@ -39,9 +40,11 @@ def check(experiment: Experiment) -> Iterator[str]:
     recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
     checked_text("backward.describe", experiment.parts.backward.describe())
     dict(experiment.parts.source.skipped(experiment.items))
+    yield from experiment.model_check()
     if recorded:
         yield f"a store is resumed only with the same weights, data and code of: {recorded}"
     items = np.arange(min(2, experiment.items))
+    empty = set(experiment.variables())
     for level in sorted({0, len(experiment.noise) - 1}):
         noise = experiment.noise[level]
         together = measure(experiment, level, items)
@@ -54,5 +57,23 @@ def check(experiment: Experiment) -> Iterator[str]:
                         f"{shown(alone[name][0].tolist())} by itself; draw random numbers from one stream an item, trajectory "
                         f"and noise level (uturn.random.keys)"
                     )
-        means = ", ".join(f"{name} {np.nanmean(values, dtype=float):.3g}" for name, values in together.items())
+        if is_own(experiment.parts.backward):
+            _check_clones(experiment, level, items)
+        there = {name: values[np.isfinite(values)] for name, values in together.items()}
+        empty -= {name for name, values in there.items() if values.size}
+        means = ", ".join(f"{name} {values.mean(dtype=float) if values.size else np.nan:.3g}" for name, values in there.items())
         yield f"noise {noise:g}: means over items {items.tolist()}: {means}"
+    for name in sorted(empty):
+        yield f"warning: all readings of {name} are NaN"
+
+
+def _check_clones(experiment: Experiment, level: int, items: np.ndarray) -> None:
+    """ValueError if a backward gives other reconstructions as clone 0 with two clones than with one."""
+    source, corruption, backward, _ = experiment.parts
+    for originals in checked_blocks(source, source.blocks(items.copy(), experiment.seed, experiment.items), items):
+        streams = Streams(experiment.seed, originals.items, experiment.noise[level], range(experiment.trajectories))
+        one, two = (
+            u_turn(originals, corruption, backward, streams.noise, streams, clones=clones).reconstructions for clones in (1, 2)
+        )
+        one, two = (found if isinstance(found, Mapping) else {0: np.asarray(found)} for found in (one, two))
+        check_first_clones(backward, {key: two[key][:, ::2] for key in one}, one, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from uturn.checks import checked_path
 from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.fashion_mnist import generator_folder
 from uturn.files import cached_while_unchanged
+from uturn.pieces import Pieces
 from uturn.progress import begun
 from uturn.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.random import Purpose, Streams
@@ -137,6 +138,25 @@ class DiffusionModel(Spec, Backward):
                 f"is conditioned on the class, 0 .. {reverse.num_classes - 1}; give the source labels in the model's order"
             )
         return np.repeat(labels, clones)
+
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
+        """Sentences on what is wrong with the model, found on some originals (`uturn.networks.model_check`)."""
+        import torch
+
+        from uturn.networks.model_check import check_denoiser
+
+        reverse, images = _reverse_diffusion(self), np.concatenate([block.data for block in originals])
+        items = np.concatenate([block.items for block in originals])
+        labels = np.concatenate([getattr(block, "labels", np.full(len(block.items), -1)) for block in originals])
+        given = NoisyImages(images, np.zeros(len(images)), labels=labels)
+        told = self._labels(given, reverse, Streams(0, items, 0.0, range(1)), 1)
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+            clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
+            classes = None if told is None else torch.from_numpy(told).to(reverse.device)
+            pieces = Pieces(reverse.device, reverse.batch_size)
+            half = self.dtype != "float32"
+            found = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
+        return [f"the model {self.model!r} {words}" for words in found]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         reverse = _reverse_diffusion(self)

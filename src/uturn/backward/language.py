@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -153,6 +153,31 @@ class LanguageDenoiser(Spec, Backward):
                     f"; the strings have {d} symbols 0 .. {v - 1}, which must be ids of other tokens than the mask"
                 )
         return corruption
+
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
+        """Sentences on what is wrong with the model, found on some noisy originals (`uturn.networks.model_check`)."""
+        import torch
+
+        from uturn.networks.model_check import WRITES, check_calls, writes_into
+
+        model = self.language()
+        noise = model.channel.max_noise / 2
+        noisy = [model.channel.observe(block, noise, Streams(0, block.items, noise, range(2))) for block in originals]
+        values = np.concatenate([block.values for block in noisy])
+        pieces = model.pieces(self.batch_size, values.shape[1])
+        values = torch.from_numpy(values[: pieces.batch_size])
+
+        def probabilities(values: torch.Tensor) -> torch.Tensor:
+            beliefs = model.beliefs(values.numpy(), np.full(len(values), noise), pieces)
+            return torch.from_numpy(beliefs.at(*(index.ravel() for index in np.indices(values.shape)))).reshape(*values.shape, -1)
+
+        ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
+        time = torch.full((len(ids),), noise, device=model.device)
+        padding = (torch.ones_like(ids),) if getattr(model.network, "takes_padding", False) else ()
+        with torch.inference_mode():
+            found = [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
+        found += check_calls(probabilities, values, half=self.dtype != "float32")
+        return [f"the model {self.model!r} {words}" for words in found]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         model = self.language()

@@ -8,47 +8,90 @@ import signal
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from typing import Any
 
 import typer
 
-from uturn.checks import TasksFailed
+from uturn.checks import TasksFailed, visible
 from uturn.cli.app import app
 from uturn.cli.running import exit_code, on_sigterm
 
 
+_LEAST_COLUMNS = 20  # below this width nothing can be read
+
+
 def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
+    _open_streams()
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < _LEAST_COLUMNS:  # 0 where a program gives no terminal
+        del os.environ["COLUMNS"]
     signal.signal(signal.SIGTERM, on_sigterm)
     log = logging.StreamHandler()
-    log.setFormatter(logging.Formatter("uturn: %(message)s"))
+    log.setFormatter(_Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
     logging.getLogger("uturn").setLevel(logging.INFO)
     sys.path.append("")  # user-defined parts are imported from the working directory, where no file can replace a library
     for library in ("DIFFUSERS", "HF_HUB"):  # their errors come back as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    warnings.formatwarning = lambda message, *_, **__: f"uturn: warning: {message}\n"
+    warnings.formatwarning = _warning
     try:
+        _check_working_directory()
         code = app(standalone_mode=False, prog_name="uturn")
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
     except TasksFailed as error:
-        typer.echo(f"uturn: error: {error}", err=True)
+        _say_error(str(error))
         sys.exit(1)
     except Exception as error:
         # Mistakes in options are exceptions of click, or of typer's own copy of it; both have `format_message`.
         usage = getattr(error, "format_message", None)
         if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
             sys.exit(exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)
-        if usage is None and not isinstance(error, ValueError | OSError | MemoryError | BrokenExecutor):
+        if usage is None and not isinstance(error, ValueError | OSError | MemoryError | RecursionError | BrokenExecutor):
             raise
         text = str(error) if usage is None else f"{usage()}{_help_for(error)}"
-        typer.echo(f"uturn: error: {' '.join((text or type(error).__name__).split())}", err=True)
+        _say_error(" ".join((text or type(error).__name__).split()))
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _warning(message: Any, *_: Any, **__: Any) -> str:
+    """A line on stderr; those of the check of a model begin with its name."""
+    return visible(f"{'' if str(message).startswith('model check:') else 'uturn: warning: '}{message}\n")
 
 
 def _help_for(error: Any) -> str:
     """Where the options are listed that a mistake is about."""
     context = getattr(error, "ctx", None)
     return "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
+
+
+def _say_error(text: str) -> None:
+    with suppress(OSError):  # stderr cannot be written to
+        typer.echo(visible(f"uturn: error: {text}"), err=True)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _open_streams() -> None:
+    """Open the null device in place of standard streams that are closed, here and in processes that this one starts.
+
+    Otherwise the next file that is opened would get the number of the stream, and what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 - as long as the process
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ValueError(f"the working directory is gone ({error.strerror}); change to a folder that exists") from None

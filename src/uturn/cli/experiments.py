@@ -105,6 +105,7 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     from uturn.store import Store
 
     opened = Store.open(store)
+    opened.check_coordinates()
     states = {task: state for task, (state, _) in opened.states().items()}
     out = console()
     counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}

@@ -71,6 +71,8 @@ def schedule(
     from uturn.workflows.schedules import table
 
     plot = None if plot is None else picture(plot)
+    if csv is not None and csv.is_dir():
+        raise ValueError(f"csv = {str(csv)!r}: expected a file")
     options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
     found = [noise_levels(model, steps, scheduler, **options) for model in models]
     for ds in found:

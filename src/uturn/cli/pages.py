@@ -13,7 +13,12 @@ from uturn.cli.printing import console, inside, say_next, show
 
 @command(PAGES)
 def study(
-    stores: Annotated[list[str], typer.Argument(metavar="STORE..", help="Finished stores of any command that runs U-turns, or folders with one `run.zarr`.")],
+    stores: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE..", help="Finished stores of any command that runs U-turns, or folders with one `run.zarr`."
+        ),
+    ],
     out: Annotated[
         str | None,
         typer.Option(

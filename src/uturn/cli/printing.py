@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uturn.checks import visible
+
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
     from rich.measure import Measurement
@@ -19,11 +21,27 @@ _FOLDS = 1.5  # how much wider than the terminal a table can be, to be read well
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal."""
+    """Standard output, as wide as the terminal. What is printed may come from files: its control characters are escaped."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNFOLDED
-    return Console(width=width, highlight=False, markup=False)  # names may hold brackets
+    out = Console(width=width, highlight=False, markup=False)  # names may hold brackets
+    out.push_render_hook(_Visible())
+    return out
+
+
+class _Visible:
+    """Hook of a console, and what it prints in place of an object: the same with control characters escaped."""
+
+    def __init__(self, renderable: RenderableType = "") -> None:
+        self.renderable = renderable
+
+    def process_renderables(self, renderables: list[Any]) -> list[Any]:
+        return [_Visible(one) for one in renderables]
+
+    def __rich_console__(self, out: Console, options: Any) -> Iterator[Any]:
+        for segment in out.render(self.renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def show(table: Table | str) -> None:

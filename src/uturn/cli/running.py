@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from uturn.checks import visible
 from uturn.cli.options import Running
 from uturn.cli.printing import console
 
@@ -44,7 +45,7 @@ def _announce(experiment: Experiment, store: str | Path, workers: int | None) ->
     with suppress(ValueError):  # the run itself reports it
         found = plan(experiment, store, workers=workers, budget=3.0, least=60.0)
         for line in found.lines() if found is not None else []:
-            typer.echo(f"uturn: {line}", err=True)
+            typer.echo(visible(f"uturn: {line}"), err=True)
 
 
 @contextmanager

@@ -10,8 +10,18 @@ together,
 
 Both are ratios of averages over originals. Independent changes have chi = 1, and common changes of all sites have chi equal to
 the number of sites. A factor of the changes drops out: sigma = ±1 gives the same values as 0 and 1, with covariances four times
-as large. A ratio has a bounded interval only where its denominator, the variance, is above 0 by its own interval (Fieller 1954).
-Elsewhere the changes of a few originals decide, and the ends of intervals are NaN.
+as large.
+
+Originals in which little changes count little in such a ratio. Let V_g = sum_i C_ii of original g (of grammar g if there are
+several). The ratio is decided by about
+
+    n_eff = (sum_g V_g)^2 / sum_g V_g^2
+
+originals, the number of equal ones with the same relative variance of the sum. Intervals therefore have n_eff - 1 degrees of
+freedom of Student's t. That of chi, which is positive, is symmetric in log chi; that of C(r)/C(0), which can be negative, is
+symmetric in C(r)/C(0). With n_eff < 2 the ends are NaN. Below about 5, originals that change much may be missing in the sample;
+intervals are then too low, and no rule that sees only the sample can help. `benchmarks/correlated_changes.py ratios` measures how
+often the intervals contain the truth.
 """
 
 from __future__ import annotations
@@ -23,7 +33,7 @@ import numpy as np
 
 from uturn.checks import shown
 from uturn.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
-from uturn.statistics import Estimate, Replicates, replicates
+from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,9 +46,13 @@ __all__ = [
     "correlations",
     "correlations_of",
     "distance_between",
+    "effective_number",
     "susceptibility",
     "susceptibility_of",
 ]
+
+FEW = 5
+"""Number of originals below which, if they decide a ratio, rare ones that change much may be missing in the sample."""
 
 
 def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
@@ -57,9 +71,10 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     Returns
     -------
     Estimate
-        With an interval (Student's t) over items, or over grammars if a DataArray has several in a coordinate along its dim
-        item. 1 for independent changes, `sites` if all sites change together. NaN if no change varies between trajectories; the
-        ends are NaN for a single item, and where the changes of a few items decide (see above).
+        With an interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) over items, or over grammars if a
+        DataArray has several in a coordinate along its dim item. 1 for independent changes, `sites` if all sites change together.
+        NaN if no change varies between trajectories. The ends are NaN if n_eff < 2, so for a single item (see above;
+        `correlations` gives n_eff).
 
     Raises
     ------
@@ -75,7 +90,7 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     (True, 8.0)
     """
     found = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
-    value, low, high = _susceptibility(*labelled(found, changed), confidence)[:, 0].tolist()
+    value, low, high = _susceptibility(*labelled(found, changed), confidence)[0][:, 0].tolist()
     return Estimate(value, low, high)
 
 
@@ -104,9 +119,9 @@ def correlations(
     Returns
     -------
     Dataset with the dim distance
-        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval, as in `susceptibility`;
-        `covariance` C(r) in the squared unit of the changes; `pairs`, the number of ordered pairs. `chi = sum of pairs *
-        correlation / sites`.
+        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff - 1 degrees
+        of freedom); `covariance` C(r) in the squared unit of the changes; `pairs`, the number of ordered pairs; `n_eff`, the
+        number of items, or grammars, that decide (see above; no dim). `chi = sum of pairs * correlation / sites`.
 
     Raises
     ------
@@ -191,6 +206,7 @@ def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) 
     -------
     Dataset with the dim noise
         `chi`, `low`, `high`: as `susceptibility`; the interval is over grammars if there are several, otherwise over items.
+        `n_eff`: number of items, or grammars, that decide (`effective_number`).
 
     Raises
     ------
@@ -198,23 +214,24 @@ def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) 
         For results without the probe, of another noise than a list, or with missing readings.
     """
     covariance, total = _readings(ds, name)
-    chi, low, high = _susceptibility(covariance, total, confidence)
+    (chi, low, high), number = _susceptibility(covariance, total, confidence)
     import xarray as xr
 
     axes = {key: one for key, one in covariance.coords.items() if one.dims == ("noise",)}
-    return xr.Dataset({"chi": ("noise", chi), "low": ("noise", low), "high": ("noise", high)}, coords=axes)
+    named = {"chi": chi, "low": low, "high": high, "n_eff": number}
+    return xr.Dataset({key: ("noise", values) for key, values in named.items()}, coords=axes)
 
 
 def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: xr.DataArray | None = None) -> xr.Dataset:
     """Correlation against distance at every noise level, from the readings of the probe `changes`.
 
     Parameters and errors as in `susceptibility_of`; `ds` may also be the variable `change_covariance`. `present`: for data of
-    different lengths, see `present_pairs`. Returns `correlation`, `low`, `high`, `covariance` (noise, distance), as
-    `correlations`.
+    different lengths, see `present_pairs`. Returns `correlation`, `low`, `high`, `covariance` (noise, distance) and `n_eff`
+    (noise), as `correlations`.
     """
     import xarray as xr
 
-    covariance = ds if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
+    covariance = by_distance(ds) if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
     check_complete(covariance)
     found, of_present = replicated(covariance, present)
 
@@ -222,14 +239,14 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: 
         c = of_present(mean)
         return c / c[..., :1]
 
-    few = decided_by_few(found, lambda mean: of_present(mean)[..., 0], confidence)
+    number = effective_number(covariance.isel(distance=0, drop=True))
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        value, low, high = found.interval(curves, confidence)
-    low[few], high[few] = np.nan, np.nan
+        value = curves(found.mean)
+        half = student(number, found.groups, confidence)[:, None] * found.error(curves)
     dims = ("noise", "distance")
     axes = {key: one for key, one in covariance.coords.items() if set(one.dims) <= set(dims)}
-    named = {"correlation": value, "low": low, "high": high, "covariance": of_present(found.mean)}
-    return xr.Dataset({key: (dims, values) for key, values in named.items()}, coords=axes)
+    named = {"correlation": value, "low": value - half, "high": value + half, "covariance": of_present(found.mean)}
+    return xr.Dataset({**{key: (dims, values) for key, values in named.items()}, "n_eff": ("noise", number)}, coords=axes)
 
 
 def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
@@ -263,9 +280,38 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
     return replicates(both), lambda mean: mean[:, 0] / mean[:, 1]
 
 
-def decided_by_few(found: Replicates, variance: Callable[[np.ndarray], np.ndarray], confidence: float = 0.95) -> np.ndarray:
-    """Noise levels whose mean variance of the changes is not above 0 by its interval: ratios over it have no bounded interval."""
-    return ~(found.interval(variance, confidence)[1] > 0)
+def effective_number(variance: xr.DataArray) -> np.ndarray:
+    """Number of originals that decide a ratio of their covariances, `n_eff = (sum_g V_g)^2 / sum_g V_g^2`, at every noise level.
+
+    Parameters
+    ----------
+    variance : DataArray (noise, item)
+        V, the mean variance of the changes of an item: `change_covariance` at distance 0. Grammars count instead of items if
+        there are several in a coordinate along item.
+
+    Returns
+    -------
+    array (noise,)
+        1 if only one original varies, their number if all vary equally, 0 if none does.
+    """
+    if "grammar" in variance.coords and len(np.unique(variance.grammar)) > 1:
+        variance = variance.groupby("grammar").sum("item").rename(grammar="item")
+    values = variance.transpose("noise", "item").values.astype(float)
+    squares = (values**2).sum(axis=1)
+    return np.divide(values.sum(axis=1) ** 2, squares, out=np.zeros(len(values)), where=squares > 0)
+
+
+def student(number: np.ndarray, groups: int, confidence: float) -> np.ndarray:
+    """Half the width of an interval of this confidence, in standard errors: Student's t with n_eff - 1 degrees of freedom.
+
+    `number`: n_eff, of which at most `groups` count, since the error is one of so many differences. NaN if n_eff < 2.
+    """
+    from scipy.special import stdtrit
+
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence!r}: expected a number between 0 and 1")
+    number = np.minimum(number, groups)
+    return np.where(number >= 2, stdtrit(np.maximum(number, 2) - 1, 0.5 + confidence / 2), np.nan)
 
 
 def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
@@ -286,7 +332,12 @@ def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
         )
     for readings in (covariance, total):
         check_complete(readings)
-    return covariance.rename({f"{prefix}distance": "distance"} if prefix else {}), total
+    return by_distance(covariance), total
+
+
+def by_distance(covariance: xr.DataArray) -> xr.DataArray:
+    """A covariance with its dim of distances named "distance", whatever prefix it has in the results of an experiment."""
+    return covariance.rename({dim: "distance" for dim in covariance.dims if str(dim).endswith("_distance")})
 
 
 def check_complete(readings: xr.DataArray) -> None:
@@ -309,13 +360,26 @@ def _parts(covariance: xr.DataArray, total: xr.DataArray) -> xr.DataArray:
     return xr.concat([total, covariance.isel(distance=0, drop=True)], dim="part")
 
 
-def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> np.ndarray:
-    """chi and the ends of its interval, (3, noise)."""
-    found = replicates(_parts(covariance, total))
+def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """chi and the ends of its interval, (3, noise), and n_eff (noise,)."""
+    parts = _parts(covariance, total)
+    return chi_of(parts, confidence), effective_number(parts.isel(part=1))
+
+
+def chi_of(parts: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
+    """chi and the ends of its interval, (3, noise), from the readings of `chi_parts`."""
+    found = replicates(parts)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
+        chi = found.mean[:, 0] / found.mean[:, 1]
+    half = student(effective_number(parts.isel(part=1)), found.groups, confidence) * found.error(log_chi)
+    return np.stack([chi, chi * np.exp(-half), chi * np.exp(half)])
+
+
+def log_chi(means: np.ndarray) -> np.ndarray:
+    """log chi (noise,) of the means of `chi_parts` (noise, 2); NaN where chi is not positive."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        chi = found.interval(lambda c: c[..., 0] / c[..., 1], confidence)
-    chi[1:, decided_by_few(found, lambda c: c[..., 1], confidence)] = np.nan
-    return chi
+        chi = means[:, 0] / means[:, 1]
+        return np.log(np.where(chi > 0, chi, np.nan))
 
 
 def labelled(found: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:

@@ -28,19 +28,19 @@ def cloning_probability(same: Any) -> Any:
     Returns
     -------
     DataArray (noise, estimate)
-        The mean over items, trajectories and clones, and its 95 % interval (`uturn.statistics.Replicates`); `estimate`: "value",
+        The mean over items, trajectories and clones, and its 95 % interval (`uturn.statistics.proportion`); `estimate`: "value",
         "low", "high".
     """
     import xarray as xr
 
-    from uturn.statistics import replicates
+    from uturn.statistics import proportion
 
     if not isinstance(same, xr.DataArray) or not {"noise", "item", "clone"} <= set(same.dims) or same.sizes["clone"] < 2:
         kind = f"sizes {dict(same.sizes)}" if isinstance(same, xr.DataArray) else type(same).__name__
         raise ValueError(f"same: got {kind}; expected a DataArray with dims noise, item and several clones: ds.clone_same_class")
     if "clone_" not in str(same.name or "clone_") or same.isnull().any():
         raise ValueError(f"same is {same.name!r}, perhaps with missing readings; expected a complete twin: ds.clone_same_class")
-    values = replicates(same).interval(lambda mean: mean)
+    values = proportion(same)
     return xr.DataArray(values.T, {"noise": same.noise, "estimate": ["value", "low", "high"]}, ("noise", "estimate"))
 
 

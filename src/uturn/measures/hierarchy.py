@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.checks import checked_integer, shown
+from uturn.measures.changes import by_distance
 from uturn.random import Streams
 from uturn.statistics import Estimate, estimate, nonincreasing, replicates
 
@@ -107,7 +108,7 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
         and `change_covariance` (noise, item, distance), the mean covariance of two sites at the distances `0, s, s**2, .., s**K`
         (`s**k`: smallest common block of level k).
     name : str
-        Prefix of the names of the variables and of the dim `distance`, before "_".
+        Prefix of the names of the variables, before "_". The dim of distances may have any prefix.
     confidence : float in (0, 1)
 
     Raises
@@ -123,15 +124,14 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
         raise ValueError(f"ds = {shown(ds)}: expected a Dataset with the readings {wanted}")
     if missing := [key for key in wanted if key not in ds]:
         raise ValueError(f"ds has no variable {missing[0]!r}; expected the readings {wanted}")
-    change, covariance = (ds[key] for key in wanted)
-    along = f"{prefix}distance"
-    distances = covariance[along].values
+    change, covariance = ds[wanted[0]], by_distance(ds[wanted[1]])
+    distances = covariance.distance.values
     s = round(distances[1]) if len(distances) > 1 else 0
     if s < 2 or not np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))]):
-        raise ValueError(f"{along} = {shown(distances.tolist())}: expected 0, s, s**2, .., the sizes of nested blocks")
-    moments = xr.concat([change.expand_dims({along: [-1]}), covariance], dim=along).rename({along: "moment"})
+        raise ValueError(f"distance = {shown(distances.tolist())}: expected 0, s, s**2, .., the sizes of nested blocks")
+    moments = xr.concat([change.expand_dims(distance=[-1]), covariance], dim="distance").rename(distance="moment")
     _check_readings("ds", moments.noise.values, moments.transpose("noise", "item", "moment").values)
-    if not (covariance.isel({along: 0}) > 0).any():
+    if not (covariance.isel(distance=0) > 0).any():
         raise ValueError("change_covariance is 0 at distance 0; expected changes that vary between trajectories")
     found = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
     return Estimate(*np.maximum(found, 0).tolist())

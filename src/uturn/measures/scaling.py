@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.checks import checked_numbers, shown
 from uturn.covariances import Covariances
-from uturn.measures.changes import check_complete, decided_by_few, labelled, replicated
+from uturn.measures.changes import by_distance, check_complete, effective_number, labelled, replicated, student
 from uturn.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def correlation_length(
     Returns
     -------
     Dataset with the dim noise
-        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. The ends
-        are NaN where the changes of a few items decide.
+        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Intervals have n_eff - 1 degrees
+        of freedom (`uturn.measures.changes`); the ends are NaN if n_eff < 2.
 
     Raises
     ------
@@ -63,6 +63,7 @@ def correlation_length(
 
     if isinstance(covariance, Covariances):
         covariance = labelled(covariance)[0]
+    covariance = by_distance(covariance) if isinstance(covariance, xr.DataArray) else covariance
     if not isinstance(covariance, xr.DataArray) or set(covariance.dims) != {"noise", "item", "distance"}:
         kind = f"dims {covariance.dims}" if isinstance(covariance, xr.DataArray) else type(covariance).__name__
         raise ValueError(f"covariance: got {kind}; expected a DataArray with dims noise, item, distance, or Covariances")
@@ -90,9 +91,9 @@ def correlation_length(
         best = np.where(np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1)
         return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
 
-    value, low, high = found.interval(rate, confidence)
-    few = decided_by_few(found, lambda mean: of_present(mean)[:, 0], confidence)
-    low[few], high[few] = np.nan, np.nan
+    value = rate(found.mean)
+    half = student(effective_number(covariance.isel(distance=0)), found.groups, confidence) * found.error(rate)
+    low, high = value - half, value + half
     with np.errstate(divide="ignore"):
         lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
     return xr.Dataset({name: ("noise", one) for name, one in lengths.items()}, coords={"noise": covariance.noise})
@@ -106,6 +107,28 @@ def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
     bend = left - 2 * middle + right
     move = 0.5 * (left - right) / bend if bend < 0 else 0.0
     return float(x[k] * (x[k + 1] / x[k]) ** move)
+
+
+def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
+    """The curves that `collapse` fits, from runs with the probe `changes`, one for each size.
+
+    Parameters
+    ----------
+    runs : sequence of Datasets of `uturn.run`
+        With the same noise levels, items and, if there are several, grammars.
+
+    Returns
+    -------
+    DataArray (noise, item, size, part)
+        Part 0 is the covariance of the changes at the largest distance, part 1 the variance of a site.
+    """
+    import xarray as xr
+
+    parts = []
+    for run in runs:
+        covariance = run.change_covariance.drop_vars("distance")
+        parts.append(xr.concat([covariance.isel(distance=-1), covariance.isel(distance=0)], dim="part"))
+    return xr.concat(parts, dim="size").transpose("noise", "item", "size", "part")
 
 
 class Collapse(NamedTuple):
@@ -134,7 +157,7 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
     ----------
     curves : DataArray (noise, item, size, part)
         `part` 0 is the covariance at the largest distance and `part` 1 the variance, of the same noise levels and number of items
-        for every size.
+        for every size: `collapse_curves` of runs.
     sizes : sequence of float
         N of every size, at least two.
     start : (ν, critical noise)
@@ -165,14 +188,18 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
         scaled = np.array([np.interp(common, *one) for one in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)])
         return float(scaled.var(axis=0).sum() / (scaled.mean(axis=0).var() * len(common)))
 
-    def fitted(means: np.ndarray) -> np.ndarray:
+    def fitted(means: np.ndarray, begin: np.ndarray) -> np.ndarray:
         options = {"initial_simplex": begin * np.array([[1, 1], [1.1, 1], [1, 1.02]]), "xatol": 1e-4}
         with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes; spreads of inf
             y = (means[..., 0] / means[..., 1]).T
             found = minimize(spread, begin, args=(y,), method="Nelder-Mead", options=options)
         return np.array([*found.x, found.fun] if np.isfinite(found.fun) else [np.nan] * 3)
 
-    value, low, high = replicates(curves.transpose("noise", "item", "size", "part")).interval(fitted, confidence)
+    of = replicates(curves.transpose("noise", "item", "size", "part"))
+    whole = fitted(of.mean, begin)
+    # A search can end in another minimum. Those of the replicates begin where the fit of the whole ended, so that the interval
+    # is about the one minimum, and a poor start does not widen it.
+    value, low, high = of.interval(lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence)
     exponent, critical = (Estimate(float(value[k]), float(low[k]), float(high[k])) for k in (0, 1))
     return Collapse(exponent, critical, float(value[2]))
 

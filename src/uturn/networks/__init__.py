@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from uturn.networks.language_files import load_language_model as load_language_model
     from uturn.networks.own_denoisers import DenoiserModel as DenoiserModel
     from uturn.networks.own_denoisers import edm_schedule as edm_schedule
+    from uturn.networks.tokenizers import PretrainedTokenizer as PretrainedTokenizer
+    from uturn.networks.tokenizers import Vocabulary as Vocabulary
 
 
 _HOME = {
@@ -23,6 +25,8 @@ _HOME = {
     "load_language_model": "language_files",
     "DenoiserModel": "own_denoisers",
     "edm_schedule": "own_denoisers",
+    "PretrainedTokenizer": "tokenizers",
+    "Vocabulary": "tokenizers",
 }
 
 

@@ -70,7 +70,7 @@ class Options(BaseModel):
     class_cond: bool | None = None
     use_fp16: bool = False
     noise_schedule: Literal["linear", "cosine"] = "linear"
-    diffusion_steps: int = Field(1000, gt=20)  # with 20, the last beta of the linear schedule would be 1
+    diffusion_steps: int = Field(1000, gt=20, le=100_000)  # with 20, the last beta of the linear schedule would be 1
     predict_xstart: bool = False
     sigma_small: bool = False
     rescale_timesteps: bool = False

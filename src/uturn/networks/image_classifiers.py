@@ -15,7 +15,7 @@ from torch import nn
 
 from uturn.checks import one_line
 from uturn.files import cached_while_unchanged
-from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, select_layers
+from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.modules import LoadedModule, load_module, network_files
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> di
     shapes
         {layer: shape of its output, batch first}, in the order of the network.
     """
-    modules = dict(module.named_modules(remove_duplicate=False))
+    modules = named_modules(module)
 
     def has(layer: str, kinds: tuple[type, ...]) -> bool:
         return any(isinstance(part, kinds) for part in modules[layer].modules())

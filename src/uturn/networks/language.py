@@ -35,25 +35,36 @@ class TokenNetwork(Protocol):
     """A network that denoises tokens; a function "module:function" may return any object with these members.
 
     Only `logits` and, for masking, `mask_id` are required.
+
+    Attributes
+    ----------
+    mask_id : int or None
+        Id of the mask token.
+    shift : bool
+        Whether the logits of position i are given at position i - 1, as by former causal networks; False by default.
+    time : str
+        "none": the noise is not used, the default; "sigma": it is given as sigma = -log(1 - noise), arXiv:2406.07524.
+    output : str
+        "logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834.
+    corruption : str
+        "masking", the default, or "uniform".
+    length : int or None
+        Largest number of ids in a call; None, the default, if there is none.
+    takes_padding : bool
+        Whether `logits` takes a third argument, int64 (batch, length), that is 0 where a row has ended. If not, the default, only
+        rows of equal length go into a call.
+    tokenizer : Tokenizer or None
+        A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` with one of transformers; by default data are ids.
     """
 
     mask_id: int | None
-    """Id of the mask token."""
     shift: bool
-    """Whether the logits of position i are given at position i - 1, as by former causal networks; False by default."""
     time: str
-    """"none": the noise is not used, the default; "sigma": it is given as sigma = -log(1 - noise), arXiv:2406.07524."""
     output: str
-    """"logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834."""
     corruption: str
-    """"masking", the default, or "uniform"."""
     length: int | None
-    """Largest number of ids in a call; None, the default, if there is none."""
     takes_padding: bool
-    """Whether `logits` takes a third argument, int64 (batch, length), that is 0 where a row has ended. If not, the default, only
-    rows of equal length go into a call."""
     tokenizer: Tokenizer | None
-    """A `Vocabulary` of uturn.networks.tokenizers, or `PretrainedTokenizer` with one of transformers; by default data are ids."""
 
     def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Logits (batch, length, vocab) for ids int64 (batch, length) and noise float32 (batch,), the share of noisy tokens."""
@@ -181,8 +192,9 @@ class LanguageModel(Framed):
     def _output(self, ids: torch.Tensor, time: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """What the network gives; errors in it become a ValueError of one line."""
         network: Any = self.network
+        given = (ids, time, real) if getattr(network, "takes_padding", False) else (ids, time)
         try:
-            out = network.logits(ids, time, real) if getattr(network, "takes_padding", False) else network.logits(ids, time)
+            out = network.logits(*(tensor.clone() for tensor in given))  # it may write into them
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -13,6 +13,7 @@ from torch import nn
 
 EVERY_BLOCK = "every block"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_WRAPPED = ("_orig_mod", "module", "model")  # torch.compile; DataParallel and its kin; a class of one's own around a network
 
 
 def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -25,7 +26,8 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     layers
         Names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`). `*` stays between two
         dots, so that "features.*" are the direct children of `features`; `**` between dots stands for any number of names, also
-        none. By default the direct children of the model.
+        none. By default the direct children of the model. Names in a wrapper (see `wrapped`) are given without it; patterns may
+        have it.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     """
     names = [name for name in named_modules(checked_model(model)) if name]
     if layers is None:
-        children = tuple(_children(model))
+        children = tuple(_children(wrapped(model)[1]))
         if not children:
             raise ValueError(f"{type(model).__name__} has no child modules to probe; name the layers")
         return children
@@ -42,13 +44,14 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise ValueError(f"layers = {layers!r}: expected names or patterns, at least one, or {EVERY_BLOCK!r}")
     chosen: set[str] = set()
-    for pattern in patterns:
+    wrapper = wrapped(model)[0]
+    for pattern in (text.removeprefix(wrapper) for text in patterns):
         found = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if matches(name, pattern)]
         if not found:
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
             raise ValueError(
                 f"layers: {pattern!r} matches no module of {type(model).__name__}; close names: {', '.join(close)} "
-                f"(all {len(names)}: [name for name, _ in model.named_modules(remove_duplicate=False)])"
+                f"(all {len(names)}: list(uturn.networks.layers.named_modules(model)))"
             )
         chosen.update(found)
     return tuple(name for name in names if name in chosen)
@@ -100,7 +103,7 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
     """
     modules = named_modules(checked_model(model))
     stacks = _stacks(modules)
-    return tuple(_blocks(model, stacks)) if stacks else _activation_functions(modules)
+    return tuple(_blocks(modules[""], stacks)) if stacks else _activation_functions(modules)
 
 
 def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
@@ -207,8 +210,28 @@ def _children(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by name, the model itself as ""; a module that is shared has all its names."""
-    return dict(model.named_modules(remove_duplicate=False))
+    """All modules by name, the model itself, without a wrapper, as ""; a module that is shared has all its names."""
+    return dict(wrapped(model)[1].named_modules(remove_duplicate=False))
+
+
+def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
+    """The network inside of wrappers, and the prefix that they give to the names of its modules, such as "module."; else "".
+
+    A wrapper has one child, called `module` (`DataParallel`), `_orig_mod` (`torch.compile`) or `model` (a class of one's own), and
+    no parameters beside. A model of transformers is none.
+
+    Examples
+    --------
+    >>> wrapped(nn.DataParallel(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))[0]
+    'module.'
+    """
+    prefix = ""
+    while not model._parameters and len(children := _children(model)) == 1 and not hasattr(model, "base_model_prefix"):
+        ((name, child),) = children.items()
+        if name not in _WRAPPED:
+            break
+        prefix, model = f"{prefix}{name}.", child
+    return prefix, model
 
 
 def checked_model(model: Any) -> nn.Module:

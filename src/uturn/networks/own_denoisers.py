@@ -253,7 +253,7 @@ class OwnNetwork(nn.Module):
         code = type(self.network) if isinstance(self.network, nn.Module) else self.network
         try:
             with torch.autocast(noisy.device.type, self.precision, enabled=self.precision is not None):
-                output = self.network(noisy, *arguments)
+                output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))  # it may write into them
         except Exception as error:
             if is_out_of_memory(error):
                 raise

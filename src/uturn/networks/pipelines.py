@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.checks import one_line
+from uturn.checks import one_line, shown
+from uturn.files import read_table
 
 TEXT_DENOISERS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",
@@ -27,6 +28,7 @@ TEXT_PARTS = (
 )
 """Classes of text encoders and tokenizers."""
 _DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")  # the last: DiT by its former name
+_MOST_TIMESTEPS = 100_000  # of a noise schedule; a thousand is usual
 _CODECS = ("AutoencoderKL", "VQModel")
 _CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # how names of such parts begin
 _UNUSED = ("safety_checker", "feature_extractor")
@@ -248,6 +250,9 @@ def load_scheduler(folder: Path, class_name: str) -> Any:
     if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
         raise ValueError(f"{folder}: the scheduler is a {class_name}; expected a scheduler of diffusers")
     try:
+        timesteps = read_table(where / "scheduler_config.json").get("num_train_timesteps", 1000)
+        if not (isinstance(timesteps, int) and 1 <= timesteps <= _MOST_TIMESTEPS):
+            raise ValueError(f"num_train_timesteps = {shown(timesteps)}: expected an integer in 1 .. {_MOST_TIMESTEPS}")
         scheduler = made.from_pretrained(str(where), local_files_only=True)
     except Exception as error:
         raise ValueError(f"{where}: the scheduler cannot be loaded ({one_line(error)}); fetch or write it again") from None

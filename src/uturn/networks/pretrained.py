@@ -136,15 +136,16 @@ class DenoisingNetwork(nn.Module):
         if self.condition.null_class is not None:
             null = torch.full((len(noisy),), self.condition.null_class, device=noisy.device)
         if labels is None or null is None:
-            output = self._called(x, time, null if labels is None else labels)
+            output = self.called(x, time, null if labels is None else labels)
         else:
-            told, blind = self._called(torch.cat([x, x]), torch.cat([time, time]), torch.cat([labels, null])).chunk(2)
+            told, blind = self.called(torch.cat([x, x]), torch.cat([time, time]), torch.cat([labels, null])).chunk(2)
             channels = noisy.shape[1]
             told, blind, variance = told[:, :channels], blind[:, :channels], told[:, channels:]
             output = torch.cat([blind + self.condition.guidance * (told - blind), variance], dim=1)
         return output if self.prediction is None else self.prediction.expected(output, noisy, timestep)
 
-    def _called(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    def called(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """The output of the network itself, for its own kind of input, without guidance."""
         output = self.network(noisy.to(self.dtype), timestep, *(() if labels is None else (labels,)))
         return getattr(output, "sample", output).float()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from uturn.checks import one_line
+from uturn.files import read_table
 from uturn.networks.language_files import check_name
 from uturn.networks.own_denoisers import is_import_path
 from uturn.networks.text_models import FORMS, TextModel, load_text_model
@@ -153,6 +153,6 @@ def _json(model: str, name: str, where: str) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_table(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{where}: {name} cannot be read ({one_line(error)}); expected JSON") from None

@@ -199,7 +199,7 @@ class Vocabulary:
     def from_file(cls, path: Path, split: str) -> Vocabulary:
         """The vocabulary of a file `vocab.txt`, one token a line."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read the vocabulary {path} ({one_line(error)}); expected one token a line") from None
         return cls(tuple(text.removesuffix("\n").split("\n")), split)

@@ -24,6 +24,10 @@ AXES = {
 _ENDS = ["value", "low", "high"]  # labels of a dim that holds a number with its interval
 _MOST_LINES, _MOST_CHARTS, _MOST_POINTS, _MOST_VALUES = 10, 8, 400, 50_000_000
 _MEANS = ("grammar",)
+_SHARES = (  # ends of the names of readings in [0, 1]
+    *("unchanged", "parsed", "belief", "same_class", "same_class_top5", "label_top1", "label_top5", "same_label"),
+    *("kept", "kept_region", "kept_segments"),
+)
 _NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clone", "shown_noise", "shown_item", "node"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,7 @@ class Reader:
             self.problems(path, f"not valid JSON: {words}" if isinstance(error, json.JSONDecodeError) else words)
 
     def problems(self, path: Path, words: str) -> None:
-        self.found.problems.append({"file": str(path), "words": " ".join(words.split()).removeprefix(f"{path} ")})
+        self.found.problems.append({"file": str(path), "words": " ".join(words.split()).removeprefix(str(path)).lstrip(": ")})
 
     def dataset(self, path: Path) -> xr.Dataset:
         """A zarr folder."""
@@ -75,7 +75,7 @@ class Reader:
         }
 
 
-def collect(folders: list[Path], detail: float = 1.0) -> Found:
+def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Found:
     """Sections for all results in some folders.
 
     Parameters
@@ -86,7 +86,7 @@ def collect(folders: list[Path], detail: float = 1.0) -> Found:
         Below 1, pictures are smaller.
     """
     found, homes = Found(), list[Path]()
-    for folder in folders:
+    for folder in map(Path, folders):
         _collect(folder, Reader(found, detail, len(folders) == 1))
         homes += [folder] * (len(found.sections) - len(homes))
     names = Counter(one["short"] for one in found.sections)
@@ -118,7 +118,9 @@ def _collect(folder: Path, read: Reader) -> None:
         _add(folder, lambda _, read: studies.overlay(several, read), read)
         for path in several:
             _add(path, studies.study, read)
-    if (folder / "atlas.zarr").exists() and _add(folder / "atlas.zarr", lambda path, read: studies.atlas(path.parent, read), read):
+    if (folder / "atlas.zarr").exists() and _add(
+        folder / "atlas.zarr", lambda path, read: studies.atlas(path.parent, read), read
+    ):
         stores = set()  # one for each row of the atlas
     for path in sorted(stores - {folder / "study.zarr", *several}):
         _add(path, studies.store, read)

@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import uturn
+from uturn.checks import checked_path
 from uturn.files import whole_file
 from uturn.objects import is_url
 from uturn.outputs import OutputFolder, output_folder
@@ -65,7 +66,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     if len(places) == 1 and is_url(places[0]):
         return _report_of_url(str(places[0]), out)
     folders = []
-    for place in map(str, places):
+    for place in (checked_path("folder", place) for place in places):
         if is_url(place):
             raise ValueError(f"{place}: a URL cannot be joined with other folders; give it alone")
         if not Path(place).is_dir():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.pages.charts import numbers
-from uturn.statistics import replicates
+from uturn.statistics import proportion
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +36,7 @@ def tree_of_store(run: xr.Dataset) -> dict[str, Any] | None:
     readings = []
     for name, words in _READINGS.items():
         if name in run and run[name].dims[:2] == ("noise", "item") and run.sizes.get("tree_level") == depth + 1:
-            curve = replicates(run[name].sortby("noise")).interval(lambda mean: mean)  # (estimate, noise, tree_level)
+            curve = proportion(run[name].sortby("noise"))  # (estimate, noise, tree_level)
             readings.append({"name": name, "words": words, "levels": _levels(*curve), "items": _nodes(run, f"node_{name}")})
     return _tree(branching, depth, run.noise.sortby("noise"), readings)
 

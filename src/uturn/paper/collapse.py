@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
-from uturn.measures.scaling import Collapse, collapse
+from uturn.measures.scaling import Collapse, collapse, collapse_curves
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.correlated_runs import PAPER, grammar
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
@@ -53,15 +53,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     return workshop.runs("collapse", experiments(workshop.scale))
 
 
-def top_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
-    """Covariance at the largest distance, and variance, of runs of several sizes: (noise, item, size, part)."""
-    parts = []
-    for run in runs:
-        covariance = run.change_covariance.drop_vars("distance")
-        parts.append(xr.concat([covariance.isel(distance=-1), covariance.isel(distance=0)], dim="part"))
-    return xr.concat(parts, dim="size").transpose("noise", "item", "size", "part")
-
-
 def theory_curves(theory: MeanField, noise: np.ndarray, sizes: Sequence[int]) -> xr.DataArray:
     """The same of the mean field, of one item."""
     curves = np.stack([theory.pair_correlations(noise, L)[:, [L, 0]] for L in sizes], axis=1)
@@ -80,7 +71,7 @@ def start_of(theory: MeanField) -> tuple[float, float]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     theory = MeanField(*PAPER)
     sizes = sorted(int(label.removeprefix("depth")) for label in runs)
-    curves = top_curves([runs[f"depth{L}"].load() for L in sizes])
+    curves = collapse_curves([runs[f"depth{L}"].load() for L in sizes])
     noise = curves.noise.values
     found, expected = fitted(curves, sizes, theory), fitted(theory_curves(theory, noise, sizes), sizes, theory)
     deeper = [_deeper(theory, more) for more in DEEPER]

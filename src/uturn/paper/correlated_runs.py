@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.special import erf
 
+from uturn.covariances import Grid
 from uturn.experiment import Experiment
 from uturn.measures.changes import correlations_of
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.workshop import Scale
+from uturn.paper.exact_changes import exact_covariances
+from uturn.paper.workshop import Scale, Workshop
 
 PAPER = (32, 8, 2)
 STEEP = (16, 4, 2)
@@ -24,12 +27,18 @@ PATCHES = {"": ("patches of 4 x 4 pixels", 7 * 7), "feature": ("positions of blo
 
 
 def grammar(
-    channel: str, parameters: tuple[int, int, int], depth: int, noise: Sequence[float], scale: Scale, factor: int = 1
+    channel: str,
+    parameters: tuple[int, int, int],
+    depth: int,
+    noise: Sequence[float],
+    scale: Scale,
+    factor: int = 1,
+    turns: int = 1,
 ) -> Experiment:
-    """U-turns of strings of several grammars. `factor`: more items, for curves that need them."""
+    """U-turns of strings of several grammars. `factor`, `turns`: more items, more trajectories, for curves that need them."""
     grammars, items, trajectories = (24, 48 * factor, 32) if scale == "smoke" else (48, 240 * factor, 64)
     source = dict(zip(("vocab_size", "multiplicity", "branching"), parameters, strict=True), type="rhm", depth=depth)
-    return _described({**source, "grammars": grammars}, channel, noise, items, trajectories)
+    return _described({**source, "grammars": grammars}, channel, noise, items, turns * trajectories)
 
 
 def controls(scale: Scale) -> dict[str, Experiment]:
@@ -41,6 +50,54 @@ def controls(scale: Scale) -> dict[str, Experiment]:
         "mixture": _described(MIXTURE, "gaussian", TIMES, items, trajectories),
         "one-level": _described(one_level, "gaussian", (*TIMES[:4], 0.3, *TIMES[4:7]), items, trajectories),
     }
+
+
+SITES = {"field": Grid((FIELD["size"],) * 2, periodic=True), "mixture": Grid((MIXTURE["dimension"],))}
+"""Distances of the sites of the controls."""
+
+
+def exact_of(workshop: Workshop, figure: str, label: str, experiment: Experiment, draws: int = 1) -> xr.Dataset:
+    """The exact covariances of the strings of an experiment, computed once."""
+    settings = {"experiment": experiment.identity(), "draws": draws, "version": 1}
+    return workshop.keep(f"{figure}-exact-{label}", settings, lambda: exact_covariances(experiment, draws))
+
+
+def independent_changes(label: str, experiment: Experiment) -> xr.Dataset:
+    """The readings of the probe `changes` of a control at t = T, where the reconstruction is independent of the original.
+
+    Let f_i be `|x_i - x_0i|` of site i. Field: the differences are Gaussian, with the correlation rho of the field within a
+    reconstruction, and rho/2 between two of them. With `E|U V| = (2/pi) g(rho)`, `g(c) = sqrt(1 - c**2) + c arcsin c`, the mean
+    of C over originals is proportional to `g(rho) - g(rho/2)`. Mixture of two modes: sites of one mode are independent, so that
+    for every original `C_ij = d_i d_j / 4` for i != j, with d_i the difference of E f_i between the modes of a reconstruction,
+    and `C_ii = E f_i**2 - (E f_i)**2`.
+    """
+    source, sites = experiment.parts.source, SITES[label]
+    originals = next(source.blocks(np.arange(experiment.items), experiment.seed, experiment.items))
+    if label == "field":
+        n = FIELD["size"]
+        rho = np.fft.ifftn(originals.law.variance.reshape(n, n)).real.ravel()
+        g, half = (np.sqrt(np.maximum(1 - c**2, 0)) + c * np.arcsin(np.clip(c, -1, 1)) for c in (rho / rho[0], rho / rho[0] / 2))
+        step = np.minimum(np.arange(n), n - np.arange(n))
+        distance = np.rint(np.hypot(step[:, None], step)).ravel()
+        covariance = np.tile([(g - half)[distance == r].mean() for r in sites.values], (experiment.items, 1))
+    else:
+        gaps = originals.law.means[:, None] - originals.values
+        first, second = _folded(gaps)
+        square = 1 + np.square(gaps).mean(axis=0)
+        covariance = sites.products(((first - second) / 2)[:, None]) / sites.pairs
+        covariance[:, 0] = (square - np.square((first + second) / 2)).mean(axis=1)
+    return xr.Dataset(
+        {
+            "change_covariance": (("noise", "item", "distance"), covariance[None]),
+            "change_covariance_sum": (("noise", "item"), (covariance @ sites.pairs / sites.num_sites)[None]),
+        },
+        {"noise": [np.inf], "distance": sites.values},
+    )
+
+
+def _folded(mean: np.ndarray) -> np.ndarray:
+    """Mean of the absolute value of a Gaussian of variance 1."""
+    return np.sqrt(2 / np.pi) * np.exp(-(mean**2) / 2) + mean * erf(mean / np.sqrt(2))
 
 
 def images(scale: Scale) -> dict[str, Experiment]:

@@ -12,30 +12,32 @@ from uturn.measures.changes import correlations_of
 from uturn.measures.scaling import correlation_length
 from uturn.paper import chi, collapse
 from uturn.paper.channels import ChannelSpec
-from uturn.paper.correlated_runs import PAPER, PATCHES, controls, curves_at, images
-from uturn.paper.verdicts import Verdict, above, apart, below, verdict, within
+from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, controls, curves_at, exact_of, images, independent_changes
+from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, level_colors, style
-from uturn.statistics import Estimate, estimate
+from uturn.statistics import Estimate, estimate, replicates
 from uturn.theory import MeanField
 
 TITLE = "Correlations of changes against distance"
 CLAIM = "The closer the noise is to the critical one, the farther apart are sites that still change together."
 CAPTION = (
     "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. First: ε-process, (32, 8, 2), "
-    "deepest tree of figure collapse, exact belief propagation (points; bars: 95 % intervals over grammars) and mean field "
-    "(lines); r = 2^k for a common ancestor at level k; dotted: the power law r^-(2 - 2/ν) of ε*. Second: correlation length "
-    "ξ of a fit with a cut-off, A r^-(2 - 2/ν) exp(-r/ξ), on both sides of ε*, of the points and of the mean field (lines); "
-    "it grows towards ε* until it exceeds the tree. Third: a flat mixture has a large chi, but its C(r) does not depend on r; "
-    "a Gaussian field loses its correlation over a few sites. Fourth: Fashion-MNIST, embedded model, against the distance of "
+    "deepest tree of figure collapse: U-turns (points; bars: 95 % intervals over grammars), the exact covariances of the same "
+    "strings (lines) and mean field (dashed); r = 2^k for a common ancestor at level k; dotted: the power law r^-(2 - 2/ν) of "
+    "ε*. Second: correlation length ξ of a fit with a cut-off, A r^-(2 - 2/ν) exp(-r/ξ), on both sides of ε*, likewise; it "
+    "grows towards ε* until it exceeds the tree. Third: a flat mixture has a large chi, but its C(r) does not fall with r; a "
+    "Gaussian field loses its correlation over a few sites; dashed: exact, for a reconstruction that is independent of the "
+    "original. Fourth: Fashion-MNIST, embedded model, against the distance of "
     "the patches in pixels."
 )
 SHOWN = (0.64, 0.68, 0.7, 0.71, 0.73)
 IMAGE_TIMES = (0.2, 0.6, 1.0)
 PIXELS = {"": 4, "feature": 2}
 """Pixels between neighbouring sites of images."""
-TOLERANCE = 0.06  # of C(r)/C(0) against the mean field
-LENGTH_TOLERANCE = 0.25  # of ξ against the mean field, as a share
+ALARM = 1e-3  # false-alarm rate of a verdict
+WIDTH, FAR_WIDTH = 0.03, 0.05  # largest widths of intervals: of C(r)/C(0), and of far over near
+EXPONENT_WIDTH, LENGTH_WIDTH, SLOPE_WIDTH = 0.1, 0.08, 0.25  # of the exponent at ε*, of log ξ, and of its slope
 GAUSSIAN = "gaussian-depth9"
 
 
@@ -50,9 +52,15 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     shared = {**controls(workshop.scale), **images(workshop.scale)}
-    (grammar,) = workshop.runs("collapse", experiments(workshop.scale)).values()
+    ((label, made),) = experiments(workshop.scale).items()
     gaussian = workshop.runs("chi", {GAUSSIAN: chi.experiments(workshop.scale)[GAUSSIAN]})
-    return {"epsilon": grammar, **gaussian, **workshop.runs("correlated", shared)}
+    return {
+        "epsilon": workshop.runs("collapse", {label: made})[label],
+        "exact-epsilon": exact_of(workshop, "collapse", label, made),
+        **gaussian,
+        **workshop.runs("correlated", shared),
+        **{f"exact-{label}": independent_changes(label, shared[label]) for label in SITES},
+    }
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -65,12 +73,15 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     exact = theory.pair_correlations(noise, depth)
     expected = xr.DataArray(exact[:, None], dims=("noise", "item", "distance"), coords={"noise": noise, "distance": run.distance})
     lengths, known = correlation_length(run.change_covariance, exponent), correlation_length(expected, exponent)
+    own = runs["exact-epsilon"].change_covariance
     data = xr.Dataset(
         {
             **{f"epsilon_{name}": curves[name] for name in ("correlation", "low", "high")},
             "theory": (("noise", "distance"), exact / exact[:, :1]),
             **{f"length_{name}": lengths[name] for name in ("length", "low", "high")},
+            "exact": correlations_of(own).correlation,
             "length_theory": known.length,
+            "length_exact": correlation_length(own, exponent).length,
         },
         attrs={"critical_noise": theory.critical_noise, "exponent": exponent, "nu": theory.correlation_exponent},
     )
@@ -78,11 +89,15 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         found = curves_at(one, at, name).rename(distance=f"r_{label}")
         data[label] = (f"r_{label}", "bound"), np.stack([found.correlation, found.low, found.high], axis=-1)
         data = data.assign_coords({f"r_{label}": found[f"r_{label}"].values})
+    for label in SITES:
+        data[f"{label}_exact"] = correlations_of(runs[f"exact-{label}"]).correlation.isel(noise=0).rename(distance=f"r_{label}")
     data = data.assign_coords(bound=["value", "low", "high"])
+    both = paired(run.change_covariance, own)
     return data, [
+        _against_exact(data, both),
         _against_theory(data),
-        _power_law(run, theory, exact),
-        _lengths(data),
+        _power_law(both, run, theory, exact),
+        *_lengths(data, both),
         *_controls(runs),
         *(_images(runs["images"], name) for name in PATCHES),
     ]
@@ -106,74 +121,147 @@ def _largest(run: xr.Dataset) -> int:
     return int(np.nanargmax(means[0] / means[1][:, 0]))
 
 
-def _against_theory(data: xr.Dataset) -> Verdict:
-    apart_by = (data.epsilon_correlation - data.theory).isel(distance=slice(1, None))
-    worst = float(np.abs(apart_by).max())
+def paired(run: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
+    """Covariances of a run, and the exact ones, item by item: (noise, item, of, distance)."""
+    values = np.stack([one.transpose("noise", "item", "distance").values for one in (run, exact)], axis=2)
+    along = {name: one for name, one in run.coords.items() if one.dims == ("item",)}
+    return xr.DataArray(values, dims=("noise", "item", "of", "distance"), coords={"noise": run.noise, **along})
+
+
+def _curve(c: np.ndarray) -> np.ndarray:
+    return c / c[..., :1]
+
+
+def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
+    gaps = replicates(both).interval(
+        lambda c: _curve(c[:, 0, :])[:, 1:] - _curve(c[:, 1, :])[:, 1:], 1 - ALARM / data.exact.isel(distance=slice(1, None)).size
+    )
+    intervals = [Estimate(*row) for row in gaps.reshape(3, -1).T.tolist()]
     return verdict(
-        "C(r)/C(0) against the mean field, ε-process: mean and largest difference over distances and noise levels",
-        f"{float(apart_by.mean()):+.4f}; {worst:.4f}",
-        "0 for the annealed average",
-        within(apart_by.values.ravel(), TOLERANCE),
+        "C(r)/C(0) against the exact value of the same strings, ε-process: mean and largest difference over r and ε",
+        f"{gaps[0].mean():+.4f}; {np.abs(gaps[0]).max():.4f}; intervals up to {(gaps[2] - gaps[1]).max():.3f} wide",
+        "0: covariances of the exact posterior",
+        holds(intervals, 0.0, WIDTH, f"{len(intervals)} intervals hold 0 (false alarms {ALARM:g}) and are narrower than {WIDTH}"),
     )
 
 
-def _power_law(run: xr.Dataset, theory: MeanField, exact: np.ndarray) -> Verdict:
+def _against_theory(data: xr.Dataset) -> Verdict:
+    apart_by = (data.epsilon_correlation - data.theory).isel(distance=slice(1, None))
+    ratio = (data.length_length / data.length_theory).values[_judged(data)]
+    return shows(
+        "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that of the mean field",
+        f"{float(apart_by.mean()):+.4f}; {float(np.abs(apart_by).max()):.4f}; {', '.join(f'{x:.2f}' for x in ratio)}",
+        "0; 0; 1 for the annealed average",
+    )
+
+
+def _power_law(both: xr.DataArray, run: xr.Dataset, theory: MeanField, exact: np.ndarray) -> Verdict:
     at = int(np.argmin(np.abs(run.noise.values - (theory.critical_noise or np.nan))))
     chosen = slice(2, run.sizes["distance"] - 2)  # the ends of the tree are not in the power law
     r = np.log(run.distance.values[chosen])
 
     def slope(means: np.ndarray) -> float:
         with np.errstate(invalid="ignore"):
-            y = np.log(means[0, chosen])
+            y = np.log(means[chosen])
         return -float(np.polyfit(r, y, 1)[0]) if np.isfinite(y).all() else np.nan
 
-    found = estimate(run.change_covariance.isel(noise=[at]), slope, 0.999)
-    known = slope(exact[[at]])
+    one = both.isel(noise=[at])
+    found, gap = estimate(one, lambda c: slope(c[0, 0])), estimate(one, lambda c: slope(c[0, 0]) - slope(c[0, 1]), 1 - ALARM)
     return verdict(
         f"exponent a of C(r) ~ r^-a at ε = {run.noise.values[at]:g}, r = {np.exp(r[0]):.0f} .. {np.exp(r[-1]):.0f}",
-        f"{found} (99.9 % interval)",
-        f"{known:.3f} (mean field, same fit); 2 - 2/ν = {theory.decay_exponent:.3f} in deep trees at ε*",
-        below(found.low, known, "the interval holds the mean field and is narrower than 0.6"),
-        above(found.high, known, ""),
-        below(found.high - found.low, 0.6, ""),
+        f"{found}; minus that of the exact covariances: {gap} (99.9 % interval)",
+        f"difference 0; {slope(exact[at]):.3f} in mean field, same fit, and 2 - 2/ν = {theory.decay_exponent:.3f} in deep trees at ε*",
+        holds(gap, 0.0, EXPONENT_WIDTH, f"the interval of the difference holds 0 and is narrower than {EXPONENT_WIDTH}"),
     )
 
 
-def _lengths(data: xr.Dataset) -> Verdict:
-    judged = (data.length_theory < data.distance[-1] / 4).values
-    ratio = (data.length_length / data.length_theory).values[judged] - 1
+def _judged(data: xr.Dataset) -> np.ndarray:
+    """Noise levels at which ξ of the mean field is below a quarter of the tree."""
+    return (data.length_theory < data.distance[-1] / 4).values
+
+
+def _lengths(data: xr.Dataset, both: xr.DataArray) -> list[Verdict]:
+    judged, distance = _judged(data), data.distance.values
     noise = data.noise.values[judged]
-    return verdict(
-        f"ξ against that of the mean field, ε from {noise[0]:g} to {noise[-1]:g} where it is below a quarter of the tree",
-        ", ".join(f"{float(one):.1f}" for one in data.length_length.values[judged]),
-        ", ".join(f"{float(one):.1f}" for one in data.length_theory.values[judged]),
-        within(ratio, LENGTH_TOLERANCE, f"all within {100 * LENGTH_TOLERANCE:.0f} %"),
-    )
+    away = np.log(np.abs(noise - data.attrs["critical_noise"]))
+
+    def logarithm(c: np.ndarray) -> np.ndarray:
+        means = xr.DataArray(c[:, None], dims=("noise", "item", "distance"), coords={"distance": distance})
+        lengths = correlation_length(means, data.attrs["exponent"]).length
+        return np.log(lengths.where(np.isfinite(lengths)).values)
+
+    def slope(lengths: np.ndarray) -> float:
+        """Slope of log ξ in log |ε - ε*|, with an amplitude of its own on each side."""
+        below_it = noise < data.attrs["critical_noise"]
+        design = np.stack([below_it, ~below_it, away], axis=1).astype(float)
+        return float(np.linalg.lstsq(design, lengths, rcond=None)[0][-1])
+
+    repeated = replicates(both.isel(noise=np.flatnonzero(judged)))
+
+    def statistics(c: np.ndarray) -> np.ndarray:
+        measured, known = logarithm(c[:, 0]), logarithm(c[:, 1])
+        return np.r_[measured - known, (measured - known).mean(), slope(measured), slope(measured) - slope(known)]
+
+    usual, strict, each = (repeated.interval(statistics, level) for level in (0.95, 1 - ALARM, 1 - ALARM / len(noise)))
+    mean, gap = (Estimate(*strict[:, k].tolist()) for k in (-3, -1))
+    theory = slope(np.log(data.length_theory.values[judged]))
+    return [
+        verdict(
+            f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is below a quarter of the tree",
+            f"{', '.join(f'{float(x):.1f}' for x in data.length_length.values[judged])}; mean logarithm of the ratio {mean} "
+            "(99.9 % interval)",
+            ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
+            holds(mean, 0.0, LENGTH_WIDTH, f"the interval of the mean holds 0 and is narrower than {LENGTH_WIDTH}"),
+            holds(
+                [Estimate(*row) for row in each[:, :-3].T.tolist()],
+                0.0,
+                np.inf,
+                f"so do those of every ε (false alarms {ALARM:g})",
+            ),
+        ),
+        verdict(
+            "slope of log ξ in log |ε - ε*| there, one amplitude on each side of ε*",
+            f"{Estimate(*usual[:, -2].tolist())}; minus that of the exact covariances: {gap} (99.9 % interval)",
+            f"difference 0; {theory:.2f} in mean field at the same ε, and -ν = {-data.attrs['nu']:.2f} near ε* in deep trees",
+            holds(gap, 0.0, SLOPE_WIDTH, f"the interval of the difference holds 0 and is narrower than {SLOPE_WIDTH}"),
+            below(Estimate(*usual[:, -2].tolist()).high, 0.0, "ξ grows towards ε*"),
+        ),
+    ]
 
 
-def _far_over_near(run: xr.Dataset, at: int, near: slice, far: slice) -> Estimate:
+def _far_over_near(c: np.ndarray, near: slice, far: slice) -> float:
     """Mean covariance at large distances over that at small distances."""
-    return estimate(run.change_covariance.isel(noise=[at]), lambda c: float(c[0, far].mean() / c[0, near].mean()), 0.999)
+    return float(c[far].mean() / c[near].mean())
 
 
 def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:
-    mixture = _far_over_near(runs["mixture"], -1, slice(1, 33), slice(33, 97))
-    grammar = _far_over_near(runs[GAUSSIAN], _largest(runs[GAUSSIAN]), slice(1, 3), slice(-2, None))
-    field = _far_over_near(runs["field"], -1, slice(1, 2), slice(4, 8))
+    def compared(label: str, near: slice, far: slice) -> tuple[Estimate, Estimate, float]:
+        """Far over near at t = T, its difference from the exact value, and the exact value."""
+        both = paired(runs[label].change_covariance.isel(noise=[-1]), runs[f"exact-{label}"].change_covariance)
+        found = estimate(both, lambda c: _far_over_near(c[0, 0], near, far), 1 - ALARM)
+        gap = estimate(both, lambda c: _far_over_near(c[0, 0], near, far) - _far_over_near(c[0, 1], near, far), 1 - ALARM)
+        return found, gap, found.value - gap.value
+
+    mixture, gap, known = compared("mixture", slice(1, 33), slice(33, 97))
+    grammar = estimate(
+        runs[GAUSSIAN].change_covariance.isel(noise=[_largest(runs[GAUSSIAN])]),
+        lambda c: _far_over_near(c[0], slice(1, 3), slice(-2, None)),
+        1 - ALARM,
+    )
+    field, field_gap, field_known = compared("field", slice(1, 2), slice(4, 8))
     return [
         verdict(
             "C(r) at large over small distances: flat mixture at t = T; grammar (32, 8, 2), L = 9, Gaussian, at its largest chi",
-            f"{mixture}; {grammar} (99.9 % intervals)",
-            "1 where all sites change with the mode; near 0 in a grammar",
-            above(mixture.low, 0.6),
-            below(mixture.high, 1.4),
+            f"{mixture}, minus the exact value: {gap}; {grammar} (99.9 % intervals)",
+            f"{known:.3f} for these means and originals, as all sites change with the mode; near 0 in a grammar",
+            holds(gap, 0.0, FAR_WIDTH, f"the interval of the difference holds 0 and is narrower than {FAR_WIDTH}"),
             apart(grammar, mixture, "intervals apart"),
         ),
         verdict(
             "C(r) at 4 to 7 sites over that at 1, Gaussian field at t = T",
-            f"{field} (99.9 % interval)",
-            "falls with distance",
-            below(field.high, 0.2),
+            f"{field}, minus the exact value: {field_gap} (99.9 % intervals)",
+            f"{field_known:.3f} (closed formula)",
+            holds(field_gap, 0.0, FAR_WIDTH, f"the interval of the difference holds 0 and is narrower than {FAR_WIDTH}"),
         ),
     ]
 
@@ -210,7 +298,8 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     for color, epsilon in zip(level_colors(len(SHOWN)), SHOWN, strict=True):
         part = data.sel(noise=epsilon, method="nearest").isel(distance=slice(1, None))
         value, low, high = (part[f"epsilon_{key}"].values for key in ("correlation", "low", "high"))
-        axes.plot(r, part.theory, color=color, lw=1.4)
+        axes.plot(r, part.exact, color=color, lw=1.4)
+        axes.plot(r, part.theory, color=color, lw=1, ls="--", alpha=0.6)
         look = {"fmt": "o", "ms": 4.5, "lw": 1, "color": color, "label": rf"$\epsilon={float(part.noise):.2f}$"}
         positive = value > 0
         bars = [(value - np.maximum(low, 1e-6))[positive], (high - value)[positive]]
@@ -233,7 +322,8 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
         high = np.minimum(high, 1e5)
         axes.errorbar(np.abs(away[side]), value, [value - low, high - value], fmt="o", ms=5, lw=1, color=color, label=words)
         order = np.argsort(np.abs(away[side]))
-        axes.plot(np.abs(away[side])[order], data.length_theory.values[side][order], color=color, lw=1.4)
+        axes.plot(np.abs(away[side])[order], data.length_exact.values[side][order], color=color, lw=1.4)
+        axes.plot(np.abs(away[side])[order], data.length_theory.values[side][order], color=color, lw=1, ls="--", alpha=0.6)
     x = np.array([0.012, 0.04])
     axes.plot(
         x, 40 * (x / 0.02) ** -data.attrs["nu"], color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{data.attrs['nu']:.2f}$"
@@ -258,6 +348,11 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
         if label == "mixture":  # its distances have few pairs each
             r, curve = _by_octaves(r, curve)
         axes.plot(r, curve[:, 0], marker, ms=4.5, color=color, label=words, lw=1.4)
+        if f"{label}_exact" in data:
+            exact = data[f"{label}_exact"].values[1:, None]
+            axes.plot(
+                *(_by_octaves(data[f"r_{label}"].values[1:], exact) if label == "mixture" else (r, exact)), "--", color=MUTED
+            )
         axes.fill_between(r, curve[:, 1], curve[:, 2], color=color, alpha=0.2, lw=0)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set(xscale="log", xlabel="distance $r$", ylabel="$C(r)/C(0)$", title="with and without a hierarchy", ylim=(-0.03, 0.75))

@@ -16,7 +16,7 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.levels import draw_similarities
 from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
-from uturn.statistics import Replicates, crossing, estimate, hierarchy_index, nonincreasing, replicates, rescaled
+from uturn.statistics import Replicates, crossing, estimate, hierarchy_index, nonincreasing, proportion, replicates, rescaled
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +168,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     together = xr.concat([run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer")
     repeated = replicates(together)
     _, low, high = repeated.interval(lambda c: c)
+    low[:, 0], high[:, 0] = proportion(run.same_class)[1:]
     curves = together.mean(("item", "trajectory"), dtype=float).transpose("noise", "network_layer")
     theory = xr.DataArray(kept_mode(noise, SEPARATION), dims="noise")
     fine = np.linspace(0, 8, 4001)

@@ -12,6 +12,8 @@ import numpy as np
 import xarray as xr
 
 from uturn.experiment import Experiment
+from uturn.measures.changes import chi_parts
+from uturn.measures.peaks import peak_of
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
@@ -20,15 +22,16 @@ from uturn.plotting.style import ACCENT, MUTED, style
 from uturn.plotting.text import draw_correlations, draw_susceptibility
 from uturn.plotting.tokens import draw_texts
 from uturn.statistics import Estimate, estimate
-from uturn.workflows.text_analysis import analyse_texts, located_peak
+from uturn.workflows.text_analysis import analyse_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
-CLAIM = "The characters of a text change in groups, which are largest at one noise, t*."
+CLAIM = "The characters of a text change in groups, which are larger at noise in between than at its smallest and largest levels."
 CAPTION = (
     "U-turns of passages of a novel by the embedded masked model of characters, which was trained on other novels; a share of "
     "the characters is masked, and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
     "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model agree. "
-    "Susceptibility, the number of characters that change together, with its peak t*, and the correlation of changes against "
+    "Susceptibility, the number of characters that change together, with its peak t* and the range in which it may lie, and the "
+    "correlation of changes against "
     "distance, order random. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of the "
     "text; it is not 0 for a model that is not exact, and larger for decoders that draw from another law. Bottom: two passages "
     "and their reconstructions; shaded: masked, and the same again; red: another character."
@@ -184,17 +187,17 @@ def _cold(runs: dict[str, xr.Dataset]) -> Verdict:
 
 
 def _peak(data: xr.Dataset, run: xr.Dataset) -> Verdict:
-    chi = [Estimate(*row) for row in data.chi.values.tolist()]
-    there = [k for k, one in enumerate(chi) if np.isfinite(one.value)]
-    noise, ends = data.noise.values[there], (chi[there[0]], chi[there[-1]])
-    place, height = (Estimate(*column) for column in located_peak(run).T.tolist())
+    found = peak_of(chi_parts(run))
+    noise, chi = data.noise.values[data.n_eff.values > 0], data.chi.values[data.n_eff.values > 0]
+    ends = [Estimate(*chi[k].tolist()) for k in (0, -1)]
     return verdict(
-        "peak of the susceptibility: noise t*, height; chi at the ends",
-        f"t* = {place}, chi = {height}; {ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
-        "a peak inside: masked characters are far from each other at small noise, and know nothing of the text at large noise",
-        Rule(noise[0] < place.low and place.high < noise[-1], "interval of t* inside the measured range"),
-        apart(ends[0], height, "apart from chi at the smallest noise"),
-        apart(ends[1], height, "apart from chi at the largest noise"),
+        "peak of the susceptibility: noise t*, height as found and cross-fitted; chi at the ends",
+        f"t* = {found.place}, chi = {found.height}, {found.cross_fitted:.2f}; "
+        f"{ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
+        "larger inside: masked characters are far from each other at small noise, and know nothing of the text at large noise",
+        Rule(found.inside and not any(found.reaches), "chi at the smallest and at the largest noise is below the largest"),
+        apart(ends[0], found.height, "its interval apart from that of chi at the smallest noise"),
+        apart(ends[1], found.height, "and at the largest noise"),
     )
 
 

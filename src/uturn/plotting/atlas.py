@@ -90,7 +90,8 @@ def _draw_row(axes: Any, one: xr.Dataset, y: float, color: str, marker: str) -> 
     early, late = one.fall.sel(estimate="value").values
     if np.isfinite([early, late]).all():
         axes.barh(y, late - early, left=early, height=0.36, color=color, alpha=0.25, lw=0)
-    if np.isfinite([low, high]).all():
+    if not np.isnan([low, high]).any():
+        low, high = np.clip([low, high], *sorted(axes.get_xlim()))  # no noise, or noise alone, has an infinite log-SNR
         axes.plot([low, high], [y, y], color=color, lw=2.4, solid_capstyle="butt")
     layers = sum(bool(str(layer)) for layer in one.layer.values)
     for k, tick in enumerate(level_colors(layers)):

@@ -367,7 +367,7 @@ class HiddenLayers:
         with hooks(self.model, layers, receive), torch.inference_mode():
             where = "preprocess"
             try:
-                prepared = batch if self.preprocess is None else self.preprocess(batch)
+                prepared = batch.clone() if self.preprocess is None else self.preprocess(batch.clone())  # it may be written to
                 where = type(self.model).__name__
                 output = self.model(prepared)
             except Exception as error:  # a user's model can fail in any way

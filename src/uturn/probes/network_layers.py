@@ -122,6 +122,30 @@ class NetworkLayers(Spec, Probe):
             named |= {f"clone_{self.prefix}{name}": values for name, values in twins.items()}
         return named
 
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
+        """Sentences on what is wrong with a classifier of images, found on some originals (`uturn.networks.model_check`)."""
+        import torch
+
+        from uturn.networks.layers import as_tensor
+        from uturn.networks.model_check import WRITES, check_calls, writes_into
+
+        shape = _image_shape(source)
+        if shape is None:
+            return []
+        classifier = _classifier(self, source, shape)
+        module, preprocess = classifier.module, classifier.preprocess
+        parameter = next(module.parameters(), None)
+        images = torch.from_numpy(np.concatenate([block.data for block in originals]).astype(np.float32))
+        images = torch.cat([images, torch.zeros_like(images[:1])]).to(None if parameter is None else parameter.device)
+
+        def logits(images: torch.Tensor) -> torch.Tensor:
+            return as_tensor(module(images if preprocess is None else preprocess(images)), "the output")
+
+        with torch.inference_mode():
+            found = [WRITES] if writes_into(logits, images[-2:]) else []
+            found += check_calls(logits, images[-8:])
+        return [f"the classifier {self.classifier!r} {words}" for words in found]
+
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return hidden_layers_of(self, source).calls(items, draws, clones)
 

@@ -508,15 +508,22 @@ def _check_size(numbers: int, where: str) -> None:
         raise ValueError(f"the images of {where} would take {gigabytes:.0f} GB of memory; take fewer, or smaller ones")
 
 
+def doubtful_range(images: np.ndarray) -> str:
+    """Words on images that are probably not in [-1, 1], but in [0, 1] or rounded to 0 and 1; empty for others."""
+    low, high = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
+    words = f"values in [{low:.3g}, {high:.3g}]: nothing lies "
+    if low >= 0:
+        return f"{words}below 0, but images are taken to be in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8"
+    if -1 < high <= 1 / 127.5 - 1 + 1e-6:
+        return f"{words}above 1 of 255; if they were in [0, 1] before they became uint8, store 255 * x"
+    return ""
+
+
 def _scaled(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 127.5 - 1
     if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:
-        if array.size and array.min() >= 0:
-            warnings.warn(
-                f"{where} holds floats in [{array.min():.3g}, {array.max():.3g}]: nothing lies below 0, but images are "
-                f"taken to be in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8",
-                stacklevel=2,
-            )
+        if words := doubtful_range(array):
+            warnings.warn(f"{where} holds {words}", stacklevel=2)
         return array.astype(np.float32)
     raise ValueError(f"{where} holds {array.dtype} images; expected uint8 in 0..255, or finite floats in [-1, 1]")

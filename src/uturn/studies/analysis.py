@@ -13,10 +13,10 @@ import xarray as xr
 from uturn.checks import shown
 from uturn.measures.calibration import calibration
 from uturn.reading import Instructions, instructions_of
-from uturn.statistics import WITHIN, Replicates, crossing, inversion
+from uturn.statistics import WITHIN, Replicates, crossing, inversion, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of
-from uturn.studies.curves import ESTIMATE, band, curve, place
+from uturn.studies.curves import ESTIMATE, band, curve, place, shares
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import Study
 
@@ -160,7 +160,7 @@ def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iter
     if stacked.sizes["level"] > _MOST_LEVELS:
         return
     start, chance = (_reference(run, rule, stacked, own) for rule in (one.start, one.chance))
-    for k, of in enumerate(_curves(stacked, start, axes.noise)):
+    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, one)):
         at = {dim: stacked[dim].values[k] for dim in own}
         top = of.mean[0] if one.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel(level=k).mean())
@@ -171,7 +171,7 @@ def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iter
             name=name,
             words=str(values.attrs.get("long_name", name)),
             instructions=one,
-            curve=band(of, *_bounds(one)),
+            curve=band_of,
             place=places,
             width=width,
             start=float(top),
@@ -217,20 +217,27 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
     return float(np.sum((counts / counts.sum()) ** 2))
 
 
-def _curves(stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray) -> list[Replicates]:
-    """The mean curve of each level with its start at noise 0. Items without any reading of a level are no part of its mean."""
+def _curves(
+    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, one: Instructions
+) -> Iterator[tuple[Replicates, np.ndarray]]:
+    """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
+
+    Items without any reading of a level are no part of its mean.
+    """
     if start is not None and "item" in start.dims and len(x) > stacked.sizes["noise"]:
         first = start.expand_dims({dim: stacked.sizes[dim] for dim in stacked.dims if dim not in ("item", "level", "noise")})
         first = first.expand_dims(noise=[0.0])
         stacked = xr.concat([first, stacked.reset_coords(drop=True)], "noise", coords="minimal", compat="override")
     there = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", "level")]).transpose("level", "item").values
     tops = np.full(stacked.sizes["level"], np.nan) if start is None or "item" in start.dims else start.values
-    if (there == there[:1]).all():
-        whole = stacked.isel(item=there[0]) if there[0].any() else stacked
-        of = curve(whole.transpose(..., "level"), x, tops)
-        return [Replicates(of.mean[:, k], of.deviations[:, :, k], of.groups) for k in range(len(tops))]
-    single = [stacked.isel(level=k, drop=True) for k in range(len(tops))]
-    return [curve(one.isel(item=some) if some.any() else one, x, top) for one, some, top in zip(single, there, tops, strict=True)]
+    alike = bool((there == there[:1]).all())
+    for levels in [np.arange(len(there))] if alike else np.arange(len(there))[:, None]:
+        some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
+        values = stacked.isel(level=levels, item=some).transpose(..., "level")
+        of = curve(values, x, tops[levels])
+        bands = shares(values, x, tops[levels]) if one.is_share else band(of, *_bounds(one))
+        for k in range(len(levels)):
+            yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 
 
 def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +248,7 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
     end = of.mean[-1] if np.isnan(chance) else chance
     sign = -1.0 if end > top else 1.0
 
-    def located(share: float) -> Callable[[np.ndarray], float]:
+    def reached(share: float) -> Callable[[np.ndarray], float]:
         def statistic(c: np.ndarray) -> float:
             bottom = c[-1] if np.isnan(chance) else chance
             return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (top - bottom)), first=True)
@@ -249,14 +256,19 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
         return statistic
 
     def widths(c: np.ndarray) -> np.ndarray:
-        ends = axes.convert(np.array([located(SHARES[0])(c), located(SHARES[-1])(c)]))
+        ends = axes.convert(np.array([reached(SHARES[0])(c), reached(SHARES[-1])(c)]))
         return np.abs(ends[:, 1] - ends[:, 0])
 
-    places = [axes.at(place(of, located(share), x)) for share in SHARES]
-    most = np.array([x[-1] if name == "noise" else np.inf for name in axes.names])
+    places = np.stack([axes.at(place(of, reached(share), x)) for share in SHARES])
+    # Each of the two places lies anywhere between its two levels, the second not before the first.
+    brackets = axes.convert(np.ravel([levels_around(x, places[k, 0, 0]) for k in (0, -1)]))
+    brackets *= np.where(brackets[:, 3:] < brackets[:, :1], -1, 1)
     with np.errstate(invalid="ignore"):
-        width = np.clip(of.interval(widths), 0, most).T
-    return np.stack(places), width
+        value, low, high = of.interval(widths)
+        low = np.minimum(low, np.maximum(brackets[:, 2] - brackets[:, 1], 0))
+        high = np.maximum(high, brackets[:, 3] - brackets[:, 0])
+        most = [x[-1] if name == "noise" else np.inf for name in axes.names]
+        return places, np.clip([value, low, high], 0, most).T
 
 
 def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
@@ -320,7 +332,10 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         {"inversion": (("series", "axis", "estimate"), np.stack(places))},
         {
             "series": list(found),
-            **{name: ("series", np.array(texts, str)) for name, texts in (("first", firsts), ("last", lasts), ("series_remark", remarks))},
+            **{
+                name: ("series", np.array(texts, str))
+                for name, texts in (("first", firsts), ("last", lasts), ("series_remark", remarks))
+            },
         },
     )
 
@@ -369,6 +384,8 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         yield f"half of the change is done below the smallest measured noise, {x[1]:.3g}: measure smaller ones"
     elif half[2] >= x[-1]:
         yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
+    elif np.isfinite(half[1]) and np.allclose(half[1:], levels_around(x, half[0]), rtol=0, atol=1e-9):
+        yield f"the half-life lies anywhere between two measured levels, {half[1]:.3g} and {half[2]:.3g}: measure levels between them"
     elif np.isnan(one.place[2, 0, 0]):
         yield f"three quarters of the change are not done up to {end}: no width"
 

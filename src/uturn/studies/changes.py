@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
+from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
+from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.reading import Instructions
 from uturn.studies.axes import Axes
@@ -31,9 +32,11 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
 
 
 def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
-    from uturn.workflows.text_analysis import located_peak
-
-    chi, located = susceptibility_of(run), located_peak(run)
+    chi, located = susceptibility_of(run), peak_of(chi_parts(run))
+    remarks = [
+        *about_peak(located, run.noise.values, float(run.noise.attrs.get("max", 1.0))),
+        *about_few(chi.n_eff.values, run.noise.values),
+    ]
     covariance, present = run["change_covariance"], None
     if "length" in run.coords and run["length"].dims == ("item",):  # texts of different lengths, sites on a line
         pairs = present_pairs(covariance)
@@ -42,17 +45,29 @@ def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
         near = np.flatnonzero((pairs.distance == 0) | (number >= number[1:2].max() / 2)) if number.size > 1 else [0]
         covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)
     curves = correlations_of(covariance, present=present)
-    names = ("correlation", "low", "high")
-    data = {
-        "chi": (("noise", "estimate"), np.stack([chi[name] for name in ("chi", "low", "high")], -1)),
-        "peak": ("estimate", located[:, 1]),
-        "peak_at": (("axis", "estimate"), axes.at(located[:, 0])),
-        "correlation": (("noise", "distance", "estimate"), np.stack([curves[name] for name in names], -1)),
-        "xi": (("noise", "estimate"), np.full((run.sizes["noise"], 3), np.nan)),
-    }
+    lengths = np.full((run.sizes["noise"], 3), np.nan)
     if covariance.sizes["distance"] > 3:
         with np.errstate(invalid="ignore"):
             length = correlation_length(covariance, present=present)
-        data["xi"] = (("noise", "estimate"), np.stack([length[name] for name in ("length", "low", "high")], -1))
-    coords = {"distance": covariance.distance.values, "noise": run.noise.values}
-    return xr.Dataset(data, coords).reindex(noise=axes.noise)
+        lengths = np.stack([length[name] for name in ("length", "low", "high")], -1)
+    else:
+        remarks.append("too few distances for a correlation length")
+    place, height = (located.place, located.height) if located.inside else np.full((2, 3), np.nan)
+    data = {
+        "chi": (("noise", "estimate"), np.stack([chi[name] for name in ("chi", "low", "high")], -1)),
+        "n_eff": ("noise", chi.n_eff.values),
+        "xi": (("noise", "estimate"), lengths),
+        "correlation": (
+            ("noise", "distance", "estimate"),
+            np.stack([curves[name] for name in ("correlation", "low", "high")], -1),
+        ),
+        "of_peak": ("noise", located.levels.astype(float)),
+    }
+    levels = xr.Dataset(data, {"distance": covariance.distance.values, "noise": run.noise.values}).reindex(noise=axes.noise)
+    return levels.assign(
+        peak=("estimate", np.array(height)),
+        peak_at=(("axis", "estimate"), axes.at(np.array(place))),
+        peak_cross_fitted=located.cross_fitted if located.inside else np.nan,
+        plateau=float(located.plateau),
+        largest=float(located.largest + len(axes.noise) - run.sizes["noise"]) if located.largest >= 0 else np.nan,
+    ).assign_coords(changes_remark="; ".join(remarks))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.statistics import Replicates, replicates
+from uturn.statistics import Replicates, located, proportion, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,16 +25,18 @@ def curve(values: xr.DataArray, x: np.ndarray, start: float = 1.0) -> Replicates
 
     `start` is the value at noise 0, added if x has one level more than was measured.
     """
-    mean, deviations, groups = replicates(values)
-    if len(mean) < len(x):
-        mean = np.concatenate([np.full_like(mean[:1], start), mean])
-        deviations = np.concatenate([np.zeros_like(deviations[:, :1]), deviations], axis=1)
-    return Replicates(mean, deviations, groups)
+    of = replicates(values)
+    if len(of.mean) == len(x):
+        return of
+    return of._replace(
+        mean=np.concatenate([np.full_like(of.mean[:1], start), of.mean]),
+        deviations=np.concatenate([np.zeros_like(of.deviations[:, :1]), of.deviations], axis=1),
+    )
 
 
 def no_curve(x: np.ndarray) -> Replicates:
     """The curve of what was not measured: NaN."""
-    return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0)
+    return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0, 1.0)
 
 
 def band(of: Replicates, least: float, most: float = 1.0) -> np.ndarray:
@@ -42,14 +44,30 @@ def band(of: Replicates, least: float, most: float = 1.0) -> np.ndarray:
     return np.clip(np.moveaxis(of.interval(lambda mean: mean), 0, -1), least, most)
 
 
+def shares(values: xr.DataArray, x: np.ndarray, start: float = 1.0) -> np.ndarray:
+    """The same for readings in [0, 1] (`uturn.statistics.proportion`), from their values.
+
+    At noise 0 nothing changes, so that both ends are the value; `start` is the value if that noise was not measured.
+    """
+    found = np.moveaxis(proportion(values), 0, -1)
+    return found if len(found) == len(x) else np.concatenate([np.full_like(found[:1], start), found])
+
+
 def place(
-    of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray, most: float | None = None, least: float = 0.0
+    of: Replicates,
+    statistic: Callable[[np.ndarray], float],
+    x: np.ndarray,
+    most: float | None = None,
+    least: float = 0.0,
+    around: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """A noise located on a curve and the ends of its interval, clipped to the measured range, or to [least, most].
+    """A noise located on a curve and the ends of its interval (`located`), clipped to the measured range, or to [least, most].
 
     NaN for a single level.
     """
-    return np.full(3, np.nan) if len(x) < 3 else np.clip(of.interval(statistic), least, x[-1] if most is None else most)
+    if len(x) < 3:
+        return np.full(3, np.nan)
+    return np.clip(located(of, statistic, x, around=around), least, x[-1] if most is None else most)
 
 
 def plain(values: Any) -> dict[str, float | None]:

@@ -36,9 +36,13 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     It is the half-life of the first reading of the group "class"; without one, the noise where chi is largest; else the half-life
     of the highest level of the first ordered series, or of the first reading that has one.
     """
-    classes = [k for k in range(study.sizes["reading"]) if study.group.values[k] == "class" and np.isfinite(study.start.values[k])]
+    classes = [
+        k for k in range(study.sizes["reading"]) if study.group.values[k] == "class" and np.isfinite(study.start.values[k])
+    ]
     if classes:
-        return _of_reading(study, classes[0], "t*", "Half of the class is lost there: below, U-turns mostly keep it; above, they mostly lose it")
+        return _of_reading(
+            study, classes[0], "t*", "Half of the class is lost there: below, U-turns mostly keep it; above, they mostly lose it"
+        )
     if study.sizes.get("changes", 0) and np.isfinite(study.peak_at.values[:, 0, 0]).any():
         k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
         unit = str(study.unit_of_distance.values[k])
@@ -55,5 +59,7 @@ def headline_of(study: xr.Dataset) -> Headline | None:
 
 def _of_reading(study: xr.Dataset, k: int, label: str, claim: str) -> Headline:
     fall = study.place.values[k, [0, -1], 0, 0]
-    between = f"; a quarter of the change is done at {fall[0]:.2g}, three quarters at {fall[1]:.2g}" if np.isfinite(fall).all() else ""
+    between = (
+        f"; a quarter of the change is done at {fall[0]:.2g}, three quarters at {fall[1]:.2g}" if np.isfinite(fall).all() else ""
+    )
     return Headline(label, str(study.reading.values[k]), study.half_life.values[k], f"{claim}{between}.")

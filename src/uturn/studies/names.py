@@ -23,7 +23,9 @@ def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     runs : {place of the store: Dataset of `uturn.run`}
     """
     specs = [dict(_fields(stored_spec(run))) for run in runs.values()]
-    differing = [key for key in dict.fromkeys(key for spec in specs for key in spec) if len({spec.get(key) for spec in specs}) > 1]
+    differing = [
+        key for key in dict.fromkeys(key for spec in specs for key in spec) if len({spec.get(key) for spec in specs}) > 1
+    ]
     ends = Counter(key.rpartition(".")[2] for key in differing)
     words = {key: key if ends[key.rpartition(".")[2]] > 1 else key.rpartition(".")[2] for key in differing}
     names = [", ".join(f"{words[key]} = {spec[key][:_LONGEST]}" for key in differing if key in spec) for spec in specs]

@@ -12,6 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
+KEPT_ATTRIBUTES = ("spec", "spec_hash", "seed", "models", "versions", "warnings")
+"""Attributes of a run that its analysis has too."""
+
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
     """The spec stored with a run, with empty tables if there is none; ValueError if it is damaged."""
@@ -94,7 +97,7 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
         return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
     found = _images_of_source(run, items)
     if found is None:  # the folder of originals may have been removed
-        return np.full((len(items), *run.image.shape[3:]), np.nan, np.float32), names
+        return np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32), names
     images, class_names = found
     if class_names:
         names = [class_names[label] if 0 <= label < len(class_names) else name for name, label in zip(names, labels, strict=True)]

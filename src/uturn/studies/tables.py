@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,7 @@ import xarray as xr
 
 from uturn import display
 from uturn.plotting.curves import evenly_spaced
+from uturn.store import warnings_of
 from uturn.studies.curves import plain, with_interval
 
 if TYPE_CHECKING:
@@ -91,13 +91,17 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
     rows = []
     for k in range(study.sizes.get("series", 0)):
         one = study.isel(series=k)
-        rows.append((f"{one.series.item()}: {one['last'].item()} falls below {one['first'].item()}", *_place(one.inversion.values, axes)))
+        rows.append(
+            (f"{one.series.item()}: {one['last'].item()} falls below {one['first'].item()}", *_place(one.inversion.values, axes))
+        )
     if rows:
         yield Part("order of levels", ("series", f"{x} [95 % interval]", *axes[1:]), rows)
     rows = []
     for k in range(study.sizes.get("changes", 0)):
         one = study.isel(changes=k)
-        rows.append((f"{one.changes.item()}: chi is largest", *_place(one.peak_at.values, axes), f"chi {with_interval(one.peak.values)}"))
+        rows.append(
+            (f"{one.changes.item()}: chi is largest", *_place(one.peak_at.values, axes), f"chi {with_interval(one.peak.values)}")
+        )
         near = nearest(study, one.peak_at.values[0, 0])
         if near is not None:
             words = f"xi {_length(one.xi.values[near])} {one.unit_of_distance.item()}"
@@ -179,7 +183,15 @@ def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Pa
             worst = one.isel(noise=int(one.gap_p.argmin("noise", skipna=True)))
             visible = float(worst.gap_visible)
             gap, p = with_interval(worst.gap.values), f"{float(worst.gap_p):.2g}"
-            rows.append((str(one.reading.item()), f"{float(worst.noise):.3g}", gap, p, f"{visible:.2g}" if np.isfinite(visible) else "none"))
+            rows.append(
+                (
+                    str(one.reading.item()),
+                    f"{float(worst.noise):.3g}",
+                    gap,
+                    p,
+                    f"{visible:.2g}" if np.isfinite(visible) else "none",
+                )
+            )
         heads = ("f", f"{x} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen")
         yield Part(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
 
@@ -193,7 +205,7 @@ def calibration_words(tested: xr.Dataset, level: float) -> str:
 
 def remarks(study: xr.Dataset) -> list[str]:
     """The remarks of a study as lines: on the run, then on readings and series, those with the same remark together."""
-    lines = [line for line in str(study.attrs.get("remark", "")).split("; ") if line]
+    lines = [*warnings_of(study.attrs), *(line for line in str(study.attrs.get("remark", "")).split("; ") if line)]
     about = {"reading": "remark", "series": "series_remark", "changes": "changes_remark"}
     for dim, name in about.items():
         if name not in study.coords:
@@ -249,7 +261,9 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     for dim, quantity in (("series", "inversion"), ("changes", "peak_at")):
         for k, j in np.ndindex(study.sizes.get(dim, 0), study.sizes["axis"]):
             values = study[quantity].isel({dim: k, "axis": j})
-            numbers.append({"of": str(study[dim].values[k]), "quantity": quantity, "axis": str(study.axis.values[j]), **_ends(values)})
+            numbers.append(
+                {"of": str(study[dim].values[k]), "quantity": quantity, "axis": str(study.axis.values[j]), **_ends(values)}
+            )
     for k in range(study.sizes.get("changes", 0)):
         numbers.append({"of": str(study.changes.values[k]), "quantity": "peak", "axis": "", **_ends(study.peak.isel(changes=k))})
     return Tidy(pandas.DataFrame(curves), pandas.DataFrame(numbers))
@@ -297,11 +311,13 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
         {
             "changes": str(one.changes.item()),
             "unit": str(one.unit_of_distance.item()),
-            "remark": str(one.changes_remark.item()) if "changes_remark" in one else "",
+            "remark": str(one.changes_remark.item()),
             "peak": plain(one.peak.values),
             "peak_at": on_axes(one.peak_at),
-            **{name: _number(one[name]) for name in ("plateau", "peak_cross_fitted") if name in one},
-            **{name: [_number(value) for value in one[name].values] for name in ("n_eff",) if name in one},
+            "peak_cross_fitted": _number(one.peak_cross_fitted),
+            "plateau": bool(one.plateau),
+            "levels_of_peak": [float(x) for x in study.noise.values[one.of_peak.values == 1]],
+            "n_eff": [_number(value) for value in one.n_eff.values],
             "chi": [plain(values) for values in one.chi.values],
             "xi": [_plain_length(values) for values in one.xi.values],
             "distance": [float(r) for r in one.distance.values],
@@ -313,8 +329,12 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "run": study.attrs["description"],
-        **{name: study.attrs[name] for name in ("spec_hash", "items", "trajectories", "clones", "seed", "remark") if name in study.attrs},
-        "warnings": json.loads(study.attrs.get("warnings", "[]")),
+        **{
+            name: study.attrs[name]
+            for name in ("spec_hash", "items", "trajectories", "clones", "seed", "remark")
+            if name in study.attrs
+        },
+        "warnings": warnings_of(study.attrs),
         "intervals": "95 %, from the differences between originals, or grammars if there are several",
         "noise": {axis: [_number(x) for x in (study[axis] if axis in study.coords else study.noise).values] for axis in axes},
         "readings": readings,

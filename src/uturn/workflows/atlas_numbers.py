@@ -13,6 +13,7 @@ import numpy as np
 from uturn.measures.cloning import largest_eigenvalue
 from uturn.studies import study
 from uturn.studies.curves import ESTIMATE
+from uturn.store import warnings_of
 from uturn.workflows.atlas_rows import PATCHES, Row
 
 if TYPE_CHECKING:
@@ -24,14 +25,16 @@ ESTIMATES = {
     "transition": "log-SNR at which half of the class is lost, t* (nats)",
     "width": "log-SNR between a quarter and three quarters of its fall (nats)",
     "inversion": "log-SNR below which the last layer is less similar than the first (nats)",
-    "chi": "largest susceptibility: number of patches that change together",
+    "chi": "largest susceptibility as found: number of patches that change together",
+    "chi_at": "log-SNR of the largest susceptibility (nats)",
     "xi": "correlation length of the changes at the noise of the largest susceptibility (pixels)",
     "gap": "calibration gap of the predicted class where its p-value is smallest",
 }
 """Numbers with intervals: {name: long name}."""
 NUMBERS = {
     "chance": "probability that two originals have the same predicted class",
-    "chi_at": "log-SNR of the largest susceptibility (nats)",
+    "chi_cross_fitted": "largest susceptibility, its level chosen on one half of the images and read on the other half",
+    "chi_n_eff": "number of images that decide it",
     "gap_at": "log-SNR of the calibration gap (nats)",
     "gap_p": "its p-value, by Holm over all readings and noise levels of the classifier",
     "eigenvalue": "largest eigenvalue of the covariance of the data, in the units of the model",
@@ -95,8 +98,10 @@ def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
         else:
             remarks.append("an encoder without classes: no t*, no calibration gap of the class")
         names = [str(level) for level in layers.level.values]
-        remark = "; ".join(filter(None, [*remarks, *shared]))
-        entries.append(Entry(row, _classifier(layers), {**numbers, **values}, names, remark, description=found.attrs["description"]))
+        remark = "; ".join(filter(None, [*warnings_of(found.attrs), *remarks, *shared]))
+        entries.append(
+            Entry(row, _classifier(layers), {**numbers, **values}, names, remark, description=found.attrs["description"])
+        )
     if not entries:
         raise ValueError("the run has no similarity of network layers; expected one with a probe of type 'network_layers'")
     return entries
@@ -109,18 +114,17 @@ def _classifier(layers: xr.Dataset) -> str:
 
 
 def _of_changes(row: Row, found: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """Largest chi, its log-SNR, and xi there in pixels; and why they are missing or no peak."""
+    """Largest chi, its log-SNR, and xi there in pixels; and why they are missing, no peak, or not sure."""
     if PATCHES not in found.get("changes", []):
         return {}, "a single trajectory: no chi, no xi"
     one = found.sel(changes=PATCHES)
-    if not np.isfinite(one.chi.isel(estimate=0)).any():
-        return {}, "nothing changes between trajectories: no chi, no xi"
-    k = int(np.nanargmax(one.chi.values[:, 0]))
-    values: dict[str, Any] = {"chi": one.chi.values[k], "chi_at": float(one.log_snr[k])}
     remarks = [str(one.changes_remark.item())]
-    if np.isnan(one.xi.values).all():
-        remarks.append("too few patches for a correlation length: no xi")
-    else:
+    if np.isnan(one.largest):
+        return {}, remarks[0]
+    k = int(one.largest)
+    values: dict[str, Any] = {"chi": one.chi.values[k], "chi_at": one.peak_at.sel(axis="log_snr").values}
+    values |= {"chi_cross_fitted": float(one.peak_cross_fitted), "chi_n_eff": float(one.n_eff[k])}
+    if np.isfinite(one.xi.values).any():
         values["xi"] = row.patch * one.xi.values[k]
     return values, "; ".join(filter(None, remarks))
 
@@ -236,7 +240,7 @@ def summary(found: xr.Dataset) -> Iterator[Any]:
             str(one.title.item()) + (f", {one.classifier.item()}" if several else ""),
             *map(_cell, (one.transition, one.width, one.half_life[0], one.half_life[last], one.inversion)),
             _number(one.speciation),
-            f"{_cell(one.chi)}, {_number(one.chi_at)}" if np.isfinite(one.chi[0]) else "",
+            f"{_cell(one.chi)}, {_cell(one.chi_at)}" if np.isfinite(one.chi[0]) else "",
             _cell(one.xi),
             f"{_cell(one.gap)} ({float(one.gap_p):.2g})" if np.isfinite(one.gap[0]) else "",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from uturn.checks import checked_path, shown
+from uturn.files import read_table
 from uturn.spec import validation_words
 from uturn.workflows.image_options import ImageOptions
 
@@ -88,10 +88,10 @@ def read_atlas(path: str | Path) -> list[Row]:
     """
     path = Path(checked_path("atlas", path))
     try:
-        return rows_of(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+        return rows_of(read_table(path), path.parent)
     except OSError as error:
         raise ValueError(f"cannot read the atlas {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from uturn.checks import checked_path, plain, shown
+from uturn.files import read_table
 
 
 class Options(BaseModel):
@@ -57,10 +57,10 @@ class Options(BaseModel):
         """Read options from a TOML file with one line `name = value` for each option that is not the default."""
         path = Path(checked_path("options", path))
         try:
-            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(read_table(path))
         except OSError as error:
             raise ValueError(f"cannot read the options {path}: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def _given(self, *names: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.checks import checked_path, one_line
+from uturn.files import read_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -170,25 +170,14 @@ def read_scheduler(model: str, preset: str | None = None) -> Stored:
 
 
 def _made(where: Path) -> Any:
-    import diffusers
+    from uturn.networks.pipelines import load_scheduler
 
-    config = _json(where / "scheduler_config.json")
-    name = str(config.get("_class_name", ""))
-    made = getattr(diffusers, name, None)
-    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
-        raise ValueError(f"{where}/scheduler_config.json: _class_name = {name!r}; expected a scheduler of diffusers")
-    try:
-        scheduler: Any = made.from_pretrained(str(where), local_files_only=True)
-    except Exception as error:
-        raise ValueError(f"{where}: the scheduler cannot be loaded ({one_line(error)}); fetch or write it again") from None
-    if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
-        raise ValueError(f"{where}: {name} has neither add_noise() nor scale_noise(), so its noise levels are not known")
-    return scheduler
+    return load_scheduler(where, str(_json(where / "scheduler_config.json").get("_class_name", "")))
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_table(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({one_line(error)}); fetch or write it again") from None
     if not isinstance(found, dict):

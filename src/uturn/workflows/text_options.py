@@ -99,7 +99,7 @@ class TextOptions(Options):
         10,
         description="Number of noise levels, evenly spaced up to 1; or the levels, such as 0.2,0.5,1.0: shares of noisy tokens.",
     )
-    items: int = Field(30, ge=1, description="Number of originals.")
+    items: int = Field(30, ge=1, description="Number of originals; by default 30, or all if there are fewer.")
     trajectories: int = Field(
         8, ge=1, description="Noisy versions of each original at each level; 2 or more for susceptibility and correlations."
     )
@@ -124,7 +124,7 @@ class TextOptions(Options):
         from uturn.experiment import Experiment
 
         backward = {"type": "language", **self._given(*_BACKWARD)}
-        return Experiment.from_dict(
+        experiment = Experiment.from_dict(
             {
                 "seed": self.seed,
                 "items": self.items,
@@ -137,6 +137,9 @@ class TextOptions(Options):
                 "probes": self._probes(),
             }
         )
+        if "items" not in self.model_fields_set and (available := experiment.parts.source.count()) < self.items:
+            return self.model_copy(update={"items": available}).experiment()
+        return experiment
 
     def _corruption(self, backward: dict[str, Any]) -> str:
         """Type of the corruption that the model undoes."""

@@ -1,0 +1,191 @@
+"""The peak of the susceptibility against noise: where it is, whether it can be told from a plateau, and how high it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from uturn.measures.changes import FEW, chi_of, effective_number, log_chi, student
+from uturn.statistics import Estimate, replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_CONFIDENCE = 0.95
+_NONE = Estimate(np.nan, np.nan, np.nan)
+
+
+class Peak(NamedTuple):
+    """The peak of the susceptibility chi against noise.
+
+    Attributes
+    ----------
+    place : Estimate
+        t*, the noise of the peak: the vertex of the parabola through the largest chi and its two neighbours, or the level of the
+        largest chi if that is the first or the last one. The interval covers `levels` and half a step beyond them on each side,
+        within the measured range.
+    height : Estimate
+        The largest chi as found. It is too high on average, since the largest of several fluctuating values is chosen.
+    cross_fitted : float
+        The height without this bias: the level is chosen on one half of the originals, and chi at it is read on the other half;
+        the mean of both assignments. It is too low where a half chooses another level than that of the peak.
+    levels : bool array (noise,)
+        Levels at which chi is not below its largest value.
+    used : bool array (noise,)
+        Levels that take part: those at which chi has an interval (n_eff >= 2), or a value if it has no interval anywhere.
+    largest : int
+        Index of the level of the largest chi among those; -1 if there is none.
+    """
+
+    place: Estimate
+    height: Estimate
+    cross_fitted: float
+    levels: np.ndarray
+    used: np.ndarray
+    largest: int
+
+    @property
+    def plateau(self) -> bool:
+        """Whether chi is not below its largest value at three levels or more: the peak is flat, or not resolved."""
+        return int(self.levels.sum()) >= 3
+
+    @property
+    def reaches(self) -> tuple[bool, bool]:
+        """Whether the first, and whether the last, of the levels that take part is one of `levels`."""
+        ends = self.levels[self.used]
+        return (bool(ends[0]), bool(ends[-1])) if len(ends) else (False, False)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the largest chi is neither at the first nor at the last of the levels that take part."""
+        return self.largest >= 0 and self.largest not in np.flatnonzero(self.used)[[0, -1]]
+
+
+def peak_of(parts: xr.DataArray) -> Peak:
+    """The peak of the susceptibility against noise.
+
+    Let k be the level of the largest chi. Level l is one of the levels of the peak if
+
+        log chi_k - log chi_l <= t se,
+
+    with the standard error se of the paired difference over items, or over grammars if there are several, and t the one-sided
+    95 % quantile of Student's t with n_eff - 1 degrees of freedom, n_eff the smaller one of both levels
+    (`uturn.measures.changes.effective_number`). The interval of t* comes from these levels, since the vertex of a parabola falls
+    anywhere on a plateau. `benchmarks/correlated_changes.py peak` measures how often it contains the peak.
+
+    Parameters
+    ----------
+    parts : DataArray (noise, item, part)
+        `uturn.measures.changes.chi_parts` of a run, with increasing noise.
+
+    Returns
+    -------
+    Peak
+        All NaN if nothing changes; without intervals and levels for a single original.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> noise, chi = np.array([0.2, 0.4, 0.6, 0.8]), np.array([1.0, 3.0, 2.0, 1.0])
+    >>> scatter = 1 + 0.1 * np.random.default_rng(0).standard_normal((4, 20))
+    >>> parts = xr.DataArray(
+    ...     [chi[:, None] * scatter, np.ones((4, 20))], dims=("part", "noise", "item"), coords={"noise": noise}
+    ... )
+    >>> found = peak_of(parts)
+    >>> found.place, found.levels.tolist(), found.plateau
+    (0.44 [0.30, 0.50], [False, True, False, False], False)
+    """
+    x = parts.noise.values.astype(float)
+    chi, low, high = chi_of(parts, _CONFIDENCE)
+    used = np.isfinite(low) if np.isfinite(low).any() else np.isfinite(chi)
+    if not used.any():
+        return Peak(_NONE, _NONE, np.nan, np.zeros(len(x), bool), used, -1)
+    k = int(np.where(used, chi, -np.inf).argmax())
+    height = Estimate(float(chi[k]), float(low[k]), float(high[k]))
+    levels = np.zeros(len(x), bool) if np.isnan(low[k]) else used & _not_below(parts, k)
+    ends = _half_a_step_wider(x, levels, used)
+    return Peak(Estimate(_vertex(x[used], chi[used]), *ends), height, _cross_fitted(parts, used), levels, used, k)
+
+
+def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str]:
+    """Sentences on a peak that is not, or may not be, inside the measured range, and on a plateau.
+
+    `noise`: the measured levels. `most`: the largest noise there is, beyond which no level can be measured.
+    """
+    if peak.largest < 0:
+        yield "nothing changes between trajectories: no susceptibility"
+        return
+    first, last = noise[peak.used][[0, -1]]
+    beyond = "measure larger levels" if last < most - 1e-9 else "there is no larger noise"
+    ends = (("smallest", first, "measure smaller levels"), ("largest", last, beyond))
+    for k, (word, x, advice) in enumerate(ends):
+        if not peak.inside and noise[peak.largest] == x:
+            yield f"the susceptibility is largest at the {word} noise, {x:.3g}: no peak; {advice}"
+        elif peak.reaches[k]:
+            yield f"the susceptibility at the {word} noise, {x:.3g}, is not below its largest: the peak may lie there; {advice}"
+    if peak.plateau:
+        yield (
+            f"the susceptibility is not below its largest value at {_among(noise[peak.levels])}: a plateau, or a peak that so "
+            f"few originals do not resolve"
+        )
+
+
+def about_few(number: np.ndarray, noise: np.ndarray) -> Iterator[str]:
+    """A sentence on the noise levels at which fewer than five originals decide chi; `number`: n_eff at the levels."""
+    few = (number > 0) & (number < FEW)
+    if few.any():
+        yield (
+            f"fewer than {FEW} originals decide the susceptibility at {_among(noise[few])} (n_eff): rare ones that change much "
+            f"may be missing, and its intervals too low"
+        )
+
+
+def _among(levels: np.ndarray) -> str:
+    return f"noise {levels[0]:.3g}" if len(levels) == 1 else f"{len(levels)} levels, noise {levels[0]:.3g} to {levels[-1]:.3g}"
+
+
+def _not_below(parts: xr.DataArray, k: int) -> np.ndarray:
+    """Levels whose chi is not below that of level k, by one-sided tests of the paired differences of log chi."""
+    found, number = replicates(parts), effective_number(parts.isel(part=1))
+
+    def behind(means: np.ndarray) -> np.ndarray:
+        log = log_chi(means)
+        return log[k] - log
+
+    t = student(np.minimum(number, number[k]), found.groups, 2 * _CONFIDENCE - 1)  # one-sided, so that 5 % are left on one side
+    return behind(found.mean) <= t * found.error(behind)
+
+
+def _half_a_step_wider(x: np.ndarray, levels: np.ndarray, used: np.ndarray) -> tuple[float, float]:
+    """The ends of some of the levels x, half a step wider on each side, but not beyond the levels that take part."""
+    if not levels.any():
+        return np.nan, np.nan
+    x, chosen = x[used], np.flatnonzero(levels[used])
+    a, b = chosen[0], chosen[-1]
+    return float((x[a] + x[max(a - 1, 0)]) / 2), float((x[b] + x[min(b + 1, len(x) - 1)]) / 2)
+
+
+def _vertex(x: np.ndarray, y: np.ndarray) -> float:
+    """Where a curve is largest: the vertex of the parabola through its largest value and the two beside it, which is less than
+    half a step away; the first or the last x if y is largest there."""
+    k = int(y.argmax())
+    if not 0 < k < len(y) - 1:
+        return float(x[k])
+    a, b = x[k - 1] - x[k], x[k + 1] - x[k]
+    left, right = (y[k - 1] - y[k]) / a, (y[k + 1] - y[k]) / b  # slopes; y = y_k + slope u + bend u²
+    bend = (right - left) / (b - a)
+    return float(x[k] - (left - bend * a) / (2 * bend)) if bend < 0 else float(x[k])
+
+
+def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> float:
+    """chi of each half of the originals at the level where that of the other half is largest; the mean of both."""
+    group = np.arange(parts.sizes["item"])
+    if "grammar" in parts.coords and len(np.unique(parts.grammar)) > 1:
+        group = np.unique(parts.grammar, return_inverse=True)[1]
+    if group.max() < 1:
+        return float("nan")
+    halves = [replicates(parts.isel(item=group % 2 == k)).mean for k in (0, 1)]
+    first, second = (np.where(used, log_chi(half), -np.inf) for half in halves)
+    return float(np.exp([first[second.argmax()], second[first.argmax()]]).mean())

@@ -1,0 +1,248 @@
+"""A check of networks on a few originals: how they compute, and whether a denoiser is what it is declared to be.
+
+A denoiser with a wrong convention (of its time, its input or its output) gives reconstructions of the usual kind, and nothing in
+the results shows it. Its error at predicting originals does: with x_t = a x_0 + s n at three noise levels, the right convention
+gives a clearly smaller error than the declared one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from uturn.corruption.noising import clean_and_noise
+from uturn.corruption.schedulers import is_flow, is_flow_match
+from uturn.networks.own_denoisers import OwnNetwork
+from uturn.pieces import Pieces, is_out_of_memory
+
+ABAR = (0.95, 0.7, 0.3)
+"""Signal power a^2 / (a^2 + s^2) of the noise levels."""
+FITS = 0.8
+"""An alternative whose error is below this part of the declared one, at any level, is named."""
+_JUDGED = 0.8  # of the error of a linear prediction, which trained denoisers fall below
+WRITES = "writes into its input; it is given a copy, so this changes no results"
+_ROWS = 8  # data in the calls that are compared
+_OUTPUTS = {"noise": "the noise", "x0": "x_0", "v": "v", "flow": "the flow n - x_0", "score": "the score"}
+_PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
+    """Whether a network changes what it is called with."""
+    given = [tensor.clone() for tensor in inputs]
+    network(*given)
+    return not all(map(torch.equal, given, inputs))
+
+
+def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False) -> Iterator[str]:
+    """What is wrong with how a network computes, as ends of sentences, from a few calls on the same data.
+
+    Parameters
+    ----------
+    call
+        The network, as the run calls it: `call(*inputs)`, one row for each datum.
+    inputs
+        Tensors (batch, ..).
+    half
+        Whether it computes in half precision, which rounds in another way for another number of rows.
+    """
+    inputs = tuple(tensor[:_ROWS] for tensor in inputs)
+    every = torch.arange(len(inputs[0]))
+    some = every[: (len(every) + 1) // 2]
+
+    def called(rows: torch.Tensor) -> torch.Tensor:
+        return call(*(tensor[rows.to(tensor.device)] for tensor in inputs)).float()
+
+    first = called(every)
+
+    def differs(output: torch.Tensor, tolerance: float) -> bool:
+        known = first[: len(output)]
+        return not bool((output - known).abs().max() <= tolerance * known.abs().max())
+
+    same = 2e-2 if half else 1e-4  # of the largest output, for the same number of rows
+    if differs(called(every), same):
+        yield "is random: a second call on the same data gives other values (dropout, randn_like), so results cannot be repeated"
+    elif differs(called(some[every % len(some)])[: len(some)], same):
+        yield "mixes the data of a batch: what it gives for one of them depends on the others"
+    elif differs(called(some), 0.1 if half else 1e-2):
+        yield "depends on the batch size: it gives other values for fewer data"
+
+
+class Errors(NamedTuple):
+    """Mean squared errors of a denoiser's prediction of x_0 at the levels `ABAR`, each (levels,).
+
+    `declared`: as declared. `changed`: with one change each, in words. `linear`: of m + k (x_t / a - m), m the mean of the other
+    originals. `depends_on_time`: whether its output does.
+    """
+
+    declared: torch.Tensor
+    changed: dict[str, torch.Tensor]
+    linear: torch.Tensor
+    depends_on_time: bool
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether some prediction is better than the linear one."""
+        return any(bool((error < _JUDGED * self.linear).any()) for error in (self.declared, *self.changed.values()))
+
+    @property
+    def best(self) -> tuple[str, float, int]:
+        """The change with the smallest error over the declared one, that ratio, and the number of its level."""
+        ratios = {
+            words: torch.where(error < _JUDGED * self.linear, error / self.declared, torch.inf)
+            for words, error in self.changed.items()
+        }
+        words = min(ratios, key=lambda words: float(ratios[words].min()))
+        ratio, level = ratios[words].min(0)
+        return words, float(ratio), int(level)
+
+
+class Probed:
+    """A denoiser with noisy originals, and what it is called with.
+
+    Parameters
+    ----------
+    model : DenoisingNetwork
+        It is told the labels, without guidance.
+    scheduler
+        Its noise schedule, and what the model predicts.
+    clean : float32 (originals, channels, height, width)
+        What noise is added to, images or latents, on the device of the model.
+    labels : int64 (originals,), optional
+    pieces : Pieces
+    """
+
+    def __init__(self, model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces) -> None:
+        self.scheduler, self.clean, self.model, self.pieces = scheduler, clean, model, pieces
+        prediction = model.prediction
+        self.predicts = _declared(scheduler) if prediction is None else prediction.predicts
+        self.own = model.network if isinstance(model.network, OwnNetwork) else None
+        self.takes_sigma = prediction is not None and prediction.takes_sigma
+        count = len(clean)
+        a, s, time = (level.to(clean.device).repeat_interleave(count) for level in _levels(scheduler))
+        self.a, s, self.x_0 = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1), clean.repeat(len(ABAR), 1, 1, 1)
+        self.signal, self.sigma = (torch.ones_like(self.a), s / self.a) if self.takes_sigma else (self.a, s)
+        self.time = self.sigma.flatten() if self.takes_sigma else time
+        noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
+        self.x = self.signal * self.x_0 + self.sigma * noise
+        if labels is None and model.condition.null_class is not None:
+            labels = torch.full((count,), model.condition.null_class, device=clean.device)
+        self.told = () if labels is None else (labels.repeat(len(ABAR)),)
+
+    def output(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """What the network gives for noisy data, times and, if it is told them, labels; without a learned variance."""
+
+        def network(*inputs: torch.Tensor) -> torch.Tensor:
+            return self.model.called(*inputs)[:, : self.clean.shape[1]]
+
+        return self.pieces(network, *inputs)
+
+    def errors(self) -> Errors:
+        """The errors as declared and with each change."""
+        output = self.output(self.x, self.time, *self.told)
+        kinds = {kind: words for kind, words in _OUTPUTS.items() if kind != self.predicts}
+        changed = {f"its output is read as {words}": self._error(output, kind) for kind, words in kinds.items()}
+        changed["the sign of its output is changed"] = self._error(-output)
+        depends_on_time = False
+        for words, x, time in self._changes():
+            try:
+                other = self.output(x, time, *self.told)
+            except Exception as failure:  # not all networks take other times, such as those that are no whole numbers
+                if is_out_of_memory(failure):
+                    raise
+                continue
+            changed[words] = self._error(other)
+            if x is self.x:
+                depends_on_time |= not bool((other - output).abs().max() <= 1e-6 * output.abs().max())
+        return Errors(self._error(output), changed, self._linear_error(), depends_on_time)
+
+    def _error(self, output: torch.Tensor, read_as: str | None = None) -> torch.Tensor:
+        predicted, _ = clean_and_noise(read_as or self.predicts, output, self.x, self.signal, self.sigma)
+        return self._mean_square(predicted).nan_to_num(torch.inf)
+
+    def _linear_error(self) -> torch.Tensor:
+        clean, sigma = self.clean, self.sigma / self.signal
+        mean = (clean.sum(0, keepdim=True) - clean) / max(len(clean) - 1, 1)
+        variance = (clean - mean).square().mean()
+        mean = mean.repeat(len(ABAR), 1, 1, 1)
+        return self._mean_square(mean + variance / (variance + sigma**2) * (self.x / self.signal - mean))
+
+    def _mean_square(self, predicted: torch.Tensor) -> torch.Tensor:
+        return (predicted - self.x_0).square().reshape(len(ABAR), -1).mean(1)
+
+    def _changes(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Other inputs of the network, with one change each: words, noisy data, times."""
+        x, time, name = self.x, self.time, "sigma" if self.takes_sigma else "the timestep"
+        yield f"{name} is divided by 1000", x, time / 1000
+        # On a GPU, an index out of range ends the process; networks of files take any number.
+        if self.takes_sigma or self.own is None or x.device.type == "cpu":
+            yield f"{name} is multiplied by 1000", x, time * 1000
+        if not self.takes_sigma:
+            last = self.scheduler.config.num_train_timesteps - (0 if is_flow(self.scheduler) else 1)
+            yield "time runs backwards, T - t", x, last - time
+        yield "its input is halved", x / 2, time
+        yield "its input is doubled", 2 * x, time
+        factor, how = (self.a, "multiplied") if self.takes_sigma else (1 / self.a, "divided")
+        yield f"its input is {how} by sqrt(abar)", factor * x, time
+
+
+def check_denoiser(
+    model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces, half: bool = False
+) -> Iterator[str]:
+    """What is wrong with a denoiser of images or latents, as ends of sentences.
+
+    The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each: timestep / 1000, 1000 timestep,
+    T - timestep; input halved, doubled, divided by sqrt(abar); the output read as another prediction, or with the other sign. A
+    change whose mean squared error is below `FITS` of the declared one at any level is named. If nothing predicts better than a
+    linear function of the noisy data, the network cannot be judged. A network whose output does not depend on its time is named
+    too. Shifts of a few timesteps are not seen.
+
+    Parameters
+    ----------
+    model, scheduler, clean, labels, pieces
+        As in `Probed`.
+    half
+        Whether the network computes in half precision.
+    """
+    if _levels(scheduler) is None:  # of EDM, whose networks have another input
+        return
+    probed = Probed(model, scheduler, clean, labels, pieces)
+    middle = slice(len(clean), 2 * len(clean))  # the second level
+    inputs = [tensor[middle] for tensor in (probed.x, probed.time, *probed.told)]
+    if probed.own is not None and writes_into(probed.own.network, *inputs):
+        yield WRITES
+    yield from check_calls(probed.output, *inputs, half=half)
+    errors = probed.errors()
+    words, ratio, level = errors.best
+    if not errors.depends_on_time:
+        yield "does not depend on the time that it is told; expected a network that uses the noise level"
+    elif not errors.is_judged:
+        yield (
+            "cannot be judged: neither as declared nor with one change does it predict originals better than a linear function "
+            "of the noisy image, as networks that are untrained, or trained on other data"
+        )
+    elif ratio < FITS:
+        yield (
+            f"does not fit what is declared, that it predicts {_OUTPUTS[probed.predicts]}: the error of its prediction of "
+            f"originals at abar = {ABAR[level]} is {ratio:.2g} of that if {words}"
+        )
+
+
+def _declared(scheduler: Any) -> str:
+    """What a network predicts by the configuration of its scheduler."""
+    return "flow" if is_flow_match(scheduler) else _PREDICTIONS[scheduler.config.get("prediction_type", "epsilon")]
+
+
+def _levels(scheduler: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """a, s and the timesteps of `ABAR`, (levels,); None for a scheduler without such levels (EDM)."""
+    abar = torch.tensor(ABAR)
+    if is_flow(scheduler):
+        ratio = ((1 - abar) / abar).sqrt()
+        s = ratio / (1 + ratio)
+        return 1 - s, s, scheduler.config.num_train_timesteps * s
+    table = getattr(getattr(scheduler, "base", scheduler), "alphas_cumprod", None)
+    if table is None:
+        return None
+    timesteps = (table.cpu() - abar[:, None]).abs().argmin(1)
+    return table.cpu()[timesteps].sqrt().float(), (1 - table.cpu()[timesteps]).sqrt().float(), timesteps
