@@ -288,7 +288,8 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
 
     For groups of unequal size, n is the number of groups of equal size of the same precision, `(sum w)^2 / sum w^2`. So 40 kept
     classes of 40 give 1 [.91, 1], whether each is seen once or in five trajectories that agree. At noise 0 nothing is changed:
-    where all readings there are equal, they are so by construction, and both ends are the value.
+    where all readings there are equal, they are so by construction, and both ends are the value. The same holds for readings
+    strictly between 0 and 1 that are equal in all groups, such as beliefs at full noise.
 
     `benchmarks/intervals.py --part proportions` measures the coverage.
 
@@ -341,7 +342,7 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
         missing = np.isnan(readings)
         equal = np.where(missing, np.inf, readings).min(over) == np.where(missing, -np.inf, readings).max(over)
         untouched = np.isclose(values.noise.values, 0).reshape(-1, *[1] * (p.ndim - 1))
-        found = np.where(untouched & equal, p, found)
+        found = np.where((untouched | (~tosses & (n > 1))) & equal, p, found)
     return found
 
 

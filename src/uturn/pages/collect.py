@@ -104,7 +104,9 @@ def _collect(folder: Path, read: Reader) -> None:
     if _is_zarr(folder):
         _add(folder, studies.store, read)
         return
-    made = sorted(filter(figures.is_figure, folder.glob("*.json")), key=figures.order)
+    made = sorted(
+        (path for path in folder.glob("*.json") if path.name != "study.json" and figures.is_figure(path)), key=figures.order
+    )
     for path in made:
         _add(path, figures.section, read)
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in made}

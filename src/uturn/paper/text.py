@@ -19,10 +19,10 @@ from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing,
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.calibration import draw_zero
 from uturn.plotting.style import ACCENT, MUTED, style
-from uturn.plotting.text import draw_correlations, draw_susceptibility
 from uturn.plotting.tokens import draw_texts
 from uturn.statistics import Estimate, estimate
-from uturn.workflows.text_analysis import analyse_texts
+from uturn.studies import records_of, study
+from uturn.studies.figure import draw_correlations, draw_susceptibility
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
 CLAIM = "The characters of a text change in groups, which are larger at noise in between than at its smallest and largest levels."
@@ -87,7 +87,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     runs = {label: run.load() for label, run in runs.items()}
     curves = runs[CURVES].sortby("noise")
-    data = analyse_texts(curves)
+    found = study(curves).isel(changes=0)
+    data = found[["curve", "chi", "n_eff", "xi", "correlation", "peak_at"]].merge(records_of(curves), combine_attrs="override")
     for name, of in (("kept", _kept), ("clone_gap", _gap)):
         found = [[[of(runs[label], noise, span) for noise in COMPARED] for span in (1, SPAN)] for label in DECODERS]
         data[name] = ("decoder", "span", "compared", "estimate"), np.array(found)
@@ -234,8 +235,8 @@ def draw(data: xr.Dataset) -> Any:
         above, below = figure.subfigures(2, 1, height_ratios=(7.6, 2.4))
         (kept, chi), (far, gaps) = above.subplots(2, 2)
         _draw_decoders(kept, data, "kept", joined=False)
-        for reading, dash in (("tokens: kept", "-"), (f"tokens: {SPAN} kept", "--")):
-            kept.plot(data.noise, data.similarity.sel(reading=reading, estimate="value"), color=MUTED, lw=0.9, ls=dash, zorder=0)
+        for reading, dash in (("kept, span = 1", "-"), (f"kept, span = {SPAN}", "--")):
+            kept.plot(data.noise, data.curve.sel(reading=reading, estimate="value"), color=MUTED, lw=0.9, ls=dash, zorder=0)
         kept.set(ylabel="share kept", ylim=(-0.03, 1.03), title=f"kept: characters, and runs of {SPAN} (squares, dashed)")
         draw_susceptibility(chi, data)
         draw_correlations(far, data)

@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uturn.studies.analysis import study as study
+    from uturn.studies.analysis import study_of as study_of
     from uturn.studies.figure import draw_studies as draw_studies
     from uturn.studies.figure import draw_study as draw_study
     from uturn.studies.names import named_runs as named_runs
     from uturn.studies.records import records_of as records_of
-    from uturn.studies.analysis import study as study
-    from uturn.studies.analysis import study_of as study_of
     from uturn.studies.tables import Study as Study
     from uturn.studies.tables import as_data as as_data
     from uturn.studies.tables import summary as summary

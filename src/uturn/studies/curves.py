@@ -50,7 +50,7 @@ def shares(values: xr.DataArray, x: np.ndarray, start: float = 1.0) -> np.ndarra
     At noise 0 nothing changes, so that both ends are the value; `start` is the value if that noise was not measured.
     """
     found = np.moveaxis(proportion(values), 0, -1)
-    return found if len(found) == len(x) else np.concatenate([np.full_like(found[:1], start), found])
+    return found if len(found) == len(x) else np.concatenate([np.full_like(found[:1], np.expand_dims(start, -1)), found])
 
 
 def place(

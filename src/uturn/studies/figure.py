@@ -131,9 +131,9 @@ def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
         yield lambda axis, chosen=chosen, title=title: _draw_readings(axis, study, chosen, title)
     for k in range(study.sizes.get("changes", 0)):
         one = study.isel(changes=k)
-        yield lambda axis, one=one: _draw_chi(axis, one)
+        yield lambda axis, one=one: draw_susceptibility(axis, one)
         if np.isfinite(one.correlation.isel(estimate=0)).any() and study.sizes["distance"] > 1:
-            yield lambda axis, one=one: _draw_correlations(axis, one)
+            yield lambda axis, one=one: draw_correlations(axis, one)
         if np.isfinite(one.xi.isel(estimate=0)).any():
             yield lambda axis, one=one: _draw_length(axis, one)
     if "gap" in study:
@@ -240,7 +240,7 @@ def _words_of_axis(study: xr.Dataset, name: str) -> str:
     return axis_words(study) if name == "noise" else str(study[name].attrs.get("long_name", name))
 
 
-def _draw_chi(axis: Any, study: xr.Dataset) -> None:
+def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     """chi with its peak."""
     noise, unit = _finite(study.noise.values), str(study.unit_of_distance.item())
     value, low, high = study.chi.values[: len(noise)].T
@@ -257,7 +257,7 @@ def _draw_chi(axis: Any, study: xr.Dataset) -> None:
     _beside(axis, f"$\\chi$ is largest at {interval(star)}" if np.isfinite(star[0]) else "no peak, see below")
 
 
-def _draw_correlations(axis: Any, study: xr.Dataset) -> None:
+def draw_correlations(axis: Any, study: xr.Dataset) -> None:
     """C(r)/C(0) against distance at several noise levels."""
     there = np.flatnonzero(estimated(study.correlation.isel(distance=0).values))
     chosen = there[evenly_spaced(len(there), 6)] if len(there) else there

@@ -33,16 +33,18 @@ class Headline(NamedTuple):
 def headline_of(study: xr.Dataset) -> Headline | None:
     """The first number of a study; None if it has no place.
 
-    It is the half-life of the first reading of the group "class"; without one, the noise where chi is largest; else the half-life
-    of the highest level of the first ordered series, or of the first reading that has one.
+    It is the half-life of the first reading of the group "class", or of the root of a tree; without one, the noise where chi is
+    largest; else the half-life of the highest level of the first ordered series, or of the first reading that has one.
     """
-    classes = [
-        k for k in range(study.sizes["reading"]) if study.group.values[k] == "class" and np.isfinite(study.start.values[k])
-    ]
+    started = np.flatnonzero(np.isfinite(study.start.values))
+    classes = [k for k in started if study.group.values[k] == "class"]
     if classes:
-        return _of_reading(
-            study, classes[0], "t*", "Half of the class is lost there: below, U-turns mostly keep it; above, they mostly lose it"
-        )
+        claim = "Half of the class is lost there: below, U-turns mostly keep it; above, they mostly lose it"
+        return _of_reading(study, int(classes[0]), "t*", claim)
+    nodes = [k for k in started if study.order.values[k] == "tree_level"]
+    if nodes:
+        root = [k for k in nodes if study.variable.values[k] == study.variable.values[nodes[0]]][-1]
+        return _of_reading(study, int(root), "t*", "Half of the class, the root of the tree, is lost there")
     if study.sizes.get("changes", 0) and np.isfinite(study.peak_at.values[:, 0, 0]).any():
         k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
         unit = str(study.unit_of_distance.values[k])

@@ -10,8 +10,8 @@ import xarray as xr
 
 from uturn.plotting.curves import evenly_spaced
 from uturn.reading import instructions_of
-from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.analysis import by_noise
+from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.texts import shown_texts
 
 MOST_SHOWN = 200  # originals in a page

@@ -18,10 +18,10 @@ from uturn.datasets import write_dataset
 from uturn.files import clear_caches, named_errors, whole_file
 from uturn.outputs import OutputFolder, output_folder
 from uturn.pages import live_page, write_page
+from uturn.pages.writing import check_results, write_figures
 from uturn.progress import duration
 from uturn.workflows.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 from uturn.workflows.atlas_rows import Row, chosen, read_atlas
-from uturn.pages.writing import check_results, write_figures
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.measures.cloning import largest_eigenvalue
+from uturn.store import warnings_of
 from uturn.studies import study
 from uturn.studies.curves import ESTIMATE
-from uturn.store import warnings_of
 from uturn.workflows.atlas_rows import PATCHES, Row
 
 if TYPE_CHECKING:
