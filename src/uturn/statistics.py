@@ -367,7 +367,7 @@ def located(
     Wider choices were measured and not taken (`benchmarks/intervals.py --part grids`). Moving both ends outwards to the next
     level holds the truth for every curve that never rises, as do the levels whose own intervals leave the height undecided; both
     add one distance of levels to every interval. What is given up is a curve that stays just above the height up to the next
-    level: its place lies in a neighbouring gap when the sample puts that level below.
+    level: its place lies in a neighbouring gap when the sample puts that level below (coverage down to .65).
 
     Parameters
     ----------

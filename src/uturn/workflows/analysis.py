@@ -276,7 +276,9 @@ class _Axes:
 
     def log_snr(self, noise: Any) -> Any:
         """Log-SNR (nats) of a noise, by interpolation; of an array element by element."""
-        return np.where(np.isnan(noise), np.nan, self._of_angle(np.interp(noise, self.noise, self.angle))["log_snr"])
+        assert self.angle is not None
+        angle = np.asarray(np.interp(noise, self.noise, self.angle))
+        return np.where(np.isnan(noise), np.nan, self._of_angle(angle)["log_snr"])
 
     def at(self, noise: np.ndarray) -> np.ndarray:
         """A noise and the ends of its interval (estimate,) on all axes: array (axis, estimate)."""
