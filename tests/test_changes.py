@@ -220,7 +220,7 @@ def rare_originals(seed, items=60, trajectories=4):
 
 
 def test_intervals_contain_the_truth_where_rare_originals_decide():
-    """Five active originals are expected. Of 200 intervals of coverage .9, fewer than 167 hold the truth with probability .001."""
+    """Five active originals are expected. Of 200 intervals with coverage .9, 166 or fewer hold it with probability .001."""
     variances = np.array([0.25, 11 * 0.004 * 0.996])
     truth = (8 * variances[0] + variances[1]) / variances.sum()
     found = np.array([ut.susceptibility(rare_originals(seed)) for seed in range(200)])
