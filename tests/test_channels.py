@@ -1,12 +1,14 @@
 """Verdicts on the channels of figures: right laws pass as often as they should; every figure with a Bayesian channel has them."""
 
 import importlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from uturn.experiment import Experiment
+from uturn.pages.figures import tally
 from uturn.paper import FIGURES, Workshop, channel_verdicts, channels
 from uturn.paper.channels import channel_spec, drawn_noise, law_p_values, law_verdict
 
@@ -82,11 +84,13 @@ def test_shared_channels_are_measured_once(tmp_path, monkeypatch):
     calls = []
     measure = channels.measure
     monkeypatch.setattr(channels, "measure", lambda one: calls.append(one.label) or measure(one))
-    workshop = Workshop("smoke", tmp_path)
+    workshop, counted = Workshop("smoke", tmp_path), []
     for figure in ("fig4", "fig9"):
         found = channel_verdicts(importlib.import_module(f"uturn.paper.{figure}"), workshop)
         assert [verdict.passed for verdict in found] == [True, True, True]
+        counted += [asdict(verdict) for verdict in found]
     assert calls == ["Gaussian"]
+    assert tally(counted) == (6, 0, 3, 0)
     assert channel_verdicts(importlib.import_module("uturn.paper.fig6"), workshop) == []
 
 

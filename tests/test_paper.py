@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import xarray as xr
 
 from uturn.datasets import write_dataset
 from uturn.experiment import Experiment
+from uturn.pages.figures import tally
 from uturn.paper import FIGURES, ORDER, Workshop, load_results
-from uturn.paper.verdicts import above, apart, at_least, below, decreasing, equal, increasing, inside, meets, verdict, within
+from uturn.paper.verdicts import above, apart, at_least, below, decreasing, equal, increasing, inside, meets, shows, verdict, within
 from uturn.statistics import Estimate
 
 SPEC = {
@@ -175,6 +177,32 @@ def test_nothing_passes_without_a_number():
     for rule in (inside(missing, 0, 1), meets(missing, 0, 1, ""), apart(missing, interval(1, 0), ""), equal([], 1)):
         assert not rule.passed
     assert not verdict("q", 1, "1").passed
+
+
+def test_what_is_shown_neither_passes_nor_fails(tmp_path):
+    number = shows("q", interval(0.5, 0.1), "0.4, about")
+    assert (number.passed, number.measured) == (None, "0.50 [0.40, 0.60]")
+    kept = {**RESULT, "verdicts": [asdict(number), RESULT["verdicts"][0]]}
+    (tmp_path / "fig7.json").write_text(json.dumps(kept))
+    (result,) = load_results(tmp_path)
+    assert result.verdicts[0] == number
+    assert result.passed
+    (tmp_path / "fig7.json").write_text(json.dumps({**kept, "verdicts": [asdict(number), asdict(verdict("q", 1, "1"))]}))
+    assert not load_results(tmp_path)[0].passed
+
+
+def test_repeats_of_a_measurement_count_once():
+    def judged(*measurements, passed=True):
+        return {"passed": passed, "measurements": list(measurements)}
+
+    own, number = judged(), judged(passed=None)
+    counted = tally([own, own, number, judged("law a"), judged("law a", "law b"), judged("law c", passed=False)])
+    assert counted == (5, 1, 4, 1)
+    assert counted.words == "4 of 5 verdicts passed, on 4 independent measurements; shown and not judged: 1"
+    # A check of another kind of the same channel, and a set that overlaps with another one without being a part of it.
+    assert tally([judged("law a"), judged("calibration a")]).independent == 2
+    assert tally([judged("law a", "law b"), judged("law b", "law c")]).independent == 2
+    assert tally([own]).words == "1 of 1 verdicts passed"
 
 
 def test_verdicts_say_their_rules():

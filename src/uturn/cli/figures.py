@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,7 @@ def reproduce(
 
     Example: `uturn reproduce fig6 fig7 --out results`
     """
+    from uturn.pages.figures import tally
     from uturn.paper import ORDER
     from uturn.paper import reproduce as reproduce_figures
 
@@ -74,11 +76,9 @@ def reproduce(
             cluster=machines.on_cluster(),
         )
     show(_verdict_table(results, scale.value))
-    failed = sum(not verdict.passed for result in results for verdict in result.verdicts)
-    total = sum(len(result.verdicts) for result in results)
-    console().print(f"{total - failed} of {total} verdicts passed")
+    console().print(tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
     say_next(open=inside(out, "index.html"))
-    if failed:
+    if not all(result.passed for result in results):
         raise typer.Exit(1)
 
 
@@ -86,12 +86,12 @@ def _verdict_table(results: list[Result], scale: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    marks = {True: Text("pass", "green"), False: Text("FAIL", "bold red"), None: Text("shown", "dim")}
     table = Table(title=f"Verdicts, scale {scale}", title_justify="left")
     for heading in ("figure", "quantity", "measured", "expected", ""):
         table.add_column(heading, overflow="fold")
     for result in results:
         for verdict in result.verdicts:
-            mark = Text("pass", "green") if verdict.passed else Text("FAIL", "bold red")
             expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
-            table.add_row(result.figure, verdict.quantity, verdict.measured, expected, mark)
+            table.add_row(result.figure, verdict.quantity, verdict.measured, expected, marks[verdict.passed])
     return table

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,8 +26,9 @@ class _Verdict(BaseModel):
     quantity: str
     measured: str
     expected: str
-    passed: bool
+    passed: bool | None
     rule: str = ""
+    measurements: list[str] = []
 
 
 class _Result(BaseModel):
@@ -42,6 +44,35 @@ class _Result(BaseModel):
     files: dict[str, str]
     seconds: float = 0.0
     claim: str = ""
+
+
+class Tally(NamedTuple):
+    """Numbers of verdicts: `independent` of the judged ones rest on a measurement that no other of them has."""
+
+    judged: int
+    failed: int
+    independent: int
+    shown: int
+
+    @property
+    def words(self) -> str:
+        """Such as "150 of 150 verdicts passed, on 139 independent measurements; shown and not judged: 9"."""
+        said = f"{self.judged - self.failed} of {self.judged} verdicts passed"
+        if self.independent < self.judged:
+            said += f", on {self.independent} independent measurements"
+        return said + (f"; shown and not judged: {self.shown}" if self.shown else "")
+
+
+def tally(verdicts: Sequence[Mapping[str, Any]]) -> Tally:
+    """Count verdicts. Figures that share a check of a channel repeat a verdict: what others have measured counts once."""
+    judged = [one for one in verdicts if one["passed"] is not None]
+    measured: set[str] = set()
+    independent = 0
+    for one in sorted(judged, key=lambda one: -len(one["measurements"])):  # the widest first: the others may be a part of it
+        independent += not one["measurements"] or not measured.issuperset(one["measurements"])
+        measured.update(one["measurements"])
+    failed = sum(not one["passed"] for one in judged)
+    return Tally(len(judged), failed, independent, len(verdicts) - len(judged))
 
 
 def is_figure(path: Path) -> bool:
@@ -67,8 +98,10 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
         )
     files = {kind: path.parent / name for kind, name in result.files.items()}
     found = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
-    failed = sum(not verdict.passed for verdict in result.verdicts)
-    judged = f"{len(result.verdicts)} verdicts, " + (f"{failed} failed" if failed else "all passed")
+    verdicts = [verdict.model_dump() for verdict in result.verdicts]
+    count = tally(verdicts)
+    judged = f"{count.judged} verdicts, " + (f"{count.failed} failed" if count.failed else "all passed")
+    judged += f"; {count.shown} more shown" if count.shown else ""
     one: dict[str, Any] = {
         "id": result.figure,
         "kind": "figure",
@@ -77,7 +110,7 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
         "words": result.claim,
         "facts": f"{judged}; scale {result.scale}, {result.seconds:.0f} s.",
         "caption": result.caption,
-        "verdicts": [verdict.model_dump() for verdict in result.verdicts],
+        "verdicts": verdicts,
         "docs": "figures",
         "headlines": [],
         "charts": [],
@@ -104,8 +137,8 @@ def _add_transition(one: dict[str, Any], data: xr.Dataset) -> None:
     star = [number(data.attrs.get(name, float("nan"))) for name in ("transition", "transition_low", "transition_high")]
     if star[0] is not None:
         axis = charts[0]["axes"][0]["words"] if charts else "noise"
-        judged = sum(verdict["passed"] for verdict in one["verdicts"]), len(one["verdicts"])
-        supported = f"{one['words']} {judged[0]} of {judged[1]} verdicts passed" if one["words"] else ""
+        count = tally(one["verdicts"])
+        supported = f"{one['words']} {count.judged - count.failed} of {count.judged} verdicts passed" if one["words"] else ""
         words = "half of the class is lost there"
         one["headlines"].append({"label": "t*", "axis": axis, "place": star, "claim": words, "supports": supported})
         for chart in charts:

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from uturn.pages.collect import Found
+from uturn.pages.figures import tally
 from uturn.pages.running import Running
 
 
@@ -14,13 +15,15 @@ def headlines(found: Found, running: Running | None = None) -> str:
     verdicts = [verdict for one in found.sections for verdict in one["verdicts"]]
     parts = [running.card()] if running else []
     if verdicts:
-        failed = sum(not verdict["passed"] for verdict in verdicts)
+        count = tally(verdicts)
         figures = sum(bool(one["verdicts"]) for one in found.sections)
-        words = f"{failed} failed" if failed else "all passed"
+        words = f"{count.failed} failed" if count.failed else "all passed"
+        more = f"; shown and not judged: {count.shown}" if count.shown else ""
         parts.append(
-            f'<div class="card {"fail" if failed else "pass"}"><p class="label">Verdicts</p>'
-            f'<p class="big">{len(verdicts) - failed} of {len(verdicts)}</p><p class="of">{words}</p>'
-            f"<p>{len(verdicts)} claims of {figures} figures were measured and compared with theory.</p></div>"
+            f'<div class="card {"fail" if count.failed else "pass"}"><p class="label">Verdicts</p>'
+            f'<p class="big">{count.judged - count.failed} of {count.judged}</p><p class="of">{words}</p>'
+            f"<p>{count.judged} claims of {figures} figures were compared with theory, on {count.independent} independent "
+            f"measurements{more}.</p></div>"
         )
     for one in found.sections:
         for star in one["headlines"]:
@@ -57,7 +60,7 @@ def contents(sections: list[dict[str, Any]]) -> str:
         return ""
     links = []
     for one in sections:
-        failed = any(not verdict["passed"] for verdict in one["verdicts"])
+        failed = any(verdict["passed"] is False for verdict in one["verdicts"])
         mark = ' class="fail"' if failed else ""
         links.append(
             f'<a href="#{escape(one["id"])}" title="{escape(one["title"])}"{mark}>{escape(one["short"])}'
@@ -79,7 +82,7 @@ def verdict_table(sections: list[dict[str, Any]]) -> str:
     return f"""<section id="verdicts" aria-labelledby="verdicts-title"><h2 id="verdicts-title">Verdicts</h2>
 <form class="filter" id="filter" role="search" aria-label="filter of the verdicts">
 <label>Outcome <select id="show"><option value="all">all</option><option value="failed">failed</option>
-<option value="passed">passed</option></select></label>
+<option value="passed">passed</option><option value="shown">shown, not judged</option></select></label>
 <label>Figure and its claim <select id="figure"><option value="">all</option>{options}</select></label>
 <label>Search <input type="search" id="search" placeholder="words of a claim" autocomplete="off"></label>
 <p role="status" id="count">{total} of {total} shown</p></form>
@@ -89,14 +92,15 @@ def verdict_table(sections: list[dict[str, Any]]) -> str:
 
 
 def _verdict(verdict: dict[str, Any], one: dict[str, Any]) -> str:
-    outcome = "passed" if verdict["passed"] else "failed"
-    word = f'<span class="{"pass" if verdict["passed"] else "fail"}">{"pass" if verdict["passed"] else "FAIL"}</span>'
+    outcome, look, word = {True: ("passed", "pass", "pass"), False: ("failed", "fail", "FAIL"), None: ("shown", "", "shown")}[
+        verdict["passed"]
+    ]
     rule = f"<br><small>{escape(verdict['rule'])}</small>" if verdict["rule"] else ""
     return (
         f'<tr data-outcome="{outcome}" data-figure="{escape(one["id"])}">'
         f'<td data-label="figure"><a href="#{escape(one["id"])}">{escape(one["short"])}</a></td>'
         f'<td data-label="claim">{escape(verdict["quantity"])}</td><td data-label="measured">{escape(verdict["measured"])}</td>'
-        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td><td data-label="verdict">{word}</td></tr>'
+        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td><td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
     )
 
 

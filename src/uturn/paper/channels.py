@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -83,8 +84,17 @@ def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdic
         measured[one.label] = workshop.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
     if bayesian:
         data = [measured[one.label] for one in bayesian]
-        found += [law_verdict(bayesian, data), calibration_verdict(bayesian, data), *marginals_verdict(bayesian, data)]
-    return found + [calibration_verdict([one], [measured[one.label]]) for one in channels if not one.is_bayesian]
+        strings = [one for one in bayesian if "belief" in measured[one.label]]
+        found.append(_named("law", bayesian, law_verdict(bayesian, data)))
+        found.append(_named("calibration", bayesian, calibration_verdict(bayesian, data)))
+        found += [_named("marginals", strings, one) for one in marginals_verdict(bayesian, data)]
+    controls = [one for one in channels if not one.is_bayesian]
+    return found + [_named("calibration", [one], calibration_verdict([one], [measured[one.label]])) for one in controls]
+
+
+def _named(check: str, channels: Sequence[ChannelSpec], judged: Verdict) -> Verdict:
+    """The verdict with the names of its measurements, which are the same in every figure that shares the channels."""
+    return replace(judged, measurements=tuple(f"{check} {one.experiment.hash[:12]}" for one in channels))
 
 
 def measure(one: ChannelSpec) -> xr.Dataset:

@@ -31,7 +31,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        return all(verdict.passed for verdict in self.verdicts)
+        return all(verdict.passed is not False for verdict in self.verdicts)
 
 
 def save_result(result: Result, out: Path) -> None:

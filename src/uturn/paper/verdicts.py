@@ -1,7 +1,7 @@
 """Verdicts: a number of a figure against what theory or the paper expects of it, and the rules that decide.
 
 A rule compares numbers and says in words what it compares; `verdict` joins the rules that a quantity has to pass. NaN passes no
-rule, and neither does an empty list of numbers.
+rule, and neither does an empty list of numbers. A number that no theory predicts sharply enough to judge it is shown (`shows`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from uturn.statistics import Estimate
 class Verdict:
     """One number of a figure against what theory or the paper expects of it.
 
-    `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome.
+    `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
+    None for a number that is shown and not judged. `measurements` names those that other figures judge in the same way, so that
+    repeats can be told apart.
     """
 
     quantity: str
     measured: str
     expected: str
-    passed: bool
+    passed: bool | None
     rule: str = ""
+    measurements: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "passed", bool(self.passed))  # numpy's own bool is not JSON
+        if self.passed is not None:
+            object.__setattr__(self, "passed", bool(self.passed))  # numpy's own bool is not JSON
 
 
 class Rule(NamedTuple):
@@ -44,6 +48,11 @@ def verdict(quantity: str, measured: Any, expected: str, *rules: Rule) -> Verdic
     """A verdict that passes if all of its rules pass; `measured` is turned into text."""
     words = "; ".join(rule.words for rule in rules if rule.words)
     return Verdict(quantity, str(measured), expected, bool(rules) and all(rule.passed for rule in rules), words)
+
+
+def shows(quantity: str, measured: Any, expected: str) -> Verdict:
+    """A number beside what it is compared with, which is shown and not judged: it neither passes nor fails."""
+    return Verdict(quantity, str(measured), expected, None, "shown, not judged")
 
 
 def below(values: Any, limit: Any, words: str | None = None) -> Rule:
