@@ -324,7 +324,7 @@ def test_without_a_peak_inside_there_is_no_transition(chi, words):
     ],
 )
 def test_a_peak_that_is_as_high_as_one_of_the_ends_is_unsure(end, words):
-    run = forged(lambda x: {0.5: 4.05, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10), seed=1)
+    run = forged(lambda x: {0.5: 4.1, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10), scatter=0.5)
     found = analyse_texts(run)
     assert words in found.attrs["remark"]
     assert end in found.transition.values[1:]

@@ -187,8 +187,8 @@ def _changes(run: xr.Dataset, x: np.ndarray) -> tuple[xr.Dataset, list[str]]:
     data = {
         "chi": (("noise", "estimate"), _at(x, np.stack([chi[name] for name in ("chi", "low", "high")], -1))),
         "n_eff": ("noise", _at(x, chi.n_eff.values)),
-        "transition": ("estimate", located.place if located.inside else none),
-        "peak": ("estimate", located.height if located.inside else none),
+        "transition": ("estimate", np.array(located.place) if located.inside else none),
+        "peak": ("estimate", np.array(located.height) if located.inside else none),
         "peak_cross_fitted": located.cross_fitted if located.inside else np.nan,
         "of_peak": ("noise", np.r_[np.zeros(len(x) - len(located.levels), bool), located.levels]),
         "plateau": located.plateau,
