@@ -12,7 +12,20 @@ from uturn.datasets import write_dataset
 from uturn.experiment import Experiment
 from uturn.pages.figures import tally
 from uturn.paper import FIGURES, ORDER, Workshop, load_results
-from uturn.paper.verdicts import above, apart, at_least, below, decreasing, equal, increasing, inside, meets, shows, verdict, within
+from uturn.paper.verdicts import (
+    above,
+    apart,
+    at_least,
+    below,
+    decreasing,
+    equal,
+    increasing,
+    inside,
+    meets,
+    shows,
+    verdict,
+    within,
+)
 from uturn.statistics import Estimate
 
 SPEC = {

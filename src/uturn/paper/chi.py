@@ -25,7 +25,7 @@ from uturn.paper.correlated_runs import (
     images,
     independent_changes,
 )
-from uturn.paper.verdicts import Rule, Verdict, above, apart, below, holds, increasing, shows, verdict
+from uturn.paper.verdicts import Rule, Verdict, above, apart, below, holds, increasing, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 from uturn.statistics import Estimate, estimate, replicates
@@ -141,7 +141,8 @@ class Compared(NamedTuple):
     """A run against the exact chi of its strings.
 
     `ratio`, `levels`: log ratio, mean over noise and at every level; `moved`: displacement along the noise (`shift`); `position`,
-    `height`: of the peak, 95 % intervals; `exact`: position of the exact peak.
+    `height`: of the peak, 95 % intervals; `exact`: position of the exact peak; `drawn`: largest deviation of the points of the
+    plot from the averages that are compared.
     """
 
     ratio: Estimate
@@ -150,16 +151,16 @@ class Compared(NamedTuple):
     position: Estimate
     height: Estimate
     exact: float
+    drawn: float
 
 
 def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     """Intervals of log ratios and displacements are at the false-alarm rate `ALARM` for so many comparisons together."""
     both, noise = paired(run, exact), run.noise.values
-    exact_chi = susceptibility_of(exact).chi.values
-    top = int(np.clip(exact_chi.argmax(), 2, len(noise) - 3))
-    statistic = peak(noise, np.abs(np.arange(len(noise)) - top) <= 2)
-
     repeated = replicates(both)
+    measured, known = (repeated.mean[:, k, 0] / repeated.mean[:, k, 1] for k in (0, 1))
+    top = int(np.clip(known.argmax(), 2, len(noise) - 3))
+    statistic = peak(noise, np.abs(np.arange(len(noise)) - top) <= 2)
     level = ALARM / comparisons
     each = repeated.interval(_log_ratio, 1 - level / len(noise))
     own = repeated.interval(lambda c: statistic(c[:, 0]))
@@ -169,6 +170,7 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
         Estimate(*repeated.interval(lambda c: shift(noise, c), 1 - level).tolist()),
         *(Estimate(*own[:, k].tolist()) for k in (0, 1)),
         float(statistic(repeated.mean[:, 1])[0]),
+        float(np.abs(susceptibility_of(run).chi.values / measured - 1).max()),
     )
 
 
@@ -197,6 +199,7 @@ def _ratio_rules(found: Sequence[Compared], width: float) -> list[Rule]:
             f"mean over noise levels: intervals hold 0 and are narrower than {100 * width:.0f} % (false alarms {ALARM:g})",
         ),
         holds([one for each in found for one in each.levels], 0.0, np.inf, "so do those of every noise level"),
+        within([one.drawn for one in found], 1e-5, ""),
     ]
 
 
