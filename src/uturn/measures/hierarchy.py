@@ -58,11 +58,12 @@ class Nesting(NamedTuple):
 def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> Estimate:
     """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
 
-    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`).
-    It is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. This holds
-    if the noise of different sites is independent given the original, which the index of the changes from originals to noisy
-    data checks: it is then about 0. In a grammar the index grows with the number of levels that change together and with how strongly they do. The unit of noise does not
-    matter, nor the number of noise levels if the curves are resolved. For interpretation and limits, see docs/measures.md.
+    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`). It
+    is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. This holds if
+    the noise of different sites is independent given the original, which the index of the changes from originals to noisy data
+    checks: it is then about 0. In a grammar the index grows with the number of levels that change together and with how strongly
+    they do. The unit of noise does not matter, nor the number of noise levels if the curves are resolved. For interpretation and
+    limits, see docs/measures.md.
 
     Parameters
     ----------

@@ -292,7 +292,7 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
                 f"chi against time, {words}",
                 f"{chi[0]} at t = {TIMES[0]}, {chi[-1]} at t = T, highest at t = {data[f'noise_{label}'].values[highest]:g}; "
                 f"logarithm of measured over exact at t = T: {ratio} (99.9 % interval)",
-                f"grows up to {known:.2f} at t = T (closed formula for a reconstruction that is independent of the original); no peak",
+                f"grows up to {known:.2f} at t = T (closed formula: reconstruction independent of the original); no peak",
                 holds(ratio, 0.0, CONTROL_WIDTH, f"the interval of the logarithm holds 0 and is narrower than {CONTROL_WIDTH}"),
                 Rule(chi[-1].high > chi[highest].low, "the largest chi is not apart from chi at t = T"),
                 apart(chi[0], chi[-1], "first and last intervals apart"),
