@@ -39,7 +39,7 @@ CAPTION = (
     "chi of the same strings, from the moments of their posterior, without draws. First: the ε-process at (16, 4, 2); dashed: "
     "mean field; chi peaks below ε* at finite depth. The averages over grammars lie a few per cent above the annealed average. "
     "Second: the channels that draw their noise, at (32, 8, 2), against the noise as a share of the threshold of deep trees "
-    "(figure thresholds): the peak grows with depth there as well, and at L = 9 lies 6 to 9 % above that threshold. Third: laws "
+    "(figure thresholds): the peak grows with depth there as well, and at L = 9 lies 7 to 10 % above that threshold. Third: laws "
     "without a hierarchy. In the Gaussian field and in the mixture chi grows up to t = T and stays there, at the value of the "
     "law (bars at the right edge), while a grammar of one level has a peak. Fourth: Fashion-MNIST, embedded model; share of the "
     "patches that change together."

@@ -38,7 +38,7 @@ CAPTION = (
     "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its own, "
     "without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
     "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
-    "against the isolated (circles) and the reconstructed low level (diamonds); pale: no verdict. Grammars: (v, m, s), as many "
+    "against the isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, s), as many "
     "classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a hierarchy "
     "whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have variance .05"
     " and half 1000, have a larger index than any grammar here: half of the details are lost before the class and half after "
@@ -232,7 +232,7 @@ def _flat(listed: list[Case], index: Indices) -> Verdict:
     flat = [case for case in listed if case.kind == "flat" and not case.judged]
     return shows(
         "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
-        "; ".join(f"{_plain(case.words)}: {', '.join(map(str, index[case.label].values()))}" for case in flat),
+        "; ".join(f"{_plain(case.words)}: {', '.join(str(index[case.label][name]) for name in COMPARISONS)}" for case in flat),
         "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
     )
 
@@ -371,6 +371,6 @@ def _draw_index(axes: Any, data: xr.Dataset) -> None:
     axes.set(xlabel="hierarchy index", xlim=(-0.02, 1), title="hierarchy index")
     for marker, face, text in (("o", MUTED, "against isolated low level"), ("D", "white", "against low level")):
         axes.plot([], [], marker, ms=5.5, color=MUTED, mfc=face, mew=1.5, label=text)
-    kinds = {"grammar $(v,m,s)$, $sf<1$": CLASS, "control": ACCENT, "no hierarchy, above 0": FLAT, "pale: no verdict": MUTED}
+    kinds = {"grammar $(v,m,s)$, $sf<1$": CLASS, "control": ACCENT, "no hierarchy, above 0": FLAT, "pale: not covered": MUTED}
     for text, color in kinds.items():
         axes.plot([], [], color=color, lw=2, label=text)
