@@ -315,11 +315,25 @@ MUTATIONS = (
         tests=(("test_changes::test_pooling_over_originals_would_give_another_answer", {}),),
     ),
     Mutation(
+        "leaves whose changes count twice, in the exact chi",
+        "uturn.paper.exact_changes:_within_subtrees",
+        "within = (square - mean**2).mean(axis=1)",
+        "within = (2 * square - mean**2).mean(axis=1)",
+        {"chi": "chi against the exact chi of the same strings, ε"},
+    ),
+    Mutation(
+        "noise that is not counted, in the exact chi",
+        "uturn.paper.exact_changes:_within_subtrees",
+        "within += mean.var(axis=1, ddof=1)",
+        "within += 0 * mean.var(axis=1, ddof=1)",
+        tests=(("test_exact_changes::test_equal_enumeration", {"channel": "masking", "noise": [0.5], "options": {}}),),
+    ),
+    Mutation(
         "chi without its diagonal",
         "uturn.measures.changes:_susceptibility",
         "c[..., 0] / c[..., 1]",
         "c[..., 0] / c[..., 1] - 1",
-        {"chi": "chi against the mean field"},
+        {"chi": "chi against the exact chi of the same strings, ε"},
         (("test_changes::test_common_changes_have_chi_of_the_number_of_sites", {}),),
     ),
     Mutation(
