@@ -57,7 +57,7 @@ class Mutation:
         if hasattr(wrong, "__set_name__"):
             wrong.__set_name__(owner, name)
         places = [(owner, name)]
-        if not inside:  # other modules may have imported it by name
+        if not inside:  # other modules, and tests, may have imported it by name
             loaded = [m for key, m in list(sys.modules.items()) if key.startswith(("uturn", "test_")) and m is not module]
             places += [(m, key) for m in loaded for key, value in list(vars(m).items()) if value is right]
         for place, key in places:
@@ -249,7 +249,7 @@ MUTATIONS = (
         "uturn.measures.calibration:holm",
         "flat[order] * np.arange(len(flat), 0, -1)",
         "flat[order] * 1",
-        tests=(("test_calibration::test_several_variables_are_one_family", {}),),
+        tests=(("test_calibration::test_holm", {}),),
     ),
     Mutation(
         "a p-value of zero hits is 0",
