@@ -72,7 +72,7 @@ def observed(originals: Any, corruption: Any, noise: float, streams: Any) -> Any
         if not is_own(corruption) or type(getattr(error, "obj", None)).__module__ == type(unwrapped(corruption)).__module__:
             raise
         raise ValueError(
-            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {type(originals).__name__}, cannot read "
+            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {originals.__class__.__name__}, cannot read "
             f"({type(error).__name__}: {one_line(error)})"
         ) from error
 
