@@ -158,9 +158,11 @@ class LanguageDenoiser(Spec, Backward):
         """Sentences on what is wrong with the model, found on some noisy originals (`uturn.networks.model_check`)."""
         import torch
 
-        from uturn.networks.model_check import WRITES, check_calls, writes_into
+        from uturn.networks.model_check import WRITES, check_calls, is_checked, writes_into
 
         model = self.language()
+        if not is_checked(model.network, model.device):
+            return []
         noise = model.channel.max_noise / 2
         noisy = [model.channel.observe(block, noise, Streams(0, block.items, noise, range(2))) for block in originals]
         values = np.concatenate([block.values for block in noisy])

@@ -23,9 +23,16 @@ FITS = 0.8
 """An alternative whose error is below this part of the declared one, at any level, is named."""
 _JUDGED = 0.8  # of the error of a linear prediction, which trained denoisers fall below
 WRITES = "writes into its input; it is given a copy, so this changes no results"
+_MOST_ON_CPU = 3e8  # parameters; the driver of a cluster, which has no GPU, would need minutes for larger networks
 _ROWS = 8  # data in the calls that are compared
 _OUTPUTS = {"noise": "the noise", "x0": "x_0", "v": "v", "flow": "the flow n - x_0", "score": "the score"}
 _PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+def is_checked(network: Any, device: torch.device) -> bool:
+    """Whether a network is small enough to be checked on its device."""
+    parameters = network.parameters() if isinstance(network, torch.nn.Module) else ()
+    return device.type != "cpu" or sum(tensor.numel() for tensor in parameters) <= _MOST_ON_CPU
 
 
 def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
