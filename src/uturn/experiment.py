@@ -373,10 +373,12 @@ class Experiment(BaseModel):
         items = np.arange(min(_CHECKED, self.items))
         with missing_members_named(self.labelled()):
             originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
-        found = [words for check in checks for words in check(source, originals)]
-        if source.kind == "images" and getattr(source, "type", "") != "array":  # which is looked at as a whole when it is read
-            words = doubtful_range(np.stack([image for block in originals for image in block.data]))
-            found += [f"the source {source!r} gives {words}"] if words else []
+            found = [words for check in checks for words in check(source, originals)]
+            if (
+                source.kind == "images" and getattr(source, "type", "") != "array"
+            ):  # which is looked at as a whole when it is read
+                words = doubtful_range(np.concatenate([np.ravel(block.data) for block in originals]))
+                found += [f"the source {source!r} gives {words}"] if words else []
         return [f"model check: {words}" for words in found]
 
     @property

@@ -176,9 +176,9 @@ class LanguageDenoiser(Spec, Backward):
         ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
         time = torch.full((len(ids),), noise, device=model.device)
         padding = (torch.ones_like(ids),) if getattr(model.network, "takes_padding", False) else ()
+        found = list(check_calls(probabilities, values, half=self.dtype != "float32"))
         with torch.inference_mode():
-            found = [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
-        found += check_calls(probabilities, values, half=self.dtype != "float32")
+            found += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
         return [f"the model {self.model!r} {words}" for words in found]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
