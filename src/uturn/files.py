@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -94,10 +95,29 @@ def read_table(path: str | os.PathLike[str]) -> Any:
         table = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
         inner = [table]
         for _ in range(_MOST_NESTED):
-            inner = [each for one in inner if isinstance(one, dict | list) for each in (one.values() if isinstance(one, dict) else one)]
+            inner = [
+                each for one in inner if isinstance(one, dict | list) for each in (one.values() if isinstance(one, dict) else one)
+            ]
         if not inner:
             return table
     raise ValueError(f"tables and lists are nested more than {_MOST_NESTED} times")
+
+
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """ValueError if a path is neither a file nor a folder of files and folders: links, pipes and devices lead elsewhere.
+
+    Raises
+    ------
+    OSError
+        If there is nothing.
+    """
+    mode = os.lstat(path).st_mode
+    if stat.S_ISDIR(mode):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                check_plain(entry.path)
+    elif not stat.S_ISREG(mode):
+        raise ValueError(f"{os.fspath(path)} is a link, a pipe or a device, which is not read")
 
 
 def remove_unfinished_folders(path: str | os.PathLike[str]) -> None:

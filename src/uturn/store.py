@@ -305,7 +305,9 @@ class Store(Blocks):
         Tasks with damaged records count as missing.
         """
         found: dict[Task, int] = {}
-        for level, group in itertools.groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
+        for level, group in itertools.groupby(
+            sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index
+        ):
             some = list(group)
             blocks = [task.item_block for task in some]
             # One read for the whole span: the records of a bundle lie close together.
