@@ -90,7 +90,7 @@ def test_failed_verdicts_are_said_first(tmp_path):
 
 def test_words_of_results_are_escaped(tmp_path):
     verdict = {"quantity": HOSTILE, "measured": HOSTILE, "expected": HOSTILE, "passed": True, "rule": HOSTILE}
-    figure(tmp_path, title=HOSTILE, caption=HOSTILE, scale=HOSTILE, verdicts=[verdict])
+    figure(tmp_path, title=HOSTILE, caption=HOSTILE, verdicts=[verdict])
     data = xr.open_zarr(tmp_path / "fig7.zarr").load().assign_coords(tree_level=[HOSTILE, "b", "c"])
     data.belief.attrs["long_name"] = HOSTILE
     write_dataset(data, tmp_path / "fig7.zarr")
@@ -106,6 +106,7 @@ def test_words_of_results_are_escaped(tmp_path):
     "change",
     [
         {"files": {"png": "../secret.png"}},
+        {"scale": "../.."},
         {"files": {"pdf": "javascript:alert(1)"}},
         {"figure": "fig9"},
         {"verdicts": [{"quantity": "q"}]},

@@ -246,7 +246,8 @@ class Store(Blocks):
             raise
         except Exception as error:  # zarr raises many kinds for chunks that cannot be decoded
             raise ValueError(
-                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it again"
+                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it "
+                "again"
             ) from None
 
     def check_coordinates(self) -> None:
@@ -309,7 +310,9 @@ class Store(Blocks):
         Tasks with damaged records count as missing.
         """
         found: dict[Task, int] = {}
-        for level, group in itertools.groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
+        for level, group in itertools.groupby(
+            sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index
+        ):
             some = list(group)
             blocks = [task.item_block for task in some]
             # One read for the whole span: the records of a bundle lie close together.

@@ -17,7 +17,6 @@ from uturn.checks import TasksFailed, visible
 from uturn.cli.app import app
 from uturn.cli.running import exit_code, on_sigterm
 
-
 _LEAST_COLUMNS = 20  # below this width nothing can be read
 
 
