@@ -245,8 +245,13 @@ def test_chi_is_taken_at_its_peak_and_xi_in_pixels(finished):
         coords={"noise": [0.2, 0.5, 0.8], "log_snr": ("noise", [2.0, 0.5, -3.0]), "patches_distance": r},
     )
     values, remark = _of_changes(rows[0], forged.isel(noise=[2, 0, 1]))
-    assert values["chi_at"] == 0.5
+    # The interval of the peak reaches half a step beyond its level, on the axis arctan(sigma).
+    sigma = np.tan([np.arctan(np.exp([-1, -0.25])).mean(), np.arctan(np.exp([-0.25, 1.5])).mean()])
+    assert values["chi_at"][1:] == pytest.approx((-2 * np.log(sigma))[::-1])
+    assert values["chi_at"][1] < values["chi_at"][0] < values["chi_at"][2]
     assert values["chi"] == pytest.approx([decay[1].sum()] * 3)
+    assert values["chi_cross_fitted"] == pytest.approx(decay[1].sum())
+    assert values["chi_n_eff"] == pytest.approx(size.sum() ** 2 / (size**2).sum())
     assert values["xi"][0] == pytest.approx(2 * 3.0, rel=0.02)
     assert remark == ""
     assert "no peak" in _of_changes(rows[0], forged.isel(noise=[0, 1]))[1]

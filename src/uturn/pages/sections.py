@@ -100,7 +100,8 @@ def _verdict(verdict: dict[str, Any], one: dict[str, Any]) -> str:
         f'<tr data-outcome="{outcome}" data-figure="{escape(one["id"])}">'
         f'<td data-label="figure"><a href="#{escape(one["id"])}">{escape(one["short"])}</a></td>'
         f'<td data-label="claim">{escape(verdict["quantity"])}</td><td data-label="measured">{escape(verdict["measured"])}</td>'
-        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td><td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
+        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td>'
+        f'<td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
     )
 
 
