@@ -259,8 +259,3 @@ def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path)
 def test_any_fragment_of_the_address_opens(opened, fragment):
     page = opened(fragment=fragment)
     assert page.locator("#fig7").count() == 1
-
-
-def test_an_address_of_a_figure_shows_it(opened):
-    page = opened(fragment="#fig8")
-    wait_for(page, "document.activeElement.closest('#fig8') !== null")
