@@ -117,7 +117,7 @@ def test_fewer_texts_than_the_default_number_of_items(folder):
     few.write_text("\n".join(drawn([12] * 7)))
     chosen = TextOptions(model="letter_chain:chain", data=str(few), levels=[1.0], trajectories=1)
     assert chosen.experiment().items == 7
-    with pytest.raises(ValueError, match="items = 30, but .* has 7 texts"):
+    with pytest.raises(ValueError, match=r"items = 30, but .* has 7 texts"):
         ut.run(TextOptions(**{**chosen.model_dump(), "items": 30}).experiment())
 
 
