@@ -578,9 +578,10 @@ def test_missing_originals_leave_empty_places(results, tmp_path):
     for source in ({"type": "array", "path": str(tmp_path / "gone.npy")}, {"type": "array", "path": str(tmp_path / "other.npy")}):
         np.save(tmp_path / "other.npy", np.zeros((6, 28, 28), np.float32))  # other images than those of the run
         run.attrs["spec"] = json.dumps({**spec, "source": source})
-        found = analyse(run)
-        assert np.isnan(found.original).all()
-        assert np.isfinite(found.image).all()
+        for some in (run, run.assign(image=run.image.expand_dims(clone=2, axis=3))):
+            found = analyse(some)
+            assert np.isnan(found.original).all()
+            assert np.isfinite(found.image).all()
 
 
 def test_results_are_replaced_or_left_alone(results, tmp_path):

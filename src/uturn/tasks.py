@@ -85,8 +85,8 @@ class Tasks:
             measured, readings = readings, store.with_kept_clones(task, readings)
             if is_own(self.experiment.parts.backward):
                 clone = {name: dims.index("clone") - 1 for name, dims in store.dims.items() if "clone" in dims}
-                zero = [{name: found[name].take(0, axis) for name, axis in clone.items()} for found in (measured, readings)]
-                check_first_clones(self.experiment.parts.backward, *zero, store.clones)
+                again, known = ({name: some[name].take(0, k) for name, k in clone.items()} for some in (measured, readings))
+                check_first_clones(self.experiment.parts.backward, again, known, store.clones)
         if isinstance(store, Store) and first:
             before = store.read(task, first)
             axes = {name: variable.index("trajectory") - 1 for name, variable in store.dims.items() if "trajectory" in variable}

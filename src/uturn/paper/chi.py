@@ -168,7 +168,8 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
         Estimate(*repeated.interval(lambda c: _log_ratio(c).mean(), 1 - level).tolist()),
         [Estimate(*row) for row in each.T.tolist()],
         Estimate(*repeated.interval(lambda c: shift(noise, c), 1 - level).tolist()),
-        *(Estimate(*own[:, k].tolist()) for k in (0, 1)),
+        Estimate(*own[:, 0].tolist()),
+        Estimate(*own[:, 1].tolist()),
         float(statistic(repeated.mean[:, 1])[0]),
         float(np.abs(susceptibility_of(run).chi.values / measured - 1).max()),
     )
