@@ -146,8 +146,8 @@ def _tables(tables: list[dict[str, Any]]) -> str:
             for row in table["rows"]
         )
         parts.append(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}"><table class="verdicts numbers">'
-            f"<caption>{escape(table['title'])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}">'
+            f'<table class="verdicts numbers"><caption>{escape(table["title"])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
         )
     return f'<details class="numbers"><summary>Numbers</summary>{"".join(parts)}</details>' if parts else ""
 

@@ -86,8 +86,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     runs = {label: run.load() for label, run in runs.items()}
     curves = runs[CURVES].sortby("noise")
-    found = study(curves).isel(changes=0)
-    data = found[["curve", "chi", "n_eff", "xi", "correlation", "peak_at"]].merge(records_of(curves), combine_attrs="override")
+    whole = study(curves).isel(changes=0)
+    data = whole[["curve", "chi", "n_eff", "xi", "correlation", "peak_at"]].merge(records_of(curves), combine_attrs="override")
     for name, of in (("kept", _kept), ("clone_gap", _gap)):
         found = [[[of(runs[label], noise, span) for noise in COMPARED] for span in (1, SPAN)] for label in DECODERS]
         data[name] = ("decoder", "span", "compared", "estimate"), np.array(found)
