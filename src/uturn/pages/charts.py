@@ -62,7 +62,14 @@ def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def chart(
-    name: str, title: str, values: xr.DataArray, x: str, marks: Iterable[dict[str, Any]] = (), *, y: str = "", joined: bool = False
+    name: str,
+    title: str,
+    values: xr.DataArray,
+    x: str,
+    marks: Iterable[dict[str, Any]] = (),
+    *,
+    y: str = "",
+    joined: bool = False,
 ) -> dict[str, Any]:
     """A chart of at most 24 curves, evenly spaced, for the page.
 
@@ -77,8 +84,8 @@ def chart(
 
     Returns
     -------
-    Axes {name, words, values}; lines {name, value, low, high, on}, where `on` is the number of lines before that the line lies on;
-    the number of curves `left_out`; and whether the axis is noise (`slides`).
+    Axes {name, words, values}; lines {name, value, low, high, on}, where `on` is the number of lines before that the line lies
+    on; the number of curves `left_out`; and whether the axis is noise (`slides`).
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))

@@ -10,7 +10,6 @@ from uturn.pages.collect import Found
 from uturn.pages.figures import tally
 from uturn.pages.running import Running
 
-
 _ORDER = (False, True, None)  # of the outcomes of verdicts in their table
 
 
@@ -83,7 +82,7 @@ def contents(sections: list[dict[str, Any]]) -> str:
 
 
 def verdict_table(sections: list[dict[str, Any]]) -> str:
-    """All verdicts with their filter: those that failed, that passed, and that are shown without a judgement. Empty without any."""
+    """All verdicts with their filter: those that failed, that passed, that are shown and not judged; empty without any."""
     judged = [one for one in sections if one["verdicts"]]
     if not judged:
         return ""
@@ -137,7 +136,8 @@ def section(one: dict[str, Any], docs: str) -> str:
     drawn = f'<div class="pictures"><h3>As drawn</h3><div>{pictures}</div></div>' if pictures else ""
     views, others = (f'<div class="views" data-section="{name}" data-part="{part}"></div>' for part in ("shown", "folded"))
     folded = sum(not of.get("shown") for of in one["charts"])
-    rest = f'<details class="readings"><summary>All readings ({folded} more charts)</summary>{others}</details>'
+    count = f"{folded} {'more ' if folded < len(one['charts']) else ''}chart{'s' if folded > 1 else ''}"
+    rest = f'<details class="readings"><summary>All readings ({count})</summary>{others}</details>'
     return f"""<section class="result" id="{name}" aria-labelledby="{name}-title">
 <h2 id="{name}-title">{escape(one["title"])}</h2>
 {f'<p class="words">{escape(one["words"])}</p>' if one["words"] else ""}

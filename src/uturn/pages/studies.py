@@ -11,8 +11,9 @@ import numpy as np
 from uturn.pages.charts import chart, mark, number, numbers
 from uturn.pages.pictures import grid, preview
 from uturn.pages.trees import tree_of_store
-from uturn.studies import study_of
 from uturn.store import warnings_of
+from uturn.studies import study_of
+from uturn.studies.axes import common_axis
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import Headline, headline_of
 from uturn.studies.records import sample
@@ -75,8 +76,6 @@ def study(path: Path, read: Reader) -> dict[str, Any]:
 
 def overlay(paths: list[Path], read: Reader) -> dict[str, Any]:
     """The section of several studies: a chart for each reading, a line for each study."""
-    from uturn.studies.figure import common_axis
-
     folder = paths[0].parent
     studies = {str(data.attrs.get("title", path.stem)): data for path in paths for data in [read.dataset(path)]}
     one = _empty("overlay", folder.resolve().name, "experiments") | {"title": f"{len(studies)} runs"}
@@ -86,16 +85,15 @@ def overlay(paths: list[Path], read: Reader) -> dict[str, Any]:
         with read.part(folder / "study.png"):
             one["pictures"].append(preview(folder / "study.png", read.detail, "study"))
     axis = common_axis(list(studies.values()))
-    headlines = {name: of for name, data in studies.items() if (of := headline_of(data)) is not None and np.isfinite(of.place[0, 0])}
+    headlines = {
+        name: of for name, data in studies.items() if (of := headline_of(data)) is not None and np.isfinite(of.place[0, 0])
+    }
+    places = {name: of.place[studies[name].axis.values.tolist().index(axis)] for name, of in headlines.items()}
     first = {headline.reading for headline in headlines.values()}
-    rows = [
-        (name, of.reading or "χ is largest", with_interval(of.place[studies[name].axis.values.tolist().index(axis)]))
-        for name, of in headlines.items()
-    ]
+    rows = [(name, of.reading or "χ is largest", with_interval(places[name])) for name, of in headlines.items()]
     if rows:
-        low, high = (choose(headlines, key=lambda name: headlines[name].place[0, 0]) for choose in (min, max))
-        ends = [f"{headlines[name].place[0, 0]:.3g} ({name})" for name in (low, high)]
-        one["words"] = f"{headlines[low].label} goes from {' to '.join(ends)}." if low != high else ""
+        ends = [choose(places, key=lambda name: places[name][0]) for choose in (min, max)]
+        one["words"] = f"t* goes from {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
         one["tables"] = [{"title": "t* of each run", "heads": heads, "rows": rows}]
@@ -119,7 +117,9 @@ def _overlaid(studies: dict[str, xr.Dataset], kind: str, dim: str, label: str, a
     """One curve of each study that has it, (run, axis, estimate); NaN at levels of other studies."""
     import xarray as xr
 
-    curves = {name: data[kind].sel({dim: label}) for name, data in studies.items() if label in data.get(dim, xr.DataArray([])).values}
+    curves = {
+        name: data[kind].sel({dim: label}) for name, data in studies.items() if label in data.get(dim, xr.DataArray([])).values
+    }
     words = next(iter(curves.values()))[axis].attrs
     plain = []
     for curve in curves.values():
@@ -153,7 +153,7 @@ def _opened(path: Path) -> xr.Dataset:
 
 
 def _section(data: xr.Dataset, kind: str, name: str, read: Reader) -> dict[str, Any]:
-    """What a page shows of any study: its numbers, tables, charts and remarks. Charts of the first number are shown, others folded."""
+    """What a page shows of any study: its numbers, tables, charts and remarks. The chart of the first number is shown."""
     one = _empty(kind, name, "experiments")
     one["caption"] = str(data.attrs.get("description", ""))
     one["warnings"] = warnings_of(data.attrs)

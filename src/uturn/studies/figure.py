@@ -24,6 +24,7 @@ from uturn.plotting.curves import (
     no_mathematics,
 )
 from uturn.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
+from uturn.studies.axes import common_axis
 from uturn.studies.headline import headline_of
 from uturn.studies.tables import axis_words, names_in_panel, nearest, panels_of, remarks, tested_families, title_of
 
@@ -63,13 +64,17 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
     The axis is the noise if it has one unit, or else the first axis that all studies have.
     """
     axis_name = common_axis(list(studies.values()))
-    labels = dict.fromkeys(found.reading for study in studies.values() if (found := headline_of(study)) is not None and found.reading)
+    labels = dict.fromkeys(
+        found.reading for study in studies.values() if (found := headline_of(study)) is not None and found.reading
+    )
     labels |= dict.fromkeys(label for study in studies.values() for label in _ends(study))
     changes = dict.fromkeys(str(name) for study in studies.values() if "chi" in study for name in study.changes.values)
     panels = [("curve", label) for label in labels] + [("chi", name) for name in changes]
     columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = math.ceil(len(panels) / columns)
-    sweep = len({name.partition(" = ")[0] for name in studies}) == 1 and all(_is_number(name.partition(" = ")[2]) for name in studies)
+    sweep = len({name.partition(" = ")[0] for name in studies}) == 1 and all(
+        _is_number(name.partition(" = ")[2]) for name in studies
+    )
     colors = level_colors(len(studies)) if sweep or len(studies) > len(DISTINCT) else list(DISTINCT)
     with style() as plt:
         figure = plt.figure(figsize=(5.6 * columns, 4.3 * rows), layout="constrained")
@@ -96,17 +101,6 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
         handles["half-lives, peaks"] = axes[0].plot([], [], "|", color=MUTED, ms=9, mew=2)[0]
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5)
     return figure
-
-
-def common_axis(studies: Sequence[xr.Dataset]) -> str:
-    """The noise if all studies have one unit of it, or else the first axis that they have in common; a ValueError without one."""
-    if len({axis_words(study) for study in studies}) == 1:
-        return "noise"
-    shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
-    if not shared:
-        units = ", ".join(dict.fromkeys(axis_words(study) for study in studies))
-        raise ValueError(f"the runs have no axis in common: their noise is {units}; draw them one by one")
-    return shared[0]
 
 
 def _ends(study: xr.Dataset) -> Iterator[str]:

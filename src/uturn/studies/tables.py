@@ -204,10 +204,12 @@ def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
 
 
 def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> list[str]:
-    """Short names of readings that share a panel: levels of one variable, or variables, with their levels where they have some."""
+    """Short names of readings that share a panel: levels of one variable, or variables, with their levels if they have some."""
     several = len(set(study.variable.values[chosen].tolist())) > 1
     names = []
-    for label, variable, level in zip(*(study[key].values[chosen].tolist() for key in ("reading", "variable", "level")), strict=True):
+    for label, variable, level in zip(
+        *(study[key].values[chosen].tolist() for key in ("reading", "variable", "level")), strict=True
+    ):
         dims = [part.partition(" = ")[0].replace("_", " ") for part in label.removeprefix(variable).split(", ") if part]
         part = f"{dims[0]} {level}" if len(dims) == 1 and level.replace(".", "", 1).isdigit() else level
         names.append(", ".join(some for some in (variable.replace("_", " ") if several or not part else "", part) if some))
