@@ -96,7 +96,7 @@ def chart(
         "title": title,
         "axes": _axes(some, x),
         "lines": lines,
-        "left_out": _count(values, x) - len(lines),
+        "left_out": max(_count(values, x) - _MOST_LINES, 0),
         "marks": list(marks),
         "slides": _is_noise(x),
         "y": y,

@@ -159,6 +159,9 @@ def _section(data: xr.Dataset, kind: str, name: str, read: Reader) -> dict[str, 
     one["warnings"] = warnings_of(data.attrs)
     one["notes"] = [_calibration(family, tested) for family, tested in tested_families(data).items()] + remarks_on_run(data)
     one["remarks"] = remarks_on_readings(data)
+    without = data.reading.values[np.isfinite(data.curve.sel(estimate="value").values).sum(1) < 2].tolist()
+    if without:
+        one["remarks"].append(f"{', '.join(without)}: no curve, since fewer than two noise levels have a value")
     most = max(data.sizes["reading"], 1)
     one["tables"] = [{"title": part.title, "heads": part.heads, "rows": part.rows} for part in parts_of(data, most)]
     headline = headline_of(data)
@@ -190,10 +193,7 @@ def _section(data: xr.Dataset, kind: str, name: str, read: Reader) -> dict[str, 
 
 
 def _with_curves(one: dict[str, Any]) -> dict[str, Any]:
-    """The section without charts that have no curve, which a remark names; one of the others is shown."""
-    empty = [of["title"] for of in one["charts"] if not of["lines"]]
-    if empty:
-        one["remarks"].append(f"no curve, as fewer than two noise levels have a value: {'; '.join(empty)}")
+    """The section without charts that have no curve; their titles differ, and at least one is shown."""
     one["charts"] = [of for of in one["charts"] if of["lines"]]
     titles = [of["title"] for of in one["charts"]]
     for of in one["charts"]:
