@@ -125,7 +125,7 @@ def section(one: dict[str, Any], docs: str) -> str:
     """
     name = escape(one["id"])
     pictures = "".join(
-        f'<button type="button" class="picture"><img src="{picture["url"]}" loading="lazy" width="{picture["width"]}" '
+        f'<button type="button" class="picture{" wide" if picture["width"] > 1.5 * picture["height"] else ""}"><img src="{picture["url"]}" loading="lazy" width="{picture["width"]}" '
         f'height="{picture["height"]}" '
         f'alt="{escape(one["title"])}: {escape(picture["words"])}"></button>'
         for picture in one["pictures"]

@@ -153,7 +153,7 @@ def _opened(path: Path) -> xr.Dataset:
 
 
 def _section(data: xr.Dataset, kind: str, name: str, read: Reader) -> dict[str, Any]:
-    """What a page shows of any study: its numbers, tables, charts and remarks. The chart of the first number is shown."""
+    """What a page shows of any study: its numbers, tables, charts and remarks. The charts of the numbers are shown."""
     one = _empty(kind, name, "experiments")
     one["caption"] = str(data.attrs.get("description", ""))
     one["warnings"] = warnings_of(data.attrs)
@@ -169,19 +169,22 @@ def _section(data: xr.Dataset, kind: str, name: str, read: Reader) -> dict[str, 
         headline = None
     marks = [] if headline is None else [_mark(headline.label, headline.place, data)]
     if headline is not None:
-        one["words"] = f"{headline.label} = {with_interval(headline.place[0])}, {_unit(data)}. {headline.claim}"
+        one["words"] = f"{headline.label} = {with_interval(headline.place[0])}, {_unit(data)}. {headline.claim.rstrip('.')}."
+    found = [*([] if headline is None else [headline]), *_other_numbers(data, headline)]
     one["headlines"] = [
-        {"label": of.label, "axis": _unit(data), "place": numbers(of.place[0]), "claim": of.claim}
-        for of in [*([] if headline is None else [headline]), *_other_numbers(data, headline)]
+        {"label": of.label, "axis": _unit(data), "place": numbers(of.place[0]), "claim": of.claim} for of in found
     ]
-    for k, (title, chosen) in enumerate(panels_of(data)):
-        one["charts"].append(_panel(data, k, title, chosen, marks))
-        one["charts"][-1]["shown"] = headline is not None and headline.reading in data.reading.values[chosen]
+    first = {of.reading for of in found}  # "" for the peak of chi
+    group = [str(data.group.sel(reading=headline.reading).item())] if headline is not None and headline.reading else []
+    for k, (title, chosen) in enumerate(panels_of(data, group)):
+        of_panel = [of for of in found if of.reading in data.reading.values[chosen]]
+        swaps = [_mark("order inverts", of.place, data) for of in of_panel if of is not headline]
+        one["charts"].append(_panel(data, k, title, chosen, marks + swaps) | {"shown": bool(of_panel)})
     for k in range(data.sizes.get("changes", 0)):
         of, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
         peak = [_mark("χ is largest", of.peak_at.values, data)] if np.isfinite(of.peak_at.values[0, 0]) else marks
         for kind, words, y in _CHANGES:
-            shown = kind == "chi" and headline is not None and not headline.reading
+            shown = kind == "chi" and "" in first
             one["charts"].append(
                 chart(f"{kind}-{k}", words.format(unit), of[kind], "noise", peak, y=y.format(unit)) | {"shown": shown}
             )
@@ -222,8 +225,13 @@ def _other_numbers(data: xr.Dataset, headline: Headline | None) -> Iterator[Head
     for k in range(data.sizes.get("series", 0)):
         of = data.isel(series=k)
         if np.isfinite(of.inversion.values[0, 0]):
-            claim = f"There {of['last'].item()} falls below {of['first'].item()}"
-            yield Headline(f"{of.series.item()}: order inverts", "", of.inversion.values, claim)
+            name = str(of.series.item())
+            levels = np.flatnonzero(data.variable.values == name.partition(",")[0])
+            names = dict(zip(data.level.values[levels].tolist(), names_in_panel(data, levels), strict=True))
+            last, first = (names.get(level, level) for level in (of["last"].item(), of["first"].item()))
+            claim = "; ".join(filter(None, [f"There {last} falls below {first}", of.series_remark.item()]))
+            label, reading = f"{name.replace('_', ' ')}: order inverts", str(data.reading.values[levels[0]])
+            yield Headline(label, reading, of.inversion.values, claim)
     for k in range(data.sizes.get("changes", 0)):
         of = data.isel(changes=k)
         if np.isfinite(of.peak_at.values[0, 0]) and (headline is None or headline.reading):

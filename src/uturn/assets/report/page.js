@@ -457,6 +457,8 @@ function start() {
     if (section.tree) views.append(treeView(section.tree));
     if (section.tokens) views.append(tokensView(section.tokens));
     for (const chart of section.charts || []) (chart.shown ? views : folded).append(chartView(section, chart));
+    const shown = views.querySelectorAll(":scope > .chart");
+    if (shown.length === 1) shown[0].classList.add("whole");
   }
   const axes = new Map([["noise", "noise, each in its own unit"]]);
   for (const chart of charts) if (chart.slides) for (const axis of chart.axes) if (!axes.has(axis.name)) axes.set(axis.name, axis.words);
