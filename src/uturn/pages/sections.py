@@ -114,7 +114,8 @@ def _verdict(verdict: dict[str, Any], one: dict[str, Any]) -> str:
         f'<tr data-outcome="{outcome}" data-figure="{escape(one["id"])}">'
         f'<td data-label="figure"><a href="#{escape(one["id"])}">{escape(one["short"])}</a></td>'
         f'<td data-label="claim">{escape(verdict["quantity"])}</td><td data-label="measured">{escape(verdict["measured"])}</td>'
-        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td><td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
+        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td>'
+        f'<td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
     )
 
 
@@ -125,8 +126,8 @@ def section(one: dict[str, Any], docs: str) -> str:
     """
     name = escape(one["id"])
     pictures = "".join(
-        f'<button type="button" class="picture{" wide" if picture["width"] > 1.5 * picture["height"] else ""}"><img src="{picture["url"]}" loading="lazy" width="{picture["width"]}" '
-        f'height="{picture["height"]}" '
+        f'<button type="button" class="picture"{" data-wide" if picture["width"] > 1.5 * picture["height"] else ""}>'
+        f'<img src="{picture["url"]}" loading="lazy" width="{picture["width"]}" height="{picture["height"]}" '
         f'alt="{escape(one["title"])}: {escape(picture["words"])}"></button>'
         for picture in one["pictures"]
     )
@@ -167,7 +168,8 @@ def _tables(tables: list[dict[str, Any]], remarks: list[str]) -> str:
             for row in table["rows"]
         )
         parts.append(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}"><table class="verdicts numbers">'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}">'
+            '<table class="verdicts numbers">'
             f"<caption>{escape(table['title'])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
         )
     if remarks:
