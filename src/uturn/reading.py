@@ -62,7 +62,7 @@ class Instructions(BaseModel):
 
 
 def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
-    """The instructions of all variables of a run, in the order in which its probes declare them.
+    """The instructions of all variables of a run, in the order in which its probes declare them, then those that were added.
 
     Raises
     ------
@@ -71,8 +71,9 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
     """
     spec_names = _of_old_store(run)
     order = [str(name) for name in run.attrs.get("variables", ()) if name in run.data_vars]
+    added = [str(name) for name in run.data_vars if name not in order and (not order or ATTRIBUTE in run[name].attrs)]
     instructions = {}
-    for name in order or map(str, run.data_vars):
+    for name in order + added:
         values = run[name]
         if "noise" not in values.dims:
             continue

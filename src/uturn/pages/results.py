@@ -16,6 +16,7 @@ from uturn.outputs import OutputFolder, output_folder
 from uturn.pages.page import write_page
 from uturn.pages.writing import check_results, named_in, write_figures
 from uturn.studies import as_data, records_of, study, tidy
+from uturn.studies.axes import common_axis
 from uturn.studies.runs import kept_images, originals
 from uturn.studies.token_page import token_page
 
@@ -133,6 +134,7 @@ def _write_numbers(folder: Path, studies: Mapping[str, Study], single: Study | N
     """Write the numbers of studies as JSON and CSV, and the datasets of several; returns the names of all datasets."""
     names = ["study.zarr"]
     if single is None:
+        common_axis(list(studies.values()))  # without one there is no chart of all, and nothing is written
         names = [f"study-{k}.zarr" for k in range(1, len(studies) + 1)]
         for name, (label, one) in zip(names, studies.items(), strict=True):
             write_dataset(one.assign_attrs(title=label), folder / name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ def study_of(ds: xr.Dataset) -> Study:
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, levels)),
+        "remark": "; ".join(_remarks(run, instructions, levels)),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -392,8 +392,11 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         yield f"three quarters of the change are not done up to {end}: no width"
 
 
-def _remarks(run: xr.Dataset, levels: list[Level]) -> Iterator[str]:
+def _remarks(run: xr.Dataset, instructions: Mapping[str, Instructions], levels: list[Level]) -> Iterator[str]:
     """Sentences on the whole run."""
+    read = {level.name for level in levels}
+    for name in (name for name, one in instructions.items() if one.role == "reading" and name not in read):
+        yield f"{name} is not studied: it has more than {_MOST_LEVELS} levels"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"
     if run.sizes["noise"] < 2:
