@@ -163,13 +163,14 @@ class LanguageDenoiser(Spec, Backward):
         model = self.language()
         noise = model.channel.max_noise / 2
         noisy = [model.channel.observe(block, noise, Streams(0, block.items, noise, range(2))) for block in originals]
-        values = np.concatenate([block.values for block in noisy])
-        pieces = model.pieces(self.batch_size, values.shape[1])
-        values = torch.from_numpy(values[: pieces.batch_size])
+        rows = np.concatenate([block.values for block in noisy])
+        pieces = model.pieces(self.batch_size, rows.shape[1])
+        values = torch.from_numpy(rows[: pieces.batch_size])
 
         def probabilities(values: torch.Tensor) -> torch.Tensor:
-            beliefs = model.beliefs(values.numpy(), np.full(len(values), noise), pieces)
-            return torch.from_numpy(beliefs.at(*(index.ravel() for index in np.indices(values.shape)))).reshape(*values.shape, -1)
+            out, there = np.zeros((*values.shape, model.vocab_size)), np.nonzero(values.numpy() != PAD)
+            out[there] = model.beliefs(values.numpy(), np.full(len(values), noise), pieces).at(*there)
+            return torch.from_numpy(out)
 
         ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
         time = torch.full((len(ids),), noise, device=model.device)

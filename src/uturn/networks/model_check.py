@@ -114,13 +114,15 @@ class Probed:
     """
 
     def __init__(self, model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces) -> None:
+        levels = _levels(scheduler)
+        assert levels is not None
         self.scheduler, self.clean, self.model, self.pieces = scheduler, clean, model, pieces
         prediction = model.prediction
         self.predicts = _declared(scheduler) if prediction is None else prediction.predicts
         self.own = model.network if isinstance(model.network, OwnNetwork) else None
         self.takes_sigma = prediction is not None and prediction.takes_sigma
         count = len(clean)
-        a, s, time = (level.to(clean.device).repeat_interleave(count) for level in _levels(scheduler))
+        a, s, time = (level.to(clean.device).repeat_interleave(count) for level in levels)
         self.a, s, self.x_0 = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1), clean.repeat(len(ABAR), 1, 1, 1)
         self.signal, self.sigma = (torch.ones_like(self.a), s / self.a) if self.takes_sigma else (self.a, s)
         self.time = self.sigma.flatten() if self.takes_sigma else time
