@@ -63,6 +63,27 @@ def chain():
     return Chain()
 '''
 
+MAJORITY = '''
+
+from uturn.protocols import Probe, Variable
+
+
+class Majority(Probe):
+    """The letter that a text has most of, as its class."""
+
+    kinds = ("tokens",)
+
+    def variables(self, source):
+        same = Variable(("noise", "item", "trajectory"), "same majority", start=1, chance="same:original_majority", group="class",
+                        bounds=(0, 1), symmetric=True)
+        return {"majority": same, "original_majority": Variable(("noise", "item"), "majority", role="record")}
+
+    def read(self, u_turns, source):
+        before, after = (np.stack([(ids == k).sum(-1) for k in range(3)]).argmax(0)
+                         for ids in (u_turns.originals.data, u_turns.reconstructions))
+        return {"majority": (before[:, None] == after).astype(float), "original_majority": before}
+'''
+
 
 def drawn(lengths, seed=0):
     """Texts of the chain."""
@@ -80,7 +101,7 @@ def drawn(lengths, seed=0):
 def folder(tmp_path_factory):
     """A folder with the chain as a model and two files of texts, of one length and of several."""
     place = tmp_path_factory.mktemp("texts")
-    (place / "letter_chain.py").write_text(CHAIN)
+    (place / "letter_chain.py").write_text(CHAIN + MAJORITY)
     (place / "equal.txt").write_text("\n".join(drawn([12] * 40)))
     (place / "several.txt").write_text("\n".join(drawn(np.random.default_rng(1).integers(6, 17, 40))))
     sys.path.insert(0, str(place))
@@ -121,7 +142,7 @@ def test_fewer_texts_than_the_default_number_of_items(folder):
     few.write_text("\n".join(drawn([12] * 7)))
     chosen = TextOptions(model="letter_chain:chain", data=str(few), levels=[1.0], trajectories=1)
     assert chosen.experiment().items == 7
-    with pytest.raises(ValueError, match="items = 30, but .* has 7 texts"):
+    with pytest.raises(ValueError, match=r"items = 30, but .* has 7 texts"):
         ut.run(TextOptions(**{**chosen.model_dump(), "items": 30}).experiment())
 
 
@@ -266,7 +287,7 @@ def forged(chi, noise, items=60, scatter=0.1, seed=0, probes=(), **more):
             **{name: (dims[: np.ndim(values)], values) for name, values in more.items()},
         },
         coords={"noise": noise, "span": [1, 2], "distance": np.arange(5.0), "length": ("item", np.full(items, 5))},
-        attrs={"spec": json.dumps({"probes": [*PROBES, *probes]})},
+        attrs={"spec": json.dumps({"source": {"type": "tokens"}, "probes": [*PROBES, *probes]})},
     )
 
 
@@ -284,7 +305,7 @@ def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
     found = ut.study(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, np.linspace(0.1, 1, 10)))
     assert "susceptibility" not in said(found)
     assert found.peak[0, 0] == pytest.approx(4, abs=0.1)
-    assert float(found.peak_cross_fitted) == pytest.approx(4, abs=0.1)
+    assert found.peak_cross_fitted.item() == pytest.approx(4, abs=0.1)
     place = t_star(found)
     assert place[1] < 0.47 < place[2]
     assert place[2] - place[1] <= 0.2
@@ -293,7 +314,7 @@ def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
     assert 0.5 in np.round(numbers["levels_of_peak"], 9)
     assert not numbers["plateau"]
     assert numbers["n_eff"] == [None, *[60] * 10]
-    assert numbers["peak_cross_fitted"] == float(found.peak_cross_fitted)
+    assert numbers["peak_cross_fitted"] == found.peak_cross_fitted.item()
 
 
 def test_a_plateau_is_called_one():
@@ -347,7 +368,7 @@ def test_without_a_peak_inside_there_is_no_transition(chi, words):
     ],
 )
 def test_a_peak_that_is_as_high_as_one_of_the_ends_is_unsure(end, words):
-    run = forged(lambda x: {0.5: 4.05, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10), seed=1)
+    run = forged(lambda x: {0.5: 4.1, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10), scatter=0.5)
     found = ut.study(run)
     assert words in said(found)
     assert end in t_star(found).values[1:]
@@ -411,9 +432,7 @@ def test_layers_regions_and_likelihood_are_read_by_their_names():
     last = found.sel(reading="bert_text_similarity, bert_text_layer = block 1")
     np.testing.assert_allclose(last.curve[1:, 0], 0.5 * (1 - noise))
     np.testing.assert_allclose(found.sel(reading="log_likelihood").curve[:, 0], [-1.5, *(noise - 2)])
-    swaps = found.inversion.sel(axis="noise", estimate="value")
-    assert swaps.sel(series=["bert_text_similarity", "same_text_similarity"]).notnull().all()
-    assert np.isnan(swaps.sel(series="same_token_similarity"))  # its last layer is above the first
+    assert found.series.values.tolist() == ["bert_text_similarity", "same_text_similarity", "same_token_similarity"]
     with style() as plt:
         figure = draw_study(found)
         titles = [axis.get_title(loc="left") for axis in figure.axes if axis.axison]
@@ -655,6 +674,32 @@ def test_results_of_a_finished_store(results, folder, tmp_path):
     assert numbers_in(tmp_path)["readings"] == numbers_in(out)["readings"]
     assert "the texts are not shown" in numbers_in(tmp_path)["remark"]  # that would run the user's code, which a store may name
     assert not (tmp_path / "tokens.html").exists()
+
+
+def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_path):
+    spec = options(folder, items=40, levels=5, trajectories=1).experiment().to_dict()
+    spec["probes"].append({"type": "letter_chain:Majority"})
+    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "run.zarr")
+    done = command("--run", tmp_path / "run.zarr", "--out", tmp_path / "out")
+    assert done.exit_code == 0, (done.output, done.exception)
+    numbers = {one["reading"]: one for one in numbers_in(tmp_path / "out")["readings"]}
+    majority = numbers["majority"]
+    assert (majority["group"], majority["start"], majority["probe"]) == ("class", 1, "Majority")
+    _, counts = np.unique(run.original_majority.isel(noise=0), return_counts=True)
+    assert majority["chance"] == pytest.approx(np.square(counts / 40).sum())
+    # Linear between the levels, halfway from 1 to the probability that two texts have the same majority.
+    curve = [1, *run.majority.mean(["item", "trajectory"]).values]
+    halfway, x = (1 + majority["chance"]) / 2, [0, *run.noise.values]
+    k = next(k for k, value in enumerate(curve) if value < halfway)
+    expected = x[k - 1] + (curve[k - 1] - halfway) / (curve[k - 1] - curve[k]) * (x[k] - x[k - 1])
+    star = majority["half_life"]["noise"]
+    assert star["value"] == pytest.approx(expected)
+    assert star["low"] < star["value"] < star["high"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])["sections"]
+    assert section["headlines"][0]["label"] == "t*"
+    assert section["headlines"][0]["place"][0] == pytest.approx(expected)
+    assert "class" in [chart["title"] for chart in section["charts"]]
 
 
 def test_options_from_a_file(folder, tmp_path):

@@ -92,7 +92,8 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
 def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Instructions of the variables of the built-in probes in the stored spec, {variable: table}."""
     try:
-        tables = json.loads(run.attrs.get("spec", "{}")).get("probes", [])
+        spec = json.loads(run.attrs.get("spec", "{}"))
+        tables, source = spec.get("probes", []), spec.get("source", {})
     except (ValueError, TypeError, AttributeError):
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -106,10 +107,20 @@ def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
             "model": str(table.get("classifier") or table.get("model") or ""),
         }
         for name, declared in known.items():
+            if name == "change_covariance":
+                declared = declared | {"unit": _unit_of_sites(source, table)}
             found[prefix + name] = {**prefixed(declared, prefix), **names}
             if declared.get("symmetric"):
                 found[f"clone_{prefix}{name}"] = {"role": "record", **names}
     return found
+
+
+def _unit_of_sites(source: Any, probe: Mapping[str, Any]) -> str:
+    """What the probe `changes` calls the sites of a built-in source."""
+    images = f"patches of {probe.get('patch', 4)} pixels" if probe.get("layer") is None else "positions"
+    units = {"tokens": "tokens", "rhm": "leaves", "filtered_rhm": "leaves"}
+    units |= dict.fromkeys(("fashion_mnist", "array", "images", "generated"), images)
+    return units.get(str(source.get("type")), "sites") if isinstance(source, Mapping) else "sites"
 
 
 def prefixed(declared: Mapping[str, Any], prefix: str) -> dict[str, Any]:
