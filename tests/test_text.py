@@ -696,7 +696,9 @@ def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_pat
     assert star["value"] == pytest.approx(expected)
     assert star["low"] < star["value"] < star["high"]
     page = (tmp_path / "out" / "index.html").read_text()
-    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])["sections"]
+    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])[
+        "sections"
+    ]
     assert section["headlines"][0]["label"] == "t*"
     assert section["headlines"][0]["place"][0] == pytest.approx(expected)
     assert "class" in [chart["title"] for chart in section["charts"]]
