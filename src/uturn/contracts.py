@@ -246,7 +246,7 @@ def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]
 
 def _probe_name(probe: Any) -> str:
     """Name of a probe in the spec, by default its type, or its class if it is user-defined."""
-    return str(getattr(probe, "name", None) or (probe.__class__.__name__ if is_own(probe) else probe.type))
+    return str(getattr(probe, "name", None) or (type(unwrapped(probe)).__name__ if is_own(probe) else probe.type))
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:

@@ -17,7 +17,7 @@ from uturn.pages.page import write_page
 from uturn.pages.writing import check_results, named_in, write_figures
 from uturn.studies import as_data, records_of, study, tidy
 from uturn.studies.axes import common_axis
-from uturn.studies.runs import kept_images, originals
+from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.token_page import token_page
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def write_study(
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
         studies = {name: study(one) for name, one in named.items()}
-        single = next(iter(studies.values())) if len(named) == 1 else None
+        single, records = None, None
+        if len(named) == 1:
+            records = records_of(run, source)
+            single = _with_remark(next(iter(studies.values())), kept_texts(run) and "original_piece" not in records.coords)
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
         stores = _write_numbers(results.path, studies, single)
@@ -94,7 +97,7 @@ def write_study(
             from uturn.studies.figure import draw_study
             from uturn.studies.grid import draw_grid
 
-            whole = single.merge(records_of(run, source), combine_attrs="override").assign_attrs(title=title)
+            whole = single.merge(records, combine_attrs="override").assign_attrs(title=title)
             write_dataset(whole, results.path / "study.zarr")
             figures |= {"study": lambda: draw_study(single, groups), "tokens": lambda: draw_tokens(whole)}
             figures["grid"] = lambda: draw_grid(whole)
@@ -128,6 +131,12 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
             raise ValueError(
                 f"{out.place(PICTURES)} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
             )
+
+
+def _with_remark(one: Study, hidden: bool) -> Study:
+    """The study, with a remark if its run kept texts that cannot be shown."""
+    words = "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
+    return one.assign_attrs(remark="; ".join(filter(None, [one.attrs["remark"], words]))) if hidden else one
 
 
 def _write_numbers(folder: Path, studies: Mapping[str, Study], single: Study | None) -> list[str]:

@@ -158,7 +158,11 @@ def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iter
     stacked = values.stack(level=own) if own else values.expand_dims("level")
     if stacked.sizes["level"] > _MOST_LEVELS:
         return
-    start, chance = (_reference(run, rule, stacked, own) for rule in (one.start, one.chance))
+    start, chance = (_reference(run, name, rule) for rule in (one.start, one.chance))
+    start, chance = (
+        level if level is None else (level.stack(level=own) if own else level.expand_dims("level")).transpose(..., "level")
+        for level in (start, chance)
+    )
     for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, one)):
         at = {dim: stacked[dim].values[k] for dim in own}
         top = of.mean[0] if one.start is not None else np.nan
@@ -186,8 +190,9 @@ def _bounds(one: Instructions) -> tuple[float, float]:
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
-def _reference(run: xr.Dataset, rule: Any, values: xr.DataArray, own: list[str]) -> xr.DataArray | None:
-    """Start or chance of all levels of a variable, (level,) or (item, level); None if it is not known."""
+def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
+    """Start or chance of all levels of a variable, by its own dims and perhaps by item; None if it is not known."""
+    blank = run[name].isel({dim: 0 for dim in ("noise", *WITHIN) if dim in run[name].dims}, drop=True).reset_coords(drop=True)
     if rule is None:
         return None
     if not isinstance(rule, str):
@@ -196,12 +201,15 @@ def _reference(run: xr.Dataset, rule: Any, values: xr.DataArray, own: list[str])
         number = _same(run, *rule.removeprefix("same:").split("=", 1))
     elif rule in run:
         named = run[rule].isel(noise=0, drop=True) if "noise" in run[rule].dims else run[rule]
-        named = named.reset_coords(drop=True).astype(float)
-        number = named.stack(level=own) if own and set(own) <= set(named.dims) else named
+        if named.dtype.kind not in "biuf" or not set(named.dims) <= {"item", *blank.dims}:
+            raise ValueError(
+                f"{name}: its start or chance {shown(rule)} has type {named.dtype} and dims {named.dims}; expected numbers, by "
+                f"item or by {blank.dims}"
+            )
+        number = named.reset_coords(drop=True).astype(float)
     else:
         number = np.nan
-    blank = xr.zeros_like(values.isel({dim: 0 for dim in ("noise", *WITHIN) if dim in values.dims}, drop=True), float)
-    return None if np.isnan(np.asarray(number)).all() else (blank.reset_coords(drop=True) + number).transpose(..., "level")
+    return None if np.isnan(np.asarray(number)).all() else xr.zeros_like(blank, float) + number
 
 
 def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
@@ -250,7 +258,7 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
     def reached(share: float) -> Callable[[np.ndarray], float]:
         def statistic(c: np.ndarray) -> float:
             bottom = c[-1] if np.isnan(chance) else chance
-            return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (top - bottom)), first=True)
+            return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (c[0] - bottom)), first=True)
 
         return statistic
 
@@ -312,11 +320,15 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         if one.role != "reading" or one.order is None or run.sizes[one.order] < 2:
             continue
         others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
-        stacked = run[name].stack(series=others) if others else run[name].expand_dims("series")
+        start = _reference(run, name, one.start)
+        start = None if start is None or "item" in start.dims else start
+        stacked, starts = (
+            values if values is None else values.stack(series=others) if others else values.expand_dims("series")
+            for values in (run[name], start)
+        )
         for k in range(stacked.sizes["series"]):
             values = stacked.isel(series=k, drop=True)
-            start = _reference(run, one.start, values.rename({one.order: "level"}), [one.order])
-            tops = np.nan if start is None or "item" in start.dims else start.values
+            tops = np.nan if starts is None else starts.isel(series=k).values
             of = curve(values.transpose(..., one.order), axes.noise, tops)
             sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
 
