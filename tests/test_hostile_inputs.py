@@ -24,7 +24,7 @@ from uturn.cli.solvable import theory
 from uturn.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram
-from uturn.workflows import analyse, image_experiment
+from uturn.workflows import image_experiment
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -61,7 +61,7 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: RHM.save("/no/such/folder/file"), "cannot write '/no/such/folder/file'"),
         (lambda: ut.RandomHierarchyModel.load("a\0b"), r"path = 'a\\x00b': expected the path"),
         (lambda: ut.hierarchy_index(np.zeros((3, 4)), np.zeros((3, 4))), "high_level is a ndarray; expected a DataArray"),
-        (lambda: analyse(None), "run = None: expected the dataset"),
+        (lambda: ut.study(None), "ds = None: expected the dataset"),
         (lambda: image_experiment(classifiers=5), "classifiers = 5: expected a list"),
         (lambda: image_experiment(weights=[5]), r"weights = \[5\]: expected a list"),
         (lambda: image_experiment(levels=[None]), r"noise = .*None.*: expected numbers"),

@@ -58,14 +58,15 @@ def forged(star=0.53, width=0.1, num_items=400, num_layers=4, noise=NOISE, prefi
         log_snr = -2 * np.log(sigma)
     return xr.Dataset(
         {
-            f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity[:, :, None]),
             f"{prefix}same_class": (dims, same[..., None]),
+            f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity[:, :, None]),
             f"{prefix}predicted_class": (dims, np.where(same > 0, original, (original + 1) % classes)[..., None].astype(float)),
             f"{prefix}original_class": (dims[:2], np.tile(original, (len(noise), 1)).astype(float)),
         },
         coords={
             "noise": noise,
             "step": ("noise", 100 * noise),
+            "t_over_T": ("noise", noise),
             "abar": ("noise", np.cos(np.pi / 2 * noise) ** 2),
             "log_snr": ("noise", log_snr),
             "sigma": ("noise", sigma),
@@ -238,7 +239,7 @@ def test_remarks_name_uncertain_numbers(known):
     assert np.isfinite(found.inversion.sel(axis="noise")).all()
     assert "not sure" in found.series_remark.item()
     run.similarity[..., -1] += np.where(NOISE < 0.6, 0.0, -0.1)[:, None, None]
-    assert "sure" not in remarks(run)
+    assert "not sure" not in remarks(run)
     few = of(ut.study(forged(num_items=10, noise=NOISE[:11])))
     assert "interval of the half-life reaches the largest measured noise, 0.55" in few.remark.item()
     assert "reaches" not in of(known).remark.item()
