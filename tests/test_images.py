@@ -122,7 +122,9 @@ def test_transition_width_inversion_and_half_lives_are_recovered(known):
     swap = known.inversion.sel(series="similarity")
     assert value(swap, axis="noise") == pytest.approx(fine[np.argmax(gap < 0)], abs=0.005)
     assert known.level.values.tolist() == ["", "block0", "block1", "block2", "logits"]
-    assert set(known.remark.values.tolist()) == {""} == {known.attrs["remark"], known.series_remark.item()}
+    # Curves of 400 items are more precise than the spacing of the levels.
+    assert of(known).remark == "the half-life lies anywhere between the two measured levels around it: measure levels between them"
+    assert known.attrs["remark"] == known.series_remark.item() == ""
 
 
 def test_chance_is_that_of_two_originals():

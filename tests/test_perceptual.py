@@ -355,7 +355,7 @@ def test_by_the_command_line(tmp_path):
     ]
     done = CliRunner().invoke(app, ["images", "--out", str(tmp_path / "out"), *sizes, *networks])
     assert done.exit_code == 0, done.output
-    assert "perceptual distance" in done.output
+    assert "perceptual_distance" in done.output
     readings = json.loads((tmp_path / "out" / "study.json").read_text())["readings"]
     assert list(dict.fromkeys(one["probe"] for one in readings)) == ["small", "embedding", "perceptual"]
     found = readings[-1]

@@ -384,7 +384,7 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
     elif half[2] >= x[-1]:
         yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
     elif np.isfinite(half[1]) and np.allclose(half[1:], levels_around(x, half[0]), rtol=0, atol=1e-9):
-        yield f"the half-life lies anywhere between two measured levels, {half[1]:.3g} and {half[2]:.3g}: measure levels between them"
+        yield "the half-life lies anywhere between the two measured levels around it: measure levels between them"
     elif np.isnan(one.place[2, 0, 0]):
         yield f"three quarters of the change are not done up to {end}: no width"
 
