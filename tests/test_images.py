@@ -23,6 +23,8 @@ from uturn.plotting.style import fonts_for
 from uturn.studies import as_data, draw_study, records_of, summary
 from uturn.studies.grid import draw_grid
 from uturn.studies.runs import describe, missing_tasks
+from uturn.studies.tables import panels_of
+from uturn.studies.tables import remarks as remarks_of
 from uturn.workflows import ImageOptions, image_experiment
 from uturn.workflows.image_options import noise_levels
 from uturn.workflows.options import parsed_levels, probe_names
@@ -195,6 +197,21 @@ def test_classifiers_keep_apart():
     json.dumps(as_data(found), allow_nan=False)
 
 
+def test_distances_of_each_classifier_are_a_family_of_their_own():
+    run = merged(b=forged(prefix="b_", num_items=20), a=forged(prefix="a_", num_items=20))
+    found = ut.study(run.assign({f"{name}_distance": 1 - run[f"{name}_similarity"] for name in "ab"}))
+    assert set(found.family.values.tolist()) == {"a", "b", "a_distance", "b_distance"}
+
+
+def test_the_class_stands_first():
+    run = forged(num_items=20)
+    found = ut.study(run[["similarity", "same_class", "original_class"]].assign_attrs(run.attrs))
+    table = next(summary(found))
+    assert next(iter(table.columns[0].cells)) == "same_class"
+    assert table.title.endswith("t* is that of same_class")
+    assert [title for title, _ in panels_of(found)] == ["class", "layers"]
+
+
 def test_agreement_with_labels_leaves_out_items_without_one():
     run = forged(num_items=40)
     right = run.same_class.where(run.label < 5)  # half of the items have a label
@@ -209,7 +226,7 @@ def test_agreement_with_labels_leaves_out_items_without_one():
 
 
 def remarks(run):
-    return " | ".join(ut.studies.tables.remarks(ut.study(run)))
+    return " | ".join(remarks_of(ut.study(run)))
 
 
 def test_remarks_name_missing_numbers():

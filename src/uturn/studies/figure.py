@@ -313,7 +313,7 @@ def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
         one = study.isel(reading=k)
         there = np.isfinite(one.gap_p.values) & np.isfinite(noise)
         x = noise[there] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
-        draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, brief(str(one.reading.item()), 34))
+        draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, brief(f"{one.variable.item()} {one.level.item()}".strip(), 34))
     _label_axis(axis, study, title, r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
     _beside(axis, f"0 for draws from the posterior; full marks: p by Holm ≤ {level:g}")
     axis.legend(fontsize=8.5)
