@@ -504,6 +504,13 @@ def test_markup_in_names_is_text(capsys):
     assert "[red]a[/]" in capsys.readouterr().out
 
 
+def test_studies_print_as_plain_text_in_notebooks_too(known, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # rich would display a part of its own, with colours
+    assert "same_class" in repr(known)
+    assert "\x1b" not in repr(known)
+    assert "<table" in known._repr_html_()
+
+
 # --- the embedded model, by the command line ----------------------------------------------------------------------------------
 
 SMALL = ["--steps", "5", "--levels", "3", "--items", "6", "--keep", "2", "--workers", "1"]

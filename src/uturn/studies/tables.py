@@ -31,7 +31,7 @@ class Study(xr.Dataset):
             return super().__repr__()
         from rich.console import Console
 
-        console = Console(width=120, highlight=False, markup=False)
+        console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
             for part in summary(self):
                 console.print(part)
