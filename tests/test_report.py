@@ -90,7 +90,7 @@ def test_failed_verdicts_are_said_first(tmp_path):
 
 def test_words_of_results_are_escaped(tmp_path):
     verdict = {"quantity": HOSTILE, "measured": HOSTILE, "expected": HOSTILE, "passed": True, "rule": HOSTILE}
-    figure(tmp_path, title=HOSTILE, caption=HOSTILE, scale=HOSTILE, verdicts=[verdict])
+    figure(tmp_path, title=HOSTILE, caption=HOSTILE, verdicts=[verdict])
     data = xr.open_zarr(tmp_path / "fig7.zarr").load().assign_coords(tree_level=[HOSTILE, "b", "c"])
     data.belief.attrs["long_name"] = HOSTILE
     write_dataset(data, tmp_path / "fig7.zarr")
@@ -106,6 +106,7 @@ def test_words_of_results_are_escaped(tmp_path):
     "change",
     [
         {"files": {"png": "../secret.png"}},
+        {"scale": "../.."},
         {"files": {"pdf": "javascript:alert(1)"}},
         {"figure": "fig9"},
         {"verdicts": [{"quantity": "q"}]},
@@ -311,3 +312,17 @@ def test_curves_with_few_points_or_none():
     many = xr.Dataset({"x": (("noise", "k"), np.zeros((2, 50)))}, {**noise, "k": np.arange(50)})
     (chart,) = charts_of(many)
     assert (len(chart["lines"]), chart["left_out"]) == (10, 40)
+
+
+def test_numbers_that_are_shown_are_not_counted_as_verdicts(tmp_path):
+    words = {"quantity": "a number", "measured": "1", "expected": "2", "rule": "shown, not judged"}
+    judged = {"quantity": "a claim", "measured": "1", "expected": "1", "rule": "equal", "measurements": ["law a"]}
+    figure(tmp_path, verdicts=[{**words, "passed": None}, {**judged, "passed": True}])
+    figure(tmp_path, "fig8", verdicts=[{**judged, "passed": True}])
+    page = write_page(tmp_path).read_text()
+    summary = page[page.index('id="summary"') : page.index("</header>")]
+    assert "2 of 2" in summary
+    assert "all passed" in summary
+    assert "on 1 independent measurements" in summary
+    assert page.count('<tr data-outcome="shown"') == 1
+    assert ">FAIL<" not in page

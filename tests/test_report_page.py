@@ -253,3 +253,9 @@ def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path)
     page.wait_for_timeout(2500)
     assert loads == []
     assert page.locator("#reading").inner_text() == "0.3"
+
+
+@pytest.mark.parametrize("fragment", ["#%", "#%E0%A4%A", "#%25", "#a=%", "#=", "#fig7%", "#&&"])
+def test_any_fragment_of_the_address_opens(opened, fragment):
+    page = opened(fragment=fragment)
+    assert page.locator("#fig7").count() == 1

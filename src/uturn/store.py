@@ -247,7 +247,8 @@ class Store(Blocks):
             raise
         except Exception as error:  # zarr raises many kinds for chunks that cannot be decoded
             raise ValueError(
-                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it again"
+                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it "
+                "again"
             ) from None
 
     def check_coordinates(self) -> None:

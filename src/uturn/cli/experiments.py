@@ -58,9 +58,11 @@ def check(spec: Spec) -> None:
     from uturn.experiment import Experiment
     from uturn.trial import check as check_experiment
 
+    doubts = 0
     for line in check_experiment(Experiment.from_file(spec)):
+        doubts += line.startswith(("model check:", "warning:"))
         console().print(line)
-    console().print(f"{spec}: nothing wrong was found")
+    console().print(f"{spec}: {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}")
     say_next(run=("plan", str(spec)))
 
 

@@ -72,11 +72,12 @@ def write_study(
     ValueError
         If a run is not finished, or if the folder cannot be written to.
     """
-    several = isinstance(runs, Mapping) and not hasattr(runs, "data_vars")
+    named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is a mapping, too
+    run = next(iter(named.values()))
     with output_folder("out", out) as results:
-        check_folder(results, save_images, 0 if several else kept_images(runs))
-        studies = {name: study(run) for name, run in runs.items()} if several else {"": study(runs)}
-        single = None if several else next(iter(studies.values()))
+        check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
+        studies = {name: study(one) for name, one in named.items()}
+        single = next(iter(studies.values())) if len(named) == 1 else None
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
         stores = _write_numbers(results.path, studies, single)
@@ -92,7 +93,7 @@ def write_study(
             from uturn.studies.figure import draw_study
             from uturn.studies.grid import draw_grid
 
-            whole = single.merge(records_of(runs, source), combine_attrs="override").assign_attrs(title=title)
+            whole = single.merge(records_of(run, source), combine_attrs="override").assign_attrs(title=title)
             write_dataset(whole, results.path / "study.zarr")
             figures |= {"study": lambda: draw_study(single, groups), "tokens": lambda: draw_tokens(whole)}
             figures["grid"] = lambda: draw_grid(whole)
@@ -104,7 +105,7 @@ def write_study(
         write_figures(results.path, figures)
         if save_images:
             with whole_folder(results.path / PICTURES) as pictures:
-                _save_images(runs, pictures)
+                _save_images(run, pictures)
         write_page(results.path)
         results.push(*RESULTS, *stores, *([PICTURES] if save_images else []))
     return studies if single is None else single

@@ -100,7 +100,8 @@ def _verdict(verdict: dict[str, Any], one: dict[str, Any]) -> str:
         f'<tr data-outcome="{outcome}" data-figure="{escape(one["id"])}">'
         f'<td data-label="figure"><a href="#{escape(one["id"])}">{escape(one["short"])}</a></td>'
         f'<td data-label="claim">{escape(verdict["quantity"])}</td><td data-label="measured">{escape(verdict["measured"])}</td>'
-        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td><td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
+        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td>'
+        f'<td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
     )
 
 
@@ -145,8 +146,8 @@ def _tables(tables: list[dict[str, Any]]) -> str:
             for row in table["rows"]
         )
         parts.append(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}"><table class="verdicts numbers">'
-            f"<caption>{escape(table['title'])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}">'
+            f'<table class="verdicts numbers"><caption>{escape(table["title"])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
         )
     return f'<details class="numbers"><summary>Numbers</summary>{"".join(parts)}</details>' if parts else ""
 

@@ -1,4 +1,4 @@
-"""The study of a run: its curves, the places on them, and how changes correlate, from the readings and their instructions alone."""
+"""The study of a run: curves, places on them, and correlations of changes, from the readings and their instructions alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xarray as xr
 from uturn.checks import shown
 from uturn.measures.calibration import calibration
 from uturn.reading import Instructions, instructions_of
-from uturn.statistics import WITHIN, Replicates, crossing, inversion, levels_around
+from uturn.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares
@@ -27,8 +27,8 @@ _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepte
 def study(ds: xr.Dataset) -> Study:
     """Curves of all readings of a run against noise, with the noises at which they change, and how changes correlate.
 
-    A reading is a variable of the run, or one of its levels. The run says how it is read (`uturn.protocols.Variable`). Let c(x) be
-    the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between measured levels c is
+    A reading is a variable of the run, or one of its levels. The run says how it is read (`uturn.protocols.Variable`). Let c(x)
+    be the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between measured levels c is
     interpolated linearly.
 
     - `curve`: c with its 95 % interval.
@@ -53,7 +53,7 @@ def study(ds: xr.Dataset) -> Study:
         peak_at (changes, axis, estimate), correlation (changes, noise, distance, estimate); gap (reading, noise, estimate),
         gap_p, p-values by Holm, and gap_visible, the smallest gap that would be seen (reading, noise). `estimate`: value, low and
         high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist, for the
-        reason in `remark`. Coordinates of each reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`, `words`.
+        reason in `remark`. Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`, `words`.
 
     Raises
     ------
@@ -303,8 +303,11 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
 
 
 def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
-    """Where the last level of each ordered series falls below the first, (series, axis, estimate)."""
-    found: dict[str, tuple[np.ndarray, str, str, str]] = {}
+    """Where the last level of each ordered series is left less than the first, (series, axis, estimate)."""
+    finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
+    names: list[str] = []
+    places: list[np.ndarray] = []
+    texts: list[tuple[str, str, str]] = []  # first and last level, remark
     for name, one in instructions.items():
         if one.role != "reading" or one.order is None or run.sizes[one.order] < 2:
             continue
@@ -312,30 +315,32 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         stacked = run[name].stack(series=others) if others else run[name].expand_dims("series")
         for k in range(stacked.sizes["series"]):
             values = stacked.isel(series=k, drop=True)
-            at = [f"{dim} = {stacked[dim].values[k]}" for dim in others]
             start = _reference(run, one.start, values.rename({one.order: "level"}), [one.order])
             tops = np.nan if start is None or "item" in start.dims else start.values
             of = curve(values.transpose(..., one.order), axes.noise, tops)
-            swap = axes.at(place(of, lambda c: inversion(axes.noise, c[:, -1], c[:, 0]), axes.noise))
-            ends = [str(run[one.order].values[end]) for end in (0, -1)]
-            below = of.interval(lambda c: c[:, -1] - c[:, 0])[2] < 0  # with 97.5 % confidence, at each noise
+            sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
+
+            def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:
+                return sign * (c[finite, -1] - c[finite, 0])
+
+            swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))  # noqa: B023 - called at once
+            below = difference(of.mean) < 0
+            sure = of.interval(difference)[2] < 0  # with 97.5 % confidence, at each noise
             if np.isnan(swap[0, 0]):
-                remark = "the levels do not swap order"
+                remark = "the levels do not swap order" + (
+                    ": the last is below the first from the beginning" if below.any() else ""
+                )
             else:
-                remark = "" if below.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
-            found[", ".join([name, *at])] = swap, *ends, remark
-    if not found:
+                remark = "" if sure.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
+            names.append(", ".join([name, *(f"{dim} = {stacked[dim].values[k]}" for dim in others)]))
+            places.append(swap)
+            texts.append((str(run[one.order].values[0]), str(run[one.order].values[-1]), remark))
+    if not names:
         return xr.Dataset()
-    places, firsts, lasts, remarks = (list(column) for column in zip(*found.values(), strict=True))
+    columns = dict(zip(("first", "last", "series_remark"), np.array(texts, str).T, strict=True))
     return xr.Dataset(
         {"inversion": (("series", "axis", "estimate"), np.stack(places))},
-        {
-            "series": list(found),
-            **{
-                name: ("series", np.array(texts, str))
-                for name, texts in (("first", firsts), ("last", lasts), ("series_remark", remarks))
-            },
-        },
+        {"series": names, **{name: ("series", column) for name, column in columns.items()}},
     )
 
 
@@ -383,8 +388,6 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         yield f"half of the change is done below the smallest measured noise, {x[1]:.3g}: measure smaller ones"
     elif half[2] >= x[-1]:
         yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
-    elif np.isfinite(half[1]) and np.allclose(half[1:], levels_around(x, half[0]), rtol=0, atol=1e-9):
-        yield "the half-life lies anywhere between the two measured levels around it: measure levels between them"
     elif np.isnan(one.place[2, 0, 0]):
         yield f"three quarters of the change are not done up to {end}: no width"
 

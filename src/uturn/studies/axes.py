@@ -18,8 +18,8 @@ class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
     `noise` is the first axis. Coordinates of the noise levels follow; between levels they are interpolated linearly. Their value
-    without noise is the attribute `clean` of the coordinate. If the run has log-SNR, then abar, log-SNR and sigma are interpolated
-    in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
+    without noise is the attribute `clean` of the coordinate. If the run has log-SNR, then abar, log-SNR and sigma are
+    interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
 
     Attributes
     ----------

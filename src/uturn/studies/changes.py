@@ -13,7 +13,7 @@ from uturn.studies.axes import Axes
 
 
 def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
-    """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty if there are none."""
+    """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty without any."""
     found = {}
     for name, one in instructions.items():
         own = [str(dim) for dim in run[name].dims if dim not in ("noise", "item")]

@@ -149,7 +149,8 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     levels = [str(study.level.values[k]) for k in chosen]
     several = len(set(study.variable.values[chosen].tolist())) > 1
     names = [
-        str(study.variable.values[k]) if several else level or str(study.variable.values[k]) for k, level in zip(chosen, levels)
+        str(study.variable.values[k]) if several else level or str(study.variable.values[k])
+        for k, level in zip(chosen, levels, strict=True)
     ]
     ordered = not several and (bool(study.order.values[chosen[0]]) or all(map(_is_number, levels)))
     colors = level_colors(len(chosen)) if ordered or len(chosen) > len(DISTINCT) else list(DISTINCT)

@@ -39,9 +39,9 @@ const nearest = (x, xs) => xs.reduce((best, one, k) => (Math.abs(one - x) < Math
 // --- address: a view can be sent -----------------------------------------------------------------------------------------
 const defaults = { ...state };
 function readAddress() {
-  const text = decodeURIComponent(location.hash.slice(1));
-  if (text && !text.includes("=")) { state.at = text; return; }
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in state) state[name] = value;
+  const said = [...new URLSearchParams(location.hash.slice(1))]; // any text can be read so, also a lone "%"
+  if (said.length === 1 && !location.hash.includes("=")) { [[state.at]] = said; return; }
+  for (const [name, value] of said) if (name in state) state[name] = value;
   state.noise = Math.min(1, Math.max(0, Number(state.noise))) || 0;
 }
 let waiting = 0;
