@@ -228,6 +228,7 @@ def test_little_memory_is_enough(monkeypatch):
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_plans_count_the_draws_and_make_none(probes, on_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(DiffusionModel, "wants_processes", not on_gpu)
+    monkeypatch.setattr("uturn.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
     experiment = spec(items=300, noise=(0.25,), chunk=50, probes=probes, source={"folder": str(tmp_path / "kept")})
     found = plan(experiment, workers=1, budget=0.1)
     assert not (tmp_path / "kept").exists()

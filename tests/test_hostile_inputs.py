@@ -457,11 +457,12 @@ def figure(folder, name="fig6", **changes):
     return folder
 
 
-@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "transition.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
+@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "study.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "link"])
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
     shutil.copytree(stored, folder / "run.zarr")
+    (folder / "study.zarr").mkdir()  # its numbers are in study.json
     path = folder / place
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
