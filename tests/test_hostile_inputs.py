@@ -34,7 +34,7 @@ from uturn.pages import report
 from uturn.pages.collect import collect
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram
-from uturn.workflows import analyse, image_experiment
+from uturn.workflows import image_experiment
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -71,7 +71,7 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: RHM.save("/no/such/folder/file"), "cannot write '/no/such/folder/file'"),
         (lambda: ut.RandomHierarchyModel.load("a\0b"), r"path = 'a\\x00b': expected the path"),
         (lambda: ut.hierarchy_index(np.zeros((3, 4)), np.zeros((3, 4))), "high_level is a ndarray; expected a DataArray"),
-        (lambda: analyse(None), "run = None: expected the dataset"),
+        (lambda: ut.study(None), "ds = None: expected the dataset"),
         (lambda: image_experiment(classifiers=5), "classifiers = 5: expected a list"),
         (lambda: image_experiment(weights=[5]), r"weights = \[5\]: expected a list"),
         (lambda: image_experiment(levels=[None]), r"noise = .*None.*: expected numbers"),
@@ -457,11 +457,12 @@ def figure(folder, name="fig6", **changes):
     return folder
 
 
-@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "transition.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
+@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "study.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "link"])
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
     shutil.copytree(stored, folder / "run.zarr")
+    (folder / "study.zarr").mkdir()  # its numbers are in study.json
     path = folder / place
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)

@@ -297,7 +297,7 @@ def test_the_line_is_printed_and_kept(wrong, tmp_path):
     assert found.exit_code == 0, found.output
     (line,) = warnings_of(Store.open(tmp_path / "out" / "run.zarr").attributes)
     assert line.startswith(f"model check: the model '{wrong}' does not fit what is declared, that it predicts the noise")
-    assert json.loads((tmp_path / "out" / "transition.json").read_text())["warnings"] == [line]
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["warnings"] == [line]
     assert escape(line) in (tmp_path / "out" / "index.html").read_text()
     # A complete store says it again, without a new check.
     with pytest.warns(UserWarning, match="^model check: ") as said:

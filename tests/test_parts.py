@@ -21,8 +21,8 @@ from uturn.own_parts import code_digest
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
 from uturn.store import Store, Variable
+from uturn.studies import records_of
 from uturn.trial import check
-from uturn.workflows import analyse
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
 SPEC = {
@@ -602,8 +602,7 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        analysis = analyse(Store.open(folder).dataset())
-        assert np.isnan(analysis.original).all()
+        assert np.isnan(records_of(Store.open(folder).dataset()).original).all()
         assert not trace.exists()
         assert "evil" not in sys.modules
     Store.open(folder).update(spec=json.dumps([source]))

@@ -113,6 +113,8 @@ def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
             if name == "change_covariance":
                 declared = declared | {"unit": _unit_of_sites(source, table)}
             found[prefix + name] = {**prefixed(declared, prefix), **names}
+            if declared.get("family") in known:  # a family that is named after a variable is one of this probe
+                found[prefix + name]["family"] = f"{prefix}{declared['family']}"
             if declared.get("symmetric"):
                 found[f"clone_{prefix}{name}"] = {"role": "record", **names}
     return found

@@ -32,7 +32,10 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
 
 
 def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
-    chi, located = susceptibility_of(run), peak_of(chi_parts(run))
+    # Log-SNR has infinite ends, so that the peak is located on the axis by which it is interpolated.
+    x = axes.noise if axes.angle is None else axes.angle
+    x = x[len(x) - run.sizes["noise"] :]
+    chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
     remarks = [
         *about_peak(located, run.noise.values, float(run.noise.attrs.get("max", 1.0))),
         *about_few(chi.n_eff.values, run.noise.values),
@@ -66,7 +69,7 @@ def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
     levels = xr.Dataset(data, {"distance": covariance.distance.values, "noise": run.noise.values}).reindex(noise=axes.noise)
     return levels.assign(
         peak=("estimate", np.array(height)),
-        peak_at=(("axis", "estimate"), axes.at(np.array(place))),
+        peak_at=(("axis", "estimate"), axes.at(np.interp(place, x, run.noise.values))),
         peak_cross_fitted=located.cross_fitted if located.inside else np.nan,
         plateau=float(located.plateau),
         largest=float(located.largest + len(axes.noise) - run.sizes["noise"]) if located.largest >= 0 else np.nan,

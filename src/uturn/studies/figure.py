@@ -157,7 +157,8 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     few, named = len(chosen) <= _MOST_NAMED, set(evenly_spaced(len(chosen), _MOST_NAMED if len(chosen) <= _MOST_NAMED else 4))
     below = lying_on(study.curve.isel(reading=chosen, noise=slice(len(noise)), estimate=0).values)
     for k, (index, name) in enumerate(zip(chosen, names, strict=True)):
-        one, color, edge = study.isel(reading=int(index)), colors[k % len(colors)], k in (0, len(chosen) - 1)
+        one, color = study.isel(reading=int(index)), colors[k % len(colors)]
+        edge = k == 0 or (not several and k == len(chosen) - 1)
         value, low, high = one.curve.values[: len(noise)].T
         if edge or few:
             axis.fill_between(noise, low, high, color=color, alpha=0.2 if edge else 0.07, lw=0)

@@ -12,6 +12,7 @@ from uturn import display
 from uturn.plotting.curves import evenly_spaced
 from uturn.store import warnings_of
 from uturn.studies.curves import plain, with_interval
+from uturn.studies.headline import headline_of
 
 if TYPE_CHECKING:
     import pandas
@@ -30,7 +31,7 @@ class Study(xr.Dataset):
             return super().__repr__()
         from rich.console import Console
 
-        console = Console(width=120, highlight=False, markup=False)
+        console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
             for part in summary(self):
                 console.print(part)
@@ -87,7 +88,9 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
             rows.append((str(one.reading.item()), *[""] * len(axes), "", _at_end(one)))
     if rows:
         end = f"at {x} = {float(study.noise[-1]):.3g}"
-        yield Part("half of the way from start to chance", ("reading", f"{x} [95 % interval]", *axes[1:], "width", end), rows)
+        headline = headline_of(study)
+        star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
+        yield Part(f"half of the way from start to chance{star}", ("reading", f"{x} [95 % interval]", *axes[1:], "width", end), rows)
     rows = []
     for k in range(study.sizes.get("series", 0)):
         one = study.isel(series=k)
@@ -113,21 +116,28 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
 
 
 def shown_readings(study: xr.Dataset, most: int) -> list[int]:
-    """Numbers of the readings that are shown: at most so many of each variable, evenly spaced."""
+    """Numbers of the readings that are shown, group by group: at most so many of each variable, evenly spaced."""
     shown = []
-    for name in dict.fromkeys(study.variable.values.tolist()):
-        of_variable = np.flatnonzero(study.variable.values == name)
-        shown += [int(of_variable[k]) for k in evenly_spaced(len(of_variable), most)]
+    for group in _groups(study):
+        for name in dict.fromkeys(study.variable.values[study.group.values == group].tolist()):
+            of_variable = np.flatnonzero(study.variable.values == name)
+            shown += [int(of_variable[k]) for k in evenly_spaced(len(of_variable), most)]
     return shown
 
 
+def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
+    """Names of the groups of readings: `first`, then that of the headline, then the others in the order of the probes."""
+    headline, known = headline_of(study), study.group.values.tolist()
+    found = [] if headline is None else study.group.values[study.reading.values == headline.reading].tolist()
+    return [name for name in dict.fromkeys([*first, *found, *known]) if name in known]
+
+
 def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
-    """Title and readings of each panel of a figure or chart of a page, group by group; the groups `first` come first.
+    """Title and readings of each panel of a figure or chart of a page, group by group; `first`, then that of the headline.
 
     The readings of a group share a panel, except those with several levels, each of which has one of its own.
     """
-    known = dict.fromkeys(study.group.values.tolist())
-    for group in [*(name for name in first if name in known), *(name for name in known if name not in first)]:
+    for group in _groups(study, first):
         members = np.flatnonzero(study.group.values == group)
         variables = study.variable.values[members]
         by_variable = {name: members[variables == name] for name in dict.fromkeys(variables.tolist())}
