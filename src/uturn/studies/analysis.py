@@ -335,7 +335,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
             def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:
                 return sign * (c[finite, -1] - c[finite, 0])
 
-            swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))  # noqa: B023 - called at once
+            swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))
             below = difference(of.mean) < 0
             sure = of.interval(difference)[2] < 0  # with 97.5 % confidence, at each noise
             if np.isnan(swap[0, 0]):
