@@ -1,4 +1,4 @@
-"""`uturn.study`: the rules of `Variable`, places on all axes against plain loops, stores of version 3, hostile attributes, tables."""
+"""`uturn.study`: rules of `Variable`, places on all axes against plain loops, stores of version 3, hostile attributes."""
 
 import json
 from itertools import pairwise
@@ -603,7 +603,7 @@ def test_a_damaged_spec_of_version_3_is_no_crash(attribute):
     try:
         ut.study(run)
     except ValueError as error:
-        assert "the run's attribute 'spec'" in str(error)
+        assert "the run's attribute 'spec'" in str(error)  # noqa: PT017 - some of them are read
 
 
 @pytest.mark.parametrize("ds", [3, None, xr.Dataset(), xr.Dataset({"noise": [0.1]}), falling()], ids=str)

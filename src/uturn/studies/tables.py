@@ -90,9 +90,8 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
         end = f"at {x} = {float(study.noise[-1]):.3g}"
         headline = headline_of(study)
         star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
-        yield Part(
-            f"half of the way from start to chance{star}", ("reading", f"{x} [95 % interval]", *axes[1:], "width", end), rows
-        )
+        heads = ("reading", f"{x} [95 % interval]", *axes[1:], "width", end)
+        yield Part(f"half of the way from start to chance{star}", heads, rows)
     rows = []
     for k in range(study.sizes.get("series", 0)):
         one = study.isel(series=k)
