@@ -556,7 +556,7 @@ def test_damaged_instructions_are_errors_of_one_line(attribute):
         token=(("item", "site"), np.zeros((12, 3))),
     )
     run.kept.attrs["reading"] = attribute
-    with pytest.raises(ValueError, match="^kept: ") as error:
+    with pytest.raises(ValueError, match=r"^kept: ") as error:
         ut.study(run)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
@@ -608,7 +608,7 @@ def test_a_damaged_spec_of_version_3_is_no_crash(attribute):
 
 @pytest.mark.parametrize("ds", [3, None, xr.Dataset(), xr.Dataset({"noise": [0.1]}), falling()], ids=str)
 def test_what_is_no_run(ds):
-    with pytest.raises(ValueError, match="expected the dataset that uturn.run gives, with dims noise and item"):
+    with pytest.raises(ValueError, match=r"expected the dataset that uturn.run gives, with dims noise and item"):
         ut.study(ds)
 
 
