@@ -372,6 +372,18 @@ def test_a_page_of_a_study_shows_every_reading(tmp_path):
     assert places == sorted(places)
 
 
+def test_a_page_says_that_there_is_no_t_star(tmp_path):
+    """A class that is never lost: no number, and the reason; its chart is shown all the same."""
+    run = ut.run(ut.Experiment.from_dict(STRINGS))
+    reading = {"probe": "mine", "group": "class", "start": 1, "bounds": [0, 1]}
+    run["kept_class"] = ("noise", "item"), np.ones((3, 12)), {"long_name": "class is kept", "reading": json.dumps(reading)}
+    write_study(run, tmp_path)
+    (section,) = collect([tmp_path]).sections
+    assert section["words"].startswith("No t*: kept_class, half of the change is not done up to")
+    assert "t*" not in [one["label"] for one in section["headlines"]]
+    assert next(chart for chart in section["charts"] if chart["title"] == "Class is kept")["shown"]
+
+
 def test_several_runs_are_one_chart_for_each_reading(tmp_path):
     """Six runs of a sweep, one with other noise levels: a line for each, in the page and in the figure, chi included."""
     runs = {}

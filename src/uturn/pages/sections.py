@@ -146,7 +146,7 @@ def section(one: dict[str, Any], docs: str) -> str:
 <p class="caption">{escape(one["caption"])}</p>
 {f'<p class="quiet">{escape(one["facts"])}</p>' if one.get("facts") else ""}
 {f'<div class="notes">{_items(one["notes"])}</div>' if one.get("notes") else ""}
-{views + drawn if one["kind"] == "study" else drawn + views}
+{drawn + views if one["kind"] in ("figure", "overlay") else views + drawn}
 {_rows(one.get("rows"))}
 {_tables(one.get("tables", []), one.get("remarks", []))}
 {rest if folded else ""}

@@ -165,21 +165,21 @@ def _section(data: xr.Dataset, kind: str, name: str, read: Reader) -> dict[str, 
     most = max(data.sizes["reading"], 1)
     one["tables"] = [{"title": part.title, "heads": part.heads, "rows": part.rows} for part in parts_of(data, most)]
     headline = headline_of(data)
-    if headline is not None and not np.isfinite(headline.place[0, 0]):
-        headline = None
-    marks = [] if headline is None else [_mark(headline.label, headline.place, data)]
-    if headline is not None:
+    found = [of for of in (headline, *_other_numbers(data, headline)) if of is not None and np.isfinite(of.place[0, 0])]
+    marks = [_mark(of.label, of.place, data) for of in found if of is headline]
+    if marks and headline is not None:
         one["words"] = f"{headline.label} = {with_interval(headline.place[0])}, {_unit(data)}. {headline.claim.rstrip('.')}."
-    found = [*([] if headline is None else [headline]), *_other_numbers(data, headline)]
+    elif headline is not None:
+        one["words"] = f"No {headline.label}: {headline.reading}, {data.remark.sel(reading=headline.reading).item()}."
     one["headlines"] = [
         {"label": of.label, "axis": _unit(data), "place": numbers(of.place[0]), "claim": of.claim} for of in found
     ]
-    first = {of.reading for of in found}  # "" for the peak of chi
+    first = {of.reading for of in (headline, *found) if of is not None}  # "" for the peak of chi
     group = [str(data.group.sel(reading=headline.reading).item())] if headline is not None and headline.reading else []
     for k, (title, chosen) in enumerate(panels_of(data, group)):
-        of_panel = [of for of in found if of.reading in data.reading.values[chosen]]
-        swaps = [_mark("order inverts", of.place, data) for of in of_panel if of is not headline]
-        one["charts"].append(_panel(data, k, title, chosen, marks + swaps) | {"shown": bool(of_panel)})
+        labels = data.reading.values[chosen].tolist()
+        swaps = [_mark("order inverts", of.place, data) for of in found if of.reading in labels and of is not headline]
+        one["charts"].append(_panel(data, k, title, chosen, marks + swaps) | {"shown": not first.isdisjoint(labels)})
     for k in range(data.sizes.get("changes", 0)):
         of, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
         peak = [_mark("χ is largest", of.peak_at.values, data)] if np.isfinite(of.peak_at.values[0, 0]) else marks
@@ -224,17 +224,18 @@ def _other_numbers(data: xr.Dataset, headline: Headline | None) -> Iterator[Head
     """Numbers of a study besides the first: where ordered levels swap, and where most sites change together."""
     for k in range(data.sizes.get("series", 0)):
         of = data.isel(series=k)
-        if np.isfinite(of.inversion.values[0, 0]):
-            name = str(of.series.item())
-            levels = np.flatnonzero(data.variable.values == name.partition(",")[0])
-            names = dict(zip(data.level.values[levels].tolist(), names_in_panel(data, levels), strict=True))
-            last, first = (names.get(level, level) for level in (of["last"].item(), of["first"].item()))
-            claim = "; ".join(filter(None, [f"There {last} falls below {first}", of.series_remark.item()]))
-            label, reading = f"{name.replace('_', ' ')}: order inverts", str(data.reading.values[levels[0]])
-            yield Headline(label, reading, of.inversion.values, claim)
+        name = str(of.series.item())
+        levels = np.flatnonzero(data.variable.values == name.partition(",")[0])
+        if not len(levels):  # too many to be studied one by one
+            continue
+        names = dict(zip(data.level.values[levels].tolist(), names_in_panel(data, levels), strict=True))
+        last, first = (names.get(level, level) for level in (of["last"].item(), of["first"].item()))
+        claim = "; ".join(filter(None, [f"There {last} falls below {first}", of.series_remark.item()]))
+        label, reading = f"{name.replace('_', ' ')}: order inverts", str(data.reading.values[levels[0]])
+        yield Headline(label, reading, of.inversion.values, claim)
     for k in range(data.sizes.get("changes", 0)):
         of = data.isel(changes=k)
-        if np.isfinite(of.peak_at.values[0, 0]) and (headline is None or headline.reading):
+        if headline is None or headline.reading:
             claim = f"There most {of.unit_of_distance.item()} change together: χ = {with_interval(of.peak.values)}"
             yield Headline("χ is largest", "", of.peak_at.values, claim)
 
