@@ -219,8 +219,8 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
         dims = checked_dims(label, probe.coordinates(source))
         variables = checked_variables(label, probe.variables(source), dims)
-        names = {"probe": _probe_name(probe), "model": str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))}
-        variables = {name: replace(variable, **names) for name, variable in variables.items()}
+        probe_name, model = _probe_name(probe), str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))
+        variables = {name: replace(variable, probe=probe_name, model=model) for name, variable in variables.items()}
         variables = with_clones(variables) if clones > 1 else variables
         for name in variables:
             if any(name in one.variables for one in found):

@@ -41,7 +41,7 @@ def write_study(
     title: str = "",
     groups: Sequence[str] = (),
     save_images: bool = False,
-) -> Study | dict[str, Study]:
+) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
     Writes `study.zarr` (the dataset of `uturn.study`), `study.json` (its numbers), `curves.csv` and `numbers.csv` (`tidy`),
@@ -66,7 +66,7 @@ def write_study(
 
     Returns
     -------
-    The study, or the studies by name.
+    The study (`uturn.studies.Study`), or a dict of the studies by name.
 
     Raises
     ------
@@ -78,10 +78,10 @@ def write_study(
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
         studies = {name: study(one) for name, one in named.items()}
-        single, records = None, None
+        single = None
         if len(named) == 1:
             records = records_of(run, source)
-            single = _with_remark(next(iter(studies.values())), kept_texts(run) and "original_piece" not in records.coords)
+            single = _with_remark(next(iter(studies.values())), bool(kept_texts(run)) and "original_piece" not in records.coords)
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
         stores = _write_numbers(results.path, studies, single)

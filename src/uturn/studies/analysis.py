@@ -322,10 +322,8 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
         start = _reference(run, name, one.start)
         start = None if start is None or "item" in start.dims else start
-        stacked, starts = (
-            values if values is None else values.stack(series=others) if others else values.expand_dims("series")
-            for values in (run[name], start)
-        )
+        stacked = run[name].stack(series=others) if others else run[name].expand_dims("series")
+        starts = start if start is None else start.stack(series=others) if others else start.expand_dims("series")
         for k in range(stacked.sizes["series"]):
             values = stacked.isel(series=k, drop=True)
             tops = np.nan if starts is None else starts.isel(series=k).values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,17 +134,17 @@ def _drawable(study: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
 def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
     """What is drawn of a study, group by group."""
     for title, chosen in panels_of(study, groups):
-        yield lambda axis, chosen=chosen, title=title: _draw_readings(axis, study, chosen, title)
+        yield partial(_draw_readings, study=study, chosen=chosen, title=title)
     for k in range(study.sizes.get("changes", 0)):
         one = study.isel(changes=k)
-        yield lambda axis, one=one: draw_susceptibility(axis, one)
+        yield partial(draw_susceptibility, study=one)
         if np.isfinite(one.correlation.isel(estimate=0)).any() and study.sizes["distance"] > 1:
-            yield lambda axis, one=one: draw_correlations(axis, one)
+            yield partial(draw_correlations, study=one)
         if np.isfinite(one.xi.isel(estimate=0)).any():
-            yield lambda axis, one=one: _draw_length(axis, one)
+            yield partial(_draw_length, study=one)
     for family, tested in tested_families(study).items():
         words = f"calibration of {family.replace('_', ' ')}"
-        yield lambda axis, tested=tested, words=words: _draw_gaps(axis, tested, words)
+        yield partial(_draw_gaps, study=tested, title=words)
 
 
 def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:

@@ -78,7 +78,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
     axes = [str(axis) for axis in study.axis.values]
     x = axis_words(study)
     shown = shown_readings(study, most)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for k in shown:
         one = study.isel(reading=k)
         if np.isfinite(one.start):
@@ -184,7 +184,7 @@ def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Pa
     level = float(study.gap_level)
     for family, whole in tested_families(study).items():
         verdict = calibration_words(whole, level)
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for k in shown:
             one = study.isel(reading=k)
             if one.family.item() != family or not np.isfinite(one.gap_p).any():
