@@ -1,4 +1,4 @@
-"""`uturn.study`: rules of `Variable`, places on all axes against plain loops, stores of version 3, hostile attributes."""
+"""`uturn.study`: the rules of `Variable`, places on all axes against plain loops, stores of version 3, hostile attributes."""
 
 import json
 from itertools import pairwise
@@ -140,6 +140,13 @@ def test_a_distance_rises():
     check_places(found, "distance", mean(values), 0, 1.2)
     assert found.start.item() == 0
     assert (found.curve.sel(estimate="low") >= 0).all()
+
+
+def test_a_curve_that_falls_twice_has_its_place_at_the_first_fall():
+    values = np.array([0.9, 0.2, 0.8, 0.3, 0.1])[:, None, None] * np.ones((1, 12, 2))
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1))}))
+    check_places(found, "kept", mean(values), 1, 0.1)
+    assert 0.1 < found.half_life.sel(axis="noise")[0, 0] < 0.3
 
 
 def test_without_a_start_there_are_no_places():
@@ -596,14 +603,22 @@ def test_a_damaged_store_is_one_line_of_the_command(strings, tmp_path):
     assert str(done.exception).startswith("belief: the attribute 'reading' is damaged (role")
 
 
-@pytest.mark.parametrize("attribute", ["{", "[]", '{"probes": 3}', '{"probes": [3]}', '{"probes": [{"type": []}]}'])
-def test_a_damaged_spec_of_version_3_is_no_crash(attribute):
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"spec": attribute})
+@pytest.mark.parametrize("spec", ["{", "[]", "[" * 100_000, '{"probes": 3}', '{"probes": [3]}', '{"source": 3}'])
+def test_a_damaged_spec_is_an_error_of_one_line(spec):
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"spec": spec})
     del run.kept.attrs["reading"]
-    try:
+    with pytest.raises(ValueError, match="the run's attribute 'spec' is") as error:
         ut.study(run)
-    except ValueError as error:
-        assert "the run's attribute 'spec'" in str(error)  # noqa: PT017 - some of them are read
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [[], {"a": 1}, "unknown", "own:Probe", None])
+def test_probes_of_version_3_that_are_not_built_in_have_no_start(kind):
+    run = dataset(
+        {"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"spec": json.dumps({"probes": [{"type": kind}]})}
+    )
+    del run.kept.attrs["reading"]
+    assert np.isnan(ut.study(run).start)
 
 
 @pytest.mark.parametrize("ds", [3, None, xr.Dataset(), xr.Dataset({"noise": [0.1]}), falling()], ids=str)

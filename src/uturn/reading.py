@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, StrictStr, ValidationError
 
 from uturn.checks import shown, validation_words
-from uturn.statistics import WITHIN
 
 if TYPE_CHECKING:
     import xarray as xr
 
 ATTRIBUTE = "reading"
+_SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all others are own dims of a variable
 
 
 def _no_bool(value: Any) -> Any:
@@ -53,7 +53,7 @@ class Instructions(BaseModel):
         low, high = self.bounds
         if low is not None and high is not None and not low < high:
             raise ValueError(f"bounds = {self.bounds}: expected a smaller and a larger number, or None")
-        own = tuple(dim for dim in dims if dim not in ("noise", *WITHIN))
+        own = tuple(dim for dim in dims if dim not in _SHARED_DIMS)
         if self.order is not None and self.order not in own:
             raise ValueError(f"order = {shown(self.order)}: expected one of its own dims {own}")
 

@@ -194,7 +194,7 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
     title_of_legend = None if few or several else f"{len(chosen)} levels, first to last"
     bottom, top = axis.get_ylim()
-    early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=0)) < bottom + 0.55 * (top - bottom)
+    early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=0, initial=np.inf)) < bottom + 0.55 * (top - bottom)
     if curves[:, -1].mean() > curves[:, 0].mean():
         axis.legend(loc="lower right", fontsize=8.5, labelspacing=0.3, title=title_of_legend, title_fontsize=8.5)
     else:
