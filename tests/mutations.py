@@ -124,7 +124,7 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals without the level of grammars",
-        "uturn.statistics:_groups",
+        "uturn.statistics:independent_groups",
         'if "grammar" in values.coords and',
         "if False and",
         tests=(("test_mutations::intervals_see_the_grammars", {}),),

@@ -286,6 +286,14 @@ def test_the_height_as_found_is_too_high_on_a_plateau_and_the_cross_fitted_one_i
     assert abs(fitted.mean() - 4) < 4 * fitted.std() / np.sqrt(200)
 
 
+def test_the_height_is_cross_fitted_where_nothing_changes_in_half_of_the_originals_at_a_level():
+    parts = parts_of([1, 2, 4, 2, 1])
+    parts[:, 0, ::2] = 0
+    found = peak_of(parts)
+    assert found.used.all()
+    assert found.cross_fitted == pytest.approx(4, abs=0.1)
+
+
 def test_the_interval_of_the_peak_contains_it_on_peaks_and_plateaus():
     """120 repetitions each. Of intervals with coverage .93, fewer than 101 hold the truth with probability .001. The vertex moves
     over the plateau, so that an interval of its own errors holds a given level less often."""

@@ -95,14 +95,17 @@ def read_table(path: str | os.PathLike[str]) -> Any:
     text = Path(path).read_text(encoding="utf-8-sig")
     with suppress(RecursionError):
         table = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
-        inner = [table]
+        values = [table]
         for _ in range(_MOST_NESTED):
-            inner = [
-                each for one in inner if isinstance(one, dict | list) for each in (one.values() if isinstance(one, dict) else one)
-            ]
-        if not inner:
+            values = [entry for value in values for entry in _entries(value)]
+        if not values:
             return table
     raise ValueError(f"tables and lists are nested more than {_MOST_NESTED} times")
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    """The values in a table or a list; nothing for others."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_array(path: str | os.PathLike[str]) -> Any:
@@ -110,7 +113,8 @@ def read_array(path: str | os.PathLike[str]) -> Any:
 
     The file is mapped before it is copied, so a header that promises more than the file holds is an error at once.
     """
-    found = np.load(path, mmap_mode="r", allow_pickle=False)
+    with np.errstate(over="ignore"):  # of the size in such a header
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     return np.array(found) if isinstance(found, np.ndarray) else found
 
 

@@ -220,7 +220,7 @@ def replicates(values: xr.DataArray) -> Replicates:
     from scipy.linalg import hadamard
 
     readings, over = _readings(values)
-    unit = _groups(values)
+    unit = independent_groups(values)
     count = int(unit.max()) + 1
     sums, counts = _sums(readings, unit * min(count, _MOST_GROUPS) // count, over)
     G, sizes = len(sums), counts.reshape(len(counts), -1).sum(axis=1)
@@ -265,8 +265,8 @@ def _even_number(sizes: np.ndarray) -> np.ndarray:
         return np.asarray(sizes.sum(axis=0) ** 2 / (sizes**2).sum(axis=0))
 
 
-def _groups(values: xr.DataArray) -> np.ndarray:
-    """Index of the independent group of every item, int64 (items,)."""
+def independent_groups(values: xr.DataArray) -> np.ndarray:
+    """Index of the independent group of every item, int64 (items,): of its grammar if there are several, else of the item."""
     if "grammar" in values.coords and len(np.unique(values.coords["grammar"])) > 1:
         return np.unique(values.coords["grammar"], return_inverse=True)[1]
     return np.arange(values.sizes["item"])
@@ -324,7 +324,7 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
     readings, over = _readings(values)
     if np.nanmin(readings, initial=0.0) < -_FLOAT32 or np.nanmax(readings, initial=1.0) > 1 + _FLOAT32:
         raise ValueError("values: expected readings in [0, 1]; `replicates` gives the intervals of others")
-    sums, counts = _sums(readings, _groups(values), over)
+    sums, counts = _sums(readings, independent_groups(values), over)
     total, n = counts.sum(axis=0), (counts > 0).sum(axis=0)
     upper = 0.5 + confidence / 2
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 without readings, with one group, or without differences

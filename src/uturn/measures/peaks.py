@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from uturn.measures.changes import FEW, chi_of, effective_number, log_chi, student
-from uturn.statistics import Estimate, replicates
+from uturn.statistics import Estimate, independent_groups, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -181,11 +181,12 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
 
 def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> float:
     """chi of each half of the originals at the level where that of the other half is largest; the mean of both."""
-    group = np.arange(parts.sizes["item"])
-    if "grammar" in parts.coords and len(np.unique(parts.grammar)) > 1:
-        group = np.unique(parts.grammar, return_inverse=True)[1]
-    if group.max() < 1:
+    half = independent_groups(parts) % 2
+    if not half.any():
         return float("nan")
-    halves = [replicates(parts.isel(item=group % 2 == k)).mean for k in (0, 1)]
-    first, second = (np.where(used, log_chi(half), -np.inf) for half in halves)
+    logs = np.array([log_chi(replicates(parts.isel(item=half == k)).mean) for k in (0, 1)])
+    in_both = used & np.isfinite(logs).all(axis=0)  # at small noise, nothing changes in some halves
+    if not in_both.any():
+        return float("nan")
+    first, second = np.where(in_both, logs, -np.inf)
     return float(np.exp([first[second.argmax()], second[first.argmax()]]).mean())

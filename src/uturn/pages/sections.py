@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -57,11 +58,13 @@ def _headline(star: dict[str, Any], one: dict[str, Any]) -> str:
 
 
 def _items(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(_sentence(line))}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
 def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+    """Words with a full stop, and a capital letter unless they begin with the name of a reading, which "," or ":" follows."""
+    first = words[:1].upper() if re.match("[a-z]+ ", words) else words[:1]
+    return first + words[1:] + ("" if words.endswith(".") else ".")
 
 
 def contents(sections: list[dict[str, Any]]) -> str:
@@ -145,7 +148,7 @@ def section(one: dict[str, Any], docs: str) -> str:
 {f'<div class="warning">{_items(one["warnings"])}</div>' if one.get("warnings") else ""}
 <p class="caption">{escape(one["caption"])}</p>
 {f'<p class="quiet">{escape(one["facts"])}</p>' if one.get("facts") else ""}
-{f'<div class="notes">{_items(one["notes"])}</div>' if one.get("notes") else ""}
+{f'<div class="notes">{_items(list(map(_sentence, one["notes"])))}</div>' if one.get("notes") else ""}
 {drawn + views if one["kind"] in ("figure", "overlay") else views + drawn}
 {_rows(one.get("rows"))}
 {_tables(one.get("tables", []), one.get("remarks", []))}
@@ -173,7 +176,7 @@ def _tables(tables: list[dict[str, Any]], remarks: list[str]) -> str:
             f"<caption>{escape(table['title'])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
         )
     if remarks:
-        parts.append(f'<div class="notes"><h3>Remarks</h3>{_items(remarks)}</div>')
+        parts.append(f'<div class="notes"><h3>Remarks</h3>{_items(list(map(_sentence, remarks)))}</div>')
     return f'<details class="numbers"><summary>Numbers with intervals</summary>{"".join(parts)}</details>' if parts else ""
 
 
