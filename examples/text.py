@@ -15,11 +15,11 @@ import torch
 
 import uturn as ut
 from uturn.embedded_text import model_file, passages
-from uturn.measures.changes import susceptibility_of
 from uturn.networks import load_network
 from uturn.plotting.style import style
 from uturn.plotting.tokens import draw_tokens
-from uturn.workflows import TextOptions, analyse_texts
+from uturn.studies import records_of
+from uturn.workflows import TextOptions
 
 passages()[:3]
 
@@ -37,8 +37,7 @@ experiment
 
 # %%
 run = ut.run(experiment, progress=True)  # store="runs/text" would keep the results
-found = analyse_texts(run)
-figure = draw_tokens(found)
+figure = draw_tokens(records_of(run))
 
 # %% [markdown]
 # Grey characters were hidden and came back; red ones have changed. With little noise most words survive, or turn
@@ -80,18 +79,25 @@ by_letters = ut.run(letters.experiment(), progress=True)
 # %% [markdown]
 # ## What is kept, and what changes together
 #
+# The study of a run has the curve of every reading, the noise at which half of the change is done, and how the changes of
+# characters correlate. It prints as its tables.
+
+# %%
+found = ut.study(run)
+found
+
+# %% [markdown]
 # The language model brings back more characters. Its characters change in pairs, χ is about 2; those of the network
 # of letters change one by one, χ = 1. Bands are 95 % intervals: eight short texts measure χ roughly.
 
 # %%
 with style():
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
-    for name, one, color in (("language model", run, "#0072b2"), ("letters alone", by_letters, "#d55e00")):
-        kept = one.kept.isel(span=0).mean(["item", "trajectory"])
-        left.plot([0, *noise], [1, *kept.values], "o-", ms=4, color=color, label=name)
-        chi = susceptibility_of(one)
-        right.fill_between(noise, chi.low, chi.high, color=color, alpha=0.2, lw=0)
-        right.plot(noise, chi.chi, "o-", ms=4, color=color, label=name)
+    for name, one, color in (("language model", found, "#0072b2"), ("letters alone", ut.study(by_letters), "#d55e00")):
+        for axis, curve in ((left, one.curve.sel(reading="kept, span = 1")), (right, one.chi.isel(changes=0))):
+            value, low, high = curve.values.T
+            axis.fill_between(one.noise, low, high, color=color, alpha=0.2, lw=0)
+            axis.plot(one.noise, value, "o-", ms=4, color=color, label=name)
     left.set(xlabel="share of hidden characters", ylabel="share of characters kept", ylim=(0, 1.03))
     right.axhline(1, color="0.5", lw=1, ls=":")
     right.set(xlabel="share of hidden characters", ylabel=r"susceptibility $\chi$ (characters)", ylim=(0, None))

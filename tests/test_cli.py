@@ -258,7 +258,7 @@ def test_tables_lose_nothing(monkeypatch, capsys, columns):
     [
         (["theory", "-m", 4], "next: uturn theory -v 32 -m 4 -s 2 --plot map.png"),
         (["theory", "--plot", "my map.png"], "next: open my map.png"),
-        (["run", "spec.toml", "--store", "a store"], "next: uturn report 'a store'"),
+        (["run", "spec.toml", "--store", "a store"], "next: uturn study 'a store'"),
         (["check", "spec.toml"], "next: uturn plan spec.toml"),
         (["explore"], "next: open uturn-laboratory.html"),
     ],

@@ -12,9 +12,9 @@ from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.networks import DenoiserModel
 from uturn.networks.own_denoisers import PREDICTIONS
 from uturn.plan import plan
+from uturn.random import keys, normals
 from uturn.studies import draw_study, records_of
 from uturn.studies.grid import draw_grid
-from uturn.random import keys, normals
 from uturn.workflows import ImageOptions
 
 SHAPE = (1, 28, 28)

@@ -299,7 +299,9 @@ def test_figures_and_tables_of_encoders(tmp_path):
         with_class = [
             axis.get_title(loc="left")
             for axis in figure.axes
-            if any("same_class" in text.get_text() and axis.get_ylabel().startswith("gap") for text in axis.get_legend().get_texts())
+            if any(
+                "same_class" in text.get_text() and axis.get_ylabel().startswith("gap") for text in axis.get_legend().get_texts()
+            )
         ]
         assert with_class == ["calibration of judge"] * with_classes
         prefix = "encoder_" if with_classes else ""

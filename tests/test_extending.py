@@ -4,6 +4,7 @@ The data are coins, which are no strings, vectors or images: n independent tosse
 """
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -86,7 +87,9 @@ class Overlap(Spec, Probe):
     type: Literal["overlap"] = "overlap"
 
     def variables(self, source):
-        return {"overlap": Variable(("noise", "item", "trajectory"), "share of equal tosses", symmetric=True)}
+        independent = source.bias**2 + (1 - source.bias) ** 2
+        dims = ("noise", "item", "trajectory")
+        return {"overlap": Variable(dims, "share of equal tosses", start=1, chance=independent, bounds=(0, 1), symmetric=True)}
 
     def read(self, u_turns, source):
         def equal(a, b):
@@ -132,6 +135,36 @@ def test_a_new_kind_of_data_from_end_to_end(registered, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "items": 400}))
     done = CliRunner().invoke(app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
+
+
+def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered, monkeypatch, tmp_path):
+    """From the store alone: the parts are not needed, and no line of analysis is written."""
+    run = ut.run(ut.Experiment.from_dict(SPEC), tmp_path / "run")
+    monkeypatch.undo()
+    found = ut.study(run)
+    # The share of equal tosses is 1 - .42 x: a quarter, half and three quarters of the way are done at these x.
+    one = found.sel(reading="overlap", axis="noise")
+    np.testing.assert_allclose(one.place.sel(estimate="value"), [0.25, 0.5, 0.75], atol=0.03)
+    assert (one.half_life[1], one.half_life[2]) == (0.3, 1.0)  # the curve is not measured between them
+    assert (one.start, one.chance) == (1, pytest.approx(0.58))
+    np.testing.assert_allclose(one.curve[:, 0], run.overlap.astype(float).mean(("item", "trajectory", "clone")))
+    assert (found.gap_p.sel(reading="overlap")[1:] > 1e-3).all()  # covered coins are drawn from the posterior
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["study", str(tmp_path / "run"), "--out", str(out)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "overlap" in done.output
+    assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
+    numbers = json.loads((out / "study.json").read_text())
+    assert numbers["readings"][0]["half_life"]["noise"]["value"] == float(one.half_life[0])
+    assert numbers["calibration"]["passed"] == {"overlap": True}
+    page = (out / "index.html").read_text()
+    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])[
+        "sections"
+    ]
+    assert section["headlines"][0]["place"][0] == pytest.approx(float(one.half_life[0]))
+    chart = section["charts"][0]
+    assert (chart["title"], len(chart["lines"])) == ("overlap", 1)
+    assert chart["lines"][0]["value"] == pytest.approx(one.curve[:, 0].values.tolist())
 
 
 def test_the_same_parts_by_their_import_path(registered, tmp_path):

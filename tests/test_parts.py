@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -786,6 +787,40 @@ def test_own_series_run(own_folder):
     assert (mean.sel(noise=0.3).diff("window") > 0.03).all()  # slow scales live longer
     # 400 signs of independent series: a share of 1/2 +- .1 is four standard deviations.
     assert abs(ds.same_sign.sel(noise=3).mean() - 0.5) < 0.1
+
+
+def test_own_series_end_in_a_page(own_folder):
+    """Curves and half-lives of one's own readings without a line of analysis code."""
+    text = (own_folder / "series.toml").read_text().replace("items = 200", "items = 60")
+    (own_folder / "few.toml").write_text(text)
+    done = command("-m", "uturn.cli", "run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
+    assert done.returncode == 0, done.stderr
+    ds = Store.open(own_folder / "results" / "run.zarr").dataset()
+    numbers = json.loads((own_folder / "results" / "study.json").read_text())
+    readings = {one["reading"]: one for one in numbers["readings"]}
+    assert list(readings) == [*(f"similarity, window = {window}" for window in (1, 4, 16)), "same_sign"]
+    curves = {
+        **{f"similarity, window = {window}": ds.similarity.sel(window=window) for window in (1, 4, 16)},
+        "same_sign": ds.same_sign.astype(float),
+    }
+    for name, values in curves.items():
+        curve, chance = values.mean(("item", "trajectory")).values, 0.5 if name == "same_sign" else 0.0
+        k = next(k for k in range(len(curve) - 1) if curve[k] > (1 + chance) / 2 >= curve[k + 1])
+        step = (curve[k] - (1 + chance) / 2) / (curve[k] - curve[k + 1])
+        half = readings[name]["half_life"]["noise"]
+        assert half["value"] == pytest.approx(ds.noise.values[k] + step * np.diff(ds.noise.values)[k])
+        assert half["low"] < half["value"] < half["high"]
+        assert readings[name]["curve"][-1]["value"] == pytest.approx(curve[-1])
+    lives = [one["half_life"]["noise"]["value"] for one in numbers["readings"][:3]]
+    assert lives == sorted(lives)  # slow scales live longer
+    assert [one["series"] for one in numbers["series"]] == ["similarity"]
+    page = (own_folder / "results" / "index.html").read_text()
+    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])[
+        "sections"
+    ]
+    assert [(chart["title"], len(chart["lines"])) for chart in section["charts"]] == [("Scales", 3), ("class", 1)]
+    assert section["headlines"][0]["label"] == "t*"
+    assert section["headlines"][0]["place"][0] == pytest.approx(readings["same_sign"]["half_life"]["noise"]["value"])
 
 
 def test_own_rules_run(own_folder):

@@ -1,4 +1,4 @@
-"""`uturn text`: its options, its analysis against plain loops and an exact model, its pages, and mistakes of users."""
+"""`uturn text`: its options, its study against plain loops and an exact model, its pages, and mistakes of users."""
 
 import io
 import json
@@ -21,13 +21,16 @@ from uturn import cli, measuring
 from uturn.cli import app
 from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
 from uturn.measures.scaling import correlation_length
+from uturn.pages import write_study
+from uturn.pages.results import RESULTS
 from uturn.plotting.style import style
-from uturn.plotting.text import draw_curves
 from uturn.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
-from uturn.workflows import TextOptions, analyse_texts, text_numbers, text_summary, write_text_results
+from uturn.studies import as_data, draw_study, records_of, summary
+from uturn.studies.headline import headline_of
+from uturn.studies.tables import remarks
+from uturn.studies.token_page import token_page
+from uturn.workflows import TextOptions
 from uturn.workflows.text_options import noise_levels
-from uturn.workflows.text_results import RESULTS
-from uturn.workflows.token_page import token_page
 
 CHAIN = '''
 """Texts of three letters, each of which is followed by itself with probability .8: the exact conditionals of masked letters."""
@@ -60,6 +63,27 @@ def chain():
     return Chain()
 '''
 
+MAJORITY = '''
+
+from uturn.protocols import Probe, Variable
+
+
+class Majority(Probe):
+    """The letter that a text has most of, as its class."""
+
+    kinds = ("tokens",)
+
+    def variables(self, source):
+        same = Variable(("noise", "item", "trajectory"), "same majority", start=1, chance="same:original_majority", group="class",
+                        bounds=(0, 1), symmetric=True)
+        return {"majority": same, "original_majority": Variable(("noise", "item"), "majority", role="record")}
+
+    def read(self, u_turns, source):
+        before, after = (np.stack([(ids == k).sum(-1) for k in range(3)]).argmax(0)
+                         for ids in (u_turns.originals.data, u_turns.reconstructions))
+        return {"majority": (before[:, None] == after).astype(float), "original_majority": before}
+'''
+
 
 def drawn(lengths, seed=0):
     """Texts of the chain."""
@@ -77,7 +101,7 @@ def drawn(lengths, seed=0):
 def folder(tmp_path_factory):
     """A folder with the chain as a model and two files of texts, of one length and of several."""
     place = tmp_path_factory.mktemp("texts")
-    (place / "letter_chain.py").write_text(CHAIN)
+    (place / "letter_chain.py").write_text(CHAIN + MAJORITY)
     (place / "equal.txt").write_text("\n".join(drawn([12] * 40)))
     (place / "several.txt").write_text("\n".join(drawn(np.random.default_rng(1).integers(6, 17, 40))))
     sys.path.insert(0, str(place))
@@ -199,48 +223,54 @@ def test_of_equal_lengths_nothing_is_corrected(folder):
     xr.testing.assert_allclose(*lengths)
 
 
-def test_analysis_gives_the_curves_of_the_measures(measured):
-    run, source = measured
-    found = analyse_texts(run, source)
+def test_the_study_gives_the_curves_of_the_measures(measured):
+    run, _ = measured
+    found = ut.study(run)
+    changes = found.isel(changes=0)
+    assert changes.unit_of_distance == "tokens"
     chi = susceptibility_of(run)
-    assert np.isnan(found.chi[0]).all()
+    assert np.isnan(changes.chi[0]).all()
     for k, name in enumerate(("chi", "low", "high")):
-        np.testing.assert_allclose(found.chi[1:, k], chi[name])
+        np.testing.assert_allclose(changes.chi[1:, k], chi[name])
     present = present_pairs(run.change_covariance)
     distances = found.distance.values.astype(int)
     pairs = [sum(max(int(n) - r, 0) for n in run.length.values) for r in range(run.sizes["distance"])]
     assert distances.tolist() == [r for r in range(len(pairs)) if r == 0 or pairs[r] >= pairs[1] / 2]
     whole = correlations_of(run, present=present).correlation.isel(distance=distances)
-    np.testing.assert_allclose(found.correlation[1:, :, 0], whole)
+    np.testing.assert_allclose(changes.correlation[1:, :, 0], whole)
     length = correlation_length(run.change_covariance.isel(distance=distances), present=present.isel(distance=distances))
-    np.testing.assert_allclose(found.correlation_length[1:, 0], length.length)
+    np.testing.assert_allclose(changes.xi[1:, 0], length.length)
     kept = run.kept.astype(float).mean(["item", "trajectory", "clone"])
     for span in run.span.values:
-        one = found.sel(reading=f"tokens: {f'{span} kept' if span > 1 else 'kept'}")
-        np.testing.assert_allclose(one.similarity[:, 0], [1, *kept.sel(span=span)])
+        one = found.sel(reading=f"kept, span = {span}")
+        np.testing.assert_allclose(one.curve[:, 0], [1, *kept.sel(span=span)])
     gap = ut.calibration(run, ["kept"])
-    assert found.tested.values.tolist() == ["kept", "runs of 2 kept", "runs of 4 kept"]
-    np.testing.assert_allclose(found.gap[:, 1:, 0].T, gap.gap)
-    np.testing.assert_allclose(found.gap_p[:, 1:].T, gap.p_holm)
+    tested = found.sel(reading=[f"kept, span = {span}" for span in (1, 2, 4)])
+    assert set(tested.family.values) == {"text"}
+    np.testing.assert_allclose(tested.gap[:, 1:, 0].T, gap.gap)
+    np.testing.assert_allclose(tested.gap_p[:, 1:].T, gap.p_holm)
 
 
 def test_an_exact_model_is_calibrated_and_a_cold_one_is_not(measured, folder):
-    run, source = measured
-    found = analyse_texts(run, source)
-    assert text_numbers(found)["calibration"]["passed"]
-    kept = found.similarity.sel(reading="tokens: kept", estimate="value").values
+    run, _ = measured
+    found = ut.study(run)
+    assert as_data(found)["calibration"]["passed"] == {"text": True}
+    kept = found.curve.sel(reading="kept, span = 1", estimate="value").values
     assert (np.diff(kept) < 0).all()
     assert kept[-1] == pytest.approx(1 / 3, abs=0.04)  # 40 texts of 11 letters, 12 draws of each: 4 s.d. are .03
-    assert found.correlation.sel(distance=1, estimate="low")[2:].min() > 0  # neighbours change together
+    assert found.correlation.sel(distance=1, estimate="low").isel(changes=0)[2:].min() > 0  # neighbours change together
     cold = options(folder, data=str(folder / "several.txt"), items=40, levels="0.5,0.8", clones=2, temperature=0.3).experiment()
     assert "not a draw from the posterior" in cold.parts.backward.describe()
-    assert not text_numbers(analyse_texts(ut.run(cold)))["calibration"]["passed"]
+    assert as_data(ut.study(ut.run(cold)))["calibration"]["passed"] == {"text": False}
 
 
 # --- places on curves --------------------------------------------------------------------------------------------------------
 
 
-def forged(chi, noise, items=60, scatter=0.1, seed=0, **more):
+PROBES = [{"type": "kept_tokens"}, {"type": "changes"}]
+
+
+def forged(chi, noise, items=60, scatter=0.1, seed=0, probes=(), **more):
     """A run whose susceptibility is chi(noise) at unit variance, with independent scatter of the items."""
     rng = np.random.default_rng(seed)
     noise = np.asarray(noise, float)
@@ -257,34 +287,47 @@ def forged(chi, noise, items=60, scatter=0.1, seed=0, **more):
             **{name: (dims[: np.ndim(values)], values) for name, values in more.items()},
         },
         coords={"noise": noise, "span": [1, 2], "distance": np.arange(5.0), "length": ("item", np.full(items, 5))},
+        attrs={"spec": json.dumps({"source": {"type": "tokens"}, "probes": [*PROBES, *probes]})},
     )
 
 
+def said(found):
+    """All remarks of a study."""
+    return "; ".join(remarks(found))
+
+
+def t_star(found):
+    """The noise of the peak of chi, with its interval."""
+    return found.peak_at.sel(axis="noise").isel(changes=0)
+
+
 def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
-    found = analyse_texts(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, np.linspace(0.1, 1, 10)))
-    assert "susceptibility" not in found.attrs["remark"]
-    assert found.peak[0] == pytest.approx(4, abs=0.1)
-    assert float(found.peak_cross_fitted) == pytest.approx(4, abs=0.1)
-    assert found.transition[1] < 0.47 < found.transition[2]
-    assert found.transition[2] - found.transition[1] <= 0.2
-    numbers = text_numbers(found)
+    found = ut.study(forged(lambda x: 4 - 6 * (x - 0.47) ** 2, np.linspace(0.1, 1, 10)))
+    assert "susceptibility" not in said(found)
+    assert found.peak[0, 0] == pytest.approx(4, abs=0.1)
+    assert found.peak_cross_fitted.item() == pytest.approx(4, abs=0.1)
+    place = t_star(found)
+    assert place[1] < 0.47 < place[2]
+    assert place[2] - place[1] <= 0.2
+    assert headline_of(found).place[0] == pytest.approx(place.values)
+    (numbers,) = as_data(found)["changes"]
     assert 0.5 in np.round(numbers["levels_of_peak"], 9)
     assert not numbers["plateau"]
-    assert [one["n_eff"] for one in numbers["susceptibility"]] == [None, *[60] * 10]
-    assert numbers["peak_cross_fitted"] == float(found.peak_cross_fitted)
+    assert numbers["n_eff"] == [None, *[60] * 10]
+    assert numbers["peak_cross_fitted"] == found.peak_cross_fitted.item()
 
 
 def test_a_plateau_is_called_one():
-    found = analyse_texts(forged(lambda x: 4 if 0.25 < x < 0.75 else 1, np.linspace(0.1, 1, 10)))
-    assert "at 5 levels, noise 0.3 to 0.7: a plateau" in found.attrs["remark"]
-    np.testing.assert_allclose(found.transition[1:], (0.25, 0.75))
-    assert text_numbers(found)["plateau"]
-    assert "(plateau)" in shown_table(found)
+    found = ut.study(forged(lambda x: 4 if 0.25 < x < 0.75 else 1, np.linspace(0.1, 1, 10)))
+    assert "at 5 levels, noise 0.3 to 0.7: a plateau" in said(found)
+    np.testing.assert_allclose(t_star(found)[1:], (0.25, 0.75))
+    assert as_data(found)["changes"][0]["plateau"]
+    assert "a plateau" in " ".join(shown_table(found).split())
 
 
 def shown_table(found):
     console = Console(width=200, record=True, file=io.StringIO())
-    for one in text_summary(found):
+    for one in summary(found):
         console.print(one)
     return console.export_text()
 
@@ -293,12 +336,12 @@ def test_levels_at_which_one_text_changes_have_no_part_in_the_peak():
     run = forged(lambda x: 4 - 6 * (x - 0.47) ** 2, np.linspace(0.1, 1, 10), items=32)
     run.change_covariance[8, 1:], run.change_covariance_sum[8, 1:] = 0, 0
     run.change_covariance_sum[8, 0] = 9.0  # chi of the one text
-    found = analyse_texts(run)
-    assert found.chi[9, 0] == 9
-    assert np.isnan(found.chi[9, 1:]).all()
-    assert found.transition[1] < 0.47 < found.transition[2]
-    assert "fewer than 5 originals decide the susceptibility at noise 0.9 (n_eff)" in found.attrs["remark"]
-    assert found.n_eff[9] == pytest.approx(1)
+    found = ut.study(run)
+    assert found.chi[0, 9, 0] == 9
+    assert np.isnan(found.chi[0, 9, 1:]).all()
+    assert t_star(found)[1] < 0.47 < t_star(found)[2]
+    assert "fewer than 5 originals decide the susceptibility at noise 0.9 (n_eff)" in said(found)
+    assert found.n_eff[0, 9] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -309,11 +352,12 @@ def test_levels_at_which_one_text_changes_have_no_part_in_the_peak():
     ],
 )
 def test_without_a_peak_inside_there_is_no_transition(chi, words):
-    found = analyse_texts(forged(chi, np.linspace(0.1, 0.9, 9)))
-    assert np.isnan(found.transition).all()
-    assert words in found.attrs["remark"]
-    assert text_numbers(found)["transition"] == {"value": None, "low": None, "high": None}
-    assert text_numbers(found)["peak_cross_fitted"] is None
+    found = ut.study(forged(chi, np.linspace(0.1, 0.9, 9)))
+    assert np.isnan(found.peak_at).all()
+    assert words in said(found)
+    (numbers,) = as_data(found)["changes"]
+    assert numbers["peak_at"]["noise"] == {"value": None, "low": None, "high": None}
+    assert numbers["peak_cross_fitted"] is None
 
 
 @pytest.mark.parametrize(
@@ -325,9 +369,9 @@ def test_without_a_peak_inside_there_is_no_transition(chi, words):
 )
 def test_a_peak_that_is_as_high_as_one_of_the_ends_is_unsure(end, words):
     run = forged(lambda x: {0.5: 4.1, end: 4.0}.get(round(x, 1), 2.0), np.linspace(0.1, 1, 10), scatter=0.5)
-    found = analyse_texts(run)
-    assert words in found.attrs["remark"]
-    assert end in found.transition.values[1:]
+    found = ut.study(run)
+    assert words in said(found)
+    assert end in t_star(found).values[1:]
 
 
 def test_half_lives_and_the_chance_of_sentences():
@@ -336,22 +380,31 @@ def test_half_lives_and_the_chance_of_sentences():
     run = forged(
         lambda x: 4 - 6 * (x - 0.47) ** 2,
         noise,
+        probes=[{"type": "text_encoder", "model": "words/enc"}],
         sentence_similarity=flat * (1 - 0.5 * noise)[:, None, None],
         sentence_chance=np.full((10, 60), 0.6),
         kept_segments=flat * (1 - noise)[:, None, None],
-    ).assign_attrs(spec=json.dumps({"probes": [{"type": "text_encoder", "model": "words/enc"}]}))
-    found = analyse_texts(run).set_index(reading="reading")
-    half = found.half_life.sel(estimate="value")
-    assert half.sel(reading="tokens: kept") == pytest.approx(0.5, abs=0.01)
-    assert half.sel(reading="segments: kept whole") == pytest.approx(0.5)
-    assert half.sel(reading="sentence: words/enc") == pytest.approx(0.4)  # halfway from 1 to .6, not to .5
-    assert float(found.chance.sel(reading="sentence: words/enc")) == pytest.approx(0.6)
-    assert text_numbers(found)["kept"]["sentence"]["words/enc"]["chance"] == pytest.approx(0.6)
+    )
+    found = ut.study(run)
+    half = found.half_life.sel(axis="noise", estimate="value")
+    assert half.sel(reading="kept, span = 1") == pytest.approx(0.5, abs=0.01)
+    assert half.sel(reading="kept_segments") == pytest.approx(0.5)
+    sentence = found.sel(reading="sentence_similarity")
+    assert sentence.model == "words/enc"
+    assert half.sel(reading="sentence_similarity") == pytest.approx(0.4)  # halfway from 1 to .6, not to .5
+    assert float(sentence.chance) == pytest.approx(0.6)
+    (numbers,) = [one for one in as_data(found)["readings"] if one["group"] == "sentence"]
+    assert numbers["chance"] == pytest.approx(0.6)
 
 
 def test_layers_regions_and_likelihood_are_read_by_their_names():
     noise = np.linspace(0.2, 1, 5)
-    run = forged(lambda x: 4 - 6 * (x - 0.5) ** 2, noise, items=8)
+    probes = [
+        {"type": "text_layers", "model": "some/bert", "name": "bert"},
+        {"type": "text_layers", "model": "same", "name": "same"},
+        {"type": "text_likelihood", "model": "a/gpt"},
+    ]
+    run = forged(lambda x: 4 - 6 * (x - 0.5) ** 2, noise, items=8, probes=probes)
     fall = (1 - noise)[:, None, None, None] * np.ones((5, 8, 2, 1))
     dims = ("noise", "item", "trajectory")
     for prefix in ("bert_", "same_"):
@@ -361,40 +414,44 @@ def test_layers_regions_and_likelihood_are_read_by_their_names():
     run["log_likelihood"] = dims, -1 - fall[..., 0]
     run["original_log_likelihood"] = dims[:2], np.full((5, 8), -1.5)
     layers = ["embeddings", "block 1"]
-    probes = [
-        {"type": "text_layers", "model": "some/bert", "name": "bert"},
-        {"type": "text_layers", "model": "same", "name": "same"},
-    ]
-    probes.append({"type": "text_likelihood", "model": "a/gpt"})
-    run = run.assign_coords(bert_text_layer=layers, same_text_layer=layers, region=["C", "F", "H"])
-    found = analyse_texts(run.assign_attrs(spec=json.dumps({"probes": probes})))
-    names = found.reading.values.tolist()
-    assert names[2:5] == ["regions: C", "regions: F", "regions: H"]
-    assert names[5:7] == ["layers: embeddings of bert", "layers: block 1 of bert"]
-    assert names[-2:] == ["tokens in layers: embeddings of same", "tokens in layers: block 1 of same"]
-    np.testing.assert_allclose(found.sel(reading="layers: block 1 of bert").similarity[1:, 0], 0.5 * (1 - noise))
-    np.testing.assert_allclose(found.log_likelihood[:, 0], [-1.5, *(noise - 2)])
+    found = ut.study(run.assign_coords(bert_text_layer=layers, same_text_layer=layers, region=["C", "F", "H"]))
+    groups = {
+        (group, probe): found.level.values[(found.group == group) & (found.probe == probe)].tolist()
+        for group, probe in zip(found.group.values.tolist(), found.probe.values.tolist(), strict=True)
+    }
+    assert groups == {
+        ("tokens", "kept_tokens"): ["1", "2"],
+        ("layers", "bert"): layers,
+        ("layers", "same"): layers,
+        ("tokens in layers", "same"): layers,
+        ("regions", "kept_tokens"): ["C", "F", "H"],
+        ("likelihood", "text_likelihood"): [""],
+    }
+    models = found.model.sel(reading=["bert_text_similarity, bert_text_layer = block 1", "log_likelihood"]).values.tolist()
+    assert models == ["some/bert", "a/gpt"]
+    last = found.sel(reading="bert_text_similarity, bert_text_layer = block 1")
+    np.testing.assert_allclose(last.curve[1:, 0], 0.5 * (1 - noise))
+    np.testing.assert_allclose(found.sel(reading="log_likelihood").curve[:, 0], [-1.5, *(noise - 2)])
+    assert found.series.values.tolist() == ["bert_text_similarity", "same_text_similarity", "same_token_similarity"]
     with style() as plt:
-        figure = draw_curves(found)
+        figure = draw_study(found)
         titles = [axis.get_title(loc="left") for axis in figure.axes if axis.axison]
         plt.close(figure)
     assert titles == [
-        *("kept", "tokens that change together", "correlation of changes", "correlation length", "regions"),
-        *("hidden states, mean over tokens", "likelihood under a/gpt"),
+        *("tokens", "layers: bert_text_similarity", "layers: same_text_similarity", "tokens in layers", "regions", "likelihood"),
+        *("tokens that change together", "correlation of changes", "correlation length"),
     ]
 
 
 def test_what_cannot_be_analysed():
     run = forged(lambda x: 1, [0.5, 1.0], items=3)
-    with pytest.raises(ValueError, match="run = 3: expected the dataset"):
-        analyse_texts(3)
-    with pytest.raises(ValueError, match="no share of kept tokens"):
-        analyse_texts(run.drop_vars("kept"))
+    with pytest.raises(ValueError, match="ds = 3: expected the dataset"):
+        ut.study(3)
     with pytest.raises(ValueError, match="2 tasks are missing"):
-        analyse_texts(run.assign_attrs(missing_tasks=2))
-    assert "a single trajectory" in analyse_texts(run.drop_vars(["change_covariance", "change_covariance_sum"])).attrs["remark"]
+        ut.study(run.assign_attrs(missing_tasks=2))
+    assert "changes" not in ut.study(run.drop_vars(["change_covariance", "change_covariance_sum"])).dims
     nothing = run.assign(change_covariance=0 * run.change_covariance, change_covariance_sum=0 * run.change_covariance_sum)
-    assert "nothing changes" in analyse_texts(nothing).attrs["remark"]
+    assert "nothing changes" in said(ut.study(nothing))
 
 
 @pytest.mark.parametrize(("items", "varies"), [(1, 1), (3, 0)], ids=["a single text", "nothing changes"])
@@ -403,7 +460,7 @@ def test_what_has_no_interval_is_drawn(items, varies):
     for name in ("change_covariance", "change_covariance_sum"):
         run[name] = varies * run[name]
     with style() as plt:
-        figure = draw_curves(analyse_texts(run))
+        figure = draw_study(ut.study(run))
         figure.canvas.draw()
         low, high = figure.axes[1].get_ylim()
         plt.close(figure)
@@ -414,10 +471,10 @@ def test_what_has_no_interval_is_drawn(items, varies):
 
 
 def hostile(texts, changed=None):
-    """An analysis that shows these texts, a list of tokens each, and their copies."""
+    """A study that shows these texts, a list of tokens each, and their copies."""
     count, length = len(texts), max(map(len, texts))
     padded = np.array([[*text, *[""] * (length - len(text))] for text in texts])
-    base = analyse_texts(forged(lambda x: 4 - 6 * (x - 0.5) ** 2, [0.25, 0.5, 0.75], items=4))
+    base = ut.study(forged(lambda x: 4 - 6 * (x - 0.5) ** 2, [0.25, 0.5, 0.75], items=4))
     dims = ("shown_noise", "shown_item", "position")
     marks = np.zeros((1, count, length), bool)
     marks[0, :, 0] = True
@@ -481,7 +538,7 @@ def test_texts_with_markup_stay_texts():
 
 def test_page_marks_what_was_noised_and_what_changed(measured):
     run, source = measured
-    data = analyse_texts(run, source)
+    data = records_of(run, source)
     page = token_page(data)
     originals = source.ids(np.arange(3))
     first = run.isel(item=slice(3), trajectory=0, clone=0).token.values
@@ -501,15 +558,15 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
     (tmp_path / "regions.txt").write_text("\n".join("<" * 6 + "&" * 6 for _ in texts))
     experiment = options(folder, regions=str(tmp_path / "regions.txt"), segments=["b"], items=4, levels=2).experiment()
     run = ut.run(experiment)
-    data = analyse_texts(run, experiment.parts.source)
-    assert {"regions: <", "regions: &", "segments: kept whole"} <= set(data.reading.values)
-    page = token_page(data)
+    found = ut.study(run)
+    assert {"kept_region, region = <", "kept_region, region = &", "kept_segments"} <= set(found.reading.values)
+    page = token_page(records_of(run, experiment.parts.source))
     assert "region &lt;" in page
     assert "region &amp;" in page
     wanted = sum(text.count("b") for text in texts[:3])
     assert len(re.findall("<b>[^&]", page)) == wanted
     np.testing.assert_allclose(
-        data.sel(reading="regions: <").similarity[1:, 0], run.kept_region.sel(region="<").mean(["item", "trajectory"])
+        found.sel(reading="kept_region, region = <").curve[1:, 0], run.kept_region.sel(region="<").mean(["item", "trajectory"])
     )
     with pytest.raises(ValueError, match="segments: 'x' is not one token of the model"):  # and has a character of none
         ut.run(options(folder, segments=["x"], items=4, levels=2).experiment())
@@ -553,23 +610,24 @@ def results(folder, tmp_path_factory):
 
 
 def numbers_in(out):
-    return json.loads((out / "text.json").read_text())
+    return json.loads((out / "study.json").read_text())
 
 
 def test_command_writes_everything(results):
     out, output = results
-    assert {path.name for path in out.iterdir()} == {*RESULTS, "run.zarr"}
-    for name in ("curves", "tokens"):
+    expected = {name for name in RESULTS if not name.startswith("grid")}
+    assert {path.name for path in out.iterdir()} == {*expected, "study.zarr", "run.zarr"}
+    for name in ("study", "tokens"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
-    assert "susceptibility peaks, t*" in output
-    assert "half-life: runs of 2 tokens kept" in output
+    assert "changes: chi is largest" in output
+    assert "kept, span = 2" in output
     assert "letter_chain:chain, order random, one token a call · 10 texts of equal.txt" in output
     run = xr.open_zarr(out / "run.zarr").load()
-    again = json.loads(json.dumps(text_numbers(analyse_texts(run))))
-    assert {**numbers_in(out), "remark": ""} == {**again, "remark": ""}
-    kept = xr.open_zarr(out / "analysis.zarr").load()
-    np.testing.assert_array_equal(kept.similarity, analyse_texts(run).similarity)
+    again = json.loads(json.dumps(as_data(ut.study(run))))
+    assert numbers_in(out) == again
+    kept = xr.open_zarr(out / "study.zarr").load()
+    np.testing.assert_array_equal(kept.curve, ut.study(run).curve)
 
 
 def test_shares_and_interruptions_make_the_same_run(results, folder, tmp_path, monkeypatch):
@@ -613,9 +671,37 @@ def test_results_of_a_finished_store(results, folder, tmp_path):
     out, _ = results
     done = command("--run", out / "run.zarr", "--out", tmp_path)
     assert done.exit_code == 0, done.output
-    assert numbers_in(tmp_path)["kept"] == numbers_in(out)["kept"]
+    assert numbers_in(tmp_path)["readings"] == numbers_in(out)["readings"]
     assert "the texts are not shown" in numbers_in(tmp_path)["remark"]  # that would run the user's code, which a store may name
     assert not (tmp_path / "tokens.html").exists()
+
+
+def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_path):
+    spec = options(folder, items=40, levels=5, trajectories=1).experiment().to_dict()
+    spec["probes"].append({"type": "letter_chain:Majority"})
+    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "run.zarr")
+    done = command("--run", tmp_path / "run.zarr", "--out", tmp_path / "out")
+    assert done.exit_code == 0, (done.output, done.exception)
+    numbers = {one["reading"]: one for one in numbers_in(tmp_path / "out")["readings"]}
+    majority = numbers["majority"]
+    assert (majority["group"], majority["start"], majority["probe"]) == ("class", 1, "Majority")
+    _, counts = np.unique(run.original_majority.isel(noise=0), return_counts=True)
+    assert majority["chance"] == pytest.approx(np.square(counts / 40).sum())
+    # Linear between the levels, halfway from 1 to the probability that two texts have the same majority.
+    curve = [1, *run.majority.mean(["item", "trajectory"]).values]
+    halfway, x = (1 + majority["chance"]) / 2, [0, *run.noise.values]
+    k = next(k for k, value in enumerate(curve) if value < halfway)
+    expected = x[k - 1] + (curve[k - 1] - halfway) / (curve[k - 1] - curve[k]) * (x[k] - x[k - 1])
+    star = majority["half_life"]["noise"]
+    assert star["value"] == pytest.approx(expected)
+    assert star["low"] < star["value"] < star["high"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])[
+        "sections"
+    ]
+    assert section["headlines"][0]["label"] == "t*"
+    assert section["headlines"][0]["place"][0] == pytest.approx(expected)
+    assert "class" in [chart["title"] for chart in section["charts"]]
 
 
 def test_options_from_a_file(folder, tmp_path):
@@ -633,16 +719,15 @@ def test_options_from_a_file(folder, tmp_path):
 def test_results_go_into_a_folder_only(measured, results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; expected a folder"):
-        write_text_results(*[measured[0], tmp_path / "file"])
+        write_study(measured[0], tmp_path / "file")
     with pytest.raises(ValueError, match="is a store itself"):
-        write_text_results(measured[0], results[0] / "run.zarr")
+        write_study(measured[0], results[0] / "run.zarr")
 
 
 def test_tables_are_short(measured):
-    found = analyse_texts(*measured)
-    tables = list(text_summary(found))
-    assert len(tables) == 2
-    assert "no gap is detected" in tables[1].title or "too few" in tables[1].title
+    tables = [one for one in summary(ut.study(measured[0])) if not isinstance(one, str)]
+    assert len(tables) == 3  # half-lives, changes, calibration
+    assert "no gap is detected" in tables[-1].title or "too few" in tables[-1].title
 
 
 def test_help_says_what_is_measured():
@@ -698,7 +783,8 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
     words = re.sub("<[^>]*>", "", (tmp_path / "tokens.html").read_text())
     assert "the cat sat on the mat ." in words
     assert "the dogs sat on a cat ." in words  # a continuation of a word has no blank before it
-    assert numbers_in(tmp_path)["kept"]["segments"]["kept whole"]["values"][0]["value"] == 1
+    (segments,) = [one for one in numbers_in(tmp_path)["readings"] if one["reading"] == "kept_segments"]
+    assert segments["curve"][0]["value"] == 1
 
 
 @pytest.mark.parametrize(

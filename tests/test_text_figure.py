@@ -33,7 +33,7 @@ def forged_curves(chi=lambda x: 1 + 3 * x * (1 - x), identity=1.0, reach=2.0, se
             "change_covariance_sum": (("noise", "item"), total),
         },
         coords={"noise": NOISE, "span": [1, text.SPAN], "distance": r, "length": ("item", np.full(ITEMS, 32))},
-        attrs={"spec": json.dumps({"probes": []})},
+        attrs={"spec": json.dumps({"probes": [{"type": "kept_tokens"}, {"type": "changes"}]})},
     )
 
 

@@ -105,8 +105,18 @@ class Scales(Probe):
     def variables(self, source):
         dims = ("noise", "item", "trajectory")
         return {
-            "similarity": Variable((*dims, "window"), "cosine of block averages", symmetric=True),
-            "same_sign": Variable(dims, "sign of the mean is kept", symmetric=True),
+            "similarity": Variable(
+                (*dims, "window"),
+                "cosine of block averages",
+                start=1,  # without noise
+                chance=0,  # of two independent series
+                bounds=(-1, 1),
+                order="window",
+                symmetric=True,
+            ),
+            "same_sign": Variable(
+                dims, "sign of the mean is kept", start=1, chance=0.5, bounds=(0, 1), group="class", symmetric=True
+            ),
         }
 
     def coordinates(self, source):

@@ -219,8 +219,8 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
         dims = checked_dims(label, probe.coordinates(source))
         variables = checked_variables(label, probe.variables(source), dims)
-        names = {"probe": _probe_name(probe), "model": str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))}
-        variables = {name: replace(variable, **names) for name, variable in variables.items()}
+        probe_name, model = _probe_name(probe), str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))
+        variables = {name: replace(variable, probe=probe_name, model=model) for name, variable in variables.items()}
         variables = with_clones(variables) if clones > 1 else variables
         for name in variables:
             if any(name in one.variables for one in found):
@@ -246,7 +246,7 @@ def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]
 
 def _probe_name(probe: Any) -> str:
     """Name of a probe in the spec, by default its type, or its class if it is user-defined."""
-    return str(getattr(probe, "name", None) or (repr(probe).rpartition(":")[2] if is_own(probe) else probe.type))
+    return str(getattr(probe, "name", None) or (type(unwrapped(probe)).__name__ if is_own(probe) else probe.type))
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:

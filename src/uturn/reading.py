@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ATTRIBUTE = "reading"
+_SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all others are own dims of a variable
 
 
 def _no_bool(value: Any) -> Any:
@@ -48,12 +49,13 @@ class Instructions(BaseModel):
     model: StrictStr = ""
 
     def check(self, dims: Sequence[str]) -> None:
-        """ValueError if the bounds are not increasing, or `order` is none of the dims."""
+        """ValueError if the bounds are not increasing, or `order` is none of its own dims."""
         low, high = self.bounds
         if low is not None and high is not None and not low < high:
             raise ValueError(f"bounds = {self.bounds}: expected a smaller and a larger number, or None")
-        if self.order is not None and self.order not in dims:
-            raise ValueError(f"order = {shown(self.order)}: expected one of its dims {tuple(dims)}")
+        own = tuple(dim for dim in dims if dim not in _SHARED_DIMS)
+        if self.order is not None and self.order not in own:
+            raise ValueError(f"order = {shown(self.order)}: expected one of its own dims {own}")
 
     @property
     def is_share(self) -> bool:
@@ -62,7 +64,7 @@ class Instructions(BaseModel):
 
 
 def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
-    """The instructions of all variables of a run, in the order in which its probes declare them.
+    """The instructions of all variables of a run, in the order in which its probes declare them, then those that were added.
 
     Raises
     ------
@@ -71,8 +73,9 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
     """
     spec_names = _of_old_store(run)
     order = [str(name) for name in run.attrs.get("variables", ()) if name in run.data_vars]
+    added = [str(name) for name in run.data_vars if name not in order and (not order or ATTRIBUTE in run[name].attrs)]
     instructions = {}
-    for name in order or map(str, run.data_vars):
+    for name in order + added:
         values = run[name]
         if "noise" not in values.dims:
             continue
@@ -83,7 +86,7 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
                 raise ValueError("expected a table")
             instructions[name] = Instructions.model_validate(table)
             instructions[name].check([str(dim) for dim in values.dims])
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             words = validation_words(error) if isinstance(error, ValidationError) else error
             raise ValueError(f"{name}: the attribute {ATTRIBUTE!r} is damaged ({words}); copy the store again") from None
     return instructions
@@ -92,12 +95,13 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
 def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Instructions of the variables of the built-in probes in the stored spec, {variable: table}."""
     try:
-        tables = json.loads(run.attrs.get("spec", "{}")).get("probes", [])
-    except (ValueError, TypeError, AttributeError):
+        spec = json.loads(run.attrs.get("spec", "{}"))
+        tables, source = spec.get("probes", []), spec.get("source", {})
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
     found: dict[str, dict[str, Any]] = {}
     for table in tables if isinstance(tables, list) else []:
-        known = _declarations().get(table.get("type")) if isinstance(table, Mapping) else None
+        known = _declarations().get(str(table.get("type"))) if isinstance(table, Mapping) else None
         if known is None:
             continue
         prefix = f"{table['name']}_" if table.get("name") else ""
@@ -106,12 +110,22 @@ def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
             "model": str(table.get("classifier") or table.get("model") or ""),
         }
         for name, declared in known.items():
+            if name == "change_covariance":
+                declared = declared | {"unit": _unit_of_sites(source, table)}
             found[prefix + name] = {**prefixed(declared, prefix), **names}
             if declared.get("family") in known:  # a family that is named after a variable is one of this probe
                 found[prefix + name]["family"] = f"{prefix}{declared['family']}"
             if declared.get("symmetric"):
                 found[f"clone_{prefix}{name}"] = {"role": "record", **names}
     return found
+
+
+def _unit_of_sites(source: Any, probe: Mapping[str, Any]) -> str:
+    """What the probe `changes` calls the sites of a built-in source."""
+    images = f"patches of {probe.get('patch', 4)} pixels" if probe.get("layer") is None else "positions"
+    units = {"tokens": "tokens", "rhm": "leaves", "filtered_rhm": "leaves"}
+    units |= dict.fromkeys(("fashion_mnist", "array", "images", "generated"), images)
+    return units.get(str(source.get("type")), "sites") if isinstance(source, Mapping) else "sites"
 
 
 def prefixed(declared: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -124,7 +138,8 @@ def prefixed(declared: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         first, equal, rest = name.partition("=")
         return f"{same}{':' if same else ''}{prefix}{first}{equal}{rest}"
 
-    return {key: renamed(value) if key in ("start", "chance", "order") else value for key, value in declared.items()}
+    names = ("start", "chance", "order") if declared.get("family") == "text" else ("start", "chance", "order", "family")
+    return {key: renamed(value) if key in names else value for key, value in declared.items()}
 
 
 @cache

@@ -18,32 +18,59 @@ from uturn.cli.running import run_into
 def run(
     spec: Spec,
     store: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="STORE", help="Folder of the zarr store to fill, or URL such as s3://bucket/run.", rich_help_panel=OUTPUT
+            metavar="STORE",
+            help="Folder of the zarr store to fill, or URL such as s3://bucket/run.",
+            show_default="run.zarr in --out",
+            rich_help_panel=OUTPUT,
         ),
-    ],
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Study the finished run: folder, or URL of object storage, for the page, figure and numbers.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    *,
     running: Running,
 ) -> None:
     """Run an experiment from a file into a store; readings that the store has already are not measured again.
 
     Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
     each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise
-    levels, trajectories or clones is extended.
+    levels, trajectories or clones is extended. With --out it ends as `uturn study STORE --out FOLDER`: curves, half-lives, a page.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
+
+    Example: `uturn run examples/epsilon.toml --out results/epsilon`
     """
     from uturn.experiment import Experiment
 
+    if store is None and out is None:
+        raise ValueError("store: missing; expected --store STORE, or --out FOLDER")
     experiment = Experiment.from_file(spec)
+    if out is not None:
+        from uturn.outputs import output_folder
+        from uturn.pages.results import check_folder
+
+        with output_folder("out", out) as folder:
+            check_folder(folder)
+            store = store or folder.place("run.zarr")
+    assert store is not None
     ds = run_into(store, experiment, running)
-    out = console()
     done = "complete" if ds.attrs["complete"] else f"share {running.shard} done, {ds.attrs['missing_tasks']} tasks missing"
-    out.print(f"{store}: {done}, spec {experiment.hash[:12]}")
+    console().print(f"{store}: {done}, spec {experiment.hash[:12]}")
     for name in ds.attrs["variables"]:
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
-        out.print(f"  {name} ({dims}): {ds[name].attrs['long_name']}")
-    say_next(run=("report", store) if ds.attrs["complete"] else ("status", store))
+        console().print(f"  {name} ({dims}): {ds[name].attrs['long_name']}")
+    if out is not None and ds.attrs["complete"]:
+        from uturn.cli.pages import study
+
+        return study([store], out)
+    say_next(run=("study", store) if ds.attrs["complete"] else ("status", store))
 
 
 @command(EXPERIMENTS)

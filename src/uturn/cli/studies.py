@@ -37,8 +37,8 @@ def images(
     predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
     the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
     the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, and the run itself, `run.zarr`.
-    With --clones 2 or more also whether reconstructions are draws from the posterior. It can be stopped at any time; the same command
-    continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
+    With --clones 2 or more also whether reconstructions are draws from the posterior. It can be stopped at any time; the same
+    command continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
     Fashion-MNIST model that comes with the package, in a few minutes.
 
     Example: `uturn images --out results/fashion`

@@ -233,8 +233,8 @@ def check_denoiser(
         )
     elif ratio < FITS:
         yield (
-            f"does not fit what is declared, that it predicts {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its prediction of "
-            f"originals at abar = {ABAR[level]} is {ratio:.2g} of that if {words}"
+            f"does not fit what is declared, that it predicts {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its "
+            f"prediction of originals at abar = {ABAR[level]} is {ratio:.2g} of that if {words}"
         )
 
 

@@ -16,7 +16,8 @@ from uturn.outputs import OutputFolder, output_folder
 from uturn.pages.page import write_page
 from uturn.pages.writing import check_results, named_in, write_figures
 from uturn.studies import as_data, records_of, study, tidy
-from uturn.studies.runs import kept_images, originals
+from uturn.studies.axes import common_axis
+from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.token_page import token_page
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def write_study(
     title: str = "",
     groups: Sequence[str] = (),
     save_images: bool = False,
-) -> Study | dict[str, Study]:
+) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
     Writes `study.zarr` (the dataset of `uturn.study`), `study.json` (its numbers), `curves.csv` and `numbers.csv` (`tidy`),
@@ -65,7 +66,7 @@ def write_study(
 
     Returns
     -------
-    The study, or the studies by name.
+    The study (`uturn.studies.Study`), or a dict of the studies by name.
 
     Raises
     ------
@@ -77,7 +78,10 @@ def write_study(
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
         studies = {name: study(one) for name, one in named.items()}
-        single = next(iter(studies.values())) if len(named) == 1 else None
+        single = None
+        if len(named) == 1:
+            records = records_of(run, source)
+            single = _with_remark(next(iter(studies.values())), bool(kept_texts(run)) and "original_piece" not in records.coords)
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
         stores = _write_numbers(results.path, studies, single)
@@ -93,7 +97,7 @@ def write_study(
             from uturn.studies.figure import draw_study
             from uturn.studies.grid import draw_grid
 
-            whole = single.merge(records_of(run, source), combine_attrs="override").assign_attrs(title=title)
+            whole = single.merge(records, combine_attrs="override").assign_attrs(title=title)
             write_dataset(whole, results.path / "study.zarr")
             figures |= {"study": lambda: draw_study(single, groups), "tokens": lambda: draw_tokens(whole)}
             figures["grid"] = lambda: draw_grid(whole)
@@ -129,10 +133,17 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
             )
 
 
+def _with_remark(one: Study, hidden: bool) -> Study:
+    """The study, with a remark if its run kept texts that cannot be shown."""
+    words = "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
+    return one.assign_attrs(remark="; ".join(filter(None, [one.attrs["remark"], words]))) if hidden else one
+
+
 def _write_numbers(folder: Path, studies: Mapping[str, Study], single: Study | None) -> list[str]:
     """Write the numbers of studies as JSON and CSV, and the datasets of several; returns the names of all datasets."""
     names = ["study.zarr"]
     if single is None:
+        common_axis(list(studies.values()))  # without one there is no chart of all, and nothing is written
         names = [f"study-{k}.zarr" for k in range(1, len(studies) + 1)]
         for name, (label, one) in zip(names, studies.items(), strict=True):
             write_dataset(one.assign_attrs(title=label), folder / name)

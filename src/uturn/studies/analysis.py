@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ def study_of(ds: xr.Dataset) -> Study:
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, levels)),
+        "remark": "; ".join(_remarks(run, instructions, levels)),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -158,7 +158,11 @@ def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iter
     stacked = values.stack(level=own) if own else values.expand_dims("level")
     if stacked.sizes["level"] > _MOST_LEVELS:
         return
-    start, chance = (_reference(run, rule, stacked, own) for rule in (one.start, one.chance))
+    start, chance = (_reference(run, name, rule) for rule in (one.start, one.chance))
+    start, chance = (
+        level if level is None else (level.stack(level=own) if own else level.expand_dims("level")).transpose(..., "level")
+        for level in (start, chance)
+    )
     for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, one)):
         at = {dim: stacked[dim].values[k] for dim in own}
         top = of.mean[0] if one.start is not None else np.nan
@@ -186,8 +190,9 @@ def _bounds(one: Instructions) -> tuple[float, float]:
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
-def _reference(run: xr.Dataset, rule: Any, values: xr.DataArray, own: list[str]) -> xr.DataArray | None:
-    """Start or chance of all levels of a variable, (level,) or (item, level); None if it is not known."""
+def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
+    """Start or chance of all levels of a variable, by its own dims and perhaps by item; None if it is not known."""
+    blank = run[name].isel({dim: 0 for dim in ("noise", *WITHIN) if dim in run[name].dims}, drop=True).reset_coords(drop=True)
     if rule is None:
         return None
     if not isinstance(rule, str):
@@ -196,12 +201,15 @@ def _reference(run: xr.Dataset, rule: Any, values: xr.DataArray, own: list[str])
         number = _same(run, *rule.removeprefix("same:").split("=", 1))
     elif rule in run:
         named = run[rule].isel(noise=0, drop=True) if "noise" in run[rule].dims else run[rule]
-        named = named.reset_coords(drop=True).astype(float)
-        number = named.stack(level=own) if own and set(own) <= set(named.dims) else named
+        if named.dtype.kind not in "biuf" or not set(named.dims) <= {"item", *blank.dims}:
+            raise ValueError(
+                f"{name}: its start or chance {shown(rule)} has type {named.dtype} and dims {named.dims}; expected numbers, by "
+                f"item or by {blank.dims}"
+            )
+        number = named.reset_coords(drop=True).astype(float)
     else:
         number = np.nan
-    blank = xr.zeros_like(values.isel({dim: 0 for dim in ("noise", *WITHIN) if dim in values.dims}, drop=True), float)
-    return None if np.isnan(np.asarray(number)).all() else (blank.reset_coords(drop=True) + number).transpose(..., "level")
+    return None if np.isnan(np.asarray(number)).all() else xr.zeros_like(blank, float) + number
 
 
 def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
@@ -250,7 +258,7 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
     def reached(share: float) -> Callable[[np.ndarray], float]:
         def statistic(c: np.ndarray) -> float:
             bottom = c[-1] if np.isnan(chance) else chance
-            return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (top - bottom)), first=True)
+            return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (c[0] - bottom)), first=True)
 
         return statistic
 
@@ -312,24 +320,23 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         if one.role != "reading" or one.order is None or run.sizes[one.order] < 2:
             continue
         others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
+        start = _reference(run, name, one.start)
+        start = None if start is None or "item" in start.dims else start
         stacked = run[name].stack(series=others) if others else run[name].expand_dims("series")
+        starts = start if start is None else start.stack(series=others) if others else start.expand_dims("series")
         for k in range(stacked.sizes["series"]):
             values = stacked.isel(series=k, drop=True)
-            start = _reference(run, one.start, values.rename({one.order: "level"}), [one.order])
-            tops = np.nan if start is None or "item" in start.dims else start.values
+            tops = np.nan if starts is None else starts.isel(series=k).values
             of = curve(values.transpose(..., one.order), axes.noise, tops)
             sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
 
             def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:
                 return sign * (c[finite, -1] - c[finite, 0])
 
-            swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))  # noqa: B023 - called at once
-            below = difference(of.mean) < 0
+            swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))
             sure = of.interval(difference)[2] < 0  # with 97.5 % confidence, at each noise
             if np.isnan(swap[0, 0]):
-                remark = "the levels do not swap order" + (
-                    ": the last is below the first from the beginning" if below.any() else ""
-                )
+                remark = "the levels do not swap order"
             else:
                 remark = "" if sure.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
             names.append(", ".join([name, *(f"{dim} = {stacked[dim].values[k]}" for dim in others)]))
@@ -392,8 +399,11 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         yield f"three quarters of the change are not done up to {end}: no width"
 
 
-def _remarks(run: xr.Dataset, levels: list[Level]) -> Iterator[str]:
+def _remarks(run: xr.Dataset, instructions: Mapping[str, Instructions], levels: list[Level]) -> Iterator[str]:
     """Sentences on the whole run."""
+    read = {level.name for level in levels}
+    for name in (name for name, one in instructions.items() if one.role == "reading" and name not in read):
+        yield f"{name} is not studied: it has more than {_MOST_LEVELS} levels"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"
     if run.sizes["noise"] < 2:

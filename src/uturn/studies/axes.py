@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,3 +70,14 @@ class Axes:
         rows = self.convert(estimate)
         rows[:, 1:].sort(axis=1)  # abar and log-SNR fall with noise
         return rows
+
+
+def common_axis(studies: Sequence[xr.Dataset]) -> str:
+    """The noise if all studies have one unit of it, or else the first axis that they share; ValueError without one."""
+    if len({str(study.noise.attrs.get("long_name", "noise")) for study in studies}) == 1:
+        return "noise"
+    shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
+    if not shared:
+        units = ", ".join(dict.fromkeys(str(study.noise.attrs.get("long_name", "noise")) for study in studies))
+        raise ValueError(f"the runs have no axis in common: their noise is {units}; draw them one by one")
+    return shared[0]

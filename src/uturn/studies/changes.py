@@ -24,8 +24,7 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
             found[prefix or "changes"] = _of_probe(some, axes).assign_coords(unit_of_distance=one.unit or "sites")
     if not found:
         return xr.Dataset()
-    layout = {"data_vars": "all", "coords": "all", "compat": "override", "join": "outer"}
-    data = xr.concat(list(found.values()), "changes", **layout)
+    data = xr.concat(list(found.values()), "changes", data_vars="all", coords="all", compat="override", join="outer")
     return data.assign_coords(changes=list(found)).transpose(
         "changes", "noise", "distance", "axis", "estimate", missing_dims="ignore"
     )

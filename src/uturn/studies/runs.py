@@ -18,7 +18,7 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
     empty: dict[str, Any] = {"source": {}, "backward": {}, "probes": []}
     try:
         spec = empty | json.loads(run.attrs.get("spec", "{}"))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"the run's attribute 'spec' is no JSON table ({error}); copy the store again") from None
     tables = spec["probes"] if isinstance(spec["probes"], list) else [None]
     if not all(isinstance(table, dict) for table in (spec["source"], spec["backward"], *tables)):

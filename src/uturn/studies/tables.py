@@ -78,7 +78,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
     axes = [str(axis) for axis in study.axis.values]
     x = axis_words(study)
     shown = shown_readings(study, most)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for k in shown:
         one = study.isel(reading=k)
         if np.isfinite(one.start):
@@ -90,7 +90,8 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
         end = f"at {x} = {float(study.noise[-1]):.3g}"
         headline = headline_of(study)
         star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
-        yield Part(f"half of the way from start to chance{star}", ("reading", f"{x} [95 % interval]", *axes[1:], "width", end), rows)
+        heads = ("reading", f"{x} [95 % interval]", *axes[1:], "width", end)
+        yield Part(f"half of the way from start to chance{star}", heads, rows)
     rows = []
     for k in range(study.sizes.get("series", 0)):
         one = study.isel(series=k)
@@ -181,11 +182,9 @@ def _length(values: np.ndarray) -> str:
 def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Part]:
     """Gaps of the clones, a table for each family of tests: where the p-value of a reading is smallest."""
     level = float(study.gap_level)
-    tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
-    for family in dict.fromkeys(tested.family.values.tolist()):
-        whole = tested.isel(reading=tested.family.values == family)
+    for family, whole in tested_families(study).items():
         verdict = calibration_words(whole, level)
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for k in shown:
             one = study.isel(reading=k)
             if one.family.item() != family or not np.isfinite(one.gap_p).any():
@@ -206,6 +205,35 @@ def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Pa
         yield Part(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
 
 
+def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The readings of a study whose calibration was tested, by family; none of a study without clones."""
+    if "gap" not in study:
+        return {}
+    tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
+    families = dict.fromkeys(tested.family.values.tolist())
+    return {str(family): tested.isel(reading=tested.family.values == family) for family in families}
+
+
+def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> list[str]:
+    """Short names of readings that share a panel: levels of one variable, or variables, with their levels if they have some."""
+    several = len(set(study.variable.values[chosen].tolist())) > 1
+    names = []
+    for label, variable, level in zip(
+        *(study[key].values[chosen].tolist() for key in ("reading", "variable", "level")), strict=True
+    ):
+        dims = [part.partition(" = ")[0].replace("_", " ") for part in label.removeprefix(variable).split(", ") if part]
+        part = f"{dims[0]} {level}" if len(dims) == 1 and level.replace(".", "", 1).isdigit() else level
+        names.append(", ".join(some for some in (variable.replace("_", " ") if several or not part else "", part) if some))
+    return names
+
+
+def title_of(study: xr.Dataset, label: str) -> str:
+    """The quantity of a reading in words, with its level."""
+    k = study.reading.values.tolist().index(label)
+    words = str(study.words.values[k]) or label
+    return f"{words}, {names_in_panel(study, [k])[0]}" if study.level.values[k] else words
+
+
 def calibration_words(tested: xr.Dataset, level: float) -> str:
     """What the tests of a family say together."""
     if bool((tested.gap_p <= level).any()):
@@ -214,8 +242,18 @@ def calibration_words(tested: xr.Dataset, level: float) -> str:
 
 
 def remarks(study: xr.Dataset) -> list[str]:
-    """The remarks of a study as lines: on the run, then on readings and series, those with the same remark together."""
-    lines = [*warnings_of(study.attrs), *(line for line in str(study.attrs.get("remark", "")).split("; ") if line)]
+    """The remarks of a study as lines: warnings, those on the run, and those on its readings."""
+    return [*warnings_of(study.attrs), *remarks_on_run(study), *remarks_on_readings(study)]
+
+
+def remarks_on_run(study: xr.Dataset) -> list[str]:
+    """The remarks on the run as a whole."""
+    return [line for line in str(study.attrs.get("remark", "")).split("; ") if line]
+
+
+def remarks_on_readings(study: xr.Dataset) -> list[str]:
+    """The remarks on readings, series and changes, those with the same remark together."""
+    lines = []
     about = {"reading": "remark", "series": "series_remark", "changes": "changes_remark"}
     for dim, name in about.items():
         if name not in study.coords:

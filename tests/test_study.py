@@ -1,0 +1,735 @@
+"""`uturn.study`: the rules of `Variable`, places on all axes against plain loops, stores of version 3, hostile attributes."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from scipy.stats import t as student
+from typer.testing import CliRunner
+
+import uturn as ut
+from uturn.cli import app
+from uturn.measures.calibration import holm
+from uturn.measures.changes import correlations_of, susceptibility_of
+from uturn.probes import PROBES
+from uturn.protocols import Variable
+from uturn.reading import DECLARED, Instructions, _of_old_store, instructions_of
+from uturn.store import Store
+from uturn.studies import as_data, named_runs, study_of, summary, tidy
+from uturn.studies.axes import Axes
+from uturn.studies.figure import common_axis, draw_studies, draw_study
+from uturn.studies.tables import remarks
+
+DIMS = ("noise", "item", "trajectory")
+NOISE = np.array([0.1, 0.3, 0.4, 0.7, 1.0])
+
+
+def dataset(variables, noise=NOISE, attrs=None, **coords):
+    """A run made by hand: {name: (values, Variable)}, with the reading instructions in the attribute of each array."""
+    data = {
+        name: (variable.dims, values, {"long_name": variable.long_name, "reading": json.dumps(variable.instructions())})
+        for name, (values, variable) in variables.items()
+    }
+    return xr.Dataset(data, {"noise": np.asarray(noise, float), **coords}, attrs or {})
+
+
+def falling(end=0.1, items=12, noise=NOISE, seed=0, scatter=0.1, start=1.0):
+    """Readings (noise, item, trajectory) that go from start to about `end`, faster for some items."""
+    rng = np.random.default_rng(seed)
+    finite = np.where(np.isfinite(noise), noise, 2 * np.max(noise[np.isfinite(noise)]))
+    steep = 2 + scatter * rng.standard_normal((1, items, 2)) * 5
+    return end + (start - end) * np.exp(-steep * finite[:, None, None] ** 2 * 2)
+
+
+def plain_place(x, curve, start, chance, share):
+    """The first x at which a curve, 0 of the way at its start, has gone a share of the way to chance; by a loop over segments."""
+    way = [(value - start) / (chance - start) for value in curve]
+    for (a, b), (u, v) in zip(pairwise(x), pairwise(way), strict=True):
+        if u < share <= v:
+            return a + (b - a) * (share - u) / (v - u)
+    return np.nan
+
+
+def places_of(found, reading, axis="noise"):
+    return found.place.sel(reading=reading, axis=axis, estimate="value").values
+
+
+def check_places(found, reading, curve, start, chance):
+    """The numbers of a reading on the axis noise against `plain_place`."""
+    x = np.r_[0, found.noise.values[1:]]
+    expected = [plain_place(x, [start, *curve], start, chance, share) for share in (0.25, 0.5, 0.75)]
+    np.testing.assert_allclose(places_of(found, reading), expected, rtol=1e-9)
+    one = found.sel(reading=reading, axis="noise")
+    np.testing.assert_allclose(one.curve[:, 0], [start, *curve])
+    np.testing.assert_allclose(one.half_life[0], expected[1])
+    np.testing.assert_allclose(one.width[0], expected[2] - expected[0])
+    np.testing.assert_allclose(one.start, start)
+
+
+# --- where a curve starts and ends ------------------------------------------------------------------------------------------
+
+
+def mean(values):
+    return values.mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("rules", "start", "chance"),
+    [
+        ({"start": 1}, 1, None),
+        ({"start": 1.0, "chance": 0.05}, 1, 0.05),
+        ({"start": "before"}, 0.9, None),  # a variable (noise, item): its first level counts
+        ({"start": "at_first", "chance": "at_last"}, 0.95, -0.1),  # coordinates without dims
+        ({"start": 1, "chance": "same:label"}, 1, (36 + 9 + 9) / 144),  # 6, 3 and 3 of 12 items
+        ({"start": "same:guess=label"}, 0.8, None),  # 8 of the 10 that have a label are right
+        ({"start": 1, "chance": "absent"}, 1, None),
+    ],
+)
+def test_start_and_chance(rules, start, chance):
+    values = falling()
+    before = np.full((5, 12), 0.9) + np.arange(12) * 0.01 - 0.055
+    before[1:] = 7
+    run = dataset(
+        {
+            "kept": (values, Variable(DIMS, "kept", **rules)),
+            "before": (before, Variable(("noise", "item"), "before", role="record")),
+        },
+        at_first=0.95,
+        at_last=-0.1,
+        label=("item", [0] * 6 + [1] * 3 + [2] * 3) if "same:label" in rules.values() else ("item", [0] * 10 + [-1] * 2),
+        guess=("item", [0] * 8 + [1] * 4),
+    )
+    found = ut.study(run)
+    curve = mean(values)
+    check_places(found, "kept", curve, start, curve[-1] if chance is None else chance)
+    assert float(found.chance[0]) == pytest.approx(np.nan if chance is None else chance, nan_ok=True)
+    assert ("where chance is not known, the value at noise 1" in "".join(remarks(found))) == (chance is None)
+
+
+def test_start_and_chance_differ_by_level():
+    values = np.stack([falling(0.1), falling(0.4, seed=1)], -1)
+    variable = Variable((*DIMS, "layer"), "kept", start="top", chance="floor")
+    run = dataset({"kept": (values, variable)}, layer=["a", "b"], top=("layer", [1.0, 0.95]), floor=("layer", [0.0, 0.3]))
+    found = ut.study(run)
+    for k, layer in enumerate("ab"):
+        check_places(found, f"kept, layer = {layer}", mean(values[..., k]), [1.0, 0.95][k], [0.0, 0.3][k])
+    assert found.level.values.tolist() == ["a", "b"]
+    assert found.chance.values.tolist() == [0.0, 0.3]
+
+
+def test_a_start_of_items_moves_with_them():
+    """The start of an item is part of its replicate: with the same fall of all items, the half-life is known exactly."""
+    begin = np.random.default_rng(0).standard_normal(12)
+    values = begin[None, :, None] - np.array([0.1, 0.7, 0.8, 1.0, 1.2])[:, None, None] * np.ones((1, 12, 2))
+    run = dataset({"log": (values, Variable(DIMS, "log-likelihood", start="begin"))}, begin=("item", begin))
+    found = ut.study(run)
+    check_places(found, "log", mean(values), begin.mean(), mean(values)[-1])
+    assert found.half_life.sel(axis="noise").values[0, 1:].tolist() == [0.1, 0.3]  # the two levels around it, and no more
+    by_chance = run.assign_coords(end=begin.mean() - 1.2)
+    by_chance.log.attrs["reading"] = '{"start": "begin", "chance": "end"}'
+    assert np.ptp(ut.study(by_chance).half_life.sel(axis="noise").values) > 0.25  # an end that does not move with them
+
+
+def test_a_distance_rises():
+    values = 1.5 - falling(0.2)
+    run = dataset({"distance": (values, Variable(DIMS, "distance", start=0, chance=1.2, bounds=(0, None)))})
+    found = ut.study(run)
+    check_places(found, "distance", mean(values), 0, 1.2)
+    assert found.start.item() == 0
+    assert (found.curve.sel(estimate="low") >= 0).all()
+
+
+def test_a_curve_that_falls_twice_has_its_place_at_the_first_fall():
+    values = np.array([0.9, 0.2, 0.8, 0.3, 0.1])[:, None, None] * np.ones((1, 12, 2))
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1))}))
+    check_places(found, "kept", mean(values), 1, 0.1)
+    assert 0.1 < found.half_life.sel(axis="noise")[0, 0] < 0.3
+
+
+def test_without_a_start_there_are_no_places():
+    values = falling()
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept"))}))
+    assert np.isnan(found[["place", "half_life", "width", "start"]].to_array()).all()
+    np.testing.assert_allclose(found.curve[0, 1:, 0], mean(values))
+    assert remarks(found) == []
+
+
+def test_equal_start_and_chance_have_no_half_life():
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1, chance="same:label"))}, label=("item", np.zeros(12)))
+    found = ut.study(run)
+    assert np.isnan(found.place).all()
+    assert "independent data agree as much as equal ones" in str(found.remark.item())
+
+
+@pytest.mark.parametrize(
+    ("end", "noise", "words"),
+    [
+        (0.9, NOISE[:3], "half of the change is not done up to noise = 0.4"),
+        (0.1, np.array([0.5, 0.8, 1.0]), "half of the change is done below the smallest measured noise, 0.5"),
+    ],
+)
+def test_remarks_say_why_a_half_life_does_not_exist_or_is_not_sure(end, noise, words):
+    values = falling(end, noise=noise, scatter=0.01)
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1, chance=0.1))}, noise))
+    assert words in str(found.remark.item())
+
+
+# --- bounds and intervals ---------------------------------------------------------------------------------------------------
+
+
+def test_bounds_clip_intervals_and_shares_have_those_of_proportions():
+    values = np.clip(falling(0.05), 0, 1)
+    values[0] = 1  # all kept
+    bounded = {"start": 1, "bounds": (-1, 1)}
+    share, cosine, free = (ut.study(dataset({"kept": (values, Variable(DIMS, "kept", **rules))})).curve[0, 1:].values
+                           for rules in ({"start": 1, "bounds": (0, 1)}, bounded, {"start": 1}))  # fmt: skip
+    assert share[0, 1] < 1  # 12 of 12 kept is no certainty
+    assert share[0, 2] == 1
+    assert cosine[0].tolist() == [1, 1, 1]  # Student's t of equal readings
+    np.testing.assert_allclose(share[:, 0], free[:, 0])
+    np.testing.assert_allclose(cosine, np.clip(free, -1, 1))
+    tight = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0.3, 0.9)))})).curve
+    assert (tight.min(), tight.max()) == (0.3, 0.9)
+
+
+def test_intervals_of_grammars_are_those_of_their_means():
+    values = falling(items=12, scatter=0.3)
+    grammar = np.repeat([0, 1, 2], 4)
+    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1))}, grammar=("item", grammar))
+    found = ut.study(run).curve[0, 1:].values
+    groups = np.stack([mean(values[:, grammar == g]) for g in range(3)])
+    half = student.ppf(0.975, 2) * groups.std(0, ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(found, np.stack([groups.mean(0), groups.mean(0) - half, groups.mean(0) + half], -1))
+    items = ut.study(run.drop_vars("grammar")).curve[0, 1:].values
+    assert (items[:, 2] - items[:, 1] < found[:, 2] - found[:, 1]).all()
+
+
+def test_readings_that_are_missing_for_some_items():
+    """Items without any reading of a level have no part in its mean; other levels keep them."""
+    values = np.stack([falling(0.1), falling(0.2, seed=1)], -1)
+    values[:, 3:5, :, 1] = np.nan
+    variable = Variable((*DIMS, "region"), "kept", start=1)
+    found = ut.study(dataset({"kept": (values, variable)}, region=["a", "b"]))
+    check_places(found, "kept, region = a", mean(values[..., 0]), 1, mean(values[..., 0])[-1])
+    there = mean(np.delete(values[..., 1], [3, 4], axis=1))
+    check_places(found, "kept, region = b", there, 1, there[-1])
+    alone = ut.study(dataset({"kept": (np.delete(values, [3, 4], axis=1), variable)}, region=["a", "b"]))
+    np.testing.assert_array_equal(alone.curve[1], found.curve[1])
+    nothing = ut.study(dataset({"kept": (values * np.array([1, np.nan]), variable)}, region=["a", "b"]))
+    assert np.isnan(nothing.place[1]).all()
+    np.testing.assert_array_equal(nothing.place[0], found.place[0])
+
+
+def test_a_single_original_has_no_intervals():
+    values = falling(items=1)
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1))}))
+    check_places(found, "kept", mean(values), 1, mean(values)[-1])
+    assert np.isnan(found.curve[0, 1:, 1:]).all()
+    assert "a single original: no intervals" in remarks(found)
+
+
+def test_a_single_noise_level_has_no_places():
+    found = ut.study(dataset({"kept": (falling()[:1], Variable(DIMS, "kept", start=1))}, NOISE[:1]))
+    assert np.isnan(found.place).all()
+    assert np.isnan(found.width).all()
+    assert "a single noise level: no places on the curves" in remarks(found)
+    draw_study(found)
+
+
+def test_noise_may_be_in_any_order():
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, step=("noise", [1, 3, 4, 7, 10]))
+    order = [3, 0, 4, 1, 2]
+    xr.testing.assert_identical(ut.study(run.isel(noise=order)), ut.study(run))
+
+
+# --- axes -------------------------------------------------------------------------------------------------------------------
+
+
+def test_places_and_widths_on_all_axes():
+    """Steps are interpolated linearly; abar, log-SNR and sigma in the angle whose tangent is sigma."""
+    abar = np.array([0.97, 0.8, 0.65, 0.2, 0.01])
+    values = falling()
+    run = dataset(
+        {"kept": (values, Variable(DIMS, "kept", start=1, chance=0.0))},
+        step=("noise", [100, 300, 400, 700, 1000]),
+        effective_epsilon=("noise", [0.2, 0.3, 0.6, 0.8, 1.0]),
+        strength=("noise", [0.5, 1.0, 1.5, 2.0, 4.0], {"clean": 0.25, "long_name": "strength of the noise"}),
+        log_snr=("noise", np.log(abar / (1 - abar))),
+        abar=("noise", abar),
+    )
+    found = ut.study(run)
+    assert found.axis.values.tolist() == ["noise", "effective_epsilon", "step", "strength", "abar", "log_snr", "sigma"]
+    assert found.strength.attrs["long_name"] == "strength of the noise"
+    at = [plain_place([0, *NOISE], [1, *mean(values)], 1, 0, share) for share in (0.25, 0.5, 0.75)]
+    angles = np.interp(at, [0, *NOISE], [0, *np.arctan(np.sqrt((1 - abar) / abar))])
+    expected = {
+        "step": np.interp(at, [0, *NOISE], [0, 100, 300, 400, 700, 1000]),
+        "effective_epsilon": np.interp(at, [0, *NOISE], [0, 0.2, 0.3, 0.6, 0.8, 1.0]),
+        "strength": np.interp(at, [0, *NOISE], [0.25, 0.5, 1.0, 1.5, 2.0, 4.0]),
+        "abar": np.cos(angles) ** 2,
+        "log_snr": -2 * np.log(np.tan(angles)),
+        "sigma": np.tan(angles),
+    }
+    for axis, numbers in expected.items():
+        np.testing.assert_allclose(places_of(found, "kept", axis), numbers, rtol=1e-9, err_msg=axis)
+        width = found.width.sel(reading="kept", axis=axis)
+        np.testing.assert_allclose(width[0], abs(numbers[2] - numbers[0]), rtol=1e-9, err_msg=axis)
+        assert width[1] <= width[0] <= width[2]
+    ends = found.half_life.sel(reading="kept").values
+    assert (ends[:, 1] <= ends[:, 0]).all()
+    assert (ends[:, 0] <= ends[:, 2]).all()
+    assert np.isposinf(found.log_snr[0])
+    assert found.sigma[0] == 0
+
+
+def test_an_infinite_noise_level_is_chance_and_no_place():
+    """Gaussian diffusion at t = inf: no place lies beyond the last finite level, whose curve goes on to the chance level."""
+    noise = np.array([0.1, 0.5, 1.0, 2.0, np.inf])
+    values = falling(0.05, noise=noise, scatter=0.02)
+    values[-1] = 0.02
+    run = dataset(
+        {"kept": (values, Variable(DIMS, "kept", start=1))},
+        noise,
+        log_snr=("noise", [2.0, 0.5, -1.0, -4.0, -np.inf]),
+    )
+    found = ut.study(run)
+    curve = mean(values)
+    expected = [plain_place([0, *noise[:-1]], [1, *curve[:-1]], 1, curve[-1], share) for share in (0.25, 0.5, 0.75)]
+    np.testing.assert_allclose(places_of(found, "kept"), expected)
+    assert np.isfinite(found.half_life).all()
+    assert np.isfinite(places_of(found, "kept", "log_snr")).all()
+    late = run.assign(kept=run.kept.where(np.isinf(run.noise), 0.9))
+    late.kept.attrs = run.kept.attrs
+    assert np.isnan(ut.study(late).half_life).all()
+    json.dumps(as_data(found), allow_nan=False)
+    draw_study(found)
+
+
+def test_axes_of_a_run_that_has_noise_zero():
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, [0.0, 0.2, 0.5, 0.8, 1.0])
+    assert Axes(run).noise.tolist() == [0.0, 0.2, 0.5, 0.8, 1.0]
+    found = ut.study(run)
+    np.testing.assert_allclose(found.curve[0, :, 0], mean(run.kept.values))  # the measured value, and not the declared start
+
+
+# --- ordered series, records, changes, families -----------------------------------------------------------------------------
+
+
+def test_inversion_of_ordered_series():
+    """Where the last level falls below the first; a series for every combination of the other dims."""
+    first, last = mean(falling(0.3, scatter=0)), np.array([0.99, 0.9, 0.4, 0.2, 0.1])
+    levels = np.stack([first, (first + last) / 2, last], -1)
+    rng = np.random.default_rng(0)
+    values = levels[:, None, None, :, None] + 0.02 * rng.standard_normal((1, 20, 2, 3, 1))
+    values = np.concatenate([values, values[:, :, :, ::-1]], axis=-1)  # of the second model the order is the reverse
+    run = dataset(
+        {
+            "kept": (values, Variable((*DIMS, "layer", "model"), "kept", start=1, order="layer")),
+            "spans": (values[..., 0], Variable((*DIMS, "layer"), "kept", start=1)),
+        },
+        layer=["x", "y", "z"],
+        model=["a", "b"],
+    )
+    found = ut.study(run)
+    assert found.series.values.tolist() == ["kept, model = a", "kept, model = b"]
+    assert (found["first"].values.tolist(), found["last"].values.tolist()) == (["x", "x"], ["z", "z"])
+    gap = values[..., 2, 0].mean((1, 2)) - values[..., 0, 0].mean((1, 2))
+    k = next(k for k in range(4) if gap[k] > 0 >= gap[k + 1])
+    swap = NOISE[k] + (NOISE[k + 1] - NOISE[k]) * gap[k] / (gap[k] - gap[k + 1])
+    assert found.inversion.sel(series="kept, model = a", axis="noise", estimate="value") == pytest.approx(swap)
+    assert np.isnan(found.inversion.sel(series="kept, model = b")).all()
+    assert found.series_remark.values.tolist() == ["", "the levels do not swap order"]
+
+
+def test_records_are_not_averaged():
+    run = dataset(
+        {
+            "predicted": (np.full((5, 12, 2), 7), Variable(DIMS, "class", role="record")),
+            "kept": (falling(), Variable(DIMS, "kept", start=1)),
+            "length": (np.full((5, 12, 3000), 0.5), Variable(("noise", "item", "site"), "one reading a site", start=1)),
+        },
+        weight=("item", np.ones(12)),
+    )
+    assert ut.study(run).reading.values.tolist() == ["kept"]  # and 3,000 levels are none
+
+
+def test_changes_are_those_of_the_measures():
+    rng = np.random.default_rng(0)
+    covariance = (
+        np.exp(-np.arange(6) / 2) * (1 + 0.1 * rng.standard_normal((5, 12, 1))) * np.array([1, 2, 3, 2, 1])[:, None, None]
+    )
+    total = covariance @ np.array([1, 2, 2, 2, 2, 2]) * np.array([1, 1.5, 3, 1.4, 1.1])[:, None]
+    run = dataset(
+        {
+            "big_change_covariance": (
+                covariance,
+                Variable(("noise", "item", "big_distance"), "covariance", role="changes", unit="blocks"),
+            ),
+            "big_change_covariance_sum": (total, Variable(("noise", "item"), "sum", role="changes")),
+        },
+        big_distance=np.arange(6.0),
+    )
+    found = ut.study(run).isel(changes=0)
+    assert (found.changes.item(), found.unit_of_distance.item()) == ("big", "blocks")
+    plain = run.rename({name: str(name).removeprefix("big_") for name in (*run.data_vars, "big_distance")})
+    chi = susceptibility_of(plain)
+    np.testing.assert_array_equal(found.chi[1:], np.stack([chi[name] for name in ("chi", "low", "high")], -1))
+    correlations = correlations_of(plain)
+    np.testing.assert_array_equal(found.correlation[1:, :, 0], correlations.correlation)
+    np.testing.assert_allclose(found.chi[1:, 0], total.mean(1) / covariance[..., 0].mean(1))
+    assert found.peak_at.sel(axis="noise")[0] == pytest.approx(0.4, abs=0.1)
+    assert found.peak[0] == found.chi[3, 0]
+    assert np.isnan(found.chi[0]).all()
+
+
+@pytest.fixture(scope="module")
+def strings():
+    """A run of strings with clones: an exact posterior."""
+    return ut.run(
+        ut.Experiment.from_dict(
+            {
+                "items": 60,
+                "trajectories": 2,
+                "clones": 2,
+                "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 3, "grammars": 2},
+                "corruption": {"type": "masking", "noise": [0.2, 0.5, 0.8, 1.0]},
+                "backward": {"type": "exact"},
+                "probes": [
+                    *({"type": kind} for kind in ("tree_levels", "parsed_levels", "messages", "tree_nodes")),
+                    {"type": "changes", "name": "leaf"},
+                ],
+            }
+        )
+    )
+
+
+def test_families_are_tested_together(strings):
+    found = ut.study(strings)
+    apart = {name: ut.calibration(strings, [name]) for name in ("unchanged", "parsed")}
+    for name, of in apart.items():
+        rows = found.variable.values == name
+        np.testing.assert_array_equal(found.gap_p.values[rows, 1:].T, of.p_holm)
+        np.testing.assert_allclose(of.p_holm.values.ravel(), holm(of.p.values.ravel()))
+        np.testing.assert_array_equal(found.gap.values[rows, 1:, 0].T, of.gap)
+        assert np.isnan(found.gap_p.values[rows, 0]).all()
+    assert as_data(found)["calibration"]["passed"] == {"tree_levels": True, "parsed_levels": True}
+    assert np.isnan(found.gap_p.values[found.variable.values == "belief"]).all()
+    together = strings.copy()
+    for name in ("unchanged", "parsed"):
+        table = json.loads(strings[name].attrs["reading"]) | {"family": "both"}
+        together[name] = strings[name].assign_attrs(reading=json.dumps(table))
+    joint, both = ut.study(together), ut.calibration(strings, ["unchanged", "parsed"])
+    rows = np.isin(joint.variable.values, ["unchanged", "parsed"])
+    np.testing.assert_array_equal(np.sort(joint.gap_p.values[rows, 1:].ravel()), np.sort(both.p_holm.values.ravel()))
+    assert list(as_data(joint)["calibration"]["passed"]) == ["both"]
+    assert (joint.gap_p.values[rows] >= found.gap_p.values[rows])[:, 1:].all()  # more tests, larger p
+
+
+# --- stores of version 3 and the table of built-in probes ------------------------------------------------------------------
+
+
+def as_version_3(path):
+    """Turn a store into one of version 3: without reading instructions."""
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for _, array in group.arrays():
+        array.attrs.put({key: value for key, value in array.attrs.items() if key not in ("reading", "clean")})
+    group.attrs.update({"version": 3})
+    zarr.consolidate_metadata(path)
+
+
+def test_a_store_of_version_3_gives_the_same_study(strings, tmp_path):
+    spec = json.loads(strings.attrs["spec"])
+    small = {**spec, "items": 20, "probes": [*spec["probes"], {"type": "changes"}]}
+    new = ut.study(ut.run(ut.Experiment.from_dict(small), tmp_path / "run"))
+    as_version_3(tmp_path / "run")
+    stored = Store.open(tmp_path / "run").dataset()
+    assert not any("reading" in values.attrs for values in stored.variables.values())
+    old = ut.study(stored)
+    assert old.reading.values.tolist() == new.reading.values.tolist()
+    assert {"unit_of_distance", "gap", "inversion"} <= set(old.variables)
+    xr.testing.assert_equal(old, new)
+    assert as_data(old)["readings"] == as_data(new)["readings"]
+
+
+RHM = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
+STRINGS = {"source": RHM, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
+VECTORS = {
+    "source": {"type": "gaussian_mixture", "dimension": 4, "num_modes": 2, "separation": 2.0},
+    "corruption": {"type": "gaussian", "noise": [0.5]},
+    "backward": {"type": "exact"},
+}
+IMAGES = {
+    "source": {"type": "fashion_mnist"},
+    "corruption": {"type": "diffusion", "noise": [0.5]},
+    "backward": {"type": "diffusion", "model": "fashion_mnist", "steps": 4},
+}
+TEXTS = {
+    "source": {"type": "tokens", "path": "embedded", "segments": ["."]},
+    "corruption": {"type": "masking", "noise": [0.5]},
+    "backward": {"type": "language", "model": "embedded"},
+}
+
+
+@pytest.mark.parametrize(
+    ("parts", "probes"),
+    [
+        (STRINGS, ["tree_levels", "parsed_levels", "messages", "tree_nodes", "changes"]),
+        (STRINGS, [{"type": "changes", "name": "leaf"}]),
+        (VECTORS, ["scales", "changes"]),
+        (IMAGES, [{"type": "network_layers", "labels": True}, "images", "changes"]),
+        (IMAGES, [{"type": "network_layers", "name": "small"}, {"type": "changes", "layer": "block3", "name": "deep"}]),
+        (TEXTS, ["kept_tokens", "tokens", "changes", "text_layers", {"type": "text_likelihood", "model": "same"}]),
+    ],
+    ids=["strings", "named", "vectors", "images", "networks", "texts"],
+)
+@pytest.mark.parametrize("clones", [1, 2])
+def test_the_table_agrees_with_what_probes_declare(parts, probes, clones):
+    tables = [{"type": probe} if isinstance(probe, str) else probe for probe in probes]
+    experiment = ut.Experiment.from_dict({"items": 4, "trajectories": 2, "clones": clones, **parts, "probes": tables})
+    declared = experiment.variables()
+    table = _of_old_store(xr.Dataset(attrs={"spec": json.dumps(experiment.to_dict())}))
+    assert {name for name in table if not name.startswith("clone_")} >= {n for n in declared if not n.startswith("clone_")}
+    for name, variable in declared.items():
+        wanted = Instructions.model_validate(variable.instructions())
+        assert Instructions.model_validate(table[name]).model_copy(update=_ignored(wanted)) == wanted, name
+
+
+@pytest.mark.parametrize("name", [None, "own"])
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [
+        ("text_encoder", {"model": "folder"}),
+        ("perceptual", {"classifier": "torchvision:vgg16", "weights": "file"}),
+    ],
+)
+def test_the_table_agrees_with_probes_whose_networks_are_not_here(monkeypatch, kind, network, name):
+    for loader in ("text_encoder.sentences_of", "perceptual.distance_of"):
+        monkeypatch.setattr(f"uturn.probes.{loader}", lambda *_: None)
+    probe = PROBES[kind](name=name, **network)
+    spec = {"source": {}, "probes": [{"type": kind, "name": name, **network}]}
+    table = _of_old_store(xr.Dataset(attrs={"spec": json.dumps(spec)}))
+    for variable, declared in probe.variables(None).items():
+        found = {key: value for key, value in table[variable].items() if key not in ("probe", "model")}
+        assert Instructions.model_validate(found) == Instructions.model_validate(declared.instructions())
+    assert table[variable]["probe"] == (name or kind)
+
+
+def _ignored(wanted):
+    """Fields of a twin that nobody reads, since it is a record."""
+    return {key: getattr(wanted, key) for key in ("group", "family", "bounds", "order")} if wanted.role == "record" else {}
+
+
+def test_the_table_names_all_built_in_probes():
+    assert set(DECLARED) == set(PROBES)
+
+
+# --- damaged and hostile attributes -----------------------------------------------------------------------------------------
+
+WRONG = {
+    "no JSON": "{",
+    "no table": "[]",
+    "a number": "3",
+    "deep": "[" * 100_000,
+    "unknown role": '{"role": "picture"}',
+    "role of another type": '{"role": 1}',
+    "infinite": '{"start": Infinity}',
+    "NaN": '{"chance": NaN}',
+    "huge float": '{"start": 1e400}',
+    "huge integer": '{"start": 1%s}' % ("0" * 400),
+    "more digits than Python reads": '{"start": %s}' % ("9" * 5000),
+    "a truth value": '{"start": true}',
+    "a list": '{"start": [1]}',
+    "a table": '{"chance": {"same": "label"}}',
+    "bounds fall": '{"bounds": [1, 0]}',
+    "one bound": '{"bounds": [0]}',
+    "infinite bound": '{"bounds": [0, Infinity]}',
+    "order is no dim": '{"order": "layer"}',
+    "order is noise": '{"order": "noise"}',
+    "group is a number": '{"group": 3}',
+    "symmetric is a list": '{"symmetric": [true]}',
+    "start of text": '{"start": "file"}',
+    "start by site": '{"start": "token"}',
+}
+
+
+@pytest.mark.parametrize("attribute", [*WRONG.values(), 3, ["x"]], ids=[*WRONG, "no text", "a list of texts"])
+def test_damaged_instructions_are_errors_of_one_line(attribute):
+    run = dataset(
+        {"kept": (falling(), Variable(DIMS, "kept", start=1))},
+        file=("item", [f"{k}.png" for k in range(12)]),
+        token=(("item", "site"), np.zeros((12, 3))),
+    )
+    run.kept.attrs["reading"] = attribute
+    with pytest.raises(ValueError, match=r"^kept: ") as error:
+        ut.study(run)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_nothing_in_an_attribute_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('done', 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "__import__('evil')"
+    table = {
+        "start": "evil:run",
+        "chance": f"same:{code}={code}",
+        "group": "evil:Group",
+        "family": code,
+        "unit": "{evil}",
+        "probe": "evil:Probe",
+        "model": "evil:Model",
+        "unknown": code,
+    }
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept"))})
+    run.kept.attrs["reading"] = json.dumps(table)
+    run.attrs["spec"] = json.dumps({"probes": [{"type": "evil:Probe", "model": "evil:Model"}], "source": {"type": "evil:S"}})
+    found = ut.study(run)
+    assert np.isnan(found.half_life).all()
+    draw_study(found)
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_damaged_store_is_one_line_of_the_command(strings, tmp_path):
+    spec = {**json.loads(strings.attrs["spec"]), "items": 4, "probes": [{"type": "tree_levels"}]}
+    ut.run(ut.Experiment.from_dict(spec), tmp_path / "run")
+    zarr.open_group(tmp_path / "run", mode="r+", use_consolidated=False)["belief"].attrs["reading"] = '{"role": "x"}'
+    zarr.consolidate_metadata(tmp_path / "run")
+    done = CliRunner().invoke(app, ["study", str(tmp_path / "run")])
+    assert isinstance(done.exception, ValueError)
+    assert str(done.exception).startswith("belief: the attribute 'reading' is damaged (role")
+
+
+@pytest.mark.parametrize("spec", ["{", "[]", "[" * 100_000, '{"probes": 3}', '{"probes": [3]}', '{"source": 3}'])
+def test_a_damaged_spec_is_an_error_of_one_line(spec):
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"spec": spec})
+    del run.kept.attrs["reading"]
+    with pytest.raises(ValueError, match="the run's attribute 'spec' is") as error:
+        ut.study(run)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [[], {"a": 1}, "unknown", "own:Probe", None])
+def test_probes_of_version_3_that_are_not_built_in_have_no_start(kind):
+    run = dataset(
+        {"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"spec": json.dumps({"probes": [{"type": kind}]})}
+    )
+    del run.kept.attrs["reading"]
+    assert np.isnan(ut.study(run).start)
+
+
+@pytest.mark.parametrize("ds", [3, None, xr.Dataset(), xr.Dataset({"noise": [0.1]}), falling()], ids=str)
+def test_what_is_no_run(ds):
+    with pytest.raises(ValueError, match=r"expected the dataset that uturn.run gives, with dims noise and item"):
+        ut.study(ds)
+
+
+def test_an_unfinished_run():
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"missing_tasks": 3})
+    with pytest.raises(ValueError, match="the run is not finished: 3 tasks are missing"):
+        ut.study(run)
+    assert "the run is not finished: 3 tasks are missing" in remarks(study_of(run))
+
+
+# --- tables, frames, plain data ---------------------------------------------------------------------------------------------
+
+
+def test_a_study_prints_as_its_table(strings):
+    found = ut.study(strings)
+    text = repr(found)
+    assert "half of the way from start to chance" in text
+    assert "unchanged" in text
+    assert "unchanged, tree_level = 3</td>" in found._repr_html_()
+    part = found.isel(noise=0, estimate=0)
+    assert repr(part).startswith("<xarray.Study")
+    assert "xarray" in part._repr_html_()
+    assert list(summary(found))
+
+
+def test_tidy(strings):
+    found = ut.study(strings)
+    curves, numbers = tidy(found)
+    assert len(curves) == found.sizes["reading"] * found.sizes["noise"]
+    one = curves[(curves.reading == "belief, tree_level = 2") & (curves.noise == 0.5)]
+    chosen = found.sel(reading="belief, tree_level = 2", noise=0.5)
+    assert one[["value", "low", "high"]].values[0].tolist() == chosen.curve.values.tolist()
+    assert (one.level.item(), one.probe.item(), one.variable.item()) == ("2", "tree_levels", "belief")
+    row = numbers[(numbers.of == "belief, tree_level = 2") & (numbers.quantity == "half_life") & (numbers.axis == "noise")]
+    assert row[["value", "low", "high"]].values[0].tolist() == chosen.half_life.sel(axis="noise").values.tolist()
+    quantities = {"place 0.25", "place 0.5", "place 0.75", "half_life", "width", "inversion", "peak_at", "peak"}
+    assert set(numbers.quantity) == quantities
+    both = tidy({"a": found, "b": found})
+    assert len(both.curves) == 2 * len(curves)
+    assert both.numbers.run.unique().tolist() == ["a", "b"]
+
+
+def test_plain_data_is_valid_json(strings):
+    found = ut.study(strings)
+    data = as_data(found)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert [one["reading"] for one in data["readings"]] == found.reading.values.tolist()
+    one = data["readings"][found.reading.values.tolist().index("belief, tree_level = 2")]
+    assert one["half_life"]["noise"]["value"] == float(found.half_life.sel(reading=one["reading"], axis="noise")[0])
+    assert one["places"]["0.25"]["noise"]["low"] == float(found.place.sel(reading=one["reading"], axis="noise", share=0.25)[1])
+    assert [point["value"] for point in one["curve"]] == found.curve.sel(reading=one["reading"])[:, 0].values.tolist()
+    assert data["noise"]["noise"] == found.noise.values.tolist()
+    assert data["changes"][0]["changes"] == "leaf"
+    assert data["changes"][0]["unit"] == "leaves"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json.dumps({"x": float("nan")}, allow_nan=False)  # the check above can fail
+
+
+def specified(**changes):
+    table = {
+        "seed": 0,
+        "source": {"type": "rhm", "multiplicity": 4},
+        "corruption": {"type": "epsilon", "noise": [0.1, 0.3, 0.4, 0.7, 1.0]},
+        "probes": [{"type": "tree_levels"}],
+    }
+    attrs = {"spec": json.dumps({**table, **changes})}
+    return dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs=attrs)
+
+
+def test_runs_are_named_by_what_differs():
+    sources = [{"type": "rhm", "multiplicity": m} for m in (2, 4, 8)]
+    runs = {f"runs/{k}": specified(source=source) for k, source in enumerate(sources)}
+    assert list(named_runs(runs)) == ["multiplicity = 2", "multiplicity = 4", "multiplicity = 8"]
+    two = {"a": specified(seed=1), "b": specified(seed=1, source=sources[0]), "c": specified(source=sources[0])}
+    assert list(named_runs(two)) == ["multiplicity = 4, seed = 1", "multiplicity = 2, seed = 1", "multiplicity = 2, seed = 0"]
+    assert list(named_runs({"a": specified(), "b": specified()})) == ["a", "b"]
+    same = {"a": specified(seed=1), "b": specified(seed=1), "c": specified()}
+    assert list(named_runs(same)) == ["seed = 1 (a)", "seed = 1 (b)", "seed = 0 (c)"]
+    assert list(named_runs({"a": specified()})) == ["a"]
+    types = {"a": specified(), "b": specified(source={"type": "own"}, corruption={"type": "masking", "noise": [1.0]})}
+    first = next(iter(named_runs(types)))
+    assert "source.type = rhm" in first
+    assert "corruption.type = epsilon" in first
+
+
+def test_runs_with_different_units_share_an_axis():
+    steps = {"step": ("noise", [1, 3, 4, 7, 10])}
+
+    def run(words, **coords):
+        found = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, **coords)
+        found.noise.attrs["long_name"] = words
+        return ut.study(found)
+
+    same = [run("masked fraction"), run("masked fraction")]
+    assert common_axis(same) == "noise"
+    other = [run("masked fraction", **steps), run("epsilon", **steps)]
+    assert common_axis(other) == "step"
+    with pytest.raises(ValueError, match="no axis in common: their noise is masked fraction, epsilon"):
+        common_axis([same[0], other[1]])
+    figure = draw_studies({"a": other[0], "b": other[1]})
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [0, 1, 3, 4, 7, 10])
+
+
+def test_instructions_are_in_the_order_of_the_probes():
+    run = dataset(
+        {name: (falling(), Variable(DIMS, name, start=1)) for name in ("a", "b", "c")}, attrs={"variables": ["c", "a", "b"]}
+    )
+    assert list(instructions_of(run)) == ["c", "a", "b"]
+    assert ut.study(run).reading.values.tolist() == ["c", "a", "b"]
