@@ -158,9 +158,7 @@ def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered
     assert numbers["readings"][0]["half_life"]["noise"]["value"] == float(one.half_life[0])
     assert numbers["calibration"]["passed"] == {"overlap": True}
     page = (out / "index.html").read_text()
-    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])[
-        "sections"
-    ]
+    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])["sections"]
     assert section["headlines"][0]["place"][0] == pytest.approx(float(one.half_life[0]))
     chart = section["charts"][0]
     assert (chart["title"], len(chart["lines"])) == ("overlap", 1)
