@@ -228,7 +228,7 @@ def test_places_of_images_that_are_none(options, tmp_path, monkeypatch):
 def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
     images = np.random.default_rng(0).random((3, 6, 6), np.float32)
     np.save(tmp_path / "unit.npy", images)
-    with pytest.warns(UserWarning, match=r"unit\.npy holds floats in \[0\.0.*nothing lies below 0.*2 \* x - 1"):
+    with pytest.warns(UserWarning, match=r"unit\.npy holds values in \[0\.0.*nothing lies below 0.*2 \* x - 1"):
         loaded, _ = ArraySource(path=str(tmp_path / "unit.npy")).load()
     np.testing.assert_array_equal(loaded[:, 0], images)  # taken as they are
     with warnings.catch_warnings():
