@@ -689,7 +689,7 @@ def test_own_series_end_in_a_page(own_folder):
     (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])["sections"]
     assert [(chart["title"], len(chart["lines"])) for chart in section["charts"]] == [("Scales", 3), ("class", 1)]
     assert section["headlines"][0]["label"] == "t*"
-    assert section["headlines"][0]["place"][0] == pytest.approx(readings["same_sign"]["half_life"]["noise"]["value"])
+    assert section["headlines"][0]["place"][0] == pytest.approx(readings["same_sign"]["half_life"]["noise"]["value"], rel=1e-5)
 
 
 def test_own_rules_run(own_folder):
