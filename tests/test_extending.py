@@ -89,9 +89,7 @@ class Overlap(Spec, Probe):
     def variables(self, source):
         independent = source.bias**2 + (1 - source.bias) ** 2
         dims = ("noise", "item", "trajectory")
-        return {
-            "overlap": Variable(dims, "share of equal tosses", start=1, chance=independent, bounds=(0, 1), symmetric=True)
-        }
+        return {"overlap": Variable(dims, "share of equal tosses", start=1, chance=independent, bounds=(0, 1), symmetric=True)}
 
     def read(self, u_turns, source):
         def equal(a, b):
@@ -160,7 +158,9 @@ def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered
     assert numbers["readings"][0]["half_life"]["noise"]["value"] == float(one.half_life[0])
     assert numbers["calibration"]["passed"] == {"overlap": True}
     page = (out / "index.html").read_text()
-    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])["sections"]
+    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])[
+        "sections"
+    ]
     assert section["headlines"][0]["place"][0] == pytest.approx(float(one.half_life[0]), rel=1e-5)
     chart = section["charts"][0]
     assert (chart["title"], len(chart["lines"])) == ("overlap", 1)

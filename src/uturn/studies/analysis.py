@@ -1,4 +1,4 @@
-"""The study of a run: its curves, the places on them, and how changes correlate, from the readings and their instructions alone."""
+"""The study of a run: its curves, the places on them, and how changes correlate, from readings and their instructions alone."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepte
 def study(ds: xr.Dataset) -> Study:
     """Curves of all readings of a run against noise, with the noises at which they change, and how changes correlate.
 
-    A reading is a variable of the run, or one of its levels. The run says how it is read (`uturn.protocols.Variable`). Let c(x) be
-    the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between measured levels c is
+    A reading is a variable of the run, or one of its levels. The run says how it is read (`uturn.protocols.Variable`). Let c(x)
+    be the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between measured levels c is
     interpolated linearly.
 
     - `curve`: c with its 95 % interval.
@@ -53,7 +53,7 @@ def study(ds: xr.Dataset) -> Study:
         peak_at (changes, axis, estimate), correlation (changes, noise, distance, estimate); gap (reading, noise, estimate),
         gap_p, p-values by Holm, and gap_visible, the smallest gap that would be seen (reading, noise). `estimate`: value, low and
         high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist, for the
-        reason in `remark`. Coordinates of each reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`, `words`.
+        reason in `remark`. Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`, `words`.
 
     Raises
     ------
@@ -396,7 +396,8 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
     elif half[2] >= x[-1]:
         yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
     elif np.isfinite(half[1]) and np.allclose(half[1:], levels_around(x, half[0]), rtol=0, atol=1e-9):
-        yield f"the half-life lies anywhere between two measured levels, {half[1]:.3g} and {half[2]:.3g}: measure levels between them"
+        ends = f"{half[1]:.3g} and {half[2]:.3g}"
+        yield f"the half-life lies anywhere between two measured levels, {ends}: measure levels between them"
     elif np.isnan(one.place[2, 0, 0]):
         yield f"three quarters of the change are not done up to {end}: no width"
 

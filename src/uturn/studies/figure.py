@@ -149,7 +149,8 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     levels = [str(study.level.values[k]) for k in chosen]
     several = len(set(study.variable.values[chosen].tolist())) > 1
     names = [
-        str(study.variable.values[k]) if several else level or str(study.variable.values[k]) for k, level in zip(chosen, levels)
+        str(study.variable.values[k]) if several else level or str(study.variable.values[k])
+        for k, level in zip(chosen, levels, strict=True)
     ]
     ordered = not several and (bool(study.order.values[chosen[0]]) or all(map(_is_number, levels)))
     colors = level_colors(len(chosen)) if ordered or len(chosen) > len(DISTINCT) else list(DISTINCT)
@@ -189,7 +190,7 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
     title_of_legend = None if few or several else f"{len(chosen)} levels, first to last"
     bottom, top = axis.get_ylim()
-    early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=0)) < bottom + 0.55 * (top - bottom)
+    early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=0, initial=np.inf)) < bottom + 0.55 * (top - bottom)
     if curves[:, -1].mean() > curves[:, 0].mean():
         axis.legend(loc="lower right", fontsize=8.5, labelspacing=0.3, title=title_of_legend, title_fontsize=8.5)
     else:
