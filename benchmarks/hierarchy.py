@@ -23,7 +23,18 @@ from rich.table import Table
 from uturn.experiment import Experiment
 from uturn.measures.hierarchy import nesting_index
 from uturn.paper import Workshop, nesting
-from uturn.paper.nesting_cases import CONTROLS, DESIGN, HELD_OUT, NOISE, TRAJECTORIES, auc, changes, grammar_changes, indices
+from uturn.paper.nesting_cases import (
+    CONTROLS,
+    DESIGN,
+    HELD_OUT,
+    NOISE,
+    TRAJECTORIES,
+    auc,
+    changes,
+    grammar_changes,
+    indices,
+    nested_bursts,
+)
 from uturn.plotting.style import style
 from uturn.running import run
 
@@ -109,6 +120,12 @@ def limits() -> Table:
         table.add_row(
             f"one class, sites that follow it with probability 0.2 .. 0.9, {words}", str(nesting_index(one_class(shares), 2))
         )
+    bursts = nested_bursts()
+    table.add_row("independent bits, noise in nested bursts", str(nesting_index(bursts["changes"], 2)))
+    table.add_row("the same, from originals to noisy data", str(nesting_index(bursts["noise"], 2)))
+    for channel in ("gaussian", "masking", "uniform"):
+        noise = grammar_changes({"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4}, 0, channel=channel, noisy=True)
+        table.add_row(f"(16, 4, 2), L = 4, {channel}, from originals to noisy data", str(nesting_index(noise, 2)))
     return table
 
 

@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth, on simulated runs: `estimate`, `located`, `proportion`, `hierarchy_index`, `analyse`.
+"""How often 95 % intervals hold the truth, on simulated runs: `estimate`, `located`, `proportion`, `hierarchy_index`, `study`.
 
     python benchmarks/intervals.py [--runs 2000] [--part curves|images|index|proportions|grids|skewed] [--workers 2]
 
@@ -39,7 +39,7 @@ from uturn.statistics import (
     replicates,
     transition,
 )
-from uturn.workflows import analyse
+from uturn.studies import study
 
 
 class Design(NamedTuple):
@@ -154,8 +154,10 @@ def image_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
             "original_class": (("noise", "item"), np.tile(original, (len(x), 1))),
         },
         coords={"noise": x, "network_layer": ["first", "logits"]},
+        attrs={"spec": '{"probes": [{"type": "network_layers"}]}'},
     )
-    found, noise = analyse(run).isel(classifier=0), np.r_[0.0, x]
+    found, noise = study(run).sel(axis="noise"), np.r_[0.0, x]
+    layers = found.half_life.values[found.variable.values == "similarity"]
 
     def from_one(curve: np.ndarray) -> np.ndarray:
         return np.r_[1.0, curve]
@@ -163,11 +165,11 @@ def image_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
     fall = transition(noise, from_one(0.1 + 0.9 * population(design, x, design.centre + moved, 0.05)), 1.0, 0.1)
     first, logits = (from_one(f + (1 - f) * population(design, x, c + moved, w)) for f, (c, w) in zip(FLOOR, LAYERS, strict=True))
     return {
-        "t*": (fall.location, *found.transition.sel(axis="noise").values),
-        "width": (fall.width, *found.width.values),
-        "inversion": (inversion(noise, logits, first), *found.inversion.sel(axis="noise").values),
-        "half-life, first layer": (transition(noise, first).location, *found.half_life[0].sel(axis="noise").values),
-        "half-life, logits": (transition(noise, logits).location, *found.half_life[1].sel(axis="noise").values),
+        "t*": (fall.location, *found.half_life.sel(reading="same_class").values),
+        "width": (fall.width, *found.width.sel(reading="same_class").values),
+        "inversion": (inversion(noise, logits, first), *found.inversion.sel(series="similarity").values),
+        "half-life, first layer": (transition(noise, first).location, *layers[0]),
+        "half-life, logits": (transition(noise, logits).location, *layers[1]),
     }
 
 

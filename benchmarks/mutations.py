@@ -93,9 +93,9 @@ def main() -> int:
             failed = [words[:60] for words, passed in verdicts if not passed]
             seconds = f"{time.monotonic() - start:5.0f} s"
             print(f"{seconds}  {job[0]}, {job[1] or 'right'}: {len(failed)} of {len(verdicts)} fail {failed}", file=sys.stderr)
-    table = Table(
-        "error", "the change", "figure or test", "verdicts that fail", title="Errors put in on purpose, figures at smoke scale"
-    )
+    table = Table(title="Errors put in on purpose, figures at smoke scale")
+    for heading in ("error", "the change", "figure or test", "verdicts that fail"):
+        table.add_column(heading, overflow="fold")
     wrong = 0
     for figure in [figure for figure, name in jobs if name is None]:
         failed = [words for words, passed in found[figure, None] if not passed]

@@ -14,7 +14,7 @@ from PIL import Image
 import uturn as ut
 from uturn.networks import load_network
 from uturn.plotting.style import style
-from uturn.workflows import ImageOptions, analyse
+from uturn.workflows import ImageOptions
 
 ATLAS = Path(__file__).parent / "atlas"
 OUT = Path(__file__).parents[1] / "docs" / "images" / "u-turn.webp"
@@ -33,9 +33,9 @@ def curves():
     paths = {name: str(ATLAS / path) for name, path in names.items()}
     classifier = str(ATLAS / "mnist-classifier.safetensors")
     options = ImageOptions(**paths, classifiers=[classifier], steps=STEPS, levels=10, items=100, keep=0, device="cpu")
-    found = analyse(ut.run(options.experiment(), STORE, progress=True)).isel(classifier=0, estimate=0)
-    curves = found.noise.values, found.same_class.values, found.similarity.isel(network_layer=0).values
-    return *curves, float(found.transition.sel(axis="noise"))
+    study = ut.study(ut.run(options.experiment(), STORE, progress=True)).sel(estimate="value")
+    kept, first = study.sel(reading="same_class"), study.isel(reading=study.variable == "similarity").isel(reading=0)
+    return study.noise.values, kept.curve.values, first.curve.values, float(kept.half_life.sel(axis="noise"))
 
 
 @torch.inference_mode()

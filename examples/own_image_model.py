@@ -18,8 +18,9 @@ from torch import nn
 
 import uturn as ut
 from uturn.networks import DenoiserModel
-from uturn.plotting.images import draw_grid, draw_layers
-from uturn.workflows import ImageOptions, analyse
+from uturn.studies import draw_study, records_of
+from uturn.studies.grid import draw_grid
+from uturn.workflows import ImageOptions
 
 # %% [markdown]
 # ## Data
@@ -119,16 +120,19 @@ experiment
 
 # %%
 run = ut.run(experiment, progress=True)  # store="runs/stripes" would keep the results
-found = analyse(run)
-figure = draw_grid(found.isel(item=slice(6)))
+study = ut.study(run)
+figure = draw_grid(study.merge(records_of(run)).isel(item=slice(6)))
 
 # %% [markdown]
 # Each row is an image, and each column a noise level t/T. Red frames mark reconstructions of another class. Below, the
-# same as numbers: half of the class is lost at t*. The filters see the phase too, and their curve falls at the same
-# noise as that of the logits: these images have no hierarchy of coarse and fine features.
+# same as numbers: half of the class is lost at t*, the half-life of `same_class`. The filters see the phase too, and
+# their curve falls at the same noise as that of the logits: these images have no hierarchy of coarse and fine features.
 
 # %%
-figure = draw_layers(found)
+study
+
+# %%
+figure = draw_study(study, groups=("class", "layers"))
 
 # %% [markdown]
 # ## A folder of diffusers
@@ -147,8 +151,8 @@ digits = ImageOptions(
     items=10,
     device="cpu",
 )
-found = analyse(ut.run(digits.experiment(), progress=True))
-figure = draw_grid(found)
+run = ut.run(digits.experiment(), progress=True)
+figure = draw_grid(ut.study(run).merge(records_of(run)))
 
 
 # %% [markdown]

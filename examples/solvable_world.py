@@ -99,7 +99,7 @@ experiment = ut.Experiment.from_dict(
 experiment
 
 # %%
-results = ut.run(experiment, progress=True)  # store="runs/epsilon" would keep the results, and continue an interrupted run
+results = ut.run(experiment, progress=True)  # store="runs/world" would keep the results, and continue an interrupted run
 theory = ut.theory.MeanField(vocab_size=32, multiplicity=8, branching=2)
 fine = np.linspace(0, 1, 401)
 predicted = theory.curves(fine, depth=7).marginals

@@ -57,7 +57,7 @@ class Mutation:
         if hasattr(wrong, "__set_name__"):
             wrong.__set_name__(owner, name)
         places = [(owner, name)]
-        if not inside:  # other modules may have imported it by name
+        if not inside:  # other modules, and tests, may have imported it by name
             loaded = [m for key, m in list(sys.modules.items()) if key.startswith(("uturn", "test_")) and m is not module]
             places += [(m, key) for m in loaded for key, value in list(vars(m).items()) if value is right]
         for place, key in places:
@@ -249,7 +249,7 @@ MUTATIONS = (
         "uturn.measures.calibration:holm",
         "flat[order] * np.arange(len(flat), 0, -1)",
         "flat[order] * 1",
-        tests=(("test_calibration::test_several_variables_are_one_family", {}),),
+        tests=(("test_calibration::test_holm", {}),),
     ),
     Mutation(
         "a p-value of zero hits is 0",
@@ -315,11 +315,25 @@ MUTATIONS = (
         tests=(("test_changes::test_pooling_over_originals_would_give_another_answer", {}),),
     ),
     Mutation(
+        "leaves whose changes count twice, in the exact chi",
+        "uturn.paper.exact_changes:_within_subtrees",
+        "within = (square - mean**2).mean(axis=1)",
+        "within = (2 * square - mean**2).mean(axis=1)",
+        {"chi": "chi against the exact chi of the same strings, ε"},
+    ),
+    Mutation(
+        "noise that is not counted, in the exact chi",
+        "uturn.paper.exact_changes:_within_subtrees",
+        "within += mean.var(axis=1, ddof=1)",
+        "within += 0 * mean.var(axis=1, ddof=1)",
+        tests=(("test_exact_changes::test_equal_enumeration", {"channel": "masking", "noise": [0.5], "options": {}}),),
+    ),
+    Mutation(
         "chi without its diagonal",
-        "uturn.measures.changes:_susceptibility",
-        "c[..., 0] / c[..., 1]",
-        "c[..., 0] / c[..., 1] - 1",
-        {"chi": "chi against the mean field"},
+        "uturn.measures.changes:chi_of",
+        "found.mean[:, 0] / found.mean[:, 1]",
+        "found.mean[:, 0] / found.mean[:, 1] - 1",
+        {"chi": "chi against the exact chi of the same strings, ε"},
         (("test_changes::test_common_changes_have_chi_of_the_number_of_sites", {}),),
     ),
     Mutation(
@@ -335,6 +349,27 @@ MUTATIONS = (
         "np.log(share).sum(axis=0)",
         "np.log(share).sum(axis=0) - 99",
         tests=(("test_calibration::test_no_gap_is_visible_where_no_p_value_is_small_enough", {}),),
+    ),
+    Mutation(
+        "intervals of chi with the degrees of freedom of all originals",
+        "uturn.measures.changes:student",
+        "stdtrit(np.maximum(number, 2) - 1,",
+        "stdtrit(groups - 1.0,",
+        tests=(("test_changes::test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide", {}),),
+    ),
+    Mutation(
+        "levels of the peak without half a step beyond them",
+        "uturn.measures.peaks:_half_a_step_wider",
+        "x[max(a - 1, 0)]",
+        "x[a]",
+        tests=(("test_changes::test_the_interval_of_the_peak_is_half_a_step_wider_than_its_levels", {}),),
+    ),
+    Mutation(
+        "the height of the peak read on the half that chose the level",
+        "uturn.measures.peaks:_cross_fitted",
+        "first[second.argmax()], second[first.argmax()]",
+        "first[first.argmax()], second[second.argmax()]",
+        tests=(("test_changes::test_the_height_as_found_is_too_high_on_a_plateau_and_the_cross_fitted_one_is_not", {}),),
     ),
     Mutation(
         "intervals of labelled changes over items instead of grammars",
@@ -609,20 +644,20 @@ MUTATIONS = (
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",
         "uturn.workflows.atlas_numbers:_of_clones",
-        "np.lexsort((-np.abs(one.gap_class.values[:, 0]), p))",
-        "np.lexsort((p, -np.abs(one.gap_class.values[:, 0])))",
+        "np.lexsort((-np.abs(one.gap.values[:, 0]), one.gap_p.values))",
+        "np.lexsort((one.gap_p.values, -np.abs(one.gap.values[:, 0])))",
         tests=(("test_atlas::test_the_gap_is_that_of_the_smallest_p_value", {}),),
     ),
     Mutation(
         "chance is the share of the most frequent class",
-        "uturn.workflows.analysis:_chance",
+        "uturn.studies.analysis:_same",
         "np.sum((counts / counts.sum()) ** 2)",
         "np.max(counts / counts.sum())",
         tests=(("test_images::test_chance_is_that_of_two_originals", {}),),
     ),
     Mutation(
         "log-SNR of amplitudes",
-        "uturn.workflows.analysis:_Axes._of_angle",
+        "uturn.studies.axes:Axes._of_angle",
         '"log_snr": -2 * np.log(sigma)',
         '"log_snr": -np.log(sigma)',
         tests=(("test_images::test_the_other_axes_follow", {}),),

@@ -20,7 +20,7 @@ from uturn.networks import load_network
 from uturn.networks.pretrained import load_pretrained
 from uturn.plotting.atlas import draw_atlas
 from uturn.plotting.style import style
-from uturn.workflows import ImageOptions, analyse
+from uturn.workflows import ImageOptions
 from uturn.workflows.atlas import RESULTS, chosen, measure_atlas, read_atlas
 from uturn.workflows.atlas_numbers import _of_changes, _of_clones, to_csv
 
@@ -188,23 +188,23 @@ def test_rows_are_chosen_by_name(finished, tmp_path):
 
 def test_a_row_has_the_numbers_of_uturn_images(finished):
     _, rows, _, found = finished
-    analysis = analyse(ut.run(rows[0].options.experiment())).isel(classifier=0)
-    two = of(found, "two")
+    study = ut.study(ut.run(rows[0].options.experiment())).sel(axis="log_snr")
+    two, of_class, layers = of(found, "two"), study.sel(reading="same_class"), study.variable.values == "similarity"
     assert np.isfinite(two.transition).all()
-    for name in ("transition", "inversion"):
-        np.testing.assert_array_equal(two[name], analysis[name].sel(axis="log_snr"))
-    np.testing.assert_array_equal(two.half_life, analysis.half_life.sel(axis="log_snr"))
-    assert list(two.layer.values) == list(analysis.layer.values)
-    assert float(two.gap_p) == float(analysis.gap_class_p.min())
-    smallest = analysis.gap_class[np.flatnonzero(analysis.gap_class_p == analysis.gap_class_p.min())]
+    for name, numbers in (("transition", of_class.half_life), ("width", of_class.width), ("inversion", study.inversion[0])):
+        np.testing.assert_array_equal(two[name], numbers)
+    np.testing.assert_array_equal(two.half_life, study.half_life[layers])
+    assert list(two.layer.values) == list(study.level.values[layers])
+    assert float(two.gap_p) == float(of_class.gap_p.min())
+    smallest = of_class.gap[np.flatnonzero(of_class.gap_p == of_class.gap_p.min())]
     np.testing.assert_array_equal(two.gap, smallest[np.abs(smallest.values[:, 0]).argmax()])
 
 
 def test_places_are_converted_to_log_snr(finished):
     """t* lies between the log-SNR, by the scheduler alone, of the two levels around it; the width is that of the same ends."""
     _, rows, _, found = finished
-    two, analysis = of(found, "two"), analyse(ut.run(rows[0].options.experiment())).isel(classifier=0)
-    star = float(analysis.transition.sel(axis="noise", estimate="value"))
+    two, of_class = of(found, "two"), ut.study(ut.run(rows[0].options.experiment())).sel(reading="same_class")
+    star = float(of_class.half_life.sel(axis="noise", estimate="value"))
     abar = DDPMScheduler().alphas_cumprod.numpy().astype(float)
     log_snr = np.log(abar / (1 - abar))[np.linspace(0, 999, 20).round().astype(int)]  # of 1 .. 20 steps
     below = int(np.floor(star * 10))  # the levels are t/T = .1, .2, ..
@@ -212,8 +212,8 @@ def test_places_are_converted_to_log_snr(finished):
     early, late = two.fall.sel(estimate="value").values
     assert early > two.transition[0] > late
     assert float(two.width[0]) == pytest.approx(early - late, abs=1e-9)
-    noise = analysis.fall.sel(axis="noise", estimate="value").values
-    assert np.diff(noise)[0] == pytest.approx(float(analysis.width[0]), abs=1e-12)
+    noise = of_class.place.sel(share=[0.25, 0.75], axis="noise", estimate="value").values
+    assert np.diff(noise)[0] == pytest.approx(float(of_class.width.sel(axis="noise", estimate="value")), abs=1e-12)
 
 
 def test_the_numbers_of_two_images(finished):
@@ -243,20 +243,26 @@ def test_chi_is_taken_at_its_peak_and_xi_in_pixels(finished):
             "patches_change_covariance_sum": (("noise", "item"), decay.sum(axis=1)[:, None] * size),
         },
         coords={"noise": [0.2, 0.5, 0.8], "log_snr": ("noise", [2.0, 0.5, -3.0]), "patches_distance": r},
+        attrs={"spec": '{"probes": [{"type": "changes", "name": "patches"}]}'},
     )
-    values, remark = _of_changes(rows[0], forged.isel(noise=[2, 0, 1]))
-    assert values["chi_at"] == 0.5
+    values, remark = _of_changes(rows[0], ut.study(forged.isel(noise=[2, 0, 1])))
+    # The interval of the peak reaches half a step beyond its level, on the axis arctan(sigma).
+    sigma = np.tan([np.arctan(np.exp([-1, -0.25])).mean(), np.arctan(np.exp([-0.25, 1.5])).mean()])
+    assert values["chi_at"][1:] == pytest.approx((-2 * np.log(sigma))[::-1])
+    assert values["chi_at"][1] < values["chi_at"][0] < values["chi_at"][2]
     assert values["chi"] == pytest.approx([decay[1].sum()] * 3)
+    assert values["chi_cross_fitted"] == pytest.approx(decay[1].sum())
+    assert values["chi_n_eff"] == pytest.approx(size.sum() ** 2 / (size**2).sum())
     assert values["xi"][0] == pytest.approx(2 * 3.0, rel=0.02)
     assert remark == ""
-    assert "no peak" in _of_changes(rows[0], forged.isel(noise=[0, 1]))[1]
+    assert "no peak" in _of_changes(rows[0], ut.study(forged.isel(noise=[0, 1])))[1]
 
 
 def test_the_gap_is_that_of_the_smallest_p_value():
     """Of equal p-values, that of the largest gap, whatever its sign; levels that were not measured are NaN."""
     gaps = np.array([[0.9, 0.8, 1.0], [0.1, 0.0, 0.2], [-0.3, -0.4, -0.2], [np.nan] * 3])
     judged = xr.Dataset(
-        {"gap_class": (("noise", "estimate"), gaps), "gap_class_p": ("noise", [0.5, 0.01, 0.01, np.nan])},
+        {"gap": (("noise", "estimate"), gaps), "gap_p": ("noise", [0.5, 0.01, 0.01, np.nan])},
         coords={"noise": [0.1, 0.2, 0.3, 0.4], "log_snr": ("noise", [3.0, 2.0, 1.0, 0.0])},
     )
     values, remark = _of_clones(judged)
@@ -321,6 +327,7 @@ def test_finished_rows_are_not_computed_again(finished, monkeypatch):
     assert more == []
     assert xr.open_zarr("out/atlas.zarr").name.values.tolist() == ["plain"]
     Path("atlas.toml").write_text(FILE.replace("items = 32", "items = 36"))
+    monkeypatch.setattr("uturn.experiment.Experiment.model_check", lambda self: [])  # calls before a run
     _, more = called("--only", "plain")
     assert 0 < sum(more) <= 16 * 110  # the items of the last task, 20 .. 31, are measured again with the four new ones
 

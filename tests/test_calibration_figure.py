@@ -91,11 +91,11 @@ def image_calibrations(ddim=1e-6, few=-0.2, many=-0.05, ode=-0.5):
 
 
 def test_images():
-    assert passed(figure._images(image_calibrations())) == [True, True]
-    assert passed(figure._images(image_calibrations(ddim=0.01))) == [False, True]
-    assert passed(figure._images(image_calibrations(ode=-0.01))) == [False, False]
-    assert passed(figure._images(image_calibrations(few=-0.01))) == [True, False]
-    assert passed(figure._images(image_calibrations(many=-0.48))) == [True, False]
+    assert passed(figure._images(image_calibrations())) == [True, True, None]
+    assert passed(figure._images(image_calibrations(ddim=0.01))) == [False, True, None]
+    assert passed(figure._images(image_calibrations(ode=-0.01))) == [False, False, None]
+    assert passed(figure._images(image_calibrations(few=-0.01))) == [True, False, None]
+    assert passed(figure._images(image_calibrations(many=-0.48))) == [True, False, None]
 
 
 def mixture_runs(shift=0.0, items=500):

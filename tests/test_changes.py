@@ -220,7 +220,7 @@ def rare_originals(seed, items=60, trajectories=4):
 
 
 def test_intervals_contain_the_truth_where_rare_originals_decide():
-    """Five active originals are expected. Of 200 intervals of coverage .9, fewer than 167 hold the truth with probability .001."""
+    """Five active originals are expected. Of 200 intervals with coverage .9, 166 or fewer hold it with probability .001."""
     variances = np.array([0.25, 11 * 0.004 * 0.996])
     truth = (8 * variances[0] + variances[1]) / variances.sum()
     found = np.array([ut.susceptibility(rare_originals(seed)) for seed in range(200)])
@@ -256,12 +256,12 @@ def test_the_interval_of_the_peak_is_half_a_step_wider_than_its_levels():
     assert sharp.levels.tolist() == [False, False, True, False, False]
     np.testing.assert_allclose(sharp.place[1:], (0.25, 0.35))
     assert (sharp.inside, sharp.plateau, sharp.reaches) == (True, False, (False, False))
-    flat = peak_of(parts_of([1, 4, 4, 4, 1]))
+    flat = peak_of(parts_of([1, 4, 4, 4, 1], scatter=0))
     assert flat.levels.tolist() == [False, True, True, True, False]
     np.testing.assert_allclose(flat.place[1:], (0.15, 0.45))
     assert flat.plateau
-    assert flat.height.value > 4 > flat.cross_fitted - 0.2
-    end = peak_of(parts_of([3.99, 1, 4, 1, 1]))
+    assert flat.height.value == pytest.approx(4) == flat.cross_fitted
+    end = peak_of(parts_of([3.99, 1, 4, 1, 1], seed=1))
     assert end.reaches == (True, False)
     assert end.place.low == 0.1
 

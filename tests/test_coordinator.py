@@ -416,3 +416,22 @@ def test_damaged_records_count_as_missing(given, tmp_path):
         found = ut.run(experiment, path, cluster="there")
     assert found.attrs["complete"]
     assert given["tasks"] == [task]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("The runtime env agent has died", "The runtime env agent has died; Ray's logs"),
+        ("No module named 'uturn'", "'uturn'; install uturn there"),
+    ],
+)
+def test_what_ray_says_is_told(error, words):
+    exceptions = pytest.importorskip("ray.exceptions")
+
+    def fails(*_, **__):
+        raise exceptions.RuntimeEnvSetupError(error)
+
+    made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=fails))
+    ray = SimpleNamespace(remote=lambda _: made, exceptions=exceptions)
+    with pytest.raises(ValueError, match=words):
+        driver._joined(ray, "name", None, "driver", [])

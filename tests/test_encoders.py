@@ -24,7 +24,9 @@ from uturn.probes import NetworkLayers
 from uturn.probes.changes import Changes, sites_of
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import Images
-from uturn.workflows import ImageOptions, numbers, summary
+from uturn.studies import as_data, draw_study, records_of, summary
+from uturn.studies.grid import draw_grid
+from uturn.workflows import ImageOptions
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -273,43 +275,46 @@ def test_figures_and_tables_of_encoders(tmp_path):
     """Panels, legends and rows that speak of classes are those of classifiers only."""
     import matplotlib.pyplot as plt
 
-    from uturn.plotting.images import draw_calibration, draw_grid, draw_layers
-    from uturn.workflows import analyse
-
     def titles(figure):
         return [axis.get_title(loc="left") for axis in figure.axes]
 
     def rows(data):
         return [cell for table in summary(data) for cell in table.columns[0].cells]
 
-    for classifiers, panels in (([f"{HERE}:encoder"], 1), ([f"{HERE}:encoder", f"{HERE}:judge"], 3)):
+    for classifiers in ([f"{HERE}:encoder"], [f"{HERE}:encoder", f"{HERE}:judge"]):
+        with_classes = len(classifiers) == 2
         spec = ImageOptions(classifiers=classifiers, steps=3, levels=3, items=4, keep=2, clones=2, compare_labels=False)
         spec = spec.experiment().to_dict()
         for probe in spec["probes"][:-1]:
             probe["reference"] = 20
-        data = analyse(ut.run(ut.Experiment.from_dict(spec)))
-        assert data.has_classes.values.tolist() == [False, True][: len(classifiers)]
-        layers, grid, calibration = draw_layers(data), draw_grid(data), draw_calibration(data)
-        assert len(titles(layers)) == panels
-        assert ("class" in titles(layers)) == (panels == 3)
+        run = ut.run(ut.Experiment.from_dict(spec))
+        study = ut.study(run)
+        figure, grid = draw_study(study), draw_grid(study.merge(records_of(run)))
+        assert ("class" in titles(figure)) == with_classes
+        layers = [title for title in titles(figure) if title.startswith("layers")]
+        assert len(layers) == len(classifiers)
         legend = grid.axes[0].get_legend()
-        assert (legend is None) == (panels == 1)
-        assert panels == 1 or "judge" in legend.get_texts()[0].get_text()
-        named = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in calibration.axes]
-        assert ["same class" in names for names in named] == [False, True][: len(classifiers)]
-        assert rows(data).count("class half lost, t*") == len(classifiers) - 1
-        assert rows(data).count("same class") == len(classifiers) - 1
-        assert "last layer falls below first layer" in rows(data)
-        written = numbers(data)["classifiers"]
+        assert (legend is not None) == with_classes
+        assert not with_classes or "judge" in legend.get_texts()[0].get_text()
+        with_class = [
+            axis.get_title(loc="left")
+            for axis in figure.axes
+            if any(
+                "same_class" in text.get_text() and axis.get_ylabel().startswith("gap") for text in axis.get_legend().get_texts()
+            )
+        ]
+        assert with_class == ["calibration of judge"] * with_classes
+        prefix = "encoder_" if with_classes else ""
+        assert ("judge_same_class" in rows(study)) == with_classes
+        assert f"{prefix}similarity: head falls below blocks.0" in rows(study)
+        written = as_data(study)
         assert json.dumps(written, allow_nan=False)
-        one = written["encoder" if panels == 3 else f"{HERE}:encoder"]
-        assert one["remark"].startswith("an encoder without classes: no t*")
-        assert one["transition"]["noise"] == {"value": None, "low": None, "high": None}
-        assert one["chance"] is None
-        assert one["half_life"]["head"]["noise"]["value"] > 0
-        assert one.get("same_class", [{"value": None}])[0]["value"] is None
-        assert list(one["calibration"]["gaps"]) == ["blocks.0", "blocks.1", "head"]
-        assert panels == 1 or written["judge"]["same_class"][0]["value"] == 1
+        mine = [one for one in written["readings"] if one["probe"] == ("encoder" if with_classes else "network_layers")]
+        assert {one["variable"] for one in mine} == {f"{prefix}similarity", f"{prefix}distance"}
+        assert next(one for one in mine if one["level"] == "head")["half_life"]["noise"]["value"] > 0
+        assert [one["level"] for one in mine if "gap" in one] == ["blocks.0", "blocks.1", "head"] * 2
+        judged = [one for one in written["readings"] if one["variable"] == "judge_same_class"]
+        assert [one["curve"][0]["value"] for one in judged] == [1] * with_classes
         plt.close("all")
 
 

@@ -14,8 +14,9 @@ from uturn.networks import DenoiserModel
 from uturn.plan import plan
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources import generated
-from uturn.workflows import ImageOptions, analyse
-from uturn.workflows.runs import describe
+from uturn.studies import records_of
+from uturn.studies.runs import describe
+from uturn.workflows import ImageOptions
 
 SHAPE, MODE, DEVIATION = (1, 4, 4), 0.4, 0.12
 STEPS = 40
@@ -227,6 +228,7 @@ def test_little_memory_is_enough(monkeypatch):
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_plans_count_the_draws_and_make_none(probes, on_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(DiffusionModel, "wants_processes", not on_gpu)
+    monkeypatch.setattr("uturn.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
     experiment = spec(items=300, noise=(0.25,), chunk=50, probes=probes, source={"folder": str(tmp_path / "kept")})
     found = plan(experiment, workers=1, budget=0.1)
     assert not (tmp_path / "kept").exists()
@@ -257,14 +259,13 @@ def test_the_study_says_so_and_shows_the_originals(tmp_path):
     assert words in describe(run)
     generated._kept.clear()
     rows.clear()
-    data = analyse(run)
-    assert words in data.attrs["description"]
-    np.testing.assert_array_equal(data.original, originals(options))
+    assert words in ut.study(run).attrs["description"]
+    np.testing.assert_array_equal(records_of(run).original, originals(options))
     assert rows == []  # they were read, and the model was not called
     for file in (tmp_path / "originals").glob("*/*"):
         file.unlink()
     generated._kept.clear()
-    assert np.isnan(analyse(run).original).all()
+    assert np.isnan(records_of(run).original).all()
     assert json.loads(run.attrs["spec"])["source"]["type"] == "generated"
 
 

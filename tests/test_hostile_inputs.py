@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,15 +17,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from rich.table import Table
 
 import uturn as ut
 from uturn import paper
 from uturn.backward import DiffusionModel
+from uturn.checks import visible
+from uturn.cli import main
+from uturn.cli.printing import show
 from uturn.cli.solvable import theory
 from uturn.fashion_mnist import generator_folder
+from uturn.files import read_array
+from uturn.networks.pipelines import load_scheduler
+from uturn.networks.tokenizers import Vocabulary
+from uturn.pages import report
+from uturn.pages.collect import collect
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.theory import MeanField, phase_diagram
-from uturn.workflows import analyse, image_experiment
+from uturn.workflows import image_experiment
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -61,7 +71,7 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: RHM.save("/no/such/folder/file"), "cannot write '/no/such/folder/file'"),
         (lambda: ut.RandomHierarchyModel.load("a\0b"), r"path = 'a\\x00b': expected the path"),
         (lambda: ut.hierarchy_index(np.zeros((3, 4)), np.zeros((3, 4))), "high_level is a ndarray; expected a DataArray"),
-        (lambda: analyse(None), "run = None: expected the dataset"),
+        (lambda: ut.study(None), "ds = None: expected the dataset"),
         (lambda: image_experiment(classifiers=5), "classifiers = 5: expected a list"),
         (lambda: image_experiment(weights=[5]), r"weights = \[5\]: expected a list"),
         (lambda: image_experiment(levels=[None]), r"noise = .*None.*: expected numbers"),
@@ -279,3 +289,210 @@ def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
         assert f"'{tmp_path / ending}'" in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+# --- files, streams and terminals ------------------------------------------------------------------------------------
+
+EVIL = "\x1b[2J\x9b31m\u202elive\u2066\udcff"
+
+
+def ended(capsys, *words):
+    """Exit code of a command, and its last line on stderr; anything but `SystemExit` is a traceback."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["uturn", *map(str, words)])
+        patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        with pytest.raises(SystemExit) as end:
+            main()
+    said = capsys.readouterr()
+    return end.value.code, said.err.strip().splitlines()[-1:] or [""], said.out
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A small finished store."""
+    path = tmp_path_factory.mktemp("stored") / "run.zarr"
+    ut.run(ut.Experiment.from_dict({**SPEC, "trajectories": 2, "clones": 2}), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["noise", "item", "trajectory", "clone", "tree_level", "bits_per_leaf"])
+def test_a_damaged_coordinate_is_named_in_one_line_and_mended(name, stored, tmp_path, capsys):
+    store, file = shutil.copytree(stored, tmp_path / "run"), tmp_path / "spec.json"
+    file.write_text(json.dumps({**SPEC, "trajectories": 2, "clones": 2}))
+    (chunk,) = [path for path in (store / name / "c").rglob("*") if path.is_file()]
+    chunk.write_bytes(b"\x28\xb5\x2f\xfdno zstd")
+    commands = [["status", store], ["images", "--run", store, "--out", tmp_path / "out"]]
+    for words in [*commands, *([["plan", file, "--store", store]] if name == "noise" else [])]:
+        code, (line,), _ = ended(capsys, *words)
+        assert code == 2
+        assert f"the coordinate {name} is damaged" in line
+        assert "`uturn run` with the same spec" in line
+    assert f"the coordinate {name} is damaged" in str(collect([store]).problems)
+    with pytest.warns(UserWarning, match=f"the coordinate {name} is damaged; it is written again"):
+        ut.run(ut.Experiment.from_file(file), store)
+    assert ended(capsys, "status", store)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.toml", "a = " + "[" * 3000 + "]" * 3000, "nested more than 100 times"),
+        ("a.toml", ".".join("a" * 5000) + " = 1", "nested more than 100 times"),
+        ("a.json", "[" * 3000 + "]" * 3000, "nested more than 100 times"),
+        ("a.json", json.dumps(SPEC).replace("8", "[" * 900 + "]" * 900, 1), "nested more than 100 times"),
+        ("a.json", json.dumps(SPEC).replace("8", "[" * 90 + "]" * 90, 1), "vocab_size = "),
+    ],
+)
+def test_files_that_are_nested_deeply(name, content, message, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    code, (line,), _ = ended(capsys, "check", tmp_path / name)
+    assert (code, message in line) == (2, True), line
+
+
+@pytest.mark.parametrize("depth", [400, 800, 3000])
+def test_a_store_that_is_nested_deeply(depth, stored, tmp_path, capsys):
+    store = shutil.copytree(stored, tmp_path / "run")
+    layout = json.loads((store / "zarr.json").read_text())
+    identity = layout["attributes"]["identity"]
+    layout["attributes"]["identity"] = identity[:-1] + ', "a": ' + "[" * depth + "]" * depth + "}"
+    (store / "zarr.json").write_text(json.dumps(layout))
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
+    assert ended(capsys, "plan", tmp_path / "spec.json", "--store", store)[0] == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    toml = 'items = 4\nsource = {type = "rhm", vocab_size = 8, multiplicity = 2, branching = 2, depth = 3}\n'
+    toml += (
+        'corruption = {type = "epsilon", noise = [0.0, 1.0]}\nbackward = {type = "exact"}\nprobes = [{type = "tree_levels"}]\n'
+    )
+    for name, text in (("a.json", json.dumps(SPEC)), ("a.toml", toml)):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert ut.Experiment.from_file(tmp_path / name) == ut.Experiment.from_dict(SPEC)
+    (tmp_path / "vocab.txt").write_text("a\nb\n[MASK]\n", encoding="utf-8-sig")
+    assert Vocabulary.from_file(tmp_path / "vocab.txt", "").tokens == ("a", "b", "[MASK]")
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**5), (10**10, 10**10), (4 * 10**9, 1, 1)])
+def test_a_header_that_promises_more_than_the_file_holds(shape, tmp_path):
+    with (tmp_path / "bomb.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.write(bytes(64))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"file size|too large|too big"):
+        read_array(tmp_path / "bomb.npy")
+    with pytest.raises(ValueError, match=r"bomb\.npy is not a readable"):
+        ArraySource(path=str(tmp_path / "bomb.npy")).load()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
+
+
+@pytest.mark.parametrize("value", [10**9, 0, -5, "a", None, 1e3])
+def test_a_noise_schedule_of_a_billion_timesteps(value, tmp_path):
+    file = generator_folder() / "scheduler" / "scheduler_config.json"
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": value}))
+    with pytest.raises(ValueError, match=r"num_train_timesteps = .*: expected an integer in 1 \.\. 100000"):
+        load_scheduler(tmp_path, "DDPMScheduler")
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path, capsys, monkeypatch):
+    store = shutil.copytree(stored, tmp_path / "run")
+    layout = json.loads((store / "zarr.json").read_text())
+    layout["attributes"] |= {"spec": json.dumps({"title": EVIL}), "versions": json.dumps({"uturn": EVIL})}
+    (store / "zarr.json").write_text(json.dumps(layout))
+    table = Table("name", EVIL, title=EVIL)
+    table.add_row(EVIL, EVIL)
+    for columns in ("40", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        show(table)
+        show(EVIL)
+    shown_tables = capsys.readouterr().out
+    monkeypatch.delenv("COLUMNS")
+    said = [shown_tables, ended(capsys, "status", store)[2], ended(capsys, "report", store, "--out", tmp_path / "r.html")[2]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        said += ended(capsys, "check", tmp_path / EVIL)[1]
+    for text in said:
+        assert "live" in text
+        assert visible(text) == text
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-3", "wide"])
+def test_a_terminal_of_no_width(columns, stored, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    code, _, out = ended(capsys, "status", stored)
+    assert (code, "2 of 2 tasks done" in out) == (0, True)
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, (line,), _ = ended(capsys, "--version")
+    monkeypatch.chdir(tmp_path)
+    assert (code, "the working directory is gone" in line) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["schedule", "fashion_mnist", "--csv", ""], ["report", ""]])
+def test_empty_paths(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, (line,), out = ended(capsys, *words)
+    assert (code, out) == (2, "")
+    assert "expected" in line
+
+
+@pytest.mark.parametrize(
+    ("closed", "words", "code"), [("2>&-", "status no", 2), (">&-", "status STORE", 0), ("<&- >&- 2>&-", "--help", 0)]
+)
+def test_closed_streams(closed, words, code, stored):
+    command = f"{sys.executable} -m uturn.cli {words} {closed}".replace("STORE", str(stored))
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=100).returncode == code
+
+
+# --- folders of results ----------------------------------------------------------------------------------------------
+
+
+def figure(folder, name="fig6", **changes):
+    folder.mkdir(exist_ok=True)
+    content = {"figure": name, "title": "t", "caption": "c", "scale": "smoke", "verdicts": [], "files": {}} | changes
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "study.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
+    folder = figure(tmp_path / "results", files={"png": "fig6.png"})
+    shutil.copytree(stored, folder / "run.zarr")
+    (folder / "study.zarr").mkdir()  # its numbers are in study.json
+    path = folder / place
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else stored / "noise" / "c" / "0")
+    page, problems = report([folder])
+    assert Path(page).stat().st_size > 1000
+    words = f"{place} is a link, a pipe or a device" if "run" in place else f"{place}: is a link, a pipe or a device"
+    assert place.startswith("x") or any(words in line for line in problems)  # x is no store, so nothing is shown of it
+
+
+def test_a_report_reads_no_folder_outside(stored, tmp_path):
+    shutil.copytree(stored, tmp_path / "fig6-x.zarr")
+    folder = figure(tmp_path / "results")
+    (folder / "smoke").symlink_to(tmp_path)
+    assert collect([folder]).sections[0]["details"] == []
+    figure(folder, scale="..")
+    assert "names in its folder" in collect([folder]).problems[0]["words"]
+    shutil.copytree(tmp_path / "fig6-x.zarr", figure(tmp_path / "sound") / "smoke" / "fig6-x.zarr")
+    assert len(collect([tmp_path / "sound"]).sections[0]["details"]) == 1
+
+
+def test_names_that_are_no_unicode_in_a_report(stored, tmp_path):
+    name = os.fsdecode(b"\xff")
+    try:
+        shutil.copytree(stored, tmp_path / name / f"{name}.zarr")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    figure(tmp_path / name, f"fig7{name}", files={"pdf": "a.pdf"})
+    page, _ = report([tmp_path / name])
+    assert "Run \\udcff.zarr" in Path(page).read_text()

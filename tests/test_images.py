@@ -17,17 +17,22 @@ import uturn as ut
 from uturn import fashion_mnist, measuring
 from uturn.cli import app
 from uturn.cli.printing import show
-from uturn.plotting.images import draw_grid, draw_layers
+from uturn.pages import write_study
+from uturn.pages.results import PICTURES
 from uturn.plotting.style import fonts_for
-from uturn.workflows import ImageOptions, analyse, image_experiment, numbers, summary, write_results
+from uturn.studies import as_data, draw_study, records_of, summary
+from uturn.studies.grid import draw_grid
+from uturn.studies.runs import describe, missing_tasks
+from uturn.studies.tables import panels_of
+from uturn.studies.tables import remarks as remarks_of
+from uturn.workflows import ImageOptions, image_experiment
 from uturn.workflows.image_options import noise_levels
 from uturn.workflows.options import parsed_levels, probe_names
-from uturn.workflows.results import PICTURES, RESULTS
-from uturn.workflows.runs import describe, missing_tasks
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
-WITHOUT_CLONES = set(RESULTS) - {"calibration.png", "calibration.pdf"}
+NUMBERS = {"index.html", "study.zarr", "study.json", "curves.csv", "numbers.csv", "study.png", "study.pdf"}
+WITH_IMAGES = NUMBERS | {"grid.png", "grid.pdf"}
 FIRST, LAST = 0.30, 0.04  # floors of the similarity of the first layer and of the logits
 
 
@@ -55,37 +60,52 @@ def forged(star=0.53, width=0.1, num_items=400, num_layers=4, noise=NOISE, prefi
         log_snr = -2 * np.log(sigma)
     return xr.Dataset(
         {
-            f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity[:, :, None]),
             f"{prefix}same_class": (dims, same[..., None]),
+            f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity[:, :, None]),
             f"{prefix}predicted_class": (dims, np.where(same > 0, original, (original + 1) % classes)[..., None].astype(float)),
             f"{prefix}original_class": (dims[:2], np.tile(original, (len(noise), 1)).astype(float)),
         },
         coords={
             "noise": noise,
             "step": ("noise", 100 * noise),
+            "t_over_T": ("noise", noise),
             "abar": ("noise", np.cos(np.pi / 2 * noise) ** 2),
             "log_snr": ("noise", log_snr),
             "sigma": ("noise", sigma),
             "label": ("item", original),
             f"{prefix}network_layer": [f"block{k}" for k in range(num_layers - 1)] + ["logits"],
         },
+        attrs=probes(prefix.removesuffix("_")),
     )
 
 
-def merged(first, *others):
-    """One run with the probes of several."""
+def probes(*names):
+    """The attribute of a run with classifiers of these names, which says how readings are read."""
+    tables = [{"type": "network_layers", "classifier": f"timm:{name}", "name": name or None} for name in names]
+    return {"spec": json.dumps({"probes": tables})}
+
+
+def merged(**runs):
+    """One run with the probes of several; the names are those of the probes."""
+    first, *others = runs.values()
     for other in others:
         first = first.assign(other.data_vars).assign_coords({dim: other[dim] for dim in other.dims if "layer" in str(dim)})
-    return first
+    return first.assign_attrs(probes(*runs))
 
 
 def value(estimates, **labels):
     return float(estimates.sel(estimate="value", **labels))
 
 
+def of(study, level=None, prefix=""):
+    """The reading of the class, or of a layer, in a study."""
+    name = f"{prefix}same_class" if level is None else f"{prefix}similarity, {prefix}network_layer = {level}"
+    return study.sel(reading=name)
+
+
 @pytest.fixture(scope="module")
 def known():
-    return analyse(forged()).isel(classifier=0)
+    return ut.study(forged())
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
@@ -93,37 +113,40 @@ def known():
 
 def test_transition_width_inversion_and_half_lives_are_recovered(known):
     # Exact but for steps of 1/items in the share and for the corners of the curves between levels.
-    assert value(known.transition, axis="noise") == pytest.approx(0.53, abs=0.003)
-    assert value(known.width) == pytest.approx(0.1, abs=0.006)
-    assert float(known.chance) == pytest.approx(0.1)
+    assert value(of(known).half_life, axis="noise") == pytest.approx(0.53, abs=0.003)
+    assert value(of(known).width, axis="noise") == pytest.approx(0.1, abs=0.006)
+    assert float(of(known).chance) == pytest.approx(0.1)
     for k, d in enumerate(np.linspace(0, 1, 4)):
-        assert value(known.half_life.isel(network_layer=k), axis="noise") == pytest.approx(0.5 + 0.1 * d, abs=1e-6)
+        layer = known.level.values[1 + k]
+        assert value(of(known, layer).half_life, axis="noise") == pytest.approx(0.5 + 0.1 * d, abs=1e-6)
     fine = np.linspace(0.5, 0.75, 100_001)
     gap = falling(fine, 0.6, 0.08, LAST) - falling(fine, 0.5, 0.24, FIRST)
-    assert value(known.inversion, axis="noise") == pytest.approx(fine[np.argmax(gap < 0)], abs=0.005)
-    assert known.layer.values.tolist() == ["block0", "block1", "block2", "logits"]
-    assert known.remark == ""
+    swap = known.inversion.sel(series="similarity")
+    assert value(swap, axis="noise") == pytest.approx(fine[np.argmax(gap < 0)], abs=0.005)
+    assert known.level.values.tolist() == ["", "block0", "block1", "block2", "logits"]
+    assert set(known.remark.values.tolist()) == {""} == {known.attrs["remark"], known.series_remark.item()}
 
 
 def test_chance_is_that_of_two_originals():
     """Half of the originals have one predicted class, and a quarter each of two others."""
     run = forged(num_items=400, classes=4)
     run["original_class"] = run.original_class.where(run.original_class != 3, 0)
-    assert float(analyse(run).chance[0]) == pytest.approx(1 / 4 + 1 / 16 + 1 / 16)
+    assert float(of(ut.study(run)).chance) == pytest.approx(1 / 4 + 1 / 16 + 1 / 16)
 
 
 def test_curves_start_at_the_identity(known):
     assert known.noise[0] == 0
-    assert (known.similarity.isel(noise=0) == 1).all()
-    assert (known.same_class.isel(noise=0) == 1).all()
+    assert (known.curve.isel(noise=0) == 1).all()
     assert known.step[0] == 0
     assert known.abar[0] == 1
     run = forged()
-    np.testing.assert_allclose(known.similarity.sel(estimate="value")[1:], run.similarity.mean(("item", "trajectory")))
+    curves = known.curve.sel(estimate="value")[:, 1:]
+    np.testing.assert_allclose(curves[1:].T, run.similarity.mean(("item", "trajectory")))
+    np.testing.assert_allclose(curves[0], run.same_class.mean(("item", "trajectory")))
 
 
 def test_the_other_axes_follow(known):
-    for places in (known.transition, known.inversion, known.half_life.isel(network_layer=2)):
+    for places in (of(known).half_life, known.inversion.sel(series="similarity"), of(known, "block2").half_life):
         t = places.sel(axis="noise")
         np.testing.assert_allclose(places.sel(axis="step"), 100 * t, rtol=1e-12)
         np.testing.assert_allclose(places.sel(axis="sigma"), np.tan(np.pi / 2 * t), rtol=1e-9)
@@ -134,49 +157,64 @@ def test_the_other_axes_follow(known):
 
 
 def test_between_the_identity_and_the_first_level_axes_are_finite():
-    found = analyse(forged(star=0.02, width=0.01)).isel(classifier=0)
-    assert "t* lies below the smallest measured noise" in str(found.remark.item())
-    assert np.isfinite(found.transition.sel(estimate="value")).all()
-    assert 0 < value(found.transition, axis="sigma") < np.tan(np.pi / 2 * 0.05)
-    assert found.transition.sel(axis="log_snr", estimate="high") == np.inf  # t* can be anywhere from the identity on
+    found = of(ut.study(forged(star=0.02, width=0.01)))
+    assert "half of the change is done below the smallest measured noise, 0.05" in str(found.remark.item())
+    assert np.isfinite(found.half_life.sel(estimate="value")).all()
+    assert 0 < value(found.half_life, axis="sigma") < np.tan(np.pi / 2 * 0.05)
+    assert found.half_life.sel(axis="log_snr", estimate="high") == np.inf  # t* can be anywhere from the identity on
 
 
 def test_intervals_hold_the_truth_and_shrink_with_the_root_of_the_items():
     widths, places = [], []
     for items in (100, 1600):
-        found = analyse(forged(num_items=items)).isel(classifier=0).sel(estimate=["low", "high"])
-        low, high = found.transition.sel(axis="noise")
+        found = of(ut.study(forged(num_items=items))).sel(estimate=["low", "high"])
+        low, high = found.half_life.sel(axis="noise")
         assert low < 0.53 < high
         places.append(float(high - low))
-        widths.append(float(found.same_class.sel(noise=0.5).diff("estimate").item()))
+        widths.append(float(found.curve.sel(noise=0.5).diff("estimate").item()))
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
     assert places[0] >= places[1] == pytest.approx(0.05)  # t* not below the distance of the noise levels
 
 
 def test_order_of_levels_and_a_measured_identity_do_not_matter(known):
     run = forged(noise=np.r_[0, NOISE]).isel(noise=np.random.default_rng(0).permutation(21))
-    found = analyse(run).isel(classifier=0)
-    for name in ("transition", "half_life", "similarity", "same_class"):
+    found = ut.study(run)
+    for name in ("half_life", "width", "curve", "inversion"):
         np.testing.assert_allclose(found[name], known[name], atol=1e-12)
 
 
 def test_classifiers_keep_apart():
-    spec = {"probes": [{"type": "network_layers", "classifier": f"timm:{name}", "name": name} for name in ("b", "a")]}
-    run = merged(forged(0.4, prefix="a_"), forged(0.6, num_layers=2, prefix="b_")).assign_attrs(spec=json.dumps(spec))
-    found = analyse(run)
-    assert found.classifier.values.tolist() == ["b", "a"]  # as in the spec
-    assert found.model.values.tolist() == ["timm:b", "timm:a"]
-    np.testing.assert_allclose(found.transition.sel(axis="noise", estimate="value"), [0.6, 0.4], atol=0.003)
-    assert found.layer.values.tolist() == [["block0", "logits", "", ""], ["block0", "block1", "block2", "logits"]]
-    assert np.isnan(found.similarity[0, :, 2:]).all()
-    json.dumps(numbers(found), allow_nan=False)
+    found = ut.study(merged(b=forged(0.6, num_layers=2, prefix="b_"), a=forged(0.4, prefix="a_")))
+    assert found.probe.values.tolist() == 3 * ["b"] + 5 * ["a"]  # as in the spec
+    assert list(dict.fromkeys(found.model.values.tolist())) == ["timm:b", "timm:a"]
+    assert found.level.values.tolist() == ["", "block0", "logits", "", "block0", "block1", "block2", "logits"]
+    assert found.family.values.tolist() == found.probe.values.tolist()  # p-values by Holm in each classifier
+    stars = [value(of(found, prefix=f"{name}_").half_life, axis="noise") for name in "ba"]
+    np.testing.assert_allclose(stars, [0.6, 0.4], atol=0.003)
+    assert found.series.values.tolist() == ["b_similarity", "a_similarity"]
+    json.dumps(as_data(found), allow_nan=False)
+
+
+def test_distances_of_each_classifier_are_a_family_of_their_own():
+    run = merged(b=forged(prefix="b_", num_items=20), a=forged(prefix="a_", num_items=20))
+    found = ut.study(run.assign({f"{name}_distance": 1 - run[f"{name}_similarity"] for name in "ab"}))
+    assert set(found.family.values.tolist()) == {"a", "b", "a_distance", "b_distance"}
+
+
+def test_the_class_stands_first():
+    run = forged(num_items=20)
+    found = ut.study(run[["similarity", "same_class", "original_class"]].assign_attrs(run.attrs))
+    table = next(summary(found))
+    assert next(iter(table.columns[0].cells)) == "same_class"
+    assert table.title.endswith("t* is that of same_class")
+    assert [title for title, _ in panels_of(found)] == ["class", "layers"]
 
 
 def test_agreement_with_labels_leaves_out_items_without_one():
     run = forged(num_items=40)
     right = run.same_class.where(run.label < 5)  # half of the items have a label
     run = run.assign(label_top1=right).assign_coords(label=run.label.where(run.label < 5, -1))
-    found = analyse(run).label_top1.isel(classifier=0)
+    found = ut.study(run).curve.sel(reading="label_top1")
     np.testing.assert_allclose(found.sel(estimate="value")[1:], right.mean(("item", "trajectory")))
     assert value(found.isel(noise=0)) == 1  # predicted classes of the originals are their labels here
     assert np.isfinite(found).all()
@@ -185,30 +223,28 @@ def test_agreement_with_labels_leaves_out_items_without_one():
 # --- what cannot be located -----------------------------------------------------------------------------------------------
 
 
-def remark(run):
-    return str(analyse(run).remark[0].item())
+def remarks(run):
+    return " | ".join(remarks_of(ut.study(run)))
 
 
 def test_remarks_name_missing_numbers():
-    kept = analyse(forged(noise=NOISE[:6]))
-    assert np.isnan(kept.transition).all()
-    assert "not half lost up to t/T = 0.3 (kept by 100%): no t*" in kept.remark.item()
-    single = analyse(forged(noise=[0.5]))
-    assert np.isnan(single.transition).all()
+    kept = of(ut.study(forged(noise=NOISE[:6])))
+    assert np.isnan(kept.half_life).all()
+    assert "half of the change is not done up to noise = 0.3, where it is 1" in kept.remark.item()
+    single = ut.study(forged(noise=[0.5]))
     assert np.isnan(single.half_life).all()
-    assert "single noise level" in single.remark.item()
-    alone = analyse(forged(num_items=1))
+    assert "single noise level" in single.attrs["remark"]
+    alone = ut.study(forged(num_items=1))
     assert np.isnan(alone.half_life.sel(estimate=["low", "high"])).all()
-    assert np.isfinite(alone.half_life.sel(estimate="value")).all()
-    assert "single original: no intervals" in alone.remark.item()
-    assert "one predicted class: no t*" in remark(forged(classes=1))
-    assert "single layer: no inversion" in remark(forged().isel(network_layer=[0]))
-    assert "swap order" in remark(forged().isel(network_layer=[-1, 0]))
-    unknown = analyse(forged().drop_vars("original_class"))
-    assert "chance level unknown" in unknown.remark.item()
-    assert value(unknown.transition.isel(classifier=0), axis="noise") == pytest.approx(
-        0.53, abs=0.003
-    )  # the last value is the floor
+    assert np.isfinite(alone.half_life.sel(estimate="value", reading=alone.variable == "similarity")).all()
+    assert "single original: no intervals" in alone.attrs["remark"]
+    assert "independent data agree as much as equal ones: no half-life" in of(ut.study(forged(classes=1))).remark.item()
+    assert "series" not in ut.study(forged().isel(network_layer=[0])).dims
+    assert "swap order" in remarks(forged().isel(network_layer=[-1, 0]))
+    unknown = ut.study(forged().drop_vars("original_class"))
+    assert np.isnan(of(unknown).chance)
+    assert value(of(unknown).half_life, axis="noise") == pytest.approx(0.53, abs=0.003)  # the last value is the floor
+    assert "the value at noise 0.9 is used as the chance level" in remarks(forged(noise=NOISE[:18]))
 
 
 def test_remarks_name_uncertain_numbers(known):
@@ -216,27 +252,20 @@ def test_remarks_name_uncertain_numbers(known):
     gap = 0.1 * np.random.default_rng(0).standard_normal((20, 40))
     gap += np.where(NOISE < 0.6, 0.002, -0.002)[:, None] - gap.mean(1, keepdims=True)  # swaps, far below its errors of .016
     run.similarity[..., -1] = run.similarity[..., 0] + gap[..., None]
-    found = analyse(run)
+    found = ut.study(run)
     assert np.isfinite(found.inversion.sel(axis="noise")).all()
-    assert "no sure inversion" in found.remark.item()
+    assert "not sure" in found.series_remark.item()
     run.similarity[..., -1] += np.where(NOISE < 0.6, 0.0, -0.1)[:, None, None]
-    assert "sure" not in remark(run)
-    assert "interval of t* reaches the largest measured noise, t/T = 0.55" in remark(forged(num_items=10, noise=NOISE[:11]))
-    assert "reaches" not in known.remark.item()
+    assert "not sure" not in remarks(run)
+    few = of(ut.study(forged(num_items=10, noise=NOISE[:11])))
+    assert "interval of the half-life reaches the largest measured noise, 0.55" in few.remark.item()
+    assert "reaches" not in of(known).remark.item()
 
 
 @pytest.mark.parametrize("run", [forged(noise=[0.5]), forged(num_items=1), forged(noise=NOISE[:6]), forged(num_layers=1)])
 def test_figures_are_drawn_without_missing_numbers(run, tmp_path):
-    write_results(run, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "analysis.zarr",
-        "index.html",
-        "layers.pdf",
-        "layers.png",
-        "transition.json",
-    ]
-    found = json.loads((tmp_path / "transition.json").read_text())["classifiers"]
-    assert next(iter(found.values()))["remark"]
+    write_study(run, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == NUMBERS
 
 
 def test_unfinished_runs_are_counted_and_refused(tmp_path):
@@ -244,13 +273,8 @@ def test_unfinished_runs_are_counted_and_refused(tmp_path):
     assert missing_tasks(run) == 0
     run = run.assign_attrs(missing_tasks=2)  # as stores do, see tests/test_store.py
     with pytest.raises(ValueError, match="not finished: 2 tasks are missing"):
-        write_results(run, tmp_path)
+        write_study(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_runs_without_layers_are_refused():
-    with pytest.raises(ValueError, match="network_layers"):
-        analyse(forged().drop_vars("similarity"))
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------------
@@ -267,14 +291,14 @@ def test_intervals_hold_the_truth():
 
 
 def test_intervals_end_where_the_numbers_do(known):
-    few = analyse(forged(num_items=5)).isel(classifier=0)
+    few = ut.study(forged(num_items=5))
     for found in (known, few):
-        for name in ("transition", "inversion", "half_life"):
+        for name in ("half_life", "inversion", "width"):
             noise = found[name].sel(axis="noise")
             assert ((noise >= 0) & (noise <= 1)).all(), name
         assert (found.width >= 0).all()
-        assert ((found.same_class >= 0) & (found.same_class <= 1)).all()
-        assert (abs(found.similarity) <= 1).all()
+        assert ((of(found).curve >= 0) & (of(found).curve <= 1)).all()
+        assert (abs(found.curve) <= 1).all()
 
 
 # --- the experiment --------------------------------------------------------------------------------------------------------
@@ -393,17 +417,19 @@ def test_mistakes_in_a_file_of_options_are_named(tmp_path):
 def test_layers_of_several_deep_classifiers():
     import matplotlib.pyplot as plt
 
-    run = merged(*(forged(0.4 + 0.1 * k, num_layers=24, num_items=50, prefix=f"net{k}_") for k in range(3)))
-    figure = draw_layers(analyse(run))
+    run = merged(**{f"net{k}": forged(0.4 + 0.1 * k, num_layers=24, num_items=50, prefix=f"net{k}_") for k in range(3)})
+    found = ut.study(run)
+    figure = draw_study(found, groups=("class", "layers"))
     assert len(figure.axes) == 4
-    for k, axis in enumerate(figure.axes[:3]):
+    of_classes, *of_layers = figure.axes
+    assert [len(axis.lines[0].get_xdata()) for axis in figure.axes] == 4 * [len(NOISE) + 1]
+    for k, axis in enumerate(of_layers):
         assert len(axis.get_legend().get_texts()) <= 8  # not one entry a layer
-        assert axis.get_title(loc="left") == f"net{k}"
-        curves = [line for line in axis.lines if len(line.get_xdata()) == len(NOISE) + 1]
-        assert len(curves) == 24
-        assert any(np.allclose(line.get_xdata(), 0.4 + 0.1 * k, atol=0.01) for line in axis.lines)  # t*
+        assert f"net{k}_" in axis.get_title(loc="left")
+        assert len([line for line in axis.lines if len(line.get_xdata()) == len(NOISE) + 1]) == 24
+        assert any(np.allclose(line.get_xdata(), 0.4 + 0.1 * k, atol=0.01) for line in of_classes.lines)  # t*
     plt.close(figure)
-    assert draw_grid(analyse(run)) is None
+    assert draw_grid(found) is None
 
 
 NAMES = [
@@ -432,18 +458,19 @@ def test_trajectories_and_clones_of_a_run_are_described_apart():
 def test_names_in_any_script_are_drawn_or_escaped(tmp_path):
     import matplotlib.pyplot as plt
 
-    data = analyse(forged(num_items=50))
+    run = forged(num_items=50).assign_coords(network_layer=["".join(NAMES), "b", "c", "logits"])
+    data = ut.study(run)
     rng = np.random.default_rng(0)
     data = data.assign(
         original=(("item", "channel", "row", "column"), rng.random((len(NAMES), 1, 4, 4))),
         image=(("shown_noise", "item", "channel", "row", "column"), rng.random((2, len(NAMES), 1, 4, 4))),
-        image_same_class=(("shown_noise", "item"), np.zeros((2, len(NAMES)))),
-    ).assign_coords(shown_noise=[0.5, 1.0], item_name=("item", NAMES), classifier=["".join(NAMES)])
+        image_same_class=(("shown_noise", "item"), np.zeros((2, len(NAMES))), {"judge": "same_class"}),
+    ).assign_coords(shown_noise=[0.5, 1.0], item_name=("item", NAMES))
     data.attrs["description"] = " ".join(NAMES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of glyphs that are missing
         rows = [data.isel(item=some) for some in (slice(8), slice(8, None))]  # a grid has eight rows
-        figures, labels = [draw_layers(data), *map(draw_grid, rows)], []
+        figures, labels = [draw_study(data), *map(draw_grid, rows)], []
         for figure in figures:
             for ending in ("png", "pdf"):
                 figure.savefig(tmp_path / f"figure.{ending}")
@@ -469,10 +496,17 @@ def test_characters_that_the_usual_font_lacks_are_looked_for_in_others():
 
 
 def test_markup_in_names_is_text(capsys):
-    data = analyse(forged(num_items=50)).assign_coords(classifier=["[red]a[/]"])
+    data = ut.study(forged(num_items=50).assign_coords(network_layer=["[red]a[/]", "b", "c", "logits"]))
     for table in summary(data):
         show(table)
     assert "[red]a[/]" in capsys.readouterr().out
+
+
+def test_studies_print_as_plain_text_in_notebooks_too(known, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # rich would display a part of its own, with colours
+    assert "same_class" in repr(known)
+    assert "\x1b" not in repr(known)
+    assert "<table" in known._repr_html_()
 
 
 # --- the embedded model, by the command line ----------------------------------------------------------------------------------
@@ -494,18 +528,18 @@ def results(tmp_path_factory):
 
 def test_command_writes_everything(results):
     out, output = results
-    assert {path.name for path in out.iterdir()} == {*WITHOUT_CLONES, PICTURES, "run.zarr"}
-    for name in ("layers", "grid"):
+    assert {path.name for path in out.iterdir()} == {*WITH_IMAGES, PICTURES, "run.zarr"}
+    for name in ("study", "grid"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
-    assert "class half lost, t*" in output
-    assert "half-life of logits" in output
+    assert "half of the way from start to chance" in output
+    assert "logits falls below" in " ".join(output.split())
     assert "UNet2DModel, unconditional" in output
-    stored = json.loads((out / "transition.json").read_text())
+    stored = json.loads((out / "study.json").read_text())
     run = xr.open_zarr(out / "run.zarr").load()
-    assert stored == json.loads(json.dumps(numbers(analyse(run))))
-    kept = xr.open_zarr(out / "analysis.zarr").load()
-    np.testing.assert_array_equal(kept.transition, analyse(run).transition)
+    assert stored == json.loads(json.dumps(as_data(ut.study(run))))
+    kept = xr.open_zarr(out / "study.zarr").load()
+    np.testing.assert_array_equal(kept.half_life, ut.study(run).half_life)
     np.testing.assert_array_equal(kept.original, fashion_mnist.load_test_set()[0][:2])
     assert kept.item_name.values.tolist() == ["T-shirt/top", "Trouser"]
 
@@ -517,24 +551,27 @@ def test_clones_are_added_to_a_finished_folder_and_judged(results, tmp_path):
     before = xr.open_zarr(out / "run.zarr").load()
     done = command("--out", tmp_path / "out", *SMALL, "--clones", "2")
     assert done.exit_code == 0, done.output
-    assert "calibration, gap E f(x0, x̂) - E f(x̂, x̂')" in done.output
-    assert "too few images to detect a gap" in " ".join(done.output.split())
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*RESULTS, PICTURES, "run.zarr"}
+    assert "gap E f(x0, x̂) - E f(x̂, x̂')" in " ".join(done.output.split())
+    assert "too few originals to detect a gap" in " ".join(done.output.split())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*WITH_IMAGES, PICTURES, "run.zarr"}
     run = xr.open_zarr(tmp_path / "out" / "run.zarr").load()
     for name in ("similarity", "same_class", "image"):
         np.testing.assert_array_equal(run[name].isel(clone=0), before[name])  # to the bit
-    found, analysis = ut.calibration(run, ["same_class", "similarity"]), analyse(run).isel(classifier=0)
-    assert np.isnan(analysis.gap_class[0]).all()  # noise 0 was not measured
-    np.testing.assert_allclose(analysis.gap_class[1:, 0], found.gap.sel(reading="same_class"))
-    np.testing.assert_allclose(analysis.gap_layer[1:, -1, 1], found.low.sel(reading="similarity, network_layer = logits"))
-    np.testing.assert_allclose(analysis.gap_layer_p[1:], found.p_holm[:, 1:])
-    stored = json.loads((tmp_path / "out" / "transition.json").read_text())["classifiers"]["fashion_mnist"]["calibration"]
-    assert stored["passed"] == found.attrs["passed"]
-    assert list(stored["gaps"]) == ["same class", *run.network_layer.values]
-    assert stored["gaps"]["logits"][2]["p_holm"] == pytest.approx(float(found.p_holm[2, -1]))
-    # Results of a run without clones take the figure away again.
-    write_results(before, tmp_path / "out")
-    assert not (tmp_path / "out" / "calibration.png").exists()
+    found, study = ut.calibration(run, ["same_class", "similarity"]), ut.study(run)
+    assert np.isnan(of(study).gap[0]).all()  # noise 0 was not measured
+    np.testing.assert_allclose(of(study).gap[1:, 0], found.gap.sel(reading="same_class"))
+    np.testing.assert_allclose(of(study, "logits").gap[1:, 1], found.low.sel(reading="similarity, network_layer = logits"))
+    tested = study.sel(reading=found.reading.values)
+    assert study.gap_p.notnull().any("noise").sum() == tested.sizes["reading"] == 1 + run.sizes["network_layer"]
+    np.testing.assert_allclose(tested.gap_p[:, 1:], found.p_holm.transpose("reading", "noise"))
+    stored = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert stored["calibration"] == {"level": found.attrs["level"], "passed": {"network_layers": bool(found.attrs["passed"])}}
+    gaps = {one["reading"]: one["gap"] for one in stored["readings"] if "gap" in one}
+    assert set(gaps) == set(found.reading.values)
+    assert gaps["similarity, network_layer = logits"][3]["p_holm"] == pytest.approx(float(found.p_holm[2, -1]))
+    # Results of a run without clones say nothing of gaps.
+    write_study(before, tmp_path / "out")
+    assert "calibration" not in (tmp_path / "out" / "study.json").read_text()
 
 
 def test_png_files_are_the_images(results):
@@ -555,11 +592,10 @@ def test_shares_make_the_same_run(results, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "run.zarr"]
     last = command("--out", tmp_path, *SMALL, "--shard", "2/2")
     assert last.exit_code == 0
-    assert "t*" in last.output
-    stored = [json.loads((folder / "transition.json").read_text())["classifiers"] for folder in (out, tmp_path)]
-    np.testing.assert_allclose(
-        *[[p["value"] for p in s["fashion_mnist"]["same_class"]] for s in stored]
-    )  # the share of six items does not hang on float rounding
+    assert "same_class" in last.output
+    stored = [json.loads((folder / "study.json").read_text())["readings"][0]["curve"] for folder in (out, tmp_path)]
+    # The share of six items does not hang on float rounding.
+    np.testing.assert_allclose(*[[point["value"] for point in curve] for curve in stored])
     assert not (tmp_path / "reconstructions").exists()
 
 
@@ -567,7 +603,7 @@ def test_results_of_a_finished_store(results, tmp_path):
     out, _ = results
     done = command("--run", out / "run.zarr", "--out", tmp_path)
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "transition.json").read_bytes() == (out / "transition.json").read_bytes()
+    assert (tmp_path / "study.json").read_bytes() == (out / "study.json").read_bytes()
     assert not (tmp_path / "run.zarr").exists()
 
 
@@ -578,32 +614,33 @@ def test_missing_originals_leave_empty_places(results, tmp_path):
     for source in ({"type": "array", "path": str(tmp_path / "gone.npy")}, {"type": "array", "path": str(tmp_path / "other.npy")}):
         np.save(tmp_path / "other.npy", np.zeros((6, 28, 28), np.float32))  # other images than those of the run
         run.attrs["spec"] = json.dumps({**spec, "source": source})
-        found = analyse(run)
-        assert np.isnan(found.original).all()
-        assert np.isfinite(found.image).all()
+        for some in (run, run.assign(image=run.image.expand_dims(clone=2, axis=3))):
+            found = records_of(some)
+            assert np.isnan(found.original).all()
+            assert np.isfinite(found.image).all()
 
 
 def test_results_are_replaced_or_left_alone(results, tmp_path):
     out, _ = results
     run = xr.open_zarr(out / "run.zarr").load()
-    write_results(run, tmp_path, save_images=True)
-    write_results(run.drop_vars("image"), tmp_path)
-    kept = (WITHOUT_CLONES - {"grid.png", "grid.pdf"}) | {PICTURES}  # no old figure is left over, pictures stay
+    write_study(run, tmp_path, save_images=True)
+    write_study(run.drop_vars("image"), tmp_path)
+    kept = NUMBERS | {PICTURES}  # no old figure is left over, pictures stay
     assert {path.name for path in tmp_path.iterdir()} == kept
     (tmp_path / PICTURES / "holiday.png").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"holds 'holiday.png'"):
-        write_results(run, tmp_path, save_images=True)
+        write_study(run, tmp_path, save_images=True)
     assert (tmp_path / PICTURES / "holiday.png").read_bytes() == b"mine"
     (tmp_path / PICTURES / "holiday.png").unlink()
     with pytest.raises(ValueError, match="is a store itself"):
-        write_results(run, out / "run.zarr")
-    before = (tmp_path / "transition.json").read_bytes()
+        write_study(run, out / "run.zarr")
+    before = (tmp_path / "study.json").read_bytes()
     with pytest.raises(ValueError, match="save_images: no images are kept"):
-        write_results(run.drop_vars("image"), tmp_path, save_images=True)
-    assert (tmp_path / "transition.json").read_bytes() == before
+        write_study(run.drop_vars("image"), tmp_path, save_images=True)
+    assert (tmp_path / "study.json").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; expected a folder"):
-        write_results(run, tmp_path / "file")
+        write_study(run, tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -656,7 +693,7 @@ def test_interrupted_runs_resume(tmp_path, monkeypatch):
     assert stopped.exit_code == 130
     assert missing_tasks(xr.open_zarr(tmp_path / "run.zarr")) == 1
     assert command(*short).exit_code == 0
-    assert (tmp_path / "layers.png").exists()
+    assert (tmp_path / "study.png").exists()
 
 
 SMALL_CLASSIFIER = """
@@ -691,8 +728,9 @@ def test_a_class_conditional_checkpoint_with_two_classifiers(tmp_path, monkeypat
     sys.modules.pop("own_classifiers", None)
     assert done.exit_code == 0, done.exception
     assert "conditioned on the true label (3 classes)" in done.output
-    found = xr.open_zarr(tmp_path / "out" / "analysis.zarr").load()
-    assert found.classifier.values.tolist() == ["colours", "colours_2"]
+    found = xr.open_zarr(tmp_path / "out" / "study.zarr").load()
+    assert list(dict.fromkeys(found.probe.values.tolist())) == ["colours", "colours_2"]
     assert found.sizes["channel"] == 3
-    np.testing.assert_array_equal(found.transition[0], found.transition[1])  # it is one classifier
-    assert np.isfinite(found.label_top1).all()
+    both = [found.curve.sel(reading=f"{name}_same_class") for name in ("colours", "colours_2")]
+    np.testing.assert_array_equal(*both)  # it is one classifier
+    assert np.isfinite(found.curve.sel(reading="colours_label_top1")).all()

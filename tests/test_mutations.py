@@ -20,6 +20,7 @@ from uturn.experiment import Experiment
 from uturn.measures.changes import susceptibility_of
 from uturn.paper import Workshop, channel_verdicts, chi, fig6, fig7, fig13, s9, sampler_laws, schedulers
 from uturn.paper.correlated_runs import STEEP
+from uturn.paper.exact_changes import exact_covariances
 from uturn.running import run
 from uturn.statistics import estimate
 from uturn.theory import MeanField
@@ -73,10 +74,13 @@ def of_chi(work):
     """The smallest tree of the ε-process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chi, "DEPTHS", (5,))
-        ds = run(chi.experiments("smoke")["epsilon-depth5"]).load()
-        found = susceptibility_of(ds).rename(noise="noise_epsilon-depth5")
-        curves = found.to_dataarray("bound").transpose("noise_epsilon-depth5", "bound")
-        return [chi._heights(xr.Dataset({"chi_epsilon-depth5": curves}), MeanField(*STEEP))]
+        made = chi.experiments("smoke")["epsilon-depth5"]
+        runs = {"epsilon-depth5": run(made).load(), "exact-epsilon-depth5": exact_covariances(made)}
+        data = xr.Dataset()
+        for label, ds in runs.items():
+            found = susceptibility_of(ds).rename(noise=f"noise_{label}").to_dataarray("bound")
+            data[f"chi_{label}"] = found.transpose(f"noise_{label}", "bound")
+        return chi._epsilon(data, runs, MeanField(*STEEP))
 
 
 QUICK = {"chi": of_chi, "fig6": of_fig6, "fig13": of_fig13, "s9": of_s9, "schedulers": of_schedulers}

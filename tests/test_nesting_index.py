@@ -9,7 +9,7 @@ import xarray as xr
 import uturn as ut
 from uturn.measures import hierarchy
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, nesting_index_of, site_changes
-from uturn.paper.nesting_cases import DESIGN, HELD_OUT, auc, changes, grammar_changes, nested_order
+from uturn.paper.nesting_cases import DESIGN, HELD_OUT, auc, changes, grammar_changes, nested_bursts, nested_order
 from uturn.random import keys, uniforms
 from uturn.theory import MeanField
 
@@ -302,3 +302,65 @@ def test_bad_input(changed, branching, message):
         with pytest.raises(ValueError, match=message) as error:
             function(changed, branching)
         assert "\n" not in str(error.value)
+
+
+# -- the assumption: independent noise -----------------------------------------------------------------------------------------
+
+
+def test_noise_in_nested_bursts_is_seen_in_the_noisy_data():
+    """Independent bits have a positive index if the noise is correlated at several levels, and the noise itself shows it."""
+    bursts = nested_bursts()
+    assert nesting_index(bursts["changes"], 2).low > 0.1, "the assumption matters"
+    assert nesting_index(bursts["noise"], 2).low > 0.3
+    nested = nested_correlations(bursts["noise"], 2)
+    assert (nested.nested_low > 0.05).all()
+    # Bursts of one size have the index 0; the nested correlations name their level.
+    one_size = labelled(coins(5, 100, 8, 4).repeat(4, axis=-1) < np.linspace(0.2, 1, 5)[:, None, None, None])
+    assert nesting_index(one_size, 2).high < 0.05
+    assert (nested_correlations(one_size, 2).nested_low > 0.1).values.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("source", "channel"), [("rhm", "gaussian"), ("rhm", "masking"), ("rhm", "uniform"), ("gaussian_field", "gaussian")]
+)
+def test_independent_noise_has_no_nested_correlations(source, channel):
+    """All levels and channels: intervals at 1 - 1e-3/16."""
+    if source == "rhm":
+        made = {"vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 4}
+        noise = grammar_changes(made, 3, channel=channel, noisy=True)
+    else:
+        spec = {
+            "items": 100,
+            "trajectories": 8,
+            "source": {"type": source, "size": 4},
+            "corruption": {"type": channel, "noise": [0.1, 0.5, 2.0, np.inf]},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "scales"}],
+        }
+        noise = site_changes(ut.Experiment.from_dict(spec), noisy=True)
+    assert noise.sizes["site"] == 16
+    nested = nested_correlations(noise, 2, confidence=1 - 1e-3 / 16)
+    assert ((nested.nested_low < 0) & (nested.nested_high > 0)).all()
+    assert nesting_index(noise, 2).high < 0.05
+
+
+def test_noise_is_that_of_the_run():
+    spec = {
+        "items": 3,
+        "trajectories": 2,
+        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
+        "corruption": {"type": "masking", "noise": [0.5, 1.0]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    hidden = site_changes(ut.Experiment.from_dict(spec), noisy=True)
+    changed = site_changes(ut.Experiment.from_dict(spec))
+    assert not (changed > hidden).any(), "what is seen does not change"
+    assert (hidden.sel(noise=1) == 1).all()
+    gaussian = ut.Experiment.from_dict({**spec, "corruption": {"type": "gaussian", "noise": [0.0, np.inf]}})
+    residual = site_changes(gaussian, noisy=True)
+    assert np.abs(residual.isel(noise=0)).max() < 1e-12
+    assert 2 < residual.isel(noise=1).mean() < 6  # four components of variance 1
+    epsilon = ut.Experiment.from_dict({**spec, "corruption": {"type": "epsilon", "noise": [0.5, 1.0]}})
+    with pytest.raises(ValueError, match="draws no noise"):
+        site_changes(epsilon, noisy=True)

@@ -247,23 +247,19 @@ def test_what_figures_keep_is_fetched_from_the_url(proxy, cache):
 
 def test_results_of_images_at_a_url(proxy, tmp_path):
     from test_images import forged
-    from uturn.workflows import write_results
-    from uturn.workflows.results import written
+    from uturn.pages.results import write_study, written
 
     run, url = forged(num_items=20), f"{proxy.bucket}/out"
-    write_results(run, tmp_path)
+    write_study(run, tmp_path)
     Objects.at(url).write("grid.png", b"of an earlier run")
-    write_results(run, url)
+    write_study(run, url)
     found, expected = objects_at(url), files_of(tmp_path)
     assert found.keys() == expected.keys()
     assert [key for key in expected if not key.endswith(".pdf") and found[key] != expected[key]] == []
-    assert (
-        written(url, False)
-        == written(tmp_path, False)
-        == ["index.html", "analysis.zarr", "transition.json", "layers.png", "layers.pdf"]
-    )
+    names = ["index.html", "study.json", "curves.csv", "numbers.csv", "study.png", "study.pdf"]
+    assert written(url) == written(tmp_path) == names
     with pytest.raises(ValueError, match="is a store itself"):
-        write_results(run, f"{url}/analysis.zarr")
+        write_study(run, f"{url}/study.zarr")
 
 
 def test_folders_are_pushed_and_fetched(proxy, tmp_path):

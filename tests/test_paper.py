@@ -12,7 +12,21 @@ from uturn.datasets import write_dataset
 from uturn.experiment import Experiment
 from uturn.pages.figures import tally
 from uturn.paper import FIGURES, ORDER, Workshop, load_results
-from uturn.paper.verdicts import above, apart, at_least, below, decreasing, equal, increasing, inside, meets, shows, verdict, within
+from uturn.paper.verdicts import (
+    above,
+    apart,
+    at_least,
+    below,
+    decreasing,
+    equal,
+    holds,
+    increasing,
+    inside,
+    meets,
+    shows,
+    verdict,
+    within,
+)
 from uturn.statistics import Estimate
 
 SPEC = {
@@ -152,6 +166,9 @@ def interval(value, half):
         (inside(interval(0.5, 0.1), 0.3, 0.8), inside(interval(0.5, 0.25), 0.3, 0.8)),
         (meets(interval(0.5, 0.1), 0.55, 0.8, ""), meets(interval(0.5, 0.1), 0.65, 0.9, "")),
         (meets(interval(0.5, 0.1), 0.3, 0.8, ""), meets(interval(0.5, 0.4), 0.3, 0.8, "")),  # wider than the range
+        (holds(interval(0.1, 0.2), 0, 0.5, ""), holds(interval(0.3, 0.2), 0, 0.5, "")),
+        (holds(interval(0.1, 0.2), 0, 0.5, ""), holds(interval(0.1, 0.3), 0, 0.5, "")),  # wider than allowed
+        (holds([interval(0, 1), interval(2, 1)], [0, 2], 3, ""), holds([interval(0, 1), interval(2, 1)], 0, 3, "")),
         (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(1, 0.6), interval(2, 0.6), "")),
         (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(2, 0.1), interval(1, 0.1), "")),
         (
@@ -174,7 +191,15 @@ def test_nothing_passes_without_a_number():
     nan, missing = float("nan"), Estimate(np.nan, np.nan, np.nan)
     for rule in (below(nan, 1), above(nan, 1), within([0, nan], 1), at_least(nan, 1), below([], 1), above([], 1), within([], 1)):
         assert not rule.passed
-    for rule in (inside(missing, 0, 1), meets(missing, 0, 1, ""), apart(missing, interval(1, 0), ""), equal([], 1)):
+    for rule in (
+        holds(missing, 0, np.inf, ""),
+        holds([interval(0, 1), missing], 0, 3, ""),
+        holds([], 0, 1, ""),
+        inside(missing, 0, 1),
+        meets(missing, 0, 1, ""),
+        apart(missing, interval(1, 0), ""),
+        equal([], 1),
+    ):
         assert not rule.passed
     assert not verdict("q", 1, "1").passed
 

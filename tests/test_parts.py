@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import ExactPosterior
 from uturn.cli import app
+from uturn.contracts import checked_blocks
 from uturn.measuring import measure
 from uturn.own_parts import code_digest
 from uturn.probes import TreeLevels
@@ -377,6 +378,135 @@ def test_probes_that_disagree_or_write():
         ut.run(ut.Experiment.from_dict({**SPEC, "probes": [{**two[1], "writes": True}, two[0]]}))
 
 
+class Writer(Probe):
+    """Writes zeros into what `mistake` names."""
+
+    def read(self, u_turns, source):
+        eval(self.mistake, {"u_turns": u_turns})[...] = 0
+        return super().read(u_turns, source)
+
+
+class WritingBackward(Backward):
+    """Writes zeros into what it reconstructs from."""
+
+    def reconstruct(self, noisy, streams, clones):
+        noisy.values[...] = 0
+        return super().reconstruct(noisy, streams, clones)
+
+
+@pytest.mark.parametrize(
+    "what", ["originals.data", "originals.items", "originals.draw.latents[1]", "noisy.values", "noisy.noise"]
+)
+def test_probes_cannot_write_into_what_others_read(what):
+    spec = with_part("probes", "Writer", mistake=f"u_turns.{what}")
+    with pytest.raises(ValueError, match=r"Writer'\)\.read: assignment destination is read-only"):
+        ut.run(ut.Experiment.from_dict(spec))
+
+
+def test_a_backward_cannot_write_into_noisy_data():
+    with pytest.raises(ValueError, match=r"WritingBackward'\)\.reconstruct: assignment destination is read-only"):
+        ut.run(ut.Experiment.from_dict(with_part("backward", "WritingBackward")))
+
+
+def test_the_arrays_of_a_source_stay_its_own():
+    kept = np.zeros((3, 4))
+
+    class Block:
+        items, data = np.arange(3), kept
+
+        def __init__(self):
+            self.items, self.data = np.arange(3), kept
+
+    (block,) = checked_blocks(None, [Block()], np.arange(3))
+    assert not block.data.flags.writeable
+    assert kept.flags.writeable
+    assert np.shares_memory(block.data, kept)
+
+
+class Pair(ut.Masking):
+    """Gives a tuple in the place of noisy data."""
+
+    def corrupt(self, images, noise, keys):
+        return images, noise
+
+
+class OwnBlock:
+    """A block with its own `observed_by`."""
+
+    def __init__(self, items):
+        self.items, self.data = items, np.zeros((len(items), 3))
+
+    def observed_by(self, corruption, noise, streams):
+        return corruption.corrupt(self.data, noise, streams.keys(1)).values
+
+
+class OwnBlocks:
+    """A source of them."""
+
+    def blocks(self, items, seed, num_items):
+        yield OwnBlock(items)
+
+
+class Leaves:
+    """Any variable of any data."""
+
+    def variables(self, source):
+        return {"leaves": Variable(("noise", "item", "trajectory"), "nothing")}
+
+    def read(self, u_turns, source):
+        return {"leaves": np.full((len(u_turns.originals.items), 2), np.nan)}
+
+
+def test_noisy_data_that_the_block_cannot_read_are_named():
+    spec = {**with_part("corruption", "Pair"), "source": {"type": f"{__name__}:OwnBlocks"}}
+    spec |= {"backward": {"type": f"{__name__}:Backward"}, "probes": [{"type": f"{__name__}:Leaves"}]}
+    message = r"corruption \('test_parts:Pair'\).corrupt gave what `observed_by` of the block, a OwnBlock, cannot read .*'tuple'"
+    with pytest.raises(ValueError, match=message) as error:
+        ut.run(ut.Experiment.from_dict(spec))
+    assert "\n" not in str(error.value)
+
+
+def test_readings_that_are_all_nan_are_named(tmp_path):
+    spec = ut.Experiment.from_dict({**SPEC, "probes": [{"type": f"{__name__}:Leaves"}, {"type": "tree_levels"}]})
+    assert "warning: all readings of leaves are NaN" in list(check(spec))
+    for store in (None, tmp_path / "run"):
+        with pytest.warns(UserWarning, match="^all readings of leaves are NaN$"):
+            ds = ut.run(spec, store)
+        assert json.loads(ds.attrs["warnings"]) == ["all readings of leaves are NaN"]
+    assert json.loads(Store.open(store).attributes["warnings"]) == ["all readings of leaves are NaN"]
+    assert "warnings" not in ut.run(ut.Experiment.from_dict(SPEC)).attrs
+
+
+class Last(Backward):
+    """Its clones are in the reverse order, so that clone 0 depends on their number."""
+
+    def reconstruct(self, noisy, streams, clones):
+        found = self.inner.reconstruct(noisy, streams, clones)
+        if self.mistake == "none":
+            return found
+        return {
+            level: nodes.reshape(len(nodes), -1, clones, nodes.shape[-1])[:, :, ::-1].reshape(nodes.shape)
+            for level, nodes in found.items()
+        }
+
+
+def test_a_first_clone_that_depends_on_the_number_of_clones_is_noticed(tmp_path):
+    table = {**with_part("backward", "Last"), "items": 6}
+    message = r"backward \('test_parts:Last'\).reconstruct: clone 0 of \d is not the reconstruction with fewer clones"
+    with pytest.raises(ValueError, match=message):
+        list(check(ut.Experiment.from_dict(table)))
+    for clones in (1, 2):
+        store = tmp_path / f"run{clones}"
+        ut.run(ut.Experiment.from_dict({**table, "clones": clones}), store)
+        with pytest.raises(ValueError, match=message):
+            ut.run(ut.Experiment.from_dict({**table, "clones": 3}), store)
+    right = {**table, "backward": {**table["backward"], "mistake": "none"}}
+    assert any(line.startswith("noise 0.4") for line in check(ut.Experiment.from_dict(right)))
+    ut.run(ut.Experiment.from_dict(right), tmp_path / "right")
+    extended = ut.run(ut.Experiment.from_dict({**right, "clones": 3}), tmp_path / "right")
+    assert extended.equals(ut.run(ut.Experiment.from_dict({**right, "clones": 3})))
+
+
 def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch):
     """Errors distinguish parts of one module; declared kinds are compared first."""
     (tmp_path / "kindless.py").write_text(
@@ -473,8 +603,7 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        records = records_of(Store.open(folder).dataset())
-        assert np.isnan(records.original).all()
+        assert np.isnan(records_of(Store.open(folder).dataset()).original).all()
         assert not trace.exists()
         assert "evil" not in sys.modules
     Store.open(folder).update(spec=json.dumps([source]))

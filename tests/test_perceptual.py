@@ -18,7 +18,8 @@ from uturn.probes.perceptual import LPIPS_LAYERS, distance_of
 from uturn.probes.perceptual_distance import Stages, read_linear
 from uturn.sources.images import Images
 from uturn.store import Store
-from uturn.workflows import ImageOptions, analyse, numbers, summary
+from uturn.studies import as_data, draw_study, summary
+from uturn.workflows import ImageOptions
 
 torchvision = pytest.importorskip("torchvision")
 HERE = Path(__file__).stem
@@ -301,22 +302,23 @@ def forged(star=0.4, items=60, levels=20):
 
 
 def test_the_rise_is_located():
-    data = analyse(forged())
-    assert data.perceptual.values.tolist() == ["torchvision:vgg16"]
-    assert float(data.half_rise.sel(axis="noise", estimate="value")[0]) == pytest.approx(0.4, abs=1e-6)
-    value, low, high = data.perceptual_distance.isel(perceptual=0, noise=-1).values
+    study = ut.study(forged())
+    rise = study.sel(reading="perceptual_distance")
+    assert rise.model.item() == "torchvision:vgg16"
+    assert float(rise.half_life.sel(axis="noise", estimate="value")) == pytest.approx(0.4, abs=1e-6)
+    value, low, high = rise.curve.isel(noise=-1).values
     assert value == pytest.approx(3)
     assert low < 3 < high
-    assert data.perceptual_distance.isel(perceptual=0, noise=0).values.tolist() == [0, 0, 0]
-    written = numbers(data)["perceptual"]["torchvision:vgg16"]
-    assert written["half_rise"]["noise"]["value"] == pytest.approx(0.4, abs=1e-6)
-    assert len(written["distance"]) == data.sizes["noise"]
-    *_, table = summary(data)
-    (row,) = table.columns[0].cells
-    assert row.startswith("perceptual distance, torchvision:vgg16, without: half of its rise to 3 [2.9")
+    assert rise.curve.isel(noise=0).values.tolist() == [0, 0, 0]
+    written = next(one for one in as_data(study)["readings"] if one["reading"] == "perceptual_distance")
+    assert written["half_life"]["noise"]["value"] == pytest.approx(0.4, abs=1e-6)
+    assert len(written["curve"]) == study.sizes["noise"]
+    table = next(summary(study))
+    row = list(table.columns[0].cells).index("perceptual_distance")
+    assert list(table.columns[-1].cells)[row].startswith("3 [2.9")
     run = forged()
-    still = analyse(run.assign(perceptual_distance=run.perceptual_distance * 0))
-    assert np.isnan(still.half_rise).all()
+    still = ut.study(run.assign(perceptual_distance=run.perceptual_distance * 0))
+    assert np.isnan(still.half_life.sel(reading="perceptual_distance")).all()
 
 
 def small():
@@ -353,12 +355,12 @@ def test_by_the_command_line(tmp_path):
     ]
     done = CliRunner().invoke(app, ["images", "--out", str(tmp_path / "out"), *sizes, *networks])
     assert done.exit_code == 0, done.output
-    assert "perceptual distance" in done.output
-    written = json.loads((tmp_path / "out" / "transition.json").read_text())
-    assert list(written["classifiers"]) == ["small", "embedding"]
-    found = written["perceptual"][f"{HERE}:small"]
-    assert found["measures"] == f"perceptual distance, {HERE}:small, without learned weights"
-    values = [point["value"] for point in found["distance"]]
+    assert "perceptual_distance" in done.output
+    readings = json.loads((tmp_path / "out" / "study.json").read_text())["readings"]
+    assert list(dict.fromkeys(one["probe"] for one in readings)) == ["small", "embedding", "perceptual"]
+    found = readings[-1]
+    assert found["words"] == f"perceptual distance, {HERE}:small, without learned weights"
+    values = [point["value"] for point in found["curve"]]
     assert values[0] == 0
     assert values == sorted(values)
     gap = ut.calibration(Store.open(str(tmp_path / "out" / "run.zarr")).dataset(), "perceptual_distance")
@@ -366,10 +368,8 @@ def test_by_the_command_line(tmp_path):
 
 
 def test_the_panel_of_the_distance():
-    from uturn.plotting.images import draw_layers
-
-    figure = draw_layers(analyse(forged()))
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["a:b", "perceptual distance"]
+    figure = draw_study(ut.study(forged()))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["layers", "perceptual distance"]
     panel = figure.axes[1]
-    assert panel.get_legend().get_texts()[0].get_text() == "torchvision:vgg16, without"
-    assert panel.texts[0].get_text().startswith("half of the rise at 0.40 [")
+    assert panel.get_ylabel().startswith("perceptual distance, torchvision:vgg16,")
+    assert panel.texts[0].get_text().startswith("half-life 0.40 [")

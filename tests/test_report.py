@@ -13,10 +13,11 @@ from PIL import Image
 import uturn as ut
 from uturn.datasets import write_dataset
 from uturn.outputs import OutputFolder
-from uturn.pages import MOST_BYTES, LivePage, collect, live_page, report, write_page
+from uturn.pages import MOST_BYTES, LivePage, collect, live_page, report, write_page, write_study
 from uturn.pages import pictures as pages_pictures
-from uturn.pages.charts import charts_of, charts_of_store
+from uturn.pages.charts import charts_of
 from uturn.progress import begun, progress_bar
+from uturn.studies import draw_studies, named_runs, study
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""
 NOISE = np.linspace(0.1, 1, 10)
@@ -80,17 +81,25 @@ def test_a_page_says_t_star_its_interval_and_the_claim(tmp_path):
     assert "all passed" in summary
 
 
-def test_failed_verdicts_are_said_first(tmp_path):
-    figure(tmp_path, passed=False)
-    figure(tmp_path, "fig8")
+def test_figures_come_before_the_verdicts_and_failed_verdicts_first(tmp_path):
+    for name, passed in (("fig2", None), ("fig7", True), ("fig8", False)):
+        figure(tmp_path, name, passed=passed)
     page = write_page(tmp_path).read_text()
     assert "1 failed" in page[: page.index("</header>")]
+    body = page[page.index("<main") : page.index("</main>")]
+    parts = ['class="picture"', 'data-part="shown"', 'id="fig7"', 'id="fig8"', 'id="verdicts"', ">FAIL<", ">pass<", ">shown<"]
+    places = [body.index(part) for part in parts]
+    assert places == sorted(places)
     assert page.count(">FAIL<") == 1
+    charts = [chart for one in data_of(page)["sections"] for chart in one["charts"]]
+    assert len(charts) == 3
+    assert not any(chart.get("shown") for chart in charts)  # the raw curves of a figure are folded
+    assert body.count('<details class="readings"><summary>All readings (1 chart)') == 3
 
 
 def test_words_of_results_are_escaped(tmp_path):
     verdict = {"quantity": HOSTILE, "measured": HOSTILE, "expected": HOSTILE, "passed": True, "rule": HOSTILE}
-    figure(tmp_path, title=HOSTILE, caption=HOSTILE, scale=HOSTILE, verdicts=[verdict])
+    figure(tmp_path, title=HOSTILE, caption=HOSTILE, verdicts=[verdict])
     data = xr.open_zarr(tmp_path / "fig7.zarr").load().assign_coords(tree_level=[HOSTILE, "b", "c"])
     data.belief.attrs["long_name"] = HOSTILE
     write_dataset(data, tmp_path / "fig7.zarr")
@@ -106,6 +115,7 @@ def test_words_of_results_are_escaped(tmp_path):
     "change",
     [
         {"files": {"png": "../secret.png"}},
+        {"scale": "../.."},
         {"files": {"pdf": "javascript:alert(1)"}},
         {"figure": "fig9"},
         {"verdicts": [{"quantity": "q"}]},
@@ -134,10 +144,10 @@ def test_damaged_data_and_pictures_leave_the_verdicts(tmp_path):
 
 def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
     ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
-    (tmp_path / "analysis.zarr").mkdir()
-    (tmp_path / "text.json").write_text('{"run": ')
+    (tmp_path / "study.zarr").mkdir()
+    (tmp_path / "study.json").write_text('{"run": ')
     found = collect([str(tmp_path)])
-    assert [Path(one["file"]).name for one in found.problems] == ["text.json", "analysis.zarr"]
+    assert [Path(one["file"]).name for one in found.problems] == ["study.json", "study.zarr"]
     assert found.problems[0]["words"].startswith("not valid JSON: ")
     assert [one["title"] for one in found.sections] == ["Run run.zarr"]
 
@@ -174,11 +184,12 @@ def test_several_folders_make_one_page_here(tmp_path, monkeypatch):
 def test_a_store_shows_means_with_intervals(tmp_path):
     run = ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
     (section,) = collect([tmp_path]).sections
-    chart = next(chart for chart in section["charts"] if chart["name"] == "unchanged")
+    chart = section["charts"][0]
+    assert chart["title"] == "Share of unchanged nodes"
+    assert [line["name"] for line in chart["lines"]] == ["tree level 0", "tree level 1", "tree level 2"]
     assert chart["lines"][0]["value"] == pytest.approx(run.unchanged.mean(["item", "trajectory"])[:, 0].values, abs=1e-6)
     assert chart["lines"][0]["low"][1] < chart["lines"][0]["value"][1] < chart["lines"][0]["high"][1]
     assert section["details"][0]["hash"] == run.attrs["spec_hash"]
-    assert charts_of_store(run)[0]["name"] == section["charts"][0]["name"]
 
 
 def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):
@@ -310,4 +321,118 @@ def test_curves_with_few_points_or_none():
     assert charts_of(empty) == []
     many = xr.Dataset({"x": (("noise", "k"), np.zeros((2, 50)))}, {**noise, "k": np.arange(50)})
     (chart,) = charts_of(many)
-    assert (len(chart["lines"]), chart["left_out"]) == (10, 40)
+    assert (len(chart["lines"]), chart["left_out"]) == (24, 26)
+    assert [line["on"] for line in chart["lines"]] == list(range(24))  # each lies on those before it
+    with_apart = xr.Dataset({f"x{k}": ("noise", [0.0, k]) for k in range(12)}, noise)
+    assert len(charts_of(with_apart)) == 12
+
+
+# --- studies -----------------------------------------------------------------------------------------------------------
+
+
+def own_readings(run):
+    """A run with readings of one's own beside those of its probe: one that is called like classes, and one of 40 levels."""
+    rng, (noise, items) = np.random.default_rng(0), (run.sizes["noise"], run.sizes["item"])
+    reading = {"probe": "mine", "group": "mine", "start": 1}
+    kept = rng.random((noise, items)) > np.linspace(0, 0.8, noise)[:, None]
+    run["kept_class"] = ("noise", "item"), kept.astype(float), {"long_name": "class is kept", "reading": json.dumps(reading)}
+    deep = np.linspace(1, 0, noise)[:, None, None] * rng.uniform(0.5, 1, (1, items, 40))
+    words = {"long_name": "energy of a band", "reading": json.dumps(reading | {"start": None, "unit": "nats"})}
+    run["deep"] = ("noise", "item", "band"), deep, words
+    run["never"] = ("noise", "item"), np.full((noise, items), np.nan), words | {"long_name": "energy of none"}
+    return run
+
+
+def test_a_page_of_a_study_shows_every_reading(tmp_path):
+    """What is read first, what is folded, and that no reading is dropped without a word."""
+    run = own_readings(ut.run(ut.Experiment.from_dict(STRINGS)))
+    run.attrs["warnings"] = json.dumps([HOSTILE])
+    found = write_study(run, tmp_path)
+    (section,) = collect([tmp_path]).sections
+    titles = {chart["title"]: chart for chart in section["charts"]}
+    assert list(titles) == ["Share of unchanged nodes", "Mean marginal of the true symbol", "Energy of a band", "Mine"]
+    assert [title for title, chart in titles.items() if chart["shown"]] == ["Share of unchanged nodes"]
+    (kept,) = titles["Mine"]["lines"]
+    assert kept["name"] == "kept class"
+    assert kept["value"] == pytest.approx(found.curve.sel(reading="kept_class", estimate="value").values, rel=1e-5)
+    deep = titles["Energy of a band"]
+    assert (len(deep["lines"]), deep["left_out"], deep["y"]) == (24, 16, "nats")
+    assert "never: no curve, since fewer than two noise levels have a value" in section["remarks"][-1]
+    assert len(section["tables"][0]["rows"]) == found.sizes["reading"] == 3 + 3 + 1 + 40 + 1
+    page = (tmp_path / "index.html").read_text()
+    header, body = page[: page.index("</header>")], page[page.index("<main") : page.index("</main>")]
+    value, low, high = found.half_life.sel(reading="unchanged, tree_level = 2").values[0]
+    assert f"{value:.3g}</p>" in header
+    assert f"95 % interval {low:.3g} to {high:.3g}" in header
+    assert 'class="card wide warning"' in header
+    assert "<script>alert" not in page
+    parts = ['class="warning"', 'class="caption"', 'data-part="shown"', 'class="picture"', '<details class="numbers">']
+    parts += ["<h3>Remarks</h3>", '<details class="readings">']
+    places = [body.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_a_page_says_that_there_is_no_t_star(tmp_path):
+    """A class that is never lost: no number, and the reason; its chart is shown all the same."""
+    run = ut.run(ut.Experiment.from_dict(STRINGS))
+    reading = {"probe": "mine", "group": "class", "start": 1, "bounds": [0, 1]}
+    run["kept_class"] = ("noise", "item"), np.ones((3, 12)), {"long_name": "class is kept", "reading": json.dumps(reading)}
+    write_study(run, tmp_path)
+    (section,) = collect([tmp_path]).sections
+    assert section["words"].startswith("No t*: kept_class, half of the change is not done up to")
+    assert "t*" not in [one["label"] for one in section["headlines"]]
+    assert next(chart for chart in section["charts"] if chart["title"] == "Class is kept")["shown"]
+
+
+def test_several_runs_are_one_chart_for_each_reading(tmp_path):
+    """Six runs of a sweep, one with other noise levels: a line for each, in the page and in the figure, chi included."""
+    runs = {}
+    for multiplicity in range(2, 8):
+        spec = STRINGS | {"source": {**STRINGS["source"], "vocab_size": 8, "multiplicity": multiplicity}}
+        spec |= {"items": 30, "probes": [{"type": "tree_levels"}, {"type": "changes"}]}
+        if multiplicity == 7:
+            spec["corruption"] = {"type": "masking", "noise": [0.0, 0.4, 0.7, 1.0]}
+        runs[f"m{multiplicity}"] = ut.run(ut.Experiment.from_dict(spec))
+    write_study(runs, tmp_path)
+    overlay, *each = collect([tmp_path]).sections
+    assert [one["title"] for one in each] == list(runs)
+    for title in (
+        "Share of unchanged nodes, tree level 2",
+        "Mean change of a site",
+        "Susceptibility: number of leaves that change together",
+    ):
+        (chart,) = [chart for chart in overlay["charts"] if chart["title"] == title]
+        assert [line["name"] for line in chart["lines"]] == list(runs)
+        assert chart["joined"]
+    noise, last = chart["axes"][0]["values"], next(c for c in overlay["charts"] if c["shown"])["lines"][-1]
+    assert noise == [0, 0.4, 0.5, 0.7, 1]
+    assert [value is not None for value in last["value"]] == [True, True, False, True, True]
+    assert not any(chart["shown"] for one in each for chart in one["charts"])
+    drawn = draw_studies({name: study(run) for name, run in runs.items()})
+    panels = [axis for axis in drawn.axes if axis.axison]
+    assert all(len([line for line in axis.lines if line.get_label() in runs]) == 6 for axis in panels)
+    assert panels[0].get_title("left") == "share of unchanged nodes, tree level 2"
+    assert panels[-1].get_title("left") == "leaves that change together"
+
+
+def test_runs_without_a_common_axis_are_not_drawn_together(tmp_path):
+    gaussian = STRINGS | {"corruption": {"type": "gaussian", "noise": [0.0, 1.0, 3.0]}}
+    runs = {name: ut.run(ut.Experiment.from_dict(spec)) for name, spec in {"a": STRINGS, "b": gaussian}.items()}
+    runs["b"] = runs["b"].drop_vars([name for name, of in runs["b"].coords.items() if of.dims == ("noise",) and name != "noise"])
+    with pytest.raises(ValueError, match="the runs have no axis in common"):
+        write_study(named_runs(runs), tmp_path)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_numbers_that_are_shown_are_not_counted_as_verdicts(tmp_path):
+    words = {"quantity": "a number", "measured": "1", "expected": "2", "rule": "shown, not judged"}
+    judged = {"quantity": "a claim", "measured": "1", "expected": "1", "rule": "equal", "measurements": ["law a"]}
+    figure(tmp_path, verdicts=[{**words, "passed": None}, {**judged, "passed": True}])
+    figure(tmp_path, "fig8", verdicts=[{**judged, "passed": True}])
+    page = write_page(tmp_path).read_text()
+    summary = page[page.index('id="summary"') : page.index("</header>")]
+    assert "2 of 2" in summary
+    assert "all passed" in summary
+    assert "on 1 independent measurements" in summary
+    assert page.count('<tr data-outcome="shown"') == 1
+    assert ">FAIL<" not in page

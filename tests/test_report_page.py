@@ -82,9 +82,16 @@ def wait_for(page, condition):
     raise AssertionError(condition)
 
 
+def unfold(page):
+    """Open all readings, of which the charts are drawn then."""
+    page.locator("details.readings").evaluate_all("(all) => all.forEach((one) => { one.open = true; })")
+    next_frame(page)
+
+
 @pytest.mark.parametrize("width", SIZES)
 def test_the_slider_moves_every_view(opened, width):
     page = opened(width)
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.locator("#reading").inner_text() == "0.57"  # t*
     chart = page.locator(".chart").first
@@ -140,8 +147,48 @@ def test_the_filter_of_the_verdicts(opened):
         assert rows.count() == 1
 
 
+def test_folded_curves_are_drawn_when_they_are_unfolded(opened):
+    page = opened()
+    page.wait_for_timeout(300)
+    assert page.locator(".plot.js-plotly-plot").count() == 0
+    assert page.locator(".chart:visible").count() == 0
+    page.locator("#fig8 details.readings > summary").click()
+    page.wait_for_selector("#fig8 .plot.js-plotly-plot")
+    assert page.locator("#fig7 .plot.js-plotly-plot").count() == 0
+    boxes = page.evaluate("[...document.querySelectorAll('#fig8 .plot svg.main-svg')].map((one) => one.clientWidth)")
+    assert min(boxes) > 300
+
+
+def test_curves_that_lie_on_each_other_are_told_apart(opened, tmp_path):
+    """The one above has gaps, and one that is pointed at, or has the focus, is on top while the others are pale."""
+    figure(tmp_path)
+    data = xr.open_zarr(tmp_path / "fig7.zarr").load()
+    data["belief"][:, 1] = data.belief[:, 0] + 0.001
+    write_dataset(data, tmp_path / "fig7.zarr")
+    page = opened(at=write_page(tmp_path).as_uri())
+    unfold(page)
+    page.locator(".chart").scroll_into_view_if_needed()
+    page.wait_for_selector(".plot.js-plotly-plot")
+    look = "(one) => [one.name, one.line.dash, one.line.width, one.opacity]"
+    curves = f"document.querySelector('.plot').data.filter((one) => !one.fill).map({look})"
+    plain = [[f"tree level {k}", dash, 2, 1] for k, dash in enumerate(("solid", "dash", "solid"))]
+    bright = [[*one[:3], 0.15] for one in plain[1:]] + [["tree level 0", "solid", 4, 1]]
+    assert page.evaluate(curves) == plain
+    assert page.locator(".legend i.dash").count() == 1
+    page.locator(".legend button").first.hover()
+    assert page.evaluate(curves) == bright
+    page.mouse.move(0, 0)
+    assert page.evaluate(curves) == plain
+    page.locator("details.readings > summary").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate(curves) == bright
+    page.keyboard.press("Space")  # hidden, and the others as they were
+    assert page.evaluate(curves) == plain[1:]
+
+
 def test_one_choice_of_axis_moves_all_panels(opened):
     page = opened()
+    unfold(page)
     for chart in page.locator(".chart").all():  # they are drawn when they are seen
         chart.scroll_into_view_if_needed()
         page.wait_for_timeout(100)
@@ -171,6 +218,7 @@ def test_a_view_can_be_sent(opened):
 
 def test_the_keyboard_reaches_everything(opened):
     page = opened()
+    unfold(page)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.locator("#noise").focus()
@@ -189,6 +237,7 @@ def test_the_keyboard_reaches_everything(opened):
 
 def test_downloads(opened):
     page = opened()
+    unfold(page)
     with page.expect_download() as saved:
         page.locator(".tools button", has_text="CSV").first.click()
     lines = Path(saved.value.path()).read_text().splitlines()
@@ -210,6 +259,8 @@ def test_accessibility_and_colours(opened, address, scheme, ground):
         page.set_viewport_size({"width": width, "height": 900})
         next_frame(page)
         assert violations(page) == []
+    unfold(page)
+    assert violations(page) == []
 
 
 def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path):
@@ -229,7 +280,7 @@ def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path)
     written(3.0)
     page.reload()
     slide(page, 0.3)
-    page.locator("details summary").first.click()
+    page.locator("details.readings > summary").click()
     page.locator(".legend button").first.click()
     page.locator("#fig7").evaluate("(one) => scrollTo(0, scrollY + one.getBoundingClientRect().top + 40)")
     kept = "[location.hash, document.querySelector('#fig7').getBoundingClientRect().top, document.querySelector('details').open]"
@@ -253,3 +304,9 @@ def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path)
     page.wait_for_timeout(2500)
     assert loads == []
     assert page.locator("#reading").inner_text() == "0.3"
+
+
+@pytest.mark.parametrize("fragment", ["#%", "#%E0%A4%A", "#%25", "#a=%", "#=", "#fig7%", "#&&"])
+def test_any_fragment_of_the_address_opens(opened, fragment):
+    page = opened(fragment=fragment)
+    assert page.locator("#fig7").count() == 1

@@ -1,6 +1,7 @@
 """Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
 
 import importlib
+import json
 import re
 import runpy
 from pathlib import Path
@@ -11,7 +12,6 @@ import xarray as xr
 from scipy import stats
 
 from uturn.experiment import Experiment
-from uturn.pages.charts import charts_of_store
 from uturn.paper import FIGURES
 from uturn.statistics import (
     crossing,
@@ -25,7 +25,7 @@ from uturn.statistics import (
     shift,
     transition,
 )
-from uturn.workflows import analyse
+from uturn.studies import study
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
@@ -314,12 +314,15 @@ def test_an_analysis_of_few_levels_gives_what_they_leave_open():
             "original_class": (("noise", "item"), np.tile(np.arange(40) % 10, (3, 1))),
         },
         coords={"noise": noise, "network_layer": ["first", "logits"]},
+        attrs={"spec": '{"probes": [{"type": "network_layers"}]}'},
     )
-    found = analyse(run).isel(classifier=0)
-    np.testing.assert_allclose(found.transition.sel(axis="noise"), [0.945, 0.9, 1.0])  # half of the fall from 1 to chance .1
-    np.testing.assert_allclose(found.width, [0.045, 0.0, 0.1], atol=1e-9)
-    np.testing.assert_allclose(found.half_life[0].sel(axis="noise", estimate=["low", "high"]), [0.9, 1.0])
-    shares = found.same_class.values
+    found = study(run).sel(axis="noise")
+    of_class = found.sel(reading="same_class")
+    np.testing.assert_allclose(of_class.half_life, [0.945, 0.9, 1.0])  # half of the fall from 1 to chance .1
+    np.testing.assert_allclose(of_class.width, [0.045, 0.0, 0.1], atol=1e-9)
+    first = found.half_life.sel(reading="similarity, network_layer = first")
+    np.testing.assert_allclose(first.sel(estimate=["low", "high"]), [0.9, 1.0])
+    shares = of_class.curve.values
     np.testing.assert_allclose(shares[0], 1)  # noise 0
     np.testing.assert_allclose(shares[1], [1, 0.025 ** (1 / 40), 1])
     np.testing.assert_allclose(shares[3], [0, 0, 1 - 0.025 ** (1 / 40)])
@@ -335,11 +338,14 @@ def test_the_page_shows_these_functions_on_own_arrays():
     assert names["width"].low < 2 * np.log(3) * 0.08 < names["width"].high
 
 
-def test_charts_of_a_store_have_intervals_of_proportions():
-    run = xr.Dataset({"unchanged": readings(np.ones((3, 60))), "similarity": readings(np.ones((3, 60)))})
-    share, cosine = (one["lines"][0] for one in charts_of_store(run))
-    assert share["low"] == [pytest.approx(0.025 ** (1 / 60), abs=1e-5)] * 3
-    assert share["high"] == cosine["low"] == [1] * 3
+def test_shares_have_intervals_of_proportions_and_other_readings_those_of_means():
+    ones = readings(np.ones((3, 60)))
+    bounds = {"unchanged": [0, 1], "similarity": [-1, 1]}
+    run = xr.Dataset({name: ones.assign_attrs(reading=json.dumps({"start": 1, "bounds": ends})) for name, ends in bounds.items()})
+    share, cosine = study(run).curve.values[:, 1:]
+    np.testing.assert_allclose(share[:, 1], 0.025 ** (1 / 60))
+    assert (share[:, 2] == 1).all()
+    assert (cosine[:, 1] == 1).all()
 
 
 def test_estimates_keep_level_dims_last():

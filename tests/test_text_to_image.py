@@ -276,7 +276,7 @@ def test_from_the_command_line(folders, data, tmp_path, kind):
     done = CliRunner().invoke(app, [*command, *sizes, *more])
     assert done.exit_code == 0, done.output
     ds = Store.open(out / "run.zarr").dataset()
-    assert (out / "layers.png").is_file()
+    assert (out / "study.png").is_file()
     words = ds.attrs["description"]
     assert "with the prompt 'a cat'" in words
     assert ("; ancestral, 4 steps, draws noise" if kind in FLOW else "; ddpm, 4 steps, draws noise") in words

@@ -7,7 +7,7 @@ from uturn.protocols import Source
 from uturn.random import Purpose, keys
 from uturn.sources import Strings
 
-# {tree level: a table (symbols, rules of a symbol, branching)} of symbols 0, 1, .. of the level below; the last level is the root.
+# {tree level: table (symbols, rules of a symbol, branching)} of symbols 0, 1, .. of the level below; the last level is the root.
 RULES = {
     1: np.array([[[0, 1], [2, 0]], [[1, 2], [0, 0]], [[2, 1], [1, 1]]]),
     2: np.array([[[0, 0], [1, 2]], [[0, 2], [2, 1]], [[1, 0], [2, 2]]]),

@@ -56,13 +56,14 @@ def read_only(value: Any) -> Any:
         value.flags.writeable = False
     elif isinstance(value, dict):
         return {key: read_only(entry) for key, entry in value.items()}
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(read_only, value))
+    elif isinstance(value, list | tuple):
+        parts = map(read_only, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     elif hasattr(value, "__dict__") and not isinstance(value, type):
-        value = copy(value)
-        for name, entry in list(vars(value).items()):
-            if isinstance(entry, np.ndarray | dict) or is_dataclass(entry):
-                vars(value)[name] = read_only(entry)
+        arrays = {name: one for name, one in vars(value).items() if isinstance(one, np.ndarray | dict) or is_dataclass(one)}
+        if arrays:
+            value = copy(value)
+            vars(value).update({name: read_only(one) for name, one in arrays.items()})
     return value
 
 
@@ -74,7 +75,7 @@ def observed(originals: Any, corruption: Any, noise: float, streams: Any) -> Any
         if not is_own(corruption) or type(getattr(error, "obj", None)).__module__ == type(unwrapped(corruption)).__module__:
             raise
         raise ValueError(
-            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {type(originals).__name__}, cannot read "
+            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {originals.__class__.__name__}, cannot read "
             f"({type(error).__name__}: {one_line(error)})"
         ) from error
 
@@ -218,8 +219,8 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
         dims = checked_dims(label, probe.coordinates(source))
         variables = checked_variables(label, probe.variables(source), dims)
-        names = {"probe": _probe_name(probe), "model": str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))}
-        variables = {name: replace(variable, **names) for name, variable in variables.items()}
+        probe_name, model = _probe_name(probe), str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))
+        variables = {name: replace(variable, probe=probe_name, model=model) for name, variable in variables.items()}
         variables = with_clones(variables) if clones > 1 else variables
         for name in variables:
             if any(name in one.variables for one in found):

@@ -36,7 +36,7 @@ from uturn.files import read_table
 from uturn.own_parts import code_digest, is_own, missing_members_named, unwrapped
 from uturn.protocols import UTurns, Variable
 from uturn.random import Streams, checked_seed
-from uturn.sources.images import doubtful_range
+from uturn.sources.images import ArraySource, doubtful_range
 from uturn.spec import build, check_fit, validation_words
 from uturn.store import Coordinates
 
@@ -373,10 +373,10 @@ class Experiment(BaseModel):
         items = np.arange(min(_CHECKED, self.items))
         with missing_members_named(self.labelled()):
             originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
-        found = [words for check in checks for words in check(source, originals)]
-        if source.kind == "images" and getattr(source, "type", "") != "array":  # which is looked at as a whole when it is read
-            words = doubtful_range(np.stack([image for block in originals for image in block.data]))
-            found += [f"the source {source!r} gives {words}"] if words else []
+            found = [words for check in checks for words in check(source, originals)]
+            if source.kind == "images" and not isinstance(source, ArraySource):  # which looks at all its images itself
+                words = doubtful_range(np.concatenate([np.ravel(block.data) for block in originals]))
+                found += [f"the source {source!r} gives {words}"] if words else []
         return [f"model check: {words}" for words in found]
 
     @property

@@ -8,12 +8,15 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
+
+import numpy as np
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -100,6 +103,32 @@ def read_table(path: str | os.PathLike[str]) -> Any:
         if not inner:
             return table
     raise ValueError(f"tables and lists are nested more than {_MOST_NESTED} times")
+
+
+def read_array(path: str | os.PathLike[str]) -> Any:
+    """What `numpy.load` reads from a .npy file, without unpickling.
+
+    The file is mapped before it is copied, so a header that promises more than the file holds is an error at once.
+    """
+    found = np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.array(found) if isinstance(found, np.ndarray) else found
+
+
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """ValueError if a path is neither a file nor a folder of files and folders: links, pipes and devices lead elsewhere.
+
+    Raises
+    ------
+    OSError
+        If there is nothing.
+    """
+    mode = os.lstat(path).st_mode
+    if stat.S_ISDIR(mode):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                check_plain(entry.path)
+    elif not stat.S_ISREG(mode):
+        raise ValueError(f"{os.fspath(path)} is a link, a pipe or a device, which is not read")
 
 
 def remove_unfinished_folders(path: str | os.PathLike[str]) -> None:

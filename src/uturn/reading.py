@@ -64,7 +64,7 @@ class Instructions(BaseModel):
 
 
 def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
-    """The instructions of all variables of a run, in the order in which its probes declare them.
+    """The instructions of all variables of a run, in the order in which its probes declare them, then those that were added.
 
     Raises
     ------
@@ -73,8 +73,9 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
     """
     spec_names = _of_old_store(run)
     order = [str(name) for name in run.attrs.get("variables", ()) if name in run.data_vars]
+    added = [str(name) for name in run.data_vars if name not in order and (not order or ATTRIBUTE in run[name].attrs)]
     instructions = {}
-    for name in order or map(str, run.data_vars):
+    for name in order + added:
         values = run[name]
         if "noise" not in values.dims:
             continue
@@ -112,6 +113,8 @@ def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
             if name == "change_covariance":
                 declared = declared | {"unit": _unit_of_sites(source, table)}
             found[prefix + name] = {**prefixed(declared, prefix), **names}
+            if declared.get("family") in known:  # a family that is named after a variable is one of this probe
+                found[prefix + name]["family"] = f"{prefix}{declared['family']}"
             if declared.get("symmetric"):
                 found[f"clone_{prefix}{name}"] = {"role": "record", **names}
     return found

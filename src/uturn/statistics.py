@@ -368,7 +368,7 @@ def located(
     Wider choices were measured and not taken (`benchmarks/intervals.py --part grids`). Moving both ends outwards to the next
     level holds the truth for every curve that never rises, as do the levels whose own intervals leave the height undecided; both
     add one distance of levels to every interval. What is given up is a curve that stays just above the height up to the next
-    level: its place lies in a neighbouring gap when the sample puts that level below.
+    level: its place lies in a neighbouring gap when the sample puts that level below (coverage down to .65).
 
     Parameters
     ----------
@@ -468,10 +468,11 @@ def hierarchy_index(
         B = A - G at the end                            (low level better preserved, large noise)
         W = fall of r_L while r_H falls from 3/4 to 1/4 (width of the class transition)
 
-    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, and 0 if A or B is not positive. It is 1 for a class lost in one step at
-    r_L = 1/2, and 4 r (1 - r) for a step at r_L = r. It is 0 on the diagonal, for curves on one side of it, and if the low level
-    is better preserved at small noise. For interpretation and limits (grammars with as many classes as symbols; mixtures with
-    distant modes), see docs/hierarchy-index.md.
+    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, and 0 if A or B is not positive. It is 1 for a class lost in one step at r_L =
+    1/2, and 4 r (1 - r) for a step at r_L = r. It is 0 on the diagonal, for curves on one side of it, and if the low level is
+    better preserved at small noise. It is no proof of a hierarchy: flat data whose details have two scales, one lost before the
+    class and one after it, have an index of .8 and more. For interpretation and limits (grammars with as many classes as symbols;
+    mixtures with distant modes), see docs/hierarchy-index.md.
 
     Two steps prevent fluctuations of the curves from counting as an inversion. First, both curves are replaced by the closest
     non-increasing ones, since more noise never preserves more. Second, the items are split into two halves (alternating within a

@@ -235,7 +235,7 @@ class Store(Blocks):
     @cached_property
     def noise(self) -> list[float]:
         """The noise levels in the store."""
-        return [float(x) for x in np.ravel(self.coordinate("noise"))]
+        return [float(x) for x in np.asarray(self.coordinate("noise")).ravel()]
 
     def coordinate(self, name: str) -> np.ndarray | None:
         """Values of a coordinate in the store; None if there is no coordinate of this name."""
@@ -247,7 +247,8 @@ class Store(Blocks):
             raise
         except Exception as error:  # zarr raises many kinds for chunks that cannot be decoded
             raise ValueError(
-                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it again"
+                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it "
+                "again"
             ) from None
 
     def check_coordinates(self) -> None:

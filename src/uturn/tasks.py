@@ -84,11 +84,9 @@ class Tasks:
         if isinstance(store, Store) and store.clones > 1 and not first:
             measured, readings = readings, store.with_kept_clones(task, readings)
             if is_own(self.experiment.parts.backward):
-                first = {name: dims.index("clone") - 1 for name, dims in store.dims.items() if "clone" in dims}
-                stored, again = (
-                    {name: found[name].take(0, axis) for name, axis in first.items()} for found in (readings, measured)
-                )
-                check_first_clones(self.experiment.parts.backward, again, stored, store.clones)
+                clone = {name: dims.index("clone") - 1 for name, dims in store.dims.items() if "clone" in dims}
+                again, known = ({name: some[name].take(0, k) for name, k in clone.items()} for some in (measured, readings))
+                check_first_clones(self.experiment.parts.backward, again, known, store.clones)
         if isinstance(store, Store) and first:
             before = store.read(task, first)
             axes = {name: variable.index("trajectory") - 1 for name, variable in store.dims.items() if "trajectory" in variable}

@@ -143,9 +143,11 @@ class DiffusionModel(Spec, Backward):
         """Sentences on what is wrong with the model, found on some originals (`uturn.networks.model_check`)."""
         import torch
 
-        from uturn.networks.model_check import check_denoiser
+        from uturn.networks.model_check import check_denoiser, is_checked
 
         reverse, images = _reverse_diffusion(self), np.concatenate([block.data for block in originals])
+        if not is_checked(reverse.model, reverse.device):
+            return []
         items = np.concatenate([block.items for block in originals])
         labels = np.concatenate([getattr(block, "labels", np.full(len(block.items), -1)) for block in originals])
         given = NoisyImages(images, np.zeros(len(images)), labels=labels)

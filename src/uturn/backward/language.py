@@ -158,9 +158,11 @@ class LanguageDenoiser(Spec, Backward):
         """Sentences on what is wrong with the model, found on some noisy originals (`uturn.networks.model_check`)."""
         import torch
 
-        from uturn.networks.model_check import WRITES, check_calls, writes_into
+        from uturn.networks.model_check import WRITES, check_calls, is_checked, writes_into
 
         model = self.language()
+        if not is_checked(model.network, model.device):
+            return []
         noise = model.channel.max_noise / 2
         noisy = [model.channel.observe(block, noise, Streams(0, block.items, noise, range(2))) for block in originals]
         rows = np.concatenate([block.values for block in noisy])
@@ -175,9 +177,9 @@ class LanguageDenoiser(Spec, Backward):
         ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
         time = torch.full((len(ids),), noise, device=model.device)
         padding = (torch.ones_like(ids),) if getattr(model.network, "takes_padding", False) else ()
+        found = list(check_calls(probabilities, values, half=self.dtype != "float32"))
         with torch.inference_mode():
-            found = [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
-        found += check_calls(probabilities, values, half=self.dtype != "float32")
+            found += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
         return [f"the model {self.model!r} {words}" for words in found]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:

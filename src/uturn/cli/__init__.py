@@ -2,6 +2,6 @@
 
 from uturn.cli import figures, studies, experiments, solvable, models, pages  # noqa: I001 - registered in the order of the help
 from uturn.cli.app import app
-from uturn.cli.entry import main
+from uturn.cli.entry import main, program
 
-__all__ = ["app", "experiments", "figures", "main", "models", "pages", "solvable", "studies"]
+__all__ = ["app", "experiments", "figures", "main", "models", "pages", "program", "solvable", "studies"]

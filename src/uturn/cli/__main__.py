@@ -1,5 +1,5 @@
 """`python -m uturn.cli`."""
 
-from uturn.cli import main
+from uturn.cli import program
 
-main()
+program()

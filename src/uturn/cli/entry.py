@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -54,6 +55,23 @@ def main() -> None:
         _say_error(" ".join((text or type(error).__name__).split()))
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def program() -> None:
+    """The program `uturn`: `main`, and an end without the shutdown of the interpreter if the client of object storage was used.
+
+    Threads of this client may ask for the interpreter while it shuts down, which would abort the process.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if "obstore" in sys.modules and isinstance(end.code, int):
+            atexit._run_exitfuncs()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # closed, or cannot be written to
+                    stream.flush()
+            os._exit(end.code)
+        raise
 
 
 def _warning(message: Any, *_: Any, **__: Any) -> str:

@@ -41,8 +41,7 @@ def run(
 
     Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
     each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise
-    levels, trajectories or clones is extended. With --out the command ends with `uturn study STORE --out FOLDER`: curves,
-    half-lives, a page.
+    levels, trajectories or clones is extended. With --out it ends as `uturn study STORE --out FOLDER` does.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
 
@@ -86,9 +85,11 @@ def check(spec: Spec) -> None:
     from uturn.experiment import Experiment
     from uturn.trial import check as check_experiment
 
+    doubts = 0
     for line in check_experiment(Experiment.from_file(spec)):
+        doubts += line.startswith(("model check:", "warning:"))
         console().print(line)
-    console().print(f"{spec}: nothing wrong was found")
+    console().print(f"{spec}: {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}")
     say_next(run=("plan", str(spec)))
 
 

@@ -45,12 +45,13 @@ def study(
 
     runs = named_runs({place: opened(place) for place in stores})
     chosen: Any = runs if len(runs) > 1 else next(iter(runs.values()))
-    if out is not None:
-        found = write_study(chosen, out)
+    if out is None:
+        studies = {name: study_of(run) for name, run in runs.items()}
     else:
-        found = {name: study_of(run) for name, run in runs.items()} if len(runs) > 1 else study_of(chosen)
-    for name, one in found.items() if len(runs) > 1 else [("", found)]:
-        if name:
+        found = write_study(chosen, out)
+        studies = found if len(runs) > 1 else {"": found}
+    for name, one in studies.items():
+        if len(studies) > 1:
             console().print(name, style="bold")
         for part in summary(one):
             show(part)

@@ -26,7 +26,7 @@ def console() -> Console:
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNFOLDED
     out = Console(width=width, highlight=False, markup=False)  # names may hold brackets
-    out.push_render_hook(_Visible())
+    out.push_render_hook(_Visible())  # type: ignore[arg-type] # of the class that rich imports slowly
     return out
 
 

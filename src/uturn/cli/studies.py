@@ -36,9 +36,9 @@ def images(
     Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
     predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
     the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
-    the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, and the run itself, `run.zarr`. With
-    --clones 2 or more also whether reconstructions are draws from the posterior. It can be stopped at any time; the same command
-    continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
+    the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, and the run itself, `run.zarr`.
+    With --clones 2 or more also whether reconstructions are draws from the posterior. It can be stopped at any time; the same
+    command continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
     Fashion-MNIST model that comes with the package, in a few minutes.
 
     Example: `uturn images --out results/fashion`
@@ -46,7 +46,7 @@ def images(
     Example: `uturn images --model google/ddpm-cifar10-32 --data photos --size 32 --classifier torchvision:resnet50
     --no-compare-labels --out results/cifar`
     """
-    experiment, ds = _run(out, "uturn images", finished, chosen.experiment, running, save_images=(save_images, chosen.keep))
+    _, ds = _run(out, "uturn images", finished, chosen.experiment, running, save_images=(save_images, chosen.keep))
     if ds is not None:
         _write(ds, out, title="U-turns of images", groups=("class", "layers"), save_images=save_images)
 

@@ -165,7 +165,9 @@ def _joined(ray: Any, unique: str, job: Job, driver: str, groups: Any) -> tuple[
                 raise ValueError(str(error.cause)) from None
             if time.monotonic() > until or not (lost or isinstance(error, ValueError)):
                 words = " ".join(str(error).split())[:300]
-                raise ValueError(f"the cluster cannot run the coordinator: {words}; is uturn installed there?") from None
+                lacks = "No module named" in str(error)
+                way_out = "install uturn there" if lacks else "Ray's logs say more (/tmp/ray/session_latest/logs); run it again"
+                raise ValueError(f"the cluster cannot run the coordinator: {words}; {way_out}") from None
             time.sleep(1)
 
 

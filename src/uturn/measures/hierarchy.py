@@ -17,6 +17,11 @@ the subtrees of level k. All covariances are over the U-turns of one original, t
    without the strongest of them.
 
 A flat code, all of whose sites change with one class, has one step in C_k, and the index 0. Independent sites have none.
+
+Assumption: given the original, the noise of different sites is independent. Correlated noise makes sites change together whatever
+the data are: noise in nested bursts gives independent bits a positive index. Where the noisy data are known, the same functions
+check it on the changes from originals to noisy data (`site_changes(experiment, noisy=True)`), which have the index 0 and nested
+correlations 0 if the noise is independent.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.checks import checked_integer, shown
+from uturn.corruption import Gaussian
 from uturn.measures.changes import by_distance
 from uturn.random import Streams
 from uturn.statistics import Estimate, estimate, nonincreasing, replicates
@@ -53,10 +59,12 @@ class Nesting(NamedTuple):
 def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> Estimate:
     """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
 
-    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`).
-    It is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. In a
-    grammar it grows with the number of levels that change together and with how strongly they do. The unit of noise does not
-    matter, nor the number of noise levels if the curves are resolved. For interpretation and limits, see docs/measures.md.
+    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`). It
+    is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. This holds if
+    the noise of different sites is independent given the original, which the index of the changes from originals to noisy data
+    checks: it is then about 0. In a grammar the index grows with the number of levels that change together and with how strongly
+    they do. The unit of noise does not matter, nor the number of noise levels if the curves are resolved. For interpretation and
+    limits, see docs/measures.md.
 
     Parameters
     ----------
@@ -167,11 +175,19 @@ def nested_correlations(changed: xr.DataArray, branching: int, confidence: float
     return xr.Dataset(curves, coords={"distance": moments.moment.values[2:]})
 
 
-def site_changes(experiment: Experiment) -> xr.DataArray:
+def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     """Changes of all sites in the U-turns of an experiment on strings or vectors.
 
     For strings, whether a leaf has another symbol, 0 or 1; for vectors, the squared difference of a component. They are computed
     in memory, with the random streams of the run.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    noisy : bool
+        From originals to noisy data instead: whether a leaf is masked or replaced; in Gaussian noise the squared residual
+        `|x_t - sqrt(abar) x_0|**2` of a leaf or component. `nesting_index` and `nested_correlations` of these are about 0 at
+        all levels if the noise of different sites is independent, which the nesting index of U-turns assumes.
 
     Returns
     -------
@@ -180,7 +196,17 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
     Raises
     ------
     ValueError
-        For anything but an experiment, another kind of data, or several clones.
+        For anything but an experiment, another kind of data, or several clones; with `noisy`, for a corruption that draws no
+        noise, or noisy data that are neither symbols nor in Gaussian noise.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 3}
+    >>> spec = {"items": 60, "trajectories": 8, "source": source, "corruption": {"type": "masking", "noise": [0.3, 0.6, 1.0]},
+    ...         "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+    >>> nesting_index(site_changes(ut.Experiment.from_dict(spec), noisy=True), branching=2).high < 0.05
+    True
     """
     import xarray as xr
 
@@ -199,12 +225,32 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
         pieces = []
         for originals in source.blocks(np.arange(experiment.items), experiment.seed, experiment.items):
             streams = Streams(experiment.seed, originals.items, noise, range(experiment.trajectories))
+            if noisy:
+                pieces.append(_noise_of(originals, corruption, noise, streams))
+                continue
             rebuilt = originals.data_of(u_turn(originals, corruption, backward, noise, streams).reconstructions)
             before = originals.data[:, None]
             pieces.append(rebuilt != before if source.kind == "strings" else np.square(rebuilt - before))
         found.append(np.concatenate(pieces))
     along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
     return xr.DataArray(np.array(found, float), dims=_DIMS, coords={"noise": experiment.noise, **along})
+
+
+def _noise_of(originals: Any, corruption: Any, noise: float, streams: Streams) -> np.ndarray:
+    """Changes from originals to noisy data, (items, trajectories, sites)."""
+    if not corruption.is_random:
+        raise ValueError(f"corruption = {corruption!r} draws no noise; expected one that does, such as Masking()")
+    values = originals.observed_by(corruption, noise, streams).values
+    values = values.reshape(len(originals.items), streams.count, *values.shape[1:])
+    before = originals.data[:, None]
+    if isinstance(corruption, Gaussian):
+        if originals.data.dtype.kind in "iu":  # the noise is on one-hot vectors
+            before = np.eye(values.shape[-1])[before]
+        squares = np.square(values - np.sqrt(float(corruption.abar(noise))) * before)
+        return squares if squares.ndim == 3 else squares.sum(axis=-1)
+    if values.dtype.kind not in "iu" or values.shape[2:] != before.shape[2:]:
+        raise ValueError(f"corruption = {corruption!r}: noisy data are no symbols; compare them with the originals yourself")
+    return values != before
 
 
 def _moments(changed: xr.DataArray, branching: int) -> xr.DataArray:

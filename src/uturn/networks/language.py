@@ -54,7 +54,7 @@ class TokenNetwork(Protocol):
         Whether `logits` takes a third argument, int64 (batch, length), that is 0 where a row has ended. If not, the default, only
         rows of equal length go into a call.
     tokenizer : Tokenizer or None
-        A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` with one of transformers; by default data are ids.
+        A `uturn.networks.Vocabulary`, or `uturn.networks.PretrainedTokenizer` with one of transformers; by default data are ids.
     """
 
     mask_id: int | None

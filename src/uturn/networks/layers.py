@@ -217,8 +217,8 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
     """The network inside of wrappers, and the prefix that they give to the names of its modules, such as "module."; else "".
 
-    A wrapper has one child, called `module` (`DataParallel`), `_orig_mod` (`torch.compile`) or `model` (a class of one's own), and
-    no parameters beside. A model of transformers is none.
+    A wrapper has one child, called `module` (`DataParallel`), `_orig_mod` (`torch.compile`) or `model` (a class of one's own),
+    and no parameters beside. A model of transformers is none.
 
     Examples
     --------

@@ -23,9 +23,16 @@ FITS = 0.8
 """An alternative whose error is below this part of the declared one, at any level, is named."""
 _JUDGED = 0.8  # of the error of a linear prediction, which trained denoisers fall below
 WRITES = "writes into its input; it is given a copy, so this changes no results"
+_MOST_ON_CPU = 3e8  # parameters; the driver of a cluster, which has no GPU, would need minutes for larger networks
 _ROWS = 8  # data in the calls that are compared
 _OUTPUTS = {"noise": "the noise", "x0": "x_0", "v": "v", "flow": "the flow n - x_0", "score": "the score"}
 _PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+def is_checked(network: Any, device: torch.device) -> bool:
+    """Whether a network is small enough to be checked on its device."""
+    parameters = network.parameters() if isinstance(network, torch.nn.Module) else ()
+    return device.type != "cpu" or sum(tensor.numel() for tensor in parameters) <= _MOST_ON_CPU
 
 
 def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
@@ -47,25 +54,26 @@ def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: 
     half
         Whether it computes in half precision, which rounds in another way for another number of rows.
     """
-    inputs = tuple(tensor[:_ROWS] for tensor in inputs)
-    every = torch.arange(len(inputs[0]))
+    count = len(inputs[0])
+    every = torch.arange(0, count, -(-count // _ROWS))
     some = every[: (len(every) + 1) // 2]
+    others = some.repeat(2)[: len(every)].flip(0)  # in another order, and with copies in the place of the rest
 
     def called(rows: torch.Tensor) -> torch.Tensor:
         return call(*(tensor[rows.to(tensor.device)] for tensor in inputs)).float()
 
     first = called(every)
 
-    def differs(output: torch.Tensor, tolerance: float) -> bool:
-        known = first[: len(output)]
-        return not bool((output - known).abs().max() <= tolerance * known.abs().max())
+    def differs(rows: torch.Tensor, tolerance: float) -> bool:
+        known = first[torch.searchsorted(every, rows).to(first.device)]
+        return not bool((called(rows) - known).abs().max() <= tolerance * known.abs().max())
 
     same = 2e-2 if half else 1e-4  # of the largest output, for the same number of rows
-    if differs(called(every), same):
+    if differs(every, same):
         yield "is random: a second call on the same data gives other values (dropout, randn_like), so results cannot be repeated"
-    elif differs(called(some[every % len(some)])[: len(some)], same):
+    elif differs(others, same):
         yield "mixes the data of a batch: what it gives for one of them depends on the others"
-    elif differs(called(some), 0.1 if half else 1e-2):
+    elif differs(some, 0.1 if half else 1e-2):
         yield "depends on the batch size: it gives other values for fewer data"
 
 
@@ -210,11 +218,10 @@ def check_denoiser(
     if _levels(scheduler) is None:  # of EDM, whose networks have another input
         return
     probed = Probed(model, scheduler, clean, labels, pieces)
-    middle = slice(len(clean), 2 * len(clean))  # the second level
-    inputs = [tensor[middle] for tensor in (probed.x, probed.time, *probed.told)]
-    if probed.own is not None and writes_into(probed.own.network, *inputs):
-        yield WRITES
+    inputs = (probed.x, probed.time, *probed.told)
     yield from check_calls(probed.output, *inputs, half=half)
+    if probed.own is not None and writes_into(probed.own.network, *(tensor[:2] for tensor in inputs)):
+        yield WRITES
     errors = probed.errors()
     words, ratio, level = errors.best
     if not errors.depends_on_time:
@@ -226,8 +233,8 @@ def check_denoiser(
         )
     elif ratio < FITS:
         yield (
-            f"does not fit what is declared, that it predicts {_OUTPUTS[probed.predicts]}: the error of its prediction of "
-            f"originals at abar = {ABAR[level]} is {ratio:.2g} of that if {words}"
+            f"does not fit what is declared, that it predicts {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its "
+            f"prediction of originals at abar = {ABAR[level]} is {ratio:.2g} of that if {words}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.plotting.curves import evenly_spaced
+from uturn.plotting.curves import evenly_spaced, lying_on
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,12 +22,8 @@ AXES = {
 }
 """Coordinates of noise levels that a page can take as the axis of its charts, besides the noise itself: {name: words}."""
 _ENDS = ["value", "low", "high"]  # labels of a dim that holds a number with its interval
-_MOST_LINES, _MOST_CHARTS, _MOST_POINTS, _MOST_VALUES = 10, 8, 400, 50_000_000
+_MOST_LINES, _MOST_POINTS = 24, 400
 _MEANS = ("grammar",)
-_SHARES = (  # ends of the names of readings in [0, 1]
-    *("unchanged", "parsed", "belief", "same_class", "same_class_top5", "label_top1", "label_top5", "same_label"),
-    *("kept", "kept_region", "kept_segments"),
-)
 _NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clone", "shown_noise", "shown_item", "node"}
 
 
@@ -42,7 +38,7 @@ def numbers(values: Any) -> list[float | None]:
 
 
 def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
-    """A chart for each variable of the data of a figure that is a curve, at most eight; those against noise come first."""
+    """A chart for each variable of the data of a figure that is a curve; those against noise come first."""
     found = []
     for name in map(str, data.data_vars):
         values = data[name]
@@ -58,25 +54,53 @@ def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
 
             values = xr.concat([values, *ends], "bound").assign_coords(bound=_ENDS)
         words = str(data[name].attrs.get("long_name", "")) or name.replace("_", " ")
-        found.append(chart(name, words[:1].upper() + words[1:], values, x))
+        found.append(chart(name, words[:1].upper() + words[1:], values, x, y=str(data[name].attrs.get("units", ""))))
     titles = [one["title"] for one in found]
     for one in found:
         one["title"] += f" ({one['name'].replace('_', ' ')})" if titles.count(one["title"]) > 1 else ""
-    return sorted((one for one in found if one["lines"]), key=lambda one: not one["slides"])[:_MOST_CHARTS]
+    return sorted((one for one in found if one["lines"]), key=lambda one: not one["slides"])
 
 
-def chart(name: str, title: str, values: xr.DataArray, x: str, marks: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
-    """A chart: axes {name, words, values}, lines {name, value, low, high}, marks, and whether its axis is noise."""
+def chart(
+    name: str,
+    title: str,
+    values: xr.DataArray,
+    x: str,
+    marks: Iterable[dict[str, Any]] = (),
+    *,
+    y: str = "",
+    joined: bool = False,
+) -> dict[str, Any]:
+    """A chart of at most 24 curves, evenly spaced, for the page.
+
+    Parameters
+    ----------
+    name, title : for the names of files, and for people
+    values : array (x, ..), with the dim "bound" if there are intervals
+    x : dim of the axis
+    marks : places on the axis, made by `mark`
+    y : what the vertical axis shows, with its unit
+    joined : whether points are joined across levels at which a curve has no value, since others were measured there
+
+    Returns
+    -------
+    Axes {name, words, values}; lines {name, value, low, high, on}, where `on` is the number of lines before that the line lies
+    on; the number of curves `left_out`; and whether the axis is noise (`slides`).
+    """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))
+    for line, on in zip(lines, lying_on([line["value"] for line in lines]), strict=True):
+        line["on"] = on
     return {
         "name": name,
         "title": title,
         "axes": _axes(some, x),
         "lines": lines,
-        "left_out": _count(values, x) - len(lines),
+        "left_out": max(_count(values, x) - _MOST_LINES, 0),
         "marks": list(marks),
         "slides": _is_noise(x),
+        "y": y,
+        "joined": joined,
     }
 
 
@@ -122,7 +146,7 @@ def _bound(values: xr.DataArray) -> Any:
 
 
 def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
-    """The curves of a variable, at most ten of them, evenly spaced."""
+    """The curves of a variable, at most 24 of them, evenly spaced."""
     bound = _bound(values)
     others = [dim for dim in values.dims if dim not in (x, bound)]
     flat = values.stack(line=others) if others else values.expand_dims("line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 import uturn
 from uturn.checks import one_line
+from uturn.files import check_plain
 from uturn.pages import figures, studies
 from uturn.spec import validation_words
 
@@ -50,12 +52,15 @@ class Reader:
             self.problems(path, f"not valid JSON: {words}" if isinstance(error, json.JSONDecodeError) else words)
 
     def problems(self, path: Path, words: str) -> None:
-        self.found.problems.append({"file": str(path), "words": " ".join(words.split()).removeprefix(str(path)).lstrip(": ")})
+        self.found.problems.append(
+            {"file": str(path), "words": re.sub(f"^{re.escape(str(path))}:? ", "", " ".join(words.split()))}
+        )
 
     def dataset(self, path: Path) -> xr.Dataset:
         """A zarr folder."""
         import xarray as xr
 
+        check_plain(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return xr.open_zarr(path, zarr_format=3).load() if path.name != "run.zarr" else xr.open_zarr(path)
@@ -102,7 +107,7 @@ def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Found:
 
 def _collect(folder: Path, read: Reader) -> None:
     if _is_zarr(folder):
-        _add(folder, studies.store, read)
+        _add(folder.resolve() if folder.is_symlink() else folder, studies.store, read)
         return
     made = sorted(
         (path for path in folder.glob("*.json") if path.name != "study.json" and figures.is_figure(path)), key=figures.order
@@ -113,6 +118,7 @@ def _collect(folder: Path, read: Reader) -> None:
     several = sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
     if (folder / "study.zarr").exists():
         with read.part(folder / "study.json"):  # the page links to it, and takes the same numbers from the data
+            check_plain(folder / "study.json")
             json.loads((folder / "study.json").read_bytes())
         if _add(folder / "study.zarr", studies.study, read):
             stores -= {folder / "run.zarr"}
@@ -132,6 +138,7 @@ def _add(path: Path, make: Any, read: Reader) -> bool:
     """Add the section that is made from a file; whether it could be made."""
     before = len(read.found.sections)
     with read.part(path):
+        check_plain(path)
         read.found.sections.append(make(path, read))
     return len(read.found.sections) > before
 
@@ -142,14 +149,15 @@ def _is_zarr(path: Path) -> bool:
 
 def _has_spec(path: Path) -> bool:
     try:
+        check_plain(path / "zarr.json")
         return "spec" in json.loads((path / "zarr.json").read_bytes())["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
 def _table(text: Any) -> dict[str, Any]:
     try:
         found = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from uturn.files import check_plain
 from uturn.pages.charts import charts_of, mark, number
 from uturn.pages.pictures import images_of_figure, preview
 from uturn.pages.trees import tree_of_figure, tree_of_store
@@ -91,10 +92,12 @@ def order(path: Path) -> tuple[bool, int, str]:
 def section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a figure; ValueError if its JSON file is damaged."""
     result = _Result.model_validate_json(path.read_bytes())
-    # The page links to these files, so they must be plain names: no script, no other folder.
-    if result.figure != path.stem or not all(re.fullmatch(r"\w[\w.-]*", file) for file in result.files.values()):
+    # The page reads these files and links to them, so they must be plain names: no script, no other folder.
+    names = [result.scale, *result.files.values()]
+    if result.figure != path.stem or not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
         raise ValueError(
-            f"figure = {result.figure!r}, files = {result.files}: expected the figure {path.stem!r}, and files in its folder"
+            f"figure = {result.figure!r}, scale = {result.scale!r}, files = {result.files}: expected the figure {path.stem!r}, "
+            f"and names in its folder"
         )
     files = {kind: path.parent / name for kind, name in result.files.items()}
     found = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
@@ -103,7 +106,7 @@ def section(path: Path, read: Reader) -> dict[str, Any]:
     judged = f"{count.judged} verdicts, " + (f"{count.failed} failed" if count.failed else "all passed")
     judged += f"; {count.shown} more shown" if count.shown else ""
     one: dict[str, Any] = {
-        "id": result.figure,
+        "id": re.sub(r"[^\w-]", "-", result.figure),
         "kind": "figure",
         "title": f"Figure {found[1].upper()}. {result.title}" if found else result.title,
         "short": result.figure,
@@ -150,9 +153,10 @@ def _add_transition(one: dict[str, Any], data: xr.Dataset) -> None:
 
 def _tree(folder: Path, figure: str, read: Reader) -> dict[str, Any] | None:
     """The tree of a raw run of a figure that has readings of single nodes; None if there is none."""
-    for store in sorted(folder.glob(f"{figure}-*.zarr")):
+    for store in _stores(folder, figure):
         if (store / "node_belief").is_dir():
             with read.part(store):
+                check_plain(store)
                 from uturn.store import Store
 
                 tree = tree_of_store(Store.open(store).dataset())
@@ -163,9 +167,15 @@ def _tree(folder: Path, figure: str, read: Reader) -> dict[str, Any] | None:
 def _runs(folder: Path, figure: str, read: Reader) -> list[dict[str, str]]:
     """Spec hash, versions and spec of the raw runs of a figure."""
     found = []
-    for store in sorted(folder.glob(f"{figure}-*.zarr")):
+    for store in _stores(folder, figure):
         with read.part(store):
+            check_plain(store / "zarr.json")
             attributes = json.loads((store / "zarr.json").read_bytes()).get("attributes", {})
             if "spec" in attributes:
                 found.append({"name": store.name, **read.about(attributes, store)})
     return found
+
+
+def _stores(folder: Path, figure: str) -> list[Path]:
+    """The raw runs of a figure, in a folder that is no link to another one."""
+    return [] if folder.is_symlink() else sorted(folder.glob(f"{figure}-*.zarr"))

@@ -111,14 +111,14 @@ def _write(folders: list[Path], path: Path, running: Running | None = None) -> l
                 words = "; ".join(f"{one['file']}: {one['words']}" for one in found.problems)
                 raise ValueError(f"no results in {names} can be read; {words}")
             raise ValueError(f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command first")
-        page = page_of(found, path.parent, running).encode()
+        page = _encoded(page_of(found, path.parent, running))
         if len(page) <= MOST_BYTES:
             break
     else:
         for one in found.sections:
             one["pictures"], one["grid"] = [], None
         found.problems.append({"file": str(path), "words": "pictures are left out, as the page would be larger than 5 MB"})
-        page = page_of(found, path.parent, running).encode()
+        page = _encoded(page_of(found, path.parent, running))
     with whole_file(path) as file:
         file.write(page)
     return [f"{one['file']}: {one['words']}" for one in found.problems]
@@ -127,7 +127,8 @@ def _write(folders: list[Path], path: Path, running: Running | None = None) -> l
 def page_of(found: Found, folder: Path, running: Running | None = None) -> str:
     """The page of some sections as text; links to files are relative to the folder in which it will be."""
     for one in found.sections:
-        one["links"] = [{"name": path.name, "href": _link(path, folder)} for path in one.pop("files", [])] or one.get("links", [])
+        files = [path for path in one.pop("files", []) if not path.is_symlink()]
+        one["links"] = [{"name": path.name, "href": _link(path, folder)} for path in files] or one.get("links", [])
     plotly, script = _plotly(), _asset("page.js")
     shown = ("id", "title", "short", "charts", "grid", "tree", "tokens", "rows", "headlines")
     data = {"sections": [{key: one.get(key) for key in shown} for one in found.sections]}
@@ -155,7 +156,11 @@ def _filled(template: str, **parts: str) -> str:
 
 def _link(path: Path, folder: Path) -> str:
     relative = os.path.relpath(path.resolve(), folder.resolve())
-    return quote(f"{relative}/zarr.json" if path.is_dir() else relative)
+    return quote(f"{relative}/zarr.json" if path.is_dir() else relative, errors="surrogateescape")
+
+
+def _encoded(page: str) -> bytes:
+    return page.encode(errors="backslashreplace")  # names of files may hold bytes that are no UTF-8
 
 
 def _asset(name: str) -> str:

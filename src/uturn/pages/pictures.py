@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.files import check_plain
 from uturn.studies.records import sample
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def preview(path: Path, detail: float, words: str) -> dict[str, Any]:
     """A stored picture as the data URL of a WebP image of at most 1600 pixels a side; `detail` < 1 makes it smaller."""
     from PIL import Image
 
+    check_plain(path)
     with Image.open(path) as opened:
         opened.load()
         picture = opened.convert("RGBA")

@@ -16,6 +16,7 @@ from uturn.outputs import OutputFolder, output_folder
 from uturn.pages.page import write_page
 from uturn.pages.writing import check_results, named_in, write_figures
 from uturn.studies import as_data, records_of, study, tidy
+from uturn.studies.axes import common_axis
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.token_page import token_page
 
@@ -40,7 +41,7 @@ def write_study(
     title: str = "",
     groups: Sequence[str] = (),
     save_images: bool = False,
-) -> Study | dict[str, Study]:
+) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
     Writes `study.zarr` (the dataset of `uturn.study`), `study.json` (its numbers), `curves.csv` and `numbers.csv` (`tidy`),
@@ -65,21 +66,22 @@ def write_study(
 
     Returns
     -------
-    The study, or the studies by name.
+    The study (`uturn.studies.Study`), or a dict of the studies by name.
 
     Raises
     ------
     ValueError
         If a run is not finished, or if the folder cannot be written to.
     """
-    several = isinstance(runs, Mapping) and not hasattr(runs, "data_vars")
+    named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is a mapping, too
+    run = next(iter(named.values()))
     with output_folder("out", out) as results:
-        check_folder(results, save_images, 0 if several else kept_images(runs))
-        studies = {name: study(run) for name, run in runs.items()} if several else {"": study(runs)}
-        single, records = None, None
-        if not several:
-            records = records_of(runs, source)
-            single = _with_remark(studies[""], kept_texts(runs) and "original_piece" not in records.coords)
+        check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
+        studies = {name: study(one) for name, one in named.items()}
+        single = None
+        if len(named) == 1:
+            records = records_of(run, source)
+            single = _with_remark(next(iter(studies.values())), bool(kept_texts(run)) and "original_piece" not in records.coords)
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
         stores = _write_numbers(results.path, studies, single)
@@ -107,7 +109,7 @@ def write_study(
         write_figures(results.path, figures)
         if save_images:
             with whole_folder(results.path / PICTURES) as pictures:
-                _save_images(runs, pictures)
+                _save_images(run, pictures)
         write_page(results.path)
         results.push(*RESULTS, *stores, *([PICTURES] if save_images else []))
     return studies if single is None else single
@@ -141,6 +143,7 @@ def _write_numbers(folder: Path, studies: Mapping[str, Study], single: Study | N
     """Write the numbers of studies as JSON and CSV, and the datasets of several; returns the names of all datasets."""
     names = ["study.zarr"]
     if single is None:
+        common_axis(list(studies.values()))  # without one there is no chart of all, and nothing is written
         names = [f"study-{k}.zarr" for k in range(1, len(studies) + 1)]
         for name, (label, one) in zip(names, studies.items(), strict=True):
             write_dataset(one.assign_attrs(title=label), folder / name)

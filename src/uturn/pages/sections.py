@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from uturn.pages.collect import Found
 from uturn.pages.figures import tally
 from uturn.pages.running import Running
+
+_ORDER = (False, True, None)  # of the outcomes of verdicts in their table
 
 
 def headlines(found: Found, running: Running | None = None) -> str:
@@ -20,14 +23,17 @@ def headlines(found: Found, running: Running | None = None) -> str:
         words = f"{count.failed} failed" if count.failed else "all passed"
         more = f"; shown and not judged: {count.shown}" if count.shown else ""
         parts.append(
-            f'<div class="card {"fail" if count.failed else "pass"}"><p class="label">Verdicts</p>'
+            f'<div class="card {"fail" if count.failed else "pass"}"><p class="label"><a href="#verdicts">Verdicts</a></p>'
             f'<p class="big">{count.judged - count.failed} of {count.judged}</p><p class="of">{words}</p>'
             f"<p>{count.judged} claims of {figures} figures were compared with theory, on {count.independent} independent "
             f"measurements{more}.</p></div>"
         )
     for one in found.sections:
-        for star in one["headlines"]:
-            parts.append(_headline(star, one))
+        parts += [_headline(star, one) for star in one["headlines"]]
+    for one in found.sections:
+        if one.get("warnings"):
+            label = f'Warning · <a href="#{escape(one["id"])}">{escape(one["short"])}</a>'
+            parts.append(f'<div class="card wide warning"><p class="label">{label}</p>{_items(one["warnings"])}</div>')
     if found.problems:
         lines = "".join(f"<li><code>{escape(p['file'])}</code>: {escape(p['words'])}</li>" for p in found.problems)
         parts.append(
@@ -50,12 +56,16 @@ def _headline(star: dict[str, Any], one: dict[str, Any]) -> str:
     )
 
 
+def _items(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(_sentence(line))}</li>' for line in lines)}</ul>"
+
+
 def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
 
 
 def contents(sections: list[dict[str, Any]]) -> str:
-    """Links to the sections, if there are several; those with a failed verdict are marked."""
+    """Links to the sections, if there are several, and to the verdicts; sections with a failed verdict are marked."""
     if len(sections) == 1:
         return ""
     links = []
@@ -66,19 +76,23 @@ def contents(sections: list[dict[str, Any]]) -> str:
             f'<a href="#{escape(one["id"])}" title="{escape(one["title"])}"{mark}>{escape(one["short"])}'
             f"{' (failed)' if failed else ''}</a>"
         )
+    if any(one["verdicts"] for one in sections):
+        links.append('<a href="#verdicts">verdicts</a>')
     return f'<nav aria-label="results">{" ".join(links)}</nav>'
 
 
 def verdict_table(sections: list[dict[str, Any]]) -> str:
-    """All verdicts with their filter; empty if there are none."""
+    """All verdicts with their filter: those that failed, that passed, that are shown and not judged; empty without any."""
     judged = [one for one in sections if one["verdicts"]]
     if not judged:
         return ""
     options = "".join(
         f'<option value="{escape(one["id"])}">{escape(one["short"])}: {escape(one["title"])}</option>' for one in judged
     )
-    rows = "".join(_verdict(verdict, one) for one in judged for verdict in one["verdicts"])
-    total = sum(len(one["verdicts"]) for one in judged)
+    verdicts = sorted(
+        ((verdict, one) for one in judged for verdict in one["verdicts"]), key=lambda pair: _ORDER.index(pair[0]["passed"])
+    )
+    rows, total = "".join(_verdict(*pair) for pair in verdicts), len(verdicts)
     return f"""<section id="verdicts" aria-labelledby="verdicts-title"><h2 id="verdicts-title">Verdicts</h2>
 <form class="filter" id="filter" role="search" aria-label="filter of the verdicts">
 <label>Outcome <select id="show"><option value="all">all</option><option value="failed">failed</option>
@@ -100,39 +114,48 @@ def _verdict(verdict: dict[str, Any], one: dict[str, Any]) -> str:
         f'<tr data-outcome="{outcome}" data-figure="{escape(one["id"])}">'
         f'<td data-label="figure"><a href="#{escape(one["id"])}">{escape(one["short"])}</a></td>'
         f'<td data-label="claim">{escape(verdict["quantity"])}</td><td data-label="measured">{escape(verdict["measured"])}</td>'
-        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td><td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
+        f'<td data-label="expected">{escape(verdict["expected"])}{rule}</td>'
+        f'<td data-label="verdict"><span class="{look}">{word}</span></td></tr>'
     )
 
 
 def section(one: dict[str, Any], docs: str) -> str:
-    """A section: words, caption, views that the script fills, pictures, files, spec."""
+    """A section: claim, caption, views that the script fills, pictures, numbers, and all other charts, files and spec folded.
+
+    The picture of a figure, or of several runs, comes before its views; that of a study after them.
+    """
     name = escape(one["id"])
     pictures = "".join(
-        f'<button type="button" class="picture"><img src="{picture["url"]}" loading="lazy" width="{picture["width"]}" '
-        f'height="{picture["height"]}" '
+        f'<button type="button" class="picture"{" data-wide" if picture["width"] > 1.5 * picture["height"] else ""}>'
+        f'<img src="{picture["url"]}" loading="lazy" width="{picture["width"]}" height="{picture["height"]}" '
         f'alt="{escape(one["title"])}: {escape(picture["words"])}"></button>'
         for picture in one["pictures"]
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in one.get("notes", []))
     page = f"{escape(one['docs'])}.md"
     read = f'<a href="{escape(docs)}/{escape(one["docs"])}">{page}</a>' if docs else f"docs/{page}"
     files = "".join(f'<a href="{escape(link["href"])}">{escape(link["name"])}</a> ' for link in one.get("links", []))
+    drawn = f'<div class="pictures"><h3>As drawn</h3><div>{pictures}</div></div>' if pictures else ""
+    views, others = (f'<div class="views" data-section="{name}" data-part="{part}"></div>' for part in ("shown", "folded"))
+    folded = sum(not of.get("shown") for of in one["charts"])
+    count = f"{folded} {'more ' if folded < len(one['charts']) else ''}chart{'s' if folded > 1 else ''}"
+    rest = f'<details class="readings"><summary>All readings ({count})</summary>{others}</details>'
     return f"""<section class="result" id="{name}" aria-labelledby="{name}-title">
 <h2 id="{name}-title">{escape(one["title"])}</h2>
 {f'<p class="words">{escape(one["words"])}</p>' if one["words"] else ""}
+{f'<div class="warning">{_items(one["warnings"])}</div>' if one.get("warnings") else ""}
 <p class="caption">{escape(one["caption"])}</p>
 {f'<p class="quiet">{escape(one["facts"])}</p>' if one.get("facts") else ""}
-{f'<ul class="notes">{notes}</ul>' if notes else ""}
-<div class="views" data-section="{name}"></div>
-{_tables(one.get("tables", []))}
+{f'<div class="notes">{_items(one["notes"])}</div>' if one.get("notes") else ""}
+{drawn + views if one["kind"] in ("figure", "overlay") else views + drawn}
 {_rows(one.get("rows"))}
-{f'<details class="pictures" open><summary>As drawn</summary><div>{pictures}</div></details>' if pictures else ""}
+{_tables(one.get("tables", []), one.get("remarks", []))}
+{rest if folded else ""}
 <p class="files">{f"Files: {files} " if files else ""}<span>Described in {read}.</span></p>
 {_details(one["details"])}</section>"""
 
 
-def _tables(tables: list[dict[str, Any]]) -> str:
-    """The numbers of a study, a table for each kind."""
+def _tables(tables: list[dict[str, Any]], remarks: list[str]) -> str:
+    """The numbers of a study, a table for each kind, and the remarks on them; folded."""
     parts = []
     for table in tables:
         heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in table["heads"])
@@ -145,10 +168,13 @@ def _tables(tables: list[dict[str, Any]]) -> str:
             for row in table["rows"]
         )
         parts.append(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}"><table class="verdicts numbers">'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table["title"])}">'
+            '<table class="verdicts numbers">'
             f"<caption>{escape(table['title'])}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
         )
-    return f'<details class="numbers"><summary>Numbers</summary>{"".join(parts)}</details>' if parts else ""
+    if remarks:
+        parts.append(f'<div class="notes"><h3>Remarks</h3>{_items(remarks)}</div>')
+    return f'<details class="numbers"><summary>Numbers with intervals</summary>{"".join(parts)}</details>' if parts else ""
 
 
 def _rows(rows: list[dict[str, Any]] | None) -> str:

@@ -10,6 +10,7 @@ import xarray as xr
 from uturn.corruption import Gaussian
 from uturn.experiment import Experiment
 from uturn.laws import GaussianMixture
+from uturn.measures.cloning import mixture_cloning_probability
 from uturn.paper.workshop import Scale
 from uturn.random import Purpose, keys
 
@@ -96,14 +97,12 @@ def two_scales(items: int) -> xr.Dataset:
 
 
 def two_scales_curves(noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exact curves of class and details, 1 without noise and 0 for independent data: `E tanh(s + sqrt(s) z)`, z normal, with
-    `s = snr distance**2 / 4`, and the mean of `snr V / (snr V + 1)`."""
+    """Exact curves of class and details, 1 without noise and 0 for independent data: `2 phi - 1`, with phi the probability that
+    two clones have one mode, and the mean of `snr V / (snr V + 1)`."""
     with np.errstate(divide="ignore"):
         snr = np.exp(Gaussian().log_snr(noise))
-    z, weight = np.polynomial.hermite_e.hermegauss(80)
-    s = snr[:, None] * DISTANCE**2 / 4
     share = np.multiply.outer(snr, VARIANCES)
-    return np.tanh(s + np.sqrt(s) * z) @ (weight / weight.sum()), np.average(share / (share + 1), axis=1, weights=DETAILS)
+    return 2 * mixture_cloning_probability(noise, DISTANCE**2) - 1, np.average(share / (share + 1), axis=1, weights=DETAILS)
 
 
 # Runs of other figures. In the Gaussian process the leaves of the paper's grammar are corrected along with the class until it is

@@ -35,18 +35,19 @@ CLAIM = (
 CAPTION = (
     "U-turns with the exact posterior, in Gaussian diffusion unless said otherwise. Top: what is kept of the class and of the "
     "low level (leaves; all components of a mixture; finest octave of a field), rescaled to 1 without noise and 0 for "
-    "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its "
-    "own, without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
+    "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its own, "
+    "without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
     "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
-    "against the isolated (circles) and the reconstructed low level (diamonds); pale: no verdict. Grammars: (v, m, s), as many "
-    "classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a hierarchy "
-    "whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have variance "
-    ".05 and half 1000, have a larger index than any grammar here: half of the details are lost before the class and half after "
-    "it. The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be distinguished, "
-    "and its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: nested correlations D_k, the correlation of the changes of sibling "
-    "blocks of sites beyond that of the next relatives (shading: 95 % intervals); a grammar has them at all levels, a flat "
-    "code at one. Middle: the index of every draw, with parameters on which it was not chosen. Right: a grammar whose "
-    "tree above level k is replaced by independent draws; bars: 95 % intervals."
+    "against the isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, "
+    "s), as many classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a"
+    " hierarchy whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have "
+    "variance .05 and half 1000, have a larger index than any grammar here: half of the details are lost before the class and "
+    "half after it. The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be "
+    "distinguished, and its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: "
+    "nested correlations D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives "
+    "(shading: 95 % intervals); a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with "
+    "parameters on which it was not chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: "
+    "95 % intervals."
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
@@ -232,7 +233,7 @@ def _flat(listed: list[Case], index: Indices) -> Verdict:
     flat = [case for case in listed if case.kind == "flat" and not case.judged]
     return shows(
         "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
-        "; ".join(f"{_plain(case.words)}: {', '.join(map(str, index[case.label].values()))}" for case in flat),
+        "; ".join(f"{_plain(case.words)}: {', '.join(str(index[case.label][name]) for name in COMPARISONS)}" for case in flat),
         "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
     )
 
@@ -371,6 +372,6 @@ def _draw_index(axes: Any, data: xr.Dataset) -> None:
     axes.set(xlabel="hierarchy index", xlim=(-0.02, 1), title="hierarchy index")
     for marker, face, text in (("o", MUTED, "against isolated low level"), ("D", "white", "against low level")):
         axes.plot([], [], marker, ms=5.5, color=MUTED, mfc=face, mew=1.5, label=text)
-    kinds = {"grammar $(v,m,s)$, $sf<1$": CLASS, "control": ACCENT, "no hierarchy, above 0": FLAT, "pale: no verdict": MUTED}
+    kinds = {"grammar $(v,m,s)$, $sf<1$": CLASS, "control": ACCENT, "no hierarchy, above 0": FLAT, "pale: not covered": MUTED}
     for text, color in kinds.items():
         axes.plot([], [], color=color, lw=2, label=text)

@@ -18,8 +18,8 @@ from uturn.paper.workshop import Scale, Workshop
 
 PAPER = (32, 8, 2)
 STEEP = (16, 4, 2)
-FIELD = {"type": "gaussian_field", "size": 16, "exponent": 2.0}
-MIXTURE = {"type": "gaussian_mixture", "dimension": 128, "num_modes": 2, "separation": 2.0}
+FIELD: dict[str, Any] = {"type": "gaussian_field", "size": 16, "exponent": 2.0}
+MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 128, "num_modes": 2, "separation": 2.0}
 ONE_LEVEL = {"type": "rhm", "vocab_size": 4, "multiplicity": 512, "branching": 8, "depth": 1}
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, np.inf)
 PATCHES = {"": ("patches of 4 x 4 pixels", 7 * 7), "feature": ("positions of block 4", 14 * 14)}

@@ -170,7 +170,7 @@ def _power_law(both: xr.DataArray, run: xr.Dataset, theory: MeanField, exact: np
     return verdict(
         f"exponent a of C(r) ~ r^-a at ε = {run.noise.values[at]:g}, r = {np.exp(r[0]):.0f} .. {np.exp(r[-1]):.0f}",
         f"{found}; minus that of the exact covariances: {gap} (99.9 % interval)",
-        f"difference 0; {slope(exact[at]):.3f} in mean field, same fit, and 2 - 2/ν = {theory.decay_exponent:.3f} in deep trees at ε*",
+        f"difference 0; {slope(exact[at]):.3f} in mean field, same fit; 2 - 2/ν = {theory.decay_exponent:.3f} in deep trees",
         holds(gap, 0.0, EXPONENT_WIDTH, f"the interval of the difference holds 0 and is narrower than {EXPONENT_WIDTH}"),
     )
 
@@ -207,7 +207,7 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> list[Verdict]:
     theory = slope(np.log(data.length_theory.values[judged]))
     return [
         verdict(
-            f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is below a quarter of the tree",
+            f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is below N/4",
             f"{', '.join(f'{float(x):.1f}' for x in data.length_length.values[judged])}; mean logarithm of the ratio {mean} "
             "(99.9 % interval)",
             ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),

@@ -1,9 +1,9 @@
-"""Exact covariances of the changes of leaves in U-turns: moments of the posterior by dynamic programming, without drawing from it.
+"""Exact covariances of the changes of leaves in U-turns: moments of the posterior by dynamic programming, without draws.
 
 Let n be the number of changed leaves below a node. Given the noisy string, its mean and mean square for every symbol of the node
-follow from those of its children, rule by rule, and with the marginals of the nodes they give `E n` and `E n**2` of every subtree.
-The variance of n is the sum of the covariances of all pairs of leaves of the subtree, so that the subtrees of level k give all
-pairs whose lowest common ancestor is at level k or below.
+follow from those of its children, rule by rule, and with the marginals of the nodes they give `E n` and `E n**2` of every
+subtree. The variance of n is the sum of the covariances of all pairs of leaves of the subtree, so that the subtrees of level k
+give all pairs whose lowest common ancestor is at level k or below.
 
 A channel that draws its noise adds the variance of `E n` between noisy strings of one original. It is estimated from noise of its
 own, independent of that of the run.

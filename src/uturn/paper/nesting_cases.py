@@ -14,7 +14,7 @@ import xarray as xr
 from uturn.experiment import Experiment
 from uturn.laws import GaussianMixture, power_law, simplex
 from uturn.measures.hierarchy import nesting_index, site_changes
-from uturn.random import Purpose, keys
+from uturn.random import Purpose, keys, normals, uniforms
 
 NOISE = np.r_[np.geomspace(0.01, 1, 18), 1.4, 2, 2.7, 3.5, np.inf].round(4)
 """Gaussian diffusion times, the same for all data: none is chosen with the transition of a law in view."""
@@ -109,8 +109,10 @@ def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS, channel: 
     return _mixture(modes, distance, sites, seed, items, weights / weights.sum()), 2
 
 
-def grammar_changes(source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian") -> xr.DataArray:
-    """Changes of the leaves of strings of a source, `rhm` unless it has another type."""
+def grammar_changes(
+    source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian", noisy: bool = False
+) -> xr.DataArray:
+    """Changes of the leaves of strings of a source, `rhm` unless it has another type; `noisy`: from originals to noisy data."""
     spec = {
         "seed": seed,
         "items": items,
@@ -120,7 +122,7 @@ def grammar_changes(source: dict[str, Any], seed: int, items: int = ITEMS, chann
         "backward": {"type": "exact"},
         "probes": [{"type": "tree_levels"}],
     }
-    return site_changes(Experiment.from_dict(spec))
+    return site_changes(Experiment.from_dict(spec), noisy)
 
 
 def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.DataArray:
@@ -133,6 +135,30 @@ def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.Da
         rebuilt = law.sample_posterior(noisy, noise, next(streams)).values
         found.append(np.square(rebuilt - copies).reshape(items, TRAJECTORIES, -1))
     return xr.DataArray(np.array(found), dims=("noise", "item", "trajectory", "site"), coords={"noise": NOISE})
+
+
+def nested_bursts(
+    items: int = ITEMS, trajectories: int = TRAJECTORIES, levels: int = 4, seed: int = 0
+) -> dict[str, xr.DataArray]:
+    """Independent bits in noise that hides whole blocks of 1, 2, 4, .. neighbours: what is hidden, and what changes.
+
+    At noise x each block of each level is hidden with a probability such that a site is hidden with probability x. Hidden bits
+    are redrawn, which is the exact posterior.
+    """
+    sites = 2**levels
+    hidden = np.zeros((len(SHARES), items, trajectories, sites), bool)
+    streams = keys(seed, Purpose.CORRUPTION, np.arange(hidden[..., 0].size))
+    numbers = uniforms(streams, 2 * sites - 1).reshape(*hidden.shape[:3], -1)
+    rate = 1 - (1 - SHARES) ** (1 / (levels + 1))
+    first = 0
+    for k in range(levels + 1):
+        blocks = numbers[..., first : first + sites // 2**k] < rate[:, None, None, None]
+        hidden |= blocks.repeat(2**k, axis=-1)
+        first += sites // 2**k
+    coins = uniforms(keys(seed, Purpose.RECONSTRUCTION, np.arange(len(streams))), sites).reshape(hidden.shape) < 0.5
+    dims = ("noise", "item", "trajectory", "site")
+    made = {"noise": hidden, "changes": hidden & coins}
+    return {name: xr.DataArray(one.astype(float), dims=dims, coords={"noise": SHARES}) for name, one in made.items()}
 
 
 def nested_order(size: int) -> np.ndarray:
@@ -158,8 +184,6 @@ def _mixture(modes: int, distance: float, sites: int, seed: int, items: int, wei
 
     More modes than sites have independent random means, at about this distance from each other.
     """
-    from uturn.random import normals
-
     streams = keys(seed, Purpose.GRAMMAR, np.arange(modes))
     if modes <= sites:
         means = simplex(modes, sites, distance, streams)

@@ -12,11 +12,29 @@ from uturn.plotting.style import fonts_for
 if TYPE_CHECKING:
     import xarray as xr
 
+_NEAR = 0.03  # of the height of all curves: those that are nowhere farther apart lie on each other
+
 
 def estimated(values: np.ndarray) -> np.ndarray:
     """Noise levels at which a number (noise, estimate) has an interval; if there are none, those at which it has a value."""
     there = ~np.isnan(values)
     return there[:, 1] if there[:, 1].any() else there[:, 0]
+
+
+def lying_on(curves: Any) -> list[int]:
+    """For each curve the number of curves before it that it lies on: within 3 % of the height of all at every point.
+
+    Examples
+    --------
+    >>> lying_on([[1, 0.5, 0], [1, 0.51, 0], [1, 0.8, 0]])
+    [0, 1, 0]
+    """
+    if not len(curves):
+        return []
+    table = np.array(curves, float)
+    near = _NEAR * (np.nanmax(table, initial=-np.inf) - np.nanmin(table, initial=np.inf))
+    apart = np.where(np.isnan(table[:, None]) & np.isnan(table), 0, np.abs(table[:, None] - table))
+    return [int(on) for on in np.tril((apart <= near).all(-1), -1).sum(1)]
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:

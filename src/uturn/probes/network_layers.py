@@ -142,8 +142,7 @@ class NetworkLayers(Spec, Probe):
             return as_tensor(module(images if preprocess is None else preprocess(images)), "the output")
 
         with torch.inference_mode():
-            found = [WRITES] if writes_into(logits, images[-2:]) else []
-            found += check_calls(logits, images[-8:])
+            found = [*check_calls(logits, images), *([WRITES] if writes_into(logits, images[-2:]) else [])]
         return [f"the classifier {self.classifier!r} {words}" for words in found]
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:

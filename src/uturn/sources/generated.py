@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, PrivateAttr
 
 from uturn.checks import checked_path
-from uturn.files import named_errors, whole_file
+from uturn.files import named_errors, read_array, whole_file
 from uturn.random import Purpose, keys, normals
 from uturn.sources.images import Images, ImageSource
 
@@ -166,7 +166,7 @@ class _Draws:
         if image is not None or self.folder is None:
             return image
         try:
-            image = np.load(self._file(item), allow_pickle=False)
+            image = read_array(self._file(item))
         except (OSError, ValueError, EOFError):  # not drawn yet, or damaged: it is drawn again
             return None
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from uturn.checks import checked_path, one_line
-from uturn.files import cached_while_unchanged
+from uturn.files import cached_while_unchanged, read_array
 from uturn.processes import cores
 from uturn.protocols import Noisy, Originals, Source, Spec
 from uturn.random import Streams
@@ -494,7 +494,7 @@ def _checked_indices(indices: Any, count: int) -> np.ndarray:
 
 def _read_npy(path: str) -> np.ndarray:
     try:
-        array = np.load(checked_path("path", path), allow_pickle=False)
+        array = read_array(checked_path("path", path))
     except (OSError, ValueError, EOFError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable .npy file ({error}); write one with numpy.save") from None
     if not isinstance(array, np.ndarray):

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.checks import checked_path, one_line, shown
 from uturn.embedded_text import passages_file
-from uturn.files import cached_while_unchanged
+from uturn.files import cached_while_unchanged, read_array
 from uturn.protocols import Noisy, Originals, Source, Spec
 from uturn.random import Streams
 
@@ -223,7 +223,7 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
 def _read_ids(path: str, vocab_size: int) -> np.ndarray:
     where = f"path = {path!r}"
     try:
-        ids = np.load(path, allow_pickle=False)
+        ids = read_array(path)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{where} cannot be read ({one_line(error)}); expected a .npy file of ids") from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:

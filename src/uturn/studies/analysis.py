@@ -1,8 +1,8 @@
-"""The study of a run: its curves, the places on them, and how changes correlate, from readings and their instructions alone."""
+"""The study of a run: curves, places on them, and correlations of changes, from the readings and their instructions alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import xarray as xr
 from uturn.checks import shown
 from uturn.measures.calibration import calibration
 from uturn.reading import Instructions, instructions_of
-from uturn.statistics import WITHIN, Replicates, crossing, inversion, levels_around
+from uturn.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares
@@ -111,7 +111,7 @@ def study_of(ds: xr.Dataset) -> Study:
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, levels)),
+        "remark": "; ".join(_remarks(run, instructions, levels)),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -311,43 +311,43 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
 
 
 def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
-    """Where the last level of each ordered series falls below the first, (series, axis, estimate)."""
-    found: dict[str, tuple[np.ndarray, str, str, str]] = {}
+    """Where the last level of each ordered series is left less than the first, (series, axis, estimate)."""
+    finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
+    names: list[str] = []
+    places: list[np.ndarray] = []
+    texts: list[tuple[str, str, str]] = []  # first and last level, remark
     for name, one in instructions.items():
         if one.role != "reading" or one.order is None or run.sizes[one.order] < 2:
             continue
         others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
         start = _reference(run, name, one.start)
         start = None if start is None or "item" in start.dims else start
-        stacked, starts = (
-            values if values is None else values.stack(series=others) if others else values.expand_dims("series")
-            for values in (run[name], start)
-        )
+        stacked = run[name].stack(series=others) if others else run[name].expand_dims("series")
+        starts = start if start is None else start.stack(series=others) if others else start.expand_dims("series")
         for k in range(stacked.sizes["series"]):
             values = stacked.isel(series=k, drop=True)
-            at = [f"{dim} = {stacked[dim].values[k]}" for dim in others]
             tops = np.nan if starts is None else starts.isel(series=k).values
             of = curve(values.transpose(..., one.order), axes.noise, tops)
-            swap = axes.at(place(of, lambda c: inversion(axes.noise, c[:, -1], c[:, 0]), axes.noise))
-            ends = [str(run[one.order].values[end]) for end in (0, -1)]
-            below = of.interval(lambda c: c[:, -1] - c[:, 0])[2] < 0  # with 97.5 % confidence, at each noise
+            sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
+
+            def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:
+                return sign * (c[finite, -1] - c[finite, 0])
+
+            swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))
+            sure = of.interval(difference)[2] < 0  # with 97.5 % confidence, at each noise
             if np.isnan(swap[0, 0]):
                 remark = "the levels do not swap order"
             else:
-                remark = "" if below.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
-            found[", ".join([name, *at])] = swap, *ends, remark
-    if not found:
+                remark = "" if sure.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
+            names.append(", ".join([name, *(f"{dim} = {stacked[dim].values[k]}" for dim in others)]))
+            places.append(swap)
+            texts.append((str(run[one.order].values[0]), str(run[one.order].values[-1]), remark))
+    if not names:
         return xr.Dataset()
-    places, firsts, lasts, remarks = (list(column) for column in zip(*found.values(), strict=True))
+    columns = dict(zip(("first", "last", "series_remark"), np.array(texts, str).T, strict=True))
     return xr.Dataset(
         {"inversion": (("series", "axis", "estimate"), np.stack(places))},
-        {
-            "series": list(found),
-            **{
-                name: ("series", np.array(texts, str))
-                for name, texts in (("first", firsts), ("last", lasts), ("series_remark", remarks))
-            },
-        },
+        {"series": names, **{name: ("series", column) for name, column in columns.items()}},
     )
 
 
@@ -395,15 +395,15 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         yield f"half of the change is done below the smallest measured noise, {x[1]:.3g}: measure smaller ones"
     elif half[2] >= x[-1]:
         yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
-    elif np.isfinite(half[1]) and np.allclose(half[1:], levels_around(x, half[0]), rtol=0, atol=1e-9):
-        ends = f"{half[1]:.3g} and {half[2]:.3g}"
-        yield f"the half-life lies anywhere between two measured levels, {ends}: measure levels between them"
     elif np.isnan(one.place[2, 0, 0]):
         yield f"three quarters of the change are not done up to {end}: no width"
 
 
-def _remarks(run: xr.Dataset, levels: list[Level]) -> Iterator[str]:
+def _remarks(run: xr.Dataset, instructions: Mapping[str, Instructions], levels: list[Level]) -> Iterator[str]:
     """Sentences on the whole run."""
+    read = {level.name for level in levels}
+    for name in (name for name, one in instructions.items() if one.role == "reading" and name not in read):
+        yield f"{name} is not studied: it has more than {_MOST_LEVELS} levels"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"
     if run.sizes["noise"] < 2:

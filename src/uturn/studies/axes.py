@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,8 @@ class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
     `noise` is the first axis. Coordinates of the noise levels follow; between levels they are interpolated linearly. Their value
-    without noise is the attribute `clean` of the coordinate. If the run has log-SNR, then abar, log-SNR and sigma are interpolated
-    in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
+    without noise is the attribute `clean` of the coordinate. If the run has log-SNR, then abar, log-SNR and sigma are
+    interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
 
     Attributes
     ----------
@@ -69,3 +70,14 @@ class Axes:
         rows = self.convert(estimate)
         rows[:, 1:].sort(axis=1)  # abar and log-SNR fall with noise
         return rows
+
+
+def common_axis(studies: Sequence[xr.Dataset]) -> str:
+    """The noise if all studies have one unit of it, or else the first axis that they share; ValueError without one."""
+    if len({str(study.noise.attrs.get("long_name", "noise")) for study in studies}) == 1:
+        return "noise"
+    shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
+    if not shared:
+        units = ", ".join(dict.fromkeys(str(study.noise.attrs.get("long_name", "noise")) for study in studies))
+        raise ValueError(f"the runs have no axis in common: their noise is {units}; draw them one by one")
+    return shared[0]

@@ -13,7 +13,7 @@ from uturn.studies.axes import Axes
 
 
 def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
-    """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty if there are none."""
+    """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty without any."""
     found = {}
     for name, one in instructions.items():
         own = [str(dim) for dim in run[name].dims if dim not in ("noise", "item")]
@@ -24,15 +24,17 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
             found[prefix or "changes"] = _of_probe(some, axes).assign_coords(unit_of_distance=one.unit or "sites")
     if not found:
         return xr.Dataset()
-    layout = {"data_vars": "all", "coords": "all", "compat": "override", "join": "outer"}
-    data = xr.concat(list(found.values()), "changes", **layout)
+    data = xr.concat(list(found.values()), "changes", data_vars="all", coords="all", compat="override", join="outer")
     return data.assign_coords(changes=list(found)).transpose(
         "changes", "noise", "distance", "axis", "estimate", missing_dims="ignore"
     )
 
 
 def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
-    chi, located = susceptibility_of(run), peak_of(chi_parts(run))
+    # Log-SNR has infinite ends, so that the peak is located on the axis by which it is interpolated.
+    x = axes.noise if axes.angle is None else axes.angle
+    x = x[len(x) - run.sizes["noise"] :]
+    chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
     remarks = [
         *about_peak(located, run.noise.values, float(run.noise.attrs.get("max", 1.0))),
         *about_few(chi.n_eff.values, run.noise.values),
@@ -66,7 +68,7 @@ def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
     levels = xr.Dataset(data, {"distance": covariance.distance.values, "noise": run.noise.values}).reindex(noise=axes.noise)
     return levels.assign(
         peak=("estimate", np.array(height)),
-        peak_at=(("axis", "estimate"), axes.at(np.array(place))),
+        peak_at=(("axis", "estimate"), axes.at(np.interp(place, x, run.noise.values))),
         peak_cross_fitted=located.cross_fitted if located.inside else np.nan,
         plateau=float(located.plateau),
         largest=float(located.largest + len(axes.noise) - run.sizes["noise"]) if located.largest >= 0 else np.nan,

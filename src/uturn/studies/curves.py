@@ -20,7 +20,7 @@ def with_zero(noise: np.ndarray) -> np.ndarray:
     return noise.astype(float) if np.isclose(noise[0], 0) else np.r_[0.0, noise.astype(float)]
 
 
-def curve(values: xr.DataArray, x: np.ndarray, start: float = 1.0) -> Replicates:
+def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> Replicates:
     """Mean curve (noise, ..) of a variable and its replicates at the noise levels x.
 
     `start` is the value at noise 0, added if x has one level more than was measured.
@@ -44,7 +44,7 @@ def band(of: Replicates, least: float, most: float = 1.0) -> np.ndarray:
     return np.clip(np.moveaxis(of.interval(lambda mean: mean), 0, -1), least, most)
 
 
-def shares(values: xr.DataArray, x: np.ndarray, start: float = 1.0) -> np.ndarray:
+def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> np.ndarray:
     """The same for readings in [0, 1] (`uturn.statistics.proportion`), from their values.
 
     At noise 0 nothing changes, so that both ends are the value; `start` is the value if that noise was not measured.

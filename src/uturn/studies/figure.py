@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from uturn.plotting.curves import (
     estimated,
     evenly_spaced,
     interval,
+    lying_on,
     markers,
     no_mathematics,
 )
 from uturn.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
+from uturn.studies.axes import common_axis
 from uturn.studies.headline import headline_of
-from uturn.studies.tables import axis_words, nearest, panels_of, remarks
+from uturn.studies.tables import axis_words, names_in_panel, nearest, panels_of, remarks, tested_families, title_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,6 +47,7 @@ def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
     rows = math.ceil(len(panels) / columns)
     with style(families) as plt:
         figure = plt.figure(figsize=(5.6 * columns, 4.5 * rows), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.12)
         axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
@@ -61,14 +65,21 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
     The axis is the noise if it has one unit, or else the first axis that all studies have.
     """
     axis_name = common_axis(list(studies.values()))
-    labels = list(dict.fromkeys(label for study in studies.values() for label in _ends(study)))
-    changes = list(dict.fromkeys(str(name) for study in studies.values() for name in study.get("changes", [])))
+    labels = dict.fromkeys(
+        found.reading for study in studies.values() if (found := headline_of(study)) is not None and found.reading
+    )
+    labels |= dict.fromkeys(label for study in studies.values() for label in _ends(study))
+    changes = dict.fromkeys(str(name) for study in studies.values() if "chi" in study for name in study.changes.values)
     panels = [("curve", label) for label in labels] + [("chi", name) for name in changes]
     columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = math.ceil(len(panels) / columns)
-    colors = list(DISTINCT) if len(studies) <= len(DISTINCT) else level_colors(len(studies))
+    sweep = len({name.partition(" = ")[0] for name in studies}) == 1 and all(
+        _is_number(name.partition(" = ")[2]) for name in studies
+    )
+    colors = level_colors(len(studies)) if sweep or len(studies) > len(DISTINCT) else list(DISTINCT)
     with style() as plt:
         figure = plt.figure(figsize=(5.6 * columns, 4.3 * rows), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.12)
         axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
@@ -80,22 +91,17 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
                 one = study.sel({dim: label})
                 place = one.half_life if kind == "curve" else one.peak_at
                 _draw_overlaid(axis, study, one[kind].values, place, axis_name, color, brief(name, 46))
-            axis.set_title(brief(label, 52), fontsize=11)
-            axis.set_xlabel(_words_of_axis(next(iter(studies.values())), axis_name))
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize=9.5)
+                unit = str((one.unit if kind == "curve" else one.unit_of_distance).item())
+                title = title_of(study, label) if kind == "curve" else f"{unit} that change together"
+                axis.set_ylabel(no_mathematics(unit) if kind == "curve" else r"susceptibility $\chi$")
+            axis.set_title("\n".join(textwrap.wrap(no_mathematics(title), 48)[:2]), fontsize=11, pad=8)
+            axis.set_xlabel(no_mathematics(_words_of_axis(next(iter(studies.values())), axis_name)))
+            if axis_name == "noise":
+                axis.set_xlim(0, max(end_of(_finite(study.noise.values)) for study in studies.values()))
+        handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+        handles["half-lives, peaks"] = axes[0].plot([], [], "|", color=MUTED, ms=9, mew=2)[0]
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5)
     return figure
-
-
-def common_axis(studies: Sequence[xr.Dataset]) -> str:
-    """The noise if all studies have one unit of it, or else the first axis that they have in common; a ValueError without one."""
-    if len({axis_words(study) for study in studies}) == 1:
-        return "noise"
-    shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
-    if not shared:
-        units = ", ".join(dict.fromkeys(axis_words(study) for study in studies))
-        raise ValueError(f"the runs have no axis in common: their noise is {units}; draw them one by one")
-    return shared[0]
 
 
 def _ends(study: xr.Dataset) -> Iterator[str]:
@@ -128,19 +134,17 @@ def _drawable(study: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
 def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
     """What is drawn of a study, group by group."""
     for title, chosen in panels_of(study, groups):
-        yield lambda axis, chosen=chosen, title=title: _draw_readings(axis, study, chosen, title)
+        yield partial(_draw_readings, study=study, chosen=chosen, title=title)
     for k in range(study.sizes.get("changes", 0)):
         one = study.isel(changes=k)
-        yield lambda axis, one=one: draw_susceptibility(axis, one)
+        yield partial(draw_susceptibility, study=one)
         if np.isfinite(one.correlation.isel(estimate=0)).any() and study.sizes["distance"] > 1:
-            yield lambda axis, one=one: draw_correlations(axis, one)
+            yield partial(draw_correlations, study=one)
         if np.isfinite(one.xi.isel(estimate=0)).any():
-            yield lambda axis, one=one: _draw_length(axis, one)
-    if "gap" in study:
-        tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
-        for family in dict.fromkeys(tested.family.values.tolist()):
-            some = tested.isel(reading=tested.family.values == family)
-            yield lambda axis, some=some, words=f"calibration of {family}": _draw_gaps(axis, some, words)
+            yield partial(_draw_length, study=one)
+    for family, tested in tested_families(study).items():
+        words = f"calibration of {family.replace('_', ' ')}"
+        yield partial(_draw_gaps, study=tested, title=words)
 
 
 def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:
@@ -148,20 +152,20 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     noise = _finite(study.noise.values)
     levels = [str(study.level.values[k]) for k in chosen]
     several = len(set(study.variable.values[chosen].tolist())) > 1
-    names = [
-        str(study.variable.values[k]) if several else level or str(study.variable.values[k])
-        for k, level in zip(chosen, levels, strict=True)
-    ]
+    names = names_in_panel(study, chosen)
     ordered = not several and (bool(study.order.values[chosen[0]]) or all(map(_is_number, levels)))
     colors = level_colors(len(chosen)) if ordered or len(chosen) > len(DISTINCT) else list(DISTINCT)
     few, named = len(chosen) <= _MOST_NAMED, set(evenly_spaced(len(chosen), _MOST_NAMED if len(chosen) <= _MOST_NAMED else 4))
+    below = lying_on(study.curve.isel(reading=chosen, noise=slice(len(noise)), estimate=0).values)
     for k, (index, name) in enumerate(zip(chosen, names, strict=True)):
-        one, color, edge = study.isel(reading=int(index)), colors[k % len(colors)], k in (0, len(chosen) - 1)
+        one, color = study.isel(reading=int(index)), colors[k % len(colors)]
+        edge = k == 0 or (not several and k == len(chosen) - 1)
         value, low, high = one.curve.values[: len(noise)].T
         if edge or few:
             axis.fill_between(noise, low, high, color=color, alpha=0.2 if edge else 0.07, lw=0)
+        over = {} if not below[k] else {"dashes": (4, 2) if below[k] == 1 else (1.5, 2)}  # curves below show through the gaps
         look = {"lw": 2.2, "zorder": 4, **markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
-        axis.plot(noise, value, color=color, label=brief(name, 34) if k in named else None, **look)
+        axis.plot(noise, value, color=color, label=brief(name, 34) if k in named else None, **look, **over)
         half = float(one.half_life.values[0, 0])
         if np.isfinite(half) and (few or k in named):
             axis.plot([half], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
@@ -309,12 +313,13 @@ def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
     """Gaps of at most four readings of a family, which stand beside each other."""
     chosen = evenly_spaced(study.sizes["reading"], 4)
     noise, level = study.noise.values, float(study.gap_level)
+    names = names_in_panel(study, np.arange(study.sizes["reading"]))
     draw_zero(axis)
     for place, (k, color) in enumerate(zip(chosen, level_colors(len(chosen)), strict=True)):
         one = study.isel(reading=k)
         there = np.isfinite(one.gap_p.values) & np.isfinite(noise)
         x = noise[there] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
-        draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, brief(str(one.reading.item()), 34))
+        draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, brief(names[k], 34))
     _label_axis(axis, study, title, r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
     _beside(axis, f"0 for draws from the posterior; full marks: p by Holm ≤ {level:g}")
-    axis.legend(fontsize=8.5)
+    axis.legend(fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")

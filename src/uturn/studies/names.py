@@ -16,7 +16,7 @@ _LONGEST = 60  # characters of a value in a name
 
 
 def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Runs named by the fields of their specs that differ, such as "multiplicity = 4"; by their places if that tells them not apart.
+    """Runs named by the fields of their specs that differ, such as "multiplicity = 4", and by their places if these are equal.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from uturn import display
 from uturn.plotting.curves import evenly_spaced
 from uturn.store import warnings_of
 from uturn.studies.curves import plain, with_interval
+from uturn.studies.headline import headline_of
 
 if TYPE_CHECKING:
     import pandas
@@ -30,7 +31,7 @@ class Study(xr.Dataset):
             return super().__repr__()
         from rich.console import Console
 
-        console = Console(width=120, highlight=False, markup=False)
+        console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
             for part in summary(self):
                 console.print(part)
@@ -77,7 +78,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
     axes = [str(axis) for axis in study.axis.values]
     x = axis_words(study)
     shown = shown_readings(study, most)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for k in shown:
         one = study.isel(reading=k)
         if np.isfinite(one.start):
@@ -87,7 +88,10 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
             rows.append((str(one.reading.item()), *[""] * len(axes), "", _at_end(one)))
     if rows:
         end = f"at {x} = {float(study.noise[-1]):.3g}"
-        yield Part("half of the way from start to chance", ("reading", f"{x} [95 % interval]", *axes[1:], "width", end), rows)
+        headline = headline_of(study)
+        star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
+        heads = ("reading", f"{x} [95 % interval]", *axes[1:], "width", end)
+        yield Part(f"half of the way from start to chance{star}", heads, rows)
     rows = []
     for k in range(study.sizes.get("series", 0)):
         one = study.isel(series=k)
@@ -113,21 +117,28 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
 
 
 def shown_readings(study: xr.Dataset, most: int) -> list[int]:
-    """Numbers of the readings that are shown: at most so many of each variable, evenly spaced."""
+    """Numbers of the readings that are shown, group by group: at most so many of each variable, evenly spaced."""
     shown = []
-    for name in dict.fromkeys(study.variable.values.tolist()):
-        of_variable = np.flatnonzero(study.variable.values == name)
-        shown += [int(of_variable[k]) for k in evenly_spaced(len(of_variable), most)]
+    for group in _groups(study):
+        for name in dict.fromkeys(study.variable.values[study.group.values == group].tolist()):
+            of_variable = np.flatnonzero(study.variable.values == name)
+            shown += [int(of_variable[k]) for k in evenly_spaced(len(of_variable), most)]
     return shown
 
 
+def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
+    """Names of the groups of readings: `first`, then that of the headline, then the others in the order of the probes."""
+    headline, known = headline_of(study), study.group.values.tolist()
+    found = [] if headline is None else study.group.values[study.reading.values == headline.reading].tolist()
+    return [name for name in dict.fromkeys([*first, *found, *known]) if name in known]
+
+
 def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
-    """Title and readings of each panel of a figure or chart of a page, group by group; the groups `first` come first.
+    """Title and readings of each panel of a figure or chart of a page, group by group; `first`, then that of the headline.
 
     The readings of a group share a panel, except those with several levels, each of which has one of its own.
     """
-    known = dict.fromkeys(study.group.values.tolist())
-    for group in [*(name for name in first if name in known), *(name for name in known if name not in first)]:
+    for group in _groups(study, first):
         members = np.flatnonzero(study.group.values == group)
         variables = study.variable.values[members]
         by_variable = {name: members[variables == name] for name in dict.fromkeys(variables.tolist())}
@@ -171,11 +182,9 @@ def _length(values: np.ndarray) -> str:
 def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Part]:
     """Gaps of the clones, a table for each family of tests: where the p-value of a reading is smallest."""
     level = float(study.gap_level)
-    tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
-    for family in dict.fromkeys(tested.family.values.tolist()):
-        whole = tested.isel(reading=tested.family.values == family)
+    for family, whole in tested_families(study).items():
         verdict = calibration_words(whole, level)
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for k in shown:
             one = study.isel(reading=k)
             if one.family.item() != family or not np.isfinite(one.gap_p).any():
@@ -196,6 +205,35 @@ def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Pa
         yield Part(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
 
 
+def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The readings of a study whose calibration was tested, by family; none of a study without clones."""
+    if "gap" not in study:
+        return {}
+    tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
+    families = dict.fromkeys(tested.family.values.tolist())
+    return {str(family): tested.isel(reading=tested.family.values == family) for family in families}
+
+
+def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> list[str]:
+    """Short names of readings that share a panel: levels of one variable, or variables, with their levels if they have some."""
+    several = len(set(study.variable.values[chosen].tolist())) > 1
+    names = []
+    for label, variable, level in zip(
+        *(study[key].values[chosen].tolist() for key in ("reading", "variable", "level")), strict=True
+    ):
+        dims = [part.partition(" = ")[0].replace("_", " ") for part in label.removeprefix(variable).split(", ") if part]
+        part = f"{dims[0]} {level}" if len(dims) == 1 and level.replace(".", "", 1).isdigit() else level
+        names.append(", ".join(some for some in (variable.replace("_", " ") if several or not part else "", part) if some))
+    return names
+
+
+def title_of(study: xr.Dataset, label: str) -> str:
+    """The quantity of a reading in words, with its level."""
+    k = study.reading.values.tolist().index(label)
+    words = str(study.words.values[k]) or label
+    return f"{words}, {names_in_panel(study, [k])[0]}" if study.level.values[k] else words
+
+
 def calibration_words(tested: xr.Dataset, level: float) -> str:
     """What the tests of a family say together."""
     if bool((tested.gap_p <= level).any()):
@@ -204,8 +242,18 @@ def calibration_words(tested: xr.Dataset, level: float) -> str:
 
 
 def remarks(study: xr.Dataset) -> list[str]:
-    """The remarks of a study as lines: on the run, then on readings and series, those with the same remark together."""
-    lines = [*warnings_of(study.attrs), *(line for line in str(study.attrs.get("remark", "")).split("; ") if line)]
+    """The remarks of a study as lines: warnings, those on the run, and those on its readings."""
+    return [*warnings_of(study.attrs), *remarks_on_run(study), *remarks_on_readings(study)]
+
+
+def remarks_on_run(study: xr.Dataset) -> list[str]:
+    """The remarks on the run as a whole."""
+    return [line for line in str(study.attrs.get("remark", "")).split("; ") if line]
+
+
+def remarks_on_readings(study: xr.Dataset) -> list[str]:
+    """The remarks on readings, series and changes, those with the same remark together."""
+    lines = []
     about = {"reading": "remark", "series": "series_remark", "changes": "changes_remark"}
     for dim, name in about.items():
         if name not in study.coords:

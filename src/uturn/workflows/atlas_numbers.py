@@ -79,54 +79,54 @@ def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
     shared = [about_changes, "a single image: no eigenvalue, no speciation" if np.isnan(eigenvalue) else about_eigenvalue]
     on_axis = found.sel(axis="log_snr")
     entries = []
-    for prefix in (str(name).removesuffix("similarity") for name in found.variable.values if str(name).endswith("similarity")):
-        layers = on_axis.isel(reading=found.variable.values == f"{prefix}similarity")
-        if any(entry.classifier == _classifier(layers) for entry in entries):
-            continue  # another layer of the same network
-        series = on_axis.sel(series=f"{prefix}similarity") if f"{prefix}similarity" in found.get("series", []) else None
-        numbers = {"half_life": layers.half_life.values}
-        remarks = [str(text) for text in ([] if series is None else [series.series_remark.item()])]
-        if series is not None:
-            numbers["inversion"] = series.inversion.values
+    for name in dict.fromkeys(map(str, found.variable.values)):
+        if not name.endswith("similarity"):
+            continue
+        prefix, layers = name.removesuffix("similarity"), on_axis.isel(reading=found.variable.values == name)
+        numbers: dict[str, Any] = {"half_life": layers.half_life.values}
+        remarks = ["an encoder without classes: no t*, no calibration gap of the class"]
         if f"{prefix}same_class" in found.reading.values:
             one = on_axis.sel(reading=f"{prefix}same_class")
-            numbers |= {"transition": one.half_life.values, "width": one.width.values, "chance": float(one.chance)}
-            numbers["fall"] = one.place.values[[0, -1]]
             gap, about_gap = _of_clones(one)
-            numbers |= gap
-            remarks = [str(one.remark.item()), about_gap, *remarks]
-        else:
-            remarks.append("an encoder without classes: no t*, no calibration gap of the class")
-        names = [str(level) for level in layers.level.values]
-        remark = "; ".join(filter(None, [*warnings_of(found.attrs), *remarks, *shared]))
+            numbers |= {"transition": one.half_life.values, "width": one.width.values, "chance": float(one.chance), **gap}
+            numbers["fall"] = one.place.sel(share=list(SHARES)).values
+            remarks = [str(one.remark.item()), about_gap]
+        if name in found.get("series", ()):
+            series = on_axis.sel(series=name)
+            numbers["inversion"] = series.inversion.values
+            remarks.append(str(series.series_remark.item()))
+        probe, model = str(layers.probe.values[0]), str(layers.model.values[0])
+        remark = "; ".join(filter(None, [*warnings_of(found.attrs), found.attrs["remark"], *remarks, *shared]))
         entries.append(
-            Entry(row, _classifier(layers), {**numbers, **values}, names, remark, description=found.attrs["description"])
+            Entry(
+                row,
+                model if probe == "network_layers" else probe,
+                {**numbers, **values},
+                [str(level) for level in layers.level.values],
+                remark,
+                description=found.attrs["description"],
+            )
         )
     if not entries:
         raise ValueError("the run has no similarity of network layers; expected one with a probe of type 'network_layers'")
     return entries
 
 
-def _classifier(layers: xr.Dataset) -> str:
-    """Name of the probe of some layers, or its classifier if it has no name."""
-    probe, model = str(layers.probe.values[0]), str(layers.model.values[0])
-    return model if probe == "network_layers" else probe
-
-
 def _of_changes(row: Row, found: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """Largest chi, its log-SNR, and xi there in pixels; and why they are missing, no peak, or not sure."""
-    if PATCHES not in found.get("changes", []):
+    """Largest chi, its log-SNR, and xi there in pixels; and why they are missing, no peak, or not sure.
+
+    Without a peak inside the measured range, the log-SNR is that of the level, without an interval.
+    """
+    if PATCHES not in found.get("changes", ()):
         return {}, "a single trajectory: no chi, no xi"
-    one = found.sel(changes=PATCHES)
-    remarks = [str(one.changes_remark.item())]
-    if np.isnan(one.largest):
-        return {}, remarks[0]
-    k = int(one.largest)
-    values: dict[str, Any] = {"chi": one.chi.values[k], "chi_at": one.peak_at.sel(axis="log_snr").values}
-    values |= {"chi_cross_fitted": float(one.peak_cross_fitted), "chi_n_eff": float(one.n_eff[k])}
-    if np.isfinite(one.xi.values).any():
-        values["xi"] = row.patch * one.xi.values[k]
-    return values, "; ".join(filter(None, remarks))
+    one = found.sel(changes=PATCHES, axis="log_snr")
+    values: dict[str, Any] = {}
+    if np.isfinite(one.largest):
+        k = int(one.largest)
+        at = one.peak_at.values if np.isfinite(one.peak_at[0]) else [float(one.log_snr[k]), np.nan, np.nan]
+        values |= {"chi": one.chi.values[k], "chi_at": at, "xi": row.patch * one.xi.values[k]}
+        values |= {"chi_cross_fitted": float(one.peak_cross_fitted), "chi_n_eff": float(one.n_eff[k])}
+    return values, str(one.changes_remark.item())
 
 
 def _of_clones(one: xr.Dataset) -> tuple[dict[str, Any], str]:

@@ -25,8 +25,8 @@ const span = (value, low, high) => short(value) + (low === null || high === null
 const largest = (levels) => { const most = Math.max(...levels.filter(Number.isFinite)); return most <= 1.0001 ? 1 : most; };
 const noiseOf = (levels) => state.noise * largest(levels);
 
-function interpolate(x, xs, ys) {
-  const at = xs.map((one, k) => [one, ys[k]]).filter(([a]) => a !== null).sort((a, b) => a[0] - b[0]);
+function interpolate(x, xs, ys, joined = false) {
+  const at = xs.map((one, k) => [one, ys[k]]).filter(([a, y]) => a !== null && !(joined && y === null)).sort((a, b) => a[0] - b[0]);
   if (!at.length || x < at[0][0] - 1e-9 || x > at[at.length - 1][0] + 1e-9) return null;
   const k = Math.max(1, at.findIndex((one) => one[0] >= x - 1e-12));
   if (at.length === 1) return at[0][1];
@@ -39,9 +39,9 @@ const nearest = (x, xs) => xs.reduce((best, one, k) => (Math.abs(one - x) < Math
 // --- address: a view can be sent -----------------------------------------------------------------------------------------
 const defaults = { ...state };
 function readAddress() {
-  const text = decodeURIComponent(location.hash.slice(1));
-  if (text && !text.includes("=")) { state.at = text; return; }
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in state) state[name] = value;
+  const said = [...new URLSearchParams(location.hash.slice(1))]; // any text can be read so, also a lone "%"
+  if (said.length === 1 && !location.hash.includes("=")) { [[state.at]] = said; return; }
+  for (const [name, value] of said) if (name in state) state[name] = value;
   state.noise = Math.min(1, Math.max(0, Number(state.noise))) || 0;
 }
 let waiting = 0;
@@ -77,18 +77,23 @@ const faded = (one) => (one[0] === "#" ? `${one}30` : one.replace("rgb(", "rgba(
 const axisOf = (chart) => (chart.slides && chart.axes.find((axis) => axis.name === state.axis)) || chart.axes[0];
 const place = (chart, noise) => { const axis = axisOf(chart); return interpolate(noise, chart.axes[0].values, axis.values); };
 
+const dashes = ["solid", "dash", "dot", "dashdot"]; // a line that lies on others is drawn over them with gaps
+const dashOf = (line) => dashes[Math.min(line.on, dashes.length - 1)];
+const nameOfLine = (chart, line) => line.name || chart.y || "value";
+
 function traces(chart) {
   const x = axisOf(chart).values, found = [];
-  chart.lines.forEach((line, k) => {
+  chart.lines.map((line, k) => [line, k]).sort(([a], [b]) => (a === chart.bright) - (b === chart.bright)).forEach(([line, k]) => { // a bright line comes last, on top
     if (line.hidden) return;
+    const bright = line === chart.bright, opacity = chart.bright && !bright ? 0.15 : 1;
     const ink = color(k, chart.lines.length), known = x.map((_, i) => i).filter((i) => line.low[i] !== null && line.high[i] !== null && x[i] !== null);
     if (state.intervals === "1" && known.length > 1) {
       found.push({ x: [...known, ...known.slice().reverse()].map((i) => x[i]), y: [...known.map((i) => line.high[i]), ...known.reverse().map((i) => line.low[i])],
-        fill: "toself", fillcolor: faded(ink), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false });
+        fill: "toself", fillcolor: faded(ink), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, opacity });
     }
     const ends = x.map((_, i) => (line.low[i] === null ? "" : ` [${short(line.low[i])}, ${short(line.high[i])}]`));
-    found.push({ x, y: line.value, name: line.name || chart.title, text: ends, mode: x.length > 40 ? "lines" : "lines+markers", marker: { size: 5 },
-      line: { color: ink, width: 2 }, showlegend: false, hovertemplate: "%{y:.3g}%{text}<extra>%{meta}</extra>",
+    found.push({ x, y: line.value, name: nameOfLine(chart, line), text: ends, mode: x.length > 40 ? "lines" : "lines+markers", marker: { size: bright ? 8 : 5 },
+      line: { color: ink, width: bright ? 4 : 2, dash: dashOf(line) }, opacity, connectgaps: chart.joined, showlegend: false, hovertemplate: "%{y:.3g}%{text}<extra>%{meta}</extra>",
       meta: plain(line.name || "value") });
   });
   return found;
@@ -118,7 +123,7 @@ function layout(chart) {
   return { margin: { l: 44, r: 12, t: 22, b: 42 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
     font: { family: "system-ui, sans-serif", size: 13, color: ink }, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     hoverlabel: { bgcolor: style.getPropertyValue("--raised").trim(), font: { color: ink } }, shapes: shapes(chart),
-    xaxis: { ...both, title: { text: plain(axis.words) }, autorange: axis.name === "log_snr" ? "reversed" : true }, yaxis: { ...both } };
+    xaxis: { ...both, title: { text: plain(axis.words) }, autorange: axis.name === "log_snr" ? "reversed" : true }, yaxis: { ...both, title: { text: plain(chart.y || "") } } };
 }
 const settings = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
@@ -128,9 +133,14 @@ function chartView(section, chart) {
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", `${chart.title}, curves against ${chart.axes[0].words}; the values at the chosen noise are listed below`);
   const values = chart.lines.map((line, k) => {
-    const button = make("button", { type: "button" }, line.name || chart.title), value = make("span");
+    const button = make("button", { type: "button" }, make("i", { className: dashOf(line) }), nameOfLine(chart, line)), value = make("span");
+    const brighten = (now) => { const next = now && !line.hidden && chart.lines.length > 1 ? line : null; if (chart.bright !== next) { chart.bright = next; redraw(view); } };
     button.setAttribute("aria-pressed", String(!line.hidden));
-    button.onclick = () => { line.hidden = !line.hidden; button.setAttribute("aria-pressed", String(!line.hidden)); redraw(view); };
+    button.onclick = () => { line.hidden = !line.hidden; chart.bright = null; button.setAttribute("aria-pressed", String(!line.hidden)); redraw(view); };
+    button.onpointerenter = (event) => brighten(event.pointerType === "mouse");
+    button.onpointerleave = () => brighten(false);
+    button.onfocus = () => brighten(button.matches(":focus-visible"));
+    button.onblur = () => brighten(false);
     legend.append(make("li", {}, button, value));
     return { button, value, line, k };
   });
@@ -146,7 +156,7 @@ function chartView(section, chart) {
     if (chart.slides) at.textContent = `At ${chart.axes[0].words}: ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
     for (const { button, value, line, k } of values) {
       button.style.setProperty("--c", color(k, chart.lines.length));
-      const read = (name) => interpolate(noise, levels, line[name]);
+      const read = (name) => interpolate(noise, levels, line[name], chart.joined);
       value.textContent = chart.slides ? span(read("value"), read("low"), read("high")) : "";
     }
     if (view.ready && drawn.has(plot)) Plotly.relayout(plot, { shapes: shapes(chart) });
@@ -155,7 +165,7 @@ function chartView(section, chart) {
   watch.observe(plot);
   drawn.set(plot, view);
   view.slide = slide;
-  const more = chart.left_out ? make("p", { className: "at" }, `${chart.lines.length} of ${chart.lines.length + chart.left_out} curves are shown.`) : "";
+  const more = chart.left_out ? make("p", { className: "at" }, `${chart.lines.length} of ${chart.lines.length + chart.left_out} curves are drawn.`) : "";
   return make("article", { className: "chart" }, title, plot, at, legend, more, tools, table(chart));
 }
 
@@ -173,7 +183,7 @@ function table(chart) {
   const details = make("details", {}, make("summary", {}, "Numbers"));
   details.ontoggle = () => {
     if (!details.open || details.children.length > 1) return;
-    const head = make("tr", {}, ...[axisOf(chart).words, ...chart.lines.map((line) => line.name || "value")].map((words) => make("th", { scope: "col" }, words)));
+    const head = make("tr", {}, ...[axisOf(chart).words, ...chart.lines.map((line) => nameOfLine(chart, line))].map((words) => make("th", { scope: "col" }, words)));
     const rows = axisOf(chart).values.map((x, i) => make("tr", {}, make("td", {}, short(x)), ...chart.lines.map((line) =>
       make("td", {}, line.value[i] === null ? "" : span(line.value[i], line.low[i], line.high[i])))));
     const box = make("div", { tabIndex: 0, role: "region" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
@@ -441,12 +451,14 @@ function start() {
   const hidden = new Set(before && before.hidden);
   for (const [name, line] of lines()) line.hidden = hidden.has(name);
   for (const section of sections) {
-    const views = document.querySelector(`.views[data-section="${CSS.escape(section.id)}"]`);
+    const [views, folded] = ["shown", "folded"].map((part) => document.querySelector(`.views[data-section="${CSS.escape(section.id)}"][data-part=${part}]`));
     if (section.rows) views.append(rowsView(section));
     if (section.grid) views.append(gridView(section.grid));
     if (section.tree) views.append(treeView(section.tree));
     if (section.tokens) views.append(tokensView(section.tokens));
-    for (const chart of section.charts || []) views.append(chartView(section, chart));
+    for (const chart of section.charts || []) (chart.shown ? views : folded).append(chartView(section, chart));
+    const shown = views.querySelectorAll(":scope > .chart");
+    if (shown.length === 1) shown[0].classList.add("whole");
   }
   const axes = new Map([["noise", "noise, each in its own unit"]]);
   for (const chart of charts) if (chart.slides) for (const axis of chart.axes) if (!axes.has(axis.name)) axes.set(axis.name, axis.words);
@@ -466,7 +478,7 @@ function start() {
     if (link) { event.preventDefault(); goTo(decodeURIComponent(link.hash.slice(1))); writeAddress(); }
   });
   dark.addEventListener("change", () => { slide(); redrawAll(); atlases.forEach((view) => view.ready && view.draw()); });
-  const all = (now) => { printing = now; for (const view of drawn.values()) { view.seen = true; redraw(view); } };
+  const all = (now) => { printing = now; for (const view of drawn.values()) if (!view.plot.closest("details:not([open])")) { view.seen = true; redraw(view); } };
   addEventListener("beforeprint", () => all(true));
   addEventListener("afterprint", () => all(false));
   bind("refresh", "change", () => {});
