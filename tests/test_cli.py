@@ -84,6 +84,7 @@ def test_run_and_resume(tmp_path):
     ("arguments", "message"),
     [
         (["reproduce", "fig99"], "unknown figure 'fig99'; expected some of fig2, fig3"),
+        (["run", "spec.toml"], "expected --store STORE, or --out FOLDER"),
         (["run", "absent.toml", "--store", "x"], "cannot read the spec absent.toml"),
         (["run", "broken.toml", "--store", "x"], "multiplicity"),
         (["run", "spec.toml", "--store", "spec.toml"], "spec.toml"),
@@ -268,6 +269,31 @@ def test_the_last_line_says_what_is_next(tmp_path, monkeypatch, arguments, last)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.output.rstrip("\n").split("\n")[-1] == last
+
+
+def test_a_run_with_a_folder_of_results_ends_with_its_study(tmp_path, monkeypatch):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", "spec.toml", "--out", "a"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "half of the way from start to chance" in done.output
+    assert done.output.rstrip("\n").split("\n")[-1] == "next: open a/index.html"
+    again = CliRunner().invoke(app, ["study", "a/run.zarr", "--out", "b"])
+    assert again.exit_code == 0, (again.output, again.exception)
+    files = {path.name for path in (tmp_path / "b").iterdir()}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {*files, "run.zarr"}
+    for name in ("study.json", "curves.csv", "numbers.csv"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+    whole = CliRunner().invoke(app, ["run", "spec.toml", "--store", "store", "--out", "c"])
+    assert whole.exit_code == 0
+    assert not (tmp_path / "c" / "run.zarr").exists()
+    assert (tmp_path / "c" / "study.json").read_text() == (tmp_path / "a" / "study.json").read_text()
+    share = CliRunner().invoke(app, ["run", "spec.toml", "--out", "d", "--shard", "1/2"])
+    assert share.exit_code == 0
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["run.zarr"]
+    refused = CliRunner().invoke(app, ["run", "spec.toml", "--out", "store", "--store", "other"])
+    assert "is a store itself" in str(refused.exception)
+    assert not (tmp_path / "other").exists()  # before the run
 
 
 def test_mistakes_in_options_name_the_help():

@@ -807,7 +807,7 @@ def test_memory_bound(tmp_path):
     assert peak(tmp_path, 40, 240, "compare") <= bound
     assert peak(tmp_path, 20, 120, "read") <= bound
     assert peak(tmp_path, 40, 240, "read") <= bound
-    assert peak(tmp_path, 20, 120, "read clones") <= bound
+    assert peak(tmp_path, 20, 120, "read clones") <= bound + size  # both are gathered, and the network gets a copy
     assert peak(tmp_path, 20, 240, "fit") <= bound + 2 * 8 * 50 * 20  # a mean and a sum of squares of one sample a layer
     # The instrument sees what is kept: readings hold all layers of a batch.
     assert peak(tmp_path, 20, 120, "readings") >= 20 * size

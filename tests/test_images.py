@@ -562,12 +562,16 @@ def test_clones_are_added_to_a_finished_folder_and_judged(results, tmp_path):
     np.testing.assert_allclose(of(study).gap[1:, 0], found.gap.sel(reading="same_class"))
     np.testing.assert_allclose(of(study, "logits").gap[1:, 1], found.low.sel(reading="similarity, network_layer = logits"))
     tested = study.sel(reading=found.reading.values)
-    assert study.gap_p.notnull().any("noise").sum() == tested.sizes["reading"] == 1 + run.sizes["network_layer"]
+    assert set(tested.reading.values) == set(
+        study.reading.values[(study.family == "network_layers") & np.isfinite(study.gap_p[:, 1])]
+    )
     np.testing.assert_allclose(tested.gap_p[:, 1:], found.p_holm.transpose("reading", "noise"))
     stored = json.loads((tmp_path / "out" / "study.json").read_text())
-    assert stored["calibration"] == {"level": found.attrs["level"], "passed": {"network_layers": bool(found.attrs["passed"])}}
+    distances = ut.calibration(run, ["distance"])  # a family of its own
+    passed = {"network_layers": bool(found.attrs["passed"]), "distance": bool(distances.attrs["passed"])}
+    assert stored["calibration"] == {"level": found.attrs["level"], "passed": passed}
     gaps = {one["reading"]: one["gap"] for one in stored["readings"] if "gap" in one}
-    assert set(gaps) == set(found.reading.values)
+    assert set(gaps) == {*found.reading.values, *distances.reading.values}
     assert gaps["similarity, network_layer = logits"][3]["p_holm"] == pytest.approx(float(found.p_holm[2, -1]))
     # Results of a run without clones say nothing of gaps.
     write_study(before, tmp_path / "out")

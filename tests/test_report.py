@@ -436,3 +436,17 @@ def test_numbers_that_are_shown_are_not_counted_as_verdicts(tmp_path):
     assert "on 1 independent measurements" in summary
     assert page.count('<tr data-outcome="shown"') == 1
     assert ">FAIL<" not in page
+
+
+def test_own_parts_get_a_page_with_all_their_readings(tmp_path, monkeypatch):
+    own = Path(__file__).parents[1] / "examples" / "own"
+    monkeypatch.syspath_prepend(str(own))
+    experiment = ut.Experiment.from_dict(ut.Experiment.from_file(own / "series.toml").to_dict() | {"items": 20, "chunk": 20})
+    found = write_study(ut.run(experiment), tmp_path)
+    assert set(found.probe.values) == {"Scales"}
+    (section,) = collect([tmp_path]).sections
+    (similarity,) = [chart for chart in section["charts"] if len(chart["lines"]) == 3]
+    assert len(section["charts"]) == 2
+    assert [line["name"] for line in similarity["lines"]] == ["window 1", "window 4", "window 16"]
+    values = found.curve.sel(reading="similarity, window = 4", estimate="value").values
+    assert similarity["lines"][1]["value"] == pytest.approx(values, rel=1e-5)

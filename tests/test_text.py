@@ -701,7 +701,7 @@ def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_pat
     ]
     assert section["headlines"][0]["label"] == "t*"
     assert section["headlines"][0]["place"][0] == pytest.approx(expected)
-    assert "class" in [chart["title"] for chart in section["charts"]]
+    assert "Same majority" in [chart["title"] for chart in section["charts"]]
 
 
 def test_options_from_a_file(folder, tmp_path):

@@ -130,7 +130,7 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 def visible(text: str) -> str:
-    """Text for a terminal: control characters, marks of direction and lone surrogates are written as Python writes them.
+    r"""Text for a terminal: control characters, marks of direction and lone surrogates are written as Python writes them.
 
     Text from files could otherwise move the cursor, or look like other text. New lines and tabs are kept.
 

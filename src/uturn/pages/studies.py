@@ -102,11 +102,11 @@ def overlay(paths: list[Path], read: Reader) -> dict[str, Any]:
         name = f"overlay-{len(one['charts'])}"
         one["charts"].append(chart(name, title[:1].upper() + title[1:], values, axis, y=y, joined=True) | {"shown": shown})
 
-    for label, first_of in _union(studies, "reading").items():
+    for label, part in _union(studies, "reading").items():
         values = _overlaid(studies, "curve", "reading", label, axis)
-        add(title_of(first_of, label), values, str(first_of.unit.item()), label in first)
-    for label, first_of in _union(studies, "changes").items():
-        unit = str(first_of.unit_of_distance.item())
+        add(title_of(part, label), values, str(part.unit.item()), label in first)
+    for label, part in _union(studies, "changes").items():
+        unit = str(part.unit_of_distance.item())
         for kind, title, y in _CHANGES:
             values = _overlaid(studies, kind, "changes", label, axis)
             add(title.format(unit), values, y.format(unit), kind == "chi" and "" in first)

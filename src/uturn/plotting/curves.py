@@ -22,19 +22,20 @@ def estimated(values: np.ndarray) -> np.ndarray:
 
 
 def lying_on(curves: Any) -> list[int]:
-    """For each curve the number of curves before it that it lies on: within 3 % of the height of all at every point.
+    """For each curve the number of curves before it that it lies on: within 3 % of the height of all wherever both have a value.
 
     Examples
     --------
-    >>> lying_on([[1, 0.5, 0], [1, 0.51, 0], [1, 0.8, 0]])
+    >>> lying_on([[1, 0.5, 0], [float("nan"), 0.51, 0], [1, 0.8, 0]])
     [0, 1, 0]
     """
     if not len(curves):
         return []
     table = np.array(curves, float)
     near = _NEAR * (np.nanmax(table, initial=-np.inf) - np.nanmin(table, initial=np.inf))
-    apart = np.where(np.isnan(table[:, None]) & np.isnan(table), 0, np.abs(table[:, None] - table))
-    return [int(on) for on in np.tril((apart <= near).all(-1), -1).sum(1)]
+    apart = np.abs(table[:, None] - table)
+    on = ((apart <= near) | np.isnan(apart)).all(-1) & ~np.isnan(apart).all(-1)
+    return [int(count) for count in np.tril(on, -1).sum(1)]
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:

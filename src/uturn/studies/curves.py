@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 ESTIMATE = ("value", "low", "high")  # labels of the dim `estimate`: a number and the ends of its 95 % interval
 
 
-def with_zero(noise: np.ndarray) -> np.ndarray:
-    """Increasing noise levels, with noise 0 in the first place."""
-    return noise.astype(float) if np.isclose(noise[0], 0) else np.r_[0.0, noise.astype(float)]
-
-
 def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> Replicates:
     """Mean curve (noise, ..) of a variable and its replicates at the noise levels x.
 
@@ -32,11 +27,6 @@ def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> Replicates:
         mean=np.concatenate([np.full_like(of.mean[:1], start), of.mean]),
         deviations=np.concatenate([np.zeros_like(of.deviations[:, :1]), of.deviations], axis=1),
     )
-
-
-def no_curve(x: np.ndarray) -> Replicates:
-    """The curve of what was not measured: NaN."""
-    return Replicates(np.full(len(x), np.nan), np.empty((0, len(x))), 0, 1.0)
 
 
 def band(of: Replicates, least: float, most: float = 1.0) -> np.ndarray:

@@ -12,9 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-KEPT_ATTRIBUTES = ("spec", "spec_hash", "seed", "models", "versions", "warnings")
-"""Attributes of a run that its analysis has too."""
-
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
     """The spec stored with a run, with empty tables if there is none; ValueError if it is damaged."""

@@ -78,7 +78,7 @@ def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
     about_eigenvalue = "" if eigenvalue > 1 else "the largest eigenvalue is not above 1: no speciation"
     shared = [about_changes, "a single image: no eigenvalue, no speciation" if np.isnan(eigenvalue) else about_eigenvalue]
     on_axis = found.sel(axis="log_snr")
-    entries = []
+    entries: list[Entry] = []
     for name in dict.fromkeys(map(str, found.variable.values)):
         if not name.endswith("similarity"):
             continue
