@@ -36,7 +36,7 @@ def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
     x = x[len(x) - run.sizes["noise"] :]
     chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
     remarks = [
-        *about_peak(located, run.noise.values, float(run.noise.attrs.get("max", 1.0))),
+        *about_peak(located, run.noise.values, axes.most),
         *about_few(chi.n_eff.values, run.noise.values),
     ]
     covariance, present = run["change_covariance"], None
