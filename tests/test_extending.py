@@ -163,7 +163,7 @@ def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered
     ]
     assert section["headlines"][0]["place"][0] == pytest.approx(float(one.half_life[0]))
     chart = section["charts"][0]
-    assert (chart["title"], len(chart["lines"])) == ("overlap", 1)
+    assert (chart["title"], len(chart["lines"])) == ("Share of equal tosses", 1)
     assert chart["lines"][0]["value"] == pytest.approx(one.curve[:, 0].values.tolist())
 
 

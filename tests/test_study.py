@@ -490,6 +490,51 @@ def test_changes_are_those_of_the_measures():
     assert np.isnan(found.chi[0]).all()
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"sum": np.nan}, "some of change_covariance_sum are missing"),
+        ({"sum": None}, "change_covariance_sum is not in the run"),
+        ({"distance": [0, 1, np.nan, 3]}, "its distances are no increasing numbers"),
+        ({"distance": [3.0, 2, 1, 0]}, "its distances are no increasing numbers"),
+        ({"distance": ["a", "b", "c", "d"]}, "its distances are no increasing numbers"),
+        ({}, ""),
+    ],
+)
+def test_changes_that_are_not_studied_are_named(change, why):
+    covariance, total = np.ones((5, 12, 4)), np.ones((5, 12))
+    if change.get("sum", 0) is not None:
+        total[2, 3] = change.get("sum", 1)
+    variables = {
+        "change_covariance": (covariance, Variable(("noise", "item", "distance"), "covariance", role="changes")),
+        "change_covariance_sum": (total, Variable(("noise", "item"), "sum", role="changes")),
+    }
+    if change.get("sum", 0) is None:
+        del variables["change_covariance_sum"]
+    found = study_of(dataset(variables, distance=change.get("distance", [0.0, 1, 2, 3])))
+    assert ("chi" in found) == (not why)
+    said = [line for line in remarks(found) if "is not studied" in line]
+    assert said == ([f"change_covariance is not studied: {why}"] if why else [])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_calibration_that_is_not_tested_is_named(value, twin):
+    rng = np.random.default_rng(0)
+    dims, variables = (*DIMS, "clone"), {}
+    for name in ("a", "b"):
+        values, clones = rng.random((2, 5, 12, 2, 2))
+        if name == "a":
+            (clones if twin else values)[2, 3, 0, 0] = value
+        variables[name] = (values, Variable(dims, name, start=1, symmetric=True))
+        variables[f"clone_{name}"] = (clones, Variable(dims, name, role="record"))
+    found = ut.study(dataset(variables))
+    tested = found.gap_p.notnull().any("noise")
+    assert tested.values.tolist() == [np.isfinite(value), True]
+    said = "the calibration of a is not tested: some of its readings are missing"
+    assert (said in remarks(found)) == (not np.isfinite(value))
+
+
 @pytest.fixture(scope="module")
 def strings():
     """A run of strings with clones: an exact posterior."""
@@ -839,6 +884,20 @@ def test_plain_data_is_valid_json(strings):
     assert data["changes"][0]["unit"] == "leaves"
     with pytest.raises(ValueError, match="not JSON compliant"):
         json.dumps({"x": float("nan")}, allow_nan=False)  # the check above can fail
+
+
+@pytest.mark.parametrize("value", [3, None, {}, {"a": 3}, dataset({"kept": (falling(), Variable(DIMS, "kept"))})], ids=str)
+@pytest.mark.parametrize("function", [tidy, as_data, lambda value: list(summary(value))], ids=["tidy", "as_data", "summary"])
+def test_tables_of_what_is_no_study(function, value):
+    with pytest.raises(ValueError, match=r"^study = .*: expected the dataset that uturn.study gives$"):
+        function(value)
+
+
+@pytest.mark.parametrize("value", [3, None, {}, []], ids=str)
+def test_results_of_what_is_no_run(value, tmp_path):
+    with pytest.raises(ValueError, match=r"^runs = .*: expected the dataset that uturn.run gives, or several by name$"):
+        write_study(value, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def specified(**changes):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.checks import shown
 from uturn.datasets import write_dataset
 from uturn.files import named_errors, whole_file, whole_folder
 from uturn.objects import Objects
@@ -76,6 +77,8 @@ def write_study(
     ValueError
         If a run is not finished, or if the folder cannot be written to.
     """
+    if not isinstance(runs, Mapping) or not runs:
+        raise ValueError(f"runs = {shown(runs)}: expected the dataset that uturn.run gives, or several by name")
     named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is a mapping, too
     run = next(iter(named.values()))
     with output_folder("out", out) as results:

@@ -15,7 +15,7 @@ from uturn.measures.calibration import calibration
 from uturn.reading import Instructions, instructions_of
 from uturn.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
-from uturn.studies.changes import changes_of
+from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import Study
@@ -91,7 +91,9 @@ def study_of(ds: xr.Dataset) -> Study:
     run = by_noise(checked_run(ds))
     axes, instructions = Axes(run), instructions_of(run)
     readings = {name: one for name, one in instructions.items() if one.role == "reading"}
+    changes = [name for name, one in instructions.items() if one.role == "changes"]
     not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
+    not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
     readings = {name: one for name, one in readings.items() if name not in not_studied}
     levels = [level for name, one in readings.items() for level in levels_of(run, name, one, axes)]
     data = xr.Dataset(
@@ -115,7 +117,7 @@ def study_of(ds: xr.Dataset) -> Study:
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, axes, not_studied, levels)),
+        "remark": "; ".join(_remarks(run, axes, not_studied, levels, "chi" in data)),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -392,12 +394,17 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 # --- calibration -------------------------------------------------------------------------------------------------------
 
 
+def _incomplete(run: xr.Dataset, name: str) -> bool:
+    """Whether readings of clones are missing, so that they cannot be relabelled."""
+    return not all(np.isfinite(run[key]).all() for key in (name, f"clone_{name}"))
+
+
 def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[Level], axes: Axes) -> xr.Dataset:
     """Calibration gaps of symmetric readings (reading, noise, estimate), tested by families; empty without clones."""
     families: dict[str, list[str]] = {}
     for name, one in instructions.items():
         twin = f"clone_{name}"
-        if one.symmetric and twin in run and not (run[name].isnull().any() or run[twin].isnull().any()):
+        if one.symmetric and twin in run and not _incomplete(run, name):
             families.setdefault(one.family or one.probe, []).append(name)
     if run.sizes.get("clone", 1) < 2 or run.sizes["item"] < 2 or not families:
         return xr.Dataset()
@@ -439,7 +446,9 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         yield f"three quarters of the change are not done up to {end}: no width"
 
 
-def _remarks(run: xr.Dataset, axes: Axes, not_studied: Mapping[str, str], levels: list[Level]) -> Iterator[str]:
+def _remarks(
+    run: xr.Dataset, axes: Axes, not_studied: Mapping[str, str], levels: list[Level], has_changes: bool
+) -> Iterator[str]:
     """Sentences on the whole run."""
     for name, why in not_studied.items():
         yield f"{name} is not studied: {why}"
@@ -448,7 +457,11 @@ def _remarks(run: xr.Dataset, axes: Axes, not_studied: Mapping[str, str], levels
             names = rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
             if not set(names) <= set(run.variables):
                 yield f"{name}: its {key} {shown(rule)} is not in the run"
-    if not levels:
+    clones = run.sizes.get("clone", 1) > 1
+    for name, of in {level.name: level.instructions for level in levels}.items():
+        if clones and of.symmetric and f"clone_{name}" in run and _incomplete(run, name):
+            yield f"the calibration of {name} is not tested: some of its readings are missing"
+    if not levels and not has_changes:
         yield "nothing in the run has a curve"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 _ANGLES = ("abar", "log_snr", "sigma")
 _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, of stores that do not say them
 _NO_AXES = ("t_over_T", "timestep", *_ANGLES)
-_OF_STUDIES = frozenset(  # names of what a study has besides axes
-    "reading share axis estimate series changes distance curve place half_life width start chance inversion chi xi peak peak_at "
-    "correlation gap gap_p gap_visible gap_level variable level probe model group family unit words order remark first last "
-    "series_remark changes_remark unit_of_distance n_eff of_peak peak_cross_fitted plateau largest".split()  # noqa: SIM905
-)
+_OF_STUDIES = {  # names of what a study has besides axes
+    "reading", "share", "axis", "estimate", "series", "changes", "distance", "curve", "place", "half_life", "width",
+    "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
+    "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
+    "last", "series_remark", "changes_remark", "unit_of_distance", "n_eff", "of_peak", "peak_cross_fitted", "plateau",
+    "largest",
+}  # fmt: skip
 
 
 class Axes:
