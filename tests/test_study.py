@@ -1,6 +1,8 @@
 """`uturn.study`: the rules of `Variable`, places on all axes against plain loops, stores of version 3, hostile attributes."""
 
 import json
+import os
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -14,12 +16,13 @@ import uturn as ut
 from uturn.cli import app
 from uturn.measures.calibration import holm
 from uturn.measures.changes import correlations_of, susceptibility_of
+from uturn.pages import report, write_study
 from uturn.probes import PROBES
 from uturn.protocols import Variable
 from uturn.reading import DECLARED, Instructions, _of_old_store, instructions_of
 from uturn.store import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
-from uturn.studies.axes import Axes
+from uturn.studies.axes import _OF_STUDIES, Axes
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.tables import remarks
 
@@ -191,8 +194,25 @@ def test_bounds_clip_intervals_and_shares_have_those_of_proportions():
     assert cosine[0].tolist() == [1, 1, 1]  # Student's t of equal readings
     np.testing.assert_allclose(share[:, 0], free[:, 0])
     np.testing.assert_allclose(cosine, np.clip(free, -1, 1))
-    tight = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0.3, 0.9)))})).curve
-    assert (tight.min(), tight.max()) == (0.3, 0.9)
+    values = np.random.default_rng(0).choice([0.3, 1], (5, 3, 2))
+    wide, tight = (ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=bounds))})).curve[0, 1:].values
+                   for bounds in ((None, None), (0.3, 1)))  # fmt: skip
+    assert wide.min() < 0.3
+    assert wide.max() > 1
+    np.testing.assert_array_equal(tight, np.clip(wide, 0.3, 1))
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), (0.3, 0.9), (None, 0.5), (0.5, None)])
+def test_bounds_that_the_readings_leave_are_not_used(bounds):
+    values = 2 * falling() - 0.5
+    found, free = (
+        ut.study(dataset({"kept": (values, Variable(DIMS, "kept", bounds=limits))})) for limits in (bounds, (None,) * 2)
+    )
+    np.testing.assert_array_equal(found.curve, free.curve)
+    assert f"readings from {values.min():.3g} to {values.max():.3g} leave the bounds" in str(found.remark.item())
+    rounded = np.clip(falling(), 0, 1).astype(np.float32) + np.float32(1e-7)
+    near = ut.study(dataset({"kept": (rounded, Variable(DIMS, "kept", start=1, bounds=(0, 1)))}))
+    assert str(near.remark.item()) == ""
 
 
 def test_intervals_of_grammars_are_those_of_their_means():
@@ -235,8 +255,25 @@ def test_a_single_noise_level_has_no_places():
     found = ut.study(dataset({"kept": (falling()[:1], Variable(DIMS, "kept", start=1))}, NOISE[:1]))
     assert np.isnan(found.place).all()
     assert np.isnan(found.width).all()
-    assert "a single noise level: no places on the curves" in remarks(found)
+    assert "fewer than two finite noise levels above 0: no places on the curves" in remarks(found)
     draw_study(found)
+
+
+@pytest.mark.parametrize("noise", [[0.0], [0.0, 1.0], [0.5, np.inf], [np.inf]])
+def test_one_finite_noise_level_above_0_has_no_places_for_that_reason(noise):
+    found = ut.study(dataset({"kept": (falling()[: len(noise)], Variable(DIMS, "kept", start=1))}, noise))
+    assert np.isnan(found.place).all()
+    assert "fewer than two finite noise levels above 0: no places on the curves" in remarks(found)
+    draw_study(found)
+
+
+def test_a_level_without_readings_is_named():
+    values = falling()
+    values[[2, 4]] = np.nan
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1))}))
+    assert str(found.remark.item()) == "no readings at noise = 0.4, 1"
+    nothing = ut.study(dataset({"kept": (np.full((5, 12, 2), np.nan), Variable(DIMS, "kept", start=1))}))
+    assert str(nothing.remark.item()) == "no readings at noise = 0.1, 0.3, 0.4, 0.7"
 
 
 def test_noise_may_be_in_any_order():
@@ -356,6 +393,74 @@ def test_records_are_not_averaged():
     assert ut.study(run).reading.values.tolist() == ["kept"]  # and 3,000 levels are none
 
 
+@pytest.mark.parametrize(
+    ("dims", "values", "why"),
+    [
+        (("noise", "trajectory"), np.ones((5, 2)), "it has no dim item"),
+        (DIMS, np.full((5, 12, 2), "a"), "its values are no numbers"),
+        ((*DIMS, "site"), np.ones((5, 12, 2, 0)), "it has no values"),
+        ((*DIMS, "site"), np.ones((5, 12, 2, 513)), "it has more than 512 levels"),
+    ],
+)
+def test_what_has_no_curve_is_named_and_the_rest_is_studied(dims, values, why, tmp_path):
+    other = {"odd": (values, Variable(dims, "odd", start=1, order="site" if "site" in dims else None))}
+    found = ut.study(dataset({"kept": (falling(), Variable(DIMS, "kept", start=1)), **other}))
+    assert found.reading.values.tolist() == ["kept"]
+    assert f"odd is not studied: {why}" in remarks(found)
+    run = dataset({**other, "record": (np.ones((5, 12)), Variable(("noise", "item"), "record", role="record"))})
+    alone = write_study(run, tmp_path)  # nothing can be drawn
+    assert {f"odd is not studied: {why}", "nothing in the run has a curve"} <= set(remarks(alone))
+    assert "nothing in the run has a curve" in repr(alone)
+    assert json.loads((tmp_path / "study.json").read_text())["readings"] == []
+    assert not (tmp_path / "study.png").exists()
+    assert draw_studies({"a": alone, "b": alone}) is None
+
+
+CLASHING = ["reading", "axis", "estimate", "share", "series", "changes", "level", "variable", "words", "x y", "<b>"]
+
+
+@pytest.mark.parametrize("dim", CLASHING)
+def test_a_dim_may_have_any_name(dim):
+    """A dim that is called like one of the study, alone, beside another one, and ordered."""
+    values = np.stack([falling(0.1), falling(0.4, seed=1)], -1)
+    plain, named = (
+        ut.study(
+            dataset(
+                {
+                    "kept": (values[..., None], Variable((*DIMS, own, "model_of"), "kept", start=1, order=own)),
+                    "kept2": (values[..., None], Variable((*DIMS, own, "model_of"), "kept", start=1, order="model_of")),
+                    "kept3": (values, Variable((*DIMS, own), "kept", start=1)),
+                },
+                **{own: [0, 1]},
+                model_of=["m"],
+            )
+        )
+        for own in ("layer", dim)
+    )
+    for name in ("curve", "place", "width", "inversion"):
+        np.testing.assert_array_equal(named[name].values, plain[name].values)
+    assert named.reading.values.tolist() == [label.replace("layer =", f"{dim} =") for label in plain.reading.values]
+    list(summary(named))
+
+
+@pytest.mark.parametrize("name", ["level", "reading", "share", "curve", "chance", "gap", "words", "unit", "chi"])
+def test_a_noise_axis_that_is_called_like_a_part_of_a_study(name):
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, **{name: ("noise", [2.0, 6, 8, 14, 20], {"clean": 0})})
+    found = ut.study(run)
+    assert found.axis.values.tolist() == ["noise", f"{name}_of_noise"]
+    half = found.half_life.sel(reading="kept")
+    np.testing.assert_allclose(half.sel(axis=f"{name}_of_noise"), 20 * half.sel(axis="noise"))
+    assert as_data(found)["noise"][f"{name}_of_noise"] == [0, 2, 6, 8, 14, 20]
+    tidy(found)
+
+
+def test_the_names_of_a_study_are_known(strings):
+    """Every name that a study has besides noise axes is reserved."""
+    found = ut.study(strings)
+    assert {"gap", "chi", "inversion"} <= set(found.variables)
+    assert set(found.variables) - set(found.axis.values) <= _OF_STUDIES
+
+
 def test_changes_are_those_of_the_measures():
     rng = np.random.default_rng(0)
     covariance = (
@@ -383,6 +488,51 @@ def test_changes_are_those_of_the_measures():
     assert found.peak_at.sel(axis="noise")[0] == pytest.approx(0.4, abs=0.1)
     assert found.peak[0] == found.chi[3, 0]
     assert np.isnan(found.chi[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"sum": np.nan}, "some of change_covariance_sum are missing"),
+        ({"sum": None}, "change_covariance_sum is not in the run"),
+        ({"distance": [0, 1, np.nan, 3]}, "its distances are no increasing numbers"),
+        ({"distance": [3.0, 2, 1, 0]}, "its distances are no increasing numbers"),
+        ({"distance": ["a", "b", "c", "d"]}, "its distances are no increasing numbers"),
+        ({}, ""),
+    ],
+)
+def test_changes_that_are_not_studied_are_named(change, why):
+    covariance, total = np.ones((5, 12, 4)), np.ones((5, 12))
+    if change.get("sum", 0) is not None:
+        total[2, 3] = change.get("sum", 1)
+    variables = {
+        "change_covariance": (covariance, Variable(("noise", "item", "distance"), "covariance", role="changes")),
+        "change_covariance_sum": (total, Variable(("noise", "item"), "sum", role="changes")),
+    }
+    if change.get("sum", 0) is None:
+        del variables["change_covariance_sum"]
+    found = study_of(dataset(variables, distance=change.get("distance", [0.0, 1, 2, 3])))
+    assert ("chi" in found) == (not why)
+    said = [line for line in remarks(found) if "is not studied" in line]
+    assert said == ([f"change_covariance is not studied: {why}"] if why else [])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_calibration_that_is_not_tested_is_named(value, twin):
+    rng = np.random.default_rng(0)
+    dims, variables = (*DIMS, "clone"), {}
+    for name in ("a", "b"):
+        values, clones = rng.random((2, 5, 12, 2, 2))
+        if name == "a":
+            (clones if twin else values)[2, 3, 0, 0] = value
+        variables[name] = (values, Variable(dims, name, start=1, symmetric=True))
+        variables[f"clone_{name}"] = (clones, Variable(dims, name, role="record"))
+    found = ut.study(dataset(variables))
+    tested = found.gap_p.notnull().any("noise")
+    assert tested.values.tolist() == [np.isfinite(value), True]
+    said = "the calibration of a is not tested: some of its readings are missing"
+    assert (said in remarks(found)) == (not np.isfinite(value))
 
 
 @pytest.fixture(scope="module")
@@ -552,6 +702,9 @@ WRONG = {
     "symmetric is a list": '{"symmetric": [true]}',
     "start of text": '{"start": "file"}',
     "start by site": '{"start": "token"}',
+    "start beyond bounds": '{"start": 2, "bounds": [0, 1]}',
+    "chance beyond bounds": '{"chance": -1, "bounds": [0, null]}',
+    "start too large to compute with": '{"start": 1e200}',
 }
 
 
@@ -567,6 +720,57 @@ def test_damaged_instructions_are_errors_of_one_line(attribute):
         ut.study(run)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["max", "clean"])
+@pytest.mark.parametrize("value", ["abc", [1], None, 10**400])
+def test_an_attribute_of_an_axis_that_is_no_number(name, value):
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, step=("noise", [1, 3, 4, 7, 10]))
+    axis = "noise" if name == "max" else "step"
+    run[axis].attrs[name] = value
+    with pytest.raises(ValueError, match=f"^{axis}: the attribute '{name}' = .* is no number; copy the store again$"):
+        ut.study(run)
+
+
+@pytest.mark.parametrize(
+    "noise", [[0.1, np.nan, 0.4, 0.7, 1], [-0.1, 0.3, 0.4, 0.7, 1], [0.1, 0.1, 0.4, 0.7, 1], [1, 2, 3, 4, 1e300]]
+)
+def test_noise_levels_that_are_none(noise):
+    with pytest.raises(ValueError, match=r"^noise = .*: expected different levels, 0 or more$"):
+        ut.study(dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, noise))
+
+
+@pytest.mark.parametrize("other", [("item", list("abcdefghijkl")), ("site", [0, 1, 2])])
+def test_names_that_cannot_be_compared(other):
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start="same:guess=label"))}, guess=("item", [0] * 12), label=other)
+    with pytest.raises(ValueError, match=r"^same:guess=label: expected two arrays of numbers with one shape$"):
+        ut.study(run)
+
+
+def test_a_start_or_chance_that_is_not_in_the_run_is_named():
+    found = ut.study(dataset({"kept": (falling(), Variable(DIMS, "kept", start="begin", chance="same:label"))}))
+    assert {"kept: its start 'begin' is not in the run", "kept: its chance 'same:label' is not in the run"} <= set(remarks(found))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_stored_start_or_chance_that_is_not_finite_is_not_known(value):
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1, chance="end"))}, end=value)
+    other = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))})
+    xr.testing.assert_equal(ut.study(run), ut.study(other))
+    run.kept.attrs["reading"] = '{"start": "end"}'
+    assert np.isnan(ut.study(run).start).all()
+
+
+def test_texts_that_are_no_unicode(tmp_path):
+    """JSON can hold lone surrogates, which files cannot."""
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"description": "a\ud800"})
+    run.kept.attrs["reading"] = r'{"start": 1, "group": "\udfff", "family": "\ud800", "unit": "\udc80"}'
+    write_study(run, tmp_path)
+    data = json.loads((tmp_path / "study.json").read_text())
+    assert data["readings"][0]["group"] == "\udfff"
+    assert r"\udc80" in (tmp_path / "curves.csv").read_text()
+    assert xr.open_zarr(tmp_path / "study.zarr").group.item() == r"\udfff"
+    assert (tmp_path / "index.html").exists()
 
 
 def test_nothing_in_an_attribute_is_executed(tmp_path, monkeypatch):
@@ -682,6 +886,20 @@ def test_plain_data_is_valid_json(strings):
         json.dumps({"x": float("nan")}, allow_nan=False)  # the check above can fail
 
 
+@pytest.mark.parametrize("value", [3, None, {}, {"a": 3}, dataset({"kept": (falling(), Variable(DIMS, "kept"))})], ids=str)
+@pytest.mark.parametrize("function", [tidy, as_data, lambda value: list(summary(value))], ids=["tidy", "as_data", "summary"])
+def test_tables_of_what_is_no_study(function, value):
+    with pytest.raises(ValueError, match=r"^study = .*: expected the dataset that uturn.study gives$"):
+        function(value)
+
+
+@pytest.mark.parametrize("value", [3, None, {}, []], ids=str)
+def test_results_of_what_is_no_run(value, tmp_path):
+    with pytest.raises(ValueError, match=r"^runs = .*: expected the dataset that uturn.run gives, or several by name$"):
+        write_study(value, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def specified(**changes):
     table = {
         "seed": 0,
@@ -733,3 +951,86 @@ def test_instructions_are_in_the_order_of_the_probes():
     )
     assert list(instructions_of(run)) == ["c", "a", "b"]
     assert ut.study(run).reading.values.tolist() == ["c", "a", "b"]
+
+
+# --- folders of results ------------------------------------------------------------------------------------------------------
+
+
+def pages_of(folder):
+    """The titles of the runs that the page of a folder shows, from the data in it."""
+    text = (folder / "index.html").read_text()
+    return set(re.findall(r"multiplicity = (\d)", text)), "rhm-one" in text
+
+
+def runs_of(*multiplicities):
+    return named_runs({str(m): specified(source={"type": "rhm", "multiplicity": m}) for m in multiplicities})
+
+
+def test_a_page_shows_the_last_study_of_its_folder(tmp_path):
+    """Datasets of an earlier call, of which there were more or fewer, are removed."""
+    one = specified().assign_attrs(description="rhm-one")
+    write_study(one, tmp_path)
+    assert pages_of(tmp_path) == (set(), True)
+    write_study(runs_of(2, 4, 8), tmp_path)
+    assert pages_of(tmp_path) == ({"2", "4", "8"}, False)
+    write_study(runs_of(3, 5), tmp_path)
+    assert pages_of(tmp_path) == ({"3", "5"}, False)
+    write_study(one, tmp_path)
+    assert pages_of(tmp_path) == (set(), True)
+    assert [path.name for path in tmp_path.glob("*.zarr")] == ["study.zarr"]
+    assert report([tmp_path])[1] == []
+
+
+def foreign(path, kind):
+    """Something that is no study at a path, and a file that must stay."""
+    if kind == "store":
+        spec = {**STRINGS, "items": 2, "probes": [{"type": "tree_levels"}]}
+        ut.run(ut.Experiment.from_dict(spec), path)
+    elif kind == "folder":
+        path.mkdir()
+        (path / "mine").write_text("")
+    elif kind == "zarr":
+        zarr.open_group(path, mode="w").attrs["of"] = "mine"
+    elif kind == "damaged":
+        path.mkdir()
+        (path / "zarr.json").write_text("[" * 100_000)
+    elif kind == "file":
+        path.write_text("mine")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        target = path.parent.parent / "target"
+        write_study(specified(), target)
+        path.symlink_to(target / "study.zarr")
+
+
+@pytest.mark.parametrize("name", ["study.zarr", "study-7.zarr"])
+@pytest.mark.parametrize("kind", ["store", "folder", "zarr", "damaged", "file", "pipe", "link"])
+def test_what_is_no_study_is_not_replaced(kind, name, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    foreign(out / name, kind)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    for runs in (specified(), runs_of(2, 4)):
+        with pytest.raises(ValueError, match=rf"{name} is none of the studies written there; choose another folder$"):
+            write_study(runs, out)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_the_store_of_a_run_is_not_replaced_by_its_study(tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({**STRINGS, "items": 2, "probes": [{"type": "tree_levels"}]}))
+    done = CliRunner().invoke(app, ["run", str(spec), "--store", str(tmp_path / "out" / "study.zarr")])
+    assert done.exit_code == 0
+    for command in (["study"], ["run", str(spec), "--store"]):
+        done = CliRunner().invoke(app, [*command, str(tmp_path / "out" / "study.zarr"), "--out", str(tmp_path / "out")])
+        assert "is none of the studies written there" in str(done.exception)
+    assert Store.open(tmp_path / "out" / "study.zarr").dataset().complete
+
+
+def test_a_store_is_not_given_twice(tmp_path):
+    ut.run(ut.Experiment.from_dict({**STRINGS, "items": 2, "probes": [{"type": "tree_levels"}]}), tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for second in ("run", "run/", "link"):
+        done = CliRunner().invoke(app, ["study", str(tmp_path / "run"), f"{tmp_path}/{second}"])
+        assert str(done.exception) == f"{tmp_path / 'run'}: this store is given twice"

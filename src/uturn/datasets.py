@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 
 def write_dataset(data: xr.Dataset, path: str | Path) -> None:
     """Write a dataset to a zarr folder, replacing an existing one; ValueError if it cannot be written."""
-    # zarr has no specification for numpy's text of fixed length.
-    text = {key: coord.astype(np.dtypes.StringDType()) for key, coord in data.coords.items() if coord.dtype.kind == "U"}
+    # zarr has no specification for numpy's text of fixed length, and no lone surrogates, which names of files may hold.
+    valid = np.vectorize(lambda text: str(text).encode(errors="backslashreplace").decode(), otypes=[object])
+    text = {
+        key: coord.copy(data=valid(coord.values).astype(np.dtypes.StringDType()))
+        for key, coord in data.coords.items()
+        if coord.dtype.kind == "U"
+    }
     # An unfinished folder would read as missing values.
     with whole_folder(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")

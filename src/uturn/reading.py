@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, StrictStr, ValidationError
 
-from uturn.checks import shown, validation_words
+from uturn.checks import LARGEST, shown, validation_words
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,10 +49,17 @@ class Instructions(BaseModel):
     model: StrictStr = ""
 
     def check(self, dims: Sequence[str]) -> None:
-        """ValueError if the bounds are not increasing, or `order` is none of its own dims."""
+        """ValueError for bounds that are not increasing, a start or chance beyond them, and an `order` that is no own dim."""
         low, high = self.bounds
         if low is not None and high is not None and not low < high:
             raise ValueError(f"bounds = {self.bounds}: expected a smaller and a larger number, or None")
+        for name, level in (("start", self.start), ("chance", self.chance)):
+            if not isinstance(level, float):
+                continue
+            if not (low is None or low <= level) & (high is None or level <= high):
+                raise ValueError(f"{name} = {level:g}: expected a number in its bounds {self.bounds}")
+            if abs(level) >= LARGEST:
+                raise ValueError(f"{name} = {level:g}: expected a number below {LARGEST:g}")
         own = tuple(dim for dim in dims if dim not in _SHARED_DIMS)
         if self.order is not None and self.order not in own:
             raise ValueError(f"order = {shown(self.order)}: expected one of its own dims {own}")

@@ -39,10 +39,17 @@ def study(
 
     Example: `uturn study runs/m4 runs/m6 runs/m8 --out results/sweep`
     """
+    import os
+
+    from uturn.objects import is_url
     from uturn.pages.results import write_study, written
     from uturn.studies import named_runs, summary
     from uturn.studies import study as study_of
 
+    places = [place if is_url(place) else os.path.realpath(place) for place in stores]
+    if len(set(places)) < len(places):
+        twice = next(place for k, place in enumerate(places) if place in places[:k])
+        raise ValueError(f"{twice}: this store is given twice")
     runs = named_runs({place: opened(place) for place in stores})
     chosen: Any = runs if len(runs) > 1 else next(iter(runs.values()))
     if out is None:

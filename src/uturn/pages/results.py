@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.checks import shown
 from uturn.datasets import write_dataset
 from uturn.files import named_errors, whole_file, whole_folder
+from uturn.objects import Objects
 from uturn.outputs import OutputFolder, output_folder
 from uturn.pages.page import write_page
 from uturn.pages.writing import check_results, named_in, write_figures
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 _FIGURES = ("study", "grid", "tokens")
+_STUDIES = r"study(-\d+)?\.zarr"  # names of datasets
 RESULTS = (
     *("index.html", "study.json", "curves.csv", "numbers.csv", "tokens.html"),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
@@ -73,6 +77,8 @@ def write_study(
     ValueError
         If a run is not finished, or if the folder cannot be written to.
     """
+    if not isinstance(runs, Mapping) or not runs:
+        raise ValueError(f"runs = {shown(runs)}: expected the dataset that uturn.run gives, or several by name")
     named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is a mapping, too
     run = next(iter(named.values()))
     with output_folder("out", out) as results:
@@ -84,6 +90,7 @@ def write_study(
             single = _with_remark(next(iter(studies.values())), bool(kept_texts(run)) and "original_piece" not in records.coords)
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
+        earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name)]
         stores = _write_numbers(results.path, studies, single)
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         tokens = results.path / "tokens.html"
@@ -110,8 +117,11 @@ def write_study(
         if save_images:
             with whole_folder(results.path / PICTURES) as pictures:
                 _save_images(run, pictures)
+        earlier = [name for name in earlier if name not in stores]
+        for name in earlier:  # of an earlier call with another number of runs, which the page would show too
+            shutil.rmtree(results.path / name, ignore_errors=results.is_remote)
         write_page(results.path)
-        results.push(*RESULTS, *stores, *([PICTURES] if save_images else []))
+        results.push(*RESULTS, *stores, *earlier, *([PICTURES] if save_images else []))
     return studies if single is None else single
 
 
@@ -123,6 +133,9 @@ def written(out: str | Path, save_images: bool = False) -> list[str]:
 def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) -> None:
     """ValueError if results cannot be written to a folder; also called before a long run, so that it does not fail at its end."""
     check_results(out)
+    for name in filter(re.compile(_STUDIES).fullmatch, out.names("")):
+        if not _is_study(out, name):
+            raise ValueError(f"{out.place(name)} is none of the studies written there; choose another folder")
     if save_images:
         if not kept:
             raise ValueError("save_images: no images are kept; set keep to 1 or more")
@@ -131,6 +144,22 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
             raise ValueError(
                 f"{out.place(PICTURES)} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
             )
+
+
+def _is_study(out: OutputFolder, name: str) -> bool:
+    """Whether a folder was written by `write_study`; a store of a run, or what a link points to, is not replaced."""
+    if out.is_remote:
+        content = Objects.at(out.where).read(f"{name}/zarr.json")
+    else:
+        path = out.path / name
+        if path.is_symlink() or not (path / "zarr.json").is_file():
+            return False
+        content = (path / "zarr.json").read_bytes()
+    try:
+        attributes = json.loads(content or b"")["attributes"]
+        return "format" not in attributes and {"description", "remark", "trajectories"} <= set(attributes)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _with_remark(one: Study, hidden: bool) -> Study:
@@ -151,10 +180,10 @@ def _write_numbers(folder: Path, studies: Mapping[str, Study], single: Study | N
     else:
         data = as_data(single)
     with whole_file(folder / "study.json") as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace"))
     for name, frame in tidy(studies if single is None else single)._asdict().items():
         with whole_file(folder / f"{name}.csv") as file:
-            file.write(frame.to_csv(index=False).encode())
+            file.write(frame.to_csv(index=False).encode(errors="backslashreplace"))
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.checks import shown
+from uturn.checks import LARGEST, shown
 from uturn.measures.calibration import calibration
 from uturn.reading import Instructions, instructions_of
 from uturn.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
-from uturn.studies.changes import changes_of
+from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import Study
 
 SHARES = (0.25, 0.5, 0.75)  # of the way from start to chance, labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
+_ROUNDING = 1e-6  # of readings in single precision
+_LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
 
 
@@ -87,7 +90,12 @@ def study_of(ds: xr.Dataset) -> Study:
     """As `study`, of a run that may be unfinished: missing readings are left out of the means, and a remark says so."""
     run = by_noise(checked_run(ds))
     axes, instructions = Axes(run), instructions_of(run)
-    levels = [level for name, one in instructions.items() if one.role == "reading" for level in levels_of(run, name, one, axes)]
+    readings = {name: one for name, one in instructions.items() if one.role == "reading"}
+    changes = [name for name, one in instructions.items() if one.role == "changes"]
+    not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
+    not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
+    readings = {name: one for name, one in readings.items() if name not in not_studied}
+    levels = [level for name, one in readings.items() for level in levels_of(run, name, one, axes)]
     data = xr.Dataset(
         coords={
             "noise": ("noise", axes.noise, run.noise.attrs),
@@ -101,9 +109,7 @@ def study_of(ds: xr.Dataset) -> Study:
             "estimate": list(ESTIMATE),
         }
     )
-    data = (
-        data.merge(_readings(levels, axes)).merge(_inversions(run, instructions, axes)).merge(changes_of(run, instructions, axes))
-    )
+    data = data.merge(_readings(levels, axes)).merge(_inversions(run, readings, axes)).merge(changes_of(run, instructions, axes))
     data = data.merge(_gaps(run, instructions, levels, axes))
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
     data.attrs |= {
@@ -111,7 +117,7 @@ def study_of(ds: xr.Dataset) -> Study:
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, instructions, levels)),
+        "remark": "; ".join(_remarks(run, axes, not_studied, levels, "chi" in data)),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -121,6 +127,10 @@ def checked_run(ds: Any) -> xr.Dataset:
     if not isinstance(ds, xr.Dataset) or not {"noise", "item"} <= set(ds.dims) or not ds.sizes["item"] * ds.sizes["noise"]:
         found = f"a dataset with dims {tuple(ds.dims)}" if isinstance(ds, xr.Dataset) else shown(ds)
         raise ValueError(f"ds = {found}: expected the dataset that uturn.run gives, with dims noise and item")
+    noise = ds.noise.values
+    sound = noise.dtype.kind in "biuf" and ((noise >= 0) & ((noise < LARGEST) | np.isinf(noise))).all()
+    if not sound or len(np.unique(noise)) < len(noise):
+        raise ValueError(f"noise = {shown(noise.tolist())}: expected different levels, 0 or more")
     return ds
 
 
@@ -129,6 +139,19 @@ def by_noise(run: xr.Dataset) -> xr.Dataset:
     if "t_over_T" in run.coords:  # levels of the spec are rounded to whole steps
         run = run.assign_coords(noise=("noise", run.t_over_T.values, run.noise.attrs))
     return run.sortby("noise")
+
+
+def _no_reading(run: xr.Dataset, name: str) -> str:
+    """Why a variable has no curve; "" if it has one."""
+    values = run[name]
+    if "item" not in values.dims:
+        return "it has no dim item"
+    if values.dtype.kind not in "biuf":
+        return "its values are no numbers"
+    if not values.size:
+        return "it has no values"
+    levels = math.prod(size for dim, size in values.sizes.items() if dim not in ("noise", *WITHIN))
+    return f"it has more than {_MOST_LEVELS} levels" if levels > _MOST_LEVELS else ""
 
 
 # --- readings ----------------------------------------------------------------------------------------------------------
@@ -155,18 +178,20 @@ def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iter
     """The readings of a variable, one for each combination of its own dims."""
     values = run[name]
     own = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
-    stacked = values.stack(level=own) if own else values.expand_dims("level")
-    if stacked.sizes["level"] > _MOST_LEVELS:
-        return
-    start, chance = (_reference(run, name, rule) for rule in (one.start, one.chance))
-    start, chance = (
-        level if level is None else (level.stack(level=own) if own else level.expand_dims("level")).transpose(..., "level")
-        for level in (start, chance)
-    )
+
+    def by_level(array: xr.DataArray) -> xr.DataArray:
+        return (array.stack({_LEVEL: own}) if own else array.expand_dims(_LEVEL)).transpose(..., _LEVEL)
+
+    stacked = by_level(values)
+    references = [_reference(run, name, rule) for rule in (one.start, one.chance)]
+    start, chance = (None if level is None else by_level(level) for level in references)
+    outside = _outside(values, *_bounds(one))
+    if outside:  # ends of intervals are then where no bound is
+        one = one.model_copy(update={"bounds": (None, None)})
     for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, one)):
         at = {dim: stacked[dim].values[k] for dim in own}
         top = of.mean[0] if one.start is not None else np.nan
-        end = np.nan if chance is None else float(chance.isel(level=k).mean())
+        end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
         places, width = _places(of, top, end, axes)
         found = Level(
             label=", ".join([name, *(f"{dim} = {value}" for dim, value in at.items())]),
@@ -181,13 +206,22 @@ def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iter
             chance=end,
             remark="",
         )
-        found.remark = "; ".join(_about(found, axes))
+        found.remark = "; ".join([*_about(found, axes), *filter(None, [outside])])
         yield found
 
 
 def _bounds(one: Instructions) -> tuple[float, float]:
     low, high = one.bounds
     return (-np.inf if low is None else low), (np.inf if high is None else high)
+
+
+def _outside(values: xr.DataArray, low: float, high: float) -> str:
+    """What to say of readings that leave their bounds by more than rounding; "" of others."""
+    numbers = values.values.astype(float)
+    least, most = float(np.nanmin(numbers, initial=np.inf)), float(np.nanmax(numbers, initial=-np.inf))
+    if least >= low - _ROUNDING * max(1, abs(low)) and most <= high + _ROUNDING * max(1, abs(high)):
+        return ""
+    return f"readings from {least:.3g} to {most:.3g} leave the bounds {low:g} and {high:g}, which are not used"
 
 
 def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
@@ -209,7 +243,9 @@ def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
         number = named.reset_coords(drop=True).astype(float)
     else:
         number = np.nan
-    return None if np.isnan(np.asarray(number)).all() else xr.zeros_like(blank, float) + number
+    level = xr.zeros_like(blank, float) + number
+    level = level.where(np.isfinite(level))
+    return None if level.isnull().all() else level
 
 
 def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
@@ -218,6 +254,8 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
         return float("nan")
     named = [run[key].isel(noise=0).values if "noise" in run[key].dims else run[key].values for key in (name, other or name)]
     if other is not None:
+        if named[0].shape != named[1].shape or any(values.dtype.kind not in "biuf" for values in named):
+            raise ValueError(f"same:{name}={other}: expected two arrays of numbers with one shape")
         labelled = named[1] >= 0
         return float((named[0] == named[1])[labelled].mean()) if labelled.any() else float("nan")
     _, counts = np.unique(named[0], return_counts=True)
@@ -232,15 +270,15 @@ def _curves(
     Items without any reading of a level are no part of its mean.
     """
     if start is not None and "item" in start.dims and len(x) > stacked.sizes["noise"]:
-        first = start.expand_dims({dim: stacked.sizes[dim] for dim in stacked.dims if dim not in ("item", "level", "noise")})
+        first = start.expand_dims({dim: stacked.sizes[dim] for dim in stacked.dims if dim not in ("item", _LEVEL, "noise")})
         first = first.expand_dims(noise=[0.0])
         stacked = xr.concat([first, stacked.reset_coords(drop=True)], "noise", coords="minimal", compat="override")
-    there = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", "level")]).transpose("level", "item").values
-    tops = np.full(stacked.sizes["level"], np.nan) if start is None or "item" in start.dims else start.values
+    there = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", _LEVEL)]).transpose(_LEVEL, "item").values
+    tops = np.full(stacked.sizes[_LEVEL], np.nan) if start is None or "item" in start.dims else start.values
     alike = bool((there == there[:1]).all())
     for levels in [np.arange(len(there))] if alike else np.arange(len(there))[:, None]:
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
-        values = stacked.isel(level=levels, item=some).transpose(..., "level")
+        values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
         of = curve(values, x, tops[levels])
         bands = shares(values, x, tops[levels]) if one.is_share else band(of, *_bounds(one))
         for k in range(len(levels)):
@@ -317,16 +355,18 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
     places: list[np.ndarray] = []
     texts: list[tuple[str, str, str]] = []  # first and last level, remark
     for name, one in instructions.items():
-        if one.role != "reading" or one.order is None or run.sizes[one.order] < 2:
+        if one.order is None or run.sizes[one.order] < 2:
             continue
         others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
         start = _reference(run, name, one.start)
         start = None if start is None or "item" in start.dims else start
-        stacked = run[name].stack(series=others) if others else run[name].expand_dims("series")
-        starts = start if start is None else start.stack(series=others) if others else start.expand_dims("series")
-        for k in range(stacked.sizes["series"]):
-            values = stacked.isel(series=k, drop=True)
-            tops = np.nan if starts is None else starts.isel(series=k).values
+        stacked, starts = (
+            part if part is None else part.stack({_SERIES: others}) if others else part.expand_dims(_SERIES)
+            for part in (run[name], start)
+        )
+        for k in range(stacked.sizes[_SERIES]):
+            values = stacked.isel({_SERIES: k}, drop=True)
+            tops = np.nan if starts is None else starts.isel({_SERIES: k}).values
             of = curve(values.transpose(..., one.order), axes.noise, tops)
             sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
 
@@ -354,12 +394,17 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 # --- calibration -------------------------------------------------------------------------------------------------------
 
 
+def _incomplete(run: xr.Dataset, name: str) -> bool:
+    """Whether readings of clones are missing, so that they cannot be relabelled."""
+    return not all(np.isfinite(run[key]).all() for key in (name, f"clone_{name}"))
+
+
 def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[Level], axes: Axes) -> xr.Dataset:
     """Calibration gaps of symmetric readings (reading, noise, estimate), tested by families; empty without clones."""
     families: dict[str, list[str]] = {}
     for name, one in instructions.items():
         twin = f"clone_{name}"
-        if one.symmetric and twin in run and not (run[name].isnull().any() or run[twin].isnull().any()):
+        if one.symmetric and twin in run and not _incomplete(run, name):
             families.setdefault(one.family or one.probe, []).append(name)
     if run.sizes.get("clone", 1) < 2 or run.sizes["item"] < 2 or not families:
         return xr.Dataset()
@@ -388,6 +433,8 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         return
     if one.chance == one.start:
         yield "independent data agree as much as equal ones: no half-life"
+    elif np.isnan(half[0]) and len(missing := x[np.isnan(one.curve[: len(x), 0])]):
+        yield f"no readings at {axes.words['noise']} = {', '.join(f'{level:.3g}' for level in missing[:4])}"
     elif np.isnan(half[0]):
         value = np.interp(x[-1], axes.noise, one.curve[:, 0])
         yield f"half of the change is not done up to {end}, where it is {value:.3g}"
@@ -399,18 +446,30 @@ def _about(one: Level, axes: Axes) -> Iterator[str]:
         yield f"three quarters of the change are not done up to {end}: no width"
 
 
-def _remarks(run: xr.Dataset, instructions: Mapping[str, Instructions], levels: list[Level]) -> Iterator[str]:
+def _remarks(
+    run: xr.Dataset, axes: Axes, not_studied: Mapping[str, str], levels: list[Level], has_changes: bool
+) -> Iterator[str]:
     """Sentences on the whole run."""
-    read = {level.name for level in levels}
-    for name in (name for name, one in instructions.items() if one.role == "reading" and name not in read):
-        yield f"{name} is not studied: it has more than {_MOST_LEVELS} levels"
+    for name, why in not_studied.items():
+        yield f"{name} is not studied: {why}"
+    for name, of in {level.name: level.instructions for level in levels}.items():
+        for key, rule in (("start", of.start), ("chance", of.chance)):
+            names = rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
+            if not set(names) <= set(run.variables):
+                yield f"{name}: its {key} {shown(rule)} is not in the run"
+    clones = run.sizes.get("clone", 1) > 1
+    for name, of in {level.name: level.instructions for level in levels}.items():
+        if clones and of.symmetric and f"clone_{name}" in run and _incomplete(run, name):
+            yield f"the calibration of {name} is not tested: some of its readings are missing"
+    if not levels and not has_changes:
+        yield "nothing in the run has a curve"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"
-    if run.sizes["noise"] < 2:
-        yield "a single noise level: no places on the curves"
+    if np.isfinite(axes.noise).sum() < 3:  # with noise 0
+        yield "fewer than two finite noise levels above 0: no places on the curves"
     if run.sizes["item"] == 1:
         yield "a single original: no intervals"
     largest = float(run.noise[-1])
-    most = run.noise.attrs.get("max", 1.0 if "t_over_T" in run.coords else None)
+    most = axes.most if "max" in run.noise.attrs or "t_over_T" in run.coords else None
     if any(np.isnan(one.chance) and np.isfinite(one.start) for one in levels) and most != largest:
         yield f"where chance is not known, the value at noise {largest:.3g} is used as the chance level"

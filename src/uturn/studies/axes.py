@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from uturn.checks import shown
+
 if TYPE_CHECKING:
     import xarray as xr
 
 _ANGLES = ("abar", "log_snr", "sigma")
 _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, of stores that do not say them
 _NO_AXES = ("t_over_T", "timestep", *_ANGLES)
+_OF_STUDIES = {  # names of what a study has besides axes
+    "reading", "share", "axis", "estimate", "series", "changes", "distance", "curve", "place", "half_life", "width",
+    "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
+    "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
+    "last", "series_remark", "changes_remark", "unit_of_distance", "n_eff", "of_peak", "peak_cross_fitted", "plateau",
+    "largest",
+}  # fmt: skip
 
 
 class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
     `noise` is the first axis. Coordinates of the noise levels follow; between levels they are interpolated linearly. Their value
-    without noise is the attribute `clean` of the coordinate. If the run has log-SNR, then abar, log-SNR and sigma are
+    without noise is the attribute `clean` of the coordinate; one that is called like a part of a study gets the name
+    `<name>_of_noise`. If the run has log-SNR, then abar, log-SNR and sigma are
     interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
 
     Attributes
@@ -28,21 +38,25 @@ class Axes:
         Increasing, from 0 on. It may end at infinity.
     values : {axis: array (noise,)}
     words : {axis: long name}
+    most : float
+        Largest noise that there is.
     """
 
     def __init__(self, run: xr.Dataset) -> None:
         measured = run.noise.values.astype(float)
         added = 0 if np.isclose(measured[0], 0) else 1
         self.noise = np.r_[np.zeros(added), measured]
+        self.most = _attribute(run.noise, "max", 1.0)
         self.values = {"noise": self.noise}
         self.words = {"noise": str(run.noise.attrs.get("long_name", "noise"))}
         self.angle = None
         for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):  # stores list them in any order
             if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
                 continue
-            clean = float(coordinate.attrs.get("clean", _CLEAN.get(str(name), np.nan)))
-            self.values[str(name)] = np.r_[np.full(added, clean), coordinate.values]
-            self.words[str(name)] = str(coordinate.attrs.get("long_name", name))
+            clean = _attribute(coordinate, "clean", _CLEAN.get(str(name), np.nan))
+            axis = f"{name}_of_noise" if name in _OF_STUDIES else str(name)
+            self.values[axis] = np.r_[np.full(added, clean), coordinate.values]
+            self.words[axis] = str(coordinate.attrs.get("long_name", name))
         if "log_snr" in run.coords:
             with np.errstate(over="ignore"):
                 sigma = np.exp(-np.r_[np.full(added, np.inf), run.log_snr.values] / 2)
@@ -70,6 +84,17 @@ class Axes:
         rows = self.convert(estimate)
         rows[:, 1:].sort(axis=1)  # abar and log-SNR fall with noise
         return rows
+
+
+def _attribute(coordinate: xr.DataArray, name: str, default: float) -> float:
+    """A number in the attributes of a coordinate."""
+    value = coordinate.attrs.get(name, default)
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{coordinate.name}: the attribute {name!r} = {shown(value)} is no number; copy the store again"
+        ) from None
 
 
 def common_axis(studies: Sequence[xr.Dataset]) -> str:

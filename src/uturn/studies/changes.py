@@ -16,9 +16,8 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
     """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty without any."""
     found = {}
     for name, one in instructions.items():
-        own = [str(dim) for dim in run[name].dims if dim not in ("noise", "item")]
-        total = f"{name}_sum"
-        if one.role == "changes" and len(own) == 1 and total in run and not run[total].isnull().any():
+        if one.role == "changes" and (own := _distances(run, name)) and not why_no_changes(run, name):
+            total = f"{name}_sum"
             some = xr.Dataset({"change_covariance": run[name].rename({own[0]: "distance"}), "change_covariance_sum": run[total]})
             prefix = name.removesuffix("change_covariance").removesuffix("_")
             found[prefix or "changes"] = _of_probe(some, axes).assign_coords(unit_of_distance=one.unit or "sites")
@@ -30,13 +29,33 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
     )
 
 
+def why_no_changes(run: xr.Dataset, name: str) -> str:
+    """Why the covariances of changes of a run are not studied; "" if they are, or if they are none by distance."""
+    distances, total = _distances(run, name), f"{name}_sum"
+    if not distances:
+        return ""
+    if total not in run:
+        return f"{total} is not in the run"
+    if not np.isfinite(run[total]).all():
+        return f"some of {total} are missing"
+    values = run[distances[0]].values  # numbers from 0 on, if it is no coordinate
+    sound = values.dtype.kind in "biuf" and len(values) and values[0] >= 0 and np.isfinite(values).all()
+    return "" if sound and (np.diff(values) >= 0).all() else "its distances are no increasing numbers"
+
+
+def _distances(run: xr.Dataset, name: str) -> list[str]:
+    """The dim of the distances of covariances; empty for sums over all pairs."""
+    own = [str(dim) for dim in run[name].dims if dim not in ("noise", "item")]
+    return own if len(own) == 1 else []
+
+
 def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
     # Log-SNR has infinite ends, so that the peak is located on the axis by which it is interpolated.
     x = axes.noise if axes.angle is None else axes.angle
     x = x[len(x) - run.sizes["noise"] :]
     chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
     remarks = [
-        *about_peak(located, run.noise.values, float(run.noise.attrs.get("max", 1.0))),
+        *about_peak(located, run.noise.values, axes.most),
         *about_few(chi.n_eff.values, run.noise.values),
     ]
     covariance, present = run["change_covariance"], None

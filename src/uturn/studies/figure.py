@@ -39,10 +39,12 @@ _Draw = Callable[[Any], None]
 def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
     """All curves of a study with their intervals: a panel a group, an ordered series in a panel of its own.
 
-    `groups`: names of groups whose panels come first.
+    None if nothing has a curve. `groups`: names of groups whose panels come first.
     """
     study, families = _drawable(study)
     panels = list(_panels(study, groups))
+    if not panels:
+        return None
     columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = math.ceil(len(panels) / columns)
     with style(families) as plt:
@@ -62,7 +64,7 @@ def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
 def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
     """Several studies in one figure: a panel for each reading, a colour for each study. Of a series, its first and last level.
 
-    The axis is the noise if it has one unit, or else the first axis that all studies have.
+    The axis is the noise if it has one unit, or else the first axis that all studies have. None if nothing has a curve.
     """
     axis_name = common_axis(list(studies.values()))
     labels = dict.fromkeys(
@@ -71,6 +73,8 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
     labels |= dict.fromkeys(label for study in studies.values() for label in _ends(study))
     changes = dict.fromkeys(str(name) for study in studies.values() if "chi" in study for name in study.changes.values)
     panels = [("curve", label) for label in labels] + [("chi", name) for name in changes]
+    if not panels:
+        return None
     columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = math.ceil(len(panels) / columns)
     sweep = len({name.partition(" = ")[0] for name in studies}) == 1 and all(
@@ -127,7 +131,8 @@ def _draw_overlaid(axis: Any, study: xr.Dataset, curve: np.ndarray, place: Any, 
 
 def _drawable(study: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
     """A study whose texts can be drawn, and the fonts for them."""
-    names = [name for name in ("level", "model", "probe", "group", "reading", "series") if name in study.coords]
+    texts = ("level", "model", "probe", "group", "reading", "series", "words", "unit", "unit_of_distance")
+    names = [name for name in texts if name in study.coords]
     return drawable(study, names)
 
 

@@ -37,8 +37,9 @@ def describe(run: xr.Dataset) -> str:
     backward, source = spec["backward"], spec["source"]
     words = [_file_name(backward["model"])] if "model" in backward else []
     if "description" in run.attrs:
-        words = [] if words and run.attrs["description"].startswith(words[0]) else words
-        words.append(run.attrs["description"])
+        description = str(run.attrs["description"])
+        words = [] if words and description.startswith(words[0]) else words
+        words.append(description)
     elif "scheduler" in backward:
         words.append(f"{backward['scheduler']}, {backward.get('steps', '?')} steps")
     count, trajectories, clones = run.sizes["item"], run.sizes.get("trajectory", 1), run.sizes.get("clone", 1)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from uturn import display
+from uturn.checks import shown
 from uturn.plotting.curves import evenly_spaced
 from uturn.store import warnings_of
 from uturn.studies.curves import plain, with_interval
@@ -48,6 +49,12 @@ def _is_whole(data: xr.Dataset) -> bool:
     return {"curve", "half_life", "width"} <= set(data.data_vars) and {"reading", "axis", "estimate"} <= set(data.dims)
 
 
+def _check_study(study: Any) -> None:
+    if not isinstance(study, xr.Dataset) or not _is_whole(study):
+        found = f"a dataset with dims {tuple(study.dims)}" if isinstance(study, xr.Dataset) else shown(study)
+        raise ValueError(f"study = {found}: expected the dataset that uturn.study gives")
+
+
 class Part(NamedTuple):
     """A table as plain text: title, headings, rows of cells."""
 
@@ -63,6 +70,7 @@ def summary(study: xr.Dataset, most: int = 8) -> Iterator[Any]:
     """
     from rich.table import Table
 
+    _check_study(study)
     for part in parts_of(study, most):
         table = Table(title=part.title, title_justify="left")
         for head in part.heads:
@@ -286,10 +294,12 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     """A study, or several of them by name, as pandas frames (`Tidy`); of several, the column `run` has the name."""
     import pandas
 
-    if not isinstance(study, xr.Dataset):
+    if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
         parts = [tuple(frame.assign(run=name) for frame in tidy(one)) for name, one in study.items()]
         frames = [pandas.concat(some, ignore_index=True) for some in zip(*parts, strict=True)]
         return Tidy(*(frame[["run", *frame.columns.drop("run")]] for frame in frames))
+    _check_study(study)
+    assert isinstance(study, xr.Dataset)
     curves, numbers = [], []
     axes = [str(name) for name, values in study.coords.items() if values.dims == ("noise",)]
     for k in range(study.sizes["reading"]):
@@ -323,6 +333,7 @@ def _ends(values: Any) -> dict[str, float]:
 
 def as_data(study: xr.Dataset) -> dict[str, Any]:
     """The content of `study.json`: all numbers of a study with their intervals; None if one does not exist."""
+    _check_study(study)
     axes = [str(axis) for axis in study.axis.values]
 
     def on_axes(values: xr.DataArray) -> dict[str, Any]:
