@@ -230,7 +230,7 @@ def _other_numbers(data: xr.Dataset, headline: Headline | None) -> Iterator[Head
             continue
         names = dict(zip(data.level.values[levels].tolist(), names_in_panel(data, levels), strict=True))
         last, first = (names.get(level, level) for level in (of["last"].item(), of["first"].item()))
-        claim = "; ".join(filter(None, [f"There {last} falls below {first}", of.series_remark.item()]))
+        claim = "; ".join(filter(None, [f"There the curve of {last} falls below that of {first}", of.series_remark.item()]))
         label, reading = f"{name.replace('_', ' ')}: order inverts", str(data.reading.values[levels[0]])
         yield Headline(label, reading, of.inversion.values, claim)
     for k in range(data.sizes.get("changes", 0)):
