@@ -62,7 +62,11 @@ def _items(lines: Sequence[str]) -> str:
 
 
 def _sentence(words: str) -> str:
-    """Words with a full stop, and a capital letter unless they begin with the name of a reading, which "," or ":" follows."""
+    """Words with a full stop, and a capital letter unless they begin with the name of a reading, which "," or ":" follows.
+
+    >>> _sentence("nothing changes"), _sentence("kept: no curve")
+    ('Nothing changes.', 'kept: no curve.')
+    """
     first = words[:1].upper() if re.match("[a-z]+ ", words) else words[:1]
     return first + words[1:] + ("" if words.endswith(".") else ".")
 
