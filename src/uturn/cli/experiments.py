@@ -41,7 +41,7 @@ def run(
 
     Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
     each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise
-    levels, trajectories or clones is extended. With --out it ends as `uturn study STORE --out FOLDER`: curves, half-lives, a page.
+    levels, trajectories or clones is extended. With --out it ends as `uturn study STORE --out FOLDER`: curves, half-lives, page.
 
     Example: `uturn run examples/epsilon.toml --store runs/epsilon`
 
