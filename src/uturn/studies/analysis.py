@@ -360,10 +360,8 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
         start = _reference(run, name, one.start)
         start = None if start is None or "item" in start.dims else start
-        stacked, starts = (
-            part if part is None else part.stack({_SERIES: others}) if others else part.expand_dims(_SERIES)
-            for part in (run[name], start)
-        )
+        stacked = run[name].stack({_SERIES: others}) if others else run[name].expand_dims(_SERIES)
+        starts = start if start is None else start.stack({_SERIES: others}) if others else start.expand_dims(_SERIES)
         for k in range(stacked.sizes[_SERIES]):
             values = stacked.isel({_SERIES: k}, drop=True)
             tops = np.nan if starts is None else starts.isel({_SERIES: k}).values
