@@ -157,7 +157,7 @@ def _is_study(out: OutputFolder, name: str) -> bool:
         content = (path / "zarr.json").read_bytes()
     try:
         attributes = json.loads(content or b"")["attributes"]
-        return "format" not in attributes and {"description", "remark", "trajectories"} <= set(attributes)
+        return {"description", "remark", "trajectories"} <= set(attributes)
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
 

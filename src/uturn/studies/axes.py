@@ -98,11 +98,11 @@ def _attribute(coordinate: xr.DataArray, name: str, default: float) -> float:
 
 
 def common_axis(studies: Sequence[xr.Dataset]) -> str:
-    """The noise if all studies have one unit of it, or else the first axis that they share; ValueError without one."""
+    """The noise if all studies have one unit of it, or else an axis that they share; ValueError without one."""
     if len({str(study.noise.attrs.get("long_name", "noise")) for study in studies}) == 1:
         return "noise"
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
     if not shared:
         units = ", ".join(dict.fromkeys(str(study.noise.attrs.get("long_name", "noise")) for study in studies))
         raise ValueError(f"the runs have no axis in common: their noise is {units}; draw them one by one")
-    return shared[0]
+    return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))  # known without noise, if any
