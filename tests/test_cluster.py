@@ -152,7 +152,7 @@ def in_background(folder, act, after=1):
     found = []
 
     def watch():
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120  # a loaded machine
         while len(begun := list(folder.glob("try-*"))) < after and time.monotonic() < until:
             time.sleep(0.02)
         found.append(int(begun[0].name.split("-")[-1]))
@@ -160,7 +160,7 @@ def in_background(folder, act, after=1):
 
     thread = threading.Thread(target=watch)
     thread.start()
-    return lambda: (thread.join(20), found[0])[1]
+    return lambda: (thread.join(130), found[0])[1]
 
 
 def workers():
