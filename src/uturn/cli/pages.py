@@ -9,6 +9,7 @@ import typer
 from uturn.cli.app import PAGES, command
 from uturn.cli.options import OUTPUT
 from uturn.cli.printing import console, inside, say_next, show
+from uturn.cli.running import opened
 
 
 @command(PAGES)
@@ -67,16 +68,6 @@ def study(
         return say_next(run=("study", *stores, "--out", "FOLDER"))
     console().print(f"written to {out}: {', '.join(written(out))}")
     say_next(open=inside(out, "index.html"))
-
-
-def opened(place: str) -> Any:
-    """The run in a store, or in the `run.zarr` of a folder of results."""
-    from pathlib import Path
-
-    from uturn.store import Store
-
-    inner = Path(place) / "run.zarr"
-    return Store.open(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place).dataset()
 
 
 @command(PAGES)

@@ -38,6 +38,14 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
         )
 
 
+def opened(place: str) -> Any:
+    """The run in a store, or in the `run.zarr` of a folder of results."""
+    from uturn.store import Store
+
+    inner = Path(place) / "run.zarr"
+    return Store.open(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place).dataset()
+
+
 def _announce(experiment: Experiment, store: str | Path, workers: int | None) -> None:
     """Write to stderr what a run of more than a minute will take."""
     from uturn.plan import plan

@@ -12,7 +12,7 @@ import typer
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import OUTPUT, AcceptChanges, Finished, Machines, Out, Running
 from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import followed, is_unfinished, resumable, run_into
+from uturn.cli.running import followed, is_unfinished, opened, resumable, run_into
 from uturn.workflows.image_options import ImageOptions
 from uturn.workflows.text_options import TextOptions
 
@@ -161,10 +161,9 @@ def _run(
     """The experiment of a study and its dataset: of a finished store, or run into OUT/run.zarr; None while shares are left."""
     from uturn.outputs import output_folder
     from uturn.pages.results import check_folder
-    from uturn.store import Store
 
     if finished is not None:
-        return None, Store.open(finished).dataset()
+        return None, opened(finished)
     with output_folder("out", out) as folder:
         check_folder(folder, *save_images)
         store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
