@@ -61,7 +61,7 @@ def forged(star=0.53, width=0.1, num_items=400, num_layers=4, noise=NOISE, prefi
     return xr.Dataset(
         {
             f"{prefix}same_class": (dims, same[..., None]),
-            f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity[:, :, None]),
+            f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity.clip(-1, 1)[:, :, None]),
             f"{prefix}predicted_class": (dims, np.where(same > 0, original, (original + 1) % classes)[..., None].astype(float)),
             f"{prefix}original_class": (dims[:2], np.tile(original, (len(noise), 1)).astype(float)),
         },
@@ -233,7 +233,7 @@ def test_remarks_name_missing_numbers():
     assert "half of the change is not done up to noise = 0.3, where it is 1" in kept.remark.item()
     single = ut.study(forged(noise=[0.5]))
     assert np.isnan(single.half_life).all()
-    assert "single noise level" in single.attrs["remark"]
+    assert "fewer than two finite noise levels" in single.attrs["remark"]
     alone = ut.study(forged(num_items=1))
     assert np.isnan(alone.half_life.sel(estimate=["low", "high"])).all()
     assert np.isfinite(alone.half_life.sel(estimate="value", reading=alone.variable == "similarity")).all()

@@ -36,7 +36,10 @@ Out = Annotated[
 Finished = Annotated[
     str | None,
     typer.Option(
-        "--run", metavar="STORE", help="Study this finished store, or that of a folder of results, and measure nothing.", rich_help_panel=OUTPUT
+        "--run",
+        metavar="STORE",
+        help="Study this finished store, or that of a folder of results, and measure nothing.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw to this file (PNG, PDF, SVG, ..).", rich_help_panel=OUTPUT)]

@@ -133,7 +133,7 @@ def _drawable(study: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
     """A study whose texts can be drawn, and the fonts for them."""
     texts = ("level", "model", "probe", "group", "reading", "series", "words", "unit", "unit_of_distance")
     names = [name for name in texts if name in study.coords]
-    return drawable(study, names)
+    return drawable(study, names, ("description", "remark"))
 
 
 def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
