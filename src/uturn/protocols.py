@@ -294,15 +294,22 @@ class Corruption(Part, Protocol):
         return None
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        """Further coordinates of the noise levels (levels,): {name: (values (levels,), attributes)}."""
+        """Further coordinates of the noise levels (levels,): {name: (values (levels,), attributes)}.
+
+        The attribute `clean` is the value without noise, from which `uturn.study` interpolates to the first level. If there is
+        `log_snr`, then `abar`, `log_snr` and `sigma` are interpolated in the angle with tan(angle) = sigma.
+        """
         v = source.num_symbols
         if not v:
             return {}
         known = {
-            "effective_epsilon": (self.effective_epsilon(noise, v), {"long_name": "effective epsilon (Eq. 63)"}),
+            "effective_epsilon": (
+                self.effective_epsilon(noise, v),
+                {"long_name": "effective epsilon (Eq. 63)", "clean": 0.0},
+            ),
             "bits_per_leaf": (
                 self.bits_per_leaf(noise, v),
-                {"long_name": "information per leaf", "units": "bit"},
+                {"long_name": "information per leaf", "units": "bit", "clean": float(np.log2(v))},
             ),
         }
         return {name: entry for name, entry in known.items() if entry[0] is not None}

@@ -191,7 +191,7 @@ class Diffusion(Corruption):
         }
         return {
             "t_over_T": (step / steps, {"long_name": "inversion time t/T of the whole number of steps"}),
-            "step": (step, {"long_name": "reverse steps"}),
+            "step": (step, {"long_name": "reverse steps", "clean": 0.0}),
             **{name: (table[name][step], {"long_name": text}) for name, text in words.items()},
         }
 
