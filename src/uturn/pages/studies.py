@@ -13,12 +13,11 @@ from uturn.pages.pictures import grid, preview
 from uturn.pages.trees import tree_of_store
 from uturn.store import warnings_of
 from uturn.studies import study_of
-from uturn.studies.axes import common_axis
+from uturn.studies.axes import axis_words, common_axis
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import Headline, headline_of
 from uturn.studies.records import sample
 from uturn.studies.tables import (
-    axis_words,
     calibration_words,
     names_in_panel,
     panels_of,

@@ -28,9 +28,9 @@ class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
     `noise` is the first axis. Coordinates of the noise levels follow; between levels they are interpolated linearly. Their value
-    without noise is the attribute `clean` of the coordinate; one that is called like a part of a study gets the name
-    `<name>_of_noise`. If the run has log-SNR, then abar, log-SNR and sigma are
-    interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
+    without noise is the attribute `clean` of the coordinate. A coordinate that is called like a part of a study is renamed to
+    `<name>_of_noise`. If the run has log-SNR, then abar, log-SNR and sigma are interpolated in the angle with
+    tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Axes:
         self.noise = np.r_[np.zeros(added), measured]
         self.most = _attribute(run.noise, "max", 1.0)
         self.values = {"noise": self.noise}
-        self.words = {"noise": str(run.noise.attrs.get("long_name", "noise"))}
+        self.words = {"noise": axis_words(run)}
         self.angle = None
         for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):  # stores list them in any order
             if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
@@ -97,12 +97,17 @@ def _attribute(coordinate: xr.DataArray, name: str, default: float) -> float:
         ) from None
 
 
+def axis_words(data: xr.Dataset) -> str:
+    """The noise axis of a run or a study in words: its long name."""
+    return str(data.noise.attrs.get("long_name", "noise"))
+
+
 def common_axis(studies: Sequence[xr.Dataset]) -> str:
     """The noise if all studies have one unit of it, or else an axis that they share; ValueError without one."""
-    if len({str(study.noise.attrs.get("long_name", "noise")) for study in studies}) == 1:
+    units = list(dict.fromkeys(map(axis_words, studies)))
+    if len(units) == 1:
         return "noise"
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
     if not shared:
-        units = ", ".join(dict.fromkeys(str(study.noise.attrs.get("long_name", "noise")) for study in studies))
-        raise ValueError(f"the runs have no axis in common: their noise is {units}; draw them one by one")
+        raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}; draw them one by one")
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))  # known without noise, if any

@@ -29,7 +29,7 @@ def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> Replicates:
     )
 
 
-def band(of: Replicates, least: float, most: float = 1.0) -> np.ndarray:
+def band(of: Replicates, least: float, most: float) -> np.ndarray:
     """A curve and the ends of its intervals along a new last axis, clipped to [least, most]."""
     return np.clip(np.moveaxis(of.interval(lambda mean: mean), 0, -1), least, most)
 
@@ -43,21 +43,9 @@ def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> np.ndarray:
     return found if len(found) == len(x) else np.concatenate([np.full_like(found[:1], np.expand_dims(start, -1)), found])
 
 
-def place(
-    of: Replicates,
-    statistic: Callable[[np.ndarray], float],
-    x: np.ndarray,
-    most: float | None = None,
-    least: float = 0.0,
-    around: tuple[float, float] | None = None,
-) -> np.ndarray:
-    """A noise located on a curve and the ends of its interval (`located`), clipped to the measured range, or to [least, most].
-
-    NaN for a single level.
-    """
-    if len(x) < 3:
-        return np.full(3, np.nan)
-    return np.clip(located(of, statistic, x, around=around), least, x[-1] if most is None else most)
+def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
+    """A noise located on a curve and the ends of its interval (`located`), clipped to the measured range; NaN for one level."""
+    return np.full(3, np.nan) if len(x) < 3 else np.clip(located(of, statistic, x), 0.0, x[-1])
 
 
 def plain(values: Any) -> dict[str, float | None]:

@@ -25,9 +25,9 @@ from uturn.plotting.curves import (
     no_mathematics,
 )
 from uturn.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
-from uturn.studies.axes import common_axis
+from uturn.studies.axes import axis_words, common_axis
 from uturn.studies.headline import headline_of
-from uturn.studies.tables import axis_words, names_in_panel, nearest, panels_of, remarks, tested_families, title_of
+from uturn.studies.tables import names_in_panel, nearest, panels_of, remarks, tested_families, title_of
 
 if TYPE_CHECKING:
     import xarray as xr

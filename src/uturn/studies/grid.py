@@ -10,7 +10,8 @@ import numpy as np
 
 from uturn.plotting.curves import brief, drawable, no_mathematics
 from uturn.plotting.style import CLASS, MUTED, THEORY, style
-from uturn.studies.tables import axis_words, remarks
+from uturn.studies.axes import axis_words
+from uturn.studies.tables import remarks
 
 if TYPE_CHECKING:
     import xarray as xr

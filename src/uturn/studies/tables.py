@@ -12,6 +12,7 @@ from uturn import display
 from uturn.checks import shown
 from uturn.plotting.curves import evenly_spaced
 from uturn.store import warnings_of
+from uturn.studies.axes import axis_words
 from uturn.studies.curves import plain, with_interval
 from uturn.studies.headline import headline_of
 
@@ -156,11 +157,6 @@ def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[st
                 yield (group if len(by_variable) == 1 else f"{group}: {name}"), some
         if single:
             yield group, np.array(single)
-
-
-def axis_words(study: xr.Dataset) -> str:
-    """The noise axis in words: its long name."""
-    return str(study.noise.attrs.get("long_name", "noise"))
 
 
 def nearest(study: xr.Dataset, place: float) -> int | None:
