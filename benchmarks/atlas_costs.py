@@ -17,10 +17,10 @@ import diffusers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from uturn.networks.guided_diffusion_options import PRESETS
-from uturn.networks.guided_diffusion_weights import Architecture, empty_unet
-from uturn.workflows.atlas import read_atlas
-from uturn.workflows.image_options import noise_levels
+from uturn.cli.presets.atlas import read_atlas
+from uturn.cli.presets.images import noise_levels
+from uturn.networks.images.guided_diffusion_options import PRESETS
+from uturn.networks.images.guided_diffusion_weights import Architecture, empty_unet
 
 PEAK, SHARE = 989e12, 0.4
 ATLAS = Path(__file__).parents[1] / "examples" / "atlas" / "public.toml"

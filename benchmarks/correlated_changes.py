@@ -33,8 +33,8 @@ import numpy as np
 import xarray as xr
 
 import uturn as ut
-from uturn.covariances import Covariances, Grid, Tree
 from uturn.measures import changes
+from uturn.measures.covariances import Covariances, Grid, Tree
 from uturn.measures.peaks import peak_of
 from uturn.measures.scaling import correlation_length
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import uturn as ut
-from uturn import threads
-from uturn.random import keys, normals
+from uturn.core import threads
+from uturn.core.random import keys, normals
 
 V, M, S = 32, 8, 2
 CHANNELS = {"gaussian": 0.07, "masking": 0.25, "uniform": 0.15, "epsilon": 0.6}

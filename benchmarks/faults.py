@@ -49,8 +49,8 @@ COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that t
 
 def counted_tasks(spec, store):
     """The tasks of an experiment, which also count what is begun, one byte each in a file of the process."""
-    from uturn.running import _reopened
-    from uturn.tasks import Tasks
+    from uturn.engine.run import _reopened
+    from uturn.engine.tasks import Tasks
 
     class Counted(Tasks):
         def measure(self, tasks, *, check=False):
@@ -68,7 +68,9 @@ def counted_tasks(spec, store):
 def drive(spec_file, store, address):
     """A driver: `uturn run` with tasks that are counted."""
     import faults
-    from uturn import cli, cluster, running
+    from uturn import cli
+    from uturn.engine import cluster
+    from uturn.engine import run as running
 
     running._tasks_of = faults.counted_tasks
     on_cluster = cluster.on_cluster
@@ -128,7 +130,7 @@ class Faults:
 
 def compared(name, store, local, begun, events, tolerance=0.0):
     """Print a row of the table: what is lost, wrong and wasted in the store of a run."""
-    from uturn.store import Store
+    from uturn.store.record import Store
 
     opened = Store.open(str(store))
     states = opened.states()

@@ -20,7 +20,8 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.engine.run import run
 from uturn.measures.hierarchy import nesting_index
 from uturn.paper import Workshop, nesting
 from uturn.paper.nesting_cases import (
@@ -35,8 +36,7 @@ from uturn.paper.nesting_cases import (
     indices,
     nested_bursts,
 )
-from uturn.plotting.style import style
-from uturn.running import run
+from uturn.studies.plotting.style import style
 
 
 def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: bool) -> Table:

@@ -14,10 +14,10 @@ import time
 import numpy as np
 import torch
 
-from uturn import fashion_mnist
 from uturn.backward.queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.random import keys, normals
+from uturn.core.random import keys, normals
+from uturn.sources import fashion_mnist
 
 
 class Counted(torch.nn.Module):

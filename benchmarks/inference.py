@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from baseline_torch import PlainBaseline, TunedBaseline
-from uturn import threads
-from uturn.inference import engine, infer, sample_posterior
-from uturn.inference.simd import LANES, add, load, multiply_add, pointer, read_block, splat, store
-from uturn.memory import aligned
-from uturn.rhm import RandomHierarchyModel
+from uturn.core import threads
+from uturn.core.memory import aligned
+from uturn.exact.inference import engine, infer, sample_posterior
+from uturn.exact.inference.simd import LANES, add, load, multiply_add, pointer, read_block, splat, store
+from uturn.exact.rhm import RandomHierarchyModel
 
 CASES = [(32, 8, 2, 7, 1024, 30), (32, 8, 2, 10, 64, 30), (32, 8, 2, 16, 1, 20)]  # v, m, s, L, batch, wanted ratio
 
@@ -264,9 +264,9 @@ def noise_grid(rounds):
 
 MEMORY_CODE = """
 import sys, numpy as np
-from uturn.memory import aligned
-from uturn.rhm import RandomHierarchyModel
-from uturn.inference import infer
+from uturn.core.memory import aligned
+from uturn.exact.rhm import RandomHierarchyModel
+from uturn.exact.inference import infer
 L, batch, outputs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 rhm = RandomHierarchyModel(32, 8, 2, L, seed=0)
 infer(RandomHierarchyModel(32, 8, 2, 3, seed=0), np.zeros((1, 8, 32), np.float32), outputs=(outputs,))
@@ -281,9 +281,9 @@ print((peak() - before - size) / 2**20)
 
 COMPILE_CODE = """
 import time, sys, numpy as np
-from uturn.memory import aligned
-from uturn.rhm import RandomHierarchyModel
-from uturn.inference import engine, infer, sample_posterior
+from uturn.core.memory import aligned
+from uturn.exact.rhm import RandomHierarchyModel
+from uturn.exact.inference import engine, infer, sample_posterior
 rhm = RandomHierarchyModel(4, 2, 2, 2, seed=0)
 times = []
 for dtype in (np.float32, np.float64):

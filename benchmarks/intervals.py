@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.statistics import (
+from uturn.measures.statistics import (
     crossing,
     estimate,
     hierarchy_index,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from uturn.lab import write_laboratory
+from uturn.pages.laboratory import write_laboratory
 
 MOVE = """async () => {
   const slider = document.getElementById("noise");

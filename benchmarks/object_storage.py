@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import uturn as ut
-from uturn.store import Store
+from uturn.store.record import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from faulty_proxy import FaultyProxy

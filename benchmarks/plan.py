@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from uturn.experiment import Experiment
-from uturn.plan import plan
-from uturn.running import run
+from uturn.core.experiment import Experiment
+from uturn.engine.plan import plan
+from uturn.engine.run import run
 
 HERE = Path(__file__).resolve().parents[1] / "examples"
 SPECS = ("epsilon", "gaussian", "clones", "denoiser", "score", "images")

@@ -180,7 +180,7 @@ def show_cost(series: Sequence[Series]) -> None:
 
 def draw_cost(series: Sequence[Series], path: Path) -> None:
     """Time and memory against depth, vocabulary and items, with the fitted power laws."""
-    from uturn.plotting.style import ACCENT, CLASS, MUTED, style
+    from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
 
     columns = [series[:1], series[1:3], series[3:]]
     labels = ["leaves $2^L$", "vocabulary $v$", "items in a task"]

@@ -97,7 +97,7 @@ def rate(states: Any, total: int, workers: int) -> float:
 def asynchronous(address: str, workers: int, slots: int) -> None:
     import ray.cloudpickle
 
-    from uturn.cluster import on_cluster
+    from uturn.engine.cluster import on_cluster
 
     total = 20 * slots
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the coordinator cannot import this file
@@ -109,7 +109,7 @@ def asynchronous(address: str, workers: int, slots: int) -> None:
 
 
 def real(address: str, workers: int, seconds: float) -> None:
-    from uturn.cluster import on_cluster
+    from uturn.engine.cluster import on_cluster
 
     total = int(workers * 40 / seconds)
     make = partial(SleepingTasks, seconds)
@@ -143,10 +143,10 @@ def memory() -> float:
 def computing(address: str) -> None:
     """Overhead of small tasks, and rates of large ones with more workers."""
     import uturn as ut
-    from uturn.places import place_of
-    from uturn.resume import open_store
-    from uturn.running import _on_cluster
-    from uturn.tasks import Tasks
+    from uturn.engine.run import _on_cluster
+    from uturn.engine.tasks import Tasks
+    from uturn.store.places import place_of
+    from uturn.store.resume import open_store
 
     def local_seconds(spec: dict[str, Any]) -> float:
         with tempfile.TemporaryDirectory() as folder:

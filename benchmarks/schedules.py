@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from uturn.plotting.schedules import draw_schedules
-from uturn.plotting.style import style
-from uturn.workflows.schedules import schedule
+from uturn.cli.presets.schedules import schedule
+from uturn.studies.plotting.schedules import draw_schedules
+from uturn.studies.plotting.style import style
 
 STABLE_DIFFUSION = {
     "beta_start": 0.00085,

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from uturn.backward.token_queue import TokenWork, run_token_queue
+from uturn.core.random import keys
 from uturn.corruption.unmasking import MASKED, Decoder
-from uturn.networks.language import LanguageModel
-from uturn.random import keys
+from uturn.networks.texts.language import LanguageModel
 from uturn.sources.tokens import PAD
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.fashion_mnist import generator_folder, load_test_set
+from uturn.core.pieces import Pieces
 from uturn.networks import DenoiserModel
+from uturn.networks.images.own_denoisers import Prediction
+from uturn.networks.images.pretrained import DenoisingNetwork
 from uturn.networks.model_check import FITS, Probed, check_denoiser
-from uturn.networks.own_denoisers import Prediction
-from uturn.networks.pretrained import DenoisingNetwork
-from uturn.pieces import Pieces
+from uturn.sources.fashion_mnist import generator_folder, load_test_set
 
 ATLAS = Path(__file__).parents[1] / "examples" / "atlas"
 INPUTS = {

@@ -24,7 +24,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import uturn
-from uturn.lab import laboratory
+from uturn.pages.laboratory import laboratory
 from uturn.paper import FIGURES, load_figure
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 
 import uturn as ut
+from uturn.cli.presets import ImageOptions
 from uturn.networks import load_network
-from uturn.plotting.style import style
-from uturn.workflows import ImageOptions
+from uturn.studies.plotting.style import style
 
 ATLAS = Path(__file__).parent / "atlas"
 OUT = Path(__file__).parents[1] / "docs" / "images" / "u-turn.webp"

@@ -17,10 +17,10 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 import uturn as ut
+from uturn.cli.presets import ImageOptions
 from uturn.networks import DenoiserModel
 from uturn.studies import draw_study, records_of
 from uturn.studies.grid import draw_grid
-from uturn.workflows import ImageOptions
 
 # %% [markdown]
 # ## Data

@@ -15,9 +15,9 @@ import numpy as np
 
 import uturn as ut
 from uturn.measures.changes import susceptibility_of
-from uturn.plotting.style import level_bar, level_colors, style
-from uturn.plotting.trees import canvas, donut, draw_tree, leaf_centres
-from uturn.statistics import estimate, transition
+from uturn.measures.statistics import estimate, transition
+from uturn.studies.plotting.style import level_bar, level_colors, style
+from uturn.studies.plotting.trees import canvas, donut, draw_tree, leaf_centres
 
 small = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=4, seed=0)
 small

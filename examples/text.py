@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 import uturn as ut
-from uturn.embedded_text import model_file, passages
+from uturn.cli.presets import TextOptions
 from uturn.networks import load_network
-from uturn.plotting.style import style
-from uturn.plotting.tokens import draw_tokens
+from uturn.sources.embedded_text import model_file, passages
 from uturn.studies import records_of
-from uturn.workflows import TextOptions
+from uturn.studies.plotting.style import style
+from uturn.studies.plotting.tokens import draw_tokens
 
 passages()[:3]
 

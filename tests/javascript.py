@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 
-from uturn.lab import MODULES, script
+from uturn.pages.laboratory import MODULES, script
 
 NODE = shutil.which("node")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

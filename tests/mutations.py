@@ -71,8 +71,8 @@ class Mutation:
 
 def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
     """The draws of a wrong sampler: every node independently from its own marginal."""
-    from uturn.inference import infer
-    from uturn.random import streams, uniforms
+    from uturn.core.random import streams, uniforms
+    from uturn.exact.inference import infer
 
     trees = {}
     for level, marginals in infer(rhm, log_evidence).marginals.items():
@@ -117,21 +117,21 @@ MUTATIONS = (
     ),
     Mutation(
         "wrong downward competitor count",
-        "uturn.theory:MeanField._messages",
+        "uturn.exact.theory:MeanField._messages",
         "wrong = (q * (m - 1) + (1 - q) * m) * self._inverse_T",
         "wrong = m * self._inverse_T",
         {"fig13": "rules that compete for a child"},
     ),
     Mutation(
         "intervals without the level of grammars",
-        "uturn.statistics:independent_groups",
+        "uturn.measures.statistics:independent_groups",
         'if "grammar" in values.coords and',
         "if False and",
         tests=(("test_mutations::intervals_see_the_grammars", {}),),
     ),
     Mutation(
         "all trajectories identical",
-        "uturn.random:Streams.keys",
+        "uturn.core.random:Streams.keys",
         "np.asarray(self.trajectories)",
         "np.zeros(self.count, np.int64)",
         tests=(("test_experiment::test_trajectories_are_independent", {"kind": "masking"}),),
@@ -145,14 +145,14 @@ MUTATIONS = (
     ),
     Mutation(
         "all clones identical",
-        "uturn.inference:sample_posterior",
+        "uturn.exact.inference:sample_posterior",
         "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)",
         "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), 0 * numbers)",
         {"fig3": CALIBRATION, "fig5": CALIBRATION},
     ),
     Mutation(
         "the same noise at all levels",
-        "uturn.random:Streams.keys",
+        "uturn.core.random:Streams.keys",
         "level = np.float64(self.noise).view(np.uint64)",
         "level = np.uint64(0)",
         {"fig5": LAW, "fig15": LAW, "s9": LAW},
@@ -181,21 +181,21 @@ MUTATIONS = (
     ),
     Mutation(
         "a damped C_k",
-        "uturn.theory:MeanField.pair_correlations",
+        "uturn.exact.theory:MeanField.pair_correlations",
         "damping = damping * (a - b) ** 2",
         "damping = 0.9 * damping * (a - b) ** 2",
         tests=(("test_theory::test_pair_correlations_against_the_joint_law", {"v": 8, "m": 3, "s": 2, "n": None}),),
     ),
     Mutation(
         "a wrong pair count in chi, s = 2",
-        "uturn.theory:MeanField.susceptibility",
+        "uturn.exact.theory:MeanField.susceptibility",
         "(s - 1) * float(s) ** np.arange(depth)",
         "(s - 1) * float(s) ** np.arange(1, depth + 1)",
         tests=(("test_theory::test_susceptibility_is_the_sum_over_all_ordered_pairs", {"v": 8, "m": 3, "s": 2}),),
     ),
     Mutation(
         "a wrong pair count in chi, right for s = 2",
-        "uturn.theory:MeanField.susceptibility",
+        "uturn.exact.theory:MeanField.susceptibility",
         "(s - 1) * float(s) ** np.arange(depth)",
         "float(s) ** np.arange(depth)",
         tests=(("test_theory::test_susceptibility_is_the_sum_over_all_ordered_pairs", {"v": 4, "m": 2, "s": 3}),),
@@ -224,7 +224,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a sampler of marginals",
-        "uturn.inference:sample_posterior",
+        "uturn.exact.inference:sample_posterior",
         "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)",
         "from mutations import of_marginals; trees = of_marginals(rhm, evidence, streams(seed, len(evidence)), numbers)",
         {"fig3": CALIBRATION, "fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
@@ -238,7 +238,7 @@ MUTATIONS = (
     ),
     Mutation(
         "clones compared with themselves",
-        "uturn.probes.clones:between_clones",
+        "uturn.measures.clones:between_clones",
         "f(groups[:, j], groups[:, k])",
         "f(groups[:, j], groups[:, j])",
         {"fig3": CALIBRATION},
@@ -274,7 +274,7 @@ MUTATIONS = (
     ),
     Mutation(
         "stored twins are kept when clones are added",
-        "uturn.store:Store._first",
+        "uturn.store.record:Store._first",
         "clones = 0",
         "pass",
         tests=(("test_store::twins_of_fewer_clones_are_not_shown", {}),),
@@ -295,21 +295,21 @@ MUTATIONS = (
     ),
     Mutation(
         "F with a wrong exponent",
-        "uturn.theory:MeanField._lost_above",
+        "uturn.exact.theory:MeanField._lost_above",
         "power = _power(lost, s)",
         "power = _power(lost, s - 1)",
         {"fig6": "belief one level above the leaves"},
     ),
     Mutation(
         "F with a wrong exponent in what is lost",
-        "uturn.theory:MeanField._lost_above",
+        "uturn.exact.theory:MeanField._lost_above",
         "b = -np.expm1(s * _log_kept(lost))",
         "b = -np.expm1((s - 1) * _log_kept(lost))",
         {"fig6": "belief one level above the leaves"},
     ),
     Mutation(
         "covariances pooled over originals",
-        "uturn.covariances:Covariances._moments",
+        "uturn.measures.covariances:Covariances._moments",
         "mean = x.mean(axis=1)",
         "mean = np.broadcast_to(x.mean(axis=(0, 1)), x.shape[::2])",
         tests=(("test_changes::test_pooling_over_originals_would_give_another_answer", {}),),
@@ -380,7 +380,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batches of trajectories joined without the difference of their means",
-        "uturn.covariances:Covariances.merge",
+        "uturn.measures.covariances:Covariances.merge",
         "self._products + other._products + between",
         "self._products + other._products + 0 * between",
         tests=(("test_changes::test_batches_with_other_means_are_joined", {}),),
@@ -408,14 +408,14 @@ MUTATIONS = (
     ),
     Mutation(
         "a network's ratio of the token that is there is believed",
-        "uturn.networks.language:LanguageModel._from_ratios",
+        "uturn.networks.texts.language:LanguageModel._from_ratios",
         "s = log_ratios.double().exp().masked_fill(own, 1.0)",
         "s = log_ratios.double().exp()",
         tests=(("test_language::test_uniform_replacement_reads_ratios_as_the_posterior", {}),),
     ),
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
-        "uturn.workflows.schedules:schedule",
+        "uturn.cli.presets.schedules:schedule",
         "stored.pipeline.startswith(COUNTED_DOWN)",
         "stored.pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
@@ -423,21 +423,21 @@ MUTATIONS = (
     # --- parts, and clones ---
     Mutation(
         "numbers in the code of one's own part do not count",
-        "uturn.own_parts:_code_bytes",
+        "uturn.core.own_parts:_code_bytes",
         "constants = [_code_bytes(c) if isinstance(c, CodeType) else _plain_bytes(c) for c in code.co_consts]",
         "constants = [_code_bytes(c) for c in code.co_consts if isinstance(c, CodeType)]",
         tests=(("test_parts::test_code_without_a_file", {}),),
     ),
     Mutation(
         "draws are cut into clones first, then trajectories",
-        "uturn.contracts:with_clones",
+        "uturn.core.contracts:with_clones",
         'at = dims.index("trajectory") + 1',
         'at = dims.index("trajectory")',
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(
         "mean over the other clones divided by the number of all",
-        "uturn.probes.clones:between_clones",
+        "uturn.measures.clones:between_clones",
         "/ (clones - 1)",
         "/ clones",
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
@@ -510,7 +510,7 @@ MUTATIONS = (
     # --- changes ---
     Mutation(
         "covariances over T instead of T - 1 trajectories",
-        "uturn.covariances:Covariances.covariance",
+        "uturn.measures.covariances:Covariances.covariance",
         "(self.count - 1) * self.distance.pairs",
         "self.count * self.distance.pairs",
         tests=(("test_changes_probe::test_readings_are_those_of_the_arrays", {"channel": "masking"}),),
@@ -553,21 +553,21 @@ MUTATIONS = (
     ),
     Mutation(
         "the end of a text stands behind its padding",
-        "uturn.networks.language:LanguageModel._called",
+        "uturn.networks.texts.language:LanguageModel._called",
         "begin + lengths + k] = token",
         "begin + longest + k] = token",
         tests=(("test_language::test_masked_models_of_transformers", {"kind": "bert"}),),
     ),
     Mutation(
         "likelihood of padding counts",
-        "uturn.networks.text_likelihoods:causal_log_likelihoods",
+        "uturn.networks.texts.likelihoods:causal_log_likelihoods",
         ".masked_fill(~real[:, first:], 0)",
         "",
         tests=(("test_text_probes::test_without_a_token_for_the_beginning_the_first_token_is_not_counted", {}),),
     ),
     Mutation(
         "pseudo-likelihood with all tokens of a call masked",
-        "uturn.networks.text_likelihoods:pseudo_log_likelihoods",
+        "uturn.networks.texts.likelihoods:pseudo_log_likelihoods",
         "masked[np.arange(len(places)), places] = MASKED",
         "masked[:, places] = MASKED",
         tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),
@@ -582,14 +582,14 @@ MUTATIONS = (
     ),
     Mutation(
         "v with signal and noise exchanged",
-        "uturn.networks.own_denoisers:Prediction.expected",
+        "uturn.networks.images.own_denoisers:Prediction.expected",
         "a * noise - s * clean",
         "s * noise - a * clean",
         tests=(("test_own_denoisers::test_from_every_step_a_delta_is_rebuilt_exactly", {"schedule": edm_schedule}),),
     ),
     Mutation(
         "sigma of the whole timestep below",
-        "uturn.networks.own_denoisers:Prediction.levels",
+        "uturn.networks.images.own_denoisers:Prediction.levels",
         "sigma = torch.lerp(self.sigmas[low], self.sigmas[high], time - low)",
         "sigma = self.sigmas[low]",
         tests=(
@@ -601,7 +601,7 @@ MUTATIONS = (
     ),
     Mutation(
         "timesteps of two calls a step are cut as those of one",
-        "uturn.workflows.schedules:schedule",
+        "uturn.cli.presets.schedules:schedule",
         "firsts = (steps - ks) * made.order",
         "firsts = steps - ks",
         tests=(
@@ -614,28 +614,28 @@ MUTATIONS = (
     # --- stores and clusters ---
     Mutation(
         "items move when the blocks of a larger run are smaller",
-        "uturn.store:Store._readings_of",
+        "uturn.store.record:Store._readings_of",
         "first = items[0] - tasks[0].item_block * self.chunk",
         "first = 0",
         tests=(("test_store::test_readings_stay_with_their_items_in_smaller_blocks", {}),),
     ),
     Mutation(
         "a block has the trajectories that some of its items have",
-        "uturn.store:Store._tasks_with",
+        "uturn.store.record:Store._tasks_with",
         "(min(held[task][k] for task in tasks)",
         "(max(held[task][k] for task in tasks)",
         tests=(("test_store::test_a_block_has_the_trajectories_that_all_of_its_items_have", {}),),
     ),
     Mutation(
         "tasks with fewer clones are done for the workers of a cluster",
-        "uturn.store:Store.recorded",
+        "uturn.store.record:Store.recorded",
         "found[task] = count if clones == self.clones else 0",
         "found[task] = count",
         tests=(("test_store::test_records_and_readings_leave_the_same_tasks", {}),),
     ),
     Mutation(
         "a bundle is handed out, and other tasks are crossed off",
-        "uturn.cluster.coordinator:Coordinator._next",
+        "uturn.engine.cluster.coordinator:Coordinator._next",
         "del group.tasks[first : first + size]",
         "del group.tasks[:size]",
         tests=(("test_coordinator::test_every_task_is_handed_out_once", {}),),
@@ -643,7 +643,7 @@ MUTATIONS = (
     # --- atlas and pages ---
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",
-        "uturn.workflows.atlas_numbers:_of_clones",
+        "uturn.studies.atlas_numbers:_of_clones",
         "np.lexsort((-np.abs(one.gap.values[:, 0]), one.gap_p.values))",
         "np.lexsort((one.gap_p.values, -np.abs(one.gap.values[:, 0])))",
         tests=(("test_atlas::test_the_gap_is_that_of_the_smallest_p_value", {}),),

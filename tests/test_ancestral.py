@@ -12,10 +12,10 @@ from scipy import stats
 import uturn as ut
 from uturn.backward.queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.core.random import keys
 from uturn.corruption.ancestral import AncestralScheduler
 from uturn.corruption.noising import amplitudes
 from uturn.corruption.schedulers import scheduler_like
-from uturn.random import keys
 
 EULER = diffusers.EulerDiscreteScheduler
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler

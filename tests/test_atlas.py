@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from uturn.cli import app
+from uturn.cli.presets import ImageOptions
+from uturn.cli.presets.atlas import RESULTS, chosen, measure_atlas, read_atlas
 from uturn.corruption.diffusion import Diffusion
 from uturn.measures.cloning import covariance_eigenvalues, largest_eigenvalue
 from uturn.networks import load_network
-from uturn.networks.pretrained import load_pretrained
-from uturn.plotting.atlas import draw_atlas
-from uturn.plotting.style import style
-from uturn.workflows import ImageOptions
-from uturn.workflows.atlas import RESULTS, chosen, measure_atlas, read_atlas
-from uturn.workflows.atlas_numbers import _of_changes, _of_clones, to_csv
+from uturn.networks.images.pretrained import load_pretrained
+from uturn.studies.atlas_numbers import _of_changes, _of_clones, to_csv
+from uturn.studies.plotting.atlas import draw_atlas
+from uturn.studies.plotting.style import style
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "atlas"
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern
@@ -327,7 +327,7 @@ def test_finished_rows_are_not_computed_again(finished, monkeypatch):
     assert more == []
     assert xr.open_zarr("out/atlas.zarr").name.values.tolist() == ["plain"]
     Path("atlas.toml").write_text(FILE.replace("items = 32", "items = 36"))
-    monkeypatch.setattr("uturn.experiment.Experiment.model_check", lambda self: [])  # calls before a run
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # calls before a run
     _, more = called("--only", "plain")
     assert 0 < sum(more) <= 16 * 110  # the items of the last task, 20 .. 31, are measured again with the four new ones
 

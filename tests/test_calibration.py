@@ -9,11 +9,11 @@ import xarray as xr
 from scipy import stats
 
 import uturn as ut
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.engine.run import run
 from uturn.measures import calibration
 from uturn.measures.calibration import calibrate, exchanged_gaps, holm, paired
 from uturn.measures.relabelling import combined, log_bound, p_values
-from uturn.running import run
 
 
 def experiment(kind, noise, items=200, depth=7, clones=8, **changes):
@@ -346,7 +346,7 @@ def test_wrong_evidence_is_seen(monkeypatch, factor):
 
 def test_a_sampler_of_marginals_is_seen_by_parsed_levels_and_not_by_sites(monkeypatch):
     from mutations import of_marginals
-    from uturn.random import streams
+    from uturn.core.random import streams
 
     def marginals(rhm, log_evidence, seed=0, num_draws=None):
         return of_marginals(rhm, log_evidence, streams(seed, len(log_evidence)), np.asarray(num_draws))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from uturn.engine.run import run
 from uturn.measures.calibration import calibration
 from uturn.measures.cloning import collapse_time, mixture_cloning_probability
 from uturn.paper import calibration as figure
 from uturn.paper import calibration_runs, decision_times
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS
-from uturn.running import run
 
 READINGS = [f"parsed, tree_level = {k}" for k in range(3)]
 KINDS = {"right": "exact", "also right": "exact", "wrong": "wrong", "leaves": "sites", "ignores": "blind"}

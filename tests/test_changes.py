@@ -5,13 +5,13 @@ import pytest
 import xarray as xr
 
 import uturn as ut
-from uturn.covariances import Covariances, Grid, Matrix, Tree
-from uturn.laws import GaussianMixture, power_law
+from uturn.core.random import keys, uniforms
+from uturn.exact.laws import GaussianMixture, power_law
+from uturn.exact.theory import MeanField
 from uturn.measures import changes
+from uturn.measures.covariances import Covariances, Grid, Matrix, Tree
 from uturn.measures.peaks import peak_of
 from uturn.measures.scaling import correlation_length
-from uturn.random import keys, uniforms
-from uturn.theory import MeanField
 
 
 def draws(items, trajectories, sites, seed=0):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.covariances import Grid, Tree
+from uturn.core.random import keys, uniforms
+from uturn.exact.theory import MeanField
+from uturn.measures.covariances import Grid, Tree
 from uturn.measures.scaling import collapse as fitted
 from uturn.measures.scaling import correlation_length
 from uturn.paper import chi, collapse, correlated_runs, correlations
-from uturn.random import keys, uniforms
-from uturn.theory import MeanField
 
 ITEMS = 24
 

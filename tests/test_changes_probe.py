@@ -9,15 +9,15 @@ import xarray as xr
 
 import uturn as ut
 from test_changes import double_sum, grid_matrix, tree_matrix
-from uturn import measuring
-from uturn.covariances import Covariances, Grid, Tree
+from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
+from uturn.core.random import Streams, keys, uniforms
+from uturn.engine import measuring
+from uturn.exact.theory import MeanField
 from uturn.measures import changes
+from uturn.measures.covariances import Covariances, Grid, Tree
 from uturn.measures.hierarchy import site_changes
 from uturn.measures.scaling import correlation_length
 from uturn.probes.changes import Changes, sites_of
-from uturn.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
-from uturn.random import Streams, keys, uniforms
-from uturn.theory import MeanField
 
 RHM = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4}
 
@@ -194,7 +194,7 @@ def test_a_pixel_changes_its_own_patch():
 def test_positions_of_a_layer(garments):
     import torch
 
-    from uturn.fashion_mnist import load_classifier
+    from uturn.sources.fashion_mnist import load_classifier
 
     one, ds = garments
     (originals,) = one.parts.source.blocks(np.arange(3), 0, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
 from uturn.pages.figures import tally
 from uturn.paper import FIGURES, Workshop, channel_verdicts, channels
 from uturn.paper.channels import channel_spec, drawn_noise, law_p_values, law_verdict

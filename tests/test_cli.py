@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from uturn import paper
 from uturn.cli import app
 from uturn.cli.completion import NAMES
+from uturn.cli.presets import ImageOptions, TextOptions
 from uturn.cli.printing import show
 from uturn.paper import Result, Verdict
-from uturn.workflows import ImageOptions, TextOptions
 
 SPEC = """
 items = 4

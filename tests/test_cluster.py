@@ -15,10 +15,10 @@ import pytest
 
 import uturn as ut
 from cluster_tasks import FileTasks, processes, tries, workers_of
-from uturn.checks import TasksFailed
-from uturn.cluster import connected, driver, on_cluster
-from uturn.running import _tasks_of
-from uturn.store import Store
+from uturn.core.checks import TasksFailed
+from uturn.engine.cluster import connected, driver, on_cluster
+from uturn.engine.run import _tasks_of
+from uturn.store.record import Store
 
 ray = pytest.importorskip("ray")
 
@@ -73,7 +73,7 @@ IMAGES = {
 OWN_PROBE = """
 import numpy as np
 from helper_of_own_probe import FACTOR
-from uturn.protocols import Variable
+from uturn.core.protocols import Variable
 
 class Twice:
     kinds = frozenset({"strings"})
@@ -89,7 +89,7 @@ LISTENING = """
 import os
 from contextlib import suppress
 from pathlib import Path
-from uturn.cluster.connection import connected
+from uturn.engine.cluster.connection import connected
 
 def parent(pid):
     return (pid / "stat").read_text().rpartition(")")[2].split()[1]
@@ -115,24 +115,26 @@ with connected("local") as ray:
 
 
 def tasks_elsewhere(other, spec, store):
-    from uturn.running import _reopened
-    from uturn.tasks import Tasks
+    from uturn.engine.run import _reopened
+    from uturn.engine.tasks import Tasks
 
     return Tasks(*_reopened(spec, other))
 
 
 def measure_elsewhere(monkeypatch, other):
     """Workers measure into another store, by a function of this file, which they are sent."""
-    monkeypatch.setattr("uturn.running._tasks_of", partial(tasks_elsewhere, str(other)))
-    monkeypatch.setattr("uturn.cluster.on_cluster", lambda *args, **options: on_cluster(*args, **{**options, "own_code": True}))
+    monkeypatch.setattr("uturn.engine.run._tasks_of", partial(tasks_elsewhere, str(other)))
+    monkeypatch.setattr(
+        "uturn.engine.cluster.on_cluster", lambda *args, **options: on_cluster(*args, **{**options, "own_code": True})
+    )
 
 
 DRIVER = """
 import os, signal, sys
 from functools import partial
 from cluster_tasks import FileTasks
-from uturn.cluster import connected, driver, on_cluster
-from uturn.running import _tasks_of
+from uturn.engine.cluster import connected, driver, on_cluster
+from uturn.engine.run import _tasks_of
 
 def stop(*_):
     raise KeyboardInterrupt
@@ -319,7 +321,7 @@ def test_strings_equal_the_local_run(cluster, tmp_path):
 
 def test_images_equal_the_local_run(cluster, tmp_path, monkeypatch):
     """Several bundles are in the network at once, as with a GPU."""
-    monkeypatch.setattr("uturn.cluster.on_cluster", partial(on_cluster, slots=4))
+    monkeypatch.setattr("uturn.engine.cluster.on_cluster", partial(on_cluster, slots=4))
     experiment = ut.Experiment.from_dict(IMAGES)
     found = ut.run(experiment, tmp_path / "x", workers=1, cluster=cluster.address).load()
     local = ut.run(experiment).drop_attrs()
@@ -425,7 +427,7 @@ def test_what_a_worker_says_of_a_store_that_it_does_not_see(tmp_path):
 
 def test_a_store_that_workers_see_at_another_place(cluster, tmp_path, monkeypatch):
     experiment = ut.Experiment.from_dict(STRINGS)
-    monkeypatch.setattr("uturn.running._SEEN_SECONDS", 1.0)
+    monkeypatch.setattr("uturn.engine.run._SEEN_SECONDS", 1.0)
     ut.run(experiment, tmp_path / "other", shard=(1, 1000))
     measure_elsewhere(monkeypatch, tmp_path / "other")
     with pytest.raises(ValueError, match="36 tasks were measured, but are not in"):

@@ -9,13 +9,13 @@ import torch
 
 import uturn as ut
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.cli.presets import ImageOptions
+from uturn.core.random import keys, normals
+from uturn.engine.plan import plan
 from uturn.networks import DenoiserModel
-from uturn.networks.own_denoisers import PREDICTIONS
-from uturn.plan import plan
-from uturn.random import keys, normals
+from uturn.networks.images.own_denoisers import PREDICTIONS
 from uturn.studies import draw_study, records_of
 from uturn.studies.grid import draw_grid
-from uturn.workflows import ImageOptions
 
 SHAPE = (1, 28, 28)
 CLASSES, NULL = 10, 77
@@ -115,7 +115,7 @@ def options(**changes):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_plans_count_the_calls_of_the_run(guidance, monkeypatch):
-    monkeypatch.setattr("uturn.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
     experiment = options(condition="label", guidance=guidance, batch_size=6, clones=2).experiment()
     found = plan(experiment, workers=1, budget=0.1)
     rows.clear()

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 import uturn as ut
-from uturn.cluster import connection, coordinator, driver
-from uturn.cluster.coordinator import Coordinator, Job
-from uturn.store import Store
-from uturn.tasks import Tasks
+from uturn.engine.cluster import connection, coordinator, driver
+from uturn.engine.cluster.coordinator import Coordinator, Job
+from uturn.engine.tasks import Tasks
+from uturn.store.record import Store
 
 ray = pytest.importorskip("ray")
 
@@ -340,7 +340,7 @@ def given(monkeypatch):
             all_of.join()
         yield from ()
 
-    monkeypatch.setattr("uturn.cluster.on_cluster", measured)
+    monkeypatch.setattr("uturn.engine.cluster.on_cluster", measured)
     return found
 
 

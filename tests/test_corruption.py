@@ -7,7 +7,7 @@ from scipy.integrate import quad
 from scipy.special import log_softmax
 
 import uturn as ut
-import uturn.random
+import uturn.core.random
 
 ALL = [ut.Gaussian(), ut.Masking(), ut.UniformReplacement(), ut.EpsilonBelief()]
 CHANNELS = ALL[:3]

@@ -10,9 +10,10 @@ import enumeration
 import uturn as ut
 from uturn.corruption import Noisy
 from uturn.corruption.denoising import ExactDenoiser, denoise
-from uturn.networks import denoisers
 from uturn.networks.classifiers import TreeClassifier
-from uturn.networks.denoisers import (
+from uturn.networks.files import load_network, save_network
+from uturn.networks.strings import denoisers
+from uturn.networks.strings.denoisers import (
     CHANNELS,
     LearnedDenoiser,
     TreeDenoiser,
@@ -22,7 +23,6 @@ from uturn.networks.denoisers import (
     train_denoiser,
     training_noise,
 )  # fmt: skip
-from uturn.networks.files import load_network, save_network
 from uturn.networks.training import fingerprint
 
 GRAMMAR = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2, "seed": 0}

@@ -18,12 +18,12 @@ from enumeration import all_trees
 from uturn.backward import StringDenoiser, StringDiffusion
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, noisy_images_of, observation_of, strings_of
+from uturn.core.random import keys
 from uturn.corruption import Diffusion
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption.schedulers import SCHEDULERS
-from uturn.networks.denoisers import TreeDenoiser
 from uturn.networks.files import save_network
-from uturn.random import keys
+from uturn.networks.strings.denoisers import TreeDenoiser
 from uturn.sources import RHMSource
 
 RHM = ut.RandomHierarchyModel(3, 2, 2, 2, seed=4)
@@ -291,8 +291,8 @@ def test_experiments_agree_with_exact_beliefs(corruption, backward):
 
 
 def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
-    from uturn.networks.denoisers import TreeDenoiser
     from uturn.networks.files import save_network
+    from uturn.networks.strings.denoisers import TreeDenoiser
 
     torch.manual_seed(0)
     path = str(tmp_path / "network.safetensors")

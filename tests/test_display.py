@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import uturn as ut
-from uturn.statistics import Estimate
+from uturn.measures.statistics import Estimate
 
 MARKUP = "</td><script>alert(1)</script>"
 SPEC = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from enumeration import all_trees, marginals
+from uturn.engine.run import run
 from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, messages, small_tree
-from uturn.running import run
 
 
 def passed(verdicts):

@@ -16,8 +16,9 @@ from torch import nn
 import tiny_clip
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.networks.clip import ClipTexts, class_texts
-from uturn.networks.image_classifiers import load_classifier
+from uturn.cli.presets import ImageOptions
+from uturn.networks.images.classifiers import load_classifier
+from uturn.networks.images.clip import ClipTexts, class_texts
 from uturn.networks.layers import every_block
 from uturn.networks.modules import _timm_has_classes, load_module
 from uturn.probes import NetworkLayers
@@ -26,7 +27,6 @@ from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import Images
 from uturn.studies import as_data, draw_study, records_of, summary
 from uturn.studies.grid import draw_grid
-from uturn.workflows import ImageOptions
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -531,7 +531,7 @@ def test_the_identity_of_older_specs_stays_the_same():
 
 def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):
     """The texts come from names of the source, which no weights and no options hold."""
-    from uturn.store import Store
+    from uturn.store.record import Store
 
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)

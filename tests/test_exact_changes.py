@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from enumeration import tree_posterior
-from uturn.covariances import Covariances, Tree
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.core.random import Streams
+from uturn.measures.covariances import Covariances, Tree
 from uturn.paper.correlated_runs import SITES, controls, independent_changes
 from uturn.paper.exact_changes import _FIRST, exact_covariances
-from uturn.random import Streams
 
 
 def experiment(channel, noise, s=2, **source):

@@ -8,14 +8,14 @@ import pytest
 import xarray as xr
 
 import uturn as ut
+from uturn.core.protocols import Noisy
+from uturn.core.random import keys
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
+from uturn.exact.rhm import zipf
 from uturn.paper import Workshop, exam, exam_runs, exam_verdicts
 from uturn.paper.decoder_laws import _confident, divergence, log_ratios
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, AllPossible, decoders, in_steps
-from uturn.protocols import Noisy
-from uturn.random import keys
-from uturn.rhm import zipf
 
 V, D = 3, 4
 DENSE = ut.RandomHierarchyModel(vocab_size=V, multiplicity=V, branching=2, depth=2, seed=0, rule_probabilities=zipf(V, 1.0))

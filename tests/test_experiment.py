@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import uturn as ut
-from uturn.store import Store
+from uturn.store.record import Store
 
 SPEC = {
     "seed": 3,

@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import BACKWARDS
 from uturn.cli import app
+from uturn.core.protocols import Backward, Channel, Corruption, Noisy, Originals, Probe, Source, Spec, Variable
+from uturn.core.random import Purpose, keys, uniforms
 from uturn.corruption import CORRUPTIONS
 from uturn.corruption.denoising import checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols
+from uturn.measures.clones import between_clones
 from uturn.paper.registry import FIGURES
 from uturn.paper.verdicts import verdict, within
 from uturn.probes import PROBES
-from uturn.probes.clones import between_clones
-from uturn.protocols import Backward, Channel, Corruption, Noisy, Originals, Probe, Source, Spec, Variable
-from uturn.random import Purpose, keys, uniforms
 from uturn.sources import SOURCES
 
 # -- one of each, for a new kind of data --------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from uturn import fashion_mnist
 from uturn.probes.hidden_layers import HiddenLayers
+from uturn.sources import fashion_mnist
 
 
 @pytest.fixture(scope="module")

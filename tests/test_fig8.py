@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.engine.run import run
 from uturn.networks.files import load_network, save_network
 from uturn.paper import Workshop, fig8, string_classifier
-from uturn.running import run
 
 ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = range(9)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from uturn.engine.run import run
 from uturn.paper import FIGURES, fig6, fig7, reproduce
-from uturn.running import run
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from uturn import files
+from uturn.core import files
 
 
 @pytest.mark.parametrize("before", ["nothing", "empty folder", "folder", "link"])

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chisquare
 
 import uturn as ut
-from uturn.rhm import RandomHierarchyModel
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.sources import SOURCES
 from uturn.sources.filtered import FilteredRHMSource
 

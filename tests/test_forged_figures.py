@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from uturn.core.random import keys, uniforms
 from uturn.corruption import Gaussian
-from uturn.fashion_mnist import COARSE_CLASS
 from uturn.paper import fig2, fig5
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
-from uturn.random import keys, uniforms
 from uturn.sources import FashionMNISTSource
+from uturn.sources.fashion_mnist import COARSE_CLASS
 
 
 def falling(x, location, width, bottom):

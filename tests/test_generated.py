@@ -10,13 +10,13 @@ from torch import nn
 import uturn as ut
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.cli.presets import ImageOptions
+from uturn.engine.plan import plan
 from uturn.networks import DenoiserModel
-from uturn.plan import plan
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources import generated
 from uturn.studies import records_of
 from uturn.studies.runs import describe
-from uturn.workflows import ImageOptions
 
 SHAPE, MODE, DEVIATION = (1, 4, 4), 0.4, 0.12
 STEPS = 40
@@ -196,7 +196,7 @@ def test_labels_of_a_model_that_is_told():
 
 def test_originals_are_drawn_once(tmp_path, monkeypatch):
     """Calls are counted in images: N for each original, and k for each U-turn."""
-    monkeypatch.setattr("uturn.experiment.Experiment.model_check", lambda self: [])  # it has calls of its own
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # it has calls of its own
     source = {"folder": str(tmp_path / "originals")}
     expected = 24 * STEPS + 24 * (STEPS // 2 + STEPS)
     experiment = spec(source=source, chunk=5)
@@ -229,7 +229,7 @@ def test_little_memory_is_enough(monkeypatch):
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_plans_count_the_draws_and_make_none(probes, on_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(DiffusionModel, "wants_processes", not on_gpu)
-    monkeypatch.setattr("uturn.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
     experiment = spec(items=300, noise=(0.25,), chunk=50, probes=probes, source={"folder": str(tmp_path / "kept")})
     found = plan(experiment, workers=1, budget=0.1)
     assert not (tmp_path / "kept").exists()

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 import adm_checkpoints as adm
 from uturn.cli.models import convert
-from uturn.networks import guided_diffusion
-from uturn.networks.guided_diffusion import (
+from uturn.networks.images import guided_diffusion
+from uturn.networks.images.guided_diffusion import (
     PRESETS,
     convert_guided_diffusion,
     guided_diffusion_scheduler,

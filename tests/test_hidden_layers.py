@@ -11,12 +11,12 @@ from safetensors.torch import save_file as save_torch_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.engine.run import run
 from uturn.networks.classifiers import TreeClassifier, VectorClassifier
 from uturn.networks.files import load_network, save_network
 from uturn.networks.layers import every_block
 from uturn.probes.hidden_layers import HiddenLayers
-from uturn.running import run
 from uturn.sources import RHMSource
 
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 import xarray as xr
 
+from uturn.core.experiment import Experiment
+from uturn.core.random import keys, uniforms
 from uturn.corruption import Gaussian
-from uturn.experiment import Experiment
-from uturn.laws import power_law
+from uturn.exact.laws import power_law
+from uturn.exact.theory import MeanField
 from uturn.measures.hierarchy import nesting_index
+from uturn.measures.statistics import hierarchy_index, nonincreasing, rescaled
 from uturn.paper import controls, nesting, s9
 from uturn.paper.control_cases import two_scales, two_scales_curves, two_scales_law, two_scales_noise
 from uturn.paper.nesting_cases import CONTROLS, vector_changes
-from uturn.random import keys, uniforms
 from uturn.sources import GaussianFieldSource
-from uturn.statistics import hierarchy_index, nonincreasing, rescaled
-from uturn.theory import MeanField
 
 FINE = np.linspace(0, 1, 401)  # low level, from 0 to 1 of its way down
 
@@ -168,7 +168,7 @@ def test_fluctuations_make_no_inversion(name):
 
 def test_without_two_halves_fluctuations_would_make_one():
     """The reason for splitting the items: the largest area, taken where it is found, is never negative."""
-    from uturn.statistics import _index
+    from uturn.measures.statistics import _index
 
     low = np.linspace(1, 0, 26)[1:]
     naive, split = [], []
@@ -472,7 +472,7 @@ def forged_s9(shift=1.0, first_layer=None, accuracy=1.0, items=300, error=0.0) -
 
 
 def test_kept_mode_is_the_agreement_of_two_posterior_draws():
-    from uturn.laws import GaussianMixture
+    from uturn.exact.laws import GaussianMixture
 
     law, t = GaussianMixture([[-2.0, 0.0], [2.0, 0.0]]), 1.1
     x0 = law.sample(40_000, seed=0)

@@ -22,19 +22,19 @@ from rich.table import Table
 import uturn as ut
 from uturn import paper
 from uturn.backward import DiffusionModel
-from uturn.checks import visible
 from uturn.cli import main
+from uturn.cli.presets import image_experiment
 from uturn.cli.printing import show
 from uturn.cli.solvable import theory
-from uturn.fashion_mnist import generator_folder
-from uturn.files import read_array
-from uturn.networks.pipelines import load_scheduler
-from uturn.networks.tokenizers import Vocabulary
+from uturn.core.checks import visible
+from uturn.core.files import read_array
+from uturn.exact.theory import MeanField, phase_diagram
+from uturn.networks.images.pipelines import load_scheduler
+from uturn.networks.texts.tokenizers import Vocabulary
 from uturn.pages import report
 from uturn.pages.collect import collect
+from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
-from uturn.theory import MeanField, phase_diagram
-from uturn.workflows import image_experiment
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.networks import image_classifiers
-from uturn.networks.image_classifiers import class_transitions, in_top, load_classifier
+from uturn.networks.images import classifiers as image_classifiers
+from uturn.networks.images.classifiers import class_transitions, in_top, load_classifier
 from uturn.networks.layers import every_block
 from uturn.networks.modules import load_module
 from uturn.probes import KeepImages, NetworkLayers

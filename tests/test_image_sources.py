@@ -17,7 +17,7 @@ from PIL import Image, features
 import uturn as ut
 from uturn.sources import images as image_sources
 from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSource
-from uturn.store import Variable
+from uturn.store.record import Variable
 
 
 def noise_image(seed, height=6, width=6, channels=3):

@@ -14,20 +14,21 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import fashion_mnist, measuring
 from uturn.cli import app
+from uturn.cli.presets import ImageOptions, image_experiment
+from uturn.cli.presets.images import noise_levels
+from uturn.cli.presets.options import parsed_levels, probe_names
 from uturn.cli.printing import show
+from uturn.engine import measuring
 from uturn.pages import write_study
 from uturn.pages.results import PICTURES
-from uturn.plotting.style import fonts_for
+from uturn.sources import fashion_mnist
 from uturn.studies import as_data, draw_study, records_of, summary
 from uturn.studies.grid import draw_grid
+from uturn.studies.plotting.style import fonts_for
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import panels_of
 from uturn.studies.tables import remarks as remarks_of
-from uturn.workflows import ImageOptions, image_experiment
-from uturn.workflows.image_options import noise_levels
-from uturn.workflows.options import parsed_levels, probe_names
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
@@ -692,7 +693,7 @@ def test_interrupted_runs_resume(tmp_path, monkeypatch):
 
     short = ["--out", tmp_path, "--steps", "3", "--levels", "3", "--items", "2", "--keep", "0", "--workers", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr("uturn.tasks.measurements", killed)
+        patch.setattr("uturn.engine.tasks.measurements", killed)
         stopped = command(*short)
     assert stopped.exit_code == 130
     assert missing_tasks(xr.open_zarr(tmp_path / "run.zarr")) == 1

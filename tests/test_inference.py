@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enumeration import joint_entropy, marginals, tree_posterior
+from uturn.core.random import keys
 from uturn.corruption import Gaussian
-from uturn.inference import (
+from uturn.exact.inference import (
     NotComputedError,
     infer,
     mutual_information,
@@ -23,8 +24,7 @@ from uturn.inference import (
     prior_entropy,
     sample_posterior,
 )
-from uturn.random import keys
-from uturn.rhm import RandomHierarchyModel
+from uturn.exact.rhm import RandomHierarchyModel
 
 EVERYTHING = ("marginals", "upward", "downward", "log_evidence")
 MESSAGES = EVERYTHING[:3]
@@ -446,7 +446,7 @@ def test_results_do_not_depend_on_the_batch(shape):
 
 def test_chunks_of_the_batch():
     """A batch that is worked on in several chunks, with samples to redo in all of them."""
-    from uturn.inference.engine import plan_of
+    from uturn.exact.inference.engine import plan_of
 
     rhm, whole = grammar(7, 3, 2, 9, 11), grammar(7, 3, 2, 9, 11)
     plan_of(rhm, np.dtype(np.float32)).chunk = plan_of(rhm, np.dtype(np.float64)).chunk = 32
@@ -511,7 +511,7 @@ def test_an_interrupted_call_waits_for_its_threads(monkeypatch):
     import signal
     import time
 
-    from uturn import threads
+    from uturn.core import threads
 
     started, ended = threading.Event(), threading.Event()
 
@@ -617,13 +617,14 @@ def test_entropy_identities():
 
 # -- start-up -------------------------------------------------------------------------------------------------------------------
 def test_import_is_light():
-    code = "import sys, uturn.inference; assert 'torch' not in sys.modules and 'uturn.inference.kernels' not in sys.modules"
+    names = {"torch", "uturn.exact.inference.kernels"}
+    code = f"import sys, uturn.exact.inference; assert not {names!r} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_messages_and_draws_do_not_depend_on_how_a_tree_is_cut():
     """Full batches run on whole trees, small ones on bands of levels: the same numbers in every bit."""
-    from uturn.inference import engine
+    from uturn.exact.inference import engine
 
     rhm = RandomHierarchyModel(32, 8, 2, 9, seed=0)
     values = 2 * np.random.default_rng(0).standard_normal((64, 512, 32)).astype(np.float32)

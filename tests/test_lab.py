@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 import uturn as ut
 from enumeration import tree_posterior
 from javascript import CHROMIUM, NODE, evaluate
-from uturn import random
+from uturn.core import random
 
 pytestmark = pytest.mark.skipif(not (NODE or CHROMIUM), reason="runs JavaScript: neither node nor Chromium is installed")
 

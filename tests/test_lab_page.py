@@ -10,7 +10,7 @@ import pytest
 
 import uturn as ut
 from browser import next_frame, violations
-from uturn.lab import laboratory, write_laboratory
+from uturn.pages.laboratory import laboratory, write_laboratory
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import uturn as ut
-from uturn.lab.image_u_turns import image_u_turns
-from uturn.lab.server import LaboratoryServer
+from uturn.pages.laboratory.image_u_turns import image_u_turns
+from uturn.pages.laboratory.server import LaboratoryServer
 
 TURNS = "turns?items=3,12&back=4&steps=10&clones=2&seed=5"
 

@@ -14,12 +14,12 @@ import uturn as ut
 from tiny_language import Table, TableDenoiser
 from uturn.backward.language import LanguageDenoiser
 from uturn.backward.token_queue import TokenWork, run_token_queue
+from uturn.core.files import clear_caches
+from uturn.core.protocols import Noisy
+from uturn.core.random import Streams, keys
 from uturn.corruption.unmasking import Decoder, unmask
-from uturn.files import clear_caches
 from uturn.networks import load_language_model
-from uturn.networks.language import LanguageModel
-from uturn.protocols import Noisy
-from uturn.random import Streams, keys
+from uturn.networks.texts.language import LanguageModel
 from uturn.sources.tokens import PAD, NoisyTokens, TokenSource
 
 TABLE = "tiny_language:table"

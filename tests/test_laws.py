@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import uturn as ut
-import uturn.random
+import uturn.core.random
 from enumeration import all_trees
 
 CHANNELS = [(ut.Gaussian(), 0.25), (ut.Masking(), 0.5), (ut.UniformReplacement(), 0.4)]
@@ -137,7 +137,7 @@ def test_full_density_gives_independent_leaves():
 
 def test_mean_field_is_belief_propagation_averaged_over_grammars():
     """Within the grammar-to-grammar spread: shifts in ε, not heights at the transition (theory: sd .0019 at (32, 8, 2))."""
-    from uturn.statistics import shift
+    from uturn.measures.statistics import shift
 
     grid = np.linspace(0.5, 0.9, 21)
     theory, fine = ut.theory.MeanField(32, 8, 2), np.linspace(0, 1, 2001)

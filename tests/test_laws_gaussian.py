@@ -11,12 +11,12 @@ import pytest
 from scipy import stats
 
 from uturn.backward import ExactPosterior, UTurns
+from uturn.core.experiment import Experiment, u_turn
+from uturn.core.random import Streams
 from uturn.corruption import Gaussian
-from uturn.experiment import Experiment, u_turn
-from uturn.laws import GaussianMixture, power_law, simplex, wave_numbers
+from uturn.engine.run import run
+from uturn.exact.laws import GaussianMixture, power_law, simplex, wave_numbers
 from uturn.probes.scales import Scales
-from uturn.random import Streams
-from uturn.running import run
 from uturn.sources import GaussianFieldSource, GaussianMixtureSource, ImageFolderSource, RHMSource, Vectors
 
 
@@ -140,7 +140,7 @@ def test_far_modes_and_tiny_noise_stay_finite():
 
 def test_numbers_belong_to_keys_not_to_batches():
     law = lopsided()
-    from uturn.random import keys
+    from uturn.core.random import keys
 
     stream = keys(3, np.arange(6))
     whole = law.sample(6, stream).values
@@ -229,7 +229,7 @@ def test_reverse_diffusion_with_the_exact_score_draws_from_the_posterior():
     from diffusers import DDIMScheduler, DDPMScheduler
 
     from uturn.backward.reverse_diffusion import ReverseDiffusion
-    from uturn.random import keys
+    from uturn.core.random import keys
 
     # Small, because what is diffused there are images in [-1, 1].
     law = GaussianMixture([[-0.35, 0.0], [0.35, 0.0]], weights=[0.4, 0.6], variance=[0.015, 0.03])

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import uturn as ut
-from uturn.networks import denoisers
+from uturn.networks.strings import denoisers
 from uturn.networks.training import fingerprint
 from uturn.paper import Workshop, learning, trained_denoisers
 

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 
-from uturn import embedded_text
 from uturn.networks import load_network, save_network
-from uturn.networks.masked_transformer import MaskedTransformer, _rotated, _rotation
+from uturn.networks.texts.masked_transformer import MaskedTransformer, _rotated, _rotation
 from uturn.networks.training import train
+from uturn.sources import embedded_text
 
 PATTERN, LENGTH = "aab", 7
 

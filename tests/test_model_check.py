@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli import app
-from uturn.fashion_mnist import generator_folder
-from uturn.files import clear_caches
+from uturn.core.files import clear_caches
+from uturn.core.pieces import Pieces
+from uturn.engine.trial import check
 from uturn.networks import DenoiserModel
-from uturn.networks.language_files import load_language_model
+from uturn.networks.images.pretrained import load_pretrained
 from uturn.networks.model_check import Probed
-from uturn.networks.pretrained import load_pretrained
-from uturn.pieces import Pieces
-from uturn.store import Store, warnings_of
-from uturn.trial import check
+from uturn.networks.texts.language_files import load_language_model
+from uturn.sources.fashion_mnist import generator_folder
+from uturn.store.record import Store, warnings_of
 
 ATLAS = Path(__file__).parents[1] / "examples" / "atlas"
 made = None

@@ -16,14 +16,14 @@ import xarray as xr
 
 import uturn as ut
 from mutations import MUTATIONS
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.engine.run import run
+from uturn.exact.theory import MeanField
 from uturn.measures.changes import susceptibility_of
+from uturn.measures.statistics import estimate
 from uturn.paper import Workshop, channel_verdicts, chi, fig6, fig7, fig13, s9, sampler_laws, schedulers
 from uturn.paper.correlated_runs import STEEP
 from uturn.paper.exact_changes import exact_covariances
-from uturn.running import run
-from uturn.statistics import estimate
-from uturn.theory import MeanField
 
 NAMES = [mutation.name for mutation in MUTATIONS]
 

@@ -7,11 +7,11 @@ import pytest
 import xarray as xr
 
 import uturn as ut
+from uturn.core.random import keys, uniforms
+from uturn.exact.theory import MeanField
 from uturn.measures import hierarchy
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, nesting_index_of, site_changes
 from uturn.paper.nesting_cases import DESIGN, HELD_OUT, auc, changes, grammar_changes, nested_bursts, nested_order
-from uturn.random import keys, uniforms
-from uturn.theory import MeanField
 
 
 def labelled(x, noise=None) -> xr.DataArray:

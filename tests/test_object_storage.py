@@ -14,10 +14,10 @@ import xarray as xr
 
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
-from uturn import measuring, objects, places
-from uturn.objects import Objects
-from uturn.places import ObjectPrefix
-from uturn.store import Store
+from uturn.engine import measuring
+from uturn.store.objects import Objects
+from uturn.store.places import ObjectPrefix
+from uturn.store.record import Store, objects, places
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -215,7 +215,7 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     dated = (".pdf", "fig9.json", ".html")  # or with the seconds that a figure took
     assert [key for key in expected if not key.endswith(dated) and found[key] != expected[key]] == []
     shutil.rmtree(cache)  # another machine, which measures nothing again
-    monkeypatch.setattr("uturn.tasks.measurements", None)
+    monkeypatch.setattr("uturn.engine.tasks.measurements", None)
     assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
     Objects.at(url).remove(["index.html"])
     assert report([url]) == (f"{url}/index.html", [])
@@ -225,8 +225,8 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
 def test_what_figures_keep_is_fetched_from_the_url(proxy, cache):
     """Data, networks and statistics of figures are computed once for all machines."""
     from uturn.networks.classifiers import VectorClassifier
-    from uturn.outputs import output_folder
     from uturn.paper import Workshop
+    from uturn.store.outputs import output_folder
 
     def trained(checkpoint):
         return [VectorClassifier(3, 2, width=4, num_layers=1, seed=0)], SimpleNamespace(steps=1, records=[])
@@ -263,7 +263,7 @@ def test_results_of_images_at_a_url(proxy, tmp_path):
 
 
 def test_folders_are_pushed_and_fetched(proxy, tmp_path):
-    from uturn.outputs import OutputFolder
+    from uturn.store.outputs import OutputFolder
 
     there = OutputFolder(f"{proxy.bucket}/out", tmp_path / "a")
     again = OutputFolder(there.where, tmp_path / "b")
@@ -339,13 +339,13 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
             done.append(readings)
             yield readings
 
-    monkeypatch.setattr("uturn.tasks.measurements", fails_after_five)
+    monkeypatch.setattr("uturn.engine.tasks.measurements", fails_after_five)
     monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.3)
     with pytest.raises(ValueError, match="safe, run the same again to resume"):
         ut.run(experiment(), url)
     assert not any("list-type" in path for _, path, _ in proxy.requests), "the missing tasks are not counted"
     proxy.down = None
-    monkeypatch.setattr("uturn.tasks.measurements", measurements)
+    monkeypatch.setattr("uturn.engine.tasks.measurements", measurements)
     assert sorted(state for state, _ in Store.open(url).states().values()) == ["done"] * 5 + ["missing"] * 4
     ut.run(experiment(), url)
     assert objects_at(url) == local[0]

@@ -16,10 +16,10 @@ from torch import nn
 import uturn as ut
 from uturn.backward import diffusion
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.core.random import keys, normals
 from uturn.networks import DenoiserModel, edm_schedule
-from uturn.networks.own_denoisers import PREDICTIONS
-from uturn.networks.pretrained import load_pretrained
-from uturn.random import keys, normals
+from uturn.networks.images.own_denoisers import PREDICTIONS
+from uturn.networks.images.pretrained import load_pretrained
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (2, 3, 4)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.datasets import write_dataset
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.measures.statistics import Estimate
 from uturn.pages.figures import tally
 from uturn.paper import FIGURES, ORDER, Workshop, load_results
 from uturn.paper.verdicts import (
@@ -27,7 +27,7 @@ from uturn.paper.verdicts import (
     verdict,
     within,
 )
-from uturn.statistics import Estimate
+from uturn.store.datasets import write_dataset
 
 SPEC = {
     "items": 2,

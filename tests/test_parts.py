@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import ExactPosterior
 from uturn.cli import app
-from uturn.contracts import checked_blocks
-from uturn.measuring import measure
-from uturn.own_parts import code_digest
+from uturn.core.contracts import checked_blocks
+from uturn.core.own_parts import code_digest
+from uturn.engine.measuring import measure
+from uturn.engine.trial import check
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
-from uturn.store import Store, Variable
+from uturn.store.record import Store, Variable
 from uturn.studies import records_of
-from uturn.trial import check
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
 SPEC = {
@@ -642,7 +642,7 @@ def test_figures_build_parts_from_what_was_asked_for(tmp_path, monkeypatch):
 
 
 MODULE = """
-from uturn.store import Variable
+from uturn.store.record import Variable
 from uturn.probes import TreeLevels
 
 class Mine(TreeLevels):
@@ -689,7 +689,7 @@ def test_resuming_with_changed_code_is_refused(own_module, tmp_path):
 SET_OF_STRINGS = """
 space = {}
 exec("class A:\\n def f(self, x):\\n  return x in {'a', 'b', 'c', 'd'}\\n", space)
-from uturn.own_parts import code_digest
+from uturn.core.own_parts import code_digest
 print(code_digest(space["A"]()))
 """
 

@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import UTurns
 from uturn.cli import app
-from uturn.networks.image_classifiers import load_classifier
+from uturn.cli.presets import ImageOptions
+from uturn.networks.images.classifiers import load_classifier
 from uturn.probes import PROBES, NetworkLayers, Perceptual
 from uturn.probes.perceptual import LPIPS_LAYERS, distance_of
 from uturn.probes.perceptual_distance import Stages, read_linear
 from uturn.sources.images import Images
-from uturn.store import Store
+from uturn.store.record import Store
 from uturn.studies import as_data, draw_study, summary
-from uturn.workflows import ImageOptions
 
 torchvision = pytest.importorskip("torchvision")
 HERE = Path(__file__).stem

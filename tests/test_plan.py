@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from uturn import timing
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.corruption.denoising import ExactDenoiser
-from uturn.counts import queue_calls
-from uturn.measuring import measure
-from uturn.plan import Plan, plan
+from uturn.engine import timing
+from uturn.engine.counts import queue_calls
+from uturn.engine.measuring import measure
+from uturn.engine.plan import Plan, plan
 from uturn.probes.hidden_layers import HiddenLayers
-from uturn.store import Store
+from uturn.store.record import Store
 
 STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 4, "grammars": 3}
 IMAGES = {
@@ -69,7 +69,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_calls_are_those_of_the_run(name, workers, calls, monkeypatch):
-    monkeypatch.setattr("uturn.plan.cores", lambda: 2)
+    monkeypatch.setattr("uturn.engine.plan.cores", lambda: 2)
     one = experiment(name)
     found = planned(one, workers=workers)
     calls.clear()
@@ -155,7 +155,7 @@ def test_costs_of_calls_and_of_the_rest_are_told_apart(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(timing, "_REPEATS", 1)
     one = experiment("images", corruption={"type": "diffusion", "noise": [0.5, 1.0]})
-    monkeypatch.setattr("uturn.plan.cores", lambda: 1)
+    monkeypatch.setattr("uturn.engine.plan.cores", lambda: 1)
     found = planned(one, workers=None, budget=1e4)
     clock[0] = 0.0
     ut.run(one)
@@ -233,7 +233,7 @@ def test_long_runs_say_what_they_will_take(tmp_path, monkeypatch):
         given.update(options)
         return Plan(2, 0, 8, {}, 1e8, 1e4, 9, 1.0, 1, {1: 90.0})
 
-    monkeypatch.setattr("uturn.plan.plan", found)
+    monkeypatch.setattr("uturn.engine.plan.plan", found)
     done = CliRunner().invoke(cli.app, ["run", str(tmp_path / "spec.toml"), "--store", str(tmp_path / "x")])
     assert done.exit_code == 0, done.output
     assert "uturn: time: 90 s in 1 process on this machine" in done.stderr

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from uturn.population import _rows_of_children, _Setting, population_dynamics, threshold
-from uturn.theory import MeanField
+from uturn.exact.population import _rows_of_children, _Setting, population_dynamics, threshold
+from uturn.exact.theory import MeanField
 
 CHANNELS = [ut.EpsilonBelief(), ut.Gaussian(), ut.Masking(), ut.UniformReplacement()]
 ENSEMBLES = ["one grammar", "fresh rules"]
@@ -154,7 +154,7 @@ def test_no_rule_is_preferred_in_pools_that_do_not_divide():
 
 THREADS = """
 import numba, numpy as np, uturn as ut
-from uturn.population import population_dynamics
+from uturn.exact.population import population_dynamics
 for ensemble in ("one grammar", "fresh rules"):
     found = []
     for threads in (2, 1):
@@ -241,7 +241,7 @@ def test_progress_of_a_threshold_is_one_step_a_replicate(monkeypatch):
         steps.append((wanted, title, total))
         yield lambda: steps.append("step")
 
-    monkeypatch.setattr("uturn.population.progress_bar", bar)
+    monkeypatch.setattr("uturn.exact.population.progress_bar", bar)
     threshold(4, 1, 2, ut.Masking(), pool=16, replicates=3, tolerance=0.05, progress=True)
     assert steps == [(True, "thresholds, one grammar", 3), "step", "step", "step"]
 

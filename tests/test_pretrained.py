@@ -14,9 +14,9 @@ import torch
 
 import adm_checkpoints as adm
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.networks import guided_diffusion
-from uturn.networks.pretrained import load_pretrained
-from uturn.random import keys, normals
+from uturn.core.random import keys, normals
+from uturn.networks.images import guided_diffusion
+from uturn.networks.images.pretrained import load_pretrained
 
 NUM_CLASSES = 5
 

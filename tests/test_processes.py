@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from uturn.processes import cores, in_processes
+from uturn.core.processes import cores, in_processes
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 

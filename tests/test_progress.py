@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from uturn import progress
-from uturn.measuring import measurements
-from uturn.processes import in_processes
-from uturn.progress import add, begun, in_progress, part, progress_bar, steps, units
+from uturn.core import progress
+from uturn.core.processes import in_processes
+from uturn.core.progress import add, begun, in_progress, part, progress_bar, steps, units
+from uturn.engine.measuring import measurements
 
 STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2}
 DIFFUSION = {"type": "diffusion", "noise": [0.25, 1.0]}

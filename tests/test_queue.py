@@ -12,9 +12,9 @@ import torch
 import uturn as ut
 from uturn.backward.queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
-from uturn.random import keys
-from uturn.store import Store, Variable
+from uturn.store.record import Store, Variable
 
 
 class Network(torch.nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uturn.random import keys, normals, philox, streams, uniforms
+from uturn.core.random import keys, normals, philox, streams, uniforms
 
 # Known-answer vectors of philox4x32-10 in the Random123 distribution: (key, counter low, counter high) -> four words.
 KNOWN = [

@@ -11,12 +11,12 @@ import xarray as xr
 from PIL import Image
 
 import uturn as ut
-from uturn.datasets import write_dataset
-from uturn.outputs import OutputFolder
+from uturn.core.progress import begun, progress_bar
 from uturn.pages import MOST_BYTES, LivePage, collect, live_page, report, write_page, write_study
 from uturn.pages import pictures as pages_pictures
 from uturn.pages.charts import charts_of
-from uturn.progress import begun, progress_bar
+from uturn.store.datasets import write_dataset
+from uturn.store.outputs import OutputFolder
 from uturn.studies import draw_studies, named_runs, study
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""

@@ -12,9 +12,9 @@ import xarray as xr
 import uturn as ut
 from browser import next_frame, violations
 from test_report import HOSTILE, figure
-from uturn.datasets import write_dataset
 from uturn.pages import report, write_page
 from uturn.pages.running import Running
+from uturn.store.datasets import write_dataset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
 SIZES = (1280, 400, 360)

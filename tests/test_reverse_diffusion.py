@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
-from uturn.random import keys, normals
 
 STOCHASTIC = {"ancestral", "ddpm", "euler_ancestral", "sde_dpm_solver"}
 MEAN, DEVIATION = 0.1, 0.15  # of the Gaussian data: six standard deviations fit into [-1, 1]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import uturn as ut
-from uturn.rhm import RandomHierarchyModel, zipf
+from uturn.exact.rhm import RandomHierarchyModel, zipf
 
 
 @st.composite

@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.cli.presets.schedules import read_scheduler, schedule, steps_of, strength_of
 from uturn.corruption.noising import add_noise
 from uturn.corruption.schedulers import scheduler_like
-from uturn.plotting.schedules import draw_schedules
-from uturn.workflows.schedules import read_scheduler, schedule, steps_of, strength_of
+from uturn.studies.plotting.schedules import draw_schedules
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}

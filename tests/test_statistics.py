@@ -11,9 +11,8 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from uturn.experiment import Experiment
-from uturn.paper import FIGURES
-from uturn.statistics import (
+from uturn.core.experiment import Experiment
+from uturn.measures.statistics import (
     crossing,
     estimate,
     grammar_means,
@@ -25,6 +24,7 @@ from uturn.statistics import (
     shift,
     transition,
 )
+from uturn.paper import FIGURES
 from uturn.studies import study
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

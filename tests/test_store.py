@@ -17,10 +17,11 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn import files, measuring
 from uturn.cli import app
-from uturn.store import Store, Variable
-from uturn.tasks import Tasks
+from uturn.core import files
+from uturn.engine import measuring
+from uturn.engine.tasks import Tasks
+from uturn.store.record import Store, Variable
 
 SPEC = {
     "seed": 3,
@@ -67,7 +68,7 @@ def measured(monkeypatch):
 
         return measurements(self, seen(), first)
 
-    monkeypatch.setattr("uturn.tasks.measurements", recorded)
+    monkeypatch.setattr("uturn.engine.tasks.measurements", recorded)
     return found
 
 
@@ -430,7 +431,7 @@ def test_killed_while_it_extends(store, tmp_path, monkeypatch, when):
     def killed(*_, **__):
         raise Killed
 
-    import uturn.store as module
+    import uturn.store.record as module
 
     with monkeypatch.context() as patch:
         patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
@@ -591,7 +592,7 @@ def twins_of_fewer_clones_are_not_shown():
         def stopped(self, tasks, first=0):
             raise KeyboardInterrupt
 
-        patch.setattr("uturn.tasks.measurements", stopped)
+        patch.setattr("uturn.engine.tasks.measurements", stopped)
         with pytest.raises(KeyboardInterrupt):
             ut.run(experiment(clones=3), f"{folder}/run")
         found = Store.open(f"{folder}/run").dataset().load()
@@ -607,7 +608,7 @@ def test_records_and_readings_leave_the_same_tasks(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("uturn.tasks.measurements", stopped)
+        patch.setattr("uturn.engine.tasks.measurements", stopped)
         with pytest.raises(KeyboardInterrupt):
             ut.run(experiment(clones=3), tmp_path / "run")
     opened = Store.open(tmp_path / "run")

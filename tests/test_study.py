@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from uturn.cli import app
+from uturn.core.protocols import Variable
+from uturn.core.reading import DECLARED, Instructions, _of_old_store, instructions_of
 from uturn.measures.calibration import holm
 from uturn.measures.changes import correlations_of, susceptibility_of
 from uturn.pages import report, write_study
 from uturn.probes import PROBES
-from uturn.protocols import Variable
-from uturn.reading import DECLARED, Instructions, _of_old_store, instructions_of
-from uturn.store import Store
+from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
 from uturn.studies.axes import _OF_STUDIES, Axes
 from uturn.studies.figure import common_axis, draw_studies, draw_study

@@ -17,27 +17,28 @@ from typer.testing import CliRunner
 
 import tiny_language
 import uturn as ut
-from uturn import cli, measuring
+from uturn import cli
 from uturn.cli import app
+from uturn.cli.presets import TextOptions
+from uturn.cli.presets.texts import noise_levels
+from uturn.engine import measuring
 from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
 from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
 from uturn.pages.results import RESULTS
-from uturn.plotting.style import style
-from uturn.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
 from uturn.studies import as_data, draw_study, records_of, summary
 from uturn.studies.headline import headline_of
+from uturn.studies.plotting.style import style
+from uturn.studies.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
 from uturn.studies.tables import remarks
 from uturn.studies.token_page import token_page
-from uturn.workflows import TextOptions
-from uturn.workflows.text_options import noise_levels
 
 CHAIN = '''
 """Texts of three letters, each of which is followed by itself with probability .8: the exact conditionals of masked letters."""
 import numpy as np
 import torch
 
-from uturn.networks.tokenizers import Vocabulary
+from uturn.networks.texts.tokenizers import Vocabulary
 
 STAY = 0.8
 MOVES = np.full((3, 3), (1 - STAY) / 2) + np.eye(3) * (STAY - (1 - STAY) / 2)
@@ -65,7 +66,7 @@ def chain():
 
 MAJORITY = '''
 
-from uturn.protocols import Probe, Variable
+from uturn.core.protocols import Probe, Variable
 
 
 class Majority(Probe):
@@ -647,7 +648,7 @@ def test_shares_and_interruptions_make_the_same_run(results, folder, tmp_path, m
             yield done
 
     with monkeypatch.context() as patch:
-        patch.setattr("uturn.tasks.measurements", killed)
+        patch.setattr("uturn.engine.tasks.measurements", killed)
         assert command("--out", tmp_path / "killed", *small(folder)).exit_code == 130
     assert command("--out", tmp_path / "killed", *small(folder)).exit_code == 0
     for name in ("shares", "killed"):

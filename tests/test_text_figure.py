@@ -98,6 +98,6 @@ def test_experiments_are_of_the_same_masked_texts():
 
 
 def text_model():
-    from uturn.embedded_text import model_file
+    from uturn.sources.embedded_text import model_file
 
     return model_file().exists()

@@ -9,11 +9,11 @@ import torch
 
 import tiny_texts
 import uturn as ut
-from uturn.networks.text_models import load_text_model
+from uturn.core.protocols import UTurns
+from uturn.networks.texts.models import load_text_model
 from uturn.probes import TextEncoder, TextLayers, TextLikelihood
 from uturn.probes.text_layers import text_states_of
 from uturn.probes.text_likelihood import likelihoods_of
-from uturn.protocols import UTurns
 from uturn.sources.tokens import PAD, Tokens
 
 TEXTS = ["the cat sat on a mat", "the dog ran", "a big red cat ran to the mats", "cats sat", "dogs", "big mats"]
@@ -231,7 +231,7 @@ def test_pseudo_likelihood_under_a_masked_model(folder, run):
 
 
 def test_without_a_token_for_the_beginning_the_first_token_is_not_counted(folder):
-    from uturn.networks.text_likelihoods import causal_log_likelihoods
+    from uturn.networks.texts.likelihoods import causal_log_likelihoods
 
     model = load_text_model(str(folder / "gpt2_without_beginning"), "causal")
     rows = [model.tokenizer.encode(text) for text in TEXTS]
@@ -374,7 +374,7 @@ def test_of_two_stacks_the_encoder_is_read(tmp_path, folder, drawn):
 
 def test_a_network_of_this_package(folder, tmp_path):
     from uturn.networks import save_network
-    from uturn.networks.masked_transformer import MaskedTransformer
+    from uturn.networks.texts.masked_transformer import MaskedTransformer
 
     letters = f"{tiny_texts.LETTERS} "
     network = MaskedTransformer(vocab_size=27, length=40, width=16, layers=2, heads=2, characters=letters).eval()
@@ -495,7 +495,7 @@ def test_texts_longer_than_the_model(folder, tmp_path):
 
 def test_texts_with_characters_that_a_model_refuses(folder, drawn, tmp_path):
     from uturn.networks import save_network
-    from uturn.networks.masked_transformer import MaskedTransformer
+    from uturn.networks.texts.masked_transformer import MaskedTransformer
 
     source, after = drawn
     for letters, words in ((f"{tiny_texts.LETTERS[1:]} ", "has 'a', which is none of the 26 tokens"), ("etac hdogrnsmbi", None)):

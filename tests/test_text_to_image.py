@@ -13,13 +13,13 @@ import tiny_pipelines
 import uturn as ut
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.cli import app
+from uturn.cli.presets import ImageOptions
+from uturn.cli.presets.schedules import strength_of
+from uturn.core.random import keys, normals
 from uturn.corruption.noising import add_noise
-from uturn.networks.prompts import read_prompts
-from uturn.networks.text_to_image import TextDenoiser
-from uturn.random import keys, normals
-from uturn.store import Store
-from uturn.workflows import ImageOptions
-from uturn.workflows.schedules import strength_of
+from uturn.networks.images.prompts import read_prompts
+from uturn.networks.images.text_to_image import TextDenoiser
+from uturn.store.record import Store
 
 pytest.importorskip("transformers")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uturn.theory import MeanField, phase_diagram
+from uturn.exact.theory import MeanField, phase_diagram
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mean_field.json").read_text())
 

@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 
 from uturn.corruption import CORRUPTIONS
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import crossing
 from uturn.paper import fig15, thresholds
-from uturn.statistics import crossing
-from uturn.theory import MeanField
 
 THRESHOLDS = {"epsilon": 0.7331, "gaussian": 0.068, "masking": 0.272, "uniform": 0.165}
 DEPTHS = (4, 10)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from uturn.core.random import keys, normals
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.training import fingerprint, train
-from uturn.random import keys, normals
 
 RECIPE = {"data": "two Gaussians", "seed": 0}
 

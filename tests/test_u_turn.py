@@ -5,9 +5,9 @@ import pytest
 
 import uturn as ut
 from uturn.backward import DiffusionModel, ExactPosterior, StringDenoiser, StringDiffusion
+from uturn.core.random import Streams
 from uturn.corruption import Diffusion
-from uturn.probes.clones import between_clones
-from uturn.random import Streams
+from uturn.measures.clones import between_clones
 from uturn.sources import FashionMNISTSource, GaussianMixtureSource, RHMSource, Strings
 
 RHM = RHMSource(vocab_size=6, multiplicity=3, branching=2, depth=3)
@@ -110,7 +110,7 @@ def test_beliefs_are_inferred_when_they_are_first_asked_for(monkeypatch):
 
 
 def test_clones_share_one_upward_pass_and_one_encoder_pass(monkeypatch):
-    from uturn.inference import numba_backend
+    from uturn.exact.inference import numba_backend
 
     batches, right = [], numba_backend.draw
 

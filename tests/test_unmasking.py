@@ -8,11 +8,11 @@ from scipy.stats import chisquare
 
 import uturn as ut
 from tiny_language import TableDenoiser
+from uturn.core.protocols import Noisy
+from uturn.core.random import keys
 from uturn.corruption import unmasking
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption.unmasking import Decoder, law_of, unmask
-from uturn.protocols import Noisy
-from uturn.random import keys
 
 V, D = TableDenoiser.V, TableDenoiser.D
 EXACT = [

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from uturn import measuring
-from uturn.box_muller import normal_pair
+from uturn.core.box_muller import normal_pair
+from uturn.core.protocols import Probe, Variable
+from uturn.core.random import Streams, keys, normals, philox
 from uturn.corruption.gaussian import _gaussian_leaf
-from uturn.inference.numba_backend import sample_numba
-from uturn.protocols import Probe, Variable
-from uturn.random import Streams, keys, normals, philox
+from uturn.engine import measuring
+from uturn.exact.inference.numba_backend import sample_numba
 
 CHANNELS = [
     (ut.Gaussian(), 0.07),
@@ -67,7 +67,7 @@ def test_beliefs_are_mean_marginals_of_the_truth(rhm, corruption, noise):
 
 
 def test_beliefs_do_not_depend_on_the_batch(monkeypatch):
-    from uturn.inference import engine
+    from uturn.exact.inference import engine
 
     rhm = ut.RandomHierarchyModel(32, 8, 2, 9, seed=0)
     originals, noisy = noisy_strings(rhm, ut.Gaussian(), 0.07, 40, 3)
@@ -188,7 +188,7 @@ def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
     together = ut.run(experiment())
     joined = list(measuring._joined(experiment(), [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]))
     assert [len(names) for names, _, _ in joined] == [5]
-    monkeypatch.setattr("uturn.measuring._JOINED_BYTES", 1)
+    monkeypatch.setattr("uturn.engine.measuring._JOINED_BYTES", 1)
     alone = ut.run(experiment(), tmp_path / "run")
     for name in together.data_vars:
         assert np.array_equal(together[name], alone[name])
@@ -196,7 +196,9 @@ def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
 
 def test_fewer_tasks_with_clones_are_joined(monkeypatch):
     """Draws of all clones are in memory together."""
-    monkeypatch.setattr("uturn.measuring._JOINED_BYTES", 5 * 4 * 2 * 512)  # five tasks of 4 originals, 2 trajectories, 512 bytes
+    monkeypatch.setattr(
+        "uturn.engine.measuring._JOINED_BYTES", 5 * 4 * 2 * 512
+    )  # five tasks of 4 originals, 2 trajectories, 512 bytes
     tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
     for clones, expected in ((1, [5]), (2, [2, 2, 1]), (100, [1] * 5)):
         assert [len(names) for names, _, _ in measuring._joined(experiment(clones=clones), tasks)] == expected
@@ -237,7 +239,7 @@ def test_a_run_in_memory_is_the_stored_run(tmp_path):
 
 
 def test_stores_of_other_random_numbers_are_not_resumed(tmp_path):
-    from uturn.store import Store
+    from uturn.store.record import Store
 
     ut.run(experiment(), tmp_path / "run")
     Store.open(tmp_path / "run").update(random_version=1)

@@ -33,7 +33,7 @@ from fashion_mnist.sheet import save_sheet
 from torch import nn
 from torch.nn import functional
 
-from uturn.files import whole_folder
+from uturn.core.files import whole_folder
 from uturn.networks import load_network, save_network
 from uturn.networks.classifiers import ImageClassifier
 

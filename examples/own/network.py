@@ -15,8 +15,8 @@ def network():
 if __name__ == "__main__":
     from series import Series
 
+    from uturn.core.random import keys
     from uturn.probes.hidden_layers import HiddenLayers
-    from uturn.random import keys
 
     reference = Series(length=64).draw(keys(1, range(1000))).astype(np.float32)
     HiddenLayers(network(), "every block").fit(reference).save_statistics("statistics.safetensors")

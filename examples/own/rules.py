@@ -3,8 +3,8 @@
 import numpy as np
 
 import uturn as ut
-from uturn.protocols import Source
-from uturn.random import Purpose, keys
+from uturn.core.protocols import Source
+from uturn.core.random import Purpose, keys
 from uturn.sources import Strings
 
 # {tree level: table (symbols, rules of a symbol, branching)} of symbols 0, 1, .. of the level below; the last level is the root.

@@ -5,9 +5,9 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from uturn.probes.clones import between_clones
-from uturn.protocols import Backward, Corruption, Noisy, Originals, Probe, Source, Variable
-from uturn.random import Purpose, keys, normals, streams
+from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Probe, Source, Variable
+from uturn.core.random import Purpose, keys, normals, streams
+from uturn.measures.clones import between_clones
 
 DRAW = 100  # what a random stream is for: numbers above 99 are free
 

@@ -6,104 +6,65 @@ models under the same few ideas (arXiv:2402.16991). `Experiment` and `run` are t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from uturn.core.lazy import lazy
 
 __version__ = "0.1.0"
 
-# Public name -> module. Imported on first use, so that `import uturn` costs nothing.
-_HOME = {
-    "RandomHierarchyModel": "rhm",
+# Public name -> module; "." at its end stands for the module itself.
+_HOMES = {
+    "RandomHierarchyModel": "exact.rhm",
     "Gaussian": "corruption",
     "Masking": "corruption",
     "UniformReplacement": "corruption",
     "EpsilonBelief": "corruption",
-    "Noisy": "protocols",
-    "Beliefs": "inference",
-    "infer": "inference",
-    "sample_posterior": "inference",
-    "mutual_information": "inference",
-    "posterior_entropy": "inference",
-    "prior_entropy": "inference",
-    "Experiment": "experiment",
-    "run": "running",
-    "u_turn": "experiment",
-    "hierarchy_index": "statistics",
+    "Noisy": "core.protocols",
+    "Beliefs": "exact.inference",
+    "infer": "exact.inference",
+    "sample_posterior": "exact.inference",
+    "mutual_information": "exact.inference",
+    "posterior_entropy": "exact.inference",
+    "prior_entropy": "exact.inference",
+    "Experiment": "core.experiment",
+    "run": "engine.run",
+    "u_turn": "core.experiment",
+    "hierarchy_index": "measures.statistics",
     "nesting_index": "measures.hierarchy",
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
     "calibration": "measures.calibration",
     "study": "studies",
+    **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
+    "fashion_mnist": "sources.fashion_mnist.",
+    "inference": "exact.inference.",
+    "laws": "exact.laws.",
+    "plotting": "studies.plotting.",
+    "population": "exact.population.",
+    "protocols": "core.protocols.",
+    "random": "core.random.",
+    "rhm": "exact.rhm.",
+    "statistics": "measures.statistics.",
+    "theory": "exact.theory.",
 }
-_MODULES = (
-    *(
-        "backward",
-        "corruption",
-        "experiment",
-        "fashion_mnist",
-        "inference",
-        "laws",
-        "measures",
-        "networks",
-        "plotting",
-        "population",
-    ),
-    *("probes", "protocols", "random", "rhm", "sources", "statistics", "store", "studies", "theory", "workflows"),
-)
 
 if TYPE_CHECKING:
-    from uturn import (
-        backward,
-        experiment,
-        fashion_mnist,
-        inference,
-        laws,
-        measures,
-        networks,
-        plotting,
-        population,
-        probes,
-        protocols,
-        random,
-        rhm,
-        sources,
-        statistics,
-        store,
-        studies,
-        theory,
-        workflows,
-    )
-    from uturn.corruption import EpsilonBelief, Gaussian, Masking, Noisy, UniformReplacement
-    from uturn.experiment import Experiment, u_turn
-    from uturn.inference import (
-        Beliefs,
-        infer,
-        mutual_information,
-        posterior_entropy,
-        prior_entropy,
-        sample_posterior,
-    )
+    from uturn import backward, corruption, measures, networks, probes, sources, studies
+    from uturn.core import protocols, random
+    from uturn.core.experiment import Experiment, u_turn
+    from uturn.core.protocols import Noisy
+    from uturn.corruption import EpsilonBelief, Gaussian, Masking, UniformReplacement
+    from uturn.engine.run import run
+    from uturn.exact import inference, laws, population, rhm, theory
+    from uturn.exact.inference import Beliefs, infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
+    from uturn.exact.rhm import RandomHierarchyModel
+    from uturn.measures import statistics
     from uturn.measures.calibration import calibration
     from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.hierarchy import nesting_index
-    from uturn.rhm import RandomHierarchyModel
-    from uturn.running import run
-    from uturn.statistics import hierarchy_index
-    from uturn.studies import study
+    from uturn.measures.statistics import hierarchy_index
+    from uturn.sources import fashion_mnist
+    from uturn.studies import plotting, study
 
-__all__ = [*_HOME, *_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"uturn.{_HOME[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"uturn.{name}")
-    else:
-        raise AttributeError(f"module 'uturn' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME, *_MODULES])
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy(__name__, _HOMES)

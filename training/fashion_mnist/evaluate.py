@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from sheet import save_sheet
 
-from uturn import fashion_mnist
 from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.core.random import keys
 from uturn.probes.hidden_layers import HiddenLayers
-from uturn.random import keys
+from uturn.sources import fashion_mnist
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from uturn.fashion_mnist import build_classifier, load_classifier
-from uturn.files import whole_file
+from uturn.core.files import whole_file
+from uturn.sources.fashion_mnist import build_classifier, load_classifier
 
 LARGEST_SHIFT = 2
 

@@ -19,7 +19,7 @@ import data
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from uturn.files import whole_file, whole_folder
+from uturn.core.files import whole_file, whole_folder
 
 
 def build_model(channels: tuple[int, ...]) -> UNet2DModel:

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from uturn import embedded_text
+from uturn.core.random import keys, uniforms
 from uturn.networks.files import load_network
-from uturn.random import keys, uniforms
+from uturn.sources import embedded_text
 
 EVALUATION = 101  # purpose of the random numbers; numbers above 99 are not used by the package
 SHARES = (0.15, 0.3, 0.5, 0.8, 1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import data
 
-from uturn.random import keys, uniforms
+from uturn.core.random import keys, uniforms
 
 PASSAGES = 102  # purpose of the random numbers; numbers above 99 are not used by the package
 _SENTENCE = re.compile(r'(?:^|(?<=[.!?] )|(?<=[.!?]" ))(?<!Mr[.] )(?<!Mrs[.] )(?<!Dr[.] )(?<!St[.] )"?[A-Z]')

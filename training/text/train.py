@@ -23,10 +23,10 @@ import torch
 from evaluate import held_out_windows, measure
 from torch.nn import functional
 
+from uturn.core.random import keys, uniforms
 from uturn.networks.files import save_network
-from uturn.networks.masked_transformer import MaskedTransformer
+from uturn.networks.texts.masked_transformer import MaskedTransformer
 from uturn.networks.training import train
-from uturn.random import keys, uniforms
 
 BATCH = 100  # purpose of the random numbers of a batch; numbers above 99 are not used by the package
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from uturn.backward.denoiser import StringDenoiser
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.exact import ExactPosterior
 from uturn.backward.language import LanguageDenoiser
 from uturn.backward.score import StringDiffusion
-from uturn.protocols import Backward as Backward
-from uturn.protocols import UTurns as UTurns
+from uturn.core.lazy import lazy
+from uturn.core.protocols import Backward as Backward
+from uturn.core.protocols import UTurns as UTurns
 
 if TYPE_CHECKING:
-    from uturn.networks.guided_diffusion import load_guided_diffusion as load_guided_diffusion
-    from uturn.networks.pretrained import load_pretrained as load_pretrained
+    from uturn.networks.images.guided_diffusion import load_guided_diffusion as load_guided_diffusion
+    from uturn.networks.images.pretrained import load_pretrained as load_pretrained
 
 BACKWARDS: dict[str, type] = {
     "exact": ExactPosterior,
@@ -25,9 +25,6 @@ BACKWARDS: dict[str, type] = {
     "language": LanguageDenoiser,
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("load_guided_diffusion", "load_pretrained"):  # torch is imported when they are used
-        module = name.removeprefix("load_")
-        return getattr(importlib.import_module(f"uturn.networks.{module}"), name)
-    raise AttributeError(f"module 'uturn.backward' has no attribute {name!r}")
+# torch is imported when they are used
+_HOMES = {"load_guided_diffusion": "networks.images.guided_diffusion", "load_pretrained": "networks.images.pretrained"}
+__getattr__, __dir__ = lazy(__name__, _HOMES)

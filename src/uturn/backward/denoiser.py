@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_serializer
 
+from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import Backward, Spec
+from uturn.core.random import Purpose, Streams
 from uturn.corruption import Masking
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise, strings_at_once
 from uturn.corruption.unmasking import Decoder, unmask
-from uturn.files import cached_while_unchanged
-from uturn.protocols import Backward, Spec
-from uturn.random import Purpose, Streams
 from uturn.sources.strings import NoisyStrings
 
 _DECODER = {"order": "random", "block": 8, "temperature": 1.0, "top_k": None, "top_p": None}  # the reverse process of masking
@@ -106,7 +106,7 @@ class StringDenoiser(Spec, Backward):
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)
 def _learned_denoiser(path: str) -> Denoiser:
-    from uturn.networks.denoisers import LearnedDenoiser
     from uturn.networks.files import load_network
+    from uturn.networks.strings.denoisers import LearnedDenoiser
 
     return LearnedDenoiser(load_network(path, "tree_denoiser"))

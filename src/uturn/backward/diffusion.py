@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import Field, field_validator, model_serializer
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
-from uturn.checks import checked_path
+from uturn.core.checks import checked_path
+from uturn.core.files import cached_while_unchanged
+from uturn.core.pieces import Pieces
+from uturn.core.progress import begun
+from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
+from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import Diffusion, check_marker
-from uturn.fashion_mnist import generator_folder
-from uturn.files import cached_while_unchanged
-from uturn.pieces import Pieces
-from uturn.progress import begun
-from uturn.protocols import Axes, Backward, Corruption, Noisy, Spec
-from uturn.random import Purpose, Streams
+from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import NoisyImages
 
 
@@ -27,8 +27,8 @@ class DiffusionModel(Spec, Backward):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
     `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, a guided-diffusion checkpoint with its
-    `preset` (`uturn.networks.guided_diffusion`), or "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse steps of
-    the whole chain; the noise levels of the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or
+    `preset` (`networks/images/guided_diffusion.py`), or "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse
+    steps of the whole chain; the noise levels of the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or
     "stored"; `eta` in [0, 1] for ddim; `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
     `pure_noise`: start the whole chain from pure noise, not from the scheduler's first level. `dtype`: precision of the network,
     "float32", "bfloat16" or "float16".
@@ -202,7 +202,7 @@ class DiffusionModel(Spec, Backward):
         return _reverse_diffusion(self).fingerprint()
 
     def own_code(self) -> Any:
-        from uturn.networks.own_denoisers import denoiser_function, is_import_path
+        from uturn.networks.images.own_denoisers import denoiser_function, is_import_path
 
         return denoiser_function(self.model) if is_import_path(self.model) else None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from uturn.protocols import Backward, Spec
-from uturn.random import Streams
+from uturn.core.protocols import Backward, Spec
+from uturn.core.random import Streams
 
 
 class ExactPosterior(Spec, Backward):

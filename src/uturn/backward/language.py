@@ -11,16 +11,16 @@ import numpy as np
 from pydantic import Field
 
 from uturn.backward.token_queue import TokenWork, run_token_queue
+from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import Backward, Noisy, Spec
+from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import denoise
 from uturn.corruption.unmasking import Decoder
-from uturn.files import cached_while_unchanged
-from uturn.protocols import Backward, Noisy, Spec
-from uturn.random import Purpose, Streams
 from uturn.sources.strings import NoisyStrings
 from uturn.sources.tokens import PAD
 
 if TYPE_CHECKING:
-    from uturn.networks.language import LanguageModel
+    from uturn.networks.texts.language import LanguageModel
 
 
 class LanguageDenoiser(Spec, Backward):
@@ -123,7 +123,7 @@ class LanguageDenoiser(Spec, Backward):
 
     def _replaced(self, model: LanguageModel, noisy: Noisy, streams: Streams, clones: int) -> np.ndarray:
         """Draws from the reverse process of uniform replacement, for texts of one length after the other."""
-        from uturn.networks.language import TokenDenoiser
+        from uturn.networks.texts.language import TokenDenoiser
 
         values = np.repeat(noisy.values, clones, axis=0)
         noise, keys = np.repeat(noisy.noise, clones), streams.keys(Purpose.DENOISING, clones)
@@ -195,7 +195,7 @@ class LanguageDenoiser(Spec, Backward):
         return self.language().fingerprint()
 
     def own_code(self) -> Any:
-        from uturn.networks.language_files import own_language
+        from uturn.networks.texts.language_files import own_language
 
         return own_language(self.model)
 
@@ -225,7 +225,7 @@ def _files(spec: LanguageDenoiser) -> list[Path]:
 
 @cached_while_unchanged(files=_files, maxsize=2)
 def _language_model(spec: LanguageDenoiser) -> LanguageModel:
-    from uturn.networks.language_files import load_language_model
+    from uturn.networks.texts.language_files import load_language_model
 
     names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id", "trust_remote_code", "dtype", "device")
     return load_language_model(spec.model, **{name: getattr(spec, name) for name in names})

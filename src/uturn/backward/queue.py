@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from uturn import progress
+from uturn.core import progress
+from uturn.core.pieces import half_precision_words
 from uturn.corruption.schedulers import uses_learned_variance
-from uturn.pieces import half_precision_words
 
 if TYPE_CHECKING:
     import torch
 
+    from uturn.core.pieces import Pieces
     from uturn.corruption import Diffusion
-    from uturn.pieces import Pieces
 
 
 class Work(NamedTuple):

@@ -17,16 +17,16 @@ import numpy as np
 
 from uturn.backward.queue import Work as Work
 from uturn.backward.queue import run_queue
-from uturn.checks import one_line
+from uturn.core.checks import one_line
+from uturn.core.pieces import Pieces, is_out_of_memory
+from uturn.core.progress import units
 from uturn.corruption.diffusion import Diffusion, checked_images
 from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler_like, uses_learned_variance
-from uturn.pieces import Pieces, is_out_of_memory
-from uturn.progress import units
 
 if TYPE_CHECKING:
     import torch
 
-    from uturn.networks.prompts import Prompts
+    from uturn.networks.images.prompts import Prompts
 
 
 class ReverseDiffusion:
@@ -177,7 +177,7 @@ class ReverseDiffusion:
         offload: bool = False,
         **options: Any,
     ) -> ReverseDiffusion:
-        """Diffusion model from files; see `uturn.networks.pretrained.load_pretrained` for what can be read.
+        """Diffusion model from files; see `uturn.networks.images.pretrained.load_pretrained` for what can be read.
 
         Parameters
         ----------
@@ -192,7 +192,7 @@ class ReverseDiffusion:
         num_steps, **options
             As in the class.
         """
-        from uturn.networks.pretrained import load_pretrained
+        from uturn.networks.images.pretrained import load_pretrained
 
         loaded = load_pretrained(
             path,

@@ -12,17 +12,17 @@ from pydantic import Field
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, observation_of, strings_of
+from uturn.core.protocols import Axes, Backward, Corruption, Spec
+from uturn.core.random import Purpose, Streams
 from uturn.corruption import Gaussian
 from uturn.corruption.ancestral import AncestralScheduler
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.corruption.schedulers import named_scheduler
-from uturn.protocols import Axes, Backward, Corruption, Spec
-from uturn.random import Purpose, Streams
 from uturn.sources.strings import NoisyStrings
 
 if TYPE_CHECKING:
-    from uturn.rhm import RandomHierarchyModel
+    from uturn.exact.rhm import RandomHierarchyModel
 
 
 class StringDiffusion(Spec, Backward):

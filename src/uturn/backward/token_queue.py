@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn import progress
+from uturn.core import progress
+from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import ORDER
 from uturn.corruption.unmasking import MASKED, Decoder, reveal
-from uturn.random import streams, uniforms
 from uturn.sources.tokens import PAD
 
 if TYPE_CHECKING:
-    from uturn.networks.language import LanguageModel
+    from uturn.networks.texts.language import LanguageModel
 
 
 _CALLS = 4  # of the network in which the texts of the queue go one step on

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from uturn.networks.guided_diffusion_options import PRESETS
+from uturn.networks.images.guided_diffusion_options import PRESETS
 from uturn.paper.registry import FIGURES
 
 # Written out, because the modules that define them take a second to import.

@@ -14,9 +14,9 @@ from typing import Any
 
 import typer
 
-from uturn.checks import TasksFailed, visible
 from uturn.cli.app import app
 from uturn.cli.running import exit_code, on_sigterm
+from uturn.core.checks import TasksFailed, visible
 
 _LEAST_COLUMNS = 20  # below this width nothing can be read
 

@@ -47,14 +47,14 @@ def run(
 
     Example: `uturn run examples/epsilon.toml --out results/epsilon`
     """
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
     if store is None and out is None:
         raise ValueError("store: missing; expected --store STORE, or --out FOLDER")
     experiment = Experiment.from_file(spec)
     if out is not None:
-        from uturn.outputs import output_folder
         from uturn.pages.results import check_folder
+        from uturn.store.outputs import output_folder
 
         with output_folder("out", out) as folder:
             check_folder(folder)
@@ -82,8 +82,8 @@ def check(spec: Spec) -> None:
 
     Example: `uturn check examples/epsilon.toml`
     """
-    from uturn.experiment import Experiment
-    from uturn.trial import check as check_experiment
+    from uturn.core.experiment import Experiment
+    from uturn.engine.trial import check as check_experiment
 
     doubts = 0
     for line in check_experiment(Experiment.from_file(spec)):
@@ -113,8 +113,8 @@ def plan(
     Example: `uturn plan examples/epsilon.toml`
     """
     since = time.perf_counter()
-    from uturn.experiment import Experiment
-    from uturn.plan import plan as plan_experiment
+    from uturn.core.experiment import Experiment
+    from uturn.engine.plan import plan as plan_experiment
 
     found = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
     assert found is not None
@@ -131,7 +131,7 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
 
     Example: `uturn status runs/epsilon`
     """
-    from uturn.store import Store
+    from uturn.store.record import Store
 
     opened = Store.open(store)
     opened.check_coordinates()

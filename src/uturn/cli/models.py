@@ -66,9 +66,9 @@ def schedule(
 
     Example: `uturn schedule stable-diffusion-v1-5/stable-diffusion-v1-5 --steps 30 --plot schedule.png`
     """
-    from uturn.files import whole_file
-    from uturn.workflows.schedules import schedule as noise_levels
-    from uturn.workflows.schedules import table
+    from uturn.cli.presets.schedules import schedule as noise_levels
+    from uturn.cli.presets.schedules import table
+    from uturn.core.files import whole_file
 
     plot = None if plot is None else picture(plot)
     if csv is not None and csv.is_dir():
@@ -89,7 +89,7 @@ def schedule(
         given = [word for name, value in chosen.items() if value is not None for word in (name, value)]
         say_next(run=("schedule", *models, *given, "--size", str(size), "--plot", "schedule.png"))
     else:
-        from uturn.plotting.schedules import draw_schedules
+        from uturn.studies.plotting.schedules import draw_schedules
 
         draw_to(plot, lambda: draw_schedules(found, [Path(model).name for model in models]))
 
@@ -117,7 +117,7 @@ def convert(
 
     Example: `uturn convert 256x256_diffusion_uncond.pt adm256 --preset 256x256_diffusion_uncond`
     """
-    from uturn.networks.guided_diffusion import convert_guided_diffusion
+    from uturn.networks.images.guided_diffusion import convert_guided_diffusion
 
     model = convert_guided_diffusion(checkpoint, folder, preset)
     condition = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"

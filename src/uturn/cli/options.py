@@ -16,7 +16,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from uturn.cli.completion import completed
-from uturn.workflows.options import Options
+from uturn.cli.presets.options import Options
 
 OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
 _METAVARS: Mapping[type, str] = {int: "N", float: "X", str: "NAME"}

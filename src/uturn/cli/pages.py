@@ -42,8 +42,8 @@ def study(
     """
     import os
 
-    from uturn.objects import is_url
     from uturn.pages.results import write_study, written
+    from uturn.store.objects import is_url
     from uturn.studies import named_runs, summary
     from uturn.studies import study as study_of
 

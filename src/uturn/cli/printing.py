@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.checks import visible
+from uturn.core.checks import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -99,8 +99,8 @@ def picture(path: Path) -> Path:
 
 def draw_to(path: Path, draw: Callable[[], Any]) -> None:
     """Write the figure that `draw()` returns, and say that it can be opened."""
-    from uturn.files import whole_file
-    from uturn.plotting.style import style
+    from uturn.core.files import whole_file
+    from uturn.studies.plotting.style import style
 
     with style() as plt, whole_file(path) as file:
         figure = draw()
@@ -113,7 +113,7 @@ def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> No
     """The last line of a command: the file to open, or the command to run, next."""
     from rich.text import Text
 
-    from uturn.objects import is_url
+    from uturn.store.objects import is_url
 
     if open is None:
         words = Text(shlex.join(("uturn", *run)), "bold")

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from uturn.checks import visible
 from uturn.cli.options import Running
 from uturn.cli.printing import console
+from uturn.core.checks import visible
 
 if TYPE_CHECKING:
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
 
 def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any:
     """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
-    from uturn.running import run
+    from uturn.engine.run import run
 
     share, on_cluster = running.share(), running.on_cluster()
     with resumable(f"what is done is in {store}; run the same command again to resume"):
@@ -40,7 +40,7 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
 
 def opened(place: str) -> Any:
     """The run in a store, or in the `run.zarr` of a folder of results."""
-    from uturn.store import Store
+    from uturn.store.record import Store
 
     inner = Path(place) / "run.zarr"
     return Store.open(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place).dataset()
@@ -48,7 +48,7 @@ def opened(place: str) -> Any:
 
 def _announce(experiment: Experiment, store: str | Path, workers: int | None) -> None:
     """Write to stderr what a run of more than a minute will take."""
-    from uturn.plan import plan
+    from uturn.engine.plan import plan
 
     with suppress(ValueError):  # the run itself reports it
         found = plan(experiment, store, workers=workers, budget=3.0, least=60.0)
@@ -59,8 +59,8 @@ def _announce(experiment: Experiment, store: str | Path, workers: int | None) ->
 @contextmanager
 def followed(out: str, study: str, shard: str) -> Iterator[None]:
     """Context in which the page of a study follows its run."""
-    from uturn.outputs import output_folder
     from uturn.pages import live_page
+    from uturn.store.outputs import output_folder
 
     with output_folder("out", out) as folder, live_page(folder, study) as page:
         if shard != "1/1":
@@ -70,8 +70,8 @@ def followed(out: str, study: str, shard: str) -> Iterator[None]:
 
 def is_unfinished(ds: Any, out: str, store: str, shard: str) -> bool:
     """Whether other shares have tasks left; says so, here and on the page."""
-    from uturn.objects import is_url
     from uturn.pages import write_page
+    from uturn.store.objects import is_url
     from uturn.studies.runs import missing_tasks
 
     missing = missing_tasks(ds)

@@ -34,7 +34,7 @@ def theory(
     """
     from rich.table import Table
 
-    from uturn.theory import MeanField
+    from uturn.exact.theory import MeanField
 
     if plot is not None:
         plot = picture(plot)
@@ -63,7 +63,7 @@ def theory(
         grammar = ("-v", str(vocab_size), "-m", str(multiplicity), "-s", str(branching))
         say_next(run=("theory", *grammar, "--plot", "map.png"))
     else:
-        from uturn.plotting.theory import draw
+        from uturn.studies.plotting.theory import draw
 
         draw_to(plot, lambda: draw(mf))
 
@@ -104,12 +104,12 @@ def explore(
     if images:
         if out is not None:
             raise ValueError(f"out = {str(out)!r}: does not go with --images, which writes no file")
-        from uturn.lab.server import serve
+        from uturn.pages.laboratory.server import serve
 
         return serve(port or 0, lambda address: _show_server(address, open_page))
     if port is not None:
         raise ValueError(f"port = {port}: goes with --images")
-    from uturn.lab import write_laboratory
+    from uturn.pages.laboratory import write_laboratory
 
     path = write_laboratory(out or _PAGE)
     _show_page(path, path.resolve().as_uri(), open_page)

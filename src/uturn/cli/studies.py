@@ -11,13 +11,13 @@ import typer
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import OUTPUT, AcceptChanges, Finished, Machines, Out, Running
+from uturn.cli.presets.images import ImageOptions
+from uturn.cli.presets.texts import TextOptions
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import followed, is_unfinished, opened, resumable, run_into
-from uturn.workflows.image_options import ImageOptions
-from uturn.workflows.text_options import TextOptions
 
 if TYPE_CHECKING:
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
 
 @command(STUDIES)
@@ -119,9 +119,9 @@ def atlas(
 
     Example: `uturn atlas examples/atlas/public.toml --list`
     """
-    from uturn.workflows.atlas import RESULTS, measure_atlas, read_atlas
-    from uturn.workflows.atlas import chosen as chosen_rows
-    from uturn.workflows.atlas_numbers import listed, summary
+    from uturn.cli.presets.atlas import RESULTS, measure_atlas, read_atlas
+    from uturn.cli.presets.atlas import chosen as chosen_rows
+    from uturn.studies.atlas_numbers import listed, summary
 
     rows = chosen_rows(read_atlas(file), only or [])
     if listing:
@@ -159,8 +159,8 @@ def _run(
     save_images: tuple[bool, int] = (False, 0),
 ) -> tuple[Experiment | None, Any]:
     """The experiment of a study and its dataset: of a finished store, or run into OUT/run.zarr; None while shares are left."""
-    from uturn.outputs import output_folder
     from uturn.pages.results import check_folder
+    from uturn.store.outputs import output_folder
 
     if finished is not None:
         return None, opened(finished)

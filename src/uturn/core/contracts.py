@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from uturn.checks import one_line, shown, validation_words
-from uturn.own_parts import completed, is_own, unwrapped
-from uturn.protocols import Originals, Variable
-from uturn.reading import Instructions
-from uturn.store import Coordinates
+from uturn.core.checks import one_line, shown, validation_words
+from uturn.core.own_parts import completed, is_own, unwrapped
+from uturn.core.protocols import Originals, Variable
+from uturn.core.reading import Instructions
+from uturn.store.record import Coordinates
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:

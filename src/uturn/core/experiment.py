@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from uturn import display
-from uturn.checks import checked_integer, checked_noise, checked_path, one_line, plain, shown
-from uturn.contracts import (
+from uturn.core import display
+from uturn.core.checks import checked_integer, checked_noise, checked_path, one_line, plain, shown
+from uturn.core.contracts import (
     Declared,
     checked_axes,
     checked_blocks,
@@ -32,13 +32,13 @@ from uturn.contracts import (
     observed,
     undoes,
 )
-from uturn.files import read_table
-from uturn.own_parts import code_digest, is_own, missing_members_named, unwrapped
-from uturn.protocols import UTurns, Variable
-from uturn.random import Streams, checked_seed
+from uturn.core.files import read_table
+from uturn.core.own_parts import code_digest, is_own, missing_members_named, unwrapped
+from uturn.core.protocols import UTurns, Variable
+from uturn.core.random import Streams, checked_seed
+from uturn.core.spec import build, check_fit, validation_words
 from uturn.sources.images import ArraySource, doubtful_range
-from uturn.spec import build, check_fit, validation_words
-from uturn.store import Coordinates
+from uturn.store.record import Coordinates
 
 _CHECKED = 10  # originals that networks are checked with
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from uturn.checks import errors_named, one_line
+from uturn.core.checks import errors_named, one_line
 
 DOCS = "docs/own-parts.md"
 

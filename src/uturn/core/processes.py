@@ -13,7 +13,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from uturn.progress import listening, publish_to
+from uturn.core.progress import listening, publish_to
 
 
 def cores() -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from uturn.display import bar
+from uturn.core.display import bar
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from uturn.display import page, table
-from uturn.random import Purpose, Streams
+from uturn.core.display import page, table
+from uturn.core.random import Purpose, Streams
 
 Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
 """Coordinates of the noise axis: {name: (values, attributes)}."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from uturn import compiling
-from uturn.box_muller import normal_pair, wide_vectors
-from uturn.threads import over_blocks
+from uturn.core import compiling
+from uturn.core.box_muller import normal_pair, wide_vectors
+from uturn.core.threads import over_blocks
 
 compiling.announce()  # every module with kernels imports this one
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, StrictStr, ValidationError
 
-from uturn.checks import LARGEST, shown, validation_words
+from uturn.core.checks import LARGEST, shown, validation_words
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -17,13 +17,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from uturn.backward import BACKWARDS
-from uturn.checks import errors_named, one_line, shown
-from uturn.checks import validation_words as validation_words
-from uturn.contracts import undoes
+from uturn.core.checks import errors_named, one_line, shown
+from uturn.core.checks import validation_words as validation_words
+from uturn.core.contracts import undoes
+from uturn.core.own_parts import DOCS, OwnPart, is_own, unwrapped
+from uturn.core.protocols import PROTOCOLS, Channel
 from uturn.corruption import CORRUPTIONS
-from uturn.own_parts import DOCS, OwnPart, is_own, unwrapped
 from uturn.probes import PROBES
-from uturn.protocols import PROTOCOLS, Channel
 from uturn.sources import SOURCES
 
 REGISTRIES: dict[str, dict[str, type]] = {

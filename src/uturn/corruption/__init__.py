@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from uturn.core.protocols import Corruption as Corruption
+from uturn.core.protocols import Noisy as Noisy
 from uturn.corruption.diffusion import Diffusion
 from uturn.corruption.epsilon import EpsilonBelief
 from uturn.corruption.gaussian import Gaussian
 from uturn.corruption.masking import Masking
 from uturn.corruption.uniform import UniformReplacement
-from uturn.protocols import Corruption as Corruption
-from uturn.protocols import Noisy as Noisy
 
 CORRUPTIONS: dict[str, type] = {
     "diffusion": Diffusion,

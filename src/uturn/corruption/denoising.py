@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from uturn import progress
-from uturn.checks import checked_integer, checked_noise
-from uturn.protocols import Channel, Noisy
-from uturn.random import streams
+from uturn.core import progress
+from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.protocols import Channel, Noisy
+from uturn.core.random import streams
 
 if TYPE_CHECKING:
-    from uturn.rhm import RandomHierarchyModel
+    from uturn.exact.rhm import RandomHierarchyModel
 
 _AT_ONCE = 2**23  # numbers (sample, leaf, symbol) held at a time
 # Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are those of the steps.
@@ -71,7 +71,7 @@ class ExactDenoiser:
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Leaf marginals given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
-        from uturn.inference import infer
+        from uturn.exact.inference import infer
 
         evidence = self.corruption.log_evidence(noisy, np.float32)
         if np.isfinite(self.corruption.misread):

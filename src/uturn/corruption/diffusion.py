@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from uturn.checks import checked_noise
+from uturn.core.checks import checked_noise
+from uturn.core.pieces import Pieces
+from uturn.core.protocols import Axes, Corruption, Noisy
+from uturn.core.random import Purpose, normals
 from uturn.corruption.latents import Latents
 from uturn.corruption.noising import add_noise, amplitudes
 from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check_timesteps, with_spacing
-from uturn.pieces import Pieces
-from uturn.protocols import Axes, Corruption, Noisy
-from uturn.random import Purpose, normals
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from uturn.checks import checked_noise
+from uturn.core.checks import checked_noise
+from uturn.core.protocols import Channel, Noisy
 from uturn.corruption.strings import checked_noisy, checked_strings, symbol_evidence, two_valued, two_valued_bits, two_values
-from uturn.inference.evidence import Evidence
-from uturn.protocols import Channel, Noisy
+from uturn.exact.inference.evidence import Evidence
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numba import njit
 
-from uturn import progress
-from uturn.checks import checked_noise
+from uturn.core import progress
+from uturn.core.checks import checked_noise
+from uturn.core.memory import recycled
+from uturn.core.protocols import Axes, Channel, Noisy
+from uturn.core.random import NOISE, normal_row, normals, streams
+from uturn.core.threads import over_blocks
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols, log_evidence_of
-from uturn.inference.evidence import Evidence
-from uturn.memory import recycled
-from uturn.protocols import Axes, Channel, Noisy
-from uturn.random import NOISE, normal_row, normals, streams
-from uturn.threads import over_blocks
+from uturn.exact.inference.evidence import Evidence
 
 # Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The error of an Euler step of length
 # h is about h^2 |d mmse/dr|, and the uncertainty about a leaf (mmse) decays as exp(-r/4), somewhat faster given its neighbours.

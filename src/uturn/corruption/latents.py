@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from uturn.pieces import Pieces, half_precision_words
+from uturn.core.pieces import Pieces, half_precision_words
 
 if TYPE_CHECKING:
     import torch

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from uturn.checks import checked_noise
+from uturn.core.checks import checked_noise
+from uturn.core.protocols import Channel, Noisy
+from uturn.core.random import NOISE, streams, uniforms
 from uturn.corruption.denoising import Denoiser
 from uturn.corruption.strings import checked_noisy, checked_strings, checked_symbols, symbol_evidence
 from uturn.corruption.unmasking import Decoder, unmask
-from uturn.inference.evidence import Evidence
-from uturn.protocols import Channel, Noisy
-from uturn.random import NOISE, streams, uniforms
+from uturn.exact.inference.evidence import Evidence
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from uturn.checks import checked_array, checked_integer, checked_noise, shown
-from uturn.inference.evidence import Evidence
-from uturn.protocols import Noisy
-from uturn.random import streams, uniforms
+from uturn.core.checks import checked_array, checked_integer, checked_noise, shown
+from uturn.core.protocols import Noisy
+from uturn.core.random import streams, uniforms
+from uturn.exact.inference.evidence import Evidence
 
 
 def checked_strings(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from uturn import progress
-from uturn.checks import checked_noise
+from uturn.core import progress
+from uturn.core.checks import checked_noise
+from uturn.core.protocols import Channel, Noisy
+from uturn.core.random import NOISE, streams, uniforms
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import (
     checked_noisy,
@@ -21,9 +23,7 @@ from uturn.corruption.strings import (
     two_valued_bits,
     two_values,
 )
-from uturn.inference.evidence import Evidence
-from uturn.protocols import Channel, Noisy
-from uturn.random import NOISE, streams, uniforms
+from uturn.exact.inference.evidence import Evidence
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from uturn import progress
-from uturn.checks import checked_integer, shown
+from uturn.core import progress
+from uturn.core.checks import checked_integer, shown
+from uturn.core.protocols import Noisy
+from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import ORDER, Denoiser, checked_observation, checked_posterior
-from uturn.protocols import Noisy
-from uturn.random import streams, uniforms
 
 ORDERS = ("random", "blocks", "entropy", "probability", "confidence")
 MASKED = -1  # value of a masked position

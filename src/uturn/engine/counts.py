@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uturn.experiment import Experiment
-from uturn.measuring import trajectories_together
-from uturn.store import Task
+from uturn.core.experiment import Experiment
+from uturn.engine.measuring import trajectories_together
+from uturn.store.record import Task
 
 
 class Group(NamedTuple):

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from uturn.contracts import checked_blocks, checked_readings, checked_stream, observed
-from uturn.experiment import Experiment, u_turn
-from uturn.own_parts import is_own, misfits_named, missing_members_named
-from uturn.progress import begun, part, steps
-from uturn.protocols import UTurns
-from uturn.random import Streams
+from uturn.core.contracts import checked_blocks, checked_readings, checked_stream, observed
+from uturn.core.experiment import Experiment, u_turn
+from uturn.core.own_parts import is_own, misfits_named, missing_members_named
+from uturn.core.progress import begun, part, steps
+from uturn.core.protocols import UTurns
+from uturn.core.random import Streams
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
 _RECONSTRUCTED = 0.8  # share of a U-turn that is done before the probes read it, for progress

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from pathlib import Path
 
-from uturn.checks import checked_integer, shown
-from uturn.counts import Group, calls_of, groups_of
-from uturn.experiment import Experiment
-from uturn.places import place_of
-from uturn.processes import cores
-from uturn.progress import duration
-from uturn.resume import trajectories_done
-from uturn.tasks import left_of
-from uturn.timing import Costs, Timing, limited_threads
+from uturn.core.checks import checked_integer, shown
+from uturn.core.experiment import Experiment
+from uturn.core.processes import cores
+from uturn.core.progress import duration
+from uturn.engine.counts import Group, calls_of, groups_of
+from uturn.engine.tasks import left_of
+from uturn.engine.timing import Costs, Timing, limited_threads
+from uturn.store.places import place_of
+from uturn.store.resume import trajectories_done
 
 _MOST = 20_000  # tasks whose distribution over workers is computed one by one
 

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.checks import checked_integer, shown
-from uturn.experiment import Experiment
-from uturn.objects import is_url
-from uturn.own_parts import unwrapped
-from uturn.places import place_of
-from uturn.processes import cores, in_processes
-from uturn.progress import listening, progress_bar
-from uturn.resume import open_store
-from uturn.store import MemoryStore, Store, Task, warnings_of
-from uturn.tasks import Tasks
+from uturn.core.checks import checked_integer, shown
+from uturn.core.experiment import Experiment
+from uturn.core.own_parts import unwrapped
+from uturn.core.processes import cores, in_processes
+from uturn.core.progress import listening, progress_bar
+from uturn.engine.tasks import Tasks
+from uturn.store.objects import is_url
+from uturn.store.places import place_of
+from uturn.store.record import MemoryStore, Store, Task, warnings_of
+from uturn.store.resume import open_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -187,7 +187,7 @@ def _on_cluster(
     gpus: float | None,
 ) -> Generator[tuple[int, str]]:
     """Measure tasks on a Ray cluster; yields the number of those that are newly done, and words on the workers."""
-    from uturn.cluster import on_cluster
+    from uturn.engine.cluster import on_cluster
 
     assert isinstance(opened, Store)
     for name, code in experiment.own_code().items():

@@ -7,12 +7,12 @@ from itertools import groupby
 
 import numpy as np
 
-from uturn.contracts import check_first_clones
-from uturn.experiment import Experiment
-from uturn.measuring import measurements
-from uturn.own_parts import is_own
-from uturn.places import called
-from uturn.store import MemoryStore, Store, Task
+from uturn.core.contracts import check_first_clones
+from uturn.core.experiment import Experiment
+from uturn.core.own_parts import is_own
+from uturn.engine.measuring import measurements
+from uturn.store.places import called
+from uturn.store.record import MemoryStore, Store, Task
 
 
 def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, int]:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn import threads
-from uturn.counts import Calls, Group, blocks_of, calls_of
-from uturn.experiment import Experiment
-from uturn.measuring import measure, measurements, tasks_together
-from uturn.resume import layout_of
-from uturn.store import Scratch
+from uturn.core import threads
+from uturn.core.experiment import Experiment
+from uturn.engine.counts import Calls, Group, blocks_of, calls_of
+from uturn.engine.measuring import measure, measurements, tasks_together
+from uturn.store.record import Scratch
+from uturn.store.resume import layout_of
 
 _SHORT, _LONG = 1, 5  # calls of the network in the two U-turns whose difference is timed; more if they are fast
 _REPEATS = 9  # times at most that they are made

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from uturn.checks import shown
-from uturn.contracts import check_first_clones, checked_blocks, checked_text
-from uturn.experiment import Experiment, u_turn
-from uturn.measuring import measure
-from uturn.own_parts import is_own
-from uturn.random import Streams
+from uturn.core.checks import shown
+from uturn.core.contracts import check_first_clones, checked_blocks, checked_text
+from uturn.core.experiment import Experiment, u_turn
+from uturn.core.own_parts import is_own
+from uturn.core.random import Streams
+from uturn.engine.measuring import measure
 
 _ORDER = ("source", "corruption", "backward", "probes")
 

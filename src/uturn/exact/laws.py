@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_integer, checked_noise
-from uturn.random import NOISE, normals, streams, uniforms
+from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.random import NOISE, normals, streams, uniforms
 
 # Sub-streams of a sample, distinct from STRINGS and NOISE in uturn.random.
 _MODE, _VALUES, _POSTERIOR_MODE, _POSTERIOR_VALUES = (2**63 + k for k in range(10, 14))

@@ -26,12 +26,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from uturn.checks import checked_integer, checked_noise
-from uturn.progress import progress_bar
-from uturn.protocols import Channel
-from uturn.random import Purpose, checked_seed, fold, keys, philox, uniforms
-from uturn.rhm import RandomHierarchyModel
-from uturn.theory import MeanField
+from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.progress import progress_bar
+from uturn.core.protocols import Channel
+from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
+from uturn.exact.rhm import RandomHierarchyModel
+from uturn.exact.theory import MeanField
 
 Ensemble = Literal["one grammar", "fresh rules"]
 ENSEMBLES: tuple[Ensemble, ...] = ("one grammar", "fresh rules")
@@ -139,7 +139,7 @@ def population_dynamics(
     Examples
     --------
     >>> import uturn as ut
-    >>> from uturn.population import population_dynamics
+    >>> from uturn.exact.population import population_dynamics
     >>> found = population_dynamics(8, 2, 2, ut.Masking(), noise=[0.0, 0.55, 1.0], levels=6, pool=800)
     >>> found.beliefs[:, -1].round(1)
     array([1. , 0.8, 0.1])
@@ -217,7 +217,7 @@ def threshold(
     Examples
     --------
     >>> import uturn as ut
-    >>> from uturn.population import threshold
+    >>> from uturn.exact.population import threshold
     >>> found = threshold(8, 2, 2, ut.EpsilonBelief(), pool=400, ensemble="fresh rules", replicates=2, tolerance=0.02)
     >>> found.phase, bool(abs(found.value - ut.theory.MeanField(8, 2, 2).critical_noise) < 0.05)
     ('transition', True)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from uturn import display
-from uturn.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, shown
-from uturn.files import whole_file
-from uturn.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
-from uturn.threads import over_blocks
+from uturn.core import display
+from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, shown
+from uturn.core.files import whole_file
+from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
+from uturn.core.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
 _MOST_DRAWN = 32  # nodes of a level in the drawing of a grammar

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from uturn.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise, shown
+from uturn.core.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise, shown
 
 Phase = Literal["transition", "always lost", "always recovered"]
 

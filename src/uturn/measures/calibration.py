@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_array, checked_integer, checked_numbers, shown
+from uturn.core.checks import checked_array, checked_integer, checked_numbers, shown
+from uturn.core.random import Purpose, checked_seed, keys
+from uturn.measures.clones import between_clones
 from uturn.measures.relabelling import MARGIN, p_values
-from uturn.probes.clones import between_clones
-from uturn.random import Purpose, checked_seed, keys
-from uturn.statistics import WITHIN, replicates
+from uturn.measures.statistics import WITHIN, replicates
 
 if TYPE_CHECKING:
     import xarray as xr

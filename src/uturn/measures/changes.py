@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.checks import shown
-from uturn.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
-from uturn.statistics import Estimate, replicates
+from uturn.core.checks import shown
+from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
+from uturn.measures.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
     import xarray as xr

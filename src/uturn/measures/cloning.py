@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from uturn.checks import checked_integer, checked_noise, checked_numbers, shown
-from uturn.random import Purpose, keys, normals
+from uturn.core.checks import checked_integer, checked_noise, checked_numbers, shown
+from uturn.core.random import Purpose, keys, normals
 
 
 def cloning_probability(same: Any) -> Any:
@@ -33,7 +33,7 @@ def cloning_probability(same: Any) -> Any:
     """
     import xarray as xr
 
-    from uturn.statistics import proportion
+    from uturn.measures.statistics import proportion
 
     if not isinstance(same, xr.DataArray) or not {"noise", "item", "clone"} <= set(same.dims) or same.sizes["clone"] < 2:
         kind = f"sizes {dict(same.sizes)}" if isinstance(same, xr.DataArray) else type(same).__name__

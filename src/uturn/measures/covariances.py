@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from uturn.checks import LARGEST, checked_array, checked_integer, shown
+from uturn.core.checks import LARGEST, checked_array, checked_integer, shown
 
 _BLOCK = 2**22  # float64 numbers that are in memory together: 32 MB
 

@@ -30,16 +30,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_integer, shown
+from uturn.core.checks import checked_integer, shown
+from uturn.core.random import Streams
 from uturn.corruption import Gaussian
 from uturn.measures.changes import by_distance
-from uturn.random import Streams
-from uturn.statistics import Estimate, estimate, nonincreasing, replicates
+from uturn.measures.statistics import Estimate, estimate, nonincreasing, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
 _DIMS = ("noise", "item", "trajectory", "site")
 
@@ -210,7 +210,7 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     """
     import xarray as xr
 
-    from uturn.experiment import Experiment, u_turn
+    from uturn.core.experiment import Experiment, u_turn
 
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an experiment, such as Experiment.from_dict gives")

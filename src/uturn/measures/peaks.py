@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from uturn.measures.changes import FEW, chi_of, effective_number, log_chi, student
-from uturn.statistics import Estimate, independent_groups, replicates
+from uturn.measures.statistics import Estimate, independent_groups, replicates
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from uturn.random import fold, philox
+from uturn.core.random import fold, philox
 
 MARGIN = 1e-6  # mean gaps that are equal up to the rounding of float32 readings count as ties
 _BLOCK = 1000  # relabellings in one piece of work of a thread

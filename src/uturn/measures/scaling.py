@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import checked_numbers, shown
-from uturn.covariances import Covariances
+from uturn.core.checks import checked_numbers, shown
 from uturn.measures.changes import by_distance, check_complete, effective_number, labelled, replicated, student
-from uturn.statistics import Estimate, replicates
+from uturn.measures.covariances import Covariances
+from uturn.measures.statistics import Estimate, replicates
 
 if TYPE_CHECKING:
     import xarray as xr

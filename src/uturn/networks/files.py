@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.checks import one_line
-from uturn.files import whole_file
+from uturn.core.checks import one_line
+from uturn.core.files import whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,8 @@ KINDS = {
     "tree_classifier": "uturn.networks.classifiers:TreeClassifier",
     "vector_classifier": "uturn.networks.classifiers:VectorClassifier",
     "image_classifier": "uturn.networks.classifiers:ImageClassifier",
-    "tree_denoiser": "uturn.networks.denoisers:TreeDenoiser",
-    "masked_transformer": "uturn.networks.masked_transformer:MaskedTransformer",
+    "tree_denoiser": "uturn.networks.strings.denoisers:TreeDenoiser",
+    "masked_transformer": "uturn.networks.texts.masked_transformer:MaskedTransformer",
 }
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from uturn.core.pieces import Pieces, is_out_of_memory
 from uturn.corruption.noising import clean_and_noise
 from uturn.corruption.schedulers import is_flow, is_flow_match
-from uturn.networks.own_denoisers import OwnNetwork
-from uturn.pieces import Pieces, is_out_of_memory
+from uturn.networks.images.own_denoisers import OwnNetwork
 
 ABAR = (0.95, 0.7, 0.3)
 """Signal power a^2 / (a^2 + s^2) of the noise levels."""

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn import fashion_mnist
-from uturn.checks import one_line
-from uturn.files import cached_while_unchanged
+from uturn.core.checks import one_line
+from uturn.core.files import cached_while_unchanged
 from uturn.networks.files import load_network
 from uturn.networks.state_dicts import built_with, put_weights, read_state_dict, rename_weights
+from uturn.sources import fashion_mnist
 
 if TYPE_CHECKING:
-    from uturn.networks.clip import ClipTexts
+    from uturn.networks.images.clip import ClipTexts
 
 _LIBRARIES = ("torchvision", "timm", "clip")
 _FORMS = "'fashion_mnist', a file of uturn.networks, 'torchvision:NAME', 'timm:NAME', 'clip:FOLDER' or 'module:function'"
@@ -84,7 +84,7 @@ def load_module(spec: str, weights: str | None = None) -> LoadedModule:
     Parameters
     ----------
     spec, weights
-        As in `uturn.networks.image_classifiers.load_classifier`.
+        As in `uturn.networks.images.classifiers.load_classifier`.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def _timm_has_classes(timm: Any, module: Any) -> bool:
 
 
 def _clip_module(name: str, weights: str | None) -> LoadedModule:
-    from uturn.networks.clip import load_clip
+    from uturn.networks.images.clip import load_clip
 
     if weights is not None:
         raise ValueError(f"weights = {weights!r}: classifier = 'clip:{name}' has its own; leave weights out")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.checks import one_line
+from uturn.core.checks import one_line
 
 
 def read_state_dict(path: str, expected: str, option: str = "weights") -> dict[str, torch.Tensor]:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uturn.checks import checked_integer, one_line
-from uturn.files import whole_file
-from uturn.progress import add, progress_bar, units
+from uturn.core.checks import checked_integer, one_line
+from uturn.core.files import whole_file
+from uturn.core.progress import add, progress_bar, units
 
 
 class History(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.plotting.curves import evenly_spaced, lying_on
+from uturn.studies.plotting.curves import evenly_spaced, lying_on
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 import uturn
-from uturn.checks import one_line
-from uturn.files import check_plain
+from uturn.core.checks import one_line
+from uturn.core.files import check_plain
+from uturn.core.spec import validation_words
 from uturn.pages import figures, studies
-from uturn.spec import validation_words
 
 if TYPE_CHECKING:
     import xarray as xr

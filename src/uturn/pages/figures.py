@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from uturn.files import check_plain
+from uturn.core.files import check_plain
 from uturn.pages.charts import charts_of, mark, number
 from uturn.pages.pictures import images_of_figure, preview
 from uturn.pages.trees import tree_of_figure, tree_of_store
@@ -157,7 +157,7 @@ def _tree(folder: Path, figure: str, read: Reader) -> dict[str, Any] | None:
         if (store / "node_belief").is_dir():
             with read.part(store):
                 check_plain(store)
-                from uturn.store import Store
+                from uturn.store.record import Store
 
                 tree = tree_of_store(Store.open(store).dataset())
                 return None if tree is None else tree | {"run": store.stem}

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from uturn.outputs import OutputFolder
+from uturn.core.progress import current
 from uturn.pages.page import write_page
 from uturn.pages.running import Running
-from uturn.progress import current
+from uturn.store.outputs import OutputFolder
 
 _FIRST, _LEAST = 2.0, 10.0  # seconds until the page is written for the first time, and between two times
 _SHARE = 0.02  # largest share of the time that is spent on the page

@@ -21,13 +21,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import uturn
-from uturn.checks import checked_path
-from uturn.files import whole_file
-from uturn.objects import is_url
-from uturn.outputs import OutputFolder, output_folder
+from uturn.core.checks import checked_path
+from uturn.core.files import whole_file
 from uturn.pages.collect import Found, collect
 from uturn.pages.running import Running
 from uturn.pages.sections import contents, headlines, section, verdict_table
+from uturn.store.objects import is_url
+from uturn.store.outputs import OutputFolder, output_folder
 
 MOST_BYTES = 5_000_000
 """Largest size of a page."""

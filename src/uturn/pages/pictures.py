@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.files import check_plain
+from uturn.core.files import check_plain
 from uturn.studies.records import sample
 
 if TYPE_CHECKING:

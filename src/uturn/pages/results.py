@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.checks import shown
-from uturn.datasets import write_dataset
-from uturn.files import named_errors, whole_file, whole_folder
-from uturn.objects import Objects
-from uturn.outputs import OutputFolder, output_folder
+from uturn.core.checks import shown
+from uturn.core.files import named_errors, whole_file, whole_folder
 from uturn.pages.page import write_page
 from uturn.pages.writing import check_results, named_in, write_figures
+from uturn.store.datasets import write_dataset
+from uturn.store.objects import Objects
+from uturn.store.outputs import OutputFolder, output_folder
 from uturn.studies import as_data, records_of, study, tidy
 from uturn.studies.axes import common_axis
 from uturn.studies.runs import kept_images, kept_texts, originals
@@ -100,9 +100,9 @@ def write_study(
             figures["study"] = lambda: draw_studies(studies)
             tokens.unlink(missing_ok=True)
         else:
-            from uturn.plotting.tokens import draw_tokens
             from uturn.studies.figure import draw_study
             from uturn.studies.grid import draw_grid
+            from uturn.studies.plotting.tokens import draw_tokens
 
             whole = single.merge(records, combine_attrs="override").assign_attrs(title=title)
             write_dataset(whole, results.path / "study.zarr")

@@ -11,7 +11,7 @@ import numpy as np
 from uturn.pages.charts import chart, mark, number, numbers
 from uturn.pages.pictures import grid, preview
 from uturn.pages.trees import tree_of_store
-from uturn.store import warnings_of
+from uturn.store.record import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis
 from uturn.studies.curves import with_interval
@@ -146,7 +146,7 @@ def store(path: Path, read: Reader) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> xr.Dataset:
-    from uturn.store import Store
+    from uturn.store.record import Store
 
     return Store.open(path).dataset()
 
@@ -316,7 +316,7 @@ def _unit(data: xr.Dataset) -> str:
 
 def _tokens(data: xr.Dataset) -> dict[str, Any]:
     """Texts token by token: the original, and for every noise level the tokens, which were noised, and which changed."""
-    from uturn.plotting.tokens import blocks
+    from uturn.studies.plotting.tokens import blocks
 
     most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
     shown = list(blocks(data, most_items=min(most, 200)))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.measures.statistics import proportion
 from uturn.pages.charts import numbers
-from uturn.statistics import proportion
 
 if TYPE_CHECKING:
     import xarray as xr

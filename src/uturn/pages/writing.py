@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uturn.files import whole_file
-from uturn.outputs import OutputFolder, output_folder
+from uturn.core.files import whole_file
+from uturn.store.outputs import OutputFolder, output_folder
 
 
 def check_results(out: OutputFolder) -> None:
@@ -28,7 +28,7 @@ def named_in(out: str | Path, names: Sequence[str]) -> list[str]:
 
 def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:
     """Draw figures to PNG and PDF files of the given names; those of a figure that is None are removed."""
-    from uturn.plotting.style import style
+    from uturn.studies.plotting.style import style
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
     with style() as plt:

@@ -8,9 +8,9 @@ posterior draws are verdicts of the figure too.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from uturn.core.lazy import lazy
 from uturn.paper.registry import FIGURES, ORDER, load_figure
 
 if TYPE_CHECKING:
@@ -24,16 +24,11 @@ __all__ = [
     "channel_verdicts", "load_figure", "load_results", "reproduce",
 ]  # fmt: skip
 
-# Public name -> module. Modules are imported on first use, so that commands start fast.
-_HOME = {
-    **dict.fromkeys(("channel_verdicts", "reproduce"), "figures"),
-    **dict.fromkeys(("Result", "load_results"), "results"),
-    **dict.fromkeys(("Scale", "Workshop"), "workshop"),
-    "Verdict": "verdicts",
+_HOMES = {
+    **dict.fromkeys(("channel_verdicts", "reproduce"), "paper.figures"),
+    **dict.fromkeys(("Result", "load_results"), "paper.results"),
+    **dict.fromkeys(("Scale", "Workshop"), "paper.workshop"),
+    "Verdict": "paper.verdicts",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'uturn.paper' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"uturn.paper.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
+from uturn.measures.statistics import Estimate
 from uturn.paper.calibration_runs import (
     CODES,
     ITEMS,
@@ -36,10 +38,8 @@ from uturn.paper.decision_times import (
 )
 from uturn.paper.verdicts import Verdict, above, below, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.calibration import draw_gap, draw_zero
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.running import run
-from uturn.statistics import Estimate
+from uturn.studies.plotting.calibration import draw_gap, draw_zero
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.experiment import Experiment
+from uturn.core.random import Purpose, keys, normals
 from uturn.corruption import Gaussian, Noisy
-from uturn.experiment import Experiment
 from uturn.measures.cloning import collapse_time, recall_probability
 from uturn.paper.workshop import Scale, Workshop
-from uturn.random import Purpose, keys, normals
 from uturn.sources import RHMSource
 
 CLONES, ITEMS = 8, 200
@@ -124,7 +124,7 @@ def repeated(kind: str, scale: Scale) -> Experiment:
 
 def trained_denoiser(workshop: Workshop) -> Path:
     """File of a denoiser of Gaussian noise that is trained on 64 strings of the grammar of `LEARNED`, stopped early."""
-    from uturn.networks.denoisers import train_denoiser
+    from uturn.networks.strings.denoisers import train_denoiser
 
     rhm = RHMSource(**LEARNED).grammar(0, 0)
     recipe = {"grammar": LEARNED, "strings": STRINGS, "training": TRAINING}

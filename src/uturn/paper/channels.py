@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.experiment import Experiment
+from uturn.core.random import Streams
 from uturn.corruption import Gaussian, Masking, UniformReplacement
-from uturn.experiment import Experiment
+from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, holm
+from uturn.measures.statistics import Estimate
 from uturn.paper.verdicts import Rule, Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.random import Streams
-from uturn.running import run
 from uturn.sources import Vectors
-from uturn.statistics import Estimate
 
 CLONES = 8
 LEVEL = 0.01  # false-alarm rate of the calibration of a figure

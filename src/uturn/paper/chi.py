@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
 from uturn.measures.changes import chi_parts, susceptibility_of
+from uturn.measures.statistics import Estimate, estimate, replicates
 from uturn.paper import thresholds
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.correlated_runs import (
@@ -27,9 +29,7 @@ from uturn.paper.correlated_runs import (
 )
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, holds, increasing, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
-from uturn.statistics import Estimate, estimate, replicates
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
 
 TITLE = "Susceptibility: how many sites change together"
 CLAIM = "Near the critical noise of a grammar many sites change together, and the more the deeper its tree."

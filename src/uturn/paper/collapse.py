@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
 from uturn.measures.scaling import Collapse, collapse, collapse_curves
+from uturn.measures.statistics import Estimate, replicates
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.correlated_runs import PAPER, grammar
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
-from uturn.statistics import Estimate, replicates
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 
 TITLE = "Finite-size collapse: the exponent of the correlation length"
 CLAIM = "Trees of all sizes follow one curve once the noise is scaled with their size, with the exponent of the theory."

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.experiment import Experiment
+from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian
-from uturn.experiment import Experiment
-from uturn.laws import GaussianMixture
+from uturn.exact.laws import GaussianMixture
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.paper.workshop import Scale
-from uturn.random import Purpose, keys
 
 COMPARISONS = ("isolated", "reconstructed")
 

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.spec import build
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.control_cases import (
@@ -22,10 +25,7 @@ from uturn.paper.control_cases import (
 )
 from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, style
-from uturn.spec import build
-from uturn.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "The signatures of a hierarchy, and their controls"
 CLAIM = (

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import erf
 
-from uturn.covariances import Grid
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
 from uturn.measures.changes import correlations_of
+from uturn.measures.covariances import Grid
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.exact_changes import exact_covariances
 from uturn.paper.workshop import Scale, Workshop

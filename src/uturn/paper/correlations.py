@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
 from uturn.measures.changes import correlations_of
 from uturn.measures.scaling import correlation_length
+from uturn.measures.statistics import Estimate, estimate, replicates
 from uturn.paper import chi, collapse
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, controls, curves_at, exact_of, images, independent_changes
 from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, level_colors, style
-from uturn.statistics import Estimate, estimate, replicates
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, level_colors, style
 
 TITLE = "Correlations of changes against distance"
 CLAIM = "The closer the noise is to the critical one, the farther apart are sites that still change together."

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.fashion_mnist import load_scheduler
 from uturn.measures.calibration import holm
 from uturn.measures.cloning import (
     cloning_probability,
@@ -20,11 +19,12 @@ from uturn.measures.cloning import (
     mixture_cloning_probability,
     speciation_time,
 )
+from uturn.measures.statistics import Estimate, crossing, estimate, transition
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_experiment
 from uturn.paper.verdicts import Verdict, above, below, verdict, within
-from uturn.plotting.style import MUTED, THEORY, level_colors
 from uturn.sources import FashionMNISTSource
-from uturn.statistics import Estimate, crossing, estimate, transition
+from uturn.sources.fashion_mnist import load_scheduler
+from uturn.studies.plotting.style import MUTED, THEORY, level_colors
 
 LEVEL = 1e-3  # false-alarm rate of a verdict
 TRAINING_IMAGES = 60_000  # of the embedded model

@@ -9,8 +9,8 @@ import numpy as np
 from uturn.corruption import Masking, Noisy
 from uturn.corruption.denoising import Denoiser
 from uturn.corruption.unmasking import Decoder, unmask
-from uturn.inference import infer
-from uturn.rhm import RandomHierarchyModel
+from uturn.exact.inference import infer
+from uturn.exact.rhm import RandomHierarchyModel
 
 _AT_ONCE = 512  # strings whose beliefs are kept
 

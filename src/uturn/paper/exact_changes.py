@@ -17,9 +17,9 @@ import numpy as np
 import xarray as xr
 from numba import njit
 
-from uturn.covariances import Tree
-from uturn.experiment import Experiment
-from uturn.random import Streams
+from uturn.core.experiment import Experiment
+from uturn.core.random import Streams
+from uturn.measures.covariances import Tree
 
 _FIRST = 2**20  # number of the first trajectory: none of a run
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.paper.exam_runs import EXACT, ORDERS, OTHERS, in_steps
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 _OTHER = "#8a4fb0"
 _COLORS = dict(zip(ORDERS, (ACCENT, "#009e73", CLASS), strict=True))

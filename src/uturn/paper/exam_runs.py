@@ -11,18 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from uturn.core.processes import cores, in_processes
+from uturn.core.progress import begun, part, progress_bar
+from uturn.core.random import Purpose, keys, uniforms
 from uturn.corruption import Masking, Noisy
 from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
-from uturn.networks.denoisers import LearnedDenoiser, train_denoiser
+from uturn.exact.rhm import RandomHierarchyModel, zipf
+from uturn.networks.strings.denoisers import LearnedDenoiser, train_denoiser
 from uturn.networks.training import History
 from uturn.paper.decoder_laws import divergence, log_ratios
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
-from uturn.processes import cores, in_processes
-from uturn.progress import begun, part, progress_bar
-from uturn.random import Purpose, keys, uniforms
-from uturn.rhm import RandomHierarchyModel, zipf
 
 EXACT = {
     "random order": Decoder(),

@@ -11,9 +11,9 @@ import xarray as xr
 
 from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
+from uturn.measures.statistics import Estimate
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders, in_steps
 from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, verdict, within
-from uturn.statistics import Estimate
 
 LEVEL = 1e-3
 FEW, SOME = 2, 16  # steps: the error of the decoder exceeds that of the network; clones detect the decoder

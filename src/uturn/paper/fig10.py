@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.core.random import Purpose, keys
+from uturn.exact.theory import MeanField
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.verdicts import Verdict, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, THEORY, style
-from uturn.random import Purpose, keys
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, style
 
 TITLE = "Rules for and against the right symbol"
 CLAIM = "Wrong rules that share a symbol with the right one compete with it, and their average number gives the theory."
@@ -36,8 +36,8 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.corruption import EpsilonBelief
-    from uturn.inference import infer
-    from uturn.rhm import RandomHierarchyModel
+    from uturn.exact.inference import infer
+    from uturn.exact.rhm import RandomHierarchyModel
 
     grammars = 200 if workshop.scale == "smoke" else 2000
     v = PARAMETERS["vocab_size"]

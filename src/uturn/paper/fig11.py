@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.core.random import Purpose, keys
+from uturn.exact.theory import MeanField
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.small_tree import by_level
 from uturn.paper.verdicts import Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import MUTED, THEORY, level_colors, style
-from uturn.random import Purpose, keys
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
 TITLE = "Every message at the bottom of the tree"
 CLAIM = "Single nodes differ in how well they are known, but their average follows the theory."
@@ -34,8 +34,8 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.corruption import EpsilonBelief
-    from uturn.inference import infer
-    from uturn.rhm import RandomHierarchyModel
+    from uturn.exact.inference import infer
+    from uturn.exact.rhm import RandomHierarchyModel
 
     grammars, strings = (24, 4) if workshop.scale == "smoke" else (96, 16)
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import estimate, inversion, transition
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import TOLERANCE, compare
 from uturn.paper.verdicts import Verdict, below, decreasing, verdict, within
 from uturn.paper.workshop import Scale
-from uturn.plotting.levels import draw_levels
-from uturn.statistics import estimate, inversion, transition
-from uturn.theory import MeanField
+from uturn.studies.plotting.levels import draw_levels
 
 __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.exact.theory import MeanField
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import compare
 from uturn.paper.verdicts import Verdict, below, verdict
 from uturn.paper.workshop import Scale
-from uturn.plotting.levels import draw_level, draw_shifts
-from uturn.plotting.style import MUTED, THEORY, level_colors, style
-from uturn.theory import MeanField
+from uturn.studies.plotting.levels import draw_level, draw_shifts
+from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
 __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
 

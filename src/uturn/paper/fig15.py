@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.experiment import Experiment
 from uturn.corruption import CORRUPTIONS
-from uturn.experiment import Experiment
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
 from uturn.paper import fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, above, below, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
-from uturn.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
 
 TITLE = "Effective ε gives the shape of the class curve, not the threshold"
 CLAIM = "Different kinds of noise lose the class in the same way, but not at the same strength."

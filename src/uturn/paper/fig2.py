@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
-from uturn.fashion_mnist import CLASS_NAMES, COARSE_CLASS
+from uturn.core.experiment import Experiment
+from uturn.core.random import Purpose, keys, uniforms
+from uturn.measures.statistics import Estimate, Transition, estimate, inversion, replicates, transition
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Verdict, above, at_least, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.levels import draw_similarities
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
-from uturn.random import Purpose, keys, uniforms
 from uturn.sources import FashionMNISTSource
-from uturn.statistics import Estimate, Transition, estimate, inversion, replicates, transition
+from uturn.sources.fashion_mnist import CLASS_NAMES, COARSE_CLASS
+from uturn.studies.plotting.levels import draw_similarities
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
 CLAIM = "Turned back from noise, an image keeps its class up to a critical noise, while its details fade from the start."

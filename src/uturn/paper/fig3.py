@@ -11,7 +11,7 @@ from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
 CLAIM = "A string of the solvable model grows from a tree of rules, and a U-turn changes whole branches of that tree."
@@ -31,7 +31,7 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     from uturn.corruption import Masking
-    from uturn.inference import sample_posterior
+    from uturn.exact.inference import sample_posterior
 
     rhm = small.small_grammar()
     draw, key = small.small_string(rhm)
@@ -106,7 +106,7 @@ def count_grammatical(rhm: Any) -> int:
 def draw(data: xr.Dataset) -> Any:
     from matplotlib.patches import FancyBboxPatch
 
-    from uturn.plotting import trees as drawing
+    from uturn.studies.plotting import trees as drawing
 
     rhm = small.grammar_of(data)
     before, after = (small.by_level(data[name]) for name in ("original", "reconstruction"))

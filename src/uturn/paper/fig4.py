@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, below, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import MUTED, style
-from uturn.rhm import RandomHierarchyModel
+from uturn.studies.plotting.style import MUTED, style
 
 TITLE = "The factor graph and its messages"
 CLAIM = "Messages from the noisy leaves, and back from the class, give the exact probability of every symbol in the tree."
@@ -42,7 +42,7 @@ def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarr
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.inference import infer
+    from uturn.exact.inference import infer
 
     rhm, latents, noisy, log_evidence = observation()
     beliefs = infer(rhm, log_evidence[None], outputs=OUTPUTS)
@@ -116,7 +116,7 @@ def enumerated(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> dict[str,
 def draw(data: xr.Dataset) -> Any:
     from matplotlib.patches import Rectangle
 
-    from uturn.plotting import trees as drawing
+    from uturn.studies.plotting import trees as drawing
 
     rhm = small.grammar_of(data)
     true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))

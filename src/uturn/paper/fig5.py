@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import estimate, grammar_means, inversion, transition
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import CLASS, MUTED, level_bar, level_colors, style
-from uturn.statistics import estimate, grammar_means, inversion, transition
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."

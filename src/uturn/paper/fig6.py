@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField, phase_diagram
+from uturn.measures.statistics import crossing, estimate, grammar_means, shift
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.statistics import crossing, estimate, grammar_means, shift
-from uturn.theory import MeanField, phase_diagram
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 TITLE = "Phase diagram of class recovery"
 CLAIM = "The number of rules of a grammar decides up to which noise the class can be recovered, and whether it can be at all."

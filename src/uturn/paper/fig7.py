@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import estimate, grammar_means, inversion, shift, transition
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.messages import TOLERANCE, shift_verdict
 from uturn.paper.verdicts import Verdict, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import MUTED, THEORY, level_bar, level_colors, style
-from uturn.statistics import estimate, grammar_means, inversion, shift, transition
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import MUTED, THEORY, level_bar, level_colors, style
 
 TITLE = "Reconstruction of every level in the ε-process"
 CLAIM = "Exact computation and theory agree on where each level of the tree is lost: the class abruptly, the leaves smoothly."

@@ -10,17 +10,17 @@ import numpy as np
 import xarray as xr
 from scipy.stats import mannwhitneyu
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.paper import string_classifier
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.string_classifier import SEED
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.levels import draw_similarities
-from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
-from uturn.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
-from uturn.theory import MeanField
+from uturn.studies.plotting.levels import draw_similarities
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 
 TITLE = "Layers of a network that learned the grammar"
 CLAIM = "In a network that learned the grammar, the last layer changes abruptly near the critical noise, the first smoothly."

@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.paper import fig4
 from uturn.paper.verdicts import Verdict, below, equal, verdict
 from uturn.paper.workshop import Workshop
-from uturn.plotting.style import MUTED, style
+from uturn.studies.plotting.style import MUTED, style
 
 TITLE = "The messages on one factor"
 CLAIM = "A message is a sum over the rules of the grammar that fit what is known."
@@ -26,7 +26,7 @@ channels = fig4.channels  # the observation is that of fig. 4
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.inference import infer
+    from uturn.exact.inference import infer
 
     rhm, latents, _, log_evidence = fig4.observation()
     beliefs = infer(rhm, log_evidence[None], outputs=("upward", "downward"))
@@ -83,7 +83,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    from uturn.plotting import trees as drawing
+    from uturn.studies.plotting import trees as drawing
 
     level, depth, v = data.attrs["tree_level"], data.attrs["depth"], data.sizes["symbol"]
     up, down_children = data.upward_children.values, data.downward_children.values

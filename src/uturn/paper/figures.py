@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.datasets import write_dataset
-from uturn.files import whole_file
-from uturn.outputs import output_folder
+from uturn.core.files import whole_file
 from uturn.pages import fetch, live_page, write_page
 from uturn.paper.registry import FIGURES, Figure, load_figure
 from uturn.paper.results import Result, save_result
 from uturn.paper.workshop import Scale, Workshop
+from uturn.store.datasets import write_dataset
+from uturn.store.outputs import output_folder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,7 +75,7 @@ def _connected(address: str | None) -> AbstractContextManager[Any]:
     """Context in which the runs of all figures use one connection to a cluster."""
     if address is None:
         return nullcontext()
-    from uturn.cluster import connected
+    from uturn.engine.cluster import connected
 
     return connected(address)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.random import Purpose, keys, uniforms
+from uturn.core.random import Purpose, keys, uniforms
 
 _SIGNS = (Purpose.DENOISING, 1)  # of the keys of random streams
 _FLIPS = 2000  # of signs, for p-values

@@ -10,12 +10,12 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest, page_trend_test
 
+from uturn.measures.statistics import crossing
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.paper.trained_denoisers import OTHERS, SETTINGS, SWEPT, exact_runs, network_runs
 from uturn.paper.verdicts import Verdict, above, below, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
-from uturn.statistics import crossing
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 
 TITLE = "Does a trained denoiser do what belief propagation does?"
 CLAIM = "With more training data a network learns the levels of the grammar from the bottom up, and approaches the exact answer."

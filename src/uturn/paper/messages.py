@@ -8,11 +8,11 @@ from functools import lru_cache
 import numpy as np
 import xarray as xr
 
+from uturn.core.random import Purpose, keys, uniforms
+from uturn.exact.rhm import RandomHierarchyModel
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import Estimate, estimate, grammar_means, shift
 from uturn.paper.verdicts import Verdict, verdict, within
-from uturn.random import Purpose, keys, uniforms
-from uturn.rhm import RandomHierarchyModel
-from uturn.statistics import Estimate, estimate, grammar_means, shift
-from uturn.theory import MeanField
 
 TOLERANCE = 0.005  # in ε: 2.5 standard deviations of the thresholds of grammars (fig6)
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
+from uturn.measures.statistics import Estimate
 from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes, indices
 from uturn.paper.verdicts import Verdict, above, below, decreasing, verdict, within
 from uturn.paper.workshop import Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, level_colors
-from uturn.statistics import Estimate
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, level_colors
 
 LEAST = 0.95  # area under the curve of each comparison
 NOTHING = 0.05  # an index below it counts as 0

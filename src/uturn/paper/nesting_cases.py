@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
-from uturn.laws import GaussianMixture, power_law, simplex
+from uturn.core.experiment import Experiment
+from uturn.core.random import Purpose, keys, normals, uniforms
+from uturn.exact.laws import GaussianMixture, power_law, simplex
 from uturn.measures.hierarchy import nesting_index, site_changes
-from uturn.random import Purpose, keys, normals, uniforms
 
 NOISE = np.r_[np.geomspace(0.01, 1, 18), 1.4, 2, 2.7, 3.5, np.inf].round(4)
 """Gaussian diffusion times, the same for all data: none is chosen with the transition of a law in view."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from uturn.checks import one_line
-from uturn.files import whole_file
+from uturn.core.checks import one_line
+from uturn.core.files import whole_file
+from uturn.core.spec import validation_words
 from uturn.paper.registry import FIGURES
 from uturn.paper.verdicts import Verdict
-from uturn.spec import validation_words
 
 
 @dataclass

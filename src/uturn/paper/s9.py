@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment, u_turn
+from uturn.core.experiment import Experiment, u_turn
 from uturn.measures.cloning import mixture_cloning_probability
+from uturn.measures.statistics import (
+    Replicates,
+    crossing,
+    estimate,
+    hierarchy_index,
+    nonincreasing,
+    proportion,
+    replicates,
+    rescaled,
+)
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.levels import draw_similarities
-from uturn.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 from uturn.sources import GaussianMixtureSource
-from uturn.statistics import Replicates, crossing, estimate, hierarchy_index, nonincreasing, proportion, replicates, rescaled
+from uturn.studies.plotting.levels import draw_similarities
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 
 if TYPE_CHECKING:
     import torch

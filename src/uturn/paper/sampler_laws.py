@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.measures.calibration import paired
 from uturn.paper.channels import gaussian_law
-from uturn.random import Purpose, keys
-from uturn.rhm import RandomHierarchyModel
 
 PARAMETERS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 NOISE = {"gaussian": 0.35, "masking": 0.75, "uniform": 0.6}
@@ -105,7 +105,7 @@ def channel_sampler(channel: str) -> Sampler:
 
 def exact_sampler() -> Sampler:
     """Exact posterior draws in the Gaussian process."""
-    from uturn.inference import sample_posterior
+    from uturn.exact.inference import sample_posterior
 
     gaussian = Gaussian()
 

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.measures.calibration import Calibration, calibrate, holm
+from uturn.measures.statistics import Estimate
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, law_p_values
 from uturn.paper.law_distances import deviations, distance, distance_text, extrapolated, order, p_value, resolution
 from uturn.paper.sampler_laws import (
@@ -33,8 +34,7 @@ from uturn.paper.sampler_laws import (
 )  # fmt: skip
 from uturn.paper.verdicts import Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.statistics import Estimate
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
 CLAIM = "Schedulers that add their full noise draw one of the possible originals; the others keep the law of the data alone."

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.random import Purpose, keys
-from uturn.rhm import Draw, RandomHierarchyModel
+from uturn.core.random import Purpose, keys
+from uturn.exact.rhm import Draw, RandomHierarchyModel
 
 # Chosen by eye: one branch of the tree changes in the U-turn, and one hidden leaf is recovered from its context.
 GRAMMAR = {"vocab_size": 6, "multiplicity": 2, "branching": 2, "depth": 3, "seed": 6}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.random import Purpose, keys, uniforms
 from uturn.paper.workshop import Scale, Workshop
-from uturn.random import Purpose, keys, uniforms
 from uturn.sources import RHMSource
 
 if TYPE_CHECKING:

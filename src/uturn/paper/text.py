@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.experiment import Experiment
+from uturn.core.experiment import Experiment
 from uturn.measures.changes import chi_parts
 from uturn.measures.peaks import peak_of
+from uturn.measures.statistics import Estimate, estimate
 from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.calibration import draw_zero
-from uturn.plotting.style import ACCENT, MUTED, style
-from uturn.plotting.tokens import draw_texts
-from uturn.statistics import Estimate, estimate
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_correlations, draw_susceptibility
+from uturn.studies.plotting.calibration import draw_zero
+from uturn.studies.plotting.style import ACCENT, MUTED, style
+from uturn.studies.plotting.tokens import draw_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
 CLAIM = "The characters of a text change in groups, which are larger at noise in between than at its smallest and largest levels."

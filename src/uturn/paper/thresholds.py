@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.experiment import Experiment
+from uturn.core.random import Purpose, keys
 from uturn.corruption import CORRUPTIONS
-from uturn.experiment import Experiment
+from uturn.exact.theory import MeanField
+from uturn.measures.statistics import Estimate, crossing, grammar_means
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.messages import mean_estimate
 from uturn.paper.verdicts import Rule, Verdict, below, meets, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.random import Purpose, keys
-from uturn.statistics import Estimate, crossing, grammar_means
-from uturn.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 TITLE = "Where the class is lost, for every channel"
 CLAIM = "Every kind of noise has its own critical strength; as information per leaf, the strengths of three kinds nearly agree."
@@ -107,7 +107,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def population(size: Size, progress: bool = False) -> xr.Dataset:
     """Thresholds of both ensembles, and the belief in the class at every depth for the grammars and noise levels of the runs."""
-    from uturn.population import population_dynamics, threshold
+    from uturn.exact.population import population_dynamics, threshold
 
     v, m, s = PARAMETERS.values()
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the tree.

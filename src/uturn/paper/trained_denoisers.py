@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.core.processes import cores, in_processes
+from uturn.core.progress import begun, part, progress_bar
+from uturn.core.random import Purpose, keys
 from uturn.corruption.denoising import ExactDenoiser, denoise
-from uturn.inference import infer
-from uturn.networks.denoisers import (
+from uturn.exact.inference import infer
+from uturn.exact.rhm import RandomHierarchyModel
+from uturn.networks.strings.denoisers import (
     CHANNELS,
     LearnedDenoiser,
     compare_denoisers,
@@ -24,10 +28,6 @@ from uturn.networks.denoisers import (
 )
 from uturn.networks.training import History
 from uturn.paper.workshop import Scale, Workshop
-from uturn.processes import cores, in_processes
-from uturn.progress import begun, part, progress_bar
-from uturn.random import Purpose, keys
-from uturn.rhm import RandomHierarchyModel
 
 # Grammars with a transition: s f = 1/2; the first of their seeds is measured in every way. `training`: `steps` are the least
 # number of optimisation steps, the number for each training string, and the largest number. `reading`: `levels` of noise, `items`

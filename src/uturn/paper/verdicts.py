@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.statistics import Estimate
+from uturn.measures.statistics import Estimate
 
 
 @dataclass(frozen=True)

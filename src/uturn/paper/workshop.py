@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from uturn import random
-from uturn.datasets import write_dataset
-from uturn.outputs import OutputFolder
+from uturn.core import random
+from uturn.store.datasets import write_dataset
+from uturn.store.outputs import OutputFolder
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     import xarray as xr
 
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
     from uturn.networks.training import History
 
     Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
@@ -38,7 +38,7 @@ class Workshop:
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
         """The results of an experiment; what is missing in `folder/label.zarr` is run."""
-        from uturn.running import run
+        from uturn.engine.run import run
 
         path = self._kept.place(f"{label}.zarr")
         return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)

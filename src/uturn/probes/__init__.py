@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uturn.core.protocols import Probe as Probe
 from uturn.probes.changes import Changes
 from uturn.probes.network_layers import NetworkLayers
 from uturn.probes.nodes import TreeNodes
@@ -13,7 +14,6 @@ from uturn.probes.text_layers import TextLayers
 from uturn.probes.text_likelihood import TextLikelihood
 from uturn.probes.tokens import KeepTokens, KeptTokens
 from uturn.probes.tree import Messages, ParsedLevels, TreeLevels
-from uturn.protocols import Probe as Probe
 
 PROBES: dict[str, type] = {
     "tree_levels": TreeLevels,

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.covariances import Covariances, Distance, Grid, Tree
-from uturn.files import cached_while_unchanged
+from uturn.core.files import cached_while_unchanged
+from uturn.core.progress import steps
+from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.measures.covariances import Covariances, Distance, Grid, Tree
 from uturn.probes.network_layers import NetworkLayers
-from uturn.progress import steps
-from uturn.protocols import Probe, Spec, UTurns, Variable
 
 _Kept = tuple[int, Covariances]
 
@@ -182,7 +182,7 @@ def _patches(side: int, shape: tuple[int, int, int]) -> _Sites:
 
 
 def _positions(spec: Changes, shape: tuple[int, int, int]) -> _Sites:
-    from uturn.networks.image_classifiers import load_classifier
+    from uturn.networks.images.classifiers import load_classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
     found = load_classifier(spec.classifier, spec.weights, layers=(spec.layer or "",), image_shape=shape)

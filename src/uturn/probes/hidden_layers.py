@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn import progress
-from uturn.checks import checked_integer, one_line
+from uturn.core import progress
+from uturn.core.checks import checked_integer, one_line
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
 from uturn.probes.layer_statistics import LayerStatistics, Moments, channel_position, read_statistics, write_statistics
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.checks import checked_integer, one_line
-from uturn.files import whole_file
+from uturn.core.checks import checked_integer, one_line
+from uturn.core.files import whole_file
 from uturn.networks.training import fingerprint
 
 _FORMAT = "uturn-layer-statistics-2"

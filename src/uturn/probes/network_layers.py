@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_serializer, model_validator
 
-from uturn.files import cached_while_unchanged
-from uturn.probes.clones import between_clones
-from uturn.protocols import Probe, Spec, UTurns, Variable
+from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.measures.clones import between_clones
 
 if TYPE_CHECKING:
-    from uturn.networks.image_classifiers import Classifier
+    from uturn.networks.images.classifiers import Classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
 
 class NetworkLayers(Spec, Probe):
     """Similarity of standardised post-activations of a network, layer by layer, and agreement of its predicted classes.
 
-    Options. `classifier`, `weights`: as in `uturn.networks.image_classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
+    Options. `classifier`, `weights`: as in `uturn.networks.images.classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
     "clip:FOLDER", "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `class_prompts`: the
     classes of a "clip:" model as texts, a file with one text a line, or a template with {} for the names of the classes of the
     source, by default "a photo of a {}"; without a file and without names it is an encoder. `name`: prefix of the variables and
@@ -153,7 +153,7 @@ class NetworkLayers(Spec, Probe):
         from uturn.networks.training import fingerprint
 
         if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
-            from uturn.fashion_mnist import fingerprints
+            from uturn.sources.fashion_mnist import fingerprints
 
             return fingerprints()["classifier.safetensors"]
         network = load_module(self.classifier, self.weights)
@@ -179,13 +179,13 @@ class NetworkLayers(Spec, Probe):
         """A text for each class of a "clip:" model; None for other classifiers, and for classes without texts and names."""
         if not self.classifier.startswith("clip:"):
             return None
-        from uturn.networks.clip import class_texts
+        from uturn.networks.images.clip import class_texts
 
         return class_texts(self.class_prompts, source.class_names())
 
     def _files_read(self) -> list[Path]:
         """The files of `statistics` and `class_prompts`, of those that are given."""
-        from uturn.networks.clip import prompt_file
+        from uturn.networks.images.clip import prompt_file
 
         found = [None if self.statistics is None else _existing(self.statistics, "statistics"), prompt_file(self.class_prompts)]
         return [path for path in found if path is not None]
@@ -252,14 +252,14 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
 
 
 def _classifier(spec: NetworkLayers, source: Any, shape: tuple[int, int, int]) -> Classifier:
-    from uturn.networks.image_classifiers import load_classifier
+    from uturn.networks.images.classifiers import load_classifier
 
     return load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape, texts=spec.texts(source))
 
 
 def _verdicts(before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequence[str]) -> dict[str, Any]:
     """Classes predicted from the logits of originals (items, classes) and of reconstructions (items, draws, classes)."""
-    from uturn.networks.image_classifiers import in_top
+    from uturn.networks.images.classifiers import in_top
 
     original, predicted = before.argmax(axis=-1), after.argmax(axis=-1)
     same = predicted == original[:, None]

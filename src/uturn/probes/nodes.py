@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.protocols import Probe, Spec, UTurns, Variable
+from uturn.core.protocols import Probe, Spec, UTurns, Variable
 
 MOST_NODES = 64  # of a tree level
 

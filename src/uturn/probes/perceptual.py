@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.files import cached_while_unchanged
+from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.probes.network_layers import NetworkLayers
-from uturn.protocols import Probe, Spec, UTurns, Variable
 
 if TYPE_CHECKING:
     from uturn.probes.perceptual_distance import PerceptualDistance
@@ -91,7 +91,7 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     ValueError
         For files that are missing or of another network, and images that the network does not take.
     """
-    from uturn.networks.image_classifiers import load_classifier
+    from uturn.networks.images.classifiers import load_classifier
     from uturn.networks.modules import Preprocessing, load_module
     from uturn.probes.hidden_layers import HiddenLayers
     from uturn.probes.perceptual_distance import PerceptualDistance, Stages, read_linear

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from uturn.measures.clones import between_clones
 from uturn.networks.state_dicts import read_state_dict
-from uturn.probes.clones import between_clones
 from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
 from uturn.probes.layer_statistics import channel_position
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.checks import shown
-from uturn.protocols import Probe, Spec
+from uturn.core.checks import shown
+from uturn.core.protocols import Probe, Spec
 from uturn.sources.tokens import PAD, check_known
 
 if TYPE_CHECKING:
-    from uturn.networks.language import LanguageModel
-    from uturn.networks.text_models import TextModel
-    from uturn.networks.tokenizers import Tokenizer
+    from uturn.networks.texts.language import LanguageModel
+    from uturn.networks.texts.models import TextModel
+    from uturn.networks.texts.tokenizers import Tokenizer
 
 
 class SecondModel(Spec, Probe):
@@ -63,19 +63,19 @@ class SecondModel(Spec, Probe):
 
     def own_code(self) -> Any:
         """The user's function that gives the model, if its name is an import path; else None."""
-        from uturn.networks.language_files import own_language
+        from uturn.networks.texts.language_files import own_language
 
         return own_language(self.model)
 
     def files(self) -> list[Path]:
         """Paths of all that the probe reads, some of which may be names; cached results depend on these files."""
-        from uturn.networks.text_models import text_files
+        from uturn.networks.texts.models import text_files
 
         return text_files(self.model, self.tokenizer)
 
     def loaded(self) -> Any:
         """The model of the spec."""
-        from uturn.networks.text_models import load_text_model
+        from uturn.networks.texts.models import load_text_model
 
         return load_text_model(self.model, **self.loading())
 

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from uturn.files import cached_while_unchanged
-from uturn.probes.clones import between_clones
+from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import UTurns, Variable
+from uturn.measures.clones import between_clones
 from uturn.probes.second_model import SecondModel, TextsOf
-from uturn.protocols import UTurns, Variable
 
 if TYPE_CHECKING:
-    from uturn.networks.sentence_encoders import SentenceEncoder
+    from uturn.networks.texts.sentence_encoders import SentenceEncoder
 
 
 class TextEncoder(SecondModel):
     """Similarity of texts in a sentence encoder: the cosine of the embeddings of original and reconstruction.
 
     Options. `model`: a model of sentence-transformers, whose pooling is used, or any other encoder, whose hidden states are
-    averaged over tokens (`uturn.networks.sentence_encoders`). `reference`: number of originals for the chance level. All others:
-    `SecondModel`.
+    averaged over tokens (`networks/texts/sentence_encoders.py`). `reference`: number of originals for the chance level. All
+    others: `SecondModel`.
 
     Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has more tokens than the model takes,
     or none. `sentence_chance`: mean similarity of the original with the other ones of the first `reference` originals, NaN if
@@ -80,7 +80,7 @@ class TextEncoder(SecondModel):
         return -(-items * (1 + draws) // self.batch_size)
 
     def loaded(self) -> SentenceEncoder:
-        from uturn.networks.sentence_encoders import load_sentence_encoder
+        from uturn.networks.texts.sentence_encoders import load_sentence_encoder
 
         return load_sentence_encoder(self.model, **self.loading())
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.files import cached_while_unchanged
+from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import UTurns, Variable
 from uturn.probes.second_model import SecondModel, TextsOf
-from uturn.protocols import UTurns, Variable
 
 if TYPE_CHECKING:
     from uturn.probes.text_states import TextStates
@@ -74,7 +74,7 @@ def text_states_of(spec: TextLayers, source: Any) -> TextStates:
     ValueError
         If there is no such model or layer, or if its tokens do not fit the texts.
     """
-    from uturn.networks.text_models import as_text_model
+    from uturn.networks.texts.models import as_text_model
     from uturn.probes.text_states import TextStates
 
     where = f"model = {spec.model!r}"

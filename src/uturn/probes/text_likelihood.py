@@ -8,13 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from uturn.files import cached_while_unchanged
+from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import UTurns, Variable
 from uturn.probes.second_model import SecondModel, TextsOf
-from uturn.protocols import UTurns, Variable
 
 
 class TextLikelihood(SecondModel):
-    """Log-likelihood of reconstructions under a second model, in nats per character (`uturn.networks.text_likelihoods`).
+    """Log-likelihood of reconstructions under a second model, in nats per character (`uturn.networks.texts.likelihoods`).
 
     Options. `model`: a causal or a masked model of transformers; "same", the masked model of the backward; "embedded"; or
     "module:function" (for `likelihood` "masked" a `uturn.networks.TokenNetwork`, for "causal" a torch module that gives logits).
@@ -33,9 +33,9 @@ class TextLikelihood(SecondModel):
     @property
     def law(self) -> Literal["causal", "masked"]:
         """What `likelihood` stands for."""
-        from uturn.networks.language_files import read_config
-        from uturn.networks.own_denoisers import is_import_path
-        from uturn.networks.text_models import FORMS, kind_of
+        from uturn.networks.images.own_denoisers import is_import_path
+        from uturn.networks.texts.language_files import read_config
+        from uturn.networks.texts.models import FORMS, kind_of
 
         where, embedded = f"model = {self.model!r}", self.model in ("same", "embedded") or self.model.endswith(".safetensors")
         if is_import_path(self.model):
@@ -84,7 +84,7 @@ class TextLikelihood(SecondModel):
 
     def loaded(self) -> Any:
         if self.law == "causal":
-            from uturn.networks.text_models import load_text_model
+            from uturn.networks.texts.models import load_text_model
 
             return load_text_model(self.model, "causal", **self.loading())
         return _masked(self)
@@ -112,7 +112,7 @@ class Likelihoods(NamedTuple):
 
 @cached_while_unchanged(files=lambda spec: spec.files(), maxsize=4)
 def _masked(spec: TextLikelihood) -> Any:
-    from uturn.networks.language_files import load_language_model
+    from uturn.networks.texts.language_files import load_language_model
 
     return load_language_model(spec.model, **spec.loading())
 
@@ -132,7 +132,7 @@ def likelihoods_of(spec: TextLikelihood, source: Any) -> Likelihoods:
     """
     from dataclasses import replace
 
-    from uturn.networks.text_likelihoods import beginning, causal_log_likelihoods, pseudo_log_likelihoods
+    from uturn.networks.texts.likelihoods import beginning, causal_log_likelihoods, pseudo_log_likelihoods
 
     where, law = f"model = {spec.model!r}", spec.law
     model = source.language() if spec.model == "same" else spec.loaded()

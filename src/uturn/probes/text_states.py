@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from uturn import progress
+from uturn.core import progress
+from uturn.measures.clones import between_clones
 from uturn.networks.layers import EVERY_BLOCK, hooks, select_layers
-from uturn.networks.text_models import TextModel
-from uturn.probes.clones import between_clones
+from uturn.networks.texts.models import TextModel
 from uturn.probes.hidden_layers import Receiver, batch_slices, channel_factors, float64_copy
 from uturn.probes.layer_statistics import Moments
 from uturn.probes.second_model import TextsOf

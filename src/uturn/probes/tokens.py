@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.probes.clones import between_clones
-from uturn.protocols import Probe, Spec, UTurns, Variable
+from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.measures.clones import between_clones
 from uturn.sources.tokens import PAD
 
 

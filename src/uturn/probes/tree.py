@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from uturn.probes.clones import between_clones
-from uturn.protocols import Probe, Spec, UTurns, Variable
+from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.measures.clones import between_clones
 
 AS_LEVELS: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "tree levels", "order": "tree_level"}
 """How shares and beliefs of tree levels are read."""

@@ -1,7 +1,7 @@
 """The text assets of the package: a small masked model of characters, and passages that it was not trained on.
 
 With these assets experiments on text run without a download, and without `transformers`. The model is a
-`uturn.networks.masked_transformer.MaskedTransformer`, which `uturn.networks.load_network(model_file())` reads; its tokens are the
+`MaskedTransformer`, which `uturn.networks.load_network(model_file())` reads; its tokens are the
 characters of `load_network(model_file()).options["characters"]`. `assets/text/README.md` says where the text is from and how good
 the model is; the training scripts are in `training/text/`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent / "assets" / "text"
+_FOLDER = Path(__file__).parents[1] / "assets" / "text"
 
 
 def text_folder() -> Path:

@@ -36,7 +36,7 @@ CLASS_NAMES = (
 COARSE_CLASS = np.array([0, 1, 0, 2, 0, 3, 0, 3, 4, 3])
 """Labels one level up the hierarchy, `COARSE_CLASS[labels]`: 0 tops, 1 trousers, 2 dresses, 3 shoes, 4 bags."""
 
-_FOLDER = Path(__file__).parent / "assets" / "fashion_mnist"
+_FOLDER = Path(__file__).parents[1] / "assets" / "fashion_mnist"
 
 
 def generator_folder() -> Path:

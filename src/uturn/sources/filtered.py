@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from uturn.rhm import zipf
+from uturn.exact.rhm import zipf
 from uturn.sources.strings import RHMSource, check_rules
 
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from uturn.checks import checked_path
-from uturn.files import named_errors, read_array, whole_file
-from uturn.random import Purpose, keys, normals
+from uturn.core.checks import checked_path
+from uturn.core.files import named_errors, read_array, whole_file
+from uturn.core.random import Purpose, keys, normals
 from uturn.sources.images import Images, ImageSource
 
 _MOST_BYTES = 2**30  # of originals that are kept in memory

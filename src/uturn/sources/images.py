@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.checks import checked_path, one_line
-from uturn.files import cached_while_unchanged, read_array
-from uturn.processes import cores
-from uturn.protocols import Noisy, Originals, Source, Spec
-from uturn.random import Streams
+from uturn.core.checks import checked_path, one_line
+from uturn.core.files import cached_while_unchanged, read_array
+from uturn.core.processes import cores
+from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.random import Streams
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -137,13 +137,13 @@ class FashionMNISTSource(_ImagesInMemory):
     type: Literal["fashion_mnist"] = "fashion_mnist"
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        from uturn.fashion_mnist import load_test_set
+        from uturn.sources.fashion_mnist import load_test_set
 
         images, labels = load_test_set()
         return np.asarray(images, np.float32), np.asarray(labels, np.int64)
 
     def class_names(self) -> list[str] | None:
-        from uturn.fashion_mnist import CLASS_NAMES
+        from uturn.sources.fashion_mnist import CLASS_NAMES
 
         return list(CLASS_NAMES)
 

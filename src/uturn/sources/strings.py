@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.checks import check_tuples
+from uturn.core.checks import check_tuples
+from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT
-from uturn.inference.evidence import Evidence
-from uturn.protocols import Noisy, Originals, Source, Spec
-from uturn.random import Purpose, Streams, keys
-from uturn.rhm import Draw, RandomHierarchyModel, zipf
+from uturn.exact.inference.evidence import Evidence
+from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
 
 _MOST_BYTES = 8 * 2**30  # of the evidence of one string, and of the rules
 _CLONE_APART = np.uint64(2**32)  # for the ε-process, clone k of trajectory t is posterior draw number t + k 2**32
@@ -65,7 +65,7 @@ class NoisyStrings(Noisy):
     @cached_property
     def evidence(self) -> Evidence:
         """The evidence in the form in which the kernels read it fastest."""
-        from uturn.inference.checks import checked_evidence
+        from uturn.exact.inference.checks import checked_evidence
 
         kind = type(self.channel)
         compact = kind in COMPACT and COMPACT[kind] is kind.log_evidence
@@ -76,8 +76,8 @@ class NoisyStrings(Noisy):
 
         float64 (batch, tree levels); noisy strings of one original are next to each other.
         """
-        from uturn.inference.engine import Truth
-        from uturn.inference.numba_backend import true_beliefs
+        from uturn.exact.inference.engine import Truth
+        from uturn.exact.inference.numba_backend import true_beliefs
 
         return true_beliefs(self.rhm, self.evidence, Truth(symbols, len(self.values) // len(symbols[0])))
 
@@ -87,7 +87,7 @@ class NoisyStrings(Noisy):
         `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further ones that will be asked for,
         which are computed in the same pass.
         """
-        from uturn.inference import infer
+        from uturn.exact.inference import infer
 
         if output not in self._beliefs:
             wanted = [name for name in dict.fromkeys((output, *also)) if name not in self._beliefs]
@@ -110,7 +110,7 @@ class NoisyStrings(Noisy):
 
     def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
         """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each noisy string."""
-        from uturn.inference import sample_posterior
+        from uturn.exact.inference import sample_posterior
 
         if self.channel.is_random:
             numbers = np.arange(clones, dtype=np.uint64)

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from uturn.checks import checked_path, one_line, shown
-from uturn.embedded_text import passages_file
-from uturn.files import cached_while_unchanged, read_array
-from uturn.protocols import Noisy, Originals, Source, Spec
-from uturn.random import Streams
+from uturn.core.checks import checked_path, one_line, shown
+from uturn.core.files import cached_while_unchanged, read_array
+from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.random import Streams
+from uturn.sources.embedded_text import passages_file
 
 PAD = -2
 """Value beyond the end of a text that is shorter than the longest one."""

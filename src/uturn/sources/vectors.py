@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import Gaussian
-from uturn.protocols import Noisy, Originals, Source, Spec
-from uturn.random import Purpose, Streams, keys
 
 if TYPE_CHECKING:
-    from uturn.laws import GaussianMixture
+    from uturn.exact.laws import GaussianMixture
 
 _MOST_COMPONENTS = 2**20
 
@@ -127,7 +127,7 @@ class GaussianMixtureSource(VectorSource):
 
 @lru_cache(maxsize=8)
 def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
-    from uturn.laws import GaussianMixture, simplex
+    from uturn.exact.laws import GaussianMixture, simplex
 
     K, d = source.num_modes, source.dimension
     return GaussianMixture(simplex(K, d, source.separation * np.sqrt(d), keys(seed, Purpose.GRAMMAR, np.arange(K))))
@@ -155,7 +155,7 @@ class GaussianFieldSource(VectorSource):
         return (np.asarray(values, float).mean(axis=1) > 0).astype(np.int64)
 
     def scales(self) -> dict[float, np.ndarray]:
-        from uturn.laws import wave_numbers
+        from uturn.exact.laws import wave_numbers
 
         k = wave_numbers(self.grid)
         octave = np.floor(np.log2(np.maximum(k, 1)))
@@ -164,6 +164,6 @@ class GaussianFieldSource(VectorSource):
 
 @lru_cache(maxsize=8)
 def _field(source: GaussianFieldSource) -> GaussianMixture:
-    from uturn.laws import GaussianMixture, power_law
+    from uturn.exact.laws import GaussianMixture, power_law
 
     return GaussianMixture(np.zeros((1, source.size**2)), variance=power_law(source.grid, source.exponent), grid=source.grid)

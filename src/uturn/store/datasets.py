@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uturn.files import whole_folder
+from uturn.core.files import whole_folder
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -19,7 +19,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
-from uturn.checks import StoreError, one_line, shown
+from uturn.core.checks import StoreError, one_line, shown
 
 UNFINISHED = ".unfinished"
 """Name of the folder for what is being written, which is no part of a store."""

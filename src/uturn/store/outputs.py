@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uturn.checks import checked_path
-from uturn.files import named_errors
-from uturn.objects import Objects, checked_url, is_url
-from uturn.places import ObjectPrefix
+from uturn.core.checks import checked_path
+from uturn.core.files import named_errors
+from uturn.store.objects import Objects, checked_url, is_url
+from uturn.store.places import ObjectPrefix
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from uturn.checks import checked_path
-from uturn.files import locked_folder, remove_unfinished_folders, whole_folder
-from uturn.objects import AT_ONCE, INTERRUPTED_SECONDS, UNFINISHED, Objects, StorageError, Tagged, checked_url, is_url
+from uturn.core.checks import checked_path
+from uturn.core.files import locked_folder, remove_unfinished_folders, whole_folder
+from uturn.store.objects import AT_ONCE, INTERRUPTED_SECONDS, UNFINISHED, Objects, StorageError, Tagged, checked_url, is_url
 
 ROOT = "zarr.json"
 _UNFINISHED, _MARK = f"{UNFINISHED}/", "uturn_replaced_by"

@@ -24,15 +24,15 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
-from uturn.checks import StoreError, checked_integer, one_line
-from uturn.objects import AT_ONCE, StorageError
-from uturn.places import Place, called, place_of
-from uturn.protocols import Variable as Variable
+from uturn.core.checks import StoreError, checked_integer, one_line
+from uturn.core.protocols import Variable as Variable
+from uturn.store.objects import AT_ONCE, StorageError
+from uturn.store.places import Place, called, place_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store", 4
+FORMAT, VERSION = "uturn.store.record", 4
 _READABLE = (3, VERSION)  # stores of version 3 have no reading instructions
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results

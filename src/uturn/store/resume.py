@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from uturn import random
-from uturn.checks import shown
-from uturn.contracts import checked_blocks, checked_text
-from uturn.own_parts import is_own
-from uturn.places import Place
-from uturn.spec import added, build, differences, with_size_of
-from uturn.store import Blocks, MemoryStore, Store, Task
+from uturn.core import random
+from uturn.core.checks import shown
+from uturn.core.contracts import checked_blocks, checked_text
+from uturn.core.own_parts import is_own
+from uturn.core.spec import added, build, differences, with_size_of
+from uturn.store.places import Place
+from uturn.store.record import Blocks, MemoryStore, Store, Task
 
 _log = logging.getLogger("uturn")
 

@@ -7,8 +7,9 @@ figure = draw_study(found)
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from uturn.core.lazy import lazy
 
 if TYPE_CHECKING:
     from uturn.studies.analysis import study as study
@@ -22,22 +23,17 @@ if TYPE_CHECKING:
     from uturn.studies.tables import summary as summary
     from uturn.studies.tables import tidy as tidy
 
-# Public name -> module. Modules are imported on first use, so that commands start fast.
-_HOME = {
-    "Study": "tables",
-    "as_data": "tables",
-    "draw_studies": "figure",
-    "draw_study": "figure",
-    "named_runs": "names",
-    "records_of": "records",
-    "study": "analysis",
-    "study_of": "analysis",
-    "summary": "tables",
-    "tidy": "tables",
+_HOMES = {
+    "Study": "studies.tables",
+    "as_data": "studies.tables",
+    "draw_studies": "studies.figure",
+    "draw_study": "studies.figure",
+    "named_runs": "studies.names",
+    "records_of": "studies.records",
+    "study": "studies.analysis",
+    "study_of": "studies.analysis",
+    "summary": "studies.tables",
+    "tidy": "studies.tables",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'uturn.studies' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"uturn.studies.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.checks import LARGEST, shown
+from uturn.core.checks import LARGEST, shown
+from uturn.core.reading import Instructions, instructions_of
 from uturn.measures.calibration import calibration
-from uturn.reading import Instructions, instructions_of
-from uturn.statistics import WITHIN, Replicates, crossing, levels_around
+from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares
@@ -46,7 +46,7 @@ def study(ds: xr.Dataset) -> Study:
 
     Parameters
     ----------
-    ds : Dataset of `uturn.run`, or of `uturn.store.Store.dataset`
+    ds : Dataset of `uturn.run`, or of `uturn.store.record.Store.dataset`
 
     Returns
     -------

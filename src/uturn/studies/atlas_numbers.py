@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.cli.presets.atlas_rows import PATCHES, Row
 from uturn.measures.cloning import largest_eigenvalue
-from uturn.store import warnings_of
+from uturn.store.record import warnings_of
 from uturn.studies import study
 from uturn.studies.curves import ESTIMATE
-from uturn.workflows.atlas_rows import PATCHES, Row
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
 ESTIMATES = {
     "transition": "log-SNR at which half of the class is lost, t* (nats)",

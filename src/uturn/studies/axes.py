@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uturn.checks import shown
+from uturn.core.checks import shown
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from uturn.core.reading import Instructions
 from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
 from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
-from uturn.reading import Instructions
 from uturn.studies.axes import Axes
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.statistics import Replicates, located, proportion, replicates
+from uturn.measures.statistics import Replicates, located, proportion, replicates
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.plotting.calibration import draw_gap, draw_zero
-from uturn.plotting.curves import (
+from uturn.studies.axes import axis_words, common_axis
+from uturn.studies.headline import headline_of
+from uturn.studies.plotting.calibration import draw_gap, draw_zero
+from uturn.studies.plotting.curves import (
     brief,
     draw_legend,
     draw_transition,
@@ -24,9 +26,7 @@ from uturn.plotting.curves import (
     markers,
     no_mathematics,
 )
-from uturn.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
-from uturn.studies.axes import axis_words, common_axis
-from uturn.studies.headline import headline_of
+from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, style
 from uturn.studies.tables import names_in_panel, nearest, panels_of, remarks, tested_families, title_of
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.plotting.curves import brief, drawable, no_mathematics
-from uturn.plotting.style import CLASS, MUTED, THEORY, style
 from uturn.studies.axes import axis_words
+from uturn.studies.plotting.curves import brief, drawable, no_mathematics
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, style
 from uturn.studies.tables import remarks
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
 
 def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str] | None] | None:
     """Images from the source of a run, and the names of its classes; None if they cannot be read or have changed."""
-    from uturn.spec import build
+    from uturn.core.spec import build
 
     try:
         spec = stored_spec(run)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn import display
-from uturn.checks import shown
-from uturn.plotting.curves import evenly_spaced
-from uturn.store import warnings_of
+from uturn.core import display
+from uturn.core.checks import shown
+from uturn.store.record import warnings_of
 from uturn.studies.axes import axis_words
 from uturn.studies.curves import plain, with_interval
 from uturn.studies.headline import headline_of
+from uturn.studies.plotting.curves import evenly_spaced
 
 if TYPE_CHECKING:
     import pandas

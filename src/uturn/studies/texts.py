@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.plotting.curves import evenly_spaced
+from uturn.core.spec import build
 from uturn.sources.tokens import PAD
-from uturn.spec import build
+from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import kept_texts, stored_spec
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
 
 def _source_of(run: xr.Dataset) -> Any:
     """The source of a run with its tokenizer; None if it needs code of others, cannot be read, or has changed."""
-    from uturn.networks.own_denoisers import is_import_path
+    from uturn.networks.images.own_denoisers import is_import_path
 
     spec = stored_spec(run)
     try:

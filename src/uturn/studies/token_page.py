@@ -6,7 +6,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from uturn.plotting.tokens import EDGES, Row, Token, blocks
+from uturn.studies.plotting.tokens import EDGES, Row, Token, blocks
 
 if TYPE_CHECKING:
     import xarray as xr

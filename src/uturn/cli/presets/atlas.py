@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.checks import one_line
-from uturn.datasets import write_dataset
-from uturn.files import clear_caches, named_errors, whole_file
-from uturn.outputs import OutputFolder, output_folder
+from uturn.cli.presets.atlas_rows import Row, chosen, read_atlas
+from uturn.core.checks import one_line
+from uturn.core.files import clear_caches, named_errors, whole_file
+from uturn.core.progress import duration
 from uturn.pages import live_page, write_page
 from uturn.pages.writing import check_results, write_figures
-from uturn.progress import duration
-from uturn.workflows.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
-from uturn.workflows.atlas_rows import Row, chosen, read_atlas
+from uturn.store.datasets import write_dataset
+from uturn.store.outputs import OutputFolder, output_folder
+from uturn.studies.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,7 +53,7 @@ def measure_atlas(
     Returns
     -------
     Dataset
-        As in `uturn.workflows.atlas_numbers.table_of`. Rows that failed have numbers that are NaN, and the error in `failure`.
+        As in `uturn.studies.atlas_numbers.table_of`. Rows that failed have numbers that are NaN, and the error in `failure`.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def _check_results(folder: OutputFolder) -> None:
 
 def _measured(row: Row, folder: OutputFolder, options: dict[str, Any]) -> list[Any]:
     """The numbers of a row, after what its store lacks has been measured."""
-    from uturn.running import run
+    from uturn.engine.run import run
 
     experiment = row.experiment(None if folder.is_remote else os.path.abspath(folder.place("originals")))
     ds = run(experiment, folder.place(f"{row.name}.zarr"), **options)
@@ -109,7 +109,7 @@ def _write_table(found: xr.Dataset, folder: OutputFolder) -> None:
 
 
 def _write_figure(found: xr.Dataset, folder: OutputFolder) -> None:
-    from uturn.plotting.atlas import draw_atlas
+    from uturn.studies.plotting.atlas import draw_atlas
 
     write_figures(folder.path, {"atlas": lambda: draw_atlas(found)})
     write_page(folder.path)

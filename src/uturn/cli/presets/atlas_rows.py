@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from uturn.checks import checked_path, shown
-from uturn.files import read_table
-from uturn.spec import validation_words
-from uturn.workflows.image_options import ImageOptions
+from uturn.cli.presets.images import ImageOptions
+from uturn.core.checks import checked_path, shown
+from uturn.core.files import read_table
+from uturn.core.spec import validation_words
 
 if TYPE_CHECKING:
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
 PATCHES = "patches"
 """Name of the probe `changes` in the run of a row."""
@@ -65,7 +65,7 @@ class Row(BaseModel):
 
     def experiment(self, originals: str | None = None) -> Experiment:
         """The experiment of `uturn images` with these options; with several trajectories also the probe `changes`."""
-        from uturn.experiment import Experiment
+        from uturn.core.experiment import Experiment
 
         found = self.options.experiment(originals)
         if self.options.trajectories == 1:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
 
-from uturn.checks import checked_integer, checked_noise, shown
-from uturn.workflows.options import Options, probe_names
+from uturn.cli.presets.options import Options, probe_names
+from uturn.core.checks import checked_integer, checked_noise, shown
 
 if TYPE_CHECKING:
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
 _BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
     *("model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
@@ -134,8 +134,8 @@ class ImageOptions(Options):
         ValueError
             For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
-        from uturn.experiment import Experiment
-        from uturn.networks.prompts import read_prompts
+        from uturn.core.experiment import Experiment
+        from uturn.networks.images.prompts import read_prompts
 
         prompts = read_prompts(self.prompt or "").rows
         if prompts is not None and len(prompts) != self.items:

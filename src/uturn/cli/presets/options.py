@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from uturn.checks import checked_path, plain, shown
-from uturn.files import read_table
+from uturn.core.checks import checked_path, plain, shown
+from uturn.core.files import read_table
 
 
 class Options(BaseModel):
@@ -48,7 +48,7 @@ class Options(BaseModel):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            from uturn.spec import validation_words  # imports all parts of experiments
+            from uturn.core.spec import validation_words  # imports all parts of experiments
 
             raise ValueError(validation_words(error)) from None
 

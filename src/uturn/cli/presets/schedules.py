@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.checks import checked_path, one_line
-from uturn.files import read_table
+from uturn.core.checks import checked_path, one_line
+from uturn.core.files import read_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,12 +146,12 @@ def strength_of(k: int, steps: int, counts_down: bool) -> float:
 
 def read_scheduler(model: str, preset: str | None = None) -> Stored:
     """The scheduler of a model, and its pipeline; ValueError if there is none. Weights are neither read nor fetched."""
-    from uturn.fashion_mnist import generator_folder
-    from uturn.networks.pretrained import CHECKPOINTS
+    from uturn.networks.images.pretrained import CHECKPOINTS
+    from uturn.sources.fashion_mnist import generator_folder
 
     path = generator_folder() if model == "fashion_mnist" else Path(checked_path("model", model))
     if path.suffix in CHECKPOINTS and not path.is_dir():
-        from uturn.networks.guided_diffusion import guided_diffusion_scheduler
+        from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler
 
         return Stored(guided_diffusion_scheduler(preset or path.stem), "")
     if preset is not None:
@@ -170,7 +170,7 @@ def read_scheduler(model: str, preset: str | None = None) -> Stored:
 
 
 def _made(where: Path) -> Any:
-    from uturn.networks.pipelines import load_scheduler
+    from uturn.networks.images.pipelines import load_scheduler
 
     return load_scheduler(where, str(_json(where / "scheduler_config.json").get("_class_name", "")))
 
@@ -189,7 +189,7 @@ def _fetched(name: str) -> Path:
     """The index and the scheduler of a model on a hub, without its weights."""
     from huggingface_hub import snapshot_download
 
-    from uturn.networks.pipelines import check_hub, not_fetched
+    from uturn.networks.images.pipelines import check_hub, not_fetched
 
     check_hub(name)
     try:

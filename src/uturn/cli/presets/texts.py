@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
 
-from uturn.checks import checked_integer, checked_noise, shown
-from uturn.workflows.options import Options, probe_names
+from uturn.cli.presets.options import Options, probe_names
+from uturn.core.checks import checked_integer, checked_noise, shown
 
 if TYPE_CHECKING:
-    from uturn.experiment import Experiment
+    from uturn.core.experiment import Experiment
 
 _BACKWARD = (  # options that are fields of `uturn.backward.language.LanguageDenoiser`
     *("model", "tokenizer", "split", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
@@ -121,7 +121,7 @@ class TextOptions(Options):
         ValueError
             For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
-        from uturn.experiment import Experiment
+        from uturn.core.experiment import Experiment
 
         backward = {"type": "language", **self._given(*_BACKWARD)}
         experiment = Experiment.from_dict(
@@ -143,7 +143,7 @@ class TextOptions(Options):
 
     def _corruption(self, backward: dict[str, Any]) -> str:
         """Type of the corruption that the model undoes."""
-        from uturn.spec import build
+        from uturn.core.spec import build
 
         return self.corruption or build("backward", backward).language().corruption
 

@@ -4,7 +4,7 @@
 joins or starts Ray. The store is the only record of what is done: workers look there before they measure.
 """
 
-from uturn.cluster.connection import connected
-from uturn.cluster.driver import on_cluster
+from uturn.engine.cluster.connection import connected
+from uturn.engine.cluster.driver import on_cluster
 
 __all__ = ["connected", "on_cluster"]

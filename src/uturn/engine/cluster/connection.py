@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from uturn.checks import one_line, shown
+from uturn.core.checks import one_line, shown
 
 _log = logging.getLogger("uturn")
 NAMESPACE = "uturn"

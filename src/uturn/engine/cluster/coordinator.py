@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from uturn.checks import one_line
+from uturn.core.checks import one_line
 
 MOST_TRIES = 3  # of a task that raises, or whose actor dies
 _GROWTH = 8  # largest ratio of the sizes of two bundles
@@ -288,7 +288,7 @@ class Coordinator:
         import ray.cloudpickle
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from uturn.cluster.worker import Worker
+        from uturn.engine.cluster.worker import Worker
 
         job = self.job
         kind = ray.cloudpickle.loads(job.worker) if job.worker else Worker

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uturn.checks import TasksFailed, one_line, shown
-from uturn.cluster.connection import NAMESPACE, checked_address, connected, uninterrupted
-from uturn.cluster.coordinator import Coordinator, Job, room_for
+from uturn.core.checks import TasksFailed, one_line, shown
+from uturn.engine.cluster.connection import NAMESPACE, checked_address, connected, uninterrupted
+from uturn.engine.cluster.coordinator import Coordinator, Job, room_for
 
 _log = logging.getLogger("uturn")
 _POLL = 0.5  # seconds
@@ -200,7 +200,7 @@ def _own_modules() -> dict[str, str]:
     """
     paths = sysconfig.get_paths()
     places = {*site.getsitepackages(), site.getusersitepackages(), *(paths[name] for name in ("stdlib", "purelib", "platlib"))}
-    installed = [Path(place).resolve() for place in (*places, str(Path(__file__).parents[1]))]
+    installed = [Path(place).resolve() for place in (*places, str(Path(__file__).parents[2]))]
     found: dict[str, str] = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

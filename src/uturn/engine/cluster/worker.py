@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from uturn.checks import StoreError, one_line
-from uturn.progress import in_progress
+from uturn.core.checks import StoreError, one_line
+from uturn.core.progress import in_progress
 
 
 class Measures(Protocol):
-    """What a worker needs of the tasks it measures; `uturn.tasks.Tasks` has it."""
+    """What a worker needs of the tasks it measures; `uturn.engine.tasks.Tasks` has it."""
 
     twice: int
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.checks import check_memory
-from uturn.inference.beliefs import OUTPUTS, Beliefs, NotComputedError
-from uturn.inference.checks import check_shape, check_values, checked_evidence, floating_array, is_tensor
-from uturn.inference.entropy import mutual_information, posterior_entropy, prior_entropy
+from uturn.core.checks import check_memory
+from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError
+from uturn.exact.inference.checks import check_shape, check_values, checked_evidence, floating_array, is_tensor
+from uturn.exact.inference.entropy import mutual_information, posterior_entropy, prior_entropy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from uturn.rhm import RandomHierarchyModel
+    from uturn.exact.rhm import RandomHierarchyModel
 
 __all__ = [
     "Beliefs",
@@ -89,7 +89,7 @@ def infer(
     if backend == "torch" or (backend == "auto" and tensor):
         import torch
 
-        from uturn.inference.torch_backend import infer_torch
+        from uturn.exact.inference.torch_backend import infer_torch
 
         values = log_evidence if tensor else torch.from_numpy(floating_array(rhm, log_evidence))
         check_shape(rhm, tuple(values.shape), values.dtype, values.is_floating_point())
@@ -97,7 +97,7 @@ def infer(
         check_values(values)
         beliefs = infer_torch(rhm, values, names)
         return beliefs if tensor else _converted(beliefs, lambda x: x.numpy())
-    from uturn.inference.numba_backend import infer_numba
+    from uturn.exact.inference.numba_backend import infer_numba
 
     beliefs = infer_numba(rhm, checked_evidence(rhm, log_evidence), names)
     if not tensor:
@@ -147,8 +147,8 @@ def sample_posterior(
     >>> bool(rhm.parse(trees[0]).valid[3].all())
     True
     """
-    from uturn.inference.numba_backend import sample_numba
-    from uturn.random import streams
+    from uturn.core.random import streams
+    from uturn.exact.inference.numba_backend import sample_numba
 
     evidence = checked_evidence(rhm, log_evidence)
     given = num_draws if isinstance(num_draws, np.ndarray) and (num_draws.dtype, num_draws.ndim) == (np.uint64, 1) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from uturn.display import bar, page, table
+from uturn.core.display import bar, page, table
 
 OUTPUTS = ("marginals", "upward", "downward", "log_evidence")
 _MOST_NUMBERS = 2**22  # of which means are shown

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from uturn.checks import checked_array, shown
-from uturn.inference.evidence import SYMBOLS, Evidence
-from uturn.rhm import RandomHierarchyModel
+from uturn.core.checks import checked_array, shown
+from uturn.exact.inference.evidence import SYMBOLS, Evidence
+from uturn.exact.rhm import RandomHierarchyModel
 
 
 def check_model(rhm: Any) -> None:

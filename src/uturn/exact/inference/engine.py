@@ -9,13 +9,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from uturn import threads
-from uturn.inference import kernels
-from uturn.inference.checks import check_values
-from uturn.inference.evidence import Evidence
-from uturn.inference.simd import LANES
-from uturn.inference.tables import Tables, tables_of
-from uturn.memory import aligned
+from uturn.core import threads
+from uturn.core.memory import aligned
+from uturn.exact.inference import kernels
+from uturn.exact.inference.checks import check_values
+from uturn.exact.inference.evidence import Evidence
+from uturn.exact.inference.simd import LANES
+from uturn.exact.inference.tables import Tables, tables_of
 
 Levels = dict[int, np.ndarray]
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.inference.beliefs import entropy_of
-from uturn.inference.checks import check_model
+from uturn.exact.inference.beliefs import entropy_of
+from uturn.exact.inference.checks import check_model
 
 if TYPE_CHECKING:
-    from uturn.rhm import RandomHierarchyModel
+    from uturn.exact.rhm import RandomHierarchyModel
 
 
 def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
@@ -45,8 +45,8 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     ValueError
         As in `infer`.
     """
-    from uturn.inference.checks import floating_array
-    from uturn.inference.numba_backend import entropy_numba
+    from uturn.exact.inference.checks import floating_array
+    from uturn.exact.inference.numba_backend import entropy_numba
 
     return entropy_numba(rhm, floating_array(rhm, log_evidence))
 

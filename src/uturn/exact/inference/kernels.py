@@ -29,9 +29,10 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from uturn.box_muller import wide_vectors
-from uturn.inference.evidence import LOG, MESSAGES, SCALED, SYMBOLS
-from uturn.inference.simd import (
+from uturn.core.box_muller import wide_vectors
+from uturn.core.random import fold, uniform_at
+from uturn.exact.inference.evidence import LOG, MESSAGES, SCALED, SYMBOLS
+from uturn.exact.inference.simd import (
     LANES,
     add,
     divide,
@@ -59,7 +60,6 @@ from uturn.inference.simd import (
     write_block,
     write_number,
 )
-from uturn.random import fold, uniform_at
 
 OK, REDO, INVALID = 0, 1, 2  # status of an item
 _VECTORS = 9  # before the scales, see `_layout`

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from uturn.inference.beliefs import Beliefs, entropy_of
-from uturn.inference.checks import ImpossibleEvidenceError, impossible_evidence
-from uturn.inference.engine import Levels, Plan, Truth, draw, plan_of, propagate
-from uturn.inference.evidence import LOG, Evidence
-from uturn.inference.kernels import FIXED_POINT
-from uturn.inference.tables import tables_of
-from uturn.inference.wide_range import WideRange
-from uturn.memory import recycled
-from uturn.progress import steps
-from uturn.threads import over_blocks
+from uturn.core.memory import recycled
+from uturn.core.progress import steps
+from uturn.core.threads import over_blocks
+from uturn.exact.inference.beliefs import Beliefs, entropy_of
+from uturn.exact.inference.checks import ImpossibleEvidenceError, impossible_evidence
+from uturn.exact.inference.engine import Levels, Plan, Truth, draw, plan_of, propagate
+from uturn.exact.inference.evidence import LOG, Evidence
+from uturn.exact.inference.kernels import FIXED_POINT
+from uturn.exact.inference.tables import tables_of
+from uturn.exact.inference.wide_range import WideRange
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 _COPY = 2**21  # evidence values copied at a time

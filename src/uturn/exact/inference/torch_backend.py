@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uturn.inference.beliefs import Beliefs
+from uturn.exact.inference.beliefs import Beliefs
 
 _CHUNK = 2**25  # terms (sample, node, rule) held at a time
 
@@ -25,7 +25,7 @@ def infer_torch(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...]) 
     log_p = torch.cat([part["log_evidence"][None] for part in parts], dim=1)[0]
     impossible = torch.nonzero(log_p.detach() == -torch.inf).flatten().tolist()
     if impossible:
-        from uturn.inference.checks import impossible_evidence
+        from uturn.exact.inference.checks import impossible_evidence
 
         raise impossible_evidence(impossible)
     computed: dict[str, Any] = {"log_evidence": log_p}

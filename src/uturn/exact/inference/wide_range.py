@@ -16,7 +16,9 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from uturn.inference.simd import (
+from uturn.core.memory import aligned
+from uturn.core.random import fold, uniform_at
+from uturn.exact.inference.simd import (
     LANES,
     LOG2_DOUBLE,
     add,
@@ -34,9 +36,7 @@ from uturn.inference.simd import (
     store,
     subtract,
 )
-from uturn.inference.tables import Tables
-from uturn.memory import aligned
-from uturn.random import fold, uniform_at
+from uturn.exact.inference.tables import Tables
 
 _ZERO, _LOWEST = -np.inf, -1.7e308  # the exponent of 0, and one below all others, so that differences are numbers
 _LOG2_HIGH, _LOG2_LOW = LOG2_DOUBLE

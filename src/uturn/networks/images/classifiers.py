@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.checks import one_line
-from uturn.files import cached_while_unchanged
+from uturn.core.checks import one_line
+from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.modules import LoadedModule, load_module, network_files
 
@@ -124,7 +124,7 @@ def _classifier(
 
 def _with_classes(spec: str, weights: str | None, texts: tuple[str, ...]) -> LoadedModule:
     """A CLIP model whose classes are texts."""
-    from uturn.networks.clip import ClipImages
+    from uturn.networks.images.clip import ClipImages
 
     found = load_module(spec, weights)
     if found.texts is None or not isinstance(found.module, ClipImages):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.checks import one_line
+from uturn.core.checks import one_line
 
 _TEXTS_AT_ONCE = 64
 

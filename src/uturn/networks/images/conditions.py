@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from uturn.checks import shown
+from uturn.core.checks import shown
 
 _MOST = 1e9  # of guidance
 

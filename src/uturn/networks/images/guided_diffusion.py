@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from uturn.checks import one_line
-from uturn.files import whole_folder
-from uturn.networks.guided_diffusion_options import PRESETS as PRESETS
-from uturn.networks.guided_diffusion_options import read_options
-from uturn.networks.guided_diffusion_weights import Architecture, empty_unet, read_checkpoint, renamed_weights
+from uturn.core.checks import one_line
+from uturn.core.files import whole_folder
+from uturn.networks.images.guided_diffusion_options import PRESETS as PRESETS
+from uturn.networks.images.guided_diffusion_options import read_options
+from uturn.networks.images.guided_diffusion_weights import Architecture, empty_unet, read_checkpoint, renamed_weights
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler

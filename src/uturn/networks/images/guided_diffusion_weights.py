@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from uturn.checks import one_line
-from uturn.networks.guided_diffusion_options import Options, preset_words
-from uturn.networks.own_denoisers import ADVICE
+from uturn.core.checks import one_line
+from uturn.networks.images.guided_diffusion_options import Options, preset_words
+from uturn.networks.images.own_denoisers import ADVICE
 
 _FORGOTTEN = {
     "use_fp16",

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.checks import errors_named, shown
+from uturn.core.checks import errors_named, shown
+from uturn.core.pieces import is_out_of_memory
 from uturn.corruption.noising import clean_and_noise
 from uturn.networks.modules import imported_function
-from uturn.pieces import is_out_of_memory
 
 ADVICE = (
     "for another network, write a function of ten lines that returns it with its noise schedule, and give module:function as the "

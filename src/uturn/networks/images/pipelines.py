@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.checks import one_line, shown
-from uturn.files import read_table
+from uturn.core.checks import one_line, shown
+from uturn.core.files import read_table
 
 TEXT_DENOISERS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.checks import checked_integer, checked_path, one_line
+from uturn.core.checks import checked_integer, checked_path, one_line
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
-from uturn.networks.conditions import UNCONDITIONAL, Condition, Conditioned
-from uturn.networks.own_denoisers import ADVICE, OwnNetwork, Prediction, is_import_path, made_by
-from uturn.networks.pipelines import (
+from uturn.networks.images.conditions import UNCONDITIONAL, Condition, Conditioned
+from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, is_import_path, made_by
+from uturn.networks.images.pipelines import (
     Folder,
     for_inference,
     in_dtype,
@@ -28,10 +28,10 @@ from uturn.networks.pipelines import (
     read_folder,
     shape_of,
 )
-from uturn.networks.prompts import Prompts, read_prompts
+from uturn.networks.images.prompts import Prompts, read_prompts
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
-"""Endings of single files that `uturn.networks.guided_diffusion` reads."""
+"""Endings of single files that `uturn.networks.images.guided_diffusion` reads."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -173,7 +173,7 @@ def load_pretrained(
         guided-diffusion (a file), or "module:function": a function without arguments that returns (module, scheduler) or a
         `uturn.networks.DenoiserModel`.
     preset
-        For checkpoints: the options that their weights do not determine, see `uturn.networks.guided_diffusion`.
+        For checkpoints: the options that their weights do not determine, see `uturn.networks.images.guided_diffusion`.
     device
         "cpu", "cuda", "cuda:1", "mps", ...; by default "cuda" where there is one, else "cpu".
     dtype
@@ -236,7 +236,7 @@ def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
         raise ValueError(
             f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)}); {ADVICE}"
         )
-    from uturn.networks.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
+    from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 
     options.check_size(path)
     network = load_guided_diffusion(path, options.preset)
@@ -363,7 +363,14 @@ def _check_channels(path: Path, inputs: int, outputs: int) -> None:
 
 def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) -> Pretrained:
     """A text-conditioned model; the texts are encoded first, so that text encoders and denoiser are not in memory together."""
-    from uturn.networks.text_to_image import TextDenoiser, distillation, encoded, latent_channels, latents_of, takes_guidance
+    from uturn.networks.images.text_to_image import (
+        TextDenoiser,
+        distillation,
+        encoded,
+        latent_channels,
+        latents_of,
+        takes_guidance,
+    )
 
     asked = options.condition
     prompts = read_prompts(asked.prompt or "")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.checks import one_line, shown
+from uturn.core.checks import one_line, shown
 
 _MOST, _MOST_BYTES = 2**20, 2**26  # prompts in a file, and its size
 

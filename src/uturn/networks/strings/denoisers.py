@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from uturn.checks import checked_integer, checked_noise
+from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.protocols import Channel, Noisy
+from uturn.core.random import Purpose, checked_seed, keys, streams, uniforms
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.networks.training import History, fingerprint, train
-from uturn.protocols import Channel, Noisy
-from uturn.random import Purpose, checked_seed, keys, streams, uniforms
-from uturn.rhm import RandomHierarchyModel
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -405,7 +405,7 @@ def level_weights(
     -------
     float (depth,), tree levels 1 .. depth
     """
-    from uturn.inference import infer
+    from uturn.exact.inference import infer
 
     _check_grammar(rhm)
     s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption

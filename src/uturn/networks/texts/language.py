@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from uturn.checks import errors_named, shown
+from uturn.core.checks import errors_named, shown
+from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
+from uturn.core.protocols import Channel, Noisy
 from uturn.corruption import Masking, UniformReplacement
 from uturn.corruption.unmasking import MASKED, Decoder
-from uturn.networks.tokenizers import Framed, Tokenizer
-from uturn.pieces import Pieces, half_precision_words, is_out_of_memory
-from uturn.protocols import Channel, Noisy
+from uturn.networks.texts.tokenizers import Framed, Tokenizer
 from uturn.sources.tokens import PAD
 
 TIMES = ("none", "sigma")

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from uturn.checks import checked_integer, one_line, shown
+from uturn.core.checks import checked_integer, one_line, shown
 from uturn.networks.bars import without_bars
-from uturn.networks.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
+from uturn.networks.images.own_denoisers import is_import_path
+from uturn.networks.images.pipelines import check_hub
+from uturn.networks.images.pretrained import checked_device
 from uturn.networks.modules import imported_function
-from uturn.networks.own_denoisers import is_import_path
-from uturn.networks.pipelines import check_hub
-from uturn.networks.pretrained import checked_device
-from uturn.networks.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
+from uturn.networks.texts.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
+from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
 from uturn.networks.training import fingerprint
 
 FORMS = "'module:function', a function without arguments that returns an object with the members of uturn.networks.TokenNetwork"
@@ -162,7 +162,7 @@ def _read_file(model: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
     from uturn.networks.files import load_network
 
     if model == "embedded":
-        from uturn.embedded_text import model_file
+        from uturn.sources.embedded_text import model_file
 
         model = str(model_file())
     network: Any = load_network(model, "masked_transformer")
@@ -198,7 +198,7 @@ def own_tokenizer(made: Any, where: str) -> Tokenizer | None:
     if found is not None and lacking:
         raise ValueError(
             f"{where}: its tokenizer is a {type(found).__name__} without {lacking[0]}; expected a Vocabulary of "
-            f"uturn.networks.tokenizers, or PretrainedTokenizer(tokenizer, name) with one of transformers"
+            f"uturn.networks.texts.tokenizers, or PretrainedTokenizer(tokenizer, name) with one of transformers"
         )
     return found
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from uturn.networks.language import LanguageModel
-from uturn.networks.text_models import TextModel
-from uturn.pieces import Pieces
+from uturn.core.pieces import Pieces
+from uturn.networks.texts.language import LanguageModel
+from uturn.networks.texts.models import TextModel
 
 
 def causal_log_likelihoods(model: TextModel, rows: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from uturn.checks import checked_integer
-from uturn.random import checked_seed
+from uturn.core.checks import checked_integer
+from uturn.core.random import checked_seed
 
 _MOST = 2**28  # weights of a network: a gigabyte
 _SLOWEST = 1e4  # wavelength of the slowest rotation of a pair of features, over 2 pi, in tokens

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.checks import one_line, shown
-from uturn.files import cached_while_unchanged
+from uturn.core.checks import one_line, shown
+from uturn.core.files import cached_while_unchanged
+from uturn.core.pieces import is_out_of_memory
 from uturn.networks.bars import without_bars, without_lists
-from uturn.networks.language import LanguageModel
-from uturn.networks.language_files import (
+from uturn.networks.images.own_denoisers import is_import_path
+from uturn.networks.images.pretrained import checked_device
+from uturn.networks.texts.language import LanguageModel
+from uturn.networks.texts.language_files import (
     Embedded,
     Pretrained,
     architectures,
@@ -28,11 +31,8 @@ from uturn.networks.language_files import (
     read_weights,
     reason,
 )
-from uturn.networks.own_denoisers import is_import_path
-from uturn.networks.pretrained import checked_device
-from uturn.networks.tokenizers import Framed, Tokenizer, load_tokenizer
+from uturn.networks.texts.tokenizers import Framed, Tokenizer, load_tokenizer
 from uturn.networks.training import fingerprint
-from uturn.pieces import is_out_of_memory
 
 FORMS = "'module:function', a function without arguments that returns a torch.nn.Module that takes ids (batch, length)"
 _CLASSES = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM"}

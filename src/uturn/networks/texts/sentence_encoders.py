@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from uturn.checks import one_line
-from uturn.files import read_table
-from uturn.networks.language_files import check_name
-from uturn.networks.own_denoisers import is_import_path
-from uturn.networks.text_models import FORMS, TextModel, load_text_model
+from uturn.core.checks import one_line
+from uturn.core.files import read_table
+from uturn.networks.images.own_denoisers import is_import_path
+from uturn.networks.texts.language_files import check_name
+from uturn.networks.texts.models import FORMS, TextModel, load_text_model
 
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")

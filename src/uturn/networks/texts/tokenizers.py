@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from uturn.checks import one_line, shown
+from uturn.core.checks import one_line, shown
 
 SPLITS = {
     # Atoms in brackets, atoms of two letters, the arrow, ring closures of two digits, and single characters.

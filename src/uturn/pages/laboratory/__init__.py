@@ -1,5 +1,5 @@
-"""The laboratory: one HTML page that computes U-turns in the browser. `uturn.lab.server` adds U-turns of images to it."""
+"""The laboratory: one HTML page that computes U-turns in the browser. `server.py` adds U-turns of images to it."""
 
-from uturn.lab.page import MODULES, laboratory, script, write_laboratory
+from uturn.pages.laboratory.page import MODULES, laboratory, script, write_laboratory
 
 __all__ = ["MODULES", "laboratory", "script", "write_laboratory"]

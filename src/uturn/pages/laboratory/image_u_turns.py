@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from uturn.backward import DiffusionModel
+from uturn.core.experiment import u_turn
+from uturn.core.random import Streams
 from uturn.corruption import Diffusion
-from uturn.experiment import u_turn
-from uturn.fashion_mnist import CLASS_NAMES, load_classifier
-from uturn.random import Streams
 from uturn.sources import FashionMNISTSource
+from uturn.sources.fashion_mnist import CLASS_NAMES, load_classifier
 
 STEPS = (10, 20, 50, 100)
 """Numbers of reverse steps of the whole chain that can be chosen."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from uturn.files import whole_file
+from uturn.core.files import whole_file
 
-_FOLDER = Path(__file__).parents[1] / "assets" / "lab"
+_FOLDER = Path(__file__).parents[2] / "assets" / "lab"
 MODULES = ("random", "grammar", "channels", "propagation", "theory")  # without the page; each imports from those before it
 _PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "images", "app")
 

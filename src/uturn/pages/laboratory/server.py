@@ -20,8 +20,8 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qsl
 
-from uturn.lab.image_u_turns import MOST_CLONES, MOST_IMAGES, STEPS, image_u_turns, pictures
-from uturn.lab.page import laboratory
+from uturn.pages.laboratory.image_u_turns import MOST_CLONES, MOST_IMAGES, STEPS, image_u_turns, pictures
+from uturn.pages.laboratory.page import laboratory
 
 _MOST_ADDRESS = 500  # characters
 _ADDRESS = "open the address that uturn explore --images has printed"

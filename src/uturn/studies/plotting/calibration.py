@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.plotting.style import THEORY
+from uturn.studies.plotting.style import THEORY
 
 
 def draw_gap(axes: Any, x: Any, gap: Any, detected: Any, color: Any, label: str | None = None, marker: str = "o") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.plotting.style import fonts_for
+from uturn.studies.plotting.style import fonts_for
 
 if TYPE_CHECKING:
     import xarray as xr

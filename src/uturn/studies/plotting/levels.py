@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.plotting.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
+from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
 
 if TYPE_CHECKING:
     import xarray as xr

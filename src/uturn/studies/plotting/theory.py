@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from uturn.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-from uturn.theory import MeanField
+from uturn.exact.theory import MeanField
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 
 def draw(mf: MeanField) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from uturn.plotting.curves import evenly_spaced
-from uturn.plotting.style import CLASS, DISTINCT, MUTED, THEORY, fonts_for, style
+from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.plotting.style import CLASS, DISTINCT, MUTED, THEORY, fonts_for, style
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.plotting.style import ACCENT, CLASS, MUTED
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED
 
 SYMBOL_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442")
 UP, DOWN = ACCENT, CLASS

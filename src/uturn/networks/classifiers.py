@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.checks import checked_integer
+from uturn.core.checks import checked_integer
 
 
 class TreeClassifier(nn.Module):

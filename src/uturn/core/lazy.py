@@ -1,0 +1,31 @@
+"""Public names of a package that are imported on first use, so that importing the package costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The functions `__getattr__` and `__dir__` of a package whose public names are in other modules.
+
+    Parameters
+    ----------
+    package
+        Name of the package, `__name__`.
+    homes
+        {public name: module, without "uturn."}. With "." at the end the name stands for the module itself.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = homes[name]
+        module = importlib.import_module(f"uturn.{home.removesuffix('.')}")
+        value = module if home.endswith(".") else getattr(module, name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted([*vars(sys.modules[package]), *homes])

@@ -1,0 +1,1 @@
+"""Denoisers of strings of a grammar, trained here."""

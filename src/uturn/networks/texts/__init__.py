@@ -1,0 +1,1 @@
+"""Language models and text encoders, from files of other libraries and from user-defined functions."""
