@@ -643,7 +643,7 @@ MUTATIONS = (
     # --- atlas and pages ---
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",
-        "uturn.studies.atlas_numbers:_of_clones",
+        "uturn.cli.presets.atlas_numbers:_of_clones",
         "np.lexsort((-np.abs(one.gap.values[:, 0]), one.gap_p.values))",
         "np.lexsort((one.gap_p.values, -np.abs(one.gap.values[:, 0])))",
         tests=(("test_atlas::test_the_gap_is_that_of_the_smallest_p_value", {}),),

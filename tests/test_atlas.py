@@ -16,11 +16,11 @@ import uturn as ut
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions
 from uturn.cli.presets.atlas import RESULTS, chosen, measure_atlas, read_atlas
+from uturn.cli.presets.atlas_numbers import _of_changes, _of_clones, to_csv
 from uturn.corruption.diffusion import Diffusion
 from uturn.measures.cloning import covariance_eigenvalues, largest_eigenvalue
 from uturn.networks import load_network
 from uturn.networks.images.pretrained import load_pretrained
-from uturn.studies.atlas_numbers import _of_changes, _of_clones, to_csv
 from uturn.studies.plotting.atlas import draw_atlas
 from uturn.studies.plotting.style import style
 

@@ -16,18 +16,15 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import uturn as ut
-from uturn.backward import BACKWARDS
 from uturn.cli import app
 from uturn.core.protocols import Backward, Channel, Corruption, Noisy, Originals, Probe, Source, Spec, Variable
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.corruption import CORRUPTIONS
+from uturn.core.registry import PARTS
 from uturn.corruption.denoising import checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols
 from uturn.measures.clones import between_clones
 from uturn.paper.registry import FIGURES
 from uturn.paper.verdicts import verdict, within
-from uturn.probes import PROBES
-from uturn.sources import SOURCES
 
 # -- one of each, for a new kind of data --------------------------------------------------------------------------------
 
@@ -102,13 +99,14 @@ class Overlap(Spec, Probe):
 
 @pytest.fixture
 def registered(monkeypatch):
-    for registry, name, part in (
-        (SOURCES, "coins", Coins),
-        (CORRUPTIONS, "covering", Covering),
-        (BACKWARDS, "guess", Guess),
-        (PROBES, "overlap", Overlap),
-    ):
-        monkeypatch.setitem(registry, name, part)
+    parts = {
+        "source": ("coins", Coins),
+        "corruption": ("covering", Covering),
+        "backward": ("guess", Guess),
+        "probes": ("overlap", Overlap),
+    }
+    for idea, (name, part) in parts.items():
+        monkeypatch.setitem(PARTS[idea], name, f"{__name__}:{part.__name__}")
 
 
 SPEC = {
@@ -221,7 +219,7 @@ class Neighbours(Channel):
 
 @pytest.mark.parametrize(("backward", "is_posterior"), [({"type": "exact"}, True), ({"type": "denoiser", "steps": 1}, False)])
 def test_a_channel_with_its_reverse_step(monkeypatch, backward, is_posterior):
-    monkeypatch.setitem(CORRUPTIONS, "neighbours", Neighbours)
+    monkeypatch.setitem(PARTS["corruption"], "neighbours", f"{__name__}:Neighbours")
     spec = {
         "items": 1000,
         "chunk": 1000,

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import chisquare
 
 import uturn as ut
+from uturn.core.registry import part_class
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.sources import SOURCES
 from uturn.sources.filtered import FilteredRHMSource
 
 OPTIONS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
@@ -19,8 +19,8 @@ def grammar(k, **options):
 def test_without_a_filter_it_is_the_grammar_itself():
     items = np.arange(20)
     for options in ({}, {"zipf_exponent": 1.0}, {"num_classes": 2}):
-        plain = next(SOURCES["rhm"](**OPTIONS, **options).blocks(items, 1, 20))
-        filtered = next(SOURCES["filtered_rhm"](**OPTIONS, **options, filtered_above=3).blocks(items, 1, 20))
+        plain = next(part_class("source", "rhm")(**OPTIONS, **options).blocks(items, 1, 20))
+        filtered = next(part_class("source", "filtered_rhm")(**OPTIONS, **options, filtered_above=3).blocks(items, 1, 20))
         np.testing.assert_array_equal(plain.data, filtered.data)
         assert plain.rhm.fingerprint == filtered.rhm.fingerprint
 

@@ -13,8 +13,9 @@ import uturn as ut
 from uturn.backward import UTurns
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions
+from uturn.core.registry import part_class
 from uturn.networks.images.classifiers import load_classifier
-from uturn.probes import PROBES, NetworkLayers, Perceptual
+from uturn.probes import NetworkLayers, Perceptual
 from uturn.probes.perceptual import LPIPS_LAYERS, distance_of
 from uturn.probes.perceptual_distance import Stages, read_linear
 from uturn.sources.images import Images
@@ -203,7 +204,7 @@ def test_calls_are_counted(squeezenet, monkeypatch):
 
 
 def test_it_is_named_by_what_it_is(squeezenet, linear):
-    assert PROBES["perceptual"] is Perceptual
+    assert part_class("probes", "perceptual") is Perceptual
     options = {"classifier": "torchvision:squeezenet1_1", "weights": squeezenet[1]}
     plain, learned = Perceptual(**options), Perceptual(**options, linear=linear[1])
     words = [spec.variables(Source())["perceptual_distance"].long_name for spec in (plain, learned)]

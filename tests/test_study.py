@@ -16,10 +16,10 @@ import uturn as ut
 from uturn.cli import app
 from uturn.core.protocols import Variable
 from uturn.core.reading import DECLARED, Instructions, _of_old_store, instructions_of
+from uturn.core.registry import PARTS, part_class
 from uturn.measures.calibration import holm
 from uturn.measures.changes import correlations_of, susceptibility_of
 from uturn.pages import report, write_study
-from uturn.probes import PROBES
 from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
 from uturn.studies.axes import _OF_STUDIES, Axes
@@ -660,7 +660,7 @@ def test_the_table_agrees_with_what_probes_declare(parts, probes, clones):
 def test_the_table_agrees_with_probes_whose_networks_are_not_here(monkeypatch, kind, network, name):
     for loader in ("text_encoder.sentences_of", "perceptual.distance_of"):
         monkeypatch.setattr(f"uturn.probes.{loader}", lambda *_: None)
-    probe = PROBES[kind](name=name, **network)
+    probe = part_class("probes", kind)(name=name, **network)
     spec = {"source": {}, "probes": [{"type": kind, "name": name, **network}]}
     table = _of_old_store(xr.Dataset(attrs={"spec": json.dumps(spec)}))
     for variable, declared in probe.variables(None).items():
@@ -675,7 +675,7 @@ def _ignored(wanted):
 
 
 def test_the_table_names_all_built_in_probes():
-    assert set(DECLARED) == set(PROBES)
+    assert set(DECLARED) == set(PARTS["probes"])
 
 
 # --- damaged and hostile attributes -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.corruption import CORRUPTIONS
+from uturn.core.registry import part_class
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import crossing
 from uturn.paper import fig15, thresholds
@@ -104,7 +104,7 @@ def test_an_infinite_threshold_is_not_left_out():
 @lru_cache
 def axis(name):
     noise = np.r_[np.geomspace(0.02, 0.3, 40), 0.4, 0.7, 1.5] if name == "gaussian" else np.linspace(0.01, 0.99, 60)
-    return noise, CORRUPTIONS[name]().effective_epsilon(noise, 32)
+    return noise, part_class("corruption", name)().effective_epsilon(noise, 32)
 
 
 def fig15_runs(smooth=False, class_at=None, leaves=0.0):

@@ -14,13 +14,14 @@ from pydantic import Field, field_validator, model_serializer
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.core.checks import checked_path
 from uturn.core.files import cached_while_unchanged
+from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
 from uturn.core.progress import begun
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.sources.fashion_mnist import generator_folder
-from uturn.sources.images import NoisyImages
+from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
 
 
 class DiffusionModel(Spec, Backward):
@@ -146,8 +147,11 @@ class DiffusionModel(Spec, Backward):
         from uturn.networks.model_check import check_denoiser, is_checked
 
         reverse, images = _reverse_diffusion(self), np.concatenate([block.data for block in originals])
+        # An array was looked at as a whole when it was read.
+        words = "" if isinstance(source, ArraySource) else doubtful_range(images)
+        of_images = [f"the source {source!r} gives {words}"] if words else []
         if not is_checked(reverse.model, reverse.device):
-            return []
+            return of_images
         items = np.concatenate([block.items for block in originals])
         labels = np.concatenate([getattr(block, "labels", np.full(len(block.items), -1)) for block in originals])
         given = NoisyImages(images, np.zeros(len(images)), labels=labels)
@@ -158,7 +162,7 @@ class DiffusionModel(Spec, Backward):
             pieces = Pieces(reverse.device, reverse.batch_size)
             half = self.dtype != "float32"
             found = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
-        return [f"the model {self.model!r} {words}" for words in found]
+        return [*(f"the model {self.model!r} {words}" for words in found), *of_images]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         reverse = _reverse_diffusion(self)
@@ -202,7 +206,7 @@ class DiffusionModel(Spec, Backward):
         return _reverse_diffusion(self).fingerprint()
 
     def own_code(self) -> Any:
-        from uturn.networks.images.own_denoisers import denoiser_function, is_import_path
+        from uturn.networks.images.own_denoisers import denoiser_function
 
         return denoiser_function(self.model) if is_import_path(self.model) else None
 

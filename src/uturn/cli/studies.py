@@ -121,7 +121,7 @@ def atlas(
     """
     from uturn.cli.presets.atlas import RESULTS, measure_atlas, read_atlas
     from uturn.cli.presets.atlas import chosen as chosen_rows
-    from uturn.studies.atlas_numbers import listed, summary
+    from uturn.cli.presets.atlas_numbers import listed, summary
 
     rows = chosen_rows(read_atlas(file), only or [])
     if listing:

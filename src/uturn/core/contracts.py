@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from uturn.core.checks import one_line, shown, validation_words
 from uturn.core.own_parts import completed, is_own, unwrapped
-from uturn.core.protocols import Originals, Variable
+from uturn.core.protocols import Coordinates, Originals, Variable
 from uturn.core.reading import Instructions
-from uturn.store.record import Coordinates
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:

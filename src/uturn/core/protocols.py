@@ -20,6 +20,8 @@ from uturn.core.random import Purpose, Streams
 
 Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
 """Coordinates of the noise axis: {name: (values, attributes)}."""
+Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
+"""Coordinates of results, {name: (dims, values, attributes)}; the one with the name of a dim determines its length."""
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,33 @@
 """Builds the parts that the tables of a spec describe, checks that they fit together, and compares specs.
 
-Built-in parts are named in a registry. A user-defined part is named by its import path, "module:Class". Importing it runs its
-code, so a spec read from a store may not name one; only a spec given by the user may (`trusted`).
+Built-in parts and those of installed packages are named in a registry, user-defined ones by their import path, "module:Class".
+Importing them runs their code, so a spec read from a store may not name one; only a spec given by the user may (`trusted`).
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from pydantic import ValidationError
 
-from uturn.backward import BACKWARDS
 from uturn.core.checks import errors_named, one_line, shown
 from uturn.core.checks import validation_words as validation_words
 from uturn.core.contracts import undoes
+from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, OwnPart, is_own, unwrapped
 from uturn.core.protocols import PROTOCOLS, Channel
-from uturn.corruption import CORRUPTIONS
-from uturn.probes import PROBES
-from uturn.sources import SOURCES
+from uturn.core.registry import PARTS, installed_parts, part_class
 
-REGISTRIES: dict[str, dict[str, type]] = {
-    "source": SOURCES,
-    "corruption": CORRUPTIONS,
-    "backward": BACKWARDS,
-    "probes": PROBES,
-}
 # Values that a user-defined part must have, besides the abstract methods of its protocol.
 _VALUES: dict[str, dict[str, tuple[Any, str]]] = {
     "corruption": {"unit": (str, "string"), "max_noise": (Real, "number")},
 }
 SIZES = ("items", "trajectories", "clones")
 """Fields of a spec that a larger run of the same experiment may increase."""
-_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
@@ -59,22 +48,23 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     idea = name.partition("[")[0]
     kind = table.get("type")
     options = {key: value for key, value in table.items() if key != "type"}
-    known = REGISTRIES[idea]
-    if isinstance(kind, str) and kind in known:
+    if isinstance(kind, str) and kind in PARTS[idea]:
         try:
-            return known[kind](**options)
+            return part_class(idea, kind)(**options)
         except ValidationError as error:
             raise ValueError(f"{name}: {validation_words(error)}") from None
         except TypeError as error:
             raise ValueError(f"{name}: {one_line(error)}") from None
-    if not (isinstance(kind, str) and _IMPORT_PATH.fullmatch(kind)):
-        raise ValueError(f"{name}.type = {kind!r}: expected one of {list(known)}, or 'module:Class'")
+    path = installed_parts().get(kind, kind) if isinstance(kind, str) else ""
+    if not is_import_path(path):
+        known = [*PARTS[idea], *installed_parts()]
+        raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
     if not trusted:
         raise ValueError(
-            f"{name}.type = {kind!r} names code by its import path; a stored spec may not, hand over the spec file instead"
+            f"{name}.type = {kind!r} is code of others; a stored spec may not name it, hand over the spec file instead"
         )
     label = f"{name} ({kind!r})"
-    cls = _imported(name, kind)
+    cls = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
     with errors_named(label, cls):
         required = sorted(PROTOCOLS[idea].__abstractmethods__)
         missing = [member for member in required if inspect.isclass(cls) and not callable(getattr(cls, member, None))]
@@ -104,19 +94,6 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     return own
 
 
-def _imported(name: str, kind: str) -> Any:
-    module, _, attribute = kind.partition(":")
-    try:
-        found = importlib.import_module(module)
-        for word in attribute.split("."):
-            found = getattr(found, word)
-        return found
-    except (Exception, SystemExit) as error:  # the code of a module can fail in any way
-        raise ValueError(
-            f"{name}.type = {kind!r} cannot be imported ({type(error).__name__}: {one_line(error)}); expected 'module:Class'"
-        ) from error
-
-
 def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: Any, probes: Sequence[Any]) -> None:
     """ValueError if parts accept different kinds of data, or if the backward does not undo the process of the corruption."""
 
@@ -132,7 +109,7 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
             kind = source.kind or "the source"
             if idea == "corruption":
                 kind += f", backward {spec['backward']['type']!r}"
-            allowed = [key for key, cls in REGISTRIES[idea].items() if fits(idea, cls)]
+            allowed = [key for key in PARTS[idea] if fits(idea, part_class(idea, key))]
             expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
             raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; {expected}")
     for i, (table, probe) in enumerate(zip(spec["probes"], probes, strict=True)):

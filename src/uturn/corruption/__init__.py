@@ -18,12 +18,5 @@ from uturn.corruption.gaussian import Gaussian
 from uturn.corruption.masking import Masking
 from uturn.corruption.uniform import UniformReplacement
 
-CORRUPTIONS: dict[str, type] = {
-    "diffusion": Diffusion,
-    "gaussian": Gaussian,
-    "masking": Masking,
-    "uniform": UniformReplacement,
-    "epsilon": EpsilonBelief,
-}
 COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}
 """Channels whose method `evidence` gives the log-evidence of this function, in a form that the kernels read."""

@@ -32,7 +32,6 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, shown
 from uturn.core.random import Streams
-from uturn.corruption import Gaussian
 from uturn.measures.changes import by_distance
 from uturn.measures.statistics import Estimate, estimate, nonincreasing, replicates
 
@@ -243,7 +242,7 @@ def _noise_of(originals: Any, corruption: Any, noise: float, streams: Streams) -
     values = originals.observed_by(corruption, noise, streams).values
     values = values.reshape(len(originals.items), streams.count, *values.shape[1:])
     before = originals.data[:, None]
-    if isinstance(corruption, Gaussian):
+    if hasattr(corruption, "abar"):  # Gaussian noise
         if originals.data.dtype.kind in "iu":  # the noise is on one-hot vectors
             before = np.eye(values.shape[-1])[before]
         squares = np.square(values - np.sqrt(float(corruption.abar(noise))) * before)

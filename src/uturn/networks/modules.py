@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 from uturn.core.checks import one_line
 from uturn.core.files import cached_while_unchanged
+from uturn.core.imports import import_function
 from uturn.networks.files import load_network
 from uturn.networks.state_dicts import built_with, put_weights, read_state_dict, rename_weights
 from uturn.sources import fashion_mnist
@@ -238,19 +238,7 @@ def own_function(spec: str) -> Callable[[], Any] | None:
     library, _, name = spec.partition(":")
     if not name or library in _LIBRARIES or Path(spec).is_file():
         return None
-    return imported_function(spec, f"classifier = {spec!r}", _FORMS)
-
-
-def imported_function(spec: str, where: str, forms: str) -> Callable[[], Any]:
-    """The function "module:function", imported; errors begin with `where` and end with the expected forms of the name."""
-    library, _, name = spec.partition(":")
-    try:
-        function = getattr(importlib.import_module(library), name)
-    except (Exception, SystemExit) as error:  # the code of the module can fail in any way
-        raise ValueError(f"{where} cannot be imported ({one_line(error)}); expected {forms}") from error
-    if not callable(function):
-        raise ValueError(f"{where} is a {type(function).__name__}; expected a function without arguments")
-    return function
+    return import_function(spec, f"classifier = {spec!r}", _FORMS)
 
 
 def _imported_module(spec: str, function: Callable[[], Any], weights: str | None) -> LoadedModule:

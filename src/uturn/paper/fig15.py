@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.corruption import CORRUPTIONS
+from uturn.core.registry import part_class
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
 from uturn.paper import fig5, fig7
@@ -215,7 +215,7 @@ def _draw_map(axes: Any, data: xr.Dataset) -> None:
     share = np.linspace(0, 1, 101)[:-1]
     for name, channel in CHANNELS.items():
         noise = -np.log1p(-share) / 2 if name == "gaussian" else share
-        axes.plot(share, CORRUPTIONS[name]().effective_epsilon(noise, PARAMETERS["vocab_size"]), color=channel.color)
+        axes.plot(share, part_class("corruption", name)().effective_epsilon(noise, PARAMETERS["vocab_size"]), color=channel.color)
         at = float(data.half_lost.sel(channel=name, bound="value"))
         x = float(np.interp(at, data[f"{name}_epsilon"], data[f"{name}_noise"]))
         x = -np.expm1(-2 * x) if name == "gaussian" else x

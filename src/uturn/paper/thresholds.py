@@ -10,7 +10,7 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys
-from uturn.corruption import CORRUPTIONS
+from uturn.core.registry import part_class
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, grammar_means
 from uturn.paper.channels import ChannelSpec, channel_spec
@@ -115,7 +115,7 @@ def population(size: Size, progress: bool = False) -> xr.Dataset:
     thresholds = np.full((len(CHANNELS), 2, max(size.grammars, size.fresh)), np.nan)
     beliefs = np.empty((len(CHANNELS), size.grammars, size.points, max(size.depths) + 1))
     for c, name in enumerate(CHANNELS):
-        channel = CORRUPTIONS[name]()
+        channel = part_class("corruption", name)()
         noise = _noise(name, size.points)
         search = partial(threshold, v, m, s, channel, size.pool, tolerance=TOLERANCE, progress=progress)
         quenched, fresh = search(grammars=grammars), search("fresh rules", replicates=size.fresh)
@@ -155,7 +155,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data["population_half_lost"] = ("channel", "tree_level"), _half_lost(data.noise, data.population_belief)
     for axis in ("effective_epsilon", "bits_per_leaf"):
         values = np.nan_to_num(data.threshold.transpose("channel", ...).values)
-        found = [getattr(CORRUPTIONS[name](), axis)(one, v) for name, one in zip(CHANNELS, values, strict=True)]
+        found = [getattr(part_class("corruption", name)(), axis)(one, v) for name, one in zip(CHANNELS, values, strict=True)]
         data[axis] = data.threshold.transpose("channel", ...).copy(data=np.array(found)).where(data.threshold.notnull())
     return data, [*_against_theory(data), _shift(data), _finite_depth(data)]
 

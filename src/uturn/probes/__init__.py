@@ -14,20 +14,3 @@ from uturn.probes.text_layers import TextLayers
 from uturn.probes.text_likelihood import TextLikelihood
 from uturn.probes.tokens import KeepTokens, KeptTokens
 from uturn.probes.tree import Messages, ParsedLevels, TreeLevels
-
-PROBES: dict[str, type] = {
-    "tree_levels": TreeLevels,
-    "tree_nodes": TreeNodes,
-    "parsed_levels": ParsedLevels,
-    "messages": Messages,
-    "network_layers": NetworkLayers,
-    "images": KeepImages,
-    "scales": Scales,
-    "changes": Changes,
-    "perceptual": Perceptual,
-    "kept_tokens": KeptTokens,
-    "tokens": KeepTokens,
-    "text_layers": TextLayers,
-    "text_encoder": TextEncoder,
-    "text_likelihood": TextLikelihood,
-}

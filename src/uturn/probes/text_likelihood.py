@@ -33,7 +33,7 @@ class TextLikelihood(SecondModel):
     @property
     def law(self) -> Literal["causal", "masked"]:
         """What `likelihood` stands for."""
-        from uturn.networks.images.own_denoisers import is_import_path
+        from uturn.core.imports import is_import_path
         from uturn.networks.texts.language_files import read_config
         from uturn.networks.texts.models import FORMS, kind_of
 

@@ -12,15 +12,3 @@ from uturn.sources.tokens import Tokens as Tokens
 from uturn.sources.tokens import TokenSource
 from uturn.sources.vectors import GaussianFieldSource, GaussianMixtureSource
 from uturn.sources.vectors import Vectors as Vectors
-
-SOURCES: dict[str, type] = {
-    "rhm": RHMSource,
-    "filtered_rhm": FilteredRHMSource,
-    "fashion_mnist": FashionMNISTSource,
-    "images": ImageFolderSource,
-    "array": ArraySource,
-    "generated": GeneratedSource,
-    "gaussian_mixture": GaussianMixtureSource,
-    "gaussian_field": GaussianFieldSource,
-    "tokens": TokenSource,
-}

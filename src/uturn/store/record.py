@@ -25,6 +25,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
 from uturn.core.checks import StoreError, checked_integer, one_line
+from uturn.core.protocols import Coordinates
 from uturn.core.protocols import Variable as Variable
 from uturn.store.objects import AT_ONCE, StorageError
 from uturn.store.places import Place, called, place_of
@@ -40,9 +41,6 @@ _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
 _MOST_TASKS = 2**24
 _CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
 _TOLERANCE = 1e-7  # of coordinates, since another version may compute them with another quadrature
-
-Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
-"""{name: (dims, values, attributes)}; the coordinate with the name of a dim determines its length."""
 
 
 @dataclass(frozen=True)

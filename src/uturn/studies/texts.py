@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core.spec import build
-from uturn.sources.tokens import PAD
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import kept_texts, stored_spec
 
@@ -65,7 +64,7 @@ def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         found["shown_region"] = dims[1:], source.regions_of(np.arange(count))
         found = found.assign_coords(region_name=source.region_names())
     if source.segments:
-        found["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & (originals != PAD)
+        found["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & (originals >= 0)
     return found
 
 
@@ -79,7 +78,7 @@ def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
 
 def _source_of(run: xr.Dataset) -> Any:
     """The source of a run with its tokenizer; None if it needs code of others, cannot be read, or has changed."""
-    from uturn.networks.images.own_denoisers import is_import_path
+    from uturn.core.imports import is_import_path
 
     spec = stored_spec(run)
     try:

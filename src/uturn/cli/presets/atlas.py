@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uturn.cli.presets.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 from uturn.cli.presets.atlas_rows import Row, chosen, read_atlas
 from uturn.core.checks import one_line
 from uturn.core.files import clear_caches, named_errors, whole_file
@@ -21,7 +22,6 @@ from uturn.pages import live_page, write_page
 from uturn.pages.writing import check_results, write_figures
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder, output_folder
-from uturn.studies.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,7 +53,7 @@ def measure_atlas(
     Returns
     -------
     Dataset
-        As in `uturn.studies.atlas_numbers.table_of`. Rows that failed have numbers that are NaN, and the error in `failure`.
+        As in `uturn.cli.presets.atlas_numbers.table_of`. Rows that failed have numbers that are NaN, and the error in `failure`.
 
     Raises
     ------

@@ -9,16 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from uturn.core.checks import errors_named, shown
+from uturn.core.imports import import_function
 from uturn.core.pieces import is_out_of_memory
 from uturn.corruption.noising import clean_and_noise
-from uturn.networks.modules import imported_function
 
 ADVICE = (
     "for another network, write a function of ten lines that returns it with its noise schedule, and give module:function as the "
@@ -28,7 +27,6 @@ ADVICE = (
 
 PREDICTIONS = ("noise", "x0", "v", "flow", "score", "edm")
 _FORMS = "'module:function', a function without arguments that returns (module, scheduler) or a uturn.networks.DenoiserModel"
-_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,9 @@ def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float =
 # -- the function -----------------------------------------------------------------------------------------------------
 
 
-def is_import_path(path: str) -> bool:
-    """Whether the name of a model is "module:function"."""
-    return bool(_IMPORT_PATH.fullmatch(path)) and not Path(path).exists()
-
-
 def denoiser_function(path: str) -> Callable[[], Any]:
     """The user's function "module:function"."""
-    return imported_function(path, f"model = {path!r}", _FORMS)
+    return import_function(path, f"model = {path!r}", _FORMS)
 
 
 def made_by(path: str) -> tuple[DenoiserModel, bool]:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from uturn.core.checks import checked_integer, checked_path, one_line
+from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.images.conditions import UNCONDITIONAL, Condition, Conditioned
-from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, is_import_path, made_by
+from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, made_by
 from uturn.networks.images.pipelines import (
     Folder,
     for_inference,

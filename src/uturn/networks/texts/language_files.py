@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from uturn.core.checks import checked_integer, one_line, shown
+from uturn.core.imports import import_function, is_import_path
 from uturn.networks.bars import without_bars
-from uturn.networks.images.own_denoisers import is_import_path
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
-from uturn.networks.modules import imported_function
 from uturn.networks.texts.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
 from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
 from uturn.networks.training import fingerprint
@@ -172,12 +171,12 @@ def _read_file(model: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
 
 def own_language(model: str) -> Any:
     """The user's function that gives a model, if its name is an import path; else None."""
-    return imported_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
+    return import_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
 
 
 def made_by(model: str, where: str, forms: str) -> Any:
     """What the user's function "module:function" returns; errors begin with `where` and end with `forms`."""
-    function = imported_function(model, where, forms)
+    function = import_function(model, where, forms)
     try:
         return function()
     except Exception as error:

@@ -12,7 +12,7 @@ import torch
 
 from uturn.core.checks import one_line
 from uturn.core.files import read_table
-from uturn.networks.images.own_denoisers import is_import_path
+from uturn.core.imports import is_import_path
 from uturn.networks.texts.language_files import check_name
 from uturn.networks.texts.models import FORMS, TextModel, load_text_model
 

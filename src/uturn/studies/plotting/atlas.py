@@ -19,7 +19,7 @@ _MARGIN = 0.6  # nats beyond the outermost marks
 
 
 def draw_atlas(found: xr.Dataset) -> Any:
-    """The table of `uturn.studies.atlas_numbers.table_of` as a figure; noise grows to the right.
+    """The table of `uturn.cli.presets.atlas_numbers.table_of` as a figure; noise grows to the right.
 
     Each row: a marker at t* with its 95 % interval, a bar from a quarter to three quarters of the fall of the class, ticks above
     it at the half-lives of the layers, from the first to the last, a circle where the order of the layers inverts, a star at

@@ -1,0 +1,42 @@
+"""Objects that users name by their import path, "module:name"."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uturn.core.checks import one_line
+
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text is an import path "module:name", and no file of that name is there."""
+    return bool(_PATH.fullmatch(text)) and not Path(text).exists()
+
+
+def import_object(path: str, where: str, expected: str) -> Any:
+    """The object with an import path "module:name"; importing it runs the code of its module.
+
+    A ValueError begins with `where`, which names the option, and ends with the `expected` forms of its value.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for word in name.split("."):
+            found = getattr(found, word)
+        return found
+    except (Exception, SystemExit) as error:  # the code of a module can fail in any way
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"{where} cannot be imported ({reason}); expected {expected}") from error
+
+
+def import_function(path: str, where: str, expected: str) -> Callable[[], Any]:
+    """The user's function with an import path "module:function"; errors as those of `import_object`."""
+    function = import_object(path, where, expected)
+    if not callable(function):
+        raise ValueError(f"{where} is a {type(function).__name__}; expected a function without arguments")
+    return function

@@ -1,0 +1,76 @@
+"""Names of parts in specs, and where their classes are.
+
+Built-in parts are listed here by import path, so that the core imports none of them. Installed packages register theirs by the
+entry point group `uturn.parts`: the name of an entry point is the `type` in a spec, its value is the class.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from uturn.core.imports import import_object
+
+GROUP = "uturn.parts"
+
+PARTS: dict[str, dict[str, str]] = {
+    "source": {
+        "rhm": "uturn.sources.strings:RHMSource",
+        "filtered_rhm": "uturn.sources.filtered:FilteredRHMSource",
+        "fashion_mnist": "uturn.sources.images:FashionMNISTSource",
+        "images": "uturn.sources.images:ImageFolderSource",
+        "array": "uturn.sources.images:ArraySource",
+        "generated": "uturn.sources.generated:GeneratedSource",
+        "gaussian_mixture": "uturn.sources.vectors:GaussianMixtureSource",
+        "gaussian_field": "uturn.sources.vectors:GaussianFieldSource",
+        "tokens": "uturn.sources.tokens:TokenSource",
+    },
+    "corruption": {
+        "diffusion": "uturn.corruption.diffusion:Diffusion",
+        "gaussian": "uturn.corruption.gaussian:Gaussian",
+        "masking": "uturn.corruption.masking:Masking",
+        "uniform": "uturn.corruption.uniform:UniformReplacement",
+        "epsilon": "uturn.corruption.epsilon:EpsilonBelief",
+    },
+    "backward": {
+        "exact": "uturn.backward.exact:ExactPosterior",
+        "denoiser": "uturn.backward.denoiser:StringDenoiser",
+        "score": "uturn.backward.score:StringDiffusion",
+        "diffusion": "uturn.backward.diffusion:DiffusionModel",
+        "language": "uturn.backward.language:LanguageDenoiser",
+    },
+    "probes": {
+        "tree_levels": "uturn.probes.tree:TreeLevels",
+        "tree_nodes": "uturn.probes.nodes:TreeNodes",
+        "parsed_levels": "uturn.probes.tree:ParsedLevels",
+        "messages": "uturn.probes.tree:Messages",
+        "network_layers": "uturn.probes.network_layers:NetworkLayers",
+        "images": "uturn.probes.pictures:KeepImages",
+        "scales": "uturn.probes.scales:Scales",
+        "changes": "uturn.probes.changes:Changes",
+        "perceptual": "uturn.probes.perceptual:Perceptual",
+        "kept_tokens": "uturn.probes.tokens:KeptTokens",
+        "tokens": "uturn.probes.tokens:KeepTokens",
+        "text_layers": "uturn.probes.text_layers:TextLayers",
+        "text_encoder": "uturn.probes.text_encoder:TextEncoder",
+        "text_likelihood": "uturn.probes.text_likelihood:TextLikelihood",
+    },
+}
+"""Built-in parts, {idea: {type: import path of the class}}."""
+
+
+def part_class(idea: str, kind: str) -> type:
+    """The class of a built-in part."""
+    return import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
+
+
+@cache
+def installed_parts() -> dict[str, str]:
+    """Parts that installed packages register, {type: import path}. A ValueError names a type that two packages register."""
+    parts: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        if parts.setdefault(entry.name, entry.value) != entry.value:
+            raise ValueError(
+                f"type {entry.name!r} is registered twice, as {parts[entry.name]!r} and as {entry.value!r}; uninstall one"
+            )
+    return parts
