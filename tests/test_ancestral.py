@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import uturn as ut
-from uturn.backward.queue import Work
+from uturn.backward.image_queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys
 from uturn.corruption.ancestral import AncestralScheduler

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from uturn.backward import ExactPosterior, UTurns
-from uturn.core.experiment import Experiment, u_turn
+from uturn.core.experiment import Experiment
 from uturn.core.random import Streams
+from uturn.core.u_turns import u_turn
 from uturn.corruption import Gaussian
 from uturn.engine.run import run
 from uturn.exact.laws import GaussianMixture, power_law, simplex, wave_numbers

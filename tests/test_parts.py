@@ -278,11 +278,11 @@ class Stream(Backward):
 
     shares_batches = True
 
-    def reconstruct_many(self, batches, clones):
-        return 3 if self.mistake == "number" else self._stream(batches, clones)
+    def reconstruct_stream(self, blocks, clones):
+        return 3 if self.mistake == "number" else self._stream(blocks, clones)
 
-    def _stream(self, batches, clones):
-        done = [(name, self.inner.reconstruct(noisy, streams, clones)) for name, noisy, streams in batches]
+    def _stream(self, blocks, clones):
+        done = [(name, self.inner.reconstruct(noisy, streams, clones)) for name, noisy, streams in blocks]
         if self.mistake == "dropped":
             done.pop()
         if self.mistake == "twice":
@@ -297,11 +297,11 @@ class Stream(Backward):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("number", r"reconstruct_many gave a int; expected an iterator"),
-        ("dropped", "reconstruct_many ended before the reconstructions of 1 batches"),
-        ("twice", r"reconstruct_many gave .*with each name of a batch once"),
+        ("number", r"reconstruct_stream gave a int; expected an iterator"),
+        ("dropped", "reconstruct_stream ended before the reconstructions of 1 blocks"),
+        ("twice", r"reconstruct_stream gave .*each key of a block once"),
         ("swapped", r"reconstruct gave reconstructions of shape \(\d, 2, "),
-        ("nameless", r"reconstruct_many gave .*expected \(name, reconstructions\)"),
+        ("nameless", r"reconstruct_stream gave .*expected \(key, reconstructions\)"),
         ("", None),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import uturn as ut
-from uturn.backward.queue import Work
+from uturn.backward.image_queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like

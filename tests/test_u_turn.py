@@ -137,7 +137,7 @@ def test_the_queue_gives_the_numbers_of_the_simple_path():
     for originals, noise in zip(blocks, levels, strict=True):
         streams = Streams(2, originals.items, noise, chosen)
         batches[noise] = (originals, forward.observe(originals, noise, streams), streams)
-    queued = dict(backward.reconstruct_many(((noise, *batch[1:]) for noise, batch in batches.items()), clones=2))
+    queued = dict(backward.reconstruct_stream(((noise, *batch[1:]) for noise, batch in batches.items()), clones=2))
     for noise, (originals, _, streams) in batches.items():
         alone = ut.u_turn(originals, forward, backward, noise, streams, clones=2).reconstructions
         assert alone.shape == (3, 4, 1, 28, 28)

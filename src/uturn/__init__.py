@@ -28,7 +28,8 @@ _HOMES = {
     "prior_entropy": "exact.inference",
     "Experiment": "core.experiment",
     "run": "engine.run",
-    "u_turn": "core.experiment",
+    "u_turn": "core.u_turns",
+    "u_turns": "core.u_turns",
     "hierarchy_index": "measures.statistics",
     "nesting_index": "measures.hierarchy",
     "susceptibility": "measures.changes",
@@ -51,8 +52,9 @@ _HOMES = {
 if TYPE_CHECKING:
     from uturn import backward, corruption, measures, networks, probes, sources, studies
     from uturn.core import protocols, random
-    from uturn.core.experiment import Experiment, u_turn
+    from uturn.core.experiment import Experiment
     from uturn.core.protocols import Noisy
+    from uturn.core.u_turns import u_turn, u_turns
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, UniformReplacement
     from uturn.engine.run import run
     from uturn.exact import inference, laws, population, rhm, theory

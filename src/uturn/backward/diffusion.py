@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_serializer
 
+from uturn.backward.queue import Queued
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.core.checks import checked_path
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
 from uturn.core.progress import begun
-from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
+from uturn.core.protocols import Axes, Corruption, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import Diffusion, check_marker
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
 
 
-class DiffusionModel(Spec, Backward):
+class DiffusionModel(Spec, Queued):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
     `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, a guided-diffusion checkpoint with its
@@ -51,7 +51,6 @@ class DiffusionModel(Spec, Backward):
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     undoes: ClassVar[tuple[str, ...]] = ("diffusion",)
     adds_trajectories: ClassVar[bool] = True
-    shares_batches: ClassVar[bool] = True
     type: Literal["diffusion"] = "diffusion"
     model: str = "fashion_mnist"
     preset: str | None = None
@@ -89,37 +88,14 @@ class DiffusionModel(Spec, Backward):
         """True on the CPU, where small convolutions scale poorly across threads."""
         return _reverse_diffusion(self).device.type == "cpu"
 
-    def reconstruct(self, noisy: Noisy, streams: Streams, clones: int = 1) -> np.ndarray:
+    def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[Work]:
         reverse = _reverse_diffusion(self)
-        values = noisy.values if clones == 1 else np.repeat(noisy.values, clones, axis=0)
-        keys = streams.keys(Purpose.RECONSTRUCTION, clones)
-        labels = self._labels(noisy, reverse, streams, clones)
-        images = reverse.denoise(values, reverse.forward.step_of(streams.noise), keys, labels)
-        return images.reshape(len(streams.items), -1, *images.shape[1:])
+        step, labels = reverse.forward.step_of(streams.noise), self._labels(noisy, reverse, streams, clones)
+        for row, key in enumerate(streams.keys(Purpose.RECONSTRUCTION, clones)):
+            yield Work(noisy.values[row // clones], step, key, None if labels is None else int(labels[row]))
 
-    def reconstruct_many(
-        self, batches: Iterable[tuple[Any, Noisy, Streams]], clones: int = 1
-    ) -> Iterator[tuple[Any, np.ndarray]]:
-        reverse = _reverse_diffusion(self)
-        pending: dict[int, _Pending] = {}
-
-        def work() -> Iterator[Work]:
-            for number, (name, noisy, streams) in enumerate(batches):
-                step, keys = reverse.forward.step_of(streams.noise), streams.keys(Purpose.RECONSTRUCTION, clones)
-                labels = self._labels(noisy, reverse, streams, clones)
-                pending[number] = _Pending(name, streams, [None] * len(keys), len(keys))
-                for row, key in enumerate(keys):
-                    label = None if labels is None else int(labels[row])
-                    yield Work(noisy.values[row // clones], step, key, label, _Place(number, row, streams, clones))
-
-        for place, image in reverse.queue(work()):
-            batch = pending[place.batch]
-            batch.images[place.row] = image
-            batch.left -= 1
-            if batch.left == 0:
-                del pending[place.batch]
-                images = np.stack(batch.images)
-                yield batch.name, images.reshape(len(batch.streams.items), -1, *images.shape[1:])
+    def queue(self, works: Iterator[Work]) -> Iterator[tuple[Any, np.ndarray]]:
+        return _reverse_diffusion(self).queue(works)
 
     def undone(self, corruption: Any, source: Any) -> _ModelForward:
         check_marker(corruption)
@@ -257,31 +233,6 @@ class _ModelForward(Corruption):
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         return self.forward.axes(noise, source)
-
-
-class _Place(NamedTuple):
-    """Batch and row of a reconstruction in the queue; its text names item, trajectory, clone and noise in errors."""
-
-    batch: int
-    row: int
-    streams: Streams
-    clones: int
-
-    def __str__(self) -> str:
-        item, draw = divmod(self.row, self.streams.count * self.clones)
-        trajectory, clone = divmod(draw, self.clones)
-        words = f"item {self.streams.items[item]}, trajectory {self.streams.trajectories[trajectory]}"
-        return f"({words}{f', clone {clone}' if self.clones > 1 else ''}, noise {self.streams.noise:g})"
-
-
-@dataclass
-class _Pending:
-    """A batch with reconstructions that are not done yet."""
-
-    name: Any
-    streams: Streams
-    images: list[Any]
-    left: int
 
 
 def _model_files(spec: DiffusionModel) -> list[Path]:

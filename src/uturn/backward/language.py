@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import Backward, Noisy, Spec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
 
 
-class LanguageDenoiser(Spec, Backward):
+class LanguageDenoiser(Spec, Queued):
     """A language model that denoises tokens: a masked model, or a discrete diffusion model.
 
     `model`: "embedded", a folder or the name of a model on a hub that `AutoModelForMaskedLM` of transformers reads (BERT, ALBERT,
@@ -46,7 +46,6 @@ class LanguageDenoiser(Spec, Backward):
     kinds: ClassVar[tuple[str, ...]] = ("tokens", "strings")
     undoes: ClassVar[tuple[str, ...]] = ("channel",)
     adds_trajectories: ClassVar[bool] = True
-    shares_batches: ClassVar[bool] = True
     type: Literal["language"] = "language"
     model: str = "embedded"
     tokenizer: str | None = None
@@ -94,32 +93,23 @@ class LanguageDenoiser(Spec, Backward):
         return 64 if self.steps is None else self.steps
 
     def reconstruct(self, noisy: Noisy, streams: Streams, clones: int = 1) -> Any:
-        return next(self.reconstruct_many([(None, noisy, streams)], clones))[1]
+        if self.language().corruption == "uniform":
+            return self.shaped(self._replaced(self.language(), noisy, streams, clones), noisy, streams)
+        return super().reconstruct(noisy, streams, clones)
 
-    def reconstruct_many(self, batches: Iterable[tuple[Any, Noisy, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
-        model = self.language()
-        if model.corruption == "uniform":
-            for name, noisy, streams in batches:
-                yield name, _shaped(self._replaced(model, noisy, streams, clones), noisy, streams)
-            return
-        pending: dict[int, _Pending] = {}
+    def reconstruct_stream(self, blocks: Iterable[tuple[Any, Noisy, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
+        stream = Backward.reconstruct_stream if self.language().corruption == "uniform" else Queued.reconstruct_stream
+        yield from stream(self, blocks, clones)
 
-        def work() -> Iterator[TokenWork]:
-            for number, (name, noisy, streams) in enumerate(batches):
-                keys = streams.keys(Purpose.DENOISING, clones)
-                pending[number] = _Pending(
-                    name, noisy, streams, np.empty((len(keys), noisy.values.shape[1]), np.int64), len(keys)
-                )
-                for row, key in enumerate(keys):
-                    yield TokenWork(noisy.values[row // clones], float(noisy.noise[row // clones]), key, (number, row))
+    def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[TokenWork]:
+        for row, key in enumerate(streams.keys(Purpose.DENOISING, clones)):
+            yield TokenWork(noisy.values[row // clones], float(noisy.noise[row // clones]), key)
 
-        for (number, row), ids in run_token_queue(model, self.decoder, work(), self.batch_size):
-            batch = pending[number]
-            batch.ids[row] = ids
-            batch.left -= 1
-            if batch.left == 0:
-                del pending[number]
-                yield batch.name, _shaped(batch.ids, batch.noisy, batch.streams)
+    def queue(self, works: Iterator[TokenWork]) -> Iterator[tuple[Any, np.ndarray]]:
+        return run_token_queue(self.language(), self.decoder, works, self.batch_size)
+
+    def shaped(self, rows: np.ndarray, noisy: Noisy, streams: Streams) -> Any:
+        return noisy.parsed(rows, len(streams.items)) if isinstance(noisy, NoisyStrings) else super().shaped(rows, noisy, streams)
 
     def _replaced(self, model: LanguageModel, noisy: Noisy, streams: Streams, clones: int) -> np.ndarray:
         """Draws from the reverse process of uniform replacement, for texts of one length after the other."""
@@ -198,23 +188,6 @@ class LanguageDenoiser(Spec, Backward):
         from uturn.networks.texts.language_files import own_language
 
         return own_language(self.model)
-
-
-@dataclass
-class _Pending:
-    """A batch with reconstructions that are not done yet."""
-
-    name: Any
-    noisy: Noisy
-    streams: Streams
-    ids: np.ndarray
-    left: int
-
-
-def _shaped(ids: np.ndarray, noisy: Noisy, streams: Streams) -> Any:
-    """Reconstructions (items * draws, length) in the form of the kind of data."""
-    count = len(streams.items)
-    return noisy.parsed(ids, count) if isinstance(noisy, NoisyStrings) else ids.reshape(count, -1, ids.shape[1])
 
 
 def _files(spec: LanguageDenoiser) -> list[Path]:

@@ -1,157 +1,138 @@
-"""A queue that keeps the batches of a network full: one call serves images at different timesteps."""
+"""A queue that keeps the batches of a network full: one call serves data at different steps, of different blocks.
+
+When a datum is done, the next one takes its place. `Queued` is the backward of such a network: the rows of blocks go through
+`run_queue` and are put together again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from uturn.core import progress
-from uturn.core.pieces import half_precision_words
-from uturn.corruption.schedulers import uses_learned_variance
-
-if TYPE_CHECKING:
-    import torch
-
-    from uturn.core.pieces import Pieces
-    from uturn.corruption import Diffusion
+from uturn.core.protocols import Backward
+from uturn.core.random import Streams
 
 
-class Work(NamedTuple):
-    """A reconstruction to compute.
+class Cohort(Protocol):
+    """Data in the queue that go on together: their names, how many calls they take, and how many of them are made."""
 
-    `image`: float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`. `step`: number k of reverse steps,
-    0 .. num_steps. `key`: uint64, its random stream. `label`: true class, for class-conditional models. `name`: any value, which
-    is returned with the result and named in errors.
-    """
-
-    image: Any
+    names: Sequence[Any]
+    calls: int
     step: int
-    key: Any
-    label: int | None = None
-    name: Any = None
 
 
-class Chain(Protocol):
-    """What the queue needs of a reverse diffusion; see the attributes of `ReverseDiffusion`."""
-
-    codec: Any
-    device: torch.device
-    forward: Diffusion
-    model: Any
-    num_classes: int | None
-    pieces: Pieces
-    step_arguments: dict[str, float]
-    takes_generator: bool
+class Process(Protocol):
+    """What the queue needs of a model. A work has a `name`, which is returned with the result and stands in errors."""
 
     @property
-    def batch_size(self) -> int: ...
+    def places(self) -> int:
+        """Number of data that are under way together."""
 
-    def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor: ...
+    def calls(self, work: Any) -> int:
+        """How many calls of the network a work takes."""
+
+    def unchanged(self, work: Any) -> np.ndarray:
+        """The result of a work that takes no call."""
+
+    def admitted(self, work: list[Any]) -> list[Any]:
+        """Cohorts of new works."""
+
+    def advance(self, cohorts: list[Any]) -> None:
+        """One step of all cohorts."""
+
+    def results(self, cohort: Any) -> Iterable[np.ndarray]:
+        """The results of a cohort that is done, in the order of its names."""
+
+
+def run_queue(process: Process, work: Iterable[Any]) -> Iterator[tuple[Any, np.ndarray]]:
+    """Results `(name, array)` in the order of completion; works are read when places become free, so they may be lazy."""
+    waiting, cohorts = iter(work), list[Any]()
+    while True:
+        free, entering = process.places - sum(len(cohort.names) for cohort in cohorts), []
+        while len(entering) < free and (new := next(waiting, None)) is not None:
+            if process.calls(new):
+                entering.append(new)
+            else:
+                progress.add()
+                yield new.name, process.unchanged(new)
+        cohorts += process.admitted(entering) if entering else []
+        if not cohorts:
+            return
+        process.advance(cohorts)
+        progress.add(sum(len(cohort.names) / cohort.calls for cohort in cohorts))
+        ended = [(cohort.names, process.results(cohort)) for cohort in cohorts if cohort.step == cohort.calls]
+        cohorts = [cohort for cohort in cohorts if cohort.step < cohort.calls]
+        for names, results in ended:
+            yield from zip(names, results, strict=True)
+
+
+class Queued(Backward, Protocol):
+    """A backward whose network has data of many blocks in one batch."""
+
+    shares_batches: ClassVar[bool] = True
+    blocks_ahead: ClassVar[int | None] = None
+
+    @abstractmethod
+    def works(self, noisy: Any, streams: Streams, clones: int) -> Iterable[Any]:
+        """What the queue is given for each reconstruction of a block: named tuples with a `name`."""
+
+    @abstractmethod
+    def queue(self, works: Iterator[Any]) -> Iterator[tuple[Any, np.ndarray]]:
+        """`run_queue` with the process of this model."""
+
+    def shaped(self, rows: np.ndarray, noisy: Any, streams: Streams) -> Any:
+        """Reconstructions (items, draws, ...) from the rows (items * draws, ...) of a block."""
+        return rows.reshape(len(streams.items), -1, *rows.shape[1:])
+
+    def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
+        ((_, reconstructions),) = self.reconstruct_stream([(None, noisy, streams)], clones)
+        return reconstructions
+
+    def reconstruct_stream(self, blocks: Iterable[tuple[Any, Any, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
+        under_way: dict[int, _Block] = {}
+
+        def works() -> Iterator[Any]:
+            for number, (key, noisy, streams) in enumerate(blocks):
+                rows = len(streams.items) * streams.count * clones
+                under_way[number] = _Block(key, noisy, streams, [None] * rows, rows)
+                for row, work in enumerate(self.works(noisy, streams, clones)):
+                    yield work._replace(name=_Place(number, row, streams, clones))
+
+        for place, result in self.queue(works()):
+            block = under_way[place.block]
+            block.rows[place.row] = result
+            block.left -= 1
+            if block.left == 0:
+                del under_way[place.block]
+                yield block.key, self.shaped(np.stack(block.rows), block.noisy, block.streams)
+
+
+class _Place(NamedTuple):
+    """Block and row of a reconstruction in the queue; its text names item, trajectory, clone and noise in errors."""
+
+    block: int
+    row: int
+    streams: Streams
+    clones: int
+
+    def __str__(self) -> str:
+        item, draw = divmod(self.row, self.streams.count * self.clones)
+        trajectory, clone = divmod(draw, self.clones)
+        words = f"item {self.streams.items[item]}, trajectory {self.streams.trajectories[trajectory]}"
+        return f"({words}{f', clone {clone}' if self.clones > 1 else ''}, noise {self.streams.noise:g})"
 
 
 @dataclass
-class _Cohort:
-    """Images that entered the queue together at the same step. They share a scheduler and its history."""
+class _Block:
+    """A block with reconstructions that are not done yet."""
 
-    names: list[Any]
-    step: int
-    scheduler: Any
-    timesteps: torch.Tensor
-    state: torch.Tensor
-    labels: torch.Tensor | None
-    arguments: dict[str, Any]
-    position: int = 0
-
-    @property
-    def timestep(self) -> torch.Tensor:
-        return self.timesteps[self.position]
-
-
-def run_queue(chain: Chain, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-    """Reconstructions `(name, image)` in the order of completion; see `ReverseDiffusion.queue`."""
-    import torch
-
-    queue = iter(work)
-    cohorts: list[_Cohort] = []
-    while True:
-        free = max(0, chain.batch_size - sum(len(cohort.names) for cohort in cohorts))
-        # The iterable and the code of the caller between two yields run outside inference mode.
-        entering = list(islice(queue, free))
-        while any(w.step == 0 for w in entering):
-            for w in entering:
-                if w.step == 0:
-                    progress.add()
-                    yield w.name, np.array(w.image, np.float32)
-            entering = [w for w in entering if w.step > 0]
-            entering += islice(queue, free - len(entering))
-        with torch.inference_mode():
-            for step, group in groupby(sorted(entering, key=lambda w: -w.step), key=lambda w: w.step):
-                cohorts.append(_admitted(chain, list(group), step))
-            if not cohorts:
-                return
-            _advance(chain, cohorts)
-            progress.add(sum(len(cohort.names) / len(cohort.timesteps) for cohort in cohorts))
-            ended = [cohort for cohort in cohorts if cohort.position == len(cohort.timesteps)]
-            cohorts = [cohort for cohort in cohorts if cohort.position < len(cohort.timesteps)]
-            results = [(cohort.names, _finished(chain, cohort)) for cohort in ended]
-        for names, images in results:
-            yield from zip(names, images, strict=True)
-
-
-def _admitted(chain: Chain, work: list[Work], step: int) -> _Cohort:
-    import torch
-
-    state = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(chain.device)
-    labels = None if chain.num_classes is None else torch.tensor([w.label for w in work], device=chain.device)
-    scheduler, timesteps = chain.forward.placed(step)
-    arguments: dict[str, Any] = dict(chain.step_arguments)
-    if chain.takes_generator:
-        # CPU generators on every device, so that a GPU draws the same noise.
-        arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
-    return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
-
-
-def _advance(chain: Chain, cohorts: list[_Cohort]) -> None:
-    """One step of all cohorts, with one call of the network."""
-    import torch
-
-    states, timesteps = [], []
-    for cohort in cohorts:
-        scaled = cohort.state
-        if hasattr(cohort.scheduler, "scale_model_input"):
-            scaled = cohort.scheduler.scale_model_input(cohort.state, cohort.timestep)
-        states.append(scaled)
-        timesteps.append(cohort.timestep.to(chain.device).expand(len(cohort.names)))
-    labels = [torch.cat([c.labels for c in cohorts if c.labels is not None])] if chain.num_classes is not None else []
-    outputs = chain.pieces(chain.network, torch.cat(states), torch.cat(timesteps), *labels)
-    for cohort, output in zip(cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True):
-        channels = cohort.state.shape[1]
-        if output.shape[1] == 2 * channels and not uses_learned_variance(cohort.scheduler):
-            output = output[:, :channels]
-        cohort.state = cohort.scheduler.step(output, cohort.timestep, cohort.state, **cohort.arguments).prev_sample
-        cohort.position += 1
-
-
-def _finished(chain: Chain, cohort: _Cohort) -> np.ndarray:
-    _check_finite(cohort, cohort.state, "the model or the scheduler diverged", chain.model)
-    images = cohort.state
-    if chain.codec is not None:
-        images = chain.pieces(chain.codec.decode, cohort.state)
-        _check_finite(cohort, images, "the autoencoder gives NaN or infinity", chain.codec)
-    return images.clamp(-1, 1).cpu().numpy()
-
-
-def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: Any) -> None:
-    import torch
-
-    finite = torch.isfinite(values).flatten(1).all(1).tolist()
-    if not all(finite):
-        bad = [name for name, good in zip(cohort.names, finite, strict=True) if not good]
-        raise ValueError(
-            f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.step} steps: "
-            f"{reason}{half_precision_words(getattr(network, 'dtype', None))}"
-        )
+    key: Any
+    noisy: Any
+    streams: Streams
+    rows: list[Any]
+    left: int

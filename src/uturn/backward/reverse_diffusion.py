@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.backward.queue import Work as Work
+from uturn.backward.image_queue import ImageQueue
+from uturn.backward.image_queue import Work as Work
 from uturn.backward.queue import run_queue
 from uturn.core.checks import one_line
 from uturn.core.pieces import Pieces, is_out_of_memory
@@ -279,7 +280,7 @@ class ReverseDiffusion:
         else:
             work = (Work(x, step, keys[k], None if classes is None else classes[k], k) for k, x in enumerate(values))
             with units(len(values)):
-                done = dict(run_queue(self, work))
+                done = dict(run_queue(ImageQueue(self), work))
             result = np.stack([done[k] for k in range(len(values))])
         return torch.from_numpy(result) if isinstance(noisy, torch.Tensor) else result
 
@@ -295,7 +296,7 @@ class ReverseDiffusion:
         name, reconstruction
             float32 (channels, height, width) in [-1, 1].
         """
-        return run_queue(self, (self._checked_work(one) for one in work))
+        return run_queue(ImageQueue(self), (self._checked_work(one) for one in work))
 
     def generate(self, keys: Any, labels: Any = None) -> Any:
         """Samples (batch, channels, height, width) in [-1, 1] from pure noise; float32 numpy array.
@@ -311,7 +312,7 @@ class ReverseDiffusion:
         blank = torch.zeros(len(keys), *self.latent_shape)
         noise = (self.forward.noise_like(blank, keys) * self.forward.pure_sigma).numpy()
         work = (Work(noise[k], self.num_steps, key, None if classes is None else classes[k], k) for k, key in enumerate(keys))
-        samples = dict(run_queue(self, work))
+        samples = dict(run_queue(ImageQueue(self), work))
         if not samples:
             return np.empty((0, *(self.image_shape or self.latent_shape)), np.float32)
         return np.stack([samples[k] for k in range(len(keys))])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core import progress
+from uturn.backward.queue import run_queue
 from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import ORDER
 from uturn.corruption.unmasking import MASKED, Decoder, reveal
@@ -28,11 +28,11 @@ class TokenWork(NamedTuple):
     values: np.ndarray
     noise: float
     key: Any
-    name: Any
+    name: Any = None
 
 
 @dataclass
-class _Row:
+class _Text:
     """A text in the queue: its masked tokens at the start, and how many calls reveal them."""
 
     work: TokenWork
@@ -41,6 +41,10 @@ class _Row:
     masked: int
     calls: int
     step: int = 0
+
+    @property
+    def names(self) -> tuple[Any]:
+        return (self.work.name,)
 
     @property
     def length(self) -> int:
@@ -57,6 +61,51 @@ class _Row:
         return self.work.noise if self.step == 0 else (self.masked - self.revealed(self.step)) / self.length
 
 
+class _TokenQueue:
+    """A language model as a process of `run_queue`: in each step all texts have some tokens more, after a few calls."""
+
+    def __init__(self, model: LanguageModel, decoder: Decoder, pieces: Any) -> None:
+        self.model, self.decoder, self.pieces = model, decoder, pieces
+
+    @property
+    def places(self) -> int:
+        return _CALLS * self.pieces.batch_size
+
+    def calls(self, work: TokenWork) -> int:
+        masked = int((work.values == MASKED).sum())
+        return masked if self.decoder.steps is None else min(masked, self.decoder.steps)
+
+    def unchanged(self, work: TokenWork) -> np.ndarray:
+        return np.array(work.values)
+
+    def admitted(self, work: list[TokenWork]) -> list[_Text]:
+        return [self._text(new) for new in work]
+
+    def _text(self, work: TokenWork) -> _Text:
+        chance = uniforms(streams(np.array([work.key], np.uint64), 1, ORDER), len(work.values))[0]
+        return _Text(work, np.array(work.values), chance, int((work.values == MASKED).sum()), self.calls(work))
+
+    def advance(self, cohorts: list[_Text]) -> None:
+        cohorts.sort(key=lambda text: -text.length)  # so that little of a call is padding
+        size = self.pieces.batch_size
+        for start in range(0, len(cohorts), size):
+            self._call(cohorts[start : start + size])
+
+    def _call(self, texts: list[_Text]) -> None:
+        """One call of the network for some texts."""
+        values = np.stack([text.values for text in texts])
+        steps = np.array([text.step for text in texts], np.uint64)
+        heights = uniforms(streams(np.array([text.work.key for text in texts], np.uint64), len(texts), steps), values.shape[1])
+        count = np.array([text.revealed(text.step + 1) - text.revealed(text.step) for text in texts])
+        beliefs = self.model.beliefs(values, np.array([text.noise for text in texts]), self.pieces)
+        values = reveal(self.decoder, beliefs, values, count, np.stack([text.chance for text in texts]), heights)
+        for text, revealed in zip(texts, values, strict=True):
+            text.values, text.step = revealed, text.step + 1
+
+    def results(self, cohort: _Text) -> tuple[np.ndarray]:
+        return (cohort.values,)
+
+
 def run_token_queue(
     model: LanguageModel, decoder: Decoder, work: Iterable[TokenWork], batch_size: int | None = None
 ) -> Iterator[tuple[Any, np.ndarray]]:
@@ -65,45 +114,6 @@ def run_token_queue(
     All texts have arrays of one length, with `PAD` beyond the end of shorter ones.
     """
     queue = iter(work)
-    first = next(queue, None)
-    if first is None:
-        return
-    queue, pieces = chain([first], queue), model.pieces(batch_size, len(first.values))
-    rows: list[_Row] = []
-    while True:
-        while len(rows) < _CALLS * pieces.batch_size and (one := next(queue, None)) is not None:
-            row = _admitted(one, decoder)
-            if row.masked:
-                rows.append(row)
-            else:
-                progress.add()
-                yield one.name, row.values
-        if not rows:
-            return
-        rows.sort(key=lambda row: -row.length)  # so that little of a call is padding
-        for start in range(0, len(rows), pieces.batch_size):
-            _advance(model, decoder, rows[start : start + pieces.batch_size], pieces)
-        progress.add(sum(1 / row.calls for row in rows))
-        ended = [row for row in rows if row.step == row.calls]
-        rows = [row for row in rows if row.step < row.calls]
-        for row in ended:
-            yield row.work.name, row.values
-
-
-def _admitted(work: TokenWork, decoder: Decoder) -> _Row:
-    values = np.array(work.values)
-    masked = int((values == MASKED).sum())
-    chance = uniforms(streams(np.array([work.key], np.uint64), 1, ORDER), len(values))[0]
-    return _Row(work, values, chance, masked, masked if decoder.steps is None else min(masked, decoder.steps))
-
-
-def _advance(model: LanguageModel, decoder: Decoder, rows: list[_Row], pieces: Any) -> None:
-    """One call of the network for all rows, after which each has some tokens more."""
-    values = np.stack([row.values for row in rows])
-    steps = np.array([row.step for row in rows], np.uint64)
-    heights = uniforms(streams(np.array([row.work.key for row in rows], np.uint64), len(rows), steps), values.shape[1])
-    count = np.array([row.revealed(row.step + 1) - row.revealed(row.step) for row in rows])
-    beliefs = model.beliefs(values, np.array([row.noise for row in rows]), pieces)
-    values = reveal(decoder, beliefs, values, count, np.stack([row.chance for row in rows]), heights)
-    for row, revealed in zip(rows, values, strict=True):
-        row.values, row.step = revealed, row.step + 1
+    if (first := next(queue, None)) is not None:
+        process = _TokenQueue(model, decoder, model.pieces(batch_size, len(first.values)))
+        yield from run_queue(process, chain([first], queue))

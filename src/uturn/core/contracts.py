@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
@@ -108,30 +108,6 @@ def check_first_clones(backward: Any, found: Mapping[Any, Any], alone: Mapping[A
                 f"{_name(backward, 'backward')}.reconstruct: clone 0 of {clones} is not the reconstruction with fewer clones "
                 f"({what}); draw each clone from a stream of its own, streams.keys(purpose, clones)"
             )
-
-
-def checked_stream(backward: Any, batches: Iterable[tuple[Any, Any, Any]], clones: int) -> Iterator[tuple[Any, Any]]:
-    """`backward.reconstruct_many(batches)`, which must return `(name, reconstructions)` once for every batch."""
-    where = f"{_name(backward, 'backward')}.reconstruct_many"
-    pending: dict[Any, Any] = {}
-
-    def noted() -> Iterator[tuple[Any, Any, Any]]:
-        for name, noisy, streams in batches:
-            pending[name] = streams
-            yield name, noisy, streams
-
-    stream = backward.reconstruct_many(noted(), clones)
-    if not isinstance(stream, Iterable):
-        raise ValueError(f"{where} gave a {type(stream).__name__}; expected an iterator over (name, reconstructions)")
-    for entry in stream:
-        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], tuple) and entry[0] in pending):
-            raise ValueError(f"{where} gave {shown(entry)}; expected (name, reconstructions), with each name of a batch once")
-        streams = pending.pop(entry[0])
-        yield entry[0], checked_reconstructions(backward, entry[1], len(streams.items), streams.count * clones)
-    if pending:
-        raise ValueError(
-            f"{where} ended before the reconstructions of {len(pending)} batches; expected (name, reconstructions) of every batch"
-        )
 
 
 def checked_readings(

@@ -1,6 +1,6 @@
-"""A U-turn is U = Backward ∘ Corruption. An experiment repeats it for many originals and noise levels.
+"""An experiment repeats U-turns for many originals and noise levels.
 
-An experiment is one sentence: source, corruption, backward, probes, noise levels, items, trajectories, clones, a seed.
+It is one sentence: source, corruption, backward, probes, noise levels, items, trajectories, clones, a seed.
 """
 
 from __future__ import annotations
@@ -19,77 +19,22 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uturn.core import display
-from uturn.core.checks import checked_integer, checked_noise, checked_path, one_line, plain, shown
+from uturn.core.checks import checked_noise, checked_path, one_line, plain, shown
 from uturn.core.contracts import (
     Declared,
     checked_axes,
     checked_blocks,
     checked_item_coordinates,
-    checked_reconstructions,
     checked_text,
     declared_by,
     joined,
-    observed,
-    undoes,
 )
 from uturn.core.files import read_table
 from uturn.core.own_parts import code_digest, is_own, missing_members_named, unwrapped
-from uturn.core.protocols import Coordinates, UTurns, Variable
-from uturn.core.random import Streams, checked_seed
+from uturn.core.protocols import Coordinates, Variable
 from uturn.core.spec import build, check_fit, validation_words
 
 _CHECKED = 10  # originals that networks are checked with
-
-
-def u_turn(
-    originals: Any, corruption: Any, backward: Any, noise: float, streams: Streams | int = 0, *, clones: int = 1
-) -> UTurns:
-    """Corrupt originals up to a noise level, and reconstruct them.
-
-    The parts of an experiment fit together: `source, corruption, backward, probes = experiment.parts`. The corruption of a
-    diffusion model is its forward process, `backward.undone(Diffusion(), source)`.
-
-    Parameters
-    ----------
-    originals : block of a source
-        For example `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm, draw)`.
-    corruption : Corruption
-    backward : Backward
-        It must undo the process of the corruption.
-    noise : float
-        Noise level in the unit of the corruption, 0 .. `corruption.max_noise`.
-    streams : Streams, or int
-        Random streams of the items and trajectories at this noise level. An integer is a seed, for one trajectory of each item.
-    clones : int >= 1
-        Reconstructions of each noisy datum. Clone 0 equals the reconstruction of a U-turn with `clones=1`.
-
-    Returns
-    -------
-    UTurns
-        `originals`, `noisy`, and `reconstructions` of shape (items, trajectories * clones, ...); for strings
-        {tree_level: int64 (items, trajectories * clones, nodes)}.
-
-    Raises
-    ------
-    ValueError
-        If an argument is of a wrong kind, the noise is out of range, or `streams` has other items or another noise level.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> originals = ut.sources.Strings(np.arange(5), rhm, rhm.sample(5, seed=0))
-    >>> found = u_turn(originals, ut.Masking(), ut.backward.ExactPosterior(), noise=0.3, clones=4)
-    >>> found.reconstructions[0].shape
-    (5, 4, 8)
-    """
-    _check_arguments(originals, corruption, backward, noise)
-    streams = _checked_streams(streams, originals.items, noise)
-    clones = checked_integer("clones", clones, 1)
-    noisy = observed(originals, corruption, noise, streams)
-    reconstructions = backward.reconstruct(noisy, streams, clones)
-    checked_reconstructions(backward, reconstructions, len(originals.items), streams.count * clones)
-    return UTurns(originals, noisy, reconstructions, clones)
 
 
 class Parts(NamedTuple):
@@ -379,31 +324,3 @@ class Experiment(BaseModel):
         """Whether further trajectories can be measured alone: the backward allows it, and no variable pools trajectories."""
         pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
         return self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled
-
-
-def _check_arguments(originals: Any, corruption: Any, backward: Any, noise: float) -> None:
-    strings = "a block of a source, such as uturn.sources.Strings(items, rhm, draw)"
-    for name, value, members, example in (
-        ("originals", originals, ("items", "observed_by"), strings),
-        ("corruption", corruption, ("observe", "max_noise"), "a corruption, such as uturn.Masking()"),
-        ("backward", backward, ("reconstruct", "undoes"), "a backward, such as uturn.backward.ExactPosterior()"),
-    ):
-        if isinstance(value, type) or not all(hasattr(value, member) for member in members):
-            raise ValueError(f"{name} = {shown(value)}: expected {example}")
-    checked_noise(noise, corruption.max_noise)
-    if not undoes(backward, corruption):
-        raise ValueError(
-            f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
-            f"{corruption!r} is {corruption.process!r}"
-        )
-
-
-def _checked_streams(streams: Any, items: np.ndarray, noise: float) -> Streams:
-    if not isinstance(streams, Streams):
-        return Streams(checked_seed(streams, "streams"), items, noise)
-    if streams.noise != noise or not np.array_equal(streams.items, items):
-        raise ValueError(
-            f"streams are those of items {shown(streams.items.tolist())} at noise {streams.noise}; expected "
-            f"{shown(items.tolist())} at {noise}"
-        )
-    return streams

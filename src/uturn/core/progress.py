@@ -107,6 +107,20 @@ def steps(these: Collection[T]) -> Iterator[T]:
 
 
 @contextmanager
+def portion(count: float) -> Iterator[None]:
+    """Context for a part of the work that counts as so many units of `add`."""
+    work = _here.work
+    outer = work.end
+    work.end = work.done + count * work.unit
+    try:
+        yield
+        work.done = max(work.done, work.end)
+    finally:
+        work.end = outer
+        _publish()
+
+
+@contextmanager
 def units(count: float) -> Iterator[None]:
     """Context for a part of the work that is reported by `add`, in so many units, and by nothing else."""
     work = _here.work

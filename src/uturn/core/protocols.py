@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from uturn.core.display import page, table
+from uturn.core.progress import portion
 from uturn.core.random import Purpose, Streams
 
 Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
@@ -373,7 +374,10 @@ class Backward(Part, Protocol):
     adds_trajectories: ClassVar[bool] = False
     """Whether some trajectories can be reconstructed without the others and give the same numbers."""
     shares_batches: ClassVar[bool] = False
-    """Whether it has a faster `reconstruct_many`."""
+    """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
+    blocks_ahead: ClassVar[int | None] = 64
+    """How many blocks `reconstruct_stream` may read before it answers one of them; None for those that read only what they have
+    room for. After so many the stream ends, and is begun again when all of them are answered."""
 
     @property
     def wants_processes(self) -> bool:
@@ -384,10 +388,12 @@ class Backward(Part, Protocol):
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
         """`clones` reconstructions of each noisy datum, (items, trajectories * clones, ...); clone 0 is that of `clones=1`."""
 
-    def reconstruct_many(self, batches: Iterable[tuple[Any, Any, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
-        """Reconstructions of batches `(name, noisy, streams)`: `(name, reconstructions)` in the order of completion."""
-        for name, noisy, streams in batches:
-            yield name, self.reconstruct(noisy, streams, clones)
+    def reconstruct_stream(self, blocks: Iterable[tuple[Any, Any, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
+        """Reconstructions of blocks `(key, noisy, streams)`: `(key, reconstructions)`, each key once, in any order."""
+        for key, noisy, streams in blocks:
+            with portion(len(streams.items) * streams.count * clones):
+                reconstructions = self.reconstruct(noisy, streams, clones)
+            yield key, reconstructions
 
     def undone(self, corruption: Any, source: Any) -> Any:
         """The corruption to use with this backward.

@@ -1,24 +1,27 @@
-"""Measures the tasks of an experiment: U-turns of some items at one noise level, read by all probes."""
+"""Measures the tasks of an experiment: the stream of their U-turns, read by all probes.
+
+Tasks that are joined for speed are joined before the stream; trajectories that are read in parts are put together after it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 
-from uturn.core.contracts import checked_blocks, checked_readings, checked_stream, observed
-from uturn.core.experiment import Experiment, u_turn
+from uturn.core.contracts import checked_blocks, checked_readings
+from uturn.core.experiment import Experiment
 from uturn.core.own_parts import is_own, misfits_named, missing_members_named
-from uturn.core.progress import begun, part, steps
+from uturn.core.progress import begun, portion
 from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
+from uturn.core.u_turns import u_turns
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
-_RECONSTRUCTED = 0.8  # share of a U-turn that is done before the probes read it, for progress
+_READING = 0.25  # time of the probes over that of the reconstruction, for progress
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
@@ -34,16 +37,85 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
 
     `first` is the first trajectory to measure; values above 0 need `Experiment.adds_trajectories`.
     """
-    shared = experiment.parts.backward.shares_batches
-    u_turns = _shared_u_turns if shared else _u_turns
-    with missing_members_named(experiment.labelled()):
-        for names, found in u_turns(experiment, _joined(experiment, tasks), range(first, experiment.trajectories)):
-            with begun(len(names), done=_RECONSTRUCTED * len(names) if shared else 0) as work:
-                readings, start = _read(experiment, found, experiment.trajectories - first), 0
-                for name, count in names:
-                    work.finished(1)
-                    yield name, {variable: values[start : start + count] for variable, values in readings.items()}
-                    start += count
+    source, corruption, backward, _ = experiment.parts
+    trajectories, groups = range(first, experiment.trajectories), dict[int, _Group]()
+
+    def blocks() -> Iterator[tuple[tuple[int, int, int], Any, float, Streams]]:
+        for number, (names, noise_index, items) in enumerate(_joined(experiment, tasks)):
+            noise, originals = experiment.noise[noise_index], source.blocks(items.copy(), experiment.seed, experiment.items)
+            given = checked_blocks(source, originals, items)
+            groups[number] = _Group(names, [_Reading(experiment, len(trajectories)) for _ in given])
+            for k, block in enumerate(given):
+                size = trajectories_together(experiment, block)
+                parts = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
+                groups[number].blocks[k].parts = len(parts)
+                for p, some in enumerate(parts):
+                    yield (number, k, p), block, noise, Streams(experiment.seed, block.items, noise, some)
+
+    # One reconstruction is this share of a task; probes take the rest.
+    draws = len(trajectories) * experiment.clones
+    unit = 1 / ((1 + _READING) * min(experiment.chunk, experiment.items) * draws)
+    with missing_members_named(experiment.labelled()), begun(0, unit=unit) as work:
+        for (number, k, p), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones):
+            group = groups[number]
+            group.blocks[k].add(p, turned)
+            del turned
+            if all(block.readings is not None for block in group.blocks):
+                del groups[number]
+                for name, readings in group.readings():
+                    work.finished(unit * (1 + _READING) * draws * len(next(iter(readings.values()))))
+                    yield name, readings
+
+
+@dataclass
+class _Reading:
+    """The probes' readings of a block of originals, whose trajectories may come in several parts, and in any order."""
+
+    experiment: Experiment
+    trajectories: int
+    parts: int = 1
+    done: int = 0
+    early: dict[int, UTurns] = field(default_factory=dict)
+    kept: list[Any] = field(default_factory=list)
+    readings: dict[str, np.ndarray] | None = None
+
+    def add(self, part: int, turned: UTurns) -> None:
+        """Read a part, when those before it are read: sums in another order would differ in the last bits."""
+        source, _, backward, probes = self.experiment.parts
+        self.early[part] = turned
+        self.kept = self.kept or [None] * len(probes)
+        while (some := self.early.pop(self.done, None)) is not None:
+            draws = self.trajectories * self.experiment.clones / self.parts
+            with portion(_READING * len(some.originals.items) * draws):
+                for k, (probe, declared) in enumerate(zip(probes, self.experiment.declared, strict=True)):
+                    with misfits_named(f"{declared.label}.read", probe, (source, backward)):
+                        self.kept[k] = probe.accumulate(self.kept[k], some, source)
+            self.done += 1
+            items = len(some.originals.items)
+        if self.done == self.parts:
+            sizes = {dim: len(values) for declared in self.experiment.declared for dim, values in declared.dims.items()}
+            sizes |= {"trajectory": self.trajectories, "clone": self.experiment.clones}
+            self.readings = {}
+            for probe, declared, kept in zip(probes, self.experiment.declared, self.kept, strict=True):
+                given = probe.readings(kept, source)
+                self.readings |= checked_readings(declared.label, given, declared.variables, sizes, items)
+            self.kept = []
+
+
+@dataclass
+class _Group:
+    """Tasks that are measured together: their names with numbers of items, and the readings of their blocks."""
+
+    names: tuple[tuple[Any, int], ...]
+    blocks: list[_Reading]
+
+    def readings(self) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+        """The readings of each task."""
+        of_blocks = [block.readings or {} for block in self.blocks]
+        whole, start = {name: np.concatenate([some[name] for some in of_blocks]) for name in of_blocks[0]}, 0
+        for name, count in self.names:
+            yield name, {variable: values[start : start + count] for variable, values in whole.items()}
+            start += count
 
 
 def tasks_together(experiment: Experiment) -> int:
@@ -57,7 +129,8 @@ def tasks_together(experiment: Experiment) -> int:
 def trajectories_together(experiment: Experiment, originals: Any) -> int:
     """How many trajectories of each original are in memory together: all, unless all probes read them in parts."""
     source, _, backward, probes = experiment.parts
-    if backward.adds_trajectories and not is_own(backward) and all(probe.reads_in_parts for probe in probes):
+    in_parts = backward.adds_trajectories and not backward.shares_batches and not is_own(backward)
+    if in_parts and all(probe.reads_in_parts for probe in probes):
         # The same for every chunk, since other parts would change the rounding.
         return max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * experiment.clones))
     return experiment.trajectories
@@ -73,77 +146,3 @@ def _joined(experiment: Experiment, tasks: Iterable[_Task]) -> Iterator[tuple[tu
         while some := list(islice(group, size)):
             items = np.concatenate([items for _, _, items in some])
             yield tuple((name, len(items)) for name, _, items in some), noise_index, items
-
-
-def _u_turns(
-    experiment: Experiment, tasks: Iterable[_Task], trajectories: range
-) -> Iterator[tuple[Any, Iterable[Iterable[UTurns]]]]:
-    """U-turns of one task after the other, block by block, each block in one or more parts of its trajectories."""
-    for name, noise_index, items in tasks:
-        of_block = partial(_u_turns_of_block, experiment, noise=experiment.noise[noise_index], trajectories=trajectories)
-        yield name, map(of_block, steps(_blocks(experiment, items)))
-
-
-def _u_turns_of_block(experiment: Experiment, originals: Any, noise: float, trajectories: range) -> Iterator[UTurns]:
-    source, corruption, backward, _ = experiment.parts
-    size = trajectories_together(experiment, originals)
-    for start in steps(range(0, len(trajectories), size)):
-        streams = Streams(experiment.seed, originals.items, noise, trajectories[start : start + size])
-        with part(_RECONSTRUCTED), misfits_named("backward.reconstruct", backward, (source, corruption)):
-            found = u_turn(originals, corruption, backward, noise, streams, clones=experiment.clones)
-        yield found
-
-
-def _shared_u_turns(
-    experiment: Experiment, tasks: Iterable[_Task], trajectories: range
-) -> Iterator[tuple[Any, Iterable[list[UTurns]]]]:
-    """U-turns of tasks in the order of completion, for a backward that reconstructs the batches of all tasks together."""
-    clones, corruption = experiment.clones, experiment.parts.corruption
-    pending: dict[int, list[Any]] = {}  # U-turns of the blocks of each unfinished task, with reconstructions where done
-
-    def batches() -> Iterator[tuple[Any, Any, Streams]]:
-        for number, (name, noise_index, items) in enumerate(tasks):
-            noise, blocks = experiment.noise[noise_index], _blocks(experiment, items)
-            pending[number] = [None] * len(blocks)
-            for k, originals in enumerate(blocks):
-                streams = Streams(experiment.seed, originals.items, noise, trajectories)
-                noisy = observed(originals, corruption, noise, streams)
-                pending[number][k] = UTurns(originals, noisy, None, clones)
-                yield (number, k, name), noisy, streams
-
-    # Images of many tasks are in the network at once; each of them is an equal part of a task.
-    draws = len(trajectories) * clones
-    unit = _RECONSTRUCTED / (min(experiment.chunk, experiment.items) * draws)
-    with begun(0, unit=unit) as work:
-        for (number, k, name), reconstructions in checked_stream(experiment.parts.backward, batches(), clones):
-            known = pending[number]
-            known[k] = replace(known[k], reconstructions=reconstructions)
-            if all(u_turns is not None and u_turns.reconstructions is not None for u_turns in known):
-                work.finished(unit * draws * sum(count for _, count in name))
-                yield name, steps([[u_turns] for u_turns in pending.pop(number)])
-
-
-def _blocks(experiment: Experiment, items: np.ndarray) -> list[Any]:
-    source = experiment.parts.source
-    return checked_blocks(source, source.blocks(items.copy(), experiment.seed, experiment.items), items)
-
-
-def _read(experiment: Experiment, blocks: Iterable[Iterable[UTurns]], trajectories: int) -> dict[str, np.ndarray]:
-    """Readings of all probes from the U-turns of a task, given block by block: {variable: array (items, ...)}."""
-    source, _, backward, probes = experiment.parts
-    sizes = {dim: len(values) for one in experiment.declared for dim, values in one.dims.items()}
-    sizes |= {"trajectory": trajectories, "clone": experiment.clones}
-    found = []
-    for parts in blocks:
-        kept: list[Any] = [None] * len(probes)
-        for u_turns in parts:
-            items = len(u_turns.originals.items)
-            for k, (probe, one) in steps(list(enumerate(zip(probes, experiment.declared, strict=True)))):
-                with misfits_named(f"{one.label}.read", probe, (source, backward)):
-                    kept[k] = probe.accumulate(kept[k], u_turns, source)
-        readings: dict[str, np.ndarray] = {}
-        for probe, one, value in zip(probes, experiment.declared, kept, strict=True):
-            given = probe.readings(value, source)
-            readings |= checked_readings(one.label, given, one.variables, sizes, items)
-        found.append(readings)
-    return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}

@@ -8,9 +8,10 @@ import numpy as np
 
 from uturn.core.checks import shown
 from uturn.core.contracts import check_first_clones, checked_blocks, checked_text
-from uturn.core.experiment import Experiment, u_turn
+from uturn.core.experiment import Experiment
 from uturn.core.own_parts import is_own
 from uturn.core.random import Streams
+from uturn.core.u_turns import u_turn
 from uturn.engine.measuring import measure
 
 _ORDER = ("source", "corruption", "backward", "probes")

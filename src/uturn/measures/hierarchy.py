@@ -26,6 +26,7 @@ correlations 0 if the noise is independent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -209,7 +210,8 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     """
     import xarray as xr
 
-    from uturn.core.experiment import Experiment, u_turn
+    from uturn.core.experiment import Experiment
+    from uturn.core.u_turns import u_turns
 
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an experiment, such as Experiment.from_dict gives")
@@ -219,20 +221,22 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
             f"source of {source.kind!r}, clones = {experiment.clones}: expected strings or vectors, and one clone; compute the "
             f"changes of other data from `uturn.u_turn`"
         )
-    found = []
-    for noise in experiment.noise:
-        pieces = []
-        for originals in source.blocks(np.arange(experiment.items), experiment.seed, experiment.items):
-            streams = Streams(experiment.seed, originals.items, noise, range(experiment.trajectories))
-            if noisy:
-                pieces.append(_noise_of(originals, corruption, noise, streams))
-                continue
-            rebuilt = originals.data_of(u_turn(originals, corruption, backward, noise, streams).reconstructions)
-            before = originals.data[:, None]
-            pieces.append(rebuilt != before if source.kind == "strings" else np.square(rebuilt - before))
-        found.append(np.concatenate(pieces))
+
+    def blocks() -> Iterator[tuple[tuple[int, int], Any, float, Streams]]:
+        for k, noise in enumerate(experiment.noise):
+            for b, originals in enumerate(source.blocks(np.arange(experiment.items), experiment.seed, experiment.items)):
+                yield (k, b), originals, noise, Streams(experiment.seed, originals.items, noise, range(experiment.trajectories))
+
+    pieces: dict[tuple[int, int], np.ndarray] = {}
+    if noisy:
+        pieces = {key: _noise_of(originals, corruption, noise, streams) for key, originals, noise, streams in blocks()}
+    else:
+        for key, turned in u_turns(blocks(), corruption, backward):
+            before, after = turned.originals.data[:, None], turned.originals.data_of(turned.reconstructions)
+            pieces[key] = after != before if source.kind == "strings" else np.square(after - before)
+    levels = [np.concatenate([pieces[key] for key in sorted(pieces) if key[0] == k]) for k in range(len(experiment.noise))]
     along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
-    return xr.DataArray(np.array(found, float), dims=_DIMS, coords={"noise": experiment.noise, **along})
+    return xr.DataArray(np.array(levels, float), dims=_DIMS, coords={"noise": experiment.noise, **along})
 
 
 def _noise_of(originals: Any, corruption: Any, noise: float, streams: Streams) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.experiment import Experiment, u_turn
+from uturn.core.experiment import Experiment
+from uturn.core.u_turns import u_turn
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.measures.statistics import (
     Replicates,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from uturn.backward import DiffusionModel
-from uturn.core.experiment import u_turn
 from uturn.core.random import Streams
+from uturn.core.u_turns import u_turn
 from uturn.corruption import Diffusion
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import CLASS_NAMES, load_classifier

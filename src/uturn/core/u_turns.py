@@ -1,0 +1,192 @@
+"""A U-turn is U = Backward ∘ Corruption. A stream of them is the only way to make them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from uturn.core.checks import checked_integer, checked_noise, shown
+from uturn.core.contracts import checked_reconstructions, observed, undoes
+from uturn.core.own_parts import is_own, misfits_named
+from uturn.core.protocols import Backward, UTurns
+from uturn.core.random import Streams, checked_seed
+
+
+def u_turns(
+    blocks: Iterable[tuple[Hashable, Any, float, Streams | int]], corruption: Any, backward: Any, *, clones: int = 1
+) -> Iterator[tuple[Hashable, UTurns]]:
+    """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
+
+    A backward that reconstructs the data of several blocks together, such as a queue that keeps the batches of a network full,
+    takes the next block when it has room for it. Blocks are read lazily, so the U-turns of a large run need not fit into memory.
+
+    Parameters
+    ----------
+    blocks : iterable of (key, originals, noise, streams)
+        `key`: any hashable value that no other block has while it is under way. `originals`, `noise`, `streams`: as in `u_turn`.
+    corruption : Corruption
+    backward : Backward
+        It must undo the process of the corruption.
+    clones : int >= 1
+        Reconstructions of each noisy datum.
+
+    Yields
+    ------
+    key, UTurns
+        As in `u_turn`; each key once.
+
+    Raises
+    ------
+    ValueError
+        As in `u_turn`; and if the backward gives an unknown key, a key twice, reconstructions of a wrong shape, or ends early.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
+    >>> originals = ut.sources.Strings(np.arange(5), rhm, rhm.sample(5, seed=0))
+    >>> blocks = ((noise, originals, noise, 0) for noise in (0.3, 0.6))
+    >>> [(key, turned.reconstructions[0].shape) for key, turned in u_turns(blocks, ut.Masking(), ut.backward.ExactPosterior())]
+    [(0.3, (5, 1, 8)), (0.6, (5, 1, 8))]
+    """
+    clones = checked_integer("clones", clones, 1)
+    for name, value, members, example in (
+        ("corruption", corruption, ("observe", "max_noise"), "a corruption, such as uturn.Masking()"),
+        ("backward", backward, ("reconstruct", "undoes"), "a backward, such as uturn.backward.ExactPosterior()"),
+    ):
+        if isinstance(value, type) or not all(hasattr(value, member) for member in members):
+            raise ValueError(f"{name} = {shown(value)}: expected {example}")
+    if not undoes(backward, corruption):
+        raise ValueError(
+            f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
+            f"{corruption!r} is {corruption.process!r}"
+        )
+    return _stream(blocks, corruption, backward, clones)
+
+
+def u_turn(
+    originals: Any, corruption: Any, backward: Any, noise: float, streams: Streams | int = 0, *, clones: int = 1
+) -> UTurns:
+    """Corrupt originals up to a noise level, and reconstruct them: `u_turns` of one block.
+
+    The parts of an experiment fit together: `source, corruption, backward, probes = experiment.parts`. The corruption of a
+    diffusion model is its forward process, `backward.undone(Diffusion(), source)`.
+
+    Parameters
+    ----------
+    originals : block of a source
+        For example `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm, draw)`.
+    corruption : Corruption
+    backward : Backward
+        It must undo the process of the corruption.
+    noise : float
+        Noise level in the unit of the corruption, 0 .. `corruption.max_noise`.
+    streams : Streams, or int
+        Random streams of the items and trajectories at this noise level. An integer is a seed, for one trajectory of each item.
+    clones : int >= 1
+        Reconstructions of each noisy datum. Clone 0 equals the reconstruction of a U-turn with `clones=1`.
+
+    Returns
+    -------
+    UTurns
+        `originals`, `noisy`, and `reconstructions` of shape (items, trajectories * clones, ...); for strings
+        {tree_level: int64 (items, trajectories * clones, nodes)}.
+
+    Raises
+    ------
+    ValueError
+        If an argument is of a wrong kind, the noise is out of range, or `streams` has other items or another noise level.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
+    >>> originals = ut.sources.Strings(np.arange(5), rhm, rhm.sample(5, seed=0))
+    >>> turned = u_turn(originals, ut.Masking(), ut.backward.ExactPosterior(), noise=0.3, clones=4)
+    >>> turned.reconstructions[0].shape
+    (5, 4, 8)
+    """
+    ((_, turned),) = u_turns([(None, originals, noise, streams)], corruption, backward, clones=clones)
+    return turned
+
+
+def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int) -> Iterator[tuple[Hashable, UTurns]]:
+    waiting: dict[Hashable, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
+    failures: list[Exception] = []  # of the source and of the corruption, which the backward only passes on
+
+    def noisy(blocks: Iterator[Any]) -> Iterator[tuple[Hashable, Any, Streams]]:
+        try:
+            while (most is None or len(waiting) < most) and (block := next(blocks, None)) is not None:
+                key, originals, noise, streams = _checked_block(block, corruption, waiting)
+                waiting[key] = originals, observed(originals, corruption, noise, streams), streams
+                del block, originals  # not held while the backward computes
+                yield key, waiting[key][1], streams
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
+    reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
+    where = f"{repr(backward) if is_own(backward) else 'backward'}.reconstruct_stream"
+    blocks = iter(blocks)
+    for first in blocks:
+        # A backward that reads all it is given before it answers gets `most` blocks, and is then called for the next ones.
+        with _misfits_named(backward, corruption, waiting, failures):
+            answers = reconstruct(noisy(chain([first], blocks)), clones)
+            if not isinstance(answers, Iterable):
+                raise ValueError(f"{where} gave a {type(answers).__name__}; expected an iterator over (key, reconstructions)")
+            for answer in answers:
+                if not (isinstance(answer, tuple) and len(answer) == 2 and _is_in(answer[0], waiting)):
+                    raise ValueError(f"{where} gave {shown(answer)}; expected (key, reconstructions), each key of a block once")
+                key, reconstructions = answer
+                originals, noisy_data, streams = waiting.pop(key)
+                checked_reconstructions(backward, reconstructions, len(originals.items), streams.count * clones)
+                yield key, UTurns(originals, noisy_data, reconstructions, clones)
+                del answer, originals, noisy_data, reconstructions
+            if failures:
+                raise failures[0]
+            if waiting:
+                raise ValueError(f"{where} ended before the reconstructions of {len(waiting)} blocks; expected all of them")
+
+
+@contextmanager
+def _misfits_named(backward: Any, corruption: Any, waiting: Collection[Any], failures: list[Exception]) -> Iterator[None]:
+    """Errors of the source and of the corruption as they were; those of a built-in backward name user-defined parts before it."""
+    try:
+        with misfits_named("backward.reconstruct", backward, (corruption,)):
+            yield
+    except Exception as error:
+        if failures and error is not failures[0]:
+            raise failures[0] from None
+        raise
+
+
+def _is_in(key: Any, waiting: Collection[Hashable]) -> bool:
+    return isinstance(key, Hashable) and key in waiting
+
+
+def _checked_block(block: Any, corruption: Any, waiting: Collection[Hashable]) -> tuple[Hashable, Any, float, Streams]:
+    """A block with its `Streams`; a ValueError names what is wrong."""
+    if not (isinstance(block, tuple) and len(block) == 4):
+        raise ValueError(f"blocks gave {shown(block)}; expected (key, originals, noise, streams)")
+    key, originals, noise, streams = block
+    if key in waiting:
+        raise ValueError(f"blocks gave the key {shown(key)} twice; expected another key for each block under way")
+    if isinstance(originals, type) or not all(hasattr(originals, member) for member in ("items", "observed_by")):
+        raise ValueError(
+            f"originals = {shown(originals)}: expected a block of a source, such as uturn.sources.Strings(items, rhm, draw)"
+        )
+    checked_noise(noise, corruption.max_noise)
+    if not isinstance(streams, Streams):
+        return key, originals, noise, Streams(checked_seed(streams, "streams"), originals.items, noise)
+    if streams.noise != noise or not np.array_equal(streams.items, originals.items):
+        raise ValueError(
+            f"streams are those of items {shown(streams.items.tolist())} at noise {streams.noise}; expected "
+            f"{shown(originals.items.tolist())} at {noise}"
+        )
+    return block
