@@ -329,3 +329,137 @@ def test_beliefs_and_reconstructions_are_read_only():
         found.noisy.beliefs("marginals")[0][...] = 0
     with pytest.raises(ValueError, match="read-only"):
         found.reconstructions[0][...] = 0
+
+
+# --- the stream ---------------------------------------------------------------------------------------------------------------
+
+
+def string_blocks(count, items=4, noise=0.5):
+    rhm = RHM.grammar(0, 0)
+    for k in range(count):
+        numbers = np.arange(items * k, items * (k + 1))
+        yield k, Strings(numbers, rhm, rhm.sample(items, seed=k)), noise, k
+
+
+class Whole(ExactPosterior):
+    """Reads all it is given before it answers, the last block first."""
+
+    def reconstruct_stream(self, blocks, clones=1):
+        given = list(blocks)
+        sizes.append(len(given))
+        for key, noisy, streams in reversed(given):
+            yield key, self.reconstruct(noisy, streams, clones)
+
+
+sizes = []
+
+
+def test_a_stream_makes_the_u_turns_of_its_blocks_in_any_order():
+    turned = dict(ut.u_turns(string_blocks(5), ut.Masking(), Whole(), clones=2))
+    assert list(turned) == [4, 3, 2, 1, 0]
+    for key, originals, noise, seed in string_blocks(5):
+        alone = ut.u_turn(originals, ut.Masking(), ExactPosterior(), noise, seed, clones=2)
+        assert np.array_equal(turned[key].reconstructions[0], alone.reconstructions[0])
+
+
+def test_a_backward_that_reads_all_its_input_does_not_hold_the_whole_run():
+    read, most = [0, 0], Whole.blocks_ahead
+
+    def counted():
+        for block in string_blocks(3 * most + 1):
+            read[0] += 1
+            yield block
+
+    sizes.clear()
+    for _ in ut.u_turns(counted(), ut.Masking(), Whole()):
+        read[1] += 1
+        assert read[0] - read[1] <= most
+    assert read == [3 * most + 1] * 2
+    assert sizes == [most, most, most, 1]
+
+
+def test_a_lazy_backward_holds_one_block():
+    read = []
+    stream = ut.u_turns((read.append(block) or block for block in string_blocks(100)), ut.Masking(), ExactPosterior())
+    next(stream)
+    assert len(read) == 1
+
+
+class Wrong(ExactPosterior):
+    mistake: str = ""
+
+    def reconstruct_stream(self, blocks, clones=1):
+        for key, noisy, streams in blocks:
+            made = self.reconstruct(noisy, streams, clones)
+            if self.mistake == "unknown":
+                yield "other", made
+            if self.mistake == "unhashable":
+                yield [key], made
+            if self.mistake == "shape":
+                yield key, {level: nodes[:-1] for level, nodes in made.items()}
+            if self.mistake == "ends":
+                return
+            yield key, made
+            if self.mistake == "twice":
+                yield key, made
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("unknown", r"backward.reconstruct_stream gave \('other', .*each key of a block once"),
+        ("unhashable", r"backward.reconstruct_stream gave \(\[0\], .*each key of a block once"),
+        ("twice", r"backward.reconstruct_stream gave \(0, .*each key of a block once"),
+        ("shape", r"backward.reconstruct gave reconstructions of shape \(3, 1, .*expected \(4, 1, "),
+        ("ends", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
+    ],
+)
+def test_mistakes_of_a_backward_are_named(mistake, message):
+    with pytest.raises(ValueError, match=message):
+        list(ut.u_turns(string_blocks(3), ut.Masking(), Wrong(mistake=mistake)))
+
+
+class Rewording(ExactPosterior):
+    """Says that all errors are its own, or takes them for the end of its input."""
+
+    silent: bool = False
+
+    def reconstruct_stream(self, blocks, clones=1):
+        try:
+            yield from super().reconstruct_stream(blocks, clones)
+        except Exception as error:
+            if not self.silent:
+                raise RuntimeError("the backward failed") from error
+
+
+class FailingMask(ut.Masking):
+    def corrupt(self, *args, **kwargs):
+        raise ValueError("the mask failed")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_errors_before_the_backward_are_not_its_errors(silent):
+    def failing():
+        yield next(string_blocks(1))
+        raise ValueError("the source failed")
+
+    backward = Rewording(silent=silent)
+    with pytest.raises(ValueError, match=r"^the source failed"):
+        list(ut.u_turns(failing(), ut.Masking(), backward))
+    with pytest.raises(ValueError, match=r"^the mask failed"):
+        list(ut.u_turns(string_blocks(2), FailingMask(), backward))
+
+
+def test_wrong_blocks_are_named():
+    _, originals, noise, seed = next(string_blocks(1))
+    for block, message in (
+        ((0, originals, noise), r"expected \(key, originals, noise, streams\)"),
+        ((0, originals.data, noise, seed), "originals = .*expected a block of a source"),
+        ((0, originals, 1.5, seed), "1.5"),
+        ((0, originals, noise, 0.5), "streams = 0.5"),
+        ((0, originals, noise, Streams(0, originals.items + 1, noise)), "streams are those of items"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(ut.u_turns([block], ut.Masking(), ExactPosterior()))
+    with pytest.raises(ValueError, match="the key 0 twice"):
+        list(ut.u_turns([(0, originals, noise, seed)] * 2, ut.Masking(), Whole()))

@@ -18,7 +18,12 @@ from uturn.core.random import Streams, checked_seed
 
 
 def u_turns(
-    blocks: Iterable[tuple[Hashable, Any, float, Streams | int]], corruption: Any, backward: Any, *, clones: int = 1
+    blocks: Iterable[tuple[Hashable, Any, float, Streams | int]],
+    corruption: Any,
+    backward: Any,
+    *,
+    clones: int = 1,
+    source: Any = None,
 ) -> Iterator[tuple[Hashable, UTurns]]:
     """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
 
@@ -34,6 +39,8 @@ def u_turns(
         It must undo the process of the corruption.
     clones : int >= 1
         Reconstructions of each noisy datum.
+    source : Source, optional
+        Where the blocks are from. A user-defined one is named in errors of parts that cannot read them.
 
     Yields
     ------
@@ -66,7 +73,7 @@ def u_turns(
             f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
             f"{corruption!r} is {corruption.process!r}"
         )
-    return _stream(blocks, corruption, backward, clones)
+    return _stream(blocks, corruption, backward, clones, source)
 
 
 def u_turn(
@@ -115,7 +122,7 @@ def u_turn(
     return turned
 
 
-def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int) -> Iterator[tuple[Hashable, UTurns]]:
+def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int, source: Any) -> Iterator[tuple[Hashable, UTurns]]:
     waiting: dict[Hashable, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
     failures: list[Exception] = []  # of the source and of the corruption, which the backward only passes on
 
@@ -123,7 +130,8 @@ def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int) 
         try:
             while (most is None or len(waiting) < most) and (block := next(blocks, None)) is not None:
                 key, originals, noise, streams = _checked_block(block, corruption, waiting)
-                waiting[key] = originals, observed(originals, corruption, noise, streams), streams
+                with misfits_named("corruption.corrupt", corruption, (source,)):
+                    waiting[key] = originals, observed(originals, corruption, noise, streams), streams
                 del block, originals  # not held while the backward computes
                 yield key, waiting[key][1], streams
         except Exception as error:
@@ -136,7 +144,7 @@ def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int) 
     blocks = iter(blocks)
     for first in blocks:
         # A backward that reads all it is given before it answers gets `most` blocks, and is then called for the next ones.
-        with _misfits_named(backward, corruption, waiting, failures):
+        with _named(failures), misfits_named("backward.reconstruct", backward, (source, corruption)):
             answers = reconstruct(noisy(chain([first], blocks)), clones)
             if not isinstance(answers, Iterable):
                 raise ValueError(f"{where} gave a {type(answers).__name__}; expected an iterator over (key, reconstructions)")
@@ -155,11 +163,10 @@ def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int) 
 
 
 @contextmanager
-def _misfits_named(backward: Any, corruption: Any, waiting: Collection[Any], failures: list[Exception]) -> Iterator[None]:
-    """Errors of the source and of the corruption as they were; those of a built-in backward name user-defined parts before it."""
+def _named(failures: list[Exception]) -> Iterator[None]:
+    """Raise the first of the failures in the place of what a backward made of it."""
     try:
-        with misfits_named("backward.reconstruct", backward, (corruption,)):
-            yield
+        yield
     except Exception as error:
         if failures and error is not failures[0]:
             raise failures[0] from None

@@ -56,7 +56,7 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     draws = len(trajectories) * experiment.clones
     unit = 1 / ((1 + _READING) * min(experiment.chunk, experiment.items) * draws)
     with missing_members_named(experiment.labelled()), begun(0, unit=unit) as work:
-        for (number, k, p), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones):
+        for (number, k, p), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones, source=source):
             group = groups[number]
             group.blocks[k].add(p, turned)
             del turned
