@@ -701,9 +701,13 @@ def _laid_out(
     for name, (dims, values, attrs) in coordinates.items():
         array = _writable(values)
         dtype = str if array.dtype == object else array.dtype
-        written = {"write_empty_chunks": True}  # so that a missing file is noticed
         made = group.create_array(
-            name, shape=array.shape, dtype=dtype, dimension_names=dims, attributes=attrs, config=written
+            name,
+            shape=array.shape,
+            dtype=dtype,
+            dimension_names=dims,
+            attributes=attrs,
+            config={"write_empty_chunks": True},  # so that a missing file is noticed
         )
         if array.size:
             made[...] = array

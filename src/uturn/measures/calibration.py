@@ -199,7 +199,7 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     found = calibrate(first, rows, level, seed=seed)
     differences = (originals - twins).transpose("noise", "item", ...)
     gap, *ends = replicates(differences).interval(lambda mean: mean)
-    size = np.abs(differences).max([dim for dim in differences.dims if dim in WITHIN or dim == "item"]).values
+    size = abs(differences).max([dim for dim in differences.dims if dim in WITHIN or dim == "item"]).values
     low, high = np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)  # equal gaps say nothing about their spread
     numbers = {"gap": gap, "low": low, "high": high, "p": found.p_value, "p_holm": found.adjusted, "visible": found.visible}
     layout = originals.isel(item=0, clone=0, trajectory=0, drop=True, missing_dims="ignore")
