@@ -14,6 +14,7 @@ from uturn.engine.run import run
 from uturn.measures import calibration
 from uturn.measures.calibration import calibrate, exchanged_gaps, holm, paired
 from uturn.measures.relabelling import combined, log_bound, p_values
+from uturn.studies.tables import parts_of
 
 
 def experiment(kind, noise, items=200, depth=7, clones=8, **changes):
@@ -200,6 +201,22 @@ def test_a_run_is_read_as_it_is_defined():
     fewer = ut.calibration(ds.isel(trajectory=[0]), "parsed", level=0.05, seed=3)
     assert np.array_equal(fewer.p, found.p)
     assert not np.allclose(fewer.gap, found.gap)
+
+
+def test_a_gap_that_is_the_same_in_all_items_has_no_interval():
+    ds = run(experiment("masking", [0.3, 0.6], items=40, depth=2, clones=2)).load()
+    study = ut.study(ds)
+    for gap, words in ((0.0, "0"), (0.1, "0.1")):
+        equal = ds.copy()
+        equal["parsed"], equal["clone_parsed"] = 0 * ds.parsed + np.float32(0.3 + gap), 0 * ds.parsed + np.float32(0.3)
+        found = ut.calibration(equal, "parsed")
+        assert np.allclose(found.gap, gap)
+        assert np.isnan(found.low).all()
+        assert np.isnan(found.high).all()
+        (table,) = (part for part in parts_of(ut.study(equal)) if part.title.startswith("calibration"))
+        assert {row[2] for row in table.rows} == {words}
+    (table,) = (part for part in parts_of(study) if part.title.startswith("calibration"))
+    assert " [" in table.rows[0][2]
 
 
 def test_several_variables_are_one_family():

@@ -656,7 +656,6 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
         (["--levels", "0.6,0.61"], "fall on the same"),
         (["--batch-size", "many"], "batch_size"),
         (["--data", "absent", "--classifier", "fashion_mnist"], "not a folder"),
-        (["--run", "absent"], "no store at absent"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch):
@@ -665,6 +664,14 @@ def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch)
     assert isinstance(done.exception, ValueError)
     assert message in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+@pytest.mark.parametrize("study", ["images", "text"])
+def test_options_without_effect_on_a_finished_run_are_named(study, tmp_path):
+    arguments = [study, "--run", str(tmp_path / "absent"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*arguments, "--items", "30", "--workers", "1"])  # also those that repeat the default
+    assert str(done.exception).startswith("--items, --workers: no effect with --run")
+    assert str(CliRunner().invoke(app, arguments).exception).startswith("no store at ")
 
 
 def test_a_folder_of_another_experiment_is_refused(results):

@@ -18,10 +18,12 @@ from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli import app
 from uturn.core.files import clear_caches
 from uturn.core.pieces import Pieces
+from uturn.corruption.diffusion import Diffusion
+from uturn.corruption.schedulers import scheduler_like
 from uturn.engine.trial import check
 from uturn.networks import DenoiserModel
-from uturn.networks.images.pretrained import load_pretrained
-from uturn.networks.model_check import Probed
+from uturn.networks.images.pretrained import DenoisingNetwork, load_pretrained
+from uturn.networks.model_check import Probed, check_denoiser
 from uturn.networks.texts.language_files import load_language_model
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.store.record import Store, warnings_of
@@ -190,6 +192,18 @@ def test_how_a_denoiser_computes_is_tried(name, embedded):
     changes, words = CALLS[name]
     line = said_of(Wrapped(embedded[0], **changes), embedded[1])[0]
     assert line.startswith(f"model check: the model '{__name__}:function' {words}")
+
+
+@pytest.mark.parametrize("scheduler", ["stored", "ancestral"])
+@pytest.mark.parametrize("name", ["right", *(name for name in CALLS if name != "writes")])
+def test_how_a_network_of_edm_computes_is_tried(name, scheduler, embedded):
+    changes, words = CALLS.get(name, ({}, None))
+    model = DenoisingNetwork(Wrapped(embedded[0], **changes), torch.float32)
+    forward = Diffusion(scheduler_like(diffusers.EDMEulerScheduler(), scheduler), 4)
+    clean = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:4])
+    with torch.inference_mode():
+        lines = list(check_denoiser(model, forward.scheduler, clean, None, Pieces(torch.device("cpu"), 64)))
+    assert begins(lines, words) == [""] * (words is not None)
 
 
 def test_a_network_of_a_table_of_times_is_right(embedded):

@@ -148,7 +148,7 @@ def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
     (tmp_path / "study.json").write_text('{"run": ')
     found = collect([str(tmp_path)])
     assert [Path(one["file"]).name for one in found.problems] == ["study.json", "study.zarr"]
-    assert found.problems[0]["words"].startswith("not valid JSON: ")
+    assert found.problems[0]["words"].startswith(": not valid JSON: ")
     assert [one["title"] for one in found.sections] == ["Run run.zarr"]
 
 

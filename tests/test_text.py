@@ -822,7 +822,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("bert", "good.txt", ["--mask-id", 99], "of which 99 is the mask (--mask-id), fail (index out of range"),
         ("bert", "good.txt", ["--device", "tpu"], "tpu"),
         ("bert", "good.txt", ["--shard", "3/2"], "shard = 3/2"),
-        ("bert", "good.txt", ["--run", "absent"], "no store at absent"),
+        ("bert", "good.txt", ["--run", "absent"], "--model, --data, --levels, --items, --workers: no effect with --run"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(models, sentences, tmp_path, monkeypatch, capsys, model, data, arguments, message):

@@ -107,8 +107,9 @@ def plan(
 ) -> None:
     """Say what a run will take: tasks, calls of networks, memory, disk, time. Writes nothing.
 
-    Counts the tasks and the calls exactly, and times a few U-turns on this machine for some seconds. Times of more processes than
-    it has cores are those of a cluster of such machines.
+    Counts the tasks and their calls exactly, and times a few U-turns on this machine for some seconds. Not counted are the calls
+    of `uturn check`, and those that check networks before a run. Times of more processes than it has cores are those of a cluster
+    of such machines.
 
     Example: `uturn plan examples/epsilon.toml`
     """

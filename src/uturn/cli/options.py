@@ -135,6 +135,8 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
     options = {one.name: _options(parts[one.name]) if one.name in parts else [one] for one in given}
 
     def command(context: typer.Context, **values: Any) -> None:
+        if values.get("finished") is not None:
+            _check_unused(context)
         for name, part in parts.items():
             found = {option.name: values.pop(option.name) for option in options[name]}
             values[name] = _study(part, context, found) if _is_study(part) else part(**found)
@@ -179,9 +181,20 @@ def _option(name: str, field: FieldInfo, panel: str, flag: str | None) -> inspec
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
+def _check_unused(context: typer.Context) -> None:
+    """ValueError if options are given that a study of a finished run does not read."""
+    given = [one for one in context.command.params if _is_given(context, str(one.name))]
+    unused = ["/".join([*one.opts, *one.secondary_opts]) for one in given if one.name not in ("out", "finished", "save_images")]
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: no effect with --run, which measures nothing; leave out one or the other")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def _study(kind: type[Options], context: typer.Context, values: dict[str, Any]) -> Options:
     """Options of a study from a file, and from what stands on the command line."""
     file = values.pop("options")
-    sources = {name: context.get_parameter_source(name) for name in values}
-    given = {name: value for name, value in values.items() if getattr(sources[name], "name", "") == "COMMANDLINE"}
+    given = {name: value for name, value in values.items() if _is_given(context, name)}
     return kind.from_dict(({} if file is None else kind.from_file(file).model_dump(exclude_unset=True)) | given)

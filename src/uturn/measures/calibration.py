@@ -156,12 +156,12 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     Returns
     -------
     Dataset
-        `gap`, `low`, `high`: the gap and the ends of its 95 % interval. `p`: p-value of each test. `p_holm`: p-values adjusted by
-        Holm, of which any is <= a with a probability of at most a for exact draws. `visible`: size of a gap that the test detects
-        with a probability of about one half at this level, infinite where readings differ in too few items. Dims: those of the
-        variable without item, trajectory and clone: noise and perhaps tree_level or network_layer; for several variables noise
-        and `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`,
-        `relabellings`, `items`, `trajectories`, `clones`.
+        `gap`, `low`, `high`: the gap and the ends of its 95 % interval, which are NaN if the gap is the same in all items. `p`:
+        p-value of each test. `p_holm`: p-values adjusted by Holm, of which any is <= a with a probability of at most a for exact
+        draws. `visible`: size of a gap that the test detects with a probability of about one half at this level, infinite where
+        readings differ in too few items. Dims: those of the variable without item, trajectory and clone: noise and perhaps
+        tree_level or network_layer; for several variables noise and `reading`, named "variable" or "variable, dim = value".
+        Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items`, `trajectories`, `clones`.
 
     Raises
     ------
@@ -197,8 +197,10 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     originals, twins = (xr.concat([pair[k] for pair in pairs], "reading") if several else pairs[0][k] for k in (0, 1))
     first, rows = (values.isel(trajectory=0, missing_dims="ignore").values for values in (originals, twins))
     found = calibrate(first, rows, level, seed=seed)
-    gaps = replicates((originals - twins).transpose("noise", "item", ...))
-    gap, low, high = gaps.interval(lambda mean: mean)
+    differences = (originals - twins).transpose("noise", "item", ...)
+    gap, *ends = replicates(differences).interval(lambda mean: mean)
+    size = abs(differences).max([dim for dim in differences.dims if dim in WITHIN or dim == "item"]).values
+    low, high = np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)  # equal gaps say nothing about their spread
     numbers = {"gap": gap, "low": low, "high": high, "p": found.p_value, "p_holm": found.adjusted, "visible": found.visible}
     layout = originals.isel(item=0, clone=0, trajectory=0, drop=True, missing_dims="ignore")
     result = xr.Dataset({name: (layout.dims, values) for name, values in numbers.items()}, layout.coords)

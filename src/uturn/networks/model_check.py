@@ -7,13 +7,14 @@ gives a clearly smaller error than the declared one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
 from uturn.core.pieces import Pieces, is_out_of_memory
-from uturn.corruption.noising import clean_and_noise
+from uturn.corruption.noising import add_noise, clean_and_noise
 from uturn.corruption.schedulers import is_flow, is_flow_match
 from uturn.networks.images.own_denoisers import OwnNetwork
 
@@ -119,26 +120,35 @@ class Probed:
         What noise is added to, images or latents, on the device of the model.
     labels : int64 (originals,), optional
     pieces : Pieces
+
+    Attributes
+    ----------
+    is_tried : bool
+        Whether the scheduler has the levels `ABAR`, so that there are `errors`. If not (EDM), x and time are as in sampling.
     """
 
     def __init__(self, model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces) -> None:
-        levels = _levels(scheduler)
-        assert levels is not None
         self.scheduler, self.clean, self.model, self.pieces = scheduler, clean, model, pieces
-        prediction = model.prediction
-        self.predicts = _declared(scheduler) if prediction is None else prediction.predicts
         self.own = model.network if isinstance(model.network, OwnNetwork) else None
-        self.takes_sigma = prediction is not None and prediction.takes_sigma
         count = len(clean)
-        a, s, time = (level.to(clean.device).repeat_interleave(count) for level in levels)
-        self.a, s, self.x_0 = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1), clean.repeat(len(ABAR), 1, 1, 1)
-        self.signal, self.sigma = (torch.ones_like(self.a), s / self.a) if self.takes_sigma else (self.a, s)
-        self.time = self.sigma.flatten() if self.takes_sigma else time
-        noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
-        self.x = self.signal * self.x_0 + self.sigma * noise
         if labels is None and model.condition.null_class is not None:
             labels = torch.full((count,), model.condition.null_class, device=clean.device)
         self.told = () if labels is None else (labels.repeat(len(ABAR)),)
+        self.x_0 = clean.repeat(len(ABAR), 1, 1, 1)
+        noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
+        levels = _levels(scheduler)
+        self.is_tried = levels is not None
+        if levels is None:
+            self.x, self.time = _as_sampled(scheduler, self.x_0, noise)
+            return
+        prediction = model.prediction
+        self.predicts = _declared(scheduler) if prediction is None else prediction.predicts
+        self.takes_sigma = prediction is not None and prediction.takes_sigma
+        a, s, time = (level.to(clean.device).repeat_interleave(count) for level in levels)
+        self.a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
+        self.signal, self.sigma = (torch.ones_like(self.a), s / self.a) if self.takes_sigma else (self.a, s)
+        self.time = self.sigma.flatten() if self.takes_sigma else time
+        self.x = self.signal * self.x_0 + self.sigma * noise
 
     def output(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the network gives for noisy data, times and, if it is told them, labels; without a learned variance."""
@@ -206,7 +216,7 @@ def check_denoiser(
     T - timestep; input halved, doubled, divided by sqrt(abar); the output read as another prediction, or with the other sign. A
     change whose mean squared error is below `FITS` of the declared one at any level is named. If nothing predicts better than a
     linear function of the noisy data, the network cannot be judged. A network whose output does not depend on its time is named
-    too. Shifts of a few timesteps are not seen.
+    too. Shifts of a few timesteps are not seen. Of schedulers without such levels (EDM), only the calls are tried.
 
     Parameters
     ----------
@@ -215,13 +225,13 @@ def check_denoiser(
     half
         Whether the network computes in half precision.
     """
-    if _levels(scheduler) is None:  # of EDM, whose networks have another input
-        return
     probed = Probed(model, scheduler, clean, labels, pieces)
     inputs = (probed.x, probed.time, *probed.told)
     yield from check_calls(probed.output, *inputs, half=half)
     if probed.own is not None and writes_into(probed.own.network, *(tensor[:2] for tensor in inputs)):
         yield WRITES
+    if not probed.is_tried:
+        return
     errors = probed.errors()
     words, ratio, level = errors.best
     if not errors.depends_on_time:
@@ -236,6 +246,16 @@ def check_denoiser(
             f"does not fit what is declared, that it predicts {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its "
             f"prediction of originals at abar = {ABAR[level]} is {ratio:.2g} of that if {words}"
         )
+
+
+def _as_sampled(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy data and times as a sampler gives them to the network, at as many timesteps as `ABAR` has levels."""
+    chosen = torch.linspace(0, len(scheduler.timesteps) - 1, len(ABAR)).long()
+    times, noisy = scheduler.timesteps[chosen.to(scheduler.timesteps.device)], []
+    for time, x_0, n in zip(times, clean.chunk(len(ABAR)), noise.chunk(len(ABAR)), strict=True):
+        other = copy.deepcopy(scheduler)  # since schedulers keep the step at which they are
+        noisy.append(other.scale_model_input(add_noise(other, x_0, n, time.expand(len(x_0))), time))
+    return torch.cat(noisy), times.to(clean.device).repeat_interleave(len(clean) // len(ABAR))
 
 
 def _declared(scheduler: Any) -> str:

@@ -28,7 +28,7 @@ _MOST_SPEC = 20_000  # characters
 
 @dataclass
 class Found:
-    """Sections of a page, and what could not be read: {"file", "words"}."""
+    """Sections of a page, and what could not be read: {"file", "words"}, which follow each other."""
 
     sections: list[dict[str, Any]] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
@@ -52,9 +52,9 @@ class Reader:
             self.problems(path, f"not valid JSON: {words}" if isinstance(error, json.JSONDecodeError) else words)
 
     def problems(self, path: Path, words: str) -> None:
-        self.found.problems.append(
-            {"file": str(path), "words": re.sub(f"^{re.escape(str(path))}:? ", "", " ".join(words.split()))}
-        )
+        words = " ".join(words.split())
+        rest = re.sub(f"^{re.escape(str(path))}(?=:? )", "", words)
+        self.found.problems.append({"file": str(path), "words": f": {words}" if rest == words else rest})
 
     def dataset(self, path: Path) -> xr.Dataset:
         """A zarr folder."""

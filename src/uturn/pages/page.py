@@ -108,7 +108,7 @@ def _write(folders: list[Path], path: Path, running: Running | None = None) -> l
         if not found.sections and running is None:
             names = ", ".join(map(str, folders))
             if found.problems:
-                words = "; ".join(f"{one['file']}: {one['words']}" for one in found.problems)
+                words = "; ".join(f"{one['file']}{one['words']}" for one in found.problems)
                 raise ValueError(f"no results in {names} can be read; {words}")
             raise ValueError(f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command first")
         page = _encoded(page_of(found, path.parent, running))
@@ -117,11 +117,11 @@ def _write(folders: list[Path], path: Path, running: Running | None = None) -> l
     else:
         for one in found.sections:
             one["pictures"], one["grid"] = [], None
-        found.problems.append({"file": str(path), "words": "pictures are left out, as the page would be larger than 5 MB"})
+        found.problems.append({"file": str(path), "words": ": pictures are left out, as the page would be larger than 5 MB"})
         page = _encoded(page_of(found, path.parent, running))
     with whole_file(path) as file:
         file.write(page)
-    return [f"{one['file']}: {one['words']}" for one in found.problems]
+    return [f"{one['file']}{one['words']}" for one in found.problems]
 
 
 def page_of(found: Found, folder: Path, running: Running | None = None) -> str:

@@ -36,7 +36,7 @@ def headlines(found: Found, running: Running | None = None) -> str:
             label = f'Warning · <a href="#{escape(one["id"])}">{escape(one["short"])}</a>'
             parts.append(f'<div class="card wide warning"><p class="label">{label}</p>{_items(one["warnings"])}</div>')
     if found.problems:
-        lines = "".join(f"<li><code>{escape(p['file'])}</code>: {escape(p['words'])}</li>" for p in found.problems)
+        lines = "".join(f"<li><code>{escape(p['file'])}</code>{escape(p['words'])}</li>" for p in found.problems)
         parts.append(
             f'<div class="card wide note"><p class="label">Could not be read in full; all else is shown</p><ul>{lines}</ul></div>'
         )

@@ -188,8 +188,8 @@ class Store(Blocks):
             raise
         except Exception as error:
             raise ValueError(
-                f"{path} is not a readable store ({type(error).__name__}: {error}); if it was cut short while being copied, "
-                f"copy it again; else choose another folder"
+                f"{path} is not a readable store: {_reason(error)}; if it was cut short while being copied, copy it again; else "
+                f"choose another folder"
             ) from None
         raise ValueError(
             f"{path} is not a {FORMAT} version {VERSION} store (found format {found[0]!r}, version {found[1]!r}); choose "
@@ -215,7 +215,7 @@ class Store(Blocks):
                 raise ValueError(f"{self.where} was made by another version of uturn, without {name!r}; choose another folder")
             wanted = _writable(values)
             try:
-                sound = _agree(self._array(name)[...], wanted, 0 if name == "noise" else _TOLERANCE)
+                sound = _agree(self._stored(name), wanted, 0 if name == "noise" else _TOLERANCE)
             except StorageError:
                 raise
             except Exception:  # zarr raises many kinds for chunks that cannot be decoded
@@ -240,7 +240,7 @@ class Store(Blocks):
         if name not in self.group:
             return None
         try:
-            return np.asarray(self._array(name)[...])
+            return self._stored(name)
         except StorageError:
             raise
         except Exception as error:  # zarr raises many kinds for chunks that cannot be decoded
@@ -248,6 +248,13 @@ class Store(Blocks):
                 f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it "
                 "again"
             ) from None
+
+    def _stored(self, name: str) -> np.ndarray:
+        """Values of a coordinate; an error if they cannot be read. Stores of version 3 have no chunks of zeros."""
+        array = self._array(name)
+        if array.size and self.group.attrs["version"] == VERSION and not _keys_under(self.group.store, f"{name}/c/"):
+            raise ValueError("its file is missing")
+        return np.asarray(array[...])
 
     def check_coordinates(self) -> None:
         """ValueError if a coordinate cannot be read."""
@@ -622,6 +629,15 @@ def _keys_under(store: Any, prefix: str) -> list[str]:
     return sync(collected())
 
 
+def _reason(error: Exception) -> str:
+    """Why a store cannot be opened, in plain words."""
+    if isinstance(error, FileNotFoundError | FileExistsError):
+        return "it is no folder with a zarr.json"
+    if isinstance(error, json.JSONDecodeError):
+        return f"its metadata are not valid JSON ({one_line(error)})"
+    return f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+
+
 def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
     """ValueError, KeyError or TypeError if attributes, arrays and the consolidated metadata do not agree."""
     attrs = dict(group.attrs)
@@ -683,7 +699,14 @@ def _laid_out(
     for name, (dims, values, attrs) in coordinates.items():
         array = _writable(values)
         dtype = str if array.dtype == object else array.dtype
-        made = group.create_array(name, shape=array.shape, dtype=dtype, dimension_names=dims, attributes=attrs)
+        made = group.create_array(
+            name,
+            shape=array.shape,
+            dtype=dtype,
+            dimension_names=dims,
+            attributes=attrs,
+            config={"write_empty_chunks": True},  # so that a missing file is noticed
+        )
         if array.size:
             made[...] = array
     compressors = (ZstdCodec(level=3), Crc32cCodec())
