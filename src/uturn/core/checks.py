@@ -158,18 +158,24 @@ class StoreError(ValueError):
     """A store cannot be read or written at the moment; nothing is wrong with the readings."""
 
 
+class OwnCodeError(ValueError):
+    """An error of user-defined code; its text names the code."""
+
+
 @contextmanager
 def errors_named(label: str, code: Any) -> Iterator[None]:
-    """Turn an error of user-defined code into a ValueError of one line: label, error, and line of the user's file."""
+    """Turn an error of user-defined code into an `OwnCodeError` of one line: label, error, and line of the user's file."""
     try:
         yield
+    except OwnCodeError:  # of other user-defined code that this code called
+        raise
     except (Exception, SystemExit) as error:
         words = one_line(error)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{label}: {kind if words != type(error).__name__ else ''}{words}{_place(error, code)}") from error
+        raise OwnCodeError(f"{label}: {kind if words != type(error).__name__ else ''}{words}{place(error, code)}") from error
 
 
-def _place(error: BaseException, code: Any) -> str:
+def place(error: BaseException, code: Any) -> str:
     """` (file.py, line 12)`: the innermost line of the user's file in the traceback; empty if there is none."""
     try:
         file = inspect.getfile(inspect.unwrap(code))

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from uturn.core.checks import one_line, shown, validation_words
-from uturn.core.own_parts import completed, is_own, unwrapped
+from uturn.core.own_parts import attributes, completed, is_own, misfits_named
 from uturn.core.protocols import Coordinates, Originals, Variable
 from uturn.core.reading import Instructions
 
@@ -58,11 +58,11 @@ def read_only(value: Any) -> Any:
     elif isinstance(value, list | tuple):
         parts = map(read_only, value)
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
-        arrays = {name: one for name, one in vars(value).items() if isinstance(one, np.ndarray | dict) or is_dataclass(one)}
-        if arrays:
-            value = copy(value)
-            vars(value).update({name: read_only(one) for name, one in arrays.items()})
+    elif not isinstance(value, type):
+        arrays = {name: one for name, one in attributes(value).items() if isinstance(one, np.ndarray | dict) or is_dataclass(one)}
+        value = copy(value) if arrays else value
+        for name, one in arrays.items():
+            object.__setattr__(value, name, read_only(one))  # also of a frozen dataclass
     return value
 
 
@@ -71,10 +71,10 @@ def observed(originals: Any, corruption: Any, noise: float, streams: Any) -> Any
     try:
         return read_only(corruption.observe(originals, noise, streams))
     except (AttributeError, TypeError, LookupError) as error:
-        if not is_own(corruption) or type(getattr(error, "obj", None)).__module__ == type(unwrapped(corruption)).__module__:
+        if not is_own(corruption) or getattr(error, "obj", None) is originals:
             raise
         raise ValueError(
-            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {originals.__class__.__name__}, cannot read "
+            f"{corruption!r}.corrupt gave what `observed_by` of the block, a {type(originals).__name__}, cannot read "
             f"({type(error).__name__}: {one_line(error)})"
         ) from error
 
@@ -192,8 +192,9 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
     found: list[Declared] = []
     for i, probe in enumerate(probes):
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
-        dims = checked_dims(label, probe.coordinates(source))
-        variables = checked_variables(label, probe.variables(source), dims)
+        with misfits_named(f"probes[{i}] ({type(probe).__name__})", probe, (source,), AttributeError):
+            dims = checked_dims(label, probe.coordinates(source))
+            variables = checked_variables(label, probe.variables(source), dims)
         probe_name, model = _probe_name(probe), str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))
         variables = {name: replace(variable, probe=probe_name, model=model) for name, variable in variables.items()}
         variables = with_clones(variables) if clones > 1 else variables
@@ -221,7 +222,7 @@ def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]
 
 def _probe_name(probe: Any) -> str:
     """Name of a probe in the spec, by default its type, or its class if it is user-defined."""
-    return str(getattr(probe, "name", None) or (type(unwrapped(probe)).__name__ if is_own(probe) else probe.type))
+    return str(getattr(probe, "name", None) or (type(probe).__name__ if is_own(probe) else probe.type))
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:

@@ -30,7 +30,7 @@ from uturn.core.contracts import (
     joined,
 )
 from uturn.core.files import read_table
-from uturn.core.own_parts import code_digest, is_own, missing_members_named, unwrapped
+from uturn.core.own_parts import code_digest, is_own, misfits_named
 from uturn.core.protocols import Coordinates, Variable
 from uturn.core.spec import build, check_fit, validation_words
 
@@ -223,12 +223,13 @@ class Experiment(BaseModel):
         corruption = build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"})
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
         check_fit(self.to_dict(), source, corruption, backward, probes)
-        with missing_members_named([("backward", backward), ("source", source), ("corruption", corruption)]):
+        with misfits_named(f"source ({type(source).__name__})", source, (backward,), AttributeError):
             source = source.made_by(backward, self.seed)
+        with misfits_named(f"backward ({type(backward).__name__})", backward, (source, corruption), AttributeError):
             undone = backward.undone(corruption, source)
         if not hasattr(undone, "observe"):
             raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
-        return Parts(source, corruption if undone is unwrapped(corruption) else undone, backward, probes)
+        return Parts(source, undone, backward, probes)
 
     def labelled(self) -> list[tuple[str, Any]]:
         """All parts with their names in the spec."""
@@ -258,8 +259,7 @@ class Experiment(BaseModel):
     @cached_property
     def declared(self) -> list[Declared]:
         """The variables and coordinates that each probe declares, checked."""
-        with missing_members_named(self.labelled()):
-            return declared_by(self.parts.probes, self.parts.source, self.clones)
+        return declared_by(self.parts.probes, self.parts.source, self.clones)
 
     def variables(self) -> dict[str, Variable]:
         """What the run measures: {name: Variable}."""
@@ -276,9 +276,9 @@ class Experiment(BaseModel):
             **({"clone": (("clone",), np.arange(self.clones), {})} if self.clones > 1 else {}),
             "noise": (("noise",), levels, {"long_name": corruption.unit, **end}),
         }
-        with missing_members_named(self.labelled()):
+        with misfits_named(f"corruption ({type(corruption).__name__})", corruption, (source,), AttributeError):
             axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
-            items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
+        items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
         found = joined(found, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
         found = joined(found, "source", {name: (("item",), values, {}) for name, values in items.items()})
         for one in self.declared:
@@ -291,11 +291,12 @@ class Experiment(BaseModel):
     def models(self) -> dict[str, str]:
         """Fingerprints of weights and data, and digests of the code of user-defined parts (keys that end in ".code")."""
         found = {}
-        with missing_members_named(self.labelled()):
-            for name, part in self.labelled():
-                found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
-            for k, probe in enumerate(self.parts.probes):
-                if taken := getattr(probe, "taken_from", lambda source: "")(self.parts.source):
+        source = self.parts.source
+        for name, part in self.labelled():
+            found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
+        for k, probe in enumerate(self.parts.probes):
+            with misfits_named(f"probes[{k}] ({type(probe).__name__})", probe, (source,), AttributeError):
+                if taken := probe.taken_from(source):
                     found[f"probes[{k}].taken_from_source"] = taken
         return found | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
 
@@ -310,13 +311,15 @@ class Experiment(BaseModel):
         Each begins with "model check:". Random numbers of the experiment do not depend on the check.
         """
         source = self.parts.source
-        checks = [part.model_check for _, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
+        checks = [(name, part) for name, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
         if not checks:
             return []
         items = np.arange(min(_CHECKED, self.items))
-        with missing_members_named(self.labelled()):
-            originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
-            found = [words for check in checks for words in check(source, originals)]
+        originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
+        found: list[str] = []
+        for name, part in checks:
+            with misfits_named(f"the model check of {name} ({type(part).__name__})", part, (source,), AttributeError):
+                found += part.model_check(source, originals)
         return [f"model check: {words}" for words in found]
 
     @property

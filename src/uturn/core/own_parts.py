@@ -1,204 +1,135 @@
 """User-defined parts: defaults of their protocol, errors that name them, and a digest of their code.
 
-A user-defined part is named in a spec by its import path, "module:Class". `OwnPart` wraps it.
+A spec names the class of a user-defined part by its import path, "module:Class", or by the name that an installed package gives it.
+The part is an instance of a subclass of this class, made by `own_class`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
+import types
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache, cached_property, wraps
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
-from uturn.core.checks import errors_named, one_line
+from uturn.core.checks import OwnCodeError, errors_named, one_line, place
 
 DOCS = "docs/own-parts.md"
+_MISFITS = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, AttributeError)
 
 
-class OwnPart:
-    """A user-defined part with the defaults of its protocol for the members that it lacks.
+@cache
+def own_class(cls: type, protocol: type, label: str = "") -> type:
+    """A subclass of a user's class that inherits the defaults of a protocol for the members that the class lacks.
 
-    An error in one of its members becomes a ValueError of one line that names the part and the member.
+    With a label, such as "source ('module:Class')", it is the class of a part: errors in members of the protocol name the part and
+    the member, `repr` is the label, and parts are equal if they are the same object, since a cache may hold them.
     """
+    space: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    if label:
+        space |= {"__own_label__": label, "__repr__": lambda part: label}
+        space |= {"__eq__": object.__eq__, "__hash__": object.__hash__}
+    for name, default in inspect.getmembers_static(protocol):
+        member = inspect.getattr_static(cls, name, default)
+        if name.startswith("_"):
+            continue
+        if member is not default and label:
+            space[name] = _named(f"{label}.{name}", member)
+        elif member is default and isinstance(default, property):
+            space[name] = cached_property(default.fget)  # type: ignore[arg-type]  # an attribute of the part may replace it
+    bases = (cls,) if protocol in cls.__mro__ else (cls, protocol)
+    metaclasses = type(cls), type(protocol)
+    related = issubclass(*metaclasses) or issubclass(*metaclasses[::-1])  # not so for a pydantic model
+    keywords = {} if related else {"metaclass": type("Meta", metaclasses, {})}
+    return types.new_class(cls.__name__, bases, keywords, lambda namespace: namespace.update(space))
 
-    def __init__(self, part: Any, label: str, protocol: type) -> None:
-        self._part, self._label, self._protocol = part, label, protocol
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return type(self._part)
-
-    def __eq__(self, other: object) -> bool:
-        return self._part is getattr(other, "_part", other)
-
-    def __hash__(self) -> int:
-        return id(self._part)
-
-    def __repr__(self) -> str:
-        return self._label
-
-    def __getattr__(self, name: str) -> Any:
-        if _is_default(self._part, self._protocol, name):
-            return default_of(self._protocol, name, self)
-        try:
-            value = getattr(self._part, name)
-        except AttributeError:
-            raise
-        except Exception as error:  # of a property
-            with errors_named(f"{self._label}.{name}", type(self._part)):
-                raise error
-        if not inspect.isroutine(value):
-            return value
-
-        def member(*args: Any, **kwargs: Any) -> Any:
-            with errors_named(f"{self._label}.{name}", value):
-                # User-defined parts get each other without the wrapper.
-                result = value(*map(unwrapped, args), **{key: unwrapped(arg) for key, arg in kwargs.items()})
-            return self._iterated(name, result, value) if inspect.isgenerator(result) else result
-
+def _named(label: str, member: Any) -> Any:
+    """A member of a class whose errors, also those of a generator that it returns, begin with a label; values stay as they are."""
+    if isinstance(member, staticmethod | classmethod):
+        return type(member)(_named(label, member.__func__))
+    if isinstance(member, property):
+        return property(_named(label, member.fget), member.fset, member.fdel)
+    if isinstance(member, cached_property):
+        return cached_property(_named(label, member.func))
+    if not inspect.isfunction(member):
         return member
 
-    def _iterated(self, name: str, generator: Iterator[Any], code: Any) -> Iterator[Any]:
-        with errors_named(f"{self._label}.{name}", code):
+    @wraps(member)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        with errors_named(label, member):
+            result = member(*args, **kwargs)
+        return iterated(result) if inspect.isgenerator(result) else result
+
+    def iterated(generator: Iterator[Any]) -> Iterator[Any]:
+        with errors_named(label, member):
             yield from generator
 
-
-def unwrapped(part: Any) -> Any:
-    """A part without its `OwnPart` wrapper, if it has one."""
-    return part._part if type(part) is OwnPart else part
+    return named
 
 
 def is_own(part: Any) -> bool:
     """Whether a part is user-defined."""
-    return type(part) is OwnPart
-
-
-class Completed:
-    """A user-defined object other than a part, such as a block of originals, with the defaults of its protocol."""
-
-    def __init__(self, value: Any, protocol: type) -> None:
-        self._value, self._protocol = value, protocol
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return type(self._value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        default = _is_default(self._value, self._protocol, name)
-        return default_of(self._protocol, name, self) if default else getattr(self._value, name)
+    return hasattr(type(part), "__own_label__")
 
 
 def completed(value: Any, protocol: type) -> Any:
-    """An object with all members of a protocol: `value` if its class inherits from the protocol, else `Completed`."""
-    return value if protocol in type(value).__mro__ else Completed(value, protocol)
+    """A user-defined object other than a part, such as a block of originals, with the defaults of a protocol.
+
+    It is `value` itself if its class inherits from the protocol, else a copy.
+    """
+    cls = type(value)
+    if protocol in cls.__mro__:
+        return value
+    copied = cls.__new__(own_class(cls, protocol), *getattr(value, "__getnewargs__", tuple)())
+    for name, attribute in attributes(value).items():
+        object.__setattr__(copied, name, attribute)
+    return copied
 
 
-def _is_default(part: Any, protocol: type, name: str) -> bool:
-    """Whether a public member is the protocol's default: the part lacks it, or its class inherits it."""
-    member = inspect.getattr_static(protocol, name, None)
-    if name.startswith("_") or member is None or getattr(member, "__isabstractmethod__", False):
-        return False
-    return inspect.getattr_static(part, name, member) is member
-
-
-def default_of(protocol: type, name: str, part: Any) -> Any:
-    """The default of an optional member of a protocol, bound to a part."""
-    member = inspect.getattr_static(protocol, name)
-    return member.__get__(part, type(part)) if hasattr(member, "__get__") else member
+def attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object: those of its `__dict__` and of its slots."""
+    state = object.__getstate__(value)  # type: ignore[attr-defined]
+    tables = state if isinstance(state, tuple) else (state,)  # (attributes, slots), or attributes alone
+    return {name: attribute for table in tables for name, attribute in (table or {}).items()}
 
 
 @contextmanager
-def missing_members_named(parts: Sequence[tuple[str, Any]]) -> Iterator[None]:
-    """Turn the AttributeError of a user-defined part, or of an object made by one, into a ValueError.
+def misfits_named(
+    label: str, part: Any, others: Iterable[Any], errors: type[Exception] | tuple[type[Exception], ...] = _MISFITS
+) -> Iterator[None]:
+    """Turn an error of a built-in part, given user-defined parts or what they made, into a ValueError that names all of them.
 
-    It names the part, the missing member, and the part that needs it.
+    `label` says what fails. An error of the user's own code has been named by `own_class`.
     """
     try:
         yield
-    except AttributeError as error:
-        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-        asking = [f"{name} ({type(part).__name__})" for name, part in parts if not is_own(part) and part in frames]
-        needs = f"{asking[-1] if asking else 'an experiment'} needs it (see {DOCS})"
-        # Most objects that parts exchange are blocks of originals, so the source is tried first.
-        for _, part in sorted(parts, key=lambda entry: entry[0] != "source"):
-            owner = unwrapped(part)
-            if is_own(part) and error.obj is owner:
-                raise ValueError(f"{part!r} has no {error.name!r}; {needs}") from error
-        for _, part in sorted(parts, key=lambda entry: entry[0] != "source"):
-            if is_own(part) and type(error.obj).__module__ == type(unwrapped(part)).__module__:
-                kind = type(error.obj).__name__
-                raise ValueError(f"the {kind} that {part!r} gives has no {error.name!r}; {needs}") from error
-        raise
-
-
-@contextmanager
-def misfits_named(label: str, part: Any, others: Iterable[Any]) -> Iterator[None]:
-    """Turn an error of a built-in part, given the output of user-defined parts, into a ValueError that names all of them."""
-    own = [repr(other) for other in others if is_own(other)]
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-        of_package = type(getattr(error, "obj", None)).__module__.startswith("uturn.")
-        if is_own(part) or not own or (isinstance(error, AttributeError) and not of_package):
+    except errors as error:
+        own = [other for other in others if is_own(other)]
+        if is_own(part) or not own or isinstance(error, OwnCodeError):
             raise
+        if isinstance(error, AttributeError) and any(error.obj is other for other in own):
+            raise ValueError(f"{error.obj!r} has no {error.name!r}; {label} needs it (see {DOCS})") from error
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{label} fails on what {' and '.join(own)} give: {kind}{one_line(error)}") from error
+        where = next(filter(None, (place(error, type(other)) for other in own)), "")
+        givers = f"{' and '.join(map(repr, own))} {'give' if len(own) > 1 else 'gives'}"
+        raise ValueError(f"{label} fails on what {givers}: {kind}{one_line(error)}{where}") from error
 
 
-# -- the code of a part -----------------------------------------------------------------------------------------------
+def code_digest(code: Any) -> str:
+    """SHA-256 (hexadecimal) of the code of a user-defined part or function; empty for code without a text.
 
-
-def code_digest(part: Any) -> str:
-    """SHA-256 (hexadecimal) of the code of a user-defined part or function.
-
-    It covers the file of the module; if there is no file, the source text of the class; if there is no source text, the code
-    objects. Modules that this code imports are not covered.
+    It covers the file of the module or, if there is none, the source text of the class or function. Modules that this code imports
+    are not covered.
     """
-    code = unwrapped(part)
-    code = code if inspect.isfunction(code) else type(code)
+    if not inspect.isfunction(code):
+        code = type(code).__base__ if is_own(code) else type(code)
     for read in (lambda: Path(inspect.getfile(code)).read_bytes(), lambda: inspect.getsource(code).encode()):
         try:
             return hashlib.sha256(read()).hexdigest()
         except (TypeError, OSError):
             continue
-    digest = hashlib.sha256()
-    for function in _functions(code):
-        defaults = _plain_bytes((function.__defaults__, function.__kwdefaults__))
-        digest.update(function.__qualname__.encode() + _code_bytes(function.__code__) + defaults)
-    if inspect.isclass(code):
-        digest.update(b"".join(name.encode() + _plain_bytes(value) for name, value in sorted(vars(code).items())))
-    return digest.hexdigest()
-
-
-def _plain_bytes(value: Any) -> bytes:
-    """Bytes of a plain value that are the same in every process; empty for other objects, whose text may hold their address."""
-    if isinstance(value, frozenset | set):
-        return b"".join(sorted(map(_plain_bytes, value)))
-    if isinstance(value, tuple | list):
-        return b"(" + b",".join(map(_plain_bytes, value)) + b")"
-    if isinstance(value, dict):
-        return _plain_bytes(sorted(value.items()))
-    return repr(value).encode() if value is None or isinstance(value, bool | int | float | complex | str | bytes) else b""
-
-
-def _functions(code: Any) -> Iterator[FunctionType]:
-    """A function itself, or all functions of a class."""
-    if inspect.isfunction(code):
-        yield code
-        return
-    for base in code.__mro__[:-1]:
-        for _, member in sorted(vars(base).items()):
-            for function in (member, getattr(member, "fget", None), getattr(member, "__func__", None)):
-                if inspect.isfunction(function):
-                    yield function
-
-
-def _code_bytes(code: CodeType) -> bytes:
-    constants = [_code_bytes(c) if isinstance(c, CodeType) else _plain_bytes(c) for c in code.co_consts]
-    return b"\0".join([code.co_code, repr(code.co_names).encode(), *constants])
+    return ""

@@ -6,7 +6,6 @@ entry point group `uturn.parts`: the name of an entry point is the `type` in a s
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.metadata import entry_points
 
 from uturn.core.imports import import_object
@@ -64,13 +63,15 @@ def part_class(idea: str, kind: str) -> type:
     return import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
 
 
-@cache
-def installed_parts() -> dict[str, str]:
-    """Parts that installed packages register, {type: import path}. A ValueError names a type that two packages register."""
-    parts: dict[str, str] = {}
-    for entry in entry_points(group=GROUP):
-        if parts.setdefault(entry.name, entry.value) != entry.value:
-            raise ValueError(
-                f"type {entry.name!r} is registered twice, as {parts[entry.name]!r} and as {entry.value!r}; uninstall one"
-            )
-    return parts
+def installed_parts() -> list[str]:
+    """The types that installed packages register."""
+    return sorted(entry_points(group=GROUP).names)
+
+
+def installed_part(kind: str) -> str | None:
+    """The import path of a type that an installed package registers, else None; a ValueError names two packages with one type."""
+    packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
+    if len(packages) > 1:
+        as_what = " and by ".join(f"{package} as {path!r}" for path, package in packages.items())
+        raise ValueError(f"type {kind!r} is registered by {as_what}; uninstall one")
+    return next(iter(packages), None)

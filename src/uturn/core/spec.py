@@ -18,9 +18,9 @@ from uturn.core.checks import errors_named, one_line, shown
 from uturn.core.checks import validation_words as validation_words
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
-from uturn.core.own_parts import DOCS, OwnPart, is_own, unwrapped
+from uturn.core.own_parts import DOCS, is_own, own_class
 from uturn.core.protocols import PROTOCOLS, Channel
-from uturn.core.registry import PARTS, installed_parts, part_class
+from uturn.core.registry import PARTS, installed_part, installed_parts, part_class
 
 # Values that a user-defined part must have, besides the abstract methods of its protocol.
 _VALUES: dict[str, dict[str, tuple[Any, str]]] = {
@@ -55,8 +55,8 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
             raise ValueError(f"{name}: {validation_words(error)}") from None
         except TypeError as error:
             raise ValueError(f"{name}: {one_line(error)}") from None
-    path = installed_parts().get(kind, kind) if isinstance(kind, str) else ""
-    if not is_import_path(path):
+    path = kind if isinstance(kind, str) and is_import_path(kind) else installed_part(kind)
+    if path is None:
         known = [*PARTS[idea], *installed_parts()]
         raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
     if not trusted:
@@ -72,26 +72,25 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
         found = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
         wanted = ", ".join(required)
         raise ValueError(f"{name}.type = {kind!r} is {found}; expected a class with the methods {wanted} (see {DOCS})")
+    is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # its evidence is known
     try:
-        part = cls(**options)
+        part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
     except ValidationError as error:
         raise ValueError(f"{label}: {validation_words(error)}") from None
     except (Exception, SystemExit) as error:
         with errors_named(label, cls):
             raise error from None
-    is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # its evidence is known
-    own = OwnPart(part, label, Channel if is_channel else PROTOCOLS[idea])
     for member, (types, words) in _VALUES.get(idea, {}).items():
-        found = getattr(own, member)
+        found = getattr(part, member, None)
         if not isinstance(found, types) or isinstance(found, bool) or found != found:
             raise ValueError(f"{label}.{member} = {shown(found)}: expected a {words} (see {DOCS})")
     for member in ("kinds", "undoes", "asks"):
-        if isinstance(getattr(own, member, ()), str):
-            raise ValueError(f"{label}.{member} = {shown(getattr(own, member))}: expected a tuple of strings")
-    execution = own.execution
+        if isinstance(getattr(part, member, ()), str):
+            raise ValueError(f"{label}.{member} = {shown(getattr(part, member))}: expected a tuple of strings")
+    execution = part.execution
     if not isinstance(execution, Collection) or not all(isinstance(name, str) for name in execution):
         raise ValueError(f"{label}.execution = {shown(execution)}: expected names of options that do not change the results")
-    return own
+    return part
 
 
 def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: Any, probes: Sequence[Any]) -> None:
@@ -118,7 +117,7 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
                 f"trajectories = {spec['trajectories']}: probes[{i}], type {table['type']!r}, needs at least "
                 f"{probe.least_trajectories} of each item"
             )
-    lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(unwrapped(corruption), member)]
+    lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)]
     if lacks:
         raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {spec['backward']['type']!r} asks for")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from uturn.core.contracts import checked_blocks, checked_readings
 from uturn.core.experiment import Experiment
-from uturn.core.own_parts import is_own, misfits_named, missing_members_named
+from uturn.core.own_parts import is_own, misfits_named
 from uturn.core.progress import begun, portion
 from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
@@ -55,7 +55,7 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     # One reconstruction is this share of a task; probes take the rest.
     draws = len(trajectories) * experiment.clones
     unit = 1 / ((1 + _READING) * min(experiment.chunk, experiment.items) * draws)
-    with missing_members_named(experiment.labelled()), begun(0, unit=unit) as work:
+    with begun(0, unit=unit) as work:
         for (number, k, p), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones, source=source):
             group = groups[number]
             group.blocks[k].add(p, turned)

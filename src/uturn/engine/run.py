@@ -18,7 +18,6 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, shown
 from uturn.core.experiment import Experiment
-from uturn.core.own_parts import unwrapped
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import listening, progress_bar
 from uturn.engine.tasks import Tasks
@@ -191,7 +190,7 @@ def _on_cluster(
 
     assert isinstance(opened, Store)
     for name, code in experiment.own_code().items():
-        if (code if inspect.isfunction(code) else type(unwrapped(code))).__module__ == "__main__":
+        if (code if inspect.isfunction(code) else type(code)).__module__ == "__main__":
             raise ValueError(
                 f"{name} stands in the script, which workers cannot import; move it to a file of its own, and import it"
             )
