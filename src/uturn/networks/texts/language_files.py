@@ -14,9 +14,9 @@ from uturn.core.imports import import_function, is_import_path
 from uturn.networks.bars import without_bars
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
+from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
 from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
-from uturn.networks.training import fingerprint
 
 FORMS = "'module:function', a function without arguments that returns an object with the members of uturn.networks.TokenNetwork"
 # What the configuration of a model does not say about its output, by its `model_type`.

@@ -17,6 +17,7 @@ from uturn.core.imports import is_import_path
 from uturn.core.pieces import is_out_of_memory
 from uturn.networks.bars import without_bars, without_lists
 from uturn.networks.images.pretrained import checked_device
+from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import LanguageModel
 from uturn.networks.texts.language_files import (
     Embedded,
@@ -32,7 +33,6 @@ from uturn.networks.texts.language_files import (
     reason,
 )
 from uturn.networks.texts.tokenizers import Framed, Tokenizer, load_tokenizer
-from uturn.networks.training import fingerprint
 
 FORMS = "'module:function', a function without arguments that returns a torch.nn.Module that takes ids (batch, length)"
 _CLASSES = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM"}
