@@ -157,7 +157,7 @@ def work_of(rhm, batch):
     whole although a tile of it is larger than 2 MB, written and read once.
     """
     s, L, v = rhm.branching, rhm.depth, rhm.vocab_size
-    bands = engine.plan_of(rhm, np.dtype(np.float32), batch).bands
+    bands = engine.prepared_grammar(rhm, np.dtype(np.float32), batch).bands
     terms = {k: rhm.num_nodes(k) * rhm.rules[k].shape[0] * rhm.rules[k].shape[1] for k in range(1, L + 1)}
     again = sum(terms[k] for low, high in bands[:-1] for k in range(low + 1, high + 1))
     reads = 1 + (len(bands) > 1)

@@ -12,6 +12,7 @@ from uturn.corruption import Noisy
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.networks.classifiers import TreeClassifier
 from uturn.networks.files import load_network, save_network
+from uturn.networks.state_dicts import fingerprint
 from uturn.networks.strings import denoisers
 from uturn.networks.strings.denoisers import (
     CHANNELS,
@@ -23,7 +24,6 @@ from uturn.networks.strings.denoisers import (
     train_denoiser,
     training_noise,
 )  # fmt: skip
-from uturn.networks.training import fingerprint
 
 GRAMMAR = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2, "seed": 0}
 

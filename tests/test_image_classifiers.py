@@ -12,8 +12,9 @@ from torch import nn
 
 import uturn as ut
 from uturn.backward import UTurns
+from uturn.measures.transitions import class_transitions
 from uturn.networks.images import classifiers as image_classifiers
-from uturn.networks.images.classifiers import class_transitions, in_top, load_classifier
+from uturn.networks.images.classifiers import in_top, load_classifier
 from uturn.networks.layers import every_block
 from uturn.networks.modules import load_module
 from uturn.probes import KeepImages, NetworkLayers
@@ -618,10 +619,10 @@ def test_reference_images_of_a_folder_with_files_that_are_no_images(tmp_path):
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
     seen = [NetworkLayers(classifier=f"{HERE}:{name}").fingerprint() for name in ("ten_classes", "three_classes")]
-    assert seen[0] == ut.networks.training.fingerprint(Small(10))
-    assert seen[1] == f"{ut.networks.training.fingerprint(Small(3))} {HERE}:halved"
+    assert seen[0] == ut.networks.state_dicts.fingerprint(Small(10))
+    assert seen[1] == f"{ut.networks.state_dicts.fingerprint(Small(3))} {HERE}:halved"
     library = NetworkLayers(classifier="torchvision:resnet18", weights=resnet[1]).fingerprint()
-    assert library.startswith(ut.networks.training.fingerprint(resnet[0]))
+    assert library.startswith(ut.networks.state_dicts.fingerprint(resnet[0]))
     assert "crop_size=[224]" in library
     assert "\n" not in library
     (tmp_path / "statistics").write_bytes(b"1")

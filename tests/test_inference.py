@@ -446,10 +446,10 @@ def test_results_do_not_depend_on_the_batch(shape):
 
 def test_chunks_of_the_batch():
     """A batch that is worked on in several chunks, with samples to redo in all of them."""
-    from uturn.exact.inference.engine import plan_of
+    from uturn.exact.inference.engine import prepared_grammar
 
     rhm, whole = grammar(7, 3, 2, 9, 11), grammar(7, 3, 2, 9, 11)
-    plan_of(rhm, np.dtype(np.float32)).chunk = plan_of(rhm, np.dtype(np.float64)).chunk = 32
+    prepared_grammar(rhm, np.dtype(np.float32)).chunk = prepared_grammar(rhm, np.dtype(np.float64)).chunk = 32
     log_evidence = evidence(rhm, 70).astype(np.float32)
     for b, log_wrong in ((3, -300.0), (40, -1e5), (69, -300.0)):
         log_evidence[b] = pinned(np.random.default_rng(b).integers(7, size=rhm.num_leaves), 7, log_wrong)
@@ -629,7 +629,7 @@ def test_messages_and_draws_do_not_depend_on_how_a_tree_is_cut():
     rhm = RandomHierarchyModel(32, 8, 2, 9, seed=0)
     values = 2 * np.random.default_rng(0).standard_normal((64, 512, 32)).astype(np.float32)
     single = np.dtype(np.float32)
-    cuts = [engine.Plan(engine.tables_of(rhm), single, whole).bands for whole in (False, True)]
+    cuts = [engine.PreparedGrammar(engine.tables_of(rhm), single, whole).bands for whole in (False, True)]
     assert len(cuts[0]) > 1 == len(cuts[1])
     whole, draws = infer(rhm, values), sample_posterior(rhm, values, seed=1)
     banded = infer(rhm, values, outputs=("marginals", "log_evidence"))

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import uturn as ut
+from uturn.networks.state_dicts import fingerprint
 from uturn.networks.strings import denoisers
-from uturn.networks.training import fingerprint
 from uturn.paper import Workshop, learning, trained_denoisers
 
 V, M, L = 8, 3, 4

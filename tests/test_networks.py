@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from uturn.core.files import whole_file
 from uturn.networks.classifiers import ImageClassifier, TreeClassifier, VectorClassifier
 from uturn.networks.files import FORMAT, KINDS, load_network, save_network
+from uturn.networks.state_dicts import fingerprint
 from uturn.networks.strings.denoisers import TreeDenoiser
-from uturn.networks.training import fingerprint
 
 
 def small():

@@ -13,7 +13,7 @@ import uturn as ut
 from browser import next_frame, violations
 from test_report import HOSTILE, figure
 from uturn.pages import report, write_page
-from uturn.pages.running import Running
+from uturn.pages.running import RunningStudy
 from uturn.store.datasets import write_dataset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
@@ -268,7 +268,7 @@ def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path)
 
     def written(finished, every=1.0):
         now = time.time()
-        running = Running("uturn reproduce", HOSTILE, (1, 4, "figures"), (finished or 0, 10), now, now, every)
+        running = RunningStudy("uturn reproduce", HOSTILE, (1, 4, "figures"), (finished or 0, 10), now, now, every)
         write_page(folder, None if finished is None else running)
 
     folder = tmp_path / "live"

@@ -8,7 +8,8 @@ import torch
 
 from uturn.core.random import keys, normals
 from uturn.networks.classifiers import VectorClassifier
-from uturn.networks.training import fingerprint, train
+from uturn.networks.state_dicts import fingerprint
+from uturn.networks.training import train
 
 RECIPE = {"data": "two Gaussians", "seed": 0}
 

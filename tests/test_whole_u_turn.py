@@ -76,8 +76,8 @@ def test_beliefs_do_not_depend_on_the_batch(monkeypatch):
     assert np.array_equal(whole[:9], noisy_few.true_beliefs(few.draw.latents))  # another cut of the tree, other lanes
     monkeypatch.setattr(engine, "_LINK_BYTES", 2**17)
     monkeypatch.setattr(engine, "_WHOLE_BYTES", 0)
-    monkeypatch.setattr(engine, "_PLANS", type(engine._PLANS)())
-    assert engine.plan_of(rhm, np.dtype(np.float32), len(whole)).chunk % 3
+    monkeypatch.setattr(engine, "_PREPARED", type(engine._PREPARED)())
+    assert engine.prepared_grammar(rhm, np.dtype(np.float32), len(whole)).chunk % 3
     assert np.array_equal(whole, noisy.true_beliefs(originals.draw.latents))  # in chunks that cut originals apart
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from uturn.cli.help import Command, Group
+from uturn.cli.help import HelpCommand, HelpGroup
 from uturn.cli.options import expanded
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -17,7 +17,7 @@ SOLVABLE, MODELS, PAGES = "The solvable world", "Files of models", "Pages of res
 
 app = typer.Typer(
     name="uturn",
-    cls=Group,
+    cls=HelpGroup,
     help="""Forward-backward experiments on diffusion models: corrupt a datum, denoise it back, measure what changed.
 
     `uturn COMMAND --help` says what a command measures.
@@ -37,7 +37,7 @@ def command(panel: str) -> Callable[[_Function], _Function]:
     """Register a function as a command, in a panel of the help."""
 
     def register(function: _Function) -> _Function:
-        decorated: Any = app.command(cls=Command, rich_help_panel=panel)
+        decorated: Any = app.command(cls=HelpCommand, rich_help_panel=panel)
         decorated(expanded(function))
         return function
 

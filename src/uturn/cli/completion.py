@@ -34,7 +34,7 @@ NAMES: Mapping[str, Iterable[str]] = {
 }
 
 
-def completed(name: str, default: Any = None) -> Callable[[str], list[str]]:
+def completing(name: str, default: Any = None) -> Callable[[str], list[str]]:
     """A function that lists the names of an option which begin as what is typed: its default, and those above."""
     names = dict.fromkeys([*([default] if isinstance(default, str) else []), *NAMES.get(name, ())])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uturn.cli.app import FIGURES, command
-from uturn.cli.completion import NAMES, completed
+from uturn.cli.completion import NAMES, completing
 from uturn.cli.options import OUTPUT, Machines
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
@@ -31,7 +31,7 @@ class Scale(StrEnum):
 def reproduce(
     figures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FIGURE", help=f"{', '.join(NAMES['figures'])} (default).", autocompletion=completed("figures")),
+        typer.Argument(metavar="FIGURE", help=f"{', '.join(NAMES['figures'])} (default).", autocompletion=completing("figures")),
     ] = None,
     *,
     scale: Annotated[

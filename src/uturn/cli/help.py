@@ -19,7 +19,7 @@ _MARGINS = 6  # columns of a panel: its border, the space inside, and the space 
 _EXAMPLE = "Example: `"
 
 
-class Row(NamedTuple):
+class HelpRow(NamedTuple):
     """An option, argument or command: its name, what stands for its value, its description, and what holds without it."""
 
     name: str
@@ -28,28 +28,28 @@ class Row(NamedTuple):
     default: str = ""
 
 
-class Command(TyperCommand):
+class HelpCommand(TyperCommand):
     """A command with this help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_drawn(self, ctx, _panels(one for one in self.get_params(ctx) if one.name != "help")))
 
 
-class Group(TyperGroup):
+class HelpGroup(TyperGroup):
     """The group of all commands with this help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        found: dict[str, list[Row]] = {}
+        found: dict[str, list[HelpRow]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
             summary = inspect.cleandoc(command.help or "").partition("\n\n")[0]
-            found.setdefault(command.rich_help_panel, []).append(Row(name, "", " ".join(summary.split()).replace("`", "")))
+            found.setdefault(command.rich_help_panel, []).append(HelpRow(name, "", " ".join(summary.split()).replace("`", "")))
         formatter.write(_drawn(self, ctx, found | _panels(self.get_params(ctx))))
 
 
-def _panels(parameters: Iterable[Any]) -> dict[str, list[Row]]:
+def _panels(parameters: Iterable[Any]) -> dict[str, list[HelpRow]]:
     """The rows of each panel."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[HelpRow]] = {}
     for parameter in parameters:
         is_option = parameter.param_type_name == "option"
         panel = getattr(parameter, "rich_help_panel", None) or ("Options" if is_option else "Arguments")
@@ -59,7 +59,7 @@ def _panels(parameters: Iterable[Any]) -> dict[str, list[Row]]:
         else:
             name, metavar = f"{metavar}{'' if parameter.nargs == 1 else '...'}", ""
         words = " ".join((parameter.help or "").split())
-        found.setdefault(panel, []).append(Row(name, metavar, words, _default(parameter)))
+        found.setdefault(panel, []).append(HelpRow(name, metavar, words, _default(parameter)))
     return found
 
 
@@ -76,7 +76,7 @@ def _default(parameter: Any) -> str:
     return f"[default: {value.value if isinstance(value, Enum) else value}]"
 
 
-def _drawn(command: Any, ctx: Any, panels: dict[str, list[Row]]) -> str:
+def _drawn(command: Any, ctx: Any, panels: dict[str, list[HelpRow]]) -> str:
     """The help of a command as text, with colours if the output is a terminal."""
     from rich.console import Console
     from rich.theme import Theme
@@ -115,7 +115,7 @@ def _command_lines(command: str, width: int) -> list[str]:
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
-def _panel(title: str, rows: list[Row], left: int, width: int) -> RenderableType:
+def _panel(title: str, rows: list[HelpRow], left: int, width: int) -> RenderableType:
     """Names and descriptions in two columns, if there is room for them, or one below the other."""
     from rich.console import Group as Lines
     from rich.padding import Padding

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from uturn.cli.app import MODELS, command
-from uturn.cli.completion import completed
+from uturn.cli.completion import completing
 from uturn.cli.options import OUTPUT, Plot
 from uturn.cli.printing import console, draw_to, picture, say_next, show
 
@@ -21,7 +21,7 @@ def schedule(
             metavar="MODEL",
             help="Folder or hub id of a diffusers model (only its configuration is read), a scheduler_config.json, a "
             "guided-diffusion checkpoint, or fashion_mnist; several are drawn together.",
-            autocompletion=completed("models"),
+            autocompletion=completing("models"),
         ),
     ],
     steps: Annotated[int, typer.Option(metavar="N", help="Steps of the whole chain.")] = 50,
@@ -31,7 +31,7 @@ def schedule(
             metavar="NAME",
             help="ddpm, ancestral, euler, .., or a class of diffusers.",
             show_default="the stored one",
-            autocompletion=completed("scheduler"),
+            autocompletion=completing("scheduler"),
         ),
     ] = None,
     timestep_spacing: Annotated[
@@ -40,7 +40,7 @@ def schedule(
             metavar="NAME",
             help="linspace (as in uturn images), leading or trailing.",
             show_default="the stored one, as in pipelines",
-            autocompletion=completed("timestep_spacing"),
+            autocompletion=completing("timestep_spacing"),
         ),
     ] = None,
     size: Annotated[
@@ -48,7 +48,7 @@ def schedule(
     ] = 1024,
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name or flags of the guided-diffusion model.", autocompletion=completed("preset")),
+        typer.Option(metavar="NAME", help="Name or flags of the guided-diffusion model.", autocompletion=completing("preset")),
     ] = None,
     plot: Plot = None,
     csv: Annotated[
@@ -106,7 +106,7 @@ def convert(
             metavar="NAME",
             help="Name of the published model, or flags of the original code, such as '--image_size 64 --num_heads 4'.",
             show_default="the name of the file",
-            autocompletion=completed("preset"),
+            autocompletion=completing("preset"),
         ),
     ] = None,
 ) -> None:

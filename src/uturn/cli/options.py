@@ -15,8 +15,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from pydantic.fields import FieldInfo
 
-from uturn.cli.completion import completed
-from uturn.cli.presets.options import Options
+from uturn.cli.completion import completing
+from uturn.cli.presets.options import PresetOptions
 
 OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
 _METAVARS: Mapping[type, str] = {int: "N", float: "X", str: "NAME"}
@@ -84,7 +84,7 @@ _Address = Annotated[
         help="Measure on a Ray cluster: local (start Ray on this machine), auto (the one that runs here), or its address, "
         "ray://host:port or host:port. Needs uturn[cluster].",
         rich_help_panel=CLUSTER,
-        autocompletion=completed("cluster"),
+        autocompletion=completing("cluster"),
     ),
 ]
 _Cpus = Annotated[float | None, typer.Option(metavar="X", help="Cores of a worker.", show_default="1", rich_help_panel=CLUSTER)]
@@ -150,7 +150,7 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_study(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, Options)
+    return inspect.isclass(annotation) and issubclass(annotation, PresetOptions)
 
 
 def _options(part: Any) -> list[inspect.Parameter]:
@@ -176,7 +176,7 @@ def _option(name: str, field: FieldInfo, panel: str, flag: str | None) -> inspec
         metavar=None if kinds == [bool] else _OTHER_METAVARS.get(name) or _METAVARS.get(kinds[0], "NAME"),
         help=f"{field.description}{' Can be given several times.' if default == [] else ''}",
         rich_help_panel=panel,
-        autocompletion=None if kinds == [bool] else completed(name, field.default),
+        autocompletion=None if kinds == [bool] else completing(name, field.default),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
@@ -193,7 +193,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
-def _study(kind: type[Options], context: typer.Context, values: dict[str, Any]) -> Options:
+def _study(kind: type[PresetOptions], context: typer.Context, values: dict[str, Any]) -> PresetOptions:
     """Options of a study from a file, and from what stands on the command line."""
     file = values.pop("options")
     given = {name: value for name, value in values.items() if _is_given(context, name)}

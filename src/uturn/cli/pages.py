@@ -45,7 +45,7 @@ def study(
     from uturn.pages.results import write_study, written
     from uturn.store.objects import is_url
     from uturn.studies import named_runs, summary
-    from uturn.studies import study as study_of
+    from uturn.studies.analysis import study as study_of_run
 
     places = [place if is_url(place) else os.path.realpath(place) for place in stores]
     if len(set(places)) < len(places):
@@ -54,7 +54,7 @@ def study(
     runs = named_runs({place: opened(place) for place in stores})
     chosen: Any = runs if len(runs) > 1 else next(iter(runs.values()))
     if out is None:
-        studies = {name: study_of(run) for name, run in runs.items()}
+        studies = {name: study_of_run(run) for name, run in runs.items()}
     else:
         found = write_study(chosen, out)
         studies = found if len(runs) > 1 else {"": found}

@@ -27,7 +27,7 @@ _LOOK = {True: 0.2, False: 1.0}  # seconds between two looks at unfinished work,
 
 
 # -- reports from inside a task ----------------------------------------------------------------------------------------------
-class Work:
+class Unfinished:
     """Unfinished work: `done` of it, `end` of the part that is being done, and the `unit` of `add`, all in tasks."""
 
     def __init__(self, done: float, end: float, unit: float = 0.0) -> None:
@@ -42,7 +42,7 @@ class Work:
 class _Here(threading.local):
     """The work that this thread is doing."""
 
-    work: Work = Work(0.0, 0.0)  # not counted anywhere
+    work: Unfinished = Unfinished(0.0, 0.0)  # not counted anywhere
 
 
 _here = _Here()
@@ -60,13 +60,13 @@ def in_progress() -> float:
 
 
 @contextmanager
-def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Work]:
+def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Unfinished]:
     """Context in which this thread works on so many tasks, `done` of which were done before.
 
     Its end takes the work from `in_progress`; what is finished is then counted by the function of `progress_bar`. `unit`: how
     many tasks one unit of `add` is.
     """
-    before, work = _here.work, Work(done, tasks, unit)
+    before, work = _here.work, Unfinished(done, tasks, unit)
     _here.work = work
     _all.append(work)
     try:

@@ -124,7 +124,7 @@ class Decoder:
         return groups, lambda rows, k: masked[rows] * k // groups[rows]
 
 
-class Beliefs(Protocol):
+class NetworkBeliefs(Protocol):
     """What a network believes about the masked positions of some sequences."""
 
     vocab_size: int
@@ -185,7 +185,7 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
 
 
 def reveal(
-    decoder: Decoder, beliefs: Beliefs, values: np.ndarray, count: np.ndarray, chance: np.ndarray, heights: np.ndarray
+    decoder: Decoder, beliefs: NetworkBeliefs, values: np.ndarray, count: np.ndarray, chance: np.ndarray, heights: np.ndarray
 ) -> np.ndarray:
     """Sequences in which a decoder has revealed so many masked positions more.
 
@@ -220,7 +220,7 @@ def reveal(
     return np.where(smallest(sure, None, masked, count), out, values) if decoder.order == "confidence" else out
 
 
-def _first(decoder: Decoder, beliefs: Beliefs, masked: np.ndarray, count: np.ndarray, chance: np.ndarray) -> np.ndarray:
+def _first(decoder: Decoder, beliefs: NetworkBeliefs, masked: np.ndarray, count: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """The positions that a decoder chooses before it draws."""
     if decoder.order in ("random", "blocks"):
         ranks = np.arange(masked.shape[1]) // decoder.block if decoder.order == "blocks" else np.zeros(masked.shape[1])

@@ -1,7 +1,8 @@
-"""State dicts of foreign networks: read from files without executing anything in them, and put into modules."""
+"""State dicts: fingerprints, files of foreign networks read without executing anything in them, and modules filled from them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,15 @@ import torch
 from torch import nn
 
 from uturn.core.checks import one_line
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of the names, shapes and values of the weights (hexadecimal)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    return digest.hexdigest()
 
 
 def read_state_dict(path: str, expected: str, option: str = "weights") -> dict[str, torch.Tensor]:

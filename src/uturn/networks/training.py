@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -257,12 +256,3 @@ def _check_same_training(path: Path, stored: dict[str, Any], mine: dict[str, Any
     different = [key for key in sorted({*there, *here} - {"recipe"}) if there.get(key) != here.get(key)]
     words = "; ".join(f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in different[:4])
     raise ValueError(f"{path} is the checkpoint of another training: {words}; move it away, or choose another folder")
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of the names, shapes and values of the weights (hexadecimal)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
-    return digest.hexdigest()

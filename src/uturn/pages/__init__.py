@@ -3,9 +3,9 @@
 `collect` reads what is in a folder into sections of plain data, `write_page` makes a page of them. The page needs no network.
 """
 
-from uturn.pages.collect import Found, collect
+from uturn.pages.collect import Collected, collect
 from uturn.pages.live import LivePage, live_page
 from uturn.pages.page import MOST_BYTES, fetch, report, write_page
 from uturn.pages.results import write_study
 
-__all__ = ["MOST_BYTES", "Found", "LivePage", "collect", "fetch", "live_page", "report", "write_page", "write_study"]
+__all__ = ["MOST_BYTES", "Collected", "LivePage", "collect", "fetch", "live_page", "report", "write_page", "write_study"]

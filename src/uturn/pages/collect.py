@@ -27,7 +27,7 @@ _MOST_SPEC = 20_000  # characters
 
 
 @dataclass
-class Found:
+class Collected:
     """Sections of a page, and what could not be read: {"file", "words"}, which follow each other."""
 
     sections: list[dict[str, Any]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Found:
 class Reader:
     """Reading of files of which some may be damaged or come from another version."""
 
-    found: Found
+    found: Collected
     detail: float
     alone: bool = True  # whether the results of one folder are read
 
@@ -80,7 +80,7 @@ class Reader:
         }
 
 
-def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Found:
+def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Collected:
     """Sections for all results in some folders.
 
     Parameters
@@ -90,7 +90,7 @@ def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Found:
     detail
         Below 1, pictures are smaller.
     """
-    found, homes = Found(), list[Path]()
+    found, homes = Collected(), list[Path]()
     for folder in map(Path, folders):
         _collect(folder, Reader(found, detail, len(folders) == 1))
         homes += [folder] * (len(found.sections) - len(homes))
@@ -107,31 +107,31 @@ def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Found:
 
 def _collect(folder: Path, read: Reader) -> None:
     if _is_zarr(folder):
-        _add(folder.resolve() if folder.is_symlink() else folder, studies.store, read)
+        _add(folder.resolve() if folder.is_symlink() else folder, studies.store_section, read)
         return
     made = sorted(
         (path for path in folder.glob("*.json") if path.name != "study.json" and figures.is_figure(path)), key=figures.order
     )
     for path in made:
-        _add(path, figures.section, read)
+        _add(path, figures.figure_section, read)
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in made}
     several = sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
     if (folder / "study.zarr").exists():
         with read.part(folder / "study.json"):  # the page links to it, and takes the same numbers from the data
             check_plain(folder / "study.json")
             json.loads((folder / "study.json").read_bytes())
-        if _add(folder / "study.zarr", studies.study, read):
+        if _add(folder / "study.zarr", studies.study_section, read):
             stores -= {folder / "run.zarr"}
     elif len(several) > 1:
-        _add(folder, lambda _, read: studies.overlay(several, read), read)
+        _add(folder, lambda _, read: studies.overlay_section(several, read), read)
         for path in several:
-            _add(path, studies.study, read)
+            _add(path, studies.study_section, read)
     if (folder / "atlas.zarr").exists() and _add(
-        folder / "atlas.zarr", lambda path, read: studies.atlas(path.parent, read), read
+        folder / "atlas.zarr", lambda path, read: studies.atlas_section(path.parent, read), read
     ):
         stores = set()  # one for each row of the atlas
     for path in sorted(stores - {folder / "study.zarr", *several}):
-        _add(path, studies.store, read)
+        _add(path, studies.store_section, read)
 
 
 def _add(path: Path, make: Any, read: Reader) -> bool:

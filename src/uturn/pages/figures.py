@@ -89,7 +89,7 @@ def order(path: Path) -> tuple[bool, int, str]:
     return (found is None, int(found[1]) if found else 0, path.stem)
 
 
-def section(path: Path, read: Reader) -> dict[str, Any]:
+def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a figure; ValueError if its JSON file is damaged."""
     result = _Result.model_validate_json(path.read_bytes())
     # The page reads these files and links to them, so they must be plain names: no script, no other folder.

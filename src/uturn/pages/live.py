@@ -11,7 +11,7 @@ from typing import Any
 
 from uturn.core.progress import current
 from uturn.pages.page import write_page
-from uturn.pages.running import Running
+from uturn.pages.running import RunningStudy
 from uturn.store.outputs import OutputFolder
 
 _FIRST, _LEAST = 2.0, 10.0  # seconds until the page is written for the first time, and between two times
@@ -40,7 +40,7 @@ class LivePage:
         with self._lock:
             start = time.thread_time()
             times = self._began, time.time(), self.every
-            write_page(self.folder, Running(self.study, self._words, self._parts, current(), *times, stopped))
+            write_page(self.folder, RunningStudy(self.study, self._words, self._parts, current(), *times, stopped))
             self.every = max(_LEAST, (time.thread_time() - start) / _SHARE)
 
     def follow(self) -> None:

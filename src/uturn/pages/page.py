@@ -23,8 +23,8 @@ from urllib.parse import quote
 import uturn
 from uturn.core.checks import checked_path
 from uturn.core.files import whole_file
-from uturn.pages.collect import Found, collect
-from uturn.pages.running import Running
+from uturn.pages.collect import Collected, collect
+from uturn.pages.running import RunningStudy
 from uturn.pages.sections import contents, headlines, section, verdict_table
 from uturn.store.objects import is_url
 from uturn.store.outputs import OutputFolder, output_folder
@@ -34,7 +34,7 @@ MOST_BYTES = 5_000_000
 _DETAILS = (1.0, 0.7, 0.5, 0.35, 0.2)  # tried in turn until the page is small enough
 
 
-def write_page(folder: str | Path, running: Running | None = None) -> Path:
+def write_page(folder: str | Path, running: RunningStudy | None = None) -> Path:
     """Write `index.html` for the results in a folder; ValueError if there are none, and no study is `running`."""
     path = Path(folder) / "index.html"
     _write([Path(folder)], path, running)
@@ -102,7 +102,7 @@ def fetch(folder: OutputFolder) -> None:
             folder.fetch(name)
 
 
-def _write(folders: list[Path], path: Path, running: Running | None = None) -> list[str]:
+def _write(folders: list[Path], path: Path, running: RunningStudy | None = None) -> list[str]:
     for detail in _DETAILS:
         found = collect(folders, detail)
         if not found.sections and running is None:
@@ -124,7 +124,7 @@ def _write(folders: list[Path], path: Path, running: Running | None = None) -> l
     return [f"{one['file']}{one['words']}" for one in found.problems]
 
 
-def page_of(found: Found, folder: Path, running: Running | None = None) -> str:
+def page_of(found: Collected, folder: Path, running: RunningStudy | None = None) -> str:
     """The page of some sections as text; links to files are relative to the folder in which it will be."""
     for one in found.sections:
         files = [path for path in one.pop("files", []) if not path.is_symlink()]

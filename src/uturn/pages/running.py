@@ -8,7 +8,7 @@ from html import escape
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningStudy:
     """A study that is filling the folder of a page.
 
     `words`: what it is doing. `parts`: finished parts of the study, all of them, and what they are, such as (2, 25, "figures").

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from uturn.pages.collect import Found
+from uturn.pages.collect import Collected
 from uturn.pages.figures import tally
-from uturn.pages.running import Running
+from uturn.pages.running import RunningStudy
 
 _ORDER = (False, True, None)  # of the outcomes of verdicts in their table
 
 
-def headlines(found: Found, running: Running | None = None) -> str:
+def headlines(found: Collected, running: RunningStudy | None = None) -> str:
     """The first thing to read: verdicts in one line, and t* with its interval and the claim that it supports."""
     verdicts = [verdict for one in found.sections for verdict in one["verdicts"]]
     parts = [running.card()] if running else []

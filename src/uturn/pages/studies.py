@@ -41,7 +41,7 @@ _CHANGES = (  # variable, title and axis of charts of changes; {} is the unit of
 _FILES = ("study.json", "curves.csv", "numbers.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
 
 
-def study(path: Path, read: Reader) -> dict[str, Any]:
+def study_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a file `study.zarr`, or of one of several studies in a folder."""
     data, folder = read.dataset(path), path.parent
     alone = path.name == "study.zarr"
@@ -73,7 +73,7 @@ def study(path: Path, read: Reader) -> dict[str, Any]:
     return one
 
 
-def overlay(paths: list[Path], read: Reader) -> dict[str, Any]:
+def overlay_section(paths: list[Path], read: Reader) -> dict[str, Any]:
     """The section of several studies: a chart for each reading, a line for each study."""
     folder = paths[0].parent
     studies = {str(data.attrs.get("title", path.stem)): data for path in paths for data in [read.dataset(path)]}
@@ -138,7 +138,7 @@ def _union(studies: dict[str, xr.Dataset], dim: str) -> dict[str, xr.Dataset]:
     return found
 
 
-def store(path: Path, read: Reader) -> dict[str, Any]:
+def store_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a store of `uturn run`, which may be unfinished."""
     run = _opened(path)
     one = _section(study_of(run), "store", path.name, read) | {"title": f"Run {path.name}", "tree": tree_of_store(run)}
@@ -247,7 +247,7 @@ def _mark(label: str, place: np.ndarray, data: xr.Dataset) -> dict[str, Any]:
     return mark(label, {str(axis): place[k] for k, axis in enumerate(data.axis.values)})
 
 
-def atlas(folder: Path, read: Reader) -> dict[str, Any]:
+def atlas_section(folder: Path, read: Reader) -> dict[str, Any]:
     """The section of a folder of `uturn atlas`."""
     data = read.dataset(folder / "atlas.zarr")
     one = _empty("atlas", "atlas" if read.alone else folder.resolve().name or "atlas", "atlas")

@@ -130,7 +130,7 @@ def peak(noise: np.ndarray, chosen: np.ndarray) -> Callable[[np.ndarray], np.nda
     return statistic
 
 
-def paired(run: xr.Dataset, exact: xr.Dataset) -> xr.DataArray:
+def beside_exact(run: xr.Dataset, exact: xr.Dataset) -> xr.DataArray:
     """`chi_parts` of a run and of its exact covariances, item by item: (noise, item, of, part)."""
     values = [chi_parts(one).transpose("noise", "item", "part").values for one in (run, exact)]
     along = {name: one for name, one in run.coords.items() if one.dims == ("item",)}
@@ -156,7 +156,7 @@ class Compared(NamedTuple):
 
 def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     """Intervals of log ratios and displacements are at the false-alarm rate `ALARM` for so many comparisons together."""
-    both, noise = paired(run, exact), run.noise.values
+    both, noise = beside_exact(run, exact), run.noise.values
     repeated = replicates(both)
     measured, known = (repeated.mean[:, k, 0] / repeated.mean[:, k, 1] for k in (0, 1))
     top = int(np.clip(known.argmax(), 2, len(noise) - 3))
@@ -176,7 +176,7 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
 
 
 def _log_ratio(c: np.ndarray) -> np.ndarray:
-    """Logarithm of measured over exact chi at every noise level, from the means of `paired`."""
+    """Logarithm of measured over exact chi at every noise level, from the means of `beside_exact`."""
     return np.log(c[:, 0, 0] / c[:, 0, 1]) - np.log(c[:, 1, 0] / c[:, 1, 1])
 
 
@@ -286,7 +286,7 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
         chi = [Estimate(*row) for row in data[f"chi_{label}"].values.tolist()]
         highest = int(np.argmax([one.value for one in chi]))
         known = float(data[f"chi_exact-{label}"][0, 0])
-        both = paired(runs[label].isel(noise=[-1]), runs[f"exact-{label}"])
+        both = beside_exact(runs[label].isel(noise=[-1]), runs[f"exact-{label}"])
         ratio = estimate(both, lambda c: float(_log_ratio(c)[0]), 1 - ALARM)
         found.append(
             verdict(

@@ -92,7 +92,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     for label in SITES:
         data[f"{label}_exact"] = correlations_of(runs[f"exact-{label}"]).correlation.isel(noise=0).rename(distance=f"r_{label}")
     data = data.assign_coords(bound=["value", "low", "high"])
-    both = paired(run.change_covariance, own)
+    both = beside_exact(run.change_covariance, own)
     return data, [
         _against_exact(data, both),
         _against_theory(data),
@@ -121,7 +121,7 @@ def _largest(run: xr.Dataset) -> int:
     return int(np.nanargmax(means[0] / means[1][:, 0]))
 
 
-def paired(run: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
+def beside_exact(run: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
     """Covariances of a run, and the exact ones, item by item: (noise, item, of, distance)."""
     values = np.stack([one.transpose("noise", "item", "distance").values for one in (run, exact)], axis=2)
     along = {name: one for name, one in run.coords.items() if one.dims == ("item",)}
@@ -237,7 +237,7 @@ def _far_over_near(c: np.ndarray, near: slice, far: slice) -> float:
 def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:
     def compared(label: str, near: slice, far: slice) -> tuple[Estimate, Estimate, float]:
         """Far over near at t = T, its difference from the exact value, and the exact value."""
-        both = paired(runs[label].change_covariance.isel(noise=[-1]), runs[f"exact-{label}"].change_covariance)
+        both = beside_exact(runs[label].change_covariance.isel(noise=[-1]), runs[f"exact-{label}"].change_covariance)
         found = estimate(both, lambda c: _far_over_near(c[0, 0], near, far), 1 - ALARM)
         gap = estimate(both, lambda c: _far_over_near(c[0, 0], near, far) - _far_over_near(c[0, 1], near, far), 1 - ALARM)
         return found, gap, found.value - gap.value

@@ -122,7 +122,7 @@ def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Datas
     """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
     independent pairs, and the squared distance of each independent pair."""
     from uturn.networks.files import load_network
-    from uturn.networks.training import fingerprint
+    from uturn.networks.state_dicts import fingerprint
     from uturn.probes.hidden_layers import HiddenLayers
 
     network: Any = load_network(classifier)

@@ -14,7 +14,7 @@ from torch import nn
 
 from uturn.core.checks import checked_integer, one_line
 from uturn.core.files import whole_file
-from uturn.networks.training import fingerprint
+from uturn.networks.state_dicts import fingerprint
 
 _FORMAT = "uturn-layer-statistics-2"
 _TABLES = ("mean", "variance", "spread")

@@ -150,7 +150,7 @@ class NetworkLayers(Spec, Probe):
 
     def fingerprint(self) -> str:
         from uturn.networks.modules import load_module, preprocessing_in_words
-        from uturn.networks.training import fingerprint
+        from uturn.networks.state_dicts import fingerprint
 
         if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
             from uturn.sources.fashion_mnist import fingerprints

@@ -48,7 +48,7 @@ def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarra
     return np.full(3, np.nan) if len(x) < 3 else np.clip(located(of, statistic, x), 0.0, x[-1])
 
 
-def plain(values: Any) -> dict[str, float | None]:
+def estimate_data(values: Any) -> dict[str, float | None]:
     """A number with its interval as plain data: {"value", "low", "high"}, None where it does not exist."""
     return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
 

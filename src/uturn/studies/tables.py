@@ -12,7 +12,7 @@ from uturn.core import display
 from uturn.core.checks import shown
 from uturn.store.record import warnings_of
 from uturn.studies.axes import axis_words
-from uturn.studies.curves import plain, with_interval
+from uturn.studies.curves import estimate_data, with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 
@@ -56,7 +56,7 @@ def _check_study(study: Any) -> None:
         raise ValueError(f"study = {found}: expected the dataset that uturn.study gives")
 
 
-class Part(NamedTuple):
+class TextTable(NamedTuple):
     """A table as plain text: title, headings, rows of cells."""
 
     title: str
@@ -82,7 +82,7 @@ def summary(study: xr.Dataset, most: int = 8) -> Iterator[Any]:
     yield from remarks(study)
 
 
-def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
+def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
     """The tables of a study as plain text."""
     axes = [str(axis) for axis in study.axis.values]
     x = axis_words(study)
@@ -100,7 +100,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
         headline = headline_of(study)
         star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
         heads = ("reading", f"{x} [95 % interval]", *axes[1:], "width", end)
-        yield Part(f"half of the way from start to chance{star}", heads, rows)
+        yield TextTable(f"half of the way from start to chance{star}", heads, rows)
     rows = []
     for k in range(study.sizes.get("series", 0)):
         one = study.isel(series=k)
@@ -108,7 +108,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
             (f"{one.series.item()}: {one['last'].item()} falls below {one['first'].item()}", *_place(one.inversion.values, axes))
         )
     if rows:
-        yield Part("order of levels", ("series", f"{x} [95 % interval]", *axes[1:]), rows)
+        yield TextTable("order of levels", ("series", f"{x} [95 % interval]", *axes[1:]), rows)
     rows = []
     for k in range(study.sizes.get("changes", 0)):
         one = study.isel(changes=k)
@@ -120,7 +120,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[Part]:
             words = f"xi {_length(one.xi.values[near])} {one.unit_of_distance.item()}"
             rows.append(("correlation length there", f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1), words))
     if rows:
-        yield Part("changes of sites", ("", f"{x} [95 % interval]", *axes[1:], "value [95 % interval]"), rows)
+        yield TextTable("changes of sites", ("", f"{x} [95 % interval]", *axes[1:], "value [95 % interval]"), rows)
     if "gap" in study:
         yield from _calibration(study, shown, x)
 
@@ -183,7 +183,7 @@ def _length(values: np.ndarray) -> str:
     return f"above {values[1]:.3g}" if np.isinf(values[2]) else with_interval(values)
 
 
-def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Part]:
+def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[TextTable]:
     """Gaps of the clones, a table for each family of tests: where the p-value of a reading is smallest."""
     level = float(study.gap_level)
     for family, whole in tested_families(study).items():
@@ -206,7 +206,7 @@ def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[Pa
                 )
             )
         heads = ("f", f"{x} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen")
-        yield Part(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
+        yield TextTable(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
 
 
 def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -333,7 +333,7 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
     axes = [str(axis) for axis in study.axis.values]
 
     def on_axes(values: xr.DataArray) -> dict[str, Any]:
-        return {axis: plain(values.values[k]) for k, axis in enumerate(axes)}
+        return {axis: estimate_data(values.values[k]) for k, axis in enumerate(axes)}
 
     readings = []
     for k in range(study.sizes["reading"]):
@@ -344,13 +344,15 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
             "start": _number(one.start),
             "chance": _number(one.chance),
             "remark": str(one.remark.item()),
-            "curve": [plain(values) for values in one.curve.values],
+            "curve": [estimate_data(values) for values in one.curve.values],
             "places": {f"{float(share):g}": on_axes(one.place.sel(share=share)) for share in study.share.values},
             "half_life": on_axes(one.half_life),
             "width": on_axes(one.width),
         }
         if "gap" in study and np.isfinite(one.gap_p).any():
-            entry["gap"] = [{**plain(gap), "p_holm": _number(p)} for gap, p in zip(one.gap.values, one.gap_p.values, strict=True)]
+            entry["gap"] = [
+                {**estimate_data(gap), "p_holm": _number(p)} for gap, p in zip(one.gap.values, one.gap_p.values, strict=True)
+            ]
         readings.append(entry)
     series = [
         {
@@ -367,16 +369,16 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
             "changes": str(one.changes.item()),
             "unit": str(one.unit_of_distance.item()),
             "remark": str(one.changes_remark.item()),
-            "peak": plain(one.peak.values),
+            "peak": estimate_data(one.peak.values),
             "peak_at": on_axes(one.peak_at),
             "peak_cross_fitted": _number(one.peak_cross_fitted),
             "plateau": bool(one.plateau),
             "levels_of_peak": [float(x) for x in study.noise.values[one.of_peak.values == 1]],
             "n_eff": [_number(value) for value in one.n_eff.values],
-            "chi": [plain(values) for values in one.chi.values],
+            "chi": [estimate_data(values) for values in one.chi.values],
             "xi": [_plain_length(values) for values in one.xi.values],
             "distance": [float(r) for r in one.distance.values],
-            "correlation": [[plain(values) for values in row] for row in one.correlation.values],
+            "correlation": [[estimate_data(values) for values in row] for row in one.correlation.values],
         }
         for one in (study.isel(changes=k) for k in range(study.sizes.get("changes", 0)))
     ]
@@ -416,4 +418,6 @@ def _number(value: Any) -> float | None:
 
 def _plain_length(values: np.ndarray) -> dict[str, Any]:
     """A length with its interval; "infinite" where 1/length is not above 0."""
-    return {name: "infinite" if np.isinf(v) else one for (name, one), v in zip(plain(values).items(), values, strict=True)}
+    return {
+        name: "infinite" if np.isinf(v) else one for (name, one), v in zip(estimate_data(values).items(), values, strict=True)
+    }

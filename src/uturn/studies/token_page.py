@@ -6,7 +6,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from uturn.studies.plotting.tokens import EDGES, Row, Token, blocks
+from uturn.studies.plotting.tokens import EDGES, ShownText, Token, blocks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -87,7 +87,7 @@ def _key(data: xr.Dataset) -> str:
     return f"<p>In the original: {', '.join(words)}.</p>" if words else ""
 
 
-def _row(row: Row) -> str:
+def _row(row: ShownText) -> str:
     if row.noise is None:
         return f'<div class="row original"><span>original, {len(row.tokens)} tokens</span>{_text(row.tokens)}</div>'
     changed = sum(token.changed for token in row.tokens)

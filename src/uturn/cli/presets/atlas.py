@@ -1,6 +1,6 @@
 """An atlas: U-turns of many models of images, with their transitions on one axis, log-SNR.
 
-rows = read_atlas("examples/atlas/here.toml")       # a file describes the models, one row each (`Row`)
+rows = read_atlas("examples/atlas/here.toml")       # a file describes the models, one row each (`AtlasRow`)
 found = measure_atlas(rows, "results/atlas")        # each row is a run of `uturn images` in a store of its own
 found.transition                                    # (entry, estimate), in nats
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uturn.cli.presets.atlas_numbers import Entry, largest_eigenvalue_of, numbers_of, table_of, to_csv
-from uturn.cli.presets.atlas_rows import Row, chosen, read_atlas
+from uturn.cli.presets.atlas_rows import AtlasRow, chosen, read_atlas
 from uturn.core.checks import one_line
 from uturn.core.files import clear_caches, named_errors, whole_file
 from uturn.core.progress import duration
@@ -26,13 +26,13 @@ from uturn.store.outputs import OutputFolder, output_folder
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["RESULTS", "Row", "chosen", "measure_atlas", "read_atlas"]
+__all__ = ["RESULTS", "AtlasRow", "chosen", "measure_atlas", "read_atlas"]
 
 RESULTS = ("index.html", "atlas.zarr", "atlas.csv", "atlas.png", "atlas.pdf")
 
 
 def measure_atlas(
-    rows: Sequence[Row], out: str | Path, *, announce: Callable[[str], object] = lambda text: None, **options: Any
+    rows: Sequence[AtlasRow], out: str | Path, *, announce: Callable[[str], object] = lambda text: None, **options: Any
 ) -> xr.Dataset:
     """Run the rows of an atlas, one after the other, each into its own store, and write the table and the figure.
 
@@ -91,7 +91,7 @@ def _check_results(folder: OutputFolder) -> None:
         raise ValueError(f"{path} is no table of an atlas, and would be replaced; choose another folder")
 
 
-def _measured(row: Row, folder: OutputFolder, options: dict[str, Any]) -> list[Any]:
+def _measured(row: AtlasRow, folder: OutputFolder, options: dict[str, Any]) -> list[Any]:
     """The numbers of a row, after what its store lacks has been measured."""
     from uturn.engine.run import run
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.cli.presets.atlas_rows import PATCHES, Row
+from uturn.cli.presets.atlas_rows import PATCHES, AtlasRow
 from uturn.measures.cloning import largest_eigenvalue
 from uturn.store.record import warnings_of
 from uturn.studies import study
@@ -51,7 +51,7 @@ SHARES = (0.25, 0.75)  # of the fall of the class
 class Entry:
     """What one classifier says about a row, or the failure of the row."""
 
-    row: Row
+    row: AtlasRow
     classifier: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def largest_eigenvalue_of(experiment: Experiment) -> float:
     return largest_eigenvalue(forward.clean(source.images_at(np.arange(number))[0])) if number > 1 else float("nan")
 
 
-def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
+def numbers_of(row: AtlasRow, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
     """The numbers of a finished run, an entry for each of its classifiers: the series of its network layers."""
     found = study(run)
     changes, about_changes = _of_changes(row, found)
@@ -112,7 +112,7 @@ def numbers_of(row: Row, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
     return entries
 
 
-def _of_changes(row: Row, found: xr.Dataset) -> tuple[dict[str, Any], str]:
+def _of_changes(row: AtlasRow, found: xr.Dataset) -> tuple[dict[str, Any], str]:
     """Largest chi, its log-SNR, and xi there in pixels; and why they are missing, no peak, or not sure.
 
     Without a peak inside the measured range, the log-SNR is that of the level, without an interval.
@@ -252,7 +252,7 @@ def summary(found: xr.Dataset) -> Iterator[Any]:
             yield f"{one.title.item()}: {words}"
 
 
-def listed(rows: Sequence[Row]) -> Any:
+def listed(rows: Sequence[AtlasRow]) -> Any:
     """The rows and the facts about them as a table for a terminal (rich)."""
     from rich.table import Table
 

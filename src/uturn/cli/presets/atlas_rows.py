@@ -26,7 +26,7 @@ _PATHS = (  # options that may be paths
 _NO_PATHS = ("", "fashion_mnist", "generated")
 
 
-class Row(BaseModel):
+class AtlasRow(BaseModel):
     """A row of an atlas: a model, how it is run, and facts about it.
 
     Attributes
@@ -75,7 +75,7 @@ class Row(BaseModel):
         return Experiment.from_dict({**spec, "probes": [*spec["probes"], changes]})
 
 
-def read_atlas(path: str | Path) -> list[Row]:
+def read_atlas(path: str | Path) -> list[AtlasRow]:
     """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options of all rows.
 
     Paths are relative to the folder of the file. Options of which there is nothing in this folder are taken as they are, such as
@@ -95,7 +95,7 @@ def read_atlas(path: str | Path) -> list[Row]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def rows_of(tables: dict[str, Any], folder: Path) -> list[Row]:
+def rows_of(tables: dict[str, Any], folder: Path) -> list[AtlasRow]:
     """The rows of the tables of an atlas file in this folder."""
     unknown = sorted(tables.keys() - {"defaults", "models"})
     models, defaults = tables.get("models"), tables.get("defaults", {})
@@ -134,8 +134,8 @@ def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     return {**taken, **table, "facts": {**facts[0], **facts[1]}}
 
 
-def _row(table: dict[str, Any], folder: Path) -> Row:
-    own = {key: table[key] for key in table if key in Row.model_fields and key != "options"}
+def _row(table: dict[str, Any], folder: Path) -> AtlasRow:
+    own = {key: table[key] for key in table if key in AtlasRow.model_fields and key != "options"}
     options = {key: value for key, value in table.items() if key not in own}
     for key in options.keys() & set(_PATHS):
         value = options[key]
@@ -144,7 +144,7 @@ def _row(table: dict[str, Any], folder: Path) -> Row:
         options[key] = [_placed(one, folder) for one in value] if isinstance(value, list) else _placed(value, folder)
     checked = ImageOptions.from_dict(options)
     try:
-        return Row.model_validate({**own, "options": checked})
+        return AtlasRow.model_validate({**own, "options": checked})
     except ValidationError as error:
         raise ValueError(validation_words(error)) from None
 
@@ -167,7 +167,7 @@ def _check_names(names: Sequence[str]) -> None:
         taken[name.casefold()] = f"the row {name!r}"
 
 
-def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+def chosen(rows: Sequence[AtlasRow], only: Sequence[str]) -> list[AtlasRow]:
     """The rows with these names, or all if none are given; ValueError for an unknown name."""
     names = [row.name for row in rows]
     for name in only:

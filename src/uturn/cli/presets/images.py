@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
 
-from uturn.cli.presets.options import Options, probe_names
+from uturn.cli.presets.options import PresetOptions, probe_names
 from uturn.core.checks import checked_integer, checked_noise, shown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
 )
 
 
-class ImageOptions(Options):
+class ImageOptions(PresetOptions):
     """U-turns of images by a diffusion model, compared in the layers of classifiers.
 
     Every option has a default. `uturn images --help` and `ImageOptions.model_fields[name].description` explain the options. The

@@ -15,7 +15,7 @@ from uturn.core.checks import checked_path, plain, shown
 from uturn.core.files import read_table
 
 
-class Options(BaseModel):
+class PresetOptions(BaseModel):
     """Options of a study, each with a default and a description.
 
     `lists`: names of those that are lists of texts. `panels`: all names, under the headings of the help. `flags`: those options

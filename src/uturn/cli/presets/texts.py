@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
 
-from uturn.cli.presets.options import Options, probe_names
+from uturn.cli.presets.options import PresetOptions, probe_names
 from uturn.core.checks import checked_integer, checked_noise, shown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _BACKWARD = (  # options that are fields of `uturn.backward.language.LanguageDen
 _SECOND = ("trust_remote_code", "dtype", "device")  # options that second models share with the model
 
 
-class TextOptions(Options):
+class TextOptions(PresetOptions):
     """U-turns of texts by a masked language model or a discrete diffusion model.
 
     Every option has a default. `uturn text --help` and `TextOptions.model_fields[name].description` explain the options. The

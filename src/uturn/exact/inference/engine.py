@@ -29,7 +29,7 @@ _LIMITS = {  # see kernels.py, "Range"
 }
 
 
-class Plan:
+class PreparedGrammar:
     """Bands and rule arrays for the computation of a grammar in one precision.
 
     A tree that exceeds the cache is cut into bands of levels. The upward pass keeps only the messages of the bands' roots; the
@@ -87,20 +87,20 @@ class Plan:
         return {high: aligned((batch, s ** (L - high), v), self.dtype) for _, high in self.bands[:-1]}
 
 
-_PLANS: WeakKeyDictionary[Any, dict[tuple[np.dtype, bool], Plan]] = WeakKeyDictionary()
+_PREPARED: WeakKeyDictionary[Any, dict[tuple[np.dtype, bool], PreparedGrammar]] = WeakKeyDictionary()
 
 
-def plan_of(rhm: Any, dtype: np.dtype, batch: int = 0) -> Plan:
-    """The cached plan of a RandomHierarchyModel; whole trees if a batch size is given that fills lanes and threads."""
-    plans = _PLANS.setdefault(rhm, {})
-    if (dtype, False) not in plans:
-        plans[dtype, False] = Plan(tables_of(rhm), dtype)
+def prepared_grammar(rhm: Any, dtype: np.dtype, batch: int = 0) -> PreparedGrammar:
+    """A grammar prepared for the kernels, cached; whole trees if a batch size is given that fills lanes and threads."""
+    cached = _PREPARED.setdefault(rhm, {})
+    if (dtype, False) not in cached:
+        cached[dtype, False] = PreparedGrammar(tables_of(rhm), dtype)
     tiles = -(-batch // LANES)
-    if not plans[dtype, False].fits_whole or tiles < threads.num_threads or batch < 0.8 * tiles * LANES or not batch:
-        return plans[dtype, False]
-    if (dtype, True) not in plans:
-        plans[dtype, True] = Plan(tables_of(rhm), dtype, whole=True)
-    return plans[dtype, True]
+    if not cached[dtype, False].fits_whole or tiles < threads.num_threads or batch < 0.8 * tiles * LANES or not batch:
+        return cached[dtype, False]
+    if (dtype, True) not in cached:
+        cached[dtype, True] = PreparedGrammar(tables_of(rhm), dtype, whole=True)
+    return cached[dtype, True]
 
 
 def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
@@ -128,19 +128,19 @@ class Truth(NamedTuple):
 
 # -- one chunk of samples ------------------------------------------------------------------------------------------------
 def propagate(
-    plan: Plan, evidence: Evidence, out: dict[str, Any], first_sample: int = 0, truth: Truth | None = None
+    grammar: PreparedGrammar, evidence: Evidence, out: dict[str, Any], first_sample: int = 0, truth: Truth | None = None
 ) -> list[int]:
     """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range.
 
     `first_sample`: index in the batch of the first sample, for error messages. The names in `out` are those of `infer`,
     "beliefs", which needs `truth`, and "moments".
     """
-    t, batch = plan.tables, len(evidence)
+    t, batch = grammar.tables, len(evidence)
     upward, marginals, downward = (_addresses(out.get(name, {}), t.depth) for name in ("upward", "marginals", "downward"))
     symbols, copies = (_addresses(truth.symbols, t.depth), truth.copies) if truth else (np.zeros(t.depth + 1, np.int64), 0)
     go_down = truth is not None or not {"marginals", "downward", "moments"}.isdisjoint(out)
     want_logs = "log_evidence" in out
-    up_links, down_links = plan.links(batch), plan.links(batch) if go_down else {}
+    up_links, down_links = grammar.links(batch), grammar.links(batch) if go_down else {}
     flagged = np.zeros(batch, np.uint8)
     if want_logs:
         out["log_evidence"][:] = 0
@@ -148,7 +148,7 @@ def propagate(
         out[name][:] = 0
 
     def sweep(low: int, high: int, rising: bool, down: bool) -> None:
-        job = plan.job(
+        job = grammar.job(
             low,
             high,
             evidence,
@@ -166,7 +166,7 @@ def propagate(
         beliefs = np.zeros((high - low + 1, job.items if job.copies else 0), np.int64)
         moments = np.zeros((2, high - low + 1, job.items if job.moments else 0))
         wanted = upward if rising else np.zeros_like(upward)
-        _over_tiles(plan, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, moments, status)
+        _over_tiles(grammar, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, moments, status)
         _merge(flagged, status, evidence, first_sample)
         if job.logs:
             out["log_evidence"] += logs.reshape(batch, -1).sum(axis=1)
@@ -175,7 +175,7 @@ def propagate(
         if job.copies:
             out["beliefs"][:, low : high + 1] += beliefs.reshape(high - low + 1, batch, -1).sum(axis=2).T
 
-    *lower, top = plan.bands
+    *lower, top = grammar.bands
     for band in lower:
         sweep(*band, rising=True, down=False)
     sweep(*top, rising=True, down=go_down)
@@ -186,26 +186,32 @@ def propagate(
 
 
 def draw(
-    plan: Plan, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray, out: Levels, stride: int, first_sample: int = 0
+    grammar: PreparedGrammar,
+    evidence: Evidence,
+    keys: np.ndarray,
+    numbers: np.ndarray,
+    out: Levels,
+    stride: int,
+    first_sample: int = 0,
 ) -> list[int]:
     """Fill `out` (draws, samples, nodes) with the draws `numbers` of a contiguous chunk of samples.
 
     Returns the samples whose numbers left the floating point range. `out` may be part of a larger array, in which draws are
     `stride` samples apart.
     """
-    t, batch = plan.tables, len(evidence)
+    t, batch = grammar.tables, len(evidence)
     nowhere = np.zeros(t.depth + 1, np.int64)
-    links, flagged = plan.links(batch), np.zeros(batch, np.uint8)
-    for low, high in plan.bands[:-1]:
-        job = plan.job(low, high, evidence, links, root_out=_address(links[high]))
+    links, flagged = grammar.links(batch), np.zeros(batch, np.uint8)
+    for low, high in grammar.bands[:-1]:
+        job = grammar.job(low, high, evidence, links, root_out=_address(links[high]))
         status, nothing = np.zeros(job.items, np.uint8), (np.empty(0), nowhere, np.empty((0, 0), np.int64), np.empty((0, 0, 0)))
-        _over_tiles(plan, kernels.run_tiles, job, nowhere, nowhere, nowhere, *nothing, status)
+        _over_tiles(grammar, kernels.run_tiles, job, nowhere, nowhere, nowhere, *nothing, status)
         _merge(flagged, status, evidence, first_sample)
-    for low, high in reversed(plan.bands):
-        job = plan.job(low, high, evidence, links)
+    for low, high in reversed(grammar.bands):
+        job = grammar.job(low, high, evidence, links)
         status = np.zeros(job.items, np.uint8)
         apart, addresses = stride * job.subtrees, _addresses(out, t.depth)
-        _over_tiles(plan, kernels.sample_tiles, job, keys, numbers, apart, addresses, status)
+        _over_tiles(grammar, kernels.sample_tiles, job, keys, numbers, apart, addresses, status)
         _merge(flagged, status, evidence, first_sample)
     return np.flatnonzero(flagged).tolist()
 
@@ -228,9 +234,9 @@ def _address(array: np.ndarray | None) -> int:
 
 
 # -- threads and memory ----------------------------------------------------------------------------------------------------
-def _over_tiles(plan: Plan, kernel: Any, job: kernels.Job, *arguments: Any) -> None:
+def _over_tiles(grammar: PreparedGrammar, kernel: Any, job: kernels.Job, *arguments: Any) -> None:
     def block(first: int, last: int) -> None:
-        kernel(first, last, _workspace(plan), plan.one, plan.limits, plan.rules, job, *arguments)
+        kernel(first, last, _workspace(grammar), grammar.one, grammar.limits, grammar.rules, job, *arguments)
 
     threads.over_blocks(-(-job.items // LANES), block)
 
@@ -238,13 +244,13 @@ def _over_tiles(plan: Plan, kernel: Any, job: kernels.Job, *arguments: Any) -> N
 _local = threading.local()
 
 
-def _workspace(plan: Plan) -> np.ndarray:
+def _workspace(grammar: PreparedGrammar) -> np.ndarray:
     """The workspace of this thread, kept between calls because new memory pages cost as much time as the computation on them."""
     spaces = _local.__dict__.setdefault("spaces", {})
-    space = spaces.get(plan.dtype)
-    if space is None or len(space) < plan.workspace:
+    space = spaces.get(grammar.dtype)
+    if space is None or len(space) < grammar.workspace:
         # From 4 MB on numpy requests huge pages, which reduce misses of the address translation.
-        size = max(plan.workspace, 2**22 // plan.dtype.itemsize)
-        space = spaces[plan.dtype] = aligned((size,), plan.dtype, boundary=2**21)
+        size = max(grammar.workspace, 2**22 // grammar.dtype.itemsize)
+        space = spaces[grammar.dtype] = aligned((size,), grammar.dtype, boundary=2**21)
         space[:] = 0
     return space

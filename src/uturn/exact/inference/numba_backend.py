@@ -16,7 +16,7 @@ from uturn.core.progress import steps
 from uturn.core.threads import over_blocks
 from uturn.exact.inference.beliefs import Beliefs, entropy_of
 from uturn.exact.inference.checks import ImpossibleEvidenceError, impossible_evidence
-from uturn.exact.inference.engine import Levels, Plan, Truth, draw, plan_of, propagate
+from uturn.exact.inference.engine import Levels, PreparedGrammar, Truth, draw, prepared_grammar, propagate
 from uturn.exact.inference.evidence import LOG, Evidence
 from uturn.exact.inference.kernels import FIXED_POINT
 from uturn.exact.inference.tables import tables_of
@@ -31,18 +31,18 @@ def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...]) -> Belie
     if "log_evidence" in outputs and evidence.kind != LOG:
         evidence = Evidence.of(evidence.log(np.arange(len(evidence))))
     batch = len(evidence)
-    plan = plan_of(rhm, evidence.dtype, 0 if "log_evidence" in outputs else batch)
-    out = _empty(plan, batch, outputs)
+    grammar = prepared_grammar(rhm, evidence.dtype, 0 if "log_evidence" in outputs else batch)
+    out = _empty(grammar, batch, outputs)
     left = []
-    for first in steps(range(0, batch, plan.chunk)):
-        rows = slice(first, min(first + plan.chunk, batch))
+    for first in steps(range(0, batch, grammar.chunk)):
+        rows = slice(first, min(first + grammar.chunk, batch))
         views = {name: x[rows] if name == "log_evidence" else {k: y[rows] for k, y in x.items()} for name, x in out.items()}
-        left += [first + b for b in propagate(plan, evidence.rows(first, rows.stop), views, first)]
-    if left and plan.dtype == _SINGLE:
-        plan, samples, left = plan_of(rhm, _DOUBLE), left, []
-        for part, values in _parts(samples, evidence, plan):
-            again = _empty(plan, len(part), outputs)
-            lost = propagate(plan, values, again)
+        left += [first + b for b in propagate(grammar, evidence.rows(first, rows.stop), views, first)]
+    if left and grammar.dtype == _SINGLE:
+        grammar, samples, left = prepared_grammar(rhm, _DOUBLE), left, []
+        for part, values in _parts(samples, evidence, grammar):
+            again = _empty(grammar, len(part), outputs)
+            lost = propagate(grammar, values, again)
             good = np.setdiff1d(np.arange(len(part)), lost)
             for name, x in again.items():
                 for target, source in [(out[name], x)] if name == "log_evidence" else [(out[name][k], x[k]) for k in x]:
@@ -75,14 +75,14 @@ def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
     """
     batch, nodes = len(evidence), np.array([rhm.num_nodes(level) for level in range(rhm.depth + 1)])
     truth = _checked(truth, rhm)
-    plan = plan_of(rhm, evidence.dtype, batch)
+    grammar = prepared_grammar(rhm, evidence.dtype, batch)
     out, left = np.empty((batch, rhm.depth + 1), np.int64), []
-    for first in steps(range(0, batch, plan.chunk)):
-        last = min(first + plan.chunk, batch)
-        left += [first + b for b in propagate(plan, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
+    for first in steps(range(0, batch, grammar.chunk)):
+        last = min(first + grammar.chunk, batch)
+        left += [first + b for b in propagate(grammar, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
     found = out / (FIXED_POINT * nodes)
     impossible: list[int] = []
-    for part, values in _parts(left, evidence, plan_of(rhm, evidence.dtype)):
+    for part, values in _parts(left, evidence, prepared_grammar(rhm, evidence.dtype)):
         try:  # `infer` computes these in the precision that they need
             marginals = infer_numba(rhm, values, ("marginals",)).marginals
         except ImpossibleEvidenceError as error:
@@ -110,19 +110,19 @@ def _checked(truth: Truth, rhm: Any) -> Truth:
 def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> Levels:
     """`sample_posterior` for evidence of checked shape, with one key per sample and a leading axis for the draws `numbers`."""
     batch, keys = len(evidence), np.ascontiguousarray(keys)
-    plan = plan_of(rhm, evidence.dtype, batch)
+    grammar = prepared_grammar(rhm, evidence.dtype, batch)
     integers = np.dtype(np.int64)
     out = {level: recycled((len(numbers), batch, rhm.num_nodes(level)), integers) for level in range(rhm.depth + 1)}
     left = []
-    for first in steps(range(0, batch, plan.chunk)):
-        rows = slice(first, min(first + plan.chunk, batch))
+    for first in steps(range(0, batch, grammar.chunk)):
+        rows = slice(first, min(first + grammar.chunk, batch))
         views = {level: x[:, rows] for level, x in out.items()}
-        left += [first + b for b in draw(plan, evidence.rows(first, rows.stop), keys[rows], numbers, views, batch, first)]
-    if left and plan.dtype == _SINGLE:
-        plan, samples, left = plan_of(rhm, _DOUBLE), left, []
-        for part, values in _parts(samples, evidence, plan):
+        left += [first + b for b in draw(grammar, evidence.rows(first, rows.stop), keys[rows], numbers, views, batch, first)]
+    if left and grammar.dtype == _SINGLE:
+        grammar, samples, left = prepared_grammar(rhm, _DOUBLE), left, []
+        for part, values in _parts(samples, evidence, grammar):
             again = {level: np.empty((len(numbers), len(part), x.shape[2]), np.int64) for level, x in out.items()}
-            lost = draw(plan, values, keys[part], numbers, again, len(part))
+            lost = draw(grammar, values, keys[part], numbers, again, len(part))
             for level, x in again.items():
                 out[level][:, part] = x
             left += part[lost].tolist()
@@ -144,9 +144,9 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
     These are sums over all nodes of a level, so a small entropy is a difference of large numbers; rounding below 0 is cut off.
     """
     batch, L = len(log_evidence), rhm.depth
-    plan = plan_of(rhm, _DOUBLE, 2**40)  # the same for any batch, since sums over bands round differently
+    grammar = prepared_grammar(rhm, _DOUBLE, 2**40)  # the same for any batch, since sums over bands round differently
     moments, root, left = np.empty((batch, 2, L + 1)), np.empty((batch, 1, rhm.num_classes)), []
-    size = max(1, min(plan.chunk, _COPY // (rhm.num_leaves * rhm.vocab_size)))
+    size = max(1, min(grammar.chunk, _COPY // (rhm.num_leaves * rhm.vocab_size)))
     evidence = Evidence.of(log_evidence)
     for first in range(0, batch, size):
         last = min(first + size, batch)
@@ -157,7 +157,7 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
 
         over_blocks(last - first, copy, rhm.num_leaves * rhm.vocab_size)
         out = {"moments": moments[first:last], "marginals": {L: root[first:last]}}
-        left += [first + b for b in propagate(plan, Evidence.of(values, evidence.log), out, first)]
+        left += [first + b for b in propagate(grammar, Evidence.of(values, evidence.log), out, first)]
     own, scales = moments[:, 0].T, moments[:, 1].T
     rules = np.zeros((L + 1, batch))  # entropy of all rules of a level
     rules[1:] = np.maximum(own[1:] - scales[1:] - own[:-1], 0)
@@ -173,26 +173,26 @@ def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
     return {level: of_root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
 
 
-def _empty(plan: Plan, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
-    t = plan.tables
+def _empty(grammar: PreparedGrammar, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
+    t = grammar.tables
     shapes = {level: (batch, t.branching ** (t.depth - level), int(n)) for level, n in enumerate(t.symbols)}
     out: dict[str, Any] = {}
     for name in outputs:
         if name == "log_evidence":
             out[name] = np.empty(batch)
         else:
-            out[name] = {level: recycled(x, plan.dtype) for level, x in shapes.items()}
+            out[name] = {level: recycled(x, grammar.dtype) for level, x in shapes.items()}
     if "downward" in out:
         out["downward"][t.depth][:] = t.class_probability
     return out
 
 
-def _parts(samples: list[int], evidence: Evidence, plan: Plan) -> Iterator[tuple[np.ndarray, Evidence]]:
-    """Groups of the given samples, small enough to copy, and their log-evidence in the plan's precision."""
-    size = max(1, min(plan.chunk, _COPY // (plan.tables.vocab_size * plan.tables.branching**plan.tables.depth)))
+def _parts(samples: list[int], evidence: Evidence, grammar: PreparedGrammar) -> Iterator[tuple[np.ndarray, Evidence]]:
+    """Groups of the given samples, small enough to copy, and their log-evidence in the precision of `grammar`."""
+    size = max(1, min(grammar.chunk, _COPY // (grammar.tables.vocab_size * grammar.tables.branching**grammar.tables.depth)))
     for first in range(0, len(samples), size):
         part = np.array(samples[first : first + size])
-        yield part, Evidence.of(evidence.log(part).astype(plan.dtype))
+        yield part, Evidence.of(evidence.log(part).astype(grammar.dtype))
 
 
 def _in_wide_range(rhm: Any, evidence: Evidence, samples: list[int], finish: Any) -> None:

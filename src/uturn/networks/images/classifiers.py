@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from uturn.core.checks import one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.modules import LoadedModule, load_module, network_files
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 @dataclass(frozen=True)
@@ -232,71 +229,3 @@ def in_top(logits: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     own = np.take_along_axis(logits, at, axis=-1)
     above = (logits > own) | ((logits == own) & (np.arange(logits.shape[-1]) < at))
     return above.sum(axis=-1) < count
-
-
-def class_transitions(run: xr.Dataset, name: str = "", num_classes: int | None = None) -> xr.DataArray:
-    """Class transition matrices of a run of images: how often an original of one class is rebuilt as another.
-
-    Entry (noise, a, b): of the reconstructions of all originals that the classifier assigns to class a, the share that it assigns
-    to class b. Rows sum to 1; rows without items are NaN. U-turns that are not finished do not count.
-
-    Parameters
-    ----------
-    run
-        Results with `original_class` and `predicted_class` (probe `network_layers` on images). They are read one noise level at a
-        time; the matrices take 4 num_classes^2 bytes a level (4 MB for 1,000 classes), so select levels of a long run first.
-    name
-        Name of the classifier, if the probe has one.
-    num_classes
-        By default the largest class in the run, plus 1.
-
-    Returns
-    -------
-    DataArray float32 (noise, original_class, predicted_class), with the coordinate `count` (noise, original_class): number of
-    reconstructions in a row.
-
-    Raises
-    ------
-    ValueError
-        If the run has no such variables, or classes beyond `num_classes`.
-    """
-    import xarray as xr
-
-    prefix = f"{name}_" if name else ""
-    for variable in (f"{prefix}original_class", f"{prefix}predicted_class"):
-        if variable not in run:
-            found = sorted(v.removesuffix("original_class").rstrip("_") for v in map(str, run) if v.endswith("original_class"))
-            raise ValueError(
-                f"name = {name!r}: the run has no variable {variable!r}; expected results of the probe network_layers on images"
-                f"{f', with one of the names {found}' if found else ''}"
-            )
-    before, after = run[f"{prefix}original_class"], run[f"{prefix}predicted_class"]
-    after = after.transpose("noise", "item", "trajectory")
-    before = before.transpose("noise", "item")
-    if num_classes is None:
-        tops = [float(values.max()) for values in (before, after)] if before.size and after.size else []
-        num_classes = int(max((top for top in tops if np.isfinite(top)), default=-1)) + 1
-    shares = np.full((run.sizes["noise"], num_classes, num_classes), np.nan, np.float32)
-    counts = np.zeros((run.sizes["noise"], num_classes), np.int64)
-    for k in range(run.sizes["noise"]):
-        first, second = np.broadcast_arrays(before[k].values[:, None], after[k].values)
-        done = np.isfinite(first) & np.isfinite(second)
-        pairs = np.stack([first[done], second[done]]).astype(np.int64)
-        if pairs.size and pairs.max() >= num_classes:
-            raise ValueError(f"num_classes = {num_classes}, but the run has class {pairs.max()}; expected more, or None")
-        table = np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2).reshape(num_classes, num_classes)
-        counts[k] = table.sum(axis=1)
-        np.divide(table, counts[k][:, None], out=shares[k], where=counts[k][:, None] > 0, casting="unsafe")
-    classes = np.arange(num_classes)
-    return xr.DataArray(
-        shares,
-        dims=("noise", "original_class", "predicted_class"),
-        coords={
-            "noise": run.noise,
-            "original_class": classes,
-            "predicted_class": classes,
-            "count": (("noise", "original_class"), counts),
-        },
-        name=f"{prefix}class_transitions",
-        attrs={"long_name": "share of the reconstructions of a class"},
-    )

@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Options of the published models, named as their files (the README of openai/guided-diffusion)."""
 
 
-class Options(BaseModel):
+class GuidedDiffusionOptions(BaseModel):
     """Options of the original's scripts, None where they are not given; text is read as in its flags."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,7 +101,7 @@ class Options(BaseModel):
         return value
 
 
-def read_options(path: Path | None, preset: str | None, options: Mapping[str, Any]) -> Options:
+def read_options(path: Path | None, preset: str | None, options: Mapping[str, Any]) -> GuidedDiffusionOptions:
     """Options of a preset (by default the one that the file is named after), with those given by name in their place.
 
     Raises
@@ -114,7 +114,7 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
             raise ValueError(f"{path}: no preset given, and the file is not named after one; expected {preset_words()}")
         preset = path.stem
     try:
-        given = Options(**{**_preset_options(preset), **options})
+        given = GuidedDiffusionOptions(**{**_preset_options(preset), **options})
     except ValidationError as error:
         raise ValueError("; ".join(_option_error(entry) for entry in error.errors())) from None
     if given.timestep_respacing:
@@ -156,5 +156,5 @@ def preset_words() -> str:
 def _option_error(entry: Any) -> str:
     name, value = ".".join(str(part) for part in entry["loc"]), f"{entry['input']!r}"[:60]
     if entry["type"] == "extra_forbidden":
-        return f"{name} = {value}: no such option; expected one of {', '.join(Options.model_fields)}"
+        return f"{name} = {value}: no such option; expected one of {', '.join(GuidedDiffusionOptions.model_fields)}"
     return f"{name} = {value}: {entry['msg'].removeprefix('Value error, ')}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from uturn.core.checks import one_line
-from uturn.networks.images.guided_diffusion_options import Options, preset_words
+from uturn.networks.images.guided_diffusion_options import GuidedDiffusionOptions, preset_words
 from uturn.networks.images.own_denoisers import ADVICE
 
 _FORGOTTEN = {
@@ -126,7 +126,7 @@ class Architecture:
             num_classes=shape("label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None,
         )
 
-    def checked_options(self, path: Path, given: Options) -> dict[str, Any]:
+    def checked_options(self, path: Path, given: GuidedDiffusionOptions) -> dict[str, Any]:
         """All options of the network, or a ValueError where they are incomplete, contradict the weights, or fit no network."""
         self._check_channels(path)
         size = self._checked_size(path, given)
@@ -162,7 +162,7 @@ class Architecture:
         if bad:
             raise ValueError(f"{path}: {bad[0]} channels; expected multiples of 32, the groups of the normalisation")
 
-    def _checked_size(self, path: Path, given: Options) -> int:
+    def _checked_size(self, path: Path, given: GuidedDiffusionOptions) -> int:
         """The image size, if it fits the levels; the number of heads must be given too."""
         size, levels = given.image_size, len(self.channels)
         if size is None:
@@ -186,7 +186,7 @@ class Architecture:
             "resblock_updown": self.resblock_updown,
         }
 
-    def _comparable(self, given: Options, size: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _comparable(self, given: GuidedDiffusionOptions, size: int, found: Mapping[str, Any]) -> dict[str, Any]:
         """The given options that the weights determine too, in the form in which `_options` has them."""
         levels = len(self.channels)
         comparable = given.model_dump(include=set(found), exclude_none=True)

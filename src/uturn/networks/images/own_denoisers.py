@@ -85,7 +85,7 @@ def denoiser_function(path: str) -> Callable[[], Any]:
     return import_function(path, f"model = {path!r}", _FORMS)
 
 
-def made_by(path: str) -> tuple[DenoiserModel, bool]:
+def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
     """What the function "module:function" returns, checked, and whether it is the pair (module, scheduler).
 
     The scheduler of a pair says what its module predicts.

@@ -110,12 +110,12 @@ def read_folder(path: Path) -> Folder:
             raise ValueError(
                 f"{name}/model_index.json cannot be read ({one_line(error)}); fetch or write the folder again"
             ) from None
-        return checked_folder(name, index)
+        return pipeline_folder(name, index)
     try:
         index = DiffusionPipeline.load_config(name)
     except Exception as error:
         raise not_fetched(name, error) from None
-    found = checked_folder(name, index)  # before gigabytes are fetched
+    found = pipeline_folder(name, index)  # before gigabytes are fetched
     try:
         return found._replace(path=Path(DiffusionPipeline.download(name, **dict.fromkeys(found.left_out))))
     except Exception as error:
@@ -146,7 +146,7 @@ def not_fetched(name: str, error: Exception) -> ValueError:
     )
 
 
-def checked_folder(name: str, index: Any) -> Folder:
+def pipeline_folder(name: str, index: Any) -> Folder:
     """The folder of a pipeline's index; ValueError if the pipeline makes no U-turns."""
     if not isinstance(index, dict):
         raise ValueError(f"{name}/model_index.json holds {index!r:.60}; expected the parts of a pipeline of diffusers")

@@ -18,7 +18,7 @@ from uturn.core.checks import checked_integer, checked_path, one_line
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.images.conditions import UNCONDITIONAL, Condition, Conditioned
-from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, made_by
+from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, denoiser_from_function
 from uturn.networks.images.pipelines import (
     Folder,
     for_inference,
@@ -265,7 +265,7 @@ def _read_own(path: Path, options: _Options) -> Pretrained:
             f"preset={options.preset!r}: only for checkpoints of guided-diffusion, but {name} is a function; leave it out"
         )
     options.check_size(name)
-    own, is_pair = made_by(name)
+    own, is_pair = denoiser_from_function(name)
     prediction = None if is_pair else Prediction(own)
     config = getattr(own.network, "config", None)
     shape = shape_of(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else own.image_shape

@@ -22,7 +22,7 @@ from uturn.core.checks import one_line
 from uturn.core.pieces import half_precision_words
 from uturn.networks.bars import without_bars
 from uturn.networks.images.pipelines import TEXT_PARTS, Folder, for_inference, load_part
-from uturn.networks.training import fingerprint
+from uturn.networks.state_dicts import fingerprint
 
 _ZEROS = "force_zeros_for_empty_prompt"
 _AT_ONCE = 16  # prompts that are encoded together

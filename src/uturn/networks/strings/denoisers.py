@@ -24,7 +24,8 @@ from uturn.core.random import Purpose, checked_seed, keys, streams, uniforms
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.networks.training import History, fingerprint, train
+from uturn.networks.state_dicts import fingerprint
+from uturn.networks.training import History, train
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -226,7 +226,7 @@ class LanguageModel(Framed):
 
 
 class TokenBeliefs:
-    """Beliefs of a language model, kept as log-probabilities up to a constant on its device (`unmasking.Beliefs`)."""
+    """Beliefs of a language model, kept as log-probabilities up to a constant on its device (`unmasking.NetworkBeliefs`)."""
 
     def __init__(self, logits: torch.Tensor, width: int, name: str = "the model", dtype: Any = None) -> None:
         self._logits, self._width, self._name, self._dtype = logits, width, name, dtype

@@ -14,9 +14,9 @@ from uturn.core.imports import import_function, is_import_path
 from uturn.networks.bars import without_bars
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
+from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
 from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
-from uturn.networks.training import fingerprint
 
 FORMS = "'module:function', a function without arguments that returns an object with the members of uturn.networks.TokenNetwork"
 # What the configuration of a model does not say about its output, by its `model_type`.
@@ -31,7 +31,7 @@ _PLAIN = ("dream",)  # kinds whose code reads no `attention_mask` (batch, length
 _TIME_NAMES = ("timesteps", "sigma", "noise", "t")
 
 
-class Pretrained(torch.nn.Module):
+class TransformersNetwork(torch.nn.Module):
     """A model of transformers as a `TokenNetwork`, or any module that takes ids."""
 
     def __init__(self, model: Any) -> None:
@@ -174,7 +174,7 @@ def own_language(model: str) -> Any:
     return import_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
 
 
-def made_by(model: str, where: str, forms: str) -> Any:
+def network_from_function(model: str, where: str, forms: str) -> Any:
     """What the user's function "module:function" returns; errors begin with `where` and end with `forms`."""
     function = import_function(model, where, forms)
     try:
@@ -184,7 +184,7 @@ def made_by(model: str, where: str, forms: str) -> Any:
 
 
 def _read_own(model: str, where: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
-    made = made_by(model, where, FORMS)
+    made = network_from_function(model, where, FORMS)
     if not callable(getattr(made, "logits", None)):
         raise ValueError(f"{where} gives a {type(made).__name__} without a method logits(ids, noise); expected {FORMS}")
     return made, {}, own_tokenizer(made, where)
@@ -230,7 +230,7 @@ def _read_folder(
 ) -> tuple[Any, dict[str, Any], Tokenizer | None]:
     """A model of transformers, what its kind says about its output, and its tokenizer."""
     config = read_config(model, where, trusted, FORMS)
-    network = Pretrained(_model(model, where, config, trusted))
+    network = TransformersNetwork(_model(model, where, config, trusted))
     read = load_tokenizer(tokenizer or model, split, trusted)
     words = dict(_KINDS.get(_kind(config), {}))
     size = int(getattr(config, "vocab_size", read.size))

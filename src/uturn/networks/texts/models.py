@@ -17,22 +17,22 @@ from uturn.core.imports import is_import_path
 from uturn.core.pieces import is_out_of_memory
 from uturn.networks.bars import without_bars, without_lists
 from uturn.networks.images.pretrained import checked_device
+from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import LanguageModel
 from uturn.networks.texts.language_files import (
     Embedded,
-    Pretrained,
+    TransformersNetwork,
     architectures,
     is_causal,
     load_language_model,
     longest_call,
-    made_by,
+    network_from_function,
     own_tokenizer,
     read_config,
     read_weights,
     reason,
 )
 from uturn.networks.texts.tokenizers import Framed, Tokenizer, load_tokenizer
-from uturn.networks.training import fingerprint
 
 FORMS = "'module:function', a function without arguments that returns a torch.nn.Module that takes ids (batch, length)"
 _CLASSES = {"encoder": "AutoModel", "causal": "AutoModelForCausalLM"}
@@ -184,7 +184,7 @@ def load_text_model(
         length = longest_call(config, made)
         _check_sizes(where, module, made)
     module = module.to(place, getattr(torch, dtype)).eval().requires_grad_(False)
-    call = Pretrained(module)
+    call = TransformersNetwork(module)
     return TextModel(
         module,
         call,
@@ -213,9 +213,9 @@ def as_text_model(language: LanguageModel, where: str) -> TextModel:
     module: Any = network
     call: Any = network.logits
     config, layers = None, "every block"
-    if isinstance(network, Pretrained):
+    if isinstance(network, TransformersNetwork):
         module = getattr(network.model, "base_model", network.model)
-        call, config = Pretrained(module), getattr(module, "config", None)
+        call, config = TransformersNetwork(module), getattr(module, "config", None)
     elif isinstance(network, Embedded):
         module, layers = network.model, "blocks.*"
     return TextModel(
@@ -253,7 +253,7 @@ def kind_of(config: Any, where: str) -> Literal["causal", "masked"]:
 
 
 def _own_module(model: str, where: str) -> nn.Module:
-    module = made_by(model, where, FORMS)
+    module = network_from_function(model, where, FORMS)
     if not isinstance(module, nn.Module):
         raise ValueError(f"{where} gives a {type(module).__name__}; expected {FORMS}")
     return module

@@ -35,7 +35,7 @@ class Token(NamedTuple):
     separates: bool = False
 
 
-class Row(NamedTuple):
+class ShownText(NamedTuple):
     """A text of a block: the noise level (None for the original), its tokens, and the noisy text it comes from."""
 
     noise: float | None
@@ -43,7 +43,9 @@ class Row(NamedTuple):
     noisy: list[Token]
 
 
-def blocks(data: xr.Dataset, most_items: int | None = None, most_levels: int | None = None) -> Iterator[tuple[int, list[Row]]]:
+def blocks(
+    data: xr.Dataset, most_items: int | None = None, most_levels: int | None = None
+) -> Iterator[tuple[int, list[ShownText]]]:
     """Number of each item that is shown, and its rows: the original, then a reconstruction for each noise level."""
     count, levels = data.sizes["shown_item"], data.sizes["shown_noise"]
     wanted = evenly_spaced(levels, levels if most_levels is None else most_levels)
@@ -56,7 +58,7 @@ def blocks(data: xr.Dataset, most_items: int | None = None, most_levels: int | N
         region = [-1 if regions is None else int(regions[item, k]) for k in there]
         separates = [separators is not None and bool(separators[item, k]) for k in there]
         original = [Token(readable(text), region=r, separates=s) for text, r, s in zip(texts, region, separates, strict=True)]
-        rows = [Row(None, original, [])]
+        rows = [ShownText(None, original, [])]
         for level in wanted:
             at = one.isel(shown_noise=level)
             noised, changed = ([bool(marks[k]) for k in there] for marks in (at.noised.values, at.changed.values))
@@ -65,7 +67,7 @@ def blocks(data: xr.Dataset, most_items: int | None = None, most_levels: int | N
                 Token(_noisy_text(str(at.noisy_piece.values[k]), text), mark)
                 for k, text, mark in zip(there, texts, noised, strict=True)
             ]
-            rows.append(Row(float(at.shown_noise), tokens, noisy))
+            rows.append(ShownText(float(at.shown_noise), tokens, noisy))
         yield int(one.shown_item), rows
 
 
@@ -123,7 +125,7 @@ def draw_texts(axis: Any, data: xr.Dataset, width: float, height: float) -> None
     _draw_blocks(axis, data, laid, width, height)
 
 
-_Laid = list[tuple[int, Row, list[list[tuple[int, Token]]]]]  # item, row, lines of tokens with their columns
+_Laid = list[tuple[int, ShownText, list[list[tuple[int, Token]]]]]  # item, row, lines of tokens with their columns
 
 
 def _laid(data: xr.Dataset, most_items: int, most_levels: int, columns: int) -> _Laid:
