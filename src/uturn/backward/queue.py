@@ -53,7 +53,7 @@ def run_queue(process: Process, work: Iterable[Any]) -> Iterator[tuple[Any, np.n
     """Results `(name, array)` in the order of completion; works are read when places become free, so they may be lazy."""
     waiting, cohorts = iter(work), list[Any]()
     while True:
-        free, entering = process.places - sum(len(cohort.names) for cohort in cohorts), []
+        free, entering = process.places - sum(len(cohort.names) for cohort in cohorts), list[Any]()
         while len(entering) < free and (new := next(waiting, None)) is not None:
             if process.calls(new):
                 entering.append(new)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,14 +17,17 @@ from uturn.core.protocols import Backward, UTurns
 from uturn.core.random import Streams, checked_seed
 
 
+Key = TypeVar("Key", bound=Hashable)
+
+
 def u_turns(
-    blocks: Iterable[tuple[Hashable, Any, float, Streams | int]],
+    blocks: Iterable[tuple[Key, Any, float, Streams | int]],
     corruption: Any,
     backward: Any,
     *,
     clones: int = 1,
     source: Any = None,
-) -> Iterator[tuple[Hashable, UTurns]]:
+) -> Iterator[tuple[Key, UTurns]]:
     """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
 
     A backward that reconstructs the data of several blocks together, such as a queue that keeps the batches of a network full,
@@ -122,11 +125,11 @@ def u_turn(
     return turned
 
 
-def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int, source: Any) -> Iterator[tuple[Hashable, UTurns]]:
-    waiting: dict[Hashable, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
+def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int, source: Any) -> Iterator[tuple[Key, UTurns]]:
+    waiting: dict[Key, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
     failures: list[Exception] = []  # of the source and of the corruption, which the backward only passes on
 
-    def noisy(blocks: Iterator[Any]) -> Iterator[tuple[Hashable, Any, Streams]]:
+    def noisy(blocks: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
         try:
             while (most is None or len(waiting) < most) and (block := next(blocks, None)) is not None:
                 key, originals, noise, streams = _checked_block(block, corruption, waiting)
@@ -173,11 +176,11 @@ def _named(failures: list[Exception]) -> Iterator[None]:
         raise
 
 
-def _is_in(key: Any, waiting: Collection[Hashable]) -> bool:
+def _is_in(key: Any, waiting: Collection[Any]) -> bool:
     return isinstance(key, Hashable) and key in waiting
 
 
-def _checked_block(block: Any, corruption: Any, waiting: Collection[Hashable]) -> tuple[Hashable, Any, float, Streams]:
+def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
     """A block with its `Streams`; a ValueError names what is wrong."""
     if not (isinstance(block, tuple) and len(block) == 4):
         raise ValueError(f"blocks gave {shown(block)}; expected (key, originals, noise, streams)")
