@@ -15,7 +15,6 @@ import pkgutil
 import posixpath
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import latex2mathml.converter
@@ -39,12 +38,13 @@ TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
 OPTIONS = ("    options:", "      show_root_heading: false", "      show_root_toc_entry: false", "      heading_level: 3")
 GALLERY = "Each figure is made by a command, with verdicts that compare it with theory: [figures and verdicts](figures.md)."
 REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../notation.md)."
-ALSO_PUBLIC = ("lab", "pages", "plan", "running", "timing")  # modules that users import beside those in `uturn.__all__`
+# Modules that users import beside those in `uturn.__all__`, and those of the names there.
+ALSO_PUBLIC = ("cli.presets", "core.experiment", "core.u_turns", "engine.plan", "engine.run", "pages", "pages.laboratory")
 
 
 def on_config(config: Any) -> Any:
     """Add the reference to the navigation."""
-    config.nav.append({"Reference": ["api/index.md", *({f"uturn.{name}": f"api/{name}.md"} for name in public_modules())]})
+    config.nav.append({"Reference": ["api/index.md", *({title: f"api/{title}.md"} for title in public_modules())]})
     return config
 
 
@@ -57,8 +57,8 @@ def on_files(files: Files, config: Any) -> Files:
     add(LABORATORY, laboratory())
     add("gallery.md", gallery(files, config))
     add("api/index.md", reference_index())
-    for name in public_modules():
-        add(f"api/{name}.md", reference(name))
+    for title, name in public_modules().items():
+        add(f"api/{title}.md", reference(title, name))
     notebooks = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.ipynb"))
     written = (f"docs/{file.src_uri}" for file in files.documentation_pages() if file.generated_by is None)
     waiting = [*PAGES, *notebooks, *written]
@@ -198,9 +198,10 @@ def title_of(notebook: Path) -> str:
 # -- reference -------------------------------------------------------------------------------------------------------------
 
 
-def public_modules() -> list[str]:
-    """Modules of the reference."""
-    return sorted({name for name in uturn.__all__ if inspect.ismodule(getattr(uturn, name))} | set(ALSO_PUBLIC))
+def public_modules() -> dict[str, str]:
+    """Modules of the reference, {title: module}; those in `uturn.__all__` have the title `ut.NAME`."""
+    named = {f"ut.{name}": value.__name__ for name in uturn.__all__ if inspect.ismodule(value := getattr(uturn, name))}
+    return dict(sorted(named.items())) | {f"uturn.{name}": f"uturn.{name}" for name in ALSO_PUBLIC}
 
 
 def reference_index() -> str:
@@ -211,25 +212,24 @@ def reference_index() -> str:
         if not inspect.ismodule(value):
             lines.append(f"| [`{name}`][{value.__module__}.{value.__qualname__}] | {first_sentence(value)} |")
     lines += ["", "| module | content |", "|---|---|"]
-    lines += [f"| [`uturn.{name}`]({name}.md) | {first_sentence(module(name))} |" for name in public_modules()]
+    for title, name in public_modules().items():
+        lines.append(f"| [`{title}`]({title}.md) | {first_sentence(importlib.import_module(name))} |")
     return "\n".join(lines)
 
 
-def reference(name: str) -> str:
+def reference(title: str, name: str) -> str:
     """The page of a module. Of a package it has the modules that the package itself, the README or a page of the docs names."""
-    package = module(name)
-    lines = [f"# uturn.{name}", "", f"::: uturn.{name}", *OPTIONS]
+    package = importlib.import_module(name)
+    lines = [f"# {title}", "", f"::: {name}", *OPTIONS]
     if hasattr(package, "__path__") and not hasattr(package, "__all__"):
         texts = [Path(str(package.__file__)), ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-        named = "\n".join(path.read_text(encoding="utf-8") for path in texts) + repr(getattr(package, "_HOME", ""))
-        for part in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
-            if f"uturn.{name}.{part}" in named or f"'{part}'" in named:
-                lines += ["", f"## uturn.{name}.{part}", "", f"::: uturn.{name}.{part}", *OPTIONS]
+        named = "\n".join(path.read_text(encoding="utf-8") for path in texts)
+        named += "".join(f"\nuturn.{home}" for home in getattr(package, "_HOMES", {}).values())
+        pages = set(public_modules().values())
+        for info in pkgutil.walk_packages(package.__path__, f"{name}."):
+            if not info.ispkg and info.name not in pages and re.search(rf"{re.escape(info.name)}\b", named):
+                lines += ["", f"## {info.name}", "", f"::: {info.name}", *OPTIONS]
     return "\n".join(lines)
-
-
-def module(name: str) -> ModuleType:
-    return importlib.import_module(f"uturn.{name}")
 
 
 def first_sentence(value: Any) -> str:

@@ -15,9 +15,10 @@ import xarray as xr
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
 from uturn.engine import measuring
+from uturn.store import objects, places
 from uturn.store.objects import Objects
 from uturn.store.places import ObjectPrefix
-from uturn.store.record import Store, objects, places
+from uturn.store.record import Store
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")

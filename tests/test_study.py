@@ -586,7 +586,7 @@ def as_version_3(path):
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
     for _, array in group.arrays():
         array.attrs.put({key: value for key, value in array.attrs.items() if key not in ("reading", "clean")})
-    group.attrs.update({"version": 3})
+    group.attrs.update({"format": "uturn.store", "version": 3})
     zarr.consolidate_metadata(path)
 
 

@@ -3,9 +3,6 @@
 import numpy as np
 
 import uturn as ut
-from uturn.core.protocols import Source
-from uturn.core.random import Purpose, keys
-from uturn.sources import Strings
 
 # {tree level: table (symbols, rules of a symbol, branching)} of symbols 0, 1, .. of the level below; the last level is the root.
 RULES = {
@@ -16,7 +13,7 @@ RULES = {
 GRAMMAR = ut.RandomHierarchyModel.from_rules(RULES)  # or RandomHierarchyModel.load("grammar.safetensors"), which .save wrote
 
 
-class Rules(Source):
+class Rules(ut.protocols.Source):
     """Strings of this grammar."""
 
     kind = "strings"
@@ -26,4 +23,5 @@ class Rules(Source):
         return GRAMMAR
 
     def blocks(self, items, seed, num_items):
-        yield Strings(items, GRAMMAR, GRAMMAR.sample(len(items), keys(seed, Purpose.ORIGINAL, items)))
+        keys = ut.random.keys(seed, ut.random.Purpose.ORIGINAL, items)
+        yield ut.sources.Strings(items, GRAMMAR, GRAMMAR.sample(len(items), keys))

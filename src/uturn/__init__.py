@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from uturn.core.lazy import lazy
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"
 
 # Public name -> module; "." at its end stands for the module itself.
 _HOMES = {

@@ -33,7 +33,7 @@ from uturn.store.places import Place, called, place_of
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store.record", 4
+FORMAT, VERSION = "uturn.store", 4
 _READABLE = (3, VERSION)  # stores of version 3 have no reading instructions
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results

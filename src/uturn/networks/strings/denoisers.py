@@ -121,7 +121,7 @@ def _block(inputs: int, hidden: int, outputs: int) -> nn.Module:
 
 
 class LearnedDenoiser:
-    """A trained network as a `uturn.backward.denoising.Denoiser`.
+    """A trained network as a `uturn.corruption.denoising.Denoiser`.
 
     Parameters
     ----------
