@@ -12,7 +12,7 @@ import numpy as np
 
 from uturn.core.contracts import checked_blocks, checked_readings, checked_stream, observed
 from uturn.core.experiment import Experiment, u_turn
-from uturn.core.own_parts import is_own, misfits_named
+from uturn.core.own_parts import SLIPS, is_own, misfits_named
 from uturn.core.progress import begun, part, steps
 from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
@@ -36,7 +36,7 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     """
     shared = experiment.parts.backward.shares_batches
     u_turns = _shared_u_turns if shared else _u_turns
-    with misfits_named("a U-turn", None, experiment.parts[:3], AttributeError):
+    with misfits_named("a U-turn", None, experiment.parts[:3], SLIPS):
         for names, found in u_turns(experiment, _joined(experiment, tasks), range(first, experiment.trajectories)):
             with begun(len(names), done=_RECONSTRUCTED * len(names) if shared else 0) as work:
                 readings, start = _read(experiment, found, experiment.trajectories - first), 0
