@@ -422,11 +422,11 @@ MUTATIONS = (
     ),
     # --- parts, and clones ---
     Mutation(
-        "numbers in the code of one's own part do not count",
-        "uturn.core.own_parts:_code_bytes",
-        "constants = [_code_bytes(c) if isinstance(c, CodeType) else _plain_bytes(c) for c in code.co_consts]",
-        "constants = [_code_bytes(c) for c in code.co_consts if isinstance(c, CodeType)]",
-        tests=(("test_parts::test_code_without_a_file", {}),),
+        "what stands beside the class of one's own part does not count as its code",
+        "uturn.core.own_parts:code_digest",
+        "Path(inspect.getfile(code)).read_bytes()",
+        "inspect.getsource(code).encode()",
+        tests=(("test_own_parts::test_the_digest_of_code_is_of_its_text", {}),),
     ),
     Mutation(
         "draws are cut into clones first, then trajectories",

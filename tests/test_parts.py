@@ -1,7 +1,6 @@
 """User-defined parts: what they give is checked, their mistakes are named, and nothing stored is executed."""
 
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -17,7 +16,6 @@ import uturn as ut
 from uturn.backward import ExactPosterior
 from uturn.cli import app
 from uturn.core.contracts import checked_blocks
-from uturn.core.own_parts import code_digest
 from uturn.engine.measuring import measure
 from uturn.engine.trial import check
 from uturn.probes import TreeLevels
@@ -684,38 +682,6 @@ def test_resuming_with_changed_code_is_refused(own_module, tmp_path):
     ut.run(changed, store)
     with pytest.raises(ValueError, match=r"the fingerprint of probes\[0\] has changed .*'1' in the store, '2' here"):
         ut.run(own_module(MODULE + "\n# changed\n", fingerprint="2"), store)
-
-
-SET_OF_STRINGS = """
-space = {}
-exec("class A:\\n def f(self, x):\\n  return x in {'a', 'b', 'c', 'd'}\\n", space)
-from uturn.core.own_parts import code_digest
-print(code_digest(space["A"]()))
-"""
-
-
-def test_code_without_a_file():
-    space = {}
-    exec("class A:\n def f(self):\n  return 1\n", space)
-    exec("class B:\n def f(self):\n  return 2\n", space)
-    exec("class A2:\n gain = 1\n def f(self, x=1):\n  return x in {'a', 'b', 'c'}\n", space)
-    exec("class B2:\n gain = 2\n def f(self, x=1):\n  return x in {'a', 'b', 'c'}\n", space)
-    exec("class C2:\n gain = 1\n def f(self, x=2):\n  return x in {'a', 'b', 'c'}\n", space)
-    for names in (("A", "B"), ("A2", "B2"), ("A2", "C2")):
-        classes = [space[name] for name in names]
-        for cls in classes:
-            cls.__qualname__ = cls.f.__qualname__ = "Same"
-        assert code_digest(classes[0]()) == code_digest(classes[0]())
-        assert code_digest(classes[0]()) != code_digest(classes[1]())
-    # The order of a set of strings differs between processes.
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", SET_OF_STRINGS], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
-        ).stdout
-        for seed in "123"
-    }
-    assert len(told) == 1
-    assert len(told.pop().strip()) == 64
 
 
 # -- trying a spec before its run -------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from uturn.core.checks import one_line, shown, validation_words
-from uturn.core.own_parts import attributes, completed, is_own, misfits_named
+from uturn.core.checks import OwnCodeError, one_line, place, shown, validation_words
+from uturn.core.own_parts import SLIPS, attributes, completed, is_own, misfits_named
 from uturn.core.protocols import Coordinates, Originals, Variable
 from uturn.core.reading import Instructions
 
@@ -70,12 +70,12 @@ def observed(originals: Any, corruption: Any, noise: float, streams: Any) -> Any
     """Noisy data of a block, read-only; a ValueError names a user-defined corruption whose output the block cannot read."""
     try:
         return read_only(corruption.observe(originals, noise, streams))
-    except (AttributeError, TypeError, LookupError) as error:
+    except SLIPS as error:
         if not is_own(corruption) or getattr(error, "obj", None) is originals:
             raise
-        raise ValueError(
+        raise OwnCodeError(
             f"{corruption!r}.corrupt gave what `observed_by` of the block, a {type(originals).__name__}, cannot read "
-            f"({type(error).__name__}: {one_line(error)})"
+            f"({type(error).__name__}: {one_line(error)}){place(error, type(originals))}"
         ) from error
 
 
@@ -192,7 +192,7 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
     found: list[Declared] = []
     for i, probe in enumerate(probes):
         label = repr(probe) if is_own(probe) else f"probes[{i}]"
-        with misfits_named(f"probes[{i}] ({type(probe).__name__})", probe, (source,), AttributeError):
+        with misfits_named(f"probes[{i}] ({type(probe).__name__})", probe, (source,), SLIPS):
             dims = checked_dims(label, probe.coordinates(source))
             variables = checked_variables(label, probe.variables(source), dims)
         probe_name, model = _probe_name(probe), str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))

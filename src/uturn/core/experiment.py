@@ -30,7 +30,7 @@ from uturn.core.contracts import (
     joined,
 )
 from uturn.core.files import read_table
-from uturn.core.own_parts import code_digest, is_own, misfits_named
+from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named
 from uturn.core.protocols import Coordinates, Variable
 from uturn.core.spec import build, check_fit, validation_words
 
@@ -223,9 +223,9 @@ class Experiment(BaseModel):
         corruption = build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"})
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
         check_fit(self.to_dict(), source, corruption, backward, probes)
-        with misfits_named(f"source ({type(source).__name__})", source, (backward,), AttributeError):
+        with misfits_named(f"source ({type(source).__name__})", source, (backward,), SLIPS):
             source = source.made_by(backward, self.seed)
-        with misfits_named(f"backward ({type(backward).__name__})", backward, (source, corruption), AttributeError):
+        with misfits_named(f"backward ({type(backward).__name__})", backward, (source, corruption), SLIPS):
             undone = backward.undone(corruption, source)
         if not hasattr(undone, "observe"):
             raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
@@ -276,7 +276,7 @@ class Experiment(BaseModel):
             **({"clone": (("clone",), np.arange(self.clones), {})} if self.clones > 1 else {}),
             "noise": (("noise",), levels, {"long_name": corruption.unit, **end}),
         }
-        with misfits_named(f"corruption ({type(corruption).__name__})", corruption, (source,), AttributeError):
+        with misfits_named(f"corruption ({type(corruption).__name__})", corruption, (source,), SLIPS):
             axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
         items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
         found = joined(found, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
@@ -295,7 +295,7 @@ class Experiment(BaseModel):
         for name, part in self.labelled():
             found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
         for k, probe in enumerate(self.parts.probes):
-            with misfits_named(f"probes[{k}] ({type(probe).__name__})", probe, (source,), AttributeError):
+            with misfits_named(f"probes[{k}] ({type(probe).__name__})", probe, (source,), SLIPS):
                 if taken := probe.taken_from(source):
                     found[f"probes[{k}].taken_from_source"] = taken
         return found | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
@@ -318,7 +318,7 @@ class Experiment(BaseModel):
         originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
         found: list[str] = []
         for name, part in checks:
-            with misfits_named(f"the model check of {name} ({type(part).__name__})", part, (source,), AttributeError):
+            with misfits_named(f"the model check of {name} ({type(part).__name__})", part, (source,), SLIPS):
                 found += part.model_check(source, originals)
         return [f"model check: {words}" for words in found]
 

@@ -1,7 +1,7 @@
 """User-defined parts: defaults of their protocol, errors that name them, and a digest of their code.
 
-A spec names the class of a user-defined part by its import path, "module:Class", or by the name that an installed package gives it.
-The part is an instance of a subclass of this class, made by `own_class`.
+A spec names the class of a user-defined part by its import path, "module:Class", or by the name that an installed package gives
+it. The part is an instance of a subclass of this class, made by `own_class`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Any
 from uturn.core.checks import OwnCodeError, errors_named, one_line, place
 
 DOCS = "docs/own-parts.md"
-_MISFITS = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, AttributeError)
+SLIPS = (AttributeError, TypeError, LookupError, ArithmeticError)
+"""Errors that no part raises in words of its own."""
 
 
 @cache
 def own_class(cls: type, protocol: type, label: str = "") -> type:
     """A subclass of a user's class that inherits the defaults of a protocol for the members that the class lacks.
 
-    With a label, such as "source ('module:Class')", it is the class of a part: errors in members of the protocol name the part and
-    the member, `repr` is the label, and parts are equal if they are the same object, since a cache may hold them.
+    With a label, such as "source ('module:Class')", it is the class of a part: errors in members of the protocol name the part
+    and the member, `repr` is the label, and a part equals itself alone, so that caches can hold it.
     """
     space: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     if label:
@@ -48,7 +49,7 @@ def own_class(cls: type, protocol: type, label: str = "") -> type:
 
 
 def _named(label: str, member: Any) -> Any:
-    """A member of a class whose errors, also those of a generator that it returns, begin with a label; values stay as they are."""
+    """A member of a class whose errors, also those of a generator that it returns, begin with a label; values stay."""
     if isinstance(member, staticmethod | classmethod):
         return type(member)(_named(label, member.__func__))
     if isinstance(member, property):
@@ -99,7 +100,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 @contextmanager
 def misfits_named(
-    label: str, part: Any, others: Iterable[Any], errors: type[Exception] | tuple[type[Exception], ...] = _MISFITS
+    label: str, part: Any, others: Iterable[Any], errors: tuple[type[Exception], ...] = (*SLIPS, ValueError, RuntimeError)
 ) -> Iterator[None]:
     """Turn an error of a built-in part, given user-defined parts or what they made, into a ValueError that names all of them.
 
@@ -122,14 +123,17 @@ def misfits_named(
 def code_digest(code: Any) -> str:
     """SHA-256 (hexadecimal) of the code of a user-defined part or function; empty for code without a text.
 
-    It covers the file of the module or, if there is none, the source text of the class or function. Modules that this code imports
-    are not covered.
+    It covers the file of the module or, if there is none, as in a notebook, the source text of the function or of the methods of
+    the class. Modules that this code imports are not covered.
     """
     if not inspect.isfunction(code):
-        code = type(code).__base__ if is_own(code) else type(code)
-    for read in (lambda: Path(inspect.getfile(code)).read_bytes(), lambda: inspect.getsource(code).encode()):
+        code = type(code).__bases__[0] if is_own(code) else type(code)
+    try:
+        text = Path(inspect.getfile(code)).read_bytes()
+    except (TypeError, OSError):
+        functions = [code] if inspect.isfunction(code) else filter(inspect.isfunction, vars(code).values())
         try:
-            return hashlib.sha256(read()).hexdigest()
-        except (TypeError, OSError):
-            continue
-    return ""
+            text = "".join(map(inspect.getsource, functions)).encode()
+        except OSError:
+            return ""
+    return hashlib.sha256(text).hexdigest()

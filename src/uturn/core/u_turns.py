@@ -16,7 +16,6 @@ from uturn.core.own_parts import is_own, misfits_named
 from uturn.core.protocols import Backward, UTurns
 from uturn.core.random import Streams, checked_seed
 
-
 Key = TypeVar("Key", bound=Hashable)
 
 

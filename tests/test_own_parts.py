@@ -1,0 +1,566 @@
+"""Classes of one's own of every make, their blocks, and parts that installed packages register."""
+
+import json
+import linecache
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import distributions
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel
+
+import uturn as ut
+from uturn.core import protocols
+from uturn.core.contracts import checked_blocks
+from uturn.core.own_parts import code_digest, completed, is_own
+from uturn.core.protocols import Noisy, Variable
+from uturn.core.random import normals
+from uturn.core.registry import PARTS
+from uturn.core.spec import build
+
+SPEC = {
+    "items": 4,
+    "chunk": 2,
+    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
+    "corruption": {"type": "masking", "noise": [0.0, 0.4]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}],
+}
+
+
+# -- classes of every make --------------------------------------------------------------------------------------------
+
+
+class Reads:
+    """The required members of a probe; `gain` multiplies its readings, and 0 is a mistake."""
+
+    __slots__ = ()
+
+    def variables(self, source):
+        return {"leaves": Variable(("noise", "item", "trajectory"), "unchanged leaves")}
+
+    def read(self, u_turns, source):
+        same = (u_turns.reconstructions[0] == u_turns.originals.data[:, None]).mean(axis=2)
+        return {"leaves": same / self.gain * self.gain**2 if self.gain else 1 // self.gain}
+
+
+class Plain(Reads):
+    def __init__(self, gain=2):
+        self.gain = gain
+
+
+class Slots(Reads):
+    __slots__ = ("gain",)
+
+    def __init__(self, gain=2):
+        self.gain = gain
+
+
+@dataclass
+class Data(Reads):
+    gain: int = 2
+
+
+@dataclass(frozen=True)
+class Frozen(Reads):
+    gain: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenSlots(Reads):
+    gain: int = 2
+
+
+class Fields(NamedTuple):
+    gain: int = 2
+
+
+class Tuple(Fields, Reads):
+    pass
+
+
+class Model(BaseModel):
+    gain: int = 2
+    _kept: int = 1
+
+    variables, read = Reads.variables, Reads.read
+
+
+class Forbids(Model, extra="forbid", frozen=True):
+    pass
+
+
+class Inherits(Plain, protocols.Probe):
+    pass
+
+
+class WithSpec(protocols.Spec, protocols.Probe):
+    gain: int = 2
+
+    variables, read = Reads.variables, Reads.read
+
+
+class Network(torch.nn.Module):
+    def __init__(self, gain=2):
+        super().__init__()
+        self.gain = gain
+
+    variables, read = Reads.variables, Reads.read
+
+
+class Meta(type):
+    """A metaclass of one's own."""
+
+
+class WithMeta(Plain, metaclass=Meta):
+    pass
+
+
+MAKES = (Plain, Slots, Data, Frozen, FrozenSlots, Tuple, Model, Forbids, Inherits, WithSpec, Network, WithMeta)
+
+
+@pytest.mark.parametrize("cls", MAKES)
+def test_a_class_of_any_make_is_completed(cls):
+    spec = {**SPEC, "probes": [{"type": f"{__name__}:{cls.__name__}", "gain": 3}, {"type": "tree_levels"}]}
+    experiment = ut.Experiment.from_dict(spec)
+    part, built_in = experiment.parts.probes
+    assert isinstance(part, cls)
+    assert protocols.Probe in type(part).__mro__
+    assert (type(part).__name__, type(part).__qualname__, type(part).__module__) == (cls.__name__, cls.__name__, __name__)
+    assert (is_own(part), is_own(built_in), repr(part)) == (True, False, f"probes[0] ('{__name__}:{cls.__name__}')")
+    assert (part.gain, part.kinds, part.fingerprint(), part.least_trajectories) == (3, (), "", 1)
+    assert len({part, part, build("probes[0]", spec["probes"][0])}) == 2
+    ds = ut.run(experiment)
+    assert np.allclose(ds.leaves, 3 * ds.unchanged.isel(tree_level=0), rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=rf"^probes\[0\] \('{__name__}:{cls.__name__}'\)\.read: ZeroDivisionError: .*, line \d+\)$"
+    ):
+        ut.run(ut.Experiment.from_dict({**spec, "probes": [{**spec["probes"][0], "gain": 0}]}))
+
+
+def test_a_class_is_completed_once():
+    table = {"type": f"{__name__}:Plain"}
+    assert type(build("probes[0]", table)) is type(build("probes[0]", table))
+
+
+class Sealed(Plain):
+    def __init_subclass__(cls):
+        raise TypeError("not meant for subclasses")
+
+
+def test_a_class_without_subclasses_is_named():
+    with pytest.raises(
+        ValueError, match=rf"probes\[0\] \('{__name__}:Sealed'\): TypeError: not meant for subclasses \(test_own_"
+    ):
+        build("probes[0]", {"type": f"{__name__}:Sealed"})
+
+
+class Members:
+    """A source with members of many kinds; `wrong` says which of them fails."""
+
+    kind = "numbers"
+    __hidden = 7
+
+    def __init__(self, wrong=""):
+        self.wrong = wrong
+        self.num_symbols = 5  # a property of the protocol
+        self._cells = np.zeros((10, 3))
+
+    def _check(self, name):
+        if self.wrong == name:
+            raise KeyError(name)
+
+    def blocks(self, items, seed, num_items):
+        assert self.__hidden == 7
+        yield Block(items, self._cells[items])
+        self._check("blocks")
+
+    @property
+    def item_bytes(self):
+        self._check("item_bytes")
+        return 24
+
+    @staticmethod
+    def skipped(num_items):
+        return {"x": str(1 // (num_items - 6))}
+
+    @classmethod
+    def num_labels(cls):
+        return cls.__hidden
+
+    @cached_property
+    def kept(self):
+        return object()
+
+    def coordinates(self, seed, num_items):
+        self._check("coordinates")
+        return {"label": np.arange(num_items)}
+
+    def class_names(self):
+        return list(self.coordinates(0, 3)["label"])
+
+
+@dataclass
+class Block:
+    items: Any
+    data: Any
+
+
+def test_members_of_every_kind():
+    source = build("source", {"type": f"{__name__}:Members"})
+    (block,) = source.blocks(np.arange(2), 0, 4)
+    assert block.data.shape == (2, 3)
+    assert (source.num_symbols, source.item_bytes, source.num_labels(), source.kind) == (5, 24, 7, "numbers")
+    assert source.skipped(7) == {"x": "1"}
+    assert source.kept is source.kept
+    assert source.class_names() == [0, 1, 2]
+    assert source.made_by(None, 0) is source
+    assert source.network_calls(1, 1, []) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "call"),
+    [
+        ("blocks", lambda source: list(source.blocks(np.arange(2), 0, 4))),
+        ("item_bytes", lambda source: source.item_bytes),
+        ("coordinates", lambda source: source.coordinates(0, 4)),
+        ("coordinates", lambda source: source.class_names()),  # the member that fails is named, once
+        ("skipped", lambda source: source.skipped(6)),
+    ],
+)
+def test_an_error_in_a_member_of_any_kind_is_named(wrong, call):
+    source = build("source", {"type": f"{__name__}:Members", "wrong": wrong})
+    words = rf"^source \('{__name__}:Members'\)\.{wrong}: (KeyError: '{wrong}'|Zero.*) \(test_own_parts\.py, line \d+\)$"
+    with pytest.raises(ValueError, match=words):
+        call(source)
+
+
+# -- blocks of every make, and parts that get each other as they are -------------------------------------------------------
+
+
+class PlainBlock:
+    def __init__(self, items, data):
+        self.items, self.data = items, data
+
+
+class SlotsBlock:
+    __slots__ = ("data", "items")
+
+    def __init__(self, items, data):
+        self.items, self.data = items, data
+
+
+@dataclass(frozen=True)
+class FrozenBlock:
+    items: Any
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenSlotsBlock:
+    items: Any
+    data: Any
+
+
+class TupleBlock(NamedTuple):
+    items: Any
+    data: Any
+
+
+class ModelBlock(BaseModel):
+    items: Any
+    data: Any
+
+    def __init__(self, items, data):
+        super().__init__(items=items, data=data)
+
+
+@dataclass
+class InheritingBlock(protocols.Originals):
+    items: Any
+    data: Any
+
+
+def space(items, data):
+    return SimpleNamespace(items=items, data=data)
+
+
+BLOCKS = (
+    PlainBlock,
+    SlotsBlock,
+    Block,
+    FrozenBlock,
+    FrozenSlotsBlock,
+    TupleBlock,
+    ModelBlock,
+    InheritingBlock,
+    space,
+)
+
+
+class Numbers:
+    def __init__(self, block):
+        self.block = globals()[block]
+
+    def blocks(self, items, seed, num_items):
+        yield self.block(items, np.ones((len(items), 3)))
+
+
+class Adds:
+    unit, max_noise, kinds = "standard deviation", 9.0, ()
+
+    def corrupt(self, values, noise, keys):
+        return Noisy(values + noise * normals(keys, 3, np.float64), np.full(len(values), noise))
+
+
+class Same:
+    def reconstruct(self, noisy, streams, clones=1):
+        return noisy.values.reshape(len(streams.items), -1, 3).repeat(clones, axis=1)
+
+
+class Looks:
+    """Reads differences, and writes into what `writes` names; it looks at the class and the private members of other parts."""
+
+    def __init__(self, writes=""):
+        self.writes = writes
+
+    def variables(self, source):
+        assert type(source.block) in (type, type(BaseModel), type(protocols.Probe), type(space))
+        return {"difference": Variable(("noise", "item", "trajectory"), "difference")}
+
+    def read(self, u_turns, source):
+        block = u_turns.originals
+        assert isinstance(block, SimpleNamespace if source.block is space else source.block)
+        if self.writes:
+            getattr(block, self.writes)[...] = 0
+        return {"difference": (block.data_of(u_turns.reconstructions) - block.data[:, None]).std(axis=-1)}
+
+
+def of_blocks(block, **options):
+    return {
+        "items": 4,
+        "chunk": 2,
+        "trajectories": 2,
+        "source": {"type": f"{__name__}:Numbers", "block": block.__name__},
+        "corruption": {"type": f"{__name__}:Adds", "noise": [0.0, 2.0]},
+        "backward": {"type": f"{__name__}:Same"},
+        "probes": [{"type": f"{__name__}:Looks", **options}],
+    }
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_of_any_make_is_completed_and_read_only(block):
+    ds = ut.run(ut.Experiment.from_dict(of_blocks(block)))
+    assert (ds.difference.sel(noise=0) == 0).all()
+    assert (ds.difference.sel(noise=2) > 0.01).all()
+    for name in ("items", "data"):
+        with pytest.raises(
+            ValueError, match=r"Looks'\)\.read: (ValueError: )?assignment destination is read-only \(test_own_parts"
+        ):
+            ut.run(ut.Experiment.from_dict(of_blocks(block, writes=name)))
+    mine = block(np.arange(2), np.ones((2, 3)))
+    (seen,) = checked_blocks(None, [mine], np.arange(2))
+    assert np.shares_memory(seen.data, mine.data)
+    assert (seen.data.flags.writeable, mine.data.flags.writeable) == (False, True)
+    assert type(mine) is type(block(0, 0))
+
+
+def test_what_has_all_members_stays_as_it_is():
+    block = InheritingBlock(np.arange(2), np.ones(2))
+    assert completed(block, protocols.Originals) is block
+    assert type(completed(PlainBlock(0, 0), protocols.Originals)) is type(completed(PlainBlock(1, 1), protocols.Originals))
+
+
+class NoData(PlainBlock):
+    def __init__(self, items, data):
+        self.items = items
+
+
+class Fails(PlainBlock):
+    def observed_by(self, corruption, noise, streams):
+        return {}["law"]
+
+
+class BuiltIn(Same, protocols.Backward):
+    type = "same"
+
+
+class Standard(Adds, protocols.Corruption):
+    type = "standard"
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [(NoData, "AttributeError: 'NoData' object has no attribute 'data'"), (Fails, "KeyError: 'law'")],
+)
+@pytest.mark.parametrize("corruption", ["own", "built in"])
+@pytest.mark.parametrize("backward", ["own", "built in"])
+def test_a_mistake_of_a_block_is_named(block, words, corruption, backward, monkeypatch):
+    """By the source, or by its class if what the corruption gave may be at fault."""
+    spec = of_blocks(block)
+    for idea, built_in, cls in (("corruption", corruption, Standard), ("backward", backward, BuiltIn)):
+        if built_in == "built in":
+            monkeypatch.setitem(PARTS[idea], cls.type, f"{__name__}:{cls.__name__}")
+            spec[idea] = {**spec[idea], "type": cls.type}
+    source = rf"source \('{__name__}:Numbers'\)( and .*)? gives?: {words}"
+    if block is Fails and corruption == "own":
+        source = (
+            rf"^corruption \('{__name__}:Adds'\).corrupt gave what `observed_by` of the block, a Fails, cannot read \({words}\)"
+        )
+    place = r" \(test_own_parts.py, line \d+\)$" if block is Fails else "$"
+    with pytest.raises(ValueError, match=source + place) as error:
+        ut.run(ut.Experiment.from_dict(spec))
+    assert "\n" not in str(error.value)
+
+
+# -- digests of code ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_of_code_is_of_its_text():
+    """Of a file, of a cell of a notebook, and none without a text."""
+    part = build("probes[0]", {"type": f"{__name__}:Plain"})
+    assert code_digest(part) == code_digest(Plain()) == code_digest(test_the_digest_of_code_is_of_its_text)
+    digests = set()
+    for number in (1, 2, 1):
+        cell, text = f"<cell {number}>", f"class A:\n    def f(self):\n        return {number}\n"
+        linecache.cache[cell] = (len(text), None, text.splitlines(True), cell)
+        namespace = {"__name__": "a notebook"}
+        exec(compile(text, cell, "exec"), namespace)
+        digests |= {code_digest(namespace["A"]()), code_digest(namespace["A"].f)}
+    assert len(digests) == 2
+    assert all(len(digest) == 64 for digest in digests)
+    exec("class A:\n def f(self):\n  return 1\n", namespace)
+    assert code_digest(namespace["A"]()) == code_digest(namespace["A"].f) == ""
+
+
+# -- parts that installed packages register ----------------------------------------------------------------------------------
+
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{package}"
+version = "1.0"
+
+[project.entry-points."uturn.parts"]
+{name} = "{package}:Quarter"
+
+[tool.setuptools]
+py-modules = ["{package}"]
+"""
+MODULE = """
+import numpy as np
+from uturn.core.protocols import Variable
+
+
+class Quarter:
+    def __init__(self, wrong=False):
+        self.wrong = wrong
+
+    def variables(self, source):
+        return {"quarter": Variable(("noise", "item", "trajectory"), "a quarter")}
+
+    def read(self, u_turns, source):
+        return {"quarter": np.full((len(u_turns.originals.items), 1), 1 / 4 if not self.wrong else {}["quarter"])}
+"""
+QUARTER = {**SPEC, "probes": [{"type": "quarter"}]}
+
+
+def folder_of(tmp_path, package, name):
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(PROJECT.format(package=package, name=name))
+    (folder / f"{package}.py").write_text(MODULE)
+    return folder
+
+
+def by_hand(site, package, name, version="1.0"):
+    """What an installation leaves in a folder of packages."""
+    about = site / f"{package}-{version}.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    (about / "entry_points.txt").write_text(f"[uturn.parts]\n{name} = {package}:Quarter\n")
+    (site / f"{package}.py").write_text(MODULE)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder of packages."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield tmp_path / "site"
+    for name in ("quarters", "others"):
+        sys.modules.pop(name, None)
+
+
+def test_an_installed_package_registers_a_part(tmp_path):
+    """It is installed from a folder; a spec names its part in Python, and for `uturn check` and `uturn run`."""
+    if not any(dist.name == "setuptools" for dist in distributions()):
+        pytest.skip("setuptools is not installed")
+    folder, site = folder_of(tmp_path, "quarters", "quarter"), tmp_path / "site"
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", site, folder], check=True)
+    assert not (site / "pyproject.toml").exists()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])}
+    (tmp_path / "spec.json").write_text(json.dumps(QUARTER))
+    for words in (["check", "spec.json"], ["run", "spec.json", "--store", "run"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "uturn.cli", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert words[0] == "run" or "probes[0] ('quarter'): was built" in done.stdout
+    ds = ut.store.record.Store.open(tmp_path / "run").dataset()
+    assert (ds.quarter == 0.25).all()
+    assert json.loads(ds.attrs["spec"])["probes"] == [{"type": "quarter"}]
+    assert len(json.loads(ds.attrs["models"])["probes[0].code"]) == 64
+
+
+def test_a_registered_part_is_user_defined(site):
+    by_hand(site, "quarters", "quarter")
+    experiment = ut.Experiment.from_dict(QUARTER)
+    assert is_own(experiment.parts.probes[0])
+    assert experiment.models()["probes[0].code"] == code_digest(experiment.parts.probes[0]) != ""
+    assert (ut.run(experiment).quarter == 0.25).all()
+    with pytest.raises(ValueError, match=r"^probes\[0\] \('quarter'\)\.read: KeyError: 'quarter' \(quarters.py, line \d+\)$"):
+        ut.run(ut.Experiment.from_dict({**QUARTER, "probes": [{"type": "quarter", "wrong": True}]}))
+    with pytest.raises(ValueError, match="is code of others; a stored spec may not name it"):
+        build("probes[0]", {"type": "quarter"}, trusted=False)
+    with pytest.raises(ValueError, match=r"source.type = 'quarter' is a class without 'blocks'"):
+        build("source", {"type": "quarter"})
+
+
+def test_an_unknown_type_lists_those_that_are_registered(site):
+    by_hand(site, "quarters", "quarter")
+    with pytest.raises(
+        ValueError, match=r"probes\[0\].type = 'third': expected one of \['tree_levels', .*'quarter'\], or 'module:"
+    ):
+        build("probes[0]", {"type": "third"})
+
+
+def test_two_packages_with_one_type_are_named(site):
+    for package in ("quarters", "others"):
+        by_hand(site, package, "quarter")
+    words = r"type 'quarter' is registered by (quarters|others) as '\1:Quarter' and by .*; uninstall one"
+    with pytest.raises(ValueError, match=words):
+        build("probes[0]", {"type": "quarter"})
+    assert is_own(build("probes[0]", {"type": "quarters:Quarter"}))  # the import path is not ambiguous
+
+
+def test_a_built_in_name_wins(site):
+    by_hand(site, "quarters", "tree_levels")
+    assert not is_own(build("probes[0]", {"type": "tree_levels"}))
+
+
+def test_a_registered_class_that_is_not_there(site):
+    by_hand(site, "quarters", "quarter")
+    (site / "quarters.py").write_text("")
+    with pytest.raises(ValueError, match=r"probes\[0\].type = 'quarter' cannot be imported \(AttributeError: .*'Quarter'\)"):
+        build("probes[0]", {"type": "quarter"})
