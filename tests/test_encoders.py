@@ -481,9 +481,9 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
     half = tiny_clip.write(tmp_path / "half")
-    from transformers import CLIPModel
+    from transformers import CLIPVisionModel
 
-    CLIPModel.from_pretrained(half).vision_model.save_pretrained(half)
+    CLIPVisionModel.from_pretrained(half).save_pretrained(half)
     cut = tiny_clip.write(tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
     binary = tmp_path / "binary"

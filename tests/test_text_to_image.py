@@ -439,6 +439,14 @@ def test_transformers_is_missing(folders, monkeypatch):
         loaded(folders["sd"])
 
 
+def test_accelerate_is_missing(folders, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ValueError, match=r"offload = True needs accelerate, .*; pip install 'uturn\[text-to-image\]'"):
+        loaded(folders["sd"], prompt="a cat", offload=True)
+
+
 @pytest.mark.parametrize("part", ["denoiser", "decoder", "encoder", "text"])
 def test_nan_names_the_part_and_the_way_out(folders, part, monkeypatch):
     nan = float("nan")

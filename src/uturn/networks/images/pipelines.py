@@ -290,19 +290,18 @@ def for_inference(module: Any, device: torch.device, offload: bool = False) -> A
 
 def _offloaded(module: Any, device: torch.device) -> Any:
     try:
-        from diffusers.hooks import apply_group_offloading
+        import accelerate  # noqa: F401, which diffusers misses only when the module is called
+    except ImportError:
+        raise ValueError("offload = True needs accelerate, which is not installed; pip install 'uturn[text-to-image]'") from None
+    from diffusers.hooks import apply_group_offloading
 
-        apply_group_offloading(
-            module,
-            onload_device=device,
-            offload_device=torch.device("cpu"),
-            offload_type="leaf_level",
-            use_stream=device.type == "cuda",
-        )
-    except ImportError as error:
-        raise ValueError(
-            f"offload = True needs a newer diffusers, and accelerate ({one_line(error)}); pip install 'uturn[text-to-image]'"
-        ) from None
+    apply_group_offloading(
+        module,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+        use_stream=device.type == "cuda",
+    )
     return module
 
 
