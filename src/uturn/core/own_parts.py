@@ -82,7 +82,7 @@ def completed(value: Any, protocol: type) -> Any:
 
     It is `value` itself if its class inherits from the protocol, else a copy.
     """
-    cls = type(value)
+    cls: Any = type(value)
     if protocol in cls.__mro__:
         return value
     copied = cls.__new__(own_class(cls, protocol), *getattr(value, "__getnewargs__", tuple)())
@@ -93,7 +93,7 @@ def completed(value: Any, protocol: type) -> Any:
 
 def attributes(value: Any) -> dict[str, Any]:
     """The attributes of an object: those of its `__dict__` and of its slots."""
-    state = object.__getstate__(value)  # type: ignore[attr-defined]
+    state = object.__getstate__(value)
     tables = state if isinstance(state, tuple) else (state,)  # (attributes, slots), or attributes alone
     return {name: attribute for table in tables for name, attribute in (table or {}).items()}
 

@@ -7,6 +7,7 @@ entry point group `uturn.parts`: the name of an entry point is the `type` in a s
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from typing import Any
 
 from uturn.core.imports import import_object
 
@@ -68,7 +69,7 @@ def installed_parts() -> list[str]:
     return sorted(entry_points(group=GROUP).names)
 
 
-def installed_part(kind: str) -> str | None:
+def installed_part(kind: Any) -> str | None:
     """The import path of a type that an installed package registers, else None; a ValueError names two packages with one type."""
     packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
     if len(packages) > 1:

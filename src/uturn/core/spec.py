@@ -67,8 +67,9 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     cls = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
     with errors_named(label, cls):
         required = sorted(PROTOCOLS[idea].__abstractmethods__)
-        missing = [member for member in required if inspect.isclass(cls) and not callable(getattr(cls, member, None))]
-    if missing or not inspect.isclass(cls):
+        is_class = inspect.isclass(cls)
+        missing = [member for member in required if is_class and not callable(getattr(cls, member, None))]
+    if missing or not is_class:
         found = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
         wanted = ", ".join(required)
         raise ValueError(f"{name}.type = {kind!r} is {found}; expected a class with the methods {wanted} (see {DOCS})")
@@ -81,9 +82,9 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
         with errors_named(label, cls):
             raise error from None
     for member, (types, words) in _VALUES.get(idea, {}).items():
-        found = getattr(part, member, None)
-        if not isinstance(found, types) or isinstance(found, bool) or found != found:
-            raise ValueError(f"{label}.{member} = {shown(found)}: expected a {words} (see {DOCS})")
+        value = getattr(part, member, None)
+        if not isinstance(value, types) or isinstance(value, bool) or value != value:
+            raise ValueError(f"{label}.{member} = {shown(value)}: expected a {words} (see {DOCS})")
     for member in ("kinds", "undoes", "asks"):
         if isinstance(getattr(part, member, ()), str):
             raise ValueError(f"{label}.{member} = {shown(getattr(part, member))}: expected a tuple of strings")
