@@ -214,11 +214,8 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an experiment, such as Experiment.from_dict gives")
     source, corruption, backward, _ = experiment.parts
-    if source.kind not in ("strings", "vectors") or experiment.clones > 1:
-        raise ValueError(
-            f"source of {source.kind!r}, clones = {experiment.clones}: expected strings or vectors, and one clone; compute the "
-            f"changes of other data from `uturn.u_turn`"
-        )
+    if experiment.clones > 1:
+        raise ValueError(f"clones = {experiment.clones}: expected one clone")
     found = []
     for noise in experiment.noise:
         pieces = []
@@ -227,9 +224,14 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
             if noisy:
                 pieces.append(_noise_of(originals, corruption, noise, streams))
                 continue
+            if originals.data.ndim != 2:
+                raise ValueError(
+                    f"{originals!r} has data of shape {originals.data.shape}; expected (items, sites), such as strings or vectors; "
+                    f"compute the changes of other data from `uturn.u_turn`"
+                )
             rebuilt = originals.data_of(u_turn(originals, corruption, backward, noise, streams).reconstructions)
             before = originals.data[:, None]
-            pieces.append(rebuilt != before if source.kind == "strings" else np.square(rebuilt - before))
+            pieces.append(rebuilt != before if before.dtype.kind in "biu" else np.square(rebuilt - before))
         found.append(np.concatenate(pieces))
     along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
     return xr.DataArray(np.array(found, float), dims=_DIMS, coords={"noise": experiment.noise, **along})
