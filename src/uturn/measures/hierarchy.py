@@ -226,7 +226,7 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
                 continue
             if originals.data.ndim != 2:
                 raise ValueError(
-                    f"{originals!r} has data of shape {originals.data.shape}; expected (items, sites), such as strings or vectors; "
+                    f"{originals!r} has data of shape {originals.data.shape}; expected (items, sites), as of strings or vectors; "
                     f"compute the changes of other data from `uturn.u_turn`"
                 )
             rebuilt = originals.data_of(u_turn(originals, corruption, backward, noise, streams).reconstructions)

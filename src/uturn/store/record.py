@@ -33,8 +33,8 @@ from uturn.store.places import Place, called, place_of
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store.record", 4
-_READABLE = (3, VERSION)  # stores of version 3 have no reading instructions
+FORMAT, VERSION = "uturn.store.record", 5
+_READABLE = (3, 4, VERSION)  # version 3 has no reading instructions; up to version 4 specs hold defaults
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
