@@ -65,7 +65,6 @@ def write(path: Path) -> None:
     for name, spec in experiments().items():
         results = ut.run(ut.Experiment.from_dict(spec))
         found |= {f"{name}/{variable}": values.values for variable, values in results.variables.items()}
-        found[f"{name}/spec_hash"] = np.array(results.attrs["spec_hash"])
     np.savez(
         path, **{name: values if values.dtype.kind in "biuf" else np.array(values.tolist()) for name, values in found.items()}
     )

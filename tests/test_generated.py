@@ -289,3 +289,19 @@ def test_mistakes_are_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         ut.run(spec(**changes))
     assert "\n" not in str(error.value)
+
+
+def test_fingerprints_are_those_of_version_4():
+    """Defaults are left out of specs since version 5; stores of generated originals stay the same runs."""
+    backward = {"type": "diffusion", "steps": 4}
+    for options, known in (({}, "10f6f24ec858ec80"), ({"dtype": "bfloat16", "guidance": 1.0}, "af845b3cb33d1eda")):
+        experiment = ut.Experiment.from_dict(
+            {
+                "items": 2,
+                "source": {"type": "generated"},
+                "corruption": {"type": "diffusion", "noise": [0.5]},
+                "backward": {**backward, **options},
+                "probes": [{"type": "images"}],
+            }
+        )
+        assert experiment.parts.source.fingerprint()[:16] == known

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.cli import app
 from uturn.core import files
+from uturn.core.spec import filled
 from uturn.engine import measuring
 from uturn.engine.tasks import Tasks
 from uturn.store.record import Store, Variable
@@ -695,3 +696,107 @@ def test_a_store_may_have_any_name(tmp_path, monkeypatch, name):
     """Relative paths that end like `tasks`, like `unchanged`, or like the folder of chunks."""
     monkeypatch.chdir(tmp_path)
     assert ut.run(experiment(), name).attrs["complete"]
+
+
+# --- stores of older versions ------------------------------------------------------------------------------------------------
+
+MASKED = {
+    "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
+    "corruption": {"type": "masking", "noise": [0.0, 0.5]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "tree_levels"}, {"type": f"{__name__}:Constant", "value": 2.0, "twice": False}],
+}
+GARMENTS = {
+    "source": {"type": "fashion_mnist"},
+    "corruption": {"type": "diffusion", "noise": [0.5]},
+    "backward": {"type": "diffusion", "steps": 4},
+    "probes": [{"type": "network_layers"}, {"type": "images"}],
+}
+DEFAULTS = {  # what version 4 wrote beside the options of these specs
+    "rhm": {"num_classes": None, "grammars": 1, "zipf_exponent": None},
+    "diffusion": {
+        **{"model": "fashion_mnist", "preset": None, "scheduler": "ddpm", "eta": None, "timestep_spacing": None},
+        **{"pure_noise": False, "dtype": "float32"},
+    },
+    "network_layers": {
+        **{"classifier": "fashion_mnist", "weights": None, "name": None, "layers": None, "reference": 1000},
+        **{"statistics": None, "legacy": False, "labels": True},
+    },
+    "images": {"first": None},
+}
+
+
+class Constant:
+    """A probe of one's own, whose options have defaults too."""
+
+    def __init__(self, value=1.0, twice=False):
+        self.value = value * (1 + twice)
+
+    def variables(self, source):
+        return {"constant": Variable(("noise", "item"), "a constant")}
+
+    def read(self, u_turns, source):
+        return {"constant": np.full(len(u_turns.originals.items), self.value)}
+
+
+def as_version_4(path):
+    """Turn a store into one of version 4: with defaults in its spec and identity, but without `clones = 1` in the identity."""
+
+    def full(table):
+        return {**DEFAULTS.get(table["type"], {}), **table} if "noise" not in table else table
+
+    layout = json.loads((path / "zarr.json").read_text())
+    attributes = layout["attributes"]
+    spec = {key: full(value) if isinstance(value, dict) else value for key, value in json.loads(attributes["spec"]).items()}
+    spec["probes"] = [full(table) for table in spec["probes"]]
+    identity = {key: value for key, value in spec.items() if (key, value) != ("clones", 1)}
+    attributes.update(version=4, spec=json.dumps(spec), identity=json.dumps(identity), spec_hash="of version 4")
+    (path / "zarr.json").write_text(json.dumps(layout))
+
+
+@pytest.mark.parametrize("parts", [MASKED, GARMENTS], ids=["strings", "images"])
+def test_stores_of_version_4_resume_and_grow(tmp_path, parts):
+    store, small = tmp_path / "run", ut.Experiment.from_dict({"items": 2, "chunk": 1, **parts})
+    fresh = ut.run(small, store).load()
+    as_version_4(store)
+    name = fresh.attrs["variables"][0]
+    shutil.rmtree(store / name / "c" / "0" / "1")  # a task is missing
+    resumed = ut.run(small, store).load()
+    assert resumed.attrs["version"] == 4
+    xr.testing.assert_allclose(resumed, fresh, rtol=0, atol=1e-4)  # networks: up to rounding, which depends on the batch
+    larger = ut.Experiment.from_dict({"items": 3, "chunk": 1, **parts})
+    grown = ut.run(larger, store).load()
+    assert grown.attrs["version"] == 5
+    assert json.loads(grown.attrs["identity"]) == larger.identity()
+    xr.testing.assert_allclose(grown, ut.run(larger).load(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "change", "message"),
+    [
+        (GARMENTS, {"backward": {**GARMENTS["backward"], "scheduler": "ddim"}}, r"scheduler is 'ddpm' in the store, 'ddim' here"),
+        (GARMENTS, {"probes": [GARMENTS["probes"][0], {"type": "images", "first": 1}]}, "first is None in the store, 1 here"),
+        (MASKED, {"source": {**MASKED["source"], "zipf_exponent": 1.0}}, r"zipf_exponent is None in the store, 1\.0 here"),
+        # Defaults of a user-defined part are not known.
+        (MASKED, {"probes": [MASKED["probes"][0], {**MASKED["probes"][1], "twice": True}]}, "twice is False in the store, True"),
+    ],
+)
+@pytest.mark.parametrize("version", [4, 5])
+def test_options_that_differ_from_a_default_are_noticed(tmp_path, version, parts, change, message):
+    store = tmp_path / "run"
+    ut.run(ut.Experiment.from_dict({"items": 1, **parts}), store)
+    if version == 4:
+        as_version_4(store)
+    with pytest.raises(ValueError, match=message):
+        ut.run(ut.Experiment.from_dict({"items": 1, **parts, **change}), store)
+
+
+def test_specs_hold_what_differs_from_the_defaults():
+    explicit = {**GARMENTS, "backward": {"type": "diffusion", "steps": 4, "scheduler": "ddpm", "guidance": 1, "eta": None}}
+    brief, long = (ut.Experiment.from_dict({"items": 2, **parts}) for parts in (GARMENTS, explicit))
+    assert long.to_dict() == brief.to_dict() == {"seed": 0, "items": 2, "trajectories": 1, "clones": 1, "chunk": 16, **GARMENTS}
+    assert long.hash == brief.hash
+    assert filled(brief.to_dict())["backward"]["scheduler"] == "ddpm"
+    own = ut.Experiment.from_dict({"items": 2, **MASKED})
+    assert own.to_dict()["probes"] == MASKED["probes"]
+    assert filled(own.to_dict())["probes"] == MASKED["probes"]

@@ -17,6 +17,7 @@ from uturn.cli import app
 from uturn.core.protocols import Variable
 from uturn.core.reading import DECLARED, Instructions, _of_old_store, instructions_of
 from uturn.core.registry import PARTS, part_class
+from uturn.core.spec import filled
 from uturn.measures.calibration import holm
 from uturn.measures.changes import correlations_of, susceptibility_of
 from uturn.pages import report, write_study
@@ -582,11 +583,12 @@ def test_families_are_tested_together(strings):
 
 
 def as_version_3(path):
-    """Turn a store into one of version 3: without reading instructions."""
+    """Turn a store into one of version 3: without reading instructions, and with defaults in its spec."""
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
     for _, array in group.arrays():
         array.attrs.put({key: value for key, value in array.attrs.items() if key not in ("reading", "clean")})
-    group.attrs.update({"format": "uturn.store", "version": 3})
+    attributes = {"format": "uturn.store", "version": 3, "spec": json.dumps(filled(json.loads(group.attrs["spec"])))}
+    group.attrs.update(attributes)
     zarr.consolidate_metadata(path)
 
 
@@ -642,7 +644,7 @@ def test_the_table_agrees_with_what_probes_declare(parts, probes, clones):
     tables = [{"type": probe} if isinstance(probe, str) else probe for probe in probes]
     experiment = ut.Experiment.from_dict({"items": 4, "trajectories": 2, "clones": clones, **parts, "probes": tables})
     declared = experiment.variables()
-    table = _of_old_store(xr.Dataset(attrs={"spec": json.dumps(experiment.to_dict())}))
+    table = _of_old_store(xr.Dataset(attrs={"spec": json.dumps(filled(experiment.to_dict()))}))
     assert {name for name in table if not name.startswith("clone_")} >= {n for n in declared if not n.startswith("clone_")}
     for name, variable in declared.items():
         wanted = Instructions.model_validate(variable.instructions())

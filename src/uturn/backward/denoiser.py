@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_serializer
+from pydantic import Field
 
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import Backward, Spec
@@ -42,11 +42,6 @@ class StringDenoiser(Spec, Backward):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
-
-    @model_serializer(mode="wrap")
-    def _without_defaults_of_the_decoder(self, table: Any) -> dict[str, Any]:
-        """The identity of a spec without these options stays the same."""
-        return {name: value for name, value in table(self).items() if name not in _DECODER or value != _DECODER[name]}
 
     @property
     def decoder(self) -> Decoder | None:

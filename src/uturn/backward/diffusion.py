@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_serializer
+from pydantic import Field, field_validator
 
 from uturn.backward.queue import Queued
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
@@ -76,12 +76,6 @@ class DiffusionModel(Spec, Queued):
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
             raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
         return value
-
-    @model_serializer(mode="wrap")
-    def _without_defaults_of_the_condition(self, table: Any) -> dict[str, Any]:
-        """The identity of a spec without these options stays the same."""
-        defaults = {"condition": None, "guidance": 1.0, "null_class": None, "prompt": None, "image_size": None, "offload": False}
-        return {name: value for name, value in table(self).items() if defaults.get(name, self) != value}
 
     @property
     def wants_processes(self) -> bool:

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from uturn.core.contracts import (
 from uturn.core.files import read_table
 from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named
 from uturn.core.protocols import Coordinates, Variable
-from uturn.core.spec import build, check_fit, validation_words
+from uturn.core.spec import build, changed_options, check_fit, validation_words
 
 _CHECKED = 10  # originals that networks are checked with
 
@@ -130,7 +129,7 @@ class Experiment(BaseModel):
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
-        """Check a description and fill in its defaults; a ValueError names the field that is wrong."""
+        """Check a description, and leave out options that equal their defaults; a ValueError names the field that is wrong."""
         if not isinstance(spec, Mapping):
             raise ValueError(f"spec = {shown(spec)}: expected a table with source, corruption, backward, probes, items, ..")
         try:
@@ -187,7 +186,7 @@ class Experiment(BaseModel):
         return display.page(f"Experiment: {self._sizes()}", table, note=note)
 
     def to_dict(self) -> dict[str, Any]:
-        """The full description, defaults filled in."""
+        """The description. Options of built-in parts are left out where they equal the default."""
         return self.model_dump(mode="python") | {"probes": list(self.probes)}
 
     def identity(self) -> dict[str, Any]:
@@ -201,8 +200,6 @@ class Experiment(BaseModel):
         spec["source"], spec["corruption"] = kept(source, spec["source"]), kept(corruption, spec["corruption"])
         spec["backward"] = kept(backward, spec["backward"])
         spec["probes"] = [kept(probe, table) for probe, table in zip(probes, spec["probes"], strict=True)]
-        if self.clones == 1:
-            del spec["clones"]  # the identity of a spec without this field stays the same
         return spec
 
     @cached_property
@@ -238,22 +235,20 @@ class Experiment(BaseModel):
         return [("backward", backward), *named, ("source", source), ("corruption", corruption)]
 
     def _normalised(self) -> dict[str, Any]:
-        """The tables with the defaults of built-in types filled in. This builds the parts and checks that they fit together."""
+        """The tables without options that equal the defaults of built-in types.
+
+        This builds the parts and checks that they fit together.
+        """
         source, corruption, backward, probes = self.parts
 
-        def full(part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            if is_own(part):
-                return table
-            options = part.model_dump(mode="json") if isinstance(part, BaseModel) else {}
-            if is_dataclass(part):
-                options = {field.name: getattr(part, field.name) for field in fields(part)}
-            return {**options, "type": table["type"]}
+        def reduced(part: Any, table: dict[str, Any]) -> dict[str, Any]:
+            return table if is_own(part) else {"type": table["type"], **changed_options(part)}
 
         return {
-            "source": full(source, self.source),
-            "corruption": {**full(corruption, self.corruption), "noise": self.noise},
-            "backward": full(backward, self.backward),
-            "probes": tuple(full(part, table) for part, table in zip(probes, self.probes, strict=True)),
+            "source": reduced(source, self.source),
+            "corruption": {**reduced(corruption, self.corruption), "noise": self.noise},
+            "backward": reduced(backward, self.backward),
+            "probes": tuple(reduced(part, table) for part, table in zip(probes, self.probes, strict=True)),
         }
 
     @cached_property

@@ -160,9 +160,12 @@ class Originals(Protocol):
         Numbers of the items.
     data : array (batch, ...)
         The originals in the form that networks read.
+    distance : Distance of `uturn.measures.covariances`, or None
+        Distances between the sites of an original; by default the differences of their numbers.
     """
 
     items: np.ndarray
+    distance: Any = None
     if TYPE_CHECKING:  # a field or a property
 
         @property
@@ -205,6 +208,9 @@ class Part(Protocol):
 
 class Source(Part, Protocol):
     """A source of originals."""
+
+    site_name: ClassVar[str] = "sites"
+    """What the sites of an original are called, in the plural."""
 
     @property
     def num_symbols(self) -> int:

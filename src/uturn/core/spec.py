@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from numbers import Real
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from uturn.core.checks import errors_named, one_line, shown
 from uturn.core.checks import validation_words as validation_words
@@ -123,12 +124,44 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
         raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {spec['backward']['type']!r} asks for")
 
 
+# -- defaults ---------------------------------------------------------------------------------------------------------
+
+
+def changed_options(part: Any) -> dict[str, Any]:
+    """The options of a built-in part that differ from the defaults of its class, as plain data."""
+    if isinstance(part, BaseModel):
+        return part.model_dump(mode="json", exclude_defaults=True)
+    options = fields(part) if is_dataclass(part) else ()
+    return {option.name: value for option in options if (value := getattr(part, option.name)) != option.default}
+
+
+def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored spec, or identity, with the defaults that it leaves out: those of built-in parts, and one clone.
+
+    Tables of user-defined parts stay as they are. Stores of versions 3 and 4 hold all or most defaults.
+    """
+
+    def full(idea: str, table: Any) -> Any:
+        kind = table.get("type") if isinstance(table, dict) else None
+        if not isinstance(kind, str) or kind not in PARTS[idea]:
+            return table
+        cls: Any = part_class(idea, kind)
+        if is_dataclass(cls):
+            return {f.name: f.default for f in fields(cls) if f.default is not MISSING} | table
+        options = getattr(cls, "model_fields", {})
+        return {name: option.default for name, option in options.items() if not option.is_required()} | table
+
+    tables = {idea: full(idea, spec[idea]) for idea in ("source", "corruption", "backward") if idea in spec}
+    if isinstance(spec.get("probes"), list):
+        tables["probes"] = [full("probes", table) for table in spec["probes"]]
+    return {"clones": 1, **spec, **tables}
+
+
 # -- two specs --------------------------------------------------------------------------------------------------------
 
 
 def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """Items, trajectories, clones and noise levels that the spec `mine` adds to a stored one, in words; empty if none."""
-    stored, mine = {"clones": 1, **stored}, {"clones": 1, **mine}
     try:
         old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
         if any(mine[key] < stored[key] for key in SIZES) or not set(old_noise) <= set(noise):
@@ -144,7 +177,7 @@ def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
 
 def with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     """A stored spec with the sizes, chunk, noise levels and, if items are added, grammars of a larger one."""
-    sizes = {key: {"clones": 1, **mine}[key] for key in (*SIZES, "chunk")}
+    sizes = {key: mine[key] for key in (*SIZES, "chunk")}
     found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
     before, source = stored["source"], mine["source"]
     countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0

@@ -216,11 +216,8 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     if not isinstance(experiment, Experiment):
         raise ValueError(f"experiment = {shown(experiment)}: expected an experiment, such as Experiment.from_dict gives")
     source, corruption, backward, _ = experiment.parts
-    if source.kind not in ("strings", "vectors") or experiment.clones > 1:
-        raise ValueError(
-            f"source of {source.kind!r}, clones = {experiment.clones}: expected strings or vectors, and one clone; compute the "
-            f"changes of other data from `uturn.u_turn`"
-        )
+    if experiment.clones > 1:
+        raise ValueError(f"clones = {experiment.clones}: expected one clone")
 
     def blocks() -> Iterator[tuple[tuple[int, int], Any, float, Streams]]:
         for k, noise in enumerate(experiment.noise):
@@ -233,7 +230,12 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     else:
         for key, turned in u_turns(blocks(), corruption, backward):
             before, after = turned.originals.data[:, None], turned.originals.data_of(turned.reconstructions)
-            pieces[key] = after != before if source.kind == "strings" else np.square(after - before)
+            if before.ndim != 3:
+                raise ValueError(
+                    f"{turned.originals!r} has data of shape {turned.originals.data.shape}; expected (items, sites), as of strings or "
+                    f"vectors; compute the changes of other data from `uturn.u_turn`"
+                )
+            pieces[key] = after != before if before.dtype.kind in "biu" else np.square(after - before)
     levels = [np.concatenate([pieces[key] for key in sorted(pieces) if key[0] == k]) for k in range(len(experiment.noise))]
     along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
     return xr.DataArray(np.array(levels, float), dims=_DIMS, coords={"noise": experiment.noise, **along})

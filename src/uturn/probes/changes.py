@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from uturn.core.files import cached_while_unchanged
 from uturn.core.progress import steps
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
-from uturn.measures.covariances import Covariances, Distance, Grid, Tree
+from uturn.measures.covariances import Covariances, Distance, Grid
 from uturn.probes.network_layers import NetworkLayers
 
 _Kept = tuple[int, Covariances]
@@ -69,7 +69,7 @@ class Changes(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item")
         patches = f"patches of {self.patch} pixels" if self.layer is None else "positions"
-        unit = {"tokens": "tokens", "strings": "leaves", "images": patches}.get(source.kind, "sites")
+        unit = patches if source.kind == "images" else source.site_name
         found = {
             "change": Variable(dims, "mean change of a site", start=0, bounds=(0, None), group="changes"),
             "change_covariance": Variable(
@@ -154,8 +154,6 @@ def sites_of(spec: Changes, source: Any) -> _Sites:
     """
     if spec.layer is not None and source.kind != "images":
         raise ValueError(f"layer = {spec.layer!r}: {source.kind or 'the source'} has no images; leave it out")
-    if source.kind == "strings":
-        return _Sites(Tree(source.branching**source.depth, source.branching))
     if source.kind == "images":
         return _patches(spec.patch, source.image_shape()) if spec.layer is None else _positions(spec, source.image_shape())
     (first, *_) = source.blocks(np.arange(1), 0, 1)
@@ -164,8 +162,7 @@ def sites_of(spec: Changes, source: Any) -> _Sites:
         raise ValueError(
             f"the probe 'changes' needs data (items, sites); those of the source are (items, {', '.join(map(str, shape))})"
         )
-    grid = getattr(source, "grid", None) if source.kind == "vectors" else None
-    return _Sites(Grid(shape) if grid is None else Grid(grid, periodic=True))
+    return _Sites(getattr(first, "distance", None) or Grid(shape))
 
 
 def _patches(side: int, shape: tuple[int, int, int]) -> _Sites:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
@@ -59,11 +59,6 @@ class NetworkLayers(Spec, Probe):
         if self.class_prompts is not None and not self.classifier.startswith("clip:"):
             raise ValueError(f"class_prompts: goes with classifier = 'clip:FOLDER', not {self.classifier!r}; leave it out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_prompts(self, table: Any) -> dict[str, Any]:
-        """The identity of a spec without `class_prompts` stays the same."""
-        return {name: value for name, value in table(self).items() if name != "class_prompts" or value is not None}
 
     @property
     def prefix(self) -> str:

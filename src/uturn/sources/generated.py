@@ -16,10 +16,13 @@ from pydantic import Field, PrivateAttr
 from uturn.core.checks import checked_path
 from uturn.core.files import named_errors, read_array, whole_file
 from uturn.core.random import Purpose, keys, normals
+from uturn.core.spec import changed_options
 from uturn.sources.images import Images, ImageSource
 
 _MOST_BYTES = 2**30  # of originals that are kept in memory
 _REFERENCE = 256  # images that statistics of activations are computed from
+_NAMED = ("type", "model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise", "dtype")
+"""Options that a fingerprint names even if they equal their default, as in the first version."""
 _kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # by identity of the draws and item, the latest last
 
 
@@ -84,7 +87,9 @@ class GeneratedSource(ImageSource):
         """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
         if self._fingerprint:  # that of the weights takes a while
             return self._fingerprint
-        options = {k: v for k, v in self._backward.model_dump(mode="json").items() if k not in self._backward.execution}
+        table = self._backward.model_dump(mode="json")
+        named = {*_NAMED, *changed_options(self._backward)} - self._backward.execution
+        options = {name: value for name, value in table.items() if name in named}
         words = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
         self._fingerprint = hashlib.sha256(words.encode()).hexdigest()
         return self._fingerprint

@@ -17,6 +17,7 @@ from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT
 from uturn.exact.inference.evidence import Evidence
 from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
+from uturn.measures.covariances import Tree
 
 _MOST_BYTES = 8 * 2**30  # of the evidence of one string, and of the rules
 _CLONE_APART = np.uint64(2**32)  # for the ε-process, clone k of trajectory t is posterior draw number t + k 2**32
@@ -34,6 +35,11 @@ class Strings(Originals):
     def data(self) -> np.ndarray:
         """The strings, int64 (batch, num_leaves)."""
         return self.draw.leaves
+
+    @property
+    def distance(self) -> Tree:
+        """Distances of leaves in the tree."""
+        return Tree(self.rhm.num_leaves, self.rhm.branching)
 
     def data_of(self, reconstructions: Any) -> np.ndarray:
         """The leaves of reconstructions, int64 (batch, draws, num_leaves)."""
@@ -130,6 +136,7 @@ class RHMSource(Spec, Source):
     """
 
     kind: ClassVar[str] = "strings"
+    site_name: ClassVar[str] = "leaves"
     batch_invariant: ClassVar[bool] = True
     type: Literal["rhm"] = "rhm"
     vocab_size: int = Field(ge=2)

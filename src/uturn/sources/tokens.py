@@ -59,6 +59,7 @@ class TokenSource(Spec, Source):
     """
 
     kind: ClassVar[str] = "tokens"
+    site_name: ClassVar[str] = "tokens"
     batch_invariant: ClassVar[bool] = True
     type: Literal["tokens"] = "tokens"
     path: str = "embedded"

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import Gaussian
+from uturn.measures.covariances import Grid
 
 if TYPE_CHECKING:
     from uturn.exact.laws import GaussianMixture
@@ -33,6 +34,11 @@ class Vectors(Originals):
     def data(self) -> np.ndarray:
         """The vectors."""
         return self.values
+
+    @property
+    def distance(self) -> Grid | None:
+        """Distances on the grid of a field."""
+        return None if self.law.grid is None else Grid(self.law.grid, periodic=True)
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyVectors:
         """Diffused vectors, one for each trajectory of each original; ValueError for a corruption other than `Gaussian`."""

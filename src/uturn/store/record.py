@@ -33,8 +33,8 @@ from uturn.store.places import Place, called, place_of
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store", 4
-_READABLE = (3, VERSION)  # stores of version 3 have no reading instructions
+FORMAT, VERSION = "uturn.store", 5
+_READABLE = (3, 4, VERSION)  # version 3 has no reading instructions; up to version 4 specs hold defaults
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
 _ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
@@ -250,9 +250,9 @@ class Store(Blocks):
             ) from None
 
     def _stored(self, name: str) -> np.ndarray:
-        """Values of a coordinate; an error if they cannot be read. Stores of version 3 have no chunks of zeros."""
+        """Values of a coordinate; an error if they cannot be read. Up to version 4 stores have no chunks of zeros."""
         array = self._array(name)
-        if array.size and self.group.attrs["version"] == VERSION and not _keys_under(self.group.store, f"{name}/c/"):
+        if array.size and self.group.attrs["version"] >= 5 and not _keys_under(self.group.store, f"{name}/c/"):
             raise ValueError("its file is missing")
         return np.asarray(array[...])
 

@@ -13,7 +13,7 @@ from uturn.core import random
 from uturn.core.checks import shown
 from uturn.core.contracts import checked_blocks, checked_text
 from uturn.core.own_parts import is_own
-from uturn.core.spec import added, build, differences, with_size_of
+from uturn.core.spec import added, build, differences, filled, with_size_of
 from uturn.store.places import Place
 from uturn.store.record import Blocks, MemoryStore, Store, Task
 
@@ -42,7 +42,7 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
         new, changes = _compared(experiment, opened, models, accept_changes)
         store.remove_unfinished()
         if new:
-            _check_originals(experiment, opened, json.loads(opened.attributes["identity"]))
+            _check_originals(experiment, opened, filled(json.loads(opened.attributes["identity"])))
             opened = opened.extend(*layout)
             _log.info(f"{store.where} is extended by {', '.join(new)}")
         opened.restore(*layout[:2])
@@ -94,9 +94,10 @@ def _compared(
             f"{store} was made with version {shown(made)} of the random numbers, and this version of uturn draws version "
             f"{random.VERSION}; choose another folder"
         )
-    stored = json.loads(opened.attributes["identity"])
-    new = added(stored, experiment.identity())
-    changes = _changes(experiment, opened, stored, models, bool(new))
+    stored, mine = (filled(identity) for identity in (json.loads(opened.attributes["identity"]), experiment.identity()))
+    new = added(stored, mine)
+    expected = with_size_of(mine, stored) if new else stored
+    changes = _changes(experiment, opened, differences(expected, mine, "spec"), models)
     if changes and not accept_changes:
         words = [
             f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
@@ -110,21 +111,17 @@ def _compared(
     return new, changes
 
 
-def _changes(
-    experiment: Any, opened: Store, stored: dict[str, Any], models: dict[str, str], larger: bool
-) -> dict[str, str | None]:
+def _changes(experiment: Any, opened: Store, found: list[str], models: dict[str, str]) -> dict[str, str | None]:
     """Stored code digests and fingerprints of user-defined parts that have changed, {name: stored value}.
 
-    ValueError for any other difference between the store and the experiment.
+    ValueError for any other difference between the store and the experiment; `found`: differences of their specs.
     """
-    mine, known = experiment.identity(), json.loads(opened.attributes["models"])
+    known = json.loads(opened.attributes["models"])
     own = {name for name, part in experiment.labelled() if is_own(part)}
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
     weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
-    expected = with_size_of(mine, stored) if larger else stored
-    found = differences({"clones": 1, **expected}, {"clones": 1, **mine}, "spec")
-    found += differences(weights[0], weights[1], "models")
+    found = [*found, *differences(weights[0], weights[1], "models")]
     if found:
         empty = all(state == "missing" for state, _ in opened.states().values())
         hint = "; none of its tasks is done, so it can be deleted" if empty else ""
@@ -137,7 +134,7 @@ def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> 
     old, new, store = stored["items"], experiment.items, opened.where
     if new == old:
         return
-    source, table = experiment.parts.source, experiment.source
+    source, table = experiment.parts.source, filled(experiment.to_dict())["source"]
     before = source
     if "grammars" in table and not is_own(source):
         grammars = stored["source"]["grammars"]

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
-    """The spec stored with a run, with empty tables if there is none; ValueError if it is damaged."""
+    """The spec stored with a run, with its defaults, and empty tables if there is none; ValueError if it is damaged."""
+    from uturn.core.spec import filled
+
     empty: dict[str, Any] = {"source": {}, "backward": {}, "probes": []}
     try:
         spec = empty | json.loads(run.attrs.get("spec", "{}"))
@@ -23,7 +25,7 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
     tables = spec["probes"] if isinstance(spec["probes"], list) else [None]
     if not all(isinstance(table, dict) for table in (spec["source"], spec["backward"], *tables)):
         raise ValueError("the run's attribute 'spec' is not the description of an experiment; copy the store again")
-    return spec
+    return filled(spec)
 
 
 def missing_tasks(run: xr.Dataset) -> int:
