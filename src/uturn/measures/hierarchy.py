@@ -232,8 +232,8 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
             before, after = turned.originals.data[:, None], turned.originals.data_of(turned.reconstructions)
             if before.ndim != 3:
                 raise ValueError(
-                    f"{turned.originals!r} has data of shape {turned.originals.data.shape}; expected (items, sites), as of strings or "
-                    f"vectors; compute the changes of other data from `uturn.u_turn`"
+                    f"{turned.originals!r} has data of shape {turned.originals.data.shape}; expected (items, sites), as of "
+                    f"strings or vectors; compute the changes of other data from `uturn.u_turn`"
                 )
             pieces[key] = after != before if before.dtype.kind in "biu" else np.square(after - before)
     levels = [np.concatenate([pieces[key] for key in sorted(pieces) if key[0] == k]) for k in range(len(experiment.noise))]
