@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
 
 from uturn.backward.queue import Queued
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
@@ -20,62 +19,27 @@ from uturn.core.progress import begun
 from uturn.core.protocols import Axes, Corruption, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import Diffusion, check_marker
+from uturn.networks.images.options import DiffusionOptions
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
 
 
-class DiffusionModel(Spec, Queued):
+class DiffusionModel(DiffusionOptions, Spec, Queued):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
-    `model`: "fashion_mnist", a folder in diffusers' layout or the name of one on a hub, a guided-diffusion checkpoint with its
-    `preset` (`networks/images/guided_diffusion.py`), or "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse
-    steps of the whole chain; the noise levels of the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or
-    "stored"; `eta` in [0, 1] for ddim; `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
-    `pure_noise`: start the whole chain from pure noise, not from the scheduler's first level. `dtype`: precision of the network,
-    "float32", "bfloat16" or "float16".
+    Options: those of `uturn.networks.images.options.DiffusionOptions`. `model`: "fashion_mnist", a folder in diffusers' layout or
+    the name of one on a hub, a guided-diffusion checkpoint with its `preset` (`networks/images/guided_diffusion.py`), or
+    "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse steps of the whole chain; the noise levels of the
+    experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored". `timestep_spacing` as in diffusers
+    ("linspace" by default, "trailing" for DDIM).
 
-    For models with classes: `condition` is "null" (the null class; the default where there is one) or "label" (the true label of
-    every image). `guidance`: scale of classifier-free guidance towards the label; every number but 1 draws from no posterior.
-    `null_class` declares that the last class of a network is its null class.
-
-    For text-conditioned pipelines: `prompt` is a text, or a .txt file with the prompt of one item in each line; by default the
-    empty prompt. `guidance` then guides towards the prompt. `image_size`: height and width of the images, by default those of the
-    model's training.
-
-    Execution-only options: `device` ("cuda" if available), `batch_size` (a number, or "auto"), `compile` (torch.compile),
-    `offload` (weights in main memory, each layer on the device when it is needed).
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1].
     """
 
-    execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "compile", "offload"})
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     undoes: ClassVar[tuple[str, ...]] = ("diffusion",)
     adds_trajectories: ClassVar[bool] = True
     type: Literal["diffusion"] = "diffusion"
-    model: str = "fashion_mnist"
-    preset: str | None = None
-    scheduler: str = "ddpm"
-    steps: int = Field(default=100, ge=1)
-    eta: float | None = Field(default=None, ge=0, le=1)
-    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
-    pure_noise: bool = False
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    condition: Literal["null", "label"] | None = None
-    guidance: float = Field(default=1.0, allow_inf_nan=False)
-    null_class: int | None = None
-    prompt: str | None = None
-    image_size: int | None = Field(default=None, ge=8, le=2**14)
-    device: str | None = None
-    batch_size: int | str = "auto"
-    compile: bool = False
-    offload: bool = False
-
-    @field_validator("batch_size", mode="before")
-    @classmethod
-    def _is_a_size(cls, value: Any) -> Any:
-        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
-            raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
-        return value
 
     @property
     def wants_processes(self) -> bool:
@@ -239,22 +203,6 @@ def _model_files(spec: DiffusionModel) -> list[Path]:
 
 @cached_while_unchanged(files=_model_files, maxsize=2)
 def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
-    options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
-    return ReverseDiffusion.from_pretrained(
-        generator_folder() if spec.model == "fashion_mnist" else spec.model,
-        spec.scheduler,
-        spec.steps,
-        preset=spec.preset,
-        dtype=spec.dtype,
-        device=spec.device,
-        compile=spec.compile,
-        batch_size=spec.batch_size,
-        pure_noise=spec.pure_noise,
-        condition=spec.condition,
-        guidance=spec.guidance,
-        null_class=spec.null_class,
-        prompt=spec.prompt,
-        image_size=spec.image_size,
-        offload=spec.offload,
-        **options,
-    )
+    path = generator_folder() if spec.model == "fashion_mnist" else spec.model
+    options = spec.model_dump(exclude={"type", "model", "scheduler", "steps"})
+    return ReverseDiffusion.from_pretrained(path, spec.scheduler, spec.steps, **options)

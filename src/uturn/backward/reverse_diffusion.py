@@ -165,17 +165,6 @@ class ReverseDiffusion:
         path: str | os.PathLike[str],
         scheduler: str | None = "ddpm",
         num_steps: int = 100,
-        *,
-        preset: str | None = None,
-        dtype: str = "float32",
-        device: str | None = None,
-        compile: bool = False,
-        condition: str | None = None,
-        guidance: float = 1.0,
-        null_class: int | None = None,
-        prompt: str | None = None,
-        image_size: int | None = None,
-        offload: bool = False,
         **options: Any,
     ) -> ReverseDiffusion:
         """Diffusion model from files; see `uturn.networks.images.pretrained.load_pretrained` for what can be read.
@@ -188,26 +177,13 @@ class ReverseDiffusion:
         scheduler
             A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The
             noise schedule and the prediction type always come from the stored one.
-        preset, dtype, device, compile, condition, guidance, null_class, prompt, image_size, offload
-            As in `load_pretrained`.
         num_steps, **options
-            As in the class.
+            As in the class, and the fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, ..
         """
+        from uturn.networks.images.options import DenoiserOptions
         from uturn.networks.images.pretrained import load_pretrained
 
-        loaded = load_pretrained(
-            path,
-            preset=preset,
-            dtype=dtype,
-            device=device,
-            compile=compile,
-            condition=condition,
-            guidance=guidance,
-            null_class=null_class,
-            prompt=prompt,
-            image_size=image_size,
-            offload=offload,
-        )
+        loaded = load_pretrained(path, **{name: options.pop(name) for name in DenoiserOptions.model_fields if name in options})
         made = cls(
             loaded.model,
             scheduler_like(loaded.scheduler, scheduler),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -169,7 +169,8 @@ def _options(part: Any) -> list[inspect.Parameter]:
 def _option(name: str, field: FieldInfo, panel: str, flag: str | None) -> inspect.Parameter:
     """A field of a study as an option with its type, default and description; fields of several types are given as text."""
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
-    kind, default = (field.annotation, field.default) if len(kinds) == 1 else (str, field.default and str(field.default))
+    is_one = len(kinds) == 1 and get_origin(kinds[0]) is not Literal
+    kind, default = (field.annotation, field.default) if is_one else (str, field.default and str(field.default))
     flag = flag or f"--{name.replace('_', '-')}"
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kinds == [bool] else flag,

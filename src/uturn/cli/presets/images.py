@@ -9,18 +9,15 @@ from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.options import PresetOptions, probe_names
 from uturn.core.checks import checked_integer, checked_noise, shown
+from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
 
-_BACKWARD = (  # options that are fields of `uturn.backward.DiffusionModel`
-    *("model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
-    *("condition", "guidance", "null_class", "prompt", "image_size"),
-    *("dtype", "device", "batch_size", "compile", "offload"),
-)
+_SPEED = ("dtype", "device", "batch_size", "compile", "offload")
 
 
-class ImageOptions(PresetOptions):
+class ImageOptions(DiffusionOptions, PresetOptions):
     """U-turns of images by a diffusion model, compared in the layers of classifiers.
 
     Every option has a default. `uturn images --help` and `ImageOptions.model_fields[name].description` explain the options. The
@@ -35,18 +32,15 @@ class ImageOptions(PresetOptions):
 
     lists: ClassVar[frozenset[str]] = frozenset({"classifiers", "weights"})
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Model": ("model", "preset", "condition", "guidance", "null_class", "prompt", "image_size"),
+        "Model": ("model", *(name for name in DenoiserOptions.model_fields if name not in _SPEED)),
         "Reverse process": ("scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
         "Data": ("data", "size", "channels", "classes", "labels"),
         "Measures": ("classifiers", "weights", "class_prompts", "compare_labels", "perceptual", "perceptual_linear"),
         "Size and seed": ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed"),
-        "Speed and memory": ("dtype", "device", "batch_size", "compile", "offload"),
+        "Speed and memory": _SPEED,
     }
     flags: ClassVar[Mapping[str, str]] = {"classifiers": "--classifier"}
 
-    model: str = Field(
-        "fashion_mnist", description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function."
-    )
     data: str = Field(
         "fashion_mnist", description="Folder of images, whose sub-folders are classes; a .npy file; or generated, by the model."
     )
@@ -68,37 +62,7 @@ class ImageOptions(PresetOptions):
         None, description="Network of a perceptual distance (LPIPS), such as torchvision:vgg16; named as the classifiers are."
     )
     perceptual_linear: str | None = Field(None, description="Learned weights of its channels: a file of the package lpips.")
-    preset: str | None = Field(None, description="Name or flags of the guided-diffusion model in the checkpoint.")
-    scheduler: str = Field(
-        "ddpm",
-        description="Reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, .., a class of diffusers, "
-        "or 'stored', the model's own.",
-    )
-    steps: int = Field(100, ge=1, description="Reverse steps of the whole chain.")
-    eta: float | None = Field(None, description="Noise of ddim, 0 .. 1.")
-    timestep_spacing: str | None = Field(None, description="linspace, leading or trailing.")
-    pure_noise: bool = Field(False, description="Start the whole chain from pure noise, not from its first level.")
-    condition: str | None = Field(
-        None,
-        description="For models with classes: null, the null class; or label, the true label of every image. By default null for "
-        "models that have a null class.",
-    )
-    guidance: float = Field(
-        1.0, description="Classifier-free guidance towards label or prompt. All but 1 is named: not a draw from the posterior."
-    )
-    null_class: int | None = Field(None, description="Declares that the last class of the model is its null class.")
-    prompt: str | None = Field(
-        None,
-        description="For text-conditioned models: a text, or a .txt file with one prompt a line, for each item; by default the "
-        "empty prompt.",
-    )
-    image_size: int | None = Field(
-        None,
-        ge=8,
-        le=2**14,
-        description="Height and width of the images of a text-conditioned model; by default its own.",
-    )
-    # Levels and batch size can have two types, so `noise_levels` and the backward check them.
+    # Levels can have two types, so `noise_levels` checks them.
     levels: SkipValidation[int | list[float]] = Field(
         10, description="Number of noise levels, evenly spaced up to the whole chain; or the levels t/T, such as 0.2,0.5,1.0."
     )
@@ -111,14 +75,6 @@ class ImageOptions(PresetOptions):
     labels: str | None = Field(None, description="Labels for a .npy file: another .npy file, of integers.")
     compare_labels: bool = Field(
         True, description="Compare with the labels of the images too, which must be the classifier's classes."
-    )
-    dtype: str = Field("float32", description="Precision of the model: float32, bfloat16 or float16.")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ..; by default the fastest that is available.")
-    batch_size: SkipValidation[int | str] = Field("auto", description="Images in a call of the model: auto, or a number.")
-    compile: bool = Field(False, description="Compile the model with torch.compile first.")
-    offload: bool = Field(
-        False,
-        description="Keep the weights in main memory, each layer on the device when needed: slower, for large models.",
     )
     keep: int = Field(16, ge=0, description="Store the reconstructions of this many originals, the first ones.")
     chunk: int | None = Field(
@@ -154,7 +110,7 @@ class ImageOptions(PresetOptions):
                 "chunk": self.chunk or (20 if self.items <= 1000 else 50),
                 "source": self._source(originals),
                 "corruption": {"type": "diffusion", "noise": noise_levels(self.levels, self.steps)},
-                "backward": {"type": "diffusion", **self._given(*_BACKWARD)},
+                "backward": {"type": "diffusion", **self._given(*DiffusionOptions.model_fields)},
                 "probes": self._probes(),
             }
         )

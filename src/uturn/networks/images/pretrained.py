@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from uturn.core.checks import checked_integer, checked_path, one_line
+from uturn.core.checks import checked_path, one_line, validation_words
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
-from uturn.networks.images.conditions import UNCONDITIONAL, Condition, Conditioned
+from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, conditioned_by, prompted
+from uturn.networks.images.options import DenoiserOptions
 from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, denoiser_from_function
 from uturn.networks.images.pipelines import (
     Folder,
@@ -35,8 +38,6 @@ CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.images.guided_diffusion` reads."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_MOST_PIXELS = 2**14  # height and width of an image
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,19 @@ class Pretrained:
     timesteps: PipelineTimesteps | None = None
 
 
-class _Options(NamedTuple):
-    """The options of `load_pretrained`, checked."""
+class _Options(DenoiserOptions):
+    """The options of `load_pretrained`, as the readers need them."""
 
-    preset: str | None
-    device: torch.device
-    dtype: torch.dtype
-    condition: Condition
-    image_size: int | None
-    offload: bool
+    @cached_property
+    def where(self) -> torch.device:
+        return checked_device(self.device)
+
+    @property
+    def precision(self) -> torch.dtype:
+        return DTYPES[self.dtype]
 
     def placed(self, module: nn.Module) -> Any:
-        return for_inference(module, self.device, self.offload)
+        return for_inference(module, self.where, self.offload)
 
     def check_size(self, model: Any) -> None:
         """ValueError for an image size given to a model that has its own."""
@@ -151,20 +153,7 @@ class DenoisingNetwork(nn.Module):
         return getattr(output, "sample", output).float()
 
 
-def load_pretrained(
-    path: str | os.PathLike[str],
-    *,
-    preset: str | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    compile: bool = False,
-    condition: str | None = None,
-    guidance: float = 1.0,
-    null_class: int | None = None,
-    prompt: str | None = None,
-    image_size: int | None = None,
-    offload: bool = False,
-) -> Pretrained:
+def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     """Read a diffusion model.
 
     Parameters
@@ -173,33 +162,8 @@ def load_pretrained(
         A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, a checkpoint of
         guided-diffusion (a file), or "module:function": a function without arguments that returns (module, scheduler) or a
         `uturn.networks.DenoiserModel`.
-    preset
-        For checkpoints: the options that their weights do not determine, see `uturn.networks.images.guided_diffusion`.
-    device
-        "cpu", "cuda", "cuda:1", "mps", ...; by default "cuda" where there is one, else "cpu".
-    dtype
-        What the networks compute in: "float32", "bfloat16" or "float16". Timesteps and schedulers keep their own precision, and
-        what is returned is float32. Autoencoders that quantise stay in float32, and for "float16" those that ask for it
-        (`force_upcast`).
-    compile
-        Compile the denoiser when it is first called; later calls are faster.
-    condition
-        For models with classes: "null", run with the null class, hence unconditionally; or "label", with the true label of every
-        image. By default "null" for models that have a null class, and "label" for the others.
-    guidance
-        Scale of classifier-free guidance, for `condition = "label"` and models with a null class, and for prompts. Every number
-        but 1 changes the law of the model, so reconstructions are no draws from a posterior. Guidance-distilled models (FLUX-dev)
-        are told the number.
-    null_class
-        Declares that the last class of a network is its null class. Those of DiT and of a `DenoiserModel` are known.
-    prompt
-        For text-conditioned pipelines: a text, or a file NAME.txt with the prompt of one item in each line. By default the empty
-        prompt, hence what the model has learned as unconditional.
-    image_size
-        For text-conditioned pipelines: height and width of the images in pixels; by default those of the model's training.
-    offload
-        Keep the weights in main memory, and bring each layer to the device when it is needed: slower, for models that are larger
-        than the device's memory.
+    **options
+        The fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, `guidance`, ..
 
     Returns
     -------
@@ -212,18 +176,16 @@ def load_pretrained(
         If there is nothing at `path`, the files are damaged or incomplete, the model is of a kind that makes no U-turns, or the
         options do not go with it.
     """
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
+    try:
+        asked = _Options.model_validate(options)
+    except ValidationError as error:
+        raise ValueError(validation_words(error)) from None
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path={path!r}: expected the name of a folder or a file")
     path = Path(checked_path("path", path))
-    where = checked_device(device)
     read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
-    asked = Condition(condition, guidance, null_class, prompt).checked()
-    if image_size is not None and checked_integer("image_size", image_size, 8) > _MOST_PIXELS:
-        raise ValueError(f"image_size = {image_size}: expected at most {_MOST_PIXELS} pixels")
-    found = read(path, _Options(preset, where, DTYPES[dtype], asked, image_size, offload))
-    if compile:
+    found = read(path, asked)
+    if asked.compile:
         compiled = found.model.network if found.prompts is None else found.model.network.network
         compiled.compile()  # in place: the names of the weights stay
     return found
@@ -241,17 +203,17 @@ def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
 
     options.check_size(path)
     network = load_guided_diffusion(path, options.preset)
-    in_dtype(network.unet, options.dtype)
-    conditioned = options.condition.of(path, network.num_classes)
+    in_dtype(network.unet, options.precision)
+    conditioned = conditioned_by(options, path, network.num_classes)
     return Pretrained(
-        model=options.placed(DenoisingNetwork(network, options.dtype, conditioned)),
+        model=options.placed(DenoisingNetwork(network, options.precision, conditioned)),
         scheduler=guided_diffusion_scheduler(**network.options),
         codec=None,
         image_shape=shape_of(network.config.in_channels, network.config.sample_size),
         latent_shape=None,
         num_classes=conditioned.num_classes,
         description=f"guided-diffusion UNet, {conditioned.words}",
-        device=options.device,
+        device=options.where,
     )
 
 
@@ -270,8 +232,8 @@ def _read_own(path: Path, options: _Options) -> Pretrained:
     config = getattr(own.network, "config", None)
     shape = shape_of(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else own.image_shape
     kind = getattr(own.network, "__name__", type(own.network).__name__)
-    conditioned = options.condition.of(name, own.num_classes, own.null_class)
-    network = OwnNetwork(own.network, f"model = {name!r}", options.dtype, learned_variance=is_pair)
+    conditioned = conditioned_by(options, name, own.num_classes, own.null_class)
+    network = OwnNetwork(own.network, f"model = {name!r}", options.precision, learned_variance=is_pair)
     found = Pretrained(
         model=options.placed(DenoisingNetwork(network, torch.float32, conditioned, prediction)),
         scheduler=own.scheduler if prediction is None else prediction.scheduler,
@@ -280,7 +242,7 @@ def _read_own(path: Path, options: _Options) -> Pretrained:
         latent_shape=None,
         num_classes=conditioned.num_classes,
         description=", ".join(filter(None, [kind, f"predicts {own.predicts}" if own.predicts else "", conditioned.words])),
-        device=options.device,
+        device=options.where,
     )
     if found.image_shape is not None:
         _try(found, name)
@@ -320,7 +282,7 @@ def _read_folder(path: Path, options: _Options) -> Pretrained:
         return _read_text_folder(path, folder, part, options)
     options.check_size(path)
     network, classes, null_class = _denoiser(folder.path, part, folder.parts[part])
-    conditioned = options.condition.of(path, classes, null_class)
+    conditioned = conditioned_by(options, path, classes, null_class)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     latent = next((name for name in ("vae", "vqvae") if name in folder.parts), None)
     inputs = network.config.in_channels
@@ -328,20 +290,20 @@ def _read_folder(path: Path, options: _Options) -> Pretrained:
     shape = shape_of(inputs, network.config.sample_size)
     codec, image_shape, description = None, shape, f"{type(network).__name__}, {conditioned.words}"
     if latent is not None:
-        codec = load_codec(folder.path, latent, folder.parts[latent], options.dtype, inputs)
+        codec = load_codec(folder.path, latent, folder.parts[latent], options.precision, inputs)
         image_shape = None if shape is None else (codec.image_channels, shape[1] * codec.factor, shape[2] * codec.factor)
         description += f", in the latents of {type(codec.network).__name__}"
         _unclip(scheduler)
-        codec = for_inference(codec, options.device)
+        codec = for_inference(codec, options.where)
     return Pretrained(
-        model=options.placed(DenoisingNetwork(in_dtype(network, options.dtype), options.dtype, conditioned)),
+        model=options.placed(DenoisingNetwork(in_dtype(network, options.precision), options.precision, conditioned)),
         scheduler=scheduler,
         codec=codec,
         image_shape=image_shape,
         latent_shape=None if codec is None else shape,
         num_classes=conditioned.num_classes,
         description=description,
-        device=options.device,
+        device=options.where,
     )
 
 
@@ -373,34 +335,33 @@ def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) 
         takes_guidance,
     )
 
-    asked = options.condition
-    prompts = read_prompts(asked.prompt or "")
+    prompts = read_prompts(options.prompt or "")
     if "vae" not in folder.parts:
         raise ValueError(f"{path} holds {', '.join(folder.parts)}; expected a vae")
-    is_guided = asked.guidance != 1
+    is_guided = options.guidance != 1
     texts = [*prompts.texts, *([""] if is_guided else [])]  # the null prompt comes last
-    tables, encoders = encoded(folder, texts, options.device, options.dtype, options.offload)
-    network = load_part(folder.path, part, folder.parts[part], options.dtype)
+    tables, encoders = encoded(folder, texts, options.where, options.precision, options.offload)
+    network = load_part(folder.path, part, folder.parts[part], options.precision)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     inputs = network.config.in_channels
     _check_channels(path, inputs, network.config.out_channels or inputs)
     distilled, told = distillation(network, scheduler, path), takes_guidance(network)
-    conditioned = asked.of_prompts(path, len(prompts.texts), prompts.words, distilled, told)
-    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.dtype, latent_channels(network))
+    conditioned = prompted(options, path, len(prompts.texts), prompts.words, distilled, told)
+    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.precision, latent_channels(network))
     shape = latents_of(network, codec.factor, options.image_size)
     _unclip(scheduler)
     size = shape[1] * codec.factor
-    denoiser = TextDenoiser(in_dtype(network, options.dtype), tables, size, asked.guidance if told else 1.0)
+    denoiser = TextDenoiser(in_dtype(network, options.precision), tables, size, options.guidance if told else 1.0)
     kind = folder.pipeline.removesuffix("Pipeline")
     return Pretrained(
-        model=options.placed(DenoisingNetwork(denoiser, options.dtype, conditioned)),
+        model=options.placed(DenoisingNetwork(denoiser, options.precision, conditioned)),
         scheduler=scheduler,
-        codec=for_inference(codec, options.device),
+        codec=for_inference(codec, options.where),
         image_shape=(codec.image_channels, size, size),
         latent_shape=shape,
         num_classes=conditioned.num_classes,
         description=f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}",
-        device=options.device,
+        device=options.where,
         prompts=prompts._replace(encoders=encoders),
         timesteps=PipelineTimesteps(folder.pipeline, (shape[1] // 2) * (shape[2] // 2)),
     )
