@@ -9,10 +9,9 @@ import xarray as xr
 
 from uturn.core.random import Purpose, keys
 from uturn.exact.theory import MeanField
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.verdicts import Verdict, below, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, style
 
 TITLE = "Rules for and against the right symbol"
@@ -28,10 +27,6 @@ CAPTION = (
 )
 NOISE = 0.5
 PARENT, RULE = 0, 0  # the true ones
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -9,11 +9,10 @@ import xarray as xr
 
 from uturn.core.random import Purpose, keys
 from uturn.exact.theory import MeanField
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.small_tree import by_level
 from uturn.paper.verdicts import Verdict, below, equal, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
 TITLE = "Every message at the bottom of the tree"
@@ -26,10 +25,6 @@ CAPTION = (
 )
 PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 DEPTH, LEVELS, NOISE = 10, 5, 0.4
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -9,14 +9,12 @@ import xarray as xr
 
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, inversion, transition
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import TOLERANCE, compare
 from uturn.paper.verdicts import Verdict, below, decreasing, verdict, within
-from uturn.paper.workshop import Scale
 from uturn.studies.plotting.levels import draw_levels
 
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Upward messages of every level"
 CLAIM = "Going up the tree, what the leaves say about a node turns into a step at the critical noise."
@@ -26,10 +24,6 @@ CAPTION = (
     "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how "
     "far along ε each level is displaced from the mean field."
 )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

@@ -9,14 +9,12 @@ import xarray as xr
 
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import grammar_means
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import compare, competing_rules, mean_estimate, quenched_downward
 from uturn.paper.verdicts import Verdict, above, below, verdict, within
-from uturn.paper.workshop import Scale
 from uturn.studies.plotting.levels import draw_levels
 
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
@@ -28,10 +26,6 @@ CAPTION = (
     "fluctuate. The annealed mean field (dashed) counts those rules on average and lies too low at small ε; drawing them at "
     "random (lines) leaves no such gap."
 )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

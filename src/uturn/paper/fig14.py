@@ -8,15 +8,13 @@ import numpy as np
 import xarray as xr
 
 from uturn.exact.theory import MeanField
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import compare
 from uturn.paper.verdicts import Verdict, below, verdict
-from uturn.paper.workshop import Scale
 from uturn.studies.plotting.levels import draw_level, draw_shifts
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Marginals of every level"
 CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."
@@ -25,10 +23,6 @@ CAPTION = (
     "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field "
     "theory (Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
 )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

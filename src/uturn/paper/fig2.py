@@ -11,7 +11,6 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.statistics import Estimate, Transition, estimate, inversion, replicates, transition
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Verdict, above, at_least, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
@@ -77,10 +76,6 @@ def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int =
         dims=("pair", "network_layer"),
         coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)},
     )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # a trained network has no exact posterior to be judged by
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

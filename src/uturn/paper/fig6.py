@@ -10,7 +10,6 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField, phase_diagram
 from uturn.measures.statistics import crossing, estimate, grammar_means, shift
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
@@ -51,10 +50,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             }
         )
     return runs
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

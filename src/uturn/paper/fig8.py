@@ -14,11 +14,10 @@ from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.paper import string_classifier
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.string_classifier import SEED
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 
@@ -33,10 +32,6 @@ CAPTION = (
     "Dashed: where mean-field theory has class and leaves swap order at this depth; dotted: ε*; red: where logits and first "
     "block swap."
 )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

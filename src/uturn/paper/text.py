@@ -15,7 +15,6 @@ from uturn.core.experiment import Experiment
 from uturn.measures.changes import chi_parts
 from uturn.measures.peaks import peak_of
 from uturn.measures.statistics import Estimate, estimate
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies import records_of, study
@@ -73,10 +72,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     whole = [kept, {"type": "changes"}, {"type": "tokens", "first": 3}]
     made = {CURVES: described(curves, _LEVELS[scale], "random", probes=whole)}
     return made | {label: described(compared, list(COMPARED), label, clones=2, probes=[kept]) for label in DECODERS}
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # a trained network has no exact posterior to be judged by
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
