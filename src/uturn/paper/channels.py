@@ -22,6 +22,7 @@ from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, holm
 from uturn.measures.statistics import Estimate
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Rule, Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import Vectors
@@ -59,16 +60,9 @@ def channel_spec(
     """A channel of a source of strings or vectors, by default at the noise levels `NOISE`."""
     strings = source["type"] == "rhm"
     items = 1000 if (strings and source["depth"] <= 4) or scale == "paper" else 200
-    spec = {
-        "items": items,
-        "clones": CLONES,
-        "chunk": 250,
-        "source": {"grammars": 8, **source} if strings else source,
-        "corruption": {"type": kind, "noise": list(NOISE[kind] if noise is None else noise)},
-        "backward": {"type": "exact"},
-        "probes": [{"type": name} for name in (("tree_levels", "parsed_levels") if strings else ("scales",))],
-    }
-    return ChannelSpec(label, Experiment.from_dict(spec))
+    source, probes = ({"grammars": 8, **source}, ("tree_levels", "parsed_levels")) if strings else (source, ("scales",))
+    levels = NOISE[kind] if noise is None else noise
+    return ChannelSpec(label, experiment_of(source, kind, levels, *probes, items=items, clones=CLONES, chunk=250))
 
 
 def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdict]:

@@ -14,6 +14,7 @@ from uturn.measures.changes import correlations_of
 from uturn.measures.covariances import Grid
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.exact_changes import exact_covariances
+from uturn.paper.specs import experiment_of
 from uturn.paper.workshop import Scale, Workshop
 
 PAPER = (32, 8, 2)
@@ -103,16 +104,10 @@ def _folded(mean: np.ndarray) -> np.ndarray:
 def images(scale: Scale) -> dict[str, Experiment]:
     """Fashion-MNIST on the embedded model, with changes of patches of pixels and of positions of a layer."""
     items, trajectories, steps, levels = (12, 6, 10, 5) if scale == "smoke" else (200, 16, 50, 10)
-    spec = {
-        "items": items,
-        "trajectories": trajectories,
-        "chunk": items if scale == "smoke" else 20,
-        "source": {"type": "fashion_mnist"},
-        "corruption": {"type": "diffusion", "noise": (np.arange(1, levels + 1) / levels).tolist()},
-        "backward": {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"},
-        "probes": [{"type": "changes"}, {"type": "changes", "name": "feature", "layer": "block4"}],
-    }
-    return {"images": Experiment.from_dict(spec)}
+    noise, probes = np.arange(1, levels + 1) / levels, ("changes", {"type": "changes", "name": "feature", "layer": "block4"})
+    backward = {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"}
+    sizes = {"items": items, "trajectories": trajectories, "chunk": items if scale == "smoke" else 20}
+    return {"images": experiment_of("fashion_mnist", "diffusion", noise, *probes, backward=backward, **sizes)}
 
 
 def control_channels(scale: Scale) -> list[ChannelSpec]:
@@ -123,16 +118,8 @@ def control_channels(scale: Scale) -> list[ChannelSpec]:
 
 
 def _described(source: dict[str, Any], channel: str, noise: Sequence[float], items: int, trajectories: int) -> Experiment:
-    spec = {
-        "items": items,
-        "trajectories": trajectories,
-        "chunk": min(items, 240),
-        "source": source,
-        "corruption": {"type": channel, "noise": np.round(noise, 4).tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "changes"}],
-    }
-    return Experiment.from_dict(spec)
+    sizes = {"items": items, "trajectories": trajectories, "chunk": min(items, 240)}
+    return experiment_of(source, channel, np.round(noise, 4), "changes", **sizes)
 
 
 def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:

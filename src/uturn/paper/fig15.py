@@ -13,6 +13,7 @@ from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
 from uturn.paper import fig5, fig7
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, below, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
@@ -48,14 +49,14 @@ REACH = 0.6  # of the displacements looked at
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """Masking and replacement, in the size of Fig. 5; the Gaussian process and the ε-process are the runs of Figs. 5 and 7."""
-    spec = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"].to_dict()
+    described = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"]
     noise = {
         "masking": np.r_[np.linspace(0.02, 0.14, 4), np.linspace(0.17, 0.41, 13), np.linspace(0.45, 0.95, 8), 1.0],
         "uniform": np.r_[np.linspace(0.01, 0.07, 4), np.linspace(0.09, 0.27, 13), np.linspace(0.32, 0.92, 8), 1.0],
     }
+    sizes = {"items": described.items, "chunk": described.chunk}
     return {
-        name: Experiment.from_dict({**spec, "corruption": {"type": name, "noise": levels.round(6).tolist()}})
-        for name, levels in noise.items()
+        name: experiment_of(described.source, name, levels.round(6), *described.probes, **sizes) for name, levels in noise.items()
     }
 
 

@@ -12,6 +12,7 @@ from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, grammar_means, inversion, shift, transition
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.messages import TOLERANCE, shift_verdict
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import MUTED, THEORY, level_bar, level_colors, style
@@ -29,16 +30,9 @@ PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 10}
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, trajectories = (6, 24, 2) if scale == "smoke" else (24, 240, 4)
     noise = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.62, 0.84, 23)].round(6))
-    spec = {
-        "items": items,
-        "trajectories": trajectories,
-        "chunk": 24,
-        "source": {"type": "rhm", **PARAMETERS, "grammars": grammars},
-        "corruption": {"type": "epsilon", "noise": noise.tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}, {"type": "messages"}],  # the messages are for figs. 12 and 13
-    }
-    return {"epsilon": Experiment.from_dict(spec)}
+    source, probes = {"type": "rhm", **PARAMETERS, "grammars": grammars}, ("tree_levels", "messages")  # messages: figs. 12, 13
+    sizes = {"items": items, "trajectories": trajectories, "chunk": 24}
+    return {"epsilon": experiment_of(source, "epsilon", noise, *probes, **sizes)}
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:

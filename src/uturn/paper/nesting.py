@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
 from uturn.measures.statistics import Estimate
 from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes, indices
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, below, decreasing, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, level_colors
@@ -80,15 +80,8 @@ def filtered_changes(k: int, items: int) -> xr.DataArray:
 
 def epsilon_index(items: int) -> Estimate:
     """Nesting index of the ε-process, over several grammars."""
-    spec = {
-        "items": items,
-        "trajectories": 8,
-        "source": {"type": "rhm", **THEORY},
-        "corruption": {"type": "epsilon", "noise": EPSILON.tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
-    return nesting_index(site_changes(Experiment.from_dict(spec)), THEORY["branching"])
+    made = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
+    return nesting_index(site_changes(made), THEORY["branching"])
 
 
 def mean_field() -> float:

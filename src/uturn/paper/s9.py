@@ -22,6 +22,7 @@ from uturn.measures.statistics import (
     rescaled,
 )
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import GaussianMixtureSource
@@ -104,17 +105,8 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
     items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf].round(4)
-    return Experiment.from_dict(
-        {
-            "items": items,
-            "trajectories": trajectories,
-            "chunk": 100,
-            "source": SOURCE.model_dump(),
-            "corruption": {"type": "gaussian", "noise": noise.tolist()},
-            "backward": {"type": "exact"},
-            "probes": [{"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}],
-        }
-    )
+    probe = {"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}
+    return experiment_of(SOURCE.model_dump(), "gaussian", noise, probe, items=items, trajectories=trajectories, chunk=100)
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

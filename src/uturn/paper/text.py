@@ -5,6 +5,7 @@ Beyond the paper, after its sequel on correlated changes (arXiv:2410.13770).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from uturn.core.experiment import Experiment
 from uturn.measures.changes import chi_parts
 from uturn.measures.peaks import peak_of
 from uturn.measures.statistics import Estimate, estimate
+from uturn.paper.specs import Part, experiment_of
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies import records_of, study
@@ -57,21 +59,14 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     """One run of many noise levels and trajectories; a run with clones for each decoder, of the same masked texts."""
     length, curves, compared = _SIZES[scale]
 
-    def described(size: tuple[int, int], noise: list[float], decoder: str, **more: Any) -> Experiment:
-        spec = {
-            "items": size[0],
-            "trajectories": size[1],
-            "chunk": 4,
-            "source": {"type": "tokens", "windows": True, "length": length},
-            "corruption": {"type": "masking", "noise": noise},
-            "backward": {"type": "language", **DECODERS[decoder]},
-        }
-        return Experiment.from_dict(spec | more)
+    def described(size: tuple[int, int], noise: Sequence[float], decoder: str, *probes: Part, clones: int = 1) -> Experiment:
+        source, backward = {"type": "tokens", "windows": True, "length": length}, {"type": "language", **DECODERS[decoder]}
+        sizes = {"items": size[0], "trajectories": size[1], "clones": clones, "chunk": 4}
+        return experiment_of(source, "masking", noise, *probes, backward=backward, **sizes)
 
     kept = {"type": "kept_tokens", "spans": [1, SPAN]}
-    whole = [kept, {"type": "changes"}, {"type": "tokens", "first": 3}]
-    made = {CURVES: described(curves, _LEVELS[scale], "random", probes=whole)}
-    return made | {label: described(compared, list(COMPARED), label, clones=2, probes=[kept]) for label in DECODERS}
+    made = {CURVES: described(curves, _LEVELS[scale], "random", kept, "changes", {"type": "tokens", "first": 3})}
+    return made | {label: described(compared, COMPARED, label, kept, clones=2) for label in DECODERS}
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

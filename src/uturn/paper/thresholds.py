@@ -15,6 +15,7 @@ from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, grammar_means
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.messages import mean_estimate
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Rule, Verdict, below, meets, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
@@ -76,21 +77,13 @@ def _noise(channel: str, points: int) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """Exact belief propagation: {"channel-depth": Experiment}."""
-    size = SIZES[scale]
-    return {
-        f"{channel}-depth{depth}": Experiment.from_dict(
-            {
-                "items": size.items,
-                "chunk": size.items,
-                "source": {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": size.grammars},
-                "corruption": {"type": channel, "noise": _noise(channel, size.points)},
-                "backward": {"type": "exact"},
-                "probes": [{"type": "messages", "directions": ["upward"]}],
-            }
-        )
-        for channel in CHANNELS
-        for depth in size.depths
-    }
+    size, made = SIZES[scale], {}
+    for channel in CHANNELS:
+        noise, probe = _noise(channel, size.points), {"type": "messages", "directions": ["upward"]}
+        for depth in size.depths:
+            source = {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": size.grammars}
+            made[f"{channel}-depth{depth}"] = experiment_of(source, channel, noise, probe, items=size.items, chunk=size.items)
+    return made
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
