@@ -97,7 +97,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         ),
         verdict(
             f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε, levels 1 .. {levels - 1}",
-            ", ".join(f"{s.value:+.4f} [{s.low:+.4f}, {s.high:+.4f}]" for s in shifts),
+            ", ".join(f"{s:+.4f}" for s in shifts),
             "0",
             within([s.value for s in shifts], TOLERANCE, f"all within {TOLERANCE}"),
         ),

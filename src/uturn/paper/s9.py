@@ -12,6 +12,7 @@ from uturn.core.experiment import Experiment
 from uturn.core.u_turns import u_turn
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.measures.statistics import (
+    Estimate,
     Replicates,
     crossing,
     estimate,
@@ -302,8 +303,8 @@ def _draw_plane(axes: Any, data: xr.Dataset, names: list[str]) -> None:
         axes.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=color, label=label)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
     axes.set(xlabel="$r$ of the first block", ylabel="$r$", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), title="no inversion")
-    value, low, high = (data.attrs[f"index_{k}"] for k in ("value", "low", "high"))
-    axes.text(0.97, 0.06, f"hierarchy index\n{value:.3f} [{low:.3f}, {high:.3f}]", ha="right", fontsize=10)
+    index = Estimate(*(data.attrs[f"index_{k}"] for k in ("value", "low", "high")))
+    axes.text(0.97, 0.06, f"hierarchy index\n{index:.3f}", ha="right", fontsize=10)
     axes.legend(loc="center right")
 
 

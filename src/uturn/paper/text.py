@@ -118,7 +118,7 @@ def _difference(a: xr.Dataset, b: xr.Dataset, noise: float, span: int, name: str
 
 
 def _texts(found: list[Estimate]) -> str:
-    return "; ".join(f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in found)
+    return "; ".join(f"{one:.3f}" for one in found)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------

@@ -133,10 +133,6 @@ def _interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     return mean_estimate(values[~np.isnan(values)], confidence)
 
 
-def _text(interval: Estimate) -> str:
-    return "{:.4f} [{:.4f}, {:.4f}]".format(*interval)
-
-
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     v = PARAMETERS["vocab_size"]
     data = runs["population"].load().rename(belief="population_belief")
@@ -178,7 +174,7 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
     return [
         verdict(
             f"threshold in ε, one grammar (mean of {grammars})",
-            f"{_text(one['epsilon'])}, standard deviation {spread:.4f}",
+            f"{one['epsilon']:.4f}, standard deviation {spread:.4f}",
             f"from {critical:.4f} (annealed ε*) to {QUENCHED} (quoted, of unknown error); between grammars {SPREAD}",
             within(
                 one["epsilon"].value - (low + high) / 2,
@@ -188,14 +184,14 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
         ),
         verdict(
             "threshold in ε, fresh rules",
-            _text(fresh["epsilon"]),
+            f"{fresh['epsilon']:.4f}",
             f"{critical:.4f} (annealed ε*)",
             within(fresh["epsilon"].value - critical, FRESH_ERROR),
         ),
         *(
             verdict(
                 f"threshold, {channel.label} ({channel.axis.replace('$', '')}), one grammar",
-                f"{_text(one[name])}; fresh rules {_text(fresh[name])}",
+                f"{one[name]:.4f}; fresh rules {fresh[name]:.4f}",
                 f"{channel.expected[0]} to {channel.expected[1]} (exact BP at L = 9, 10)",
                 meets(one[name], *channel.expected, "95 % interval meets the range and is narrower"),
             )
@@ -211,7 +207,9 @@ def _effective_epsilon(data: xr.Dataset) -> Verdict:
     bits = data.bits_per_leaf.sel(ensemble="one grammar").mean("replicate").values
     return verdict(
         "effective ε (Eq. 63) at the threshold: " + ", ".join(channel.label for channel in CHANNELS.values()),
-        ", ".join(map(_text, epsilon.values())) + "; bits per leaf there: " + ", ".join(f"{x:.2f}" for x in bits),
+        ", ".join(f"{interval:.4f}" for interval in epsilon.values())
+        + "; bits per leaf there: "
+        + ", ".join(f"{x:.2f}" for x in bits),
         "not one number: below ε* in every channel that draws its noise",
         below(
             [interval.high for name, interval in epsilon.items() if name != "epsilon"],
@@ -238,10 +236,7 @@ def _shift(data: xr.Dataset) -> Verdict:
     labels = [channel.label for channel in CHANNELS.values()]
     return verdict(
         f"shift of the class curve at L = {deepest}, exact BP against population dynamics, as a share of the threshold",
-        ", ".join(
-            f"{label} {100 * s.value:+.1f} [{100 * s.low:+.1f}, {100 * s.high:+.1f}] %"
-            for label, s in zip(labels, shifts, strict=True)
-        ),
+        ", ".join(f"{label} {Estimate(*(100 * x for x in shift)):+.1f} %" for label, shift in zip(labels, shifts, strict=True)),
         "0",
         Rule(
             all(s.low <= 0 <= s.high and s.high - s.low < 0.2 for s in shifts),
