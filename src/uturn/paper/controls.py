@@ -25,7 +25,7 @@ from uturn.paper.control_cases import (
 )
 from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
 CLAIM = (
@@ -337,9 +337,7 @@ def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
         axes.fill_between(time, low, high, color=color, alpha=0.2, lw=0)
     axes.set(xscale="log", xlim=(time[0], time[-1]), ylim=(-0.06, 1.04), title=title)
     axes.axhline(0, color=MUTED, lw=0.6)
-    ticks = [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[-1]]
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.minorticks_off()
+    ticks(axes, [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[-1]])
 
 
 def _draw_plane(axes: Any, data: xr.Dataset, words: dict[str, str], name: str) -> None:

@@ -10,7 +10,6 @@ import xarray as xr
 from scipy.special import erf
 
 from uturn.core.experiment import Experiment
-from uturn.measures.changes import correlations_of
 from uturn.measures.covariances import Grid
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.exact_changes import exact_covariances
@@ -122,8 +121,9 @@ def _described(source: dict[str, Any], channel: str, noise: Sequence[float], ite
     return experiment_of(source, channel, np.round(noise, 4), "changes", **sizes)
 
 
-def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
-    """Correlations against distance at the noise level of a run that is closest to `noise`."""
-    found = correlations_of(run, name)
-    at = int(np.argmin(np.abs(np.nan_to_num(found.noise.values, posinf=1e9) - noise)))
-    return found.isel(noise=at)
+def beside_exact(readings: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
+    """Readings of a run (noise, item, x) and the exact ones, item by item: (noise, item, of, x)."""
+    _, _, x = dims = readings.transpose("noise", "item", ...).dims
+    values = np.stack([one.transpose(*dims).values for one in (readings, exact)], axis=2)
+    along = {name: one for name, one in readings.coords.items() if one.dims == ("item",)}
+    return xr.DataArray(values, dims=("noise", "item", "of", x), coords={"noise": readings.noise, **along})

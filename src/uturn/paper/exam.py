@@ -19,7 +19,7 @@ from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps, me
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
@@ -197,10 +197,8 @@ def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: 
             axes.plot([x], [y], marker=mark, zorder=3, clip_on=False, **_look(str(denoiser), _OTHER, line=False))
     exact = calls.sel({dim: list(EXACT)}).values
     axes.plot(exact, np.full(len(exact), floor), "*", ms=15, color=THEORY, zorder=4, clip_on=False)
-    ticks = np.unique(np.round(calls.sel({dim: curve(calls, next(iter(ORDERS)), dim)}).values))
     axes.set(xscale="log", xlabel="calls of the network")
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.minorticks_off()
+    ticks(axes, np.unique(np.round(calls.sel({dim: curve(calls, next(iter(ORDERS)), dim)}).values)))
 
 
 def _legend(figure: Any) -> None:

@@ -11,6 +11,7 @@ from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.studies.plotting import trees as drawing
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
@@ -105,8 +106,6 @@ def count_grammatical(rhm: Any) -> int:
 
 def draw(data: xr.Dataset) -> Any:
     from matplotlib.patches import FancyBboxPatch
-
-    from uturn.studies.plotting import trees as drawing
 
     rhm = small.grammar_of(data)
     before, after = (small.by_level(data[name]) for name in ("original", "reconstruction"))

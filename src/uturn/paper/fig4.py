@@ -12,6 +12,7 @@ from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, below, verdict
 from uturn.paper.workshop import Scale, Workshop
+from uturn.studies.plotting import trees as drawing
 from uturn.studies.plotting.style import MUTED, style
 
 TITLE = "The factor graph and its messages"
@@ -116,8 +117,6 @@ def enumerated(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> dict[str,
 def draw(data: xr.Dataset) -> Any:
     from matplotlib.patches import Rectangle
 
-    from uturn.studies.plotting import trees as drawing
-
     rhm = small.grammar_of(data)
     true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
     L, s, d, v = rhm.depth, rhm.branching, rhm.num_leaves, rhm.vocab_size
@@ -167,11 +166,11 @@ def draw(data: xr.Dataset) -> Any:
         alone, together = (int((table[0].argmax(axis=1) != true[0]).sum()) for table in (up, posterior))
         words = f"most probable symbol wrong: {alone} of {d} leaves from their own evidence, {together} of {d} from the posterior"
         axes.text(spacing * (d - 1) / 2, -2.85, words, ha="center", va="center", size=11)
-        _key(axes, drawing, spacing * (d - 1) - 6.2, heights[L] + 0.4)
+        _key(axes, spacing * (d - 1) - 6.2, heights[L] + 0.4)
     return figure
 
 
-def _key(axes: Any, drawing: Any, x: float, y: float) -> None:
+def _key(axes: Any, x: float, y: float) -> None:
     from matplotlib.patches import Circle, Wedge
 
     lines = (

@@ -14,7 +14,7 @@ from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style
+from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style, ticks
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."
@@ -145,8 +145,6 @@ def draw(data: xr.Dataset) -> Any:
         right.legend()
         for axes in (left, right):
             axes.axhline(1 / data.attrs["vocab_size"], color=MUTED, lw=0.8, ls="--")
-            ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1]
-            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-            axes.minorticks_off()
+            ticks(axes, [0.02, 0.05, 0.1, 0.2, 0.5, 1])
         right.text(time[0] * 1.05, 1 / data.attrs["vocab_size"] + 0.01, "chance", color=MUTED, fontsize=9)
     return figure

@@ -28,7 +28,7 @@ from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, withi
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, style
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, style, ticks
 
 if TYPE_CHECKING:
     import torch
@@ -270,8 +270,7 @@ def draw(data: xr.Dataset) -> Any:
         for axes in (left, middle):
             axes.axvline(star, color=CLASS, lw=1, ls=":")
             axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(0.02, 4.6))
-            axes.set_xticks([0.02, 0.1, 0.5, 1, 2, 5], ["0.02", "0.1", "0.5", "1", "2", "5"])
-            axes.minorticks_off()
+            ticks(axes, [0.02, 0.1, 0.5, 1, 2, 5])
         left.set_ylim(-0.05, 1.03)
         middle.text(star * 1.08, 1.0, f"$t^*={star:.2f}$", va="top", color=CLASS)
         _draw_plane(right, data, names)
@@ -288,8 +287,8 @@ def _finite(data: xr.Dataset) -> tuple[np.ndarray, ...]:
 def _draw_class(axes: Any, data: xr.Dataset) -> None:
     fine = np.geomspace(0.02, 4.5, 600)
     axes.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
-    time, mean, low, high = (values if values.ndim == 1 else values[:, 0] for values in _finite(data))
-    axes.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
+    time, *curves = _finite(data)
+    bars(axes, time, np.stack([curve[:, 0] for curve in curves], axis=1), fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
     axes.axhline(0.5, color=MUTED, lw=0.8, ls="--")
     axes.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
     axes.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))

@@ -34,7 +34,7 @@ from uturn.paper.sampler_laws import (
 )  # fmt: skip
 from uturn.paper.verdicts import Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
 CLAIM = "Schedulers that add their full noise draw one of the possible originals; the others keep the law of the data alone."
@@ -355,8 +355,7 @@ def draw(data: xr.Dataset) -> Any:
                 _draw_sampler(axes, steps, curve.values, p.values < 0.01, bottom, label)
             axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
             axes.set_title(title)
-            axes.set_xticks(steps, [str(k) for k in steps])
-            axes.minorticks_off()
+            ticks(axes, steps)
         _draw_guides(panels[0], steps)
         handles, names = panels[0].get_legend_handles_labels()
         more = panels[2].get_legend_handles_labels()[0]

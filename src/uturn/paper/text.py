@@ -22,7 +22,7 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_correlations, draw_susceptibility
 from uturn.studies.plotting.calibration import draw_zero
-from uturn.studies.plotting.style import ACCENT, MUTED, style
+from uturn.studies.plotting.style import ACCENT, MUTED, bars, style
 from uturn.studies.plotting.tokens import draw_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
@@ -245,8 +245,7 @@ def _draw_decoders(axes: Any, data: xr.Dataset, name: str, joined: bool = True) 
     """Points at the compared noise levels; solid for characters, dashed for runs."""
     for k, label in enumerate(DECODERS):
         for span, dash, marker in ((1, "-", "o"), (SPAN, "--", "s")):
-            value, low, high = data[name].sel(decoder=label, span=span).values.T
             look = {"ls": dash if joined else "", "ms": 4.5, "lw": 1.2, "color": _COLORS[label], "marker": marker}
-            bars = [value - low, high - value]
-            axes.errorbar(data.compared + 0.012 * (k - 1.5), value, bars, label=label if span == 1 else None, **look)
+            bounds = data[name].sel(decoder=label, span=span)
+            bars(axes, data.compared + 0.012 * (k - 1.5), bounds, label=label if span == 1 else None, **look)
     axes.set(xlabel="masked fraction", xlim=(0, 1.03))

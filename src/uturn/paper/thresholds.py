@@ -51,11 +51,8 @@ CHANNELS = {
     "masking": DrawnChannel("masking", "masked fraction", ACCENT, (0.12, 0.44), (0.25, 0.30)),
     "uniform": DrawnChannel("replacement", "replaced fraction", "#009e73", (0.08, 0.28), (0.15, 0.20)),
 }
-QUENCHED, SPREAD, FRESH_ERROR = (
-    0.7331,
-    0.0019,
-    0.003,
-)  # ε-process at (32, 8, 2): mean and standard deviation over grammars; fresh rules against ε*
+# ε-process at (32, 8, 2): mean and standard deviation over grammars; fresh rules against ε*
+QUENCHED, SPREAD, FRESH_ERROR = 0.7331, 0.0019, 0.003
 TOLERANCE = 5e-4  # resolution of the thresholds
 
 

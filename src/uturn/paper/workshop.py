@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from uturn.core import random
+from uturn.core.processes import in_processes
+from uturn.core.progress import progress_bar
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder
 
@@ -106,6 +108,22 @@ class Workshop:
             self._kept.push(path.name)
         checkpoint.unlink(missing_ok=True)
         return paths
+
+    def each(
+        self, what: str, work: Callable[..., tuple[str, xr.Dataset]], tasks: Sequence[tuple[Any, ...]], workers: int
+    ) -> dict[str, xr.Dataset]:
+        """The labelled datasets `work(*task, workshop)` of all tasks, in processes of one thread each if there are several.
+
+        Threads do not speed up the small networks of strings.
+        """
+        if workers <= 1:
+            return dict(work(*task, self) for task in tasks)
+        runs, quiet = {}, replace(self, progress=False)
+        with progress_bar(self.progress, what, len(tasks), 0) as advance:
+            for label, run in in_processes(work, [(*task, quiet) for task in tasks], workers, threads=1):
+                runs[label] = run
+                advance()
+        return runs
 
     def layer_statistics(self, name: str, classifier: Path, reference: Callable[[], np.ndarray]) -> Path:
         """The file of the means and variances of the layers of a classifier over reference data, measured once."""
