@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import binom
 
 from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
@@ -204,8 +205,6 @@ def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
 
 
 def _rates(shares: xr.Dataset) -> Verdict:
-    from scipy.stats import binom
-
     found = shares.share.values[:, : len(LEVELS)]
     p = binom.sf(np.round(found * GROUPS) - 1, GROUPS, np.array(LEVELS))
     return verdict(
@@ -342,8 +341,6 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_rates(axes: Any, data: xr.Dataset) -> None:
-    from scipy.stats import binom
-
     shares = data.share.isel(a=slice(len(LEVELS), None))
     a, tests = shares.a.values, shares.sizes["test"]
     axes.fill_between(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.stats import gamma, norm, ttest_1samp
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Streams
@@ -186,8 +187,6 @@ def law_p_values(data: xr.Dataset) -> np.ndarray:
 
     The sum over L independent levels has variance L; noise that is the same at all levels has L**2.
     """
-    from scipy.stats import gamma, norm
-
     z = data.standardised.transpose("noise", "item", "quantity").values
     levels, items = z.shape[:2]
     excess = data.excess.transpose("noise", "quantity").values
@@ -274,8 +273,6 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
 
 def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> list[Verdict]:
     """A draw keeps a symbol with its marginal probability: two measurements of one number. For strings only."""
-    from scipy.stats import ttest_1samp
-
     labels, rows = [], []
     for one, data in zip(channels, measured, strict=True):
         if "belief" in data:

@@ -13,18 +13,11 @@ from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.control_cases import (
-    COMPARISONS,
-    OTHERS,
-    TWO_SCALES,
-    Case,
-    cases,
-    experiments,
-    two_scales,
-    two_scales_curves,
-)
+from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves
 from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.probes.network_layers import hidden_layers_of
+from uturn.sources import FashionMNISTSource
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
@@ -117,9 +110,6 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
 
 def image_levels(run: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    from uturn.probes.network_layers import hidden_layers_of
-    from uturn.sources import FashionMNISTSource
-
     source = FashionMNISTSource()
     predicted = hidden_layers_of(fig2.LAYERS, source).predict(source.all_images()[0]).classes
     found = fig2.kept(run, predicted)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.stats import binom
 
 from uturn.measures.calibration import holm
 from uturn.measures.cloning import (
@@ -65,8 +66,6 @@ def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
 
 
 def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
-    from scipy.stats import binom
-
     p, worst = [], 0.0
     for separation in SEPARATIONS:
         same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.lines import Line2D
+from scipy.special import stdtrit
 
 from uturn.measures.calibration import calibrate
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
@@ -114,8 +116,6 @@ def _drawn(dense: Mapping[str, xr.Dataset], sparse: Mapping[str, xr.Dataset]) ->
 
 def _over_items(values: xr.DataArray) -> np.ndarray:
     """Mean over items and clones with a 95 % interval of Student's t over items, (decoder, 3); infinite if a value is."""
-    from scipy.special import stdtrit
-
     items = values.mean("clone").transpose("decoder", "item").values
     mean = items.mean(axis=1)
     known = np.where(np.isfinite(mean)[:, None], items, 0)
@@ -202,8 +202,6 @@ def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: 
 
 
 def _legend(figure: Any) -> None:
-    from matplotlib.lines import Line2D
-
     lines = [Line2D([], [], color=color, marker="o", lw=1.5, label=label) for label, color in _COLORS.items()]
     marks = [Line2D([], [], ls="", marker=mark, color=_OTHER, label=label) for label, mark in _MARKS.items()]
     kinds = [

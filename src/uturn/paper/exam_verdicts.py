@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import norm
 
 from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
@@ -85,8 +86,6 @@ def _list(values: xr.DataArray) -> str:
 
 def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
     """The estimator of long strings, on the strings of which all laws are known."""
-    from scipy.stats import norm
-
     tried = decoders(json.loads(small["exact"].attrs["settings"])["steps"])
     p, z, precision, slack = [], [], [], []
     for kind in DENOISERS:

@@ -8,10 +8,13 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.random import Purpose, keys
+from uturn.corruption import EpsilonBelief
+from uturn.exact.inference import infer
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.exact.theory import MeanField
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.small_tree import by_level
-from uturn.paper.verdicts import Verdict, below, equal, verdict, within
+from uturn.paper.verdicts import Verdict, equal, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
@@ -28,10 +31,6 @@ DEPTH, LEVELS, NOISE = 10, 5, 0.4
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.corruption import EpsilonBelief
-    from uturn.exact.inference import infer
-    from uturn.exact.rhm import RandomHierarchyModel
-
     grammars, strings = (24, 4) if workshop.scale == "smoke" else (96, 16)
 
     def compute() -> xr.Dataset:
@@ -89,12 +88,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     drawn = (means - lines) / slope
     nearest = [int(np.argmin(abs(curves[1] - means[level]))) for level in above_leaves]
     return data, [
-        verdict(
-            "messages of the leaves against Eq. 21; sums over symbols against 1: largest difference",
-            f"{error:.1e}; {total:.1e}",
-            "0",
-            below([error, total], 1e-12, "below 1e-12 (double precision)"),
-        ),
+        vanishes("messages of the leaves against Eq. 21; sums over symbols against 1: largest difference", [error, total]),
         verdict(
             f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε, levels 1 .. {levels - 1}",
             ", ".join(f"{s:+.4f}" for s in shifts),

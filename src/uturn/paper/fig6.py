@@ -157,17 +157,8 @@ def draw(data: xr.Dataset) -> Any:
             axes.plot(at[yes], row.noise[yes], "o", ms=4.5, color=ACCENT, zorder=4)
             axes.plot(at[~yes], row.noise[~yes], "x", ms=4.5, mew=1.2, color=CLASS, zorder=4)
         found = data.dropna("multiplicity", subset=["spread"])
-        axes.errorbar(
-            s * found.rule_density,
-            found.crossing.sel(bound="value"),
-            found.spread,
-            fmt="_",
-            ms=13,
-            mew=2,
-            color="#e69f00",
-            zorder=5,
-            label="BP: $p_L=p_0$",
-        )
+        look = {"fmt": "_", "ms": 13, "mew": 2, "color": "#e69f00", "zorder": 5, "label": "BP: $p_L=p_0$"}
+        axes.errorbar(s * found.rule_density, found.crossing.sel(bound="value"), found.spread, **look)
         axes.plot([], [], "o", color=ACCENT, label="recoverable (BP)")
         axes.plot([], [], "x", color=CLASS, label="lost (BP)")
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")

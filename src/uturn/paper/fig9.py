@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.patches import Rectangle
 
+from uturn.exact.inference import infer
 from uturn.paper import fig4
-from uturn.paper.verdicts import Verdict, below, equal, verdict
+from uturn.paper.verdicts import Verdict, equal, vanishes, verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting import trees as drawing
 from uturn.studies.plotting.style import MUTED, style
@@ -28,8 +30,6 @@ channels = fig4.channels  # the observation is that of fig. 4
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.exact.inference import infer
-
     rhm, latents, _, log_evidence = fig4.observation()
     beliefs = infer(rhm, log_evidence[None], outputs=("upward", "downward"))
     s = rhm.branching
@@ -70,14 +70,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     verdicts = []
     for words, (total, message) in sums.items():
         error = float(np.abs(total / total.sum() - message).max())
-        verdicts.append(
-            verdict(
-                f"contributions of the rules, summed, against the message {words}",
-                f"largest difference {error:.1e}",
-                "0",
-                below(error, 1e-12, "below 1e-12 (double precision)"),
-            )
-        )
+        quantity = f"contributions of the rules, summed, against the message {words}"
+        verdicts.append(vanishes(quantity, error, words="largest difference "))
     distinct = len(np.unique(rules.reshape(-1, 2), axis=0))
     count = rules[..., 0].size
     verdicts.append(verdict("distinct pairs among the rules", distinct, f"v m = {count}", equal(distinct, count)))
@@ -129,8 +123,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _tiles(axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: int, depth: int) -> None:
-    from matplotlib.patches import Rectangle
-
     v = len(rules)
     for a in range(v):
         for b in range(v):
@@ -150,8 +142,6 @@ def _tiles(axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: in
 
 def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) -> None:
     """A message along a side of the tiles."""
-    from matplotlib.patches import Rectangle
-
     length = 1.3
     for k, p in enumerate(message / message.max()):
         color = drawing.SYMBOL_COLORS[k]
@@ -167,8 +157,6 @@ def _sums(
     axes: Any, x: float, y: float, shares: np.ndarray, rules: np.ndarray, child: int | None, level: int, depth: int
 ) -> None:
     """Contributions stacked by parent symbol (child None) or by the symbol of a child, hanging below the tiles."""
-    from matplotlib.patches import Rectangle
-
     v = len(rules)
     groups: list[list[tuple[float, int]]] = [[] for _ in range(v)]
     for parent, options in enumerate(rules):

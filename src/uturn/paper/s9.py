@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from uturn.core.experiment import Experiment
@@ -22,18 +23,17 @@ from uturn.measures.statistics import (
     replicates,
     rescaled,
 )
+from uturn.networks.classifiers import VectorClassifier
+from uturn.networks.files import load_network
+from uturn.networks.training import History, train
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, style, ticks
-
-if TYPE_CHECKING:
-    import torch
-
-    from uturn.networks.training import History
 
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
 CLAIM = "Data without a hierarchy can lose their class abruptly too, but then the last layers never fall below the first one."
@@ -62,10 +62,6 @@ _HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first num
 
 def trained_classifier(workshop: Workshop) -> Path:
     """File of the trained network."""
-    import torch
-
-    from uturn.networks.classifiers import VectorClassifier
-    from uturn.networks.training import train
 
     def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
         held_out = SOURCE.fresh(np.arange(_HELD_OUT, 2000), RECIPE["seed"])
@@ -111,8 +107,6 @@ def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.networks.files import load_network
-
     classifier = trained_classifier(workshop)
     described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
     run = workshop.run("s9-mixture", described)
@@ -123,9 +117,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def written_out(described: Experiment, classifier: Path, noise: float = 1.0, items: int = 100) -> xr.Dataset:
     """Similarities of the first items at one noise level by the definition: cosine of (a - mean)/deviation, unit by unit."""
-    from uturn.networks.files import load_network
-    from uturn.probes.hidden_layers import HiddenLayers
-
     source, corruption, backward, _ = described.parts
     probe = HiddenLayers(load_network(classifier), "every block")
 
@@ -150,8 +141,6 @@ def written_out(described: Experiment, classifier: Path, noise: float = 1.0, ite
 
 
 def _accuracy(network: Any, vectors: Any) -> float:
-    import torch
-
     with torch.inference_mode():
         guess = network(torch.from_numpy(vectors.values)).argmax(1).numpy()
     return float((guess == vectors.labels).mean())

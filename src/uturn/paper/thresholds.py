@@ -11,6 +11,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys
 from uturn.core.registry import part_class
+from uturn.exact.population import population_dynamics, threshold
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, grammar_means
 from uturn.paper.channels import ChannelSpec, channel_spec
@@ -97,8 +98,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def population(size: Size, progress: bool = False) -> xr.Dataset:
     """Thresholds of both ensembles, and the belief in the class at every depth for the grammars and noise levels of the runs."""
-    from uturn.exact.population import population_dynamics, threshold
-
     v, m, s = PARAMETERS.values()
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the tree.
     grammars = [int(keys(0, Purpose.GRAMMAR, number)) for number in range(size.grammars)]

@@ -9,18 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import xarray as xr
+
 from uturn.core import random
+from uturn.core.experiment import Experiment
 from uturn.core.processes import in_processes
 from uturn.core.progress import progress_bar
+from uturn.engine.run import run
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    import xarray as xr
 
-    from uturn.core.experiment import Experiment
     from uturn.networks.training import History
 
     Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
@@ -40,8 +42,6 @@ class Workshop:
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
         """The results of an experiment; what is missing in `folder/label.zarr` is run."""
-        from uturn.engine.run import run
-
         path = self._kept.place(f"{label}.zarr")
         return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)
 
@@ -51,8 +51,6 @@ class Workshop:
 
     def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
-        import xarray as xr
-
         path = self._kept.fetch(f"{label}.zarr")
         identity = json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)
         if path.exists():
