@@ -188,8 +188,8 @@ def test_flow_matching_with_fresh_noise_is_no_posterior_sampler():
     assert named_scheduler("flow_match")[1] == {}
     found = {}
     for name in ("flow_match", "flow_match_stochastic"):
-        diffusion, backward = {"type": "diffusion", "noise": [0.3, 0.5]}, {"type": "score", "scheduler": name, "steps": 100}
-        ds = run(calibration_runs.string_experiment(calibration_runs.SMALL, diffusion, backward, clones=4))
+        backward = {"type": "score", "scheduler": name, "steps": 100}
+        ds = run(calibration_runs.string_experiment(calibration_runs.SMALL, "diffusion", (0.3, 0.5), backward, clones=4))
         found[name] = calibration(ds, "parsed")
         assert (ds.clone_parsed == 1).all() == (name == "flow_match")
     assert (found["flow_match"].gap[1] < 0).all()

@@ -1,6 +1,5 @@
 """Verdicts on the channels of figures: right laws pass as often as they should; every figure with a Bayesian channel has them."""
 
-import importlib
 from dataclasses import asdict
 
 import numpy as np
@@ -9,7 +8,7 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.pages.figures import tally
-from uturn.paper import FIGURES, Workshop, channel_verdicts, channels
+from uturn.paper import FIGURES, Workshop, channel_verdicts, channels, load_figure
 from uturn.paper.channels import channel_spec, drawn_noise, law_p_values, law_verdict
 
 STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2}
@@ -64,7 +63,7 @@ def test_wrong_laws_are_seen(source, kind, noise, wrong, words):
 def test_figures_with_a_bayesian_channel_name_it():
     named = {}
     for figure in FIGURES:
-        module = importlib.import_module(f"uturn.paper.{figure}")
+        module = load_figure(figure)
         for scale in ("smoke", "paper"):
             named[figure] = module.channels(scale)
         if not hasattr(module, "experiments"):
@@ -86,12 +85,12 @@ def test_shared_channels_are_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr(channels, "measure", lambda one: calls.append(one.label) or measure(one))
     workshop, counted = Workshop("smoke", tmp_path), []
     for figure in ("fig4", "fig9"):
-        found = channel_verdicts(importlib.import_module(f"uturn.paper.{figure}"), workshop)
+        found = channel_verdicts(load_figure(figure), workshop)
         assert [verdict.passed for verdict in found] == [True, True, True]
         counted += [asdict(verdict) for verdict in found]
     assert calls == ["Gaussian"]
     assert tally(counted) == (6, 0, 3, 0)
-    assert channel_verdicts(importlib.import_module("uturn.paper.fig6"), workshop) == []
+    assert channel_verdicts(load_figure("fig6"), workshop) == []
 
 
 def test_the_negative_control_must_not_be_calibrated(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.paper import law_distances, schedulers
+from uturn.paper import schedulers
 
 STEPS = np.array([2, 4, 8, 16, 32, 64])
 SHEETS, STRINGS, SIZE = 16, 1024, 32
@@ -147,13 +147,13 @@ def test_squared_distance_is_unbiased():
     p, q = rng.dirichlet(np.ones(20)), rng.dirichlet(np.ones(20))
     for truth, law in ((0.0, p), (((p - q) ** 2).sum(), q)):
         many = rng.multinomial(50, law, size=(4000, 1, 6)) / 50 - p
-        values = law_distances.squared_distance(many)
+        values = schedulers.squared_distance(many)
         assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(4000)
 
 
 def test_p_values_of_equal_laws_are_uniform():
     rng = np.random.default_rng(2)
     p = rng.dirichlet(np.ones(10))
-    found = np.array([law_distances.p_value(rng.multinomial(100, p, size=(2, 12)) / 100 - p) for _ in range(200)])
+    found = np.array([schedulers.p_value(rng.multinomial(100, p, size=(2, 12)) / 100 - p) for _ in range(200)])
     assert abs(found.mean() - 0.5) < 4 / np.sqrt(12 * 200)
     assert found.min() > 1e-4

@@ -44,8 +44,15 @@ class Estimate(NamedTuple):
         """
         half, largest = (self.high - self.low) / 2, max(map(abs, self))
         places = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else None
-        form = ".4g" if places is None or places > 6 or largest > 1e6 else f".{places}f"
-        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+        return format(self, ".4g" if places is None or places > 6 or largest > 1e6 else f".{places}f")
+
+    def __format__(self, form: str) -> str:
+        """The number and its interval, all in one form.
+
+        >>> f"{Estimate(0.73121, 0.71834, 0.74408):+.2f}"
+        '+0.73 [+0.72, +0.74]'
+        """
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]" if form else repr(self)
 
     def _repr_html_(self) -> str:
         value, _, ends = repr(self).partition(" ")

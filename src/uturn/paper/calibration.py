@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import binom
 
 from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
@@ -39,7 +40,7 @@ from uturn.paper.decision_times import (
 from uturn.paper.verdicts import Verdict, above, below, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.calibration import draw_gap, draw_zero
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (
@@ -204,8 +205,6 @@ def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
 
 
 def _rates(shares: xr.Dataset) -> Verdict:
-    from scipy.stats import binom
-
     found = shares.share.values[:, : len(LEVELS)]
     p = binom.sf(np.round(found * GROUPS) - 1, GROUPS, np.array(LEVELS))
     return verdict(
@@ -342,8 +341,6 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_rates(axes: Any, data: xr.Dataset) -> None:
-    from scipy.stats import binom
-
     shares = data.share.isel(a=slice(len(LEVELS), None))
     a, tests = shares.a.values, shares.sizes["test"]
     axes.fill_between(
@@ -372,8 +369,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     for name, mark in marks.items():
         axes.plot([], [], ls="", marker=mark, color=MUTED, ms=5.5, label=name)
     axes.set(xscale="log", xlabel="reverse steps of the whole chain", ylabel="gap")
-    axes.set_xticks(steps, [f"{x:g}" for x in steps])
-    axes.minorticks_off()
+    ticks(axes, steps)
     axes.set_ylim(-1.25, 0.12)
     axes.set_title(f"(c) Fashion-MNIST model, $t/T={noise:g}$")
     axes.legend(fontsize=8.5, loc="lower center", ncols=2)

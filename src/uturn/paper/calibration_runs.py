@@ -12,6 +12,8 @@ from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, normals
 from uturn.corruption import Gaussian, Noisy
 from uturn.measures.cloning import collapse_time, recall_probability
+from uturn.paper.channels import WORDS
+from uturn.paper.specs import Part, experiment_of
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import RHMSource
 
@@ -61,46 +63,34 @@ class ScaledEvidence(Gaussian):
         return right * right.dtype.type(self.factor)
 
 
-def string_experiment(source: dict[str, Any], corruption: dict[str, Any], backward: dict[str, Any], **sizes: Any) -> Experiment:
+def string_experiment(source: dict[str, Any], corruption: Part, noise: Any, backward: Part = "exact", **sizes: int) -> Experiment:
     """Strings whose clones are compared by parsed tree levels, or vectors by class and cosine."""
     probe = "scales" if source["type"] == "gaussian_mixture" else "parsed_levels"
     sizes = {"items": ITEMS, "clones": CLONES, "chunk": 200, **sizes}
-    return Experiment.from_dict(
-        {"source": source, "corruption": corruption, "backward": backward, "probes": [{"type": probe}], **sizes}
-    )
+    return experiment_of(source, corruption, noise, probe, backward=backward, **sizes)
 
 
 def samplers(scale: Scale, denoiser: Path) -> dict[str, Sampler]:
     """Samplers on trial by label; `denoiser`: file of a denoiser trained on a few strings."""
-    tree, exact = {**TREE, "grammars": 8}, {"type": "exact"}
-    words = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
-    found = {
-        f"belief propagation, {words[kind]}": Sampler(
-            string_experiment(tree, {"type": kind, "noise": list(noise)}, exact), "exact"
-        )
-        for kind, noise in NOISE.items()
-    }
-    found["exact posterior of a mixture"] = Sampler(
-        string_experiment({**MIXTURE, "separation": 0.5}, {"type": "gaussian", "noise": [0.5, 1.5, 2.5]}, exact), "exact"
-    )
+    tree, mixture = {**TREE, "grammars": 8}, {**MIXTURE, "separation": 0.5}
+    exact = {f"belief propagation, {WORDS[kind]}": string_experiment(tree, kind, noise) for kind, noise in NOISE.items()}
+    exact["exact posterior of a mixture"] = string_experiment(mixture, "gaussian", (0.5, 1.5, 2.5))
 
     def scored(scheduler: str, eta: float | None = None, kind: Kind = "wrong") -> Sampler:
         backward = {"type": "score", "scheduler": scheduler, "steps": STEPS[scale]}
         backward |= {} if eta is None else {"eta": eta}
-        diffusion = {"type": "diffusion", "noise": [0.2, 0.3, 0.4]}
-        return Sampler(string_experiment(SMALL, diffusion, backward, clones=4), kind)
+        return Sampler(string_experiment(SMALL, "diffusion", (0.2, 0.3, 0.4), backward, clones=4), kind)
 
     def denoised(model: str, kind: Kind, steps: int = 64, clones: int = 2) -> Sampler:
-        gaussian = {"type": "gaussian", "noise": [0.1, 0.2]}
         backward = {"type": "denoiser", "model": model, "steps": steps}
-        return Sampler(string_experiment(LEARNED, gaussian, backward, clones=clones), kind)
+        return Sampler(string_experiment(LEARNED, "gaussian", (0.1, 0.2), backward, clones=clones), kind)
 
     def scaled(factor: float, kind: Kind = "wrong") -> Sampler:
-        corruption = {"type": f"{__name__}:ScaledEvidence", "factor": factor, "noise": list(NOISE["gaussian"])}
-        return Sampler(string_experiment(tree, corruption, exact), kind)
+        corruption = {"type": f"{__name__}:ScaledEvidence", "factor": factor}
+        return Sampler(string_experiment(tree, corruption, NOISE["gaussian"]), kind)
 
     return {
-        **found,
+        **{label: Sampler(experiment, "exact") for label, experiment in exact.items()},
         "DDPM with the exact score": scored("ddpm", kind="exact"),
         "exact denoiser, 64 steps": denoised("exact", "exact"),
         "DDIM, η = 1/2": scored("ddim", 0.5),
@@ -116,10 +106,9 @@ def samplers(scale: Scale, denoiser: Path) -> dict[str, Sampler]:
 
 def repeated(kind: str, scale: Scale) -> Experiment:
     """200 small experiments in one: each grammar has its own strings, noise and clones."""
-    noise = {"gaussian": [0.15, 0.4], "masking": [0.2, 0.5], "uniform": [0.15, 0.4]}[kind]
-    source = {**SMALL, "grammars": 200}
+    noise = (0.2, 0.5) if kind == "masking" else (0.15, 0.4)
     each = 50 if scale == "smoke" else 200
-    return string_experiment(source, {"type": kind, "noise": noise}, {"type": "exact"}, items=200 * each, clones=2, chunk=2500)
+    return string_experiment({**SMALL, "grammars": 200}, kind, noise, items=200 * each, clones=2, chunk=2500)
 
 
 def trained_denoiser(workshop: Workshop) -> Path:
@@ -142,10 +131,9 @@ def mixture_experiment(separation: float, scale: Scale) -> Experiment:
     """A mixture of two Gaussians with two clones, around its speciation time."""
     m = separation * np.sqrt(MIXTURE["dimension"]) / 2
     middle = 0.5 * np.log(1 + m**2)
-    gaussian = {"type": "gaussian", "noise": (middle + np.arange(-1.25, 1.76, 0.25)).round(6).tolist()}
+    noise = (middle + np.arange(-1.25, 1.76, 0.25)).round(6)
     items = 1500 if scale == "smoke" else 6000
-    source = {**MIXTURE, "separation": separation}
-    return string_experiment(source, gaussian, {"type": "exact"}, items=items, clones=2, chunk=500)
+    return string_experiment({**MIXTURE, "separation": separation}, "gaussian", noise, items=items, clones=2, chunk=500)
 
 
 def recall(scale: Scale) -> xr.Dataset:
@@ -166,18 +154,11 @@ def recall(scale: Scale) -> xr.Dataset:
 def image_experiments(scale: Scale) -> dict[str, Experiment]:
     """The embedded model of Fashion-MNIST with two clones, with and without noise in its reverse steps."""
     items, noise = (40, [0.2, 0.6]) if scale == "smoke" else (200, [0.2, 0.4, 0.6, 0.8])
-    return {
-        f"{scheduler}-{steps}": Experiment.from_dict(
-            {
-                "items": items,
-                "clones": 2,
-                "chunk": 40,
-                "source": {"type": "fashion_mnist"},
-                "corruption": {"type": "diffusion", "noise": noise},
-                "backward": {"type": "diffusion", "scheduler": scheduler, "steps": steps, "timestep_spacing": "trailing"},
-                "probes": [{"type": "network_layers"}],
-            }
-        )
-        for scheduler in SCHEDULERS
-        for steps in IMAGE_STEPS[scale]
-    }
+    made = {}
+    for scheduler in SCHEDULERS:
+        for steps in IMAGE_STEPS[scale]:
+            backward = {"type": "diffusion", "scheduler": scheduler, "steps": steps, "timestep_spacing": "trailing"}
+            made[f"{scheduler}-{steps}"] = experiment_of(
+                "fashion_mnist", "diffusion", noise, "network_layers", backward=backward, items=items, clones=2, chunk=40
+            )
+    return made

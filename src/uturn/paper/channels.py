@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.stats import gamma, norm, ttest_1samp
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Streams
@@ -22,6 +23,7 @@ from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, holm
 from uturn.measures.statistics import Estimate
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Rule, Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import Vectors
@@ -59,16 +61,9 @@ def channel_spec(
     """A channel of a source of strings or vectors, by default at the noise levels `NOISE`."""
     strings = source["type"] == "rhm"
     items = 1000 if (strings and source["depth"] <= 4) or scale == "paper" else 200
-    spec = {
-        "items": items,
-        "clones": CLONES,
-        "chunk": 250,
-        "source": {"grammars": 8, **source} if strings else source,
-        "corruption": {"type": kind, "noise": list(NOISE[kind] if noise is None else noise)},
-        "backward": {"type": "exact"},
-        "probes": [{"type": name} for name in (("tree_levels", "parsed_levels") if strings else ("scales",))],
-    }
-    return ChannelSpec(label, Experiment.from_dict(spec))
+    source, probes = ({"grammars": 8, **source}, ("tree_levels", "parsed_levels")) if strings else (source, ("scales",))
+    levels = NOISE[kind] if noise is None else noise
+    return ChannelSpec(label, experiment_of(source, kind, levels, *probes, items=items, clones=CLONES, chunk=250))
 
 
 def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdict]:
@@ -192,8 +187,6 @@ def law_p_values(data: xr.Dataset) -> np.ndarray:
 
     The sum over L independent levels has variance L; noise that is the same at all levels has L**2.
     """
-    from scipy.stats import gamma, norm
-
     z = data.standardised.transpose("noise", "item", "quantity").values
     levels, items = z.shape[:2]
     excess = data.excess.transpose("noise", "quantity").values
@@ -280,8 +273,6 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
 
 def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> list[Verdict]:
     """A draw keeps a symbol with its marginal probability: two measurements of one number. For strings only."""
-    from scipy.stats import ttest_1samp
-
     labels, rows = [], []
     for one, data in zip(channels, measured, strict=True):
         if "belief" in data:

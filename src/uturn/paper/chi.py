@@ -20,6 +20,7 @@ from uturn.paper.correlated_runs import (
     SITES,
     STEEP,
     TIMES,
+    beside_exact,
     control_channels,
     controls,
     exact_of,
@@ -29,7 +30,7 @@ from uturn.paper.correlated_runs import (
 )
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, holds, increasing, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, style
 
 TITLE = "Susceptibility: how many sites change together"
 CLAIM = "Near the critical noise of a grammar many sites change together, and the more the deeper its tree."
@@ -130,13 +131,6 @@ def peak(noise: np.ndarray, chosen: np.ndarray) -> Callable[[np.ndarray], np.nda
     return statistic
 
 
-def beside_exact(run: xr.Dataset, exact: xr.Dataset) -> xr.DataArray:
-    """`chi_parts` of a run and of its exact covariances, item by item: (noise, item, of, part)."""
-    values = [chi_parts(one).transpose("noise", "item", "part").values for one in (run, exact)]
-    along = {name: one for name, one in run.coords.items() if one.dims == ("item",)}
-    return xr.DataArray(np.stack(values, axis=2), dims=("noise", "item", "of", "part"), coords={"noise": run.noise, **along})
-
-
 class Compared(NamedTuple):
     """A run against the exact chi of its strings.
 
@@ -156,7 +150,7 @@ class Compared(NamedTuple):
 
 def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     """Intervals of log ratios and displacements are at the false-alarm rate `ALARM` for so many comparisons together."""
-    both, noise = beside_exact(run, exact), run.noise.values
+    both, noise = beside_exact(chi_parts(run), chi_parts(exact)), run.noise.values
     repeated = replicates(both)
     measured, known = (repeated.mean[:, k, 0] / repeated.mean[:, k, 1] for k in (0, 1))
     top = int(np.clip(known.argmax(), 2, len(noise) - 3))
@@ -176,7 +170,7 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
 
 
 def _log_ratio(c: np.ndarray) -> np.ndarray:
-    """Logarithm of measured over exact chi at every noise level, from the means of `beside_exact`."""
+    """Logarithm of measured over exact chi at every noise level, from means of `beside_exact`."""
     return np.log(c[:, 0, 0] / c[:, 0, 1]) - np.log(c[:, 1, 0] / c[:, 1, 1])
 
 
@@ -286,7 +280,7 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
         chi = [Estimate(*row) for row in data[f"chi_{label}"].values.tolist()]
         highest = int(np.argmax([one.value for one in chi]))
         known = float(data[f"chi_exact-{label}"][0, 0])
-        both = beside_exact(runs[label].isel(noise=[-1]), runs[f"exact-{label}"])
+        both = beside_exact(chi_parts(runs[label].isel(noise=[-1])), chi_parts(runs[f"exact-{label}"]))
         ratio = estimate(both, lambda c: float(_log_ratio(c)[0]), 1 - ALARM)
         found.append(
             verdict(
@@ -351,18 +345,13 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _bars(axes: Any, x: np.ndarray, chi: np.ndarray, **look: Any) -> None:
-    """Points with intervals, joined by thin lines."""
-    axes.errorbar(x, chi[:, 0], [chi[:, 0] - chi[:, 1], chi[:, 2] - chi[:, 0]], lw=1, capsize=0, **look)
-
-
 def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     colors = level_colors(len(DEPTHS))
     for color, L in zip(colors, DEPTHS, strict=True):
         axes.plot(data.fine, data.theory.sel(depth=L), color=color, lw=1, ls="--", alpha=0.7)
         chi, noise = data[f"chi_epsilon-depth{L}"].values, data[f"noise_epsilon-depth{L}"].values
         axes.plot(noise, data[f"chi_exact-epsilon-depth{L}"].isel(bound=0), color=color, lw=1.6)
-        _bars(axes, noise, chi, fmt="o", ms=4.5, color=color, label=f"$L={L}$")
+        bars(axes, noise, chi, lw=1, fmt="o", ms=4.5, color=color, label=f"$L={L}$")
     critical = data.attrs["critical_noise"]
     axes.axvline(critical, color=MUTED, ls=":", lw=1.2)
     axes.text(critical + 0.004, axes.get_ylim()[1], rf"$\epsilon^*={critical:.2f}$", color=MUTED, va="top")
@@ -384,7 +373,7 @@ def _draw_channels(axes: Any, data: xr.Dataset) -> None:
             words = f"{look.label}, $L={depth}$" if deepest else None
             alpha = 1 if deepest else 0.25 + 0.25 * k
             axes.plot(noise, data[label.replace("chi_", "chi_exact-")].isel(bound=0), color=look.color, alpha=alpha, lw=1.4)
-            _bars(axes, noise, data[label].values, fmt="o", ms=4.5, color=look.color, alpha=alpha, label=words)
+            bars(axes, noise, data[label], lw=1, fmt="o", ms=4.5, color=look.color, alpha=alpha, label=words)
     axes.axvline(1, color=MUTED, ls=":", lw=1.2)
     axes.plot([], [], "o-", ms=4.5, lw=1, color=MUTED, alpha=0.5, label="pale: shallower trees, from $L=5$")
     axes.set(xlabel="noise / threshold of deep trees", title="noise that is drawn, (32, 8, 2)")
@@ -400,7 +389,7 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
     for label, (words, color) in looks.items():
         chi, noise = data[f"chi_{label}"].values, data[f"noise_{label}"].values
         at = np.where(np.isinf(noise), 6.0, noise)
-        _bars(axes, at, chi, fmt="o-", ms=4.5, color=color, label=words)
+        bars(axes, at, chi, lw=1, fmt="o-", ms=4.5, color=color, label=words)
         if f"chi_exact-{label}" in data:
             axes.plot([4.5, 8], [data[f"chi_exact-{label}"][0, 0]] * 2, color=color, lw=3, alpha=0.4)
     axes.axhline(1, color=MUTED, lw=0.8, ls="--")
@@ -417,6 +406,6 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
         curves = data[f"chi_images-{name}" if name else "chi_images"]
         aside = 0.006 if name else -0.006  # the bars would cover each other
         x, look = data.noise_images.values + aside, {"fmt": "o-", "ms": 5, "color": color, "label": f"{words}: {sites} sites"}
-        _bars(axes, x, curves.values / sites, **look)
+        bars(axes, x, curves / sites, lw=1, **look)
     axes.set(xlabel="$t/T$", ylabel=r"share of the sites, $\chi/N$", ylim=(0, None), title="Fashion-MNIST")
     axes.legend(loc="upper left")

@@ -12,7 +12,6 @@ from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.scaling import Collapse, collapse, collapse_curves
 from uturn.measures.statistics import Estimate, replicates
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.correlated_runs import PAPER, grammar
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
@@ -43,10 +42,6 @@ def epsilons(scale: Scale) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     return {f"depth{L}": grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5) for L in depths(scale)}
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -12,6 +12,7 @@ from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian
 from uturn.exact.laws import GaussianMixture
 from uturn.measures.cloning import mixture_cloning_probability
+from uturn.paper.specs import experiment_of
 from uturn.paper.workshop import Scale
 
 COMPARISONS = ("isolated", "reconstructed")
@@ -129,15 +130,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             source, probe, chunk = case.source, "scales", 100
             items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
             noise = np.r_[np.geomspace(0.01, 0.5, 8), np.linspace(0.7, 3.7, 13), 5, np.inf]
-        made[case.label] = Experiment.from_dict(
-            {
-                "items": items,
-                "trajectories": trajectories,
-                "chunk": chunk,
-                "source": source,
-                "corruption": {"type": case.channel, "noise": noise.round(4).tolist()},
-                "backward": {"type": "exact"},
-                "probes": [{"type": probe}],
-            }
-        )
+        sizes = {"items": items, "trajectories": trajectories, "chunk": chunk}
+        made[case.label] = experiment_of(source, case.channel, noise.round(4), probe, **sizes)
     return made

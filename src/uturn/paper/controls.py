@@ -13,19 +13,12 @@ from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.control_cases import (
-    COMPARISONS,
-    OTHERS,
-    TWO_SCALES,
-    Case,
-    cases,
-    experiments,
-    two_scales,
-    two_scales_curves,
-)
+from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves
 from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
+from uturn.probes.network_layers import hidden_layers_of
+from uturn.sources import FashionMNISTSource
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
 CLAIM = (
@@ -117,9 +110,6 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
 
 def image_levels(run: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    from uturn.probes.network_layers import hidden_layers_of
-    from uturn.sources import FashionMNISTSource
-
     source = FashionMNISTSource()
     predicted = hidden_layers_of(fig2.LAYERS, source).predict(source.all_images()[0]).classes
     found = fig2.kept(run, predicted)
@@ -337,9 +327,7 @@ def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
         axes.fill_between(time, low, high, color=color, alpha=0.2, lw=0)
     axes.set(xscale="log", xlim=(time[0], time[-1]), ylim=(-0.06, 1.04), title=title)
     axes.axhline(0, color=MUTED, lw=0.6)
-    ticks = [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[-1]]
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.minorticks_off()
+    ticks(axes, [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[-1]])
 
 
 def _draw_plane(axes: Any, data: xr.Dataset, words: dict[str, str], name: str) -> None:

@@ -10,10 +10,10 @@ import xarray as xr
 from scipy.special import erf
 
 from uturn.core.experiment import Experiment
-from uturn.measures.changes import correlations_of
 from uturn.measures.covariances import Grid
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.exact_changes import exact_covariances
+from uturn.paper.specs import experiment_of
 from uturn.paper.workshop import Scale, Workshop
 
 PAPER = (32, 8, 2)
@@ -103,16 +103,10 @@ def _folded(mean: np.ndarray) -> np.ndarray:
 def images(scale: Scale) -> dict[str, Experiment]:
     """Fashion-MNIST on the embedded model, with changes of patches of pixels and of positions of a layer."""
     items, trajectories, steps, levels = (12, 6, 10, 5) if scale == "smoke" else (200, 16, 50, 10)
-    spec = {
-        "items": items,
-        "trajectories": trajectories,
-        "chunk": items if scale == "smoke" else 20,
-        "source": {"type": "fashion_mnist"},
-        "corruption": {"type": "diffusion", "noise": (np.arange(1, levels + 1) / levels).tolist()},
-        "backward": {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"},
-        "probes": [{"type": "changes"}, {"type": "changes", "name": "feature", "layer": "block4"}],
-    }
-    return {"images": Experiment.from_dict(spec)}
+    noise, probes = np.arange(1, levels + 1) / levels, ("changes", {"type": "changes", "name": "feature", "layer": "block4"})
+    backward = {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"}
+    sizes = {"items": items, "trajectories": trajectories, "chunk": items if scale == "smoke" else 20}
+    return {"images": experiment_of("fashion_mnist", "diffusion", noise, *probes, backward=backward, **sizes)}
 
 
 def control_channels(scale: Scale) -> list[ChannelSpec]:
@@ -123,20 +117,13 @@ def control_channels(scale: Scale) -> list[ChannelSpec]:
 
 
 def _described(source: dict[str, Any], channel: str, noise: Sequence[float], items: int, trajectories: int) -> Experiment:
-    spec = {
-        "items": items,
-        "trajectories": trajectories,
-        "chunk": min(items, 240),
-        "source": source,
-        "corruption": {"type": channel, "noise": np.round(noise, 4).tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "changes"}],
-    }
-    return Experiment.from_dict(spec)
+    sizes = {"items": items, "trajectories": trajectories, "chunk": min(items, 240)}
+    return experiment_of(source, channel, np.round(noise, 4), "changes", **sizes)
 
 
-def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
-    """Correlations against distance at the noise level of a run that is closest to `noise`."""
-    found = correlations_of(run, name)
-    at = int(np.argmin(np.abs(np.nan_to_num(found.noise.values, posinf=1e9) - noise)))
-    return found.isel(noise=at)
+def beside_exact(readings: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
+    """Readings of a run (noise, item, x) and the exact ones, item by item: (noise, item, of, x)."""
+    _, _, x = dims = readings.transpose("noise", "item", ...).dims
+    values = np.stack([one.transpose(*dims).values for one in (readings, exact)], axis=2)
+    along = {name: one for name, one in readings.coords.items() if one.dims == ("item",)}
+    return xr.DataArray(values, dims=("noise", "item", "of", x), coords={"noise": readings.noise, **along})

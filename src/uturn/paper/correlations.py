@@ -14,10 +14,10 @@ from uturn.measures.scaling import correlation_length
 from uturn.measures.statistics import Estimate, estimate, replicates
 from uturn.paper import chi, collapse
 from uturn.paper.channels import ChannelSpec
-from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, controls, curves_at, exact_of, images, independent_changes
+from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, beside_exact, controls, exact_of, images, independent_changes
 from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, level_colors, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
 
 TITLE = "Correlations of changes against distance"
 CLAIM = "The closer the noise is to the critical one, the farther apart are sites that still change together."
@@ -106,12 +106,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def _shown(runs: dict[str, xr.Dataset]) -> list[tuple[str, xr.Dataset, float, str]]:
     """What the third and fourth panels show: label, run, noise level, name of the probe."""
     peak = runs[GAUSSIAN].noise.values[_largest(runs[GAUSSIAN])]
-    shown = [
-        ("mixture", runs["mixture"], np.inf, ""),
-        ("field", runs["field"], np.inf, ""),
-        ("strings", runs[GAUSSIAN], peak, ""),
-    ]
-    shown = [(label, run, 1e9 if np.isinf(at) else at, name) for label, run, at, name in shown]
+    end = 1e9  # t = T, see `curves_at`
+    shown = [("mixture", runs["mixture"], end, ""), ("field", runs["field"], end, ""), ("strings", runs[GAUSSIAN], peak, "")]
     return shown + [(f"images_{name or 'pixels'}_{t:g}", runs["images"], t, name) for name in PATCHES for t in IMAGE_TIMES]
 
 
@@ -121,11 +117,11 @@ def _largest(run: xr.Dataset) -> int:
     return int(np.nanargmax(means[0] / means[1][:, 0]))
 
 
-def beside_exact(run: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
-    """Covariances of a run, and the exact ones, item by item: (noise, item, of, distance)."""
-    values = np.stack([one.transpose("noise", "item", "distance").values for one in (run, exact)], axis=2)
-    along = {name: one for name, one in run.coords.items() if one.dims == ("item",)}
-    return xr.DataArray(values, dims=("noise", "item", "of", "distance"), coords={"noise": run.noise, **along})
+def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
+    """Correlations against distance at the noise level of a run that is closest to `noise`."""
+    found = correlations_of(run, name)
+    at = int(np.argmin(np.abs(np.nan_to_num(found.noise.values, posinf=1e9) - noise)))
+    return found.isel(noise=at)
 
 
 def _curve(c: np.ndarray) -> np.ndarray:
@@ -298,18 +294,16 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     for color, epsilon in zip(level_colors(len(SHOWN)), SHOWN, strict=True):
         part = data.sel(noise=epsilon, method="nearest").isel(distance=slice(1, None))
         value, low, high = (part[f"epsilon_{key}"].values for key in ("correlation", "low", "high"))
+        bounds = np.stack([value, np.maximum(low, 1e-6), high], axis=1)[value > 0]
         axes.plot(r, part.exact, color=color, lw=1.4)
         axes.plot(r, part.theory, color=color, lw=1, ls="--", alpha=0.6)
         look = {"fmt": "o", "ms": 4.5, "lw": 1, "color": color, "label": rf"$\epsilon={float(part.noise):.2f}$"}
-        positive = value > 0
-        bars = [(value - np.maximum(low, 1e-6))[positive], (high - value)[positive]]
-        axes.errorbar(r[positive], value[positive], bars, **look)
+        bars(axes, r[value > 0], bounds, **look)
     law = 1.15 * r ** -data.attrs["exponent"]
     axes.plot(r, law * 1.3, color=MUTED, ls=":", lw=1.4, label=rf"$r^{{-{data.attrs['exponent']:.2f}}}$")
     axes.set(xscale="log", yscale="log", ylim=(3e-4, 1.2), xlabel="distance $r$", ylabel="$C(r)/C(0)$")
     axes.set_title(rf"$\epsilon$-process, $\epsilon^*={data.attrs['critical_noise']:.3f}$")
-    axes.set_xticks(r, [f"{x:.0f}" for x in r])
-    axes.minorticks_off()
+    ticks(axes, r)
     axes.legend(loc="lower left")
 
 
@@ -318,12 +312,12 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     size = float(data.distance[-1])
     for sign, color, words in ((-1, ACCENT, r"$\epsilon<\epsilon^*$"), (1, CLASS, r"$\epsilon>\epsilon^*$")):
         side = (np.sign(away) == sign) & np.isfinite(data.length_length.values) & (data.length_length.values < 4 * size)
-        value, low, high = (data[f"length_{key}"].values[side] for key in ("length", "low", "high"))
-        high = np.minimum(high, 1e5)
-        axes.errorbar(np.abs(away[side]), value, [value - low, high - value], fmt="o", ms=5, lw=1, color=color, label=words)
-        order = np.argsort(np.abs(away[side]))
-        axes.plot(np.abs(away[side])[order], data.length_exact.values[side][order], color=color, lw=1.4)
-        axes.plot(np.abs(away[side])[order], data.length_theory.values[side][order], color=color, lw=1, ls="--", alpha=0.6)
+        found = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
+        x = np.abs(found.noise - data.attrs["critical_noise"])
+        bounds = np.stack([found[f"length_{key}"].clip(max=1e5) for key in ("length", "low", "high")], axis=1)
+        bars(axes, x, bounds, fmt="o", ms=5, lw=1, color=color, label=words)
+        axes.plot(x, found.length_exact, color=color, lw=1.4)
+        axes.plot(x, found.length_theory, color=color, lw=1, ls="--", alpha=0.6)
     x = np.array([0.012, 0.04])
     axes.plot(
         x, 40 * (x / 0.02) ** -data.attrs["nu"], color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{data.attrs['nu']:.2f}$"
@@ -332,8 +326,7 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     axes.text(0.1, size * 1.06, "size of the tree", color=MUTED, ha="right", va="bottom", fontsize=9.5)
     axes.set(xscale="log", yscale="log", ylim=(2, 5 * size))
     axes.set(xlabel=r"$|\epsilon-\epsilon^*|$", ylabel=r"correlation length $\xi$", title="correlation length")
-    axes.set_xticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
-    axes.minorticks_off()
+    ticks(axes, [0.01, 0.02, 0.05, 0.1])
     axes.legend(loc="lower left")
 
 
@@ -356,8 +349,7 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
         axes.fill_between(r, curve[:, 1], curve[:, 2], color=color, alpha=0.2, lw=0)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set(xscale="log", xlabel="distance $r$", ylabel="$C(r)/C(0)$", title="with and without a hierarchy", ylim=(-0.03, 0.75))
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 500], ["1", "2", "5", "10", "20", "50", "100", "500"])
-    axes.minorticks_off()
+    ticks(axes, [1, 2, 5, 10, 20, 50, 100, 500])
     axes.legend(loc="upper right")
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.stats import binom
 
 from uturn.measures.calibration import holm
 from uturn.measures.cloning import (
@@ -24,7 +25,7 @@ from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_ex
 from uturn.paper.verdicts import Verdict, above, below, verdict, within
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import load_scheduler
-from uturn.studies.plotting.style import MUTED, THEORY, level_colors
+from uturn.studies.plotting.style import MUTED, THEORY, bars, level_colors
 
 LEVEL = 1e-3  # false-alarm rate of a verdict
 TRAINING_IMAGES = 60_000  # of the embedded model
@@ -65,8 +66,6 @@ def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
 
 
 def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
-    from scipy.stats import binom
-
     p, worst = [], 0.0
     for separation in SEPARATIONS:
         same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
@@ -163,14 +162,11 @@ def fashion_verdict(data: xr.Dataset) -> Verdict:
 def draw_speciation(axes: Any, data: xr.Dataset) -> None:
     colors = level_colors(data.sizes["distance"])
     for k, color in enumerate(colors):
-        x = data.since_speciation[k].values
-        value, low, high = data.phi[k].values.T
-        axes.plot(x, data.phi_formula[k], color=color, lw=1.4)
-        axes.errorbar(x, value, [value - low, high - value], fmt="o", ms=4, lw=1, color=color)
+        axes.plot(data.since_speciation[k], data.phi_formula[k], color=color, lw=1.4)
+        bars(axes, data.since_speciation[k], data.phi[k], fmt="o", ms=4, lw=1, color=color)
         axes.plot([], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$")
-    x = data.fashion_since_speciation.values
-    value, low, high = data.fashion_phi.values.T
-    axes.errorbar(x, value, [value - low, high - value], fmt="s--", ms=5, lw=1, color=MUTED, label="Fashion-MNIST, DDPM")
+    look = {"fmt": "s--", "ms": 5, "lw": 1, "color": MUTED, "label": "Fashion-MNIST, DDPM"}
+    bars(axes, data.fashion_since_speciation, data.fashion_phi, **look)
     axes.axvline(0, color=THEORY, lw=1, ls=":")
     axes.text(0.05, 1.0, "$t_S$", va="top")
     axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04))

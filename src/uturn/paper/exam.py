@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.lines import Line2D
+from scipy.special import stdtrit
 
 from uturn.measures.calibration import calibrate
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
-from uturn.paper.exam_drawing import draw
-from uturn.paper.exam_runs import DENOISERS, measured, settings
-from uturn.paper.exam_verdicts import LEVEL, PLAIN, verdicts
+from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps, measured, settings
+from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Scale, Workshop
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
 TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
 CAPTION = (
@@ -36,6 +37,10 @@ CAPTION = (
     "circle: not detected); the share of (c)."
 )
 RELABELLINGS = 100_000
+_OTHER = "#8a4fb0"
+_COLORS = dict(zip(ORDERS, (ACCENT, "#009e73", CLASS), strict=True))
+_MARKS = dict(zip(list(OTHERS)[1:], ("v", "^", "s", "D"), strict=True))  # confidence is the end of a curve
+_SHOWN = (4, 16)  # numbers of steps in the lower row
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
@@ -111,8 +116,6 @@ def _drawn(dense: Mapping[str, xr.Dataset], sparse: Mapping[str, xr.Dataset]) ->
 
 def _over_items(values: xr.DataArray) -> np.ndarray:
     """Mean over items and clones with a 95 % interval of Student's t over items, (decoder, 3); infinite if a value is."""
-    from scipy.special import stdtrit
-
     items = values.mean("clone").transpose("decoder", "item").values
     mean = items.mean(axis=1)
     known = np.where(np.isfinite(mean)[:, None], items, 0)
@@ -133,3 +136,117 @@ def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     ratio = np.where(np.isfinite(visible), np.abs(gap) / visible, 0)
     worst = np.lexsort((-ratio, p), axis=1)[:, :1]
     return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in (gap, low, high)], axis=1), p
+
+
+# -- drawing --------------------------------------------------------------------------------------------------------------------
+
+
+def draw(data: xr.Dataset) -> Any:
+    """The figure: curves against calls of the network above, decoder by decoder below."""
+    with style() as plt:
+        figure = plt.figure(figsize=(14.5, 12), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.12])
+        small, large, broken = top.subplots(1, 3)
+        _draw_divergence(small, data.small_kl, data.small_calls, "small_decoder", data.attrs["small_rounding"])
+        _draw_divergence(large, data.kl, data.calls, "decoder", data.attrs["large_rounding"])
+        _draw_decoders(broken, data.broken.clip(max=1), data.calls, "decoder", floor=0)
+        broken.set(ylim=(-0.03, 1.03), ylabel="share of strings", title="(c) impossible strings, sparse grammar")
+        small.set_title(f"(a) divergence, {data.attrs['small_leaves']} tokens, enumerated")
+        large.set_title(f"(b) divergence, {data.attrs['large_leaves']} tokens, from draws")
+        large.text(0.03, 0.2, "random order, confidence:\nupper bounds", transform=large.transAxes, color=MUTED, fontsize=10)
+        small.set_ylabel("KL(decoder ‖ posterior), nats")
+        _legend(top)
+        panels = bottom.subplots(1, 3, sharey=True, width_ratios=[1.15, 1, 0.8])
+        _draw_table(panels, data)
+    return figure
+
+
+def _look(denoiser: str, color: Any, line: bool = True) -> dict[str, Any]:
+    full = denoiser == "exact"
+    return {"color": color, "mfc": color if full else "white", "ls": ("-" if full else "--") if line else "", "lw": 1.5, "ms": 6}
+
+
+def _draw_divergence(axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str, rounding: float) -> None:
+    """(a, b) Divergences (denoiser, decoder) or (.., estimate) against calls; zeros at the lower edge."""
+    values = kl.sel(estimate="value") if "estimate" in kl.dims else kl
+    floor = _floor(values, rounding)
+    axes.axhspan(floor / 2, floor * 1.5, color="#eeeeee", lw=0, zorder=0)
+    axes.text(calls.values.min(), floor, "0, the five exact orders", va="center", fontsize=10)
+    axes.set(yscale="log", ylim=(floor / 2, 2.2 * float(values.max())))
+    _draw_decoders(axes, kl, calls, dim, floor)
+
+
+def _floor(values: xr.DataArray, rounding: float) -> float:
+    """Where zeros are drawn on a logarithmic axis."""
+    return float(values.where(values > 100 * rounding).min()) / 4
+
+
+def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: str, floor: float) -> None:
+    """Readings (denoiser, decoder) or (.., estimate) against calls, none below `floor`; there stars for the exact orders."""
+    values = readings.sel(estimate="value") if "estimate" in readings.dims else readings
+    for denoiser in values.denoiser.values:
+        for label, color in _COLORS.items():
+            at = {dim: curve(calls, label, dim)}
+            x, y = calls.sel(at).values, values.sel({**at, "denoiser": denoiser}).values
+            axes.plot(x, np.maximum(y, floor), marker="o", zorder=3, **_look(str(denoiser), color))
+            if values is not readings:
+                ends = readings.sel({**at, "denoiser": denoiser}).isel({dim: np.flatnonzero(y > floor)}).clip(floor)
+                axes.vlines(x[y > floor], ends.sel(estimate="low"), ends.sel(estimate="high"), color=color, lw=1.2, zorder=2)
+        for k, (label, mark) in enumerate(_MARKS.items()):
+            x, y = float(calls.sel({dim: label})) * 1.16 ** (k + 1), float(values.sel({dim: label, "denoiser": denoiser}))
+            axes.plot([x], [y], marker=mark, zorder=3, clip_on=False, **_look(str(denoiser), _OTHER, line=False))
+    exact = calls.sel({dim: list(EXACT)}).values
+    axes.plot(exact, np.full(len(exact), floor), "*", ms=15, color=THEORY, zorder=4, clip_on=False)
+    axes.set(xscale="log", xlabel="calls of the network")
+    ticks(axes, np.unique(np.round(calls.sel({dim: curve(calls, next(iter(ORDERS)), dim)}).values)))
+
+
+def _legend(figure: Any) -> None:
+    lines = [Line2D([], [], color=color, marker="o", lw=1.5, label=label) for label, color in _COLORS.items()]
+    marks = [Line2D([], [], ls="", marker=mark, color=_OTHER, label=label) for label, mark in _MARKS.items()]
+    kinds = [
+        Line2D([], [], color=MUTED, marker="o", lw=1.5, label="exact denoiser"),
+        Line2D([], [], color=MUTED, marker="o", mfc="white", ls="--", lw=1.5, label="trained network"),
+    ]
+    figure.legend(handles=[*lines, *kinds, *marks], loc="outside lower center", ncols=9, columnspacing=1.3, handletextpad=0.4)
+
+
+def _rows() -> list[tuple[str, Any]]:
+    """Decoders of the lower row with their colours."""
+    several = [(in_steps(label, number), color) for label, color in _COLORS.items() for number in _SHOWN]
+    others = [(label, CLASS if label in ORDERS else _OTHER) for label in OTHERS]
+    return [*((label, THEORY) for label in EXACT), *others, *several]
+
+
+def _draw_table(panels: Any, data: xr.Dataset) -> None:
+    """(d, e, f) Divergence, gap and share of impossible strings of every decoder."""
+    kl, gap, broken = panels
+    rows = _rows()
+    floor = _floor(data.kl.sel(estimate="value"), data.attrs["large_rounding"])
+    for row, (label, color) in enumerate(rows):
+        for denoiser in data.denoiser.values:
+            one = data.sel(decoder=label, denoiser=denoiser)
+            aside = row + (-0.16 if denoiser == "exact" else 0.16)
+            seen = detected(one.p) <= LEVEL
+            for axes, values, low in ((kl, one.kl.values, floor), (gap, one.gap.values, -np.inf), (broken, one.broken.values, 0)):
+                value, first, last = np.maximum(values, low)
+                mark = ("s" if seen else "o") if axes is gap else "o"
+                if value > low:
+                    axes.plot([first, last], [aside, aside], color=color, lw=1.6, zorder=2)
+                axes.plot([value], [aside], marker=mark, zorder=3, clip_on=False, **_look(str(denoiser), color, line=False))
+    for axes in panels:
+        for edge in (len(EXACT), len(EXACT) + len(OTHERS)):
+            axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")
+    gap.axvline(0, color=THEORY, lw=1, zorder=1)
+    kl.axvspan(floor / 1.3, floor * 1.3, color="#eeeeee", lw=0, zorder=0)
+    kl.text(floor, len(rows) - 0.55, "0", ha="center", va="bottom", fontsize=10)
+    kl.set(xscale="log", xlim=(floor / 1.3, None), xlabel="KL(decoder ‖ posterior), nats")
+    kl.set_title("(d) divergence, as in (b)")
+    gap.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
+    gap.set_title("(e) calibration; squares: detected")
+    broken.set(xlabel="share of strings", xlim=(-0.02, 1.02))
+    broken.set_title("(f) impossible strings")
+    kl.set_yticks(range(len(rows)), [label for label, _ in rows])
+    for tick, (_, color) in zip(kl.get_yticklabels(), rows, strict=True):
+        tick.set_color(color)
+    kl.set_ylim(len(rows) - 0.5, -0.6)

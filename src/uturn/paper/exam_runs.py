@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from uturn.core.processes import cores, in_processes
-from uturn.core.progress import begun, part, progress_bar
+from uturn.core.processes import cores
+from uturn.core.progress import begun, part
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.corruption import Masking, Noisy
 from uturn.corruption.denoising import Denoiser, ExactDenoiser
@@ -108,16 +107,7 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
 def measured(workshop: Workshop) -> dict[str, xr.Dataset]:
     """One dataset for each grammar and denoiser, "grammar-denoiser"; networks are trained where they are not yet."""
     tasks = [(grammar, denoiser) for denoiser in reversed(DENOISERS) for grammar in GRAMMARS]
-    workers = min(workshop.workers or cores(), len(tasks))
-    if workers <= 1:
-        return dict(_examined(*task, workshop) for task in tasks)
-    runs = {}
-    with progress_bar(workshop.progress, "decoders", len(tasks), 0) as advance:
-        quiet = replace(workshop, progress=False)
-        for name, run in in_processes(_examined, [(*task, quiet) for task in tasks], workers, threads=1):
-            runs[name] = run
-            advance()
-    return runs
+    return workshop.each("decoders", _examined, tasks, min(workshop.workers or cores(), len(tasks)))
 
 
 def _examined(grammar: str, denoiser: str, workshop: Workshop) -> tuple[str, xr.Dataset]:

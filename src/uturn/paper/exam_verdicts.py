@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import norm
 
 from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
@@ -39,10 +40,9 @@ def is_bound(decoder: Decoder) -> bool:
     return by_chance and decoder.steps != 1
 
 
-def curve(data: xr.Dataset, label: str, small: bool = False) -> list[str]:
+def curve(data: xr.Dataset | xr.DataArray, label: str, dim: str = "decoder") -> list[str]:
     """Labels of a decoder with more and more calls: in 1, 2, .. steps, and with one token a step."""
-    labels = data["small_decoder" if small else "decoder"].values
-    return [*(str(name) for name in labels if str(name).startswith(f"{label}, ")), label]
+    return [*(str(name) for name in data[dim].values if str(name).startswith(f"{label}, ")), label]
 
 
 def detected(p: Any) -> np.ndarray:
@@ -55,7 +55,7 @@ def _by_enumeration(data: xr.Dataset) -> list[Verdict]:
     exact = data.small_kl.sel(denoiser="exact")
     others = [str(name) for name in exact.small_decoder.values if name not in EXACT]
     rounding = data.small_rounding
-    falls = {label: exact.sel(small_decoder=curve(data, label, small=True)).values for label in list(ORDERS)[:2]}
+    falls = {label: exact.sel(small_decoder=curve(data, label, "small_decoder")).values for label in list(ORDERS)[:2]}
     where = f"KL(decoder ‖ posterior) by enumeration, exact denoiser, {data.small_leaves} leaves, nats"
     return [
         verdict(
@@ -86,8 +86,6 @@ def _list(values: xr.DataArray) -> str:
 
 def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
     """The estimator of long strings, on the strings of which all laws are known."""
-    from scipy.stats import norm
-
     tried = decoders(json.loads(small["exact"].attrs["settings"])["steps"])
     p, z, precision, slack = [], [], [], []
     for kind in DENOISERS:

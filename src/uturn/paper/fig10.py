@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.patches import Rectangle
 
 from uturn.core.random import Purpose, keys
+from uturn.corruption import EpsilonBelief
+from uturn.exact.inference import infer
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.exact.theory import MeanField
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
-from uturn.paper.verdicts import Verdict, below, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.verdicts import Verdict, vanishes, verdict, within
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, style
 
 TITLE = "Rules for and against the right symbol"
@@ -30,15 +33,7 @@ NOISE = 0.5
 PARENT, RULE = 0, 0  # the true ones
 
 
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
-
-
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.corruption import EpsilonBelief
-    from uturn.exact.inference import infer
-    from uturn.exact.rhm import RandomHierarchyModel
-
     grammars = 200 if workshop.scale == "smoke" else 2000
     v = PARAMETERS["vocab_size"]
 
@@ -84,14 +79,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         mean_field=float(MeanField(v, m, s).upward_map(p)),
     )
     error = float(np.abs(split.sum(axis=0) / split.sum() - data.upward.values).max())
-    verdicts = [
-        verdict(
-            f"contributions of the {RULES} rules, summed, against the message of belief propagation (Eq. 7)",
-            f"largest difference {error:.1e}",
-            "0",
-            below(error, 1e-12, "below 1e-12 (double precision)"),
-        )
-    ]
+    quantity = f"contributions of the {RULES} rules, summed, against the message of belief propagation (Eq. 7)"
+    verdicts = [vanishes(quantity, error, words="largest difference ")]
     # The other v m - 1 rules are drawn without replacement from the other v**s - 1 pairs (Eqs. 30, 31). Their numbers at a
     # distance, averaged over the true pairs of a grammar, are independent between grammars.
     expected = (v * m - 1) * s * (v - 1) / T
@@ -122,8 +111,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    from matplotlib.patches import Rectangle
-
     rules, wrong = data.rules.values, data.wrong_symbols.values
     v, noise = data.sizes["parent"], data.attrs["noise"]
     parent = data.attrs["true_parent"]
@@ -137,13 +124,9 @@ def draw(data: xr.Dataset) -> Any:
         left.add_patch(Rectangle((-0.5, truth[1] - 0.5), v, 1, fc="#f3ecd2", lw=0, zorder=0))
         for y in range(v):
             for (a, b), k in zip(rules[y], wrong[y], strict=True):
-                color = CLASS if y == parent else ACCENT
-                side = 0.92 if y == parent else 0.8
-                left.add_patch(
-                    Rectangle(
-                        (a - side / 2, b - side / 2), side, side, fc=color, alpha=1 if y == parent else shades[k], lw=0, zorder=2
-                    )
-                )
+                side, color, shade = (0.92, CLASS, 1) if y == parent else (0.8, ACCENT, shades[k])
+                corner = (a - side / 2, b - side / 2)
+                left.add_patch(Rectangle(corner, side, side, fc=color, alpha=shade, lw=0, zorder=2))
         left.add_patch(Rectangle((truth[0] - 0.75, truth[1] - 0.75), 1.5, 1.5, fc="none", ec=THEORY, lw=1.8, zorder=4))
         ticks = [*range(0, v, v // 4), v - 1]
         left.set_xticks(ticks, [str(k + 1) for k in ticks])
@@ -164,13 +147,8 @@ def draw(data: xr.Dataset) -> Any:
         right.axhline(field, color=THEORY, lw=1.3, ls="--")
         right.text(v - 0.5, field + 0.012, f"mean field, right symbol: {field:.2f}", ha="right")
         right.text(0.75, exact + 0.01, f"right symbol: {exact:.2f}", color=CLASS, va="bottom")
-        right.set(
-            xlabel="parent symbol (the right one first, then by message)",
-            ylabel="upward message to the parent",
-            xlim=(-0.7, v - 0.3),
-        )
-        right.set_xticks([])
-        right.set_ylim(0, 1.15 * max(exact, field))
+        right.set(xlabel="parent symbol (the right one first, then by message)", xlim=(-0.7, v - 0.3), xticks=[])
+        right.set(ylabel="upward message to the parent", ylim=(0, 1.15 * max(exact, field)))
         right.set_title(rf"the message they make, $\epsilon={noise:g}$")
         lens.set_title(f"enlarged: the {v - 1} wrong symbols share {1 - exact:.2f}", color=ACCENT, size=11, weight="normal")
         lens.set(xticks=[], xlim=(0.3, v - 0.3))
@@ -183,13 +161,6 @@ def draw(data: xr.Dataset) -> Any:
             Rectangle((0, 0), 1, 1, fc=ACCENT, label="wrong symbols"),
             Rectangle((0, 0), 1, 1, fc="#f3ecd2", label="shares a child"),
         ]
-        left.legend(
-            handles=patches,
-            loc="upper center",
-            bbox_to_anchor=(0.48, -0.12),
-            ncols=4,
-            handlelength=1,
-            handleheight=1,
-            columnspacing=1.2,
-        )
+        place = {"loc": "upper center", "bbox_to_anchor": (0.48, -0.12), "ncols": 4, "columnspacing": 1.2}
+        left.legend(handles=patches, handlelength=1, handleheight=1, **place)
     return figure

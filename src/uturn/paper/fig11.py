@@ -8,12 +8,14 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.random import Purpose, keys
+from uturn.corruption import EpsilonBelief
+from uturn.exact.inference import infer
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.exact.theory import MeanField
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
 from uturn.paper.small_tree import by_level
-from uturn.paper.verdicts import Verdict, below, equal, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.verdicts import Verdict, equal, vanishes, verdict, within
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
 TITLE = "Every message at the bottom of the tree"
@@ -28,15 +30,7 @@ PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 DEPTH, LEVELS, NOISE = 10, 5, 0.4
 
 
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
-
-
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.corruption import EpsilonBelief
-    from uturn.exact.inference import infer
-    from uturn.exact.rhm import RandomHierarchyModel
-
     grammars, strings = (24, 4) if workshop.scale == "smoke" else (96, 16)
 
     def compute() -> xr.Dataset:
@@ -94,15 +88,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     drawn = (means - lines) / slope
     nearest = [int(np.argmin(abs(curves[1] - means[level]))) for level in above_leaves]
     return data, [
-        verdict(
-            "messages of the leaves against Eq. 21; sums over symbols against 1: largest difference",
-            f"{error:.1e}; {total:.1e}",
-            "0",
-            below([error, total], 1e-12, "below 1e-12 (double precision)"),
-        ),
+        vanishes("messages of the leaves against Eq. 21; sums over symbols against 1: largest difference", [error, total]),
         verdict(
             f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε, levels 1 .. {levels - 1}",
-            ", ".join(f"{s.value:+.4f} [{s.low:+.4f}, {s.high:+.4f}]" for s in shifts),
+            ", ".join(f"{s:+.4f}" for s in shifts),
             "0",
             within([s.value for s in shifts], TOLERANCE, f"all within {TOLERANCE}"),
         ),

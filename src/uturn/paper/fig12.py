@@ -9,14 +9,12 @@ import xarray as xr
 
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, inversion, transition
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import TOLERANCE, compare
-from uturn.paper.verdicts import Verdict, below, decreasing, verdict, within
-from uturn.paper.workshop import Scale
+from uturn.paper.verdicts import Verdict, decreasing, vanishes, verdict, within
 from uturn.studies.plotting.levels import draw_levels
 
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Upward messages of every level"
 CLAIM = "Going up the tree, what the leaves say about a node turns into a step at the critical noise."
@@ -26,10 +24,6 @@ CAPTION = (
     "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how "
     "far along ε each level is displaced from the mean field."
 )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -49,12 +43,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     some = (1, L // 2, L)
     widths = [estimate(up.isel(tree_level=level), lambda curve: transition(noise, curve, 1.0, 1 / v).width) for level in some]
     return data, [
-        verdict(
-            "messages of the leaves, largest difference to 1 - ε + ε/v (Eq. 21)",
-            f"{error:.1e}",
-            "0",
-            below(error, 1e-5, "below 1e-5 (single precision)"),
-        ),
+        vanishes("messages of the leaves, largest difference to 1 - ε + ε/v (Eq. 21)", error, single=True),
         shifted,
         verdict(
             "ε where class and leaves carry the same message, p_L = p_0",

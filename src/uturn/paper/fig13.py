@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import f_oneway, ttest_ind
 
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import grammar_means
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import compare, competing_rules, mean_estimate, quenched_downward
-from uturn.paper.verdicts import Verdict, above, below, verdict, within
-from uturn.paper.workshop import Scale
+from uturn.paper.verdicts import Verdict, above, below, vanishes, verdict, within
 from uturn.studies.plotting.levels import draw_levels
 
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
@@ -28,10 +27,6 @@ CAPTION = (
     "fluctuate. The annealed mean field (dashed) counts those rules on average and lies too low at small ε; drawing them at "
     "random (lines) leaves no such gap."
 )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -48,12 +43,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     error = float(abs(run.downward_belief.isel(tree_level=L) - 1 / v).max())
     low_noise = run.sel(noise=0.1)
     return data, [
-        verdict(
-            "messages to the class, largest difference to 1/n",
-            f"{error:.1e}",
-            "0",
-            below(error, 1e-5, "below 1e-5 (single precision)"),
-        ),
+        vanishes("messages to the class, largest difference to 1/n", error, single=True),
         _without_noise(run.downward_belief, drawn[:, 0, :L], theory),
         shifted,
         _spread(low_noise),
@@ -67,8 +57,6 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
 
     `expected`: their beliefs (grammar, tree_level).
     """
-    from scipy.stats import ttest_ind
-
     L = expected.shape[1]
     measured = grammar_means(belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
     p = ttest_ind(measured, expected, equal_var=False).pvalue
@@ -117,8 +105,6 @@ def _competitors() -> Verdict:
 
 def _grammars_differ(belief: xr.DataArray) -> Verdict:
     """Strings of one grammar resemble each other more than strings of different grammars."""
-    from scipy.stats import f_oneway
-
     test = f_oneway(*(group.values for _, group in belief.isel(tree_level=0).groupby("grammar")))
     return verdict(
         "downward messages to the leaves of a string at ε = 0.1: variance between grammars over that within",

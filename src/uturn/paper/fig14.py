@@ -8,15 +8,13 @@ import numpy as np
 import xarray as xr
 
 from uturn.exact.theory import MeanField
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.fig7 import PARAMETERS, measure
 from uturn.paper.messages import compare
-from uturn.paper.verdicts import Verdict, below, verdict
-from uturn.paper.workshop import Scale
+from uturn.paper.verdicts import Verdict, vanishes
 from uturn.studies.plotting.levels import draw_level, draw_shifts
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "channels", "draw", "measure"]
+__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Marginals of every level"
 CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."
@@ -25,10 +23,6 @@ CAPTION = (
     "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field "
     "theory (Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
 )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -42,20 +36,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         float(abs(run.belief.sel(noise=0) - 1).max()), float(abs(run.belief.sel(noise=1).isel(tree_level=L) - 1 / n).max())
     )
     root = float(abs((run.belief - run.upward_belief).isel(tree_level=L)).max())
+    quantity = "marginal of the class against its upward message, string by string: largest difference"
     return data, [
         shifted,
-        verdict(
-            "marginal 1 without noise, and 1/n for the class at full noise: largest difference",
-            f"{ends:.1e}",
-            "0",
-            below(ends, 1e-5, "below 1e-5 (single precision)"),
-        ),
-        verdict(
-            "marginal of the class against its upward message, string by string: largest difference",
-            f"{root:.1e}",
-            "0 (uniform prior)",
-            below(root, 1e-5, "below 1e-5 (single precision)"),
-        ),
+        vanishes("marginal 1 without noise, and 1/n for the class at full noise: largest difference", ends, single=True),
+        vanishes(quantity, root, "0 (uniform prior)", single=True),
     ]
 
 

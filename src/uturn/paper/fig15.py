@@ -11,11 +11,12 @@ from uturn.core.experiment import Experiment
 from uturn.core.registry import part_class
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
-from uturn.paper import fig5, fig7
+from uturn.paper import fig5, fig7, thresholds
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, below, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_bar, level_colors, style
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_bar, level_colors, style
 
 TITLE = "Effective ε gives the shape of the class curve, not the threshold"
 CLAIM = "Different kinds of noise lose the class in the same way, but not at the same strength."
@@ -30,32 +31,23 @@ CAPTION = (
 PARAMETERS = fig7.PARAMETERS
 
 
-class DrawnChannel(NamedTuple):
-    label: str
-    color: str
-    marker: str
-    expected: tuple[float, float]
-    """Effective ε where half of the class is lost, exact belief propagation at L = 9, 10 of (32, 8, 2)."""
-
-
-CHANNELS = {
-    "gaussian": DrawnChannel("Gaussian", CLASS, "o", (0.37, 0.49)),
-    "masking": DrawnChannel("masking", ACCENT, "s", (0.25, 0.30)),
-    "uniform": DrawnChannel("replacement", "#009e73", "^", (0.27, 0.36)),
-}
+CHANNELS = {name: channel for name, channel in thresholds.CHANNELS.items() if name != "epsilon"}
+MARKERS = {"gaussian": "o", "masking": "s", "uniform": "^"}
+EXPECTED = {"gaussian": (0.37, 0.49), "masking": (0.25, 0.30), "uniform": (0.27, 0.36)}
+"""Effective ε where half of the class is lost, exact belief propagation at L = 9, 10 of (32, 8, 2)."""
 REACH = 0.6  # of the displacements looked at
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """Masking and replacement, in the size of Fig. 5; the Gaussian process and the ε-process are the runs of Figs. 5 and 7."""
-    spec = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"].to_dict()
+    described = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"]
     noise = {
         "masking": np.r_[np.linspace(0.02, 0.14, 4), np.linspace(0.17, 0.41, 13), np.linspace(0.45, 0.95, 8), 1.0],
         "uniform": np.r_[np.linspace(0.01, 0.07, 4), np.linspace(0.09, 0.27, 13), np.linspace(0.32, 0.92, 8), 1.0],
     }
+    sizes = {"items": described.items, "chunk": described.chunk}
     return {
-        name: Experiment.from_dict({**spec, "corruption": {"type": name, "noise": levels.round(6).tolist()}})
-        for name, levels in noise.items()
+        name: experiment_of(described.source, name, levels.round(6), *described.probes, **sizes) for name, levels in noise.items()
     }
 
 
@@ -158,12 +150,12 @@ def _verdicts(found: list[Findings], critical: float) -> list[Verdict]:
     return [
         *(
             verdict(
-                f"effective ε where half of the class is lost, {channel.label}",
+                f"effective ε where half of the class is lost, {CHANNELS[name].label}",
                 one.half,
-                f"{channel.expected[0]} to {channel.expected[1]} (ε* = {critical:.3f})",
-                meets(one.half, *channel.expected, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
+                f"{low} to {high} (ε* = {critical:.3f})",
+                meets(one.half, low, high, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
             )
-            for channel, one in zip(CHANNELS.values(), found, strict=True)
+            for (name, (low, high)), one in zip(EXPECTED.items(), found, strict=True)
         ),
         verdict(
             f"displacement of the class curve from the ε-process: {names}",
@@ -219,7 +211,7 @@ def _draw_map(axes: Any, data: xr.Dataset) -> None:
         at = float(data.half_lost.sel(channel=name, bound="value"))
         x = float(np.interp(at, data[f"{name}_epsilon"], data[f"{name}_noise"]))
         x = -np.expm1(-2 * x) if name == "gaussian" else x
-        axes.plot(x, at, channel.marker, ms=8, color=channel.color, label=channel.label)
+        axes.plot(x, at, MARKERS[name], ms=8, color=channel.color, label=channel.label)
     axes.plot([], [], " ", label="markers: half of\nthe class is lost")
     axes.set(
         xlabel=r"masked, replaced fraction; Gaussian: $1-\bar\alpha$", ylabel="effective ε (Eq. 63)", xlim=(0, 1), ylim=(0, 1)
@@ -253,7 +245,7 @@ def _draw_class_and_leaves(axes: Any, data: xr.Dataset, fine: np.ndarray, lines:
                 data[f"{name}_epsilon"],
                 curves.isel(tree_level=level).mean("grammar"),
                 curves.isel(tree_level=level).std("grammar", ddof=1),
-                fmt=channel.marker, ms=4.5, mfc=fill, color=channel.color, lw=0.9, zorder=3 + level,
+                fmt=MARKERS[name], ms=4.5, mfc=fill, color=channel.color, lw=0.9, zorder=3 + level,
             )  # fmt: skip
     axes.plot(fine, lines[:, L], color=THEORY)
     axes.plot(fine, lines[:, 0], color=THEORY)
@@ -267,9 +259,8 @@ def _draw_displacements(axes: Any, data: xr.Dataset) -> None:
     """Displacement of every level along effective ε, for each channel."""
     L = PARAMETERS["depth"]
     for offset, (name, channel) in zip((-0.15, 0, 0.15), CHANNELS.items(), strict=True):
-        value, low, high = data["shift"].sel(channel=name).transpose("bound", "tree_level").values
-        look = {"fmt": channel.marker, "ms": 6, "color": channel.color, "capsize": 2, "label": channel.label}
-        axes.errorbar(data.tree_level + offset, value, np.abs([value - low, high - value]), **look)
+        look = {"fmt": MARKERS[name], "ms": 6, "color": channel.color, "capsize": 2, "label": channel.label}
+        bars(axes, data.tree_level + offset, data["shift"].sel(channel=name), **look)
     axes.axhline(0, color=THEORY, lw=1.4)
     axes.text(L + 0.3, 0.008, "ε-process", ha="right")
     axes.set(

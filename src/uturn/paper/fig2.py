@@ -11,7 +11,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.statistics import Estimate, Transition, estimate, inversion, replicates, transition
-from uturn.paper.channels import ChannelSpec
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, at_least, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
@@ -41,24 +41,12 @@ _SHOWN = (0, 1, 3, 5, 7, 8, 9)  # items of the picture: T-shirt, trousers, dress
 def experiments(scale: Scale) -> dict[str, Experiment]:
     items, steps = (60, {"ddpm": 50, "ddim": 20}) if scale == "smoke" else (1000, {"ddpm": 250, "ddim": 250})
     noise = np.arange(1, 11) / 10 if scale == "smoke" else np.arange(1, 26) / 25
+    probes, sizes = (LAYERS.model_dump(exclude_none=True), "images"), {"items": items, "chunk": 60 if scale == "smoke" else 50}
     runs = {}
     for label, scheduler in [("stochastic", "ddpm"), ("deterministic", "ddim")]:
-        runs[label] = Experiment.from_dict(
-            {
-                "items": items,
-                "chunk": 60 if scale == "smoke" else 50,
-                "source": {"type": "fashion_mnist"},
-                "corruption": {"type": "diffusion", "noise": noise.tolist()},
-                "backward": {
-                    "type": "diffusion",
-                    "model": "fashion_mnist",
-                    "scheduler": scheduler,
-                    "steps": steps[scheduler],
-                    "timestep_spacing": "trailing",
-                },
-                "probes": [LAYERS.model_dump(exclude_none=True), {"type": "images"}],
-            }
-        )
+        backward = {"type": "diffusion", "model": "fashion_mnist", "scheduler": scheduler, "steps": steps[scheduler]}
+        backward["timestep_spacing"] = "trailing"
+        runs[label] = experiment_of("fashion_mnist", "diffusion", noise, *probes, backward=backward, **sizes)
     return runs
 
 
@@ -77,10 +65,6 @@ def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int =
         dims=("pair", "network_layer"),
         coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)},
     )
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # a trained network has no exact posterior to be judged by
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.patches import FancyBboxPatch
 
+from uturn.corruption import Masking
+from uturn.exact.inference import sample_posterior
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.studies.plotting import trees as drawing
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
 
 TITLE = "A string, its tree and its grammar"
@@ -30,9 +34,6 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.corruption import Masking
-    from uturn.exact.inference import sample_posterior
-
     rhm = small.small_grammar()
     draw, key = small.small_string(rhm)
     noisy = Masking().corrupt(draw.leaves, NOISE, rhm.vocab_size, key)
@@ -104,10 +105,6 @@ def count_grammatical(rhm: Any) -> int:
 
 
 def draw(data: xr.Dataset) -> Any:
-    from matplotlib.patches import FancyBboxPatch
-
-    from uturn.studies.plotting import trees as drawing
-
     rhm = small.grammar_of(data)
     before, after = (small.by_level(data[name]) for name in ("original", "reconstruction"))
     changed = {level: before[level] != after[level] for level in before}

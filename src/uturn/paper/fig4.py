@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.patches import Circle, Rectangle, Wedge
 
+from uturn.corruption import Gaussian
+from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.verdicts import Verdict, below, verdict
+from uturn.paper.verdicts import Verdict, below, vanishes, verdict
 from uturn.paper.workshop import Scale, Workshop
+from uturn.studies.plotting import trees as drawing
 from uturn.studies.plotting.style import MUTED, style
 
 TITLE = "The factor graph and its messages"
@@ -33,8 +37,6 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarray, np.ndarray]:
     """Grammar, true tree, noisy leaves (leaf, symbol) and their log-evidence of the picture."""
-    from uturn.corruption import Gaussian
-
     rhm = small.small_grammar()
     draw, key = small.small_string(rhm)
     noisy = Gaussian().corrupt(draw.leaves, TIME, rhm.vocab_size, key)
@@ -42,8 +44,6 @@ def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarr
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.exact.inference import infer
-
     rhm, latents, noisy, log_evidence = observation()
     beliefs = infer(rhm, log_evidence[None], outputs=OUTPUTS)
     data = xr.Dataset(
@@ -65,18 +65,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     rhm = small.grammar_of(data)
     exact = enumerated(rhm, data.log_evidence.values)
     words = {"upward": "upward messages", "downward": "downward messages", "marginals": "posterior probabilities"}
-    verdicts = []
+    verdicts, strings = [], rhm.num_classes * len(small.expansions(rhm, rhm.depth)[0])
     for name in OUTPUTS:
         written_out = np.concatenate([exact[name][level] for level in range(rhm.depth + 1)])
         error = float(np.abs(written_out - data[name].values).max())
-        verdicts.append(
-            verdict(
-                f"{words[name]} of all {data.sizes['node']} nodes, largest difference to enumeration",
-                f"{error:.1e}",
-                f"0 (sums over all {rhm.num_classes * len(small.expansions(rhm, rhm.depth)[0])} strings written out)",
-                below(error, 1e-12, "below 1e-12 (double precision)"),
-            )
-        )
+        quantity = f"{words[name]} of all {data.sizes['node']} nodes, largest difference to enumeration"
+        verdicts.append(vanishes(quantity, error, f"0 (sums over all {strings} strings written out)"))
     product = data.upward * data.downward
     error = float(abs(product / product.sum("symbol") - data.marginals).max())
     verdicts.append(
@@ -114,10 +108,6 @@ def enumerated(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> dict[str,
 
 
 def draw(data: xr.Dataset) -> Any:
-    from matplotlib.patches import Rectangle
-
-    from uturn.studies.plotting import trees as drawing
-
     rhm = small.grammar_of(data)
     true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
     L, s, d, v = rhm.depth, rhm.branching, rhm.num_leaves, rhm.vocab_size
@@ -134,14 +124,8 @@ def draw(data: xr.Dataset) -> Any:
                 if level:
                     square = y - 0.52 * gap
                     axes.plot([x, x], [y, square], color="#999999", lw=1.6, zorder=1)
-                    for child in range(s):
-                        axes.plot(
-                            [x, centres[level - 1][s * node + child]],
-                            [square, heights[level - 1]],
-                            color="#999999",
-                            lw=1.6,
-                            zorder=1,
-                        )
+                    for below in centres[level - 1][s * node : s * (node + 1)]:
+                        axes.plot([x, below], [square, heights[level - 1]], color="#999999", lw=1.6, zorder=1)
                     drawing.square(axes, x, square, 0.42)
                 drawing.donut(axes, x, y, posterior[level][node], 0.58, 0.16)
                 drawing.token(axes, x, y, int(symbol), drawing.symbol_name(int(symbol), level, L), radius=0.38, size=12)
@@ -167,13 +151,11 @@ def draw(data: xr.Dataset) -> Any:
         alone, together = (int((table[0].argmax(axis=1) != true[0]).sum()) for table in (up, posterior))
         words = f"most probable symbol wrong: {alone} of {d} leaves from their own evidence, {together} of {d} from the posterior"
         axes.text(spacing * (d - 1) / 2, -2.85, words, ha="center", va="center", size=11)
-        _key(axes, drawing, spacing * (d - 1) - 6.2, heights[L] + 0.4)
+        _key(axes, spacing * (d - 1) - 6.2, heights[L] + 0.4)
     return figure
 
 
-def _key(axes: Any, drawing: Any, x: float, y: float) -> None:
-    from matplotlib.patches import Circle, Wedge
-
+def _key(axes: Any, x: float, y: float) -> None:
     lines = (
         (drawing.UP, "up: what the leaves below say"),
         (drawing.DOWN, "down: what all other leaves say"),

@@ -11,9 +11,10 @@ from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, grammar_means, inversion, transition
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style
+from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style, ticks
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."
@@ -29,38 +30,19 @@ REFERENCE_TIME, TOLERANCE = 0.067, 0.007  # of exact belief propagation at (32, 
 NOISE = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
 
 
-def _depths(runs: dict[str, xr.Dataset]) -> list[int]:
-    return sorted(int(label.removeprefix("depth")) for label in runs)
-
-
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
+    source = {"type": "rhm", **PARAMETERS, "grammars": grammars}
     return {
-        f"depth{depth}": Experiment.from_dict(
-            {
-                "items": items,
-                "chunk": 24,
-                "source": {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": grammars},
-                "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
-                "backward": {"type": "exact"},
-                "probes": [{"type": "tree_levels"}],
-            }
-        )
-        for depth in depths
+        f"depth{L}": experiment_of({**source, "depth": L}, "gaussian", NOISE, "tree_levels", items=items, chunk=24)
+        for L in depths
     }
 
 
 def tree() -> Experiment:
     """Four strings of 64 leaves, whose nodes are kept one by one."""
-    spec = {
-        "items": 4,
-        "trajectories": 16,
-        "source": {"type": "rhm", **PARAMETERS, "depth": 6},
-        "corruption": {"type": "gaussian", "noise": NOISE.tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}, {"type": "tree_nodes"}],
-    }
-    return Experiment.from_dict(spec)
+    source = {"type": "rhm", **PARAMETERS, "depth": 6}
+    return experiment_of(source, "gaussian", NOISE, "tree_levels", "tree_nodes", items=4, trajectories=16)
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
@@ -73,7 +55,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    depths = _depths(runs)
+    depths = sorted(int(label.removeprefix("depth")) for label in runs)
     deepest = runs[f"depth{depths[-1]}"].load()
     time, chance = deepest.noise.values, 1 / PARAMETERS["vocab_size"]
     L = depths[-1]
@@ -163,8 +145,6 @@ def draw(data: xr.Dataset) -> Any:
         right.legend()
         for axes in (left, right):
             axes.axhline(1 / data.attrs["vocab_size"], color=MUTED, lw=0.8, ls="--")
-            ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1]
-            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-            axes.minorticks_off()
+            ticks(axes, [0.02, 0.05, 0.1, 0.2, 0.5, 1])
         right.text(time[0] * 1.05, 1 / data.attrs["vocab_size"] + 0.01, "chance", color=MUTED, fontsize=9)
     return figure

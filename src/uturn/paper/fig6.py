@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField, phase_diagram
 from uturn.measures.statistics import crossing, estimate, grammar_means, shift
-from uturn.paper.channels import ChannelSpec
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
@@ -31,7 +31,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, ms = (
         (6, 12, (3, 4, 6, 8, 10, 12, 14, 18, 22)) if scale == "smoke" else (16, 64, (*range(3, 17), 18, 20, 24, 28))
     )
-    runs = {}
+    runs, probe = {}, {"type": "messages", "directions": ["upward"]}
     for m in ms:
         critical = MeanField(PARAMETERS["vocab_size"], m, PARAMETERS["branching"]).critical_noise
         noise = np.linspace(0.05, 0.95, 10)
@@ -40,21 +40,9 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
                 noise, critical + np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])
             ]
         noise = np.unique(noise[(noise > 0) & (noise < 1)].round(6))
-        runs[f"m{m}"] = Experiment.from_dict(
-            {
-                "items": items,
-                "chunk": 16,
-                "source": {"type": "rhm", **PARAMETERS, "multiplicity": m, "grammars": grammars},
-                "corruption": {"type": "epsilon", "noise": noise.tolist()},
-                "backward": {"type": "exact"},
-                "probes": [{"type": "messages", "directions": ["upward"]}],
-            }
-        )
+        source = {"type": "rhm", **PARAMETERS, "multiplicity": m, "grammars": grammars}
+        runs[f"m{m}"] = experiment_of(source, "epsilon", noise, probe, items=items, chunk=16)
     return runs
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -169,17 +157,8 @@ def draw(data: xr.Dataset) -> Any:
             axes.plot(at[yes], row.noise[yes], "o", ms=4.5, color=ACCENT, zorder=4)
             axes.plot(at[~yes], row.noise[~yes], "x", ms=4.5, mew=1.2, color=CLASS, zorder=4)
         found = data.dropna("multiplicity", subset=["spread"])
-        axes.errorbar(
-            s * found.rule_density,
-            found.crossing.sel(bound="value"),
-            found.spread,
-            fmt="_",
-            ms=13,
-            mew=2,
-            color="#e69f00",
-            zorder=5,
-            label="BP: $p_L=p_0$",
-        )
+        look = {"fmt": "_", "ms": 13, "mew": 2, "color": "#e69f00", "zorder": 5, "label": "BP: $p_L=p_0$"}
+        axes.errorbar(s * found.rule_density, found.crossing.sel(bound="value"), found.spread, **look)
         axes.plot([], [], "o", color=ACCENT, label="recoverable (BP)")
         axes.plot([], [], "x", color=CLASS, label="lost (BP)")
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")

@@ -12,8 +12,10 @@ from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, grammar_means, inversion, shift, transition
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.messages import TOLERANCE, shift_verdict
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.studies.plotting.levels import draw_level
 from uturn.studies.plotting.style import MUTED, THEORY, level_bar, level_colors, style
 
 TITLE = "Reconstruction of every level in the ε-process"
@@ -29,16 +31,9 @@ PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 10}
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, trajectories = (6, 24, 2) if scale == "smoke" else (24, 240, 4)
     noise = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.62, 0.84, 23)].round(6))
-    spec = {
-        "items": items,
-        "trajectories": trajectories,
-        "chunk": 24,
-        "source": {"type": "rhm", **PARAMETERS, "grammars": grammars},
-        "corruption": {"type": "epsilon", "noise": noise.tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}, {"type": "messages"}],  # the messages are for figs. 12 and 13
-    }
-    return {"epsilon": Experiment.from_dict(spec)}
+    source, probes = {"type": "rhm", **PARAMETERS, "grammars": grammars}, ("tree_levels", "messages")  # messages: figs. 12, 13
+    sizes = {"items": items, "trajectories": trajectories, "chunk": 24}
+    return {"epsilon": experiment_of(source, "epsilon", noise, *probes, **sizes)}
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
@@ -107,23 +102,13 @@ def draw(data: xr.Dataset) -> Any:
     colors = level_colors(depth + 1)
     theory = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching")))
     fine = np.linspace(0, 1, 500)
-    lines = theory.curves(fine, depth).marginals
+    lines = (("theory_noise", "tree_level"), theory.curves(fine, depth).marginals)
+    data = data.assign(theory=lines, theory_noise=fine)
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=[1, 1.15], sharey=True, layout="constrained")
         for axes, levels in ((left, (0, depth)), (right, range(depth + 1))):
             for level in levels:
-                curve = data.belief.isel(tree_level=level)
-                axes.plot(fine, lines[:, level], color=colors[level], lw=1.4, zorder=2)
-                axes.errorbar(
-                    data.noise,
-                    curve.mean("grammar"),
-                    curve.std("grammar"),
-                    fmt="o" if level in (0, depth) else ".",
-                    ms=4.5 if level in (0, depth) else 4,
-                    lw=0.9,
-                    color=colors[level],
-                    zorder=3,
-                )
+                draw_level(axes, data, level, colors[level], bold=level in (0, depth))
             axes.axvline(data.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
             axes.set(xlabel=r"noise $\epsilon$", xlim=(0, 1), ylim=(0, 1.03))
         left.annotate(

@@ -10,15 +10,14 @@ import numpy as np
 import xarray as xr
 from scipy.stats import mannwhitneyu
 
-from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
 from uturn.paper import string_classifier
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.messages import TOLERANCE, mean_estimate
+from uturn.paper.specs import experiment_of
 from uturn.paper.string_classifier import SEED
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 
@@ -35,24 +34,19 @@ CAPTION = (
 )
 
 
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # no Bayesian channel: the ε-process pins its beliefs on the original
-
-
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     chosen, grammars = string_classifier.setup(workshop.scale), 24 if workshop.scale == "smoke" else 96
     classifier = string_classifier.trained_classifier(workshop)
     statistics = workshop.layer_statistics("fig8-statistics", classifier, lambda: string_classifier.reference(chosen.source))
-    common = {"seed": SEED, "corruption": {"type": "epsilon", "noise": list(chosen.noise)}, "backward": {"type": "exact"}}
-    source, tree = chosen.source.model_dump(), {"type": "tree_levels"}
+    source, common = chosen.source.model_dump(), ("epsilon", chosen.noise, "tree_levels")
     layers = {"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}
+    # The same U-turns without the network, for many grammars: how much a grammar matters.
+    many = {**source, "grammars": grammars}
     experiments = {
-        "layers": {"items": chosen.items, "trajectories": 2, "chunk": 50, "source": source, "probes": [tree, layers]},
-        # The same U-turns without the network, for many grammars: how much a grammar matters.
-        "grammars": {"items": 64 * grammars, "chunk": 64 * 24, "source": {**source, "grammars": grammars}, "probes": [tree]},
+        "layers": experiment_of(source, *common, layers, items=chosen.items, trajectories=2, chunk=50, seed=SEED),
+        "grammars": experiment_of(many, *common, items=64 * grammars, chunk=64 * 24, seed=SEED),
     }
-    runs = workshop.runs("fig8", {label: Experiment.from_dict({**common, **spec}) for label, spec in experiments.items()})
-    return {**runs, "network": string_classifier.examined(workshop, classifier, statistics)}
+    return {**workshop.runs("fig8", experiments), "network": string_classifier.examined(workshop, classifier, statistics)}
 
 
 class Places(NamedTuple):

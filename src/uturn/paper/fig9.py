@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.patches import Rectangle
 
+from uturn.exact.inference import infer
 from uturn.paper import fig4
-from uturn.paper.verdicts import Verdict, below, equal, verdict
+from uturn.paper.verdicts import Verdict, equal, vanishes, verdict
 from uturn.paper.workshop import Workshop
+from uturn.studies.plotting import trees as drawing
 from uturn.studies.plotting.style import MUTED, style
 
 TITLE = "The messages on one factor"
@@ -22,12 +25,11 @@ CAPTION = (
     "largest = full."
 )
 LEVEL, NODE = 2, 1  # the parent
+STEP = 0.92  # from tile to tile
 channels = fig4.channels  # the observation is that of fig. 4
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.exact.inference import infer
-
     rhm, latents, _, log_evidence = fig4.observation()
     beliefs = infer(rhm, log_evidence[None], outputs=("upward", "downward"))
     s = rhm.branching
@@ -68,14 +70,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     verdicts = []
     for words, (total, message) in sums.items():
         error = float(np.abs(total / total.sum() - message).max())
-        verdicts.append(
-            verdict(
-                f"contributions of the rules, summed, against the message {words}",
-                f"largest difference {error:.1e}",
-                "0",
-                below(error, 1e-12, "below 1e-12 (double precision)"),
-            )
-        )
+        quantity = f"contributions of the rules, summed, against the message {words}"
+        verdicts.append(vanishes(quantity, error, words="largest difference "))
     distinct = len(np.unique(rules.reshape(-1, 2), axis=0))
     count = rules[..., 0].size
     verdicts.append(verdict("distinct pairs among the rules", distinct, f"v m = {count}", equal(distinct, count)))
@@ -83,8 +79,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    from uturn.studies.plotting import trees as drawing
-
     level, depth, v = data.attrs["tree_level"], data.attrs["depth"], data.sizes["symbol"]
     up, down_children = data.upward_children.values, data.downward_children.values
     up_parent, down_parent = data.upward_parent.values, data.downward_parent.values
@@ -110,75 +104,59 @@ def draw(data: xr.Dataset) -> Any:
             drawing.message_bars(axes, x - 0.78, foot - 2.1, up[child], 1.25, 1.1, drawing.UP, true, "up")
             drawing.message_bars(axes, x + 0.78, foot - 2.1, down_children[child], 1.25, 1.1, drawing.DOWN, true, "down")
         # Middle and right: the rules as tiles at (a, b), with the messages they are multiplied with on the sides.
-        step = 0.92
         for x0, shares, wide in ((8.3, data.contribution_up.values, True), (18.4, data.contribution_left.values, False)):
-            _tiles(axes, drawing, x0, data.rules.values, shares, step, level, depth)
-            side = x0 + v * step + 0.15
-            _profile(axes, drawing, side, 0, up[1], step, upright=False)
-            axes.text(side + 0.1, v * step + 0.15, "right child says", color=drawing.UP, size=9.5, va="bottom")
+            _tiles(axes, x0, data.rules.values, shares, level, depth)
+            side = x0 + v * STEP + 0.15
+            _profile(axes, side, 0, up[1], upright=False)
+            axes.text(side + 0.1, v * STEP + 0.15, "right child says", color=drawing.UP, size=9.5, va="bottom")
             if wide:
-                _profile(axes, drawing, x0, v * step + 0.15, up[0], step, upright=True)
-                axes.text(x0, v * step + 1.6, "left child says", color=drawing.UP, size=9.5, va="bottom")
-                _sums(axes, drawing, x0, -1.1, shares, data.rules.values, None, step, level, depth)
+                _profile(axes, x0, v * STEP + 0.15, up[0], upright=True)
+                axes.text(x0, v * STEP + 1.6, "left child says", color=drawing.UP, size=9.5, va="bottom")
+                _sums(axes, x0, -1.1, shares, data.rules.values, None, level, depth)
                 axes.text(x0 - 0.25, -1.5, "to the\nparent", color=drawing.UP, size=9.5, ha="right", va="center")
             else:
-                _profile(axes, drawing, x0, v * step + 0.15, down_parent, step, upright=True)
-                axes.text(x0, v * step + 1.6, "parent says (by colour)", color=drawing.DOWN, size=9.5, va="bottom")
-                _sums(axes, drawing, x0, -1.1, shares, data.rules.values, 0, step, level, depth)
+                _profile(axes, x0, v * STEP + 0.15, down_parent, upright=True)
+                axes.text(x0, v * STEP + 1.6, "parent says (by colour)", color=drawing.DOWN, size=9.5, va="bottom")
+                _sums(axes, x0, -1.1, shares, data.rules.values, 0, level, depth)
                 axes.text(x0 - 0.25, -1.5, "to the\nleft child", color=drawing.DOWN, size=9.5, ha="right", va="center")
     return figure
 
 
-def _tiles(axes: Any, drawing: Any, x: float, rules: np.ndarray, shares: np.ndarray, step: float, level: int, depth: int) -> None:
-    from matplotlib.patches import Rectangle
-
+def _tiles(axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: int, depth: int) -> None:
     v = len(rules)
     for a in range(v):
         for b in range(v):
-            axes.add_patch(Rectangle((x + a * step, b * step), step, step, fc="#fafafa", ec="#e2e2e2", lw=0.7, zorder=1))
+            axes.add_patch(Rectangle((x + a * STEP, b * STEP), STEP, STEP, fc="#fafafa", ec="#e2e2e2", lw=0.7, zorder=1))
         name = drawing.symbol_name(a, level - 1, depth)
-        drawing.token(axes, x + (a + 0.5) * step, -0.42, a, name, 0.27, 9)
-        drawing.token(axes, x - 0.42, (a + 0.5) * step, a, name, 0.27, 9)
+        drawing.token(axes, x + (a + 0.5) * STEP, -0.42, a, name, 0.27, 9)
+        drawing.token(axes, x - 0.42, (a + 0.5) * STEP, a, name, 0.27, 9)
     for parent, options in enumerate(rules):
         for (a, b), share in zip(options, shares[parent], strict=True):
-            corner = (x + (a + 0.05) * step, (b + 0.05) * step)
+            corner = (x + (a + 0.05) * STEP, (b + 0.05) * STEP)
             color = drawing.SYMBOL_COLORS[parent]
-            axes.add_patch(Rectangle(corner, 0.9 * step, 0.9 * step, fc=color, alpha=0.22, lw=0, zorder=2))
-            axes.add_patch(Rectangle(corner, 0.9 * step, 0.9 * step * share / shares.max(), fc=color, lw=0, zorder=3))
+            axes.add_patch(Rectangle(corner, 0.9 * STEP, 0.9 * STEP, fc=color, alpha=0.22, lw=0, zorder=2))
+            axes.add_patch(Rectangle(corner, 0.9 * STEP, 0.9 * STEP * share / shares.max(), fc=color, lw=0, zorder=3))
             name = drawing.symbol_name(parent, level, depth)
-            axes.text(corner[0] + 0.45 * step, corner[1] + 0.45 * step, name, ha="center", va="center", size=11, zorder=5)
+            axes.text(corner[0] + 0.45 * STEP, corner[1] + 0.45 * STEP, name, ha="center", va="center", size=11, zorder=5)
 
 
-def _profile(axes: Any, drawing: Any, x: float, y: float, message: np.ndarray, step: float, upright: bool) -> None:
+def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) -> None:
     """A message along a side of the tiles."""
-    from matplotlib.patches import Rectangle
-
     length = 1.3
     for k, p in enumerate(message / message.max()):
         color = drawing.SYMBOL_COLORS[k]
         if upright:
-            axes.add_patch(Rectangle((x + (k + 0.15) * step, y), 0.7 * step, length * p, fc=color, lw=0))
+            axes.add_patch(Rectangle((x + (k + 0.15) * STEP, y), 0.7 * STEP, length * p, fc=color, lw=0))
         else:
-            axes.add_patch(Rectangle((x, y + (k + 0.15) * step), length * p, 0.7 * step, fc=color, lw=0))
-    ends = ([x, x + len(message) * step], [y, y]) if upright else ([x, x], [y, y + len(message) * step])
+            axes.add_patch(Rectangle((x, y + (k + 0.15) * STEP), length * p, 0.7 * STEP, fc=color, lw=0))
+    ends = ([x, x + len(message) * STEP], [y, y]) if upright else ([x, x], [y, y + len(message) * STEP])
     axes.plot(*ends, color=MUTED, lw=0.9)
 
 
 def _sums(
-    axes: Any,
-    drawing: Any,
-    x: float,
-    y: float,
-    shares: np.ndarray,
-    rules: np.ndarray,
-    child: int | None,
-    step: float,
-    level: int,
-    depth: int,
+    axes: Any, x: float, y: float, shares: np.ndarray, rules: np.ndarray, child: int | None, level: int, depth: int
 ) -> None:
     """Contributions stacked by parent symbol (child None) or by the symbol of a child, hanging below the tiles."""
-    from matplotlib.patches import Rectangle
-
     v = len(rules)
     groups: list[list[tuple[float, int]]] = [[] for _ in range(v)]
     for parent, options in enumerate(rules):
@@ -189,9 +167,9 @@ def _sums(
         at = y
         for share, parent in sorted(group, reverse=True):
             high = 1.2 * share / top
-            left = x + (k + 0.15) * step
-            axes.add_patch(Rectangle((left, at - high), 0.7 * step, high, fc=drawing.SYMBOL_COLORS[parent], ec="white", lw=0.8))
+            left = x + (k + 0.15) * STEP
+            axes.add_patch(Rectangle((left, at - high), 0.7 * STEP, high, fc=drawing.SYMBOL_COLORS[parent], ec="white", lw=0.8))
             at -= high
         if child is None:
-            axes.text(x + (k + 0.5) * step, y - 1.5, drawing.symbol_name(k, level, depth), size=11, ha="center", va="center")
-    axes.plot([x, x + v * step], [y, y], color=drawing.UP if child is None else drawing.DOWN, lw=1.6)
+            axes.text(x + (k + 0.5) * STEP, y - 1.5, drawing.symbol_name(k, level, depth), size=11, ha="center", va="center")
+    axes.plot([x, x + v * STEP], [y, y], color=drawing.UP if child is None else drawing.DOWN, lw=1.6)

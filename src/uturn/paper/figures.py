@@ -6,20 +6,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import xarray as xr
 
 from uturn.core.files import whole_file
 from uturn.pages import fetch, live_page, write_page
+from uturn.paper import channels
 from uturn.paper.registry import FIGURES, Figure, load_figure
 from uturn.paper.results import Result, save_result
+from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import output_folder
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.paper.verdicts import Verdict
 
 
 def reproduce(
@@ -94,9 +93,7 @@ def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:
 
 def channel_verdicts(figure: Figure | Any, workshop: Workshop) -> list[Verdict]:
     """Verdicts on the channels that a figure names, if any."""
-    from uturn.paper.channels import verdicts
-
-    return verdicts(figure.channels(workshop.scale), workshop)
+    return channels.verdicts(figure.channels(workshop.scale), workshop)
 
 
 def _save(out: Path, name: str, data: xr.Dataset, figure: Any) -> dict[str, str]:

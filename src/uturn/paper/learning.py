@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest, page_trend_test
 
-from uturn.measures.statistics import crossing
+from uturn.measures.statistics import Estimate, crossing
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.paper.trained_denoisers import OTHERS, SETTINGS, SWEPT, exact_runs, network_runs
 from uturn.paper.verdicts import Verdict, above, below, shows, verdict, within
@@ -184,7 +184,7 @@ def _u_turns(runs: Mapping[str, xr.Dataset], exact: Mapping[str, xr.Dataset]) ->
         one = gap.isel({key: int(value) for key, value in abs(gap.mean("item")).argmax(...).items()})
         mean, error = float(one.mean()), 1.96 * float(one.std("item", ddof=1)) / one.size**0.5
         sampler = float(abs(own.mean("item")).max())
-        words.append(f"{channel} {mean:+.3f} [{mean - error:+.3f}, {mean + error:+.3f}] (the sampler alone: {sampler:.3f})")
+        words.append(f"{channel} {Estimate(mean, mean - error, mean + error):+.3f} (the sampler alone: {sampler:.3f})")
         gaps.append(mean)
     return verdict(
         "U-turns with most data, network against exact probabilities: largest difference over noise at levels 0 and 1",
@@ -198,7 +198,7 @@ def _copies(few: xr.Dataset, many: xr.Dataset, sizes: list[int]) -> Verdict:
     hits = [run.copied.sel(state="last") for run in (few, many)]
     tests = [binomtest(int(one.sum()), one.size) for one in hits]
     first, last = (test.proportion_ci(method="wilson") for test in tests)
-    words = [f"{test.statistic:.3f} [{ci.low:.3f}, {ci.high:.3f}]" for test, ci in zip(tests, (first, last), strict=True)]
+    words = [f"{Estimate(test.statistic, ci.low, ci.high):.3f}" for test, ci in zip(tests, (first, last), strict=True)]
     return verdict(
         f"generated strings that are copies of training strings, trained to the end, P = {sizes[0]} and {sizes[-1]}",
         f"{words[0]} and {words[1]} (stopped early at P = {sizes[0]}: {float(few.copied.sel(state='best').mean()):.3f})",

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import xarray as xr
+from scipy.stats import t
 
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.exact.rhm import RandomHierarchyModel
@@ -19,8 +20,6 @@ TOLERANCE = 0.005  # in ε: 2.5 standard deviations of the thresholds of grammar
 
 def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Mean of independent numbers with its interval of Student's t."""
-    from scipy.stats import t
-
     with np.errstate(invalid="ignore"):  # infinite numbers
         half = np.std(values, ddof=1) / np.sqrt(len(values)) * t.ppf(0.5 + confidence / 2, len(values) - 1)
     mean = float(np.mean(values))

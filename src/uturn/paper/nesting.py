@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
 from uturn.measures.statistics import Estimate
 from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes, indices
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, below, decreasing, verdict, within
 from uturn.paper.workshop import Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, level_colors
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors
 
 LEAST = 0.95  # area under the curve of each comparison
 NOTHING = 0.05  # an index below it counts as 0
@@ -80,15 +80,8 @@ def filtered_changes(k: int, items: int) -> xr.DataArray:
 
 def epsilon_index(items: int) -> Estimate:
     """Nesting index of the ε-process, over several grammars."""
-    spec = {
-        "items": items,
-        "trajectories": 8,
-        "source": {"type": "rhm", **THEORY},
-        "corruption": {"type": "epsilon", "noise": EPSILON.tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
-    return nesting_index(site_changes(Experiment.from_dict(spec)), THEORY["branching"])
+    made = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
+    return nesting_index(site_changes(made), THEORY["branching"])
 
 
 def mean_field() -> float:
@@ -162,13 +155,10 @@ def draw(figure: Any, data: xr.Dataset) -> None:
     draws.invert_yaxis()
     draws.axvline(0, color=MUTED, lw=0.8)
     draws.set(xlabel="nesting index", title="every draw of all data", xlim=(-0.01, None))
-    value, low, high = data.nesting_dial.values.T
     k = data.filtered_above.values
     for step, color in enumerate(level_colors(len(k))):
-        dial.errorbar(
-            k[step], value[step], [[value[step] - low[step]], [high[step] - value[step]]], fmt="o", color=color, capsize=3
-        )
-    dial.plot(k, value, color=MUTED, lw=1, zorder=0)
+        bars(dial, k[[step]], data.nesting_dial[[step]], fmt="o", color=color, capsize=3)
+    dial.plot(k, data.nesting_dial[:, 0], color=MUTED, lw=1, zorder=0)
     dial.set_xticks(k)
     dial.axhline(0, color=MUTED, lw=0.8)
     dial.set(xlabel="tree above level $k$ replaced", ylabel="nesting index", title="hierarchical filtering, (24, 6, 2)")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, normals, uniforms
 from uturn.exact.laws import GaussianMixture, power_law, simplex
 from uturn.measures.hierarchy import nesting_index, site_changes
+from uturn.paper.specs import experiment_of
 
 NOISE = np.r_[np.geomspace(0.01, 1, 18), 1.4, 2, 2.7, 3.5, np.inf].round(4)
 """Gaussian diffusion times, the same for all data: none is chosen with the transition of a law in view."""
@@ -113,16 +113,9 @@ def grammar_changes(
     source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian", noisy: bool = False
 ) -> xr.DataArray:
     """Changes of the leaves of strings of a source, `rhm` unless it has another type; `noisy`: from originals to noisy data."""
-    spec = {
-        "seed": seed,
-        "items": items,
-        "trajectories": TRAJECTORIES,
-        "source": {"type": "rhm", **source},
-        "corruption": {"type": channel, "noise": (NOISE if channel == "gaussian" else SHARES).tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
-    return site_changes(Experiment.from_dict(spec), noisy)
+    sizes = {"seed": seed, "items": items, "trajectories": TRAJECTORIES}
+    noise = NOISE if channel == "gaussian" else SHARES
+    return site_changes(experiment_of({"type": "rhm", **source}, channel, noise, "tree_levels", **sizes), noisy)
 
 
 def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.DataArray:

@@ -61,10 +61,15 @@ class Figure(Protocol):
         """The matplotlib figure."""
 
     def channels(self, scale: Scale) -> list[ChannelSpec]:
-        """The Bayesian channels that the figure rests on, and negative controls: their verdicts are verdicts of the figure."""
+        """The Bayesian channels that the figure rests on, and negative controls: their verdicts are verdicts of the figure.
+
+        A module without this function has none. The ε-process is no Bayesian channel, as it pins its beliefs on the original, and
+        a trained network has no exact posterior to be judged by.
+        """
 
 
 def load_figure(name: str) -> Figure:
-    """The module of a figure."""
+    """The module of a figure, with the default of `channels`."""
     module: Any = importlib.import_module(f"uturn.paper.{name}")
+    vars(module).setdefault("channels", lambda scale: [])
     return module

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.u_turns import u_turn
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.measures.statistics import (
+    Estimate,
     Replicates,
     crossing,
     estimate,
@@ -21,17 +23,17 @@ from uturn.measures.statistics import (
     replicates,
     rescaled,
 )
+from uturn.networks.classifiers import VectorClassifier
+from uturn.networks.files import load_network
+from uturn.networks.training import History, train
 from uturn.paper.channels import ChannelSpec, channel_spec
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
+from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, style
-
-if TYPE_CHECKING:
-    import torch
-
-    from uturn.networks.training import History
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, style, ticks
 
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
 CLAIM = "Data without a hierarchy can lose their class abruptly too, but then the last layers never fall below the first one."
@@ -60,10 +62,6 @@ _HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first num
 
 def trained_classifier(workshop: Workshop) -> Path:
     """File of the trained network."""
-    import torch
-
-    from uturn.networks.classifiers import VectorClassifier
-    from uturn.networks.training import train
 
     def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
         held_out = SOURCE.fresh(np.arange(_HELD_OUT, 2000), RECIPE["seed"])
@@ -104,22 +102,11 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
     items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf].round(4)
-    return Experiment.from_dict(
-        {
-            "items": items,
-            "trajectories": trajectories,
-            "chunk": 100,
-            "source": SOURCE.model_dump(),
-            "corruption": {"type": "gaussian", "noise": noise.tolist()},
-            "backward": {"type": "exact"},
-            "probes": [{"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}],
-        }
-    )
+    probe = {"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}
+    return experiment_of(SOURCE.model_dump(), "gaussian", noise, probe, items=items, trajectories=trajectories, chunk=100)
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    from uturn.networks.files import load_network
-
     classifier = trained_classifier(workshop)
     described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
     run = workshop.run("s9-mixture", described)
@@ -130,9 +117,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def written_out(described: Experiment, classifier: Path, noise: float = 1.0, items: int = 100) -> xr.Dataset:
     """Similarities of the first items at one noise level by the definition: cosine of (a - mean)/deviation, unit by unit."""
-    from uturn.networks.files import load_network
-    from uturn.probes.hidden_layers import HiddenLayers
-
     source, corruption, backward, _ = described.parts
     probe = HiddenLayers(load_network(classifier), "every block")
 
@@ -157,8 +141,6 @@ def written_out(described: Experiment, classifier: Path, noise: float = 1.0, ite
 
 
 def _accuracy(network: Any, vectors: Any) -> float:
-    import torch
-
     with torch.inference_mode():
         guess = network(torch.from_numpy(vectors.values)).argmax(1).numpy()
     return float((guess == vectors.labels).mean())
@@ -277,8 +259,7 @@ def draw(data: xr.Dataset) -> Any:
         for axes in (left, middle):
             axes.axvline(star, color=CLASS, lw=1, ls=":")
             axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(0.02, 4.6))
-            axes.set_xticks([0.02, 0.1, 0.5, 1, 2, 5], ["0.02", "0.1", "0.5", "1", "2", "5"])
-            axes.minorticks_off()
+            ticks(axes, [0.02, 0.1, 0.5, 1, 2, 5])
         left.set_ylim(-0.05, 1.03)
         middle.text(star * 1.08, 1.0, f"$t^*={star:.2f}$", va="top", color=CLASS)
         _draw_plane(right, data, names)
@@ -295,8 +276,8 @@ def _finite(data: xr.Dataset) -> tuple[np.ndarray, ...]:
 def _draw_class(axes: Any, data: xr.Dataset) -> None:
     fine = np.geomspace(0.02, 4.5, 600)
     axes.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
-    time, mean, low, high = (values if values.ndim == 1 else values[:, 0] for values in _finite(data))
-    axes.errorbar(time, mean, [mean - low, high - mean], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
+    time, *curves = _finite(data)
+    bars(axes, time, np.stack([curve[:, 0] for curve in curves], axis=1), fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
     axes.axhline(0.5, color=MUTED, lw=0.8, ls="--")
     axes.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
     axes.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
@@ -310,8 +291,8 @@ def _draw_plane(axes: Any, data: xr.Dataset, names: list[str]) -> None:
         axes.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=color, label=label)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
     axes.set(xlabel="$r$ of the first block", ylabel="$r$", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), title="no inversion")
-    value, low, high = (data.attrs[f"index_{k}"] for k in ("value", "low", "high"))
-    axes.text(0.97, 0.06, f"hierarchy index\n{value:.3f} [{low:.3f}, {high:.3f}]", ha="right", fontsize=10)
+    index = Estimate(*(data.attrs[f"index_{k}"] for k in ("value", "low", "high")))
+    axes.text(0.97, 0.06, f"hierarchy index\n{index:.3f}", ha="right", fontsize=10)
     axes.legend(loc="center right")
 
 

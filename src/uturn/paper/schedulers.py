@@ -7,16 +7,16 @@ given the noisy observation (the posterior), and over all observations (the law 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.calibration import Calibration, calibrate, holm
 from uturn.measures.statistics import Estimate
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, law_p_values
-from uturn.paper.law_distances import deviations, distance, distance_text, extrapolated, order, p_value, resolution
 from uturn.paper.sampler_laws import (
     CHANNELS,
     NOISE,
@@ -34,7 +34,7 @@ from uturn.paper.sampler_laws import (
 )  # fmt: skip
 from uturn.paper.verdicts import Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
 CLAIM = "Schedulers that add their full noise draw one of the possible originals; the others keep the law of the data alone."
@@ -48,6 +48,8 @@ CAPTION = (
 _SIZES = {"smoke": Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
 LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
 RARE = 1e-3  # false-alarm rate of one comparison with 0
+_SIGNS = (Purpose.DENOISING, 1)  # of the keys of random streams
+_FLIPS = 2000  # of signs, for p-values
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -76,6 +78,101 @@ def _slug(label: str) -> str:
 
 def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec(WORDS[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
+
+
+# -- distances between laws, from counts on independent sheets of strings -------------------------------------------------------
+
+
+def deviations(run: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """q - p of every sheet: given observations (steps, observations, sheets, S), and of the data law (steps, 1, sheets, S)."""
+    given = run.given_counts.values / run.attrs["strings"] - run.posterior.values[:, :, None]
+    law = run.law_counts.values / run.attrs["strings"] - run.data_law.values
+    return given, law[:, None]
+
+
+def squared_distance(deviation: np.ndarray) -> np.ndarray:
+    """Unbiased estimate of |E(q - p)|^2 from independent sheets (.., observations, sheets, S), mean over observations."""
+    sheets = deviation.shape[-2]
+    total = (deviation.sum(-2) ** 2).sum(-1) - (deviation**2).sum((-2, -1))
+    return total.mean(-1) / (sheets * (sheets - 1))
+
+
+def jackknife(deviation: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
+    """A statistic of sheets (axis -2) and its standard error."""
+    sheets = deviation.shape[-2]
+    left_out = np.array([statistic(np.delete(deviation, k, axis=-2)) for k in range(sheets)])
+    return statistic(deviation), np.sqrt((sheets - 1) * left_out.var(axis=0))
+
+
+def by_chance(deviation: np.ndarray) -> np.ndarray:
+    """Squared distances that chance alone gives, for one number of steps: signs of sheets flipped at random, 2,000 times."""
+    sheets = deviation.shape[-2]
+    total = np.zeros(_FLIPS)
+    for one, signs in zip(deviation, _signs(deviation.shape[:-1]), strict=True):
+        gram = one @ one.T
+        total += ((signs @ gram) * signs).sum(-1) - np.trace(gram)
+    return total / (len(deviation) * sheets * (sheets - 1))
+
+
+@lru_cache(maxsize=8)
+def _signs(shape: tuple[int, int]) -> np.ndarray:
+    """Random signs (observations, 2,000, sheets)."""
+    u = uniforms(keys(0, *_SIGNS, np.arange(shape[0] * _FLIPS)), shape[1])
+    return np.where(u < 0.5, -1.0, 1.0).reshape(shape[0], _FLIPS, shape[1])
+
+
+def p_value(deviation: np.ndarray) -> float:
+    """Probability that chance gives such a distance between equal laws."""
+    chance = by_chance(deviation)
+    return float((1 + (chance >= squared_distance(deviation) * (1 - 1e-12)).sum()) / (1 + len(chance)))
+
+
+def extrapolated(deviation: np.ndarray) -> np.ndarray:
+    """To infinitely many steps, from the last two numbers of steps K and 2K: an error proportional to 1/K drops out."""
+    return 2 * deviation[-1] - deviation[-2]
+
+
+def order(deviation: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
+    """Order of convergence, -d log(distance)/d log(steps), and its standard error; NaN if fewer than 2 points tell.
+
+    Weighted least squares over the numbers of steps >= 4 whose squared distance is at least 3 times what chance alone exceeds
+    in 5 %.
+    """
+    chance = np.array([np.quantile(by_chance(d), 0.95) for d in deviation])
+    value, error = jackknife(deviation, squared_distance)
+    used = (steps >= 4) & (value > 3 * chance)
+    if used.sum() < 2:
+        return float("nan"), float("nan")
+    weights = (value / np.maximum(error, 1e-3 * value))[used]
+
+    def fit(sheets: np.ndarray) -> float:
+        squares = np.maximum(squared_distance(sheets[used]), 1e-12)
+        return float(-0.5 * np.polyfit(np.log(steps[used]), np.log(squares), 1, w=weights)[0])
+
+    slope, error = jackknife(deviation, fit)
+    return float(slope), float(error)
+
+
+def _root(square: Any) -> np.ndarray:
+    return np.sqrt(np.maximum(square, 0))
+
+
+def distance(deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance with its 95 % interval, along the leading axis."""
+    square, error = jackknife(deviation, squared_distance)
+    return _root(square), _root(square - 1.96 * error), _root(square + 1.96 * error)
+
+
+def resolution(deviation: np.ndarray) -> float:
+    """Distance that chance alone exceeds in 1 % between equal laws."""
+    return float(_root(np.quantile(by_chance(deviation), 0.99)))
+
+
+def distance_text(deviation: np.ndarray) -> str:
+    return f"{Estimate(*distance(deviation)):.3f}"
+
+
+# -- verdicts -------------------------------------------------------------------------------------------------------------------
 
 
 class Deviations(NamedTuple):
@@ -132,10 +229,6 @@ def _slope(label: str, found: Deviations, steps: np.ndarray) -> Estimate:
     return Estimate(slope, slope - 1.96 * error, slope + 1.96 * error)
 
 
-def _slope_text(label: str, slope: Estimate) -> str:
-    return f"{label} {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
-
-
 def _full_noise(found: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
     full = _of_kind("full")
     slopes = {label: _slope(label, found, steps) for label in full}
@@ -143,7 +236,7 @@ def _full_noise(found: Deviations, limits: dict[str, float], steps: np.ndarray) 
     return [
         verdict(
             "order at which schedulers with the full noise approach the posterior",
-            "; ".join(_slope_text(label, slope) for label, slope in slopes.items()),
+            "; ".join(f"{label} {slope:.2f}" for label, slope in slopes.items()),
             "distance falls as a power of the number of steps: 1 for single steps",
             above([slope.low for slope in slopes.values()], LEAST_ORDER, f"all intervals above {LEAST_ORDER}"),
         ),
@@ -194,7 +287,7 @@ def _replacement(found: Deviations, limits: dict[str, float], steps: np.ndarray)
     slope, p = _slope("uniform", found, steps), limits["uniform"]
     return verdict(
         "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
-        f"{_slope_text('uniform', slope)}; {distance_text(extrapolated(found.given['uniform']))}, p = {p:.2g}",
+        f"uniform {slope:.2f}; {distance_text(extrapolated(found.given['uniform']))}, p = {p:.2g}",
         "1; 0",
         above(slope.low, LEAST_ORDER, f"interval above {LEAST_ORDER}"),
         above(p, RARE, f"p > {RARE:g}"),
@@ -231,7 +324,7 @@ def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
     def words(label: str) -> str:
         one = found[label]
         k = int(one.p_value.argmin())
-        return f"{label} {one.gap[k]:+.3f} [{one.low[k]:+.3f}, {one.high[k]:+.3f}]"
+        return f"{label} {Estimate(one.gap[k], one.low[k], one.high[k]):+.3f}"
 
     drawn, fixed = ([label for label, kind in kinds.items() if (kind == "full") == full] for full in (True, False))
     least = min(p[label] for label in drawn)
@@ -262,8 +355,7 @@ def draw(data: xr.Dataset) -> Any:
                 _draw_sampler(axes, steps, curve.values, p.values < 0.01, bottom, label)
             axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
             axes.set_title(title)
-            axes.set_xticks(steps, [str(k) for k in steps])
-            axes.minorticks_off()
+            ticks(axes, steps)
         _draw_guides(panels[0], steps)
         handles, names = panels[0].get_legend_handles_labels()
         more = panels[2].get_legend_handles_labels()[0]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 
 from uturn.core.random import Purpose, keys, uniforms
+from uturn.networks.classifiers import TreeClassifier
+from uturn.networks.files import load_network
+from uturn.networks.state_dicts import fingerprint
+from uturn.networks.training import History, train
 from uturn.paper.workshop import Scale, Workshop
+from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import RHMSource
-
-if TYPE_CHECKING:
-    import torch
-
-    from uturn.networks.training import History
 
 # First coordinates of the random streams with the purpose CLASSIFIER.
 _TRAIN, _HELD_OUT, _TEST, _REFERENCE, _BATCH = range(5)
@@ -62,11 +63,6 @@ def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.nd
 
 def trained_classifier(workshop: Workshop) -> Path:
     """File of the trained network."""
-    import torch
-
-    from uturn.networks.classifiers import TreeClassifier
-    from uturn.networks.training import train
-
     chosen = setup(workshop.scale)
     recipe = {**chosen._asdict(), "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
     for unrelated in ("items", "noise"):
@@ -103,8 +99,6 @@ def trained_classifier(workshop: Workshop) -> Path:
 
 def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
     """Share of strings whose class is the network's first choice."""
-    import torch
-
     right = 0
     with torch.inference_mode():
         for start in range(0, len(leaves), 500):
@@ -121,10 +115,6 @@ def reference(source: RHMSource) -> np.ndarray:
 def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Dataset:
     """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
     independent pairs, and the squared distance of each independent pair."""
-    from uturn.networks.files import load_network
-    from uturn.networks.state_dicts import fingerprint
-    from uturn.probes.hidden_layers import HiddenLayers
-
     network: Any = load_network(classifier)
     chosen = setup(workshop.scale)
 

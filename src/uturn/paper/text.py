@@ -5,6 +5,7 @@ Beyond the paper, after its sequel on correlated changes (arXiv:2410.13770).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,13 +16,13 @@ from uturn.core.experiment import Experiment
 from uturn.measures.changes import chi_parts
 from uturn.measures.peaks import peak_of
 from uturn.measures.statistics import Estimate, estimate
-from uturn.paper.channels import ChannelSpec
+from uturn.paper.specs import Part, experiment_of
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_correlations, draw_susceptibility
 from uturn.studies.plotting.calibration import draw_zero
-from uturn.studies.plotting.style import ACCENT, MUTED, style
+from uturn.studies.plotting.style import ACCENT, MUTED, bars, style
 from uturn.studies.plotting.tokens import draw_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
@@ -58,25 +59,14 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     """One run of many noise levels and trajectories; a run with clones for each decoder, of the same masked texts."""
     length, curves, compared = _SIZES[scale]
 
-    def described(size: tuple[int, int], noise: list[float], decoder: str, **more: Any) -> Experiment:
-        spec = {
-            "items": size[0],
-            "trajectories": size[1],
-            "chunk": 4,
-            "source": {"type": "tokens", "windows": True, "length": length},
-            "corruption": {"type": "masking", "noise": noise},
-            "backward": {"type": "language", **DECODERS[decoder]},
-        }
-        return Experiment.from_dict(spec | more)
+    def described(size: tuple[int, int], noise: Sequence[float], decoder: str, *probes: Part, clones: int = 1) -> Experiment:
+        source, backward = {"type": "tokens", "windows": True, "length": length}, {"type": "language", **DECODERS[decoder]}
+        sizes = {"items": size[0], "trajectories": size[1], "clones": clones, "chunk": 4}
+        return experiment_of(source, "masking", noise, *probes, backward=backward, **sizes)
 
     kept = {"type": "kept_tokens", "spans": [1, SPAN]}
-    whole = [kept, {"type": "changes"}, {"type": "tokens", "first": 3}]
-    made = {CURVES: described(curves, _LEVELS[scale], "random", probes=whole)}
-    return made | {label: described(compared, list(COMPARED), label, clones=2, probes=[kept]) for label in DECODERS}
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return []  # a trained network has no exact posterior to be judged by
+    made = {CURVES: described(curves, _LEVELS[scale], "random", kept, "changes", {"type": "tokens", "first": 3})}
+    return made | {label: described(compared, COMPARED, label, kept, clones=2) for label in DECODERS}
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -128,7 +118,7 @@ def _difference(a: xr.Dataset, b: xr.Dataset, noise: float, span: int, name: str
 
 
 def _texts(found: list[Estimate]) -> str:
-    return "; ".join(f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in found)
+    return "; ".join(f"{one:.3f}" for one in found)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------
@@ -255,8 +245,7 @@ def _draw_decoders(axes: Any, data: xr.Dataset, name: str, joined: bool = True) 
     """Points at the compared noise levels; solid for characters, dashed for runs."""
     for k, label in enumerate(DECODERS):
         for span, dash, marker in ((1, "-", "o"), (SPAN, "--", "s")):
-            value, low, high = data[name].sel(decoder=label, span=span).values.T
             look = {"ls": dash if joined else "", "ms": 4.5, "lw": 1.2, "color": _COLORS[label], "marker": marker}
-            bars = [value - low, high - value]
-            axes.errorbar(data.compared + 0.012 * (k - 1.5), value, bars, label=label if span == 1 else None, **look)
+            bounds = data[name].sel(decoder=label, span=span)
+            bars(axes, data.compared + 0.012 * (k - 1.5), bounds, label=label if span == 1 else None, **look)
     axes.set(xlabel="masked fraction", xlim=(0, 1.03))

@@ -11,10 +11,12 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys
 from uturn.core.registry import part_class
+from uturn.exact.population import population_dynamics, threshold
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, grammar_means
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.messages import mean_estimate
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Rule, Verdict, below, meets, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
@@ -50,11 +52,8 @@ CHANNELS = {
     "masking": DrawnChannel("masking", "masked fraction", ACCENT, (0.12, 0.44), (0.25, 0.30)),
     "uniform": DrawnChannel("replacement", "replaced fraction", "#009e73", (0.08, 0.28), (0.15, 0.20)),
 }
-QUENCHED, SPREAD, FRESH_ERROR = (
-    0.7331,
-    0.0019,
-    0.003,
-)  # ε-process at (32, 8, 2): mean and standard deviation over grammars; fresh rules against ε*
+# ε-process at (32, 8, 2): mean and standard deviation over grammars; fresh rules against ε*
+QUENCHED, SPREAD, FRESH_ERROR = 0.7331, 0.0019, 0.003
 TOLERANCE = 5e-4  # resolution of the thresholds
 
 
@@ -76,21 +75,13 @@ def _noise(channel: str, points: int) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """Exact belief propagation: {"channel-depth": Experiment}."""
-    size = SIZES[scale]
-    return {
-        f"{channel}-depth{depth}": Experiment.from_dict(
-            {
-                "items": size.items,
-                "chunk": size.items,
-                "source": {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": size.grammars},
-                "corruption": {"type": channel, "noise": _noise(channel, size.points)},
-                "backward": {"type": "exact"},
-                "probes": [{"type": "messages", "directions": ["upward"]}],
-            }
-        )
-        for channel in CHANNELS
-        for depth in size.depths
-    }
+    size, made = SIZES[scale], {}
+    for channel in CHANNELS:
+        noise, probe = _noise(channel, size.points), {"type": "messages", "directions": ["upward"]}
+        for depth in size.depths:
+            source = {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": size.grammars}
+            made[f"{channel}-depth{depth}"] = experiment_of(source, channel, noise, probe, items=size.items, chunk=size.items)
+    return made
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
@@ -107,8 +98,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def population(size: Size, progress: bool = False) -> xr.Dataset:
     """Thresholds of both ensembles, and the belief in the class at every depth for the grammars and noise levels of the runs."""
-    from uturn.exact.population import population_dynamics, threshold
-
     v, m, s = PARAMETERS.values()
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the tree.
     grammars = [int(keys(0, Purpose.GRAMMAR, number)) for number in range(size.grammars)]
@@ -138,10 +127,6 @@ def population(size: Size, progress: bool = False) -> xr.Dataset:
 def _interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Mean of independent values with its interval; NaN stands for "no such replicate", an infinite threshold counts."""
     return mean_estimate(values[~np.isnan(values)], confidence)
-
-
-def _text(interval: Estimate) -> str:
-    return "{:.4f} [{:.4f}, {:.4f}]".format(*interval)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -185,7 +170,7 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
     return [
         verdict(
             f"threshold in ε, one grammar (mean of {grammars})",
-            f"{_text(one['epsilon'])}, standard deviation {spread:.4f}",
+            f"{one['epsilon']:.4f}, standard deviation {spread:.4f}",
             f"from {critical:.4f} (annealed ε*) to {QUENCHED} (quoted, of unknown error); between grammars {SPREAD}",
             within(
                 one["epsilon"].value - (low + high) / 2,
@@ -195,14 +180,14 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
         ),
         verdict(
             "threshold in ε, fresh rules",
-            _text(fresh["epsilon"]),
+            f"{fresh['epsilon']:.4f}",
             f"{critical:.4f} (annealed ε*)",
             within(fresh["epsilon"].value - critical, FRESH_ERROR),
         ),
         *(
             verdict(
                 f"threshold, {channel.label} ({channel.axis.replace('$', '')}), one grammar",
-                f"{_text(one[name])}; fresh rules {_text(fresh[name])}",
+                f"{one[name]:.4f}; fresh rules {fresh[name]:.4f}",
                 f"{channel.expected[0]} to {channel.expected[1]} (exact BP at L = 9, 10)",
                 meets(one[name], *channel.expected, "95 % interval meets the range and is narrower"),
             )
@@ -218,7 +203,9 @@ def _effective_epsilon(data: xr.Dataset) -> Verdict:
     bits = data.bits_per_leaf.sel(ensemble="one grammar").mean("replicate").values
     return verdict(
         "effective ε (Eq. 63) at the threshold: " + ", ".join(channel.label for channel in CHANNELS.values()),
-        ", ".join(map(_text, epsilon.values())) + "; bits per leaf there: " + ", ".join(f"{x:.2f}" for x in bits),
+        ", ".join(f"{interval:.4f}" for interval in epsilon.values())
+        + "; bits per leaf there: "
+        + ", ".join(f"{x:.2f}" for x in bits),
         "not one number: below ε* in every channel that draws its noise",
         below(
             [interval.high for name, interval in epsilon.items() if name != "epsilon"],
@@ -245,10 +232,7 @@ def _shift(data: xr.Dataset) -> Verdict:
     labels = [channel.label for channel in CHANNELS.values()]
     return verdict(
         f"shift of the class curve at L = {deepest}, exact BP against population dynamics, as a share of the threshold",
-        ", ".join(
-            f"{label} {100 * s.value:+.1f} [{100 * s.low:+.1f}, {100 * s.high:+.1f}] %"
-            for label, s in zip(labels, shifts, strict=True)
-        ),
+        ", ".join(f"{label} {Estimate(*(100 * x for x in shift)):+.1f} %" for label, shift in zip(labels, shifts, strict=True)),
         "0",
         Rule(
             all(s.low <= 0 <= s.high and s.high - s.low < 0.2 for s in shifts),

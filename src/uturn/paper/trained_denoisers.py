@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.processes import cores, in_processes
-from uturn.core.progress import begun, part, progress_bar
+from uturn.core.processes import cores
+from uturn.core.progress import begun, part
 from uturn.core.random import Purpose, keys
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.exact.inference import infer
@@ -68,18 +67,8 @@ def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
     few = {key: plan["reading"][key] for key in ("levels", "items")}
     readings = [plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few for job in jobs.values()]
     todo = sum(not workshop.trained(_files(name), job) for name, job in jobs.items())
-    workers = min(workshop.workers or cores(), todo)
-    own = replace(workshop, progress=workshop.progress and workers <= 1)
-    tasks = [(name, job, reading, own) for (name, job), reading in zip(jobs.items(), readings, strict=True)]
-    if workers <= 1:
-        return dict(_network(*task) for task in tasks)
-    runs = {}
-    with progress_bar(workshop.progress, "networks", len(tasks), 0) as advance:
-        # One thread each, as threads do not speed up networks that are so small.
-        for name, run in in_processes(_network, tasks, workers, threads=1):
-            runs[name] = run
-            advance()
-    return runs
+    tasks = [(name, job, reading) for (name, job), reading in zip(jobs.items(), readings, strict=True)]
+    return workshop.each("networks", _network, tasks, min(workshop.workers or cores(), todo))
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:

@@ -55,6 +55,13 @@ def shows(quantity: str, measured: Any, expected: str) -> Verdict:
     return Verdict(quantity, str(measured), expected, None, "shown, not judged")
 
 
+def vanishes(quantity: str, differences: Any, expected: str = "0", single: bool = False, words: str = "") -> Verdict:
+    """A verdict on differences that are 0 up to the rounding of double or single precision."""
+    measured = words + "; ".join(f"{difference:.1e}" for difference in np.atleast_1d(differences))
+    limit, rule = (1e-5, "below 1e-5 (single precision)") if single else (1e-12, "below 1e-12 (double precision)")
+    return verdict(quantity, measured, expected, below(differences, limit, rule))
+
+
 def below(values: Any, limit: Any, words: str | None = None) -> Rule:
     """Every value is below the limit: one number, or one for each value, which then needs words."""
     return Rule(_all(np.asarray(values, float) < limit), f"below {limit:g}" if words is None else words)

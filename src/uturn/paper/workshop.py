@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import xarray as xr
+
 from uturn.core import random
+from uturn.core.experiment import Experiment
+from uturn.core.processes import in_processes
+from uturn.core.progress import progress_bar
+from uturn.engine.run import run
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    import xarray as xr
 
-    from uturn.core.experiment import Experiment
     from uturn.networks.training import History
 
     Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
@@ -38,8 +42,6 @@ class Workshop:
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
         """The results of an experiment; what is missing in `folder/label.zarr` is run."""
-        from uturn.engine.run import run
-
         path = self._kept.place(f"{label}.zarr")
         return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)
 
@@ -49,8 +51,6 @@ class Workshop:
 
     def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
-        import xarray as xr
-
         path = self._kept.fetch(f"{label}.zarr")
         identity = json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)
         if path.exists():
@@ -106,6 +106,22 @@ class Workshop:
             self._kept.push(path.name)
         checkpoint.unlink(missing_ok=True)
         return paths
+
+    def each(
+        self, what: str, work: Callable[..., tuple[str, xr.Dataset]], tasks: Sequence[tuple[Any, ...]], workers: int
+    ) -> dict[str, xr.Dataset]:
+        """The labelled datasets `work(*task, workshop)` of all tasks, in processes of one thread each if there are several.
+
+        Threads do not speed up the small networks of strings.
+        """
+        if workers <= 1:
+            return dict(work(*task, self) for task in tasks)
+        runs, quiet = {}, replace(self, progress=False)
+        with progress_bar(self.progress, what, len(tasks), 0) as advance:
+            for label, run in in_processes(work, [(*task, quiet) for task in tasks], workers, threads=1):
+                runs[label] = run
+                advance()
+        return runs
 
     def layer_statistics(self, name: str, classifier: Path, reference: Callable[[], np.ndarray]) -> Path:
         """The file of the means and variances of the layers of a classifier over reference data, measured once."""

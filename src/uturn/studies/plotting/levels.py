@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, level_bar, level_colors, style
+from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, level_bar, level_colors, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,6 +78,5 @@ def draw_similarities(axes: Any, x: Any, curves: Any, low: Any, high: Any, label
         y = curves[:, k]
         axes.plot(x, y, color=color, lw=2.4 if edge else 1.2, label=label, zorder=3 if edge else 2)
         if edge:
-            bars = np.maximum([y - low[:, k], high[:, k] - y], 0)  # rounding can put an end on the wrong side
-            axes.errorbar(x, y, bars, fmt="o", ms=3.5, lw=1, color=color, zorder=4)
+            bars(axes, x, np.stack([y, low[:, k], high[:, k]], axis=1), fmt="o", ms=3.5, lw=1, color=color, zorder=4)
     return colors

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 CLASS, THEORY, ACCENT, MUTED = "#b3261e", "#111111", "#0072b2", "#777777"
 DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Colours of Okabe and Ito, safe for colour blindness."""
@@ -67,6 +69,18 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
             families.append(entry.name)
             missing -= found
     return families, missing | {c for c in text if not c.isprintable()}
+
+
+def bars(axes: Any, x: Any, bounds: Any, **look: Any) -> None:
+    """Points with intervals, `bounds` (points, 3): value, low, high."""
+    value, low, high = np.asarray(bounds).T
+    axes.errorbar(x, value, np.maximum([value - low, high - value], 0), **look)  # rounding can put an end on the wrong side
+
+
+def ticks(axes: Any, x: Any) -> None:
+    """These ticks of a logarithmic axis, and none between them."""
+    axes.set_xticks(x, [f"{at:g}" for at in x])
+    axes.minorticks_off()
 
 
 def level_colors(count: int) -> list[Any]:
