@@ -389,12 +389,16 @@ class Wrong(ExactPosterior):
     mistake: str = ""
 
     def reconstruct_stream(self, blocks, clones=1):
+        if self.mistake == "nothing":
+            return
         for key, noisy, streams in blocks:
             made = self.reconstruct(noisy, streams, clones)
             if self.mistake == "unknown":
                 yield "other", made
             if self.mistake == "unhashable":
-                yield [key], made
+                yield ([key],), made
+            if self.mistake == "three":
+                yield key, made, 1
             if self.mistake == "shape":
                 yield key, {level: nodes[:-1] for level, nodes in made.items()}
             if self.mistake == "ends":
@@ -408,7 +412,9 @@ class Wrong(ExactPosterior):
     ("mistake", "message"),
     [
         ("unknown", r"backward.reconstruct_stream gave \('other', .*each key of a block once"),
-        ("unhashable", r"backward.reconstruct_stream gave \(\[0\], .*each key of a block once"),
+        ("unhashable", r"backward.reconstruct_stream gave \(\(\[0\],\), .*each key of a block once"),
+        ("three", r"backward.reconstruct_stream gave \(0, .*expected \(key, reconstructions\)"),
+        ("nothing", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
         ("twice", r"backward.reconstruct_stream gave \(0, .*each key of a block once"),
         ("shape", r"backward.reconstruct gave reconstructions of shape \(3, 1, .*expected \(4, 1, "),
         ("ends", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
@@ -456,6 +462,9 @@ def test_wrong_blocks_are_named():
         ((0, originals, noise), r"expected \(key, originals, noise, streams\)"),
         ((0, originals.data, noise, seed), "originals = .*expected a block of a source"),
         ((0, originals, 1.5, seed), "1.5"),
+        ((0, originals, [0.2, 0.3], seed), "expected a scalar"),
+        (([0], originals, noise, seed), "expected a hashable value"),
+        (None, "blocks gave None"),
         ((0, originals, noise, 0.5), "streams = 0.5"),
         ((0, originals, noise, Streams(0, originals.items + 1, noise)), "streams are those of items"),
     ):

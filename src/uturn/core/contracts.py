@@ -85,7 +85,7 @@ def undoes(backward: Any, corruption: Any) -> bool:
 
 
 def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
-    """Reconstructions of a backward, `draws` of each of the items; arrays become read-only, so that no probe changes them."""
+    """Reconstructions of a backward, `draws` of each of the items, read-only, so that no probe changes them."""
     where = f"{_name(backward, 'backward')}.reconstruct"
     arrays = list(reconstructions.values()) if isinstance(reconstructions, Mapping) else [reconstructions]
     for array in arrays or [None]:
@@ -93,9 +93,7 @@ def checked_reconstructions(backward: Any, reconstructions: Any, items: int, dra
         if shape is None or tuple(shape[:2]) != (items, draws):
             what = shown(array) if shape is None else f"of shape {tuple(shape)}"
             raise ValueError(f"{where} gave reconstructions {what}; expected ({items}, {draws}, ..): items, draws, ..")
-        if isinstance(array, np.ndarray):
-            array.flags.writeable = False
-    return reconstructions
+    return read_only(reconstructions)
 
 
 def check_first_clones(backward: Any, found: Mapping[Any, Any], alone: Mapping[Any, Any], clones: int) -> None:

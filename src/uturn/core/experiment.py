@@ -31,6 +31,7 @@ from uturn.core.contracts import (
 from uturn.core.files import read_table
 from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named
 from uturn.core.protocols import Coordinates, Variable
+from uturn.core.registry import PARTS
 from uturn.core.spec import build, changed_options, check_fit, validation_words
 
 _CHECKED = 10  # originals that networks are checked with
@@ -213,11 +214,16 @@ class Experiment(BaseModel):
         """The grid of noise levels."""
         return list(self.corruption["noise"])
 
+    @property
+    def corruption_options(self) -> dict[str, Any]:
+        """The table of the corruption without the noise levels."""
+        return {name: value for name, value in self.corruption.items() if name != "noise"}
+
     @cached_property
     def parts(self) -> Parts:
         """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""
         source, backward = build("source", self.source), build("backward", self.backward)
-        corruption = build("corruption", {k: v for k, v in self.corruption.items() if k != "noise"})
+        corruption = build("corruption", self.corruption_options)
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
         check_fit(self.to_dict(), source, corruption, backward, probes)
         with misfits_named(f"source ({type(source).__name__})", source, (backward,), SLIPS):
@@ -239,16 +245,17 @@ class Experiment(BaseModel):
 
         This builds the parts and checks that they fit together.
         """
-        source, corruption, backward, probes = self.parts
+        source, _, backward, probes = self.parts
+        corruption = build("corruption", self.corruption_options)  # `Backward.undone` may have given another one
 
-        def reduced(part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            return table if is_own(part) else {"type": table["type"], **changed_options(part)}
+        def reduced(idea: str, part: Any, table: dict[str, Any]) -> dict[str, Any]:
+            return {"type": table["type"], **changed_options(part)} if table["type"] in PARTS[idea] else table
 
         return {
-            "source": reduced(source, self.source),
-            "corruption": {**reduced(corruption, self.corruption), "noise": self.noise},
-            "backward": reduced(backward, self.backward),
-            "probes": tuple(reduced(part, table) for part, table in zip(probes, self.probes, strict=True)),
+            "source": reduced("source", source, self.source),
+            "corruption": {**reduced("corruption", corruption, self.corruption), "noise": self.noise},
+            "backward": reduced("backward", backward, self.backward),
+            "probes": tuple(reduced("probes", part, table) for part, table in zip(probes, self.probes, strict=True)),
         }
 
     @cached_property

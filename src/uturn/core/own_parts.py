@@ -63,7 +63,7 @@ def _named(label: str, member: Any) -> Any:
     def named(*args: Any, **kwargs: Any) -> Any:
         with errors_named(label, member):
             result = member(*args, **kwargs)
-        return iterated(result) if inspect.isgenerator(result) else result
+        return iterated(result) if isinstance(result, Iterator) else result
 
     def iterated(generator: Iterator[Any]) -> Iterator[Any]:
         with errors_named(label, member):

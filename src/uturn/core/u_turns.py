@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -70,6 +69,9 @@ def u_turns(
     ):
         if isinstance(value, type) or not all(hasattr(value, member) for member in members):
             raise ValueError(f"{name} = {shown(value)}: expected {example}")
+    most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
+    if most is not None and not (isinstance(most, int) and most >= 1):
+        raise ValueError(f"backward.blocks_ahead = {shown(most)}: expected an integer >= 1, or None")
     if not undoes(backward, corruption):
         raise ValueError(
             f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
@@ -124,59 +126,73 @@ def u_turn(
     return turned
 
 
-def _stream(blocks: Iterable[Any], corruption: Any, backward: Any, clones: int, source: Any) -> Iterator[tuple[Key, UTurns]]:
+def _stream(
+    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, clones: int, source: Any
+) -> Iterator[tuple[Key, UTurns]]:
+    most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
+    reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
+    where = f"{repr(backward) if is_own(backward) else 'backward'}.reconstruct_stream"
     waiting: dict[Key, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
     failures: list[Exception] = []  # of the source and of the corruption, which the backward only passes on
+    number_read = 0
 
     def noisy(blocks: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
+        nonlocal number_read
         try:
-            while (most is None or len(waiting) < most) and (block := next(blocks, None)) is not None:
+            for block in blocks:
                 key, originals, noise, streams = _checked_block(block, corruption, waiting)
                 with misfits_named("corruption.corrupt", corruption, (source,)):
                     waiting[key] = originals, observed(originals, corruption, noise, streams), streams
+                number_read += 1
                 del block, originals  # not held while the backward computes
                 yield key, waiting[key][1], streams
+                if most is not None and len(waiting) >= most:
+                    return
         except Exception as error:
             failures.append(error)
             raise
 
-    most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
-    reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
-    where = f"{repr(backward) if is_own(backward) else 'backward'}.reconstruct_stream"
+    def answered(answers: Iterator[Any] | None, blocks: Iterator[Any]) -> Any:
+        """The iterator of a backward, or its next answer; errors of the source and of the corruption come as they were."""
+        try:
+            with misfits_named("backward.reconstruct", backward, (source, corruption)):
+                return reconstruct(noisy(blocks), clones) if answers is None else next(answers, _END)
+        except Exception as error:
+            if failures and error is not failures[0]:
+                raise failures[0] from None
+            raise
+
     blocks = iter(blocks)
     for first in blocks:
         # A backward that reads all it is given before it answers gets `most` blocks, and is then called for the next ones.
-        with _named(failures), misfits_named("backward.reconstruct", backward, (source, corruption)):
-            answers = reconstruct(noisy(chain([first], blocks)), clones)
-            if not isinstance(answers, Iterable):
-                raise ValueError(f"{where} gave a {type(answers).__name__}; expected an iterator over (key, reconstructions)")
-            for answer in answers:
-                if not (isinstance(answer, tuple) and len(answer) == 2 and _is_in(answer[0], waiting)):
-                    raise ValueError(f"{where} gave {shown(answer)}; expected (key, reconstructions), each key of a block once")
-                key, reconstructions = answer
-                originals, noisy_data, streams = waiting.pop(key)
-                checked_reconstructions(backward, reconstructions, len(originals.items), streams.count * clones)
-                yield key, UTurns(originals, noisy_data, reconstructions, clones)
-                del answer, originals, noisy_data, reconstructions
-            if failures:
-                raise failures[0]
-            if waiting:
-                raise ValueError(f"{where} ended before the reconstructions of {len(waiting)} blocks; expected all of them")
+        number_before = number_read
+        answers = answered(None, chain([first], blocks))
+        if not isinstance(answers, Iterable):
+            raise ValueError(f"{where} gave a {type(answers).__name__}; expected an iterator over (key, reconstructions)")
+        answers = iter(answers)
+        while (answer := answered(answers, blocks)) is not _END:
+            if not (isinstance(answer, tuple) and len(answer) == 2 and _is_hashable(answer[0]) and answer[0] in waiting):
+                raise ValueError(f"{where} gave {shown(answer)}; expected (key, reconstructions), each key of a block once")
+            originals, observation, streams = waiting.pop(answer[0])
+            made = checked_reconstructions(backward, answer[1], len(originals.items), streams.count * clones)
+            yield answer[0], UTurns(originals, observation, made, clones)
+            del answer, originals, observation, made
+        if failures:
+            raise failures[0]
+        if waiting or number_read == number_before:
+            left = max(1, len(waiting))
+            raise ValueError(f"{where} ended before the reconstructions of {left} blocks; expected all of them")
 
 
-@contextmanager
-def _named(failures: list[Exception]) -> Iterator[None]:
-    """Raise the first of the failures in the place of what a backward made of it."""
+_END = object()
+
+
+def _is_hashable(key: Any) -> bool:
     try:
-        yield
-    except Exception as error:
-        if failures and error is not failures[0]:
-            raise failures[0] from None
-        raise
-
-
-def _is_in(key: Any, waiting: Collection[Any]) -> bool:
-    return isinstance(key, Hashable) and key in waiting
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
@@ -184,13 +200,15 @@ def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tup
     if not (isinstance(block, tuple) and len(block) == 4):
         raise ValueError(f"blocks gave {shown(block)}; expected (key, originals, noise, streams)")
     key, originals, noise, streams = block
+    if not _is_hashable(key):
+        raise ValueError(f"blocks gave the key {shown(key)}; expected a hashable value, such as a number or a text")
     if key in waiting:
         raise ValueError(f"blocks gave the key {shown(key)} twice; expected another key for each block under way")
     if isinstance(originals, type) or not all(hasattr(originals, member) for member in ("items", "observed_by")):
         raise ValueError(
             f"originals = {shown(originals)}: expected a block of a source, such as uturn.sources.Strings(items, rhm, draw)"
         )
-    checked_noise(noise, corruption.max_noise)
+    noise = float(checked_noise(noise, corruption.max_noise, batch=0))
     if not isinstance(streams, Streams):
         return key, originals, noise, Streams(checked_seed(streams, "streams"), originals.items, noise)
     if streams.noise != noise or not np.array_equal(streams.items, originals.items):
@@ -198,4 +216,4 @@ def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tup
             f"streams are those of items {shown(streams.items.tolist())} at noise {streams.noise}; expected "
             f"{shown(originals.items.tolist())} at {noise}"
         )
-    return block
+    return key, originals, noise, streams

@@ -42,13 +42,12 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
 
     def blocks() -> Iterator[tuple[tuple[int, int, int], Any, float, Streams]]:
         for number, (names, noise_index, items) in enumerate(_joined(experiment, tasks)):
-            noise, originals = experiment.noise[noise_index], source.blocks(items.copy(), experiment.seed, experiment.items)
-            given = checked_blocks(source, originals, items)
-            groups[number] = _Group(names, [_Reading(experiment, len(trajectories)) for _ in given])
-            for k, block in enumerate(given):
-                size = trajectories_together(experiment, block)
-                parts = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
-                groups[number].blocks[k].parts = len(parts)
+            noise, given = experiment.noise[noise_index], source.blocks(items.copy(), experiment.seed, experiment.items)
+            originals = checked_blocks(source, given, items)
+            size = trajectories_together(experiment, originals[0])
+            parts = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
+            groups[number] = _Group(names, [_Block(experiment, len(trajectories), len(parts), len(parts)) for _ in originals])
+            for k, block in enumerate(originals):
                 for p, some in enumerate(parts):
                     yield (number, k, p), block, noise, Streams(experiment.seed, block.items, noise, some)
 
@@ -56,9 +55,9 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     draws = len(trajectories) * experiment.clones
     unit = 1 / ((1 + _READING) * min(experiment.chunk, experiment.items) * draws)
     with begun(0, unit=unit) as work:
-        for (number, k, p), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones, source=source):
+        for (number, k, _), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones, source=source):
             group = groups[number]
-            group.blocks[k].add(p, turned)
+            group.blocks[k].read(turned)
             del turned
             if all(block.readings is not None for block in group.blocks):
                 del groups[number]
@@ -68,37 +67,32 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
 
 
 @dataclass
-class _Reading:
-    """The probes' readings of a block of originals, whose trajectories may come in several parts, and in any order."""
+class _Block:
+    """A block of originals whose trajectories come in several parts, one after the other, and what the probes read of it."""
 
     experiment: Experiment
     trajectories: int
-    parts: int = 1
-    done: int = 0
-    early: dict[int, UTurns] = field(default_factory=dict)
+    parts: int
+    left: int
     kept: list[Any] = field(default_factory=list)
     readings: dict[str, np.ndarray] | None = None
 
-    def add(self, part: int, turned: UTurns) -> None:
-        """Read a part, when those before it are read: sums in another order would differ in the last bits."""
+    def read(self, turned: UTurns) -> None:
+        """Read the next part."""
         source, _, backward, probes = self.experiment.parts
-        self.early[part] = turned
+        items, declared = len(turned.originals.items), self.experiment.declared
         self.kept = self.kept or [None] * len(probes)
-        while (some := self.early.pop(self.done, None)) is not None:
-            draws = self.trajectories * self.experiment.clones / self.parts
-            with portion(_READING * len(some.originals.items) * draws):
-                for k, (probe, declared) in enumerate(zip(probes, self.experiment.declared, strict=True)):
-                    with misfits_named(f"{declared.label}.read", probe, (source, backward)):
-                        self.kept[k] = probe.accumulate(self.kept[k], some, source)
-            self.done += 1
-            items = len(some.originals.items)
-        if self.done == self.parts:
-            sizes = {dim: len(values) for declared in self.experiment.declared for dim, values in declared.dims.items()}
+        with portion(_READING * items * self.trajectories * self.experiment.clones / self.parts):
+            for k, (probe, words) in enumerate(zip(probes, declared, strict=True)):
+                with misfits_named(f"{words.label}.read", probe, (source, backward)):
+                    self.kept[k] = probe.accumulate(self.kept[k], turned, source)
+        self.left -= 1
+        if self.left == 0:
+            sizes = {dim: len(values) for words in declared for dim, values in words.dims.items()}
             sizes |= {"trajectory": self.trajectories, "clone": self.experiment.clones}
             self.readings = {}
-            for probe, declared, kept in zip(probes, self.experiment.declared, self.kept, strict=True):
-                given = probe.readings(kept, source)
-                self.readings |= checked_readings(declared.label, given, declared.variables, sizes, items)
+            for probe, words, kept in zip(probes, declared, self.kept, strict=True):
+                self.readings |= checked_readings(words.label, probe.readings(kept, source), words.variables, sizes, items)
             self.kept = []
 
 
@@ -107,7 +101,7 @@ class _Group:
     """Tasks that are measured together: their names with numbers of items, and the readings of their blocks."""
 
     names: tuple[tuple[Any, int], ...]
-    blocks: list[_Reading]
+    blocks: list[_Block]
 
     def readings(self) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         """The readings of each task."""

@@ -43,7 +43,10 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
         store.remove_unfinished()
         if new:
             _check_originals(experiment, opened, filled(json.loads(opened.attributes["identity"])))
+            accepted = opened.attributes.get("accepted_changes")
             opened = opened.extend(*layout)
+            if accepted is not None:
+                opened.update(accepted_changes=accepted)
             _log.info(f"{store.where} is extended by {', '.join(new)}")
         opened.restore(*layout[:2])
         if changes:

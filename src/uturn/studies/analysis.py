@@ -11,12 +11,13 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.checks import LARGEST, shown
-from uturn.core.reading import Instructions, instructions_of
+from uturn.core.reading import Instructions
 from uturn.measures.calibration import calibration
 from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares
+from uturn.studies.reading import instructions_of
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import Study
 

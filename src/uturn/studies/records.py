@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.reading import instructions_of
 from uturn.studies.analysis import by_noise
 from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.reading import instructions_of
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.texts import shown_texts
 
