@@ -470,6 +470,7 @@ def test_names_in_any_script_are_drawn_or_escaped(tmp_path):
     data.attrs["description"] = " ".join(NAMES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of glyphs that are missing
+        warnings.simplefilter("ignore", DeprecationWarning)  # that it calls pyparsing by old names is no matter of glyphs
         rows = [data.isel(item=some) for some in (slice(8), slice(8, None))]  # a grid has eight rows
         figures, labels = [draw_study(data), *map(draw_grid, rows)], []
         for figure in figures:

@@ -228,10 +228,10 @@ class Objects(WrapperStore[Any]):
         async def request() -> Tagged | None:
             try:
                 found = await obstore.get_async(upstream, key)
+                known = {name: found.meta[name] for name in ("e_tag", "version")}  # gone once the bytes are read
                 data = bytes(await found.bytes_async())
             except FileNotFoundError:
                 return None
-            known = {name: found.meta[name] for name in ("e_tag", "version")}
             return Tagged(data, {name: value for name, value in known.items() if value is not None})
 
         return sync(self._until_done(f"reading {key}", request))
