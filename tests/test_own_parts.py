@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import distributions
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 import uturn as ut
 from uturn.core import protocols
@@ -132,7 +132,6 @@ def test_a_class_of_any_make_is_completed(cls):
     experiment = ut.Experiment.from_dict(spec)
     part, built_in = experiment.parts.probes
     assert isinstance(part, cls)
-    assert protocols.Probe in type(part).__mro__
     assert (type(part).__name__, type(part).__qualname__, type(part).__module__) == (cls.__name__, cls.__name__, __name__)
     assert (is_own(part), is_own(built_in), repr(part)) == (True, False, f"probes[0] ('{__name__}:{cls.__name__}')")
     assert (part.gain, part.kinds, part.fingerprint(), part.least_trajectories) == (3, (), "", 1)
@@ -206,6 +205,8 @@ class Members:
     def class_names(self):
         return list(self.coordinates(0, 3)["label"])
 
+    files = staticmethod(list)
+
 
 @dataclass
 class Block:
@@ -221,8 +222,67 @@ def test_members_of_every_kind():
     assert source.skipped(7) == {"x": "1"}
     assert source.kept is source.kept
     assert source.class_names() == [0, 1, 2]
+    assert source.files() == []
     assert source.made_by(None, 0) is source
     assert source.network_calls(1, 1, []) == (0, 0)
+
+
+class Needs(BaseModel):
+    """A pydantic model with fields that are members of the protocol, and a check with the name of one."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("a",)
+    kind: str
+    num_symbols: int
+
+    @field_validator("kind")
+    @classmethod
+    def files(cls, kind):
+        if kind == "z":
+            raise ValueError("no z")
+        return kind
+
+    def blocks(self, items, seed, num_items):
+        yield
+
+
+@dataclass(slots=True)
+class NeedsToo:
+    kind: str
+    num_symbols: int
+
+    blocks = Needs.blocks
+
+
+@pytest.mark.parametrize("cls", [Needs, NeedsToo])
+def test_fields_may_be_members_of_the_protocol(cls):
+    table = {"type": f"{__name__}:{cls.__name__}", "kind": "k", "num_symbols": 4}
+    source = build("source", table)
+    assert (source.kind, source.num_symbols, source.item_bytes) == ("k", 4, 0)
+    with pytest.raises(ValueError, match=r"^source \(.*\): .*num_symbols"):
+        build("source", {key: table[key] for key in ("type", "kind")})
+    if cls is Needs:
+        with pytest.raises(ValueError, match=r"^source \(.*\): kind: no z$"):
+            build("source", {**table, "kind": "z"})
+
+
+class Known:
+    unit, max_noise = "share", 1.0
+
+    def corrupt(self, leaves, noise, vocab_size, seed=0):
+        pass
+
+    def log_evidence(self, noisy, dtype=None):
+        pass
+
+
+class KnownToo(Known, protocols.Corruption):
+    pass
+
+
+@pytest.mark.parametrize("cls", [Known, KnownToo])
+def test_a_corruption_of_known_evidence_is_a_channel(cls):
+    part = build("corruption", {"type": f"{__name__}:{cls.__name__}"})
+    assert (part.process, part.is_reversible, part.value_shape(3, 8)) == ("channel", False, (3,))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property, wraps
 from pathlib import Path
@@ -24,7 +24,7 @@ SLIPS = (AttributeError, TypeError, LookupError, ArithmeticError)
 
 @cache
 def own_class(cls: type, protocol: type, label: str = "") -> type:
-    """A subclass of a user's class that inherits the defaults of a protocol for the members that the class lacks.
+    """A subclass of a user's class, with the defaults of a protocol for the members that the class lacks.
 
     With a label, such as "source ('module:Class')", it is the class of a part: errors in members of the protocol name the part
     and the member, `repr` is the label, and a part equals itself alone, so that caches can hold it.
@@ -33,40 +33,46 @@ def own_class(cls: type, protocol: type, label: str = "") -> type:
     if label:
         space |= {"__own_label__": label, "__repr__": lambda part: label}
         space |= {"__eq__": object.__eq__, "__hash__": object.__hash__}
+    made = types.new_class(cls.__name__, (cls,), exec_body=lambda namespace: namespace.update(space))
+    of_user = [base for base in cls.__mro__ if base not in protocol.__mro__]
     for name, default in inspect.getmembers_static(protocol):
-        member = inspect.getattr_static(cls, name, default)
         if name.startswith("_"):
             continue
-        if member is not default and label:
-            space[name] = _named(f"{label}.{name}", member)
-        elif member is default and isinstance(default, property):
-            space[name] = cached_property(default.fget)  # type: ignore[arg-type]  # an attribute of the part may replace it
-    bases = (cls,) if protocol in cls.__mro__ else (cls, protocol)
-    metaclasses = type(cls), type(protocol)
-    related = issubclass(*metaclasses) or issubclass(*metaclasses[::-1])  # not so for a pydantic model
-    keywords = {} if related else {"metaclass": type("Meta", metaclasses, {})}
-    return types.new_class(cls.__name__, bases, keywords, lambda namespace: namespace.update(space))
+        member = default
+        if any(name in vars(base) for base in of_user):
+            member = _named(f"{label}.{name}", inspect.getattr_static(cls, name)) if label else None
+        elif isinstance(default, property):
+            member = cached_property(default.fget)  # type: ignore[arg-type]  # an attribute of the part may replace it
+        if member is not None:
+            # The members are no part of the namespace, where a pydantic model would take them for fields.
+            setattr(made, name, member)
+            if isinstance(member, cached_property):
+                member.__set_name__(made, name)
+    return made
 
 
 def _named(label: str, member: Any) -> Any:
-    """A member of a class whose errors, also those of a generator that it returns, begin with a label; values stay."""
+    """A member of a class with named errors; None for a value, which has none."""
     if isinstance(member, staticmethod | classmethod):
-        return type(member)(_named(label, member.__func__))
+        return type(member)(_with_named_errors(label, member.__func__))
     if isinstance(member, property):
-        return property(_named(label, member.fget), member.fset, member.fdel)
+        return property(_with_named_errors(label, member.fget), member.fset, member.fdel)
     if isinstance(member, cached_property):
-        return cached_property(_named(label, member.func))
-    if not inspect.isfunction(member):
-        return member
+        return cached_property(_with_named_errors(label, member.func))
+    return _with_named_errors(label, member) if inspect.isfunction(member) else None
 
-    @wraps(member)
+
+def _with_named_errors(label: str, function: Any) -> Callable[..., Any]:
+    """A function whose errors, also those of a generator that it returns, begin with a label."""
+
+    @wraps(function)
     def named(*args: Any, **kwargs: Any) -> Any:
-        with errors_named(label, member):
-            result = member(*args, **kwargs)
+        with errors_named(label, function):
+            result = function(*args, **kwargs)
         return iterated(result) if isinstance(result, Iterator) else result
 
     def iterated(generator: Iterator[Any]) -> Iterator[Any]:
-        with errors_named(label, member):
+        with errors_named(label, function):
             yield from generator
 
     return named
