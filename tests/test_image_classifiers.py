@@ -488,7 +488,7 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
         ("torchvision:fcn_resnet50", "no such classifier"),  # segmentation
         ("timm:restnet50", r"timm has no such classifier; close names: .*resnet50"),
         ("timm:resnet18.nothing", r"no such weights; expected .*resnet18\.a1_in1k"),
-        ("no_such_module:function", r"cannot be imported \(No module named 'no_such_module'\)"),
+        ("no_such_module:function", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)"),
         (f"{HERE}:nothing", "cannot be imported .*no attribute 'nothing'"),
         (f"{HERE}:NOT_CALLABLE", "is a int; expected a function without arguments"),
         (f"{HERE}:in_range", "fails .*expected a function without arguments"),

@@ -325,7 +325,10 @@ def test_mistakes_are_one_line(value, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("no_such_module:network", "cannot be imported (No module named 'no_such_module'); expected 'module:function'"),
+        (
+            "no_such_module:network",
+            "cannot be imported (ModuleNotFoundError: No module named 'no_such_module'); expected 'module:function'",
+        ),
         (f"{__name__}:no_such_function", "cannot be imported"),
         (f"{__name__}:SHAPE", "is a tuple; expected a function without arguments"),
     ],

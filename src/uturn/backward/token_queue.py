@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
 
 
-_CALLS = 4  # of the network in which the texts of the queue go one step on
+_CALLS = 4  # calls of the network in one step of the whole queue
 
 
 class TokenWork(NamedTuple):

@@ -383,7 +383,7 @@ class Backward(Part, Protocol):
     """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
     blocks_ahead: ClassVar[int | None] = 64
     """How many blocks `reconstruct_stream` may read before it answers one of them; None for those that read only what they have
-    room for. After so many the stream ends, and is begun again when all of them are answered."""
+    room for. After so many, at least 1, the stream ends; a backward answers all it has read, and is then called again."""
 
     @property
     def wants_processes(self) -> bool:

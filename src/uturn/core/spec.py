@@ -15,8 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from uturn.core.checks import errors_named, one_line, shown
-from uturn.core.checks import validation_words as validation_words
+from uturn.core.checks import errors_named, one_line, shown, validation_words
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, is_own, own_class

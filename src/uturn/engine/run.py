@@ -100,7 +100,7 @@ def run(
     if cluster is not None and place is None:
         raise ValueError(f"cluster = {shown(cluster)}: a cluster needs a store, on a file system that its nodes share; give one")
     number, shares = _checked_shard(shard, store)
-    experiment = Experiment.from_dict(experiment.to_dict())  # defaults filled in, parts checked, however it was made
+    experiment = Experiment.from_dict(experiment.to_dict())  # parts are checked, however it was made
     backward = experiment.parts.backward
     opened = open_store(experiment, place, resume, accept_changes)
     tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
@@ -117,19 +117,19 @@ def run(
         doubts = _noted(opened, experiment.model_check())
     for text in doubts:
         warnings.warn(text, stacklevel=2)
-    words: list[str] = [""]
-    bar = progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left), lambda: words[0])
-    with bar as advance, opened.finishing() as call:
+    workers_alive = ""
+    bar = progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left), lambda: workers_alive)
+    with bar as advance, opened.finishing() as store_by:
         if not left:
             pass
         elif cluster is not None:
             states = _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker)
             with closing(states):  # also after Ctrl-C in this loop, the cluster is freed
-                for count, words[0] in states:
+                for count, workers_alive in states:
                     for _ in range(count):
                         advance()
         elif min(workers or 1, len(left)) <= 1 or store is None:
-            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=call):
+            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=store_by):
                 advance()
         else:
             spec = json.dumps(experiment.to_dict())

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from uturn.core.checks import checked_path, plain, shown
+from uturn.core.checks import checked_path, plain, shown, validation_words
 from uturn.core.files import read_table
 
 
@@ -48,8 +48,6 @@ class PresetOptions(BaseModel):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            from uturn.core.spec import validation_words  # imports all parts of experiments
-
             raise ValueError(validation_words(error)) from None
 
     @classmethod
