@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uturn.core import display
-from uturn.core.checks import checked_noise, checked_path, one_line, plain, shown
+from uturn.core.checks import checked_noise, checked_path, one_line, plain, shown, validation_words
 from uturn.core.contracts import (
     Declared,
     checked_axes,
@@ -32,7 +32,7 @@ from uturn.core.files import read_table
 from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named
 from uturn.core.protocols import Coordinates, Variable
 from uturn.core.registry import PARTS
-from uturn.core.spec import build, changed_options, check_fit, validation_words
+from uturn.core.spec import build, changed_options, check_fit
 
 _CHECKED = 10  # originals that networks are checked with
 

@@ -125,7 +125,8 @@ def run(
         elif cluster is not None:
             states = _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker)
             with closing(states):  # also after Ctrl-C in this loop, the cluster is freed
-                for count, workers_alive in states:
+                for count, alive in states:
+                    workers_alive = alive
                     for _ in range(count):
                         advance()
         elif min(workers or 1, len(left)) <= 1 or store is None:

@@ -58,7 +58,7 @@ class Tasks:
     def measure(
         self, tasks: Iterable[tuple[Task, int]], *, check: bool = False, call: Callable[..., None] = called
     ) -> Iterator[Task]:
-        """Measure tasks from their first missing trajectory on, and store the readings; yields each task when its readings are handed to the store.
+        """Measure tasks from their first missing trajectory on; yields each task when its readings are handed to the store.
 
         Parameters
         ----------

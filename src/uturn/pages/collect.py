@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 import uturn
-from uturn.core.checks import one_line
+from uturn.core.checks import one_line, validation_words
 from uturn.core.files import check_plain
-from uturn.core.spec import validation_words
 from uturn.pages import figures, studies
 
 if TYPE_CHECKING:

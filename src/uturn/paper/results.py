@@ -9,9 +9,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from uturn.core.checks import one_line
+from uturn.core.checks import one_line, validation_words
 from uturn.core.files import whole_file
-from uturn.core.spec import validation_words
 from uturn.paper.registry import FIGURES
 from uturn.paper.verdicts import Verdict
 

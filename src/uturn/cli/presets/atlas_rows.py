@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from uturn.cli.presets.images import ImageOptions
-from uturn.core.checks import checked_path, shown
+from uturn.core.checks import checked_path, shown, validation_words
 from uturn.core.files import read_table
-from uturn.core.spec import validation_words
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
