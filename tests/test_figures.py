@@ -1,6 +1,5 @@
 """The figure modules: specs of both scales are valid, and verdicts fail when the data are wrong."""
 
-import importlib
 import re
 
 import numpy as np
@@ -8,13 +7,13 @@ import pytest
 import xarray as xr
 
 from uturn.engine.run import run
-from uturn.paper import FIGURES, fig6, fig7, reproduce
+from uturn.paper import FIGURES, fig6, fig7, load_figure, reproduce
 
 
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_specs_are_valid(name, scale):
-    module = importlib.import_module(f"uturn.paper.{name}")
+    module = load_figure(name)
     assert module.TITLE
     assert module.CAPTION
     assert re.fullmatch(r"[A-Z].{20,}[.]", module.CLAIM)  # a sentence

@@ -130,6 +130,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             source, probe, chunk = case.source, "scales", 100
             items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
             noise = np.r_[np.geomspace(0.01, 0.5, 8), np.linspace(0.7, 3.7, 13), 5, np.inf]
-        sizes = {"items": items, "trajectories": trajectories, "chunk": chunk}
-        made[case.label] = experiment_of(source, case.channel, noise.round(4), probe, **sizes)
+        made[case.label] = experiment_of(
+            source, case.channel, noise.round(4), probe, items=items, trajectories=trajectories, chunk=chunk
+        )
     return made

@@ -117,8 +117,8 @@ def control_channels(scale: Scale) -> list[ChannelSpec]:
 
 
 def _described(source: dict[str, Any], channel: str, noise: Sequence[float], items: int, trajectories: int) -> Experiment:
-    sizes = {"items": items, "trajectories": trajectories, "chunk": min(items, 240)}
-    return experiment_of(source, channel, np.round(noise, 4), "changes", **sizes)
+    levels, chunk = np.round(noise, 4), min(items, 240)
+    return experiment_of(source, channel, levels, "changes", items=items, trajectories=trajectories, chunk=chunk)
 
 
 def beside_exact(readings: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:

@@ -193,8 +193,9 @@ def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: 
                 ends = readings.sel({**at, "denoiser": denoiser}).isel({dim: np.flatnonzero(y > floor)}).clip(floor)
                 axes.vlines(x[y > floor], ends.sel(estimate="low"), ends.sel(estimate="high"), color=color, lw=1.2, zorder=2)
         for k, (label, mark) in enumerate(_MARKS.items()):
-            x, y = float(calls.sel({dim: label})) * 1.16 ** (k + 1), float(values.sel({dim: label, "denoiser": denoiser}))
-            axes.plot([x], [y], marker=mark, zorder=3, clip_on=False, **_look(str(denoiser), _OTHER, line=False))
+            aside, height = 1.16 ** (k + 1), float(values.sel({dim: label, "denoiser": denoiser}))
+            look = _look(str(denoiser), _OTHER, line=False)
+            axes.plot([float(calls.sel({dim: label})) * aside], [height], marker=mark, zorder=3, clip_on=False, **look)
     exact = calls.sel({dim: list(EXACT)}).values
     axes.plot(exact, np.full(len(exact), floor), "*", ms=15, color=THEORY, zorder=4, clip_on=False)
     axes.set(xscale="log", xlabel="calls of the network")

@@ -45,7 +45,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         "masking": np.r_[np.linspace(0.02, 0.14, 4), np.linspace(0.17, 0.41, 13), np.linspace(0.45, 0.95, 8), 1.0],
         "uniform": np.r_[np.linspace(0.01, 0.07, 4), np.linspace(0.09, 0.27, 13), np.linspace(0.32, 0.92, 8), 1.0],
     }
-    sizes = {"items": described.items, "chunk": described.chunk}
+    sizes: dict[str, Any] = {"items": described.items, "chunk": described.chunk}
     return {
         name: experiment_of(described.source, name, levels.round(6), *described.probes, **sizes) for name, levels in noise.items()
     }

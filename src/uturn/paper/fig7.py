@@ -32,8 +32,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, trajectories = (6, 24, 2) if scale == "smoke" else (24, 240, 4)
     noise = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.62, 0.84, 23)].round(6))
     source, probes = {"type": "rhm", **PARAMETERS, "grammars": grammars}, ("tree_levels", "messages")  # messages: figs. 12, 13
-    sizes = {"items": items, "trajectories": trajectories, "chunk": 24}
-    return {"epsilon": experiment_of(source, "epsilon", noise, *probes, **sizes)}
+    return {"epsilon": experiment_of(source, "epsilon", noise, *probes, items=items, trajectories=trajectories, chunk=24)}
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:

@@ -113,9 +113,9 @@ def grammar_changes(
     source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian", noisy: bool = False
 ) -> xr.DataArray:
     """Changes of the leaves of strings of a source, `rhm` unless it has another type; `noisy`: from originals to noisy data."""
-    sizes = {"seed": seed, "items": items, "trajectories": TRAJECTORIES}
-    noise = NOISE if channel == "gaussian" else SHARES
-    return site_changes(experiment_of({"type": "rhm", **source}, channel, noise, "tree_levels", **sizes), noisy)
+    source, noise = {"type": "rhm", **source}, NOISE if channel == "gaussian" else SHARES
+    made = experiment_of(source, channel, noise, "tree_levels", items=items, trajectories=TRAJECTORIES, seed=seed)
+    return site_changes(made, noisy)
 
 
 def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.DataArray:

@@ -169,7 +169,7 @@ def resolution(deviation: np.ndarray) -> float:
 
 
 def distance_text(deviation: np.ndarray) -> str:
-    return f"{Estimate(*distance(deviation)):.3f}"
+    return f"{Estimate(*map(float, distance(deviation))):.3f}"
 
 
 # -- verdicts -------------------------------------------------------------------------------------------------------------------

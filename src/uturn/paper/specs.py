@@ -20,7 +20,10 @@ def experiment_of(
 
     `sizes`: `items` and, where they differ from the defaults of a spec, `trajectories`, `clones`, `chunk` and `seed`.
     """
-    parts = [{"type": part} if isinstance(part, str) else dict(part) for part in (source, corruption, backward, *probes)]
-    spec = dict(zip(("source", "corruption", "backward"), parts, strict=False), probes=parts[3:], **sizes)
-    spec["corruption"]["noise"] = np.asarray(noise, float).tolist()
-    return Experiment.from_dict(spec)
+    channel = {**_table(corruption), "noise": np.asarray(noise, float).tolist()}
+    parts = {"source": _table(source), "corruption": channel, "backward": _table(backward)}
+    return Experiment.from_dict({**parts, "probes": [_table(probe) for probe in probes], **sizes})
+
+
+def _table(part: Part) -> Mapping[str, Any]:
+    return {"type": part} if isinstance(part, str) else part
