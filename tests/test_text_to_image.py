@@ -368,7 +368,7 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
         ("sd", {"condition": "label"}, "condition = 'label': the model .* has prompts, and no classes; leave it out"),
         ("sd", {"null_class": 3}, "null_class = 3: the model .* has prompts, and no classes"),
         ("sd", {"guidance": 2.0}, "guidance = 2: guides towards a prompt, and none is given; give a prompt"),
-        ("sd", {"guidance": float("nan"), "prompt": "a"}, "guidance = nan: expected a finite number"),
+        ("sd", {"guidance": float("nan"), "prompt": "a"}, "guidance = nan: Input should be a finite number"),
         (
             "sd",
             {"prompt": "missing.txt"},
