@@ -644,7 +644,8 @@ def test_wrong_options(folders):
     refuse(folders["ddpm"], r"preset='256x256_diffusion': only for checkpoints", preset="256x256_diffusion")
     for dtype in ("float64", "bf16", None, torch.float32, ["float32"]):
         refuse(folders["ddpm"], r"dtype = .*Input should be 'float32', 'bfloat16' or 'float16'", dtype=dtype)
-    for device in ("gpu", 1.5, "mps" if not torch.backends.mps.is_available() else "xpu"):
+    refuse(folders["ddpm"], "device = 1.5: Input should be a valid string", device=1.5)
+    for device in ("gpu", "mps" if not torch.backends.mps.is_available() else "xpu"):
         refuse(folders["ddpm"], "device=.* cannot be used here", device=device)
 
 

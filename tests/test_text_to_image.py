@@ -374,7 +374,7 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
             {"prompt": "missing.txt"},
             "prompt = 'missing.txt' cannot be read .*; expected a text file with one prompt a line",
         ),
-        ("sd", {"prompt": 3}, "prompt = 3: expected a text, or the name of a .txt file"),
+        ("sd", {"prompt": 3}, "prompt = 3: Input should be a valid string"),
         ("sd", {"image_size": 33}, "image_size = 33: the autoencoder and the denoiser take multiples of 2 pixels"),
         ("sd3", {"image_size": 34}, "image_size = 34: .* multiples of 4 pixels"),
         ("sd3", {"image_size": 256}, "image_size = 256: the denoiser takes at most 128 pixels; take fewer"),
