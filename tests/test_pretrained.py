@@ -490,9 +490,9 @@ def test_a_null_class_can_be_declared(folders):
         ("dit", {"null_class": 4}, "null_class = 4: the model .* declares its null class itself, 5; leave it out"),
         ("dit", {"guidance": 4.0}, "guidance = 4: .* needs condition = 'label'"),
         ("dit", {"condition": "null", "guidance": 4.0}, "guidance = 4: .* needs condition = 'label'"),
-        ("dit", {"condition": "label", "guidance": float("nan")}, "guidance = nan: expected a finite number"),
-        ("dit", {"condition": "label", "guidance": "4"}, "guidance = '4': expected a finite number"),
-        ("dit", {"condition": "class"}, "condition = 'class': expected 'null' or 'label'"),
+        ("dit", {"condition": "label", "guidance": float("nan")}, "guidance = nan: Input should be a finite number"),
+        ("dit", {"condition": "label", "guidance": "4"}, "guidance = '4': Input should be a valid number"),
+        ("dit", {"condition": "class"}, "condition = 'class': Input should be 'null' or 'label'"),
     ],
 )
 def test_conditions_that_a_model_does_not_have(folders, name, options, message):
@@ -643,8 +643,9 @@ def test_missing_models_are_refused(tmp_path, folders):
 def test_wrong_options(folders):
     refuse(folders["ddpm"], r"preset='256x256_diffusion': only for checkpoints", preset="256x256_diffusion")
     for dtype in ("float64", "bf16", None, torch.float32, ["float32"]):
-        refuse(folders["ddpm"], r"dtype=.*expected one of 'float32', 'bfloat16', 'float16'", dtype=dtype)
-    for device in ("gpu", 1.5, "mps" if not torch.backends.mps.is_available() else "xpu"):
+        refuse(folders["ddpm"], r"dtype = .*Input should be 'float32', 'bfloat16' or 'float16'", dtype=dtype)
+    refuse(folders["ddpm"], "device = 1.5: Input should be a valid string", device=1.5)
+    for device in ("gpu", "mps" if not torch.backends.mps.is_available() else "xpu"):
         refuse(folders["ddpm"], "device=.* cannot be used here", device=device)
 
 
