@@ -1,16 +1,24 @@
 """The page of the laboratory in headless Chromium, opened from a file."""
 
+import base64
+import io
+import json
 import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import uturn as ut
 from browser import next_frame, violations
 from uturn.pages.laboratory import laboratory, write_laboratory
+
+IMAGES = json.loads((Path(ut.__file__).parent / "assets" / "lab" / "images.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +56,68 @@ def column(page, number):
     return page.locator(f"#numbers tr td:nth-child({number + 1})").all_inner_texts()
 
 
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png.removeprefix("data:image/png;base64,")))))
+
+
 def test_size():
-    assert len(laboratory().encode()) < 2_000_000
+    assert len(laboratory().encode()) < 1_000_000
 
 
+def test_images_are_those_of_the_package():
+    """One original at one noise level, computed again; 8 bits round by at most half a grey level."""
+    stored, k = IMAGES["originals"][2], 3
+    steps, back, seed, clones = IMAGES["steps"], IMAGES["back"][k], IMAGES["seed"], IMAGES["clones"]
+    source, backward = ut.sources.FashionMNISTSource(), ut.backward.DiffusionModel(steps=steps)
+    originals = next(source.blocks(np.array([stored["item"]]), seed, source.count()))
+    corruption = backward.undone(ut.corruption.Diffusion(), source)
+    turned = ut.u_turn(originals, corruption, backward, back / steps, seed, clones=clones)
+    noisy = np.clip(turned.noisy.values[0], -1, 1)
+    np.testing.assert_allclose(pixels(stored["levels"][k]["noisy"]), (noisy[0] + 1) * 127.5, atol=0.51)
+    classifier = ut.fashion_mnist.load_classifier()
+    images = [originals.images[0], *turned.reconstructions[0]]
+    for image, read in zip(images, [stored, *stored["levels"][k]["reconstructions"]], strict=True):
+        np.testing.assert_allclose(pixels(read["picture"]), (image[0] + 1) * 127.5, atol=0.51)
+        shares = classifier(torch.tensor(image[None])).softmax(1)[0].detach()
+        assert read["class"] == ut.fashion_mnist.CLASS_NAMES[shares.argmax()]
+        assert read["probability"] == pytest.approx(float(shares.max()), abs=1e-3)
+
+
+def test_tab_of_images(visit):
+    """The page shows what is stored, and the Python code that makes it."""
+    with visit("#image=1&imageLevel=1&tab=images") as page:
+        assert page.locator("#tree").is_hidden()
+        page.locator("#image-choice button").nth(3).click()
+        page.locator("#image-level").focus()
+        page.keyboard.press("ArrowLeft")
+        next_frame(page)
+        level = [original["levels"][0]["reconstructions"] for original in IMAGES["originals"]]
+        original, turns = IMAGES["originals"][3], level[3]
+        shown = page.locator("#image-turns img").evaluate_all("(all) => all.map((one) => one.src)")
+        stored = [original["picture"], original["levels"][0]["noisy"], *(turn["picture"] for turn in turns)]
+        assert shown == [f"data:image/png;base64,{png}" for png in stored]
+        classes = page.locator("#image-turns b").all_inner_texts()
+        assert classes == [one["class"] for one in (original, *turns)]
+        kept = [
+            sum(turn["class"] == one["class"] for turn in drawn) for one, drawn in zip(IMAGES["originals"], level, strict=True)
+        ]
+        assert page.locator("#image-turns .lost").count() == len(turns) - kept[3]
+        words = page.locator("#image-words").inner_text()
+        assert list(map(int, re.findall(r"\d+", words))) == [kept[3], len(turns), len(level), sum(kept), len(turns) * len(level)]
+        made: dict = {}
+        exec(page.locator("#image-python").text_content(), made)
+        np.testing.assert_allclose(pixels(shown[3]), (made["turned"].reconstructions[0, 1, 0] + 1) * 127.5, atol=0.51)
+        page.wait_for_timeout(250)
+        assert "tab=images" in page.evaluate("location.hash")
+        page.locator("#tabs button").first.click()
+        assert page.evaluate("document.getElementById('tree').viewBox.baseVal.width") > 400  # drawn anew, in its width
+        assert page.locator("#image-level").is_hidden()
+
+
+@pytest.mark.parametrize("tab", ["strings", "images"])
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (400, "dark"), (1280, "light"), (3840, "dark")])
-def test_no_width_needs_sideways_scrolling(visit, width, scheme):
-    with visit("#view=changes&noise=0.5", width=width, color_scheme=scheme) as page:
+def test_no_width_needs_sideways_scrolling(visit, width, scheme, tab):
+    with visit(f"#tab={tab}&view=changes&noise=0.5", width=width, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((x) => x < 60)")
         assert dark == (scheme == "dark")
@@ -145,7 +208,7 @@ def test_every_control_is_reached_by_tab(visit):
         for _ in range(40):
             page.keyboard.press("Tab")
             reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
-        named = "theme channel noise draw play view tree reset v m s L seed string clones"
+        named = "theme tab channel noise draw play view tree reset v m s L seed string clones"
         assert reached.issuperset(named.split())
 
 
@@ -205,6 +268,8 @@ def test_chain_runs_and_pauses(visit):
         ("#v=4&m=20", "at most 4"),
         ("#s=4&L=6", "4096 leaves"),
         ("#channel=__proto__", "channel"),
+        ("#tab=x", 'tab = "x"'),
+        (f"#imageLevel={len(IMAGES['back'])}", "imageLevel"),
         ("#<img src=x onerror=alert(1)>=1", "no setting"),
         ("#seed=-1&seed=1e400&draw=1.5", "draw"),
     ],
@@ -212,7 +277,7 @@ def test_chain_runs_and_pauses(visit):
 def test_damaged_addresses(visit, fragment, named):
     with visit(fragment) as page:
         assert named in page.locator("#problem").inner_text()
-        assert page.locator("img").count() == 0
+        assert page.locator("img:not([src^='data:'])").count() == 0
         assert len(column(page, 2)) >= 3
 
 
@@ -243,6 +308,9 @@ def test_accessibility(visit, scheme):
     with visit("#L=4&view=changes&noise=0.5", color_scheme=scheme) as page:
         page.locator("#tree").focus()
         page.keyboard.press("Home")
+        assert violations(page) == []
+    with visit("#tab=images&imageLevel=6", color_scheme=scheme) as page:
+        assert page.locator(".lost").count() > 0
         assert violations(page) == []
     with visit("#v=99&L=4&step=5&channel=epsilon&noise=.5", width=360, color_scheme=scheme) as page:
         assert violations(page) == []

@@ -121,4 +121,3 @@ def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> No
         place = "" if is_url(open) else f" link {Path(open).resolve().as_uri()}"  # which terminals open on a click
         words = Text.assemble("open ", (str(open), f"bold{place}"))
     console().print(Text.assemble("next: ", words), soft_wrap=True)
-    sys.stdout.flush()  # a server goes on after it

@@ -9,9 +9,8 @@ import typer
 
 from uturn.cli.app import SOLVABLE, command
 from uturn.cli.options import OUTPUT, Plot
-from uturn.cli.printing import console, draw_to, picture, say_next, show
+from uturn.cli.printing import draw_to, picture, say_next, show
 
-_SERVER = "U-turns of images"  # panel of the help
 _PAGE = "uturn-laboratory.html"
 
 
@@ -75,56 +74,20 @@ def explore(
         typer.Option(metavar="FILE", help="File of the page.", show_default=_PAGE, rich_help_panel=OUTPUT),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel=OUTPUT)] = False,
-    images: Annotated[
-        bool,
-        typer.Option(
-            "--images",
-            help="Serve the page on this machine, with U-turns of images by the model that comes with the package, and write no "
-            "file.",
-            rich_help_panel=_SERVER,
-        ),
-    ] = False,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, max=65535, help="Port of the server.", show_default="a free one", rich_help_panel=_SERVER
-        ),
-    ] = None,
 ) -> None:
     """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
 
     Measures, for the grammar and the noise that are chosen in the page, the exact belief in every symbol of the tree, and what
-    U-turns change at every tree level, against mean-field theory. With --images also how many reconstructions of an image keep
-    its class; a server computes them, which answers this machine alone, until Ctrl-C.
+    U-turns change at every tree level, against mean-field theory. Shows also U-turns of images, which were computed once.
 
     Example: `uturn explore --open`
-
-    Example: `uturn explore --images --open`
     """
-    if images:
-        if out is not None:
-            raise ValueError(f"out = {str(out)!r}: does not go with --images, which writes no file")
-        from uturn.pages.laboratory.server import serve
-
-        return serve(port or 0, lambda address: _show_server(address, open_page))
-    if port is not None:
-        raise ValueError(f"port = {port}: goes with --images")
     from uturn.pages.laboratory import write_laboratory
 
     path = write_laboratory(out or _PAGE)
-    _show_page(path, path.resolve().as_uri(), open_page)
-
-
-def _show_server(address: str, in_browser: bool) -> None:
-    console().print("the server runs until Ctrl-C")
-    _show_page(address, address, in_browser)
-
-
-def _show_page(place: str | Path, address: str, in_browser: bool) -> None:
-    """Say where a page is, and open it if that is wanted."""
-    say_next(open=place)
-    if in_browser:
+    say_next(open=path)
+    if open_page:
         import webbrowser
 
-        if not webbrowser.open(address):
+        if not webbrowser.open(path.resolve().as_uri()):
             typer.echo("uturn: no browser was found", err=True)

@@ -6,7 +6,7 @@ import { problemOf } from "./grammar.js";
 import { showImages, startImages } from "./images.js";
 import { inRange, rangeWords, readState, writeState } from "./state.js";
 import { STORY } from "./story.js";
-import { announce, showControls, showNode, showNumbers, showProblem, showTree, treeView } from "./views.js";
+import { announce, showControls, showNode, showNumbers, showProblem, showTab, showTree, treeView } from "./views.js";
 import { average, build, channel, clearChain, compute, setState, state, stepChain } from "./world.js";
 
 let waiting = 0,
@@ -20,8 +20,10 @@ function set(changes) {
   const free = !("step" in changes) && ["v", "m", "s", "L", "channel"].some((name) => name in changes);
   setState({ ...state, ...changes, ...(free ? { step: 0 } : {}) });
   if ("noise" in changes || "draw" in changes) stopChain();
+  showTab();
   const differs = (...names) => names.some((name) => state[name] !== old[name]);
   if (differs("v", "m", "s", "L", "seed", "string", "channel")) rebuild(differs("v", "m", "s", "L", "seed", "channel"));
+  else if (differs("tab")) drawCharts();
   else if (differs("clones")) treeView.layout(state, state.clones);
   if (!waiting)
     waiting = requestAnimationFrame(() => {
@@ -159,6 +161,7 @@ function start() {
   };
   at("levels").addEventListener("pointerdown", drag);
   at("levels").addEventListener("pointermove", drag);
+  for (const button of at("tabs").children) button.addEventListener("click", () => set({ tab: button.value }));
   const themes = ["system", "light", "dark"];
   at("theme").addEventListener("click", ({ target }) => {
     const next = themes[(themes.indexOf(document.documentElement.dataset.theme ?? "system") + 1) % 3];
@@ -180,6 +183,7 @@ function start() {
   const { state: first, problems } = readState(location.hash);
   showProblem(problems.join("; "));
   setState(first);
+  showTab();
   startImages(set);
   rebuild(true);
   update();

@@ -2,8 +2,11 @@
 import { CHANNELS } from "./channels.js";
 import { LIMITS, problemOf } from "./grammar.js";
 
+export const TABS = ["strings", "images"];
 export const VIEWS = ["belief", "certainty", "changes"];
+export const IMAGES = JSON.parse(document.getElementById("image-data").textContent); // made by examples/laboratory_images.py
 export const DEFAULTS = {
+  tab: "strings",
   v: 32,
   m: 6,
   s: 2,
@@ -17,14 +20,9 @@ export const DEFAULTS = {
   clone: 0,
   view: "belief",
   step: 1,
-  images: "0",
-  imageBack: 10,
-  imageSteps: 20,
-  imageTurns: 4,
-  imageSeed: 0,
+  image: 0,
+  imageLevel: 5,
 };
-export const IMAGE_STEPS = [10, 20, 50, 100]; // as in uturn.lab.image_u_turns
-export const IMAGE_TURNS = [1, 2, 4, 8, 16];
 const MOST_SEED = 2 ** 32 - 1;
 const RANGES = {
   v: LIMITS.v,
@@ -37,9 +35,8 @@ const RANGES = {
   clones: [1, 16],
   clone: [0, 16],
   step: [0, 5],
-  imageBack: [0, 100],
-  imageTurns: [1, 16],
-  imageSeed: [0, MOST_SEED],
+  image: [0, IMAGES.originals.length - 1],
+  imageLevel: [0, IMAGES.back.length - 1],
 };
 
 /** The state that a fragment describes, and what was wrong with it: values that cannot be used are replaced by the defaults. */
@@ -58,22 +55,17 @@ export function readState(fragment) {
   }
   state.noise = Math.min(state.noise, CHANNELS[state.channel].most);
   state.clone = Math.min(state.clone, state.clones);
-  state.imageBack = Math.min(state.imageBack, state.imageSteps);
   return { state, problems };
 }
 
 function accepts(name, text) {
   if (name === "channel") return Object.hasOwn(CHANNELS, text);
+  if (name === "tab") return TABS.includes(text);
   if (name === "view") return VIEWS.includes(text);
-  if (name === "images") return /^\d{1,3}(,\d{1,3}){0,3}$/.test(text) && new Set(numbersOf(text)).size === numbersOf(text).length;
   const value = text.trim() === "" ? NaN : Number(text);
   if (name === "noise") return value >= 0 && value <= 1;
-  if (name === "imageSteps") return IMAGE_STEPS.includes(value);
   return inRange(name, value);
 }
-
-/** The numbers in a list such as "0,12". */
-export const numbersOf = (text) => text.split(",").map(Number);
 
 export const inRange = (name, value) => Number.isInteger(value) && value >= RANGES[name][0] && value <= RANGES[name][1];
 

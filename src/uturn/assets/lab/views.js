@@ -108,6 +108,14 @@ export function showNode(level, node) {
   at("node").replaceChildren(words, bars);
 }
 
+/** Show one tab. Charts have no width while theirs is hidden. */
+export function showTab() {
+  for (const button of at("tabs").children) {
+    button.setAttribute("aria-pressed", button.value === state.tab);
+    at(button.value).hidden = button.value !== state.tab;
+  }
+}
+
 export function showControls() {
   const { most, unit } = channel();
   at("channel").value = state.channel;

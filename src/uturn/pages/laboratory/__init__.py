@@ -1,4 +1,4 @@
-"""The laboratory: one HTML page that computes U-turns in the browser. `server.py` adds U-turns of images to it."""
+"""The laboratory: one HTML page that computes U-turns of strings in the browser, and shows U-turns of images."""
 
 from uturn.pages.laboratory.page import MODULES, laboratory, script, write_laboratory
 

@@ -18,17 +18,12 @@ def script(modules: tuple[str, ...]) -> str:
     return "\n".join(re.sub(r"^import [^;]*;\n|^export ", "", text, flags=re.M) for text in texts)
 
 
-def laboratory(served: bool = False) -> str:
-    """The page as HTML. It needs no server and no network, and gives the numbers that this package gives for the same seeds.
-
-    `served`: whether it comes from the server of this package, which it may then ask for U-turns of images.
-    """
+def laboratory() -> str:
+    """The page as HTML. It needs no server and no network, and gives the numbers that this package gives for the same seeds."""
     page = (_FOLDER / "index.html").read_text(encoding="utf-8")
-    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
-    page = page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script(MODULES + _PAGE))
-    if served:
-        page = page.replace("connect-src 'none'", "connect-src 'self'").replace("<body>", "<body data-served>")
-    return page
+    for place, name in (("/*STYLE*/", "style.css"), ("/*IMAGES*/", "images.json")):
+        page = page.replace(place, (_FOLDER / name).read_text(encoding="utf-8"))
+    return page.replace("/*SCRIPT*/", script(MODULES + _PAGE))
 
 
 def write_laboratory(out: str | Path) -> Path:
