@@ -21,39 +21,39 @@ class DenoiserOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     execution: ClassVar[frozenset[str]] = frozenset({"device", "compile", "offload"})
 
-    preset: str | None = Field(None, description="Name or flags of the guided-diffusion model in the checkpoint.")
+    preset: str | None = Field(default=None, description="Name or flags of the guided-diffusion model in the checkpoint.")
     condition: Literal["null", "label"] | None = Field(
-        None,
+        default=None,
         description="For models with classes: null, the null class; or label, the true label of every image. By default null for "
         "models that have a null class.",
     )
     guidance: float = Field(
-        1.0,
+        default=1.0,
         strict=True,
         gt=-1e9,
         lt=1e9,
         allow_inf_nan=False,
         description="Classifier-free guidance towards label or prompt. All but 1 is named: not a draw from the posterior.",
     )
-    null_class: int | None = Field(None, description="Declares that the last class of the model is its null class.")
+    null_class: int | None = Field(default=None, description="Declares that the last class of the model is its null class.")
     prompt: str | None = Field(
-        None,
+        default=None,
         description="For text-conditioned models: a text, or a .txt file with one prompt a line, for each item; by default the "
         "empty prompt.",
     )
     image_size: int | None = Field(
-        None,
+        default=None,
         ge=8,
         le=2**14,
         description="Height and width of the images of a text-conditioned model; by default its own.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Precision of the model: float32, bfloat16 or float16."
+        default="float32", description="Precision of the model: float32, bfloat16 or float16."
     )
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps, ..; by default the fastest that is available.")
-    compile: bool = Field(False, description="Compile the model with torch.compile first.")
+    device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps, ..; by default the fastest that is available.")
+    compile: bool = Field(default=False, description="Compile the model with torch.compile first.")
     offload: bool = Field(
-        False,
+        default=False,
         description="Keep the weights in main memory, each layer on the device when needed: slower, for large models.",
     )
 
@@ -64,20 +64,21 @@ class DiffusionOptions(DenoiserOptions):
     execution: ClassVar[frozenset[str]] = DenoiserOptions.execution | {"batch_size"}
 
     model: str = Field(
-        "fashion_mnist", description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function."
+        default="fashion_mnist",
+        description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function.",
     )
     scheduler: str = Field(
-        "ddpm",
+        default="ddpm",
         description="Reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, .., a class of diffusers, "
         "or 'stored', the model's own.",
     )
-    steps: int = Field(100, ge=1, description="Reverse steps of the whole chain.")
-    eta: float | None = Field(None, ge=0, le=1, description="Noise of ddim, 0 .. 1.")
+    steps: int = Field(default=100, ge=1, description="Reverse steps of the whole chain.")
+    eta: float | None = Field(default=None, ge=0, le=1, description="Noise of ddim, 0 .. 1.")
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
-        None, description="linspace, leading or trailing."
+        default=None, description="linspace, leading or trailing."
     )
-    pure_noise: bool = Field(False, description="Start the whole chain from pure noise, not from its first level.")
-    batch_size: int | str = Field("auto", description="Images in a call of the model: auto, or a number.")
+    pure_noise: bool = Field(default=False, description="Start the whole chain from pure noise, not from its first level.")
+    batch_size: int | str = Field(default="auto", description="Images in a call of the model: auto, or a number.")
 
     @field_validator("batch_size", mode="before")
     @classmethod
