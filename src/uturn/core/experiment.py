@@ -108,7 +108,7 @@ class Experiment(BaseModel):
         levels: list[float] = []
         if isinstance(noise, list | tuple) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in noise):
             with suppress(OverflowError):
-                levels = [float(x) for x in noise]
+                levels = [float(x) + 0.0 for x in noise]  # -0.0 is 0.0
         if not levels or any(map(math.isnan, levels)) or len(set(levels)) < len(levels):
             raise ValueError(
                 f"noise = {shown(noise)}: expected a list of different numbers, at least one, none of them NaN or too large"

@@ -6,6 +6,7 @@ it. The part is an instance of a subclass of this class, made by `own_class`.
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import inspect
 import types
@@ -33,6 +34,7 @@ def own_class(cls: type, protocol: type, label: str = "") -> type:
     if label:
         space |= {"__own_label__": label, "__repr__": lambda part: label}
         space |= {"__eq__": object.__eq__, "__hash__": object.__hash__}
+        space |= {"__reduce_ex__": lambda part, version: _reduced(part, version, cls, protocol, label)}
     made = types.new_class(cls.__name__, (cls,), exec_body=lambda namespace: namespace.update(space))
     of_user = [base for base in cls.__mro__ if base not in protocol.__mro__]
     for name, default in inspect.getmembers_static(protocol):
@@ -49,6 +51,18 @@ def own_class(cls: type, protocol: type, label: str = "") -> type:
             if isinstance(member, cached_property):
                 member.__set_name__(made, name)
     return made
+
+
+def _reduced(part: Any, version: int, cls: type, protocol: type, label: str) -> Any:
+    """How a part is pickled: by the user's class, since a subclass that is made at run time has no path."""
+    made, arguments, *state = super(type(part), part).__reduce_ex__(version)
+    if made is copyreg.__newobj__:
+        return _new, (cls, protocol, label, *arguments[1:]), *state
+    return made, arguments, *state
+
+
+def _new(cls: type, protocol: type, label: str, *arguments: Any) -> Any:
+    return cls.__new__(own_class(cls, protocol, label), *arguments)
 
 
 def _named(label: str, member: Any) -> Any:
@@ -116,7 +130,7 @@ def misfits_named(
         yield
     except errors as error:
         own = [other for other in others if is_own(other)]
-        if is_own(part) or not own or isinstance(error, OwnCodeError):
+        if not own or isinstance(error, OwnCodeError) or (is_own(part) and not isinstance(error, SLIPS)):
             raise
         if isinstance(error, AttributeError) and any(error.obj is other for other in own):
             raise ValueError(f"{error.obj!r} has no {error.name!r}; {label} needs it (see {DOCS})") from error
@@ -129,17 +143,37 @@ def misfits_named(
 def code_digest(code: Any) -> str:
     """SHA-256 (hexadecimal) of the code of a user-defined part or function; empty for code without a text.
 
-    It covers the file of the module or, if there is none, as in a notebook, the source text of the function or of the methods of
-    the class. Modules that this code imports are not covered.
+    It covers the file of the module or, if there is none, as in a notebook, the source text of the function, or of the methods of
+    the class and of its bases there, with plain values of class attributes. Modules that this code imports are not covered.
     """
     if not inspect.isfunction(code):
         code = type(code).__bases__[0] if is_own(code) else type(code)
     try:
         text = Path(inspect.getfile(code)).read_bytes()
     except (TypeError, OSError):
-        functions = [code] if inspect.isfunction(code) else filter(inspect.isfunction, vars(code).values())
+        members = {"": code} if inspect.isfunction(code) else _members(code)
         try:
-            text = "".join(map(inspect.getsource, functions)).encode()
+            text = "".join(f"{name} = {_text(member)}\n" for name, member in members.items()).encode()
         except OSError:
             return ""
-    return hashlib.sha256(text).hexdigest()
+    return hashlib.sha256(text).hexdigest() if text else ""
+
+
+def _members(cls: type) -> dict[str, Any]:
+    """Members of a class and of its bases in the same module; those of classes of other modules have files of their own."""
+    bases = [base for base in cls.__mro__ if base.__module__ == cls.__module__]
+    members = {f"{base.__name__}.{name}": member for base in bases for name, member in vars(base).items()}
+    return {
+        name: member
+        for name, member in members.items()
+        if not name.rpartition(".")[2].startswith("__") or inspect.isfunction(member)
+    }
+
+
+def _text(member: Any) -> str:
+    """Source text of a function, method or property; `repr` of a plain value; empty for other objects."""
+    for name in ("fget", "func", "__func__", "__wrapped__"):
+        member = getattr(member, name, member)
+    if inspect.isfunction(member):
+        return inspect.getsource(member)
+    return repr(member) if isinstance(member, bool | int | float | complex | str | bytes | tuple | None) else ""

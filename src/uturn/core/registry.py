@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from uturn.core.imports import import_object
+from uturn.core.imports import import_object, is_import_path
 
 GROUP = "uturn.parts"
 
@@ -75,4 +75,7 @@ def installed_part(kind: Any) -> str | None:
     if len(packages) > 1:
         as_what = " and by ".join(f"{package} as {path!r}" for path, package in packages.items())
         raise ValueError(f"type {kind!r} is registered by {as_what}; uninstall one")
+    for path, package in packages.items():
+        if not is_import_path(path):
+            raise ValueError(f"type {kind!r} is registered by {package} as {path!r}; expected 'module:Class' there")
     return next(iter(packages), None)
