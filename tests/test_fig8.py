@@ -120,10 +120,10 @@ SMALL = string_classifier.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))
 
 
 def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
-    from uturn.networks import state_dicts, training
+    from uturn.networks import state_dicts
 
     monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL)
-    original = training.train
+    original = string_classifier.train
     runs = fig8.measure(Workshop("smoke", tmp_path / "whole"))
     assert runs["network"].accuracy >= 0.98
     assert runs["layers"].sizes["network_layer"] == 4
@@ -131,7 +131,7 @@ def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
     same = runs["network"].random_pairs.sel(pair="same class")
     assert (np.abs(independent) < 0.05).all()
     assert same[-1] > same[0] + 0.1  # strings of one class share little at the bottom and much at the top
-    monkeypatch.setattr(training, "train", None)  # not called again
+    monkeypatch.setattr(string_classifier, "train", None)  # not called again
     again = fig8.measure(Workshop("smoke", tmp_path / "whole"))
     xr.testing.assert_identical(again["network"].load(), runs["network"].load())
 
@@ -143,10 +143,10 @@ def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
 
         return original(model, killed, steps, **options)
 
-    monkeypatch.setattr(training, "train", until_killed)
+    monkeypatch.setattr(string_classifier, "train", until_killed)
     with pytest.raises(KeyboardInterrupt):
         string_classifier.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
-    monkeypatch.setattr(training, "train", original)
+    monkeypatch.setattr(string_classifier, "train", original)
     path = string_classifier.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     pieces, whole = load_network(path), load_network(tmp_path / "whole" / path.name)
     assert state_dicts.fingerprint(pieces) == state_dicts.fingerprint(whole)

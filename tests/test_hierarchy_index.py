@@ -509,7 +509,7 @@ def test_the_classifier_of_s9_is_judged_on_vectors_that_had_no_part_in_its_train
     source = s9.SOURCE
     network = lambda values: torch.zeros(len(values), 2)  # noqa: E731, always class 0
     monkeypatch.setattr(s9, "trained_classifier", lambda workshop: tmp_path / "a")
-    monkeypatch.setattr("uturn.networks.files.load_network", lambda path: network)
+    monkeypatch.setattr(s9, "load_network", lambda path: network)
     for name in ("experiment", "written_out"):
         monkeypatch.setattr(s9, name, lambda *args: None)
     monkeypatch.setattr(
