@@ -3,11 +3,13 @@
 import json
 import linecache
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import distributions
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,11 +21,11 @@ from pydantic import BaseModel, field_validator
 import uturn as ut
 from uturn.core import protocols
 from uturn.core.contracts import checked_blocks
-from uturn.core.own_parts import code_digest, completed, is_own
-from uturn.core.protocols import Noisy, Variable
+from uturn.core.own_parts import code_digest, completed, is_own, own_class
+from uturn.core.protocols import Backward, Noisy, Variable
 from uturn.core.random import normals
 from uturn.core.registry import PARTS
-from uturn.core.spec import build
+from uturn.core.spec import build, filled
 
 SPEC = {
     "items": 4,
@@ -494,7 +496,7 @@ def test_the_digest_of_code_is_of_its_text():
         namespace = {"__name__": "a notebook"}
         exec(compile(text, cell, "exec"), namespace)
         digests |= {code_digest(namespace["A"]()), code_digest(namespace["A"].f)}
-    assert len(digests) == 2
+    assert len(digests) == 4  # of two classes and of two functions
     assert all(len(digest) == 64 for digest in digests)
     exec("class A:\n def f(self):\n  return 1\n", namespace)
     assert code_digest(namespace["A"]()) == code_digest(namespace["A"].f) == ""
@@ -624,3 +626,49 @@ def test_a_registered_class_that_is_not_there(site):
     (site / "quarters.py").write_text("")
     with pytest.raises(ValueError, match=r"probes\[0\].type = 'quarter' cannot be imported \(AttributeError: .*'Quarter'\)"):
         build("probes[0]", {"type": "quarter"})
+
+
+# --- pickling, and defaults that stored specs leave out ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Plain", "FrozenSlots", "Model"])
+def test_parts_can_be_pickled(name):
+    """Users send their parts to processes of their own."""
+    part = own_class(globals()[f"Pickled{name}"], Backward, "backward ('x')")(size=5)
+    again = pickle.loads(pickle.dumps(part))
+    assert again.size == 5
+    assert repr(again) == "backward ('x')"
+    assert again.adds_trajectories is False
+
+
+class PickledPlain:
+    def __init__(self, size):
+        self.size = size
+
+    def reconstruct(self, noisy, streams, clones=1):
+        return noisy
+
+
+@dataclass(frozen=True, slots=True)
+class PickledFrozenSlots:
+    size: int
+
+    def reconstruct(self, noisy, streams, clones=1):
+        return noisy
+
+
+class PickledModel(BaseModel):
+    size: int
+
+    def reconstruct(self, noisy, streams, clones=1):
+        return noisy
+
+
+def test_the_defaults_of_built_in_parts_stay():
+    """Stored specs leave out options that equal the default, so another default would change what they say."""
+    found = {}
+    for idea, kinds in PARTS.items():
+        for kind in kinds:
+            table = filled({idea: [{"type": kind}] if idea == "probes" else {"type": kind}})[idea]
+            found[f"{idea} {kind}"] = table[0] if idea == "probes" else table
+    assert json.loads(json.dumps(found)) == json.loads((Path(__file__).parent / "golden" / "defaults.json").read_text())

@@ -56,7 +56,7 @@ def own_class(cls: type, protocol: type, label: str = "") -> type:
 def _reduced(part: Any, version: int, cls: type, protocol: type, label: str) -> Any:
     """How a part is pickled: by the user's class, since a subclass that is made at run time has no path."""
     made, arguments, *state = super(type(part), part).__reduce_ex__(version)
-    if made is copyreg.__newobj__:
+    if made is copyreg.__newobj__:  # type: ignore[attr-defined]
         return _new, (cls, protocol, label, *arguments[1:]), *state
     return made, arguments, *state
 
