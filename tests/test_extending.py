@@ -129,7 +129,7 @@ def test_a_new_kind_of_data_from_end_to_end(registered, tmp_path):
     for name in ("overlap", "clone_overlap"):
         np.testing.assert_allclose(results[name].mean(("item", "trajectory", "clone")), expected, atol=0.02)
     stored = json.loads(results.attrs["spec"])
-    assert stored["source"] == {"type": "coins"}  # what differs from the defaults
+    assert stored["source"] == {"type": "coins"}
     (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "items": 400}))
     done = CliRunner().invoke(app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
