@@ -206,7 +206,8 @@ def test_a_decoder_in_a_spec_is_described_and_part_of_the_identity():
     assert plain.parts.backward.describe() == ""
     assert blocks.parts.backward.describe() == "order blocks of 8, 64 steps"
     assert sharp.parts.backward.describe() == "order random, 64 steps, temperature 0.5: not a draw from the posterior"
-    assert plain.identity()["backward"] == {"type": "denoiser", "model": "exact", "steps": 64}
+    assert plain.identity()["backward"] == {"type": "denoiser"}
+    assert blocks.identity()["backward"] == {"type": "denoiser", "order": "blocks"}
 
 
 @pytest.mark.parametrize("order", ["random", "blocks", "entropy", "probability"])
