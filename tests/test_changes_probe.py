@@ -80,16 +80,16 @@ def test_clones_are_averaged_over_clone_numbers():
 
 def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
     """The trajectories are in memory a part at a time, and the covariances are the same up to rounding."""
-    sizes, made = [], measuring.u_turn
+    sizes, made = [], measuring.Streams
 
-    def noted(originals, corruption, backward, noise, streams, **options):
-        sizes.append(streams.count)
-        return made(originals, corruption, backward, noise, streams, **options)
+    def noted(seed, items, noise, trajectories):
+        sizes.append(len(trajectories))
+        return made(seed, items, noise, trajectories)
 
     for options in ({}, {"clones": 2}, {"corruption": {"type": "epsilon", "noise": [0.6]}}):
         whole = ut.run(described(**options)).load()
         with monkeypatch.context() as patched:
-            patched.setattr(measuring, "u_turn", noted)
+            patched.setattr(measuring, "Streams", noted)
             patched.setattr(measuring, "_PART", 2 * 16 * 8 * options.get("clones", 1))
             sizes.clear()
             parts = ut.run(described(**options)).load()

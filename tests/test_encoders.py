@@ -524,11 +524,6 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
     load_module.cache_clear()
 
 
-def test_the_identity_of_older_specs_stays_the_same():
-    assert "class_prompts" not in NetworkLayers().model_dump()
-    assert NetworkLayers(classifier="clip:x", class_prompts="a {}").model_dump()["class_prompts"] == "a {}"
-
-
 def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):
     """The texts come from names of the source, which no weights and no options hold."""
     from uturn.store.record import Store
