@@ -45,6 +45,8 @@ def started():
     """(port of Ray, port of its client server, environment) of a `ray start --head`, with a token."""
     folder = tempfile.mkdtemp(prefix="uturn-ray-", dir="/tmp")  # short: paths of sockets have at most 107 characters
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # The client server forks while gRPC has threads; with gRPC's own handlers of forks its child may never answer.
+    env["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     ports = free_port(), free_port()
     words = ["start", "--head", "--block", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--num-cpus=2"]
     words += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", "--min-worker-port=0"]
