@@ -19,7 +19,7 @@ from uturn.core.random import Streams
 
 
 class Cohort(Protocol):
-    """Data in the queue that go on together: their names, how many calls they take, and how many of them are made."""
+    """Data that advance together: their names, the number of calls that they take, and the number of calls made (`step`)."""
 
     names: Sequence[Any]
     calls: int
@@ -27,30 +27,30 @@ class Cohort(Protocol):
 
 
 class Process(Protocol):
-    """What the queue needs of a model. A work has a `name`, which is returned with the result and stands in errors."""
+    """What the queue needs of a model. Each datum has a `name`, which is returned with its result and appears in errors."""
 
     @property
     def places(self) -> int:
-        """Number of data that are under way together."""
+        """Largest number of data in the queue."""
 
     def calls(self, work: Any) -> int:
-        """How many calls of the network a work takes."""
+        """Number of calls of the network that a datum takes."""
 
     def unchanged(self, work: Any) -> np.ndarray:
-        """The result of a work that takes no call."""
+        """The result for a datum that takes no call."""
 
     def admitted(self, work: list[Any]) -> list[Any]:
-        """Cohorts of new works."""
+        """Cohorts of new data."""
 
     def advance(self, cohorts: list[Any]) -> None:
         """One step of all cohorts."""
 
     def results(self, cohort: Any) -> Iterable[np.ndarray]:
-        """The results of a cohort that is done, in the order of its names."""
+        """The results of a finished cohort, in the order of its names."""
 
 
 def run_queue(process: Process, work: Iterable[Any]) -> Iterator[tuple[Any, np.ndarray]]:
-    """Results `(name, array)` in the order of completion; works are read when places become free, so they may be lazy."""
+    """Results `(name, array)` in the order of completion. `work` is read when places become free, so it may be lazy."""
     waiting, cohorts = iter(work), list[Any]()
     while True:
         free, entering = process.places - sum(len(cohort.names) for cohort in cohorts), list[Any]()
@@ -79,7 +79,7 @@ class Queued(Backward, Protocol):
 
     @abstractmethod
     def works(self, noisy: Any, streams: Streams, clones: int) -> Iterable[Any]:
-        """What the queue is given for each reconstruction of a block: named tuples with a `name`."""
+        """The input of the queue for each reconstruction of a block: named tuples with a field `name`."""
 
     @abstractmethod
     def queue(self, works: Iterator[Any]) -> Iterator[tuple[Any, np.ndarray]]:

@@ -78,7 +78,7 @@ def explore(
     """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
 
     Measures, for the grammar and the noise that are chosen in the page, the exact belief in every symbol of the tree, and what
-    U-turns change at every tree level, against mean-field theory. Shows also U-turns of images, which were computed once.
+    U-turns change at every tree level, against mean-field theory. It also shows U-turns of images, computed beforehand.
 
     Example: `uturn explore --open`
     """

@@ -1,1 +1,1 @@
-"""The core: U-turns, the experiment, the four protocols, random streams, progress. It names no kind of data."""
+"""The core: U-turns, the experiment, the four protocols, random streams, progress. It imports no part."""

@@ -6,7 +6,6 @@ import inspect
 import math
 import operator
 import os
-import re
 import traceback
 import unicodedata
 from collections.abc import Iterator
@@ -67,14 +66,6 @@ def checked_path(name: str, value: Any) -> str:
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
     if not path or "\0" in path or len(path) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)):
         raise ValueError(f"{name} = {shown(value)}: expected the path of a file or folder")
-    return path
-
-
-def checked_folder(name: str, value: Any) -> str:
-    """`value` as the path of a folder on a mounted file system, or a ValueError."""
-    path = checked_path(name, value)
-    if re.match(r"[A-Za-z][\w+.-]+:/", path):  # one letter is a drive
-        raise ValueError(f"{name} = {shown(path)} is a URL; expected the path of a folder on a mounted file system")
     return path
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from uturn.core.checks import OwnCodeError, one_line, place, shown, validation_words
-from uturn.core.own_parts import SLIPS, attributes, completed, is_own, misfits_named
+from uturn.core.own_parts import SLIPS, attributes, completed, is_own, misfits_named, name_of
 from uturn.core.protocols import Coordinates, Originals, Variable
 from uturn.core.reading import Instructions
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
     """The blocks of a source, read-only, which must hold the items asked for, each once and in order; else a ValueError."""
-    where = f"{_name(source, 'source')}.blocks"
+    where = f"{name_of(source, 'source')}.blocks"
     if not isinstance(blocks, Iterable):
         raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
     found: list[Any] = []
@@ -86,7 +86,7 @@ def undoes(backward: Any, corruption: Any) -> bool:
 
 def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
     """Reconstructions of a backward, `draws` of each of the items, read-only, so that no probe changes them."""
-    where = f"{_name(backward, 'backward')}.reconstruct"
+    where = f"{name_of(backward, 'backward')}.reconstruct"
     arrays = list(reconstructions.values()) if isinstance(reconstructions, Mapping) else [reconstructions]
     for array in arrays or [None]:
         shape = getattr(array, "shape", None)
@@ -103,7 +103,7 @@ def check_first_clones(backward: Any, found: Mapping[Any, Any], alone: Mapping[A
         if values.size and same.mean() < 0.95:
             what = f"{name} differs" if isinstance(name, str) else "its reconstruction differs"
             raise ValueError(
-                f"{_name(backward, 'backward')}.reconstruct: clone 0 of {clones} is not the reconstruction with fewer clones "
+                f"{name_of(backward, 'backward')}.reconstruct: clone 0 of {clones} is not the reconstruction with fewer clones "
                 f"({what}); draw each clone from a stream of its own, streams.keys(purpose, clones)"
             )
 
@@ -189,7 +189,7 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
     """
     found: list[Declared] = []
     for i, probe in enumerate(probes):
-        label = repr(probe) if is_own(probe) else f"probes[{i}]"
+        label = name_of(probe, f"probes[{i}]")
         with misfits_named(f"probes[{i}] ({type(probe).__name__})", probe, (source,), SLIPS):
             dims = checked_dims(label, probe.coordinates(source))
             variables = checked_variables(label, probe.variables(source), dims)
@@ -262,7 +262,7 @@ def checked_dims(label: str, coordinates: Any) -> dict[str, np.ndarray]:
 
 def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
     """Further coordinates of the noise axis from a corruption, each with `count` values; else a ValueError."""
-    where = f"{_name(corruption, 'corruption')}.axes"
+    where = f"{name_of(corruption, 'corruption')}.axes"
     if not isinstance(axes, Mapping):
         raise ValueError(f"{where} gave {shown(axes)}; expected a dict {{name: (values, attributes)}}, perhaps empty")
     found = {}
@@ -282,7 +282,7 @@ def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.n
 
 def checked_item_coordinates(source: Any, coordinates: Any, count: int) -> dict[str, np.ndarray]:
     """Further coordinates of the items from a source, each with `count` values; else a ValueError."""
-    where = f"{_name(source, 'source')}.coordinates"
+    where = f"{name_of(source, 'source')}.coordinates"
     if not isinstance(coordinates, Mapping):
         raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict {{name: values of all items}}, perhaps empty")
     for name in coordinates:
@@ -321,10 +321,6 @@ def _check_name(where: str, name: Any) -> None:
     taken = ("noise", "item", "trajectory", "clone", "tasks")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name) or name in taken:
         raise ValueError(f"{where}: the name {shown(name)}; expected letters, digits and _, and none of {', '.join(taken)}")
-
-
-def _name(part: Any, idea: str) -> str:
-    return repr(part) if is_own(part) else idea
 
 
 def _listed(items: Sequence[Any] | np.ndarray) -> str:

@@ -20,7 +20,7 @@ from uturn.core.checks import OwnCodeError, errors_named, one_line, place
 
 DOCS = "docs/own-parts.md"
 SLIPS = (AttributeError, TypeError, LookupError, ArithmeticError)
-"""Errors that no part raises in words of its own."""
+"""Errors that Python raises for a mistake in code; parts themselves raise ValueError."""
 
 
 @cache
@@ -95,6 +95,11 @@ def _with_named_errors(label: str, function: Any) -> Callable[..., Any]:
 def is_own(part: Any) -> bool:
     """Whether a part is user-defined."""
     return hasattr(type(part), "__own_label__")
+
+
+def name_of(part: Any, otherwise: str) -> str:
+    """The name of a part in messages: the label of a user-defined one, else the given name."""
+    return repr(part) if is_own(part) else otherwise
 
 
 def completed(value: Any, protocol: type) -> Any:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from uturn.core.display import bar
@@ -78,17 +78,28 @@ def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Unfini
 
 
 @contextmanager
-def part(share: float) -> Iterator[None]:
-    """Context for a part of the work: what it does counts as this share of what the enclosing part still has to do."""
+def _until(end: float) -> Iterator[None]:
+    """Context for a part of the work after which so many tasks are done."""
     work = _here.work
-    outer = work.end
-    work.end = work.done + share * max(0.0, outer - work.done)
+    outer, work.end = work.end, end
     try:
         yield
-        work.done = max(work.done, work.end)
+        work.done = max(work.done, end)
     finally:
         work.end = outer
         _publish()
+
+
+def part(share: float) -> AbstractContextManager[None]:
+    """Context for a part of the work: what it does counts as this share of what the enclosing part still has to do."""
+    work = _here.work
+    return _until(work.done + share * max(0.0, work.end - work.done))
+
+
+def portion(count: float) -> AbstractContextManager[None]:
+    """Context for a part of the work that counts as so many units of `add`."""
+    work = _here.work
+    return _until(work.done + count * work.unit)
 
 
 def steps(these: Collection[T]) -> Iterator[T]:
@@ -104,20 +115,6 @@ def steps(these: Collection[T]) -> Iterator[T]:
             _publish()
     finally:
         work.end = outer
-
-
-@contextmanager
-def portion(count: float) -> Iterator[None]:
-    """Context for a part of the work that counts as so many units of `add`."""
-    work = _here.work
-    outer = work.end
-    work.end = work.done + count * work.unit
-    try:
-        yield
-        work.done = max(work.done, work.end)
-    finally:
-        work.end = outer
-        _publish()
 
 
 @contextmanager

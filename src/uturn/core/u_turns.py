@@ -11,7 +11,7 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, checked_noise, shown
 from uturn.core.contracts import checked_reconstructions, observed, undoes
-from uturn.core.own_parts import is_own, misfits_named
+from uturn.core.own_parts import misfits_named, name_of
 from uturn.core.protocols import Backward, UTurns
 from uturn.core.random import Streams, checked_seed
 
@@ -77,7 +77,7 @@ def u_turns(
             f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
             f"{corruption!r} is {corruption.process!r}"
         )
-    return _stream(blocks, corruption, backward, clones, source)
+    return _stream(blocks, corruption, backward, clones, source, most)
 
 
 def u_turn(
@@ -127,19 +127,23 @@ def u_turn(
 
 
 def _stream(
-    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, clones: int, source: Any
+    blocks: Iterable[tuple[Key, Any, float, Streams | int]],
+    corruption: Any,
+    backward: Any,
+    clones: int,
+    source: Any,
+    most: int | None,
 ) -> Iterator[tuple[Key, UTurns]]:
-    most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
     reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
-    where = f"{repr(backward) if is_own(backward) else 'backward'}.reconstruct_stream"
+    where = f"{name_of(backward, 'backward')}.reconstruct_stream"
     waiting: dict[Key, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
     failures: list[Exception] = []  # of the source and of the corruption, which the backward only passes on
-    number_read = 0
+    number_read = 0  # by the present call of the backward
 
-    def noisy(blocks: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
+    def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
         nonlocal number_read
         try:
-            for block in blocks:
+            for block in some:
                 key, originals, noise, streams = _checked_block(block, corruption, waiting)
                 with misfits_named("corruption.corrupt", corruption, (source,)):
                     waiting[key] = originals, observed(originals, corruption, noise, streams), streams
@@ -152,39 +156,36 @@ def _stream(
             failures.append(error)
             raise
 
-    def answered(answers: Iterator[Any] | None, blocks: Iterator[Any]) -> Any:
-        """The iterator of a backward, or its next answer; errors of the source and of the corruption come as they were."""
+    def answers(some: Iterator[Any]) -> Iterator[Any]:
+        """What the backward answers; errors of the source and of the corruption come as they were."""
         try:
             with misfits_named("backward.reconstruct", backward, (source, corruption)):
-                return reconstruct(noisy(blocks), clones) if answers is None else next(answers, _END)
+                stream = reconstruct(noisy(some), clones)
+                if not isinstance(stream, Iterable):
+                    raise ValueError(f"{where} gave a {type(stream).__name__}; expected an iterator over (key, reconstructions)")
+                yield from stream
         except Exception as error:
             if failures and error is not failures[0]:
                 raise failures[0] from None
             raise
+        if failures:  # the backward took them for the end of its input
+            raise failures[0]
 
     blocks = iter(blocks)
     for first in blocks:
         # A backward that reads all it is given before it answers gets `most` blocks, and is then called for the next ones.
-        number_before = number_read
-        answers = answered(None, chain([first], blocks))
-        if not isinstance(answers, Iterable):
-            raise ValueError(f"{where} gave a {type(answers).__name__}; expected an iterator over (key, reconstructions)")
-        answers = iter(answers)
-        while (answer := answered(answers, blocks)) is not _END:
+        some, number_read = chain([first], blocks), 0
+        del first
+        for answer in answers(some):
             if not (isinstance(answer, tuple) and len(answer) == 2 and _is_hashable(answer[0]) and answer[0] in waiting):
                 raise ValueError(f"{where} gave {shown(answer)}; expected (key, reconstructions), each key of a block once")
-            originals, observation, streams = waiting.pop(answer[0])
+            key, (originals, observation, streams) = answer[0], waiting.pop(answer[0])
             made = checked_reconstructions(backward, answer[1], len(originals.items), streams.count * clones)
-            yield answer[0], UTurns(originals, observation, made, clones)
+            yield key, UTurns(originals, observation, made, clones)
             del answer, originals, observation, made
-        if failures:
-            raise failures[0]
-        if waiting or number_read == number_before:
+        if waiting or not number_read:
             left = max(1, len(waiting))
             raise ValueError(f"{where} ended before the reconstructions of {left} blocks; expected all of them")
-
-
-_END = object()
 
 
 def _is_hashable(key: Any) -> bool:

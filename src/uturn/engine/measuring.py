@@ -21,7 +21,7 @@ from uturn.core.random import Streams
 from uturn.core.u_turns import u_turns
 
 _JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
-_READING = 0.25  # time of the probes over that of the reconstruction, for progress
+_READING = 0.25  # assumed ratio of the time of the probes to that of the reconstruction, for progress
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items

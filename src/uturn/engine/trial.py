@@ -9,7 +9,7 @@ import numpy as np
 from uturn.core.checks import shown
 from uturn.core.contracts import check_first_clones, checked_blocks, checked_text
 from uturn.core.experiment import Experiment
-from uturn.core.own_parts import is_own
+from uturn.core.own_parts import is_own, name_of
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turn
 from uturn.engine.measuring import measure
@@ -33,7 +33,7 @@ def check(experiment: Experiment) -> Iterator[str]:
     """
     experiment = Experiment.from_dict(experiment.to_dict())
     for name, part in sorted(experiment.labelled(), key=lambda entry: _ORDER.index(entry[0].partition("[")[0])):
-        yield f"{repr(part) if is_own(part) else f'{name} ({type(part).__name__})'}: was built"
+        yield f"{name_of(part, f'{name} ({type(part).__name__})')}: was built"
     coordinates = experiment.coordinates()
     for name, variable in experiment.variables().items():
         sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
