@@ -458,6 +458,13 @@ MUTATIONS = (
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
     ),
     Mutation(
+        "a backward that reads all its input is given the whole run",
+        "uturn.core.u_turns:_stream",
+        "if most is not None and len(waiting) >= most:",
+        "if False:",
+        tests=(("test_u_turn::test_a_backward_that_reads_all_its_input_does_not_hold_the_whole_run", {}),),
+    ),
+    Mutation(
         "images that enter the queue together draw the same noise",
         "uturn.backward.image_queue:ImageQueue._cohort",
         "manual_seed(int(w.key)) for w in work",

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class DenoiserOptions(BaseModel):
-    """How a denoiser is read, and what it is told. An option that is added here becomes one of the spec, of the loaders and of the commands.
+    """How a denoiser is read, and what it is told. An option added here becomes one of specs, loaders and commands.
 
     `dtype` is what the networks compute in. Timesteps and schedulers keep their own precision, and what is returned is float32;
     autoencoders that quantise stay in float32, and for "float16" those that ask for it (`force_upcast`). `compile`: calls after
@@ -33,7 +33,8 @@ class DenoiserOptions(BaseModel):
         gt=-1e9,
         lt=1e9,
         allow_inf_nan=False,
-        description="Classifier-free guidance towards label or prompt. Values other than 1 do not sample the posterior; results say so.",
+        description="Classifier-free guidance towards label or prompt. Values other than 1 do not sample the posterior; results "
+        "say so.",
     )
     null_class: int | None = Field(default=None, description="Declares that the last class of the model is its null class.")
     prompt: str | None = Field(
