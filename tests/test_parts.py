@@ -573,7 +573,7 @@ def test_a_spec_must_name_a_class_with_the_methods(idea, kind, tmp_path):
 # -- nothing stored is executed ---------------------------------------------------------------------------------------
 
 
-def test_a_spec_in_a_store_runs_nothing(tmp_path):
+def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
     """Its analysis makes the originals again, but only from built-in sources; nothing is imported."""
     spec = {
         **SPEC,
@@ -587,20 +587,17 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path):
     folder, trace = tmp_path / "run", tmp_path / "trace"
     ut.run(ut.Experiment.from_dict(spec), folder)
     (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Source: pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stored = json.loads(Store.open(folder).attributes["spec"])
     for source in (
         {"type": "os:system", "command": f"touch {trace}"},
         {"type": "subprocess:Popen", "args": ["touch", str(trace)]},
         {"type": "evil:Source"},
     ):
-        stored = json.loads(Store.open(folder).attributes["spec"])
         Store.open(folder).update(spec=json.dumps({**stored, "source": source}))
-        done = subprocess.run(
-            [sys.executable, "-m", "uturn.cli", "images", "--run", str(folder), "--out", str(tmp_path / "out"), "--save-images"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(app, ["images", "--run", str(folder), "--out", str(tmp_path / "out"), "--save-images"])
+        assert done.exit_code == 0, done.output
         assert np.isnan(records_of(Store.open(folder).dataset()).original).all()
         assert not trace.exists()
         assert "evil" not in sys.modules

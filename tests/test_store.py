@@ -754,6 +754,13 @@ def as_version_4(path):
     (path / "zarr.json").write_text(json.dumps(layout))
 
 
+def assert_close(measured, expected):
+    """Networks compute up to rounding, which depends on the batch. Text is the same; xarray compares none with a tolerance."""
+    text = [name for name, variable in expected.variables.items() if variable.dtype.kind not in "biuf"]
+    xr.testing.assert_equal(measured[text], expected[text])
+    xr.testing.assert_allclose(measured.drop_vars(text), expected.drop_vars(text), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("parts", [MASKED, GARMENTS], ids=["strings", "images"])
 def test_stores_of_version_4_resume_and_grow(tmp_path, parts):
     store, small = tmp_path / "run", ut.Experiment.from_dict({"items": 2, "chunk": 1, **parts})
@@ -763,12 +770,12 @@ def test_stores_of_version_4_resume_and_grow(tmp_path, parts):
     shutil.rmtree(store / name / "c" / "0" / "1")  # a task is missing
     resumed = ut.run(small, store).load()
     assert resumed.attrs["version"] == 4
-    xr.testing.assert_allclose(resumed, fresh, rtol=0, atol=1e-4)  # networks: up to rounding, which depends on the batch
+    assert_close(resumed, fresh)
     larger = ut.Experiment.from_dict({"items": 3, "chunk": 1, **parts})
     grown = ut.run(larger, store).load()
     assert grown.attrs["version"] == 5
     assert json.loads(grown.attrs["identity"]) == larger.identity()
-    xr.testing.assert_allclose(grown, ut.run(larger).load(), rtol=0, atol=1e-4)
+    assert_close(grown, ut.run(larger).load())
 
 
 @pytest.mark.parametrize(
