@@ -119,9 +119,9 @@ def atlas(
 
     Example: `uturn atlas examples/atlas/public.toml --list`
     """
-    from uturn.cli.presets.atlas import RESULTS, measure_atlas, read_atlas
+    from uturn.cli.presets.atlas import RESULTS, listed, measure_atlas, read_atlas
     from uturn.cli.presets.atlas import chosen as chosen_rows
-    from uturn.cli.presets.atlas_numbers import listed, summary
+    from uturn.cli.presets.atlas_numbers import summary
 
     rows = chosen_rows(read_atlas(file), only or [])
     if listing:
