@@ -811,7 +811,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("absent", "good.txt", [], "no such folder"),
         ("bert", "good.txt", ["--tokenizer", "/absent"], "tokenizer = '/absent' cannot be read"),
         ("bert", "good.txt", ["--split", "("], "split = '('"),
-        ("bert", "good.txt", ["--order", "best"], "order = 'best'"),
+        ("bert", "good.txt", ["--order", "best"], "'--order': 'best' is not one of 'random'"),
         ("bert", "good.txt", ["--corruption", "blur"], "corruption"),
         ("bert", "good.txt", ["--temperature", 0], "temperature"),
         ("bert", "good.txt", ["--top-p", 2], "top_p"),
