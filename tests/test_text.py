@@ -731,14 +731,6 @@ def test_tables_are_short(measured):
     assert "no gap is detected" in tables[-1].title or "too few" in tables[-1].title
 
 
-def test_help_says_what_is_measured():
-    done = command("--help")
-    assert "Example" in done.output
-    for name in TextOptions.model_fields:
-        assert f"--{name.replace('_', '-').removesuffix('s')}" in done.output
-    assert "tokens that change together" in " ".join(done.output.split())
-
-
 # --- mistakes ------------------------------------------------------------------------------------------------------------------
 
 
