@@ -55,8 +55,9 @@ def main() -> None:
             raise
         text = str(error)
         if usage is not None:
-            help_of = f" (`{error.ctx.command_path} --help` lists what is expected)" if getattr(error, "ctx", None) else ""
-            text = usage().replace("Value error, ", "") + help_of
+            context = getattr(error, "ctx", None)
+            hint = "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
+            text = usage().replace("Value error, ", "") + hint
         _say_error(" ".join((text or type(error).__name__).split()))
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -157,23 +157,21 @@ def _options(group: Any) -> list[inspect.Parameter]:
     """The fields of a group of options as parameters of a command."""
     if not issubclass(group, PresetOptions):
         return list(inspect.signature(group, eval_str=True).parameters.values())
-    options = []
+    keyword, options = inspect.Parameter.KEYWORD_ONLY, []
     for panel, names in group.panels.items():
         for name in names:
-            field = group.model_fields[name]
+            field, option = group.model_fields[name], option_of(group, name, panel)
             types = set(get_args(field.annotation)) - {NoneType}
             # Fields of several types are given as text, which the study reads.
             mixed = len(types) > 1 and not all(isinstance(choice, str) for choice in types)
             kind, default = (str, field.default and str(field.default)) if mixed else (field.annotation, field.default)
-            annotation = Annotated[kind, option_of(group, name, panel)]
-            options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+            options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
     file = typer.Option(
         metavar="FILE",
         help="TOML file of the options above, such as items = 50; the command line takes precedence.",
         rich_help_panel=RUN,
     )
-    annotation = Annotated[Path | None, file]
-    return [*options, inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)]
+    return [*options, inspect.Parameter("options", keyword, default=None, annotation=Annotated[Path | None, file])]
 
 
 def _check_unused(context: typer.Context) -> None:
