@@ -682,14 +682,6 @@ def test_a_folder_of_another_experiment_is_refused(results):
     assert "exists already" in str(command("--out", out, *SMALL, "--no-resume").exception)
 
 
-def test_help_says_what_is_measured():
-    done = command("--help")
-    assert "Example" in done.output
-    for name in ImageOptions.model_fields:
-        assert f"--{name.replace('_', '-').removesuffix('iers')}" in done.output
-    assert "half of the class is lost" in " ".join(done.output.split())
-
-
 def test_interrupted_runs_resume(tmp_path, monkeypatch):
     measure = measuring.measurements
 

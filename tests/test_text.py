@@ -731,14 +731,6 @@ def test_tables_are_short(measured):
     assert "no gap is detected" in tables[-1].title or "too few" in tables[-1].title
 
 
-def test_help_says_what_is_measured():
-    done = command("--help")
-    assert "Example" in done.output
-    for name in TextOptions.model_fields:
-        assert f"--{name.replace('_', '-').removesuffix('s')}" in done.output
-    assert "tokens that change together" in " ".join(done.output.split())
-
-
 # --- mistakes ------------------------------------------------------------------------------------------------------------------
 
 
@@ -811,7 +803,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("absent", "good.txt", [], "no such folder"),
         ("bert", "good.txt", ["--tokenizer", "/absent"], "tokenizer = '/absent' cannot be read"),
         ("bert", "good.txt", ["--split", "("], "split = '('"),
-        ("bert", "good.txt", ["--order", "best"], "order = 'best'"),
+        ("bert", "good.txt", ["--order", "best"], "'--order': 'best' is not one of 'random'"),
         ("bert", "good.txt", ["--corruption", "blur"], "corruption"),
         ("bert", "good.txt", ["--temperature", 0], "temperature"),
         ("bert", "good.txt", ["--top-p", 2], "top_p"),

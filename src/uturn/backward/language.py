@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
@@ -16,6 +15,7 @@ from uturn.core.protocols import Backward, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import denoise
 from uturn.corruption.unmasking import Decoder
+from uturn.networks.texts.options import LanguageOptions
 from uturn.sources.strings import NoisyStrings
 from uturn.sources.tokens import PAD
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
 
 
-class LanguageDenoiser(Spec, Queued):
+class LanguageDenoiser(LanguageOptions, Spec, Queued):
     """A language model that denoises tokens: a masked model, or a discrete diffusion model.
 
     `model`: "embedded", a folder or the name of a model on a hub that `AutoModelForMaskedLM` of transformers reads (BERT, ALBERT,
@@ -47,24 +47,6 @@ class LanguageDenoiser(Spec, Queued):
     undoes: ClassVar[tuple[str, ...]] = ("channel",)
     adds_trajectories: ClassVar[bool] = True
     type: Literal["language"] = "language"
-    model: str = "embedded"
-    tokenizer: str | None = None
-    split: str | None = None
-    shift: bool | None = None
-    time: Literal["none", "sigma"] | None = None
-    output: Literal["logits", "ratios"] | None = None
-    corruption: Literal["masking", "uniform"] | None = None
-    mask_id: int | None = Field(default=None, ge=0)
-    trust_remote_code: bool = False
-    order: Literal["random", "blocks", "entropy", "probability", "confidence"] = "random"
-    steps: int | None = Field(default=None, ge=1)
-    block: int = Field(default=8, ge=1)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    top_k: int | None = Field(default=None, ge=1)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str | None = None
-    batch_size: int | None = Field(default=None, ge=1, le=2**16)
 
     @property
     def wants_processes(self) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from uturn.cli.help import HelpCommand, HelpGroup
 from uturn.cli.options import expanded
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -15,21 +15,43 @@ _Function = TypeVar("_Function", bound=Callable[..., None])
 FIGURES, STUDIES, EXPERIMENTS = "Figures of the paper", "Your own models of images and texts", "Experiments from a file"
 SOLVABLE, MODELS, PAGES = "The solvable world", "Files of models", "Pages of results"  # panels of the help
 
+
+class _Command(TyperCommand):
+    """A command whose help lists each flag once, without its form `--no-FLAG`, which leaves room for descriptions."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _shorten_flags(self.get_params(ctx))
+        super().format_help(ctx, formatter)
+
+
+class _Group(TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _shorten_flags(self.get_params(ctx))
+        super().format_help(ctx, formatter)
+
+
+def _shorten_flags(parameters: list[Any]) -> None:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar, parameter.secondary_opts = "", []
+
+
 app = typer.Typer(
     name="uturn",
-    cls=HelpGroup,
+    cls=_Group,
     help="""Forward-backward experiments on diffusion models: corrupt a datum, denoise it back, measure what changed.
 
-    `uturn COMMAND --help` says what a command measures.
+    `uturn COMMAND --help` says what a command measures. For a first look:
 
-    Example: `uturn reproduce fig7`
-
-    Example: `uturn images --out results/fashion`
-
-    Example: `uturn explore --open`
+    ```
+    uturn reproduce fig7
+    uturn images --out results/fashion
+    uturn explore --open
+    ```
     """,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 
 
@@ -37,8 +59,7 @@ def command(panel: str) -> Callable[[_Function], _Function]:
     """Register a function as a command, in a panel of the help."""
 
     def register(function: _Function) -> _Function:
-        decorated: Any = app.command(cls=HelpCommand, rich_help_panel=panel)
-        decorated(expanded(function))
+        app.command(cls=_Command, rich_help_panel=panel)(expanded(function))
         return function
 
     return register

@@ -37,7 +37,10 @@ def main() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = _warning
     try:
-        _check_working_directory()
+        try:
+            os.getcwd()
+        except OSError as error:
+            raise ValueError(f"the working directory is gone ({error.strerror}); change to a folder that exists") from None
         code = app(standalone_mode=False, prog_name="uturn")
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
@@ -45,13 +48,16 @@ def main() -> None:
         _say_error(str(error))
         sys.exit(1)
     except Exception as error:
-        # Mistakes in options are exceptions of click, or of typer's own copy of it; both have `format_message`.
-        usage = getattr(error, "format_message", None)
+        usage = getattr(error, "format_message", None)  # of exceptions of typer for mistakes in options
         if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
             sys.exit(exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)
         if usage is None and not isinstance(error, ValueError | OSError | MemoryError | RecursionError | BrokenExecutor):
             raise
-        text = str(error) if usage is None else f"{usage()}{_help_for(error)}"
+        text = str(error)
+        if usage is not None:
+            context = getattr(error, "ctx", None)
+            hint = "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
+            text = usage().replace("Value error, ", "") + hint
         _say_error(" ".join((text or type(error).__name__).split()))
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
@@ -79,12 +85,6 @@ def _warning(message: Any, *_: Any, **__: Any) -> str:
     return visible(f"{'' if str(message).startswith('model check:') else 'uturn: warning: '}{message}\n")
 
 
-def _help_for(error: Any) -> str:
-    """Where the options are listed that a mistake is about."""
-    context = getattr(error, "ctx", None)
-    return "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
-
-
 def _say_error(text: str) -> None:
     with suppress(OSError):  # stderr cannot be written to
         typer.echo(visible(f"uturn: error: {text}"), err=True)
@@ -105,10 +105,3 @@ def _open_streams() -> None:
             stream = open(os.devnull, mode)  # noqa: SIM115 - as long as the process
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
-
-
-def _check_working_directory() -> None:
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise ValueError(f"the working directory is gone ({error.strerror}); change to a folder that exists") from None

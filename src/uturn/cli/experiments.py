@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import Annotated
 
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, Running, Spec
+from uturn.cli.options import OUTPUT, OptionalOut, Running, Spec
 from uturn.cli.printing import console, say_next
 from uturn.cli.running import run_into
 
@@ -21,31 +22,27 @@ def run(
         str | None,
         typer.Option(
             metavar="STORE",
-            help="Folder of the zarr store to fill, or URL such as s3://bucket/run.",
-            show_default="run.zarr in --out",
+            help="Folder of the zarr store to fill, or URL such as s3://bucket/run; by default run.zarr in --out.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Study the finished run: folder, or URL of object storage, for the page, figure and numbers.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    out: OptionalOut = None,
     *,
     running: Running,
 ) -> None:
-    """Run an experiment from a file into a store; readings that the store has already are not measured again.
+    """Run an experiment from a file into a store. Readings that are in the store already are not measured again.
 
-    Measures, at every noise level, what U-turns change: the share of unchanged latents at each tree level, or the similarity in
-    each network layer. `xarray.open_zarr(STORE)` opens the results. A store of the same experiment with fewer items, noise
-    levels, trajectories or clones is extended. With --out it ends as `uturn study STORE --out FOLDER` does.
+    Measures what U-turns change at each noise level: the share of unchanged latents at each tree level, the similarity in each
+    layer of a network, and what other probes read. `xarray.open_zarr(STORE)` opens the results. If the store holds the same
+    experiment with fewer items, noise levels, trajectories or clones, it is extended. With --out, the run is then studied, as
+    `uturn study STORE --out FOLDER` does.
 
-    Example: `uturn run examples/epsilon.toml --store runs/epsilon`
+    Example:
 
-    Example: `uturn run examples/epsilon.toml --out results/epsilon`
+    ```
+    uturn run examples/epsilon.toml --store runs/epsilon
+    uturn run examples/epsilon.toml --out results/epsilon
+    ```
     """
     from uturn.core.experiment import Experiment
 
@@ -78,9 +75,13 @@ def check(spec: Spec) -> None:
     """Try a spec before its run: build its parts, and run two items through all of them.
 
     Measures the two items at the first and the last noise level, together and one by one. Reports parts that lack a member or
-    return values of a wrong kind, and readings that depend on the batch or change when they are repeated.
+    return values of a wrong type, and readings that depend on the batch or differ when they are repeated.
 
-    Example: `uturn check examples/epsilon.toml`
+    Example:
+
+    ```
+    uturn check examples/epsilon.toml
+    ```
     """
     from uturn.core.experiment import Experiment
     from uturn.engine.trial import check as check_experiment
@@ -98,39 +99,46 @@ def plan(
     spec: Spec,
     store: Annotated[
         str | None,
-        typer.Option(metavar="STORE", help="Folder of the store to fill: only what it does not hold is counted."),
+        typer.Option(metavar="STORE", help="Folder of the store to fill; tasks that it holds already are not counted."),
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Largest number of processes to give the time for.", show_default="8"),
+        int | None, typer.Option(metavar="N", min=1, help="Largest number of processes to give the time for; by default 8.")
     ] = None,
 ) -> None:
     """Say what a run will take: tasks, calls of networks, memory, disk, time. Writes nothing.
 
-    Counts the tasks and their calls exactly, and times a few U-turns on this machine for some seconds. Not counted are the calls
-    of `uturn check`, and those that check networks before a run. Times of more processes than it has cores are those of a cluster
-    of such machines.
+    Counts the tasks and their calls exactly, and times a few U-turns on this machine for some seconds. The calls of `uturn check`
+    and of the check of networks before a run are not counted. Times for more processes than this machine has cores are those of
+    a cluster of such machines.
 
-    Example: `uturn plan examples/epsilon.toml`
+    Example:
+
+    ```
+    uturn plan examples/epsilon.toml
+    ```
     """
     since = time.perf_counter()
     from uturn.core.experiment import Experiment
     from uturn.engine.plan import plan as plan_experiment
 
-    found = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
-    assert found is not None
-    for line in found.lines():
+    run_plan = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
+    assert run_plan is not None
+    for line in run_plan.lines():
         console().print(line)
     say_next(run=("run", str(spec), "--store", store or "STORE"))
 
 
 @command(EXPERIMENTS)
 def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")]) -> None:
-    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures nothing and changes nothing.
+    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures and changes nothing.
 
-    Reads every stored reading, so that damaged files are found.
+    Reads all stored readings, so that it finds damaged files.
 
-    Example: `uturn status runs/epsilon`
+    Example:
+
+    ```
+    uturn status runs/epsilon
+    ```
     """
     from uturn.store.record import Store
 
@@ -138,11 +146,11 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     opened.check_coordinates()
     states = {task: state for task, (state, _) in opened.states().items()}
     out = console()
-    counts = {state: sum(found == state for found in states.values()) for state in ("done", "part", "missing", "damaged")}
-    words = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
+    counts = Counter(states.values())
+    summary = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
     if counts["part"]:
-        words.insert(1, f"{counts['part']} with fewer trajectories or clones than the spec asks for")
-    out.print(f"{store}: {', '.join(words)}")
+        summary.insert(1, f"{counts['part']} with fewer trajectories or clones than the spec asks for")
+    out.print(f"{store}: {', '.join(summary)}")
     for task, state in states.items():
         if state == "damaged":
             items = opened.items(task)

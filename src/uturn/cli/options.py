@@ -6,93 +6,37 @@ A command takes them as one parameter: `running: Running`, `chosen: ImageOptions
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args
 
 import typer
-from pydantic.fields import FieldInfo
 
-from uturn.cli.completion import completing
 from uturn.cli.presets.options import PresetOptions
 
 OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
-_METAVARS: Mapping[type, str] = {int: "N", float: "X", str: "NAME"}
-_OTHER_METAVARS = {
-    **dict.fromkeys(("classes", "labels", "perceptual_linear", "regions"), "FILE"),
-    **dict.fromkeys(("class_prompts", "prompt"), "TEXT"),
-    **{"levels": "N|LIST", "segments": "TOKEN"},
-}
 
-Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="Description of the experiment, TOML or JSON.")]
-Out = Annotated[
-    str,
-    typer.Option(
-        metavar="FOLDER", help="Folder, or URL of object storage, for the run, numbers and figures.", rich_help_panel=OUTPUT
-    ),
-]
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
+_folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
+Out = Annotated[str, _folder]
+OptionalOut = Annotated[str | None, _folder]
 Finished = Annotated[
     str | None,
     typer.Option(
         "--run",
         metavar="STORE",
-        help="Study this finished store, or that of a folder of results, and measure nothing.",
+        help="Measure nothing: study this finished store, or the one in this folder of results.",
         rich_help_panel=OUTPUT,
     ),
 ]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw to this file (PNG, PDF, SVG, ..).", rich_help_panel=OUTPUT)]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Number of processes; the results do not depend on it.",
-        show_default="by task",
-        rich_help_panel=RUN,
-    ),
-]
-Shard = Annotated[
-    str,
-    typer.Option(
-        metavar="I/N",
-        help="Run the I-th of N shares; other GPUs or hosts run the others, into the same store.",
-        rich_help_panel=RUN,
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(help="Continue a store of the same experiment, or of a smaller one, that is there.", rich_help_panel=RUN),
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the figure to this file (PNG, PDF, SVG, ..).", rich_help_panel=OUTPUT)
 ]
 AcceptChanges = Annotated[
     bool,
-    typer.Option("--accept-changes", help="Continue although the code of a part of your own has changed.", rich_help_panel=RUN),
-]
-_File = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="TOML file of the options above, such as items = 50; the command line takes precedence.",
-        rich_help_panel=RUN,
-    ),
-]
-_Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ADDRESS",
-        help="Measure on a Ray cluster: local (start Ray on this machine), auto (the one that runs here), or its address, "
-        "ray://host:port or host:port. Needs uturn[cluster].",
-        rich_help_panel=CLUSTER,
-        autocompletion=completing("cluster"),
-    ),
-]
-_Cpus = Annotated[float | None, typer.Option(metavar="X", help="Cores of a worker.", show_default="1", rich_help_panel=CLUSTER)]
-_Gpus = Annotated[
-    float | None,
-    typer.Option(
-        metavar="X", help="GPUs of a worker.", show_default="1 for networks where there are some", rich_help_panel=CLUSTER
-    ),
+    typer.Option("--accept-changes", help="Continue although the code of one of your parts has changed.", rich_help_panel=RUN),
 ]
 
 
@@ -100,10 +44,32 @@ _Gpus = Annotated[
 class Machines:
     """Where experiments are measured."""
 
-    workers: Workers = None
-    cluster: _Address = None
-    cpus_per_worker: _Cpus = None
-    gpus_per_worker: _Gpus = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Number of processes; results do not depend on it. By default it is chosen for each experiment.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster that runs here, and "
+            "ray://host:port or host:port joins that one. Needs uturn[cluster].",
+            rich_help_panel=CLUSTER,
+            autocompletion=lambda: ["local", "auto"],
+        ),
+    ] = None
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(help="Cores of each worker; by default 1.", rich_help_panel=CLUSTER)
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(help="GPUs of each worker; by default 1 for networks if the cluster has any.", rich_help_panel=CLUSTER),
+    ] = None
 
     def on_cluster(self) -> dict[str, Any]:
         """Arguments of `uturn.run` for a cluster."""
@@ -116,8 +82,22 @@ class Machines:
 class Running(Machines):
     """How an experiment is run into a store."""
 
-    shard: Shard = "1/1"
-    resume: Resume = True
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Run the I-th of N shares of the tasks. Other GPUs or hosts run the other shares into the same store.",
+            rich_help_panel=RUN,
+        ),
+    ] = "1/1"
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Continue or extend the store if it exists; --no-resume refuses a store that exists.",
+            show_default=False,
+            rich_help_panel=RUN,
+        ),
+    ] = True
     accept_changes: AcceptChanges = False
 
     def share(self) -> tuple[int, int]:
@@ -128,74 +108,82 @@ class Running(Machines):
         return int(number), int(shares)
 
 
+def option_of(study: type[PresetOptions], name: str, panel: str | None = None, **settings: Any) -> Any:
+    """The option of the command line for a field of a study, with the description of the field."""
+    field = study.model_fields[name]
+    flag = study.flags.get(name, f"--{name.replace('_', '-')}")
+    is_list = field.annotation == list[str]
+    negative = f"; --no-{flag[2:]} turns this off" if field.default is True else ""
+    settings = {"show_default": not negative, "show_choices": False, "metavar": "<str>" if is_list else None, **settings}
+    if field.examples:
+        settings["autocompletion"] = lambda: field.examples
+    flag = f"{flag}/--no-{flag[2:]}" if bool in (field.annotation, *get_args(field.annotation)) else flag
+    text = f"{(field.description or '').removesuffix('.')}{negative}.{' Can be given several times.' if is_list else ''}"
+    return typer.Option(flag, help=text, rich_help_panel=panel, **settings)
+
+
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
     """A command with an option for each field of the parameters that are `Machines`, `Running` or options of a study."""
-    given = inspect.signature(function, eval_str=True).parameters.values()
-    parts = {one.name: one.annotation for one in given if is_dataclass(one.annotation) or _is_study(one.annotation)}
-    options = {one.name: _options(parts[one.name]) if one.name in parts else [one] for one in given}
+    parameters = inspect.signature(function, eval_str=True).parameters
+    groups = {
+        name: parameter.annotation
+        for name, parameter in parameters.items()
+        if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, Machines | PresetOptions)
+    }
+    options = {name: _options(groups[name]) if name in groups else [parameter] for name, parameter in parameters.items()}
 
     def command(context: typer.Context, **values: Any) -> None:
         if values.get("finished") is not None:
             _check_unused(context)
-        for name, part in parts.items():
-            found = {option.name: values.pop(option.name) for option in options[name]}
-            values[name] = _study(part, context, found) if _is_study(part) else part(**found)
+        for name, group in groups.items():
+            fields = {option.name: values.pop(option.name) for option in options[name]}
+            if issubclass(group, PresetOptions):
+                file = fields.pop("options")
+                of_file = {} if file is None else group.from_file(file).model_dump(exclude_unset=True)
+                fields = of_file | {name: value for name, value in fields.items() if _is_typed(context, name)}
+                values[name] = group.from_dict(fields)
+            else:
+                values[name] = group(**fields)
         function(**values)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for group in options.values() for one in group]
-    command.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+    flat = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for group in options.values() for option in group]
+    command.__signature__ = inspect.Signature([context, *flat])  # type: ignore[attr-defined]
     command.__annotations__, command.__name__, command.__doc__ = {}, function.__name__, function.__doc__
     return command
 
 
-def _is_study(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, PresetOptions)
-
-
-def _options(part: Any) -> list[inspect.Parameter]:
-    """The fields of a part as parameters of a command."""
-    if _is_study(part):
-        named = [(name, panel) for panel, names in part.panels.items() for name in names]
-        file = inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_File)
-        return [*(_option(name, part.model_fields[name], panel, part.flags.get(name)) for name, panel in named), file]
-    kinds = get_type_hints(part, include_extras=True)
-    return [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=kinds[one.name])
-        for one in fields(part)
-    ]
-
-
-def _option(name: str, field: FieldInfo, panel: str, flag: str | None) -> inspect.Parameter:
-    """A field of a study as an option with its type, default and description; fields of several types are given as text."""
-    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
-    is_one = len(kinds) == 1 and get_origin(kinds[0]) is not Literal
-    kind, default = (field.annotation, field.default) if is_one else (str, field.default and str(field.default))
-    flag = flag or f"--{name.replace('_', '-')}"
-    option = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if kinds == [bool] else flag,
-        metavar=None if kinds == [bool] else _OTHER_METAVARS.get(name) or _METAVARS.get(kinds[0], "NAME"),
-        help=f"{field.description}{' Can be given several times.' if default == [] else ''}",
-        rich_help_panel=panel,
-        autocompletion=None if kinds == [bool] else completing(name, field.default),
+def _options(group: Any) -> list[inspect.Parameter]:
+    """The fields of a group of options as parameters of a command."""
+    if not issubclass(group, PresetOptions):
+        return list(inspect.signature(group, eval_str=True).parameters.values())
+    keyword, options = inspect.Parameter.KEYWORD_ONLY, []
+    for panel, names in group.panels.items():
+        for name in names:
+            field, option = group.model_fields[name], option_of(group, name, panel)
+            types = set(get_args(field.annotation)) - {NoneType}
+            # Fields of several types are given as text, which the study reads.
+            mixed = len(types) > 1 and not all(isinstance(choice, str) for choice in types)
+            kind, default = (str, field.default and str(field.default)) if mixed else (field.annotation, field.default)
+            options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
+    file = typer.Option(
+        metavar="FILE",
+        help="TOML file of the options above, such as items = 50; the command line takes precedence.",
+        rich_help_panel=RUN,
     )
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+    return [*options, inspect.Parameter("options", keyword, default=None, annotation=Annotated[Path | None, file])]
 
 
 def _check_unused(context: typer.Context) -> None:
-    """ValueError if options are given that a study of a finished run does not read."""
-    given = [one for one in context.command.params if _is_given(context, str(one.name))]
-    unused = ["/".join([*one.opts, *one.secondary_opts]) for one in given if one.name not in ("out", "finished", "save_images")]
+    """ValueError for options on the command line that a study of a finished run does not read."""
+    unused = [
+        "/".join([*option.opts, *option.secondary_opts])
+        for option in context.command.params
+        if option.name not in ("out", "finished", "save_images") and _is_typed(context, str(option.name))
+    ]
     if unused:
         raise ValueError(f"{', '.join(unused)}: no effect with --run, which measures nothing; leave out one or the other")
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def _is_typed(context: typer.Context, name: str) -> bool:
     return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-
-
-def _study(kind: type[PresetOptions], context: typer.Context, values: dict[str, Any]) -> PresetOptions:
-    """Options of a study from a file, and from what stands on the command line."""
-    file = values.pop("options")
-    given = {name: value for name, value in values.items() if _is_given(context, name)}
-    return kind.from_dict(({} if file is None else kind.from_file(file).model_dump(exclude_unset=True)) | given)

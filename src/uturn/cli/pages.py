@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from uturn.cli.app import PAGES, command
-from uturn.cli.options import OUTPUT
+from uturn.cli.options import OUTPUT, OptionalOut
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import opened
 
@@ -16,29 +16,28 @@ from uturn.cli.running import opened
 def study(
     stores: Annotated[
         list[str],
-        typer.Argument(
-            metavar="STORE..", help="Finished stores of any command that runs U-turns, or folders with one `run.zarr`."
-        ),
+        typer.Argument(metavar="STORE", help="Finished stores of any command that runs U-turns, or folders with a `run.zarr`."),
     ],
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="Folder, or URL of object storage, for the page, figure and numbers.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    out: OptionalOut = None,
 ) -> None:
-    """Study finished runs: the curve of every reading, the noises at which it changes, correlated changes, calibration.
+    """Study finished runs: the curve of each reading, the noise at which it changes, correlated changes, calibration.
 
-    Found for each reading, with 95 % intervals on all noise axes of the run: where it has gone a quarter, half and three quarters
-    of its way from its value without noise to chance. For ordered readings, such as the layers of a network, where the last falls
-    below the first; for changes of sites the susceptibility and the correlation length; with clones whether reconstructions are
-    draws from the posterior. Works for strings, vectors, images, texts and data of your own, since stored readings say how they
-    are read. Several stores are drawn in one chart for each reading, named by what differs in their specs. Writes `index.html`,
-    `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr` into FOLDER. Measures nothing.
+    For each reading the study gives, with 95 % intervals and on all noise axes of the run, where it has gone a quarter, half and
+    three quarters of the way from its value without noise to chance. For ordered readings, such as the layers of a network, it
+    gives where the last falls below the first; for changes of sites, the susceptibility and the correlation length; with clones,
+    whether reconstructions are draws from the posterior. Strings, vectors, images, texts and your own data are all studied in
+    the same way, because stored readings say how they are read. Several stores are drawn in one chart for each reading, and named
+    by what differs in their specs.
 
-    Example: `uturn study runs/epsilon --out results/epsilon`
+    With --out, the folder gets `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr`. Measures
+    nothing.
 
-    Example: `uturn study runs/m4 runs/m6 runs/m8 --out results/sweep`
+    Example:
+
+    ```
+    uturn study runs/epsilon --out results/epsilon
+    uturn study runs/m4 runs/m6 runs/m8 --out results/sweep
+    ```
     """
     import os
 
@@ -52,18 +51,18 @@ def study(
         twice = next(place for k, place in enumerate(places) if place in places[:k])
         raise ValueError(f"{twice}: this store is given twice")
     runs = named_runs({place: opened(place) for place in stores})
-    chosen: Any = runs if len(runs) > 1 else next(iter(runs.values()))
+    several = len(runs) > 1
     if out is None:
-        studies = {name: study_of_run(run) for name, run in runs.items()}
+        studies: Any = {name: study_of_run(run) for name, run in runs.items()}
     else:
-        found = write_study(chosen, out)
-        studies = found if len(runs) > 1 else {"": found}
-    for name, one in studies.items():
-        if len(studies) > 1:
+        written_studies = write_study(runs if several else next(iter(runs.values())), out)
+        studies = written_studies if several else {"": written_studies}
+    for name, one_study in studies.items():
+        if several:
             console().print(name, style="bold")
-        for part in summary(one):
+        for part in summary(one_study):
             show(part)
-        console().print(one.attrs["description"])
+        console().print(one_study.attrs["description"])
     if out is None:
         return say_next(run=("study", *stores, "--out", "FOLDER"))
     console().print(f"written to {out}: {', '.join(written(out))}")
@@ -77,20 +76,22 @@ def report(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="File to write.",
-            show_default="DIR/index.html; report.html here for a store or several",
+            help="File to write; by default DIR/index.html, or report.html here for a store or several places.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
 ) -> None:
     """Write one page for results of `reproduce`, `images`, `text`, `atlas` and `run`. Measures nothing.
 
-    The page is one HTML file that opens without a network: t\\* with its interval, verdicts with a filter, and curves, images and
-    texts at the noise of one slider. Files that cannot be read are named, and the rest is shown.
+    The page is one HTML file that opens without a network. It shows t\\* with its interval, verdicts with a filter, and curves,
+    images and texts at the noise that a slider selects. Files that cannot be read are named, and the rest is shown.
 
-    Example: `uturn report results/fashion`
+    Example:
 
-    Example: `uturn report results results/fashion runs/epsilon --out all.html`
+    ```
+    uturn report results/fashion
+    uturn report results results/fashion runs/epsilon --out all.html
+    ```
     """
     from uturn.pages import report as write_page
 

@@ -1,4 +1,4 @@
-"""What commands print: text, tables that fold, and, in the last line, what to open or to run next."""
+"""What commands print: text, tables, and, in the last line, what to open or to run next."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from uturn.core.checks import visible
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group, RenderableType
-    from rich.measure import Measurement
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
-_UNFOLDED = 10_000  # columns of output into a file or a program, where every row of a table stays on one line
-_FOLDS = 1.5  # how much wider than the terminal a table can be, to be read well with folded cells
+_UNFOLDED = 10_000  # columns of a file or a pipe, where every row of a table stays on one line
 
 
 def console() -> Console:
@@ -37,7 +35,7 @@ class _Visible:
         self.renderable = renderable
 
     def process_renderables(self, renderables: list[Any]) -> list[Any]:
-        return [_Visible(one) for one in renderables]
+        return [_Visible(renderable) for renderable in renderables]
 
     def __rich_console__(self, out: Console, options: Any) -> Iterator[Any]:
         for segment in out.render(self.renderable, options):
@@ -45,42 +43,19 @@ class _Visible:
 
 
 def show(table: Table | str) -> None:
-    """Print a line of text, or a table: without its frame if nobody looks at it or there is no room, or as a list."""
+    """Print a line of text, or a table without a frame. If it is wider than the terminal, its cells fold."""
+    from rich import box
+
     out = console()
-    if isinstance(table, str):
-        return out.print(table)
-    if table.title:
-        out.print(table.title, style="bold")
-        table.title = None
-    is_read = out.width < _UNFOLDED
-    if not is_read or _wanted(table, out).maximum > out.width:
-        table.box, table.padding, table.pad_edge = None, (0, 1 if is_read else 2, 0, 0), False
-    wanted = _wanted(table, out)
-    folds = wanted.maximum <= _FOLDS * out.width and wanted.minimum <= out.width
-    return out.print(table if folds else _as_list(table))
-
-
-def _wanted(table: Table, out: Console) -> Measurement:
-    """The columns that a table takes: at least, to leave words whole, and without folding."""
-    return out.measure(table, options=out.options.update(width=_UNFOLDED))
-
-
-def _as_list(table: Table) -> Group:
-    """Each row as a heading, its first cell, and a line for every other cell that is not empty."""
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.text import Text
-
-    def lines() -> Iterator[RenderableType]:
-        headings = [str(column.header) for column in table.columns]
-        for first, *others in zip(*(column.cells for column in table.columns), strict=True):
-            yield Text(str(first), "bold")
-            for heading, cell in zip(headings[1:], others, strict=True):
-                if str(cell):
-                    words = Text.assemble(f"{heading}: " if heading else "", cell if isinstance(cell, Text) else str(cell))
-                    yield Padding(words, (0, 0, 0, 2))
-
-    return Group(*lines())
+    if not isinstance(table, str):
+        if table.title:  # which the table itself would fold to its own width
+            out.print(table.title, style="bold")
+        table.title, table.box, table.padding, table.pad_edge = None, None, (0, 2, 0, 0), False
+        for column in table.columns:
+            column.overflow = "fold"
+        if out.measure(table, options=out.options.update(width=_UNFOLDED)).maximum > out.width:
+            table.box, table.show_edge, table.padding, table.leading = box.SIMPLE, False, 0, 1  # a blank line between rows
+    out.print(table)
 
 
 def inside(folder: str, name: str) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from uturn.cli.options import Running
-from uturn.cli.printing import console
 from uturn.core.checks import visible
 
 if TYPE_CHECKING:
@@ -19,13 +18,20 @@ if TYPE_CHECKING:
 
 
 def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any:
-    """The dataset of an experiment, run into a store; a run that is stopped says how to continue."""
+    """The dataset of an experiment, run into a store; a run that is stopped says how to continue.
+
+    A run of more than a minute on this machine begins with what it will take, on stderr.
+    """
+    from uturn.engine.plan import plan
     from uturn.engine.run import run
 
     share, on_cluster = running.share(), running.on_cluster()
     with resumable(f"what is done is in {store}; run the same command again to resume"):
         if share == (1, 1) and running.cluster is None:
-            _announce(experiment, store, running.workers)
+            with suppress(ValueError):  # the run itself reports it
+                run_plan = plan(experiment, store, workers=running.workers, budget=3.0, least=60.0)
+                for line in run_plan.lines() if run_plan is not None else []:
+                    typer.echo(visible(f"uturn: {line}"), err=True)
         return run(
             experiment,
             store,
@@ -44,44 +50,6 @@ def opened(place: str) -> Any:
 
     inner = Path(place) / "run.zarr"
     return Store.open(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place).dataset()
-
-
-def _announce(experiment: Experiment, store: str | Path, workers: int | None) -> None:
-    """Write to stderr what a run of more than a minute will take."""
-    from uturn.engine.plan import plan
-
-    with suppress(ValueError):  # the run itself reports it
-        found = plan(experiment, store, workers=workers, budget=3.0, least=60.0)
-        for line in found.lines() if found is not None else []:
-            typer.echo(visible(f"uturn: {line}"), err=True)
-
-
-@contextmanager
-def followed(out: str, study: str, shard: str) -> Iterator[None]:
-    """Context in which the page of a study follows its run."""
-    from uturn.pages import live_page
-    from uturn.store.outputs import output_folder
-
-    with output_folder("out", out) as folder, live_page(folder, study) as page:
-        if shard != "1/1":
-            page.says(f"share {shard} of the tasks")
-        yield
-
-
-def is_unfinished(ds: Any, out: str, store: str, shard: str) -> bool:
-    """Whether other shares have tasks left; says so, here and on the page."""
-    from uturn.pages import write_page
-    from uturn.store.objects import is_url
-    from uturn.studies.runs import missing_tasks
-
-    missing = missing_tasks(ds)
-    if missing:
-        if not is_url(out):
-            with suppress(ValueError):  # nothing to show yet
-                write_page(out)
-        left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
-        console().print(f"{store}: share {shard} done, {left}; the share that ends last draws the figures")
-    return bool(missing)
 
 
 @contextmanager

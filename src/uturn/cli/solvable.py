@@ -11,17 +11,14 @@ from uturn.cli.app import SOLVABLE, command
 from uturn.cli.options import OUTPUT, Plot
 from uturn.cli.printing import draw_to, picture, say_next, show
 
-_PAGE = "uturn-laboratory.html"
-
 
 @command(SOLVABLE)
 def theory(
-    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", metavar="N", help="Symbols at each level.")] = 32,
-    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", metavar="N", help="Rules for each symbol.")] = 8,
-    branching: Annotated[int, typer.Option("--branching", "-s", metavar="N", help="Children of each node.")] = 2,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", help="Symbols at each level.")] = 32,
+    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules for each symbol.")] = 8,
+    branching: Annotated[int, typer.Option("--branching", "-s", help="Children of each node.")] = 2,
     depth: Annotated[
-        int,
-        typer.Option("--depth", "-L", metavar="N", min=1, help="Levels of the tree, for the numbers that depend on it."),
+        int, typer.Option("--depth", "-L", metavar="N", min=1, help="Levels of the tree, for the number that depends on it.")
     ] = 10,
     plot: Plot = None,
 ) -> None:
@@ -29,7 +26,11 @@ def theory(
 
     Computes the phase, the threshold ε\\*, the exponent ν, and the fixed points of the map from level to level with their slopes.
 
-    Example: `uturn theory -v 32 -m 8 -s 2 --plot map.png`
+    Example:
+
+    ```
+    uturn theory -v 32 -m 8 -s 2 --plot map.png
+    ```
     """
     from rich.table import Table
 
@@ -38,25 +39,18 @@ def theory(
     if plot is not None:
         plot = picture(plot)
     mf = MeanField(vocab_size, multiplicity, branching)
-    table = Table(
-        title=f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}", title_justify="left", show_header=False
-    )
-    crossing = mf.class_crossing(depth)
-
-    def number(value: float | None) -> str:
-        return "none" if value is None else f"{value:.6g}"
-
-    for words, text in [
-        ("phase", mf.phase),
-        ("critical noise ε*", number(mf.critical_noise)),
-        ("repulsive fixed point p*", number(mf.fixed_point)),
-        ("slope F'(p*)", number(mf.slope)),
-        ("slope F'(1)", number(mf.slope_at_one)),
-        ("slope F'(1/v)", number(float(mf.slope_at(1 / vocab_size)))),
-        ("correlation exponent ν", number(mf.correlation_exponent)),
-        (f"ε at which class and leaves cross, L = {depth}", number(crossing)),
+    table = Table(title=f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}", show_header=False)
+    table.add_row("phase", mf.phase)
+    for quantity, value in [
+        ("critical noise ε*", mf.critical_noise),
+        ("repulsive fixed point p*", mf.fixed_point),
+        ("slope F'(p*)", mf.slope),
+        ("slope F'(1)", mf.slope_at_one),
+        ("slope F'(1/v)", float(mf.slope_at(1 / vocab_size))),
+        ("correlation exponent ν", mf.correlation_exponent),
+        (f"ε at which class and leaves cross, L = {depth}", mf.class_crossing(depth)),
     ]:
-        table.add_row(words, text)
+        table.add_row(quantity, "none" if value is None else f"{value:.6g}")
     show(table)
     if plot is None:
         grammar = ("-v", str(vocab_size), "-m", str(multiplicity), "-s", str(branching))
@@ -69,22 +63,25 @@ def theory(
 
 @command(SOLVABLE)
 def explore(
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File of the page.", show_default=_PAGE, rich_help_panel=OUTPUT),
-    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File of the page.", rich_help_panel=OUTPUT)] = Path(
+        "uturn-laboratory.html"
+    ),
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
 
-    Measures, for the grammar and the noise that are chosen in the page, the exact belief in every symbol of the tree, and what
-    U-turns change at every tree level, against mean-field theory. It also shows U-turns of images, computed beforehand.
+    For the grammar and the noise that you choose in the page, it computes the exact belief in every symbol of the tree, and what
+    U-turns change at each tree level, beside mean-field theory. It also shows U-turns of images that were computed beforehand.
 
-    Example: `uturn explore --open`
+    Example:
+
+    ```
+    uturn explore --open
+    ```
     """
     from uturn.pages.laboratory import write_laboratory
 
-    path = write_laboratory(out or _PAGE)
+    path = write_laboratory(out)
     say_next(open=path)
     if open_page:
         import webbrowser

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uturn.cli.app import STUDIES, command
-from uturn.cli.options import OUTPUT, AcceptChanges, Finished, Machines, Out, Running
+from uturn.cli.options import OUTPUT, AcceptChanges, Finished, Machines, OptionalOut, Out, Running
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.texts import TextOptions
 from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import followed, is_unfinished, opened, resumable, run_into
+from uturn.cli.running import opened, resumable, run_into
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def images(
     out: Out,
     save_images: Annotated[
-        bool, typer.Option(help="Write the kept reconstructions as PNG files too.", rich_help_panel=OUTPUT)
+        bool, typer.Option(help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
     ] = False,
     finished: Finished = None,
     *,
@@ -33,22 +34,26 @@ def images(
 ) -> None:
     """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
 
-    Images are noised to a fraction t/T of a diffusion chain and denoised back. Measured at every t/T: the share that keeps the
-    predicted class, and the cosine similarity to the original, layer by layer. Found, with 95 % intervals: t\\*, where half of
-    the class is lost, and the width of its fall; where logits fall below the first layer; the half-life of every layer. Writes
-    the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, and the run itself, `run.zarr`.
-    With --clones 2 or more also whether reconstructions are draws from the posterior. It can be stopped at any time; the same
-    command continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options it runs the
-    Fashion-MNIST model that comes with the package, in a few minutes.
+    Images are noised to a fraction t/T of a diffusion chain and denoised back. At each t/T the command measures the share of
+    reconstructions that keep the predicted class, and their cosine similarity to the original in each layer of the classifier.
+    The study gives, with 95 % intervals: t\\*, where half of the class is lost; the width of this transition; the half-life of
+    each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
+    reconstructions are draws from the posterior.
 
-    Example: `uturn images --out results/fashion`
+    The folder gets the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv` and the run itself,
+    `run.zarr`. The command can be stopped at any time; the same command continues. Larger numbers of items, levels, trajectories
+    or clones extend the run. Without options, it runs the Fashion-MNIST model of the package in a few minutes.
 
-    Example: `uturn images --model google/ddpm-cifar10-32 --data photos --size 32 --classifier torchvision:resnet50
-    --no-compare-labels --out results/cifar`
+    Example:
+
+    ```
+    uturn images --out results/fashion
+    uturn images --model google/ddpm-cifar10-32 --data photos --size 32 \\
+      --classifier torchvision:resnet50 --no-compare-labels --out results/cifar
+    ```
     """
-    _, ds = _run(out, "uturn images", finished, chosen.experiment, running, save_images=(save_images, chosen.keep))
-    if ds is not None:
-        _write(ds, out, title="U-turns of images", groups=("class", "layers"), save_images=save_images)
+    looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}
+    _study(out, "uturn images", finished, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
 
 
 @command(STUDIES)
@@ -61,44 +66,36 @@ def text(
 ) -> None:
     """Measure what U-turns of texts keep, and how many tokens change together, for a masked language model of your own.
 
-    A share of the tokens of a text is masked (or replaced), and the model draws them again, one at a time. Measured at every
-    noise: the share of tokens kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, the number of tokens that change
-    together, and t\\*, where it peaks; the correlation C(r) of changes at distance r and its length xi; with regions and segments
-    what they keep; with --layers, --encoder, --likelihood what other models say; with --clones 2 or more whether reconstructions
-    are draws from the posterior. Numbers have 95 % intervals. Writes the page `index.html`, `study.png`, `tokens.html` and
-    `tokens.png` (originals and reconstructions, with changes marked), `study.json`, `curves.csv`, `numbers.csv`, and the run
-    itself, `run.zarr`. It can be stopped at any
-    time; the same command continues, and larger numbers of items, levels, trajectories or clones extend the run. Without options
-    it runs the model of characters that comes with the package, in a few minutes.
+    A share of the tokens of each text is masked (or replaced), and the model draws them again, one at a time. At each noise level
+    the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
+    the number of tokens that change together, and t\\*, where it peaks; the correlation C(r) of changes at distance r, and its
+    length xi. Options add what is kept of regions and segments, and what other models see (--layers, --encoder, --likelihood).
+    With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
-    Example: `uturn text --out results/text`
+    The folder gets the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with
+    changes marked), `study.json`, `curves.csv`, `numbers.csv` and the run itself, `run.zarr`. The command can be stopped at any
+    time; the same command continues. Larger numbers of items, levels, trajectories or clones extend the run. Without options,
+    it runs the model of characters of the package in a few minutes.
 
-    Example: `uturn text --model google-bert/bert-base-uncased --data sentences.txt --items 100 --out results/bert`
+    Example:
 
-    Example: `uturn text --model out/reactions --split smiles --data out/reactions.txt --segment . --segment ">>" --clones 2
-    --layers same --out results/reactions`
+    ```
+    uturn text --out results/text
+    uturn text --model google-bert/bert-base-uncased --data sentences.txt \\
+      --items 100 --out results/bert
+    uturn text --model out/reactions --split smiles --data out/reactions.txt \\
+      --segment . --segment ">>" --clones 2 --layers same --out results/reactions
+    ```
     """
-    experiment, ds = _run(out, "uturn text", finished, lambda originals: chosen.experiment(), running)
-    if ds is not None:
-        source = None if experiment is None else experiment.parts.source
-        _write(ds, out, title="U-turns of texts", groups=("tokens",), source=source)
+    looks: Any = {"title": "U-turns of texts", "groups": ("tokens",)}
+    _study(out, "uturn text", finished, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
 
 
 @command(STUDIES)
 def atlas(
-    file: Annotated[Path, typer.Argument(metavar="ATLAS.toml", help="Description of the models, one table [[models]] a row.")],
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Folder, or URL of object storage, for the stores, the table and the figure.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Name of a row; the others are left out. Can be given several times."),
-    ] = None,
+    file: Annotated[Path, typer.Argument(metavar="ATLAS", help="TOML file with one table [[models]] for each row.")],
+    out: OptionalOut = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run this row only. Can be given several times.")] = None,
     listing: Annotated[
         bool, typer.Option("--list", rich_help_panel=OUTPUT, help="Print the rows and the facts about them; run nothing.")
     ] = False,
@@ -108,20 +105,24 @@ def atlas(
 ) -> None:
     """Measure where many models of images lose their class, on one axis: log-SNR.
 
-    Each row of the file is a run of `uturn images`, with the same options, in a store of its own, OUT/NAME.zarr. Measured for
-    each: t\\* and its width in each classifier, the half-life of every layer, where logits fall below the first layer; with
-    trajectories of 2 or more, how many patches of pixels change together (chi) and over what distance (xi); with clones of 2 or
-    more, the calibration gap; and speciation, abar = 1/Lambda, from the covariance of the data. Writes `atlas.csv`, `atlas.zarr`
-    and `atlas.png`. It can be stopped at any time; the same command continues; what is stored is not measured again. A row that
-    fails is reported, the others go on, and the exit code is 1.
+    Each row of the file is a run of `uturn images`, with the same options, in a store of its own, NAME.zarr. The atlas gives for
+    each row: t\\* and its width in each classifier; the half-life of each layer, and where the logits fall below the first layer;
+    with 2 or more trajectories, how many patches of pixels change together (chi) and over which distance (xi); with 2 or more
+    clones, the calibration gap; and the speciation, abar = 1/Lambda, from the covariance of the data.
 
-    Example: `uturn atlas examples/atlas/here.toml --out results/atlas`
+    The folder gets `atlas.csv`, `atlas.zarr` and `atlas.png`. The command can be stopped at any time; the same command continues,
+    and measures nothing again. A row that fails is reported, the others go on, and the exit code is 1.
 
-    Example: `uturn atlas examples/atlas/public.toml --list`
+    Example:
+
+    ```
+    uturn atlas examples/atlas/here.toml --out results/atlas
+    uturn atlas examples/atlas/public.toml --list
+    ```
     """
-    from uturn.cli.presets.atlas import RESULTS, measure_atlas, read_atlas
+    from uturn.cli.presets.atlas import RESULTS, listed, measure_atlas, read_atlas
     from uturn.cli.presets.atlas import chosen as chosen_rows
-    from uturn.cli.presets.atlas_numbers import listed, summary
+    from uturn.cli.presets.atlas_numbers import summary
 
     rows = chosen_rows(read_atlas(file), only or [])
     if listing:
@@ -130,7 +131,7 @@ def atlas(
     if out is None:
         raise ValueError("out: missing; expected --out FOLDER, or --list to run nothing")
     with resumable(f"what is done is in {out}; run the same command again to resume"):
-        found = measure_atlas(
+        table = measure_atlas(
             rows,
             out,
             announce=lambda text: console().print(text, style="bold"),
@@ -139,10 +140,10 @@ def atlas(
             accept_changes=accept_changes,
             **machines.on_cluster(),
         )
-    for part in summary(found):
+    for part in summary(table):
         show(part)
     console().print(f"written to {out}: {', '.join(RESULTS)}")
-    failed = [row.name for row in rows if found.failure.values[found.name.values == row.name].any()]
+    failed = [row.name for row in rows if table.failure.values[table.name.values == row.name].any()]
     if failed:
         console().print(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
     say_next(open=inside(out, "index.html"))
@@ -150,35 +151,49 @@ def atlas(
         raise typer.Exit(1)
 
 
-def _run(
+def _study(
     out: str,
-    study: str,
+    name: str,
     finished: str | None,
-    described: Callable[[str | None], Experiment],
+    experiment_with: Callable[[str | None], Experiment],
     running: Running,
-    save_images: tuple[bool, int] = (False, 0),
-) -> tuple[Experiment | None, Any]:
-    """The experiment of a study and its dataset: of a finished store, or run into OUT/run.zarr; None while shares are left."""
-    from uturn.pages.results import check_folder
+    keep: int,
+    *,
+    save_images: bool = False,
+    **looks: Any,
+) -> None:
+    """Run an experiment into OUT/run.zarr, or open a finished store, and study it.
+
+    The page in the folder follows the run. While other shares have tasks left, nothing is studied.
+    """
+    from uturn.pages import live_page, write_page
+    from uturn.pages.results import check_folder, write_study, written
+    from uturn.store.objects import is_url
     from uturn.store.outputs import output_folder
-
-    if finished is not None:
-        return None, opened(finished)
-    with output_folder("out", out) as folder:
-        check_folder(folder, *save_images)
-        store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
-    experiment = described(originals)
-    with followed(out, study, running.shard):
-        ds = run_into(store, experiment, running)
-    return experiment, None if is_unfinished(ds, out, store, running.shard) else ds
-
-
-def _write(ds: Any, out: str, *, save_images: bool = False, **options: Any) -> None:
-    """Write the study of a run; print its tables, and where its results are."""
-    from uturn.pages.results import write_study, written
     from uturn.studies import summary
+    from uturn.studies.runs import missing_tasks
 
-    study = write_study(ds, out, save_images=save_images, **options)
+    source = None
+    if finished is not None:
+        ds = opened(finished)
+    else:
+        with output_folder("out", out) as folder:
+            check_folder(folder, save_images, keep)
+            store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
+        experiment = experiment_with(originals)
+        with output_folder("out", out) as folder, live_page(folder, name) as page:
+            if running.shard != "1/1":
+                page.says(f"share {running.shard} of the tasks")
+            ds = run_into(store, experiment, running)
+        if missing := missing_tasks(ds):
+            if not is_url(out):
+                with suppress(ValueError):  # nothing to show yet
+                    write_page(out)
+            left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
+            console().print(f"{store}: share {running.shard} done, {left}; the share that ends last draws the figures")
+            return
+        source = experiment.parts.source
+    study = write_study(ds, out, source=source, save_images=save_images, **looks)
     for table in summary(study):
         show(table)
     console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from uturn.core.display import bar
 
@@ -46,7 +46,7 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_all: list[Any] = []  # unfinished work of all threads, and of other processes: objects with a number `done`
+_all: list[Callable[[], float]] = []  # how much is done of the unfinished work of each thread, and of other processes
 _counts: list[_Count] = []  # of the progress bars that are shown
 _put: Callable[[float], None] | None = None  # see `publish_to`
 
@@ -56,7 +56,7 @@ def in_progress() -> float:
 
     It can be asked from any thread.
     """
-    return math.fsum(work.done for work in list(_all))
+    return math.fsum(done() for done in list(_all))
 
 
 @contextmanager
@@ -66,14 +66,13 @@ def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Unfini
     Its end takes the work from `in_progress`; what is finished is then counted by the function of `progress_bar`. `unit`: how
     many tasks one unit of `add` is.
     """
-    before, work = _here.work, Unfinished(done, tasks, unit)
+    outer, work = _here.work, Unfinished(done, tasks, unit)
     _here.work = work
-    _all.append(work)
     try:
-        yield work
+        with listening(lambda: work.done):
+            yield work
     finally:
-        _all.remove(work)
-        _here.work = before
+        _here.work = outer
         _publish()
 
 
@@ -102,15 +101,15 @@ def portion(count: float) -> AbstractContextManager[None]:
     return _until(work.done + count * work.unit)
 
 
-def steps(these: Collection[T]) -> Iterator[T]:
-    """The same, each of them an equal part of the work that the enclosing part still has to do."""
+def steps(items: Collection[T]) -> Iterator[T]:
+    """The items, each of them an equal part of the work that the enclosing part still has to do."""
     work = _here.work
     begin, outer = work.done, work.end
-    width = max(0.0, outer - begin) / max(1, len(these))
+    width = max(0.0, outer - begin) / max(1, len(items))
     try:
-        for number, one in enumerate(these, 1):
+        for number, item in enumerate(items, 1):
             work.end = min(begin + number * width, outer)
-            yield one
+            yield item
             work.done = max(work.done, work.end)
             _publish()
     finally:
@@ -136,17 +135,6 @@ def add(number: float = 1.0) -> None:
     _publish()
 
 
-class Elsewhere:
-    """Unfinished work of other processes; `ask` returns how many tasks' worth of it is done."""
-
-    def __init__(self, ask: Callable[[], float]) -> None:
-        self.ask = ask
-
-    @property
-    def done(self) -> float:
-        return self.ask()
-
-
 @contextmanager
 def listening(ask: Callable[[], float]) -> Iterator[None]:
     """Context in which `in_progress` includes the work of other processes.
@@ -154,12 +142,11 @@ def listening(ask: Callable[[], float]) -> Iterator[None]:
     `ask()` returns how many tasks' worth of their unfinished work is done. It must no longer contain a task when that is counted
     as finished.
     """
-    work = Elsewhere(ask)
-    _all.append(work)
+    _all.append(ask)
     try:
         yield
     finally:
-        _all.remove(work)
+        _all.remove(ask)
 
 
 def publish_to(put: Callable[[float], None]) -> None:
@@ -184,7 +171,8 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
         yield lambda: None
         return
     draw = _cell if _in_notebook() else _bar if sys.stderr.isatty() else _lines
-    with draw(title, total, done, note) as count, _shown(count):
+    with draw(title, total, done, note) as count:
+        _counts.append(count)
         ended = threading.Event()
 
         def look() -> None:
@@ -197,6 +185,7 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
         try:
             yield count.advance
         finally:
+            _counts.remove(count)
             ended.set()
             watcher.join()
 
@@ -205,15 +194,6 @@ def current() -> tuple[float, int] | None:
     """Tasks that are done, and all tasks, of the progress bar that was opened last and is still shown; None if there is none."""
     count = next(reversed(_counts), None)
     return None if count is None else (count.shown, count.total)
-
-
-@contextmanager
-def _shown(count: _Count) -> Iterator[None]:
-    _counts.append(count)
-    try:
-        yield
-    finally:
-        _counts.remove(count)
 
 
 class _Count:
@@ -232,7 +212,7 @@ class _Count:
     def tell(self) -> None:
         """Show what is done; it never runs backwards, nor past the end."""
         with self._lock:
-            inside = math.fsum(work.done for work in list(_all) if work not in self._outside)
+            inside = math.fsum(done() for done in list(_all) if done not in self._outside)
             self.shown = max(self.shown, min(self.finished + inside, self.total))
             self._show(self.shown, self.finished)
 
@@ -240,23 +220,12 @@ class _Count:
 @contextmanager
 def _bar(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[finished]}/{task.total} ({task.percentage:.1f} %){task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    start = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(title, total=total, completed=done, finished=done, rate="")
-
-        def show(now: float, finished: int) -> None:
-            rate = f" {_per_time(now - done, time.monotonic() - start)}" if now > done else ""
-            shown.update(task, description=title + note(), completed=now, finished=finished, rate=rate)
-
-        yield _Count(total, done, show)
+    text, columns = TextColumn("{task.description}"), (MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(text, BarColumn(), TaskProgressColumn(), *columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=total, completed=done)
+        yield _Count(total, done, lambda now, finished: bars.update(task, description=title + note(), completed=now))
 
 
 def _in_notebook() -> bool:
@@ -270,24 +239,24 @@ def _cell(title: str, total: int, done: int, note: Callable[[], str]) -> Iterato
     """A bar below the cell of a notebook, which is drawn again in its place, and stays."""
     from IPython.display import display
 
-    start, drawn, count = time.monotonic(), -math.inf, _Count(total, done, lambda now, finished: show(now, finished))
+    start, drawn = time.monotonic(), -math.inf
 
-    def picture(now: float, words: str) -> dict[str, str]:
-        words = f"{title}{note()}: {count.finished} of {total}{words}"
-        return {"text/html": bar(now / total if total else 1.0, words).text, "text/plain": words}
+    def picture(now: float, finished: int, rate: str = "") -> dict[str, str]:
+        text = f"{title}{note()}: {finished} of {total}{rate}"
+        return {"text/html": bar(now / total if total else 1.0, text).text, "text/plain": text}
 
     def show(now: float, finished: int) -> None:
         nonlocal drawn
         clock = time.monotonic()
         if clock - drawn >= _LOOK[True]:
-            drawn = clock
-            place.update(picture(now, _rate(now - done, total - now, clock - start) if now > done else ""), raw=True)
+            drawn, rate = clock, _rate(now - done, total - now, clock - start) if now > done else ""
+            place.update(picture(now, finished, rate), raw=True)
 
-    place = display(picture(done, ""), raw=True, display_id=True)
+    place, count = display(picture(done, done), raw=True, display_id=True), _Count(total, done, show)
     try:
         yield count
     finally:
-        place.update(picture(count.finished, ""), raw=True)
+        place.update(picture(count.finished, count.finished), raw=True)
 
 
 @contextmanager
@@ -301,10 +270,8 @@ def _lines(title: str, total: int, done: int, note: Callable[[], str]) -> Iterat
         quiet = clock - last
         if (tenths > told and quiet >= _SECONDS) or (quiet >= _MINUTE and finished < total):
             last, told = clock, tenths
-            count = f"{finished}" if now == finished else f"{now:.2f}"
-            print(
-                f"{title}{note()}: {count} of {total}{_rate(now - done, total - now, clock - start)}", file=sys.stderr, flush=True
-            )
+            count, rate = f"{finished}" if now == finished else f"{now:.2f}", _rate(now - done, total - now, clock - start)
+            print(f"{title}{note()}: {count} of {total}{rate}", file=sys.stderr, flush=True)
 
     yield _Count(total, done, show)
 
@@ -315,12 +282,9 @@ def _rate(done: float, left: float, seconds: float) -> str:
         return ""
     if done <= 0:
         return f", nothing new after {duration(seconds)}"
-    return f", {_per_time(done, seconds)}, about {duration(left * seconds / done)} left"
-
-
-def _per_time(done: float, seconds: float) -> str:
     rate = 60 * done / max(seconds, 1e-9)
-    return f"{rate:.3g} a minute" if rate >= 1 else f"{60 * rate:.3g} an hour"
+    pace = f"{rate:.3g} a minute" if rate >= 1 else f"{60 * rate:.3g} an hour"
+    return f", {pace}, about {duration(left * seconds / done)} left"
 
 
 def duration(seconds: float) -> str:

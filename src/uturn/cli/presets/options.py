@@ -7,25 +7,46 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
-from uturn.core.checks import checked_path, plain, shown, validation_words
+from uturn.core.checks import checked_integer, checked_noise, checked_path, plain, shown, validation_words
 from uturn.core.files import read_table
+
+if TYPE_CHECKING:
+    from uturn.core.experiment import Experiment
+
+SIZES = ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed")
+"""The panel "Size and seed" of the help."""
 
 
 class PresetOptions(BaseModel):
     """Options of a study, each with a default and a description.
 
-    `lists`: names of those that are lists of texts. `panels`: all names, under the headings of the help. `flags`: those options
-    of the command line that are named otherwise.
+    `panels`: the names of all options, under the headings of the help. `flags`: those with another name on the command line.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    lists: ClassVar[frozenset[str]] = frozenset()
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     flags: ClassVar[Mapping[str, str]] = {}
+
+    # Two types, so `noise_levels` checks them.
+    levels: SkipValidation[int | list[float]] = Field(
+        10, description="Number of noise levels, evenly spaced up to 1; or the levels themselves, such as 0.2,0.5,1.0."
+    )
+    items: int = Field(40, ge=1, description="Number of originals.")
+    trajectories: int = Field(
+        1, ge=1, description="Noisy versions of each original at each level; correlations of changes need at least 2."
+    )
+    clones: int = Field(
+        1, ge=1, description="Reconstructions of each noisy version; with 2 or more, they are compared with each other."
+    )
+    keep: int = Field(16, ge=0, description="Store the reconstructions of the first N originals, and show them.")
+    chunk: int | None = Field(
+        None, ge=1, description="Originals in a task; a task is stored when it is complete. By default chosen from items."
+    )
+    seed: int = Field(0, ge=0, description="Seed of all random numbers.")
 
     @model_validator(mode="before")
     @classmethod
@@ -33,14 +54,15 @@ class PresetOptions(BaseModel):
         """Options from Python, TOML files or command lines, converted to the types of the fields."""
         if not isinstance(options, Mapping):
             return options
-        found = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
-        for name in cls.lists & found.keys():
-            found[name] = _texts(name, found[name])
-        if isinstance(found.get("levels"), str):
-            found["levels"] = parsed_levels(found["levels"])
-        if str(found.get("batch_size")).isdecimal():
-            found["batch_size"] = int(found["batch_size"])
-        return found
+        values = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
+        for name, field in cls.model_fields.items():
+            if field.annotation == list[str] and name in values:
+                values[name] = _texts(name, values[name])
+        if isinstance(values.get("levels"), str):
+            values["levels"] = parsed_levels(values["levels"])
+        if str(values.get("batch_size")).isdecimal():
+            values["batch_size"] = int(values["batch_size"])
+        return values
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
@@ -61,9 +83,39 @@ class PresetOptions(BaseModel):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def _given(self, *names: str) -> dict[str, Any]:
+    def _set(self, *names: str) -> dict[str, Any]:
         """The named options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _experiment(self, chunk: int, **parts: Any) -> Experiment:
+        """The experiment of these parts. `chunk`: its default.
+
+        A killed run loses its unfinished tasks, and each task is a file for every variable: small runs get small tasks, and large
+        runs fewer files.
+        """
+        from uturn.core.experiment import Experiment
+
+        sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones")}
+        return Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
+
+
+def noise_levels(levels: int | list[float], steps: int | None = None) -> list[float]:
+    """That many evenly spaced noise levels up to 1, or the given list.
+
+    `steps`: number of reverse steps, of which levels are whole numbers k/steps.
+
+    >>> noise_levels(4), noise_levels(4, 50)
+    ([0.25, 0.5, 0.75, 1.0], [0.26, 0.5, 0.76, 1.0])
+    """
+    if isinstance(levels, list):
+        return checked_noise(levels, 1).tolist()
+    count = checked_integer("levels", levels, 1)
+    if steps is not None and count > steps:
+        raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
+    if steps is None and count > 1000:
+        raise ValueError(f"levels = {shown(levels)}: expected at most 1000 noise levels")
+    steps = steps or count
+    return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
 
 
 def parsed_levels(text: str) -> int | list[float]:
@@ -73,7 +125,7 @@ def parsed_levels(text: str) -> int | list[float]:
     (10, [0.5, 1.0])
     """
     try:
-        return int(text) if text.strip().isdecimal() else [float(part) for part in text.split(",")]
+        return int(text) if text.strip().isdecimal() else [float(level) for level in text.split(",")]
     except ValueError:
         raise ValueError(f"levels = {text!r}: expected a number of levels, or noise levels such as 0.2,0.5,1.0") from None
 
@@ -101,7 +153,7 @@ def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
 
 def _texts(name: str, values: Any) -> list[str]:
     """A list of texts from a text, a list of texts, or None; None inside a list becomes an empty text."""
-    found = [values] if isinstance(values, str) else [] if values is None else values
-    if not isinstance(found, list) or not all(value is None or isinstance(value, str) for value in found):
+    texts = [values] if isinstance(values, str) else [] if values is None else values
+    if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
         raise ValueError(f"{name} = {shown(values)}: expected a list of texts")
-    return [value or "" for value in found]
+    return [text or "" for text in texts]

@@ -166,23 +166,20 @@ def read_scheduler(model: str, preset: str | None = None) -> Stored:
     if where is None:
         raise ValueError(f"{path}: there is no scheduler_config.json, neither in it nor in its folder scheduler/; {_WANTED}")
     index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
-    return Stored(_made(where), str(index.get("_class_name", "")))
-
-
-def _made(where: Path) -> Any:
     from uturn.networks.images.pipelines import load_scheduler
 
-    return load_scheduler(where, str(_json(where / "scheduler_config.json").get("_class_name", "")))
+    scheduler = load_scheduler(where, str(_json(where / "scheduler_config.json").get("_class_name", "")))
+    return Stored(scheduler, str(index.get("_class_name", "")))
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = read_table(path)
+        table = read_table(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({one_line(error)}); fetch or write it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {found!r:.60}; expected an object with options")
-    return found
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} holds {table!r:.60}; expected an object with options")
+    return table
 
 
 def _fetched(name: str) -> Path:
@@ -198,11 +195,13 @@ def _fetched(name: str) -> Path:
         raise not_fetched(name, error) from None
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
-def words(ds: xr.Dataset) -> str:
-    """Model, scheduler and rule in one line."""
+def table(ds: xr.Dataset) -> Table:
+    """The levels k = 0 .. N as a table; its title names model, scheduler and rule."""
+    from rich.table import Column, Table
+
     attrs = ds.attrs
     parts = [attrs["scheduler"], f"{attrs['steps']} steps"]
     if attrs["timestep_spacing"]:
@@ -210,27 +209,20 @@ def words(ds: xr.Dataset) -> str:
     if attrs["shift"] != 1:
         parts.append(f"shift {attrs['shift']:.3g}")
     rule = f"strength as in the image-to-image variant of {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
-    return f"{attrs['model']}: {', '.join(parts)}; {rule}"
-
-
-def table(ds: xr.Dataset) -> Table:
-    """The levels k = 0 .. N as a table."""
-    from rich.table import Table
-
-    made = Table(title=words(ds), title_justify="left")
-    for heading in ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma"):
-        made.add_column(heading, justify="right")
-    for k in range(ds.attrs["steps"] + 1):
-        one = {name: float(ds[name][k]) for name in ds}
-        strength = "none" if k == 0 or np.isnan(one["strength"]) else f"{one['strength']:.4g}"
-        made.add_row(
+    headings = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
+    rows = Table(
+        *(Column(heading, justify="right") for heading in headings), title=f"{attrs['model']}: {', '.join(parts)}; {rule}"
+    )
+    for k in range(attrs["steps"] + 1):
+        level = {name: float(ds[name][k]) for name in ds}
+        rows.add_row(
             str(k),
-            f"{one['calls']:.0f}",
-            "" if k == 0 else f"{one['timestep']:.5g}",
-            f"{one['t_over_T']:.4g}",
-            strength,
-            f"{one['abar']:.4g}",
-            f"{one['log_snr']:+.2f}",
-            f"{one['sigma']:.4g}",
+            f"{level['calls']:.0f}",
+            "" if k == 0 else f"{level['timestep']:.5g}",
+            f"{level['t_over_T']:.4g}",
+            "none" if k == 0 or np.isnan(level["strength"]) else f"{level['strength']:.4g}",
+            f"{level['abar']:.4g}",
+            f"{level['log_snr']:+.2f}",
+            f"{level['sigma']:.4g}",
         )
-    return made
+    return rows

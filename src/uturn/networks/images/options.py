@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from uturn.networks.images.guided_diffusion_options import PRESETS
+
 
 class DenoiserOptions(BaseModel):
     """How a denoiser is read, and what it is told. An option added here becomes one of specs, loaders and commands.
@@ -21,11 +23,16 @@ class DenoiserOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     execution: ClassVar[frozenset[str]] = frozenset({"device", "compile", "offload"})
 
-    preset: str | None = Field(default=None, description="Name or flags of the guided-diffusion model in the checkpoint.")
+    preset: str | None = Field(
+        default=None,
+        description="For a guided-diffusion checkpoint: the name of the published model, or flags of the original code, such as "
+        "'--image_size 64 --num_heads 4'; by default the name of the file.",
+        examples=list(PRESETS),
+    )
     condition: Literal["null", "label"] | None = Field(
         default=None,
-        description="For models with classes: null, the null class; or label, the true label of every image. By default null for "
-        "models that have a null class.",
+        description="Class that a class-conditioned model is given: null (the null class) or label (the true label). "
+        "By default null, if the model has a null class.",
     )
     guidance: float = Field(
         default=1.0,
@@ -33,29 +40,36 @@ class DenoiserOptions(BaseModel):
         gt=-1e9,
         lt=1e9,
         allow_inf_nan=False,
-        description="Classifier-free guidance towards label or prompt. Values other than 1 do not sample the posterior; results "
-        "say so.",
+        description="Scale of classifier-free guidance towards the label or prompt. Values other than 1 do not sample the "
+        "posterior; results say so.",
     )
-    null_class: int | None = Field(default=None, description="Declares that the last class of the model is its null class.")
+    null_class: int | None = Field(
+        default=None, description="Number of the null class, which must be the last class of the model."
+    )
     prompt: str | None = Field(
         default=None,
-        description="For text-conditioned models: a text, or a .txt file with one prompt a line, for each item; by default the "
+        description="Prompt of a text-conditioned model: a text, or a .txt file with one line for each item; by default the "
         "empty prompt.",
     )
     image_size: int | None = Field(
         default=None,
         ge=8,
         le=2**14,
-        description="Height and width of the images of a text-conditioned model; by default its own.",
+        description="Height and width of the images of a text-conditioned model, in pixels; by default the model's own size.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the model: float32, bfloat16 or float16."
     )
-    device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps, ..; by default the fastest that is available.")
-    compile: bool = Field(default=False, description="Compile the model with torch.compile first.")
+    device: str | None = Field(
+        default=None,
+        description="cpu, cuda, cuda:1, mps, ..; by default the fastest device that is available.",
+        examples=["cpu", "cuda", "mps"],
+    )
+    compile: bool = Field(default=False, description="Compile the model with torch.compile.")
     offload: bool = Field(
         default=False,
-        description="Keep the weights in main memory, each layer on the device when needed: slower, for large models.",
+        description="Keep the weights in main memory and move each layer to the device when it is needed: slower, for models "
+        "that do not fit on the device.",
     )
 
 
@@ -66,20 +80,26 @@ class DiffusionOptions(DenoiserOptions):
 
     model: str = Field(
         default="fashion_mnist",
-        description="Folder or hub id of a diffusers model, guided-diffusion checkpoint, or module:function.",
+        description="Folder or hub id of a diffusers model, a guided-diffusion checkpoint, or module:function.",
+        examples=["fashion_mnist"],
     )
     scheduler: str = Field(
         default="ddpm",
-        description="Reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, .., a class of diffusers, "
-        "or 'stored', the model's own.",
+        description="Sampler of the reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, ..; stored "
+        "(the one of the model); or the name of a scheduler class of diffusers.",
+        examples=[
+            *("stored", "ancestral", "ddpm", "ddim", "euler", "euler_ancestral", "dpm_solver", "heun", "sde_dpm_solver", "unipc"),
+            *("flow_match", "flow_match_stochastic"),  # written out: the module that defines them takes a second to import
+        ],
     )
-    steps: int = Field(default=100, ge=1, description="Reverse steps of the whole chain.")
-    eta: float | None = Field(default=None, ge=0, le=1, description="Noise of ddim, 0 .. 1.")
+    steps: int = Field(default=100, ge=1, description="Number of reverse steps of the whole chain.")
+    eta: float | None = Field(default=None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1.")
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
-        default=None, description="linspace, leading or trailing."
+        default=None,
+        description="How the timesteps are spread: linspace, leading or trailing; by default linspace, and trailing for ddim.",
     )
-    pure_noise: bool = Field(default=False, description="Start the whole chain from pure noise, not from its first level.")
-    batch_size: int | str = Field(default="auto", description="Images in a call of the model: auto, or a number.")
+    pure_noise: bool = Field(default=False, description="At t/T = 1, start from pure noise that does not depend on the original.")
+    batch_size: int | str = Field(default="auto", description="Images in a call of the model: a number, or auto.")
 
     @field_validator("batch_size", mode="before")
     @classmethod

@@ -1,0 +1,76 @@
+"""The options of language models, declared once for specs and the command line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class LanguageOptions(BaseModel):
+    """How a language model is read, and how its tokens are drawn."""
+
+    model: str = Field(
+        default="embedded",
+        description="The embedded model of characters; a folder or hub id of a masked model of transformers, or of a discrete "
+        "diffusion model with its own code; a .safetensors file of uturn.networks; or module:function.",
+        examples=["embedded"],
+    )
+    tokenizer: str | None = Field(
+        default=None, description="Folder or hub id of a tokenizer; by default the tokenizer of the model."
+    )
+    split: str | None = Field(
+        default=None,
+        description="Split texts by this rule (smiles, characters or a regular expression) into the tokens of the model's "
+        "vocab.txt, instead of using a tokenizer.",
+        examples=["smiles", "characters"],
+    )
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with a model or tokenizer.")
+    mask_id: int | None = Field(default=None, ge=0, description="Id of the mask token, if the tokenizer has none.")
+    shift: bool | None = Field(
+        default=None,
+        description="The logits at a position predict the next position, as in Dream; by default read from the model.",
+    )
+    time: Literal["none", "sigma"] | None = Field(
+        default=None, description="Second input of the model: none, or sigma = -log(1 - noise)."
+    )
+    output: Literal["logits", "ratios"] | None = Field(
+        default=None, description="Output of the model: logits, or ratios of probabilities (SEDD)."
+    )
+    corruption: Literal["masking", "uniform"] | None = Field(
+        default=None,
+        description="Corruption of the tokens: masking or uniform (replacement); by default the one that the model was trained "
+        "to undo.",
+    )
+    order: Literal["random", "blocks", "entropy", "probability", "confidence"] = Field(
+        default="random",
+        description="Order in which tokens are drawn: random, blocks, entropy, probability or confidence. With one token a call, "
+        "all but confidence sample the posterior of a consistent model.",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Calls of the model for each text, which draw equal numbers of tokens; by default one token a call.",
+    )
+    block: int = Field(default=8, ge=1, description="Tokens in a block, for the order blocks.")
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Temperature of the draws. Values other than 1 do not sample the posterior; results say so.",
+    )
+    top_k: int | None = Field(default=None, ge=1, description="Draw from the K most probable tokens only.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Draw from the most probable tokens that together have this probability."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Precision of the models: float32, bfloat16 or float16."
+    )
+    device: str | None = Field(
+        default=None,
+        description="cpu, cuda, cuda:1, mps, ..; by default cuda if it is available.",
+        examples=["cpu", "cuda", "mps"],
+    )
+    batch_size: int | None = Field(
+        default=None, ge=1, le=2**16, description="Texts in a call of the model; by default as many as are efficient."
+    )
