@@ -283,7 +283,7 @@ def test_forged_statistics_are_refused_in_one_line(network, images, tmp_path, na
     {str: header, np.ndarray: arrays, type(None): arrays}[type(value)][name] = value
     save_file({key: array for key, array in arrays.items() if array is not None}, path, metadata=header)
     probe = HiddenLayers(network, LAYERS)
-    with pytest.raises(ValueError, match=r"statistics.safetensors(: statistics| is damaged)") as caught:
+    with pytest.raises(ValueError, match=r"statistics.safetensors is damaged, or not of this probe") as caught:
         probe.load_statistics(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500

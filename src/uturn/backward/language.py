@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -11,7 +10,6 @@ from pydantic import Field
 
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
-from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import Backward, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import denoise
@@ -78,7 +76,10 @@ class LanguageDenoiser(Spec, Queued):
 
     def language(self) -> LanguageModel:
         """The model with its tokenizer, loaded once."""
-        return _language_model(self)
+        from uturn.networks.texts.language_files import load_text_model
+
+        names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id", "trust_remote_code", "dtype", "device")
+        return load_text_model(self.model, "masked", **{name: getattr(self, name) for name in names})
 
     def describe(self) -> str:
         model = self.language()
@@ -188,17 +189,3 @@ class LanguageDenoiser(Spec, Queued):
         from uturn.networks.texts.language_files import own_language
 
         return own_language(self.model)
-
-
-def _files(spec: LanguageDenoiser) -> list[Path]:
-    path = Path(spec.model)
-    inside = sorted(path.glob("*")) if path.is_dir() else [path]
-    return inside if spec.tokenizer is None else [*inside, Path(spec.tokenizer)]
-
-
-@cached_while_unchanged(files=_files, maxsize=2)
-def _language_model(spec: LanguageDenoiser) -> LanguageModel:
-    from uturn.networks.texts.language_files import load_language_model
-
-    names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id", "trust_remote_code", "dtype", "device")
-    return load_language_model(spec.model, **{name: getattr(spec, name) for name in names})
