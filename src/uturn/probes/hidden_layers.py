@@ -108,8 +108,6 @@ class HiddenLayers:
         legacy: bool = False,
     ) -> None:
         self.model = checked_model(model)
-        if preprocess is not None and not callable(preprocess):
-            raise ValueError(f"preprocess = {preprocess!r}: expected a function of a tensor, or None")
         self.preprocess = preprocess
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.layers = select_layers(model, layers)
@@ -135,8 +133,6 @@ class HiddenLayers:
         ValueError
             For fewer than two samples, samples of different sizes, or activations that are not finite.
         """
-        if not hasattr(samples, "shape") and not isinstance(samples, Iterable):
-            raise ValueError(f"samples is a {type(samples).__name__}; expected an array, or an iterable of arrays")
         moments = {layer: Moments(layer) for layer in self.layers}
         count = 0
         for part in [samples] if hasattr(samples, "shape") else samples:
@@ -146,7 +142,7 @@ class HiddenLayers:
             count += len(tensor)
         if count < 2:
             raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
-        reduced = {layer: moments[layer].by_channel(self._axis(layer, moments[layer].mean.ndim + 1)) for layer in self.layers}
+        reduced = {layer: moments[layer].by_channel(self.axis(layer, moments[layer].mean.ndim + 1)) for layer in self.layers}
         mean, variance, spread = ({layer: table[k] for layer, table in reduced.items()} for k in range(3))
         shapes = {layer: moments[layer].mean.shape for layer in self.layers}
         self._take(LayerStatistics(mean, variance, spread, shapes, count))
@@ -328,7 +324,7 @@ class HiddenLayers:
 
     def _centred(self, layer: str, values: torch.Tensor, scale: np.ndarray) -> torch.Tensor:
         """Standardised activations, float64."""
-        mean, axis = self.mean[layer], self._axis(layer, values.ndim)
+        mean, axis = self.mean[layer], self.axis(layer, values.ndim)
         if values.shape[axis] != len(mean):
             raise ValueError(f"layer {layer!r}: {values.shape[axis]} channels, but the reference statistics have {len(mean)}")
         return standardised(values, mean, scale, axis)
@@ -339,17 +335,14 @@ class HiddenLayers:
         square = variance + mean**2 if self.legacy else variance
         return channel_factors(mean, variance, square)
 
-    def _axis(self, layer: str, ndim: int) -> int:
+    def axis(self, layer: str, ndim: int) -> int:
+        """Axis of the channels of a layer in activations with so many axes, the batch first."""
         return channel_position(self._axes[layer], layer, ndim)
 
     def _batches(self, samples: torch.Tensor, first: int = 0) -> Iterator[tuple[torch.Tensor, _Name]]:
         """Batches of samples, and the names of their rows, numbered from `first`."""
         for start in range(0, len(samples), self.batch_size):
-
-            def name(row: int, start: int = first + start) -> str:
-                return f"sample {start + row}"
-
-            yield samples[start : start + self.batch_size], name
+            yield samples[start : start + self.batch_size], lambda row, start=first + start: f"sample {start + row}"
 
     def _forward(self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None, name: _Name) -> Any:
         """The model's output for one batch; `consume(layer, activations)` is called as soon as a layer has run."""

@@ -102,12 +102,11 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
         module = network.module if spec.layers else Stages(network.module, names[-1])
         normalise = Preprocessing(Normalize(own.mean, own.std))
         layers = HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
-        axes = dict.fromkeys(layers.layers, 1)
     else:
         classifier = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
-        layers = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, batch_size=spec.batch_size)
-        axes = classifier.channel_axes
-    distance = PerceptualDistance(layers, axes, None if spec.linear is None else read_linear(spec.linear, layers.layers))
+        options: Any = {"batch_size": spec.batch_size, "channel_axis": classifier.channel_axes}
+        layers = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, **options)
+    distance = PerceptualDistance(layers, None if spec.linear is None else read_linear(spec.linear, layers.layers))
     blank = np.zeros((1, *shape), np.float32)
     try:
         distance.read(blank, blank[:, None])

@@ -14,7 +14,6 @@ from torch import nn
 from uturn.measures.clones import between_clones
 from uturn.networks.state_dicts import read_state_dict
 from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
-from uturn.probes.layer_statistics import channel_position
 
 _LEAST_NORM = 1e-10  # of the package lpips: outputs of norm 0 stay 0
 
@@ -47,16 +46,12 @@ class PerceptualDistance:
     ----------
     layers
         The layers; no statistics are needed.
-    channel_axes : {layer: int}
-        Axis of the channels in the output of each, as in `HiddenLayers`.
     weights : {layer: tensor (channels,)}
         By default 1.
     """
 
-    def __init__(
-        self, layers: HiddenLayers, channel_axes: Mapping[str, int], weights: Mapping[str, torch.Tensor] | None = None
-    ) -> None:
-        self.layers, self._axes = layers, channel_axes
+    def __init__(self, layers: HiddenLayers, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.layers = layers
         self._weights = {} if weights is None else {layer: values.double() for layer, values in weights.items()}
 
     def read(self, original: Any, reconstructed: Any, clones: int = 1) -> list[np.ndarray]:
@@ -87,7 +82,7 @@ class PerceptualDistance:
 
     def _unit(self, layer: str, values: torch.Tensor) -> torch.Tensor:
         """Outputs of a layer as float64 (batch, positions, channels), divided by their norm over the channels."""
-        axis = channel_position(self._axes[layer], layer, values.ndim)
+        axis = self.layers.axis(layer, values.ndim)
         outputs = float64_copy(values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values[:, None])
         return outputs / (outputs.norm(dim=-1, keepdim=True) + _LEAST_NORM)
 
