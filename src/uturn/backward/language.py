@@ -86,8 +86,8 @@ class LanguageDenoiser(Spec, Queued):
         if model.corruption == "uniform":
             return f"{model.description}, uniform replacement, {self._steps} steps"
         exact = "" if self.decoder.is_exact else ": not a draw from the posterior"
-        one = ", one token a call" if self.steps is None else ""
-        return f"{model.description}, {self.decoder.description}{one}{exact}"
+        speed = ", one token a call" if self.steps is None else ""
+        return f"{model.description}, {self.decoder.description}{speed}{exact}"
 
     @property
     def _steps(self) -> int:
@@ -122,8 +122,8 @@ class LanguageDenoiser(Spec, Queued):
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             denoiser = TokenDenoiser(model, int(length), model.pieces(self.batch_size, int(length)))
-            part = Noisy(values[rows, :length], noise[rows], noisy.vocab_size)
-            out[rows, :length] = denoise(denoiser, part, self._steps, keys[rows])
+            texts = Noisy(values[rows, :length], noise[rows], noisy.vocab_size)
+            out[rows, :length] = denoise(denoiser, texts, self._steps, keys[rows])
         return out
 
     def undone(self, corruption: Any, source: Any) -> Any:
@@ -168,10 +168,10 @@ class LanguageDenoiser(Spec, Queued):
         ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
         time = torch.full((len(ids),), noise, device=model.device)
         padding = (torch.ones_like(ids),) if getattr(model.network, "takes_padding", False) else ()
-        found = list(check_calls(probabilities, values, half=self.dtype != "float32"))
+        mistakes = list(check_calls(probabilities, values, half=self.dtype != "float32"))
         with torch.inference_mode():
-            found += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
-        return [f"the model {self.model!r} {words}" for words in found]
+            mistakes += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
+        return [f"the model {self.model!r} {mistake}" for mistake in mistakes]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         model = self.language()

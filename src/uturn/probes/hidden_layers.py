@@ -135,8 +135,8 @@ class HiddenLayers:
         """
         moments = {layer: Moments(layer) for layer in self.layers}
         count = 0
-        for part in [samples] if hasattr(samples, "shape") else samples:
-            tensor = _checked_samples(part)
+        for some in [samples] if hasattr(samples, "shape") else samples:
+            tensor = _checked_samples(some)
             for batch, name in self._batches(tensor, count):
                 self._forward(batch, lambda layer, values: moments[layer].add(float64_copy(values)), name)
             count += len(tensor)
@@ -563,5 +563,5 @@ def _logits(output: Any, name: _Name) -> torch.Tensor:
 def _check_finite(values: torch.Tensor, what: str, name: _Name) -> None:
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
-        words = [name(row) for row in torch.nonzero(~finite)[:10, 0].tolist()]
-        raise ValueError(f"{what} of {', '.join(words)} are not finite; check these samples")
+        names = [name(row) for row in torch.nonzero(~finite)[:10, 0].tolist()]
+        raise ValueError(f"{what} of {', '.join(names)} are not finite; check these samples")

@@ -130,7 +130,7 @@ class NetworkLayers(Named):
 
         with torch.inference_mode():
             mistakes = [*check_calls(logits, images), *([WRITES] if writes_into(logits, images[-2:]) else [])]
-        return [f"the classifier {self.classifier!r} {words}" for words in mistakes]
+        return [f"the classifier {self.classifier!r} {mistake}" for mistake in mistakes]
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return hidden_layers_of(self, source).calls(items, draws, clones)
@@ -144,10 +144,10 @@ class NetworkLayers(Named):
 
             return fingerprints()["classifier.safetensors"]
         network = load_module(self.classifier, self.weights)
-        words = [fingerprint(network.module), preprocessing_in_words(network.preprocess)]
-        words += [] if network.texts is None else [fingerprint(network.texts)]
-        words += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files_read()]
-        return " ".join(word for word in words if word)
+        digests = [fingerprint(network.module), preprocessing_in_words(network.preprocess)]
+        digests += [] if network.texts is None else [fingerprint(network.texts)]
+        digests += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files_read()]
+        return " ".join(digest for digest in digests if digest)
 
     def own_code(self) -> Any:
         """The user's function that builds the classifier, if `classifier` is an import path; else None."""

@@ -41,9 +41,9 @@ class SecondModel(Named):
 
     @model_validator(mode="after")
     def _same_has_its_own(self) -> SecondModel:
-        given = [name for name in ("tokenizer", "split") if getattr(self, name) is not None]
-        if self.model == "same" and given:
-            raise ValueError(f"{given[0]}: model = 'same' is that of the backward, with its tokenizer; leave {given[0]} out")
+        name = next((name for name in ("tokenizer", "split") if getattr(self, name) is not None), None)
+        if self.model == "same" and name is not None:
+            raise ValueError(f"{name}: model = 'same' is that of the backward, with its tokenizer; leave {name} out")
         return self
 
     def fingerprint(self) -> str:

@@ -44,8 +44,8 @@ class TextEncoder(SecondModel):
             family="text",
             symmetric=True,
         )
-        words = "mean cosine similarity of sentence embeddings with other originals"
-        chance = Variable(("noise", "item"), words, role="record", pooled=False)
+        long_name = "mean cosine similarity of sentence embeddings with other originals"
+        chance = Variable(("noise", "item"), long_name, role="record", pooled=False)
         return self.prefixed({"sentence_similarity": similarity, "sentence_chance": chance})
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:

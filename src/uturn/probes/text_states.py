@@ -117,8 +117,8 @@ class TextStates:
             z = torch.zeros(len(rows), int(lengths[wanted].max(initial=1)), len(self.mean[layer]), dtype=torch.float64)
             factor = channel_factors(self.mean[layer], self.variance[layer], self.variance[layer])
             for numbers, here, states in calls:
-                part = standardised(states[layer], self.mean[layer], factor) * here[..., None]
-                z[torch.from_numpy(wanted[numbers]), : part.shape[1]] = part.cpu()
+                of_call = standardised(states[layer], self.mean[layer], factor) * here[..., None]
+                z[torch.from_numpy(wanted[numbers]), : of_call.shape[1]] = of_call.cpu()
             mean = z.sum(1, keepdim=True) / torch.from_numpy(np.maximum(lengths, 1))[:, None, None]
             yield _cosine(mean, np.ones(len(rows)), readable), _cosine(z, lengths, readable)
 
@@ -149,10 +149,10 @@ class TextStates:
 
         receive = Receiver(len(ids), keep, lambda row: f"text {row} of a batch")
         if self._gives_states:
-            given = getattr(self.model.read(ids, real, output_hidden_states=True), "hidden_states", None)
-            if not given:
+            every = getattr(self.model.read(ids, real, output_hidden_states=True), "hidden_states", None)
+            if not every:
                 raise ValueError(f"{self.model.description} does not give its hidden states; name its layers (layers)")
-            for k, values in enumerate(given):
+            for k, values in enumerate(every):
                 receive("embeddings" if k == 0 else f"block {k}", values)
         else:
             with hooks(self.model.module, self.layers, receive):

@@ -146,8 +146,8 @@ class LearnedDenoiser:
         with torch.inference_mode():
             for k in range(0, len(out), self.batch_size):
                 rows = slice(k, k + self.batch_size)
-                part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
-                evidence = torch.from_numpy(self.corruption.log_evidence(part, np.float32))
+                batch = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
+                evidence = torch.from_numpy(self.corruption.log_evidence(batch, np.float32))
                 out[rows] = self.model(evidence.to(self.model.embedding.weight)).softmax(-1).float().cpu().numpy()
         return out
 
