@@ -399,7 +399,6 @@ def test_a_network_of_this_package(folder, tmp_path):
 
 def test_unreadable_reconstructions_are_nan(folder, drawn, tmp_path):
     source, after = drawn
-    letters = tiny_texts.write_bert(tmp_path / "letters", tokens=[*tiny_texts.SPECIAL, *tiny_texts.LETTERS, "##s"], longest=25)
     tokens = [*tiny_texts.LETTERS, *(f"##{letter}" for letter in tiny_texts.LETTERS)]
     letters = tiny_texts.write_bert(tmp_path / "letters2", tokens=[*tiny_texts.SPECIAL, *tokens], longest=25)
     sentences = after.copy()

@@ -68,14 +68,13 @@ class TextStates:
         self.layers = () if self._gives_states else select_layers(model.module, wanted)
         rows = texts.rows(reference)
         self.layers = tuple(next(self._states(rows[:1]))[2])
-        self._fit(rows[np.argsort((rows != PAD).sum(1), kind="stable")])
+        self._fit(rows)
 
     def _fit(self, rows: np.ndarray) -> None:
         moments = {layer: Moments(layer) for layer in self.layers}
-        for start in range(0, len(rows), self.batch_size):
-            for _, here, states in self._states(rows[start : start + self.batch_size]):
-                for layer, values in states.items():
-                    moments[layer].add(float64_copy(values[here]))
+        for _, here, states in self._states(rows, self.batch_size):
+            for layer, values in states.items():
+                moments[layer].add(float64_copy(values[here]))
         if moments[self.layers[0]].count < 2:
             raise ValueError("reference texts: a single token; a variance needs at least 2, and many to be any good")
         statistics = {layer: of_layer.by_channel(1) for layer, of_layer in moments.items()}
@@ -122,7 +121,9 @@ class TextStates:
             mean = z.sum(1, keepdim=True) / torch.from_numpy(np.maximum(lengths, 1))[:, None, None]
             yield _cosine(mean, np.ones(len(rows)), readable), _cosine(z, lengths, readable)
 
-    def _states(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
+    def _states(
+        self, rows: np.ndarray, batch_size: int | None = None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
         """Hidden states of texts, call by call.
 
         Numbers of the rows of a call; whether there is a token, bool (rows, tokens); states {layer: (rows, tokens, channels)},
@@ -130,7 +131,7 @@ class TextStates:
         """
         lengths = (rows != PAD).sum(1)
         start = len(self.model.prefix)
-        for numbers, ids, real in self.model.batches(rows):
+        for numbers, ids, real in self.model.batches(rows, batch_size):
             here = torch.from_numpy(np.arange(lengths[numbers].max()) < lengths[numbers, None]).to(real.device)
             states = self._framed_states(ids, real)
             yield numbers, here, {layer: values[:, start : start + here.shape[1]] for layer, values in states.items()}

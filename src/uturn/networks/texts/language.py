@@ -215,17 +215,22 @@ class LanguageModel:
         return Pieces(self.device, batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))))
 
     def batches(
-        self, values: np.ndarray, frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self, values: np.ndarray, batch_size: int | None = None, frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         """Texts int64 (count, longest), `MASKED` where masked and `PAD` beyond their end, as the ids that the network reads.
 
         Numbers of the rows of a batch; their ids between prefix and suffix (`frame`, by default those of the tokenizer), int64
         (rows, length); whether there is one, bool (rows, length). A network that takes no padding has a batch for each length.
+        Texts of similar length go together into batches of `batch_size`; by default all texts are one batch.
         """
         prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
         begin, every = len(prefix), (values != PAD).sum(1)
-        together = [np.arange(len(values))] if self.takes_padding else [np.flatnonzero(every == n) for n in np.unique(every)]
-        for numbers in together:
+        order = np.arange(len(values)) if batch_size is None else np.argsort(every, kind="stable")
+        size = batch_size or max(1, len(values))
+        groups = [order[start : start + size] for start in range(0, len(values), size)]
+        if not self.takes_padding:
+            groups = [group[every[group] == length] for group in groups for length in np.unique(every[group])]
+        for numbers in groups:
             lengths, longest = every[numbers], int(every[numbers].max())
             tokens = values[numbers, :longest]
             ids = np.full((len(numbers), begin + longest + len(suffix)), self.pad_id, np.int64)

@@ -18,14 +18,11 @@ def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
     """
     prefix = beginning(model)
     first = max(1, len(prefix))
-    order = np.argsort((texts != PAD).sum(1), kind="stable")
     log_likelihoods = np.zeros(len(texts))
-    for start in range(0, len(texts), batch_size):
-        batch = order[start : start + batch_size]
-        for numbers, ids, real in model.batches(texts[batch], frame=(prefix, ())):
-            logs = model.logits(ids, real)[:, first - 1 : -1].float().log_softmax(-1)
-            own = logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
-            log_likelihoods[batch[numbers]] = own.sum(1).cpu().numpy()
+    for numbers, ids, real in model.batches(texts, batch_size, (prefix, ())):
+        logs = model.logits(ids, real)[:, first - 1 : -1].float().log_softmax(-1)
+        own = logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
+        log_likelihoods[numbers] = own.sum(1).cpu().numpy()
     return log_likelihoods
 
 

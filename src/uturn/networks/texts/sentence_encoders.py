@@ -14,7 +14,6 @@ from uturn.core.files import read_table
 from uturn.core.imports import is_import_path
 from uturn.networks.texts.language import LanguageModel
 from uturn.networks.texts.language_files import check_name, is_packaged, load_text_model
-from uturn.sources.tokens import PAD
 
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -42,14 +41,11 @@ class SentenceEncoder:
 
     def embed(self, texts: np.ndarray, batch_size: int) -> np.ndarray:
         """Embeddings divided by their norm, float64 (count, width), of texts as ids int64 (count, length)."""
-        order = np.argsort((texts != PAD).sum(1), kind="stable")
         rows: list[Any] = [None] * len(texts)
-        for start in range(0, len(texts), batch_size):
-            batch = order[start : start + batch_size]
-            for numbers, ids, real in self.model.batches(texts[batch]):
-                vectors = self._pooled(self.model.read(ids, real), real).double().cpu().numpy()
-                for number, vector in zip(batch[numbers], vectors, strict=True):
-                    rows[number] = vector
+        for numbers, ids, real in self.model.batches(texts, batch_size):
+            vectors = self._pooled(self.model.read(ids, real), real).double().cpu().numpy()
+            for number, vector in zip(numbers, vectors, strict=True):
+                rows[number] = vector
         table = np.array(rows, float).reshape(len(texts), -1)
         if not np.isfinite(table).all():
             raise ValueError(f"{self.model.description} gives embeddings that are not finite; take dtype = 'float32'")
