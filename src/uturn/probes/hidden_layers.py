@@ -342,7 +342,11 @@ class HiddenLayers:
     def _batches(self, samples: torch.Tensor, first: int = 0) -> Iterator[tuple[torch.Tensor, _Name]]:
         """Batches of samples, and the names of their rows, numbered from `first`."""
         for start in range(0, len(samples), self.batch_size):
-            yield samples[start : start + self.batch_size], lambda row, start=first + start: f"sample {start + row}"
+
+            def name(row: int, start: int = first + start) -> str:
+                return f"sample {start + row}"
+
+            yield samples[start : start + self.batch_size], name
 
     def _forward(self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None, name: _Name) -> Any:
         """The model's output for one batch; `consume(layer, activations)` is called as soon as a layer has run."""

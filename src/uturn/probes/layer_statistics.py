@@ -139,4 +139,5 @@ def _checked(
             if not is_good or (name != "mean" and (table < 0).any()):
                 raise ValueError(f"{name} of layer {layer!r}: expected {channels} finite float64 numbers, a mean or >= 0")
             tables[name][layer] = table
-    return LayerStatistics(*tables.values(), shapes, count)
+    mean, variance, spread = tables.values()
+    return LayerStatistics(mean, variance, spread, shapes, count)

@@ -31,6 +31,6 @@ class Named(Spec, Probe):
         return []
 
 
-def files_of(spec: Named, source: Any) -> list[Path]:
+def files_of(spec: Any, source: Any) -> list[Path]:
     """Paths of the files of a probe and of its source."""
     return [*spec.files(), *source.files()]

@@ -266,7 +266,7 @@ class LanguageModel:
 
     def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """The logits of the network for a batch, (rows, length, V); a ValueError if it gives another shape."""
-        out = self.read(ids, real, time)
+        out: Any = self.read(ids, real, time)
         out = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
         shape = tuple(out.shape) if isinstance(out, torch.Tensor) and out.is_floating_point() else ()
         if len(shape) != 3 or shape[:2] != tuple(ids.shape) or self.vocab_size not in (0, shape[2]):
