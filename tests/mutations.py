@@ -547,8 +547,8 @@ MUTATIONS = (
     Mutation(
         "similarity of padding counts",
         "uturn.probes.text_states:TextStates._similarities",
-        "self._standardised(layer, states[layer]) * here[..., None]",
-        "self._standardised(layer, states[layer])",
+        "standardised(states[layer], self.mean[layer], factor) * here[..., None]",
+        "standardised(states[layer], self.mean[layer], factor)",
         tests=(("test_text_probes::test_token_similarity_does_not_see_padding", {}),),
     ),
     Mutation(
@@ -560,7 +560,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the end of a text stands behind its padding",
-        "uturn.networks.texts.language:LanguageModel._called",
+        "uturn.networks.texts.language:LanguageModel.batches",
         "begin + lengths + k] = token",
         "begin + longest + k] = token",
         tests=(("test_language::test_masked_models_of_transformers", {"kind": "bert"}),),
@@ -575,7 +575,7 @@ MUTATIONS = (
     Mutation(
         "pseudo-likelihood with all tokens of a call masked",
         "uturn.networks.texts.likelihoods:pseudo_log_likelihoods",
-        "masked[np.arange(len(places)), places] = MASKED",
+        "masked[rows, places] = MASKED",
         "masked[:, places] = MASKED",
         tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),
     ),

@@ -283,7 +283,7 @@ def test_forged_statistics_are_refused_in_one_line(network, images, tmp_path, na
     {str: header, np.ndarray: arrays, type(None): arrays}[type(value)][name] = value
     save_file({key: array for key, array in arrays.items() if array is not None}, path, metadata=header)
     probe = HiddenLayers(network, LAYERS)
-    with pytest.raises(ValueError, match=r"statistics.safetensors(: statistics| is damaged)") as caught:
+    with pytest.raises(ValueError, match=r"statistics.safetensors is damaged, or not of this probe") as caught:
         probe.load_statistics(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -352,7 +352,6 @@ def test_errors_of_the_model_name_the_input(network, images, error):
         ({"layers": 3}, "layers = 3: expected names"),
         ({"layers": ["head", 3]}, r"layers = \['head', 3\]: expected names"),
         ({"layers": []}, r"layers = \[\]: expected names"),
-        ({"preprocess": 2}, "preprocess = 2: expected a function"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"channel_axis": "last"}, "channel_axis = 'last': expected an integer"),
         ({"channel_axis": {"head": 1.5}}, "channel_axis = .*: expected an integer"),
@@ -361,11 +360,6 @@ def test_errors_of_the_model_name_the_input(network, images, error):
 def test_arguments_of_another_type_are_refused(network, options, words):
     with pytest.raises(ValueError, match=words):
         HiddenLayers(**{"model": network, **options})
-
-
-def test_samples_that_are_no_arrays_are_refused(network):
-    with pytest.raises(ValueError, match="samples is a int; expected an array"):
-        HiddenLayers(network, LAYERS).fit(3)
 
 
 def test_statistics_that_cannot_be_written(network, images, tmp_path):

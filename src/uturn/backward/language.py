@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
-from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import Backward, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import denoise
@@ -60,15 +58,18 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
     def language(self) -> LanguageModel:
         """The model with its tokenizer, loaded once."""
-        return _language_model(self)
+        from uturn.networks.texts.language_files import load_text_model
+
+        names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id", "trust_remote_code", "dtype", "device")
+        return load_text_model(self.model, "masked", **{name: getattr(self, name) for name in names})
 
     def describe(self) -> str:
         model = self.language()
         if model.corruption == "uniform":
             return f"{model.description}, uniform replacement, {self._steps} steps"
         exact = "" if self.decoder.is_exact else ": not a draw from the posterior"
-        one = ", one token a call" if self.steps is None else ""
-        return f"{model.description}, {self.decoder.description}{one}{exact}"
+        speed = ", one token a call" if self.steps is None else ""
+        return f"{model.description}, {self.decoder.description}{speed}{exact}"
 
     @property
     def _steps(self) -> int:
@@ -103,8 +104,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             denoiser = TokenDenoiser(model, int(length), model.pieces(self.batch_size, int(length)))
-            part = Noisy(values[rows, :length], noise[rows], noisy.vocab_size)
-            out[rows, :length] = denoise(denoiser, part, self._steps, keys[rows])
+            texts = Noisy(values[rows, :length], noise[rows], noisy.vocab_size)
+            out[rows, :length] = denoise(denoiser, texts, self._steps, keys[rows])
         return out
 
     def undone(self, corruption: Any, source: Any) -> Any:
@@ -149,10 +150,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
         time = torch.full((len(ids),), noise, device=model.device)
         padding = (torch.ones_like(ids),) if getattr(model.network, "takes_padding", False) else ()
-        found = list(check_calls(probabilities, values, half=self.dtype != "float32"))
+        mistakes = list(check_calls(probabilities, values, half=self.dtype != "float32"))
         with torch.inference_mode():
-            found += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
-        return [f"the model {self.model!r} {words}" for words in found]
+            mistakes += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
+        return [f"the model {self.model!r} {mistake}" for mistake in mistakes]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         model = self.language()
@@ -170,17 +171,3 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         from uturn.networks.texts.language_files import own_language
 
         return own_language(self.model)
-
-
-def _files(spec: LanguageDenoiser) -> list[Path]:
-    path = Path(spec.model)
-    inside = sorted(path.glob("*")) if path.is_dir() else [path]
-    return inside if spec.tokenizer is None else [*inside, Path(spec.tokenizer)]
-
-
-@cached_while_unchanged(files=_files, maxsize=2)
-def _language_model(spec: LanguageDenoiser) -> LanguageModel:
-    from uturn.networks.texts.language_files import load_language_model
-
-    names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id", "trust_remote_code", "dtype", "device")
-    return load_language_model(spec.model, **{name: getattr(spec, name) for name in names})

@@ -18,7 +18,6 @@ from uturn.sources.tokens import PAD
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
 
-
 _CALLS = 4  # calls of the network in one step of the whole queue
 
 
@@ -79,11 +78,11 @@ class _TokenQueue:
         return np.array(work.values)
 
     def admitted(self, work: list[TokenWork]) -> list[_Text]:
-        return [self._text(new) for new in work]
-
-    def _text(self, work: TokenWork) -> _Text:
-        chance = uniforms(streams(np.array([work.key], np.uint64), 1, ORDER), len(work.values))[0]
-        return _Text(work, np.array(work.values), chance, int((work.values == MASKED).sum()), self.calls(work))
+        chance = uniforms(streams(np.array([new.key for new in work], np.uint64), len(work), ORDER), len(work[0].values))
+        return [
+            _Text(new, np.array(new.values), chance[row], int((new.values == MASKED).sum()), self.calls(new))
+            for row, new in enumerate(work)
+        ]
 
     def advance(self, cohorts: list[_Text]) -> None:
         cohorts.sort(key=lambda text: -text.length)  # so that little of a call is padding

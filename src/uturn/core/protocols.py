@@ -253,6 +253,10 @@ class Source(Part, Protocol):
         """Paths of the files and folders that the source reads. Results cached from them are computed again when they change."""
         return []
 
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of its images; None for other kinds of data."""
+        return None
+
     def num_labels(self) -> int | None:
         """Number of classes; None without labels."""
         return None

@@ -12,14 +12,15 @@ from pydantic import Field, model_validator
 
 from uturn.core.files import cached_while_unchanged
 from uturn.core.progress import steps
-from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.core.protocols import UTurns, Variable
 from uturn.measures.covariances import Covariances, Distance, Grid
+from uturn.probes.named import Named, files_of
 from uturn.probes.network_layers import NetworkLayers
 
 _Kept = tuple[int, Covariances]
 
 
-class Changes(Spec, Probe):
+class Changes(Named):
     """Covariance over trajectories of the changes of two sites of one original, against their distance (arXiv:2410.13770).
 
     | data | sites | change of a site | distance |
@@ -52,7 +53,6 @@ class Changes(Spec, Probe):
     layer: str | None = None
     classifier: str = "fashion_mnist"
     weights: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
     batch_size: int = Field(default=100, ge=1)
 
     @model_validator(mode="after")
@@ -61,16 +61,11 @@ class Changes(Spec, Probe):
             raise ValueError("layer: missing; `classifier` and `weights` are used for the positions of a layer only")
         return self
 
-    @property
-    def prefix(self) -> str:
-        """Prefix of the variables and of the dim `distance`."""
-        return "" if self.name is None else f"{self.name}_"
-
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item")
         patches = f"patches of {self.patch} pixels" if self.layer is None else "positions"
-        unit = patches if source.kind == "images" else source.site_name
-        found = {
+        unit = source.site_name if source.image_shape() is None else patches
+        every = {
             "change": Variable(dims, "mean change of a site", start=0, bounds=(0, None), group="changes"),
             "change_covariance": Variable(
                 (*dims, f"{self.prefix}distance"), "mean covariance of the changes of two sites", role="changes", unit=unit
@@ -79,7 +74,7 @@ class Changes(Spec, Probe):
                 dims, "sum of the covariances of all pairs of sites over the number of sites", role="changes"
             ),
         }
-        return {f"{self.prefix}{name}": variable for name, variable in found.items()}
+        return self.prefixed(every)
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {f"{self.prefix}distance": sites_of(self, source).distance.values}
@@ -89,25 +84,24 @@ class Changes(Spec, Probe):
 
     def accumulate(self, kept: _Kept | None, u_turns: UTurns, source: Any) -> _Kept:
         """The number of clones, and the covariances of the changes so far, a row for each item and clone."""
-        chosen, originals = sites_of(self, source), u_turns.originals
-        changed = chosen.changed(originals.data, originals.data_of(u_turns.reconstructions))
+        space, originals = sites_of(self, source), u_turns.originals
+        changed = space.changed(originals.data, originals.data_of(u_turns.reconstructions))
         items, clones, sites = len(changed), u_turns.clones, changed.shape[2]
         of_each_clone = changed.reshape(items, -1, clones, sites).swapaxes(1, 2).reshape(items * clones, -1, sites)
-        so_far = Covariances(chosen.distance) if kept is None else kept[1]
-        return clones, so_far.add(of_each_clone)
+        covariances = Covariances(space.distance) if kept is None else kept[1]
+        return clones, covariances.add(of_each_clone)
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return 0 if self.layer is None else items * (1 + -(-draws // self.batch_size))
 
     def readings(self, kept: _Kept, source: Any) -> dict[str, np.ndarray]:
-        clones, so_far = kept
-        found = {
-            "change": so_far.mean.mean(axis=1),
-            "change_covariance": so_far.covariance,
-            "change_covariance_sum": so_far.total,
+        clones, covariances = kept
+        tables = {
+            "change": covariances.mean.mean(axis=1),
+            "change_covariance": covariances.covariance,
+            "change_covariance_sum": covariances.total,
         }
-        of_items = {name: rows.reshape(-1, clones, *rows.shape[1:]).mean(axis=1) for name, rows in found.items()}
-        return {f"{self.prefix}{name}": values for name, values in of_items.items()}
+        return self.prefixed({name: rows.reshape(-1, clones, *rows.shape[1:]).mean(axis=1) for name, rows in tables.items()})
 
     def fingerprint(self) -> str:
         return "" if self.layer is None else self._network().fingerprint()
@@ -116,7 +110,6 @@ class Changes(Spec, Probe):
         return None if self.layer is None else self._network().own_code()
 
     def files(self) -> list[Path]:
-        """Paths of the classifier and its weights, some of which may be names."""
         return [] if self.layer is None else self._network().files()
 
     def _network(self) -> NetworkLayers:
@@ -139,11 +132,7 @@ class _Sites:
         return np.stack([np.linalg.norm(parts(b) - parts(a[None]), axis=-1) for a, b in pairs])
 
 
-def _files(spec: Changes, source: Any) -> list[Path]:
-    return [*spec.files(), *source.files()]
-
-
-@cached_while_unchanged(files=_files)
+@cached_while_unchanged(files=files_of)
 def sites_of(spec: Changes, source: Any) -> _Sites:
     """The sites of the data of a source, as the options of the probe say.
 
@@ -152,10 +141,11 @@ def sites_of(spec: Changes, source: Any) -> _Sites:
     ValueError
         If patches do not fit into the images, or if a layer has no positions.
     """
-    if spec.layer is not None and source.kind != "images":
-        raise ValueError(f"layer = {spec.layer!r}: {source.kind or 'the source'} has no images; leave it out")
-    if source.kind == "images":
-        return _patches(spec.patch, source.image_shape()) if spec.layer is None else _positions(spec, source.image_shape())
+    image_shape = source.image_shape()
+    if image_shape is not None:
+        return _patches(spec.patch, image_shape) if spec.layer is None else _positions(spec, spec.layer, image_shape)
+    if spec.layer is not None:
+        raise ValueError(f"layer = {spec.layer!r}: the source has no images; leave it out")
     (first, *_) = source.blocks(np.arange(1), 0, 1)
     shape = np.shape(first.data)[1:]
     if len(shape) != 1:
@@ -178,35 +168,34 @@ def _patches(side: int, shape: tuple[int, int, int]) -> _Sites:
     return _Sites(Grid((rows, columns)), pixels)
 
 
-def _positions(spec: Changes, shape: tuple[int, int, int]) -> _Sites:
+def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites:
     from uturn.networks.images.classifiers import load_classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
-    found = load_classifier(spec.classifier, spec.weights, layers=(spec.layer or "",), image_shape=shape)
-    if len(found.layers) != 1:
-        raise ValueError(f"layer = {spec.layer!r}: names {len(found.layers)} modules; expected one")
-    (layer,) = found.layers
-    probe = HiddenLayers(
-        found.module, found.layers, found.preprocess, batch_size=spec.batch_size, channel_axis=found.channel_axes
-    )
+    classifier = load_classifier(spec.classifier, spec.weights, layers=(layer,), image_shape=shape)
+    if len(classifier.layers) != 1:
+        raise ValueError(f"layer = {layer!r}: names {len(classifier.layers)} modules; expected one")
+    (name,) = classifier.layers
+    axis = classifier.channel_axes[name]
+    probe = HiddenLayers(classifier.module, name, classifier.preprocess, batch_size=spec.batch_size)
 
     def output(images: Any) -> np.ndarray:
         """(batch, positions .., channels)"""
-        batches = [batch[layer].numpy() for batch in probe.activations(np.asarray(images, np.float32))]
-        return np.moveaxis(np.concatenate(batches), found.channel_axes[layer], -1)
+        batches = [batch[name].numpy() for batch in probe.activations(np.asarray(images, np.float32))]
+        return np.moveaxis(np.concatenate(batches), axis, -1)
 
     grid = output(np.zeros((1, *shape), np.float32)).shape[1:-1]
     skipped = 0
     if len(grid) == 1:  # the tokens of a transformer
-        others = (0, 1, int(getattr(found.module, "num_prefix_tokens", 0)))  # numbers of tokens that may be no patches
+        others = (0, 1, int(getattr(classifier.module, "num_prefix_tokens", 0)))  # numbers of tokens that may be no patches
         skipped = next((k for k in others if k < grid[0] and math.isqrt(grid[0] - k) ** 2 == grid[0] - k), 0)
         side = math.isqrt(grid[0] - skipped)
         grid = (side, side) if side**2 == grid[0] - skipped else grid
     if math.prod(grid) < 2:
-        raise ValueError(f"layer = {spec.layer!r}: its output has no positions; choose an earlier layer")
-    return _Sites(Grid(grid), lambda images: _flat(output(images))[:, skipped:])
+        raise ValueError(f"layer = {layer!r}: its output has no positions; choose an earlier layer")
 
+    def vectors(images: Any) -> np.ndarray:
+        values = output(images)
+        return values.reshape(len(values), -1, values.shape[-1])[:, skipped:]
 
-def _flat(values: np.ndarray) -> np.ndarray:
-    """(batch, positions .., channels) -> (batch, positions, channels)"""
-    return values.reshape(len(values), -1, values.shape[-1])
+    return _Sites(Grid(grid), vectors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,8 +108,6 @@ class HiddenLayers:
         legacy: bool = False,
     ) -> None:
         self.model = checked_model(model)
-        if preprocess is not None and not callable(preprocess):
-            raise ValueError(f"preprocess = {preprocess!r}: expected a function of a tensor, or None")
         self.preprocess = preprocess
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.layers = select_layers(model, layers)
@@ -134,18 +133,16 @@ class HiddenLayers:
         ValueError
             For fewer than two samples, samples of different sizes, or activations that are not finite.
         """
-        if not hasattr(samples, "shape") and not isinstance(samples, Iterable):
-            raise ValueError(f"samples is a {type(samples).__name__}; expected an array, or an iterable of arrays")
         moments = {layer: Moments(layer) for layer in self.layers}
         count = 0
-        for part in [samples] if hasattr(samples, "shape") else samples:
-            tensor = _checked_samples(part)
+        for some in [samples] if hasattr(samples, "shape") else samples:
+            tensor = _checked_samples(some)
             for batch, name in self._batches(tensor, count):
                 self._forward(batch, lambda layer, values: moments[layer].add(float64_copy(values)), name)
             count += len(tensor)
         if count < 2:
             raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
-        reduced = {layer: moments[layer].by_channel(self._axis(layer, moments[layer].mean.ndim + 1)) for layer in self.layers}
+        reduced = {layer: moments[layer].by_channel(self.axis(layer, moments[layer].mean.ndim + 1)) for layer in self.layers}
         mean, variance, spread = ({layer: table[k] for layer, table in reduced.items()} for k in range(3))
         shapes = {layer: moments[layer].mean.shape for layer in self.layers}
         self._take(LayerStatistics(mean, variance, spread, shapes, count))
@@ -155,8 +152,8 @@ class HiddenLayers:
         """Write mean, variance and spread of the layers to a safetensors file, with the fingerprint of the network."""
         if not self.mean:
             raise ValueError("no reference statistics to save; call fit(samples) first")
-        found = LayerStatistics(self.mean, self.variance, self.spread, self.shapes, self.reference_count)
-        write_statistics(path, found, self.model, self.layers, self._axes)
+        statistics = LayerStatistics(self.mean, self.variance, self.spread, self.shapes, self.reference_count)
+        write_statistics(path, statistics, self.model, self.layers, self._axes)
 
     def load_statistics(self, path: str | os.PathLike[str]) -> HiddenLayers:
         """Read what `save_statistics` wrote, for the same network and layers; returns the probe itself.
@@ -193,13 +190,11 @@ class HiddenLayers:
 
     def predict(self, samples: Any) -> Predictions:
         """Predicted classes and probabilities: the model's own output (batch, num_classes) taken as logits."""
-        found = [
-            _logits(self._forward(batch, None, name), name).softmax(dim=1)
-            for batch, name in self._batches(_checked_samples(samples))
-        ]
-        if not found:
+        batches = self._batches(_checked_samples(samples))
+        of_batches = [_logits(self._forward(batch, None, name), name).softmax(dim=1) for batch, name in batches]
+        if not of_batches:
             raise ValueError("samples: got none")
-        probabilities = torch.cat(found)
+        probabilities = torch.cat(of_batches)
         return Predictions(probabilities.argmax(dim=1).numpy(), probabilities.numpy())
 
     def compare(self, original: Any, reconstructed: Any) -> Comparison:
@@ -227,8 +222,8 @@ class HiddenLayers:
             Without reference statistics, for samples of different numbers or sizes, or for activations that are not finite.
         """
         first, second = _checked_pairs(original, reconstructed)
-        found = self._compare(first, second[:, None], distances=True, outputs=False)
-        return Comparison(found.similarity[:, 0], found.distance[:, 0])
+        readings = self._compare(first, second[:, None], distances=True, outputs=False)
+        return Comparison(readings.similarity[:, 0], readings.distance[:, 0])
 
     def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
         """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""
@@ -267,7 +262,7 @@ class HiddenLayers:
 
     # -- forward passes ------------------------------------------------------------------------------------------------
     def visit(
-        self, first: torch.Tensor, second: torch.Tensor, clones: int, consume: Callable[[str, torch.Tensor, slice, slice], None]
+        self, first: torch.Tensor, second: torch.Tensor, clones: int, consume: Callable[..., None]
     ) -> Iterator[tuple[slice, slice, Any, _Name]]:
         """Pass originals (items, ...) with their reconstructions (items, draws, ...) through the model, in batches as in `read`.
 
@@ -278,12 +273,8 @@ class HiddenLayers:
         items, draws = second.shape[:2]
         for rows, columns in progress.steps(list(batch_slices(items, draws, clones, self.batch_size))):
             name = _name_of(rows, columns, draws, clones)
-
-            def receive(layer: str, values: torch.Tensor, rows: slice = rows, columns: slice = columns) -> None:
-                consume(layer, values, rows, columns)
-
             batch = torch.cat([first[rows], second[rows, columns].flatten(0, 1)])
-            yield rows, columns, self._forward(batch, receive, name), name
+            yield rows, columns, self._forward(batch, partial(consume, rows=rows, columns=columns), name), name
 
     def _compare(self, first: torch.Tensor, second: torch.Tensor, clones: int = 1, *, distances: bool, outputs: bool) -> Readings:
         """Compare (items, ...) with (items, draws, ...); logits are left empty unless `outputs`."""
@@ -295,19 +286,23 @@ class HiddenLayers:
         original_logits, logits = np.empty((items, 0)), np.empty((items, draws, 0))
 
         def compare(layer: str, values: torch.Tensor, rows: slice, columns: slice) -> None:
-            if distances:
-                self._check_size(layer, values)
-            for table, found in zip(tables, self._compare_layer(layer, values, rows.stop - rows.start, clones), strict=True):
-                table[rows, columns, self.layers.index(layer)] = found
+            if distances and values.shape[1:] != self.shapes[layer]:
+                raise ValueError(
+                    f"layer {layer!r}: activations of shape {tuple(values.shape[1:])}, but {self.shapes[layer]} in the "
+                    f"reference set; distances need samples of its size, similarity(..) does not"
+                )
+            of_layer = self._compare_layer(layer, values, rows.stop - rows.start, clones)
+            for table, readings in zip(tables, of_layer, strict=True):
+                table[rows, columns, self.layers.index(layer)] = readings
 
         for rows, columns, output, name in self.visit(first, second, clones, compare):
             if outputs:
-                found, count = _logits(output, name).numpy(), rows.stop - rows.start
+                of_batch, count = _logits(output, name).numpy(), rows.stop - rows.start
                 if not logits.shape[2]:
-                    original_logits, logits = np.empty((items, found.shape[1])), np.empty((items, draws, found.shape[1]))
-                original_logits[rows] = found[:count]
-                logits[rows, columns] = found[count:].reshape(count, -1, found.shape[1])
-                del found
+                    original_logits, logits = np.empty((items, of_batch.shape[1])), np.empty((items, draws, of_batch.shape[1]))
+                original_logits[rows] = of_batch[:count]
+                logits[rows, columns] = of_batch[count:].reshape(count, -1, of_batch.shape[1])
+                del of_batch
             del output  # frees its memory before the next batch
         return Readings(similarity, distance, original_logits, logits, *among_clones)
 
@@ -329,14 +324,10 @@ class HiddenLayers:
 
     def _centred(self, layer: str, values: torch.Tensor, scale: np.ndarray) -> torch.Tensor:
         """Standardised activations, float64."""
-        mean, axis = self.mean[layer], self._axis(layer, values.ndim)
+        mean, axis = self.mean[layer], self.axis(layer, values.ndim)
         if values.shape[axis] != len(mean):
             raise ValueError(f"layer {layer!r}: {values.shape[axis]} channels, but the reference statistics have {len(mean)}")
-        shape = [1] * values.ndim
-        shape[axis] = -1
-        z = float64_copy(values)
-        centre, factor = (torch.from_numpy(table).to(z.device).view(shape) for table in (mean, scale))
-        return z.sub_(centre).mul_(factor)
+        return standardised(values, mean, scale, axis)
 
     def _scale(self, layer: str) -> np.ndarray:
         """Factor of the centred activations of each channel; 0 for constant channels."""
@@ -344,7 +335,8 @@ class HiddenLayers:
         square = variance + mean**2 if self.legacy else variance
         return channel_factors(mean, variance, square)
 
-    def _axis(self, layer: str, ndim: int) -> int:
+    def axis(self, layer: str, ndim: int) -> int:
+        """Axis of the channels of a layer in activations with so many axes, the batch first."""
         return channel_position(self._axes[layer], layer, ndim)
 
     def _batches(self, samples: torch.Tensor, first: int = 0) -> Iterator[tuple[torch.Tensor, _Name]]:
@@ -371,25 +363,11 @@ class HiddenLayers:
                 where = type(self.model).__name__
                 output = self.model(prepared)
             except Exception as error:  # a user's model can fail in any way
-                if error is receive.refusal:
-                    raise
                 raise ValueError(
                     f"{where} does not take samples of dtype {batch.dtype}, shape {tuple(batch.shape)}: {one_line(error)}"
                 ) from error
-        missing = [layer for layer in layers if layer not in receive.ran]
-        if missing:
-            raise ValueError(
-                f"layers {', '.join(map(repr, missing))} did not run in the forward pass, so they have no activations; "
-                f"name the layers without them"
-            )
+        receive.check(layers)
         return output
-
-    def _check_size(self, layer: str, values: torch.Tensor) -> None:
-        if values.shape[1:] != self.shapes[layer]:
-            raise ValueError(
-                f"layer {layer!r}: activations of shape {tuple(values.shape[1:])}, but {self.shapes[layer]} in the "
-                f"reference set; distances need samples of its size, similarity(..) does not"
-            )
 
     def _check_evaluation_mode(self) -> None:
         training = [name or "the model itself" for name, module in self.model.named_modules() if module.training]
@@ -400,7 +378,7 @@ class HiddenLayers:
 
 
 class Receiver:
-    """Checks the outputs of layers in one forward pass and passes them on to `consume`."""
+    """Checks the outputs of layers in one forward pass and passes them on to `consume`, up to the first error."""
 
     def __init__(self, batch_size: int, consume: Callable[[str, torch.Tensor], None] | None, name: _Name) -> None:
         self.batch_size, self.consume, self.name = batch_size, consume, name
@@ -408,11 +386,22 @@ class Receiver:
         self.refusal: ValueError | None = None
 
     def __call__(self, layer: str, output: Any) -> None:
-        try:
-            self._receive(layer, output)
-        except ValueError as error:
-            self.refusal = error
-            raise
+        if self.refusal is None:
+            try:
+                self._receive(layer, output)
+            except ValueError as error:  # raised by `check`, since an error here would seem to be one of the model
+                self.refusal = error
+
+    def check(self, layers: Iterable[str]) -> None:
+        """Raise the error of a layer, or a ValueError if some layers did not run."""
+        if self.refusal is not None:
+            raise self.refusal
+        missing = [layer for layer in layers if layer not in self.ran]
+        if missing:
+            raise ValueError(
+                f"layers {', '.join(map(repr, missing))} did not run in the forward pass, so they have no activations; "
+                f"name the layers without them"
+            )
 
     def _receive(self, layer: str, output: Any) -> None:
         if layer in self.ran:
@@ -438,6 +427,15 @@ def channel_factors(mean: np.ndarray, variance: np.ndarray, square: np.ndarray) 
     """
     constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
     return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
+
+
+def standardised(values: torch.Tensor, mean: np.ndarray, factor: np.ndarray, axis: int = -1) -> torch.Tensor:
+    """Activations minus `mean`, times `factor`, both of the channels along an axis, as float64."""
+    z = float64_copy(values)
+    shape = [1] * z.ndim
+    shape[axis] = -1
+    centre, scale = (torch.from_numpy(table).to(z.device).view(shape) for table in (mean, factor))
+    return z.sub_(centre).mul_(scale)
 
 
 def batch_slices(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
@@ -473,12 +471,11 @@ def _among_clones(z: torch.Tensor, norms: np.ndarray, expected: float, clones: i
     norms = norms.reshape(groups.shape[:3])
     products, distances = (np.zeros((*norms.shape, clones)) for _ in range(2))
     for k in range(clones - 1):
-        one, others = groups[:, :, k], groups[:, :, k + 1 :]
-        pairs = (Ellipsis, k, slice(k + 1, None)), (Ellipsis, slice(k + 1, None), k)
-        product = (others @ one[..., None])[..., 0].cpu().numpy()
-        distance = (others - one[:, :, None]).square_().sum(3).cpu().numpy()
-        for pair in pairs:
-            products[pair], distances[pair] = product, distance
+        clone, others = groups[:, :, k], groups[:, :, k + 1 :]
+        product = (others @ clone[..., None])[..., 0].cpu().numpy()
+        distance = (others - clone[:, :, None]).square_().sum(3).cpu().numpy()
+        for table, values in ((products, product), (distances, distance)):
+            table[..., k, k + 1 :] = table[..., k + 1 :, k] = values
     others_only = 1 - np.eye(clones)
     return [
         ((values * others_only).sum(3) / (clones - 1)).reshape(len(z), -1)
@@ -570,5 +567,5 @@ def _logits(output: Any, name: _Name) -> torch.Tensor:
 def _check_finite(values: torch.Tensor, what: str, name: _Name) -> None:
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
-        words = [name(row) for row in torch.nonzero(~finite)[:10, 0].tolist()]
-        raise ValueError(f"{what} of {', '.join(words)} are not finite; check these samples")
+        names = [name(row) for row in torch.nonzero(~finite)[:10, 0].tolist()]
+        raise ValueError(f"{what} of {', '.join(names)} are not finite; check these samples")

@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from uturn.core.checks import checked_integer, one_line
+from uturn.core.checks import checked_integer
 from uturn.core.files import whole_file
 from uturn.networks.state_dicts import fingerprint
 
@@ -101,57 +101,43 @@ def read_statistics(
     ValueError
         If the file is missing or damaged, or has the statistics of another network, other layers or other axes.
     """
-    header, arrays = _content(path)
-    _check_network(path, header, model)
-    try:
-        stored, stored_axes, shapes = (json.loads(header[name]) for name in ("layers", "channel_axes", "shapes"))
-        count = checked_integer("reference_count", json.loads(header["reference_count"]), 2)
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its header cannot be read ({one_line(error)})") from None
-    if stored != list(layers):
-        raise ValueError(f"{path}: statistics of layers {str(stored)[:200]}; this probe reads {list(layers)}")
-    if stored_axes != axes:
-        raise ValueError(f"{path}: statistics along channel axes {str(stored_axes)[:200]}; this probe has {axes}")
-    for layer in layers:
-        try:
-            shape = [checked_integer("shape", size, 0) for size in shapes[layer]]
-            channels = shape[channel_position(axes[layer], layer, len(shape) + 1) - 1]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: no shape of layer {layer!r} ({one_line(error)})") from None
-        for name in _TABLES:
-            _check_table(path, arrays.get(f"{layer}/{name}", np.zeros(0)), name, layer, channels)
-    mean, variance, spread = ({layer: arrays[f"{layer}/{name}"] for layer in layers} for name in _TABLES)
-    return LayerStatistics(mean, variance, spread, {layer: tuple(shapes[layer]) for layer in layers}, count)
-
-
-def _content(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Metadata and arrays of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise ValueError(f"no file {path}; expected statistics written by HiddenLayers.save_statistics")
     try:
         with safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: types that numpy lacks
-        raise ValueError(f"{path} is damaged, or not a file of layer statistics ({one_line(error)})") from None
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        return _checked(header, arrays, fingerprint(model), list(layers), axes)
+    # AttributeError and TypeError: types that numpy lacks; RecursionError: JSON that is nested too deeply.
+    except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} is damaged, or not of this probe ({reason}); fit the probe and save its statistics") from None
 
 
-def _check_network(path: str | os.PathLike[str], header: Mapping[str, str], model: nn.Module) -> None:
+def _checked(
+    header: Mapping[str, str], arrays: Mapping[str, np.ndarray], model: str, layers: list[str], axes: Mapping[str, int]
+) -> LayerStatistics:
     if header.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {header.get('format')!r}; expected {_FORMAT!r}: fit and save the probe again")
-    expected = fingerprint(model)
-    if header.get("model") != expected:
-        raise ValueError(
-            f"{path} holds the statistics of another network (fingerprint {str(header.get('model'))[:12]}.., here "
-            f"{expected[:12]}..); fit the probe on this one"
-        )
-
-
-def _check_table(path: Any, table: np.ndarray, name: str, layer: str, channels: int) -> None:
-    good = table.dtype == np.float64 and table.shape == (channels,) and np.isfinite(table).all()
-    if not good or (name != "mean" and (table < 0).any()):
-        raise ValueError(
-            f"{path} is damaged: {name} of layer {layer!r} has dtype {table.dtype}, shape {table.shape}; expected "
-            f"{channels} finite float64 numbers{'' if name == 'mean' else ' >= 0'}"
-        )
+        raise ValueError(f"format {header.get('format')!r}; expected {_FORMAT!r}")
+    if header["model"] != model:
+        raise ValueError(f"the statistics of another network, with fingerprint {header['model'][:12]}.., here {model[:12]}..")
+    stored = {name: json.loads(header[name]) for name in ("layers", "channel_axes", "shapes", "reference_count")}
+    if stored["layers"] != layers:
+        raise ValueError(f"statistics of layers {str(stored['layers'])[:100]}; this probe reads {layers}")
+    if stored["channel_axes"] != axes:
+        raise ValueError(f"statistics along channel axes {str(stored['channel_axes'])[:100]}; this probe has {axes}")
+    count = checked_integer("reference_count", stored["reference_count"], 2)
+    shapes = {layer: tuple(checked_integer("shape", size, 0) for size in stored["shapes"][layer]) for layer in layers}
+    tables: dict[str, dict[str, np.ndarray]] = {name: {} for name in _TABLES}
+    for layer, shape in shapes.items():
+        channels = shape[channel_position(axes[layer], layer, len(shape) + 1) - 1]
+        for name in _TABLES:
+            table = arrays[f"{layer}/{name}"]
+            is_good = table.dtype == np.float64 and table.shape == (channels,) and np.isfinite(table).all()
+            if not is_good or (name != "mean" and (table < 0).any()):
+                raise ValueError(f"{name} of layer {layer!r}: expected {channels} finite float64 numbers, a mean or >= 0")
+            tables[name][layer] = table
+    mean, variance, spread = tables.values()
+    return LayerStatistics(mean, variance, spread, shapes, count)

@@ -12,15 +12,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.files import cached_while_unchanged
-from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
+from uturn.probes.named import Named, files_of
 
 if TYPE_CHECKING:
     from uturn.networks.images.classifiers import Classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
 
-class NetworkLayers(Spec, Probe):
+class NetworkLayers(Named):
     """Similarity of standardised post-activations of a network, layer by layer, and agreement of its predicted classes.
 
     Options. `classifier`, `weights`: as in `uturn.networks.images.classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
@@ -46,7 +47,6 @@ class NetworkLayers(Spec, Probe):
     classifier: str = "fashion_mnist"
     weights: str | None = None
     class_prompts: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
     layers: tuple[str, ...] | None = None
     reference: int = Field(default=1000, ge=2)
     statistics: str | None = None
@@ -59,11 +59,6 @@ class NetworkLayers(Spec, Probe):
         if self.class_prompts is not None and not self.classifier.startswith("clip:"):
             raise ValueError(f"class_prompts: goes with classifier = 'clip:FOLDER', not {self.classifier!r}; leave it out")
         return self
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of the variables and of the dim `network_layer`."""
-        return "" if self.name is None else f"{self.name}_"
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
@@ -92,7 +87,7 @@ class NetworkLayers(Spec, Probe):
             "label_top1": Variable(dims, "label of the original is the predicted class", start=right, **share),
             "label_top5": Variable(dims, "label of the original among the five first classes", **share),
         }
-        return {f"{self.prefix}{name}": every[name] for name in _measured(self, source)}
+        return self.prefixed({name: every[name] for name in _measured(self, source)})
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {f"{self.prefix}network_layer": np.array(hidden_layers_of(self, source).layers)}
@@ -105,17 +100,14 @@ class NetworkLayers(Spec, Probe):
         originals, clones, measured = u_turns.originals, u_turns.clones, _measured(self, source)
         reconstructions = _readable(originals.data_of(u_turns.reconstructions))
         has_classes = "same_class" in measured
-        found = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions, clones, logits=has_classes)
-        readings: dict[str, Any] = {"similarity": found.similarity, "distance": found.distance}
-        twins: dict[str, Any] = {"similarity": found.clone_similarity, "distance": found.clone_distance}
+        layers = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions, clones, logits=has_classes)
+        readings: dict[str, Any] = {"similarity": layers.similarity, "distance": layers.distance}
+        twins = {"similarity": layers.clone_similarity, "distance": layers.clone_distance} if clones > 1 else {}
         if has_classes:
-            readings |= _verdicts(found.original_logits, found.logits, getattr(originals, "labels", None), measured)
+            readings |= _verdicts(layers.original_logits, layers.logits, getattr(originals, "labels", None), measured)
             if clones > 1:
                 twins["same_class"] = between_clones(readings["predicted_class"], clones, lambda a, b: a == b)
-        named = {f"{self.prefix}{name}": readings[name] for name in measured}
-        if clones > 1:
-            named |= {f"clone_{self.prefix}{name}": values for name, values in twins.items()}
-        return named
+        return self.prefixed({name: readings[name] for name in measured}, twins)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
         """Sentences on what is wrong with a classifier of images, found on some originals (`uturn.networks.model_check`)."""
@@ -124,7 +116,7 @@ class NetworkLayers(Spec, Probe):
         from uturn.networks.layers import as_tensor
         from uturn.networks.model_check import WRITES, check_calls, writes_into
 
-        shape = _image_shape(source)
+        shape = source.image_shape()
         if shape is None:
             return []
         classifier = _classifier(self, source, shape)
@@ -137,8 +129,8 @@ class NetworkLayers(Spec, Probe):
             return as_tensor(module(images if preprocess is None else preprocess(images)), "the output")
 
         with torch.inference_mode():
-            found = [*check_calls(logits, images), *([WRITES] if writes_into(logits, images[-2:]) else [])]
-        return [f"the classifier {self.classifier!r} {words}" for words in found]
+            mistakes = [*check_calls(logits, images), *([WRITES] if writes_into(logits, images[-2:]) else [])]
+        return [f"the classifier {self.classifier!r} {mistake}" for mistake in mistakes]
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return hidden_layers_of(self, source).calls(items, draws, clones)
@@ -152,11 +144,10 @@ class NetworkLayers(Spec, Probe):
 
             return fingerprints()["classifier.safetensors"]
         network = load_module(self.classifier, self.weights)
-        parts = [fingerprint(network.module), preprocessing_in_words(network.preprocess)]
-        if network.texts is not None:
-            parts.append(fingerprint(network.texts))
-        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files_read()]
-        return " ".join(part for part in parts if part)
+        digests = [fingerprint(network.module), preprocessing_in_words(network.preprocess)]
+        digests += [] if network.texts is None else [fingerprint(network.texts)]
+        digests += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files_read()]
+        return " ".join(digest for digest in digests if digest)
 
     def own_code(self) -> Any:
         """The user's function that builds the classifier, if `classifier` is an import path; else None."""
@@ -165,7 +156,6 @@ class NetworkLayers(Spec, Probe):
         return own_function(self.classifier)
 
     def files(self) -> list[Path]:
-        """Paths of all that the probe reads, some of which may be names; cached results depend on these files."""
         from uturn.networks.modules import network_files
 
         return network_files(self.classifier, self.weights) + self._files_read()
@@ -182,15 +172,15 @@ class NetworkLayers(Spec, Probe):
         """The files of `statistics` and `class_prompts`, of those that are given."""
         from uturn.networks.images.clip import prompt_file
 
-        found = [None if self.statistics is None else _existing(self.statistics, "statistics"), prompt_file(self.class_prompts)]
-        return [path for path in found if path is not None]
+        prompts = prompt_file(self.class_prompts)
+        if self.statistics is not None and not Path(self.statistics).is_file():
+            raise ValueError(
+                f"statistics = {self.statistics!r}: no such file; expected one written by HiddenLayers.save_statistics"
+            )
+        return [Path(path) for path in (self.statistics, prompts) if path is not None]
 
 
-def _files(spec: NetworkLayers, source: Any) -> list[Path]:
-    return [*spec.files(), *source.files()]
-
-
-@cached_while_unchanged(files=_files)
+@cached_while_unchanged(files=files_of)
 def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     """The hidden layers of a spec, with the statistics of its file or of images of the source.
 
@@ -203,14 +193,15 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     from uturn.networks.modules import load_module
     from uturn.probes.hidden_layers import HiddenLayers
 
-    shape = _image_shape(source)
+    shape = source.image_shape()
     options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
     if shape is None:
         network = load_module(spec.classifier, spec.weights)
         probe = HiddenLayers(network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options)
     else:
-        found = _classifier(spec, source, shape)
-        probe = HiddenLayers(found.module, found.layers, found.preprocess, channel_axis=found.channel_axes, **options)
+        classifier = _classifier(spec, source, shape)
+        options["channel_axis"] = classifier.channel_axes
+        probe = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, **options)
     if spec.statistics is not None:
         return probe.load_statistics(spec.statistics)
     if shape is None:
@@ -221,11 +212,11 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     return probe.fit(_first_images(source, spec.reference, spec.batch_size))
 
 
-@cached_while_unchanged(files=_files)
+@cached_while_unchanged(files=files_of)
 def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
     """Names of the variables without the prefix; ValueError if labels and classes do not match."""
     names = ["similarity", "distance", "same_class", "predicted_class"]
-    shape = _image_shape(source)
+    shape = source.image_shape()
     if shape is None:
         return tuple(names)
     num_classes = _classifier(spec, source, shape).num_classes
@@ -258,22 +249,14 @@ def _verdicts(before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequ
 
     original, predicted = before.argmax(axis=-1), after.argmax(axis=-1)
     same = predicted == original[:, None]
-    found: dict[str, Any] = {"same_class": same, "predicted_class": predicted, "original_class": original}
+    verdicts: dict[str, Any] = {"same_class": same, "predicted_class": predicted, "original_class": original}
     if "same_class_top5" in measured:
-        found["same_class_top5"] = in_top(after, np.broadcast_to(original[:, None], predicted.shape), 5)
+        verdicts["same_class_top5"] = in_top(after, np.broadcast_to(original[:, None], predicted.shape), 5)
     for name, count in (("label_top1", 1), ("label_top5", 5)):
         if name in measured:
             label = np.broadcast_to(labels[:, None], predicted.shape)
-            found[name] = np.where(label >= 0, in_top(after, np.maximum(label, 0), count), np.nan)
-    return found
-
-
-def _image_shape(source: Any) -> tuple[int, int, int] | None:
-    """Channels, height and width of the images of a source; None for other kinds of data."""
-    if source.kind != "images":
-        return None
-    channels, height, width = source.image_shape()
-    return channels, height, width
+            verdicts[name] = np.where(label >= 0, in_top(after, np.maximum(label, 0), count), np.nan)
+    return verdicts
 
 
 def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
@@ -286,9 +269,3 @@ def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndar
 def _readable(data: Any) -> Any:
     """Data with float64 converted to float32, as networks take them."""
     return data.astype(np.float32) if isinstance(data, np.ndarray) and data.dtype == np.float64 else data
-
-
-def _existing(path: str, what: str) -> Path:
-    if not Path(path).is_file():
-        raise ValueError(f"{what} = {path!r}: no such file; expected one written by HiddenLayers.save_statistics")
-    return Path(path)

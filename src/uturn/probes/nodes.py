@@ -44,10 +44,10 @@ class TreeNodes(Spec, Probe):
             at = np.broadcast_to(before[level][:, None, :, None], (*of_copies.shape[:3], 1))
             beliefs.append(np.take_along_axis(of_copies, at, axis=3)[..., 0].mean(axis=1, dtype=np.float64))
             unchanged.append((after[level] == before[level][:, None]).astype(np.float32))
-        found = {"node_belief": np.concatenate(beliefs, axis=-1), "node_unchanged": np.concatenate(unchanged, axis=-1)}
-        for values in found.values():
+        readings = {"node_belief": np.concatenate(beliefs, axis=-1), "node_unchanged": np.concatenate(unchanged, axis=-1)}
+        for values in readings.values():
             values[u_turns.originals.items >= self.first] = np.nan
-        return found
+        return readings
 
 
 def shown_levels(source: Any) -> list[int]:

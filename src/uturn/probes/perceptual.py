@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from uturn.core.files import cached_while_unchanged
-from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.core.protocols import UTurns, Variable
+from uturn.probes.named import Named, files_of
 from uturn.probes.network_layers import NetworkLayers
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ LPIPS_LAYERS = {
 }
 
 
-class Perceptual(Spec, Probe):
+class Perceptual(Named):
     """Perceptual distance of images to their reconstructions, LPIPS (arXiv:1801.03924, Eq. 1; `PerceptualDistance`).
 
     Options. `classifier`, `weights`: any network of the probe `network_layers`. `layers`: names or patterns of its modules.
@@ -45,44 +46,38 @@ class Perceptual(Spec, Probe):
     weights: str | None = None
     layers: tuple[str, ...] | None = None
     linear: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
     batch_size: int = Field(default=50, ge=1)
-
-    @property
-    def variable(self) -> str:
-        """Name of the variable."""
-        return "perceptual_distance" if self.name is None else f"{self.name}_perceptual_distance"
 
     def variables(self, source: Any) -> dict[str, Variable]:
         distance_of(self, source)  # exposes errors before the run
         words = f"perceptual distance, {self.classifier}, {'without' if self.linear is None else 'with'} learned weights"
         read_as: dict[str, Any] = {"start": 0, "bounds": (0, None), "group": "perceptual distance", "symmetric": True}
-        return {self.variable: Variable(("noise", "item", "trajectory"), words, **read_as)}
+        return self.prefixed({"perceptual_distance": Variable(("noise", "item", "trajectory"), words, **read_as)})
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         originals = u_turns.originals
-        found = distance_of(self, source).read(originals.data, originals.data_of(u_turns.reconstructions), u_turns.clones)
-        return dict(zip((self.variable, f"clone_{self.variable}"), found, strict=False))
+        distances = distance_of(self, source).read(originals.data, originals.data_of(u_turns.reconstructions), u_turns.clones)
+        return self.prefixed(*({"perceptual_distance": values} for values in distances))
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return distance_of(self, source).layers.calls(items, draws, clones)
 
     def fingerprint(self) -> str:
-        read = [] if self.linear is None or not Path(self.linear).is_file() else [Path(self.linear).read_bytes()]
-        return " ".join([self._network().fingerprint(), *(hashlib.sha256(content).hexdigest() for content in read)])
+        linear = Path(self.linear or "")
+        digests = [hashlib.sha256(linear.read_bytes()).hexdigest()] if linear.is_file() else []
+        return " ".join([self._network().fingerprint(), *digests])
 
     def own_code(self) -> Any:
         return self._network().own_code()
 
     def files(self) -> list[Path]:
-        """Paths of all that the probe reads, some of which may be names."""
         return self._network().files() + ([] if self.linear is None else [Path(self.linear)])
 
     def _network(self) -> NetworkLayers:
         return NetworkLayers(classifier=self.classifier, weights=self.weights)
 
 
-@cached_while_unchanged(files=lambda spec, source: [*spec.files(), *source.files()])
+@cached_while_unchanged(files=files_of)
 def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     """The perceptual distance of a spec, tried on blank images of the size of the source.
 
@@ -107,12 +102,11 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
         module = network.module if spec.layers else Stages(network.module, names[-1])
         normalise = Preprocessing(Normalize(own.mean, own.std))
         layers = HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
-        axes = dict.fromkeys(layers.layers, 1)
     else:
-        found = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
-        layers = HiddenLayers(found.module, found.layers, found.preprocess, batch_size=spec.batch_size)
-        axes = found.channel_axes
-    distance = PerceptualDistance(layers, axes, None if spec.linear is None else read_linear(spec.linear, layers.layers))
+        classifier = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
+        options: Any = {"batch_size": spec.batch_size, "channel_axis": classifier.channel_axes}
+        layers = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, **options)
+    distance = PerceptualDistance(layers, None if spec.linear is None else read_linear(spec.linear, layers.layers))
     blank = np.zeros((1, *shape), np.float32)
     try:
         distance.read(blank, blank[:, None])

@@ -14,7 +14,6 @@ from torch import nn
 from uturn.measures.clones import between_clones
 from uturn.networks.state_dicts import read_state_dict
 from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
-from uturn.probes.layer_statistics import channel_position
 
 _LEAST_NORM = 1e-10  # of the package lpips: outputs of norm 0 stay 0
 
@@ -47,16 +46,12 @@ class PerceptualDistance:
     ----------
     layers
         The layers; no statistics are needed.
-    channel_axes : {layer: int}
-        Axis of the channels in the output of each, as in `HiddenLayers`.
     weights : {layer: tensor (channels,)}
         By default 1.
     """
 
-    def __init__(
-        self, layers: HiddenLayers, channel_axes: Mapping[str, int], weights: Mapping[str, torch.Tensor] | None = None
-    ) -> None:
-        self.layers, self._axes = layers, channel_axes
+    def __init__(self, layers: HiddenLayers, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.layers = layers
         self._weights = {} if weights is None else {layer: values.double() for layer, values in weights.items()}
 
     def read(self, original: Any, reconstructed: Any, clones: int = 1) -> list[np.ndarray]:
@@ -69,7 +64,7 @@ class PerceptualDistance:
             of its noisy image, averaged over the others.
         """
         first, second = checked_draws(original, reconstructed, clones)
-        found = np.zeros((1 if clones == 1 else 2, *second.shape[:2]))
+        distances = np.zeros((1 if clones == 1 else 2, *second.shape[:2]))
 
         def add(layer: str, values: torch.Tensor, rows: slice, columns: slice) -> None:
             count = rows.stop - rows.start
@@ -77,19 +72,19 @@ class PerceptualDistance:
             difference = partial(self._difference, layer)
             for k in range(count):  # one original at a time, because the output of a layer can be much larger than the image
                 before, after = self._unit(layer, values[k : k + 1]), self._unit(layer, rebuilt[k])
-                found[0, rows.start + k, columns] += difference(before, after)
+                distances[0, rows.start + k, columns] += difference(before, after)
                 if clones > 1:
-                    found[1, rows.start + k, columns] += between_clones(after[None], clones, difference)[0]
+                    distances[1, rows.start + k, columns] += between_clones(after[None], clones, difference)[0]
 
         for _ in self.layers.visit(first, second, clones, add):
             pass
-        return list(found)
+        return list(distances)
 
     def _unit(self, layer: str, values: torch.Tensor) -> torch.Tensor:
         """Outputs of a layer as float64 (batch, positions, channels), divided by their norm over the channels."""
-        axis = channel_position(self._axes[layer], layer, values.ndim)
-        found = float64_copy(values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values[:, None])
-        return found / (found.norm(dim=-1, keepdim=True) + _LEAST_NORM)
+        axis = self.layers.axis(layer, values.ndim)
+        outputs = float64_copy(values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values[:, None])
+        return outputs / (outputs.norm(dim=-1, keepdim=True) + _LEAST_NORM)
 
     def _difference(self, layer: str, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
         """The term of a layer (batch,)."""
@@ -115,9 +110,9 @@ def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
     expected = "a file of learned weights of the package lpips, such as lpips/weights/v0.1/vgg.pth"
     state = read_state_dict(path, expected, "linear")
     named = {re.fullmatch(r"lin(\d+)\.model\.\d+\.weight", str(name)): weights for name, weights in state.items()}
-    found = {int(match[1]): weights.flatten() for match, weights in named.items() if match}
-    if sorted(found) != list(range(len(layers))):
-        raise ValueError(f"linear = {path!r} has weights for {len(found)} layers, not {len(layers)}; expected {expected}")
-    if any(bool((weights < 0).any()) for weights in found.values()):
+    by_number = {int(match[1]): weights.flatten() for match, weights in named.items() if match}
+    if sorted(by_number) != list(range(len(layers))):
+        raise ValueError(f"linear = {path!r} has weights for {len(by_number)} layers, not {len(layers)}; expected {expected}")
+    if any(bool((weights < 0).any()) for weights in by_number.values()):
         raise ValueError(f"linear = {path!r} has negative weights, with which it is no distance; expected {expected}")
-    return {layer: found[number] for number, layer in enumerate(layers)}
+    return {layer: by_number[number] for number, layer in enumerate(layers)}

@@ -46,15 +46,15 @@ class Scales(Spec, Probe):
         before, after = (law.to_basis(values - law.mean) for values in (originals.values[:, None], rebuilt))
         label = source.classify(rebuilt.reshape(-1, law.dimension), law).reshape(rebuilt.shape[:2])
         scales = list(source.scales().values())
-        found = {
+        readings = {
             "scale_similarity": np.stack([_cosine(before[..., chosen], after[..., chosen]) for chosen in scales], axis=-1),
             "same_label": label == originals.labels[:, None],
         }
         if clones > 1:
             twins = [between_clones(after[..., chosen], clones, _cosine) for chosen in scales]
-            found["clone_scale_similarity"] = np.stack(twins, axis=-1)
-            found["clone_same_label"] = between_clones(label, clones, lambda a, b: a == b)
-        return found
+            readings["clone_scale_similarity"] = np.stack(twins, axis=-1)
+            readings["clone_same_label"] = between_clones(label, clones, lambda a, b: a == b)
+        return readings
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,16 +11,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.checks import shown
-from uturn.core.protocols import Probe, Spec
+from uturn.probes.named import Named
 from uturn.sources.tokens import PAD, check_known
 
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
-    from uturn.networks.texts.models import TextModel
+    from uturn.networks.texts.language_files import Head
     from uturn.networks.texts.tokenizers import Tokenizer
 
 
-class SecondModel(Spec, Probe):
+class SecondModel(Named):
     """A probe that reads texts with a model of its own.
 
     Options. `model`: a folder or the name of a model on a hub that transformers reads. `tokenizer`, `split`: as in the backward
@@ -34,7 +34,6 @@ class SecondModel(Spec, Probe):
     model: str
     tokenizer: str | None = None
     split: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
@@ -42,24 +41,19 @@ class SecondModel(Spec, Probe):
 
     @model_validator(mode="after")
     def _same_has_its_own(self) -> SecondModel:
-        given = [name for name in ("tokenizer", "split") if getattr(self, name) is not None]
-        if self.model == "same" and given:
-            raise ValueError(f"{given[0]}: model = 'same' is that of the backward, with its tokenizer; leave {given[0]} out")
+        name = next((name for name in ("tokenizer", "split") if getattr(self, name) is not None), None)
+        if self.model == "same" and name is not None:
+            raise ValueError(f"{name}: model = 'same' is that of the backward, with its tokenizer; leave {name} out")
         return self
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of the variables."""
-        return "" if self.name is None else f"{self.name}_"
 
     def fingerprint(self) -> str:
         if self.model == "same":
             return ""  # that of the backward
-        found = self.loaded()
-        found = getattr(found, "model", found)
-        tokenizer = "" if found.tokenizer is None else found.tokenizer.fingerprint()
+        loaded = self.loaded()
+        model = getattr(loaded, "model", loaded)
+        tokenizer = "" if model.tokenizer is None else model.tokenizer.fingerprint()
         read = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files() if path.suffix == ".json"]
-        return " ".join(word for word in (found.identity, tokenizer, *read) if word)
+        return " ".join(word for word in (model.identity, tokenizer, *read) if word)
 
     def own_code(self) -> Any:
         """The user's function that gives the model, if its name is an import path; else None."""
@@ -68,20 +62,35 @@ class SecondModel(Spec, Probe):
         return own_language(self.model)
 
     def files(self) -> list[Path]:
-        """Paths of all that the probe reads, some of which may be names; cached results depend on these files."""
-        from uturn.networks.texts.models import text_files
+        from uturn.networks.texts.language_files import text_files
 
         return text_files(self.model, self.tokenizer)
 
     def loaded(self) -> Any:
-        """The model of the spec."""
-        from uturn.networks.texts.models import load_text_model
+        """The model of the spec: a `LanguageModel`, or a `SentenceEncoder`."""
+        from uturn.networks.texts.language_files import load_text_model
 
-        return load_text_model(self.model, **self.loading())
+        return load_text_model(self.model, self.head, **self.loading())
+
+    @property
+    def head(self) -> Head:
+        """What is read of the model."""
+        return "encoder"
 
     def loading(self) -> dict[str, Any]:
         """Options of the functions that load models."""
         return {name: getattr(self, name) for name in ("tokenizer", "split", "trust_remote_code", "dtype", "device")}
+
+
+def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The different texts among originals (items, length) and reconstructions (items, draws, length), each once.
+
+    Their ids, the numbers of the originals among them (items,), and those of the reconstructions (items, draws).
+    """
+    items, draws, length = reconstructed.shape
+    texts, numbers = np.unique(np.concatenate([original, reconstructed.reshape(-1, length)]), axis=0, return_inverse=True)
+    before, after = np.split(numbers.reshape(-1), [items])
+    return texts, before, after.reshape(items, draws)
 
 
 class TextsOf:
@@ -93,7 +102,7 @@ class TextsOf:
     Parameters
     ----------
     source : source of tokens
-    model : TextModel or LanguageModel
+    model : LanguageModel
     where : str
         Beginning of errors.
     prompt : str
@@ -113,7 +122,7 @@ class TextsOf:
         token of it, or if most tokens are unknown.
     """
 
-    def __init__(self, source: Any, model: TextModel | LanguageModel, where: str, prompt: str = "", lower: bool = False) -> None:
+    def __init__(self, source: Any, model: LanguageModel, where: str, prompt: str = "", lower: bool = False) -> None:
         self._prompt, self._lower = prompt, lower
         self.first: Tokenizer | None = source.tokenizer
         self.second, self.most_tokens = model.tokenizer, model.most_tokens
@@ -126,20 +135,23 @@ class TextsOf:
             )
         self._check(source, where)
 
-    def rows(self, ids: np.ndarray) -> list[list[int]]:
-        """Tokens of the second model for ids (count, length) of the first, which may be padded.
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Tokens of the second model, int64 (count, longest), for ids (count, length) of the first; `PAD` beyond the end.
 
         A text with characters that a tokenizer refuses has no tokens.
         """
         if self.shares_tokens:
-            return [row[row != PAD].tolist() for row in ids]
-        found = []
+            return ids
+        rows: list[list[int]] = []
         for text in self.texts(ids):
             try:
-                found.append(self._encode(text))
+                rows.append(self._encode(text))
             except ValueError:
-                found.append([])
-        return found
+                rows.append([])
+        out = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
+        for row, tokens in zip(out, rows, strict=True):
+            row[: len(tokens)] = tokens
+        return out
 
     def _encode(self, text: str) -> list[int]:
         assert self.second is not None
@@ -151,10 +163,19 @@ class TextsOf:
         assert self.first is not None
         return [self.first.text(row[row != PAD].tolist()) for row in ids]
 
-    def readable(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def measured(self, ids: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """`function`, (count, ..), of the tokens of the texts that the second model reads; NaN for all others."""
+        rows = self.rows(ids)
+        readable = self.readable(rows)
+        values = function(rows[readable])
+        out = np.full((len(rows), *values.shape[1:]), np.nan)
+        out[readable] = values
+        return out
+
+    def readable(self, rows: np.ndarray) -> np.ndarray:
         """Whether the second model reads a text, bool (count,): it has tokens, and not too many."""
-        most = np.inf if self.most_tokens is None else self.most_tokens
-        return np.array([1 <= len(row) <= most for row in rows], bool)
+        lengths = (rows != PAD).sum(1)
+        return (lengths > 0) & (lengths <= (np.inf if self.most_tokens is None else self.most_tokens))
 
     def _check(self, source: Any, where: str) -> None:
         longest = int(source.max_length)

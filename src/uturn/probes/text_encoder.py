@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +10,8 @@ from pydantic import Field
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
-from uturn.probes.second_model import SecondModel, TextsOf
+from uturn.probes.named import files_of
+from uturn.probes.second_model import SecondModel, TextsOf, distinct
 
 if TYPE_CHECKING:
     from uturn.networks.texts.sentence_encoders import SentenceEncoder
@@ -34,46 +34,35 @@ class TextEncoder(SecondModel):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         sentences_of(self, source)  # exposes errors before the run
-        return {
-            f"{self.prefix}sentence_similarity": Variable(
-                ("noise", "item", "trajectory"),
-                "cosine similarity of sentence embeddings",
-                start=1,
-                chance=f"{self.prefix}sentence_chance",
-                bounds=(-1, 1),
-                group="sentence",
-                family="text",
-                symmetric=True,
-            ),
-            f"{self.prefix}sentence_chance": Variable(
-                ("noise", "item"),
-                "mean cosine similarity of sentence embeddings with other originals",
-                role="record",
-                pooled=False,
-            ),
-        }
+        similarity = Variable(
+            ("noise", "item", "trajectory"),
+            "cosine similarity of sentence embeddings",
+            start=1,
+            chance=f"{self.prefix}sentence_chance",
+            bounds=(-1, 1),
+            group="sentence",
+            family="text",
+            symmetric=True,
+        )
+        long_name = "mean cosine similarity of sentence embeddings with other originals"
+        chance = Variable(("noise", "item"), long_name, role="record", pooled=False)
+        return self.prefixed({"sentence_similarity": similarity, "sentence_chance": chance})
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        found, clones = sentences_of(self, source), u_turns.clones
-        before, after = u_turns.originals.data, u_turns.reconstructions
-        items, draws, length = after.shape
-        texts, place = np.unique(np.concatenate([before, after.reshape(-1, length)]), axis=0, return_inverse=True)
-        embeddings = found.embed(texts)
-        original, reconstructed = np.split(place.reshape(-1), [items])
+        sentences, clones = sentences_of(self, source), u_turns.clones
+        texts, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
+        embeddings = sentences.embed(texts)
 
         def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             cosine = (embeddings[a] * embeddings[b]).sum(-1).clip(-1, 1)
             return np.where((a == b) & ~np.isnan(cosine), 1.0, cosine)
 
         readings = {
-            "sentence_similarity": similarity(np.repeat(original, draws), reconstructed).reshape(items, draws),
-            "sentence_chance": found.chance(embeddings[original], u_turns.originals.items),
+            "sentence_similarity": similarity(original[:, None], reconstructed),
+            "sentence_chance": sentences.chance(embeddings[original], u_turns.originals.items),
         }
-        named = {f"{self.prefix}{name}": values for name, values in readings.items()}
-        if clones > 1:
-            among = between_clones(reconstructed.reshape(items, draws), clones, similarity)
-            named[f"clone_{self.prefix}sentence_similarity"] = among
-        return named
+        twins = {"sentence_similarity": between_clones(reconstructed, clones, similarity)} if clones > 1 else {}
+        return self.prefixed(readings, twins)
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         """At most so many calls: texts that occur several times in a block are read once."""
@@ -95,12 +84,7 @@ class Sentences(NamedTuple):
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """Embeddings of norm 1, float64 (count, width), of ids of the first model; NaN for texts that are not read."""
-        rows = self.texts.rows(ids)
-        readable = self.texts.readable(rows)
-        found = self.encoder.embed([row for row, good in zip(rows, readable, strict=True) if good], self.batch_size)
-        out = np.full((len(rows), found.shape[1]), np.nan)
-        out[readable] = found
-        return out
+        return self.texts.measured(ids, lambda rows: self.encoder.embed(rows, self.batch_size))
 
     def chance(self, embeddings: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Mean cosine with the reference texts other than the item itself, (items,)."""
@@ -110,11 +94,7 @@ class Sentences(NamedTuple):
         return np.where(others > 0, total / np.maximum(others, 1), np.nan)
 
 
-def _files(spec: TextEncoder, source: Any) -> list[Path]:
-    return [*spec.files(), *source.files()]
-
-
-@cached_while_unchanged(files=_files)
+@cached_while_unchanged(files=files_of)
 def sentences_of(spec: TextEncoder, source: Any) -> Sentences:
     """The encoder of a spec and the embeddings of originals of the source.
 
@@ -125,5 +105,5 @@ def sentences_of(spec: TextEncoder, source: Any) -> Sentences:
     """
     encoder = spec.loaded()
     texts = TextsOf(source, encoder.model, f"model = {spec.model!r}", encoder.prompt, encoder.lower)
-    found = Sentences(encoder, texts, spec.batch_size, np.zeros((0, 0)))
-    return found._replace(reference=found.embed(source.ids(np.arange(min(spec.reference, source.count())))))
+    sentences = Sentences(encoder, texts, spec.batch_size, np.zeros((0, 0)))
+    return sentences._replace(reference=sentences.embed(source.ids(np.arange(min(spec.reference, source.count())))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import UTurns, Variable
+from uturn.probes.named import files_of
 from uturn.probes.second_model import SecondModel, TextsOf
 
 if TYPE_CHECKING:
@@ -36,36 +36,27 @@ class TextLayers(SecondModel):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", f"{self.prefix}text_layer")
-        shares = text_states_of(self, source).texts.shares_tokens
-        why = "" if shares else " (no token_similarity: the tokens of the models differ)"
-        every = {
-            "text_similarity": f"cosine similarity of standardised hidden states, averaged over tokens{why}",
-            "token_similarity": "cosine similarity of standardised hidden states of a token, mean over tokens",
-        }
-        names = list(every) if shares else ["text_similarity"]
-        groups = {"text_similarity": "layers", "token_similarity": "tokens in layers"}
         read_as: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "order": dims[-1], "symmetric": True}
-        return {f"{self.prefix}{name}": Variable(dims, every[name], group=groups[name], **read_as) for name in names}
+        words = "cosine similarity of standardised hidden states"
+        if not text_states_of(self, source).texts.shares_tokens:
+            words += ", averaged over tokens (no token_similarity: the tokens of the models differ)"
+            return self.prefixed({"text_similarity": Variable(dims, words, group="layers", **read_as)})
+        text = Variable(dims, f"{words}, averaged over tokens", group="layers", **read_as)
+        token = Variable(dims, f"{words} of a token, mean over tokens", group="tokens in layers", **read_as)
+        return self.prefixed({"text_similarity": text, "token_similarity": token})
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {f"{self.prefix}text_layer": np.array(text_states_of(self, source).layers)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        found = text_states_of(self, source).read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones)
-        named = {"text_similarity": found.text, "token_similarity": found.token}
-        twins = {"text_similarity": found.clone_text, "token_similarity": found.clone_token}
-        readings = {f"{self.prefix}{name}": values for name, values in named.items() if values is not None}
-        return readings | {f"clone_{self.prefix}{name}": values for name, values in twins.items() if values is not None}
+        states = text_states_of(self, source)
+        return self.prefixed(*states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones))
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return text_states_of(self, source).calls(items, draws, clones)
 
 
-def _files(spec: TextLayers, source: Any) -> list[Path]:
-    return [*spec.files(), *source.files()]
-
-
-@cached_while_unchanged(files=_files)
+@cached_while_unchanged(files=files_of)
 def text_states_of(spec: TextLayers, source: Any) -> TextStates:
     """The hidden states of a spec, standardised over originals of the source.
 
@@ -74,11 +65,10 @@ def text_states_of(spec: TextLayers, source: Any) -> TextStates:
     ValueError
         If there is no such model or layer, or if its tokens do not fit the texts.
     """
-    from uturn.networks.texts.models import as_text_model
     from uturn.probes.text_states import TextStates
 
     where = f"model = {spec.model!r}"
-    model = as_text_model(source.language(), where) if spec.model == "same" else spec.loaded()
+    model = source.language().encoder() if spec.model == "same" else spec.loaded()
     texts = TextsOf(source, model, where)
     reference = source.ids(np.arange(min(spec.reference, source.count())))
     return TextStates(model, texts, reference, spec.layers, spec.batch_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,22 +10,13 @@ import torch
 from uturn.core import progress
 from uturn.measures.clones import between_clones
 from uturn.networks.layers import EVERY_BLOCK, hooks, select_layers
-from uturn.networks.texts.models import TextModel
-from uturn.probes.hidden_layers import Receiver, batch_slices, channel_factors, float64_copy
+from uturn.networks.texts.language import LanguageModel
+from uturn.probes.hidden_layers import Receiver, batch_slices, channel_factors, float64_copy, standardised
 from uturn.probes.layer_statistics import Moments
-from uturn.probes.second_model import TextsOf
+from uturn.probes.second_model import TextsOf, distinct
+from uturn.sources.tokens import PAD
 
-
-class TextReadings(NamedTuple):
-    """Similarity of originals and reconstructions, float64 (items, draws, layers), and of clones of one noisy text (or None).
-
-    `text`: cosine of the means over tokens; `token`: mean of the cosines of tokens, None if the tokens do not correspond.
-    """
-
-    text: np.ndarray
-    token: np.ndarray | None
-    clone_text: np.ndarray | None = None
-    clone_token: np.ndarray | None = None
+_Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class TextStates:
@@ -43,7 +33,7 @@ class TextStates:
 
     Parameters
     ----------
-    model : TextModel
+    model : LanguageModel
     texts : TextsOf
     reference : int64 (count, length)
         Ids of the reference texts.
@@ -66,101 +56,89 @@ class TextStates:
 
     def __init__(
         self,
-        model: TextModel,
+        model: LanguageModel,
         texts: TextsOf,
         reference: np.ndarray,
         layers: str | Sequence[str] | None = None,
         batch_size: int = 32,
     ) -> None:
         self.model, self.texts, self.batch_size = model, texts, batch_size
-        wanted = model.layers if layers is None else layers
+        wanted = layers or getattr(model.module, "probed", EVERY_BLOCK)
         self._gives_states = model.config is not None and wanted in (EVERY_BLOCK, (EVERY_BLOCK,), [EVERY_BLOCK])
         self.layers = () if self._gives_states else select_layers(model.module, wanted)
         rows = texts.rows(reference)
         self.layers = tuple(next(self._states(rows[:1]))[2])
-        self.mean: dict[str, np.ndarray] = {}
-        self.variance: dict[str, np.ndarray] = {}
-        self._fit(sorted(rows, key=len))
+        self._fit(rows)
 
-    def _fit(self, rows: Sequence[Sequence[int]]) -> None:
+    def _fit(self, rows: np.ndarray) -> None:
         moments = {layer: Moments(layer) for layer in self.layers}
-        for start in range(0, len(rows), self.batch_size):
-            for _, here, states in self._states(rows[start : start + self.batch_size]):
-                for layer, values in states.items():
-                    moments[layer].add(float64_copy(values[here]))
+        for _, here, states in self._states(rows, self.batch_size):
+            for layer, values in states.items():
+                moments[layer].add(float64_copy(values[here]))
         if moments[self.layers[0]].count < 2:
             raise ValueError("reference texts: a single token; a variance needs at least 2, and many to be any good")
-        for layer, found in moments.items():
-            self.mean[layer], self.variance[layer], _ = found.by_channel(1)
+        statistics = {layer: of_layer.by_channel(1) for layer, of_layer in moments.items()}
+        self.mean, self.variance = ({layer: table[k] for layer, table in statistics.items()} for k in range(2))
 
     def calls(self, items: int, draws: int, clones: int = 1) -> int:
         """Calls of the network for so many items with so many reconstructions each, if texts of all lengths go together."""
         return sum(1 for _ in batch_slices(items, draws, clones, self.batch_size))
 
-    def read(self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1) -> TextReadings:
+    def read(self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1) -> list[dict[str, np.ndarray]]:
         """Similarity of originals int64 (items, length) with their reconstructions (items, draws, length).
+
+        `text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws, layers); with
+        several clones, then also those of a clone with the other clones of its noisy text.
 
         An original goes through the network once with its reconstructions, as far as they fit into a batch, and so does every
         text that occurs several times in it. NaN where a text has no token of the model, or more than it takes.
         """
-        items, draws, length = reconstructed.shape
-        shares, several = self.texts.shares_tokens, clones > 1
-        found = [np.empty((items, draws, len(self.layers))) for _ in range(4)]
+        items, draws, _ = reconstructed.shape
+        names = ("text_similarity", "token_similarity")[: 1 + self.texts.shares_tokens]
+        shape = items, draws, len(self.layers)
+        tables = [{name: np.empty(shape) for name in names} for _ in range(1 if clones == 1 else 2)]
         for rows, columns in progress.steps(list(batch_slices(items, draws, clones, self.batch_size))):
-            given = np.concatenate([original[rows], reconstructed[rows, columns].reshape(-1, length)])
-            texts, place = np.unique(given, axis=0, return_inverse=True)
-            before, after = np.split(place.reshape(-1), [rows.stop - rows.start])
-            after = after.reshape(len(before), -1)
-            pair = np.repeat(before, after.shape[1]), after.ravel()
-            for k, (of_texts, of_tokens) in enumerate(self._similarities(texts)):
-                for j, f in enumerate((of_texts, of_tokens if shares else None)):
-                    if f is None:
-                        continue
-                    found[j][rows, columns, k] = f(*pair).reshape(after.shape)
-                    if several:
-                        found[2 + j][rows, columns, k] = between_clones(after, clones, f)
-        text, token, clone_text, clone_token = found
-        return TextReadings(
-            text, token if shares else None, clone_text if several else None, clone_token if several and shares else None
-        )
+            texts, before, after = distinct(original[rows], reconstructed[rows, columns])
+            for k, similarities in enumerate(self._similarities(texts)):
+                for name, similarity in zip(names, similarities, strict=False):
+                    tables[0][name][rows, columns, k] = similarity(before[:, None], after)
+                    if clones > 1:
+                        tables[1][name][rows, columns, k] = between_clones(after, clones, similarity)
+        return tables
 
-    def _similarities(self, ids: np.ndarray) -> Iterator[tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]]:
+    def _similarities(self, ids: np.ndarray) -> Iterator[tuple[_Similarity, _Similarity]]:
         """For each layer, the similarities of two texts and of their tokens, functions of numbers of rows of `ids`."""
         rows = self.texts.rows(ids)
-        lengths = np.array([len(row) for row in rows])
-        readable = self.texts.readable(rows)
+        lengths, readable = (rows != PAD).sum(1), self.texts.readable(rows)
         wanted = np.flatnonzero(readable)
-        calls = list(self._states([rows[k] for k in wanted])) if len(wanted) else []
+        calls = list(self._states(rows[wanted])) if len(wanted) else []
         for layer in self.layers:
             z = torch.zeros(len(rows), int(lengths[wanted].max(initial=1)), len(self.mean[layer]), dtype=torch.float64)
+            factor = channel_factors(self.mean[layer], self.variance[layer], self.variance[layer])
             for numbers, here, states in calls:
-                part = self._standardised(layer, states[layer]) * here[..., None]
-                z[torch.from_numpy(wanted[numbers]), : part.shape[1]] = part.cpu()
+                of_call = standardised(states[layer], self.mean[layer], factor) * here[..., None]
+                z[torch.from_numpy(wanted[numbers]), : of_call.shape[1]] = of_call.cpu()
             mean = z.sum(1, keepdim=True) / torch.from_numpy(np.maximum(lengths, 1))[:, None, None]
             yield _cosine(mean, np.ones(len(rows)), readable), _cosine(z, lengths, readable)
 
-    def _standardised(self, layer: str, values: torch.Tensor) -> torch.Tensor:
-        mean, variance = self.mean[layer], self.variance[layer]
-        z = float64_copy(values)
-        centre, factor = (torch.from_numpy(table).to(z.device) for table in (mean, channel_factors(mean, variance, variance)))
-        return z.sub_(centre).mul_(factor)
-
-    def _states(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
+    def _states(
+        self, rows: np.ndarray, batch_size: int | None = None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
         """Hidden states of texts, call by call.
 
         Numbers of the rows of a call; whether there is a token, bool (rows, tokens); states {layer: (rows, tokens, channels)},
         without the tokens around a text.
         """
+        lengths = (rows != PAD).sum(1)
         start = len(self.model.prefix)
-        for numbers, ids, real in self.model.batches(self.model.framed(rows)):
-            lengths = torch.tensor([len(rows[number]) for number in numbers], device=real.device)
-            here = torch.arange(int(lengths.max()), device=real.device) < lengths[:, None]
+        for numbers, ids, real in self.model.batches(rows, batch_size):
+            here = torch.from_numpy(np.arange(lengths[numbers].max()) < lengths[numbers, None]).to(real.device)
             states = self._framed_states(ids, real)
             yield numbers, here, {layer: values[:, start : start + here.shape[1]] for layer, values in states.items()}
 
     def _framed_states(self, ids: torch.Tensor, real: torch.Tensor) -> dict[str, torch.Tensor]:
         """Hidden states of a batch, {layer: (rows, tokens, channels)}."""
-        model, found = self.model, dict[str, torch.Tensor]()
+        states: dict[str, torch.Tensor] = {}
 
         def keep(layer: str, values: torch.Tensor) -> None:
             if values.shape[:2] != ids.shape or values.ndim != 3:
@@ -168,30 +146,23 @@ class TextStates:
                     f"layer {layer!r} gives shape {tuple(values.shape)} for {ids.shape[0]} texts of {ids.shape[1]} tokens; "
                     f"expected (batch, tokens, channels): name the layers without it"
                 )
-            found[layer] = values.clone()  # a copy, because the next module may work in place
+            states[layer] = values.clone()  # a copy, because the next module may work in place
 
         receive = Receiver(len(ids), keep, lambda row: f"text {row} of a batch")
         if self._gives_states:
-            for layer, values in _given_states(model.output(ids, real, output_hidden_states=True), model.name):
-                receive(layer, values)
+            every = getattr(self.model.read(ids, real, output_hidden_states=True), "hidden_states", None)
+            if not every:
+                raise ValueError(f"{self.model.description} does not give its hidden states; name its layers (layers)")
+            for k, values in enumerate(every):
+                receive("embeddings" if k == 0 else f"block {k}", values)
         else:
-            with hooks(model.module, self.layers, receive):
-                model.output(ids, real)
-        missing = [layer for layer in self.layers if layer not in found]
-        if missing:
-            raise ValueError(f"layers {', '.join(missing)} did not run in the forward pass; name the layers without them")
-        return {layer: found[layer] for layer in self.layers or found}
+            with hooks(self.model.module, self.layers, receive):
+                self.model.read(ids, real)
+        receive.check(self.layers)
+        return {layer: states[layer] for layer in self.layers or states}
 
 
-def _given_states(output: Any, name: str) -> list[tuple[str, Any]]:
-    """The hidden states that a model of transformers gives, with their names."""
-    states = getattr(output, "hidden_states", None)
-    if not states:
-        raise ValueError(f"model = {name!r} does not give its hidden states; name its layers (layers)")
-    return [("embeddings" if k == 0 else f"block {k}", values) for k, values in enumerate(states)]
-
-
-def _cosine(z: torch.Tensor, lengths: np.ndarray, readable: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _cosine(z: torch.Tensor, lengths: np.ndarray, readable: np.ndarray) -> _Similarity:
     """Mean cosine over positions of vectors (rows, positions, channels), as a function of the numbers of two rows.
 
     `lengths`: number of positions of each row; beyond them vectors are 0.
@@ -200,7 +171,7 @@ def _cosine(z: torch.Tensor, lengths: np.ndarray, readable: np.ndarray) -> Calla
     units = z / torch.where(norms > 0, norms, 1)
 
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        products = (units[torch.from_numpy(a)] * units[torch.from_numpy(b)]).sum((1, 2)).numpy()
+        products = (units[torch.from_numpy(a)] * units[torch.from_numpy(b)]).sum((-2, -1)).numpy()
         cosine = np.where(a == b, 1.0, (products / np.maximum(lengths[a], 1)).clip(-1, 1))
         return np.where(readable[a] & readable[b], cosine, np.nan)
 

@@ -33,16 +33,16 @@ class KeptTokens(Spec, Probe):
         dims = ("noise", "item", "trajectory")
         share: dict[str, Any] = {"start": 1, "bounds": (0, 1)}
         of_spans: dict[str, Any] = {"group": "tokens", "family": "text", "symmetric": True, **share}
-        found = {"kept": Variable((*dims, "span"), "share of runs of tokens that are kept", **of_spans)}
+        every = {"kept": Variable((*dims, "span"), "share of runs of tokens that are kept", **of_spans)}
         if source.regions is not None:
-            found["kept_region"] = Variable((*dims, "region"), "share of tokens kept in a region", group="regions", **share)
+            every["kept_region"] = Variable((*dims, "region"), "share of tokens kept in a region", group="regions", **share)
         if source.segments:
-            found["kept_segments"] = Variable(dims, "share of segments that are kept whole", group="segments", **share)
-        return found
+            every["kept_segments"] = Variable(dims, "share of segments that are kept whole", group="segments", **share)
+        return every
 
     def coordinates(self, source: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {"span": np.array(self._spans(source))}
-        return found if source.regions is None else found | {"region": np.array(source.region_names())}
+        added: dict[str, Any] = {"span": np.array(self._spans(source))}
+        return added if source.regions is None else added | {"region": np.array(source.region_names())}
 
     def _spans(self, source: Any) -> tuple[int, ...]:
         shortest = int((source.ids(np.arange(source.count())) != PAD).sum(1).min())
@@ -61,18 +61,18 @@ class KeptTokens(Spec, Probe):
         here = before[rows] != PAD
         same = before[rows] == after.reshape(-1, length)
         spans = self._spans(source)
-        found = {"kept": runs_kept(same, here, spans)}
+        readings = {"kept": runs_kept(same, here, spans)}
         if source.regions is not None:
-            found["kept_region"] = _regions_kept(
+            readings["kept_region"] = _regions_kept(
                 same, source.regions_of(u_turns.originals.items)[rows], len(source.region_names())
             )
         if source.segments:
-            found["kept_segments"] = _segments_kept(same, source.segments_of(u_turns.originals.items)[rows])
-        found = {name: values.reshape(items, draws, *values.shape[1:]) for name, values in found.items()}
+            readings["kept_segments"] = _segments_kept(same, source.segments_of(u_turns.originals.items)[rows])
+        readings = {name: values.reshape(items, draws, *values.shape[1:]) for name, values in readings.items()}
         if clones > 1:
-            one = here[::clones]  # a row for each noisy text
-            found["clone_kept"] = between_clones(after, clones, lambda a, b: runs_kept(a == b, one, spans))
-        return found
+            of_noisy = here[::clones]  # a row for each noisy text
+            readings["clone_kept"] = between_clones(after, clones, lambda a, b: runs_kept(a == b, of_noisy, spans))
+        return readings
 
 
 def runs_kept(same: np.ndarray, here: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
@@ -81,12 +81,12 @@ def runs_kept(same: np.ndarray, here: np.ndarray, spans: tuple[int, ...]) -> np.
     `same`, `here`: bool (rows, length), whether a token is the same, and whether there is one.
     """
     broken = np.pad(np.cumsum(here & ~same, axis=1), ((0, 0), (1, 0)))
-    lengths, found = here.sum(1), []
+    lengths, shares = here.sum(1), []
     for span in spans:
         whole = broken[:, span:] == broken[:, :-span]
         inside = np.arange(whole.shape[1]) <= lengths[:, None] - span
-        found.append((whole & inside).sum(1) / inside.sum(1))
-    return np.stack(found, axis=1)
+        shares.append((whole & inside).sum(1) / inside.sum(1))
+    return np.stack(shares, axis=1)
 
 
 def _regions_kept(same: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:

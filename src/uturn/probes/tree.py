@@ -40,11 +40,11 @@ class TreeLevels(Spec, Probe):
         # An original has no node -1, so equality alone decides.
         unchanged = [(after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(before)]
         belief = u_turns.noisy.true_beliefs(before).reshape(len(before[0]), -1, len(before)).mean(axis=1)
-        found = {"unchanged": np.stack(unchanged, axis=-1), "belief": belief}
+        readings = {"unchanged": np.stack(unchanged, axis=-1), "belief": belief}
         if u_turns.clones > 1:
             twins = [between_clones(after[level], u_turns.clones, _share_of_equal_nodes) for level in sorted(before)]
-            found["clone_unchanged"] = np.stack(twins, axis=-1)
-        return found
+            readings["clone_unchanged"] = np.stack(twins, axis=-1)
+        return readings
 
 
 def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -74,11 +74,11 @@ class ParsedLevels(Spec, Probe):
         after = u_turns.originals.rhm.parse(leaves.reshape(-1, leaves.shape[2])).latents
         nodes = [after[level].reshape(*leaves.shape[:2], -1) for level in sorted(before)]
         same = [_share_of_equal_nodes(nodes[level], before[level][:, None]) for level in sorted(before)]
-        found = {"parsed": np.stack(same, axis=-1)}
+        readings = {"parsed": np.stack(same, axis=-1)}
         if u_turns.clones > 1:
             twins = [between_clones(values, u_turns.clones, _share_of_equal_nodes) for values in nodes]
-            found["clone_parsed"] = np.stack(twins, axis=-1)
-        return found
+            readings["clone_parsed"] = np.stack(twins, axis=-1)
+        return readings
 
 
 class Messages(Spec, Probe):

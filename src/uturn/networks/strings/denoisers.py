@@ -146,8 +146,8 @@ class LearnedDenoiser:
         with torch.inference_mode():
             for k in range(0, len(out), self.batch_size):
                 rows = slice(k, k + self.batch_size)
-                part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
-                evidence = torch.from_numpy(self.corruption.log_evidence(part, np.float32))
+                batch = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
+                evidence = torch.from_numpy(self.corruption.log_evidence(batch, np.float32))
                 out[rows] = self.model(evidence.to(self.model.embedding.weight)).softmax(-1).float().cpu().numpy()
         return out
 
@@ -327,7 +327,7 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     import xarray as xr
 
     check_channel(getattr(exact, "corruption", None))
-    mine, its = ((one.corruption, one.num_leaves, one.vocab_size) for one in (denoiser, exact))
+    mine, its = ((model.corruption, model.num_leaves, model.vocab_size) for model in (denoiser, exact))
     if mine != its:
         raise ValueError(f"denoiser has (channel, leaves, symbols) = {mine}, exact {its}; expected the same")
     corruption, d, v = its
@@ -337,12 +337,12 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     readings: dict[str, list[np.ndarray]] = {}
     for k, level in enumerate(levels):
         noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
-        p, q = (checked_posterior(one, noisy).astype(float) for one in (exact, denoiser))
+        p, q = (checked_posterior(model, noisy).astype(float) for model in (exact, denoiser))
         own = torch.from_numpy(corruption.log_evidence(noisy, np.float64)).softmax(-1).numpy()
         log_p, log_q, log_own = (np.log(np.maximum(x, 1e-30)) for x in (p, q, own))
         true = np.eye(v)[leaves]
         # Symbols below the floor in both contribute nothing; the divergence is a sum over the support of p.
-        found = {
+        distances = {
             "excess": (true * (log_p - log_q)).sum(-1),
             "divergence": (p * (log_p - log_q)).sum(-1),
             "local": (true * (log_p - log_own)).sum(-1),
@@ -352,9 +352,9 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
         }
         if isinstance(corruption, Gaussian):
             abar = float(corruption.abar(level))
-            found["score_error"] = found["mean_error"] * abar / (1 - abar) ** 2
-            found["score_square"] = (((np.sqrt(abar) * p - noisy.values) / (1 - abar)) ** 2).sum(-1)
-        for name, values in found.items():
+            distances["score_error"] = distances["mean_error"] * abar / (1 - abar) ** 2
+            distances["score_square"] = (((np.sqrt(abar) * p - noisy.values) / (1 - abar)) ** 2).sum(-1)
+        for name, values in distances.items():
             readings.setdefault(name, []).append(values.mean(-1))
     return xr.Dataset({name: (("noise", "item"), np.array(rows)) for name, rows in readings.items()}, {"noise": levels})
 
@@ -373,8 +373,8 @@ def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
 
 def full_noise(corruption: Channel, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
     """Observations at full noise, without information: the start of the generation of new strings."""
-    anything = np.zeros((checked_integer("count", count, 0), checked_integer("num_leaves", num_leaves, 1)), np.int64)
-    return corruption.corrupt(anything, corruption.max_noise, vocab_size, seed)
+    strings = np.zeros((checked_integer("count", count, 0), checked_integer("num_leaves", num_leaves, 1)), np.int64)
+    return corruption.corrupt(strings, corruption.max_noise, vocab_size, seed)
 
 
 def level_weights(
@@ -424,14 +424,14 @@ def level_weights(
     for k, level in enumerate(levels):
         noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
         evidence = corruption.log_evidence(noisy, np.float64)
-        known = [np.exp(evidence - np.logaddexp.reduce(evidence, -1, keepdims=True))]
+        posteriors = [np.exp(evidence - np.logaddexp.reduce(evidence, -1, keepdims=True))]
         for reader in [*readers, rhm]:
             blocks = evidence.reshape(-1, s**reader.depth, v)
-            known.append(infer(reader, blocks).marginals[0].reshape(evidence.shape))
-        logs = np.log(np.maximum(np.array([*known, checked_posterior(denoiser, noisy)]), 1e-30))
-        parts = np.concatenate([np.diff(logs[: L + 1], axis=0), (logs[-1] - logs[0])[None]])
-        parts -= (known[L] * parts).sum(-1, keepdims=True)
-        moments += np.einsum("nia,jnia,knia->jk", known[L], parts, parts, optimize=True)
+            posteriors.append(infer(reader, blocks).marginals[0].reshape(evidence.shape))
+        logs = np.log(np.maximum(np.array([*posteriors, checked_posterior(denoiser, noisy)]), 1e-30))
+        terms = np.concatenate([np.diff(logs[: L + 1], axis=0), (logs[-1] - logs[0])[None]])
+        terms -= (posteriors[L] * terms).sum(-1, keepdims=True)
+        moments += np.einsum("nia,jnia,knia->jk", posteriors[L], terms, terms, optimize=True)
     gram, projection, power = moments[:L, :L], moments[:L, L], moments[L, L]
     scale = max(projection.sum(), 0) / power if power > 0 else 0.0
     return scale * np.linalg.lstsq(gram, projection, rcond=None)[0]

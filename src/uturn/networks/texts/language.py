@@ -1,34 +1,36 @@
-"""Language models as denoisers of masked or replaced tokens, behind one protocol (`TokenNetwork`).
+"""Language models: networks that denoise tokens, behind one protocol (`TokenNetwork`), and networks that read texts.
 
 A network says what the clean token of every position may be. Networks differ in small ways: logits that belong to the next
 position, a time as a second argument, ratios of probabilities in the place of logits. `LanguageModel` is the one place where
-these are brought to one form, `log p(x_0^i = a | x_t)` up to a constant.
+these are brought to one form, `log p(x_0^i = a | x_t)` up to a constant, and where texts become the batches of a network.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from uturn.core.checks import errors_named, shown
+from uturn.core.checks import errors_named
 from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.core.protocols import Channel, Noisy
 from uturn.corruption import Masking, UniformReplacement
 from uturn.corruption.unmasking import MASKED, Decoder
-from uturn.networks.texts.tokenizers import Framed, Tokenizer
+from uturn.networks.texts.tokenizers import Tokenizer
 from uturn.sources.tokens import PAD
 
-TIMES = ("none", "sigma")
-OUTPUTS = ("logits", "ratios")
 CHANNELS: dict[str, Channel] = {"masking": Masking(), "uniform": UniformReplacement()}
 _TOTAL = 1 - 1e-3  # sigma = -log(1 - _TOTAL noise) stays finite, as in the code of MDLM and SEDD
 _NUMBERS = 2**28  # logits in memory together, by default
 _ON_CPU = 2**11  # tokens in a call
+PLAIN = ("dream",)  # kinds whose code reads no `attention_mask` (batch, length), and does not report on weights
+_TIME_NAMES = ("timesteps", "sigma", "noise", "t")
 
 
 class TokenNetwork(Protocol):
@@ -71,16 +73,52 @@ class TokenNetwork(Protocol):
         ...
 
 
+class TransformersNetwork(torch.nn.Module):
+    """A torch module that takes ids, of transformers, of this package or of one's own, as a `TokenNetwork`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_id, self.length = getattr(model, "mask_id", None), getattr(model, "length", None)
+        taken = inspect.signature(model.forward).parameters
+        self.takes_padding = "attention_mask" in taken and model_type(getattr(model, "config", None)) not in PLAIN
+        self._time = next((name for name in _TIME_NAMES if name in taken), None)
+        self._ids = "input_ids" if "input_ids" in taken else next(iter(taken))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def forward(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None, **options: Any) -> Any:
+        """What the module gives; `options` go to it."""
+        arguments: dict[str, Any] = {self._ids: ids, **options}
+        if self.takes_padding and real is not None:
+            arguments["attention_mask"] = real
+        if self._time is not None:
+            arguments[self._time] = noise
+        return self.model(**arguments)
+
+    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        out = self(ids, noise, real)
+        return getattr(out, "logits", out)
+
+
+def model_type(config: Any) -> str:
+    """The kind of a model of transformers, in small letters; "" without a configuration."""
+    return str(getattr(config, "model_type", "")).lower()
+
+
 @dataclass(frozen=True, eq=False)
-class LanguageModel(Framed):
+class LanguageModel:
     """A network with its tokenizer, and how its output is read.
 
     Attributes
     ----------
     network : TokenNetwork
     vocab_size : int
-        Number of symbols V that the network gives probabilities of.
+        Number of symbols V that the network gives probabilities of; 0 if it is not known, as for encoders.
     tokenizer : Tokenizer, optional
+        None if the network reads the ids of the data.
     mask_id, shift, time, output, corruption, length
         As in `TokenNetwork`.
     forbidden : tuple of int
@@ -92,7 +130,7 @@ class LanguageModel(Framed):
     """
 
     network: Any
-    vocab_size: int
+    vocab_size: int = 0
     tokenizer: Tokenizer | None = None
     mask_id: int | None = None
     shift: bool = False
@@ -103,12 +141,48 @@ class LanguageModel(Framed):
     forbidden: tuple[int, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     identity: str = ""
-    description: str = ""
+    description: str = "the model"
 
     @property
     def channel(self) -> Channel:
         """The corruption that it undoes."""
         return CHANNELS[self.corruption]
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids before a text."""
+        return () if self.tokenizer is None else self.tokenizer.prefix
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """Ids after a text."""
+        return () if self.tokenizer is None else self.tokenizer.suffix
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Largest number of tokens of a text, without prefix and suffix; None if there is none."""
+        return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
+
+    @property
+    def module(self) -> Any:
+        """The torch module whose modules are the layers."""
+        return self.network.model if isinstance(self.network, TransformersNetwork) else self.network
+
+    @property
+    def config(self) -> Any:
+        """The configuration of a model of transformers, which can give its hidden states; None for others."""
+        is_theirs = isinstance(self.network, TransformersNetwork) and hasattr(self.module, "base_model")
+        return getattr(self.module, "config", None) if is_theirs else None
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether texts of different lengths go into a call together."""
+        return getattr(self.network, "takes_padding", False)
+
+    @property
+    def pad_id(self) -> int:
+        """The id beyond the end of a text."""
+        return getattr(self.tokenizer, "pad_id", None) or getattr(self.config, "pad_token_id", None) or 0
 
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer and the way in which the output is read (hexadecimal)."""
@@ -117,6 +191,21 @@ class LanguageModel(Framed):
         words += [str(x) for x in (self.forbidden, self.prefix, self.suffix)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
+    def encoder(self) -> LanguageModel:
+        """The model without the head that makes logits of hidden states, if it is one of transformers.
+
+        Raises
+        ------
+        ValueError
+            If the network is no torch module, so that it has no layers.
+        """
+        if not isinstance(self.network, torch.nn.Module):
+            raise ValueError(f"{self.description} is no torch module and has no layers; name another model (model)")
+        if not isinstance(self.network, TransformersNetwork):
+            return self
+        return replace(self, network=TransformersNetwork(getattr(self.module, "base_model", self.module)))
+
+    # -- calls of the network ------------------------------------------------------------------------------------------
     def pieces(self, batch_size: int | None, tokens: int) -> Pieces:
         """Calls with at most so many rows.
 
@@ -125,6 +214,70 @@ class LanguageModel(Framed):
         most = 256 if self.device.type != "cpu" else _ON_CPU // max(1, tokens)
         return Pieces(self.device, batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))))
 
+    def batches(
+        self, values: np.ndarray, batch_size: int | None = None, frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """Texts int64 (count, longest), `MASKED` where masked and `PAD` beyond their end, as the ids that the network reads.
+
+        Numbers of the rows of a batch; their ids between prefix and suffix (`frame`, by default those of the tokenizer), int64
+        (rows, length); whether there is one, bool (rows, length). A network that takes no padding has a batch for each length.
+        Texts of similar length go together into batches of `batch_size`; by default all texts are one batch.
+        """
+        prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
+        begin, every = len(prefix), (values != PAD).sum(1)
+        order = np.arange(len(values)) if batch_size is None else np.argsort(every, kind="stable")
+        size = batch_size or max(1, len(values))
+        groups = [order[start : start + size] for start in range(0, len(values), size)]
+        if not self.takes_padding:
+            groups = [group[every[group] == length] for group in groups for length in np.unique(every[group])]
+        for numbers in groups:
+            lengths, longest = every[numbers], int(every[numbers].max())
+            tokens = values[numbers, :longest]
+            ids = np.full((len(numbers), begin + longest + len(suffix)), self.pad_id, np.int64)
+            ids[:, :begin] = prefix
+            here = tokens != PAD
+            ids[:, begin : begin + longest][here] = np.where(tokens == MASKED, self.mask_id or 0, tokens)[here]
+            for k, token in enumerate(suffix):
+                ids[np.arange(len(ids)), begin + lengths + k] = token
+            real = np.arange(ids.shape[1]) < (begin + lengths + len(suffix))[:, None]
+            yield numbers, torch.from_numpy(ids).to(self.device), torch.from_numpy(real).to(self.device)
+
+    def read(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None, **options: Any) -> Any:
+        """What the network gives for a batch, at noise 0 by default; `options` go to it.
+
+        Raises
+        ------
+        ValueError
+            If it fails, in one line.
+        MemoryError
+            If the device has no memory left.
+        """
+        call = self.network if isinstance(self.network, TransformersNetwork) else self.network.logits
+        time = torch.zeros(len(ids), device=self.device) if time is None else time
+        tensors = (ids, time, real.long()) if self.takes_padding else (ids, time)
+        try:
+            with torch.inference_mode():
+                return call(*(tensor.clone() for tensor in tensors), **options)  # it may write into them
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError(f"not enough memory on {self.device} for {len(ids)} texts; lower batch_size") from None
+            with errors_named(f"{self.description}, ids {tuple(ids.shape)}", type(self.module)):
+                raise
+
+    def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits of the network for a batch, (rows, length, V); a ValueError if it gives another shape."""
+        out: Any = self.read(ids, real, time)
+        out = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
+        shape = tuple(out.shape) if isinstance(out, torch.Tensor) and out.is_floating_point() else ()
+        if len(shape) != 3 or shape[:2] != tuple(ids.shape) or self.vocab_size not in (0, shape[2]):
+            what = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+            raise ValueError(
+                f"{self.description}: logits give {what}; expected floating point numbers "
+                f"{(*ids.shape, self.vocab_size or 'vocab')} = (batch, length, vocab)"
+            )
+        return out
+
+    # -- the clean tokens ----------------------------------------------------------------------------------------------
     def beliefs(self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None) -> TokenBeliefs:
         """What the network believes about sequences.
 
@@ -143,70 +296,28 @@ class LanguageModel(Framed):
             If the network gives another shape, or NaN.
         """
         pieces = self.pieces(None, values.shape[1]) if pieces is None else pieces
-        lengths = (values != PAD).sum(1)
+        time = -np.log1p(-_TOTAL * noise) if self.time == "sigma" else noise
+        levels = torch.from_numpy(np.stack([time, noise], 1).astype(np.float32)).to(self.device)
         with torch.inference_mode():
-            if getattr(self.network, "takes_padding", False) or len(np.unique(lengths)) == 1:
-                logits = self._called(values, noise, lengths, pieces)
-            else:
-                found: list[Any] = [None] * len(values)
-                for one in np.unique(lengths):
-                    rows = np.flatnonzero(lengths == one)
-                    for row, part in zip(rows, self._called(values[rows], noise[rows], lengths[rows], pieces), strict=True):
-                        found[row] = torch.nn.functional.pad(part, (0, 0, 0, int(lengths.max() - one)))
-                logits = torch.stack(found)
+            calls = [(rows, pieces(self._clean, ids, real, levels[rows])) for rows, ids, real in self.batches(values)]
+            logits = calls[0][1]
+            if len(calls) > 1:
+                longest = max(of_call.shape[1] for _, of_call in calls)
+                padded = [torch.nn.functional.pad(of_call, (0, 0, 0, longest - of_call.shape[1])) for _, of_call in calls]
+                logits = torch.cat(padded)[np.argsort(np.concatenate([rows for rows, _ in calls]))]
             if self.forbidden:
                 logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), -math.inf)
-        return TokenBeliefs(logits, values.shape[1], self._name, getattr(self.network, "dtype", None))
+        return TokenBeliefs(logits, values.shape[1], self.description, getattr(self.network, "dtype", None))
 
-    @property
-    def _name(self) -> str:
-        """The model in errors."""
-        return self.description or "the model"
-
-    def _called(self, values: np.ndarray, noise: np.ndarray, lengths: np.ndarray, pieces: Pieces) -> torch.Tensor:
-        """Log-probabilities up to a constant (rows, longest, V) of rows that go into calls together."""
-        longest, begin = int(lengths.max()), len(self.prefix)
-        ids = np.zeros((len(values), begin + longest + len(self.suffix)), np.int64)
-        pad = None if self.tokenizer is None else self.tokenizer.pad_id
-        ids[:] = 0 if pad is None else pad
-        ids[:, :begin] = self.prefix
-        here = np.arange(longest) < lengths[:, None]
-        masked = values[:, :longest] == MASKED
-        ids[:, begin : begin + longest][here] = np.where(masked, self.mask_id or 0, values[:, :longest])[here]
-        for k, token in enumerate(self.suffix):
-            ids[np.arange(len(ids)), begin + lengths + k] = token
-        real = (np.arange(ids.shape[1]) < (begin + lengths + len(self.suffix))[:, None]).astype(np.int64)
-        time = -np.log1p(-_TOTAL * noise) if self.time == "sigma" else noise
-        given = [torch.from_numpy(ids), torch.from_numpy(np.asarray(time, np.float32)), torch.from_numpy(real)]
-        given += [torch.from_numpy(np.asarray(noise, np.float32))]
-
-        def logits(ids: torch.Tensor, time: torch.Tensor, real: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-            out = self._output(ids, time, real)
-            if self.shift:
-                out = torch.cat([out[:, :1], out[:, :-1]], 1)
-            out = out[:, begin : begin + longest]
-            return self._from_ratios(out, ids[:, begin : begin + longest], noise) if self.output == "ratios" else out
-
-        return pieces(logits, *(tensor.to(self.device) for tensor in given))
-
-    def _output(self, ids: torch.Tensor, time: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """What the network gives; errors in it become a ValueError of one line."""
-        network: Any = self.network
-        given = (ids, time, real) if getattr(network, "takes_padding", False) else (ids, time)
-        try:
-            out = network.logits(*(tensor.clone() for tensor in given))  # it may write into them
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            with errors_named(self._name, type(network)):
-                raise
-        wanted = (*ids.shape, self.vocab_size)
-        if not isinstance(out, torch.Tensor) or tuple(out.shape) != wanted or not out.is_floating_point():
-            what = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-            raise ValueError(
-                f"{self._name}: logits give {what}; expected floating point numbers {wanted} = (batch, length, vocab)"
-            )
-        return out
+    def _clean(self, ids: torch.Tensor, real: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities up to a constant (rows, longest, V) of the clean tokens; `levels` (rows, 2): time and noise."""
+        time, noise = levels.T
+        logits = self.logits(ids, real, time)
+        if self.shift:
+            logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
+        tokens = slice(len(self.prefix), ids.shape[1] - len(self.suffix))
+        logits, ids = logits[:, tokens], ids[:, tokens]
+        return self._from_ratios(logits, ids, noise) if self.output == "ratios" else logits
 
     def _from_ratios(self, log_ratios: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the clean token, from s_a = p_t(x with a at i) / p_t(x).
@@ -228,7 +339,7 @@ class LanguageModel(Framed):
 class TokenBeliefs:
     """Beliefs of a language model, kept as log-probabilities up to a constant on its device (`unmasking.NetworkBeliefs`)."""
 
-    def __init__(self, logits: torch.Tensor, width: int, name: str = "the model", dtype: Any = None) -> None:
+    def __init__(self, logits: torch.Tensor, width: int, name: str, dtype: Any) -> None:
         self._logits, self._width, self._name, self._dtype = logits, width, name, dtype
         self.vocab_size = logits.shape[-1]
 
@@ -240,10 +351,10 @@ class TokenBeliefs:
             for start in range(0, len(out), size):
                 logs = self._logits[start : start + size].float().log_softmax(-1)
                 if decoder.order == "entropy":
-                    found = -(logs.exp() * logs.clamp(min=-1e9)).sum(-1)
+                    ranks = -(logs.exp() * logs.clamp(min=-1e9)).sum(-1)
                 else:
-                    found = -logs.amax(-1).exp()
-                out[start : start + size, : found.shape[1]] = found.cpu().numpy()
+                    ranks = -logs.amax(-1).exp()
+                out[start : start + size, : ranks.shape[1]] = ranks.cpu().numpy()
         return out
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -260,22 +371,15 @@ class TokenBeliefs:
 class TokenDenoiser:
     """A language model as a denoiser of sequences of one length (`uturn.corruption.denoising.Denoiser`)."""
 
-    def __init__(self, model: LanguageModel, num_leaves: int, pieces: Pieces | None = None) -> None:
+    def __init__(self, model: LanguageModel, num_leaves: int, pieces: Pieces) -> None:
         self.model, self.num_leaves, self._pieces = model, num_leaves, pieces
         self.vocab_size, self.corruption = model.vocab_size, model.channel
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Probability of each token at each position, float32 (batch, length, V)."""
-        found = self.model.beliefs(noisy.values, noisy.noise, self._pieces)
+        beliefs = self.model.beliefs(noisy.values, noisy.noise, self._pieces)
         rows, positions = (index.ravel() for index in np.indices(noisy.values.shape))
-        return found.at(rows, positions).astype(np.float32).reshape(*noisy.values.shape, self.vocab_size)
+        return beliefs.at(rows, positions).astype(np.float32).reshape(*noisy.values.shape, self.vocab_size)
 
     def fingerprint(self) -> str:
         return self.model.fingerprint()
-
-
-def checked_choice(where: str, name: str, value: Any, known: Any) -> Any:
-    """`value`, or a ValueError if it is none of the known ones."""
-    if value not in known:
-        raise ValueError(f"{where}: {name} = {shown(value)}; expected one of {', '.join(map(repr, known))}")
-    return value

@@ -1,77 +1,38 @@
-"""Language models from folders, hubs, files of this package, and functions of one's own."""
+"""Language models and encoders of texts from folders, hubs, files of this package, and functions of one's own."""
 
 from __future__ import annotations
 
-import inspect
 import re
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from uturn.core.checks import checked_integer, one_line, shown
+from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function, is_import_path
-from uturn.networks.bars import without_bars
+from uturn.networks.bars import without_bars, without_lists
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
 from uturn.networks.state_dicts import fingerprint
-from uturn.networks.texts.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
+from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, TransformersNetwork, model_type
 from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
 
-FORMS = "'module:function', a function without arguments that returns an object with the members of uturn.networks.TokenNetwork"
+FORMS = "'module:function', a function without arguments that returns the network"
+Head = Literal["masked", "encoder", "causal"]
+_CLASSES = {"masked": "AutoModelForMaskedLM", "encoder": "AutoModel", "causal": "AutoModelForCausalLM"}
+_KNOWN = {"time": ("none", "sigma"), "output": ("logits", "ratios"), "corruption": tuple(CHANNELS)}
 # What the configuration of a model does not say about its output, by its `model_type`.
 _KINDS: dict[str, dict[str, Any]] = {
     "mdlm": {"time": "sigma", "mask_id": "last"},  # arXiv:2406.07524
     "llada": {},  # arXiv:2502.09992
     "dream": {"shift": True},  # arXiv:2508.15487
 }
-_AUTO = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForCausalLM")  # classes under which code that comes with a model is named
+_CAUSAL = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes that predict the next token
 _OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # their position embeddings begin after the padding token
-_PLAIN = ("dream",)  # kinds whose code reads no `attention_mask` (batch, length), and does not report on weights
-_TIME_NAMES = ("timesteps", "sigma", "noise", "t")
-
-
-class TransformersNetwork(torch.nn.Module):
-    """A model of transformers as a `TokenNetwork`, or any module that takes ids."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        taken = inspect.signature(model.forward).parameters
-        self.takes_padding = "attention_mask" in taken and _kind(getattr(model, "config", None)) not in _PLAIN
-        self._time = next((name for name in _TIME_NAMES if name in taken), None)
-        self._ids = "input_ids" if "input_ids" in taken else next(iter(taken))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def forward(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None, **options: Any) -> Any:
-        """What the module gives; `options` go to it."""
-        given: dict[str, Any] = {self._ids: ids, **options}
-        if self.takes_padding and real is not None:
-            given["attention_mask"] = real
-        if self._time is not None:
-            given[self._time] = noise
-        return self.model(**given)
-
-    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-        out = self(ids, noise, real)
-        return out if isinstance(out, torch.Tensor) else getattr(out, "logits", out)
-
-
-class Embedded(torch.nn.Module):
-    """A `MaskedTransformer` as a `TokenNetwork`."""
-
-    takes_padding = True
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model, self.mask_id = model, model.options["vocab_size"]
-        self.length = model.options["length"]
-
-    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-        return self.model(ids, None if real is None else real.bool())
+_TRUST = "it comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it"
 
 
 def load_language_model(
@@ -110,63 +71,123 @@ def load_language_model(
         If the model or its tokenizer cannot be read, do not fit each other, or if the model denoises no tokens.
     """
     where = f"model = {model!r}"
-    place = checked_device(device)
-    said: dict[str, Any] = {"shift": shift, "time": time, "output": output, "corruption": corruption, "mask_id": mask_id}
-    said = {name: value for name, value in said.items() if value is not None}
-    if model == "embedded" or model.endswith(".safetensors"):
-        network, words, made = _read_file(model)
-    elif is_import_path(model):
-        network, words, made = _read_own(model, where)
-    else:
-        network, words, made = _read_folder(model, where, tokenizer, split, trust_remote_code)
-    if tokenizer is not None and made is None:
-        made = load_tokenizer(tokenizer, split, trust_remote_code)
-    if isinstance(network, torch.nn.Module):
-        network = network.to(place, getattr(torch, dtype)).eval()
-    values: dict[str, Any] = {"shift": False, "time": "none", "output": "logits", "corruption": "masking", "mask_id": None}
-    values |= {name: getattr(network, name) for name in values if getattr(network, name, None) is not None}
-    values |= words | said
+    language, stated = _read(model, "masked", tokenizer, split, trust_remote_code, dtype, device)
+    options = {"shift": shift, "time": time, "output": output, "corruption": corruption, "mask_id": mask_id}
+    values: dict[str, Any] = {name: getattr(language.network, name, None) for name in options} | stated
+    values |= {name: value for name, value in options.items() if value is not None}
+    defaults = {"shift": False, "time": "none", "output": "logits", "corruption": "masking"}
+    values |= {name: value for name, value in defaults.items() if values[name] is None}
     values["corruption"] = {"mask": "masking"}.get(values["corruption"], values["corruption"])
-    for name, known in (("time", TIMES), ("output", OUTPUTS), ("corruption", tuple(CHANNELS))):
-        checked_choice(where, name, values[name], known)
-    values["mask_id"] = _checked_mask(where, values["mask_id"])
-    size = _tried(network, where, place, values)
-    if values["corruption"] == "masking" and values["mask_id"] is None:
+    for name, known in _KNOWN.items():
+        if values[name] not in known:
+            raise ValueError(f"{where}: {name} = {shown(values[name])}; expected one of {', '.join(map(repr, known))}")
+    if values["mask_id"] is not None:
+        values["mask_id"] = checked_integer(f"{where}: mask_id", values["mask_id"], 0)
+    mask = values["mask_id"]
+    size = _num_symbols(language, where, mask)
+    if values["corruption"] == "masking" and mask is None:
         raise ValueError(
             f"{where}: its tokenizer has no mask token; a causal model cannot unmask, others need `mask_id` (--mask-id)"
         )
-    _check_sizes(where, size, made)
-    special = () if made is None else tuple(sorted(made.special))
-    forbidden = {*special, *(() if values["corruption"] == "uniform" else (values["mask_id"],))}
-    length = words.get("length", getattr(network, "length", None))
-    length = None if length is None else checked_integer(f"{where}: length", length, 1)
-    identity = (
-        fingerprint(network) if isinstance(network, torch.nn.Module) else str(getattr(network, "fingerprint", lambda: "")())
-    )
-    return LanguageModel(
+    _check_sizes(where, size, language.tokenizer, 0.9)
+    forbidden = set(() if language.tokenizer is None else language.tokenizer.special)
+    forbidden |= set() if mask is None or values["corruption"] == "uniform" else {mask}
+    return replace(language, vocab_size=size, forbidden=tuple(sorted(token for token in forbidden if token < size)), **values)
+
+
+def text_files(model: str, tokenizer: str | None = None) -> list[Path]:
+    """Paths of the files of a model and its tokenizer, some of which may be names."""
+    paths: list[Path] = []
+    for place in (Path(name) for name in (model, tokenizer) if name is not None):
+        paths += [*sorted(place.glob("*")), *sorted(place.glob("*/*.json"))] if place.is_dir() else [place]
+    return paths
+
+
+def _files(model: str, head: Head = "encoder", **options: Any) -> list[Path]:
+    return text_files(model, options.get("tokenizer"))
+
+
+@cached_while_unchanged(files=_files, maxsize=4)
+def load_text_model(model: str, head: Head = "encoder", **options: Any) -> LanguageModel:
+    """A network that reads texts, loaded once.
+
+    Parameters
+    ----------
+    model : str
+        As in `load_language_model`. "module:function" gives a torch module that takes ids, with attributes `tokenizer` and
+        `length` if it has them, unless `head` is "masked".
+    head : str
+        "masked": that of `load_language_model`. "encoder": hidden states (`AutoModel`; of a model with encoder and decoder, those
+        of the encoder). "causal": logits of the next token (`AutoModelForCausalLM`).
+    options
+        As in `load_language_model`; those on tokenizer, code, precision and device for all heads.
+
+    Raises
+    ------
+    ValueError
+        If the model or its tokenizer cannot be read, or do not fit each other.
+    """
+    if is_packaged(model) and head == "causal":
+        raise ValueError(f"model = {model!r} is a masked model; expected likelihood = 'masked'")
+    return load_language_model(model, **options) if head == "masked" or is_packaged(model) else _read(model, head, **options)[0]
+
+
+def is_packaged(model: str) -> bool:
+    """Whether a model is a network of this package."""
+    return model == "embedded" or model.endswith(".safetensors")
+
+
+def _read(
+    model: str,
+    head: Head,
+    tokenizer: str | None = None,
+    split: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """A network on its device with its tokenizer, and what it states about its output."""
+    where, place, config = f"model = {model!r}", checked_device(device), None
+    made: Tokenizer | None = None
+    if is_packaged(model):
+        network, made = _packaged(model)
+    elif is_import_path(model):
+        network, made = _own(model, head, where)
+    else:
+        config = read_config(model, where, trust_remote_code)
+        network = TransformersNetwork(_pretrained(model, head, where, config, trust_remote_code))
+        tokenizer = tokenizer or model
+    if tokenizer is not None:
+        made = load_tokenizer(tokenizer, split, trust_remote_code)
+    stated = {} if config is None or made is None else _stated(config, made)
+    length = stated.pop("length", getattr(network, "length", None))
+    if isinstance(network, torch.nn.Module):
+        network = network.to(place, getattr(torch, dtype)).eval().requires_grad_(False)
+        identity = fingerprint(network if head == "masked" else network.model)
+    else:
+        identity = str(getattr(network, "fingerprint", lambda: "")())
+    language = LanguageModel(
         network,
-        size,
-        made,
-        length=length,
-        forbidden=tuple(sorted(place for place in forbidden if place is not None and place < size)),
+        tokenizer=made,
+        length=None if length is None else checked_integer(f"{where}: length", length, 1),
         device=place,
         identity=identity,
-        description=f"{Path(model).name or model}",
-        **{name: values[name] for name in ("mask_id", "shift", "time", "output", "corruption")},
+        description=Path(model).name or model,
     )
+    if config is not None and head != "masked":
+        with suppress(AttributeError, NotImplementedError, TypeError):  # of code that comes with a model
+            _check_sizes(where, int(language.module.get_input_embeddings().num_embeddings), made)
+    return language, stated
 
 
-def _read_file(model: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
+def _packaged(model: str) -> tuple[TransformersNetwork, Tokenizer | None]:
     """A network of this package: its characters, if it has any, are the vocabulary."""
     from uturn.networks.files import load_network
+    from uturn.sources.embedded_text import model_file
 
-    if model == "embedded":
-        from uturn.sources.embedded_text import model_file
-
-        model = str(model_file())
-    network: Any = load_network(model, "masked_transformer")
-    characters = network.options.get("characters")
-    return Embedded(network), {}, None if characters is None else Vocabulary(tuple(characters), "characters")
+    network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
+    characters = network.options["characters"]
+    return TransformersNetwork(network), None if characters is None else Vocabulary(tuple(characters), "characters")
 
 
 def own_language(model: str) -> Any:
@@ -174,171 +195,152 @@ def own_language(model: str) -> Any:
     return import_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
 
 
-def network_from_function(model: str, where: str, forms: str) -> Any:
-    """What the user's function "module:function" returns; errors begin with `where` and end with `forms`."""
-    function = import_function(model, where, forms)
+def _own(model: str, head: Head, where: str) -> tuple[Any, Tokenizer | None]:
+    """The network that the user's function gives, and its tokenizer."""
+    function = own_language(model)
     try:
-        return function()
+        network = function()
     except Exception as error:
-        raise ValueError(f"{where} fails ({one_line(error)}); expected {forms}") from error
-
-
-def _read_own(model: str, where: str) -> tuple[Any, dict[str, Any], Tokenizer | None]:
-    made = network_from_function(model, where, FORMS)
-    if not callable(getattr(made, "logits", None)):
-        raise ValueError(f"{where} gives a {type(made).__name__} without a method logits(ids, noise); expected {FORMS}")
-    return made, {}, own_tokenizer(made, where)
-
-
-def own_tokenizer(made: Any, where: str) -> Tokenizer | None:
-    """The tokenizer of a network of the user, if it has one."""
-    found = getattr(made, "tokenizer", None)
-    lacking = [name for name in vars(Tokenizer) if not name.startswith("_") and not hasattr(found, name)]
-    if found is not None and lacking:
+        raise ValueError(f"{where} fails ({one_line(error)}); expected {FORMS}") from error
+    if head == "masked" and not callable(getattr(network, "logits", None)):
         raise ValueError(
-            f"{where}: its tokenizer is a {type(found).__name__} without {lacking[0]}; expected a Vocabulary of "
+            f"{where} gives a {type(network).__name__} without a method logits; expected a uturn.networks.TokenNetwork"
+        )
+    if head != "masked" and not isinstance(network, torch.nn.Module):
+        raise ValueError(f"{where} gives a {type(network).__name__}; expected a torch.nn.Module that takes ids (batch, length)")
+    tokenizer = getattr(network, "tokenizer", None)
+    lacking = [name for name in vars(Tokenizer) if not name.startswith("_") and not hasattr(tokenizer, name)]
+    if tokenizer is not None and lacking:
+        raise ValueError(
+            f"{where}: its tokenizer is a {type(tokenizer).__name__} without {lacking[0]}; expected a Vocabulary of "
             f"uturn.networks.texts.tokenizers, or PretrainedTokenizer(tokenizer, name) with one of transformers"
         )
-    return found
+    return network if head == "masked" else TransformersNetwork(network), tokenizer
 
 
-def read_config(model: str, where: str, trusted: bool, forms: str) -> Any:
-    """The configuration of a model of transformers, from a folder or a hub; `forms`: what else the name can be, in errors."""
+def read_config(model: str, where: str, trusted: bool) -> Any:
+    """The configuration of a model of transformers, from a folder or a hub."""
     try:
         from transformers import AutoConfig
     except ImportError:
         raise ValueError(f"{where} needs transformers, which is not installed; {MISSING}") from None
-    check_name(model, where, forms)
+    check_name(model, where)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:
-        raise ValueError(f"{where} cannot be read ({reason(error, trusted)})") from None
+        raise ValueError(f"{where} cannot be read ({_reason(error, trusted)})") from None
 
 
-def check_name(model: str, where: str, forms: str) -> None:
+def check_name(model: str, where: str) -> None:
     """ValueError if there is no such folder and no such model on a hub, which is asked once."""
-    if not model or not (Path(model).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
+    is_folder = bool(model) and Path(model).is_dir()
+    if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise ValueError(
-            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {forms}"
+            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
         )
-    if not Path(model).is_dir():
+    if not is_folder:
         check_hub(model, "config.json")
 
 
-def _read_folder(
-    model: str, where: str, tokenizer: str | None, split: str | None, trusted: bool
-) -> tuple[Any, dict[str, Any], Tokenizer | None]:
-    """A model of transformers, what its kind says about its output, and its tokenizer."""
-    config = read_config(model, where, trusted, FORMS)
-    network = TransformersNetwork(_model(model, where, config, trusted))
-    read = load_tokenizer(tokenizer or model, split, trusted)
-    words = dict(_KINDS.get(_kind(config), {}))
-    size = int(getattr(config, "vocab_size", read.size))
-    if words.get("mask_id") == "last":
-        words["mask_id"] = size - 1
-    else:
-        words["mask_id"] = next((k for k in (getattr(config, "mask_token_id", None), read.mask_id) if k is not None), None)
-    words["length"] = longest_call(config, read)
-    return network, words, read
+def kind_of(model: str, where: str, trusted: bool) -> Literal["causal", "masked"]:
+    """Whether a model of transformers predicts the next token or masked ones.
+
+    Raises
+    ------
+    ValueError
+        If the configuration does not say it, or names another kind of model.
+    """
+    names = _architectures(read_config(model, where, trusted))
+    if any(name.endswith("ForMaskedLM") for name in names):
+        return "masked"
+    if any(name.endswith(_CAUSAL) for name in names):
+        return "causal"
+    raise ValueError(
+        f"{where}: {', '.join(names) or 'no architecture'} in its config.json; expected a model ..ForCausalLM or ..ForMaskedLM, "
+        f"or likelihood = 'causal' or 'masked' for a model with code of its own"
+    )
 
 
-def _model(model: str, where: str, config: Any, trusted: bool) -> Any:
-    import transformers
-
-    own = getattr(config, "auto_map", None) or {}
-    name = next((name for name in _AUTO if name in own), "AutoModelForMaskedLM")
-    if own and not trusted and not _is_known(config):
-        raise ValueError(f"{where} comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it")
-    causal = [one for one in architectures(config) if is_causal(one)]
-    if not own and causal:
-        raise ValueError(f"{where} is a causal model ({causal[0]}), which predicts the next token only; expected a masked one")
-    try:
-        with without_bars(transformers.utils.logging):
-            found, missing = read_weights(getattr(transformers, name), model, config, trusted)
-    except Exception as error:
-        raise ValueError(f"{where} cannot be read as a masked language model ({reason(error, trusted)})") from None
-    if missing:
-        raise ValueError(
-            f"{where}: the weights {', '.join(missing[:3])} are missing; expected a masked language model with its head"
-        )
-    return found
-
-
-def architectures(config: Any) -> list[str]:
+def _architectures(config: Any) -> list[str]:
     """Names of the classes that a model of transformers was saved from, as config.json gives them."""
-    named = getattr(config, "architectures", None)
-    return [str(one) for one in named] if isinstance(named, list | tuple) else []
+    names = getattr(config, "architectures", None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
-def is_causal(architecture: str) -> bool:
-    """Whether a class of transformers predicts the next token."""
-    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
-
-
-def read_weights(auto: Any, model: str, config: Any, trusted: bool) -> tuple[Any, list[str]]:
-    """A model that a class of transformers reads, and the names of missing weights, as far as its code reports on them."""
-    options = {"config": config, "trust_remote_code": trusted}
-    if _kind(config) in _PLAIN:
-        return auto.from_pretrained(model, **options), []
-    found, report = auto.from_pretrained(model, output_loading_info=True, **options)
-    return found, sorted(report["missing_keys"])
-
-
-def _kind(config: Any) -> str:
-    """The kind of a model of transformers, in small letters; "" without a configuration."""
-    return str(getattr(config, "model_type", "")).lower()
-
-
-def _is_known(config: Any) -> bool:
-    """Whether transformers has the model itself."""
+def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) -> torch.nn.Module:
+    """A model of transformers, or its encoder if that is wanted and it has a decoder too."""
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-    return type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    own, has_decoder = getattr(config, "auto_map", None) or {}, bool(getattr(config, "is_encoder_decoder", False))
+    name = _CLASSES[head]
+    if head == "masked":
+        name = next((name for name in _CLASSES.values() if name in own), name)
+        if own and not trusted and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+            raise ValueError(f"{where}: {_TRUST}")
+        causal = [name for name in _architectures(config) if name.endswith(_CAUSAL)]
+        if not own and causal:
+            raise ValueError(
+                f"{where} is a causal model ({causal[0]}), which predicts the next token only; expected a masked one"
+            )
+    elif head == "causal" and has_decoder:
+        raise ValueError(f"{where} has an encoder and a decoder; expected a causal or a masked model")
+    options = {"config": config, "trust_remote_code": trusted}
+    reports = model_type(config) not in PLAIN
+    logging = transformers.utils.logging
+    try:
+        with without_bars(logging), without_lists(logging):
+            read = getattr(transformers, name).from_pretrained(
+                model, **options, **({"output_loading_info": True} if reports else {})
+            )
+    except Exception as error:
+        raise ValueError(f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})") from None
+    module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])
+    # The pooler of an encoder and the decoder behind it are not read.
+    missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
+    if missing:
+        raise ValueError(
+            f"{where}: the weights {', '.join(missing[:3])} are missing; expected all weights of a {type(module).__name__}"
+        )
+    return module.get_encoder() if has_decoder and head == "encoder" else module
 
 
-def reason(error: Exception, trusted: bool) -> str:
+def _reason(error: Exception, trusted: bool) -> str:
     """Why a model cannot be read."""
-    if not trusted and ("trust_remote_code" in str(error) or "custom code" in str(error)):
-        return "it comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it"
-    return one_line(error)[:300]
+    return _TRUST if not trusted and re.search("trust_remote_code|custom code", str(error)) else one_line(error)
 
 
-def longest_call(config: Any, tokenizer: Tokenizer) -> int | None:
-    """Largest number of ids in a call."""
+def _stated(config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a model of transformers says about its output, and the largest number of ids in a call."""
+    stated = dict(_KINDS.get(model_type(config), {}))
+    if stated.get("mask_id") == "last":
+        stated["mask_id"] = int(getattr(config, "vocab_size", tokenizer.size)) - 1
+    else:
+        own = getattr(config, "mask_token_id", None)
+        stated["mask_id"] = tokenizer.mask_id if own is None else own
     names = ("max_position_embeddings", "max_sequence_length", "model_length", "n_positions")
     most = next((int(getattr(config, name)) for name in names if isinstance(getattr(config, name, None), int)), None)
     if most is not None and config.model_type in _OFFSET and getattr(config, "position_embedding_type", "absolute") == "absolute":
         most -= (getattr(config, "pad_token_id", None) or 0) + 1
-    stated = getattr(getattr(tokenizer, "_tokenizer", None), "model_max_length", None)
-    known = [one for one in (most, stated) if one is not None and one < 10**9]
-    return min(known) if known else None
+    lengths = (most, getattr(getattr(tokenizer, "_tokenizer", None), "model_max_length", None))
+    stated["length"] = min((length for length in lengths if length is not None and length < 10**9), default=None)
+    return stated
 
 
-def _checked_mask(where: str, value: Any) -> int | None:
-    """The id of the mask token, if there is one."""
-    return None if value is None else checked_integer(f"{where}: mask_id", value, 0)
-
-
-def _tried(network: Any, where: str, device: torch.device, values: dict[str, Any]) -> int:
+def _num_symbols(model: LanguageModel, where: str, mask: int | None) -> int:
     """Number of symbols, from a call with two tokens, one of them masked; ValueError if that fails."""
-    mask = values["mask_id"]
-    ids = torch.tensor([[0, mask or 0]], device=device)
+    ids = torch.tensor([[0, mask or 0]], device=model.device)
     try:
-        with torch.inference_mode():
-            out = network.logits(ids, torch.full((1,), 0.5, device=device))
+        return model.logits(ids, torch.ones_like(ids) > 0, torch.full((1,), 0.5, device=model.device)).shape[2]
     except Exception as error:
-        given = "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
-        raise ValueError(f"{where}: logits of {given} fail ({one_line(error)[:300]}); expected logits(ids, noise)") from error
-    if not isinstance(out, torch.Tensor) or out.ndim != 3 or tuple(out.shape[:2]) != (1, 2):
-        what = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ValueError(f"{where}: logits of ids (1, 2) give {what}; expected a tensor (1, 2, vocab)")
-    return int(out.shape[2])
+        tokens = "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
+        raise ValueError(f"{where}: logits of {tokens} fail ({one_line(error)}); expected logits(ids, noise)") from error
 
 
-def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None) -> None:
+def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: float = 0) -> None:
     """ValueError if the tokens of a tokenizer are not those of the model. Models often have some rows more than tokens."""
-    if tokenizer is not None and not 0.9 * size <= tokenizer.size <= size:
+    if tokenizer is not None and not least * size <= tokenizer.size <= size:
         raise ValueError(
             f"{where} has {size} tokens, but its tokenizer {tokenizer.size}; name the right one (--tokenizer), or split texts "
-            f"into the tokens of vocab.txt by a regular expression (--split {shown('smiles')}, 'characters', ..)"
+            f"into the tokens of vocab.txt by a regular expression (--split smiles, characters, ..)"
         )

@@ -51,6 +51,9 @@ class MaskedTransformer(nn.Module):
     torch.Size([5, 8, 4])
     """
 
+    probed = "blocks.*"
+    """The layers that are read by default."""
+
     def __init__(
         self,
         vocab_size: int,
@@ -82,7 +85,7 @@ class MaskedTransformer(nn.Module):
             "vocab_size": v, "length": d, "width": w, "layers": n, "heads": h, "reach": r,
             "characters": characters,
         }  # fmt: skip
-        self.mask_id = v
+        self.mask_id, self.length = v, d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embeddings = nn.ModuleList(nn.Embedding(v + 1, w) for _ in range(2 * r + 1))
@@ -94,10 +97,10 @@ class MaskedTransformer(nn.Module):
                     added = name.endswith(("out.weight", "down.weight"))  # one of the 2 n terms that blocks add to the features
                     nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
 
-    def forward(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
 
-        `real`: bool (batch, length), False where a shorter sequence has ended; its logits are those that it has by itself.
+        `attention_mask` (batch, length): 0 where a shorter sequence has ended; its logits are those that it has by itself.
 
         Raises
         ------
@@ -112,11 +115,12 @@ class MaskedTransformer(nn.Module):
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= v:
             raise ValueError(f"ids lie in {int(ids.min())}..{int(ids.max())}; expected 0..{v - 1}, or {v} for a masked token")
         length, reach = ids.shape[1], self.options["reach"]
-        ids = ids if real is None else ids.masked_fill(~real, v)
+        real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        ids = ids.masked_fill(~real, v)
         padded = functional.pad(ids, (reach, reach), value=v)  # beyond the ends nothing is known, as where tokens are masked
         features = torch.stack([table(padded[:, k : k + length]) for k, table in enumerate(self.embeddings)]).sum(0)
         rotation = _rotation(length, self.options["width"] // self.options["heads"], ids.device)
-        attended = None if real is None or bool(real.all()) else real[:, None, None]
+        attended = None if bool(real.all()) else real[:, None, None]
         for block in self.blocks:
             features = block(features, rotation, attended)
         return self.readout(self.norm(features))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from uturn.core.checks import one_line
 from uturn.core.files import read_table
 from uturn.core.imports import is_import_path
-from uturn.networks.texts.language_files import check_name
-from uturn.networks.texts.models import FORMS, TextModel, load_text_model
+from uturn.networks.texts.language import LanguageModel
+from uturn.networks.texts.language_files import check_name, is_packaged, load_text_model
 
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -26,7 +25,7 @@ class SentenceEncoder:
 
     Attributes
     ----------
-    model : TextModel
+    model : LanguageModel
     pooling : str
         "mean" over all tokens, those around the text among them; "cls", the first token; "max" over tokens; "lasttoken".
     prompt : str
@@ -35,24 +34,21 @@ class SentenceEncoder:
         Whether texts are written in small letters first.
     """
 
-    model: TextModel
+    model: LanguageModel
     pooling: str = "mean"
     prompt: str = ""
     lower: bool = False
 
-    def embed(self, rows: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
-        """Embeddings divided by their norm, float64 (count, width), of texts as ids."""
-        order = sorted(range(len(rows)), key=lambda k: len(rows[k]))
-        found: list[Any] = [None] * len(rows)
-        for start in range(0, len(rows), batch_size):
-            part = order[start : start + batch_size]
-            for numbers, ids, real in self.model.batches(self.model.framed([rows[k] for k in part])):
-                vectors = self._pooled(self.model.output(ids, real), real).double().cpu().numpy()
-                for number, vector in zip(numbers, vectors, strict=True):
-                    found[part[number]] = vector
-        table = np.array(found, float).reshape(len(rows), -1)
+    def embed(self, texts: np.ndarray, batch_size: int) -> np.ndarray:
+        """Embeddings divided by their norm, float64 (count, width), of texts as ids int64 (count, length)."""
+        rows: list[Any] = [None] * len(texts)
+        for numbers, ids, real in self.model.batches(texts, batch_size):
+            vectors = self._pooled(self.model.read(ids, real), real).double().cpu().numpy()
+            for number, vector in zip(numbers, vectors, strict=True):
+                rows[number] = vector
+        table = np.array(rows, float).reshape(len(texts), -1)
         if not np.isfinite(table).all():
-            raise ValueError(f"model = {self.model.name!r} gives embeddings that are not finite; take dtype = 'float32'")
+            raise ValueError(f"{self.model.description} gives embeddings that are not finite; take dtype = 'float32'")
         return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny)
 
     def _pooled(self, output: Any, real: torch.Tensor) -> torch.Tensor:
@@ -60,7 +56,7 @@ class SentenceEncoder:
         if not isinstance(states, torch.Tensor) or states.ndim != 3 or states.shape[:2] != real.shape:
             what = f"shape {tuple(states.shape)}" if isinstance(states, torch.Tensor) else type(states).__name__
             raise ValueError(
-                f"model = {self.model.name!r} gives {what} for {real.shape[0]} texts of {real.shape[1]} tokens; expected hidden "
+                f"{self.model.description} gives {what} for {real.shape[0]} texts of {real.shape[1]} tokens; expected hidden "
                 f"states (batch, tokens, width)"
             )
         if self.pooling == "cls":
@@ -73,7 +69,7 @@ class SentenceEncoder:
         return (states * weights).sum(1) / weights.sum(1)
 
 
-def load_sentence_encoder(model: str, tokenizer: str | None = None, **options: Any) -> SentenceEncoder:
+def load_sentence_encoder(model: str, **options: Any) -> SentenceEncoder:
     """A sentence encoder.
 
     Parameters
@@ -81,7 +77,7 @@ def load_sentence_encoder(model: str, tokenizer: str | None = None, **options: A
     model : str
         A folder, or the name on a hub, of a model of sentence-transformers, whose modules.json lists an encoder, a pooling and
         perhaps a normalisation; or any other model of `load_text_model`, whose hidden states are averaged over tokens.
-    tokenizer, options
+    options
         As in `load_text_model`.
 
     Raises
@@ -90,10 +86,9 @@ def load_sentence_encoder(model: str, tokenizer: str | None = None, **options: A
         If the model cannot be read, or has parts of another kind.
     """
     where = f"model = {model!r}"
-    of_this_package = model == "embedded" or model.endswith(".safetensors") or is_import_path(model)
-    modules = None if of_this_package else _json(model, "modules.json", where)
+    modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
     if modules is None:
-        return SentenceEncoder(load_text_model(model, tokenizer=tokenizer, **options))
+        return SentenceEncoder(load_text_model(model, **options))
     try:
         kinds = {str(part["type"]).rsplit(".", 1)[-1]: str(part["path"]) for part in modules}
     except (TypeError, KeyError):
@@ -109,16 +104,10 @@ def load_sentence_encoder(model: str, tokenizer: str | None = None, **options: A
     sizes = _json(folder, "sentence_bert_config.json", where) or {}
     prompts = _json(model, "config_sentence_transformers.json", where) or {}
     prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
-    found = load_text_model(folder, tokenizer=tokenizer, **options)
-    return SentenceEncoder(_shorter(found, sizes.get("max_seq_length")), pooling, prompt, bool(sizes.get("do_lower_case")))
-
-
-def _shorter(model: TextModel, most: int | None) -> TextModel:
-    """The model with texts of at most so many ids."""
-    from dataclasses import replace
-
-    known = [length for length in (model.length, most) if length is not None]
-    return replace(model, length=min(known) if known else None)
+    encoder = load_text_model(folder, **options)
+    lengths = [length for length in (encoder.length, sizes.get("max_seq_length")) if length is not None]
+    encoder = replace(encoder, length=min(lengths, default=None))
+    return SentenceEncoder(encoder, pooling, prompt, bool(sizes.get("do_lower_case")))
 
 
 def _pooling(config: Any, where: str) -> str:
@@ -136,23 +125,15 @@ def _pooling(config: Any, where: str) -> str:
 
 def _json(model: str, name: str, where: str) -> Any:
     """The content of a file of a model in a folder or on a hub; None if there is none."""
-    path = Path(model) / name
-    if not Path(model).is_dir():
-        check_name(model, where, FORMS)
-        try:
-            from transformers.utils import cached_file
-
-            found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-        except ImportError:
-            return None  # the loader of the model says so
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{where}: {name} cannot be read ({one_line(error)[:300]}); download the model, give its folder"
-            ) from None
-        path = Path(found or "")
-    if not path.is_file():
-        return None
+    check_name(model, where)
     try:
-        return read_table(path)
+        from transformers.utils import cached_file
+
+        path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        return None if path is None else read_table(path)
+    except ImportError:
+        return None  # the loader of the model says so
     except (OSError, ValueError) as error:
-        raise ValueError(f"{where}: {name} cannot be read ({one_line(error)}); expected JSON") from None
+        raise ValueError(
+            f"{where}: {name} cannot be read ({one_line(error)}); download the model again, give its folder"
+        ) from None

@@ -82,28 +82,6 @@ class Tokenizer(Protocol):
         ...
 
 
-class Framed:
-    """A network that reads texts between the prefix and suffix of its tokenizer, of at most `length` ids; None: no such limit."""
-
-    tokenizer: Tokenizer | None
-    length: int | None
-
-    @property
-    def prefix(self) -> tuple[int, ...]:
-        """Ids before a text."""
-        return () if self.tokenizer is None else self.tokenizer.prefix
-
-    @property
-    def suffix(self) -> tuple[int, ...]:
-        """Ids after a text."""
-        return () if self.tokenizer is None else self.tokenizer.suffix
-
-    @property
-    def most_tokens(self) -> int | None:
-        """Largest number of tokens of a text, without prefix and suffix."""
-        return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
-
-
 @dataclass(frozen=True)
 class Vocabulary:
     """A list of tokens, and a regular expression whose matches in a text are looked up in it.
@@ -119,8 +97,8 @@ class Vocabulary:
 
     Examples
     --------
-    >>> found = Vocabulary(["[UNK]", "[MASK]", "C", "Cl", "O"], "smiles")
-    >>> found.encode("CClON"), found.pieces([2, 3])
+    >>> atoms = Vocabulary(["[UNK]", "[MASK]", "C", "Cl", "O"], "smiles")
+    >>> atoms.encode("CClON"), atoms.pieces([2, 3])
     ([2, 3, 4, 0], ['C', 'Cl'])
     """
 
@@ -165,26 +143,30 @@ class Vocabulary:
 
     @property
     def special(self) -> frozenset[int]:
-        found = (self._named(name) for name in _NAMES if name != "unknown")
-        return frozenset(place for place in found if place is not None)
+        places = (self._named(name) for name in _NAMES if name != "unknown")
+        return frozenset(place for place in places if place is not None)
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        return _only(self._named("begin") if self.framed else None)
+        return self._frame("begin")
 
     @property
     def suffix(self) -> tuple[int, ...]:
-        return _only(self._named("end") if self.framed else None)
+        return self._frame("end")
+
+    def _frame(self, name: str) -> tuple[int, ...]:
+        place = self._named(name) if self.framed else None
+        return () if place is None else (place,)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the matches, without blanks; ValueError for one that is not in a vocabulary without an unknown token."""
-        parts = [match.group() for match in self._pattern.finditer(text)]
-        blank = " " in self._places
-        found = [self._places.get(part, self.unknown_id) for part in parts if part.strip() or (blank and part == " ")]
-        if None in found:
-            strange = next(part for part in parts if part not in self._places)
+        matches = [match.group() for match in self._pattern.finditer(text)]
+        words = [word for word in matches if word.strip() or (word == " " and " " in self._places)]
+        unknown = self.unknown_id
+        strange = next((word for word in words if word not in self._places), None)
+        if unknown is None and strange is not None:
             raise ValueError(f"the text {shown(text)} has {strange!r}, which is none of the {self.size} tokens of the model")
-        return [place for place in found if place is not None]
+        return [self._places.get(word, unknown or 0) for word in words]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.tokens[place] for place in ids]
@@ -203,10 +185,6 @@ class Vocabulary:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read the vocabulary {path} ({one_line(error)}); expected one token a line") from None
         return cls(tuple(text.removesuffix("\n").split("\n")), split)
-
-
-def _only(place: int | None) -> tuple[int, ...]:
-    return () if place is None else (place,)
 
 
 class PretrainedTokenizer:
@@ -232,15 +210,15 @@ class PretrainedTokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         tokens = self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))
-        return [self._shown(token or "", self._has_word_pieces) for token in tokens]
+        return [self._shown(token or "") for token in tokens]
 
     def text(self, ids: Sequence[int]) -> str:
         if not self._has_blanks:
             return "".join(self.pieces(ids)).strip()
         return self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))).strip()
 
-    def _shown(self, token: str, word_pieces: bool) -> str:
-        if word_pieces:  # words begin with a blank, their continuations with ##
+    def _shown(self, token: str) -> str:
+        if self._has_word_pieces:  # words begin with a blank, their continuations with ##
             return token[2:] if token.startswith("##") else f" {token}"
         if token.startswith("▁"):
             return f" {token[1:]}"
@@ -292,10 +270,9 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
     except ImportError:
         raise ValueError(f"tokenizer = {name!r} needs transformers, which is not installed; {MISSING}") from None
     try:
-        found = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), name)
     except Exception as error:  # of any kind, also of the code that comes with it
         raise ValueError(
             f"tokenizer = {name!r} cannot be read ({one_line(error)[:300]}); name another one (--tokenizer), or give a regular "
             f"expression that splits texts into the tokens of vocab.txt (--split)"
         ) from None
-    return PretrainedTokenizer(found, name)

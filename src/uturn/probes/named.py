@@ -1,0 +1,36 @@
+"""What probes that read with a network share: a name, and the files on which their cached results depend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from uturn.core.protocols import Probe, Spec
+
+
+class Named(Spec, Probe):
+    """A probe of which an experiment can have several, for different networks: `name` is a prefix of its variables and dims."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the variables, and of the dims that the probe adds."""
+        return "" if self.name is None else f"{self.name}_"
+
+    def prefixed(self, entries: Mapping[str, Any], twins: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Variables or readings by their names in results; `twins`: readings of clones that are compared with each other."""
+        named = {f"{self.prefix}{name}": entry for name, entry in entries.items()}
+        return named | {f"clone_{self.prefix}{name}": entry for name, entry in (twins or {}).items()}
+
+    def files(self) -> list[Path]:
+        """Paths of all that the probe reads, some of which may be names; cached results depend on these files."""
+        return []
+
+
+def files_of(spec: Any, source: Any) -> list[Path]:
+    """Paths of the files of a probe and of its source."""
+    return [*spec.files(), *source.files()]
