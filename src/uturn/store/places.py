@@ -50,9 +50,6 @@ class Place(Protocol):
     def is_empty(self) -> bool:
         """Whether a store can be created here."""
 
-    def exists(self) -> bool:
-        """Whether anything is here."""
-
     def target(self) -> Any:
         """What zarr and xarray open."""
 
@@ -107,9 +104,6 @@ class LocalFolder:
         path = Path(self.where)
         return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
-    def exists(self) -> bool:
-        return Path(self.where).exists()
-
     def target(self) -> str:
         # Absolute, because zarr removes a relative path from chunk names wherever it occurs ("s/" in "tasks/..").
         return os.path.abspath(self.where)
@@ -151,9 +145,6 @@ class ObjectPrefix:
     def is_empty(self) -> bool:
         return self._settled() is None and not self._keys()
 
-    def exists(self) -> bool:
-        return not self.is_empty()
-
     def target(self) -> Objects:
         self._settled()
         return self.objects
@@ -176,10 +167,8 @@ class ObjectPrefix:
         return nullcontext()  # there are no locks; of several processes that replace a store, one wins
 
     def remove_unfinished(self) -> None:
-        for name, keys in self._left().items():
-            started = int(name.partition("-")[0], 16)
-            if time.time() - started > _LEFT_SECONDS:
-                self.objects.remove(keys)
+        names = {key: key.split("/")[1] for key in self.objects.listed(_UNFINISHED)}
+        self.objects.remove(key for key, name in names.items() if time.time() - int(name.partition("-")[0], 16) > _LEFT_SECONDS)
 
     def identity(self) -> Any:
         found = self.objects.read(ROOT)
@@ -298,13 +287,6 @@ class ObjectPrefix:
 
     def _keys(self) -> list[str]:
         return [key for key in self.objects.listed() if not key.startswith(_UNFINISHED)]
-
-    def _left(self) -> dict[str, list[str]]:
-        """Keys of unfinished content, by its id."""
-        found: dict[str, list[str]] = {}
-        for key in self.objects.listed(_UNFINISHED):
-            found.setdefault(key.split("/")[1], []).append(key)
-        return found
 
 
 def _files(folder: Path) -> list[Path]:
