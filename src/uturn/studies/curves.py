@@ -39,8 +39,9 @@ def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> np.ndarray:
 
     At noise 0 nothing changes, so that both ends are the value; `start` is the value if that noise was not measured.
     """
-    found = np.moveaxis(proportion(values), 0, -1)
-    return found if len(found) == len(x) else np.concatenate([np.full_like(found[:1], np.expand_dims(start, -1)), found])
+    measured = np.moveaxis(proportion(values), 0, -1)
+    missing = len(x) - len(measured)
+    return np.concatenate([np.full_like(measured[:missing], np.expand_dims(start, -1)), measured])
 
 
 def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
@@ -50,7 +51,12 @@ def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarra
 
 def estimate_data(values: Any) -> dict[str, float | None]:
     """A number with its interval as plain data: {"value", "low", "high"}, None where it does not exist."""
-    return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
+    return {key: float(end) if np.isfinite(end) else None for key, end in zip(ESTIMATE, values, strict=True)}
+
+
+def with_ends(ds: xr.Dataset, name: str) -> np.ndarray:
+    """A variable and the ends `low` and `high` of its intervals along a new last axis, the estimate."""
+    return np.stack([ds[key] for key in (name, "low", "high")], -1)
 
 
 def with_interval(values: Any) -> str:
