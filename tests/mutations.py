@@ -636,8 +636,8 @@ MUTATIONS = (
     Mutation(
         "tasks with fewer clones are done for the workers of a cluster",
         "uturn.store.record:Store.recorded",
-        "found[task] = count if clones == self.clones else 0",
-        "found[task] = count",
+        "count if clones == self.clones else 0",
+        "count",
         tests=(("test_store::test_records_and_readings_leave_the_same_tasks", {}),),
     ),
     Mutation(

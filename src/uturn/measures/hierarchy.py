@@ -166,9 +166,9 @@ def nested_correlations(changed: xr.DataArray, branching: int, confidence: float
         parts = _of_moments(means, branching)
         return np.stack([parts.nested.mean(axis=0), parts.correlation.mean(axis=0)])
 
-    ends = zip(("", "_low", "_high"), replicates(moments).interval(levels, confidence), strict=True)
+    values, ends = replicates(moments).interval(levels, confidence), ("", "_low", "_high")
     curves = {
-        name + end: ("distance", row) for end, rows in ends for name, row in zip(("nested", "correlation"), rows, strict=True)
+        name + end: ("distance", values[b, k]) for k, name in enumerate(("nested", "correlation")) for b, end in enumerate(ends)
     }
     return xr.Dataset(curves, coords={"distance": moments.moment.values[2:]})
 

@@ -388,10 +388,8 @@ def located(
     first one below. The interval is therefore widened to hold both of these levels. Where it is wider than their distance
     already, as on a fine grid, it stays nearly the same.
 
-    Wider choices were measured and not taken (`benchmarks/intervals.py --part grids`). Moving both ends outwards to the next
-    level holds the truth for every curve that never rises, as do the levels whose own intervals leave the height undecided; both
-    add one distance of levels to every interval. What is given up is a curve that stays just above the height up to the next
-    level: its place lies in a neighbouring gap when the sample puts that level below (coverage down to .65).
+    The interval misses a curve that stays just above the height up to the next level, and whose sample puts that level below: its
+    place lies in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
 
     Parameters
     ----------

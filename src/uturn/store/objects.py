@@ -131,9 +131,8 @@ class Objects(WrapperStore[Any]):
         for key in await self._collected(prefix):
             yield key
 
-    async def list(self) -> AsyncIterator[str]:
-        for key in await self._collected(""):
-            yield key
+    def list(self) -> AsyncIterator[str]:
+        return self.list_prefix("")
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         for key in await self._listing(prefix, lambda: self._store.list_dir(prefix)):
@@ -159,11 +158,8 @@ class Objects(WrapperStore[Any]):
 
     def names(self, folder: str) -> Sequence[str]:
         """Names of the objects and folders in a folder."""
-
-        async def collected() -> Sequence[str]:
-            return [key async for key in self.list_dir(folder)]
-
-        return sync(collected())
+        keys = sync(self._listing(folder, lambda: self._store.list_dir(folder)))
+        return [key for key in keys if key != UNFINISHED]
 
     def read(self, key: str) -> bytes | None:
         """The bytes of an object; None if there is none."""

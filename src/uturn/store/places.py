@@ -122,9 +122,9 @@ class LocalFolder:
 
     def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
         store, prototype = LocalStore(self.target()), default_buffer_prototype()
-        found = sync(store.get(ROOT, prototype))
-        assert found is not None
-        content = json.loads(found.to_bytes())
+        stored = sync(store.get(ROOT, prototype))
+        assert stored is not None
+        content = json.loads(stored.to_bytes())
         change(content)
         sync(store.set(ROOT, prototype.buffer.from_bytes(_as_bytes(content))))
 
@@ -171,8 +171,8 @@ class ObjectPrefix:
         self.objects.remove(key for key, name in names.items() if time.time() - int(name.partition("-")[0], 16) > _LEFT_SECONDS)
 
     def identity(self) -> Any:
-        found = self.objects.read(ROOT)
-        return None if found is None else json.loads(found).get("attributes", {}).get("identity")
+        root = self.objects.read(ROOT)
+        return None if root is None else json.loads(root).get("attributes", {}).get("identity")
 
     def fetch(self, folder: Path) -> None:
         """Copy the objects into a folder, which must not exist; there is none afterwards if there are no objects."""
@@ -184,10 +184,10 @@ class ObjectPrefix:
         prototype = default_buffer_prototype()
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
-            for key, found in zip(some, self.objects.at_once(self.objects.get(key, prototype) for key in some), strict=True):
-                if found is not None:
+            for key, content in zip(some, self.objects.at_once(self.objects.get(key, prototype) for key in some), strict=True):
+                if content is not None:
                     (folder / key).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / key).write_bytes(found.to_bytes())
+                    (folder / key).write_bytes(content.to_bytes())
 
     def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
         while True:

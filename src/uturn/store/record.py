@@ -91,7 +91,8 @@ class MemoryStore(Blocks):
         self.noise, self.num_items, self.chunk = list(coordinates["noise"][1]), len(coordinates["item"][1]), chunk
         self.variables, self.coordinates, self.attributes = variables, coordinates, attributes
         self.dims = {name: variable.dims for name, variable in variables.items()}
-        self.values = {name: np.full(_shape(one, coordinates), np.nan, np.float32) for name, one in variables.items()}
+        shapes = {name: _shape(variable, coordinates) for name, variable in variables.items()}
+        self.values = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
         self.missing = set(self.tasks())
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -178,11 +179,11 @@ class Store(Blocks):
         try:
             target = place.target()
             group = zarr.open_group(target, mode="r+", use_consolidated=False, zarr_format=3)
-            attrs = dict(group.attrs)
-            found = attrs.get("format"), attrs.get("version")
-            if found[0] == FORMAT and found[1] in _READABLE:
-                _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
-                return cls(group, place)
+            form, version = (group.attrs.get(key) for key in ("format", "version"))
+            if form != FORMAT or version not in _READABLE:
+                raise ValueError(f"it has format {form!r} and version {version!r}, not {FORMAT!r} and {VERSION}")
+            _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
+            return cls(group, place)
         except StorageError:
             raise
         except Exception as error:
@@ -190,10 +191,6 @@ class Store(Blocks):
                 f"{path} is not a readable store: {_reason(error)}; if it was cut short while being copied, copy it again; else "
                 f"choose another folder"
             ) from None
-        raise ValueError(
-            f"{path} is not a {FORMAT} version {VERSION} store (found format {found[0]!r}, version {found[1]!r}); choose "
-            f"another folder"
-        )
 
     def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
         """Check the layout against the spec, and write damaged coordinates again from the spec.
@@ -210,7 +207,7 @@ class Store(Blocks):
                 f"{self.where} was made by another version of uturn: {different[0]!r} is not as here; choose another folder"
             )
         for name, (_, values, _) in coordinates.items():
-            wanted, stored = _writable(values), _decoded(self._stored, name)
+            wanted, stored = _writable(values), self._stored(name)
             if stored is None or not _agree(stored, wanted, 0 if name == "noise" else _TOLERANCE):
                 warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
                 with named_errors(self.where):
@@ -226,26 +223,19 @@ class Store(Blocks):
         """Values of a coordinate in the store; None if there is no coordinate of this name."""
         if name not in self.group:
             return None
-        try:
-            return self._stored(name)
-        except StorageError:
-            raise
-        except Exception as error:  # zarr raises many kinds for chunks that cannot be decoded
-            raise ValueError(
-                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it "
-                "again"
-            ) from None
+        values = self._stored(name)
+        if values is None:
+            raise ValueError(f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again")
+        return values
 
-    def _stored(self, name: str) -> np.ndarray:
-        """Values of a coordinate; an error if they cannot be read. Up to version 4 stores have no chunks of zeros."""
+    def _stored(self, name: str) -> np.ndarray | None:
+        """Values of a coordinate; None if they cannot be read. Up to version 4 stores have no chunks of zeros."""
         array = self._array(name)
-        if (
-            array.size
-            and self.group.attrs["version"] not in (3, 4)
-            and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks
-        ):
-            raise ValueError("its file is missing")
-        return np.asarray(array[...])
+        complete = not array.size or self.group.attrs["version"] in (3, 4)
+        if not complete and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks:
+            return None
+        values = _decoded(array.__getitem__, ...)
+        return None if values is None else np.asarray(values)
 
     def check_coordinates(self) -> None:
         """ValueError if a coordinate cannot be read."""
@@ -303,16 +293,15 @@ class Store(Blocks):
 
         Tasks with damaged records count as missing.
         """
-        found: dict[Task, int] = {}
+        counts: dict[Task, int] = {}
         for level, group in groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
-            some = list(group)
-            blocks = [task.item_block for task in some]
+            blocks = [task.item_block for task in group]
             # One read for the whole span: the records of a bundle lie close together.
             records = self._records_in(slice(level, level + 1), slice(min(blocks), max(blocks) + 1))[0]
-            for task in some:
-                count, clones = self._held(records[task.item_block - min(blocks)])
-                found[task] = count if clones == self.clones else 0
-        return found
+            for block in blocks:
+                count, clones = self._held(records[block - min(blocks)])
+                counts[Task(level, block)] = count if clones == self.clones else 0
+        return counts
 
     def forget(self, tasks: Iterable[Task]) -> None:
         """Clear the records of tasks, whose readings are damaged."""
@@ -371,7 +360,7 @@ class Store(Blocks):
                     values = full = np.ascontiguousarray(arrays[name], np.float32)
                 record.append(self._digest(name, task, values))
                 chunks[name] = full[None]
-            self.place.at_once(lambda one: self._array(one).__setitem__(self._region(task), chunks[one]), chunks)
+            self.place.at_once(lambda name: self._array(name).__setitem__(self._region(task), chunks[name]), chunks)
             name = _RECORDS
             self._array(_RECORDS)[task.noise_index, task.item_block] = np.array(record, np.uint64)
         except OSError as error:
@@ -398,16 +387,14 @@ class Store(Blocks):
 
         Its value calls a function that writes, as `Place.in_background` says.
         """
-        answers = True
         try:
             with self.place.in_background() as call:
                 yield call
-        except StorageError:
-            answers = False
-            raise
-        finally:
-            if answers:
+        except BaseException as error:
+            if not isinstance(error, StorageError):  # storage that does not answer
                 self._finish()
+            raise
+        self._finish()
 
     def _finish(self) -> None:
         while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may write meanwhile
@@ -708,13 +695,11 @@ def _as_read(values: Any) -> np.ndarray:
     return array.astype(np.dtypes.StringDType()) if array.dtype == object else array
 
 
-def _agree(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
+def _agree(stored: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
     """Whether two coordinates agree: text and integers exactly, real numbers up to a tolerance; NaN equals NaN."""
-    if found.shape != wanted.shape:
-        return False
-    if found.dtype.kind == wanted.dtype.kind == "f":
-        return bool(np.allclose(found, wanted, rtol=tolerance, atol=tolerance, equal_nan=True))
-    return bool(np.all(found == wanted))
+    if stored.dtype.kind == wanted.dtype.kind == "f" and stored.shape == wanted.shape:
+        return bool(np.allclose(stored, wanted, rtol=tolerance, atol=tolerance, equal_nan=True))
+    return np.array_equal(stored, wanted)
 
 
 def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
