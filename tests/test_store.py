@@ -49,11 +49,16 @@ def files_of(folder):
     return {f.relative_to(folder): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-@pytest.fixture
-def store(tmp_path):
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
     ut.run(experiment(), folder)
     return folder
+
+
+@pytest.fixture
+def store(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 @pytest.fixture

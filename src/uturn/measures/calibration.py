@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -239,7 +239,7 @@ def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
     pair = []
     for values in (ds[name], ds[f"clone_{name}"]):
         values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
-        missing = values.where(np.isfinite(values)).isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
+        missing = (~np.isfinite(values)).any([dim for dim in values.dims if dim not in ("item", "noise")])
         if missing.any():
             item, noise = (int(where[0]) for where in np.nonzero(missing.values))
             raise ValueError(
@@ -256,9 +256,13 @@ def _joined(values: xr.DataArray, name: str) -> xr.DataArray:
         return values.expand_dims(reading=[name], axis=3)
     stacked = values.stack(reading=dims)
     places = [dict(zip(dims, np.atleast_1d(place), strict=True)) for place in stacked.reading.values.tolist()]
-    labels = [", ".join([name, *(f"{dim} = {at}" for dim, at in place.items())]) for place in places]
-    stacked = stacked.drop_vars(["reading", *dims]).assign_coords(reading=labels)
+    stacked = stacked.drop_vars(["reading", *dims]).assign_coords(reading=[label_of(name, place) for place in places])
     return stacked.transpose("item", "clone", "noise", "reading", ...)
+
+
+def label_of(name: str, place: Mapping[str, Any]) -> str:
+    """The label of a reading: its variable, and for one of several levels its place along each dim."""
+    return ", ".join([name, *(f"{dim} = {value}" for dim, value in place.items())])
 
 
 def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:

@@ -372,8 +372,10 @@ class Store(Blocks):
     def with_kept_clones(self, task: Task, readings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Readings of a task whose clones were added to, with those of its first clones that the store holds in their places."""
         record = _decoded(self._array(_RECORDS).__getitem__, (task.noise_index, task.item_block))
-        trajectories, clones = (0, 0) if record is None else self._held(record)
         joined = dict(readings)
+        if record is None:  # damaged
+            return joined
+        trajectories, clones = self._held(record)
         if trajectories and clones < self.clones and self._is_sound(task, record):
             for name, values in self.read(task, trajectories, clones).items():
                 if "clone" in self.dims[name] and values.size:

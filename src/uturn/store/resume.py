@@ -108,8 +108,8 @@ def _compared(
     own = {name for name, part in experiment.labelled() if is_own(part)}
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
-    weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
-    different = differences(with_size_of(mine, stored) if new else stored, mine, "spec") + differences(*weights, "models")
+    before, now = ({key: prints[key] for key in changed.difference(acceptable) if key in prints} for prints in (known, models))
+    different = differences(with_size_of(mine, stored) if new else stored, mine, "spec") + differences(before, now, "models")
     if different:
         empty = all(state == "missing" for state, _ in opened.states().values())
         hint = "; none of its tasks is done, so it can be deleted" if empty else ""

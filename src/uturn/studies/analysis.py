@@ -12,7 +12,7 @@ import xarray as xr
 
 from uturn.core.checks import LARGEST, shown
 from uturn.core.reading import Instructions
-from uturn.measures.calibration import calibration
+from uturn.measures.calibration import calibration, label_of
 from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
@@ -186,7 +186,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iter
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
         places, width = _places(of, top, end, axes)
         texts = {
-            "reading": ", ".join([name, *(f"{dim} = {value}" for dim, value in at.items())]),
+            "reading": label_of(name, at),
             "variable": name,
             "level": ", ".join(str(value) for value in at.values()),
             "words": str(values.attrs.get("long_name", name)),
@@ -355,7 +355,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
                 remark = "the levels do not swap order"
             else:
                 remark = "" if sure.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
-            names.append(", ".join([name, *(f"{dim} = {stacked[dim].values[k]}" for dim in others)]))
+            names.append(label_of(name, {dim: stacked[dim].values[k] for dim in others}))
             places.append(swap)
             texts.append((str(run[how.order].values[0]), str(run[how.order].values[-1]), remark))
     if not names:

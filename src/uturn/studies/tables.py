@@ -12,7 +12,7 @@ from uturn.core import display
 from uturn.core.checks import shown
 from uturn.store.record import warnings_of
 from uturn.studies.axes import axis_words
-from uturn.studies.curves import ESTIMATE, estimate_data, with_interval
+from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 
@@ -286,57 +286,30 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
     """The content of `study.json`: all numbers of a study with their intervals; None if one does not exist."""
     _check_study(study)
     axes = [str(axis) for axis in study.axis.values]
+    labels = {"axis": axes, "estimate": ESTIMATE, "share": [f"{float(share):g}" for share in study.share.values]}
 
-    def on_axes(values: xr.DataArray) -> dict[str, Any]:
-        return dict(zip(axes, _estimates(values), strict=True))
+    def entries(dim: str, *names: str, **renamed: str) -> list[dict[str, Any]]:
+        """Variables and coordinates of each reading, series or changes; `renamed`: {key: name}."""
+        of_keys = {dim: dim, **{name: name for name in names}, **renamed}
+        each = (study.isel({dim: k}) for k in range(study.sizes.get(dim, 0)))
+        return [
+            {key: _nested(one[name].values, [labels.get(str(d)) for d in one[name].dims]) for key, name in of_keys.items()}
+            for one in each
+        ]
 
-    def along(dim: str) -> Iterator[xr.Dataset]:
-        return (study.isel({dim: k}) for k in range(study.sizes.get(dim, 0)))
-
-    readings = []
-    for one in along("reading"):
-        entry: dict[str, Any] = {
-            **{key: str(one[key].item()) for key in ("reading", *TEXTS)},
-            "start": _number(one.start),
-            "chance": _number(one.chance),
-            "remark": str(one.remark.item()),
-            "curve": _estimates(one.curve),
-            "places": {f"{float(share):g}": on_axes(one.place.sel(share=share)) for share in study.share.values},
-            "half_life": on_axes(one.half_life),
-            "width": on_axes(one.width),
-        }
-        if "gap" in study and np.isfinite(one.gap_p).any():
-            entry["gap"] = [{**gap, "p_holm": _number(p)} for gap, p in zip(_estimates(one.gap), one.gap_p.values, strict=True)]
-        readings.append(entry)
-    series = [
-        {
-            **{key: str(one[key].item()) for key in ("series", "first", "last")},
-            "remark": str(one.series_remark.item()),
-            "inversion": on_axes(one.inversion),
-        }
-        for one in along("series")
-    ]
-    changes = [
-        {
-            "changes": str(one.changes.item()),
-            "unit": str(one.unit_of_distance.item()),
-            "remark": str(one.changes_remark.item()),
-            "peak": _estimates(one.peak),
-            "peak_at": on_axes(one.peak_at),
-            "peak_cross_fitted": _number(one.peak_cross_fitted),
-            "plateau": bool(one.plateau),
-            "levels_of_peak": study.noise.values[one.of_peak.values == 1].tolist(),
-            "n_eff": [_number(value) for value in one.n_eff.values],
-            "chi": _estimates(one.chi),
-            "xi": [
-                {key: "infinite" if np.isinf(end) else _number(end) for key, end in zip(ESTIMATE, length, strict=True)}
-                for length in one.xi.values
-            ],
-            "distance": one.distance.values.tolist(),
-            "correlation": _estimates(one.correlation),
-        }
-        for one in along("changes")
-    ]
+    readings = entries("reading", *TEXTS, "start", "chance", "remark", "curve", "half_life", "width", places="place")
+    if "gap" in study:
+        for entry, tests in zip(readings, entries("reading", gap="gap", p="gap_p"), strict=True):
+            if any(p is not None for p in tests["p"]):
+                entry["gap"] = [{**gap, "p_holm": p} for gap, p in zip(tests["gap"], tests["p"], strict=True)]
+    series = entries("series", "first", "last", "inversion", remark="series_remark")
+    numbers = ("peak", "peak_at", "peak_cross_fitted", "plateau", "n_eff", "chi", "xi", "distance", "correlation")
+    changes = entries("changes", *numbers, unit="unit_of_distance", remark="changes_remark")
+    for k, entry in enumerate(changes):
+        entry["plateau"] = bool(entry["plateau"])
+        entry["levels_of_peak"] = study.noise.values[study.of_peak.values[k] == 1].tolist()
+        for length, ends in zip(entry["xi"], study.xi.values[k], strict=True):  # infinite where 1/length is not above 0
+            length |= {key: "infinite" for key, end in zip(ESTIMATE, ends, strict=True) if np.isinf(end)}
     passed = {family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in tested_families(study).items()}
     about = {
         key: study.attrs[key] for key in ("spec_hash", "items", "trajectories", "clones", "seed", "remark") if key in study.attrs
@@ -348,7 +321,7 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
         **about,
         "warnings": warnings_of(study.attrs),
         "intervals": "95 %, from the differences between originals, or grammars if there are several",
-        "noise": {axis: [_number(x) for x in (study[axis] if axis in study.coords else study.noise).values] for axis in axes},
+        "noise": {axis: _nested((study[axis] if axis in study.coords else study.noise).values, [None]) for axis in axes},
         "readings": readings,
         "series": series,
         "changes": changes,
@@ -356,11 +329,10 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _estimates(values: Any) -> Any:
-    """Numbers with their intervals (.., estimate) as nested lists of tables."""
-    return estimate_data(np.asarray(values)) if values.ndim == 1 else [_estimates(row) for row in np.asarray(values)]
-
-
-def _number(value: Any) -> float | None:
-    value = float(value)
-    return value if np.isfinite(value) else None
+def _nested(values: np.ndarray, labels: list[Sequence[str] | None]) -> Any:
+    """An array as plain data: tables along dims with labels, else lists; None for numbers that do not exist."""
+    if not labels:
+        value = values.item()
+        return value if isinstance(value, str) or np.isfinite(value) else None
+    rows = [_nested(np.asarray(row), labels[1:]) for row in values]
+    return rows if labels[0] is None else dict(zip(labels[0], rows, strict=True))
