@@ -239,7 +239,7 @@ def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
     pair = []
     for values in (ds[name], ds[f"clone_{name}"]):
         values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
-        missing = (~np.isfinite(values)).any([dim for dim in values.dims if dim not in ("item", "noise")])
+        missing = values.where(np.isfinite(values)).isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
         if missing.any():
             item, noise = (int(where[0]) for where in np.nonzero(missing.values))
             raise ValueError(
