@@ -331,8 +331,8 @@ MUTATIONS = (
     Mutation(
         "chi without its diagonal",
         "uturn.measures.changes:chi_of",
-        "found.mean[:, 0] / found.mean[:, 1]",
-        "found.mean[:, 0] / found.mean[:, 1] - 1",
+        "of.mean[:, 0] / of.mean[:, 1]",
+        "of.mean[:, 0] / of.mean[:, 1] - 1",
         {"chi": "chi against the exact chi of the same strings, ε"},
         (("test_changes::test_common_changes_have_chi_of_the_number_of_sites", {}),),
     ),
@@ -352,9 +352,9 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals of chi with the degrees of freedom of all originals",
-        "uturn.measures.changes:student",
-        "stdtrit(np.maximum(number, 2) - 1,",
-        "stdtrit(groups - 1.0,",
+        "uturn.measures.statistics:Replicates.half_width",
+        "np.minimum(number, self.groups) - 1",
+        "self.groups - 1.0",
         tests=(("test_changes::test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide", {}),),
     ),
     Mutation(
@@ -636,8 +636,8 @@ MUTATIONS = (
     Mutation(
         "tasks with fewer clones are done for the workers of a cluster",
         "uturn.store.record:Store.recorded",
-        "found[task] = count if clones == self.clones else 0",
-        "found[task] = count",
+        "count if clones == self.clones else 0",
+        "count",
         tests=(("test_store::test_records_and_readings_leave_the_same_tasks", {}),),
     ),
     Mutation(

@@ -320,22 +320,21 @@ def length_of(covariances):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.zeros((3, 1, 4)),), "1 trajectory"),
+        ((np.zeros((3, 1, 4)),), "trajectories = 1"),
         ((np.zeros((3, 4)),), "shape"),
         ((np.zeros((0, 4, 4)),), "shape"),
         ((np.full((3, 4, 4), np.nan),), "NaN"),
         ((np.full((3, 4, 4), "a"),), "dtype"),
         ((np.zeros((3, 4, 4), complex),), "dtype"),
-        ((np.zeros((3, 4, 4)), "tree"), "branching: missing"),
-        ((np.zeros((3, 4, 4)), "grid"), "shape: missing"),
+        ((np.zeros((3, 4, 4)), "tree"), "branching = None"),
+        ((np.zeros((3, 4, 4)), "grid"), "shape = None"),
         ((np.zeros((3, 4, 4)), "space"), "'index', 'tree', 'grid'"),
         ((np.zeros((3, 4, 4)), np.zeros((3, 3))), "positive"),
         ((np.zeros((3, 4, 4)), grid_matrix((3,))), "3 sites, but changed has 4"),
         ((np.zeros((3, 4, 4)), np.zeros((4, 5))), "shape"),
         ((np.zeros((3, 4, 4)), [[0, 1], [2, 0]]), "symmetric"),
         ((np.zeros((2, 3, 4, 1)),), "shape"),
-        ((Covariances(Tree(4, 2)).add(np.zeros((2, 1, 4))),), "1 trajectory"),
-        ((Covariances(Tree(4, 2)),), "0 trajectories"),
+        ((Covariances(Tree(4, 2)),), "trajectories = 0"),
         ((Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4))), "grid"), "leave out distance"),
         (([[[0, 1], [1]]],), "changed = .*expected an array"),
         ((np.zeros((3, 4, 2)), [[0, 1], [1]]), "distance = .*expected an array"),
@@ -361,9 +360,9 @@ def test_dims_of_a_labelled_array_are_found_by_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"branching": 2}, "only distance = 'tree' has it"),
-        ({"distance": "grid", "shape": (2, 2), "branching": 2}, "only distance = 'tree' has it"),
-        ({"distance": grid_matrix((4,)), "shape": (2, 2)}, "only distance = 'grid' has it"),
+        ({"branching": 2}, "distance = 'tree' needs it"),
+        ({"distance": "grid", "shape": (2, 2), "branching": 2}, "distance = 'tree' needs it"),
+        ({"distance": grid_matrix((4,)), "shape": (2, 2)}, "distance = 'grid' needs it"),
     ],
 )
 def test_an_option_of_another_distance_is_an_error(options, message):
@@ -394,7 +393,7 @@ def test_equal_matrices_are_one_distance():
 
 def test_a_covariance_needs_two_trajectories():
     for read in ("covariance", "total"):
-        with pytest.raises(ValueError, match="1 trajectory"):
+        with pytest.raises(ValueError, match="trajectories = 1"):
             getattr(Covariances(Tree(4, 2)).add(np.zeros((2, 1, 4))), read)
 
 
@@ -411,8 +410,8 @@ def test_wrong_sizes_of_trees_and_grids():
         ({"distance": "tree", "branching": 2}, "branching = 2"),
         ({"distance": "tree", "branching": 1}, "branching"),
         ({"distance": "grid", "shape": (2, 2)}, "4 sites, but changed has 6"),
-        ({"distance": "grid", "shape": ()}, "shape"),
-        ({"distance": "grid", "shape": 6}, "shape"),
+        ({"distance": "grid", "shape": ()}, "1 sites, but changed has 6"),
+        ({"distance": "grid", "shape": (2, 3.0)}, "shape"),
     ):
         with pytest.raises(ValueError, match=message):
             ut.correlations(x, **options)

@@ -379,7 +379,7 @@ def test_missing_readings_are_named():
         with pytest.raises(ValueError, match="change_covariance has missing readings"):
             function(gap.change_covariance)
     for function in (changes.susceptibility_of, changes.correlations_of):
-        for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "select by lists"), (ds.isel(item=[]), "select by")):
+        for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "dims noise, item"), (ds.isel(item=[]), "'item': 0")):
             with pytest.raises(ValueError, match=message) as caught:
                 function(bad)
             assert "\n" not in str(caught.value)

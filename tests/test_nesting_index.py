@@ -256,7 +256,7 @@ def test_of_stored_covariances():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ds: ds.drop_vars("change"), "ds has no variable 'change'"),
+        (lambda ds: ds.drop_vars("change"), "expected a Dataset with the readings"),
         (lambda ds: ds.assign_coords(distance=[0, 1, 2, 3]), "distance = .*expected 0, s, s"),
         (lambda ds: ds.isel(distance=[0]), "distance = .*expected 0, s, s"),
         (lambda ds: ds.where(ds.noise > 0), "missing or infinite"),
@@ -285,13 +285,13 @@ GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
     [
         (np.zeros((2, 3)), 2, "got ndarray; expected a DataArray"),
         (GOOD.isel(site=0), 2, "expected a DataArray of numbers with dims noise, item, trajectory, site"),
-        (GOOD.isel(trajectory=[0]), 2, "1 trajectory of each item; a covariance needs at least 2"),
+        (GOOD.isel(trajectory=[0]), 2, "expected at least 2 trajectories"),
         (GOOD.where(GOOD["item"] > 0), 2, "missing or infinite readings"),
         (GOOD.isel(noise=[0]), 2, "at least two increasing levels"),
         (GOOD.isel(noise=[2, 1, 0]), 2, "at least two increasing levels"),
         (GOOD.assign_coords(noise=["a", "b", "c"]), 2, "noise = .*at least two increasing levels"),
-        (GOOD.isel(site=slice(6)), 2, "6 sites; expected a power of branching = 2"),
-        (GOOD, 3, "8 sites; expected a power of branching = 3"),
+        (GOOD.isel(site=slice(6)), 2, "sites: 6, branching = 2"),
+        (GOOD, 3, "sites: 8, branching = 3"),
         (GOOD, 1, "branching = 1"),
         (GOOD * 0, 2, "does not vary between the trajectories"),
         (GOOD * 0 + 1, 2, "does not vary between the trajectories"),

@@ -727,16 +727,6 @@ def test_damaged_instructions_are_errors_of_one_line(attribute):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["max", "clean"])
-@pytest.mark.parametrize("value", ["abc", [1], None, 10**400])
-def test_an_attribute_of_an_axis_that_is_no_number(name, value):
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, step=("noise", [1, 3, 4, 7, 10]))
-    axis = "noise" if name == "max" else "step"
-    run[axis].attrs[name] = value
-    with pytest.raises(ValueError, match=f"^{axis}: the attribute '{name}' = .* is no number; copy the store again$"):
-        ut.study(run)
-
-
 @pytest.mark.parametrize(
     "noise", [[0.1, np.nan, 0.4, 0.7, 1], [-0.1, 0.3, 0.4, 0.7, 1], [0.1, 0.1, 0.4, 0.7, 1], [1, 2, 3, 4, 1e300]]
 )

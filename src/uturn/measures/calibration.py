@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from uturn.core.checks import checked_array, checked_integer, checked_numbers, s
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import between_clones
 from uturn.measures.relabelling import MARGIN, p_values
-from uturn.measures.statistics import WITHIN, replicates
+from uturn.measures.statistics import WITHIN, check_dims, checked_share, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -111,7 +111,7 @@ def calibrate(
     """
     from scipy.stats import norm, t
 
-    level = _checked_level(level)
+    level = checked_share("level", level)
     gaps = exchanged_gaps(with_original, with_clones)
     items, shape = len(gaps), gaps.shape[2:]
     tests = math.prod(shape)
@@ -191,29 +191,23 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     import xarray as xr
 
     names = _checked_variables(ds, variable)
-    level = _checked_level(level)
+    level = checked_share("level", level)
     several = not isinstance(variable, str)
     pairs = [_pair(ds, name, several) for name in names]
     originals, twins = (xr.concat([pair[k] for pair in pairs], "reading") if several else pairs[0][k] for k in (0, 1))
     first, rows = (values.isel(trajectory=0, missing_dims="ignore").values for values in (originals, twins))
-    found = calibrate(first, rows, level, seed=seed)
+    tests = calibrate(first, rows, level, seed=seed)
     differences = (originals - twins).transpose("noise", "item", ...)
     gap, *ends = replicates(differences).interval(lambda mean: mean)
     size = abs(differences).max([dim for dim in differences.dims if dim in WITHIN or dim == "item"]).values
     low, high = np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)  # equal gaps say nothing about their spread
-    numbers = {"gap": gap, "low": low, "high": high, "p": found.p_value, "p_holm": found.adjusted, "visible": found.visible}
+    numbers = {"gap": gap, "low": low, "high": high, "p": tests.p_value, "p_holm": tests.adjusted, "visible": tests.visible}
     layout = originals.isel(item=0, clone=0, trajectory=0, drop=True, missing_dims="ignore")
     result = xr.Dataset({name: (layout.dims, values) for name, values in numbers.items()}, layout.coords)
     sizes = {"items": ds.sizes["item"], "trajectories": ds.sizes.get("trajectory", 1), "clones": ds.sizes["clone"]}
     return result.assign_attrs(
-        variable=", ".join(names), passed=found.passed, level=level, relabellings=found.relabellings, **sizes
+        variable=", ".join(names), passed=tests.passed, level=level, relabellings=tests.relabellings, **sizes
     )
-
-
-def _checked_level(level: Any) -> float:
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
-        raise ValueError(f"level = {shown(level)}: expected a false-alarm rate between 0 and 1")
-    return float(level)
 
 
 def _checked_variables(ds: Any, variable: Any) -> list[str]:
@@ -222,31 +216,18 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
 
     if not isinstance(ds, xr.Dataset):
         raise ValueError(f"ds = {shown(ds)}: expected the dataset that uturn.run gives for an experiment with clones >= 2")
-    lacking = [dim for dim in ("noise", "item") if dim not in ds.dims]
-    if lacking:
-        raise ValueError(f"ds has no dim {lacking[0]!r}; expected all of them: select by lists, such as ds.isel(noise=[0])")
-    if ds.sizes["item"] < 2:
-        raise ValueError(f"ds has {ds.sizes['item']} items; expected at least 2")
     names = [variable] if isinstance(variable, str) else list(variable) if isinstance(variable, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"variable = {shown(variable)}: expected the name of a variable, or a list of different names")
     clones = ds.sizes.get("clone", 1)
-    if clones < 2:
-        raise ValueError(f"ds has {clones} clone of each noisy datum, expected at least 2: run the experiment with clones = 2")
     measured = json.loads(ds.attrs.get("spec", "{}")).get("clones", clones)
-    if clones != measured:
-        raise ValueError(
-            f"ds has {clones} of the {measured} clones of the run; the twins are means over all of them, give them all"
-        )
+    if clones < 2 or clones != measured:
+        raise ValueError(f"ds has {clones} of {measured} clones of the run; expected all of them, and at least 2 (clones = 2)")
     known = [str(name) for name in ds.data_vars if f"clone_{name}" in ds]
     for name in names:
         if name not in known:
-            what = f"has no twin clone_{name}, as only symmetric variables have" if name in ds else "is not in the dataset"
-            raise ValueError(f"variable = {name!r} {what}; expected one of {known}")
-        if not ds[name].size:
-            raise ValueError(
-                f"variable = {name!r} has sizes {dict(ds[name].sizes)}; expected at least one reading along each dim"
-            )
+            raise ValueError(f"variable = {name!r}: expected a symmetric variable, which has a twin clone_{name}: one of {known}")
+        check_dims(f"variable = {name!r}", ds[name], ("noise", "item"))
     if ds.attrs.get("missing_tasks"):
         raise ValueError(f"the run is not finished: {ds.attrs['missing_tasks']} tasks are missing; run it again to its end")
     return names
@@ -255,7 +236,7 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
 def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
     """A variable and its twin, float64 (item, clone, noise, .., trajectory); `joined`: further dims become one, `reading`."""
     last = [dim for dim in ds[name].dims if dim == "trajectory"]
-    found = []
+    pair = []
     for values in (ds[name], ds[f"clone_{name}"]):
         values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
         missing = values.where(np.isfinite(values)).isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
@@ -265,8 +246,8 @@ def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
                 f"variable = {name!r}: readings are missing or infinite at noise {float(ds.noise[noise]):g}, item number {item} "
                 f"of the dataset; finish the run, or leave such items out"
             )
-        found.append(_joined(values, name) if joined else values)
-    return found
+        pair.append(_joined(values, name) if joined else values)
+    return pair
 
 
 def _joined(values: xr.DataArray, name: str) -> xr.DataArray:
@@ -275,9 +256,13 @@ def _joined(values: xr.DataArray, name: str) -> xr.DataArray:
         return values.expand_dims(reading=[name], axis=3)
     stacked = values.stack(reading=dims)
     places = [dict(zip(dims, np.atleast_1d(place), strict=True)) for place in stacked.reading.values.tolist()]
-    labels = [", ".join([name, *(f"{dim} = {at}" for dim, at in place.items())]) for place in places]
-    stacked = stacked.drop_vars(["reading", *dims]).assign_coords(reading=labels)
+    stacked = stacked.drop_vars(["reading", *dims]).assign_coords(reading=[label_of(name, place) for place in places])
     return stacked.transpose("item", "clone", "noise", "reading", ...)
+
+
+def label_of(name: str, place: Mapping[str, Any]) -> str:
+    """The label of a reading: its variable, and for one of several levels its place along each dim."""
+    return ", ".join([name, *(f"{dim} = {value}" for dim, value in place.items())])
 
 
 def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:

@@ -33,7 +33,7 @@ import numpy as np
 
 from uturn.core.checks import shown
 from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
-from uturn.measures.statistics import Estimate, replicates
+from uturn.measures.statistics import Estimate, check_dims, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -89,9 +89,8 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     >>> chi.low < 1 < chi.high, round(susceptibility(coins[..., :1].repeat(8, axis=2)).value, 6)
     (True, 8.0)
     """
-    found = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
-    value, low, high = _susceptibility(*labelled(found, changed), confidence)[0][:, 0].tolist()
-    return Estimate(value, low, high)
+    covariances = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
+    return Estimate(*chi_of(_parts(*labelled(covariances, changed)), confidence)[:, 0].tolist())
 
 
 def correlations(
@@ -138,13 +137,11 @@ def correlations(
     >>> bool((found.low < 0).values[2:].all() and (found.high > 0).values[2:].all())
     True
     """
-    if isinstance(changed, Covariances) and not (
-        isinstance(distance, str) and distance == "index" and branching is None and shape is None
-    ):
+    if isinstance(changed, Covariances) and (str(distance), branching, shape) != ("index", None, None):
         raise ValueError(f"changed is an accumulator with {shown(changed.distance)}; leave out distance, branching and shape")
-    found = _accumulated(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape))
-    curves = correlations_of(labelled(found, changed)[0], confidence=confidence).isel(noise=0, drop=True)
-    return curves.assign(pairs=("distance", found.distance.pairs))
+    covariances = _accumulated(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape))
+    curves = correlations_of(labelled(covariances, changed)[0], confidence=confidence).isel(noise=0, drop=True)
+    return curves.assign(pairs=("distance", covariances.distance.pairs))
 
 
 def distance_between(
@@ -169,23 +166,26 @@ def distance_between(
     ValueError
         For an unknown word, a `branching` or `shape` that is missing or not used, or another number of sites.
     """
-    found: Distance
-    for name, value, word in (("branching", branching, "tree"), ("shape", shape, "grid")):
-        if value is not None and not (isinstance(distance, str) and distance == word):
-            raise ValueError(f"{name} = {shown(value)}: only distance = {word!r} has it; distance is {shown(distance)}")
-    if isinstance(distance, str):
-        if distance not in ("index", "tree", "grid"):
-            raise ValueError(f"distance = {distance!r}: expected 'index', 'tree', 'grid', or a matrix (sites, sites)")
-        needed: Any = {"index": sites, "tree": branching, "grid": shape}[distance]
-        if needed is None:
-            option = {"tree": "branching", "grid": "shape"}[distance]
-            raise ValueError(f"{option}: missing; distance = {distance!r} needs it")
-        found = Tree(sites, needed) if distance == "tree" else Grid((sites,) if distance == "index" else needed)
+    word: Any = distance if isinstance(distance, str) else None
+    for option, value, needed_by in (("branching", branching, "tree"), ("shape", shape, "grid")):
+        if (value is not None) != (word == needed_by):
+            raise ValueError(
+                f"{option} = {shown(value)}: distance = {needed_by!r} needs it, no other has it; got {shown(distance)}"
+            )
+    between: Distance
+    if word == "tree":
+        between = Tree(sites, branching)  # type: ignore[arg-type]
+    elif word in ("index", "grid"):
+        between = Grid((sites,) if shape is None else shape)  # type: ignore[arg-type]
+    elif word is not None:
+        raise ValueError(f"distance = {distance!r}: expected 'index', 'tree', 'grid', or a matrix (sites, sites)")
     else:
-        found = distance if hasattr(distance, "products") and not isinstance(distance, type) else Matrix(distance)
-    if found.num_sites != sites:
-        raise ValueError(f"distance is that of {found.num_sites} sites, but changed has {sites}; give distances of all its sites")
-    return found
+        between = distance if hasattr(distance, "products") and not isinstance(distance, type) else Matrix(distance)
+    if between.num_sites != sites:
+        raise ValueError(
+            f"distance is that of {between.num_sites} sites, but changed has {sites}; give distances of all its sites"
+        )
+    return between
 
 
 # -- results of the probe `changes` --------------------------------------------------------------------------------------
@@ -213,13 +213,13 @@ def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) 
     ValueError
         For results without the probe, of another noise than a list, or with missing readings.
     """
-    covariance, total = _readings(ds, name)
-    (chi, low, high), number = _susceptibility(covariance, total, confidence)
     import xarray as xr
 
-    axes = {key: one for key, one in covariance.coords.items() if one.dims == ("noise",)}
-    named = {"chi": chi, "low": low, "high": high, "n_eff": number}
-    return xr.Dataset({key: ("noise", values) for key, values in named.items()}, coords=axes)
+    parts = chi_parts(ds, name)
+    chi, low, high = chi_of(parts, confidence)
+    curves = {"chi": chi, "low": low, "high": high, "n_eff": effective_number(parts.isel(part=1))}
+    axes = {key: coordinate for key, coordinate in parts.coords.items() if coordinate.dims == ("noise",)}
+    return xr.Dataset({key: ("noise", values) for key, values in curves.items()}, coords=axes)
 
 
 def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: xr.DataArray | None = None) -> xr.Dataset:
@@ -233,20 +233,19 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: 
 
     covariance = by_distance(ds) if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
     check_complete(covariance)
-    found, of_present = replicated(covariance, present)
+    of, of_present = replicated(covariance, present)
 
-    def curves(mean: np.ndarray) -> np.ndarray:
+    def normalised(mean: np.ndarray) -> np.ndarray:
         c = of_present(mean)
         return c / c[..., :1]
 
     number = effective_number(covariance.isel(distance=0, drop=True))
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        value = curves(found.mean)
-        half = student(number, found.groups, confidence)[:, None] * found.error(curves)
+        correlation, low, high = of.interval(normalised, confidence, number[:, None])
     dims = ("noise", "distance")
-    axes = {key: one for key, one in covariance.coords.items() if set(one.dims) <= set(dims)}
-    named = {"correlation": value, "low": value - half, "high": value + half, "covariance": of_present(found.mean)}
-    return xr.Dataset({**{key: (dims, values) for key, values in named.items()}, "n_eff": ("noise", number)}, coords=axes)
+    axes = {key: coordinate for key, coordinate in covariance.coords.items() if set(coordinate.dims) <= set(dims)}
+    curves = {"correlation": correlation, "low": low, "high": high, "covariance": of_present(of.mean)}
+    return xr.Dataset({**{key: (dims, values) for key, values in curves.items()}, "n_eff": ("noise", number)}, coords=axes)
 
 
 def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
@@ -301,38 +300,17 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
     return np.divide(values.sum(axis=1) ** 2, squares, out=np.zeros(len(values)), where=squares > 0)
 
 
-def student(number: np.ndarray, groups: int, confidence: float) -> np.ndarray:
-    """Half the width of an interval of this confidence, in standard errors: Student's t with n_eff - 1 degrees of freedom.
-
-    `number`: n_eff, of which at most `groups` count, since the error is one of so many differences. NaN if n_eff < 2.
-    """
-    from scipy.special import stdtrit
-
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence!r}: expected a number between 0 and 1")
-    number = np.minimum(number, groups)
-    return np.where(number >= 2, stdtrit(np.maximum(number, 2) - 1, 0.5 + confidence / 2), np.nan)
-
-
 def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Covariance by distance, and the sum of all covariances over the number of sites, else a ValueError."""
     import xarray as xr
 
-    if not isinstance(ds, xr.Dataset):
-        raise ValueError(f"ds = {shown(ds)}: expected the results of an experiment with the probe 'changes'")
-    prefix = f"{name}_" if name else ""
-    wanted = [f"{prefix}change_covariance", f"{prefix}change_covariance_sum"]
-    missing = [key for key in wanted if key not in ds]
-    if missing:
-        raise ValueError(f"ds has no variable {missing[0]!r}; expected the results of an experiment with the probe 'changes'")
-    covariance, total = (ds[key] for key in wanted)
-    if not {"noise", "item"} <= set(total.dims) or not total.size:
-        raise ValueError(
-            f"ds has sizes {dict(total.sizes)}; expected noise and item: select by lists, such as ds.isel(noise=[0])"
-        )
-    for readings in (covariance, total):
-        check_complete(readings)
-    return by_distance(covariance), total
+    wanted = [f"{name}_{key}" if name else key for key in ("change_covariance", "change_covariance_sum")]
+    if not isinstance(ds, xr.Dataset) or not set(wanted) <= set(ds.data_vars):
+        raise ValueError(f"ds = {shown(ds)}: expected the results of an experiment with the probe 'changes', {', '.join(wanted)}")
+    for key in wanted:
+        check_dims(key, ds[key], ("noise", "item"))
+        check_complete(ds[key])
+    return by_distance(ds[wanted[0]]), ds[wanted[1]]
 
 
 def by_distance(covariance: xr.DataArray) -> xr.DataArray:
@@ -360,18 +338,12 @@ def _parts(covariance: xr.DataArray, total: xr.DataArray) -> xr.DataArray:
     return xr.concat([total, covariance.isel(distance=0, drop=True)], dim="part")
 
 
-def _susceptibility(covariance: xr.DataArray, total: xr.DataArray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """chi and the ends of its interval, (3, noise), and n_eff (noise,)."""
-    parts = _parts(covariance, total)
-    return chi_of(parts, confidence), effective_number(parts.isel(part=1))
-
-
 def chi_of(parts: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
     """chi and the ends of its interval, (3, noise), from the readings of `chi_parts`."""
-    found = replicates(parts)
+    of = replicates(parts)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        chi = found.mean[:, 0] / found.mean[:, 1]
-    half = student(effective_number(parts.isel(part=1)), found.groups, confidence) * found.error(log_chi)
+        chi = of.mean[:, 0] / of.mean[:, 1]
+    half = of.half_width(log_chi, confidence, effective_number(parts.isel(part=1)))
     return np.stack([chi, chi * np.exp(-half), chi * np.exp(half)])
 
 
@@ -382,7 +354,7 @@ def log_chi(means: np.ndarray) -> np.ndarray:
         return np.log(np.where(chi > 0, chi, np.nan))
 
 
-def labelled(found: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
+def labelled(covariances: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
     """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level.
 
     `changed`: the changes, whose coordinate `grammar` is kept if they have one, because it groups the items.
@@ -391,18 +363,15 @@ def labelled(found: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.
 
     grammar = changed.coords.get("grammar") if isinstance(changed, xr.DataArray) else None
     along = {"grammar": ("item", grammar.values)} if grammar is not None and grammar.dims == ("item",) else {}
-    covariance = xr.DataArray(
-        found.covariance[None], dims=("noise", "item", "distance"), coords={"distance": found.distance.values, **along}
-    )
-    return covariance, xr.DataArray(found.total[None], dims=("noise", "item"), coords=along)
+    by_distance = {"distance": covariances.distance.values, **along}
+    covariance = xr.DataArray(covariances.covariance[None], by_distance, ("noise", "item", "distance"))
+    return covariance, xr.DataArray(covariances.total[None], along, ("noise", "item"))
 
 
 def _accumulated(changed: Any, distance: Callable[[int], Distance]) -> Covariances:
     """Changes (items, trajectories, sites), or an accumulator of them, as an accumulator; else a ValueError."""
-    if isinstance(changed, Covariances):
-        changed.check_trajectories()
-        return changed
-    values = checked_changes(changed)
-    found = Covariances(distance(values.shape[2])).add(values)
-    found.check_trajectories()
-    return found
+    if not isinstance(changed, Covariances):
+        values = checked_changes(changed)
+        changed = Covariances(distance(values.shape[2])).add(values)
+    changed.check_trajectories()
+    return changed

@@ -33,5 +33,5 @@ def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np
         for k in range(j + 1, clones):
             value = np.asarray(f(groups[:, j], groups[:, k]), float)
             sums[j], sums[k] = sums[j] + value, sums[k] + value
-    found = np.stack(sums, axis=1) / (clones - 1)
-    return found.reshape(items, draws, *found.shape[2:])
+    means = np.stack(sums, axis=1) / (clones - 1)
+    return means.reshape(items, draws, *means.shape[2:])

@@ -33,15 +33,15 @@ def cloning_probability(same: Any) -> Any:
     """
     import xarray as xr
 
-    from uturn.measures.statistics import proportion
+    from uturn.measures.statistics import check_dims, proportion
 
-    if not isinstance(same, xr.DataArray) or not {"noise", "item", "clone"} <= set(same.dims) or same.sizes["clone"] < 2:
-        kind = f"sizes {dict(same.sizes)}" if isinstance(same, xr.DataArray) else type(same).__name__
-        raise ValueError(f"same: got {kind}; expected a DataArray with dims noise, item and several clones: ds.clone_same_class")
-    if "clone_" not in str(same.name or "clone_") or same.isnull().any():
-        raise ValueError(f"same is {same.name!r}, perhaps with missing readings; expected a complete twin: ds.clone_same_class")
-    values = proportion(same)
-    return xr.DataArray(values.T, {"noise": same.noise, "estimate": ["value", "low", "high"]}, ("noise", "estimate"))
+    check_dims("same", same, ("noise", "item", "clone"), ("trajectory",))
+    if same.sizes["clone"] < 2 or "clone_" not in str(same.name or "clone_") or same.isnull().any():
+        raise ValueError(
+            f"same is {same.name!r} of {same.sizes['clone']} clones, perhaps with missing readings; expected a complete twin of "
+            f"several clones: ds.clone_same_class"
+        )
+    return xr.DataArray(proportion(same).T, {"noise": same.noise, "estimate": ["value", "low", "high"]}, ("noise", "estimate"))
 
 
 def mixture_cloning_probability(noise: Any, squared_distance: float, variance: float = 1.0) -> np.ndarray:
@@ -97,8 +97,8 @@ def covariance_eigenvalues(data: Any) -> np.ndarray:
     The covariance is divided by items - 1.
     """
     values = _checked_data(data, 2)
-    found = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2 / (len(values) - 1)
-    return found[: min(len(values) - 1, values.shape[1])]
+    eigenvalues = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2 / (len(values) - 1)
+    return eigenvalues[: min(len(values) - 1, values.shape[1])]
 
 
 def speciation_time(eigenvalue: float) -> float:
@@ -182,15 +182,15 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
     if times.ndim != 1 or not (times > 0).all():
         raise ValueError(f"noise = {shown(noise)}: expected times above 0 (levels,)")
     chosen = np.arange(checked_integer("observations", observations, 1)) % len(x)
-    found = []
+    agreement = []
     for k, t in enumerate(times):
         abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
         xi = normals(keys(seed, Purpose.CALIBRATION, k, np.arange(observations)), x.shape[1], np.float64)
         noisy = np.sqrt(abar) * x[chosen] + np.sqrt(rest) * xi
         log_p = (np.sqrt(abar) * noisy @ x.T - abar * (x**2).sum(axis=1) / 2) / rest
         p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
-        found.append((p**2).sum(axis=1) / p.sum(axis=1) ** 2)
-    return np.array(found)
+        agreement.append((p**2).sum(axis=1) / p.sum(axis=1) ** 2)
+    return np.array(agreement)
 
 
 def _checked_data(data: Any, least: int) -> np.ndarray:

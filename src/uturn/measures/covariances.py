@@ -97,14 +97,7 @@ class Grid:
     periodic: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            shape = tuple(checked_integer("shape", n, 1) for n in self.shape)
-        except TypeError:
-            shape = ()
-        if not shape:
-            raise ValueError(
-                f"shape = {shown(self.shape)}: expected the numbers of sites along the axes, such as (rows, columns)"
-            )
+        shape = tuple(checked_integer("shape", n, 1) for n in np.atleast_1d(self.shape).tolist())
         object.__setattr__(self, "shape", shape)
 
     @property
@@ -141,8 +134,8 @@ class Grid:
 
         axes = tuple(range(2, 2 + len(self.shape)))
         power = np.square(np.abs(rfftn(x.reshape(*x.shape[:2], *self.shape), self._sizes, axes))).sum(axis=1)
-        found = irfftn(power, self._sizes, tuple(axis - 1 for axis in axes))  # sum of x_i x_j for every displacement
-        return np.array([self._by_distance(one.ravel()) for one in found])
+        sums = irfftn(power, self._sizes, tuple(axis - 1 for axis in axes))  # of x_i x_j, for every displacement
+        return np.array([self._by_distance(of_item.ravel()) for of_item in sums])
 
     def _by_distance(self, of_displacement: np.ndarray) -> np.ndarray:
         distance, count = self._displacements
@@ -222,8 +215,8 @@ class Covariances:
             )
         batch.count = changed.shape[1]
         items = max(1, _BLOCK // max(changed[0].size, 1))
-        found = [self._moments(np.asarray(changed[k : k + items], float)) for k in range(0, len(changed), items)]
-        batch._mean, batch._products = (np.concatenate(pieces) for pieces in zip(*found, strict=True))
+        moments = [self._moments(np.asarray(changed[k : k + items], float)) for k in range(0, len(changed), items)]
+        batch._mean, batch._products = (np.concatenate(pieces) for pieces in zip(*moments, strict=True))
         return self.merge(batch)
 
     def merge(self, other: Covariances) -> Covariances:
@@ -271,8 +264,7 @@ class Covariances:
     def check_trajectories(self) -> None:
         """ValueError unless there are at least two trajectories."""
         if self.count < 2:
-            words = "trajectory" if self.count == 1 else "trajectories"
-            raise ValueError(f"changed has {self.count} {words} of each item; a covariance needs at least 2")
+            raise ValueError(f"changed has trajectories = {self.count} of each item; a covariance needs at least 2")
 
 
 def checked_changes(changed: Any) -> np.ndarray:

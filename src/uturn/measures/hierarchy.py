@@ -31,10 +31,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, shown
+from uturn.core.checks import shown
 from uturn.core.random import Streams
 from uturn.measures.changes import by_distance
-from uturn.measures.statistics import Estimate, estimate, nonincreasing, replicates
+from uturn.measures.covariances import Tree
+from uturn.measures.statistics import Estimate, check_dims, estimate, nonincreasing, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -99,8 +100,8 @@ def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.9
     >>> changed.sizes["site"], nesting_index(changed, branching=2).low > 0.1
     (8, True)
     """
-    found = estimate(_moments(changed, branching), lambda means: _of_moments(means, branching).value, confidence)
-    return Estimate(*np.maximum(found, 0).tolist())
+    index = estimate(_moments(changed, branching), lambda means: _of_moments(means, branching).value, confidence)
+    return Estimate(*np.maximum(index, 0).tolist())
 
 
 def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -> Estimate:
@@ -126,12 +127,9 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
     """
     import xarray as xr
 
-    prefix = f"{name}_" if name else ""
-    wanted = [f"{prefix}change", f"{prefix}change_covariance"]
-    if not isinstance(ds, xr.Dataset):
+    wanted = [f"{name}_{key}" if name else key for key in ("change", "change_covariance")]
+    if not isinstance(ds, xr.Dataset) or not set(wanted) <= set(ds.data_vars):
         raise ValueError(f"ds = {shown(ds)}: expected a Dataset with the readings {wanted}")
-    if missing := [key for key in wanted if key not in ds]:
-        raise ValueError(f"ds has no variable {missing[0]!r}; expected the readings {wanted}")
     change, covariance = ds[wanted[0]], by_distance(ds[wanted[1]])
     distances = covariance.distance.values
     s = round(distances[1]) if len(distances) > 1 else 0
@@ -141,8 +139,8 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
     _check_readings("ds", moments.noise.values, moments.transpose("noise", "item", "moment").values)
     if not (covariance.isel(distance=0) > 0).any():
         raise ValueError("change_covariance is 0 at distance 0; expected changes that vary between trajectories")
-    found = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
-    return Estimate(*np.maximum(found, 0).tolist())
+    index = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
+    return Estimate(*np.maximum(index, 0).tolist())
 
 
 def nested_correlations(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> xr.Dataset:
@@ -165,13 +163,13 @@ def nested_correlations(changed: xr.DataArray, branching: int, confidence: float
     moments = _moments(changed, branching)
 
     def levels(means: np.ndarray) -> np.ndarray:
-        found = _of_moments(means, branching)
-        return np.stack([found.nested.mean(axis=0), found.correlation.mean(axis=0)])
+        parts = _of_moments(means, branching)
+        return np.stack([parts.nested.mean(axis=0), parts.correlation.mean(axis=0)])
 
-    found = replicates(moments).interval(levels, confidence)
-    names = {"nested": 0, "correlation": 1}
-    ends = {"": 0, "_low": 1, "_high": 2}
-    curves = {name + end: ("distance", found[b, k]) for name, k in names.items() for end, b in ends.items()}
+    values, ends = replicates(moments).interval(levels, confidence), ("", "_low", "_high")
+    curves = {
+        name + end: ("distance", values[b, k]) for k, name in enumerate(("nested", "correlation")) for b, end in enumerate(ends)
+    }
     return xr.Dataset(curves, coords={"distance": moments.moment.values[2:]})
 
 
@@ -274,9 +272,9 @@ def _moments(changed: xr.DataArray, branching: int) -> xr.DataArray:
             sums = sums.reshape(*sums.shape[:3], -1, s).sum(axis=-1)
     others = np.diff(s ** np.arange(K + 1), prepend=0)  # sites whose smallest common block with a site is of level k
     moments = np.concatenate([mean[..., None], np.diff(shared, axis=0).transpose(1, 2, 3, 0) / others], axis=-1)
-    kept = {name: one for name, one in changed.coords.items() if set(one.dims) <= {"noise", "item"}}
+    coords = {name: values for name, values in changed.coords.items() if set(values.dims) <= {"noise", "item"}}
     names = [-1, 0, *(s**k for k in range(1, K + 1))]
-    return xr.DataArray(moments, dims=("noise", "item", "site", "moment"), coords={**kept, "moment": names})
+    return xr.DataArray(moments, dims=("noise", "item", "site", "moment"), coords={**coords, "moment": names})
 
 
 def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
@@ -320,28 +318,18 @@ def _of_moments(means: np.ndarray, branching: int) -> Nesting:
 
 def _checked(changed: Any, branching: int) -> tuple[int, int]:
     """Branching s and number of levels K, or a ValueError."""
-    import xarray as xr
-
-    s = checked_integer("branching", branching, 2)
-    if not isinstance(changed, xr.DataArray) or set(changed.dims) != set(_DIMS) or changed.dtype.kind not in "biuf":
-        kind = f"dims {changed.dims}, {changed.dtype}" if isinstance(changed, xr.DataArray) else type(changed).__name__
-        raise ValueError(f"changed: got {kind}; expected a DataArray of numbers with dims {', '.join(_DIMS)}")
-    if changed.sizes["trajectory"] < 2:
-        words = "1 trajectory" if changed.sizes["trajectory"] == 1 else "0 trajectories"
-        raise ValueError(f"changed has {words} of each item; a covariance needs at least 2")
+    check_dims("changed", changed, _DIMS, ())
+    s, K = branching, Tree(changed.sizes["site"], branching).depth
+    if changed.sizes["trajectory"] < 2 or K < 1:
+        raise ValueError(f"changed has sizes {dict(changed.sizes)}; expected at least 2 trajectories, and {s} sites")
     _check_readings("changed", changed.noise.values, changed.values)
-    sites, K = changed.sizes["site"], 0
-    while s**K < sites:
-        K += 1
-    if s**K != sites or K < 1:
-        raise ValueError(f"changed has {sites} sites; expected a power of branching = {s}, in the order of their blocks")
     if not (changed.var("trajectory") > 0).any() or not changed.isel(noise=-1).mean() > 0:
         raise ValueError("changed does not vary between the trajectories of an item, or is 0 at the last noise level")
     return s, K
 
 
 def _check_readings(name: str, noise: np.ndarray, values: np.ndarray) -> None:
-    if not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} has missing or infinite readings, or no items; finish the run, or drop what is missing")
+    if not np.isfinite(values.astype(float)).all():
+        raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
     if noise.dtype.kind not in "iuf" or len(noise) < 2 or not (np.diff(noise) > 0).all():
         raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels, the last one without signal")

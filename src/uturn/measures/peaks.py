@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from uturn.measures.changes import FEW, chi_of, effective_number, log_chi, student
+from uturn.measures.changes import FEW, chi_of, effective_number, log_chi
 from uturn.measures.statistics import Estimate, independent_groups, replicates
 
 if TYPE_CHECKING:
@@ -148,14 +148,14 @@ def _among(levels: np.ndarray) -> str:
 
 def _not_below(parts: xr.DataArray, k: int) -> np.ndarray:
     """Levels whose chi is not below that of level k, by one-sided tests of the paired differences of log chi."""
-    found, number = replicates(parts), effective_number(parts.isel(part=1))
+    of, number = replicates(parts), effective_number(parts.isel(part=1))
 
     def behind(means: np.ndarray) -> np.ndarray:
         log = log_chi(means)
         return log[k] - log
 
-    t = student(np.minimum(number, number[k]), found.groups, 2 * _CONFIDENCE - 1)  # one-sided, so that 5 % are left on one side
-    return behind(found.mean) <= t * found.error(behind)
+    one_sided = 2 * _CONFIDENCE - 1  # so that 5 % are left on one side
+    return behind(of.mean) <= of.half_width(behind, one_sided, np.minimum(number, number[k]))
 
 
 def _half_a_step_wider(x: np.ndarray, levels: np.ndarray, used: np.ndarray) -> tuple[float, float]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.core.checks import checked_numbers, shown
-from uturn.measures.changes import by_distance, check_complete, effective_number, labelled, replicated, student
+from uturn.measures.changes import by_distance, check_complete, effective_number, labelled, replicated
 from uturn.measures.covariances import Covariances
-from uturn.measures.statistics import Estimate, replicates
+from uturn.measures.statistics import Estimate, check_dims, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,24 +63,21 @@ def correlation_length(
 
     if isinstance(covariance, Covariances):
         covariance = labelled(covariance)[0]
-    covariance = by_distance(covariance) if isinstance(covariance, xr.DataArray) else covariance
-    if not isinstance(covariance, xr.DataArray) or set(covariance.dims) != {"noise", "item", "distance"}:
-        kind = f"dims {covariance.dims}" if isinstance(covariance, xr.DataArray) else type(covariance).__name__
-        raise ValueError(f"covariance: got {kind}; expected a DataArray with dims noise, item, distance, or Covariances")
+    elif isinstance(covariance, xr.DataArray):
+        covariance = by_distance(covariance)
+    check_dims("covariance", covariance, ("noise", "item", "distance"), ())
     check_complete(covariance)
-    if exponent is not None and (
-        isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 <= exponent < np.inf
-    ):
+    exponents = np.linspace(0, 4, 81) if exponent is None else checked_numbers("exponent", [exponent])
+    if (exponents < 0).any():
         raise ValueError(f"exponent = {exponent!r}: expected a number >= 0, or None to fit it")
     r = covariance.distance.values[1:]
     if len(r) < 3:
         raise ValueError(f"covariance has {len(r)} distances above 0; the fit of a correlation length needs at least 3")
     rates = np.r_[0, np.geomspace(0.01 / r[-1], 10 / r[0], 300)]
-    exponents = np.linspace(0, 4, 81) if exponent is None else np.array([float(exponent)])
     shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))  # (exponents, rates, distances)
     shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
 
-    found, of_present = replicated(covariance, present)
+    of, of_present = replicated(covariance, present)
 
     def rate(mean: np.ndarray) -> np.ndarray:
         """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest projection."""
@@ -91,12 +88,10 @@ def correlation_length(
         best = np.where(np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1)
         return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
 
-    value = rate(found.mean)
-    half = student(effective_number(covariance.isel(distance=0)), found.groups, confidence) * found.error(rate)
-    low, high = value - half, value + half
+    value, low, high = of.interval(rate, confidence, effective_number(covariance.isel(distance=0)))
     with np.errstate(divide="ignore"):
         lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
-    return xr.Dataset({name: ("noise", one) for name, one in lengths.items()}, coords={"noise": covariance.noise})
+    return xr.Dataset({name: ("noise", values) for name, values in lengths.items()}, coords={"noise": covariance.noise})
 
 
 def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
@@ -192,26 +187,21 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
         options = {"initial_simplex": begin * np.array([[1, 1], [1.1, 1], [1, 1.02]]), "xatol": 1e-4}
         with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes; spreads of inf
             y = (means[..., 0] / means[..., 1]).T
-            found = minimize(spread, begin, args=(y,), method="Nelder-Mead", options=options)
-        return np.array([*found.x, found.fun] if np.isfinite(found.fun) else [np.nan] * 3)
+            best = minimize(spread, begin, args=(y,), method="Nelder-Mead", options=options)
+        return np.array([*best.x, best.fun] if np.isfinite(best.fun) else [np.nan] * 3)
 
     of = replicates(curves.transpose("noise", "item", "size", "part"))
     whole = fitted(of.mean, begin)
     # A search can end in another minimum. Those of the replicates begin where the fit of the whole ended, so that the interval
     # is about the one minimum, and a poor start does not widen it.
     value, low, high = of.interval(lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence)
-    exponent, critical = (Estimate(float(value[k]), float(low[k]), float(high[k])) for k in (0, 1))
+    exponent, critical = (Estimate(*ends.tolist()) for ends in np.stack([value, low, high], 1)[:2])
     return Collapse(exponent, critical, float(value[2]))
 
 
 def _checked_curves(curves: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Noise levels and sizes as float64, or a ValueError."""
-    import xarray as xr
-
-    wanted = ("noise", "item", "size", "part")
-    if not isinstance(curves, xr.DataArray) or set(curves.dims) != set(wanted) or curves.sizes["part"] != 2:
-        kind = f"sizes {dict(curves.sizes)}" if isinstance(curves, xr.DataArray) else type(curves).__name__
-        raise ValueError(f"curves: got {kind}; expected a DataArray with dims {', '.join(wanted)} and 2 parts")
+    check_dims("curves", curves, ("noise", "item", "size", "part"), ())
     noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
     if len(noise) < 2 or not (np.diff(noise) > 0).all():
         raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels")

@@ -9,10 +9,12 @@ groups of readings: the grammars if there are several, otherwise the items, each
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from uturn.core.checks import checked_numbers, shown
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -178,19 +180,42 @@ class Replicates(NamedTuple):
                 step /= 2
         return np.sqrt(_mean_where_finite(squares))
 
-    def interval(self, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95) -> np.ndarray:
-        """A statistic of the mean curve and the ends of its confidence interval: array (3, ..)."""
+    def half_width(self, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95, number: Any = None) -> np.ndarray:
+        """Half the width of the confidence interval of a statistic: its standard error times the quantile of Student's t.
+
+        `number`: how many groups decide the statistic (`uturn.measures.changes.effective_number`), an array that broadcasts with
+        it. At most `groups` count, since the error is computed from so many; where fewer than 2 decide, the width is NaN.
+        """
         from scipy.special import stdtrit
 
-        _check_confidence(confidence)
-        value = np.asarray(statistic(self.mean), float)
-        half = stdtrit(self.freedom, 0.5 + confidence / 2) * self.error(statistic)
+        upper = 0.5 + checked_share("confidence", confidence) / 2
+        freedom = self.freedom if number is None else np.minimum(number, self.groups) - 1
+        return np.where(np.asarray(freedom) >= 1, stdtrit(np.maximum(freedom, 1), upper), np.nan) * self.error(statistic)
+
+    def interval(self, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95, number: Any = None) -> np.ndarray:
+        """A statistic of the mean curve and the ends of its confidence interval: array (3, ..); `number` as in `half_width`."""
+        value, half = np.asarray(statistic(self.mean), float), self.half_width(statistic, confidence, number)
         return np.stack([value, value - half, value + half])
 
 
-def _check_confidence(confidence: Any) -> None:
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence!r}: expected a number between 0 and 1")
+def checked_share(name: str, value: Any) -> float:
+    """A number between 0 and 1, such as the confidence of an interval or the false-alarm rate of a test, or a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"{name} = {shown(value)}: expected a number between 0 and 1")
+    return float(value)
+
+
+def check_dims(name: str, values: Any, needed: Sequence[str], optional: Sequence[str] | None = None) -> None:
+    """ValueError unless `values` is a DataArray of numbers with the dims `needed`, and no others than `optional` (None: any)."""
+    import xarray as xr
+
+    is_array = isinstance(values, xr.DataArray)
+    dims = set(values.dims) if is_array and values.size and values.dtype.kind in "biufO" else set()
+    if not set(needed) <= dims or (optional is not None and not dims <= {*needed, *optional}):
+        kind = f"{values.dtype} with sizes {dict(values.sizes)}" if is_array else type(values).__name__
+        raise ValueError(
+            f"{name}: got {kind}; expected a DataArray of numbers with dims {', '.join(needed)}, such as ds.unchanged"
+        )
 
 
 def _mean_where_finite(values: np.ndarray) -> np.ndarray:
@@ -242,15 +267,8 @@ def replicates(values: xr.DataArray) -> Replicates:
 
 
 def _readings(values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Readings as float64, (item, trajectory, clone, noise, ..) as far as they exist, and the axes to average over.
-
-    Raises a ValueError if `values` is no DataArray with the dims noise and item.
-    """
-    import xarray as xr
-
-    if not isinstance(values, xr.DataArray) or not {"noise", "item"} <= set(values.dims) or not values.sizes["item"]:
-        kind = f"dims {values.dims}" if isinstance(values, xr.DataArray) else type(values).__name__
-        raise ValueError(f"values: got {kind}; expected a DataArray with dims noise, item, such as ds.unchanged")
+    """Readings as float64, (item, trajectory, clone, noise, ..) as far as they exist, and the axes to average over."""
+    check_dims("values", values, ("noise", "item"))
     within = [dim for dim in WITHIN if dim in values.dims]
     others = dict.fromkeys(d for d in ("noise", *values.dims) if d not in within)
     return values.transpose(*within, *others).values.astype(float), tuple(range(len(within)))
@@ -327,13 +345,12 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
     """
     from scipy.special import betaincinv, ndtri, stdtrit
 
-    _check_confidence(confidence)
+    upper = 0.5 + checked_share("confidence", confidence) / 2
     readings, over = _readings(values)
     if np.nanmin(readings, initial=0.0) < -_FLOAT32 or np.nanmax(readings, initial=1.0) > 1 + _FLOAT32:
         raise ValueError("values: expected readings in [0, 1]; `replicates` gives the intervals of others")
     sums, counts = _sums(readings, independent_groups(values), over)
     total, n = counts.sum(axis=0), (counts > 0).sum(axis=0)
-    upper = 0.5 + confidence / 2
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 without readings, with one group, or without differences
         p = np.clip(sums.sum(axis=0) / total, 0.0, 1.0)
         s2 = (n - 1) / n * (((sums - p * counts) / (total - counts)) ** 2).sum(axis=0)
@@ -344,18 +361,17 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
         trials = np.where(s2 > _ROUNDING**2, np.clip(p * (1 - p) / s2 * ratio**2, least, most), least)
         low = np.where(p > 0, betaincinv(p * trials, (1 - p) * trials + 1, 1 - upper), 0.0)
         high = np.where(p < 1, betaincinv(p * trials + 1, (1 - p) * trials, upper), 1.0)
-    found = np.stack([p, *np.where(n > 1, [low, high], np.nan)])
+    estimates = np.stack([p, *np.where(n > 1, [low, high], np.nan)])
     if "noise" in values.coords:
         missing = np.isnan(readings)
         equal = np.where(missing, np.inf, readings).min(over) == np.where(missing, -np.inf, readings).max(over)
         untouched = np.isclose(values.noise.values, 0).reshape(-1, *[1] * (p.ndim - 1))
-        found = np.where((untouched | (~tosses & (n > 1))) & equal, p, found)
-    return found
+        estimates = np.where((untouched | (~tosses & (n > 1))) & equal, p, estimates)
+    return estimates
 
 
 def levels_around(x: Any, place: float) -> tuple[float, float]:
     """The two neighbouring values of x, increasing (points,), with a place between them or at the second; NaN if it is NaN."""
-    x = np.asarray(x, float)
     if np.isnan(place):
         return float("nan"), float("nan")
     k = int(np.clip(np.searchsorted(x, place), 1, len(x) - 1))
@@ -372,10 +388,8 @@ def located(
     first one below. The interval is therefore widened to hold both of these levels. Where it is wider than their distance
     already, as on a fine grid, it stays nearly the same.
 
-    Wider choices were measured and not taken (`benchmarks/intervals.py --part grids`). Moving both ends outwards to the next
-    level holds the truth for every curve that never rises, as do the levels whose own intervals leave the height undecided; both
-    add one distance of levels to every interval. What is given up is a curve that stays just above the height up to the next
-    level: its place lies in a neighbouring gap when the sample puts that level below (coverage down to .65).
+    The interval misses a curve that stays just above the height up to the next level, and whose sample puts that level below: its
+    place lies in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
 
     Parameters
     ----------
@@ -424,19 +438,18 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     ValueError
         For a confidence out of range, and for a statistic that is no single number.
     """
-    found = replicates(values).interval(statistic, confidence)
-    if found.ndim != 1:
+    ends = replicates(values).interval(statistic, confidence)
+    if ends.ndim != 1:
         raise ValueError(
-            f"statistic: gave an array of shape {found.shape[1:]}; expected one number; `replicates(values).interval(statistic)` "
+            f"statistic: gave an array of shape {ends.shape[1:]}; expected one number; `replicates(values).interval(statistic)` "
             f"gives the intervals of arrays"
         )
-    return Estimate(*found.tolist())
+    return Estimate(*ends.tolist())
 
 
 def grammar_means(values: xr.DataArray) -> xr.DataArray:
     """Mean over the items, trajectories and clones of every grammar; the dim `grammar` replaces theirs."""
-    draws = [dim for dim in WITHIN[1:] if dim in values.dims]
-    if draws:
+    if draws := [dim for dim in WITHIN[1:] if dim in values.dims]:
         values = values.mean(draws, dtype=float)
     return values.groupby("grammar").mean("item")
 
@@ -511,7 +524,8 @@ def hierarchy_index(
     import xarray as xr
 
     _check_levels(high_level, low_level, floors)
-    curves = [values.drop_vars(_others(values)) for values in (high_level, low_level)]
+    used = ("noise", "grammar", *WITHIN)
+    curves = [values.drop_vars([name for name in values.coords if name not in used]) for values in (high_level, low_level)]
     both = xr.concat(xr.broadcast(*curves), dim="curve")
     bottoms = (None, None) if floors is None else floors
 
@@ -521,37 +535,24 @@ def hierarchy_index(
         if not np.isfinite(r).all():  # a level that stays at 1 has the floor 1
             return float("nan")
         r = nonincreasing(r).clip(0, 1)
-        r = np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])])
-        return _index(r)
+        return _index(np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])]))
 
-    found = estimate(_halves(both), index, confidence)
-    return Estimate(*np.clip(found, 0, 1).tolist())
+    return Estimate(*np.clip(estimate(_halves(both), index, confidence), 0, 1).tolist())
 
 
 def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any) -> None:
     """ValueError unless a hierarchy index can be computed from the levels and floors."""
-    import xarray as xr
-
-    dims = {"noise", *WITHIN}
-    for name, values, least in (("high_level", high_level, {"noise", "item"}), ("low_level", low_level, {"noise"})):
-        if not isinstance(values, xr.DataArray) or values.dtype.kind not in "biuf":
-            kind = f"{values.dtype} " if isinstance(values, xr.DataArray) else ""
-            raise ValueError(f"{name} is a {kind}{type(values).__name__}; expected a DataArray of numbers, such as ds.belief")
-        if not least <= set(values.dims) <= dims:
-            raise ValueError(
-                f"{name} has dims {values.dims}; expected noise, item, perhaps trajectory and clone; select one level"
-            )
-        if not np.isfinite(values).all():
+    for name, values, needed in (("high_level", high_level, ("noise", "item")), ("low_level", low_level, ("noise",))):
+        check_dims(name, values, needed, WITHIN)
+        if not np.isfinite(values.astype(float)).all():
             raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
     if high_level.sizes["noise"] < 2 or not (np.diff(high_level.noise.values) > 0).all():
         raise ValueError("noise of high_level does not increase; expected at least two increasing levels")
     for dim in map(str, low_level.dims):
         if dim not in high_level.dims or not np.array_equal(high_level[dim].values, low_level[dim].values):
             raise ValueError(f"low_level has other values of {dim!r} than high_level; expected readings of the same U-turns")
-    if floors is not None:
-        pair = np.asarray(floors, dtype=object)
-        if pair.shape != (2,) or not all(isinstance(x, int | float) and -np.inf < x < 1 for x in pair):
-            raise ValueError(f"floors = {floors!r}: expected two numbers below 1, of the high and of the low level")
+    if floors is not None and (checked_numbers("floors", floors).shape != (2,) or not (np.asarray(floors) < 1).all()):
+        raise ValueError(f"floors = {floors!r}: expected two numbers below 1, of the high and of the low level")
 
 
 def _index(r: np.ndarray) -> float:
@@ -571,11 +572,6 @@ def _index(r: np.ndarray) -> float:
     start, end = np.interp(at, np.arange(len(low)), low)
     narrow = max(0.0, 1 - 2 * abs(start - end))
     return 8 * float(np.sqrt(max(before, 0.0) * max(after, 0.0))) * narrow
-
-
-def _others(values: xr.DataArray) -> list[str]:
-    """Names of the coordinates that the estimate does not use."""
-    return [str(name) for name in values.coords if name not in ("noise", "grammar", *WITHIN)]
 
 
 def _halves(values: xr.DataArray) -> xr.DataArray:

@@ -33,40 +33,32 @@ def class_transitions(run: xr.Dataset, name: str = "", num_classes: int | None =
         If the run has no such variables, or classes beyond `num_classes`.
     """
     prefix = f"{name}_" if name else ""
-    for variable in (f"{prefix}original_class", f"{prefix}predicted_class"):
-        if variable not in run:
-            found = sorted(v.removesuffix("original_class").rstrip("_") for v in map(str, run) if v.endswith("original_class"))
-            raise ValueError(
-                f"name = {name!r}: the run has no variable {variable!r}; expected results of the probe network_layers on images"
-                f"{f', with one of the names {found}' if found else ''}"
-            )
-    before, after = run[f"{prefix}original_class"], run[f"{prefix}predicted_class"]
-    after = after.transpose("noise", "item", "trajectory")
-    before = before.transpose("noise", "item")
+    variables = [f"{prefix}original_class", f"{prefix}predicted_class"]
+    if not set(variables) <= set(run):
+        names = sorted(v.removesuffix("original_class").rstrip("_") for v in map(str, run) if v.endswith("original_class"))
+        raise ValueError(
+            f"name = {name!r}: the run has no variables {variables}; expected results of the probe network_layers on images, "
+            f"with one of the names {names}"
+        )
+    before, after = run[variables[0]].transpose("noise", "item"), run[variables[1]].transpose("noise", "item", "trajectory")
     if num_classes is None:
-        tops = [float(values.max()) for values in (before, after)] if before.size and after.size else []
-        num_classes = int(max((top for top in tops if np.isfinite(top)), default=-1)) + 1
+        num_classes = int(np.nanmax([float(before.max()), float(after.max()), -1])) + 1
     shares = np.full((run.sizes["noise"], num_classes, num_classes), np.nan, np.float32)
     counts = np.zeros((run.sizes["noise"], num_classes), np.int64)
     for k in range(run.sizes["noise"]):
         first, second = np.broadcast_arrays(before[k].values[:, None], after[k].values)
         done = np.isfinite(first) & np.isfinite(second)
         pairs = np.stack([first[done], second[done]]).astype(np.int64)
-        if pairs.size and pairs.max() >= num_classes:
+        if pairs.max(initial=-1) >= num_classes:
             raise ValueError(f"num_classes = {num_classes}, but the run has class {pairs.max()}; expected more, or None")
         table = np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2).reshape(num_classes, num_classes)
         counts[k] = table.sum(axis=1)
         np.divide(table, counts[k][:, None], out=shares[k], where=counts[k][:, None] > 0, casting="unsafe")
-    classes = np.arange(num_classes)
+    classes = {dim: np.arange(num_classes) for dim in ("original_class", "predicted_class")}
     return xr.DataArray(
         shares,
-        dims=("noise", "original_class", "predicted_class"),
-        coords={
-            "noise": run.noise,
-            "original_class": classes,
-            "predicted_class": classes,
-            "count": (("noise", "original_class"), counts),
-        },
+        {"noise": run.noise, **classes, "count": (("noise", "original_class"), counts)},
+        ("noise", *classes),
         name=f"{prefix}class_transitions",
         attrs={"long_name": "share of the reconstructions of a class"},
     )

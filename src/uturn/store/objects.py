@@ -91,7 +91,12 @@ class Objects(WrapperStore[Any]):
             if not endpoint.startswith(("http://", "https://")):
                 raise ValueError(f"{variable} = {shown(endpoint)}: expected an address such as https://host:port")
         try:
-            return cls(_obstore(url) if url.partition("://")[0] in _OBSTORE else _fsspec(url), url)
+            if url.partition("://")[0] in _OBSTORE:
+                return cls(_obstore(url), url)
+            import fsspec  # noqa: F401
+            from zarr.storage import FsspecStore
+
+            return cls(FsspecStore.from_url(url), url)
         except ImportError as error:
             missing = error.name or one_line(error)
             raise ValueError(
@@ -126,9 +131,8 @@ class Objects(WrapperStore[Any]):
         for key in await self._collected(prefix):
             yield key
 
-    async def list(self) -> AsyncIterator[str]:
-        for key in await self._collected(""):
-            yield key
+    def list(self) -> AsyncIterator[str]:
+        return self.list_prefix("")
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         for key in await self._listing(prefix, lambda: self._store.list_dir(prefix)):
@@ -154,16 +158,13 @@ class Objects(WrapperStore[Any]):
 
     def names(self, folder: str) -> Sequence[str]:
         """Names of the objects and folders in a folder."""
-
-        async def collected() -> Sequence[str]:
-            return [key async for key in self.list_dir(folder)]
-
-        return sync(collected())
+        keys = sync(self._listing(folder, lambda: self._store.list_dir(folder)))
+        return [key for key in keys if key != UNFINISHED]
 
     def read(self, key: str) -> bytes | None:
         """The bytes of an object; None if there is none."""
-        found = sync(self.get(key, default_buffer_prototype()))
-        return None if found is None else found.to_bytes()
+        content = sync(self.get(key, default_buffer_prototype()))
+        return None if content is None else content.to_bytes()
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object whole."""
@@ -196,10 +197,10 @@ class Objects(WrapperStore[Any]):
             await obstore.copy_async(self._upstream, key, target)
 
         async def through_here() -> None:
-            found = await self.get(key, default_buffer_prototype())
-            if found is None:
+            content = await self.get(key, default_buffer_prototype())
+            if content is None:
                 raise StorageError(f"{self.where}: {key} is missing")
-            await self.set(target, found)
+            await self.set(target, content)
 
         return through_here() if self._upstream is None else self._until_done(f"copying {key}", request)
 
@@ -227,9 +228,9 @@ class Objects(WrapperStore[Any]):
 
         async def request() -> Tagged | None:
             try:
-                found = await obstore.get_async(upstream, key)
-                known = {name: found.meta[name] for name in ("e_tag", "version")}  # gone once the bytes are read
-                data = bytes(await found.bytes_async())
+                answer = await obstore.get_async(upstream, key)
+                known = {name: answer.meta[name] for name in ("e_tag", "version")}  # gone once the bytes are read
+                data = bytes(await answer.bytes_async())
             except FileNotFoundError:
                 return None
             return Tagged(data, {name: value for name, value in known.items() if value is not None})
@@ -244,10 +245,10 @@ class Objects(WrapperStore[Any]):
         for mode in _modes(seen) if self._upstream is not None else ():
             if sync(self._until_done(f"writing {key}", lambda mode=mode: self._put_if(key, data, mode), len(data))):  # type: ignore[misc]
                 return True
-            found = self.read_tagged(key)
-            if found is not None and found.data == data:
+            stored = self.read_tagged(key)
+            if stored is not None and stored.data == data:
                 return True  # a repetition met its own first try, whose answer was lost
-            if found != seen:
+            if stored != seen:
                 return False
             # Nothing has changed, and still the condition did not hold: the storage does not understand it.
         if self.read(key) != (None if seen is None else seen.data):
@@ -358,16 +359,7 @@ def _obstore(url: str) -> Any:
     # Repetitions and time limits are ours, so that they are told. obstore does not read the environment for options of its client
     # if one of them is given.
     options: Any = {"timeout": "1h", "connect_timeout": "10s"}
-    options |= {name: True for name in ("allow_http", "allow_invalid_certificates") if _is_set(f"AWS_{name.upper()}")}
+    for name in ("allow_http", "allow_invalid_certificates"):
+        if os.environ.get(f"AWS_{name.upper()}", "").lower() in ("1", "true", "yes", "on"):
+            options[name] = True
     return ObjectStore(from_url(url, retry_config={"max_retries": 0}, client_options=options))
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
-
-
-def _fsspec(url: str) -> Any:
-    import fsspec  # noqa: F401
-    from zarr.storage import FsspecStore
-
-    return FsspecStore.from_url(url)

@@ -52,12 +52,13 @@ class OutputFolder:
         """The path of a file or folder, after the working copy has been made equal to what is at the URL."""
         path = self.path / name
         if self.is_remote:
-            _remove(path)
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
             if "." in name and not name.endswith(".zarr"):
-                found = Objects.at(self.where).read(name)
-                if found is not None:
+                content = Objects.at(self.where).read(name)
+                if content is not None:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(found)
+                    path.write_bytes(content)
             else:
                 ObjectPrefix(self.place(name)).fetch(path)
         return path
@@ -103,10 +104,3 @@ def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[Outp
         return
     with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
         yield OutputFolder(url, Path(folder))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

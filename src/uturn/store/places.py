@@ -50,9 +50,6 @@ class Place(Protocol):
     def is_empty(self) -> bool:
         """Whether a store can be created here."""
 
-    def exists(self) -> bool:
-        """Whether anything is here."""
-
     def target(self) -> Any:
         """What zarr and xarray open."""
 
@@ -107,9 +104,6 @@ class LocalFolder:
         path = Path(self.where)
         return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
-    def exists(self) -> bool:
-        return Path(self.where).exists()
-
     def target(self) -> str:
         # Absolute, because zarr removes a relative path from chunk names wherever it occurs ("s/" in "tasks/..").
         return os.path.abspath(self.where)
@@ -128,9 +122,9 @@ class LocalFolder:
 
     def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
         store, prototype = LocalStore(self.target()), default_buffer_prototype()
-        found = sync(store.get(ROOT, prototype))
-        assert found is not None
-        content = json.loads(found.to_bytes())
+        stored = sync(store.get(ROOT, prototype))
+        assert stored is not None
+        content = json.loads(stored.to_bytes())
         change(content)
         sync(store.set(ROOT, prototype.buffer.from_bytes(_as_bytes(content))))
 
@@ -150,9 +144,6 @@ class ObjectPrefix:
 
     def is_empty(self) -> bool:
         return self._settled() is None and not self._keys()
-
-    def exists(self) -> bool:
-        return not self.is_empty()
 
     def target(self) -> Objects:
         self._settled()
@@ -176,14 +167,12 @@ class ObjectPrefix:
         return nullcontext()  # there are no locks; of several processes that replace a store, one wins
 
     def remove_unfinished(self) -> None:
-        for name, keys in self._left().items():
-            started = int(name.partition("-")[0], 16)
-            if time.time() - started > _LEFT_SECONDS:
-                self.objects.remove(keys)
+        names = {key: key.split("/")[1] for key in self.objects.listed(_UNFINISHED)}
+        self.objects.remove(key for key, name in names.items() if time.time() - int(name.partition("-")[0], 16) > _LEFT_SECONDS)
 
     def identity(self) -> Any:
-        found = self.objects.read(ROOT)
-        return None if found is None else json.loads(found).get("attributes", {}).get("identity")
+        root = self.objects.read(ROOT)
+        return None if root is None else json.loads(root).get("attributes", {}).get("identity")
 
     def fetch(self, folder: Path) -> None:
         """Copy the objects into a folder, which must not exist; there is none afterwards if there are no objects."""
@@ -195,10 +184,10 @@ class ObjectPrefix:
         prototype = default_buffer_prototype()
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
-            for key, found in zip(some, self.objects.at_once(self.objects.get(key, prototype) for key in some), strict=True):
-                if found is not None:
+            for key, content in zip(some, self.objects.at_once(self.objects.get(key, prototype) for key in some), strict=True):
+                if content is not None:
                     (folder / key).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / key).write_bytes(found.to_bytes())
+                    (folder / key).write_bytes(content.to_bytes())
 
     def change_root(self, change: Callable[[dict[str, Any]], None]) -> None:
         while True:
@@ -298,13 +287,6 @@ class ObjectPrefix:
 
     def _keys(self) -> list[str]:
         return [key for key in self.objects.listed() if not key.startswith(_UNFINISHED)]
-
-    def _left(self) -> dict[str, list[str]]:
-        """Keys of unfinished content, by its id."""
-        found: dict[str, list[str]] = {}
-        for key in self.objects.listed(_UNFINISHED):
-            found.setdefault(key.split("/")[1], []).append(key)
-        return found
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,15 +9,15 @@ which tasks are done; the attributes `complete` and `missing_tasks` store its re
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, groupby, islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import zarr
@@ -25,6 +25,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
 from uturn.core.checks import StoreError, checked_integer, one_line
+from uturn.core.files import named_errors
 from uturn.core.protocols import Coordinates
 from uturn.core.protocols import Variable as Variable
 from uturn.store.objects import AT_ONCE, StorageError
@@ -37,10 +38,9 @@ FORMAT, VERSION = "uturn.store", 5
 _READABLE = (3, 4, VERSION)  # version 3 has no reading instructions; up to version 4 specs hold defaults
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
-_ATTRIBUTES = ("spec", "identity", "spec_hash", "models")
-_MOST_TASKS = 2**24
 _CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
 _TOLERANCE = 1e-7  # of coordinates, since another version may compute them with another quadrature
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,13 @@ class Task:
     item_block: int
 
 
+@dataclass(eq=False, repr=False)
 class Blocks:
     """Noise levels and items of a run, cut into tasks."""
 
     chunk: int
     num_items: int
     noise: Any
-
-    def __init__(self, chunk: int, num_items: int, noise: Any) -> None:
-        self.chunk, self.num_items, self.noise = chunk, num_items, noise
 
     def tasks(self) -> Iterator[Task]:
         """All tasks, block by block."""
@@ -74,7 +72,8 @@ class Blocks:
 
     def words(self, task: Task) -> str:
         """A task in words: its noise level and its items."""
-        return f"noise {self.noise[task.noise_index]:g}, items {_span(self.items(task))}"
+        items = self.items(task)
+        return f"noise {self.noise[task.noise_index]:g}, items {items[0]}..{items[-1]}"
 
     def _region(self, task: Task) -> tuple[slice, slice]:
         start = task.item_block * self.chunk
@@ -92,7 +91,8 @@ class MemoryStore(Blocks):
         self.noise, self.num_items, self.chunk = list(coordinates["noise"][1]), len(coordinates["item"][1]), chunk
         self.variables, self.coordinates, self.attributes = variables, coordinates, attributes
         self.dims = {name: variable.dims for name, variable in variables.items()}
-        self.values = {name: np.full(_shape(one, coordinates), np.nan, np.float32) for name, one in variables.items()}
+        shapes = {name: _shape(variable, coordinates) for name, variable in variables.items()}
+        self.values = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
         self.missing = set(self.tasks())
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -174,16 +174,16 @@ class Store(Blocks):
         """Open an existing store at a path or URL; ValueError if there is none, or if its layout is damaged."""
         place = place_of("store", path)
         path = place.where
-        if not place.exists():
+        if place.is_empty():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
         try:
             target = place.target()
             group = zarr.open_group(target, mode="r+", use_consolidated=False, zarr_format=3)
-            attrs = dict(group.attrs)
-            found = attrs.get("format"), attrs.get("version")
-            if found[0] == FORMAT and found[1] in _READABLE:
-                _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
-                return cls(group, place)
+            form, version = (group.attrs.get(key) for key in ("format", "version"))
+            if form != FORMAT or version not in _READABLE:
+                raise ValueError(f"it has format {form!r} and version {version!r}, not {FORMAT!r} and {VERSION}")
+            _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
+            return cls(group, place)
         except StorageError:
             raise
         except Exception as error:
@@ -191,10 +191,6 @@ class Store(Blocks):
                 f"{path} is not a readable store: {_reason(error)}; if it was cut short while being copied, copy it again; else "
                 f"choose another folder"
             ) from None
-        raise ValueError(
-            f"{path} is not a {FORMAT} version {VERSION} store (found format {found[0]!r}, version {found[1]!r}); choose "
-            f"another folder"
-        )
 
     def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
         """Check the layout against the spec, and write damaged coordinates again from the spec.
@@ -202,32 +198,20 @@ class Store(Blocks):
         Real coordinates may differ by 1e-7 (absolute plus relative). Noise levels must be equal, since the digests of readings
         contain them.
         """
-        for name, variable in variables.items():
-            shape = _shape(variable, coordinates)
-            if name not in self.variables or self._array(name).shape != shape or self.dims[name] != variable.dims:
-                raise ValueError(f"{self.where}: the variable {name!r} is not as the spec says; choose another folder")
-        if set(self.variables) != set(variables):
+        layout = {name: (variable.dims, _shape(variable, coordinates)) for name, variable in variables.items()}
+        stored_layout = {name: (self.dims[name], self._array(name).shape) for name in self.variables}
+        different = [name for name in {**stored_layout, **layout} if stored_layout.get(name) != layout.get(name)]
+        different += [name for name in coordinates if name not in self.group]
+        if different:
             raise ValueError(
-                f"{self.where}: it holds {sorted(set(self.variables) - set(variables))[0]!r}, which the spec does not"
+                f"{self.where} was made by another version of uturn: {different[0]!r} is not as here; choose another folder"
             )
         for name, (_, values, _) in coordinates.items():
-            if name not in self.group:
-                raise ValueError(f"{self.where} was made by another version of uturn, without {name!r}; choose another folder")
-            wanted = _writable(values)
-            try:
-                sound = _agree(self._stored(name), wanted, 0 if name == "noise" else _TOLERANCE)
-            except StorageError:
-                raise
-            except Exception:  # zarr raises many kinds for chunks that cannot be decoded
-                sound = False
-            if not sound:
+            wanted, stored = _writable(values), self._stored(name)
+            if stored is None or not _agree(stored, wanted, 0 if name == "noise" else _TOLERANCE):
                 warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
-                try:
+                with named_errors(self.where):
                     self._array(name)[...] = wanted
-                except Exception as error:
-                    raise ValueError(
-                        f"{self.where}: the coordinate {name} cannot be mended ({error}); copy the store again"
-                    ) from None
         self.noise = [float(x) for x in coordinates["noise"][1]]
 
     @cached_property
@@ -239,30 +223,23 @@ class Store(Blocks):
         """Values of a coordinate in the store; None if there is no coordinate of this name."""
         if name not in self.group:
             return None
-        try:
-            return self._stored(name)
-        except StorageError:
-            raise
-        except Exception as error:  # zarr raises many kinds for chunks that cannot be decoded
-            raise ValueError(
-                f"{self.where}: the coordinate {name} is damaged ({one_line(error)}); `uturn run` with the same spec writes it "
-                "again"
-            ) from None
+        values = self._stored(name)
+        if values is None:
+            raise ValueError(f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again")
+        return values
 
-    def _stored(self, name: str) -> np.ndarray:
-        """Values of a coordinate; an error if they cannot be read. Up to version 4 stores have no chunks of zeros."""
+    def _stored(self, name: str) -> np.ndarray | None:
+        """Values of a coordinate; None if they cannot be read. Up to version 4 stores have no chunks of zeros."""
         array = self._array(name)
-        if (
-            array.size
-            and self.group.attrs["version"] not in (3, 4)
-            and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks
-        ):
-            raise ValueError("its file is missing")
-        return np.asarray(array[...])
+        complete = not array.size or self.group.attrs["version"] in (3, 4)
+        if not complete and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks:
+            return None
+        values = _decoded(array.__getitem__, ...)
+        return None if values is None else np.asarray(values)
 
     def check_coordinates(self) -> None:
         """ValueError if a coordinate cannot be read."""
-        for name in {*itertools.chain(*self.dims.values()), *str(self.attributes.get("coordinates", "")).split()}:
+        for name in {*chain(*self.dims.values()), *str(self.attributes.get("coordinates", "")).split()}:
             self.coordinate(name)
 
     @property
@@ -272,11 +249,8 @@ class Store(Blocks):
 
     def update(self, **attributes: Any) -> None:
         """Write attributes, in one atomic step."""
-        try:
-            # With the consolidated metadata, which zarr's own update drops.
+        with named_errors(self.where):  # with the consolidated metadata, which zarr's own update drops
             self.place.change_root(lambda layout: layout["attributes"].update(attributes))
-        except OSError as error:
-            raise ValueError(f"{self.where}: cannot write ({error.strerror or error}); what was written before is safe") from None
         self.group.metadata.attributes.update(attributes)
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
@@ -294,8 +268,8 @@ class Store(Blocks):
         look
             Whether to read all readings. If False, damaged values are not detected.
         """
-        records, written = self._records(), self._written()
-        tasks = list(self.tasks() if tasks is None else tasks)
+        written = set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in self.variables))
+        records, tasks = self._records(), list(self.tasks() if tasks is None else tasks)
 
         def state(task: Task) -> tuple[State, int]:
             record = records[task.noise_index, task.item_block]
@@ -319,30 +293,15 @@ class Store(Blocks):
 
         Tasks with damaged records count as missing.
         """
-        found: dict[Task, int] = {}
-        for level, group in itertools.groupby(
-            sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index
-        ):
-            some = list(group)
-            blocks = [task.item_block for task in some]
+        counts: dict[Task, int] = {}
+        for level, group in groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
+            blocks = [task.item_block for task in group]
             # One read for the whole span: the records of a bundle lie close together.
-            records = self._records_at(level, min(blocks), max(blocks) + 1)
-            for task in some:
-                count, clones = self._held(records[task.item_block - min(blocks)])
-                found[task] = count if clones == self.clones else 0
-        return found
-
-    def _records_at(self, level: int, start: int, end: int) -> np.ndarray:
-        """Records of some blocks of items at one noise level; zero for those that are damaged."""
-        try:
-            return np.asarray(self._array(_RECORDS)[level, start:end])
-        except StorageError:
-            raise
-        except Exception:  # zarr raises many kinds for chunks that cannot be decoded
-            if end - start == 1:
-                return np.zeros((1, 1 + len(self.variables)), np.uint64)
-            middle = (start + end) // 2
-            return np.concatenate([self._records_at(level, start, middle), self._records_at(level, middle, end)])
+            records = self._records_in(slice(level, level + 1), slice(min(blocks), max(blocks) + 1))[0]
+            for block in blocks:
+                count, clones = self._held(records[block - min(blocks)])
+                counts[Task(level, block)] = count if clones == self.clones else 0
+        return counts
 
     def forget(self, tasks: Iterable[Task]) -> None:
         """Clear the records of tasks, whose readings are damaged."""
@@ -369,17 +328,9 @@ class Store(Blocks):
 
     def _is_sound(self, task: Task, record: np.ndarray) -> bool:
         """Whether the readings of a task match the digests of its record."""
-        try:
-            values = self.read(task, *self._held(record))
-        except StorageError:
-            raise
-        except Exception:  # zarr raises many kinds for chunks that cannot be decoded
-            return False
-        return [self._digest(name, task, values[name]) for name in self.variables] == record[1:].tolist()
-
-    def _written(self) -> set[str]:
-        """Keys of all chunks of variables."""
-        return set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in self.variables))
+        values = _decoded(self.read, task, *self._held(record))
+        digests = None if values is None else [self._digest(name, task, values[name]) for name in self.variables]
+        return digests == record[1:].tolist()
 
     def read(self, task: Task, trajectories: int, clones: int | None = None) -> dict[str, np.ndarray]:
         """Stored readings of the first trajectories and clones (by default all) of a task, {variable: float32 (items, ...)}."""
@@ -409,7 +360,7 @@ class Store(Blocks):
                     values = full = np.ascontiguousarray(arrays[name], np.float32)
                 record.append(self._digest(name, task, values))
                 chunks[name] = full[None]
-            self.place.at_once(lambda one: self._put(one, task, chunks[one]), chunks)
+            self.place.at_once(lambda name: self._array(name).__setitem__(self._region(task), chunks[name]), chunks)
             name = _RECORDS
             self._array(_RECORDS)[task.noise_index, task.item_block] = np.array(record, np.uint64)
         except OSError as error:
@@ -420,20 +371,17 @@ class Store(Blocks):
 
     def with_kept_clones(self, task: Task, readings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Readings of a task whose clones were added to, with those of its first clones that the store holds in their places."""
-        found = dict(readings)
-        try:
-            record = self._array(_RECORDS)[task.noise_index, task.item_block]
-        except StorageError:
-            raise
-        except Exception:  # a damaged record, which holds nothing
-            return found
+        record = _decoded(self._array(_RECORDS).__getitem__, (task.noise_index, task.item_block))
+        joined = dict(readings)
+        if record is None:  # damaged
+            return joined
         trajectories, clones = self._held(record)
         if trajectories and clones < self.clones and self._is_sound(task, record):
             for name, values in self.read(task, trajectories, clones).items():
                 if "clone" in self.dims[name] and values.size:
-                    found[name] = np.array(found[name], np.float32)
-                    self._first(name, found[name], trajectories, clones)[...] = values
-        return found
+                    joined[name] = np.array(joined[name], np.float32)
+                    self._first(name, joined[name], trajectories, clones)[...] = values
+        return joined
 
     @contextmanager
     def finishing(self) -> Iterator[Callable[..., None]]:
@@ -441,16 +389,14 @@ class Store(Blocks):
 
         Its value calls a function that writes, as `Place.in_background` says.
         """
-        answers = True
         try:
             with self.place.in_background() as call:
                 yield call
-        except StorageError:
-            answers = False
-            raise
-        finally:
-            if answers:
+        except BaseException as error:
+            if not isinstance(error, StorageError):  # storage that does not answer
                 self._finish()
+            raise
+        self._finish()
 
     def _finish(self) -> None:
         while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may write meanwhile
@@ -488,15 +434,12 @@ class Store(Blocks):
         with self.place.whole() as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
             larger = Store.open(unfinished)
-            states, records = self._checked(self.tasks()), self._records()
-            sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
-            held = {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
-            tasks = larger.tasks()
-            while some := list(itertools.islice(tasks, AT_ONCE)):  # so many are in memory
-                found = self.place.at_once(
+            held, tasks = self._held_by(self._checked(self.tasks())), larger.tasks()
+            while some := list(islice(tasks, AT_ONCE)):  # so many are in memory
+                stored = self.place.at_once(
                     lambda task: self._readings_of(larger.noise[task.noise_index], larger.items(task), held), some
                 )
-                for task, (readings, count, clones) in zip(some, found, strict=True):
+                for task, (readings, count, clones) in zip(some, stored, strict=True):
                     for name in readings:
                         if "clone" in larger.dims[name] and "clone" not in self.dims[name]:
                             readings[name] = np.expand_dims(readings[name], larger.dims[name].index("clone") - 1)
@@ -515,13 +458,10 @@ class Store(Blocks):
         tasks, count, clones = self._tasks_with(noise, items, held)
         if not tasks:
             return {}, 0, 0
-        found = [self.read(task, count, clones) for task in tasks]
+        stored = [self.read(task, count, clones) for task in tasks]
         first = items[0] - tasks[0].item_block * self.chunk
-        return (
-            {name: np.concatenate([values[name] for values in found])[first : first + len(items)] for name in self.variables},
-            count,
-            clones,
-        )
+        joined = {name: np.concatenate([values[name] for values in stored]) for name in self.variables}
+        return {name: values[first : first + len(items)] for name, values in joined.items()}, count, clones
 
     def _tasks_with(self, noise: float, items: np.ndarray, held: Mapping[Task, tuple[int, int]]) -> tuple[list[Task], int, int]:
         """The tasks that hold items at a noise level, and the numbers of trajectories and clones of all of them.
@@ -539,17 +479,17 @@ class Store(Blocks):
 
     def held_of(self, blocks: Blocks, clones: int) -> dict[Task, int]:
         """Trajectories that this store holds of the tasks of a run, which may be larger; readings are not looked at."""
-        states, records = self.states(look=False), self._records()
-        held = {
-            task: self._held(records[task.noise_index, task.item_block])
-            for task, (state, _) in states.items()
-            if state in ("done", "part")
-        }
-        found = {}
+        held, counts = self._held_by(self.states(look=False)), {}
         for task in blocks.tasks():
             _, count, of_each = self._tasks_with(blocks.noise[task.noise_index], blocks.items(task), held)
-            found[task] = count if of_each == clones else 0
-        return found
+            counts[task] = count if of_each == clones else 0
+        return counts
+
+    def _held_by(self, states: Mapping[Task, tuple[State, int]]) -> dict[Task, tuple[int, int]]:
+        """Numbers of trajectories and clones of the tasks that can be read."""
+        records = self._records()
+        sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
+        return {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
 
     def _check_still_there(self) -> None:
         """ValueError if another process has replaced this store by that of a larger run."""
@@ -557,9 +497,6 @@ class Store(Blocks):
             raise StoreError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
 
     # -- arrays --------------------------------------------------------------------------------------------------------
-    def _put(self, name: str, task: Task, values: np.ndarray) -> None:
-        self._array(name)[self._region(task)] = values
-
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
             # By default zarr does not write chunks that hold only NaN (unknown labels, images that are not kept), and their tasks
@@ -584,33 +521,33 @@ class Store(Blocks):
 
     def _digest(self, name: str, task: Task, values: np.ndarray) -> int:
         """64-bit digest of values, variable, noise level and items."""
-        about = f"{name} {self.noise[task.noise_index].hex()} {_span(self.items(task))} {values.shape} "
+        items = self.items(task)
+        about = f"{name} {self.noise[task.noise_index].hex()} {items[0]}..{items[-1]} {values.shape} "
         values = np.ascontiguousarray(values, np.float32)
         return int.from_bytes(hashlib.blake2b(about.encode() + values.tobytes(), digest_size=8).digest(), "little")
 
     def _records(self) -> np.ndarray:
-        """Number of trajectories done and digests of all variables for each task, uint64 (noise levels, blocks, 1 + variables).
+        """Records of all tasks; where there is none yet, they are not asked for one by one."""
+        if not _keys_under(self.group.store, f"{_RECORDS}/c/"):
+            return np.zeros(self._array(_RECORDS).shape, np.uint64)
+        return self._records_in(slice(None), slice(None))
+
+    def _records_in(self, levels: slice, blocks: slice) -> np.ndarray:
+        """Number of trajectories done and digests of all variables, uint64 (noise levels, blocks of items, 1 + variables).
 
         Zero for missing tasks, and the largest uint64 for damaged records.
         """
         array = self._array(_RECORDS)
-        if not _keys_under(self.group.store, f"{_RECORDS}/c/"):
-            return np.zeros(array.shape, np.uint64)
-        try:
-            return np.asarray(array[...])
-        except StorageError:
-            raise
-        except Exception:  # zarr raises many kinds for chunks that cannot be decoded
-            records = np.zeros(array.shape, np.uint64)
-            for task in self.tasks():
-                place = task.noise_index, task.item_block
-                try:
-                    records[place] = array[place]
-                except StorageError:
-                    raise
-                except Exception:
-                    records[place] = np.iinfo(np.uint64).max
+        records = _decoded(array.__getitem__, (levels, blocks))
+        if records is not None:
             return records
+        rows, columns = range(array.shape[0])[levels], range(array.shape[1])[blocks]
+        records = np.full((len(rows), len(columns), array.shape[2]), np.iinfo(np.uint64).max)
+        for (i, row), (j, column) in product(enumerate(rows), enumerate(columns)):
+            record = _decoded(array.__getitem__, (row, column))
+            if record is not None:
+                records[i, j] = record
+        return records
 
     def _chunk_key(self, name: str, task: Task) -> str:
         rest = self._array(name).ndim - 2
@@ -620,10 +557,20 @@ class Store(Blocks):
 def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
     """The sentences in the attribute `warnings` of a run, a JSON list; empty without it, and if it is damaged."""
     try:
-        found = json.loads(str(attributes.get("warnings", "[]")))
+        texts = json.loads(str(attributes.get("warnings", "[]")))
     except ValueError:
         return []
-    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+    return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
+
+
+def _decoded(read: Callable[..., _T], *args: Any) -> _T | None:
+    """What a function reads; None if zarr cannot decode it, for which it raises many kinds of errors."""
+    try:
+        return read(*args)
+    except StorageError:  # nothing is known of the chunks
+        raise
+    except Exception:
+        return None
 
 
 def _keys_under(store: Any, prefix: str) -> list[str]:
@@ -644,51 +591,36 @@ def _reason(error: Exception) -> str:
 
 def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
     """ValueError, KeyError or TypeError if attributes, arrays and the consolidated metadata do not agree."""
-    attrs = dict(group.attrs)
-    for name in _ATTRIBUTES:
-        if not isinstance(attrs.get(name), str):
-            raise ValueError(f"no attribute {name!r}")
-    for name in ("spec", "identity", "models"):
-        if not isinstance(json.loads(str(attrs[name])), dict):
-            raise ValueError(f"the attribute {name!r} is no table")
-    names: Any = attrs["variables"]
-    chunk = checked_integer("chunk", attrs["chunk"], 1)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"variables = {names!r}")
+    attrs: Any = dict(group.attrs)
     arrays: Any = group
-    shape = tuple(arrays[dim].shape[0] for dim in ("noise", "item"))
+    names, chunk = attrs["variables"], checked_integer("chunk", attrs["chunk"], 1)
+    identity, *others = (json.loads(attrs[name]) for name in ("identity", "spec", "models"))
+    levels, items = (arrays[dim].shape[0] for dim in ("noise", "item"))
+    sizes = {"items": items, "trajectories": arrays["trajectory"].shape[0], "chunk": chunk}
+    sizes["clones"] = arrays["clone"].shape[0] if "clone" in group else 1
+    agree = {
+        "variables": isinstance(names, list) and len(names) > 0,
+        "spec and models": all(isinstance(table, dict) for table in others),
+        "coordinates": not {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()),
+        "identity": {"clones": 1, **identity} | sizes == {"clones": 1, **identity}
+        and len(identity["corruption"]["noise"]) == levels,
+        _RECORDS: arrays[_RECORDS].shape == (levels, -(-items // chunk), 1 + len(names)) and arrays[_RECORDS].fill_value == 0,
+    }
     for name in names:
         array = arrays[name]
-        if consolidated[name].metadata.to_dict() != array.metadata.to_dict():
-            raise ValueError(f"the consolidated metadata of {name} are not its own")
-        if array.shape[:2] != shape or array.chunks != (1, min(chunk, shape[1]), *array.shape[2:]):
-            raise ValueError(
-                f"{name} has shape {array.shape} in chunks {array.chunks}, but chunk = {chunk}, noise x item = {shape}"
-            )
-        for dim, size in zip(array.metadata.dimension_names, array.shape, strict=True):
-            if arrays[dim].shape != (size,):
-                raise ValueError(f"{name} has {size} values along {dim}, which has {arrays[dim].shape}")
-        if (
-            array.dtype != np.float32
-            or not np.isnan(array.fill_value)
-            or not {"long_name"} <= set(array.attrs) <= {"long_name", "reading"}
-        ):
-            raise ValueError(
-                f"{name} has dtype {array.dtype}, fill value {array.fill_value} and attributes {sorted(array.attrs)}; expected "
-                f"float32, NaN and 'long_name', perhaps 'reading'"
-            )
-    if {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()):
-        raise ValueError(f"coordinates = {attrs.get('coordinates')!r}")
-    identity = json.loads(str(attrs["identity"]))
-    sizes = {"items": shape[1], "trajectories": arrays["trajectory"].shape[0], "chunk": chunk}
-    sizes["clones"] = arrays["clone"].shape[0] if "clone" in group else 1
-    if {key: {"clones": 1, **identity}[key] for key in sizes} != sizes or len(identity["corruption"]["noise"]) != shape[0]:
-        raise ValueError(f"the sizes in the attribute 'identity' are not those of the arrays, {sizes}")
-    records: Any = group[_RECORDS]
-    if records.size > _MOST_TASKS * (1 + len(names)):
-        raise ValueError(f"{_RECORDS} has shape {records.shape}: too many tasks")
-    if records.shape != (shape[0], -(-shape[1] // chunk), 1 + len(names)) or records.fill_value != 0:
-        raise ValueError(f"{_RECORDS} has shape {records.shape} and fill value {records.fill_value}")
+        shape = sum((arrays[dim].shape for dim in array.metadata.dimension_names), ())
+        agree[name] = (
+            array.shape == shape
+            and shape[:2] == (levels, items)
+            and array.chunks == (1, min(chunk, items), *shape[2:])
+            and array.dtype == np.float32
+            and np.isnan(array.fill_value)
+            and set(array.attrs) - {"reading"} == {"long_name"}
+            and consolidated[name].metadata.to_dict() == array.metadata.to_dict()
+        )
+    for name, agrees in agree.items():
+        if not agrees:
+            raise ValueError(f"{name}: its layout does not agree with the others")
 
 
 def _laid_out(
@@ -702,11 +634,10 @@ def _laid_out(
     group = zarr.open_group(target, mode="w")
     for name, (dims, values, attrs) in coordinates.items():
         array = _writable(values)
-        dtype = str if array.dtype == object else array.dtype
         made = group.create_array(
             name,
             shape=array.shape,
-            dtype=dtype,
+            dtype=str if array.dtype == object else array.dtype,
             dimension_names=dims,
             attributes=attrs,
             config={"write_empty_chunks": True},  # so that a missing file is noticed
@@ -754,10 +685,6 @@ def _attributes(variable: Variable) -> dict[str, Any]:
     return {"long_name": variable.long_name, **({"reading": json.dumps(instructions)} if instructions else {})}
 
 
-def _span(items: np.ndarray) -> str:
-    return f"{items[0]}..{items[-1]}"
-
-
 def _writable(values: Any) -> np.ndarray:
     """Values of a coordinate in the types of zarr: text as objects."""
     array = np.asarray(values)
@@ -770,13 +697,11 @@ def _as_read(values: Any) -> np.ndarray:
     return array.astype(np.dtypes.StringDType()) if array.dtype == object else array
 
 
-def _agree(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
+def _agree(stored: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
     """Whether two coordinates agree: text and integers exactly, real numbers up to a tolerance; NaN equals NaN."""
-    if found.shape != wanted.shape:
-        return False
-    if found.dtype.kind == wanted.dtype.kind == "f":
-        return bool(np.allclose(found, wanted, rtol=tolerance, atol=tolerance, equal_nan=True))
-    return bool(np.all(found == wanted))
+    if stored.dtype.kind == wanted.dtype.kind == "f" and stored.shape == wanted.shape:
+        return bool(np.allclose(stored, wanted, rtol=tolerance, atol=tolerance, equal_nan=True))
+    return np.array_equal(stored, wanted)
 
 
 def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
@@ -800,20 +725,16 @@ class Scratch:
         group = _laid_out(zarr.storage.MemoryStore(self._files), variables, coordinates, chunk, attributes)
         with zarr.config.set({"array.write_empty_chunks": True}):
             self._arrays: dict[str, Any] = {name: group[name] for name in (*variables, _RECORDS)}
-        self.files, self.size = len(self._files), self._size()
-
-    def _size(self) -> int:
-        return sum(len(content) for content in self._files.values())
+        self.files, self.size = len(self._files), sum(map(len, self._files.values()))
 
     def sizes_of(self, readings: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Bytes of the files of a task with these readings (items, ...), and of its record (under the name "")."""
-        found = {}
-        for name, values in readings.items():
-            place = (slice(0, 1), slice(0, len(values)), *(slice(0, size) for size in values.shape[1:]))
-            found[name] = self._written(name, place, np.asarray(values, np.float32)[None])
+        sizes = {
+            name: self._written(name, (slice(1), *map(slice, values.shape)), np.asarray(values, np.float32)[None])
+            for name, values in readings.items()
+        }
         digests = np.random.default_rng(0).integers(2**63, size=len(readings), dtype=np.uint64)
-        found[""] = self._written(_RECORDS, (0, 0), np.r_[np.uint64(1), digests])
-        return found
+        return {**sizes, "": self._written(_RECORDS, (0, 0), np.r_[np.uint64(1), digests])}
 
     def _written(self, name: str, place: Any, values: np.ndarray) -> int:
         before = set(self._files)

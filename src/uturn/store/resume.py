@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -90,7 +92,10 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
 def _compared(
     experiment: Any, opened: Store, models: dict[str, str], accept_changes: bool
 ) -> tuple[list[str], dict[str, str | None]]:
-    """What the experiment adds to its store, and changes of user-defined parts; ValueError for any other difference."""
+    """What the experiment adds to its store, and {name: stored value} of the digests of user-defined code that changed.
+
+    ValueError for any other difference, and for such changes without `accept_changes`.
+    """
     store, made = opened.where, opened.attributes.get("random_version", 1)
     if made != random.VERSION:
         raise ValueError(
@@ -99,37 +104,27 @@ def _compared(
         )
     stored, mine = (filled(identity) for identity in (json.loads(opened.attributes["identity"]), experiment.identity()))
     new = added(stored, mine)
-    expected = with_size_of(mine, stored) if new else stored
-    changes = _changes(experiment, opened, differences(expected, mine, "spec"), models)
-    if changes and not accept_changes:
+    known = json.loads(opened.attributes["models"])
+    own = {name for name, part in experiment.labelled() if is_own(part)}
+    changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
+    acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
+    before, now = ({key: prints[key] for key in changed.difference(acceptable) if key in prints} for prints in (known, models))
+    different = differences(with_size_of(mine, stored) if new else stored, mine, "spec") + differences(before, now, "models")
+    if different:
+        empty = all(state == "missing" for state, _ in opened.states().values())
+        hint = "; none of its tasks is done, so it can be deleted" if empty else ""
+        raise ValueError(f"{store} holds another experiment: {'; '.join(different[:4])}; choose another folder{hint}")
+    if acceptable and not accept_changes:
         words = [
             f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
-            f"store was made ({shown(old)} in the store, {shown(models.get(key))} here)"
-            for key, old in changes.items()
+            f"store was made ({shown(known.get(key))} in the store, {shown(models.get(key))} here)"
+            for key in acceptable
         ]
         raise ValueError(
             f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or resume anyway with "
             f"accept_changes=True (--accept-changes)"
         )
-    return new, changes
-
-
-def _changes(experiment: Any, opened: Store, found: list[str], models: dict[str, str]) -> dict[str, str | None]:
-    """Stored code digests and fingerprints of user-defined parts that have changed, {name: stored value}.
-
-    ValueError for any other difference between the store and the experiment; `found`: differences of their specs.
-    """
-    known = json.loads(opened.attributes["models"])
-    own = {name for name, part in experiment.labelled() if is_own(part)}
-    changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
-    acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
-    weights = [{key: m[key] for key in changed.difference(acceptable) if key in m} for m in (known, models)]
-    found = [*found, *differences(weights[0], weights[1], "models")]
-    if found:
-        empty = all(state == "missing" for state, _ in opened.states().values())
-        hint = "; none of its tasks is done, so it can be deleted" if empty else ""
-        raise ValueError(f"{opened.where} holds another experiment: {'; '.join(found[:4])}; choose another folder{hint}")
-    return {key: known.get(key) for key in acceptable}
+    return new, {key: known.get(key) for key in acceptable}
 
 
 def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> None:
@@ -158,7 +153,7 @@ def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> 
     # All items of a user-defined source are compared. Items of built-in sources depend on nothing else, so a sample is enough.
     items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
     for some in np.array_split(items, -(-len(items) // 1024)):
-        data = [_data_of(one, some, experiment.seed, count, store) for one, count in ((before, old), (source, new))]
+        data = [_data_of(part, some, experiment.seed, count, store) for part, count in ((before, old), (source, new))]
         different = [item for item, a, b in zip(some, *data, strict=True) if not np.array_equal(a, b)]
         if different:
             raise ValueError(
@@ -177,12 +172,8 @@ def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: s
 
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
+    versions = {}
     for name in ("uturn", "numpy", "numba", "torch", "diffusers", "zarr"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

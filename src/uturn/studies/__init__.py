@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from uturn.studies.analysis import study_of as study_of
     from uturn.studies.figure import draw_studies as draw_studies
     from uturn.studies.figure import draw_study as draw_study
-    from uturn.studies.names import named_runs as named_runs
     from uturn.studies.records import records_of as records_of
+    from uturn.studies.runs import named_runs as named_runs
     from uturn.studies.tables import Study as Study
     from uturn.studies.tables import as_data as as_data
     from uturn.studies.tables import summary as summary
@@ -28,7 +28,7 @@ _HOMES = {
     "as_data": "studies.tables",
     "draw_studies": "studies.figure",
     "draw_study": "studies.figure",
-    "named_runs": "studies.names",
+    "named_runs": "studies.runs",
     "records_of": "studies.records",
     "study": "studies.analysis",
     "study_of": "studies.analysis",

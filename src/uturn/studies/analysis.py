@@ -12,14 +12,14 @@ import xarray as xr
 
 from uturn.core.checks import LARGEST, shown
 from uturn.core.reading import Instructions
-from uturn.measures.calibration import calibration
+from uturn.measures.calibration import calibration, label_of
 from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
-from uturn.studies.curves import ESTIMATE, band, curve, place, shares
+from uturn.studies.curves import ESTIMATE, band, curve, place, shares, with_ends
 from uturn.studies.reading import instructions_of
 from uturn.studies.runs import describe, missing_tasks
-from uturn.studies.tables import Study
+from uturn.studies.tables import TEXTS, Study
 
 SHARES = (0.25, 0.5, 0.75)  # of the way from start to chance, labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
@@ -91,12 +91,12 @@ def study_of(ds: xr.Dataset) -> Study:
     """As `study`, of a run that may be unfinished: missing readings are left out of the means, and a remark says so."""
     run = by_noise(checked_run(ds))
     axes, instructions = Axes(run), instructions_of(run)
-    readings = {name: one for name, one in instructions.items() if one.role == "reading"}
-    changes = [name for name, one in instructions.items() if one.role == "changes"]
+    readings = {name: how for name, how in instructions.items() if how.role == "reading"}
+    changes = [name for name, how in instructions.items() if how.role == "changes"]
     not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
     not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
-    readings = {name: one for name, one in readings.items() if name not in not_studied}
-    levels = [level for name, one in readings.items() for level in levels_of(run, name, one, axes)]
+    readings = {name: how for name, how in readings.items() if name not in not_studied}
+    levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes)]
     data = xr.Dataset(
         coords={
             "noise": ("noise", axes.noise, run.noise.attrs),
@@ -160,59 +160,55 @@ def _no_reading(run: xr.Dataset, name: str) -> str:
 
 @dataclass
 class Level:
-    """One reading: a level of a variable, with its curve and the places on it."""
+    """One reading: a level of a variable, with its curve and the places on it; `texts`: coordinates of the reading."""
 
-    label: str
-    level: str
-    name: str
-    words: str
     instructions: Instructions
+    texts: dict[str, str]
     curve: np.ndarray
     place: np.ndarray
     width: np.ndarray
     start: float
     chance: float
-    remark: str
 
 
-def levels_of(run: xr.Dataset, name: str, one: Instructions, axes: Axes) -> Iterator[Level]:
+def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iterator[Level]:
     """The readings of a variable, one for each combination of its own dims."""
     values = run[name]
     own = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
-
-    def by_level(array: xr.DataArray) -> xr.DataArray:
-        return (array.stack({_LEVEL: own}) if own else array.expand_dims(_LEVEL)).transpose(..., _LEVEL)
-
-    stacked = by_level(values)
-    references = [_reference(run, name, rule) for rule in (one.start, one.chance)]
-    start, chance = (None if level is None else by_level(level) for level in references)
-    outside = _outside(values, *_bounds(one))
+    references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
+    stacked, start, chance = (_stacked(array, own, _LEVEL) for array in (values, *references))
+    outside = _outside(values, *_bounds(how))
     if outside:  # ends of intervals are then where no bound is
-        one = one.model_copy(update={"bounds": (None, None)})
-    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, one)):
+        how = how.model_copy(update={"bounds": (None, None)})
+    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how)):
         at = {dim: stacked[dim].values[k] for dim in own}
-        top = of.mean[0] if one.start is not None else np.nan
+        top = of.mean[0] if how.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
         places, width = _places(of, top, end, axes)
-        found = Level(
-            label=", ".join([name, *(f"{dim} = {value}" for dim, value in at.items())]),
-            level=", ".join(str(value) for value in at.values()),
-            name=name,
-            words=str(values.attrs.get("long_name", name)),
-            instructions=one,
-            curve=band_of,
-            place=places,
-            width=width,
-            start=float(top),
-            chance=end,
-            remark="",
-        )
-        found.remark = "; ".join([*_about(found, axes), *filter(None, [outside])])
-        yield found
+        texts = {
+            "reading": label_of(name, at),
+            "variable": name,
+            "level": ", ".join(str(value) for value in at.values()),
+            "words": str(values.attrs.get("long_name", name)),
+            "group": how.group or how.probe,
+            "family": how.family or how.probe,
+            "order": how.order or "",
+            **{key: getattr(how, key) for key in ("probe", "model", "unit")},
+        }
+        level = Level(how, texts, band_of, places, width, float(top), end)
+        texts["remark"] = "; ".join([*_about(level, axes), *filter(None, [outside])])
+        yield level
 
 
-def _bounds(one: Instructions) -> tuple[float, float]:
-    low, high = one.bounds
+def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
+    """An array with some of its dims as one, of another name, which stands last; None of None."""
+    if array is None:
+        return None
+    return (array.stack({name: dims}) if dims else array.expand_dims(name)).transpose(..., name)
+
+
+def _bounds(how: Instructions) -> tuple[float, float]:
+    low, high = how.bounds
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
@@ -264,7 +260,7 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
 
 
 def _curves(
-    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, one: Instructions
+    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions
 ) -> Iterator[tuple[Replicates, np.ndarray]]:
     """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
 
@@ -281,7 +277,7 @@ def _curves(
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
         values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
         of = curve(values, x, tops[levels])
-        bands = shares(values, x, tops[levels]) if one.is_share else band(of, *_bounds(one))
+        bands = shares(values, x, tops[levels]) if how.is_share else band(of, *_bounds(how))
         for k in range(len(levels)):
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 
@@ -319,34 +315,16 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
 
 def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
     """All numbers of the readings along the dim `reading`."""
-    shapes = {"curve": (len(axes.noise), 3), "place": (len(SHARES), len(axes.names), 3), "width": (len(axes.names), 3)}
-    dims = {"curve": ("noise", "estimate"), "place": ("share", "axis", "estimate"), "width": ("axis", "estimate")}
-    texts = {
-        "variable": [one.name for one in levels],
-        "level": [one.level for one in levels],
-        "words": [one.words for one in levels],
-        "remark": [one.remark for one in levels],
-        **{key: [getattr(one.instructions, key) for one in levels] for key in ("probe", "model", "unit")},
-        "group": [one.instructions.group or one.instructions.probe for one in levels],
-        "family": [one.instructions.family or one.instructions.probe for one in levels],
-        "order": [one.instructions.order or "" for one in levels],
+    on_axes = {"axis": len(axes.names), "estimate": 3}
+    sizes = {"curve": {"noise": len(axes.noise), "estimate": 3}, "place": {"share": len(SHARES), **on_axes}, "width": on_axes}
+    numbers = {
+        key: (("reading", *dims), np.array([getattr(level, key) for level in levels], float).reshape(-1, *dims.values()))
+        for key, dims in {**sizes, "start": {}, "chance": {}}.items()
     }
-    data = xr.Dataset(
-        {
-            **{
-                key: (("reading", *dims[key]), np.array([getattr(one, key) for one in levels]).reshape(-1, *shapes[key]))
-                for key in shapes
-            },
-            "start": ("reading", np.array([one.start for one in levels], float)),
-            "chance": ("reading", np.array([one.chance for one in levels], float)),
-        },
-        {
-            "reading": np.array([one.label for one in levels], str),
-            **{key: ("reading", np.array(values, str)) for key, values in texts.items()},
-            "share": list(SHARES),
-        },
-    )
-    return data.assign(half_life=data.place.sel(share=0.5, drop=True))
+    names = ("reading", *TEXTS, "order", "remark")
+    texts = {name: ("reading", np.array([level.texts[name] for level in levels], str)) for name in names}
+    readings = xr.Dataset(numbers, {**texts, "share": list(SHARES)})
+    return readings.assign(half_life=readings.place.sel(share=0.5, drop=True))
 
 
 def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
@@ -355,18 +333,17 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
     names: list[str] = []
     places: list[np.ndarray] = []
     texts: list[tuple[str, str, str]] = []  # first and last level, remark
-    for name, one in instructions.items():
-        if one.order is None or run.sizes[one.order] < 2:
+    for name, how in instructions.items():
+        if how.order is None or run.sizes[how.order] < 2:
             continue
-        others = [str(dim) for dim in run[name].dims if dim not in ("noise", one.order, *WITHIN)]
-        start = _reference(run, name, one.start)
+        others = [str(dim) for dim in run[name].dims if dim not in ("noise", how.order, *WITHIN)]
+        start = _reference(run, name, how.start)
         start = None if start is None or "item" in start.dims else start
-        stacked = run[name].stack({_SERIES: others}) if others else run[name].expand_dims(_SERIES)
-        starts = start if start is None else start.stack({_SERIES: others}) if others else start.expand_dims(_SERIES)
+        stacked, starts = (_stacked(array, others, _SERIES) for array in (run[name], start))
         for k in range(stacked.sizes[_SERIES]):
             values = stacked.isel({_SERIES: k}, drop=True)
             tops = np.nan if starts is None else starts.isel({_SERIES: k}).values
-            of = curve(values.transpose(..., one.order), axes.noise, tops)
+            of = curve(values.transpose(..., how.order), axes.noise, tops)
             sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
 
             def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:
@@ -378,9 +355,9 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
                 remark = "the levels do not swap order"
             else:
                 remark = "" if sure.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
-            names.append(", ".join([name, *(f"{dim} = {stacked[dim].values[k]}" for dim in others)]))
+            names.append(label_of(name, {dim: stacked[dim].values[k] for dim in others}))
             places.append(swap)
-            texts.append((str(run[one.order].values[0]), str(run[one.order].values[-1]), remark))
+            texts.append((str(run[how.order].values[0]), str(run[how.order].values[-1]), remark))
     if not names:
         return xr.Dataset()
     columns = dict(zip(("first", "last", "series_remark"), np.array(texts, str).T, strict=True))
@@ -401,47 +378,45 @@ def _incomplete(run: xr.Dataset, name: str) -> bool:
 def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[Level], axes: Axes) -> xr.Dataset:
     """Calibration gaps of symmetric readings (reading, noise, estimate), tested by families; empty without clones."""
     families: dict[str, list[str]] = {}
-    for name, one in instructions.items():
+    for name, how in instructions.items():
         twin = f"clone_{name}"
-        if one.symmetric and twin in run and not _incomplete(run, name):
-            families.setdefault(one.family or one.probe, []).append(name)
+        if how.symmetric and twin in run and not _incomplete(run, name):
+            families.setdefault(how.family or how.probe, []).append(name)
     if run.sizes.get("clone", 1) < 2 or run.sizes["item"] < 2 or not families:
         return xr.Dataset()
     tests = [calibration(run, names) for names in families.values()]
-    both = xr.concat([found.drop_vars([key for key in found.coords if key not in found.dims]) for found in tests], "reading")
-    both = both.reindex(reading=[one.label for one in levels], noise=axes.noise).transpose("reading", "noise")
-    data = xr.Dataset(
-        {
-            "gap": (("reading", "noise", "estimate"), np.stack([both[key] for key in ("gap", "low", "high")], -1)),
-            "gap_p": (("reading", "noise"), both.p_holm.values),
-            "gap_visible": (("reading", "noise"), both.visible.values),
-            "gap_level": tests[0].attrs["level"],
-        }
-    )
-    return data.assign_coords(reading=both.reading.values)
+    joined = xr.concat([test.drop_vars([key for key in test.coords if key not in test.dims]) for test in tests], "reading")
+    joined = joined.reindex(reading=[level.texts["reading"] for level in levels], noise=axes.noise).transpose("reading", "noise")
+    data = {
+        "gap": (("reading", "noise", "estimate"), with_ends(joined, "gap")),
+        "gap_p": (("reading", "noise"), joined.p_holm.values),
+        "gap_visible": (("reading", "noise"), joined.visible.values),
+        "gap_level": tests[0].attrs["level"],
+    }
+    return xr.Dataset(data, {"reading": joined.reading.values})
 
 
 # --- remarks -----------------------------------------------------------------------------------------------------------
 
 
-def _about(one: Level, axes: Axes) -> Iterator[str]:
+def _about(level: Level, axes: Axes) -> Iterator[str]:
     """Sentences on the numbers of a reading that do not exist or are not sure, with the reasons."""
     x = axes.noise[np.isfinite(axes.noise)]
-    half, end = one.place[1, 0], f"{axes.words['noise']} = {x[-1]:.3g}"
-    if np.isnan(one.start) or len(x) < 3:
+    half, end = level.place[1, 0], f"{axes.words['noise']} = {x[-1]:.3g}"
+    if np.isnan(level.start) or len(x) < 3:
         return
-    if one.chance == one.start:
+    if level.chance == level.start:
         yield "independent data agree as much as equal ones: no half-life"
-    elif np.isnan(half[0]) and len(missing := x[np.isnan(one.curve[: len(x), 0])]):
-        yield f"no readings at {axes.words['noise']} = {', '.join(f'{level:.3g}' for level in missing[:4])}"
+    elif np.isnan(half[0]) and len(missing := x[np.isnan(level.curve[: len(x), 0])]):
+        yield f"no readings at {axes.words['noise']} = {', '.join(f'{x:.3g}' for x in missing[:4])}"
     elif np.isnan(half[0]):
-        value = np.interp(x[-1], axes.noise, one.curve[:, 0])
+        value = np.interp(x[-1], axes.noise, level.curve[:, 0])
         yield f"half of the change is not done up to {end}, where it is {value:.3g}"
     elif half[0] < x[1]:
         yield f"half of the change is done below the smallest measured noise, {x[1]:.3g}: measure smaller ones"
     elif half[2] >= x[-1]:
         yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
-    elif np.isnan(one.place[2, 0, 0]):
+    elif np.isnan(level.place[2, 0, 0]):
         yield f"three quarters of the change are not done up to {end}: no width"
 
 
@@ -451,13 +426,13 @@ def _remarks(
     """Sentences on the whole run."""
     for name, why in not_studied.items():
         yield f"{name} is not studied: {why}"
-    for name, of in {level.name: level.instructions for level in levels}.items():
+    for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
         for key, rule in (("start", of.start), ("chance", of.chance)):
             names = rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
             if not set(names) <= set(run.variables):
                 yield f"{name}: its {key} {shown(rule)} is not in the run"
     clones = run.sizes.get("clone", 1) > 1
-    for name, of in {level.name: level.instructions for level in levels}.items():
+    for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
         if clones and of.symmetric and f"clone_{name}" in run and _incomplete(run, name):
             yield f"the calibration of {name} is not tested: some of its readings are missing"
     if not levels and not has_changes:
@@ -470,5 +445,5 @@ def _remarks(
         yield "a single original: no intervals"
     largest = float(run.noise[-1])
     most = axes.most if "max" in run.noise.attrs or "t_over_T" in run.coords else None
-    if any(np.isnan(one.chance) and np.isfinite(one.start) for one in levels) and most != largest:
+    if any(np.isnan(level.chance) and np.isfinite(level.start) for level in levels) and most != largest:
         yield f"where chance is not known, the value at noise {largest:.3g} is used as the chance level"

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uturn.core.checks import shown
-
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -46,14 +44,14 @@ class Axes:
         measured = run.noise.values.astype(float)
         added = 0 if np.isclose(measured[0], 0) else 1
         self.noise = np.r_[np.zeros(added), measured]
-        self.most = _attribute(run.noise, "max", 1.0)
+        self.most = float(run.noise.attrs.get("max", 1.0))
         self.values = {"noise": self.noise}
         self.words = {"noise": axis_words(run)}
         self.angle = None
         for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):  # stores list them in any order
             if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
                 continue
-            clean = _attribute(coordinate, "clean", _CLEAN.get(str(name), np.nan))
+            clean = float(coordinate.attrs.get("clean", _CLEAN.get(str(name), np.nan)))
             axis = f"{name}_of_noise" if name in _OF_STUDIES else str(name)
             self.values[axis] = np.r_[np.full(added, clean), coordinate.values]
             self.words[axis] = str(coordinate.attrs.get("long_name", name))
@@ -84,17 +82,6 @@ class Axes:
         rows = self.convert(estimate)
         rows[:, 1:].sort(axis=1)  # abar and log-SNR fall with noise
         return rows
-
-
-def _attribute(coordinate: xr.DataArray, name: str, default: float) -> float:
-    """A number in the attributes of a coordinate."""
-    value = coordinate.attrs.get(name, default)
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(
-            f"{coordinate.name}: the attribute {name!r} = {shown(value)} is no number; copy the store again"
-        ) from None
 
 
 def axis_words(data: xr.Dataset) -> str:

@@ -10,23 +10,23 @@ from uturn.measures.changes import chi_parts, correlations_of, present_pairs, su
 from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.studies.axes import Axes
+from uturn.studies.curves import with_ends
 
 
 def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
     """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty without any."""
-    found = {}
+    studied = {}
     for name, one in instructions.items():
         if one.role == "changes" and (own := _distances(run, name)) and not why_no_changes(run, name):
-            total = f"{name}_sum"
-            some = xr.Dataset({"change_covariance": run[name].rename({own[0]: "distance"}), "change_covariance_sum": run[total]})
+            covariance, total = run[name].rename({own[0]: "distance"}), run[f"{name}_sum"]
+            readings = xr.Dataset({"change_covariance": covariance, "change_covariance_sum": total})
             prefix = name.removesuffix("change_covariance").removesuffix("_")
-            found[prefix or "changes"] = _of_probe(some, axes).assign_coords(unit_of_distance=one.unit or "sites")
-    if not found:
+            studied[prefix or "changes"] = _of_probe(readings, axes).assign_coords(unit_of_distance=one.unit or "sites")
+    if not studied:
         return xr.Dataset()
-    data = xr.concat(list(found.values()), "changes", data_vars="all", coords="all", compat="override", join="outer")
-    return data.assign_coords(changes=list(found)).transpose(
-        "changes", "noise", "distance", "axis", "estimate", missing_dims="ignore"
-    )
+    data = xr.concat(list(studied.values()), "changes", data_vars="all", coords="all", compat="override", join="outer")
+    dims = ("changes", "noise", "distance", "axis", "estimate")
+    return data.assign_coords(changes=list(studied)).transpose(*dims, missing_dims="ignore")
 
 
 def why_no_changes(run: xr.Dataset, name: str) -> str:
@@ -54,10 +54,7 @@ def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
     x = axes.noise if axes.angle is None else axes.angle
     x = x[len(x) - run.sizes["noise"] :]
     chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
-    remarks = [
-        *about_peak(located, run.noise.values, axes.most),
-        *about_few(chi.n_eff.values, run.noise.values),
-    ]
+    remarks = [*about_peak(located, run.noise.values, axes.most), *about_few(chi.n_eff.values, run.noise.values)]
     covariance, present = run["change_covariance"], None
     if "length" in run.coords and run["length"].dims == ("item",):  # texts of different lengths, sites on a line
         pairs = present_pairs(covariance)
@@ -69,19 +66,15 @@ def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
     lengths = np.full((run.sizes["noise"], 3), np.nan)
     if covariance.sizes["distance"] > 3:
         with np.errstate(invalid="ignore"):
-            length = correlation_length(covariance, present=present)
-        lengths = np.stack([length[name] for name in ("length", "low", "high")], -1)
+            lengths = with_ends(correlation_length(covariance, present=present), "length")
     else:
         remarks.append("too few distances for a correlation length")
     place, height = (located.place, located.height) if located.inside else np.full((2, 3), np.nan)
     data = {
-        "chi": (("noise", "estimate"), np.stack([chi[name] for name in ("chi", "low", "high")], -1)),
+        "chi": (("noise", "estimate"), with_ends(chi, "chi")),
         "n_eff": ("noise", chi.n_eff.values),
         "xi": (("noise", "estimate"), lengths),
-        "correlation": (
-            ("noise", "distance", "estimate"),
-            np.stack([curves[name] for name in ("correlation", "low", "high")], -1),
-        ),
+        "correlation": (("noise", "distance", "estimate"), with_ends(curves, "correlation")),
         "of_peak": ("noise", located.levels.astype(float)),
     }
     levels = xr.Dataset(data, {"distance": covariance.distance.values, "noise": run.noise.values}).reindex(noise=axes.noise)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.statistics import Replicates, located, proportion, replicates
+from uturn.measures.statistics import Estimate, Replicates, located, proportion, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,8 +39,9 @@ def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> np.ndarray:
 
     At noise 0 nothing changes, so that both ends are the value; `start` is the value if that noise was not measured.
     """
-    found = np.moveaxis(proportion(values), 0, -1)
-    return found if len(found) == len(x) else np.concatenate([np.full_like(found[:1], np.expand_dims(start, -1)), found])
+    measured = np.moveaxis(proportion(values), 0, -1)
+    missing = len(x) - len(measured)
+    return np.concatenate([np.full_like(measured[:missing], np.expand_dims(start, -1)), measured])
 
 
 def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
@@ -48,14 +49,13 @@ def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarra
     return np.full(3, np.nan) if len(x) < 3 else np.clip(located(of, statistic, x), 0.0, x[-1])
 
 
-def estimate_data(values: Any) -> dict[str, float | None]:
-    """A number with its interval as plain data: {"value", "low", "high"}, None where it does not exist."""
-    return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
+def with_ends(ds: xr.Dataset, name: str) -> np.ndarray:
+    """A variable and the ends `low` and `high` of its intervals along a new last axis, the estimate."""
+    return np.stack([ds[key] for key in (name, "low", "high")], -1)
 
 
 def with_interval(values: Any) -> str:
     """A number with its interval, for a table."""
-    value, low, high = (f"{v:.3g}" for v in values)
     if not np.isfinite(values[0]):
         return "none"
-    return f"{value} [{low}, {high}]" if np.isfinite(values[1:]).all() else value
+    return f"{Estimate(*values):.3g}" if np.isfinite(values).all() else f"{values[0]:.3g}"

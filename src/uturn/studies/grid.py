@@ -37,16 +37,22 @@ def draw_grid(data: xr.Dataset) -> Any | None:
         figure = plt.figure(figsize=(inch * columns, inch * rows))
         axis = figure.add_axes((0, 0, 1, 1))
         axis.imshow(grid.canvas, interpolation="nearest" if grid.width < 64 else "antialiased", aspect="auto")
-        _frame_changes(axis, data, grid)
-        star = _draw_transition_in_grid(axis, data, grid)
+        for item, level in np.argwhere(data.image_same_class.transpose("item", "shown_noise").values == 0):
+            corner = (grid.left[level + 1] - 0.5, grid.top[item] - 0.5)
+            frame = plt.Rectangle(corner, grid.width, grid.height, fill=False, ec=CLASS, lw=1.6, clip_on=False)
+            axis.add_patch(frame)  # another class
+        name = data.image_same_class.attrs.get("judge")
+        judge = data.sel(reading=name) if name else None
+        star = [] if judge is None else _draw_transition(axis, data, grid, float(judge.half_life.sel(axis="noise")[0]))
         _label_grid(axis, data, grid)
         axis.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-        judge = _judge(data)
         if judge is not None:
             look = {"ls": "", "marker": "s", "mfc": "none", "mec": CLASS, "mew": 1.6, "ms": 9}
             changed = plt.Line2D([], [], **look, label=f"another class ({brief(str(judge.model.item() or judge.probe.item()))})")
             axis.legend(handles=[changed, *star], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
-        words, below = _caption(data, max(40, int(13 * figure.get_figwidth()))), -8 if judge is None else -30
+        width, below = max(40, int(13 * figure.get_figwidth())), -8 if judge is None else -30
+        lines = [part for line in (data.attrs["description"], *remarks(data)) for part in textwrap.wrap(line, width)]
+        words = no_mathematics("\n".join(lines))
         axis.annotate(words, (0, 0), (4, below), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
     return figure
 
@@ -80,35 +86,14 @@ class _Grid(NamedTuple):
         return cls(canvas, left, top, height, width, gap, wide)
 
 
-def _frame_changes(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
-    """A frame around each reconstruction of another class."""
-    from matplotlib.patches import Rectangle
-
-    for item, level in np.argwhere(data.image_same_class.transpose("item", "shown_noise").values == 0):
-        corner = (grid.left[level + 1] - 0.5, grid.top[item] - 0.5)
-        axis.add_patch(Rectangle(corner, grid.width, grid.height, fill=False, ec=CLASS, lw=1.6, clip_on=False))
-
-
-def _draw_transition_in_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> list[Any]:
+def _draw_transition(axis: Any, data: xr.Dataset, grid: _Grid, star: float) -> list[Any]:
     """Draw a line before the first level beyond t*; returns its legend entry, or nothing if there is no such level."""
-    from matplotlib.lines import Line2D
-
-    judge = _judge(data)
-    star = np.nan if judge is None else float(judge.half_life.sel(axis="noise", estimate="value"))
     beyond = np.flatnonzero(data.shown_noise.values >= star)
     if not len(beyond):
         return []
     at = grid.left[beyond[0] + 1] - 0.5 - (grid.gap if beyond[0] else grid.gap_after_originals) / 2
     ends = [-0.5 - 2 * grid.gap, len(grid.canvas) - 0.5 + grid.gap]
-    look: dict[str, Any] = {"color": THEORY, "lw": 1.4, "ls": (0, (1, 1.4))}
-    axis.plot([at, at], ends, clip_on=False, **look)
-    return [Line2D([], [], label=f"$t^*$ = {star:.2f}", **look)]
-
-
-def _judge(data: xr.Dataset) -> xr.Dataset | None:
-    """The reading whose classes the grid shows; None if the run compared no classes."""
-    name = data.image_same_class.attrs.get("judge")
-    return data.sel(reading=name) if name else None
+    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.2f}")
 
 
 def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
@@ -120,12 +105,6 @@ def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
     axis.xaxis.set_label_position("top")
     axis.set_xlabel(no_mathematics(axis_words(data)))
     axis.spines[:].set_visible(False)
-
-
-def _caption(data: xr.Dataset, width: int) -> str:
-    """The description of the run and the remarks of the study, in lines of at most `width` characters."""
-    lines = [data.attrs["description"], *remarks(data)]
-    return "\n".join(no_mathematics(part) for line in lines for part in textwrap.wrap(line, width))
 
 
 def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from uturn.core.checks import validation_words
 from uturn.core.reading import Instructions
+from uturn.studies.runs import stored_spec
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,8 +37,6 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
         stored = values.attrs.get(ATTRIBUTE)
         try:
             table = spec_names.get(name, {}) if stored is None else json.loads(stored)
-            if not isinstance(table, Mapping):
-                raise ValueError("expected a table")
             instructions[name] = Instructions.model_validate(table)
             instructions[name].check([str(dim) for dim in values.dims])
         except (ValueError, TypeError, RecursionError) as error:
@@ -49,41 +47,32 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
 
 def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Instructions of the variables of the built-in probes in the stored spec, {variable: table}."""
-    try:
-        spec = json.loads(run.attrs.get("spec", "{}"))
-        tables, source = spec.get("probes", []), spec.get("source", {})
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return {}
-    found: dict[str, dict[str, Any]] = {}
-    for table in tables if isinstance(tables, list) else []:
-        known = _declarations().get(str(table.get("type"))) if isinstance(table, Mapping) else None
-        if known is None:
-            continue
+    spec, instructions = stored_spec(run), {}
+    for table in spec["probes"]:
+        known = DECLARED.get(str(table.get("type")), {})
         prefix = f"{table['name']}_" if table.get("name") else ""
-        names = {
-            "probe": str(table.get("name") or table["type"]),
-            "model": str(table.get("classifier") or table.get("model") or ""),
-        }
+        model = table.get("classifier") or table.get("model") or ""
+        names = {"probe": str(table.get("name") or table.get("type")), "model": str(model)}
         for name, declared in known.items():
             if name == "change_covariance":
-                declared = declared | {"unit": _unit_of_sites(source, table)}
-            found[prefix + name] = {**prefixed(declared, prefix), **names}
+                declared = declared | {"unit": _unit_of_sites(spec["source"], table)}
+            instructions[prefix + name] = {**_prefixed(declared, prefix), **names}
             if declared.get("family") in known:  # a family that is named after a variable is one of this probe
-                found[prefix + name]["family"] = f"{prefix}{declared['family']}"
+                instructions[prefix + name]["family"] = f"{prefix}{declared['family']}"
             if declared.get("symmetric"):
-                found[f"clone_{prefix}{name}"] = {"role": "record", **names}
-    return found
+                instructions[f"clone_{prefix}{name}"] = {"role": "record", **names}
+    return instructions
 
 
-def _unit_of_sites(source: Any, probe: Mapping[str, Any]) -> str:
+def _unit_of_sites(source: Mapping[str, Any], probe: Mapping[str, Any]) -> str:
     """What the probe `changes` calls the sites of a built-in source."""
     images = f"patches of {probe.get('patch', 4)} pixels" if probe.get("layer") is None else "positions"
     units = {"tokens": "tokens", "rhm": "leaves", "filtered_rhm": "leaves"}
     units |= dict.fromkeys(("fashion_mnist", "array", "images", "generated"), images)
-    return units.get(str(source.get("type")), "sites") if isinstance(source, Mapping) else "sites"
+    return units.get(str(source.get("type")), "sites")
 
 
-def prefixed(declared: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _prefixed(declared: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Instructions of a probe whose variables and dims have a prefix."""
 
     def renamed(value: Any) -> Any:
@@ -95,11 +84,6 @@ def prefixed(declared: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
     names = ("start", "chance", "order") if declared.get("family") == "text" else ("start", "chance", "order", "family")
     return {key: renamed(value) if key in names else value for key, value in declared.items()}
-
-
-@cache
-def _declarations() -> dict[str, dict[str, dict[str, Any]]]:
-    return json.loads(json.dumps(DECLARED))
 
 
 _SHARE: dict[str, Any] = {"start": 1, "bounds": [0, 1]}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from uturn.core.imports import is_import_path
+from uturn.core.spec import build
 from uturn.studies.analysis import by_noise
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.reading import instructions_of
-from uturn.studies.runs import kept_images, kept_texts, originals
-from uturn.studies.texts import shown_texts
+from uturn.studies.runs import kept_images, kept_texts, originals, stored_spec
 
 MOST_SHOWN = 200  # originals in a page
 _LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27  # originals in the records, and their images in memory
+_MOST_LEVELS = 10  # of the records
 
 
 def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
@@ -31,10 +34,10 @@ def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     -------
     Dataset
         Of images `original` (item, channel, row, column), `image` (shown_noise, item, channel, row, column) and
-        `image_same_class` (shown_noise, item), whether the class was kept. Of texts see `uturn.studies.texts.shown_texts`.
+        `image_same_class` (shown_noise, item), whether the class was kept. Of texts see `shown_texts`.
     """
     run = by_noise(run)
-    return _pictures(run).merge(shown_texts(run, source) if kept_texts(run) else xr.Dataset())
+    return _pictures(run).merge(shown_texts(run, source))
 
 
 def _pictures(run: xr.Dataset) -> xr.Dataset:
@@ -45,14 +48,13 @@ def _pictures(run: xr.Dataset) -> xr.Dataset:
     kept = kept_images(run)
     if not kept:
         return xr.Dataset()
-    judges = [name for name, one in instructions_of(run).items() if one.group == "class" and one.symmetric]
-    noisy = np.flatnonzero(~np.isclose(run.noise.values, 0))
-    columns = [int(noisy[k]) for k in evenly_spaced(len(noisy), 10)] if len(noisy) else []
+    judges = [name for name, how in instructions_of(run).items() if how.group == "class" and how.symmetric]
+    columns = _noisy_levels(run)
     of_each = run.image.dtype.itemsize * math.prod(run.image.shape[-3:]) * (len(columns) + 1)
     items = sample(kept, min(MOST_SHOWN, max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // of_each)))
     some = run.isel(item=items, trajectory=0, clone=0, missing_dims="ignore")
     images = some.image.isel(noise=columns).load()
-    before, names = originals(run, items)
+    before, item_names = originals(run, items)
     same = some[judges[0]].isel(noise=columns).values if judges else np.ones(images.shape[:2])
     return xr.Dataset(
         {
@@ -60,13 +62,15 @@ def _pictures(run: xr.Dataset) -> xr.Dataset:
             "image": (("shown_noise", "item", "channel", "row", "column"), images.values),
             "image_same_class": (("shown_noise", "item"), same, {"judge": judges[0] if judges else ""}),
         },
-        coords={
-            "shown_noise": images.noise.values,
-            "item": items,
-            "item_name": ("item", np.array(names, str)),
-        },
+        coords={"shown_noise": images.noise.values, "item": items, "item_name": ("item", np.array(item_names, str))},
         attrs={"kept": kept},
     )
+
+
+def _noisy_levels(run: xr.Dataset) -> np.ndarray:
+    """Numbers of the levels that are shown, evenly spaced among those above noise 0."""
+    noisy = np.flatnonzero(~np.isclose(run.noise.values, 0))
+    return noisy[evenly_spaced(len(noisy), _MOST_LEVELS)] if len(noisy) else noisy
 
 
 def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
@@ -74,3 +78,69 @@ def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
+    """The first items of a run as texts, trajectory 0 and clone 0.
+
+    Parameters
+    ----------
+    run : Dataset of `uturn.run`, with increasing noise
+    source : source of the run, optional
+        By default it is built from the spec of the run, if that needs no code of others, and if its files are still the same.
+
+    Returns
+    -------
+    Dataset
+        Coordinates `original_piece` (shown_item, position), the text of each token of the originals, "" beyond their end; `piece`
+        and `noisy_piece` (shown_noise, shown_item, position) of reconstructions and noisy texts, "" where masked. `changed`,
+        whether a token is another than in the original, and `noised`, whether the corruption removed or replaced it (same dims).
+        `shown_region`, number of the region of a token, and `shown_segment`, whether it separates segments, if the source has
+        them. Empty if no tokens were kept, or if the originals cannot be read.
+    """
+    count = kept_texts(run)
+    source = (source or _source_of(run)) if count else None
+    if source is None:
+        return xr.Dataset()
+    before = source.ids(np.arange(count))
+    levels = _noisy_levels(run)
+    some = run.isel(noise=levels, item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
+    tokens, noisy = (some[name].transpose("noise", "item", "position").values.astype(int) for name in ("token", "noisy_token"))
+    dims = ("shown_noise", "shown_item", "position")
+    shown = xr.Dataset(
+        {"changed": (dims, tokens != before), "noised": (dims, noisy != before)},
+        coords={
+            "shown_noise": run.noise.values[levels],
+            "shown_item": np.arange(count),
+            "original_piece": (dims[1:], _pieces(before, source.tokenizer)),
+            "piece": (dims, _pieces(tokens, source.tokenizer)),
+            "noisy_piece": (dims, _pieces(noisy, source.tokenizer)),
+        },
+    )
+    if source.regions is not None:
+        shown["shown_region"] = dims[1:], source.regions_of(np.arange(count))
+        shown = shown.assign_coords(region_name=source.region_names())
+    if source.segments:
+        shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & (before >= 0)
+    return shown
+
+
+def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """Text of every token, "" for masked ones and beyond the end of a text; ids with a space if there is no tokenizer."""
+    known = [int(token) for token in np.unique(ids) if token >= 0]
+    texts = [f" {token}" for token in known] if tokenizer is None else tokenizer.pieces(known)
+    table = dict(zip(known, texts, strict=True))
+    return np.array([table.get(token, "") for token in ids.ravel().tolist()], str).reshape(ids.shape)
+
+
+def _source_of(run: xr.Dataset) -> Any:
+    """The source of a run with its tokenizer; None if it needs code of others, cannot be read, or has changed."""
+    spec = stored_spec(run)
+    try:
+        if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get("trust_remote_code"):
+            return None
+        backward = build("backward", spec["backward"], trusted=False)
+        source = build("source", spec["source"], trusted=False).made_by(backward, spec["seed"])
+        return source if source.fingerprint() == json.loads(run.attrs["models"])["source"] else None
+    except (ValueError, OSError, KeyError, TypeError):
+        return None

@@ -12,7 +12,7 @@ from uturn.core import display
 from uturn.core.checks import shown
 from uturn.store.record import warnings_of
 from uturn.studies.axes import axis_words
-from uturn.studies.curves import estimate_data, with_interval
+from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT, VERSION = "uturn.study", 1
-_TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
+TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
 
 
 class Study(xr.Dataset):
@@ -84,62 +84,60 @@ def summary(study: xr.Dataset, most: int = 8) -> Iterator[Any]:
 
 def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
     """The tables of a study as plain text."""
-    axes = [str(axis) for axis in study.axis.values]
-    x = axis_words(study)
-    shown = shown_readings(study, most)
-    rows: list[tuple[str, ...]] = []
-    for k in shown:
-        one = study.isel(reading=k)
-        if np.isfinite(one.start):
-            cells = _place(one.half_life.values, axes)
-            rows.append((str(one.reading.item()), *cells, with_interval(one.width.values[0]), _at_end(one)))
-        else:
-            rows.append((str(one.reading.item()), *[""] * len(axes), "", _at_end(one)))
+    axes, x = [str(axis) for axis in study.axis.values], axis_words(study)
+    on_axes, rows = (f"{x} [95 % interval]", *axes[1:]), []
+    readings = [study.isel(reading=k) for k in _evenly_chosen(study, most)]
+    for one in readings:
+        cells = [*_place(one.half_life.values, axes), with_interval(one.width.values[0])]
+        at_end = f"{with_interval(one.curve.values[-1])} {one.unit.item()}".rstrip()
+        rows.append((str(one.reading.item()), *(cells if np.isfinite(one.start) else [""] * len(cells)), at_end))
     if rows:
-        end = f"at {x} = {float(study.noise[-1]):.3g}"
         headline = headline_of(study)
         star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
-        heads = ("reading", f"{x} [95 % interval]", *axes[1:], "width", end)
+        heads = ("reading", *on_axes, "width", f"at {x} = {float(study.noise[-1]):.3g}")
         yield TextTable(f"half of the way from start to chance{star}", heads, rows)
-    rows = []
-    for k in range(study.sizes.get("series", 0)):
-        one = study.isel(series=k)
-        rows.append(
-            (f"{one.series.item()}: {one['last'].item()} falls below {one['first'].item()}", *_place(one.inversion.values, axes))
-        )
-    if rows:
-        yield TextTable("order of levels", ("series", f"{x} [95 % interval]", *axes[1:]), rows)
-    rows = []
-    for k in range(study.sizes.get("changes", 0)):
-        one = study.isel(changes=k)
-        rows.append(
-            (f"{one.changes.item()}: chi is largest", *_place(one.peak_at.values, axes), f"chi {with_interval(one.peak.values)}")
-        )
-        near = nearest(study, one.peak_at.values[0, 0])
-        if near is not None:
-            words = f"xi {_length(one.xi.values[near])} {one.unit_of_distance.item()}"
-            rows.append(("correlation length there", f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1), words))
-    if rows:
-        yield TextTable("changes of sites", ("", f"{x} [95 % interval]", *axes[1:], "value [95 % interval]"), rows)
-    if "gap" in study:
-        yield from _calibration(study, shown, x)
+    if "inversion" in study:
+        series = [study.isel(series=k) for k in range(study.sizes["series"])]
+        names = [f"{one.series.item()}: {one['last'].item()} falls below {one['first'].item()}" for one in series]
+        rows = [(name, *_place(one.inversion.values, axes)) for name, one in zip(names, series, strict=True)]
+        yield TextTable("order of levels", ("series", *on_axes), rows)
+    if "chi" in study:
+        rows = []
+        for one in (study.isel(changes=k) for k in range(study.sizes["changes"])):
+            place = _place(one.peak_at.values, axes)
+            rows.append((f"{one.changes.item()}: chi is largest", *place, f"chi {with_interval(one.peak.values)}"))
+            near = nearest(study, one.peak_at.values[0, 0])
+            if near is not None:
+                _, low, high = length = one.xi.values[near]
+                words = f"xi {f'above {low:.3g}' if np.isinf(high) else with_interval(length)} {one.unit_of_distance.item()}"
+                rows.append(("correlation length there", f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1), words))
+        yield TextTable("changes of sites", ("", *on_axes, "value [95 % interval]"), rows)
+    for family, tested in tested_families(study).items():
+        rows = []
+        for one in readings:
+            if one.reading.item() in tested.reading:
+                worst = one.isel(noise=int(one.gap_p.argmin("noise", skipna=True)))
+                visible = f"{float(worst.gap_visible):.2g}" if np.isfinite(worst.gap_visible) else "none"
+                at, p = f"{float(worst.noise):.3g}", f"{float(worst.gap_p):.2g}"
+                rows.append((str(one.reading.item()), at, with_interval(worst.gap.values), p, visible))
+        verdict = calibration_words(tested, float(study.gap_level))
+        heads = ("f", f"{x} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen")
+        yield TextTable(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
 
 
-def shown_readings(study: xr.Dataset, most: int) -> list[int]:
+def _evenly_chosen(study: xr.Dataset, most: int) -> Iterator[int]:
     """Numbers of the readings that are shown, group by group: at most so many of each variable, evenly spaced."""
-    shown = []
     for group in _groups(study):
         for name in dict.fromkeys(study.variable.values[study.group.values == group].tolist()):
             of_variable = np.flatnonzero(study.variable.values == name)
-            shown += [int(of_variable[k]) for k in evenly_spaced(len(of_variable), most)]
-    return shown
+            yield from of_variable[evenly_spaced(len(of_variable), most)].tolist()
 
 
 def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
     """Names of the groups of readings: `first`, then that of the headline, then the others in the order of the probes."""
     headline, known = headline_of(study), study.group.values.tolist()
-    found = [] if headline is None else study.group.values[study.reading.values == headline.reading].tolist()
-    return [name for name in dict.fromkeys([*first, *found, *known]) if name in known]
+    of_headline = [] if headline is None else study.group.values[study.reading.values == headline.reading].tolist()
+    return [name for name in dict.fromkeys([*first, *of_headline, *known]) if name in known]
 
 
 def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
@@ -171,42 +169,6 @@ def _place(places: np.ndarray, axes: Sequence[str]) -> list[str]:
         for axis, value in zip(axes[1:], places[1:, 0], strict=True)
     ]
     return [with_interval(places[0]), *others]
-
-
-def _at_end(one: xr.Dataset) -> str:
-    unit = str(one.unit.item())
-    return with_interval(one.curve.values[-1]) + (f" {unit}" if unit else "")
-
-
-def _length(values: np.ndarray) -> str:
-    """A length with its interval; only the lower end of an interval without an upper one."""
-    return f"above {values[1]:.3g}" if np.isinf(values[2]) else with_interval(values)
-
-
-def _calibration(study: xr.Dataset, shown: Sequence[int], x: str) -> Iterator[TextTable]:
-    """Gaps of the clones, a table for each family of tests: where the p-value of a reading is smallest."""
-    level = float(study.gap_level)
-    for family, whole in tested_families(study).items():
-        verdict = calibration_words(whole, level)
-        rows: list[tuple[str, ...]] = []
-        for k in shown:
-            one = study.isel(reading=k)
-            if one.family.item() != family or not np.isfinite(one.gap_p).any():
-                continue
-            worst = one.isel(noise=int(one.gap_p.argmin("noise", skipna=True)))
-            visible = float(worst.gap_visible)
-            gap, p = with_interval(worst.gap.values), f"{float(worst.gap_p):.2g}"
-            rows.append(
-                (
-                    str(one.reading.item()),
-                    f"{float(worst.noise):.3g}",
-                    gap,
-                    p,
-                    f"{visible:.2g}" if np.isfinite(visible) else "none",
-                )
-            )
-        heads = ("f", f"{x} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen")
-        yield TextTable(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
 
 
 def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -296,128 +258,81 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
         return Tidy(*(frame[["run", *frame.columns.drop("run")]] for frame in frames))
     _check_study(study)
     assert isinstance(study, xr.Dataset)
-    curves, numbers = [], []
-    axes = [str(name) for name, values in study.coords.items() if values.dims == ("noise",)]
-    for k in range(study.sizes["reading"]):
-        one = study.isel(reading=k)
-        texts = {"reading": str(one.reading.item()), **{key: str(one[key].item()) for key in _TEXTS}}
-        for j in range(study.sizes["noise"]):
-            point = one.isel(noise=j)
-            row = {**texts, **{axis: float(point[axis]) for axis in axes}, **_ends(point.curve)}
-            if "gap" in study:
-                row |= {"gap": float(point.gap[0]), "gap_low": float(point.gap[1]), "gap_high": float(point.gap[2])}
-                row |= {"gap_p": float(point.gap_p)}
-            curves.append(row)
-        for j, axis in enumerate(map(str, study.axis.values)):
-            places = {f"place {float(share):g}": one.place.sel(share=share).isel(axis=j) for share in study.share.values}
-            for quantity, values in {**places, "half_life": one.half_life.isel(axis=j), "width": one.width.isel(axis=j)}.items():
-                numbers.append({"of": texts["reading"], "quantity": quantity, "axis": axis, **_ends(values)})
-    for dim, quantity in (("series", "inversion"), ("changes", "peak_at")):
-        for k, j in np.ndindex(study.sizes.get(dim, 0), study.sizes["axis"]):
-            values = study[quantity].isel({dim: k, "axis": j})
-            numbers.append(
-                {"of": str(study[dim].values[k]), "quantity": quantity, "axis": str(study.axis.values[j]), **_ends(values)}
-            )
-    for k in range(study.sizes.get("changes", 0)):
-        numbers.append({"of": str(study.changes.values[k]), "quantity": "peak", "axis": "", **_ends(study.peak.isel(changes=k))})
-    return Tidy(pandas.DataFrame(curves), pandas.DataFrame(numbers))
+    readings = pandas.DataFrame({key: study[key].values for key in ("reading", *TEXTS)})
+    axes = {str(name): values.values for name, values in study.coords.items() if values.dims == ("noise",)}
+    curves = readings.merge(pandas.DataFrame(axes), how="cross")
+    curves[list(ESTIMATE)] = study.curve.values.reshape(-1, 3)
+    if "gap" in study:
+        curves[["gap", "gap_low", "gap_high"]] = study.gap.values.reshape(-1, 3)
+        curves["gap_p"] = study.gap_p.values.ravel()
 
+    def numbers_of(dim: str, axes: Any, **quantities: np.ndarray) -> pandas.DataFrame:
+        """A row for every name, axis and quantity, each an array (name, axis, estimate)."""
+        rows = pandas.MultiIndex.from_product([study[dim].values, axes, quantities], names=["of", "axis", "quantity"])
+        values = np.stack(list(quantities.values()), axis=2).reshape(-1, 3)
+        return pandas.DataFrame(values, rows, list(ESTIMATE)).reset_index()[["of", "quantity", "axis", *ESTIMATE]]
 
-def _ends(values: Any) -> dict[str, float]:
-    return dict(zip(("value", "low", "high"), map(float, values), strict=True))
+    places = {f"place {float(share):g}": study.place.values[:, k] for k, share in enumerate(study.share.values)}
+    numbers = [numbers_of("reading", study.axis.values, **places, half_life=study.half_life.values, width=study.width.values)]
+    if "inversion" in study:
+        numbers.append(numbers_of("series", study.axis.values, inversion=study.inversion.values))
+    if "chi" in study:
+        numbers.append(numbers_of("changes", study.axis.values, peak_at=study.peak_at.values))
+        numbers.append(numbers_of("changes", [""], peak=study.peak.values[:, None]))
+    return Tidy(curves, pandas.concat([frame for frame in numbers if len(frame)] or numbers, ignore_index=True))
 
 
 def as_data(study: xr.Dataset) -> dict[str, Any]:
     """The content of `study.json`: all numbers of a study with their intervals; None if one does not exist."""
     _check_study(study)
     axes = [str(axis) for axis in study.axis.values]
+    labels = {"axis": axes, "estimate": ESTIMATE, "share": [f"{float(share):g}" for share in study.share.values]}
 
-    def on_axes(values: xr.DataArray) -> dict[str, Any]:
-        return {axis: estimate_data(values.values[k]) for k, axis in enumerate(axes)}
+    def entries(dim: str, *names: str, **renamed: str) -> list[dict[str, Any]]:
+        """Variables and coordinates of each reading, series or changes; `renamed`: {key: name}."""
+        of_keys = {dim: dim, **{name: name for name in names}, **renamed}
+        each = (study.isel({dim: k}) for k in range(study.sizes.get(dim, 0)))
+        return [
+            {key: _nested(one[name].values, [labels.get(str(d)) for d in one[name].dims]) for key, name in of_keys.items()}
+            for one in each
+        ]
 
-    readings = []
-    for k in range(study.sizes["reading"]):
-        one = study.isel(reading=k)
-        entry: dict[str, Any] = {
-            "reading": str(one.reading.item()),
-            **{key: str(one[key].item()) for key in _TEXTS},
-            "start": _number(one.start),
-            "chance": _number(one.chance),
-            "remark": str(one.remark.item()),
-            "curve": [estimate_data(values) for values in one.curve.values],
-            "places": {f"{float(share):g}": on_axes(one.place.sel(share=share)) for share in study.share.values},
-            "half_life": on_axes(one.half_life),
-            "width": on_axes(one.width),
-        }
-        if "gap" in study and np.isfinite(one.gap_p).any():
-            entry["gap"] = [
-                {**estimate_data(gap), "p_holm": _number(p)} for gap, p in zip(one.gap.values, one.gap_p.values, strict=True)
-            ]
-        readings.append(entry)
-    series = [
-        {
-            "series": str(one.series.item()),
-            "first": str(one["first"].item()),
-            "last": str(one["last"].item()),
-            "remark": str(one.series_remark.item()),
-            "inversion": on_axes(one.inversion),
-        }
-        for one in (study.isel(series=k) for k in range(study.sizes.get("series", 0)))
-    ]
-    changes = [
-        {
-            "changes": str(one.changes.item()),
-            "unit": str(one.unit_of_distance.item()),
-            "remark": str(one.changes_remark.item()),
-            "peak": estimate_data(one.peak.values),
-            "peak_at": on_axes(one.peak_at),
-            "peak_cross_fitted": _number(one.peak_cross_fitted),
-            "plateau": bool(one.plateau),
-            "levels_of_peak": [float(x) for x in study.noise.values[one.of_peak.values == 1]],
-            "n_eff": [_number(value) for value in one.n_eff.values],
-            "chi": [estimate_data(values) for values in one.chi.values],
-            "xi": [_plain_length(values) for values in one.xi.values],
-            "distance": [float(r) for r in one.distance.values],
-            "correlation": [[estimate_data(values) for values in row] for row in one.correlation.values],
-        }
-        for one in (study.isel(changes=k) for k in range(study.sizes.get("changes", 0)))
-    ]
+    readings = entries("reading", *TEXTS, "start", "chance", "remark", "curve", "half_life", "width", places="place")
+    if "gap" in study:
+        for entry, tests in zip(readings, entries("reading", gap="gap", p="gap_p"), strict=True):
+            if any(p is not None for p in tests["p"]):
+                entry["gap"] = [{**gap, "p_holm": p} for gap, p in zip(tests["gap"], tests["p"], strict=True)]
+    series = entries("series", "first", "last", "inversion", remark="series_remark")
+    numbers = ("peak", "peak_at", "peak_cross_fitted", "plateau", "n_eff", "chi", "xi", "distance", "correlation")
+    changes = entries("changes", *numbers, unit="unit_of_distance", remark="changes_remark")
+    for k, entry in enumerate(changes):
+        entry["plateau"] = bool(entry["plateau"])
+        entry["levels_of_peak"] = study.noise.values[study.of_peak.values[k] == 1].tolist()
+        for length, ends in zip(entry["xi"], study.xi.values[k], strict=True):  # infinite where 1/length is not above 0
+            length |= {key: "infinite" for key, end in zip(ESTIMATE, ends, strict=True) if np.isinf(end)}
+    passed = {family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in tested_families(study).items()}
+    about = {
+        key: study.attrs[key] for key in ("spec_hash", "items", "trajectories", "clones", "seed", "remark") if key in study.attrs
+    }
     return {
         "format": FORMAT,
         "version": VERSION,
         "run": study.attrs["description"],
-        **{
-            name: study.attrs[name]
-            for name in ("spec_hash", "items", "trajectories", "clones", "seed", "remark")
-            if name in study.attrs
-        },
+        **about,
         "warnings": warnings_of(study.attrs),
         "intervals": "95 %, from the differences between originals, or grammars if there are several",
-        "noise": {axis: [_number(x) for x in (study[axis] if axis in study.coords else study.noise).values] for axis in axes},
+        "noise": {axis: _nested((study[axis] if axis in study.coords else study.noise).values, [None]) for axis in axes},
         "readings": readings,
         "series": series,
         "changes": changes,
-        **({"calibration": _passed(study)} if "gap" in study else {}),
+        **({"calibration": {"level": float(study.gap_level), "passed": passed}} if "gap" in study else {}),
     }
 
 
-def _passed(study: xr.Dataset) -> dict[str, Any]:
-    """Of each family of tests, whether no gap is detected."""
-    level, passed = float(study.gap_level), {}
-    for family in dict.fromkeys(study.family.values.tolist()):
-        p = study.gap_p.isel(reading=study.family.values == family)
-        if p.notnull().any():
-            passed[family] = bool((p.where(p.notnull(), 1) > level).all())
-    return {"level": level, "passed": passed}
-
-
-def _number(value: Any) -> float | None:
-    value = float(value)
-    return value if np.isfinite(value) else None
-
-
-def _plain_length(values: np.ndarray) -> dict[str, Any]:
-    """A length with its interval; "infinite" where 1/length is not above 0."""
-    return {
-        name: "infinite" if np.isinf(v) else one for (name, one), v in zip(estimate_data(values).items(), values, strict=True)
-    }
+def _nested(values: np.ndarray, labels: list[Sequence[str] | None]) -> Any:
+    """An array as plain data: tables along dims with labels, else lists; None for numbers that do not exist."""
+    if not labels:
+        value = values.item()
+        return value if isinstance(value, str) or np.isfinite(value) else None
+    rows = [_nested(np.asarray(row), labels[1:]) for row in values]
+    return rows if labels[0] is None else dict(zip(labels[0], rows, strict=True))

@@ -76,15 +76,13 @@ def token_page(data: xr.Dataset) -> str:
 
 def _key(data: xr.Dataset) -> str:
     """What the marks in originals mean."""
-    words = []
-    if "region_name" in data.coords:
-        words += [
-            f'<u style="--edge: {EDGES[k % len(EDGES)][0]}">region {escape(str(name))}</u>'
-            for k, name in enumerate(data.region_name.values)
-        ]
+    marks = [
+        f'<u style="--edge: {EDGES[k % len(EDGES)][0]}">region {escape(str(name))}</u>'
+        for k, name in enumerate(data.region_name.values if "region_name" in data.coords else ())
+    ]
     if "shown_separator" in data:
-        words.append("<b>&nbsp;</b> separates segments")
-    return f"<p>In the original: {', '.join(words)}.</p>" if words else ""
+        marks.append("<b>&nbsp;</b> separates segments")
+    return f"<p>In the original: {', '.join(marks)}.</p>" if marks else ""
 
 
 def _row(row: ShownText) -> str:
@@ -100,11 +98,10 @@ def _row(row: ShownText) -> str:
 
 def _text(tokens: list[Token]) -> str:
     """Tokens as a paragraph; those of a region are joined, so that the line below them has no gaps."""
-    found = []
+    text = ""
     for region, group in groupby(tokens, key=lambda token: token.region):
-        words = "".join(map(_tagged, group))
-        found.append(words if region < 0 else f'<u style="--edge: {EDGES[region % len(EDGES)][0]}">{words}</u>')
-    text = "".join(found)
+        joined = "".join(map(_tagged, group))
+        text += joined if region < 0 else f'<u style="--edge: {EDGES[region % len(EDGES)][0]}">{joined}</u>'
     return f'<p class="text">{text.removeprefix(" ") if len(tokens[0].text) > 1 else text}</p>'
 
 
