@@ -38,6 +38,7 @@ FORMAT, VERSION = "uturn.store", 5
 _READABLE = (3, 4, VERSION)  # version 3 has no reading instructions; up to version 4 specs hold defaults
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
+_MOST_TASKS = 2**24
 _CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
 _TOLERANCE = 1e-7  # of coordinates, since another version may compute them with another quadrature
 _T = TypeVar("_T")
@@ -604,6 +605,7 @@ def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
         "coordinates": not {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()),
         "identity": {"clones": 1, **identity} | sizes == {"clones": 1, **identity}
         and len(identity["corruption"]["noise"]) == levels,
+        "number of tasks": levels * items <= _MOST_TASKS * chunk,  # a forged shape would fill the memory
         _RECORDS: arrays[_RECORDS].shape == (levels, -(-items // chunk), 1 + len(names)) and arrays[_RECORDS].fill_value == 0,
     }
     for name in names:
