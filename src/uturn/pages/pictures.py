@@ -48,7 +48,7 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
     side = int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * detail)
 
     def url(image: np.ndarray) -> str | None:
-        return _as_url(_at_most(_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
+        return _as_url(_at_most(as_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
 
     return {
         "noise": [float(f"{noise:.6g}") for noise in levels],
@@ -77,7 +77,8 @@ def images_of_figure(data: xr.Dataset, detail: float) -> Any:
     return found | {"of": data.sizes["item"], "kept": data.sizes["item"]}
 
 
-def _picture(image: np.ndarray) -> Image:
+def as_picture(image: np.ndarray) -> Image:
+    """An image (channel, row, column) in [-1, 1] as a picture, grey or RGB; what is beyond is clipped."""
     from PIL import Image
 
     pixels = np.round((np.clip(image, -1, 1).transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)

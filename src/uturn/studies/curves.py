@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.statistics import Replicates, located, proportion, replicates
+from uturn.measures.statistics import Estimate, Replicates, located, proportion, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,9 +53,13 @@ def estimate_data(values: Any) -> dict[str, float | None]:
     return {part: float(v) if np.isfinite(v) else None for part, v in zip(ESTIMATE, values, strict=True)}
 
 
-def with_interval(values: Any) -> str:
-    """A number with its interval, for a table."""
-    value, low, high = (f"{v:.3g}" for v in values)
-    if not np.isfinite(values[0]):
+def with_interval(values: Any, form: str = ".3g") -> str:
+    """A number with its interval as text; "none" if there is no number.
+
+    >>> with_interval((0.7312, 0.7184, 0.7441)), with_interval((0.7312, np.nan, np.nan), ".2f")
+    ('0.731 [0.718, 0.744]', '0.73')
+    """
+    number = Estimate(*np.asarray(values, float).tolist())
+    if not np.isfinite(number.value):
         return "none"
-    return f"{value} [{low}, {high}]" if np.isfinite(values[1:]).all() else value
+    return format(number, form) if np.isfinite(number).all() else format(number.value, form)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.studies.axes import axis_words, common_axis
+from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
-from uturn.studies.plotting.calibration import draw_gap, draw_zero
 from uturn.studies.plotting.curves import (
     brief,
+    draw_gap,
     draw_legend,
     draw_transition,
     drawable,
     end_of,
     estimated,
     evenly_spaced,
-    interval,
     lying_on,
     markers,
     no_mathematics,
@@ -45,18 +45,12 @@ def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
     panels = list(_panels(study, groups))
     if not panels:
         return None
-    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
-    rows = math.ceil(len(panels) / columns)
     with style(families) as plt:
-        figure = plt.figure(figsize=(5.6 * columns, 4.5 * rows), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.12)
-        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
-        for axis, draw in zip(axes, panels, strict=False):
+        figure, axes = _grid_of_panels(plt, len(panels), 4.5)
+        for axis, draw in zip(axes, panels, strict=True):
             draw(axis)
         lines = [f"{study.attrs['description']}; bands and bars: 95 % intervals", *remarks(study)]
-        words = [part for line in lines for part in textwrap.wrap(no_mathematics(line), int(78 * columns))]
+        words = [part for line in lines for part in textwrap.wrap(no_mathematics(line), int(13.93 * figure.get_figwidth()))]
         figure.text(0.005, -0.01, "\n".join(words), color=MUTED, fontsize=9, va="top")
     return figure
 
@@ -75,19 +69,13 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
     panels = [("curve", label) for label in labels] + [("chi", name) for name in changes]
     if not panels:
         return None
-    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
-    rows = math.ceil(len(panels) / columns)
     sweep = len({name.partition(" = ")[0] for name in studies}) == 1 and all(
         _is_number(name.partition(" = ")[2]) for name in studies
     )
     colors = level_colors(len(studies)) if sweep or len(studies) > len(DISTINCT) else list(DISTINCT)
     with style() as plt:
-        figure = plt.figure(figsize=(5.6 * columns, 4.3 * rows), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.12)
-        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
-        for axis, (kind, label) in zip(axes, panels, strict=False):
+        figure, axes = _grid_of_panels(plt, len(panels), 4.3)
+        for axis, (kind, label) in zip(axes, panels, strict=True):
             for color, (name, study) in zip(colors, studies.items(), strict=False):
                 dim = "reading" if kind == "curve" else "changes"
                 if dim not in study.dims or label not in study[dim].values:
@@ -106,6 +94,18 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
         handles["half-lives, peaks"] = axes[0].plot([], [], "|", color=MUTED, ms=9, mew=2)[0]
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5)
     return figure
+
+
+def _grid_of_panels(plt: Any, count: int, height: float) -> tuple[Any, np.ndarray]:
+    """A figure with axes for so many panels, and these axes; `height` of a panel in inches."""
+    columns = min(count, 2 if count in (2, 4) else 3)
+    rows = math.ceil(count / columns)
+    figure = plt.figure(figsize=(5.6 * columns, height * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
 
 
 def _ends(study: xr.Dataset) -> Iterator[str]:
@@ -183,7 +183,7 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     if found is not None and np.isfinite(found.place[0, 0]):
         of_panel = found.reading in study.reading.values[chosen]
         draw_transition(axis, found.place[0], CLASS, of_panel)
-        words += [f"$t^*$ = {interval(found.place[0])}"] if of_panel else []
+        words += [f"$t^*$ = {with_interval(found.place[0], '.2f')}"] if of_panel else []
     for k in range(study.sizes.get("series", 0)):
         one = study.isel(series=k)
         if str(one.series.item()).partition(",")[0] == study.variable.values[chosen[0]] and not several:
@@ -191,9 +191,9 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
             if np.isfinite(swap[0]):
                 at = np.interp(swap[0], noise, curves[0])
                 axis.plot([swap[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
-                words.append(f"order inverts at {interval(swap)}")
+                words.append(f"order inverts at {with_interval(swap, '.2f')}")
     if not words and len(chosen) == 1 and np.isfinite(study.half_life.values[chosen[0], 0, 0]):
-        words = [f"half-life {interval(study.half_life.values[chosen[0], 0])}"]
+        words = [f"half-life {with_interval(study.half_life.values[chosen[0], 0], '.2f')}"]
     _beside(axis, "; ".join(words))
     if np.isfinite(study.half_life.values[chosen, 0, 0]).any():
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
@@ -264,7 +264,7 @@ def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     top = min(float(np.nanmax(high, initial=highest)), 3 * highest)
     _label_axis(axis, study, f"{unit} that change together", r"susceptibility $\chi$")
     axis.set_ylim(max(0.0, float(np.nanmin(low, initial=0.8))), 1.08 * top)
-    _beside(axis, f"$\\chi$ is largest at {interval(star)}" if np.isfinite(star[0]) else "no peak, see below")
+    _beside(axis, f"$\\chi$ is largest at {with_interval(star, '.2f')}" if np.isfinite(star[0]) else "no peak, see below")
 
 
 def draw_correlations(axis: Any, study: xr.Dataset) -> None:
@@ -309,7 +309,7 @@ def _draw_length(axis: Any, study: xr.Dataset) -> None:
     axis.set_ylim(0, top)
     k = nearest(study, float(study.peak_at.values[0, 0]))
     if k is not None:
-        words = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {value[k]:.3g} [{low[k]:.3g}, {high[k]:.3g}]"
+        words = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {with_interval((value[k], low[k], high[k]))}"
         arrows = f"; ↑ above {longest:.3g}" if (value > longest).any() else ""
         _beside(axis, rf"$\xi$ {words} at {noise[k]:.2g}, next to the peak{arrows}")
 
@@ -319,7 +319,7 @@ def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
     chosen = evenly_spaced(study.sizes["reading"], 4)
     noise, level = study.noise.values, float(study.gap_level)
     names = names_in_panel(study, np.arange(study.sizes["reading"]))
-    draw_zero(axis)
+    axis.axhline(0, color=THEORY, lw=1, zorder=1)
     for place, (k, color) in enumerate(zip(chosen, level_colors(len(chosen)), strict=True)):
         one = study.isel(reading=k)
         there = np.isfinite(one.gap_p.values) & np.isfinite(noise)
