@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 import uturn
 from uturn.pages.figures import tally
@@ -39,9 +38,9 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 _OUTCOMES = (False, True, None)  # of verdicts, as they follow each other in the table
 
 
-def asset(name: str) -> Markup:
-    """A file of `assets/`, which a page holds as it is."""
-    return Markup((_ASSETS / name).read_text(encoding="utf-8"))
+def asset(name: str) -> str:
+    """The text of a file of `assets/`."""
+    return (_ASSETS / name).read_text(encoding="utf-8")
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -51,9 +50,8 @@ def rendered(template: str, **values: Any) -> str:
 
 @lru_cache(1)
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    spaces: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined, **spaces)
     environment.filters["sentence"] = _sentence
     environment.filters["interval"] = with_interval
     environment.filters["time"] = lambda seconds, form: time.strftime(form, time.localtime(seconds))
@@ -88,7 +86,7 @@ def results_page(collected: Collected, folder: Path, running: RunningStudy | Non
     return rendered(
         "report/page.html",
         style=asset("report/page.css"),
-        hashes=Markup(" ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (script, plotly))),
+        hashes=" ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (script, plotly)),
         version=uturn.__version__,
         running=running,
         sections=sections,
@@ -96,8 +94,8 @@ def results_page(collected: Collected, folder: Path, running: RunningStudy | Non
         judged=judged,
         verdicts=sorted(verdicts, key=lambda pair: _OUTCOMES.index(pair[0]["passed"])),
         count=tally([verdict for verdict, _ in verdicts]),
-        data=Markup(data.replace("<", "\\u003c")),  # a name such as </script> would end the element
-        plotly=Markup(packed),
+        data=data.replace("<", "\\u003c"),  # a name such as </script> would end the element
+        plotly=packed,
         script=script,
     )
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from uturn.core.files import whole_file
 from uturn.pages.html import asset, rendered
 
@@ -24,12 +22,8 @@ def script(modules: Sequence[str]) -> str:
 
 def laboratory() -> str:
     """The page as HTML. It needs no server and no network, and gives the numbers that this package gives for the same seeds."""
-    return rendered(
-        "lab/index.html",
-        style=asset("lab/style.css"),
-        images=asset("lab/images.json"),
-        script=Markup(script(MODULES + _PAGE)),
-    )
+    style, images = asset("lab/style.css"), asset("lab/images.json")
+    return rendered("lab/index.html", style=style, images=images, script=script(MODULES + _PAGE))
 
 
 def write_laboratory(out: str | Path) -> Path:

@@ -69,12 +69,11 @@ def images_of_figure(data: xr.Dataset, detail: float) -> Any:
     """The images in the data of a figure: `original` and `image` (noise, item, row, column); None if there are none."""
     if not {"original", "image"} <= set(data.data_vars) or not {"noise", "item", "row", "column"} <= set(data.image.dims):
         return None
-    chosen = sample(data.sizes["item"])
-    dims = ("item", "row", "column")
+    chosen, dims, count = sample(data.sizes["item"]), ("item", "row", "column"), data.sizes["item"]
     some = data[["original", "image"]].isel(item=chosen).sortby("noise")
-    originals, images = some.original.transpose(*dims).values, some.image.transpose("noise", *dims).values
-    found = grid(some.noise.values, [f"item {k}" for k in chosen], originals[:, None], images[:, :, None], None, detail)
-    return found | {"of": data.sizes["item"], "kept": data.sizes["item"]}
+    originals, images = some.original.transpose(*dims).values[:, None], some.image.transpose("noise", *dims).values[:, :, None]
+    names = [f"item {k}" for k in chosen]
+    return grid(some.noise.values, names, originals, images, None, detail) | {"of": count, "kept": count}
 
 
 def as_picture(image: np.ndarray) -> Image:
@@ -86,10 +85,11 @@ def as_picture(image: np.ndarray) -> Image:
 
 
 def _at_most(picture: Image, side: int) -> Image:
-    scale = side / picture.width if picture.width > picture.height else side / picture.height
+    scale = side / max(picture.size)
     if scale >= 1:
         return picture
-    return picture.resize((max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), 1)  # Lanczos
+    width, height = (max(round(length * scale), 1) for length in picture.size)
+    return picture.resize((width, height), 1)  # Lanczos
 
 
 def _as_url(picture: Image, quality: int) -> str:

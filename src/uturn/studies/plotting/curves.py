@@ -47,6 +47,13 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     return sorted({round(float(k)) for k in np.linspace(0, count - 1, min(count, most))})
 
 
+def draw_curve(axis: Any, x: np.ndarray, band: np.ndarray, color: Any, alpha: float, **look: Any) -> None:
+    """A curve with its intervals, `band` (points, 3): value, low, high."""
+    value, low, high = band.T
+    axis.fill_between(x, low, high, color=color, alpha=alpha, lw=0)
+    axis.plot(x, value, color=color, **look)
+
+
 def draw_legend(axis: Any, early: bool, **options: Any) -> None:
     """A legend at the upper right if the curves fall early, else at the lower left."""
     place = "upper right" if early else "lower left"
@@ -93,11 +100,9 @@ def no_mathematics(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def drawable(
-    data: xr.Dataset, coordinates: Sequence[str], attributes: Sequence[str] = ("description",)
-) -> tuple[xr.Dataset, list[str]]:
-    """An analysis whose texts can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
-    names = [name for name in coordinates if name in data.coords]
+def drawable(data: xr.Dataset, coordinates: Sequence[str]) -> tuple[xr.Dataset, list[str]]:
+    """A study whose texts can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
+    names, attributes = [name for name in coordinates if name in data.coords], ("description", "remark")
     text = "".join([*(str(data.attrs[name]) for name in attributes), *(str(x) for name in names for x in data[name].values.flat)])
     families, missing = fonts_for(text)
     escapes = str.maketrans({c: c.encode("unicode_escape").decode() for c in missing})
