@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from uturn.core.files import check_plain
 from uturn.pages.charts import charts_of, mark
 from uturn.pages.pictures import images_of_figure
-from uturn.pages.sections import headline, new_section
+from uturn.pages.sections import card, new_section
 from uturn.pages.trees import tree_of_figure, tree_of_store
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
         count = tally(section["verdicts"])
         supported = f"{section['words']} {count.judged - count.failed} of {count.judged} verdicts passed"
         claim = "half of the class is lost there"
-        section["headlines"].append(headline("t*", axis, star, claim, supports=supported if section["words"] else ""))
+        section["headlines"].append(card("t*", axis, star, claim, supports=supported if section["words"] else ""))
         marks.append(mark("t*", {"noise": star}))
     if "critical_noise" in data.attrs:
         marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))

@@ -88,8 +88,9 @@ def write_study(
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
         studies = {name: study(one) for name, one in named.items()}
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
-        texts = {}
+        texts: dict[str, str] = {}
         result: Any
+        numbers: dict[str, Any]
         if len(studies) > 1:
             common_axis(list(studies.values()))  # without one there is no chart of all, and nothing is written
             result, numbers = studies, {"runs": {label: as_data(one) for label, one in studies.items()}}

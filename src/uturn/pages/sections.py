@@ -52,7 +52,7 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
     }
 
 
-def headline(label: str, axis: str, place: Any, claim: str, supports: str = "", is_range: bool = False) -> dict[str, Any]:
+def card(label: str, axis: str, place: Any, claim: str, supports: str = "", is_range: bool = False) -> dict[str, Any]:
     """A number of the summary with its interval, or range: what it is, and what it means."""
     place = numbers(place)
     return {"label": label, "axis": axis, "place": place, "claim": claim, "supports": supports, "is_range": is_range}

@@ -10,7 +10,7 @@ import numpy as np
 
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
 from uturn.pages.pictures import grid
-from uturn.pages.sections import headline, new_section
+from uturn.pages.sections import card, new_section
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
 from uturn.studies import study_of
@@ -89,16 +89,18 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     read.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
     headlines = {
-        name: of for name, data in studies.items() if (of := headline_of(data)) is not None and np.isfinite(of.place[0, 0])
+        name: headline
+        for name, data in studies.items()
+        if (headline := headline_of(data)) is not None and np.isfinite(headline.place[0, 0])
     }
-    places = {name: of.place[studies[name].axis.values.tolist().index(axis)] for name, of in headlines.items()}
-    first = {of.reading for of in headlines.values()}
+    places = {name: headline.place[studies[name].axis.values.tolist().index(axis)] for name, headline in headlines.items()}
+    first = {headline.reading for headline in headlines.values()}
     if headlines:
         ends = [choose(places, key=lambda name: places[name][0]) for choose in (min, max)]
         section["words"] = f"t* goes from {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
-        rows = [(name, of.reading or "χ is largest", with_interval(places[name])) for name, of in headlines.items()]
+        rows = [(name, headlines[name].reading or "χ is largest", with_interval(place)) for name, place in places.items()]
         section["tables"] = [{"title": "t* of each run", "heads": heads, "rows": rows}]
     charts: list[dict[str, Any]] = []
 
@@ -165,24 +167,26 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
         section["remarks"].append(f"{', '.join(without)}: no curve, since fewer than two noise levels have a value")
     section["tables"] = [table._asdict() for table in parts_of(data, max(data.sizes["reading"], 1))]
     first = headline_of(data)
-    places = [of for of in (first, *_other_numbers(data, first)) if of is not None and np.isfinite(of.place[0, 0])]
-    section["headlines"] = [headline(of.label, _unit(data), of.place[0], of.claim) for of in places]
-    marks = [_mark(of.label, of.place, data) for of in places if of is first]
-    if marks and first is not None:
+    marks: list[dict[str, Any]] = []
+    others = [headline for headline in _other_numbers(data, first) if np.isfinite(headline.place[0, 0])]
+    if first is not None and np.isfinite(first.place[0, 0]):
+        marks = [_mark(first.label, first.place, data)]
         section["words"] = f"{first.label} = {with_interval(first.place[0])}, {_unit(data)}. {first.claim.rstrip('.')}."
     elif first is not None:
         section["words"] = f"No {first.label}: {first.reading}, {data.remark.sel(reading=first.reading).item()}."
-    section["charts"] = _one_shown(list(_charts(data, first, places, marks)))
+    located = [first, *others] if first is not None and marks else others
+    section["headlines"] = [card(headline.label, _unit(data), headline.place[0], headline.claim) for headline in located]
+    section["charts"] = _one_shown(list(_charts(data, first, others, marks)))
     return section
 
 
-def _charts(data: xr.Dataset, first: Headline | None, places: list[Headline], marks: list[Any]) -> Iterator[dict[str, Any]]:
+def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], marks: list[Any]) -> Iterator[dict[str, Any]]:
     """Charts of the readings of a study, of its changes and its calibration; `marks`: that of its first number."""
-    seen = {of.reading for of in (first, *places) if of is not None}  # "" for the peak of chi
+    seen = {headline.reading for headline in (first, *others) if headline is not None}  # "" for the peak of chi
     group = [str(data.group.sel(reading=first.reading).item())] if first is not None and first.reading else []
     for k, (title, chosen) in enumerate(panels_of(data, group)):
         labels = data.reading.values[chosen].tolist()
-        swaps = [_mark("order inverts", of.place, data) for of in places if of.reading in labels and of is not first]
+        swaps = [_mark("order inverts", headline.place, data) for headline in others if headline.reading in labels]
         words, units = (list(dict.fromkeys(data[key].values[chosen].tolist())) for key in ("words", "unit"))
         yield chart(
             f"readings-{k}",
@@ -195,11 +199,12 @@ def _charts(data: xr.Dataset, first: Headline | None, places: list[Headline], ma
             group=title,
         )
     for k in range(data.sizes.get("changes", 0)):
-        of, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
-        peak = [_mark("χ is largest", of.peak_at.values, data)] if np.isfinite(of.peak_at.values[0, 0]) else marks
+        changes, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
+        peak_at = changes.peak_at.values
+        peak = [_mark("χ is largest", peak_at, data)] if np.isfinite(peak_at[0, 0]) else marks
         for kind, words, y in _CHANGES:
             shown = kind == "chi" and "" in seen
-            yield chart(f"{kind}-{k}", words.format(unit), of[kind], "noise", peak, y=y.format(unit), shown=shown)
+            yield chart(f"{kind}-{k}", words.format(unit), changes[kind], "noise", peak, y=y.format(unit), shown=shown)
     for k, (family, tested) in enumerate(tested_families(data).items()):
         gaps = _plain(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
         title = f"Calibration of {family.replace('_', ' ')}: 0 for draws from the posterior"
@@ -222,21 +227,21 @@ def _plain(values: xr.DataArray, names: list[str]) -> xr.DataArray:
 def _other_numbers(data: xr.Dataset, first: Headline | None) -> Iterator[Headline]:
     """Numbers of a study besides the first: where ordered levels swap, and where most sites change together."""
     for k in range(data.sizes.get("series", 0)):
-        of = data.isel(series=k)
-        name = str(of.series.item())
+        series = data.isel(series=k)
+        name = str(series.series.item())
         levels = np.flatnonzero(data.variable.values == name.partition(",")[0])
         if not len(levels):  # too many to be studied one by one
             continue
         names = dict(zip(data.level.values[levels].tolist(), names_in_panel(data, levels), strict=True))
-        low, high = (names.get(level, level) for level in (of["last"].item(), of["first"].item()))
-        claim = "; ".join(filter(None, [f"There the curve of {low} falls below that of {high}", of.series_remark.item()]))
+        low, high = (names.get(level, level) for level in (series["last"].item(), series["first"].item()))
+        claim = "; ".join(filter(None, [f"There the curve of {low} falls below that of {high}", series.series_remark.item()]))
         label, reading = f"{name.replace('_', ' ')}: order inverts", str(data.reading.values[levels[0]])
-        yield Headline(label, reading, of.inversion.values, claim)
+        yield Headline(label, reading, series.inversion.values, claim)
     for k in range(data.sizes.get("changes", 0)):
-        of = data.isel(changes=k)
+        changes = data.isel(changes=k)
         if first is None or first.reading:
-            claim = f"There most {of.unit_of_distance.item()} change together: χ = {with_interval(of.peak.values)}"
-            yield Headline("χ is largest", "", of.peak_at.values, claim)
+            claim = f"There most {changes.unit_of_distance.item()} change together: χ = {with_interval(changes.peak.values)}"
+            yield Headline("χ is largest", "", changes.peak_at.values, claim)
 
 
 def _mark(label: str, place: np.ndarray, data: xr.Dataset) -> dict[str, Any]:
@@ -271,7 +276,7 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     if places:
         middle = [np.median(places), min(places), max(places)]
         claim = f"The median and the range over {len(places)} models of where half of the class is lost."
-        section["headlines"].append(headline("t*", "log-SNR (nats)", middle, claim, is_range=True))
+        section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
     return section
 
 
