@@ -115,7 +115,8 @@ def write_study(
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)
-        (results.path / "tokens.html").unlink(missing_ok=True)  # of an earlier run, which kept tokens
+        if "tokens.html" not in texts:
+            (results.path / "tokens.html").unlink(missing_ok=True)  # of an earlier run, which kept tokens
         for name, text in texts.items():
             with whole_file(results.path / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
