@@ -268,7 +268,7 @@ def draw_correlations(axis: Any, study: xr.Dataset) -> None:
     r, unit = study.distance.values, str(study.unit_of_distance.item())
     for color, k in zip(level_colors(len(chosen)), chosen, strict=True):
         look = {"lw": 1.5, "marker": "o", "ms": 3, "label": f"{study.noise.values[k]:.2g}"}
-        draw_curve(axis, r[1:], study.correlation.values[k, 1:], color, 0.1, **look)
+        draw_curve(axis, r[1:], study.correlation.isel(noise=int(k)).values[1:], color, 0.1, **look)
     axis.axhline(0, color=MUTED, lw=0.8, ls=":")
     lengths = study.xi.isel(estimate=0).values
     finite = lengths[np.isfinite(lengths)]
@@ -314,10 +314,10 @@ def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
     names = names_in_panel(study, np.arange(study.sizes["reading"]))
     axis.axhline(0, color=THEORY, lw=1, zorder=1)
     for place, (k, color) in enumerate(zip(chosen, level_colors(len(chosen)), strict=True)):
-        one = study.isel(reading=k)
-        there = np.isfinite(one.gap_p.values) & np.isfinite(noise)
-        x = noise[there] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
-        draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, brief(names[k], 34))
+        p = study.gap_p.isel(reading=k).values
+        tested = np.isfinite(p) & np.isfinite(noise)
+        x = noise[tested] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
+        draw_gap(axis, x, study.gap.isel(reading=k).values[tested], p[tested] <= level, color, brief(names[k], 34))
     _label_axis(axis, study, title, r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
     _beside(axis, f"0 for draws from the posterior; full marks: p by Holm ≤ {level:g}")
     axis.legend(fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
