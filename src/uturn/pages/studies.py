@@ -202,9 +202,9 @@ def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], ma
         changes, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
         peak_at = changes.peak_at.values
         peak = [_mark("χ is largest", peak_at, data)] if np.isfinite(peak_at[0, 0]) else marks
-        for kind, words, y in _CHANGES:
+        for kind, title, y in _CHANGES:
             shown = kind == "chi" and "" in seen
-            yield chart(f"{kind}-{k}", words.format(unit), changes[kind], "noise", peak, y=y.format(unit), shown=shown)
+            yield chart(f"{kind}-{k}", title.format(unit), changes[kind], "noise", peak, y=y.format(unit), shown=shown)
     for k, (family, tested) in enumerate(tested_families(data).items()):
         gaps = _plain(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
         title = f"Calibration of {family.replace('_', ' ')}: 0 for draws from the posterior"

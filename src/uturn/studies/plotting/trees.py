@@ -60,11 +60,11 @@ def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, widt
             axes.add_patch(Wedge((x, y), radius, end, start, width=width, fc=SYMBOL_COLORS[symbol], ec="white", lw=0.6, zorder=3))
 
 
-def square(axes: Any, x: float, y: float, side: float) -> None:
+def square(axes: Any, x: float, y: float, side: float, color: str = "#333333") -> None:
     """Draw a square, which stands for a factor of the graphical model."""
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fc="#333333", ec="white", lw=1, zorder=4))
+    axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fc=color, ec="white", lw=1, zorder=4))
 
 
 def message_bars(
