@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 import uturn as ut
+from uturn.pages.pictures import as_picture
 
 OUT = Path(__file__).parents[1] / "src" / "uturn" / "assets" / "lab" / "images.json"
 ITEMS = (1, 2, 3, 5, 8, 9)  # the first test image of six classes
@@ -23,8 +23,7 @@ STEPS, BACK, CLONES, SEED = 50, range(5, 51, 5), 4, 0  # reverse steps of the wh
 def png(image):
     """An image (1, height, width) in [-1, 1] as a PNG in base64; what is beyond, as in noisy images, is clipped."""
     file = io.BytesIO()
-    pixels = np.round((np.clip(image[0], -1, 1) + 1) * 127.5).astype(np.uint8)
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    as_picture(image).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -189,7 +189,7 @@ def test_a_store_shows_means_with_intervals(tmp_path):
     assert [line["name"] for line in chart["lines"]] == ["tree level 0", "tree level 1", "tree level 2"]
     assert chart["lines"][0]["value"] == pytest.approx(run.unchanged.mean(["item", "trajectory"])[:, 0].values, abs=1e-6)
     assert chart["lines"][0]["low"][1] < chart["lines"][0]["value"][1] < chart["lines"][0]["high"][1]
-    assert section["details"][0]["hash"] == run.attrs["spec_hash"]
+    assert section["details"][0]["facts"]["spec hash"] == run.attrs["spec_hash"]
 
 
 def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):

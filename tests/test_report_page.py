@@ -13,7 +13,7 @@ import uturn as ut
 from browser import next_frame, violations
 from test_report import HOSTILE, figure
 from uturn.pages import report, write_page
-from uturn.pages.running import RunningStudy
+from uturn.pages.live import RunningStudy
 from uturn.store.datasets import write_dataset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")

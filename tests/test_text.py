@@ -25,13 +25,13 @@ from uturn.engine import measuring
 from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
 from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
+from uturn.pages.html import token_page
 from uturn.pages.results import RESULTS
 from uturn.studies import as_data, draw_study, records_of, summary
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.style import style
 from uturn.studies.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
 from uturn.studies.tables import remarks
-from uturn.studies.token_page import token_page
 
 CHAIN = '''
 """Texts of three letters, each of which is followed by itself with probability .8: the exact conditionals of masked letters."""

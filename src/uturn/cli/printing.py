@@ -74,13 +74,10 @@ def picture(path: Path) -> Path:
 
 def draw_to(path: Path, draw: Callable[[], Any]) -> None:
     """Write the figure that `draw()` returns, and say that it can be opened."""
-    from uturn.core.files import whole_file
-    from uturn.studies.plotting.style import style
+    from uturn.studies.plotting.style import save_figure, style
 
-    with style() as plt, whole_file(path) as file:
-        figure = draw()
-        figure.savefig(file, format=path.suffix[1:].lower())
-        plt.close(figure)
+    with style():
+        save_figure(draw(), path)
     say_next(open=path)
 
 

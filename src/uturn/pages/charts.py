@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ AXES = {
 """Coordinates of noise levels that a page can take as the axis of its charts, besides the noise itself: {name: words}."""
 _ENDS = ["value", "low", "high"]  # labels of a dim that holds a number with its interval
 _MOST_LINES, _MOST_POINTS = 24, 400
-_MEANS = ("grammar",)
 _NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clone", "shown_noise", "shown_item", "node"}
 
 
@@ -39,13 +39,13 @@ def numbers(values: Any) -> list[float | None]:
 
 def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
     """A chart for each variable of the data of a figure that is a curve; those against noise come first."""
-    found = []
+    charts = []
     for name in map(str, data.data_vars):
         values = data[name]
         ends = [data[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in data]
         if name.endswith(("_low", "_high")) or values.dtype.kind not in "fiu":
             continue
-        values = values.mean([dim for dim in _MEANS if dim in values.dims])
+        values = values.mean("grammar") if "grammar" in values.dims else values
         x = _axis_of(values)
         if x is None or _NO_LINES & set(values.dims):
             continue
@@ -54,11 +54,17 @@ def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
 
             values = xr.concat([values, *ends], "bound").assign_coords(bound=_ENDS)
         words = str(data[name].attrs.get("long_name", "")) or name.replace("_", " ")
-        found.append(chart(name, words[:1].upper() + words[1:], values, x, y=str(data[name].attrs.get("units", ""))))
-    titles = [one["title"] for one in found]
-    for one in found:
-        one["title"] += f" ({one['name'].replace('_', ' ')})" if titles.count(one["title"]) > 1 else ""
-    return sorted((one for one in found if one["lines"]), key=lambda one: not one["slides"])
+        charts.append(chart(name, words, values, x, y=str(data[name].attrs.get("units", "")), group=name.replace("_", " ")))
+    return sorted(with_curves(charts), key=lambda chart: not chart["slides"])
+
+
+def with_curves(charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of some charts that have a curve. Charts with the same title are told apart by their groups."""
+    charts = [chart for chart in charts if chart["lines"]]
+    titles = Counter(chart["title"] for chart in charts)
+    for chart in charts:
+        chart["title"] += f" ({chart['group']})" if titles[chart["title"]] > 1 and chart["group"] else ""
+    return charts
 
 
 def chart(
@@ -70,6 +76,8 @@ def chart(
     *,
     y: str = "",
     joined: bool = False,
+    shown: bool = False,
+    group: str = "",
 ) -> dict[str, Any]:
     """A chart of at most 24 curves, evenly spaced, for the page.
 
@@ -81,6 +89,8 @@ def chart(
     marks : places on the axis, made by `mark`
     y : what the vertical axis shows, with its unit
     joined : whether points are joined across levels at which a curve has no value, since others were measured there
+    shown : whether the chart is seen before the readings are unfolded
+    group : tells charts with the same title apart
 
     Returns
     -------
@@ -91,16 +101,19 @@ def chart(
     lines = list(_lines(some, x))
     for line, on in zip(lines, lying_on([line["value"] for line in lines]), strict=True):
         line["on"] = on
+    count = math.prod(size for dim, size in values.sizes.items() if dim not in (x, _bound(values)))
     return {
         "name": name,
-        "title": title,
+        "title": title[:1].upper() + title[1:],
         "axes": _axes(some, x),
         "lines": lines,
-        "left_out": max(_count(values, x) - _MOST_LINES, 0),
+        "left_out": max(count - _MOST_LINES, 0),
         "marks": list(marks),
         "slides": _is_noise(x),
         "y": y,
         "joined": joined,
+        "shown": shown,
+        "group": group,
     }
 
 
@@ -129,15 +142,11 @@ def _is_noise(dim: str) -> bool:
 
 def _axes(values: xr.DataArray, x: str) -> list[dict[str, Any]]:
     words = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace("epsilon", "ε")
-    found = [{"name": "noise" if _is_noise(x) else x, "words": words, "values": numbers(values[x].values)}]
+    axes = [{"name": "noise" if _is_noise(x) else x, "words": words, "values": numbers(values[x].values)}]
     for name, label in AXES.items():
-        if name in values.coords and values[name].dims == (x,) and sum(v is not None for v in numbers(values[name])) > 1:
-            found.append({"name": name, "words": label, "values": numbers(values[name].values)})
-    return found
-
-
-def _count(values: xr.DataArray, x: str) -> int:
-    return math.prod(size for dim, size in values.sizes.items() if dim not in (x, _bound(values)))
+        if name in values.coords and values[name].dims == (x,) and np.isfinite(values[name]).sum() > 1:
+            axes.append({"name": name, "words": label, "values": numbers(values[name].values)})
+    return axes
 
 
 def _bound(values: xr.DataArray) -> Any:
@@ -152,11 +161,11 @@ def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
     flat = values.stack(line=others) if others else values.expand_dims("line")
     flat = flat.transpose("line", x, *([bound] if bound else []), missing_dims="ignore")
     for k in evenly_spaced(flat.sizes["line"], _MOST_LINES):
-        one = flat.isel(line=k)
-        names = [_label(str(dim), one[dim].item()) for dim in others if dim in one.coords]
-        table = one.values if bound else np.stack([one.values, *[np.full(one.shape, np.nan)] * 2], -1)
+        line = flat.isel(line=k)
+        names = [_label(str(dim), line[dim].item()) for dim in others if dim in line.coords]
+        table = line.values if bound else np.stack([line.values, *[np.full(line.shape, np.nan)] * 2], -1)
         if np.isfinite(table[:, 0].astype(float)).sum() > 1:
-            yield {"name": ", ".join(names), **{end: numbers(table[:, n]) for n, end in enumerate(("value", "low", "high"))}}
+            yield {"name": ", ".join(names), **{end: numbers(table[:, n]) for n, end in enumerate(_ENDS)}}
 
 
 def _label(dim: str, value: Any) -> str:

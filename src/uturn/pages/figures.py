@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from uturn.core.files import check_plain
-from uturn.pages.charts import charts_of, mark, number
-from uturn.pages.pictures import images_of_figure, preview
+from uturn.pages.charts import charts_of, mark
+from uturn.pages.pictures import images_of_figure
+from uturn.pages.sections import card, new_section
 from uturn.pages.trees import tree_of_figure, tree_of_store
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from uturn.pages.collect import Reader
+    from uturn.pages.sections import Reader
 
 
 class _Verdict(BaseModel):
@@ -66,27 +68,27 @@ class Tally(NamedTuple):
 
 def tally(verdicts: Sequence[Mapping[str, Any]]) -> Tally:
     """Count verdicts. Figures that share a check of a channel repeat a verdict: what others have measured counts once."""
-    judged = [one for one in verdicts if one["passed"] is not None]
+    judged = [verdict for verdict in verdicts if verdict["passed"] is not None]
+    judged.sort(key=lambda verdict: -len(verdict["measurements"]))  # the widest first: the others may be a part of it
     measured: set[str] = set()
     independent = 0
-    for one in sorted(judged, key=lambda one: -len(one["measurements"])):  # the widest first: the others may be a part of it
-        independent += not one["measurements"] or not measured.issuperset(one["measurements"])
-        measured.update(one["measurements"])
-    failed = sum(not one["passed"] for one in judged)
+    for verdict in judged:
+        independent += not verdict["measurements"] or not measured.issuperset(verdict["measurements"])
+        measured.update(verdict["measurements"])
+    failed = sum(not verdict["passed"] for verdict in judged)
     return Tally(len(judged), failed, independent, len(verdicts) - len(judged))
 
 
 def is_figure(path: Path) -> bool:
     """Whether a JSON file is the result of a figure, or a damaged one of this name."""
-    if not (path.with_suffix(".png").exists() or path.with_suffix(".zarr").exists()):
-        return re.fullmatch(r"fig\d+", path.stem) is not None
-    return True
+    made = path.with_suffix(".png").exists() or path.with_suffix(".zarr").exists()
+    return made or re.fullmatch(r"fig\d+", path.stem) is not None
 
 
 def order(path: Path) -> tuple[bool, int, str]:
     """fig2, fig3, .., fig15, then the others by name."""
-    found = re.fullmatch(r"fig(\d+)", path.stem)
-    return (found is None, int(found[1]) if found else 0, path.stem)
+    number = re.fullmatch(r"fig(\d+)", path.stem)
+    return (number is None, int(number[1]) if number else 0, path.stem)
 
 
 def figure_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -100,82 +102,59 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
             f"and names in its folder"
         )
     files = {kind: path.parent / name for kind, name in result.files.items()}
-    found = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
-    verdicts = [verdict.model_dump() for verdict in result.verdicts]
-    count = tally(verdicts)
+    number = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
+    title = f"Figure {number[1].upper()}. {result.title}" if number else result.title
+    section = new_section("figure", result.figure, "figures", title)
+    section |= {"words": result.claim, "caption": result.caption}
+    section["verdicts"] = [verdict.model_dump() for verdict in result.verdicts]
+    count = tally(section["verdicts"])
     judged = f"{count.judged} verdicts, " + (f"{count.failed} failed" if count.failed else "all passed")
     judged += f"; {count.shown} more shown" if count.shown else ""
-    one: dict[str, Any] = {
-        "id": re.sub(r"[^\w-]", "-", result.figure),
-        "kind": "figure",
-        "title": f"Figure {found[1].upper()}. {result.title}" if found else result.title,
-        "short": result.figure,
-        "words": result.claim,
-        "facts": f"{judged}; scale {result.scale}, {result.seconds:.0f} s.",
-        "caption": result.caption,
-        "verdicts": verdicts,
-        "docs": "figures",
-        "headlines": [],
-        "charts": [],
-        "files": [files[kind] for kind in ("pdf", "data") if kind in files and files[kind].exists()],
-        "pictures": [],
-        "details": _runs(path.parent / result.scale, result.figure, read),
-    }
-    if "png" in files and files["png"].exists():
-        with read.part(files["png"]):
-            one["pictures"].append(preview(files["png"], read.detail, "figure"))
-    if "data" in files and files["data"].exists():
-        with read.part(files["data"]):
-            data = read.dataset(files["data"])
-            one["charts"] = charts_of(data)
-            _add_transition(one, data)
-            one["grid"] = images_of_figure(data, read.detail)
-            one["tree"] = _tree(path.parent / result.scale, result.figure, read) or tree_of_figure(data)
-    return one
-
-
-def _add_transition(one: dict[str, Any], data: xr.Dataset) -> None:
-    """t* as a headline and in the charts, if the data have it; ε* of mean-field theory as a mark."""
-    charts = [chart for chart in one["charts"] if chart["slides"]]
-    star = [number(data.attrs.get(name, float("nan"))) for name in ("transition", "transition_low", "transition_high")]
-    if star[0] is not None:
-        axis = charts[0]["axes"][0]["words"] if charts else "noise"
-        count = tally(one["verdicts"])
-        supported = f"{one['words']} {count.judged - count.failed} of {count.judged} verdicts passed" if one["words"] else ""
-        words = "half of the class is lost there"
-        one["headlines"].append({"label": "t*", "axis": axis, "place": star, "claim": words, "supports": supported})
-        for chart in charts:
-            chart["marks"].append(mark("t*", {"noise": star}))
-    if "critical_noise" in data.attrs:
-        for chart in charts:
-            chart["marks"].append(mark("ε* (mean field)", {"noise": [float(data.attrs["critical_noise"])] + [float("nan")] * 2}))
-
-
-def _tree(folder: Path, figure: str, read: Reader) -> dict[str, Any] | None:
-    """The tree of a raw run of a figure that has readings of single nodes; None if there is none."""
-    for store in _stores(folder, figure):
-        if (store / "node_belief").is_dir():
-            with read.part(store):
-                check_plain(store)
-                from uturn.store.record import Store
-
-                tree = tree_of_store(Store.open(store).dataset())
-                return None if tree is None else tree | {"run": store.stem}
-    return None
-
-
-def _runs(folder: Path, figure: str, read: Reader) -> list[dict[str, str]]:
-    """Spec hash, versions and spec of the raw runs of a figure."""
-    found = []
-    for store in _stores(folder, figure):
-        with read.part(store):
+    section["facts"] = f"{judged}; scale {result.scale}, {result.seconds:.0f} s."
+    section["files"] = [files[kind] for kind in ("pdf", "data") if kind in files and files[kind].exists()]
+    if "png" in files:
+        read.add_picture(section, files["png"], "figure")
+    folder = path.parent / result.scale
+    stores = [] if folder.is_symlink() else sorted(folder.glob(f"{result.figure}-*.zarr"))  # the raw runs
+    for store in stores:
+        with read.noting(store):
             check_plain(store / "zarr.json")
             attributes = json.loads((store / "zarr.json").read_bytes()).get("attributes", {})
             if "spec" in attributes:
-                found.append({"name": store.name, **read.about(attributes, store)})
-    return found
+                section["details"].append(read.details(store.name, attributes, store))
+    if "data" in files and files["data"].exists():
+        with read.noting(files["data"]):
+            data = read.dataset(files["data"])
+            section["charts"] = charts_of(data)
+            _add_transition(section, data)
+            section["grid"] = images_of_figure(data, read.detail)
+            section["tree"] = _tree(stores, read) or tree_of_figure(data)
+    return section
 
 
-def _stores(folder: Path, figure: str) -> list[Path]:
-    """The raw runs of a figure, in a folder that is no link to another one."""
-    return [] if folder.is_symlink() else sorted(folder.glob(f"{figure}-*.zarr"))
+def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
+    """t* as a headline and in the charts, if the data have it; ε* of mean-field theory as a mark."""
+    charts = [chart for chart in section["charts"] if chart["slides"]]
+    star = [float(data.attrs.get(name, np.nan)) for name in ("transition", "transition_low", "transition_high")]
+    marks = []
+    if np.isfinite(star[0]):
+        axis = charts[0]["axes"][0]["words"] if charts else "noise"
+        count = tally(section["verdicts"])
+        supported = f"{section['words']} {count.judged - count.failed} of {count.judged} verdicts passed"
+        claim = "half of the class is lost there"
+        section["headlines"].append(card("t*", axis, star, claim, supports=supported if section["words"] else ""))
+        marks.append(mark("t*", {"noise": star}))
+    if "critical_noise" in data.attrs:
+        marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))
+    for chart in charts:
+        chart["marks"] += marks
+
+
+def _tree(stores: Sequence[Path], read: Reader) -> dict[str, Any] | None:
+    """The tree of the first raw run of a figure that has readings of single nodes; None if there is none."""
+    for store in stores:
+        if (store / "node_belief").is_dir():
+            with read.noting(store):
+                tree = tree_of_store(read.run(store))
+                return None if tree is None else tree | {"run": store.stem}
+    return None

@@ -48,7 +48,7 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
     side = int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * detail)
 
     def url(image: np.ndarray) -> str | None:
-        return _as_url(_at_most(_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
+        return _as_url(_at_most(as_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
 
     return {
         "noise": [float(f"{noise:.6g}") for noise in levels],
@@ -69,15 +69,15 @@ def images_of_figure(data: xr.Dataset, detail: float) -> Any:
     """The images in the data of a figure: `original` and `image` (noise, item, row, column); None if there are none."""
     if not {"original", "image"} <= set(data.data_vars) or not {"noise", "item", "row", "column"} <= set(data.image.dims):
         return None
-    chosen = sample(data.sizes["item"])
-    dims = ("item", "row", "column")
+    chosen, dims, count = sample(data.sizes["item"]), ("item", "row", "column"), data.sizes["item"]
     some = data[["original", "image"]].isel(item=chosen).sortby("noise")
-    originals, images = some.original.transpose(*dims).values, some.image.transpose("noise", *dims).values
-    found = grid(some.noise.values, [f"item {k}" for k in chosen], originals[:, None], images[:, :, None], None, detail)
-    return found | {"of": data.sizes["item"], "kept": data.sizes["item"]}
+    originals, images = some.original.transpose(*dims).values[:, None], some.image.transpose("noise", *dims).values[:, :, None]
+    names = [f"item {k}" for k in chosen]
+    return grid(some.noise.values, names, originals, images, None, detail) | {"of": count, "kept": count}
 
 
-def _picture(image: np.ndarray) -> Image:
+def as_picture(image: np.ndarray) -> Image:
+    """An image (channel, row, column) in [-1, 1] as a picture, grey or RGB; what is beyond is clipped."""
     from PIL import Image
 
     pixels = np.round((np.clip(image, -1, 1).transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
@@ -85,10 +85,11 @@ def _picture(image: np.ndarray) -> Image:
 
 
 def _at_most(picture: Image, side: int) -> Image:
-    scale = side / picture.width if picture.width > picture.height else side / picture.height
+    scale = side / max(picture.size)
     if scale >= 1:
         return picture
-    return picture.resize((max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)), 1)  # Lanczos
+    width, height = (max(round(length * scale), 1) for length in picture.size)
+    return picture.resize((width, height), 1)  # Lanczos
 
 
 def _as_url(picture: Image, quality: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +14,22 @@ import numpy as np
 
 from uturn.core.checks import shown
 from uturn.core.files import named_errors, whole_file, whole_folder
+from uturn.pages.html import token_page
 from uturn.pages.page import write_page
-from uturn.pages.writing import check_results, named_in, write_figures
+from uturn.pages.pictures import as_picture
 from uturn.store.datasets import write_dataset
 from uturn.store.objects import Objects
 from uturn.store.outputs import OutputFolder, output_folder
 from uturn.studies import as_data, records_of, study, tidy
 from uturn.studies.axes import common_axis
+from uturn.studies.figure import draw_studies, draw_study
+from uturn.studies.grid import draw_grid
+from uturn.studies.plotting.style import save_figure, style
+from uturn.studies.plotting.tokens import draw_tokens
 from uturn.studies.runs import kept_images, kept_texts, originals
-from uturn.studies.token_page import token_page
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from uturn.studies import Study
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 _FIGURES = ("study", "grid", "tokens")
@@ -84,50 +87,76 @@ def write_study(
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
         studies = {name: study(one) for name, one in named.items()}
-        single = None
-        if len(named) == 1:
-            records = records_of(run, source)
-            single = _with_remark(next(iter(studies.values())), bool(kept_texts(run)) and "original_piece" not in records.coords)
+        figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
+        texts: dict[str, str] = {}
+        result: Any
+        numbers: dict[str, Any]
+        if len(studies) > 1:
+            common_axis(list(studies.values()))  # without one there is no chart of all, and nothing is written
+            result, numbers = studies, {"runs": {label: as_data(one) for label, one in studies.items()}}
+            datasets = {f"study-{k}.zarr": one.assign_attrs(title=label) for k, (label, one) in enumerate(studies.items(), 1)}
+            figures["study"] = lambda: draw_studies(studies)
+        else:
+            (result,), records = studies.values(), records_of(run, source)
+            if kept_texts(run) and "original_piece" not in records.coords:
+                hidden = "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
+                result = result.assign_attrs(remark="; ".join(filter(None, [result.attrs["remark"], hidden])))
+            numbers, whole = as_data(result), result.merge(records, combine_attrs="override").assign_attrs(title=title)
+            datasets = {"study.zarr": whole}
+            figures |= {"study": lambda: draw_study(result, groups), "grid": lambda: draw_grid(whole)}
+            figures["tokens"] = lambda: draw_tokens(whole)
+            if "original_piece" in whole.coords:
+                texts["tokens.html"] = token_page(whole)
+        texts["study.json"] = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
+        texts |= {f"{name}.csv": frame.to_csv(index=False) for name, frame in tidy(result)._asdict().items()}
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
-        earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name)]
-        stores = _write_numbers(results.path, studies, single)
-        figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
-        tokens = results.path / "tokens.html"
-        if single is None:
-            from uturn.studies.figure import draw_studies
-
-            figures["study"] = lambda: draw_studies(studies)
-            tokens.unlink(missing_ok=True)
-        else:
-            from uturn.studies.figure import draw_study
-            from uturn.studies.grid import draw_grid
-            from uturn.studies.plotting.tokens import draw_tokens
-
-            whole = single.merge(records, combine_attrs="override").assign_attrs(title=title)
-            write_dataset(whole, results.path / "study.zarr")
-            figures |= {"study": lambda: draw_study(single, groups), "tokens": lambda: draw_tokens(whole)}
-            figures["grid"] = lambda: draw_grid(whole)
-            if "original_piece" in whole.coords:
-                with whole_file(tokens) as file:
-                    file.write(token_page(whole).encode())
-            else:
-                tokens.unlink(missing_ok=True)  # of an earlier run, which kept tokens
+        # of an earlier call with another number of runs, which the page would show too
+        earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
+        for name, data in datasets.items():
+            write_dataset(data, results.path / name)
+        if "tokens.html" not in texts:
+            (results.path / "tokens.html").unlink(missing_ok=True)  # of an earlier run, which kept tokens
+        for name, text in texts.items():
+            with whole_file(results.path / name) as file:
+                file.write(text.encode(errors="backslashreplace"))
         write_figures(results.path, figures)
         if save_images:
             with whole_folder(results.path / PICTURES) as pictures:
                 _save_images(run, pictures)
-        earlier = [name for name in earlier if name not in stores]
-        for name in earlier:  # of an earlier call with another number of runs, which the page would show too
+        for name in earlier:
             shutil.rmtree(results.path / name, ignore_errors=results.is_remote)
         write_page(results.path)
-        results.push(*RESULTS, *stores, *earlier, *([PICTURES] if save_images else []))
-    return studies if single is None else single
+        results.push(*RESULTS, *datasets, *earlier, *([PICTURES] if save_images else []))
+    return result
+
+
+def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:
+    """Draw figures to PNG and PDF files of the given names; those of a figure that is None are removed."""
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
+    with style():
+        for name, draw in figures.items():
+            figure, paths = draw(), (folder / f"{name}.png", folder / f"{name}.pdf")
+            if figure is not None:
+                save_figure(figure, *paths)
+                continue
+            for path in paths:
+                path.unlink(missing_ok=True)  # of an earlier run, which had more to draw
 
 
 def written(out: str | Path, save_images: bool = False) -> list[str]:
     """Names of the results in a folder or at a URL."""
-    return named_in(out, [*RESULTS, *([PICTURES] if save_images else [])])
+    with output_folder("out", out) as folder:
+        there = folder.names("")
+    return [name for name in (*RESULTS, *([PICTURES] if save_images else [])) if name in there]
+
+
+def check_results(out: OutputFolder) -> None:
+    """ValueError if results cannot be written to a folder."""
+    if out.path.exists() and not out.path.is_dir():
+        raise ValueError(f"out = {out.where!r} is a file; expected a folder")
+    if "zarr.json" in out.names(""):
+        raise ValueError(f"out = {out.where!r} is a store itself; choose another folder")
 
 
 def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) -> None:
@@ -162,42 +191,14 @@ def _is_study(out: OutputFolder, name: str) -> bool:
         return False
 
 
-def _with_remark(one: Study, hidden: bool) -> Study:
-    """The study, with a remark if its run kept texts that cannot be shown."""
-    words = "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
-    return one.assign_attrs(remark="; ".join(filter(None, [one.attrs["remark"], words]))) if hidden else one
-
-
-def _write_numbers(folder: Path, studies: Mapping[str, Study], single: Study | None) -> list[str]:
-    """Write the numbers of studies as JSON and CSV, and the datasets of several; returns the names of all datasets."""
-    names = ["study.zarr"]
-    if single is None:
-        common_axis(list(studies.values()))  # without one there is no chart of all, and nothing is written
-        names = [f"study-{k}.zarr" for k in range(1, len(studies) + 1)]
-        for name, (label, one) in zip(names, studies.items(), strict=True):
-            write_dataset(one.assign_attrs(title=label), folder / name)
-        data: dict[str, Any] = {"runs": {label: as_data(one) for label, one in studies.items()}}
-    else:
-        data = as_data(single)
-    with whole_file(folder / "study.json") as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace"))
-    for name, frame in tidy(studies if single is None else single)._asdict().items():
-        with whole_file(folder / f"{name}.csv") as file:
-            file.write(frame.to_csv(index=False).encode(errors="backslashreplace"))
-    return names
-
-
 def _save_images(run: xr.Dataset, folder: Path) -> None:
     """Originals and kept reconstructions as PNG; names give item, noise, trajectory and, if there are several, clone."""
-    from PIL import Image
-
     count = kept_images(run)
     width = len(str(count - 1))
 
     def save(name: str, image: np.ndarray) -> None:
         if np.isfinite(image).all():
-            pixels = np.round((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(folder / name)
+            as_picture(image).save(folder / name)
 
     for item, image in enumerate(originals(run, np.arange(count))[0]):
         save(f"item{item:0{width}d}-original.png", image)

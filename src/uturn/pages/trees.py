@@ -7,13 +7,13 @@ level have one colour, and the page says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.measures.statistics import proportion
 from uturn.pages.charts import numbers
+from uturn.studies.curves import ESTIMATE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,12 +33,11 @@ def tree_of_store(run: xr.Dataset) -> dict[str, Any] | None:
         branching, depth = int(source["branching"]), int(source["depth"])
     except (KeyError, ValueError, TypeError):
         return None
-    readings = []
-    for name, words in _READINGS.items():
-        if name in run and run[name].dims[:2] == ("noise", "item") and run.sizes.get("tree_level") == depth + 1:
-            curve = proportion(run[name].sortby("noise"))  # (estimate, noise, tree_level)
-            readings.append({"name": name, "words": words, "levels": _levels(*curve), "items": _nodes(run, f"node_{name}")})
-    return _tree(branching, depth, run.noise.sortby("noise"), readings)
+    names = [name for name in _READINGS if name in run and run[name].dims[:2] == ("noise", "item")]
+    if not names or run.sizes.get("tree_level") != depth + 1:
+        return None
+    readings = [_reading(name, proportion(run[name].sortby("noise")), _nodes(run, f"node_{name}")) for name in names]
+    return _tree(branching, depth, run.noise, readings)
 
 
 def tree_of_figure(data: xr.Dataset) -> dict[str, Any] | None:
@@ -46,12 +45,11 @@ def tree_of_figure(data: xr.Dataset) -> dict[str, Any] | None:
     if "branching" not in data.attrs or "tree_level" not in data.dims:
         return None
     readings = []
-    for name, words in _READINGS.items():
+    for name in _READINGS:
         values = data[name].mean("grammar") if name in data and "grammar" in data[name].dims else data.get(name)
         if values is not None and set(values.dims) == {"noise", "tree_level"}:
             mean = values.sortby("noise").transpose("noise", "tree_level").values
-            missing = np.full_like(mean, np.nan)
-            readings.append({"name": name, "words": words, "levels": _levels(mean, missing, missing), "items": []})
+            readings.append(_reading(name, np.stack([mean, *[np.full_like(mean, np.nan)] * 2]), []))
     return _tree(int(data.attrs["branching"]), data.sizes["tree_level"] - 1, data.get("noise"), readings)
 
 
@@ -62,12 +60,10 @@ def _tree(branching: int, depth: int, noise: Any, readings: list[Any]) -> dict[s
     return {"branching": branching, "depth": depth, "words": words, "noise": numbers(np.sort(noise.values)), "readings": readings}
 
 
-def _levels(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Mapping[str, list[float | None]]]:
-    """Means of the tree levels, from the leaves up, at all noise levels."""
-    return [
-        {"value": numbers(value[:, level]), "low": numbers(low[:, level]), "high": numbers(high[:, level])}
-        for level in range(value.shape[1])
-    ]
+def _reading(name: str, means: np.ndarray, items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of the tree levels (estimate, noise, tree_level), from the leaves up, and readings of single nodes."""
+    levels = [dict(zip(ESTIMATE, map(numbers, of_level), strict=True)) for of_level in means.transpose(2, 0, 1)]
+    return {"name": name, "words": _READINGS[name], "levels": levels, "items": items}
 
 
 def _nodes(run: xr.Dataset, name: str) -> list[dict[str, Any]]:

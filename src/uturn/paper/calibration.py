@@ -39,7 +39,7 @@ from uturn.paper.decision_times import (
 )
 from uturn.paper.verdicts import Verdict, above, below, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.calibration import draw_gap, draw_zero
+from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
@@ -358,7 +358,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     steps = data.steps.values.astype(float)
     noise = float(data.image_noise[np.abs(data.image_noise.values - 0.6).argmin()])
     marks = {"same class": "s", "first block": "o", "logits": "^"}
-    draw_zero(axes)
+    axes.axhline(0, color=THEORY, lw=1, zorder=1)
     for k, scheduler in enumerate(SCHEDULERS):
         color = (ACCENT, CLASS)[k]
         for j, name in enumerate(data.shown.values):

@@ -10,7 +10,6 @@ from typing import Any
 
 import xarray as xr
 
-from uturn.core.files import whole_file
 from uturn.pages import fetch, live_page, write_page
 from uturn.paper import channels
 from uturn.paper.registry import FIGURES, Figure, load_figure
@@ -19,6 +18,7 @@ from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import output_folder
+from uturn.studies.plotting.style import save_figure
 
 
 def reproduce(
@@ -97,11 +97,6 @@ def channel_verdicts(figure: Figure | Any, workshop: Workshop) -> list[Verdict]:
 
 
 def _save(out: Path, name: str, data: xr.Dataset, figure: Any) -> dict[str, str]:
-    import matplotlib.pyplot as plt
-
     write_dataset(data, out / f"{name}.zarr")
-    for ending in ("png", "pdf"):
-        with whole_file(out / f"{name}.{ending}") as file:
-            figure.savefig(file, format=ending)
-    plt.close(figure)
+    save_figure(figure, out / f"{name}.png", out / f"{name}.pdf")
     return {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}

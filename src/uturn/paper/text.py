@@ -21,8 +21,7 @@ from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing,
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_correlations, draw_susceptibility
-from uturn.studies.plotting.calibration import draw_zero
-from uturn.studies.plotting.style import ACCENT, MUTED, bars, style
+from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, style
 from uturn.studies.plotting.tokens import draw_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
@@ -228,7 +227,7 @@ def draw(data: xr.Dataset) -> Any:
         kept.set(ylabel="share kept", ylim=(-0.03, 1.03), title=f"kept: characters, and runs of {SPAN} (squares, dashed)")
         draw_susceptibility(chi, data)
         draw_correlations(far, data)
-        draw_zero(gaps)
+        gaps.axhline(0, color=THEORY, lw=1, zorder=1)
         _draw_decoders(gaps, data, "clone_gap")
         gaps.set(
             ylabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$",

@@ -54,8 +54,13 @@ def with_ends(ds: xr.Dataset, name: str) -> np.ndarray:
     return np.stack([ds[key] for key in (name, "low", "high")], -1)
 
 
-def with_interval(values: Any) -> str:
-    """A number with its interval, for a table."""
-    if not np.isfinite(values[0]):
+def with_interval(values: Any, form: str = ".3g") -> str:
+    """A number with its interval as text; "none" if there is no number.
+
+    >>> with_interval((0.7312, 0.7184, 0.7441)), with_interval((0.7312, np.nan, np.nan), ".2f")
+    ('0.731 [0.718, 0.744]', '0.73')
+    """
+    number = Estimate(*np.asarray(values, float).tolist())
+    if not np.isfinite(number.value):
         return "none"
-    return f"{Estimate(*values):.3g}" if np.isfinite(values).all() else f"{values[0]:.3g}"
+    return format(number, form) if np.isfinite(number).all() else format(number.value, form)

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.studies.axes import axis_words, common_axis
+from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
-from uturn.studies.plotting.calibration import draw_gap, draw_zero
 from uturn.studies.plotting.curves import (
     brief,
+    draw_curve,
+    draw_gap,
     draw_legend,
     draw_transition,
     drawable,
     end_of,
     estimated,
     evenly_spaced,
-    interval,
     lying_on,
     markers,
     no_mathematics,
@@ -41,22 +42,17 @@ def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
 
     None if nothing has a curve. `groups`: names of groups whose panels come first.
     """
-    study, families = _drawable(study)
+    texts = ("level", "model", "probe", "group", "reading", "series", "words", "unit", "unit_of_distance")
+    study, families = drawable(study, texts)
     panels = list(_panels(study, groups))
     if not panels:
         return None
-    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
-    rows = math.ceil(len(panels) / columns)
     with style(families) as plt:
-        figure = plt.figure(figsize=(5.6 * columns, 4.5 * rows), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.12)
-        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
-        for axis, draw in zip(axes, panels, strict=False):
+        figure, axes = _grid_of_panels(plt, len(panels), 4.5)
+        for axis, draw in zip(axes, panels, strict=True):
             draw(axis)
         lines = [f"{study.attrs['description']}; bands and bars: 95 % intervals", *remarks(study)]
-        words = [part for line in lines for part in textwrap.wrap(no_mathematics(line), int(78 * columns))]
+        words = [part for line in lines for part in textwrap.wrap(no_mathematics(line), int(13.93 * figure.get_figwidth()))]
         figure.text(0.005, -0.01, "\n".join(words), color=MUTED, fontsize=9, va="top")
     return figure
 
@@ -67,45 +63,54 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
     The axis is the noise if it has one unit, or else the first axis that all studies have. None if nothing has a curve.
     """
     axis_name = common_axis(list(studies.values()))
-    labels = dict.fromkeys(
-        found.reading for study in studies.values() if (found := headline_of(study)) is not None and found.reading
-    )
+    headlines = [headline_of(study) for study in studies.values()]
+    labels = dict.fromkeys(headline.reading for headline in headlines if headline is not None and headline.reading)
     labels |= dict.fromkeys(label for study in studies.values() for label in _ends(study))
     changes = dict.fromkeys(str(name) for study in studies.values() if "chi" in study for name in study.changes.values)
     panels = [("curve", label) for label in labels] + [("chi", name) for name in changes]
     if not panels:
         return None
-    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
-    rows = math.ceil(len(panels) / columns)
     sweep = len({name.partition(" = ")[0] for name in studies}) == 1 and all(
         _is_number(name.partition(" = ")[2]) for name in studies
     )
     colors = level_colors(len(studies)) if sweep or len(studies) > len(DISTINCT) else list(DISTINCT)
     with style() as plt:
-        figure = plt.figure(figsize=(5.6 * columns, 4.3 * rows), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.12)
-        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
-        for axis, (kind, label) in zip(axes, panels, strict=False):
+        figure, axes = _grid_of_panels(plt, len(panels), 4.3)
+        for axis, (kind, label) in zip(axes, panels, strict=True):
             for color, (name, study) in zip(colors, studies.items(), strict=False):
                 dim = "reading" if kind == "curve" else "changes"
                 if dim not in study.dims or label not in study[dim].values:
                     continue
-                one = study.sel({dim: label})
-                place = one.half_life if kind == "curve" else one.peak_at
-                _draw_overlaid(axis, study, one[kind].values, place, axis_name, color, brief(name, 46))
-                unit = str((one.unit if kind == "curve" else one.unit_of_distance).item())
-                title = title_of(study, label) if kind == "curve" else f"{unit} that change together"
-                axis.set_ylabel(no_mathematics(unit) if kind == "curve" else r"susceptibility $\chi$")
+                of_label = study.sel({dim: label})
+                if kind == "curve":
+                    place, title, unit = of_label.half_life, title_of(study, label), no_mathematics(str(of_label.unit.item()))
+                else:
+                    place, unit = of_label.peak_at, r"susceptibility $\chi$"
+                    title = f"{of_label.unit_of_distance.item()} that change together"
+                _draw_overlaid(axis, study, of_label[kind].values, place, axis_name, color, brief(name, 46))
+                axis.set_ylabel(unit)
             axis.set_title("\n".join(textwrap.wrap(no_mathematics(title), 48)[:2]), fontsize=11, pad=8)
-            axis.set_xlabel(no_mathematics(_words_of_axis(next(iter(studies.values())), axis_name)))
+            first = next(iter(studies.values()))
+            words = axis_words(first) if axis_name == "noise" else str(first[axis_name].attrs.get("long_name", axis_name))
+            axis.set_xlabel(no_mathematics(words))
             if axis_name == "noise":
                 axis.set_xlim(0, max(end_of(_finite(study.noise.values)) for study in studies.values()))
         handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
         handles["half-lives, peaks"] = axes[0].plot([], [], "|", color=MUTED, ms=9, mew=2)[0]
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5)
     return figure
+
+
+def _grid_of_panels(plt: Any, count: int, height: float) -> tuple[Any, np.ndarray]:
+    """A figure with axes for so many panels, and these axes; `height` of a panel in inches."""
+    columns = min(count, 2 if count in (2, 4) else 3)
+    rows = math.ceil(count / columns)
+    figure = plt.figure(figsize=(5.6 * columns, height * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
 
 
 def _ends(study: xr.Dataset) -> Iterator[str]:
@@ -118,22 +123,13 @@ def _ends(study: xr.Dataset) -> Iterator[str]:
 def _draw_overlaid(axis: Any, study: xr.Dataset, curve: np.ndarray, place: Any, name: str, color: Any, label: str) -> None:
     x = (study.noise if name == "noise" else study[name]).values
     there = np.isfinite(x) & np.isfinite(curve[:, 0])
-    value, low, high = curve[there].T
-    axis.fill_between(x[there], low, high, color=color, alpha=0.15, lw=0)
-    axis.plot(x[there], value, color=color, label=label, **markers(x))
+    draw_curve(axis, x[there], curve[there], color, 0.15, label=label, **markers(x))
     at = float(place.sel(axis=name, estimate="value"))
     if np.isfinite(at):
-        axis.plot([at], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
+        _tick_above(axis, at, color)
 
 
 # --- panels of one study -----------------------------------------------------------------------------------------------
-
-
-def _drawable(study: xr.Dataset) -> tuple[xr.Dataset, list[str]]:
-    """A study whose texts can be drawn, and the fonts for them."""
-    texts = ("level", "model", "probe", "group", "reading", "series", "words", "unit", "unit_of_distance")
-    names = [name for name in texts if name in study.coords]
-    return drawable(study, names, ("description", "remark"))
 
 
 def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
@@ -155,47 +151,45 @@ def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
 def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:
     """Curves of some readings with their half-lives as ticks above, and t* with its band."""
     noise = _finite(study.noise.values)
-    levels = [str(study.level.values[k]) for k in chosen]
-    several = len(set(study.variable.values[chosen].tolist())) > 1
-    names = names_in_panel(study, chosen)
+    bands = study.curve.values[chosen, : len(noise)]  # (reading, noise, estimate)
+    curves, half_lives = bands[..., 0], study.half_life.values[chosen, 0]
+    variables, levels = study.variable.values[chosen], [str(level) for level in study.level.values[chosen]]
+    several = len(set(variables.tolist())) > 1
     ordered = not several and (bool(study.order.values[chosen[0]]) or all(map(_is_number, levels)))
     colors = level_colors(len(chosen)) if ordered or len(chosen) > len(DISTINCT) else list(DISTINCT)
-    few, named = len(chosen) <= _MOST_NAMED, set(evenly_spaced(len(chosen), _MOST_NAMED if len(chosen) <= _MOST_NAMED else 4))
-    below = lying_on(study.curve.isel(reading=chosen, noise=slice(len(noise)), estimate=0).values)
-    for k, (index, name) in enumerate(zip(chosen, names, strict=True)):
-        one, color = study.isel(reading=int(index)), colors[k % len(colors)]
-        edge = k == 0 or (not several and k == len(chosen) - 1)
-        value, low, high = one.curve.values[: len(noise)].T
+    few = len(chosen) <= _MOST_NAMED
+    named = evenly_spaced(len(chosen), _MOST_NAMED if few else 4)
+    below = lying_on(curves)
+    for k, name in enumerate(names_in_panel(study, chosen)):
+        color, edge = colors[k % len(colors)], k == 0 or (not several and k == len(chosen) - 1)
+        value, low, high = bands[k].T
         if edge or few:
             axis.fill_between(noise, low, high, color=color, alpha=0.2 if edge else 0.07, lw=0)
         over = {} if not below[k] else {"dashes": (4, 2) if below[k] == 1 else (1.5, 2)}  # curves below show through the gaps
         look = {"lw": 2.2, "zorder": 4, **markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
         axis.plot(noise, value, color=color, label=brief(name, 34) if k in named else None, **look, **over)
-        half = float(one.half_life.values[0, 0])
-        if np.isfinite(half) and (few or k in named):
-            axis.plot([half], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
-        if np.isfinite(one.chance) and len(chosen) == 1:
-            axis.axhline(float(one.chance), color=color, lw=0.8, ls=":", label="independent data")
+        if np.isfinite(half_lives[k, 0]) and (few or k in named):
+            _tick_above(axis, half_lives[k, 0], color)
+    chance = float(study.chance.values[chosen[0]])
+    if len(chosen) == 1 and np.isfinite(chance):
+        axis.axhline(chance, color=colors[0], lw=0.8, ls=":", label="independent data")
     _label_axis(axis, study, title, _ylabel(study, chosen))
-    curves = study.curve.isel(reading=chosen, noise=slice(len(noise)), estimate=0).values
     _limit(axis, study, chosen, curves)
-    words, found = [], headline_of(study)
-    if found is not None and np.isfinite(found.place[0, 0]):
-        of_panel = found.reading in study.reading.values[chosen]
-        draw_transition(axis, found.place[0], CLASS, of_panel)
-        words += [f"$t^*$ = {interval(found.place[0])}"] if of_panel else []
+    notes, headline = [], headline_of(study)
+    if headline is not None and np.isfinite(headline.place[0, 0]):
+        of_panel = headline.reading in study.reading.values[chosen]
+        draw_transition(axis, headline.place[0], CLASS, of_panel)
+        notes += [f"$t^*$ = {with_interval(headline.place[0], '.2f')}"] if of_panel else []
     for k in range(study.sizes.get("series", 0)):
-        one = study.isel(series=k)
-        if str(one.series.item()).partition(",")[0] == study.variable.values[chosen[0]] and not several:
-            swap = one.inversion.values[0]
-            if np.isfinite(swap[0]):
-                at = np.interp(swap[0], noise, curves[0])
-                axis.plot([swap[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
-                words.append(f"order inverts at {interval(swap)}")
-    if not words and len(chosen) == 1 and np.isfinite(study.half_life.values[chosen[0], 0, 0]):
-        words = [f"half-life {interval(study.half_life.values[chosen[0], 0])}"]
-    _beside(axis, "; ".join(words))
-    if np.isfinite(study.half_life.values[chosen, 0, 0]).any():
+        inversion = study.inversion.values[k, 0]
+        if str(study.series.values[k]).partition(",")[0] == variables[0] and not several and np.isfinite(inversion[0]):
+            at = np.interp(inversion[0], noise, curves[0])
+            axis.plot([inversion[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
+            notes.append(f"order inverts at {with_interval(inversion, '.2f')}")
+    if not notes and len(chosen) == 1 and np.isfinite(half_lives[0, 0]):
+        notes = [f"half-life {with_interval(half_lives[0], '.2f')}"]
+    _beside(axis, "; ".join(notes))
+    if np.isfinite(half_lives[:, 0]).any():
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
     title_of_legend = None if few or several else f"{len(chosen)} levels, first to last"
     bottom, top = axis.get_ylim()
@@ -204,6 +198,10 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
         axis.legend(loc="lower right", fontsize=8.5, labelspacing=0.3, title=title_of_legend, title_fontsize=8.5)
     else:
         draw_legend(axis, bool(early), title=title_of_legend, title_fontsize=8.5)
+
+
+def _tick_above(axis: Any, place: float, color: Any) -> None:
+    axis.plot([place], [0.985], "|", transform=axis.get_xaxis_transform(), color=color, ms=10, mew=2)
 
 
 def _ylabel(study: xr.Dataset, chosen: np.ndarray) -> str:
@@ -246,16 +244,12 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _words_of_axis(study: xr.Dataset, name: str) -> str:
-    return axis_words(study) if name == "noise" else str(study[name].attrs.get("long_name", name))
-
-
 def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     """chi with its peak."""
     noise, unit = _finite(study.noise.values), str(study.unit_of_distance.item())
-    value, low, high = study.chi.values[: len(noise)].T
-    axis.fill_between(noise, low, high, color=ACCENT, alpha=0.2, lw=0)
-    axis.plot(noise, value, color=ACCENT, **markers(noise))
+    band = study.chi.values[: len(noise)]
+    value, low, high = band.T
+    draw_curve(axis, noise, band, ACCENT, 0.2, **markers(noise))
     axis.axhline(1, color=MUTED, lw=1.2, ls=":", label="independent changes")
     axis.legend(fontsize=8.5, loc="upper left")
     star = study.peak_at.values[0]
@@ -264,7 +258,7 @@ def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     top = min(float(np.nanmax(high, initial=highest)), 3 * highest)
     _label_axis(axis, study, f"{unit} that change together", r"susceptibility $\chi$")
     axis.set_ylim(max(0.0, float(np.nanmin(low, initial=0.8))), 1.08 * top)
-    _beside(axis, f"$\\chi$ is largest at {interval(star)}" if np.isfinite(star[0]) else "no peak, see below")
+    _beside(axis, f"$\\chi$ is largest at {with_interval(star, '.2f')}" if np.isfinite(star[0]) else "no peak, see below")
 
 
 def draw_correlations(axis: Any, study: xr.Dataset) -> None:
@@ -273,9 +267,8 @@ def draw_correlations(axis: Any, study: xr.Dataset) -> None:
     chosen = there[evenly_spaced(len(there), 6)] if len(there) else there
     r, unit = study.distance.values, str(study.unit_of_distance.item())
     for color, k in zip(level_colors(len(chosen)), chosen, strict=True):
-        value, low, high = study.correlation.isel(noise=int(k)).values[1:].T
-        axis.fill_between(r[1:], low, high, color=color, alpha=0.1, lw=0)
-        axis.plot(r[1:], value, color=color, lw=1.5, marker="o", ms=3, label=f"{study.noise.values[k]:.2g}")
+        look = {"lw": 1.5, "marker": "o", "ms": 3, "label": f"{study.noise.values[k]:.2g}"}
+        draw_curve(axis, r[1:], study.correlation.isel(noise=int(k)).values[1:], color, 0.1, **look)
     axis.axhline(0, color=MUTED, lw=0.8, ls=":")
     lengths = study.xi.isel(estimate=0).values
     finite = lengths[np.isfinite(lengths)]
@@ -309,7 +302,7 @@ def _draw_length(axis: Any, study: xr.Dataset) -> None:
     axis.set_ylim(0, top)
     k = nearest(study, float(study.peak_at.values[0, 0]))
     if k is not None:
-        words = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {value[k]:.3g} [{low[k]:.3g}, {high[k]:.3g}]"
+        words = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {with_interval((value[k], low[k], high[k]))}"
         arrows = f"; ↑ above {longest:.3g}" if (value > longest).any() else ""
         _beside(axis, rf"$\xi$ {words} at {noise[k]:.2g}, next to the peak{arrows}")
 
@@ -319,12 +312,12 @@ def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
     chosen = evenly_spaced(study.sizes["reading"], 4)
     noise, level = study.noise.values, float(study.gap_level)
     names = names_in_panel(study, np.arange(study.sizes["reading"]))
-    draw_zero(axis)
+    axis.axhline(0, color=THEORY, lw=1, zorder=1)
     for place, (k, color) in enumerate(zip(chosen, level_colors(len(chosen)), strict=True)):
-        one = study.isel(reading=k)
-        there = np.isfinite(one.gap_p.values) & np.isfinite(noise)
-        x = noise[there] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
-        draw_gap(axis, x, one.gap.values[there], one.gap_p.values[there] <= level, color, brief(names[k], 34))
+        p = study.gap_p.isel(reading=k).values
+        tested = np.isfinite(p) & np.isfinite(noise)
+        x = noise[tested] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
+        draw_gap(axis, x, study.gap.isel(reading=k).values[tested], p[tested] <= level, color, brief(names[k], 34))
     _label_axis(axis, study, title, r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
     _beside(axis, f"0 for draws from the posterior; full marks: p by Holm ≤ {level:g}")
     axis.legend(fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")

@@ -26,9 +26,7 @@ def draw_grid(data: xr.Dataset) -> Any | None:
     """
     if "image" not in data:
         return None
-    data, families = drawable(
-        data.isel(item=slice(_ROWS)), ("item_name", "model", "reading", "series"), ("description", "remark")
-    )
+    data, families = drawable(data.isel(item=slice(_ROWS)), ("item_name", "model", "reading", "series"))
     grid = _Grid.of(data)
     rows, columns = grid.canvas.shape[:2]
     with style(families) as plt:

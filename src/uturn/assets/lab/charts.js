@@ -11,7 +11,7 @@ export function element(name, attributes = {}, parent = null) {
 export const unit = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
 
 export class Chart {
-  /** `x`, `y`: {range: [least, most], label}. `square`: as high as wide, up to `height` pixels. */
+  /** `x`, `y`: {range: [least, most], label}. At most `height` pixels high, and no higher than wide. */
   constructor(svg, { x, y, height = 250 }) {
     Object.assign(this, { svg, x, y });
     this.width = Math.max(240, svg.clientWidth || 400);

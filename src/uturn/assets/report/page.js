@@ -487,7 +487,7 @@ function start() {
 }
 async function load() {
   const packed = byId("plotly").textContent;
-  if (!packed || !(charts.length || atlases.length)) { document.documentElement.dataset.ready = "no curves"; return; }
+  if (!charts.length && !atlases.length) { document.documentElement.dataset.ready = "no curves"; return; }
   const bytes = Uint8Array.from(atob(packed), (one) => one.charCodeAt(0));
   const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   document.head.append(make("script", { textContent: text }));

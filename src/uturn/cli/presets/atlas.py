@@ -21,7 +21,7 @@ from uturn.core.checks import checked_path, shown, validation_words
 from uturn.core.files import clear_caches, named_errors, read_table, whole_file
 from uturn.core.progress import duration
 from uturn.pages import live_page, write_page
-from uturn.pages.writing import check_results, write_figures
+from uturn.pages.results import check_results, write_figures
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder, output_folder
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.measures.cloning import largest_eigenvalue
+from uturn.measures.statistics import Estimate
 from uturn.store.record import warnings_of
 from uturn.studies import study
 from uturn.studies.curves import ESTIMATE
@@ -259,5 +260,5 @@ def _number(value: Any) -> str:
 
 def _cell(values: Any) -> str:
     """A number with its interval; "" if it does not exist."""
-    value, low, high = (_number(v) for v in np.asarray(values))
-    return f"{value} [{low}, {high}]" if value and low and high else value
+    number = Estimate(*np.asarray(values, float).tolist())
+    return _number(number.value) if np.isnan(number).any() else f"{number:.3g}".replace("inf", "∞")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,31 +19,29 @@ _INCH = 0.56  # height of a row
 _MARGIN = 0.6  # nats beyond the outermost marks
 
 
-def draw_atlas(found: xr.Dataset) -> Any:
+def draw_atlas(atlas: xr.Dataset) -> Any:
     """The table of `uturn.cli.presets.atlas_numbers.table_of` as a figure; noise grows to the right.
 
     Each row: a marker at t* with its 95 % interval, a bar from a quarter to three quarters of the fall of the class, ticks above
     it at the half-lives of the layers, from the first to the last, a circle where the order of the layers inverts, a star at
     speciation. Colours are data sets, markers kinds of models. At the right: t* and the width.
     """
-    plain = {name: ("entry", [str(text).replace("$", r"\$") for text in found[name].values]) for name in _TEXTS}
-    found = found.assign_coords(plain)
-    names, groups = [str(name) for name in found.name.values], [str(group) for group in found.group.values]
+    plain = {name: ("entry", [str(text).replace("$", r"\$") for text in atlas[name].values]) for name in _TEXTS}
+    atlas = atlas.assign_coords(plain)
+    names, groups = [str(name) for name in atlas.name.values], [str(group) for group in atlas.group.values]
     places = _places(names, groups)
     headings = {group: places[groups.index(group)] - 0.85 for group in dict.fromkeys(groups) if group}
-    colors = dict(zip(dict.fromkeys(map(str, found.data.values)), _COLORS * len(names), strict=False))
-    markers = dict(zip(dict.fromkeys(map(str, found.kind.values)), _MARKERS * len(names), strict=False))
-    titles = [str(title) for title in found.title.values]
+    colors = dict(zip(dict.fromkeys(map(str, atlas.data.values)), _COLORS * len(names), strict=False))
+    markers = dict(zip(dict.fromkeys(map(str, atlas.kind.values)), _MARKERS * len(names), strict=False))
+    titles = [str(title) for title in atlas.title.values]
     with style(fonts_for("".join([*titles, *groups, *colors, *markers]))[0]) as plt:
         heights = (0.35 + 0.22 * max(len(colors), len(markers), 3), 0.9 + _INCH * (max(places) + 1))
-        figure, (above, axes) = plt.subplots(
-            2, 1, figsize=(12.5, sum(heights)), height_ratios=heights, layout="constrained", squeeze=True
-        )
-        low, high = _reach(found)
+        figure, (above, axes) = plt.subplots(2, 1, figsize=(12.5, sum(heights)), height_ratios=heights, layout="constrained")
+        low, high = _reach(atlas)
         for k, y in enumerate(places):
-            one = found.isel(entry=k)
+            entry = atlas.isel(entry=k)
             axes.plot([low, high], [y, y], color=MUTED, lw=0.6, alpha=0.35, zorder=0)
-            _draw_row(axes, one, y, colors[str(one.data.item())], markers[str(one.kind.item())])
+            _draw_row(axes, entry, y, colors[str(entry.data.item())], markers[str(entry.kind.item())])
         for group, y in headings.items():
             axes.text(high, y, group, fontweight="bold", va="center", fontsize=11)
         firsts = {name: y for name, y in reversed(list(zip(names, places, strict=True)))}
@@ -61,48 +60,38 @@ def draw_atlas(found: xr.Dataset) -> Any:
 
 def _places(names: list[str], groups: list[str]) -> list[float]:
     """Heights of the entries: one a row, closer for several classifiers of a row, with room for the heading of a group."""
-    places: list[float] = []
-    for k, name in enumerate(names):
-        if k == 0:
-            places.append(0.0)
-        elif name == names[k - 1]:
-            places.append(places[-1] + 0.6)
-        else:
-            places.append(places[-1] + (1.0 if groups[k] == groups[k - 1] else 1.9))
-    return places
+    pairs = list(pairwise(zip(names, groups, strict=True)))
+    steps = [0.6 if name == above else 1.0 if group == group_above else 1.9 for (above, group_above), (name, group) in pairs]
+    return [0.0, *np.cumsum(steps).tolist()]
 
 
-def _reach(found: xr.Dataset) -> tuple[float, float]:
+def _reach(atlas: xr.Dataset) -> tuple[float, float]:
     """Least and largest log-SNR of the axis."""
-    drawn = [
-        found.transition.values,
-        found.fall.sel(estimate="value").values,
-        found.speciation.values,
-        found.inversion[:, 0].values,
-    ]
-    values = np.concatenate([np.ravel(part) for part in [*drawn, found.half_life.sel(estimate="value").values]])
+    falls, half_lives = (values.sel(estimate="value") for values in (atlas.fall, atlas.half_life))
+    drawn = (atlas.transition, falls, atlas.speciation, atlas.inversion[:, 0], half_lives)
+    values = np.concatenate([np.ravel(numbers) for numbers in drawn])
     values = values[np.isfinite(values)].clip(-15, 15)
     return (float(values.min(initial=-1.0)) - _MARGIN, float(values.max(initial=1.0)) + _MARGIN)
 
 
-def _draw_row(axes: Any, one: xr.Dataset, y: float, color: str, marker: str) -> None:
-    star, low, high = one.transition.values
-    early, late = one.fall.sel(estimate="value").values
+def _draw_row(axes: Any, entry: xr.Dataset, y: float, color: str, marker: str) -> None:
+    star, low, high = entry.transition.values
+    early, late = entry.fall.sel(estimate="value").values
     if np.isfinite([early, late]).all():
         axes.barh(y, late - early, left=early, height=0.36, color=color, alpha=0.25, lw=0)
     if not np.isnan([low, high]).any():
         low, high = np.clip([low, high], *sorted(axes.get_xlim()))  # no noise, or noise alone, has an infinite log-SNR
         axes.plot([low, high], [y, y], color=color, lw=2.4, solid_capstyle="butt")
-    layers = sum(bool(str(layer)) for layer in one.layer.values)
+    layers = sum(bool(str(layer)) for layer in entry.layer.values)
     for k, tick in enumerate(level_colors(layers)):
-        axes.plot([one.half_life[k, 0]], [y - 0.31], "|", color=tick, ms=8, mew=2)
-    axes.plot([one.speciation], [y], "*", color=THEORY, ms=9, mew=0)
-    axes.plot([one.inversion[0]], [y], "o", mfc="none", mec=THEORY, mew=1.5, ms=12)
+        axes.plot([entry.half_life[k, 0]], [y - 0.31], "|", color=tick, ms=8, mew=2)
+    axes.plot([entry.speciation], [y], "*", color=THEORY, ms=9, mew=0)
+    axes.plot([entry.inversion[0]], [y], "o", mfc="none", mec=THEORY, mew=1.5, ms=12)
     if np.isfinite(star):
         axes.plot([star], [y], marker, color=color, mec="white", mew=0.8, ms=10, zorder=5)
-    words = "failed" if one.failure.item() else "no $t^*$"
+    words = "failed" if entry.failure.item() else "no $t^*$"
     if np.isfinite(star):
-        words = f"$t^*$ {star:.1f}" + (f", width {float(one.width[0]):.1f}" if np.isfinite(one.width[0]) else ", no width")
+        words = f"$t^*$ {star:.1f}" + (f", width {float(entry.width[0]):.1f}" if np.isfinite(entry.width[0]) else ", no width")
     axes.annotate(words.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=color)
 
 
@@ -127,17 +116,7 @@ def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]
     columns = ((0.0, "data", sets, 1), (0.17, "model; class half lost at $t^*$", kinds, 1), (0.5, "marks", marks, 2))
     for x, title, handles, count in columns:
         if handles:
-            labels = [handle.get_label() for handle in handles]
-            legend = Legend(
-                axes,
-                handles,
-                labels,
-                title=title,
-                ncol=count,
-                loc="upper left",
-                bbox_to_anchor=(x, 1.0),
-                alignment="left",
-                borderpad=0,
-            )
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (x, 1.0), "alignment": "left", "borderpad": 0}
+            legend = Legend(axes, handles, [handle.get_label() for handle in handles], title=title, ncol=count, **place)
             legend.get_title().set_fontweight("bold")
             axes.add_artist(legend)

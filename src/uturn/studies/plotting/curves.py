@@ -1,4 +1,4 @@
-"""Parts of figures of curves against noise: transitions, legends, and texts that are drawn as they stand."""
+"""Parts of figures of curves against noise: transitions, gaps, legends, and texts that are drawn as they stand."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     return sorted({round(float(k)) for k in np.linspace(0, count - 1, min(count, most))})
 
 
+def draw_curve(axis: Any, x: np.ndarray, band: np.ndarray, color: Any, alpha: float, **look: Any) -> None:
+    """A curve with its intervals, `band` (points, 3): value, low, high."""
+    value, low, high = band.T
+    axis.fill_between(x, low, high, color=color, alpha=alpha, lw=0)
+    axis.plot(x, value, color=color, **look)
+
+
 def draw_legend(axis: Any, early: bool, **options: Any) -> None:
     """A legend at the upper right if the curves fall early, else at the lower left."""
     place = "upper right" if early else "lower left"
@@ -62,10 +69,15 @@ def draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> None
         axis.axvline(star[0], color=color, lw=1.2, ls=":")
 
 
-def interval(values: np.ndarray) -> str:
-    """A number with its interval, with two digits."""
-    value, low, high = values
-    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else "")
+def draw_gap(axes: Any, x: Any, gap: Any, detected: Any, color: Any, label: str | None = None, marker: str = "o") -> None:
+    """A gap with its 95 % interval, arrays gap (points, 3) and detected (points,); hollow marks where the test detects none."""
+    x, gap, seen = np.asarray(x, float), np.asarray(gap, float), np.asarray(detected, bool)
+    value, low, high = gap.T
+    axes.plot(x, value, color=color, lw=1.2, zorder=2)
+    axes.vlines(x, low, high, color=color, lw=1.1, zorder=2)
+    axes.plot(x[seen], value[seen], ls="", marker=marker, ms=5.5, color=color, zorder=3)
+    axes.plot([], [], color=color, lw=1.2, marker=marker, ms=5.5, label=label)
+    axes.plot(x[~seen], value[~seen], ls="", marker=marker, ms=5.5, mfc="white", mec=color, zorder=3)
 
 
 def markers(noise: np.ndarray) -> dict[str, Any]:
@@ -88,11 +100,9 @@ def no_mathematics(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def drawable(
-    data: xr.Dataset, coordinates: Sequence[str], attributes: Sequence[str] = ("description",)
-) -> tuple[xr.Dataset, list[str]]:
-    """An analysis whose texts can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
-    names = [name for name in coordinates if name in data.coords]
+def drawable(data: xr.Dataset, coordinates: Sequence[str]) -> tuple[xr.Dataset, list[str]]:
+    """A study whose texts can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
+    names, attributes = [name for name in coordinates if name in data.coords], ("description", "remark")
     text = "".join([*(str(data.attrs[name]) for name in attributes), *(str(x) for name in names for x in data[name].values.flat)])
     families, missing = fonts_for(text)
     escapes = str.maketrans({c: c.encode("unicode_escape").decode() for c in missing})

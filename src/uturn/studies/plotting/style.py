@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from uturn.core.files import whole_file
 
 CLASS, THEORY, ACCENT, MUTED = "#b3261e", "#111111", "#0072b2", "#777777"
 DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -48,6 +51,16 @@ def style(families: Sequence[str] = ()) -> Iterator[Any]:
     with plt.rc_context(settings):
         plt.rcParams["font.family"] = [*plt.rcParams["font.family"], *families]
         yield plt
+
+
+def save_figure(figure: Any, *paths: Path) -> None:
+    """Write a figure to files, in the formats that their endings name, and close it."""
+    import matplotlib.pyplot as plt
+
+    for path in paths:
+        with whole_file(path) as file:
+            figure.savefig(file, format=path.suffix[1:].lower())
+    plt.close(figure)
 
 
 def fonts_for(text: str) -> tuple[list[str], set[str]]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.plotting.style import CLASS, DISTINCT, MUTED, THEORY, fonts_for, style
 
@@ -48,27 +50,23 @@ def blocks(
 ) -> Iterator[tuple[int, list[ShownText]]]:
     """Number of each item that is shown, and its rows: the original, then a reconstruction for each noise level."""
     count, levels = data.sizes["shown_item"], data.sizes["shown_noise"]
-    wanted = evenly_spaced(levels, levels if most_levels is None else most_levels)
-    regions = data.shown_region if "shown_region" in data else None
-    separators = data.shown_separator if "shown_separator" in data else None
+    shown_levels = evenly_spaced(levels, levels if most_levels is None else most_levels)
     for item in range(min(count, most_items or count)):
-        one = data.isel(shown_item=item)
-        there = [k for k, piece in enumerate(one.original_piece.values) if piece]
-        texts = [str(one.original_piece.values[k]) for k in there]
-        region = [-1 if regions is None else int(regions[item, k]) for k in there]
-        separates = [separators is not None and bool(separators[item, k]) for k in there]
-        original = [Token(readable(text), region=r, separates=s) for text, r, s in zip(texts, region, separates, strict=True)]
-        rows = [ShownText(None, original, [])]
-        for level in wanted:
-            at = one.isel(shown_noise=level)
-            noised, changed = ([bool(marks[k]) for k in there] for marks in (at.noised.values, at.changed.values))
-            tokens = [Token(readable(at.piece.values[k]), *marks) for k, *marks in zip(there, noised, changed, strict=True)]
-            noisy = [
-                Token(_noisy_text(str(at.noisy_piece.values[k]), text), mark)
-                for k, text, mark in zip(there, texts, noised, strict=True)
-            ]
+        text = data.isel(shown_item=item)
+        text = text.isel(position=np.flatnonzero(text.original_piece.values != ""))
+        originals, length = text.original_piece.values.tolist(), text.sizes["position"]
+        regions = text.shown_region.values.tolist() if "shown_region" in data else [-1] * length
+        separates = text.shown_separator.values.tolist() if "shown_separator" in data else [False] * length
+        tokens = [Token(readable(p), region=r, separates=s) for p, r, s in zip(originals, regions, separates, strict=True)]
+        rows = [ShownText(None, tokens, [])]
+        for level in shown_levels:
+            at = text.isel(shown_noise=level)
+            noised, changed = at.noised.values.tolist(), at.changed.values.tolist()
+            tokens = [Token(readable(p), n, c) for p, n, c in zip(at.piece.values.tolist(), noised, changed, strict=True)]
+            pieces = map(_noisy_text, at.noisy_piece.values.tolist(), originals)
+            noisy = [Token(piece, n) for piece, n in zip(pieces, noised, strict=True)]
             rows.append(ShownText(float(at.shown_noise), tokens, noisy))
-        yield int(one.shown_item), rows
+        yield int(text.shown_item), rows
 
 
 def _noisy_text(piece: str, original: str) -> str:
@@ -89,17 +87,17 @@ def cells(text: str) -> int:
 
 def lines(tokens: Iterable[Token], columns: int) -> list[list[tuple[int, Token]]]:
     """Tokens with their columns, in lines of at most so many columns; a blank that begins a line of words is left out."""
-    found: list[list[tuple[int, Token]]] = [[]]
+    lines: list[list[tuple[int, Token]]] = [[]]
     at = 0
     for token in tokens:
         if at and at + cells(token.text) > columns:
-            found.append([])
+            lines.append([])
             at = 0
         if at == 0 and len(token.text) > 1:
             token = token._replace(text=token.text.lstrip(" "))
-        found[-1].append((at, token))
+        lines[-1].append((at, token))
         at += cells(token.text)
-    return found
+    return lines
 
 
 def draw_tokens(data: xr.Dataset, most_items: int = 3, most_levels: int = 5) -> Any | None:
@@ -206,13 +204,13 @@ def _region_look(region: int) -> dict[str, Any]:
 
 def _characters(text: str) -> list[str]:
     """Characters of a text; combining marks stay with their letter."""
-    found: list[str] = []
+    characters: list[str] = []
     for c in text:
-        if unicodedata.combining(c) and found:
-            found[-1] += c
+        if unicodedata.combining(c) and characters:
+            characters[-1] += c
         else:
-            found.append(c)
-    return found
+            characters.append(c)
+    return characters
 
 
 def _draw_key(axis: Any, data: xr.Dataset) -> None:

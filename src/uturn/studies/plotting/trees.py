@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED
+from uturn.studies.plotting.style import ACCENT, CLASS
 
 SYMBOL_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442")
 UP, DOWN = ACCENT, CLASS
@@ -60,7 +60,7 @@ def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, widt
             axes.add_patch(Wedge((x, y), radius, end, start, width=width, fc=SYMBOL_COLORS[symbol], ec="white", lw=0.6, zorder=3))
 
 
-def square(axes: Any, x: float, y: float, side: float = 0.34, color: Any = "#333333") -> None:
+def square(axes: Any, x: float, y: float, side: float, color: str = "#333333") -> None:
     """Draw a square, which stands for a factor of the graphical model."""
     from matplotlib.patches import Rectangle
 
@@ -74,13 +74,13 @@ def message_bars(
     message: Sequence[float] | np.ndarray,
     width: float,
     height: float,
-    color: Any = MUTED,
-    true_symbol: int | None = None,
-    arrow: str = "",
+    color: Any,
+    true_symbol: int,
+    arrow: str,
 ) -> None:
     """Draw a message as a bar chart centred at x with its base at y: one bar for each symbol, full height = probability 1.
 
-    `color`: of the base line, of the arrow head ("up", "down" or "") above the chart, and of the dot under the true symbol.
+    `color`: of the base line, of the arrow head ("up" or "down") above the chart, and of the dot under the true symbol.
     """
     from matplotlib.patches import Rectangle
 
@@ -93,10 +93,8 @@ def message_bars(
             Rectangle((left + (symbol + 0.1) * step, y), 0.8 * step, height * float(p), fc=SYMBOL_COLORS[symbol], lw=0, zorder=3)
         )
     axes.plot([left, left + width], [y, y], color=color, lw=1.6, solid_capstyle="butt", zorder=4)
-    if true_symbol is not None:
-        axes.plot([left + (true_symbol + 0.5) * step], [y - 0.14 * height], "o", color=color, ms=4, mew=0, zorder=4)
-    if arrow:
-        axes.plot([x], [y + 1.2 * height], "^" if arrow == "up" else "v", color=color, ms=7, mew=0, zorder=4)
+    axes.plot([left + (true_symbol + 0.5) * step], [y - 0.14 * height], "o", color=color, ms=4, mew=0, zorder=4)
+    axes.plot([x], [y + 1.2 * height], "^" if arrow == "up" else "v", color=color, ms=7, mew=0, zorder=4)
 
 
 def draw_tree(
@@ -127,7 +125,6 @@ def rule_table(
     tree_level: int,
     depth: int,
     frames: dict[tuple[int, int], list[Any]],
-    pitch: float = 1.36,
 ) -> None:
     """Draw the rules of one level: for each parent symbol a column with the parent and, below it, its tuples of children.
 
@@ -137,7 +134,7 @@ def rule_table(
 
     drop, half = 0.62, 0.26
     for parent, options in enumerate(rules):
-        at = x + parent * pitch
+        at = x + 1.36 * parent
         token(axes, at, y, parent, symbol_name(parent, tree_level, depth), radius=0.29, size=9.5)
         for k, children in enumerate(options):
             row = y - 0.68 - k * drop

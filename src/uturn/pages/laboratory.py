@@ -1,29 +1,29 @@
-"""The page, put together from the files of `assets/lab/`."""
+"""The laboratory: one HTML page that computes U-turns of strings in the browser, and shows U-turns of images."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from uturn.core.files import whole_file
+from uturn.pages.html import asset, rendered
 
-_FOLDER = Path(__file__).parents[2] / "assets" / "lab"
+__all__ = ["MODULES", "laboratory", "script", "write_laboratory"]
+
 MODULES = ("random", "grammar", "channels", "propagation", "theory")  # without the page; each imports from those before it
 _PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "images", "app")
 
 
-def script(modules: tuple[str, ...]) -> str:
+def script(modules: Sequence[str]) -> str:
     """The JavaScript of some modules as one: their text without imports, which name functions of the other modules."""
-    texts = [(_FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in modules]
-    return "\n".join(re.sub(r"^import [^;]*;\n|^export ", "", text, flags=re.M) for text in texts)
+    return "\n".join(re.sub(r"^import [^;]*;\n|^export ", "", asset(f"lab/{name}.js"), flags=re.M) for name in modules)
 
 
 def laboratory() -> str:
     """The page as HTML. It needs no server and no network, and gives the numbers that this package gives for the same seeds."""
-    page = (_FOLDER / "index.html").read_text(encoding="utf-8")
-    for place, name in (("/*STYLE*/", "style.css"), ("/*IMAGES*/", "images.json")):
-        page = page.replace(place, (_FOLDER / name).read_text(encoding="utf-8"))
-    return page.replace("/*SCRIPT*/", script(MODULES + _PAGE))
+    style, images = asset("lab/style.css"), asset("lab/images.json")
+    return rendered("lab/index.html", style=style, images=images, script=script(MODULES + _PAGE))
 
 
 def write_laboratory(out: str | Path) -> Path:

@@ -1,0 +1,151 @@
+"""Pages as HTML, by the templates in `assets/`. They escape all words from results; scripts of pages write words as text.
+
+The policy in the head of the page of results lets a browser run only the scripts of this package, by their hashes, and load
+nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import uturn
+from uturn.pages.figures import tally
+from uturn.studies.curves import with_interval
+from uturn.studies.plotting.tokens import EDGES, Token, blocks
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.pages.live import RunningStudy
+    from uturn.pages.sections import Collected
+
+_ASSETS = Path(__file__).parents[1] / "assets"
+_OUTCOMES = (False, True, None)  # of verdicts, as they follow each other in the table
+
+
+def asset(name: str) -> str:
+    """The text of a file of `assets/`."""
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page: a template of `assets/` with its values."""
+    return _environment().get_template(template).render(values)
+
+
+@lru_cache(1)
+def _environment() -> Environment:
+    spaces: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined, **spaces)
+    environment.filters["sentence"] = _sentence
+    environment.filters["interval"] = with_interval
+    environment.filters["time"] = lambda seconds, form: time.strftime(form, time.localtime(seconds))
+    environment.filters["marked"] = _marked
+    return environment
+
+
+def _sentence(words: str) -> str:
+    """Words with a full stop, and a capital letter unless they begin with the name of a reading, which "," or ":" follows.
+
+    >>> _sentence("nothing changes"), _sentence("kept: no curve")
+    ('Nothing changes.', 'kept: no curve.')
+    """
+    first = words[:1].upper() if re.match("[a-z]+ ", words) else words[:1]
+    return first + words[1:] + ("" if words.endswith(".") else ".")
+
+
+def results_page(collected: Collected, folder: Path, running: RunningStudy | None = None) -> str:
+    """The page of some sections; links to files are relative to the folder in which it will be."""
+    sections = collected.sections
+    for section in sections:
+        files = [path for path in section["files"] if not path.is_symlink()]
+        section["links"] = [{"name": path.name, "href": _link(path, folder)} for path in files]
+    judged = [section for section in sections if section["verdicts"]]
+    verdicts = [(verdict, section) for section in judged for verdict in section["verdicts"]]
+    shown = ("id", "title", "short", "charts", "grid", "tree", "tokens", "rows", "headlines")
+    data = json.dumps(
+        {"sections": [{key: section[key] for key in shown} for section in sections]}, ensure_ascii=False, separators=(",", ":")
+    )
+    plotly, packed = _plotly()
+    script = asset("report/page.js")
+    return rendered(
+        "report/page.html",
+        style=asset("report/page.css"),
+        hashes=" ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (script, plotly)),
+        version=uturn.__version__,
+        running=running,
+        sections=sections,
+        problems=collected.problems,
+        judged=judged,
+        verdicts=sorted(verdicts, key=lambda pair: _OUTCOMES.index(pair[0]["passed"])),
+        count=tally([verdict for verdict, _ in verdicts]),
+        data=data.replace("<", "\\u003c"),  # a name such as </script> would end the element
+        plotly=packed,
+        script=script,
+    )
+
+
+def _link(path: Path, folder: Path) -> str:
+    relative = os.path.relpath(path.resolve(), folder.resolve())
+    return quote(f"{relative}/zarr.json" if path.is_dir() else relative, errors="surrogateescape")
+
+
+@lru_cache(1)
+def _plotly() -> tuple[str, str]:
+    """The script plotly.js of the package plotly, and the same compressed as base64."""
+    content = (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    return content.decode(), _base64(gzip.compress(content, 9, mtime=0))
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def token_page(data: xr.Dataset) -> str:
+    """The texts of the records of a run, token by token, as a page without scripts and without other files."""
+    items = list(blocks(data))
+    names = data.region_name.values if "region_name" in data.coords else []
+    return rendered(
+        "report/tokens.html",
+        description=data.attrs.get("description", ""),
+        of_characters=all(len(token.text) == 1 for _, rows in items for row in rows for token in row.tokens),
+        regions=[(name, _edge(k)) for k, name in enumerate(names)],
+        separators="shown_separator" in data,
+        items=items,
+    )
+
+
+def _edge(region: int) -> str:
+    """Kind of the line below the tokens of a region; "" for none."""
+    return EDGES[region % len(EDGES)][0] if region >= 0 else ""
+
+
+def _marked(tokens: Sequence[Token]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Runs of tokens of one region, with its line: the blank before each token, which is not marked, its tag, and its text.
+
+    The line below a run has no gaps. The blank that begins a text of words is left out.
+    """
+    first = True
+    for region, run in groupby(tokens, key=lambda token: token.region):
+        pieces = []
+        for token in run:
+            blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
+            tag = "mark" if token.changed else "i" if token.noised else "b" if token.separates else ""
+            pieces.append(("" if first else blank, tag, token.text[len(blank) :]))
+            first = False
+        yield _edge(region), pieces
