@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import uturn as ut
 from uturn.backward import ExactPosterior
 from uturn.cli import app
-from uturn.core.contracts import checked_blocks
 from uturn.engine.measuring import measure
 from uturn.engine.trial import check
 from uturn.probes import TreeLevels
@@ -402,21 +401,6 @@ def test_probes_cannot_write_into_what_others_read(what):
 def test_a_backward_cannot_write_into_noisy_data():
     with pytest.raises(ValueError, match=r"WritingBackward'\)\.reconstruct: assignment destination is read-only"):
         ut.run(ut.Experiment.from_dict(with_part("backward", "WritingBackward")))
-
-
-def test_the_arrays_of_a_source_stay_its_own():
-    kept = np.zeros((3, 4))
-
-    class Block:
-        items, data = np.arange(3), kept
-
-        def __init__(self):
-            self.items, self.data = np.arange(3), kept
-
-    (block,) = checked_blocks(None, [Block()], np.arange(3))
-    assert not block.data.flags.writeable
-    assert kept.flags.writeable
-    assert np.shares_memory(block.data, kept)
 
 
 class Pair(ut.Masking):

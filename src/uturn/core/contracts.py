@@ -27,10 +27,11 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
         if not hasattr(block, "items") or isinstance(block, Mapping):
             raise ValueError(f"{where} gave a {type(block).__name__} without 'items'; expected blocks with `items` (batch,)")
         data = getattr(block, "data", None)
-        if data is not None and len(data) != len(block.items):
-            raise ValueError(f"{where}: `data` of a block has {len(data)} rows, but its `items` are {len(block.items)}")
+        shapes = np.shape(data), np.shape(block.items)
+        if data is not None and shapes[0][:1] != shapes[1]:
+            raise ValueError(f"{where}: `data` of a block has shape {shapes[0]}, its `items` {shapes[1]}; expected (batch, ..)")
         checked.append(completed(read_only(block), Originals))
-        numbers += np.asarray(block.items).tolist()
+        numbers += np.atleast_1d(block.items).tolist()
         if len(numbers) > len(items):
             break
     if numbers != items.tolist():
@@ -53,8 +54,7 @@ def read_only(value: Any) -> Any:
         parts = map(read_only, value)
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     elif not isinstance(value, type):
-        holds_arrays = np.ndarray | dict
-        members = {name: x for name, x in attributes(value).items() if isinstance(x, holds_arrays) or is_dataclass(x)}
+        members = {name: x for name, x in attributes(value).items() if isinstance(x, np.ndarray | dict) or is_dataclass(x)}
         value = copy(value) if members else value
         for name, member in members.items():
             object.__setattr__(value, name, read_only(member))  # also of a frozen dataclass

@@ -70,8 +70,6 @@ def u_turns(
         if isinstance(value, type) or not all(hasattr(value, member) for member in members):
             raise ValueError(f"{name} = {shown(value)}: expected {example}")
     most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
-    if most is not None and not (isinstance(most, int) and most >= 1):
-        raise ValueError(f"backward.blocks_ahead = {shown(most)}: expected an integer >= 1, or None")
     if not undoes(backward, corruption):
         raise ValueError(
             f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "

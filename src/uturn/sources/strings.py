@@ -50,8 +50,6 @@ class Strings(Originals):
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
-        if not isinstance(noisy, Noisy):
-            raise ValueError(f"{corruption!r}.corrupt gave a {type(noisy).__name__}; expected a uturn.corruption.Noisy")
         return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 
