@@ -26,7 +26,7 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
     for block in blocks:
         if not hasattr(block, "items") or isinstance(block, Mapping):
             raise ValueError(f"{where} gave a {type(block).__name__} without 'items'; expected blocks with `items` (batch,)")
-        data = getattr(block, "data", None)
+        data: Any = getattr(block, "data", None)
         shapes = np.shape(data), np.shape(block.items)
         if data is not None and shapes[0][:1] != shapes[1]:
             raise ValueError(f"{where}: `data` of a block has shape {shapes[0]}, its `items` {shapes[1]}; expected (batch, ..)")

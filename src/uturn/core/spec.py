@@ -50,8 +50,9 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     label = f"{name} ({kind!r})"
     cls: Any = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
     required = sorted(PROTOCOLS[idea].__abstractmethods__)
-    missing = [member for member in required if inspect.isclass(cls) and not callable(getattr(cls, member, None))]
-    if missing or not inspect.isclass(cls):
+    is_class = inspect.isclass(cls)
+    missing = [member for member in required if is_class and not callable(getattr(cls, member, None))]
+    if missing or not is_class:
         what = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
         wanted = ", ".join(required)
         raise ValueError(f"{name}.type = {kind!r} is {what}; expected a class with the methods {wanted} (see {DOCS})")
