@@ -13,9 +13,8 @@ import uturn as ut
 from uturn.backward.image_queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys
-from uturn.corruption.ancestral import AncestralScheduler
 from uturn.corruption.noising import amplitudes
-from uturn.corruption.schedulers import scheduler_like
+from uturn.corruption.schedulers import AncestralScheduler, scheduler_like
 
 EULER = diffusers.EulerDiscreteScheduler
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler

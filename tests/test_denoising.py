@@ -426,10 +426,6 @@ def test_bad_schedulers():
     with pytest.raises(ValueError, match="UniPCMultistepScheduler: expected one with a table"):
         ScoreModel(denoiser, diffusers.UniPCMultistepScheduler(use_flow_sigmas=True))
     model = ScoreModel(denoiser, diffusers.DDPMScheduler())
-    with pytest.raises(ValueError, match=r"expected \(batch, 3, rows, 4\)"):
-        model(torch.zeros(1, 4, 1, 3), torch.tensor(0))
-    with pytest.raises(ValueError, match=r"expected 0 \.\. 999"):
-        model(torch.zeros(1, 3, 1, 4), torch.tensor(1000))
     other = ScoreModel(ExactDenoiser(ut.RandomHierarchyModel(3, 2, 2, 2, seed=5), ut.Gaussian()), diffusers.DDPMScheduler())
     prints = [ReverseDiffusion(m, diffusers.DDPMScheduler(), 10).fingerprint() for m in (model, other)]
     assert prints[0] != prints[1]

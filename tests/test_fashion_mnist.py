@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import fashion_mnist
@@ -56,7 +57,8 @@ def test_generator_loads_with_plain_diffusers():
 def test_generator_denoises(test_set):
     """Its estimate of the clean image beats the noisy image itself, and the mean image, by far."""
     images = torch.from_numpy(test_set[0][:50])
-    model, scheduler = fashion_mnist.load_generator(), fashion_mnist.load_scheduler()
+    folder = fashion_mnist.generator_folder()
+    model, scheduler = UNet2DModel.from_pretrained(folder / "unet").eval(), fashion_mnist.load_scheduler()
     assert model.dtype == torch.float32
     assert not model.training
     timesteps = torch.full((50,), 300)

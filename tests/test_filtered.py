@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 import uturn as ut
 from uturn.core.registry import part_class
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.sources.filtered import FilteredRHMSource
+from uturn.sources.strings import FilteredRHMSource
 
 OPTIONS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
 

@@ -287,7 +287,7 @@ def test_fresh_vectors_are_no_originals():
     ("arguments", "words"),
     [
         ({"means": [1.0, 2.0]}, "means has shape"),
-        ({"means": [[np.nan, 2.0]]}, "means has shape"),
+        ({"means": [[np.nan, 2.0]]}, "means has values that are masked, NaN"),
         ({"means": [[0.0], [1.0]], "weights": [0.5, 0.6]}, "weights"),
         ({"means": [[0.0], [1.0]], "weights": [1.0, 0.0]}, "weights"),
         ({"means": [[0.0, 1.0]], "variance": [1.0, 0.0]}, "variance"),
@@ -295,10 +295,10 @@ def test_fresh_vectors_are_no_originals():
         ({"means": [[0.0, 1.0]], "grid": (3, 3)}, "grid"),
         ({"means": [[0.0, 1.0]], "grid": 2}, "grid = 2"),
         ({"means": [[0.0, 1.0]], "grid": (2, 1.0)}, "grid = 1.0"),
-        ({"means": "many"}, "means: expected an array of numbers"),
-        ({"means": [[0.0, 1.0], [2.0]]}, "means: expected an array of numbers"),
+        ({"means": "many"}, "means = 'many': expected real numbers"),
+        ({"means": [[0.0, 1.0], [2.0]]}, "means = .*: expected an array"),
         ({"means": np.zeros((100, 2)), "weights": np.full(100, 0.02)}, r"weights has shape \(100,\) and sum 2"),
-        ({"means": [[0.0, 1.0]], "variance": "one"}, "variance: expected"),
+        ({"means": [[0.0, 1.0]], "variance": "one"}, "variance = 'one': expected"),
     ],
 )
 def test_bad_laws(arguments, words):
@@ -333,18 +333,14 @@ def test_bad_vectors_noise_and_specs():
     law = lopsided()
     with pytest.raises(ValueError, match=r"expected \(batch, 3\)"):
         law.responsibilities(np.zeros((2, 4)), 0.1)
-    with pytest.raises(ValueError, match="vector 1 is not finite"):
+    with pytest.raises(ValueError, match="the vectors has values that are masked, NaN"):
         law.diffuse([[0, 0, 0], [0, np.inf, 0]], 0.1)
     with pytest.raises(ValueError, match="noise = -1"):
         law.diffuse(np.zeros((2, 3)), -1.0)
-    with pytest.raises(ValueError, match="the vectors: expected an array of numbers"):
+    with pytest.raises(ValueError, match="the vectors = 'abc': expected real numbers"):
         law.responsibilities("abc", 0.1)
     with pytest.raises(ValueError, match="count = -1"):
         law.sample(-1)
-    with pytest.raises(ValueError, match="distance = nan"):
-        simplex(2, 8, np.nan)
-    with pytest.raises(ValueError, match="exponent = inf"):
-        power_law((4, 4), np.inf)
     with pytest.raises(ValueError, match="num_modes = 9"):
         simplex(9, 8, 1.0)
     with pytest.raises(ValueError, match="lower num_modes"):

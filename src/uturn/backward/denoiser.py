@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,8 @@ from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, d
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.sources.strings import NoisyStrings
 
-_DECODER = {"order": "random", "block": 8, "temperature": 1.0, "top_k": None, "top_p": None}  # the reverse process of masking
+# Options of the decoder with the defaults, which are those of the reverse process of masking.
+_DECODER = {option.name: option.default for option in fields(Decoder) if option.name != "steps"}
 
 
 class StringDenoiser(Spec, Backward):

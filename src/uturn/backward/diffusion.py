@@ -81,22 +81,22 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         from uturn.networks.model_check import check_denoiser, is_checked
 
         reverse, images = _reverse_diffusion(self), np.concatenate([block.data for block in originals])
-        # An array was looked at as a whole when it was read.
+        # The range of an array was checked when it was read.
         words = "" if isinstance(source, ArraySource) else doubtful_range(images)
         of_images = [f"the source {source!r} gives {words}"] if words else []
         if not is_checked(reverse.model, reverse.device):
             return of_images
         items = np.concatenate([block.items for block in originals])
         labels = np.concatenate([getattr(block, "labels", np.full(len(block.items), -1)) for block in originals])
-        given = NoisyImages(images, np.zeros(len(images)), labels=labels)
-        told = self._labels(given, reverse, Streams(0, items, 0.0, range(1)), 1)
+        noisy = NoisyImages(images, np.zeros(len(images)), labels=labels)
+        told = self._labels(noisy, reverse, Streams(0, items, 0.0, range(1)), 1)
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
             classes = None if told is None else torch.from_numpy(told).to(reverse.device)
             pieces = Pieces(reverse.device, reverse.batch_size)
             half = self.dtype != "float32"
-            found = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
-        return [*(f"the model {self.model!r} {words}" for words in found), *of_images]
+            findings = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
+        return [*(f"the model {self.model!r} {words}" for words in findings), *of_images]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         reverse = _reverse_diffusion(self)
@@ -107,7 +107,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 
     def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """Images of the model, float32 (batch, channels, height, width), from pure noise, one for each random stream."""
-        with begun(0):  # reported as a part of no task
+        with begun(0):  # its calls are no progress of a task
             return _reverse_diffusion(self).generate(keys, labels)
 
     def generated_shape(self) -> tuple[int, int, int]:
@@ -170,10 +170,10 @@ class _ModelForward(Corruption):
     def forward(self) -> Diffusion:
         """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
         reverse, model = _reverse_diffusion(self.spec), self.spec.model
-        expected, found = reverse.image_shape, self.source.image_shape()
-        if expected is not None and tuple(expected) != tuple(found):
+        expected, shape = reverse.image_shape, self.source.image_shape()
+        if expected is not None and tuple(expected) != tuple(shape):
             raise ValueError(
-                f"the images are {tuple(found)} (channels, height, width), but the model {model!r} takes {tuple(expected)}; "
+                f"the images are {tuple(shape)} (channels, height, width), but the model {model!r} takes {tuple(expected)}; "
                 f"give the source the model's `channels` and `size` (text-conditioned models take others too: `image_size`)"
             )
         expects = None if reverse.prompts is not None else reverse.num_classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -71,7 +72,8 @@ class ImageQueue:
         return np.array(work.image, np.float32)
 
     def admitted(self, work: list[Work]) -> list[_Cohort]:
-        return [self._cohort(list(group), step) for step, group in groupby(sorted(work, key=_step, reverse=True), key=_step)]
+        by_step = attrgetter("step")
+        return [self._cohort(list(group), step) for step, group in groupby(sorted(work, key=by_step, reverse=True), by_step)]
 
     def _cohort(self, work: list[Work], step: int) -> _Cohort:
         import torch
@@ -119,10 +121,6 @@ class ImageQueue:
                 images = reverse.pieces(reverse.codec.decode, cohort.state)
                 _check_finite(cohort, images, "the autoencoder gives NaN or infinity", reverse.codec)
             return images.clamp(-1, 1).cpu().numpy()
-
-
-def _step(work: Work) -> int:
-    return work.step
 
 
 def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: Any) -> None:

@@ -7,7 +7,7 @@ When a datum is done, the next one takes its place. `Queued` is the backward of 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -16,14 +16,6 @@ import numpy as np
 from uturn.core import progress
 from uturn.core.protocols import Backward
 from uturn.core.random import Streams
-
-
-class Cohort(Protocol):
-    """Data that advance together: their names, the number of calls that they take, and the number of calls made (`step`)."""
-
-    names: Sequence[Any]
-    calls: int
-    step: int
 
 
 class Process(Protocol):
@@ -40,7 +32,7 @@ class Process(Protocol):
         """The result for a datum that takes no call."""
 
     def admitted(self, work: list[Any]) -> list[Any]:
-        """Cohorts of new data."""
+        """New data in cohorts that advance together: their `names`, the `calls` that they take, the calls made (`step`)."""
 
     def advance(self, cohorts: list[Any]) -> None:
         """One step of all cohorts."""

@@ -250,15 +250,16 @@ class ReverseDiffusion:
         step = self._checked_step(step)
         values = self._checked_images(noisy, step == 0)
         keys = _checked_keys(keys, len(values))
-        classes = self._checked_labels(labels, len(values))
-        if step == 0 or len(values) == 0:
-            result = values.copy()
-        else:
-            work = (Work(x, step, keys[k], None if classes is None else classes[k], k) for k, x in enumerate(values))
-            with units(len(values)):
-                done = dict(run_queue(ImageQueue(self), work))
-            result = np.stack([done[k] for k in range(len(values))])
+        with units(len(values)):
+            result = self._denoised(values, step, keys, self._checked_labels(labels, len(values)))
         return torch.from_numpy(result) if isinstance(noisy, torch.Tensor) else result
+
+    def _denoised(self, values: np.ndarray, step: int, keys: np.ndarray, classes: list[int] | None) -> np.ndarray:
+        if not len(values):
+            return np.empty((0, *(self.image_shape or values.shape[1:])), np.float32)
+        work = (Work(x, step, keys[k], None if classes is None else classes[k], k) for k, x in enumerate(values))
+        done = dict(run_queue(ImageQueue(self), work))
+        return np.stack([done[k] for k in range(len(values))])
 
     def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in the order of completion.
@@ -272,7 +273,7 @@ class ReverseDiffusion:
         name, reconstruction
             float32 (channels, height, width) in [-1, 1].
         """
-        return run_queue(ImageQueue(self), (self._checked_work(one) for one in work))
+        return run_queue(ImageQueue(self), map(self._checked_work, work))
 
     def generate(self, keys: Any, labels: Any = None) -> Any:
         """Samples (batch, channels, height, width) in [-1, 1] from pure noise; float32 numpy array.
@@ -287,11 +288,7 @@ class ReverseDiffusion:
         classes = self._checked_labels(labels, len(keys))
         blank = torch.zeros(len(keys), *self.latent_shape)
         noise = (self.forward.noise_like(blank, keys) * self.forward.pure_sigma).numpy()
-        work = (Work(noise[k], self.num_steps, key, None if classes is None else classes[k], k) for k, key in enumerate(keys))
-        samples = dict(run_queue(ImageQueue(self), work))
-        if not samples:
-            return np.empty((0, *(self.image_shape or self.latent_shape)), np.float32)
-        return np.stack([samples[k] for k in range(len(keys))])
+        return self._denoised(noise, self.num_steps, keys, classes)
 
     def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
         """The model's output for one batch, in the dtype of `noisy`."""
@@ -305,12 +302,14 @@ class ReverseDiffusion:
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps, recorded with results."""
+        import torch
+
         digest = hashlib.sha256()
         modules = [self.model, *([self.codec] if hasattr(self.codec, "state_dict") else [])]
         for module in modules:
             for name, tensor in sorted(module.state_dict().items()):
                 digest.update(name.encode())
-                digest.update(_bytes_of(tensor))
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         digest.update(type(self.forward.scheduler).__name__.encode())
         digest.update(self.forward.scheduler.to_json_string().encode())
         digest.update(f"{self.num_steps} {self.step_arguments} {self.forward.pure_noise}".encode())
@@ -390,12 +389,6 @@ def _step_arguments(scheduler: Any, eta: float | None) -> dict[str, float]:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: expected a number in [0, 1]")
     return {"eta": eta}
-
-
-def _bytes_of(tensor: torch.Tensor) -> bytes:
-    import torch
-
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _device_of(model: Any) -> torch.device:

@@ -15,10 +15,9 @@ from uturn.backward.score_model import ScoreModel, images_of, observation_of, st
 from uturn.core.protocols import Axes, Backward, Corruption, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption import Gaussian
-from uturn.corruption.ancestral import AncestralScheduler
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.diffusion import Diffusion, check_marker
-from uturn.corruption.schedulers import named_scheduler
+from uturn.corruption.schedulers import AncestralScheduler, named_scheduler
 from uturn.sources.strings import NoisyStrings
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ class StringDiffusion(Spec, Backward):
 
     Noise levels are fractions t/T of the chain. The noise schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02);
     flow matching uses straight paths (`flow_match`, or `flow_match_ancestral` with the ancestral step). `scheduler`, `steps`,
-    `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of
-    beliefs read the exact ones given x_t. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where not grammatical.
+    `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of beliefs read the exact ones given x_t. Reconstructions:
+    {tree_level: int64 (items, draws, nodes)}, -1 where not grammatical.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)

@@ -11,12 +11,9 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 LARGEST = np.float64(1e100)
 """Largest number whose squares and their sums are far from the largest float64."""
@@ -36,20 +33,26 @@ def checked_integer(name: str, value: Any, least: int) -> int:
     return number
 
 
-def checked_depth(value: Any, name: str = "depth", instead: str = "lower it") -> int:
+def checked_depth(value: Any, instead: str = "lower it") -> int:
     """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
-    depth = checked_integer(name, value, 1)
+    depth = checked_integer("depth", value, 1)
     if depth > MOST_DEPTH:
-        raise ValueError(f"{name} = {shown(depth)}: expected at most {MOST_DEPTH} levels; {instead}")
+        raise ValueError(f"depth = {shown(depth)}: expected at most {MOST_DEPTH} levels; {instead}")
     return depth
 
 
-def check_tuples(vocab_size: int, branching: int) -> None:
-    """ValueError if vocab_size**branching, the number of tuples, leaves the range of float64."""
+def check_tuples(vocab_size: int, branching: int, symbols: int = 0, multiplicity: int = 0, where: str = "a level") -> None:
+    """ValueError if vocab_size**branching, the number of tuples, leaves the range of float64, or is below that of the rules."""
     if branching * math.log2(vocab_size) > 1000:
         raise ValueError(
             f"vocab_size = {shown(vocab_size)}, branching = {shown(branching)}: vocab_size**branching has more than 300 digits; "
             f"lower one of them"
+        )
+    tuples = vocab_size**branching
+    if symbols * multiplicity > tuples:
+        raise ValueError(
+            f"{shown(symbols)} symbols with multiplicity = {shown(multiplicity)} rules each at {where}, but only "
+            f"vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to at most {tuples // symbols}"
         )
 
 
@@ -79,13 +82,13 @@ def checked_array(name: str, value: Any) -> np.ndarray:
 
 def checked_numbers(name: str, value: Any) -> np.ndarray:
     """`value` as float64 numbers whose squares and sums are far from the largest one, or a ValueError."""
-    found = checked_array(name, value)
-    if found.dtype.kind not in "biuf":
-        raise ValueError(f"{name} = {shown(value)}: expected real numbers, got dtype {found.dtype}")
-    found = found.astype(float)
-    if np.ma.is_masked(value) or not (np.abs(found) < LARGEST).all():
+    numbers = checked_array(name, value)
+    if numbers.dtype.kind not in "biuf":
+        raise ValueError(f"{name} = {shown(value)}: expected real numbers, got dtype {numbers.dtype}")
+    numbers = numbers.astype(float)
+    if np.ma.is_masked(value) or not (np.abs(numbers) < LARGEST).all():
         raise ValueError(f"{name} has values that are masked, NaN or above {LARGEST:g}; leave out what is missing")
-    return found
+    return numbers
 
 
 def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarray:
@@ -111,13 +114,13 @@ def plain(value: Any) -> Any:
     return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def shown(value: Any, most: int = 60) -> str:
-    """`repr` of a value for an error message: one line of at most `most` characters."""
+def shown(value: Any) -> str:
+    """`repr` of a value for an error message: one line of at most 60 characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
         text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def visible(text: str) -> str:
@@ -138,6 +141,8 @@ def visible(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The text of an error in one line of at most 160 characters; the name of its type if it has no text."""
+    if hasattr(error, "error_count"):  # of pydantic, which is not imported for this
+        return validation_words(error)
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -161,9 +166,9 @@ def errors_named(label: str, code: Any) -> Iterator[None]:
     except OwnCodeError:  # of other user-defined code that this code called
         raise
     except (Exception, SystemExit) as error:
-        words = one_line(error)
+        text = one_line(error)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise OwnCodeError(f"{label}: {kind if words != type(error).__name__ else ''}{words}{place(error, code)}") from error
+        raise OwnCodeError(f"{label}: {kind if text != type(error).__name__ else ''}{text}{place(error, code)}") from error
 
 
 def place(error: BaseException, code: Any) -> str:
@@ -176,7 +181,7 @@ def place(error: BaseException, code: Any) -> str:
     return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
 
 
-def validation_words(error: ValidationError) -> str:
+def validation_words(error: Any) -> str:
     """A validation error of pydantic in one line."""
 
     def words(entry: Any) -> str:

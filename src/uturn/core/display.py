@@ -23,11 +23,11 @@ def html(value: Any) -> str:
     return value.text if isinstance(value, Html) else escape(str(value))
 
 
-def bar(share: float, words: str) -> Html:
+def bar(share: float, label: str) -> Html:
     """A bar of a share 0 .. 1 of its full width, and words beside it."""
     full = "display: inline-block; width: 6em; height: 0.6em; margin-right: 0.6em; background: rgba(128, 128, 128, 0.25)"
-    part = f"display: block; width: {100 * min(max(share, 0.0), 1.0):.0f}%; height: 100%; background: {_COLOR}"
-    return Html(f'<span style="{full}"><span style="{part}"></span></span>{escape(words)}')
+    filled = f"display: block; width: {100 * min(max(share, 0.0), 1.0):.0f}%; height: 100%; background: {_COLOR}"
+    return Html(f'<span style="{full}"><span style="{filled}"></span></span>{escape(label)}')
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:

@@ -19,22 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from uturn.core import display
 from uturn.core.checks import checked_noise, checked_path, one_line, plain, shown, validation_words
-from uturn.core.contracts import (
-    Declared,
-    checked_axes,
-    checked_blocks,
-    checked_item_coordinates,
-    checked_text,
-    declared_by,
-    joined,
-)
+from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, checked_text, declared_by, joined
 from uturn.core.files import read_table
-from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named
+from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named, name_of
 from uturn.core.protocols import Coordinates, Variable
 from uturn.core.registry import PARTS
 from uturn.core.spec import build, changed_options, check_fit
 
-_CHECKED = 10  # originals that networks are checked with
+_CHECKED = 10  # originals on which networks are checked
 
 
 class Parts(NamedTuple):
@@ -135,10 +127,9 @@ class Experiment(BaseModel):
             raise ValueError(f"spec = {shown(spec)}: expected a table with source, corruption, backward, probes, items, ..")
         try:
             experiment = cls.model_validate(dict(spec))
+            json.dumps(experiment.to_dict())
         except ValidationError as error:
             raise ValueError(validation_words(error)) from None
-        try:
-            json.dumps(experiment.to_dict())
         except (TypeError, ValueError) as error:
             raise ValueError(f"spec: {one_line(error)}; expected plain data: numbers, text, lists, tables") from None
         return experiment.model_copy(update=experiment._normalised())
@@ -192,15 +183,14 @@ class Experiment(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results: the spec without execution-only options such as the device."""
-        source, corruption, backward, probes = self.parts
         spec = self.to_dict()
 
-        def kept(part: Any, table: dict[str, Any]) -> dict[str, Any]:
+        def options(part: Any, table: dict[str, Any]) -> dict[str, Any]:
             return {key: value for key, value in table.items() if key not in part.execution}
 
-        spec["source"], spec["corruption"] = kept(source, spec["source"]), kept(corruption, spec["corruption"])
-        spec["backward"] = kept(backward, spec["backward"])
-        spec["probes"] = [kept(probe, table) for probe, table in zip(probes, spec["probes"], strict=True)]
+        for idea in ("source", "corruption", "backward"):
+            spec[idea] = options(getattr(self.parts, idea), spec[idea])
+        spec["probes"] = [options(probe, table) for probe, table in zip(self.parts.probes, spec["probes"], strict=True)]
         return spec
 
     @cached_property
@@ -265,14 +255,14 @@ class Experiment(BaseModel):
 
     def variables(self) -> dict[str, Variable]:
         """What the run measures: {name: Variable}."""
-        return {name: variable for one in self.declared for name, variable in one.variables.items()}
+        return {name: variable for declared in self.declared for name, variable in declared.variables.items()}
 
     def coordinates(self) -> Coordinates:
         """Coordinates of the results: {name: (dims, values, attributes)}."""
         source, corruption, _, _ = self.parts
         levels = checked_noise(self.noise, corruption.max_noise)
         end = {"max": float(corruption.max_noise)} if math.isfinite(corruption.max_noise) else {}
-        found: Coordinates = {
+        coordinates: Coordinates = {
             "item": (("item",), np.arange(self.items), {}),
             "trajectory": (("trajectory",), np.arange(self.trajectories), {}),
             **({"clone": (("clone",), np.arange(self.clones), {})} if self.clones > 1 else {}),
@@ -280,27 +270,30 @@ class Experiment(BaseModel):
         }
         with misfits_named(f"corruption ({type(corruption).__name__})", corruption, (source,), SLIPS):
             axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
-        items = checked_item_coordinates(source, source.coordinates(self.seed, self.items), self.items)
-        found = joined(found, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
-        found = joined(found, "source", {name: (("item",), values, {}) for name, values in items.items()})
-        for one in self.declared:
-            found = joined(found, one.label, {dim: ((dim,), values, {}) for dim, values in one.dims.items()})
+        labels = source.coordinates(self.seed, self.items)
+        items = checked_coordinates(f"{name_of(source, 'source')}.coordinates", labels, self.items)
+        coordinates = joined(coordinates, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
+        coordinates = joined(coordinates, "source", {name: (("item",), values, {}) for name, values in items.items()})
+        for declared in self.declared:
+            coordinates = joined(
+                coordinates, declared.label, {dim: ((dim,), values, {}) for dim, values in declared.dims.items()}
+            )
         for name in self.variables():
-            if name in found:
+            if name in coordinates:
                 raise ValueError(f"probes: the variable {name!r} has the name of a coordinate; choose another name")
-        return found
+        return coordinates
 
     def models(self) -> dict[str, str]:
         """Fingerprints of weights and data, and digests of the code of user-defined parts (keys that end in ".code")."""
-        found = {}
+        identities = {}
         source = self.parts.source
         for name, part in self.labelled():
-            found[name] = checked_text(f"{part!r}.fingerprint" if is_own(part) else name, part.fingerprint())
+            identities[name] = checked_text(f"{name_of(part, name)}.fingerprint", part.fingerprint())
         for k, probe in enumerate(self.parts.probes):
             with misfits_named(f"probes[{k}] ({type(probe).__name__})", probe, (source,), SLIPS):
                 if taken := probe.taken_from(source):
-                    found[f"probes[{k}].taken_from_source"] = taken
-        return found | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
+                    identities[f"probes[{k}].taken_from_source"] = taken
+        return identities | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
 
     def own_code(self) -> dict[str, Any]:
         """User-defined parts, and user-defined networks of built-in parts."""
@@ -318,11 +311,11 @@ class Experiment(BaseModel):
             return []
         items = np.arange(min(_CHECKED, self.items))
         originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
-        found: list[str] = []
+        sentences: list[str] = []
         for name, part in checks:
             with misfits_named(f"the model check of {name} ({type(part).__name__})", part, (source,), SLIPS):
-                found += part.model_check(source, originals)
-        return [f"model check: {words}" for words in found]
+                sentences += part.model_check(source, originals)
+        return [f"model check: {sentence}" for sentence in sentences]
 
     @property
     def adds_trajectories(self) -> bool:

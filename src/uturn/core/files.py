@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
@@ -21,18 +22,15 @@ import numpy as np
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _UNFINISHED = ".unfinished"
-_MOST_NESTED = 100  # tables and lists in a file; what reads them calls itself for each
-_clear: list[Callable[[], None]] = []  # of the caches of `cached_while_unchanged`
+_MOST_NESTED = 100  # levels of tables and lists in a file, since readers recurse
+_clear: list[Callable[[], None]] = []  # what empties the caches of `cached_while_unchanged`
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file to write to, which replaces `path` at the end and is removed after an error. Its folder must exist.
 
-    Raises
-    ------
-    ValueError
-        If the file cannot be written; the message gives the reason.
+    A ValueError gives the reason if it cannot be written.
     """
     unfinished = f"{os.fspath(path)}{_UNFINISHED}"
     try:
@@ -50,19 +48,8 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
     """An empty folder beside `path` to write to, which replaces `path` in one step at the end.
 
     Other processes see the old folder or the new one, never an unfinished one. After an error the new folder is removed. If
-    `path` is a link to a folder, the folder that it points to is replaced.
-
-    Parameters
-    ----------
-    path
-        Parent folders are made if they do not exist.
-    replace
-        Whether a folder with content may be replaced; if False, this is an error.
-
-    Raises
-    ------
-    ValueError
-        If the folder cannot be written; the message gives the reason.
+    `path` is a link to a folder, the folder that it points to is replaced. Parent folders are made if they do not exist. A
+    ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False.
     """
     place = Path(path).resolve()
     unfinished = place.with_name(f".{place.name}.{secrets.token_hex(4)}{_UNFINISHED}")
@@ -85,47 +72,37 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
 def read_table(path: str | os.PathLike[str]) -> Any:
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark.
 
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If its content is not valid, or nested too deeply.
+    An OSError if the file cannot be read; a ValueError if its content is not valid, or nested too deeply.
     """
     text = Path(path).read_text(encoding="utf-8-sig")
     with suppress(RecursionError):
         table = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
         values = [table]
         for _ in range(_MOST_NESTED):
-            values = [entry for value in values for entry in _entries(value)]
+            nested = [value.values() if isinstance(value, dict) else value for value in values if isinstance(value, dict | list)]
+            values = list(chain.from_iterable(nested))
         if not values:
             return table
     raise ValueError(f"tables and lists are nested more than {_MOST_NESTED} times")
 
 
-def _entries(value: Any) -> Iterable[Any]:
-    """The values in a table or a list; nothing for others."""
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def read_array(path: str | os.PathLike[str]) -> Any:
-    """What `numpy.load` reads from a .npy file, without unpickling.
+def read_array(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array in a .npy file, read without unpickling; a ValueError names a file that holds none.
 
     The file is mapped before it is copied, so a header that promises more than the file holds is an error at once.
     """
-    with np.errstate(over="ignore"):  # of the size in such a header
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    return np.array(found) if isinstance(found, np.ndarray) else found
+    try:
+        with np.errstate(over="ignore"):  # the size in such a header may overflow
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(mapped, np.ndarray):
+            raise ValueError("an archive")
+        return np.array(mapped)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a readable .npy file ({error}); write one array with numpy.save") from None
 
 
 def check_plain(path: str | os.PathLike[str]) -> None:
-    """ValueError if a path is neither a file nor a folder of files and folders: links, pipes and devices lead elsewhere.
-
-    Raises
-    ------
-    OSError
-        If there is nothing.
-    """
+    """ValueError if a path is neither a file nor a folder of files and folders: links, pipes and devices lead elsewhere."""
     mode = os.lstat(path).st_mode
     if stat.S_ISDIR(mode):
         with os.scandir(path) as entries:
@@ -146,13 +123,7 @@ def remove_unfinished_folders(path: str | os.PathLike[str]) -> None:
 
 
 def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
-    """Exchange two folders of one file system: in one step on Linux, by renames elsewhere.
-
-    Raises
-    ------
-    OSError
-        If a folder is missing, or may not be renamed.
-    """
+    """Exchange two folders of one file system: in one step on Linux, by renames elsewhere."""
     paths = [os.fsencode(os.path.abspath(path)) for path in (first, second)]
     with suppress(AttributeError, OSError):  # another system, or a file system without this operation
         at_working_directory, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
@@ -195,20 +166,10 @@ def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 def cached_while_unchanged(
     files: Callable[_P, Iterable[str | os.PathLike[str] | None]], maxsize: int = 8
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: a `functools.lru_cache` whose results are computed again when their input files have changed.
+    """Decorator: a `functools.lru_cache` whose results are computed again when the time or size of an input file has changed.
 
-    A file counts as changed if its modification time or its size is different.
+    `files`: function of the same arguments that gives the paths of the input files; None and paths without a file are ignored.
 
-    Parameters
-    ----------
-    files
-        Function of the same arguments that returns the paths of the input files. None and paths without a file are ignored, so
-        that it can return arguments that may or may not name a file.
-    maxsize
-        Number of results that are kept.
-
-    Examples
-    --------
     >>> @cached_while_unchanged(files=lambda path: [path])
     ... def size(path):
     ...     return len(open(path, "rb").read())

@@ -25,10 +25,10 @@ def import_object(path: str, where: str, expected: str) -> Any:
     """
     module, _, name = path.partition(":")
     try:
-        found = importlib.import_module(module)
+        value = importlib.import_module(module)
         for word in name.split("."):
-            found = getattr(found, word)
-        return found
+            value = getattr(value, word)
+        return value
     except (Exception, SystemExit) as error:  # the code of a module can fail in any way
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{where} cannot be imported ({reason}); expected {expected}") from error

@@ -9,14 +9,9 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a package whose public names are in other modules.
+    """The functions `__getattr__` and `__dir__` of a package (`__name__`) whose public names are in other modules.
 
-    Parameters
-    ----------
-    package
-        Name of the package, `__name__`.
-    homes
-        {public name: module, without "uturn."}. With "." at the end the name stands for the module itself.
+    `homes`: {public name: module, without "uturn."}. With "." at the end the name stands for the module itself.
     """
 
     def get(name: str) -> Any:

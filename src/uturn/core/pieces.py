@@ -45,12 +45,12 @@ class Pieces:
                 if not is_out_of_memory(error):
                     raise
                 message = (str(error) or type(error).__name__).splitlines()[0][:200]
-            # Outside the handler, because the error keeps the tensors in memory.
+            # This is outside the handler, because the error keeps the tensors in memory.
             gc.collect()
             if self.device.type in ("cuda", "mps"):
                 getattr(torch, self.device.type).empty_cache()
             if rows == 1:
-                try:  # memory of another process, or that just collected, may be free again
+                try:  # another process, or the collection above, may have freed memory
                     return called(1)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):

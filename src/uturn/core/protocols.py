@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from uturn.core.display import page, table
 from uturn.core.progress import portion
 from uturn.core.random import Purpose, Streams
+from uturn.core.reading import Instructions
 
 Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
 """Coordinates of the noise axis: {name: (values, attributes)}."""
@@ -88,11 +89,10 @@ class Variable:
 
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that are no defaults, as plain data."""
-        names = ("start", "chance", "bounds", "group", "order", "role", "family", "unit", "symmetric", "probe", "model")
         return {
             field.name: list(value) if field.name == "bounds" else value
             for field in fields(self)
-            if field.name in names and (value := getattr(self, field.name)) != field.default
+            if field.name in Instructions.model_fields and (value := getattr(self, field.name)) != field.default
         }
 
 

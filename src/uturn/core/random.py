@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from uturn.core import compiling
 from uturn.core.box_muller import normal_pair, wide_vectors
-from uturn.core.threads import over_blocks
+from uturn.core.threads import announce_compiling, over_blocks
 
-compiling.announce()  # every module with kernels imports this one
+announce_compiling()  # every module with kernels imports this one
 
 VERSION = 2  # of the numbers that a key gives; a store of another version is not resumed, since it would mix two of them
 _UNIFORM, _FOLD = np.uint64(0), np.uint64(1)  # upper half of the 128-bit counter: keeps the two uses apart
@@ -227,24 +226,21 @@ class Streams:
 
 
 def streams(seed: Any, count: int, purpose: Any = None) -> np.ndarray:
-    """One key for each sample, uint64 (count,): `keys(seed, range(count))` for an integer seed, or `seed` itself if it is keys.
+    """One key for each sample, uint64 (count,): `keys(seed, range(count))`, or `seed` itself if it is already an array of keys.
 
     Given keys make the numbers of a sample independent of its batch. Different purposes, an integer or one for each sample, give
     independent streams from one seed.
     """
-    own = _own_streams(seed, count)
+    if not (isinstance(seed, np.ndarray) and seed.ndim):
+        own = keys(seed, np.arange(count, dtype=np.uint64))
+    elif seed.dtype == np.uint64 and seed.shape == (count,):
+        own = seed
+    else:
+        raise ValueError(
+            f"seed: got an array of shape {seed.shape} and dtype {seed.dtype}; expected an integer, or one uint64 key "
+            f"per sample, shape ({count},), as uturn.random.keys makes them"
+        )
     return own if purpose is None else _fold_all(own, np.full(count, purpose, np.uint64))
-
-
-def _own_streams(seed: Any, count: int) -> np.ndarray:
-    if isinstance(seed, np.ndarray) and seed.ndim:
-        if seed.dtype != np.uint64 or seed.shape != (count,):
-            raise ValueError(
-                f"seed: got an array of shape {seed.shape} and dtype {seed.dtype}; expected an integer, or one uint64 key "
-                f"per sample, shape ({count},), as uturn.random.keys makes them"
-            )
-        return seed
-    return keys(seed, np.arange(count, dtype=np.uint64))
 
 
 def uniforms(keys: np.ndarray, n: int) -> np.ndarray:

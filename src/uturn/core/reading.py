@@ -6,22 +6,16 @@ They are plain JSON in the attribute `reading` of an array.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr
 
 from uturn.core.checks import LARGEST, shown
 
 _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all others are own dims of a variable
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("expected a number or a name")
-    return value
-
-
-_Level = Annotated[FiniteFloat | StrictStr | None, BeforeValidator(_no_bool)]
+_Level = Annotated[float, Field(strict=True, allow_inf_nan=False)] | StrictStr | None  # strict: True is no number
 
 
 class Instructions(BaseModel):

@@ -16,7 +16,7 @@ GROUP = "uturn.parts"
 PARTS: dict[str, dict[str, str]] = {
     "source": {
         "rhm": "uturn.sources.strings:RHMSource",
-        "filtered_rhm": "uturn.sources.filtered:FilteredRHMSource",
+        "filtered_rhm": "uturn.sources.strings:FilteredRHMSource",
         "fashion_mnist": "uturn.sources.images:FashionMNISTSource",
         "images": "uturn.sources.images:ImageFolderSource",
         "array": "uturn.sources.images:ArraySource",

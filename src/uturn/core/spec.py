@@ -8,42 +8,28 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from uturn.core.checks import errors_named, one_line, shown, validation_words
+from uturn.core.checks import errors_named, one_line, shown
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, is_own, own_class
 from uturn.core.protocols import PROTOCOLS, Channel
 from uturn.core.registry import PARTS, installed_part, installed_parts, part_class
 
-# Values that a user-defined part must have, besides the abstract methods of its protocol.
-_VALUES: dict[str, dict[str, tuple[Any, str]]] = {
-    "corruption": {"unit": (str, "string"), "max_noise": (Real, "number")},
-}
 SIZES = ("items", "trajectories", "clones")
 """Fields of a spec that a larger run of the same experiment may increase."""
 
 
 def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
-    """The part that a table of a spec describes.
+    """The part that a table of a spec describes; `name`: "source", "corruption", "backward" or "probes[i]".
 
-    Parameters
-    ----------
-    name : "source", "corruption", "backward" or "probes[i]"
-    table : mapping with a `type`; its other keys are the arguments of the part
-    trusted : bool
-        Whether the table may name user-defined parts, whose code is then run.
-
-    Raises
-    ------
-    ValueError
-        If there is no such part, if it lacks a member, or if it rejects its arguments.
+    A ValueError says that there is no such part, that it lacks a member, or that it rejects its arguments, the other keys of the
+    table. `trusted`: whether the table may name user-defined parts, whose code is then run.
     """
     idea = name.partition("[")[0]
     kind = table.get("type")
@@ -51,9 +37,7 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     if isinstance(kind, str) and kind in PARTS[idea]:
         try:
             return part_class(idea, kind)(**options)
-        except ValidationError as error:
-            raise ValueError(f"{name}: {validation_words(error)}") from None
-        except TypeError as error:
+        except (ValidationError, TypeError) as error:
             raise ValueError(f"{name}: {one_line(error)}") from None
     path = kind if isinstance(kind, str) and is_import_path(kind) else installed_part(kind)
     if path is None:
@@ -64,33 +48,25 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
             f"{name}.type = {kind!r} is code of others; a stored spec may not name it, hand over the spec file instead"
         )
     label = f"{name} ({kind!r})"
-    cls = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
-    with errors_named(label, cls):
-        required = sorted(PROTOCOLS[idea].__abstractmethods__)
-        is_class = inspect.isclass(cls)
-        missing = [member for member in required if is_class and not callable(getattr(cls, member, None))]
+    cls: Any = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
+    required = sorted(PROTOCOLS[idea].__abstractmethods__)
+    is_class = inspect.isclass(cls)
+    missing = [member for member in required if is_class and not callable(getattr(cls, member, None))]
     if missing or not is_class:
-        found = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
+        what = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
         wanted = ", ".join(required)
-        raise ValueError(f"{name}.type = {kind!r} is {found}; expected a class with the methods {wanted} (see {DOCS})")
+        raise ValueError(f"{name}.type = {kind!r} is {what}; expected a class with the methods {wanted} (see {DOCS})")
     is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # its evidence is known
-    try:
+    with errors_named(label, cls):
         part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
-    except ValidationError as error:
-        raise ValueError(f"{label}: {validation_words(error)}") from None
-    except (Exception, SystemExit) as error:
-        with errors_named(label, cls):
-            raise error from None
-    for member, (types, words) in _VALUES.get(idea, {}).items():
-        value = getattr(part, member, None)
-        if not isinstance(value, types) or isinstance(value, bool) or value != value:
-            raise ValueError(f"{label}.{member} = {shown(value)}: expected a {words} (see {DOCS})")
-    for member in ("kinds", "undoes", "asks"):
+    if idea == "corruption":
+        for member, kind_of_value, words in (("unit", str, "string"), ("max_noise", Real, "number")):
+            value = getattr(part, member, None)
+            if not isinstance(value, kind_of_value) or isinstance(value, bool) or value != value:
+                raise ValueError(f"{label}.{member} = {shown(value)}: expected a {words} (see {DOCS})")
+    for member in ("kinds", "undoes", "asks", "execution"):
         if isinstance(getattr(part, member, ()), str):
             raise ValueError(f"{label}.{member} = {shown(getattr(part, member))}: expected a tuple of strings")
-    execution = part.execution
-    if not isinstance(execution, Collection) or not all(isinstance(name, str) for name in execution):
-        raise ValueError(f"{label}.execution = {shown(execution)}: expected names of options that do not change the results")
     return part
 
 
@@ -128,10 +104,7 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
 
 def changed_options(part: Any) -> dict[str, Any]:
     """The options of a built-in part that differ from the defaults of its class, as plain data."""
-    if isinstance(part, BaseModel):
-        return part.model_dump(mode="json", exclude_defaults=True)
-    options = fields(part) if is_dataclass(part) else ()
-    return {option.name: value for option in options if (value := getattr(part, option.name)) != option.default}
+    return part.model_dump(mode="json", exclude_defaults=True) if isinstance(part, BaseModel) else {}
 
 
 def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,10 +117,7 @@ def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
         kind = table.get("type") if isinstance(table, dict) else None
         if not isinstance(kind, str) or kind not in PARTS[idea]:
             return table
-        cls: Any = part_class(idea, kind)
-        if is_dataclass(cls):
-            return {f.name: f.default for f in fields(cls) if f.default is not MISSING} | table
-        options = getattr(cls, "model_fields", {})
+        options = getattr(part_class(idea, kind), "model_fields", {})
         return {name: option.default for name, option in options.items() if not option.is_required()} | table
 
     tables = {idea: full(idea, spec[idea]) for idea in ("source", "corruption", "backward") if idea in spec}
@@ -167,22 +137,22 @@ def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
             return []
     except (KeyError, TypeError):  # the stored text is not the spec of an experiment
         return []
-    words = [f"{key} {stored[key]} -> {mine[key]}" for key in SIZES if mine[key] > stored[key]]
+    additions = [f"{key} {stored[key]} -> {mine[key]}" for key in SIZES if mine[key] > stored[key]]
     new = [f"{x:g}" for x in noise if x not in old_noise]
     if new:
-        words.append(f"noise {', '.join(new[:6])}{', ..' if len(new) > 6 else ''}")
-    return words
+        additions.append(f"noise {', '.join(new[:6])}{', ..' if len(new) > 6 else ''}")
+    return additions
 
 
 def with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     """A stored spec with the sizes, chunk, noise levels and, if items are added, grammars of a larger one."""
     sizes = {key: mine[key] for key in (*SIZES, "chunk")}
-    found = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
+    enlarged = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
     before, source = stored["source"], mine["source"]
     countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0
     if countable and isinstance(source.get("grammars"), int) and mine["items"] > stored["items"]:
-        found["source"] = {**before, "grammars": source["grammars"]}  # originals are compared before the store is extended
-    return found
+        enlarged["source"] = {**before, "grammars": source["grammars"]}  # originals are compared before the store is extended
+    return enlarged
 
 
 def differences(stored: Any, mine: Any, where: str) -> list[str]:

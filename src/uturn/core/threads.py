@@ -1,4 +1,4 @@
-"""One pool of threads for compiled kernels.
+"""What compiled kernels share: one pool of threads, and a message to the user while numba compiles them.
 
 Numba's own threads are not used: its workqueue is not reentrant, OpenMP threads do not survive a fork, and threads of two pools
 take the cores from each other.
@@ -6,17 +6,19 @@ take the cores from each other.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numba
+from numba.core import event
 
 num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
-
-
 _SMALLEST = 2**15  # numbers in a block: waking a thread takes about 50 microseconds
 
 
@@ -74,3 +76,24 @@ def _pool() -> ThreadPoolExecutor:
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(max(num_threads - 1, 1), thread_name_prefix="uturn")
     return _pools[key]
+
+
+class _Announcement(event.Listener):
+    """Prints one line, on terminals and in notebooks, when a kernel of this package is missing in numba's cache on disk."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        ours = event.data["dispatcher"].py_func.__module__.startswith("uturn.")
+        if ours and not self.said and ((sys.stderr and sys.stderr.isatty()) or "ipykernel" in sys.modules):
+            self.said = True
+            print("uturn: compiling kernels for this machine, once (10 to 30 s)", file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+def announce_compiling() -> None:
+    """Tell the user, except in worker processes, while numba compiles kernels."""
+    if multiprocessing.parent_process() is None:
+        event.register("numba:compile", _Announcement())

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from uturn.core.checks import checked_integer, checked_noise, shown
-from uturn.core.contracts import checked_reconstructions, observed, undoes
+from uturn.core.contracts import checked_reconstructions, read_only, undoes
 from uturn.core.own_parts import misfits_named, name_of
 from uturn.core.protocols import Backward, UTurns
 from uturn.core.random import Streams, checked_seed
@@ -70,8 +70,6 @@ def u_turns(
         if isinstance(value, type) or not all(hasattr(value, member) for member in members):
             raise ValueError(f"{name} = {shown(value)}: expected {example}")
     most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
-    if most is not None and not (isinstance(most, int) and most >= 1):
-        raise ValueError(f"backward.blocks_ahead = {shown(most)}: expected an integer >= 1, or None")
     if not undoes(backward, corruption):
         raise ValueError(
             f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
@@ -137,18 +135,18 @@ def _stream(
     reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
     where = f"{name_of(backward, 'backward')}.reconstruct_stream"
     waiting: dict[Key, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
-    failures: list[Exception] = []  # of the source and of the corruption, which the backward only passes on
-    number_read = 0  # by the present call of the backward
+    failures: list[Exception] = []  # errors of source or corruption, which pass through the backward
+    number_read = 0  # blocks that the present call of the backward has read
 
     def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
         nonlocal number_read
         try:
             for block in some:
                 key, originals, noise, streams = _checked_block(block, corruption, waiting)
-                with misfits_named("corruption.corrupt", corruption, (source,)):
-                    waiting[key] = originals, observed(originals, corruption, noise, streams), streams
+                with misfits_named("corruption.observe", corruption, (source, corruption)):
+                    waiting[key] = originals, read_only(corruption.observe(originals, noise, streams)), streams
                 number_read += 1
-                del block, originals  # not held while the backward computes
+                del block, originals  # so that they are not held while the backward computes
                 yield key, waiting[key][1], streams
                 if most is not None and len(waiting) >= most:
                     return
@@ -168,16 +166,16 @@ def _stream(
             if failures and error is not failures[0]:
                 raise failures[0] from None
             raise
-        if failures:  # the backward took them for the end of its input
+        if failures:  # the backward took the error for the end of its input
             raise failures[0]
 
     blocks = iter(blocks)
     for first in blocks:
-        # A backward that reads all it is given before it answers gets `most` blocks, and is then called for the next ones.
+        # A backward that reads all it is given before it answers gets `most` blocks, then is called again for the next.
         some, number_read = chain([first], blocks), 0
         del first
         for answer in answers(some):
-            if not (isinstance(answer, tuple) and len(answer) == 2 and _is_hashable(answer[0]) and answer[0] in waiting):
+            if not (isinstance(answer, tuple) and len(answer) == 2 and answer[0] in waiting):
                 raise ValueError(f"{where} gave {shown(answer)}; expected (key, reconstructions), each key of a block once")
             key, (originals, observation, streams) = answer[0], waiting.pop(answer[0])
             made = checked_reconstructions(backward, answer[1], len(originals.items), streams.count * clones)
@@ -188,21 +186,11 @@ def _stream(
             raise ValueError(f"{where} ended before the reconstructions of {left} blocks; expected all of them")
 
 
-def _is_hashable(key: Any) -> bool:
-    try:
-        hash(key)
-    except TypeError:
-        return False
-    return True
-
-
 def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
     """A block with its `Streams`; a ValueError names what is wrong."""
     if not (isinstance(block, tuple) and len(block) == 4):
         raise ValueError(f"blocks gave {shown(block)}; expected (key, originals, noise, streams)")
     key, originals, noise, streams = block
-    if not _is_hashable(key):
-        raise ValueError(f"blocks gave the key {shown(key)}; expected a hashable value, such as a number or a text")
     if key in waiting:
         raise ValueError(f"blocks gave the key {shown(key)} twice; expected another key for each block under way")
     if isinstance(originals, type) or not all(hasattr(originals, member) for member in ("items", "observed_by")):

@@ -135,13 +135,13 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     out = np.empty((len(keys), denoiser.num_leaves), np.int64)
     at_once = strings_at_once(denoiser.num_leaves, denoiser.vocab_size)
     for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):
-        part = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
-        if part.noise[0] <= channel.clean_noise:
-            out[rows] = channel.shown(part)
+        group = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
+        if group.noise[0] <= channel.clean_noise:
+            out[rows] = channel.shown(group)
         elif reverse is not None:
-            out[rows] = reverse(denoiser, part, keys[rows])
+            out[rows] = reverse(denoiser, group, keys[rows])
         else:
-            out[rows] = channel.reverse(denoiser, part, steps, keys[rows])
+            out[rows] = channel.reverse(denoiser, group, steps, keys[rows])
     return out
 
 

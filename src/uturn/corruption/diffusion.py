@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from uturn.core.checks import checked_noise
-from uturn.core.pieces import Pieces
+from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.protocols import Axes, Corruption, Noisy
 from uturn.core.random import Purpose, normals
-from uturn.corruption.latents import Latents
 from uturn.corruption.noising import add_noise, amplitudes
 from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check_timesteps, with_spacing
 
 if TYPE_CHECKING:
     import torch
+
+_MOST_BYTES = 2**28  # of latents that are kept
 
 
 class Diffusion(Corruption):
@@ -47,7 +51,7 @@ class Diffusion(Corruption):
     process: ClassVar[str] = "diffusion"
     unit: ClassVar[str] = "inversion time t/T"
     max_noise: ClassVar[float] = 1.0
-    # The keys of the reconstruction, but other random numbers: Philox here, torch's generator in the reverse steps.
+    # Keys are those of the reconstruction; numbers are others: Philox here, torch's generator in the reverse steps.
     purpose: int = Purpose.RECONSTRUCTION
 
     def __init__(
@@ -86,38 +90,37 @@ class Diffusion(Corruption):
 
     def noised(self, images: np.ndarray, step: int, keys: np.ndarray) -> np.ndarray:
         """x_t of images at step k, 0 .. N; for k = 0 the images themselves, bit for bit."""
-        import torch
-
         if step == 0:
             return np.array(images, np.float32)
-        pieces = self._pieces or Pieces(torch.device("cpu"), max(1, len(images)))
 
-        def one(clean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            return self._noised(clean, step, keys[rows.numpy()], pieces).cpu()
+        def noisy(clean: torch.Tensor, rows: slice) -> torch.Tensor:
+            noise = self.noise_like(clean, keys[rows])
+            if self.pure_noise and step == self.num_steps:
+                return noise * self.pure_sigma
+            _, timesteps = self.placed(step)
+            return add_noise(self.scheduler, clean, noise, timesteps[:1].expand(len(clean)))
 
-        parts = torch.arange(len(images)).split(pieces.batch_size)
-        clean = torch.from_numpy(np.require(images, np.float32, ["C", "W"]))
-        with torch.inference_mode():
-            return torch.cat([one(clean[part], part) for part in parts]).numpy() if len(images) else clean.numpy()
-
-    def _noised(self, images: torch.Tensor, step: int, keys: np.ndarray, pieces: Pieces) -> torch.Tensor:
-        latents = images.to(pieces.device) if self._latents is None else self._latents(images, pieces)
-        noise = self.noise_like(latents, keys)
-        if self.pure_noise and step == self.num_steps:
-            return noise * self.pure_sigma
-        _, timesteps = self.placed(step)
-        return add_noise(self.scheduler, latents, noise, timesteps[:1].expand(len(latents)))
+        return self._in_pieces(images, noisy)
 
     def clean(self, images: np.ndarray) -> np.ndarray:
         """What noise is added to, float32 (batch, channels, height, width): images in [-1, 1], or their latents."""
+        return self._in_pieces(images, lambda clean, rows: clean)
+
+    def _in_pieces(self, images: np.ndarray, function: Callable[[torch.Tensor, slice], torch.Tensor]) -> np.ndarray:
+        """`function(clean, rows)` of images or their latents on the device, for some rows of a batch at a time."""
         import torch
 
-        if self._latents is None or not len(images):
+        if not len(images):
             return np.asarray(images, np.float32)
         pieces = self._pieces or Pieces(torch.device("cpu"), len(images))
-        parts = torch.from_numpy(np.require(images, np.float32, ["C", "W"])).split(pieces.batch_size)
+        results = []
         with torch.inference_mode():
-            return torch.cat([self._latents(part, pieces).cpu() for part in parts]).numpy()
+            for start in range(0, len(images), pieces.batch_size):
+                rows = slice(start, start + pieces.batch_size)
+                clean = torch.from_numpy(np.require(images[rows], np.float32, ["C", "W"]))
+                clean = clean.to(pieces.device) if self._latents is None else self._latents(clean, pieces)
+                results.append(function(clean, rows).cpu())
+        return torch.cat(results).numpy()
 
     def noise_like(self, values: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
         """Standard normal noise with the shape and device of `values`; row i uses keys[i].
@@ -157,11 +160,7 @@ class Diffusion(Corruption):
         return round(noise * self.num_steps)
 
     def _measured_levels(self) -> dict[str, np.ndarray]:
-        """The noise levels k = 0 .. N, float64 arrays (N + 1,), measured by applying the scheduler to signal 1 and to noise 1.
-
-        `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`:
-        log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, which depends on the units of the scheduler.
-        """
+        """The table of `ReverseDiffusion.levels`, measured by applying the scheduler to signal 1 and to noise 1."""
         timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
         signal, noise = amplitudes(self.scheduler, timesteps)
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
@@ -210,6 +209,35 @@ class Diffusion(Corruption):
                 f"{least} apart, or more steps"
             )
         return step
+
+
+class Latents:
+    """Encodes images by `codec.encode`; the latents of the last 256 MB are kept, since an original has many noisy versions."""
+
+    def __init__(self, codec: Any) -> None:
+        self.codec = codec
+        self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+
+    def __call__(self, images: torch.Tensor, pieces: Pieces) -> torch.Tensor:
+        """Latents (batch, channels, height, width), on the device, of images (batch, ...) in main memory."""
+        import torch
+
+        names = [hashlib.sha256(memoryview(image.numpy()).cast("B")).digest() for image in images]
+        missing = {name: row for row, name in enumerate(names) if name not in self._kept}
+        latents_of = {name: self._kept[name] for name in names if name not in missing}
+        if missing:
+            latents = pieces(self.codec.encode, images[list(missing.values())].to(pieces.device))
+            if not bool(latents.isfinite().all()):
+                advice = half_precision_words(getattr(self.codec, "dtype", None))
+                raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
+            latents_of |= dict(zip(missing, latents.cpu(), strict=True))
+        self._kept |= latents_of
+        for name in names:
+            self._kept.move_to_end(name)
+        size = latents_of[names[0]].nbytes
+        while len(self._kept) * size > _MOST_BYTES and len(self._kept) > 1:
+            self._kept.popitem(last=False)
+        return torch.stack([latents_of[name] for name in names]).to(pieces.device)
 
 
 def check_marker(corruption: Any) -> None:

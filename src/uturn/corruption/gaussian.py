@@ -17,7 +17,7 @@ from uturn.core.random import NOISE, normal_row, normals, streams
 from uturn.core.threads import over_blocks
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols, log_evidence_of
-from uturn.exact.inference.evidence import Evidence
+from uturn.exact.inference.evidence import SCALED, Evidence
 
 # Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The error of an Euler step of length
 # h is about h^2 |d mmse/dr|, and the uncertainty about a leaf (mmse) decays as exp(-r/4), somewhat faster given its neighbours.
@@ -73,7 +73,7 @@ class Gaussian(Channel):
 
     def evidence(self, noisy: Noisy) -> Evidence:
         """The log-evidence as the noisy values and their factors."""
-        return Evidence.scaled(noisy.values, self._gain(noisy.noise).astype(np.float32), log_evidence_of(self, noisy))
+        return Evidence(SCALED, noisy.values, self._gain(noisy.noise).astype(np.float32), log_evidence_of(self, noisy))
 
     def _gain(self, t: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", over="ignore"):

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
 from uturn.core import progress
 from uturn.core.checks import checked_noise
-from uturn.core.protocols import Channel, Noisy
+from uturn.core.protocols import Noisy
 from uturn.core.random import NOISE, streams, uniforms
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
-from uturn.corruption.strings import (
-    checked_noisy,
-    checked_strings,
-    checked_symbols,
-    draw_symbols,
-    symbol_evidence,
-    two_valued,
-    two_valued_bits,
-    two_values,
-)
-from uturn.exact.inference.evidence import Evidence
+from uturn.corruption.strings import TwoValued, checked_strings, checked_symbols, draw_symbols
 
 
 @dataclass(frozen=True)
-class UniformReplacement(Channel):
+class UniformReplacement(TwoValued):
     """Uniform replacement: every leaf is kept with probability alpha, else redrawn uniformly from all v symbols.
 
     `noise = 1 - alpha` in [0, 1]. Log-evidence `log(alpha 1[a = observed] + (1 - alpha)/v)`.
     """
 
     unit: ClassVar[str] = "replaced fraction 1 - alpha"
-    batch_invariant: ClassVar[bool] = True
-    max_noise: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = ("strings", "tokens")
     is_reversible: ClassVar[bool] = True
     clean_noise: ClassVar[float] = 1e-15
@@ -48,15 +36,6 @@ class UniformReplacement(Channel):
         redrawn = (u[:, d:] * vocab_size).astype(np.int64)
         return Noisy(np.where(u[:, :d] < share[:, None], redrawn, leaves), share, vocab_size)
 
-    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        same = checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
-        return two_valued(same, noisy.noise, noisy.vocab_size, dtype)
-
-    def evidence(self, noisy: Noisy) -> Evidence:
-        """The log-evidence as observed symbols, with one value for them and one for all others."""
-        return symbol_evidence(self, noisy, *two_values(noisy.noise, noisy.vocab_size))
-
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         """Zeros (batch,), because `Beliefs.log_evidence` is the log-probability of the observation."""
         return np.zeros(len(noisy.values))
@@ -67,14 +46,10 @@ class UniformReplacement(Channel):
         seen = 1 - (vocab_size - 1) * other
         return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)
 
-    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Mutual information of a uniformly distributed leaf and its observation, in bits."""
-        return two_valued_bits(noise, vocab_size)
-
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         v = noisy.vocab_size
-        levels = list(_pairs(1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps))
-        for step, (now, later) in enumerate(progress.steps(levels)):
+        levels = (1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps).tolist()
+        for step, (now, later) in enumerate(progress.steps(list(pairwise(levels)))):
             at = noisy.values[..., None]
             belief = checked_posterior(denoiser, noisy)
             # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with weights p(a | x_t) / q(x_t | a).
@@ -90,7 +65,3 @@ class UniformReplacement(Channel):
 
 def _replaced(same: np.ndarray, alpha: float, v: int) -> np.ndarray:
     return np.where(same, alpha + (1 - alpha) / v, (1 - alpha) / v)
-
-
-def _pairs(levels: np.ndarray) -> Iterator[tuple[float, float]]:
-    return zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)

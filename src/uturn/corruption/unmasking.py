@@ -19,6 +19,7 @@ from uturn.core.checks import checked_integer, shown
 from uturn.core.protocols import Noisy
 from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import ORDER, Denoiser, checked_observation, checked_posterior
+from uturn.corruption.strings import draw
 
 ORDERS = ("random", "blocks", "entropy", "probability", "confidence")
 MASKED = -1  # value of a masked position
@@ -105,18 +106,19 @@ class Decoder:
         with np.errstate(over="ignore"):
             return np.exp((logs - logs.max(-1, keepdims=True)) / self.temperature)
 
-    def ranks(self, belief: np.ndarray, drawn: np.ndarray | None = None) -> np.ndarray:
-        """Numbers (.., positions) by which positions are revealed, the smallest first; `drawn`: for the order "confidence"."""
-        if self.order == "blocks":
-            return np.broadcast_to(np.arange(belief.shape[-2]) // self.block, belief.shape[:-1]).astype(float)
+    def ranks(self, belief: np.ndarray) -> np.ndarray:
+        """Numbers (.., positions) by which positions are revealed, the smallest first, given beliefs (.., positions, v)."""
         if self.order == "entropy":
             logs = np.log(np.maximum(belief, np.finfo(np.float32).tiny))
             return -(belief * logs).sum(-1, dtype=np.float64)
         if self.order == "probability":
             return -belief.max(-1).astype(np.float64)
-        if drawn is not None:
-            return -np.take_along_axis(belief, drawn[..., None], -1)[..., 0].astype(np.float64)
-        return np.zeros(belief.shape[:-1])
+        return self.fixed_ranks(belief.shape[:-1])
+
+    def fixed_ranks(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Those of an order that looks at no belief: the number of the block, or 0."""
+        blocks = np.arange(shape[-1]) // (self.block if self.order == "blocks" else shape[-1])
+        return np.broadcast_to(blocks, shape).astype(float)
 
     def numbers(self, masked: np.ndarray) -> tuple[np.ndarray, Any]:
         """Evaluations for so many masked tokens, and the function that gives how many are revealed before evaluation k."""
@@ -152,21 +154,10 @@ class _Array:
 
 
 def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder) -> np.ndarray:
-    """Draw strings given masked ones (value -1), with the conditionals of a denoiser.
+    """Strings int64 (batch, length) drawn given masked ones (value -1), with the conditionals of a denoiser of masked strings.
 
-    Parameters
-    ----------
-    denoiser : Denoiser
-        Of masked strings. It is evaluated on strings whose noise is the share of masked tokens.
-    noisy : Noisy
-        Masked strings, values (batch, length).
-    keys : uint64 (batch,)
-        One random stream for each string. Its draws depend on no other stream.
-    decoder : Decoder
-
-    Returns
-    -------
-    int64 (batch, length)
+    The denoiser is evaluated on strings whose noise is the share of masked tokens. `keys`, uint64 (batch,): one random stream for
+    each string, whose draws depend on no other stream.
     """
     leaves = noisy.values.copy()
     batch, d = leaves.shape
@@ -187,25 +178,18 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
 def reveal(
     decoder: Decoder, beliefs: NetworkBeliefs, values: np.ndarray, count: np.ndarray, chance: np.ndarray, heights: np.ndarray
 ) -> np.ndarray:
-    """Sequences in which a decoder has revealed so many masked positions more.
+    """Sequences, int64 (rows, positions): `values`, -1 where masked, with `count` (rows,) more positions revealed by a decoder.
 
-    Parameters
-    ----------
-    values : int64 (rows, positions)
-        -1 where masked.
-    count : int (rows,)
-        How many positions are revealed.
-    chance : float64 (rows, positions)
-        Uniform numbers by which positions of equal rank are ordered, the same in all steps.
-    heights : float64 (rows, positions)
-        Uniform numbers of this step: a symbol is drawn by inverting the cumulative sum of its law in float64.
-
-    Returns
-    -------
-    int64 (rows, positions)
+    Uniform numbers (rows, positions): `chance`, the same in all steps, orders positions of equal rank; `heights`, of this step,
+    draws a symbol by inverting the cumulative sum of its law in float64.
     """
     masked = values == MASKED
-    chosen = masked if decoder.order == "confidence" else _first(decoder, beliefs, masked, count, chance)
+    if decoder.order == "confidence":
+        chosen = masked
+    elif decoder.order in ("random", "blocks"):
+        chosen = smallest(decoder.fixed_ranks(masked.shape), chance, masked, count)
+    else:
+        chosen = smallest(beliefs.ranks(decoder), None, masked, count)
     rows, positions = np.nonzero(chosen)
     drawn = np.empty(len(rows), np.int64)
     sure = np.zeros(values.shape)
@@ -220,26 +204,12 @@ def reveal(
     return np.where(smallest(sure, None, masked, count), out, values) if decoder.order == "confidence" else out
 
 
-def _first(decoder: Decoder, beliefs: NetworkBeliefs, masked: np.ndarray, count: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """The positions that a decoder chooses before it draws."""
-    if decoder.order in ("random", "blocks"):
-        ranks = np.arange(masked.shape[1]) // decoder.block if decoder.order == "blocks" else np.zeros(masked.shape[1])
-        return smallest(np.broadcast_to(ranks, masked.shape), chance, masked, count)
-    return smallest(beliefs.ranks(decoder), None, masked, count)
-
-
 def smallest(ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Which positions have the `count` smallest ranks; equal ranks by chance, or from left to right."""
     second = np.zeros(ranks.shape) if chance is None else chance
     order = np.lexsort((second, np.where(among, ranks, np.inf), ~among), axis=-1)
     place = order.argsort(axis=-1)
     return among & (place < count[:, None])
-
-
-def draw(weights: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Draws of a symbol, int64 (n,), from weights (n, v) and uniform numbers (n,)."""
-    below = np.cumsum(weights, axis=-1, dtype=np.float64)
-    return np.minimum((below <= (heights * below[:, -1])[:, None]).sum(-1), weights.shape[-1] - 1)
 
 
 # --- the law of a decoder --------------------------------------------------------------------------------------------
@@ -290,7 +260,7 @@ def _next(
     weights = decoder.weights(belief)
     weights /= weights.sum(-1, keepdims=True)
     symbols = np.indices((v,) * count).reshape(count, -1).T
-    found, shares = [], []
+    reached, shares = [], []
     for chosen in map(list, combinations(range(n), count)):
         if decoder.order == "confidence":
             are_first = _confident(belief, weights, chosen, symbols)
@@ -300,10 +270,10 @@ def _next(
         rows, which = np.nonzero(share)
         after = states[rows]
         np.put_along_axis(after, masked[rows][:, chosen], symbols[which], axis=1)
-        found.append(after)
+        reached.append(after)
         shares.append(share[rows, which])
     # Equal strings, which are reached in several ways, add up.
-    states = np.concatenate(found)
+    states = np.concatenate(reached)
     order = np.lexsort(states.T)
     states = states[order]
     first = np.flatnonzero(np.r_[True, (states[1:] != states[:-1]).any(axis=1)])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.checks import checked_integer, checked_noise, checked_numbers
 from uturn.core.random import NOISE, normals, streams, uniforms
 
 # Sub-streams of a sample, distinct from STRINGS and NOISE in uturn.random.
@@ -58,20 +58,20 @@ class GaussianMixture:
     """
 
     def __init__(self, means: Any, weights: Any = None, variance: Any = 1.0, grid: tuple[int, ...] | None = None) -> None:
-        self.means = _numbers("means", means)
-        if self.means.ndim != 2 or not self.means.size or not np.isfinite(self.means).all():
-            raise ValueError(f"means has shape {self.means.shape}; expected finite numbers of shape (modes, dimension)")
+        self.means = checked_numbers("means", means)
+        if self.means.ndim != 2 or not self.means.size:
+            raise ValueError(f"means has shape {self.means.shape}; expected (modes, dimension)")
         K, d = self.means.shape
-        self.weights = np.full(K, 1 / K) if weights is None else _numbers("weights", weights)
+        self.weights = np.full(K, 1 / K) if weights is None else checked_numbers("weights", weights)
         if self.weights.shape != (K,) or not (self.weights > 0).all() or abs(self.weights.sum() - 1) > 1e-9:
             raise ValueError(
                 f"weights has shape {self.weights.shape} and sum {self.weights.sum():.6g}; expected {K} positive numbers that "
                 f"add up to 1, one per mode"
             )
-        given = _numbers("variance", variance)
-        if given.shape not in ((), (d,)) or not ((given > 0) & np.isfinite(given)).all():
-            raise ValueError(f"variance has shape {given.shape}; expected a positive number, or one per component, ({d},)")
-        self.variance = np.broadcast_to(given, d).copy()
+        variances = checked_numbers("variance", variance)
+        if variances.shape not in ((), (d,)) or not (variances > 0).all():
+            raise ValueError(f"variance has shape {variances.shape}; expected a positive number, or one per component, ({d},)")
+        self.variance = np.broadcast_to(variances, d).copy()
         self.grid = None if grid is None else _checked_grid(grid)
         if self.grid is not None and math.prod(self.grid) != d:
             raise ValueError(f"grid = {self.grid}: has {math.prod(self.grid)} points, but the vectors have {d} components")
@@ -164,12 +164,9 @@ class GaussianMixture:
 
     def _checked(self, values: Any, noise: Any) -> tuple[np.ndarray, np.ndarray]:
         """Vectors as float64 and noise as (batch or 1, 1), or a ValueError."""
-        values = _numbers("the vectors", values)
+        values = checked_numbers("the vectors", values)
         if values.ndim != 2 or values.shape[1] != self.dimension:
             raise ValueError(f"the vectors have shape {values.shape}; expected (batch, {self.dimension})")
-        bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
-            raise ValueError(f"vector {np.flatnonzero(bad)[0]} is not finite; check the data")
         return values, checked_noise(noise, np.inf, len(values)).reshape(-1, 1)
 
 
@@ -178,8 +175,6 @@ def simplex(num_modes: int, dimension: int, distance: float, seed: Any = 0) -> n
     K, d = checked_integer("num_modes", num_modes, 1), checked_integer("dimension", dimension, 1)
     if K > d:
         raise ValueError(f"num_modes = {K}: expected 1 .. {d}, the dimension")
-    if not (isinstance(distance, int | float) and 0 <= distance < np.inf):
-        raise ValueError(f"distance = {distance!r}: expected a finite number >= 0")
     directions, _ = np.linalg.qr(normals(streams(seed, K), d, np.float64).T)
     return (directions - directions.mean(axis=1, keepdims=True)).T * (distance / np.sqrt(2))
 
@@ -192,8 +187,6 @@ def wave_numbers(grid: tuple[int, ...]) -> np.ndarray:
 
 def power_law(grid: tuple[int, ...], exponent: float) -> np.ndarray:
     """Variances (points,) `~ |k|^-exponent` of the components of a field, with mean 1; k = 0 has the variance of |k| = 1."""
-    if not (isinstance(exponent, int | float) and abs(exponent) <= 20):
-        raise ValueError(f"exponent = {exponent!r}: expected a number between -20 and 20")
     power = np.maximum(wave_numbers(grid), 1.0) ** -float(exponent)
     return power / power.mean()
 
@@ -203,11 +196,3 @@ def _checked_grid(grid: Any) -> tuple[int, ...]:
     if not sizes:
         raise ValueError(f"grid = {grid!r}: expected the sizes of its axes, a tuple of integers >= 1")
     return tuple(checked_integer("grid", n, 1) for n in sizes)
-
-
-def _numbers(name: str, values: Any) -> np.ndarray:
-    """A new float64 array, or a ValueError of one line."""
-    try:
-        return np.array(values, float)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected an array of numbers, got a {type(values).__name__} that is not one") from None

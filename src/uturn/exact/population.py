@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.checks import checked_integer, checked_noise, shown
 from uturn.core.progress import progress_bar
 from uturn.core.protocols import Channel
 from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
@@ -150,11 +150,7 @@ def population_dynamics(
     checked_seed(seed)
     wanted = checked_noise(noise, corruption.max_noise)
     setting.check_memory(wanted.size, levels)
-    model = None
-    if ensemble == "one grammar":
-        model = setting.grammar(grammar, seed, 0, levels)
-    elif grammar is not None:
-        raise ValueError("grammar is given, but ensemble = 'fresh rules' has none; drop it, or take ensemble = 'one grammar'")
+    model = setting.grammar(grammar, seed, 0, levels)
     flows = [np.stack(list(setting.flow(wanted.reshape(-1), levels, seed, r, model)), axis=-1) for r in range(replicates)]
     beliefs = np.reshape(flows, (replicates, *wanted.shape, levels + 1))
     return PopulationBeliefs(beliefs.mean(axis=0), beliefs.std(axis=0, ddof=1) / np.sqrt(replicates))
@@ -227,15 +223,13 @@ def threshold(
     checked_integer("replicates", replicates, 1)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance <= 0.1:
         raise ValueError(f"tolerance = {tolerance!r}: expected a number in (0, 0.1]")
-    given: Sequence[Any] = [None] * replicates
+    chosen: Sequence[Any] = [None] * replicates
     if grammars is not None:
-        if ensemble != "one grammar":
-            raise ValueError("grammars are given, but ensemble = 'fresh rules' has none; drop them, or take 'one grammar'")
-        given = list(grammars) if isinstance(grammars, Sequence | np.ndarray) and not isinstance(grammars, str) else []
-        if not given:
+        chosen = list(grammars) if isinstance(grammars, Sequence | np.ndarray) and not isinstance(grammars, str) else []
+        if not chosen:
             raise ValueError(f"grammars = {grammars!r}: expected a sequence of at least one grammar or seed")
     setting.check_memory(_LANES, _MOST_LEVELS)
-    models = [setting.grammar(g, seed, r, _MOST_LEVELS) if ensemble == "one grammar" else None for r, g in enumerate(given)]
+    models = [setting.grammar(grammar, seed, r, _MOST_LEVELS) for r, grammar in enumerate(chosen)]
     shares = []
     with progress_bar(progress, f"thresholds, {ensemble}", len(models), 0) as advance:
         for r, model in enumerate(models):
@@ -259,11 +253,8 @@ class _Setting:
     def checked(cls, v: Any, m: Any, s: Any, corruption: Any, pool: Any, ensemble: Any) -> _Setting:
         v, s = checked_integer("vocab_size", v, 2), checked_integer("branching", s, 2)
         MeanField(v, m, s)  # checks that the rules fit
-        if isinstance(corruption, type):
-            raise ValueError(f"corruption = {corruption.__name__}: expected an instance, {corruption.__name__}()")
-        for member in ("corrupt", "log_evidence", "max_noise", "effective_epsilon", "bits_per_leaf"):
-            if not hasattr(corruption, member):
-                raise ValueError(f"corruption = {corruption!r} has no {member!r}; expected Gaussian(), Masking(), ..")
+        if isinstance(corruption, type) or not hasattr(corruption, "log_evidence"):
+            raise ValueError(f"corruption = {shown(corruption)}: expected a channel, such as Gaussian() or Masking()")
         if ensemble not in ENSEMBLES:
             raise ValueError(f"ensemble = {ensemble!r}: expected one of {ENSEMBLES}")
         if ensemble == "fresh rules" and v**s > _MOST_TUPLES:
@@ -294,18 +285,23 @@ class _Setting:
         """Number of messages in each pool."""
         return -(-self.pool // self.symbols)
 
-    def grammar(self, given: Any, seed: int, replicate: int, levels: int) -> RandomHierarchyModel:
-        if isinstance(given, RandomHierarchyModel):
-            sizes = (given.vocab_size, given.num_classes, given.multiplicity, given.branching)
-            if sizes != (self.v, self.v, self.m, self.s) or given.depth < levels:
+    def grammar(self, chosen: Any, seed: int, replicate: int, levels: int) -> RandomHierarchyModel | None:
+        """The grammar of a replicate, by default drawn; None for "fresh rules"."""
+        if self.ensemble == "fresh rules":
+            if chosen is not None:
+                raise ValueError("a grammar is given, but ensemble = 'fresh rules' has none; drop it, or take 'one grammar'")
+            return None
+        if isinstance(chosen, RandomHierarchyModel):
+            sizes = (chosen.vocab_size, chosen.num_classes, chosen.multiplicity, chosen.branching)
+            if sizes != (self.v, self.v, self.m, self.s) or chosen.depth < levels:
                 raise ValueError(
-                    f"grammar = {given!r}: expected vocab_size = num_classes = {self.v}, multiplicity = {self.m}, "
+                    f"grammar = {chosen!r}: expected vocab_size = num_classes = {self.v}, multiplicity = {self.m}, "
                     f"branching = {self.s} and depth >= {levels}"
                 )
-            if any(np.ptp(p) > 1e-12 for p in given.rule_probabilities.values()):
+            if any(np.ptp(p) > 1e-12 for p in chosen.rule_probabilities.values()):
                 raise ValueError("grammar has rules of different probability; expected uniform rule_probabilities")
-            return given
-        own = int(keys(seed, Purpose.POPULATION, replicate, _RULES)) if given is None else checked_seed(given, "grammar")
+            return chosen
+        own = int(keys(seed, Purpose.POPULATION, replicate, _RULES)) if chosen is None else checked_seed(chosen, "grammar")
         return RandomHierarchyModel(self.v, self.m, self.s, levels, seed=own)
 
     # -- the flow of the pools -------------------------------------------------------------------------------------

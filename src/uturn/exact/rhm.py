@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from uturn.core import display
-from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, shown
+from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path
 from uturn.core.files import whole_file
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
 from uturn.core.threads import over_blocks
@@ -137,7 +137,6 @@ class RandomHierarchyModel:
         v = checked_integer("vocab_size", vocab_size, 2)
         s = checked_integer("branching", branching, 2)
         L = checked_depth(depth)
-        check_tuples(v, s)
         n = v if num_classes is None else checked_integer("num_classes", num_classes, 1)
         key = keys(checked_seed(seed))
         levels = range(1, L + 1)
@@ -148,13 +147,8 @@ class RandomHierarchyModel:
         else:
             sizes = dict.fromkeys(levels, checked_integer("multiplicity", multiplicity, 1))
         for level in levels:
-            symbols, word = (n, "num_classes") if level == L else (v, "vocab_size")
-            if symbols * sizes[level] > v**s:
-                raise ValueError(
-                    f"{word} * multiplicity = {shown(symbols)} * {shown(sizes[level])} rules at tree level {level}, "
-                    f"but only vocab_size**branching = {v}**{s} = {v**s} distinct tuples exist; lower multiplicity to at "
-                    f"most {v**s // symbols}"
-                )
+            where = "the root (num_classes)" if level == L else f"tree level {level}"
+            check_tuples(v, s, n if level == L else v, sizes[level], where)
         check_memory("the rules", 16 * s * (n * sizes[L] + v * sum(sizes[k] for k in levels[:-1])), "lower multiplicity or depth")
         rules = {
             level: _distinct_tuples(v, s, (n if level == L else v) * sizes[level], int(key), level).reshape(-1, sizes[level], s)
@@ -224,11 +218,11 @@ class RandomHierarchyModel:
         self.branching, self.num_classes = rules[L].shape[2], rules[L].shape[0]
         self.rules = {level: _frozen(rules[level], np.int64) for level in range(1, L + 1)}
         if isinstance(rule_probabilities, Mapping):
-            given = _by_level("rule_probabilities", rule_probabilities, L)
+            by_level = _by_level("rule_probabilities", rule_probabilities, L)
         else:
-            given = dict.fromkeys(self.rules, rule_probabilities)
+            by_level = dict.fromkeys(self.rules, rule_probabilities)
         self.rule_probabilities = {
-            level: _probabilities(f"rule_probabilities[{level}]", given[level], table.shape[:2])
+            level: _probabilities(f"rule_probabilities[{level}]", by_level[level], table.shape[:2])
             for level, table in self.rules.items()
         }
         self.class_probabilities = _probabilities("class_probabilities", class_probabilities, (self.num_classes,))
@@ -368,19 +362,7 @@ class RandomHierarchyModel:
 
     def checked_leaves(self, leaves: Any) -> np.ndarray:
         """`leaves` as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError."""
-        array = checked_array("leaves", leaves)
-        if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != self.num_leaves:
-            raise ValueError(
-                f"leaves has shape {array.shape} and dtype {array.dtype}; expected integers of shape (batch, {self.num_leaves})"
-            )
-        bad = (array < 0) | (array >= self.vocab_size)
-        if bad.any():
-            sample, leaf = (int(i) for i in np.argwhere(bad)[0])
-            raise ValueError(
-                f"leaves[{sample}, {leaf}] = {array[sample, leaf]}; expected symbols 0..{self.vocab_size - 1} "
-                f"(vocab_size = {self.vocab_size})"
-            )
-        return array.astype(np.int64, copy=False)
+        return checked_leaves(leaves, self.vocab_size, self.num_leaves)
 
     @cached_property
     def _readers(self) -> dict[int, _TupleIndex]:
@@ -409,8 +391,8 @@ class RandomHierarchyModel:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FILE_FORMAT or metadata.get("version") != _FILE_VERSION:
-                    found = f"{metadata.get('format')} version {metadata.get('version')}"
-                    raise ValueError(f"{path} holds {found}; expected {_FILE_FORMAT} version {_FILE_VERSION}")
+                    stored = f"{metadata.get('format')} version {metadata.get('version')}"
+                    raise ValueError(f"{path} holds {stored}; expected {_FILE_FORMAT} version {_FILE_VERSION}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} is not a readable grammar file ({error}); write one with rhm.save(path)") from None
@@ -421,6 +403,23 @@ class RandomHierarchyModel:
             rule_probabilities={int(level): tensors[f"rule_probabilities.{level}"] for level in levels},
             class_probabilities=tensors["class_probabilities"],
         )
+
+
+def checked_leaves(leaves: Any, vocab_size: int, num_leaves: int | None = None) -> np.ndarray:
+    """Strings as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError; by default of any length."""
+    array = checked_array("leaves", leaves)
+    if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != (num_leaves or array.shape[1]):
+        raise ValueError(
+            f"leaves has shape {array.shape} and dtype {array.dtype}; expected integers of shape (batch, "
+            f"{num_leaves or 'num_leaves'})"
+        )
+    if array.size and (array.min() < 0 or array.max() >= vocab_size):
+        sample, leaf = (int(i) for i in np.argwhere((array < 0) | (array >= vocab_size))[0])
+        raise ValueError(
+            f"leaves[{sample}, {leaf}] is the symbol {array[sample, leaf]}; expected symbols 0..{vocab_size - 1} "
+            f"(vocab_size = {vocab_size})"
+        )
+    return array.astype(np.int64, copy=False)
 
 
 class _TupleIndex:
@@ -505,28 +504,23 @@ def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.nda
 
 def _in_words(size: Any) -> str:
     """A size, or the sizes of the levels from the lowest to the highest."""
-    return (
-        ", ".join(map(_in_words, size.values()))
-        if isinstance(size, Mapping)
-        else f"{size:.3g}"
-        if isinstance(size, float)
-        else str(size)
-    )
+    if isinstance(size, Mapping):
+        return ", ".join(map(_in_words, size.values()))
+    return f"{size:.3g}" if isinstance(size, float) else str(size)
 
 
-def _by_level(name: str, given: Any, depth: int | None = None) -> dict[int, Any]:
+def _by_level(name: str, tables: Any, depth: int | None = None) -> dict[int, Any]:
     """A mapping with levels 1..depth, given as ints or decimal strings, or a ValueError."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{name} = {type(given).__name__}: expected {{tree_level: array}} with levels 1..depth")
-    found: dict[int, Any] = {}
-    for key, value in given.items():
-        text = str(key)
-        if not text.isdecimal() or int(text) in found:
-            raise ValueError(f"{name} has levels {list(given)}; expected every level 1..depth once, as ints or decimal strings")
-        found[int(text)] = value
-    if not found or set(found) != set(range(1, (depth or len(found)) + 1)):
-        raise ValueError(f"{name} has levels {sorted(found)}; expected every level 1..{depth or 'depth'} (depth = the root)")
-    return found
+    if not isinstance(tables, Mapping):
+        raise ValueError(f"{name} = {type(tables).__name__}: expected {{tree_level: array}} with levels 1..depth")
+    by_level = {int(str(key)): value for key, value in tables.items() if str(key).isdecimal()}
+    levels = set(range(1, (depth or len(tables)) + 1))
+    if not tables or len(by_level) < len(tables) or set(by_level) != levels:
+        raise ValueError(
+            f"{name} has levels {list(tables)}; expected every level 1..{depth or 'depth'} (depth = the root) once, as ints or "
+            f"decimal strings"
+        )
+    return by_level
 
 
 def _frozen(values: Any, dtype: Any) -> np.ndarray:
@@ -535,14 +529,14 @@ def _frozen(values: Any, dtype: Any) -> np.ndarray:
     return array
 
 
-def _probabilities(name: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
-    if given is None:
+def _probabilities(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if probabilities is None:
         return _frozen(np.full(shape, 1 / shape[-1]), np.float64)
     try:
-        values = np.asarray(given, dtype=np.float64)
+        values = np.asarray(probabilities, dtype=np.float64)
         array = np.broadcast_to(values, shape)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} = {given!r}: expected numbers of shape {shape} or ({shape[-1]},)") from None
+        raise ValueError(f"{name} = {probabilities!r}: expected numbers of shape {shape} or ({shape[-1]},)") from None
     if values.ndim == 0 or not np.all(array > 0) or not np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6):
         raise ValueError(
             f"{name}: expected positive probabilities adding up to 1 along the last axis; smallest {array.min()}, sums "

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise, shown
+from uturn.core.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise
 
 Phase = Literal["transition", "always lost", "always recovered"]
 
@@ -53,13 +53,7 @@ class MeanField:
             object.__setattr__(self, "num_classes", self.vocab_size)
         for name, least in (("vocab_size", 2), ("multiplicity", 1), ("branching", 2), ("num_classes", 1)):
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
-        check_tuples(self.vocab_size, self.branching)
-        symbols, tuples = max(self.vocab_size, self._n), self.vocab_size**self.branching
-        if symbols * self.multiplicity > tuples:
-            raise ValueError(
-                f"max(vocab_size, num_classes) * multiplicity = {shown(symbols * self.multiplicity)} rules, but only "
-                f"vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to at most {tuples // symbols}"
-            )
+        check_tuples(self.vocab_size, self.branching, max(self.vocab_size, self._n), self.multiplicity)
 
     @property
     def _n(self) -> int:

@@ -123,8 +123,8 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
 
     from uturn.backward.reverse_diffusion import ReverseDiffusion
     from uturn.backward.score_model import ScoreModel
-    from uturn.corruption.ancestral import AncestralScheduler
     from uturn.corruption.denoising import ExactDenoiser
+    from uturn.corruption.schedulers import AncestralScheduler
 
     class Watched(ScoreModel):
         """Keeps the first input since `asked` was set to None: noisy strings and their timestep."""

@@ -44,18 +44,6 @@ def generator_folder() -> Path:
     return _FOLDER / "generator"
 
 
-def load_generator() -> Any:
-    """Denoising network of the Fashion-MNIST diffusion model.
-
-    A diffusers `UNet2DModel` in float32 and evaluation mode: `model(noisy, timestep).sample`, with `noisy`
-    (batch, 1, 28, 28) and timesteps 0..999 of the schedule that `load_scheduler` returns. Its output is the velocity
-    sqrt(abar) noise - sqrt(1 - abar) x_0 (section 4 of arXiv:2202.00512), as the scheduler's `prediction_type` says.
-    """
-    from diffusers import UNet2DModel
-
-    return UNet2DModel.from_pretrained(generator_folder() / "unet", low_cpu_mem_usage=False).float().eval()
-
-
 def load_scheduler() -> Any:
     """`DDPMScheduler` the generator was trained with: linear noise schedule, 1,000 timesteps, v prediction."""
     from diffusers import DDPMScheduler
@@ -67,12 +55,8 @@ def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classe
     """Untrained convolutional classifier whose direct children are the layers to probe.
 
     `block1`, `block2`, ...: 3x3 convolution, batch norm, ReLU; the output of the module is the post-activation.
-    `logits`: mean over positions, then a linear map to `num_classes` logits. Images have one channel.
-
-    Parameters
-    ----------
-    channels, strides
-        Output channels and stride of each block.
+    `logits`: mean over positions, then a linear map to `num_classes` logits. Images have one channel. `channels`, `strides`:
+    output channels and stride of each block.
     """
     from collections import OrderedDict
 
@@ -95,12 +79,7 @@ def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
     """Trained Fashion-MNIST classifier, float32, in evaluation mode.
 
     It maps images (batch, 1, 28, 28) in [-1, 1] to logits (batch, 10). Its direct children `block1` .. `block6` and `logits` are
-    the layers to probe; see `build_classifier`.
-
-    Parameters
-    ----------
-    path
-        Another file written by `training/fashion_mnist/train_classifier.py`; the embedded one by default.
+    the layers to probe; see `build_classifier`. `path`: another file written by `training/fashion_mnist/train_classifier.py`.
     """
     from safetensors import safe_open
 
@@ -115,13 +94,8 @@ def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
 def load_test_set() -> tuple[np.ndarray, np.ndarray]:
     """1,000 images of the Fashion-MNIST test split, which was not used in training, and their labels.
 
-    Returns
-    -------
-    images
-        float32 (1000, 1, 28, 28) in [-1, 1].
-    labels
-        int64 (1000,), 0..9, in interleaved order (`labels[i] == i % 10`), so that the first 10 k images hold k of
-        each class.
+    Images: float32 (1000, 1, 28, 28) in [-1, 1]. Labels: int64 (1000,), 0..9, in turn (`labels[i] == i % 10`), so that the first
+    10 k images hold k of each class.
     """
     from safetensors.numpy import load_file
 

@@ -23,7 +23,7 @@ _MOST_BYTES = 2**30  # of originals that are kept in memory
 _REFERENCE = 256  # images that statistics of activations are computed from
 _NAMED = ("type", "model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise", "dtype")
 """Options that a fingerprint names even if they equal their default, as in the first version."""
-_kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # by identity of the draws and item, the latest last
+_kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # {(identity of the draws, item): image}, latest last
 
 
 class GeneratedSource(ImageSource):
@@ -85,7 +85,7 @@ class GeneratedSource(ImageSource):
 
     def fingerprint(self) -> str:
         """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
-        if self._fingerprint:  # that of the weights takes a while
+        if self._fingerprint:  # hashing the weights takes a while
             return self._fingerprint
         table = self._backward.model_dump(mode="json")
         named = {*_NAMED, *changed_options(self._backward)} - self._backward.execution
@@ -121,8 +121,8 @@ class GeneratedSource(ImageSource):
         The model is not needed, so this can be called for a stored run whose model is code.
         """
         draws = _Draws(fingerprint, seed if self.seed is None else self.seed, self.folder)
-        found = [image for item in items if (image := draws.get(int(item))) is not None]
-        return np.stack(found) if len(found) == len(items) else None
+        images = [image for item in items if (image := draws.get(int(item))) is not None]
+        return np.stack(images) if len(images) == len(items) else None
 
     def _labels(self, items: np.ndarray) -> np.ndarray:
         classes = self.num_labels()
@@ -134,17 +134,17 @@ class GeneratedSource(ImageSource):
             return (0.3 * noise).clip(-1, 1).reshape(-1, *self.image_shape())
         seed = seed if self.seed is None else self.seed
         draws = _Draws(self.fingerprint(), seed, self.folder)
-        found: dict[int, Any] = {int(item): draws.get(int(item)) for item in items}
-        missing = [item for item, image in found.items() if image is None]
+        images: dict[int, Any] = {int(item): draws.get(int(item)) for item in items}
+        missing = [item for item, image in images.items() if image is None]
         if missing:
             ahead = self._ahead(missing, num_items)
-            missing += [item for item in ahead if item not in found and draws.get(item) is None]
+            missing += [item for item in ahead if item not in images and draws.get(item) is None]
             some = np.array(missing)
             labels = self._backward.generated_labels(some)
             for item, image in zip(missing, self._backward.generate(keys(seed, Purpose.ORIGINAL, some), labels), strict=True):
                 draws.put(item, image)
-                found[item] = image
-        return np.stack([found[int(item)] for item in items])
+                images[item] = image
+        return np.stack([images[int(item)] for item in items])
 
     def _ahead(self, missing: list[int], num_items: int) -> range:
         """Items that are drawn with the missing ones, so that the batches of a network are full where that is faster."""
@@ -172,9 +172,9 @@ class _Draws:
             return image
         try:
             image = read_array(self._file(item))
-        except (OSError, ValueError, EOFError):  # not drawn yet, or damaged: it is drawn again
+        except ValueError:  # not drawn yet, or damaged: it is drawn again
             return None
-        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
+        if image.dtype != np.float32 or image.ndim != 3:
             return None
         self._remember(item, image)
         return image
@@ -186,7 +186,7 @@ class _Draws:
         path = self._file(item)
         with named_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-        # Processes may draw the same one at the same time, so each writes to a name of its own.
+        # Several processes may draw an item at the same time, so each writes to a name of its own.
         own = path.with_name(f"{path.name}.{os.getpid()}")
         with whole_file(own) as file:
             np.save(file, image)

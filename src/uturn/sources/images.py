@@ -77,15 +77,8 @@ class ImageSource(Spec, Source):
         """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
-    def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) that identifies images and labels. A store is not resumed with other data."""
-        raise NotImplementedError
-
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
         yield Images(items, *self.images_at(items))
-
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 class _ImagesInMemory(ImageSource):
@@ -95,9 +88,10 @@ class _ImagesInMemory(ImageSource):
         """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
+    @cached_while_unchanged(files=lambda self: self.files(), maxsize=2)
     def all_images(self) -> tuple[np.ndarray, np.ndarray]:
         """The result of `load`, cached while the files do not change."""
-        return _loaded(self)
+        return self.load()
 
     def count(self) -> int:
         return len(self.all_images()[0])
@@ -126,11 +120,6 @@ class _ImagesInMemory(ImageSource):
         return {"label": labels[:num_items]}
 
 
-@cached_while_unchanged(files=lambda source: source.files(), maxsize=2)
-def _loaded(source: _ImagesInMemory) -> tuple[np.ndarray, np.ndarray]:
-    return source.load()
-
-
 class FashionMNISTSource(_ImagesInMemory):
     """The 1,000 Fashion-MNIST test images of the package; image i has the label i % 10."""
 
@@ -139,8 +128,7 @@ class FashionMNISTSource(_ImagesInMemory):
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         from uturn.sources.fashion_mnist import load_test_set
 
-        images, labels = load_test_set()
-        return np.asarray(images, np.float32), np.asarray(labels, np.int64)
+        return load_test_set()
 
     def class_names(self) -> list[str] | None:
         from uturn.sources.fashion_mnist import CLASS_NAMES
@@ -163,7 +151,7 @@ class ArraySource(_ImagesInMemory):
         return [Path(p) for p in (self.path, self.labels) if p is not None]
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        array = _read_npy(self.path)
+        array = read_array(checked_path("path", self.path))
         if array.ndim == 3:
             array = array[:, None]
         elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
@@ -173,7 +161,7 @@ class ArraySource(_ImagesInMemory):
                 f"{self.path} has shape {array.shape}; expected (count, height, width), with 1 or 3 channels before or after"
             )
         _check_size(array.size, self.path)
-        labels = np.full(len(array), -1) if self.labels is None else _read_npy(self.labels)
+        labels = np.full(len(array), -1) if self.labels is None else read_array(checked_path("labels", self.labels))
         if labels.shape != (len(array),) or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"{self.labels} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({len(array)},)"
@@ -357,14 +345,14 @@ class _Folder:
             while len(self.readable) < number and self._checked < len(self.files):
                 most = min(number - len(self.readable), 256)  # small batches, so that a wrong size is reported soon
                 batch = self.files[self._checked : self._checked + most]
-                for file, found in zip(batch, _in_threads(attempt, batch), strict=True):
-                    if isinstance(found, str):
-                        self.skipped[file.name] = found
+                for file, shape in zip(batch, _in_threads(attempt, batch), strict=True):
+                    if isinstance(shape, str):
+                        self.skipped[file.name] = shape
                     else:
                         if not self.readable:
-                            self.first_shape = found
-                        if same_shape and found != self.first_shape:
-                            sizes = [f"{width} x {height} pixels" for height, width in (found, self.first_shape)]
+                            self.first_shape = shape
+                        if same_shape and shape != self.first_shape:
+                            sizes = [f"{width} x {height} pixels" for height, width in (shape, self.first_shape)]
                             first = self.files[self.readable[0]].name
                             raise ValueError(
                                 f"{self.root / file.name} has {sizes[0]}, but {self.root / first} has {sizes[1]}; give `size` to "
@@ -490,16 +478,6 @@ def _checked_indices(indices: Any, count: int) -> np.ndarray:
         shown = " ".join(str(indices).split())[:80]
         raise ValueError(f"indices = {shown}: expected a list of integers in 0 .. {count - 1}")
     return indices.astype(np.int64)
-
-
-def _read_npy(path: str) -> np.ndarray:
-    try:
-        array = read_array(checked_path("path", path))
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise ValueError(f"{path} is not a readable .npy file ({error}); write one with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} is an archive; expected a .npy file with one array")
-    return array
 
 
 def _check_size(numbers: int, where: str) -> None:

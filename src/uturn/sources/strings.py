@@ -1,4 +1,4 @@
-"""Strings of the Random Hierarchy Model as originals."""
+"""Strings of the Random Hierarchy Model as originals, whole or hierarchically filtered (arXiv:2408.15138)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uturn.core.checks import check_tuples
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT
-from uturn.exact.inference.evidence import Evidence
+from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
 
@@ -50,8 +50,6 @@ class Strings(Originals):
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
-        if not isinstance(noisy, Noisy):
-            raise ValueError(f"{corruption!r}.corrupt gave a {type(noisy).__name__}; expected a uturn.corruption.Noisy")
         return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 
@@ -71,8 +69,6 @@ class NoisyStrings(Noisy):
     @cached_property
     def evidence(self) -> Evidence:
         """The evidence in the form in which the kernels read it fastest."""
-        from uturn.exact.inference.checks import checked_evidence
-
         kind = type(self.channel)
         compact = kind in COMPACT and COMPACT[kind] is kind.log_evidence
         return checked_evidence(self.rhm, self.channel.evidence(self) if compact else self.log_evidence)
@@ -97,9 +93,9 @@ class NoisyStrings(Noisy):
 
         if output not in self._beliefs:
             wanted = [name for name in dict.fromkeys((output, *also)) if name not in self._beliefs]
-            found = infer(self.rhm, self.evidence, outputs=tuple(wanted))
+            computed = infer(self.rhm, self.evidence, outputs=tuple(wanted))
             for name in wanted:
-                messages = getattr(found, name)
+                messages = getattr(computed, name)
                 for nodes in messages.values():
                     nodes.flags.writeable = False  # no probe changes them for the next one
                 self._beliefs[name] = messages
@@ -156,13 +152,8 @@ class RHMSource(Spec, Source):
             raise ValueError(
                 f"depth = {L}, branching = {s}: one string needs 2**{evidence:.0f} bytes of evidence; lower depth or branching"
             )
-        check_tuples(v, s)
-        symbols, tuples = n if L == 1 else max(v, n), v**s
-        if symbols * self.multiplicity > tuples:
-            raise ValueError(
-                f"{symbols * self.multiplicity} rules a level, but only vocab_size**branching = {tuples} distinct tuples exist; "
-                f"lower multiplicity to at most {tuples // symbols}"
-            )
+        symbols = n if L == 1 else max(v, n)
+        check_tuples(v, s, symbols, self.multiplicity)
         check_rules(symbols * self.multiplicity, s, L, f"multiplicity = {self.multiplicity}", "multiplicity")
         return self
 
@@ -195,6 +186,44 @@ class RHMSource(Spec, Source):
     def _numbers(self, num_items: int) -> np.ndarray:
         # Neighbouring items share a grammar, so that inference on a block of items takes few, large batches.
         return np.arange(num_items) * self.grammars // num_items
+
+
+class FilteredRHMSource(RHMSource):
+    """Strings of the Random Hierarchy Model whose structure above tree level `filtered_above` is removed.
+
+    The nodes of level k = `filtered_above` are independent and uniform over the symbols; the subtrees below them are those of
+    source `rhm` with the same options and seed. k = depth is the source `rhm` itself, k = 0 gives independent leaves. In
+    arXiv:2408.15138 the nodes of level k are independent given the class, each with its exact law given the class; here they
+    share no class, so that nothing is left above level k.
+
+    This is again a Random Hierarchy Model, in which every tuple of symbols is a rule at the levels above k: v**(s - 1) rules of a
+    symbol, so that a uniform class gives independent, uniform symbols. Hence belief propagation, draws and parsing are exact as
+    they are. A node above level k, and so the class, is a random function of the nodes of level k below it: it is determined by
+    the string, but nothing in the string depends on it. `zipf_exponent` applies up to level k.
+    """
+
+    type: Literal["filtered_rhm"] = "filtered_rhm"  # type: ignore[assignment]
+    filtered_above: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _filtered(self) -> FilteredRHMSource:
+        v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
+        if self.filtered_above > L:
+            raise ValueError(f"filtered_above = {self.filtered_above}: expected a tree level 0 .. {L}; {L} changes nothing")
+        if self.filtered_above < L and v**s % n:
+            raise ValueError(
+                f"num_classes = {n}: expected a divisor of vocab_size**branching = {v**s}, so that all classes own as many tuples"
+            )
+        check_rules(v**s, s, L - self.filtered_above, f"filtered_above = {self.filtered_above}", "branching or vocab_size")
+        return self
+
+    def rules(self) -> dict[str, Any]:
+        v, n, s, L, k = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth, self.filtered_above
+        sizes = {level: self.multiplicity if level <= k else v**s // (n if level == L else v) for level in range(1, L + 1)}
+        if self.zipf_exponent is None:
+            return {"multiplicity": sizes}
+        laws = {level: zipf(m, self.zipf_exponent) if level <= k else None for level, m in sizes.items()}
+        return {"multiplicity": sizes, "rule_probabilities": laws}
 
 
 @lru_cache(maxsize=32)

@@ -134,7 +134,7 @@ class TokenSource(Spec, Source):
         return np.where(is_separator | (ids == PAD), -1, np.cumsum(is_separator, axis=1))
 
     def _separators(self) -> list[int]:
-        found = []
+        separators = []
         for text in self.segments:
             try:
                 ids = [] if self.tokenizer is None else self.tokenizer.encode(text)
@@ -142,8 +142,8 @@ class TokenSource(Spec, Source):
                 ids = []
             if len(ids) != 1 or ids[0] == self.tokenizer.unknown_id:
                 raise ValueError(f"segments: {text!r} is not one token of the model; expected the texts of single tokens")
-            found.append(ids[0])
-        return found
+            separators.append(ids[0])
+        return separators
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Tokens]:
         self._check_count(num_items)
@@ -157,8 +157,12 @@ class TokenSource(Spec, Source):
         return dict(list(self._texts().left_out.items())[:1000])
 
     def files(self) -> Sequence[Any]:
-        given = _text_files(self.path)
-        return given if self.regions is None else [*given, _checked_file("regions", self.regions)]
+        files = _text_files(self.path)
+        if self.regions is None:
+            return files
+        if not Path(checked_path("regions", self.regions)).is_file():
+            raise ValueError(f"regions = {self.regions!r}: no such file; expected a text file with a line for each text")
+        return [*files, Path(self.regions)]
 
     def fingerprint(self) -> str:
         """SHA-256 of the files and of the tokenizer."""
@@ -193,20 +197,13 @@ def _text_files(path: str) -> list[Path]:
     place = Path(checked_path("path", path))
     if place.is_file():
         return [place]
-    found = sorted(place.glob("*.txt")) if place.is_dir() else []
-    if not found:
+    files = sorted(place.glob("*.txt")) if place.is_dir() else []
+    if not files:
         raise ValueError(
             f"path = {path!r}: {'a folder without .txt files' if place.is_dir() else 'no such file or folder'}; expected a text "
             f"file, a folder of .txt files, or a .npy file of ids"
         )
-    return found
-
-
-def _checked_file(name: str, path: str) -> Path:
-    """A file that exists, or a ValueError."""
-    if not Path(checked_path(name, path)).is_file():
-        raise ValueError(f"{name} = {path!r}: no such file; expected a text file with a line for each text")
-    return Path(path)
+    return files
 
 
 @cached_while_unchanged(files=lambda source, backward: source.files())
@@ -222,14 +219,9 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
 
 
 def _read_ids(path: str, vocab_size: int) -> np.ndarray:
-    where = f"path = {path!r}"
-    try:
-        ids = read_array(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{where} cannot be read ({one_line(error)}); expected a .npy file of ids") from None
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
-        shape = f"shape {ids.shape} and dtype {ids.dtype}" if isinstance(ids, np.ndarray) else type(ids).__name__
-        raise ValueError(f"{where} has {shape}; expected integers of shape (items, length)")
+    where, ids = f"path = {path!r}", read_array(path)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        raise ValueError(f"{where} has shape {ids.shape} and dtype {ids.dtype}; expected integers of shape (items, length)")
     bad = (ids < 0) | (ids >= vocab_size)
     if bad.any():
         row, column = np.argwhere(bad)[0]
@@ -249,18 +241,19 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
         size = source.length or most
         if size is None:
             raise ValueError("length: missing; windows need it, since the model does not say how many tokens it takes")
-        cut = [row for text in texts for row in _windows(_encoded(tokenizer, text, where), size)]
-        rows = dict(enumerate(cut, 1))
+        ids = [_encoded(tokenizer, text, where) for text in texts]
+        windows = [of[start : start + size] for of in ids for start in range(0, len(of) - size + 1, size)]
+        rows = dict(enumerate(windows, 1))
         if not rows:
             raise ValueError(f"{where}: no text has {size} tokens; take shorter windows (length), or lines")
     else:
         rows, left_out = _lines(where, [line for text in texts for line in text.splitlines()], tokenizer, source.length, most)
     check_known(where, list(rows.values()), tokenizer)
-    ids = np.full((len(rows), max(map(len, rows.values()))), PAD, np.int64)
+    padded = np.full((len(rows), max(map(len, rows.values()))), PAD, np.int64)
     for row, tokens in enumerate(rows.values()):
-        ids[row, : len(tokens)] = tokens
+        padded[row, : len(tokens)] = tokens
     regions = [] if source.regions is None else _read_regions(source.regions, rows)
-    return _Texts(ids, regions, left_out)
+    return _Texts(padded, regions, left_out)
 
 
 def _content(path: Path, name: str) -> str:
@@ -307,10 +300,6 @@ def _lines(
     return rows, left_out
 
 
-def _windows(ids: list[int], size: int) -> list[list[int]]:
-    return [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
-
-
 def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> None:
     """ValueError if most tokens of some texts are the unknown one."""
     total, unknown = sum(map(len, rows)), sum(token == tokenizer.unknown_id for row in rows for token in row)
@@ -323,7 +312,7 @@ def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> No
 
 def _read_regions(path: str, rows: dict[int, list[int]]) -> list[str]:
     """A character for each token of the lines with these numbers."""
-    lines, found = _content(Path(path), f"regions = {path!r}").splitlines(), []
+    lines, regions = _content(Path(path), f"regions = {path!r}").splitlines(), []
     for number, tokens in rows.items():
         line = lines[number - 1] if number <= len(lines) else ""
         if len(line) != len(tokens):
@@ -331,5 +320,5 @@ def _read_regions(path: str, rows: dict[int, list[int]]) -> list[str]:
                 f"regions = {path!r}: line {number} has {len(line)} characters, but the text {len(tokens)} tokens; expected "
                 f"one for each ({shown(line)})"
             )
-        found.append(line)
-    return found
+        regions.append(line)
+    return regions

@@ -7,16 +7,14 @@ compiled SIMD kernels (numba, numpy arrays on the CPU) and log-space torch (any 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory
-from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError
-from uturn.exact.inference.checks import check_shape, check_values, checked_evidence, floating_array, is_tensor
-from uturn.exact.inference.entropy import mutual_information, posterior_entropy, prior_entropy
+from uturn.core.checks import check_memory, checked_integer
+from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
+from uturn.exact.inference.evidence import check_model, check_shape, check_values, checked_evidence, floating_array, is_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +82,10 @@ def infer(
     """
     if backend not in _BACKENDS:
         raise ValueError(f"backend = {backend!r}: expected one of {_BACKENDS}")
-    names = _checked_outputs(outputs)
+    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if isinstance(outputs, Iterable) else ()
+    if not wanted or any(name not in OUTPUTS for name in wanted):
+        raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
+    names = tuple(name for name in OUTPUTS if name in wanted)
     tensor = is_tensor(log_evidence)
     if backend == "torch" or (backend == "auto" and tensor):
         import torch
@@ -151,32 +152,60 @@ def sample_posterior(
     from uturn.exact.inference.numba_backend import sample_numba
 
     evidence = checked_evidence(rhm, log_evidence)
-    given = num_draws if isinstance(num_draws, np.ndarray) and (num_draws.dtype, num_draws.ndim) == (np.uint64, 1) else None
-    count = _checked_draws(num_draws) if given is None else len(given)
+    draws: Any = num_draws
+    are_numbers = isinstance(draws, np.ndarray) and (draws.dtype, draws.ndim) == (np.uint64, 1)
+    count = len(draws) if are_numbers else 1 if draws is None else checked_integer("num_draws", draws, 0)
     check_memory(f"num_draws = {count}", 16 * count * len(evidence) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
-    numbers = np.arange(count, dtype=np.uint64) if given is None else np.ascontiguousarray(given)
+    numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
     trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
 
-def _checked_draws(num_draws: Any) -> int:
-    try:
-        draws = 1 if num_draws is None else operator.index(num_draws)
-    except TypeError:
-        draws = -1
-    if draws < 0 or isinstance(num_draws, bool):
-        raise ValueError(
-            f"num_draws = {num_draws!r}: expected an integer >= 0, numbers of draws as a uint64 array, or None for one draw "
-            f"without a leading axis"
-        )
-    return draws
+def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
+    """Joint entropy of all nodes of each tree level without any observation, {tree_level: nats}.
+
+    `H(X_L)` is the entropy of the class. Every level below adds, for each node, the entropy of its rule averaged over its
+    symbol, because the string of a level has one parse and determines all levels above. With uniform probabilities
+    `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
+    """
+    check_model(rhm)
+    L = rhm.depth
+    entropy = {L: float(entropy_of(rhm.class_probabilities))}
+    counts = rhm.class_probabilities  # expected number of nodes of the level with each symbol
+    for level in range(L, 0, -1):
+        p, table = rhm.rule_probabilities[level], rhm.rules[level]
+        entropy[level - 1] = entropy[level] + float(counts @ entropy_of(p))
+        used = counts[:, None] * p
+        counts = np.zeros(rhm.vocab_size)
+        np.add.at(counts, table, used[:, :, None])
+    return {level: entropy[level] for level in range(L + 1)}
 
 
-def _checked_outputs(outputs: Any) -> tuple[str, ...]:
-    names = (outputs,) if isinstance(outputs, str) else tuple(outputs) if isinstance(outputs, Iterable) else ()
-    if not names or any(name not in OUTPUTS for name in names):
-        raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
-    return tuple(name for name in OUTPUTS if name in names)
+def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
+    """Joint entropy of all nodes of each tree level given the observation, {tree_level: (batch,)} in nats.
+
+    `H(X_L | obs)` is the entropy of the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum over nodes of sum_y marginal[y]
+    * H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`, because the string of a level has one parse and
+    determines all levels above. Messages are float64 for every type of evidence. The error is absolute, about 1e-15 nats a node.
+
+    Raises
+    ------
+    ValueError
+        As in `infer`.
+    """
+    from uturn.exact.inference.numba_backend import entropy_numba
+
+    return entropy_numba(rhm, floating_array(rhm, log_evidence))
+
+
+def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
+    """Information of each observation about all nodes of a tree level, {tree_level: (batch,)} in nats.
+
+    The value is `H(X_l) - H(X_l | obs)`. Its mean over noisy strings of the grammar is the mutual information
+    I(X_l; observation); the value of a single sample can be negative.
+    """
+    before = prior_entropy(rhm)
+    return {level: before[level] - after for level, after in posterior_entropy(rhm, log_evidence).items()}
 
 
 def _converted(beliefs: Beliefs, convert: Any) -> Beliefs:

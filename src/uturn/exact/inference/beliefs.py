@@ -36,45 +36,34 @@ class Beliefs:
         If an output is read that was not requested. It is an AttributeError and a ValueError.
     """
 
+    marginals: dict[int, Any]
+    upward: dict[int, Any]
+    downward: dict[int, Any]
+    log_evidence: Any
+
     def __init__(self, **computed: Any) -> None:
-        self._computed = {name: computed[name] for name in OUTPUTS if name in computed}
+        self.__dict__ |= {name: computed[name] for name in OUTPUTS if name in computed}
+
+    def __getattr__(self, name: str) -> Any:  # called only for what was not computed
+        if name not in OUTPUTS:
+            raise AttributeError(f"Beliefs has no attribute {name!r}")
+        raise NotComputedError(f"beliefs.{name} was not computed; call infer(..., outputs={(*self.outputs, name)})")
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the computed outputs."""
-        return tuple(self._computed)
-
-    def _get(self, name: str) -> Any:
-        if name not in self._computed:
-            wanted = (*self._computed, name)
-            raise NotComputedError(f"beliefs.{name} was not computed; call infer(..., outputs={wanted})")
-        return self._computed[name]
-
-    @property
-    def marginals(self) -> dict[int, Any]:
-        return self._get("marginals")
-
-    @property
-    def upward(self) -> dict[int, Any]:
-        return self._get("upward")
-
-    @property
-    def downward(self) -> dict[int, Any]:
-        return self._get("downward")
-
-    @property
-    def log_evidence(self) -> Any:
-        return self._get("log_evidence")
+        return tuple(vars(self))
 
     def __repr__(self) -> str:
-        counts = {len(next(iter(one.values())) if isinstance(one, dict) else one) for one in self._computed.values()}
-        levels = [max(one) for one in self._computed.values() if isinstance(one, dict)]
-        of = f", tree levels 0 .. {levels[0]}" if levels else ""
-        return f"Beliefs({', '.join(self._computed)}; {max(counts, default=0)} strings{of})"
+        computed = vars(self).values()
+        counts = {len(next(iter(output.values())) if isinstance(output, dict) else output) for output in computed}
+        depths = [max(output) for output in computed if isinstance(output, dict)]
+        of = f", tree levels 0 .. {depths[0]}" if depths else ""
+        return f"Beliefs({', '.join(self.outputs)}; {max(counts, default=0)} strings{of})"
 
     def _repr_html_(self) -> str:
         """A table of the levels, with the mean entropy of each computed message."""
-        messages = {name: one for name, one in self._computed.items() if isinstance(one, dict)}
+        messages = {name: output for name, output in vars(self).items() if isinstance(output, dict)}
         if not messages:
             return page(repr(self))
         first = next(iter(messages.values()))
@@ -82,7 +71,7 @@ class Beliefs:
         rows = []
         for level in sorted(first, reverse=True):
             _, nodes, symbols = first[level].shape
-            means = [_number(entropy_of(one[level][:some]).mean()) / math.log(2) for one in messages.values()]
+            means = [_number(entropy_of(of[level][:some]).mean()) / math.log(2) for of in messages.values()]
             most = math.log2(symbols) or 1.0
             rows.append((level, nodes, symbols, *(bar(bits / most, f"{bits:.2f} of {math.log2(symbols):.2f}") for bits in means)))
         head = ("tree level", "nodes", "symbols", *(f"entropy of {name} (bits)" for name in messages))

@@ -12,8 +12,7 @@ import numpy as np
 from uturn.core import threads
 from uturn.core.memory import aligned
 from uturn.exact.inference import kernels
-from uturn.exact.inference.checks import check_values
-from uturn.exact.inference.evidence import Evidence
+from uturn.exact.inference.evidence import Evidence, check_values
 from uturn.exact.inference.simd import LANES
 from uturn.exact.inference.tables import Tables, tables_of
 

@@ -1,11 +1,16 @@
-"""The forms in which the compiled kernels read evidence about the leaves."""
+"""Evidence about the leaves: the forms in which the compiled kernels read it, and its checks."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from uturn.core.checks import checked_array, shown
+from uturn.exact.rhm import RandomHierarchyModel
 
 MESSAGES, LOG, SCALED, SYMBOLS = 0, 1, 2, 3  # what a kernel reads: messages from below, or one of the forms of evidence
 _NO_FACTOR = np.zeros(0, np.float32)
@@ -37,16 +42,6 @@ class Evidence:
         """Evidence from log-evidence, floating point numbers (batch, leaves, v)."""
         return cls(LOG, log_evidence, _NO_FACTOR, log or (lambda samples: log_evidence[samples]))
 
-    @classmethod
-    def scaled(cls, values: np.ndarray, factor: np.ndarray, log: Callable[[np.ndarray], np.ndarray]) -> Evidence:
-        """Evidence `values * factor`."""
-        return cls(SCALED, values, factor, log)
-
-    @classmethod
-    def symbols(cls, values: np.ndarray, factor: np.ndarray, log: Callable[[np.ndarray], np.ndarray]) -> Evidence:
-        """Evidence with one value for the observed symbol of a leaf, and another one for all other symbols."""
-        return cls(SYMBOLS, values, factor, log)
-
     def __len__(self) -> int:
         return len(self.values)
 
@@ -61,3 +56,91 @@ class Evidence:
         values = self.values[first:last]
         values = np.ascontiguousarray(values, None if self.kind == SYMBOLS else self.dtype)
         return Evidence(self.kind, values, np.ascontiguousarray(self.factor[first:last]), self.log)
+
+
+def check_model(rhm: Any) -> None:
+    """ValueError if `rhm` is no RandomHierarchyModel."""
+    if not isinstance(rhm, RandomHierarchyModel):
+        raise ValueError(f"rhm = {shown(rhm)}: expected a RandomHierarchyModel")
+
+
+def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
+    """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating point type."""
+    check_model(rhm)
+    expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
+    if len(shape) != 3 or tuple(shape[1:]) != (rhm.num_leaves, rhm.vocab_size):
+        raise ValueError(f"log_evidence has shape {tuple(shape)}; expected {expected}")
+    if not floating:
+        raise ValueError(
+            f"log_evidence has dtype {dtype}; expected natural logarithms as floating point numbers of shape {expected} "
+            f"(a corruption's log_evidence(noisy) makes them)"
+        )
+
+
+def check_values(log_evidence: Any, first_sample: int = 0) -> None:
+    """ValueError if a value of an array or tensor is NaN or +inf, or if all values of a leaf are -inf."""
+    size = max(1, 2**22 // (log_evidence.shape[1] * log_evidence.shape[2]))
+    for b in range(0, len(log_evidence), size):
+        part = log_evidence[b : b + size]
+        top = part.max(axis=2) if isinstance(part, np.ndarray) else part.detach().amax(2).cpu().numpy()  # NaN if a value is NaN
+        bad = ~np.isfinite(top)
+        if bad.any():
+            sample, leaf = (int(i) for i in np.argwhere(bad)[0])
+            where = f"log_evidence[{first_sample + b + sample}, {leaf}]"
+            if top[sample, leaf] == -np.inf:
+                raise ValueError(
+                    f"{where} is -inf for all symbols; expected at least one possible symbol (a leaf about which nothing is "
+                    f"known has the same value, such as 0, for all)"
+                )
+            raise ValueError(f"{where} contains {float(top[sample, leaf])}; expected finite values or -inf")
+
+
+class ImpossibleEvidenceError(ValueError):
+    """No string of the grammar can explain the evidence of some samples; `samples` are their indices in the batch."""
+
+    samples: list[int]
+
+
+def impossible_evidence(samples: list[int]) -> ImpossibleEvidenceError:
+    """The error for samples with impossible evidence."""
+    shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
+    error = ImpossibleEvidenceError(
+        f"log_evidence of sample(s) {shown} ({len(samples)} in all): no string of this grammar has positive probability, so "
+        f"there is no posterior. Hard evidence (-inf) contradicts the grammar: check that it belongs to this grammar, or "
+        f"soften it, for example by replacing -inf by a large negative number"
+    )
+    error.samples = samples
+    return error
+
+
+def is_tensor(values: Any) -> bool:
+    """Whether `values` is a torch tensor; torch is not imported."""
+    torch = sys.modules.get("torch")  # a tensor can exist only if torch is loaded
+    return torch is not None and isinstance(values, torch.Tensor)
+
+
+def checked_evidence(rhm: Any, evidence: Any) -> Evidence:
+    """Evidence of checked shape, from log-evidence if it is not in one of the other forms of `Evidence` already."""
+    if not isinstance(evidence, Evidence):
+        return Evidence.of(floating_array(rhm, evidence))
+    expected = (rhm.num_leaves,) if evidence.kind == SYMBOLS else (rhm.num_leaves, rhm.vocab_size)
+    if evidence.values.shape[1:] != expected:  # the kernels would read beyond the end
+        raise ValueError(
+            f"noisy strings have values of shape {evidence.values.shape}; expected (batch, {', '.join(map(str, expected))}) for "
+            f"this grammar"
+        )
+    return evidence
+
+
+def floating_array(rhm: Any, values: Any) -> np.ndarray:
+    """Evidence as a numpy array of checked shape and type (at most float64), without a copy where possible."""
+    if is_tensor(values):
+        if values.requires_grad:
+            raise ValueError('log_evidence requires grad, which numba cannot give: use infer(..., backend="torch") or detach()')
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.float()
+        values = values.cpu().numpy()
+    array = checked_array("log_evidence", values)
+    check_shape(rhm, array.shape, array.dtype, array.dtype.kind == "f")
+    native = array.dtype.newbyteorder("=")
+    return array.astype(native if native.itemsize <= 8 else np.float64, copy=False)

@@ -15,9 +15,8 @@ from uturn.core.memory import recycled
 from uturn.core.progress import steps
 from uturn.core.threads import over_blocks
 from uturn.exact.inference.beliefs import Beliefs, entropy_of
-from uturn.exact.inference.checks import ImpossibleEvidenceError, impossible_evidence
 from uturn.exact.inference.engine import Levels, PreparedGrammar, Truth, draw, prepared_grammar, propagate
-from uturn.exact.inference.evidence import LOG, Evidence
+from uturn.exact.inference.evidence import LOG, Evidence, ImpossibleEvidenceError, impossible_evidence
 from uturn.exact.inference.kernels import FIXED_POINT
 from uturn.exact.inference.tables import tables_of
 from uturn.exact.inference.wide_range import WideRange
@@ -80,7 +79,7 @@ def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
     for first in steps(range(0, batch, grammar.chunk)):
         last = min(first + grammar.chunk, batch)
         left += [first + b for b in propagate(grammar, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
-    found = out / (FIXED_POINT * nodes)
+    beliefs = out / (FIXED_POINT * nodes)
     impossible: list[int] = []
     for part, values in _parts(left, evidence, prepared_grammar(rhm, evidence.dtype)):
         try:  # `infer` computes these in the precision that they need
@@ -90,10 +89,10 @@ def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
             continue
         for level, symbols in truth.symbols.items():
             at = symbols[part // truth.copies][..., None]
-            found[part, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
+            beliefs[part, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
     if impossible:
         raise impossible_evidence(impossible)
-    return found
+    return beliefs
 
 
 def _checked(truth: Truth, rhm: Any) -> Truth:

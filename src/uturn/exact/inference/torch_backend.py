@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from uturn.exact.inference.beliefs import Beliefs
+from uturn.exact.inference.evidence import impossible_evidence
 
 _CHUNK = 2**25  # terms (sample, node, rule) held at a time
 
@@ -25,8 +26,6 @@ def infer_torch(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...]) 
     log_p = torch.cat([part["log_evidence"][None] for part in parts], dim=1)[0]
     impossible = torch.nonzero(log_p.detach() == -torch.inf).flatten().tolist()
     if impossible:
-        from uturn.exact.inference.checks import impossible_evidence
-
         raise impossible_evidence(impossible)
     computed: dict[str, Any] = {"log_evidence": log_p}
     for name in outputs:
@@ -79,8 +78,11 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
             out["downward"] = {level: down[level].exp() for level in range(L + 1)}
         if "marginals" in outputs:
             out["marginals"] = {level: _normalised(up[level] + down[level])[0].exp() for level in range(L + 1)}
-    given = log_evidence.dtype
-    return {"log_evidence": log_p, **{name: {level: p.to(given) for level, p in found.items()} for name, found in out.items()}}
+    result_dtype = log_evidence.dtype
+    return {
+        "log_evidence": log_p,
+        **{name: {level: p.to(result_dtype) for level, p in levels.items()} for name, levels in out.items()},
+    }
 
 
 def _logsumexp(terms: torch.Tensor) -> torch.Tensor:
