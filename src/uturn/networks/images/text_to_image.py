@@ -20,8 +20,8 @@ from torch import nn
 
 from uturn.core.checks import one_line
 from uturn.core.pieces import half_precision_words
-from uturn.networks.bars import without_bars
 from uturn.networks.images.pipelines import TEXT_PARTS, Folder, for_inference, load_part
+from uturn.networks.libraries import without_bars
 from uturn.networks.state_dicts import fingerprint
 
 _ZEROS = "force_zeros_for_empty_prompt"

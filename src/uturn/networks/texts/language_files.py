@@ -11,9 +11,9 @@ import torch
 
 from uturn.core.checks import checked_integer, one_line, shown
 from uturn.core.imports import import_function, is_import_path
-from uturn.networks.bars import without_bars
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
+from uturn.networks.libraries import without_bars
 from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import CHANNELS, OUTPUTS, TIMES, LanguageModel, checked_choice
 from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer

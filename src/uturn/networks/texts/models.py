@@ -15,8 +15,8 @@ from uturn.core.checks import one_line, shown
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import is_out_of_memory
-from uturn.networks.bars import without_bars, without_lists
 from uturn.networks.images.pretrained import checked_device
+from uturn.networks.libraries import without_bars, without_lists
 from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import LanguageModel
 from uturn.networks.texts.language_files import (
