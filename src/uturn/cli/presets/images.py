@@ -91,7 +91,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
         from uturn.core.experiment import Experiment
-        from uturn.networks.images.prompts import read_prompts
+        from uturn.networks.images.conditions import read_prompts
 
         prompts = read_prompts(self.prompt or "").rows
         if prompts is not None and len(prompts) != self.items:

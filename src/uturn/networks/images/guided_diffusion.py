@@ -75,13 +75,6 @@ class GuidedDiffusionUNet(nn.Module):
         output
             (batch, channels or 2 x channels, height, width), in the dtype of `noisy`.
         """
-        if (class_labels is None) != (self.num_classes is None):
-            takes = "no class labels" if self.num_classes is None else f"class labels in 0 .. {self.num_classes - 1}"
-            raise ValueError(f"class_labels is {'missing' if class_labels is None else 'given'}: this network takes {takes}")
-        if class_labels is not None and class_labels.device.type == "cpu" and len(class_labels):
-            low, high = class_labels.min().item(), class_labels.max().item()
-            if low < 0 or high >= self.num_classes:  # type: ignore[operator]
-                raise ValueError(f"class_labels in {low} .. {high}: expected 0 .. {self.num_classes - 1}")  # type: ignore[operator]
         # Timesteps keep their dtype: in bfloat16, 999 would be 1000.
         return self.unet(noisy.to(self.unet.dtype), timestep, class_labels).sample.to(noisy.dtype)
 
@@ -113,16 +106,17 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
         finite; if the options are incomplete or contradict the weights.
     """
     path = Path(path)
-    weights = read_state_dict(str(path), f"the state dict of a guided-diffusion U-Net; {ADVICE}", "checkpoint")
-    with reading(f"checkpoint = {str(path)!r}", f"expected a guided-diffusion U-Net; {ADVICE}"):
-        found = Architecture.read({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    given = read_options(path, preset, options)  # a file of another kind has no preset, so it is recognised first
-    resolved = _resolved_options(path, found, given)
-    unet, not_in_diffusers = empty_unet(resolved, found.in_channels, found.num_classes)
-    with reading(f"checkpoint = {str(path)!r}", f"expected a guided-diffusion U-Net and nothing else; {ADVICE}"):
+    expected = f"the state dict of a guided-diffusion U-Net; {ADVICE}"
+    weights = read_state_dict(str(path), expected, "checkpoint", mapped=True)
+    with reading(f"checkpoint = {str(path)!r}", f"expected {expected}"):
+        architecture = Architecture.read({name: tuple(tensor.shape) for name, tensor in weights.items()})
+    declared = read_options(path, preset, options)  # a file of another kind has no preset, so it is recognised first
+    resolved = _resolved_options(path, architecture, declared)
+    unet, not_in_diffusers = empty_unet(resolved, architecture.in_channels, architecture.num_classes)
+    with reading(f"checkpoint = {str(path)!r}", f"expected {expected}"):
         unet.load_state_dict(_renamed(weights, unet, resolved), assign=True)
     model = GuidedDiffusionUNet(unet, resolved, not_in_diffusers).eval().requires_grad_(False)
-    return model.half() if given.use_fp16 else model
+    return model.half() if declared.use_fp16 else model
 
 
 def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDPMScheduler:
@@ -150,18 +144,18 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
     """
     from diffusers import DDPMScheduler
 
-    given = read_options(None, preset, options)
-    if given.learn_sigma is None:
+    declared = read_options(None, preset, options)
+    if declared.learn_sigma is None:
         raise ValueError("learn_sigma is not given: expected True or False; or pass the `options` of the loaded network")
-    steps = given.diffusion_steps
+    steps = declared.diffusion_steps
     return DDPMScheduler(
         num_train_timesteps=steps,
         beta_start=0.0001 * 1000 / steps,
         beta_end=0.02 * 1000 / steps,
-        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[given.noise_schedule],
-        variance_type="learned_range" if given.learn_sigma else "fixed_small" if given.sigma_small else "fixed_large",
+        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[declared.noise_schedule],
+        variance_type="learned_range" if declared.learn_sigma else "fixed_small" if declared.sigma_small else "fixed_large",
         clip_sample=True,
-        prediction_type="sample" if given.predict_xstart else "epsilon",
+        prediction_type="sample" if declared.predict_xstart else "epsilon",
         timestep_spacing="linspace",
     )
 
@@ -258,23 +252,24 @@ class Architecture(NamedTuple):
         return cls(in_channels, num_classes, channels, tuple(f"input_blocks.{i}.1.qkv" in parts for i in firsts), options)
 
 
-def _resolved_options(path: Path, found: Architecture, given: GuidedDiffusionOptions) -> dict[str, Any]:
+def _resolved_options(path: Path, architecture: Architecture, declared: GuidedDiffusionOptions) -> dict[str, Any]:
     """All options of the network, or a ValueError where they are incomplete, contradict the weights, or fit no network."""
-    size, levels = given.image_size, len(found.channels)
+    channels, by_weights = architecture.channels, architecture.options
+    size, levels = declared.image_size, len(channels)
     if size is None:
         raise ValueError(f"{path}: image_size is not given, and the weights do not tell; expected it, or {EXPECTED}")
     if size % 2 ** (levels - 1):
         raise ValueError(f"image_size = {size}: expected a multiple of {2 ** (levels - 1)}, as {path} has {levels} levels")
-    if given.num_heads is None and given.num_head_channels is None:
+    if declared.num_heads is None and declared.num_head_channels is None:
         raise ValueError(f"{path}: neither num_heads nor num_head_channels is given; expected one, or {EXPECTED}")
-    by_weights = {**found.options, "attention_resolutions": [size >> k for k, attends in enumerate(found.attends) if attends]}
-    stated = given.model_dump(include=set(by_weights), exclude_none=True)
+    by_weights["attention_resolutions"] = [size >> level for level in range(levels) if architecture.attends[level]]
+    stated = declared.model_dump(include=set(by_weights), exclude_none=True)
     if levels == 1:
         stated.pop("resblock_updown", None)  # nothing to resample
     if "attention_resolutions" in stated:  # those that no level has are ignored; the original divides without remainder
         factors = {size // resolution for resolution in stated["attention_resolutions"]}
         stated["attention_resolutions"] = [size >> level for level in range(levels) if 2**level in factors]
-    if tuple(int(factor * found.options["num_channels"]) for factor in stated.get("channel_mult", ())) == found.channels:
+    if tuple(int(factor * by_weights["num_channels"]) for factor in stated.get("channel_mult", ())) == channels:
         del stated["channel_mult"]
     for name, value in stated.items():
         if value != by_weights[name]:
@@ -282,11 +277,11 @@ def _resolved_options(path: Path, found: Architecture, given: GuidedDiffusionOpt
                 f"{path}: {name} is {by_weights[name]} by its weights, {value} by the preset or the options; leave it out, "
                 f"or take the preset or the options of this checkpoint"
             )
-    options = {**given.model_dump(exclude_none=True), **by_weights}
+    options = {**declared.model_dump(exclude_none=True), **by_weights}
     if "num_head_channels" in options:  # as in the original, it overrides the number of heads
         options = {name: value for name, value in options.items() if name not in ("num_heads", "num_heads_upsample")}
     for name in ("num_head_channels", "num_heads", "num_heads_upsample"):
-        odd = [channels for channels in _attention_channels(options) if channels % options.get(name, 1)]
+        odd = [count for count in _attention_channels(options) if count % options.get(name, 1)]
         if odd:
             raise ValueError(f"{name} = {options[name]}: does not divide the {odd[0]} channels of an attention layer of {path}")
     return options

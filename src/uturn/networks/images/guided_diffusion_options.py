@@ -113,17 +113,17 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
             raise ValueError(f"{path}: no preset given, and the file is not named after one; expected {EXPECTED}")
         preset = path.stem
     try:
-        given = GuidedDiffusionOptions(**{**_preset_options(preset), **options})
+        declared = GuidedDiffusionOptions(**{**_preset_options(preset), **options})
     except ValidationError as error:
         raise ValueError(validation_words(error)) from None
-    if given.timestep_respacing:
+    if declared.timestep_respacing:
+        respacing = declared.timestep_respacing
         raise ValueError(
-            f"timestep_respacing = {given.timestep_respacing!r}: leave it out; the number of steps is an option of the reverse "
-            f"process"
+            f"timestep_respacing = {respacing!r}: leave it out; `steps` of the reverse process chooses the timesteps"
         )
-    if given.rescale_timesteps and given.diffusion_steps != 1000:
-        raise ValueError(f"rescale_timesteps with diffusion_steps = {given.diffusion_steps} is not supported; expected 1000")
-    return given
+    if declared.rescale_timesteps and declared.diffusion_steps != 1000:
+        raise ValueError(f"rescale_timesteps with diffusion_steps = {declared.diffusion_steps} is not supported; expected 1000")
+    return declared
 
 
 def _preset_options(preset: str | None) -> dict[str, Any]:
