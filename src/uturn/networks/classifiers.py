@@ -43,9 +43,7 @@ class TreeClassifier(nn.Module):
         super().__init__()
         num_classes = vocab_size if num_classes is None else num_classes
         sizes = {"vocab_size": vocab_size, "branching": branching, "depth": depth, "num_classes": num_classes, "width": width}
-        for name, size in sizes.items():
-            checked_integer(name, size, 1)
-        self.options: dict[str, Any] = sizes
+        self.options: dict[str, Any] = {name: checked_integer(name, size, 1) for name, size in sizes.items()}
         channels = [vocab_size] + [width] * depth
         self.blocks = nn.Sequential(
             *(

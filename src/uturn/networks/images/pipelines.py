@@ -166,7 +166,7 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
         denoiser = next((part for part in ("unet", "transformer") if part in parts), "")
         if not denoiser or "scheduler" not in parts:
             raise ValueError(f"it holds {', '.join(parts) or 'nothing'}, not a unet or a transformer with a scheduler")
-        expected = dict.fromkeys(conditioned, TEXT_PARTS) | dict.fromkeys(("vae", "vqvae"), _CODECS)
+        expected: dict[str, tuple[str, ...]] = {part: TEXT_PARTS for part in conditioned} | {"vae": _CODECS, "vqvae": _CODECS}
         expected[denoiser] = (TEXT_DENOISERS[pipeline],) if pipeline in TEXT_DENOISERS else _DENOISERS
         for part, kinds in expected.items():
             if parts.get(part, kinds[0]) not in kinds:
@@ -268,7 +268,7 @@ def for_inference(module: Any, device: torch.device, offload: bool = False) -> A
         library("accelerate", "offload = True")  # which diffusers misses only when the module is called
         from diffusers.hooks import apply_group_offloading
 
-        kinds = {"onload_device": device, "offload_device": torch.device("cpu"), "offload_type": "leaf_level"}
+        kinds: dict[str, Any] = {"onload_device": device, "offload_device": torch.device("cpu"), "offload_type": "leaf_level"}
         apply_group_offloading(module, **kinds, use_stream=device.type == "cuda")
         return module
     module = module.to(device)
