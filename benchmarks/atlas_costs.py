@@ -19,29 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uturn.cli.presets.atlas import read_atlas
 from uturn.cli.presets.images import noise_levels
-from uturn.networks.images.guided_diffusion_options import PRESETS
-from uturn.networks.images.guided_diffusion_weights import Architecture, empty_unet
+from uturn.networks.images.guided_diffusion import PRESETS, empty_unet
 
 PEAK, SHARE = 989e12, 0.4
 ATLAS = Path(__file__).parents[1] / "examples" / "atlas" / "public.toml"
 
 
 def adm(preset: str) -> tuple[Any, tuple[Any, ...]]:
-    options = dict(PRESETS[preset])
-    size, width = options["image_size"], options["num_channels"]
-    found = Architecture(
-        in_channels=3,
-        out_channels=6,
-        num_channels=width,
-        channels=tuple(int(width * factor) for factor in options["channel_mult"]),
-        num_res_blocks=options["num_res_blocks"],
-        attention=tuple(size >> k in options["attention_resolutions"] for k in range(len(options["channel_mult"]))),
-        use_scale_shift_norm=True,
-        resblock_updown=True,
-        num_classes=1000 if options["class_cond"] else None,
-    )
-    labels = (torch.zeros(1, dtype=torch.long),) if options["class_cond"] else ()
-    return empty_unet(found, options)[0], (torch.zeros(1, 3, size, size), torch.zeros(1), *labels)
+    options = PRESETS[preset]
+    size, classes = options["image_size"], 1000 if options["class_cond"] else None
+    labels = () if classes is None else (torch.zeros(1, dtype=torch.long),)
+    return empty_unet(options, num_classes=classes)[0], (torch.zeros(1, 3, size, size), torch.zeros(1), *labels)
 
 
 def unet(size: int, channels: int, widths: tuple[int, ...], attends: str, **options: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -255,7 +255,7 @@ def test_presets_fit_the_published_networks(preset, monkeypatch, tmp_path):
     options["num_head_channels"] = published.get("num_head_channels")
     options["num_classes"] = 1000 if published["class_cond"] else None
     weights = {name: torch.empty(shape, device="meta") for name, shape in adm.shapes(**options).items()}
-    monkeypatch.setattr(guided_diffusion, "read_checkpoint", lambda path: weights)
+    monkeypatch.setattr(guided_diffusion, "read_state_dict", lambda *_, **__: weights)
     model = load_guided_diffusion(tmp_path / f"{preset}.pt")  # by the name of the file
     size = sum(tensor.numel() for tensor in model.parameters())
     kind = str(published["image_size"]) + ("" if published["class_cond"] else "_uncond")
@@ -290,7 +290,7 @@ def test_flags_of_the_original_are_a_preset(tmp_path):
         ({"preset": "256"}, "preset = '256': expected one of 64x64_diffusion"),
         ({"preset": "--image_size"}, "pairs"),
         ({"preset": "--image_size '16"}, "No closing quotation"),
-        ({"preset": "--image_size 16 --colour red"}, "colour = 'red': no such option"),
+        ({"preset": "--image_size 16 --colour red"}, "colour = 'red': Extra inputs"),
         ({"image_size": 16}, "neither num_heads nor num_head_channels"),
         ({"num_head_channels": 32}, "image_size is not given"),
         ({"image_size": 15, "num_heads": 1}, "expected a multiple of 2"),
@@ -323,12 +323,12 @@ def test_scheduler_without_learn_sigma():
 def test_labels(folder):
     model, plain = load(folder, "classes, new order"), load(folder, "plain")
     noisy, timestep, labels = adm.inputs(1, 16, 3, 7)
-    with pytest.raises(ValueError, match=r"class_labels is missing: this network takes class labels in 0 .. 6"):
+    with pytest.raises(ValueError, match="class_labels should be provided"):
         model(noisy, timestep)
-    with pytest.raises(ValueError, match="class_labels is given: this network takes no class labels"):
+    with pytest.raises(ValueError, match="class_embedding needs to be initialized"):
         plain(noisy, timestep, labels)
     for wrong in (labels + 1, labels - 1):
-        with pytest.raises(ValueError, match=r"expected 0 .. 6"):
+        with pytest.raises(IndexError):
             model(noisy, timestep, wrong)
     assert not torch.allclose(model(noisy, timestep, labels), model(noisy, timestep, labels.flip(0)), atol=1e-3)
 
@@ -372,11 +372,11 @@ def test_truncated_files(tmp_path, suffix):
     whole = path.read_bytes()
     for size in (0, 3, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        refused(path, "is damaged or holds more than weights")
+        refused(path, "nothing in it was executed")
     path.write_bytes(b"PK\x03\x04" + bytes(1000))
-    refused(path, "is damaged")
-    refused(tmp_path / "nowhere.pt", "no checkpoint")
-    refused(tmp_path, "no checkpoint")
+    refused(path, "cannot be read")
+    refused(tmp_path / "nowhere.pt", "no such file")
+    refused(tmp_path, "no such file")
 
 
 def changed(weights, **changes):
@@ -393,27 +393,23 @@ def changed(weights, **changes):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda w: {"model": w}, "'model' is a dict"),
-        (lambda w: list(w.values()), "holds a list"),
-        (lambda w: {}, "holds a dict"),
-        (lambda w: {1: torch.zeros(3)}, "holds a dict"),
-        (lambda w: changed(w, out__0__bias=torch.zeros(32, dtype=torch.int64)), "'out.0.bias' is a tensor of torch.int64"),
-        (lambda w: changed(w, out__0__bias=torch.zeros(32).to_sparse()), "expected plain floating point"),
+        (lambda w: list(w.values()), "it holds a list"),
+        (lambda w: {}, "it holds nothing"),
+        (lambda w: {1: torch.zeros(3)}, "1 is a torch.strided, not a plain tensor"),
+        (lambda w: changed(w, out__0__bias={}), "'out.0.bias' is a dict, not a plain tensor"),
+        (lambda w: changed(w, out__0__bias=torch.zeros(32).to_sparse()), "'out.0.bias' is a torch.sparse_coo"),
         (lambda w: changed(w, out__0__bias=torch.full((32,), math.nan)), "'out.0.bias' are not finite"),
         (lambda w: changed(w, out__0__bias=torch.zeros(1).expand(10**12)), "larger than the file"),
-        (lambda w: changed(w, out__0__bias=torch.zeros(31)), r"odd: out.0.bias has shape \(31,\), expected \(32,\)"),
-        (lambda w: changed(w, middle_block__1__qkv__weight=torch.zeros(192, 64)), "odd: middle_block.1.qkv.weight"),
-        (lambda w: changed(w, out__0__bias=None, time_embed__2__bias=None), "missing: time_embed.2.bias, out.0.bias"),
-        (lambda w: changed(w, extra__bias=torch.zeros(1)), "unexpected: extra.bias"),
-        (
-            lambda w: changed(w, input_blocks__999999999999__0__bias=torch.zeros(1)),
-            "unexpected: input_blocks.999999999999.0",
-        ),
+        (lambda w: changed(w, out__0__bias=torch.zeros(31)), r"1 odd: out.0.bias has shape \(31,\), expected \(32,\)"),
+        (lambda w: changed(w, middle_block__1__qkv__weight=torch.zeros(192, 64)), "1 odd: middle_block.1.qkv.weight"),
+        (lambda w: changed(w, out__0__bias=None, time_embed__2__bias=None), "2 missing: time_embed.2.bias, out.0.bias"),
+        (lambda w: changed(w, extra__bias=torch.zeros(1)), "1 unexpected: extra.bias"),
+        (lambda w: changed(w, input_blocks__999999999999__0__bias=torch.zeros(1)), "unexpected: input_blocks.999999999999.0"),
         (lambda w: changed(w, output_blocks__9999__0__bias=torch.zeros(1)), "10000 output blocks"),
-        (lambda w: changed(w, input_blocks__0__0__weight=None), "'input_blocks.0.0.weight' are missing"),
+        (lambda w: changed(w, input_blocks__0__0__weight=None), "no weights 'input_blocks.0.0.weight'"),
         (lambda w: changed(w, out__2__weight=torch.zeros(0, 32, 3, 3)), r"shape \(0, 32, 3, 3\)"),
-        (lambda w: {name: w[name] for name in w if not name.startswith("output_blocks")}, "not its classifier"),
-        (lambda w: changed(w, time_embed__0__weight=torch.zeros(120, 30)), "30 channels; expected multiples of 32"),
+        (lambda w: {name: w[name] for name in w if not name.startswith("output_blocks")}, "as a classifier"),
+        (lambda w: changed(w, time_embed__0__weight=torch.zeros(120, 30)), "30 channels are no multiple of 32"),
         (lambda w: changed(w, out__2__weight=torch.zeros(4, 32, 3, 3)), "3 channels in, 4 out"),
         (lambda w: changed(w, input_blocks__0__0__weight=torch.zeros(32, 6, 3, 3)), "an upsampler"),
     ],

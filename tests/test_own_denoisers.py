@@ -291,8 +291,8 @@ class Conditional(nn.Module):
         (of(takes="t"), "DenoiserModel.takes = 't'"),
         (of(predicts="edm", takes="timestep"), "DenoiserModel.takes = 'timestep'"),
         (of(num_classes=0), "DenoiserModel.num_classes = 0"),
-        (of(null_class=3), "DenoiserModel.null_class = 3: expected None, since num_classes"),
-        (of(num_classes=3, null_class=2), "expected a label that is none of the classes 0 .. 2, such as 3"),
+        (of(null_class=3), "DenoiserModel.null_class = 3: expected None, or with num_classes"),
+        (of(num_classes=3, null_class=2), "DenoiserModel.null_class = 2: expected None, or with num_classes a label"),
         (lambda: DenoiserModel(fine, predicts="noise", image_shape=SHAPE), "DenoiserModel.scheduler = None: expected the noise"),
         (of(scheduler="ddpm"), "DenoiserModel.scheduler = 'ddpm'"),
         (of(scheduler=diffusers.EDMEulerScheduler()), "DenoiserModel.scheduler is a EDMEulerScheduler; expected one with alphas"),
@@ -341,7 +341,7 @@ def test_functions_that_are_not_there(name, words):
 
 def test_a_preset_is_for_checkpoints():
     given(of())
-    with pytest.raises(ValueError, match="preset='64x64': only for checkpoints of guided-diffusion"):
+    with pytest.raises(ValueError, match="preset = '64x64': only for checkpoints of guided-diffusion"):
         load_pretrained(f"{__name__}:function", preset="64x64")
 
 

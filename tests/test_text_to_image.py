@@ -17,7 +17,7 @@ from uturn.cli.presets import ImageOptions
 from uturn.cli.presets.schedules import strength_of
 from uturn.core.random import keys, normals
 from uturn.corruption.noising import add_noise
-from uturn.networks.images.prompts import read_prompts
+from uturn.networks.images.conditions import read_prompts
 from uturn.networks.images.text_to_image import TextDenoiser
 from uturn.store.record import Store
 
@@ -411,8 +411,8 @@ def test_an_unknown_pipeline_lists_those_that_are_known(folders, tmp_path):
             {"_class_name": "KandinskyPipeline"},
             "is a KandinskyPipeline, conditioned on a text .*StableDiffusionPipeline, .*FluxPipeline",
         ),
-        ({"text_encoder": ["transformers", "Owl"]}, "the text_encoder is a Owl; expected one of CLIPTextModel"),
-        ({"unet": ["diffusers", "UNet2DModel"]}, "the denoiser is a UNet2DModel; expected UNet2DConditionModel"),
+        ({"text_encoder": ["transformers", "Owl"]}, "the text_encoder is a Owl, not CLIPTextModel"),
+        ({"unet": ["diffusers", "UNet2DModel"]}, "the unet is a UNet2DModel, not UNet2DConditionModel"),
     ):
         (folder / "model_index.json").write_text(json.dumps({**index, **changes}))
         with pytest.raises(ValueError, match=words):
@@ -427,7 +427,7 @@ def test_missing_weights_of_a_text_encoder(folders, tmp_path):
     weights = load_file(file)
     weights.pop(next(name for name in weights if "layers.1" in name and name.endswith("weight")))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ValueError, match="1 weights of the text_encoder are missing"):
+    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(1 weights are missing"):
         loaded(folder)
 
 
@@ -443,7 +443,7 @@ def test_accelerate_is_missing(folders, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ValueError, match=r"offload = True needs accelerate, .*; pip install 'uturn\[text-to-image\]'"):
+    with pytest.raises(ValueError, match=r"offload = True needs a package .*; pip install 'uturn\[text-to-image\]'"):
         loaded(folders["sd"], prompt="a cat", offload=True)
 
 
@@ -522,8 +522,8 @@ def test_sd3_without_its_largest_text_encoder(folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer is of 'pwn'; expected a part of transformers"),
-        ({"tokenizer": [None, None]}, "the prompts cannot be encoded"),
+        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer is of 'pwn', not of transformers"),
+        ({"tokenizer": [None, None]}, "the text encoders and tokenizers cannot be read"),
     ],
 )
 def test_parts_of_another_library_or_none(folders, tmp_path, change, words):
@@ -538,7 +538,7 @@ def test_a_damaged_tokenizer_is_named(folders, tmp_path):
     folder = shutil.copytree(folders["sd"], tmp_path / "sd")
     for file in (folder / "tokenizer").iterdir():
         file.write_text("{broken")
-    with pytest.raises(ValueError, match=r"sd: the prompts cannot be encoded \("):
+    with pytest.raises(ValueError, match=r"sd: the text encoders and tokenizers cannot be read \("):
         loaded(folder)
 
 

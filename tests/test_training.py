@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, change, words):
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     train(network(), loss, 10, recipe=RECIPE, checkpoint=tmp_path / "state")
-    with pytest.raises(ValueError, match="checkpoint of another architecture"):
+    with pytest.raises(ValueError, match="size mismatch"):
         train(network(width=6), loss, 10, recipe=RECIPE, checkpoint=tmp_path / "state")
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
         torch.save({"weights": torch.zeros(3)}, path)
     else:
         path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"not a checkpoint"}[damage])
-    with pytest.raises(ValueError, match=r"is not a checkpoint of a training .*move it away") as caught:
+    with pytest.raises(ValueError, match=r"cannot be read .*move it away") as caught:
         train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
     assert "\n" not in str(caught.value)
 
@@ -163,7 +163,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(tmp_path, change):
     path = tmp_path / "state"
     train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
     torch.save({**torch.load(path, weights_only=True), **change}, path)
-    with pytest.raises(ValueError, match=r"state is (not a|the) checkpoint of .*; move it away") as caught:
+    with pytest.raises(ValueError, match=r"checkpoint = .*; move it away") as caught:
         train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
@@ -174,7 +174,7 @@ def test_the_folder_of_a_checkpoint_is_made_before_the_training(tmp_path):
         train(network(), interrupted_at(0), 10, recipe=RECIPE, checkpoint=tmp_path / "new" / "folder" / "state")
     assert (tmp_path / "new" / "folder").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"checkpoint = .*cannot make its folder"):
+    with pytest.raises(ValueError, match=r"cannot write .*state"):
         train(network(), interrupted_at(0), 10, recipe=RECIPE, checkpoint=tmp_path / "file" / "state")
 
 

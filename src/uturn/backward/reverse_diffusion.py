@@ -27,7 +27,7 @@ from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler
 if TYPE_CHECKING:
     import torch
 
-    from uturn.networks.images.prompts import Prompts
+    from uturn.networks.images.conditions import Prompts
 
 
 class ReverseDiffusion:

@@ -41,16 +41,9 @@ class TreeClassifier(nn.Module):
         self, vocab_size: int, branching: int, depth: int, num_classes: int | None = None, width: int = 256, seed: int = 0
     ) -> None:
         super().__init__()
-        _check_positive(vocab_size=vocab_size, branching=branching, depth=depth, width=width)
         num_classes = vocab_size if num_classes is None else num_classes
-        _check_positive(num_classes=num_classes)
-        self.options: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "branching": branching,
-            "depth": depth,
-            "num_classes": num_classes,
-            "width": width,
-        }
+        sizes = {"vocab_size": vocab_size, "branching": branching, "depth": depth, "num_classes": num_classes, "width": width}
+        self.options: dict[str, Any] = {name: checked_integer(name, size, 1) for name, size in sizes.items()}
         channels = [vocab_size] + [width] * depth
         self.blocks = nn.Sequential(
             *(
@@ -96,7 +89,6 @@ class VectorClassifier(nn.Module):
 
     def __init__(self, num_inputs: int, num_classes: int, width: int = 256, num_layers: int = 4, seed: int = 0) -> None:
         super().__init__()
-        _check_positive(num_inputs=num_inputs, num_classes=num_classes, width=width, num_layers=num_layers)
         self.options: dict[str, Any] = {
             "num_inputs": num_inputs,
             "num_classes": num_classes,
@@ -110,9 +102,6 @@ class VectorClassifier(nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of vectors, floating point (batch, num_inputs)."""
-        d = self.options["num_inputs"]
-        if vectors.ndim != 2 or vectors.shape[1] != d or not vectors.is_floating_point():
-            raise ValueError(f"vectors: dtype {vectors.dtype}, shape {tuple(vectors.shape)}; expected float32 (batch, {d})")
         return self.logits(self.blocks(vectors))
 
 
@@ -141,13 +130,10 @@ class ImageClassifier(nn.Module):
         self, image_channels: int, num_classes: int, widths: Sequence[int], strides: Sequence[int], seed: int = 0
     ) -> None:
         super().__init__()
-        _check_positive(image_channels=image_channels, num_classes=num_classes)
         if len(widths) != len(strides) or not widths:
             raise ValueError(
                 f"widths = {widths}, strides = {strides}: expected one stride for each block, and at least one block"
             )
-        for width, stride in zip(widths, strides, strict=True):
-            _check_positive(width=width, stride=stride)
         self.options: dict[str, Any] = {
             "image_channels": image_channels,
             "num_classes": num_classes,
@@ -169,11 +155,6 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of images, floating point (batch, image_channels, height, width)."""
-        channels = self.options["image_channels"]
-        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-            raise ValueError(
-                f"images: dtype {images.dtype}, shape {tuple(images.shape)}; expected float32 (batch, {channels}, height, width)"
-            )
         return self.logits(self.blocks(images).mean(dim=(2, 3)))
 
 
@@ -186,8 +167,3 @@ def _he_normal(model: nn.Module, seed: int) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        checked_integer(name, value, 1)

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.core.checks import one_line
+from uturn.core.checks import one_line, shown
 from uturn.core.files import whole_file
+from uturn.networks.libraries import reading
 
 if TYPE_CHECKING:
     import torch
@@ -43,11 +44,11 @@ def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None
     if kind is None:
         raise ValueError(f"{name} is not a network of this package; expected one of {', '.join(KINDS)}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _check_finite(weights, "model")
+    _check_finite(weights)
     try:
         header = {"format": FORMAT, "kind": kind, "options": json.dumps(model.options), "facts": json.dumps(facts)}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"facts = {str(facts)[:80]}: expected plain data, as in JSON ({one_line(error)})") from None
+        raise ValueError(f"facts = {shown(facts)}: expected plain data, as in JSON ({one_line(error)})") from None
     with whole_file(path) as file:
         file.write(save(weights, header))
 
@@ -64,57 +65,40 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
         weights are not finite.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no network file {path}; expected a .safetensors file written by uturn.networks.save_network")
-    try:
+    expected = f"expected a network of kind {kind or ', '.join(KINDS)}, written by uturn.networks.save_network"
+    with reading(str(path), expected):
+        if not Path(path).is_file():
+            raise ValueError("no such file")
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged, or not a network file of uturn ({one_line(error)})") from None
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {header.get('format')!r}; expected {FORMAT!r}")
-    found = header.get("kind")
-    if found not in KINDS or (kind is not None and found != kind):
-        raise ValueError(f"{path} holds a network of kind {found!r}; expected {kind or ', '.join(KINDS)}")
-    options, facts = (_read_table(path, header, name) for name in ("options", "facts"))
-    odd = {tensor.dtype for tensor in weights.values() if not tensor.is_floating_point()}
-    if odd:
-        raise ValueError(f"{path}: weights of dtype {odd.pop()}; expected floating point")
-    weights = {name: tensor.float() for name, tensor in weights.items()}
-    _check_finite(weights, str(path))
-    total = sum(tensor.numel() for tensor in weights.values())
-    for name, value in options.items():
-        most = len(weights) if name in _COUNTS else total
-        if isinstance(value, int) and value > most:
-            raise ValueError(
-                f"{path}: the header says {name} = {str(value)[:20]}, the file has {len(weights)} arrays, {total} weights in all"
-            )
-    module, _, attribute = KINDS[found].partition(":")
-    try:
+        if header.get("format") != FORMAT:
+            raise ValueError(f"its format is {shown(header.get('format'))}, not {FORMAT!r}")
+        if header.get("kind") not in (KINDS if kind is None else [kind]):
+            raise ValueError(f"it is of kind {shown(header.get('kind'))}")
+        options, facts = (json.loads(header[name]) for name in ("options", "facts"))
+        if not isinstance(options, dict) or not isinstance(facts, dict):
+            raise ValueError("options and facts in its header are not tables")
+        if not all(tensor.is_floating_point() for tensor in weights.values()):
+            raise ValueError("its weights are not floating point")
+        weights = {name: tensor.float() for name, tensor in weights.items()}
+        _check_finite(weights)
+        total = sum(tensor.numel() for tensor in weights.values())
+        for name, value in options.items():
+            most = len(weights) if name in _COUNTS else total
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"its header says {name} = {shown(value)}, but it has {len(weights)} arrays, {total} weights")
+        module, _, attribute = KINDS[header["kind"]].partition(":")
         with torch.device("meta"):  # sizes without memory
             model = getattr(importlib.import_module(module), attribute)(**options)
         model.load_state_dict(weights, assign=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: the weights are of another architecture than its header says ({one_line(error)})") from None
     model.facts = facts
     return model.eval()
 
 
-def _read_table(path: Path, header: dict[str, str], name: str) -> dict[str, Any]:
-    try:
-        table = json.loads(header[name])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {name} in its header cannot be read ({one_line(error)})") from None
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} is damaged: {name} in its header is a {type(table).__name__}; expected a table")
-    return table
-
-
-def _check_finite(weights: dict[str, torch.Tensor], where: str) -> None:
+def _check_finite(weights: dict[str, torch.Tensor]) -> None:
     bad = next((name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), None)
     if bad is not None:
-        raise ValueError(f"{where}: weights {bad!r} are not finite; train it again with a lower learning rate")
+        raise ValueError(f"weights {bad!r} are not finite; train it again with a lower learning rate")

@@ -46,14 +46,14 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     chosen: set[str] = set()
     wrapper = wrapped(model)[0]
     for pattern in (text.removeprefix(wrapper) for text in patterns):
-        found = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if matches(name, pattern)]
-        if not found:
+        matching = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if matches(name, pattern)]
+        if not matching:
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
             raise ValueError(
                 f"layers: {pattern!r} matches no module of {type(model).__name__}; close names: {', '.join(close)} "
                 f"(all {len(names)}: list(uturn.networks.layers.named_modules(model)))"
             )
-        chosen.update(found)
+        chosen.update(matching)
     return tuple(name for name in names if name in chosen)
 
 
@@ -162,17 +162,17 @@ def _last_of(row: Sequence[tuple[str, nn.Module]]) -> list[str]:
 def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     """Activation functions, and the last module with parameters, of a network without stacks."""
     leaves = {name: module for name, module in modules.items() if name and not _children(module)}
-    found = [name for name, module in leaves.items() if type(module).__module__ == nn.ReLU.__module__]
-    inside = [name for name in found if "." in name and not isinstance(modules[_parent(name)], _CONTAINERS)]
+    names = [name for name, module in leaves.items() if type(module).__module__ == nn.ReLU.__module__]
+    inside = [name for name in names if "." in name and not isinstance(modules[_parent(name)], _CONTAINERS)]
     last = next((name for name in reversed(leaves) if _has_parameters(leaves[name])), None)
-    if last is not None and last not in found:
-        found.append(last)
-    if inside or len(found) < 2:
+    if last is not None and last not in names:
+        names.append(last)
+    if inside or len(names) < 2:
         words = (
-            f"activation functions inside of a block ({', '.join(inside)})" if inside else f"only {', '.join(found) or 'nothing'}"
+            f"activation functions inside of a block ({', '.join(inside)})" if inside else f"only {', '.join(names) or 'nothing'}"
         )
         raise ValueError(f"layers: {EVERY_BLOCK!r} finds {words} in {type(modules['']).__name__}; name the layers")
-    return tuple(found)
+    return tuple(names)
 
 
 def _has_parameters(module: nn.Module) -> bool:

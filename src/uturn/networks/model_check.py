@@ -38,9 +38,9 @@ def is_checked(network: Any, device: torch.device) -> bool:
 
 def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
     """Whether a network changes what it is called with."""
-    given = [tensor.clone() for tensor in inputs]
-    network(*given)
-    return not all(map(torch.equal, given, inputs))
+    copies = [tensor.clone() for tensor in inputs]
+    network(*copies)
+    return not all(map(torch.equal, copies, inputs))
 
 
 def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False) -> Iterator[str]:
@@ -142,7 +142,8 @@ class Probed:
             self.x, self.time = _as_sampled(scheduler, self.x_0, noise)
             return
         prediction = model.prediction
-        self.predicts = _declared(scheduler) if prediction is None else prediction.predicts
+        by_scheduler = "flow" if is_flow_match(scheduler) else _PREDICTIONS[scheduler.config.get("prediction_type", "epsilon")]
+        self.predicts = by_scheduler if prediction is None else prediction.predicts
         self.takes_sigma = prediction is not None and prediction.takes_sigma
         a, s, time = (level.to(clean.device).repeat_interleave(count) for level in levels)
         self.a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
@@ -256,11 +257,6 @@ def _as_sampled(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> tup
         other = copy.deepcopy(scheduler)  # since schedulers keep the step at which they are
         noisy.append(other.scale_model_input(add_noise(other, x_0, n, time.expand(len(x_0))), time))
     return torch.cat(noisy), times.to(clean.device).repeat_interleave(len(clean) // len(ABAR))
-
-
-def _declared(scheduler: Any) -> str:
-    """What a network predicts by the configuration of its scheduler."""
-    return "flow" if is_flow_match(scheduler) else _PREDICTIONS[scheduler.config.get("prediction_type", "epsilon")]
 
 
 def _levels(scheduler: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.core.checks import one_line
+from uturn.core.checks import errors_named
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
 from uturn.networks.files import load_network
+from uturn.networks.libraries import library, reading
 from uturn.networks.state_dicts import built_with, put_weights, read_state_dict, rename_weights
 from uturn.sources import fashion_mnist
 
@@ -71,8 +72,8 @@ class Preprocessing:
 
 def network_files(spec: str, weights: str | None = None) -> list[Path]:
     """Paths of a classifier and its weights, some of which may be names."""
-    library, _, name = spec.partition(":")
-    is_folder = library == "clip" and name and Path(name).is_dir()
+    kind, _, name = spec.partition(":")
+    is_folder = kind == "clip" and name and Path(name).is_dir()
     folder = sorted(path for path in Path(name).iterdir() if path.is_file()) if is_folder else []
     return [*folder, *(Path(name) for name in (spec, weights) if name is not None)]
 
@@ -91,47 +92,46 @@ def load_module(spec: str, weights: str | None = None) -> LoadedModule:
     ValueError
         For unknown names (with close ones), and weights that are missing, damaged, of another network or cannot be downloaded.
     """
-    library, _, name = spec.partition(":")
-    if spec == "fashion_mnist" or Path(spec).is_file():
-        if weights is not None:
-            raise ValueError(f"weights = {weights!r}: classifier = {spec!r} has its own; leave weights out")
-        if spec != "fashion_mnist":
-            return LoadedModule(load_network(spec))  # of strings or vectors: too small for a GPU
-        found = LoadedModule(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
-    elif library == "torchvision":
-        found = _torchvision_module(name, weights)
-    elif library == "timm":
-        found = _timm_module(name, weights)
-    elif library == "clip":
-        found = _clip_module(name, weights)
+    kind, _, name = spec.partition(":")
+    has_own = spec == "fashion_mnist" or Path(spec).is_file() or kind == "clip"
+    if has_own and weights is not None:
+        raise ValueError(f"weights = {weights!r}: classifier = {spec!r} has its own; leave weights out")
+    if Path(spec).is_file():
+        return LoadedModule(load_network(spec))  # of strings or vectors: too small for a GPU
+    if spec == "fashion_mnist":
+        loaded = LoadedModule(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
+    elif kind == "torchvision":
+        loaded = _torchvision_module(name, weights)
+    elif kind == "timm":
+        loaded = _timm_module(name, weights)
+    elif kind == "clip":
+        from uturn.networks.images.clip import load_clip
+
+        images, encoder, transforms = load_clip(name)
+        loaded = LoadedModule(images, Preprocessing(transforms), has_classes=False, texts=encoder)
     elif (function := own_function(spec)) is not None:
-        found = _imported_module(spec, function, weights)
+        loaded = _imported_module(spec, function, weights)
     else:
         raise ValueError(f"classifier = {spec!r}: no such file; expected {_FORMS}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    texts = None if found.texts is None else found.texts.to(device).eval().requires_grad_(False)
-    return found._replace(module=found.module.to(device).eval().requires_grad_(False), texts=texts)
+    texts = None if loaded.texts is None else loaded.texts.to(device).eval().requires_grad_(False)
+    return loaded._replace(module=loaded.module.to(device).eval().requires_grad_(False), texts=texts)
 
 
 # -- torchvision ------------------------------------------------------------------------------------------------------
 
 
 def _torchvision_module(name: str, weights: str | None) -> LoadedModule:
-    try:
-        from torchvision import models
-    except ImportError:
-        raise ValueError(
-            f"classifier = 'torchvision:{name}' needs torchvision, which is not installed; pip install 'uturn[images]'"
-        ) from None
+    where = f"classifier = 'torchvision:{name}'"
+    models = library("torchvision.models", where, "images")
     _check_known("torchvision", name, models.list_models(module=models))
     entries = models.get_model_weights(name)
-    default = entries.DEFAULT
     names = sorted({"DEFAULT", *entries.__members__})
+    entry = entries[weights if weights in names else "DEFAULT"]
     if weights is None or weights in names:
-        entry = entries[weights or "DEFAULT"]
-        state = _downloaded(name, entry)
+        with reading(f"{where}: {entry.name}", f"give weights = FILE, a copy of {Path(entry.url).name}"):
+            state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
     else:
-        entry = default
         state = read_state_dict(weights, f"one of {', '.join(names)}, or a file with a state dict")
     options: dict[str, Any] = {}
     if name.startswith(("vgg", "googlenet", "inception")):
@@ -141,69 +141,39 @@ def _torchvision_module(name: str, weights: str | None) -> LoadedModule:
         options |= {"transform_input": True, "aux_logits": any(key.lower().startswith("aux") for key in state)}
     if name.startswith("densenet"):  # the published files call the parts of a layer norm.1, here norm1
         rename_weights(state, lambda key: re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", key))
-    where = f"classifier = 'torchvision:{name}', weights = {weights or entry.name!r}"
-    module = built_with(lambda **more: models.get_model(name, weights=None, **options, **more), state, where)
+    build = functools.partial(models.get_model, name, weights=None, **options)
+    module = built_with(build, state, f"{where}, weights = {weights or entry.name!r}")
     return LoadedModule(module, Preprocessing(entry.transforms()), tuple(entry.meta["categories"]))
-
-
-def _downloaded(name: str, entry: Any) -> dict[str, torch.Tensor]:
-    try:
-        return entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # no network, no space, a file cut short, ..
-        raise ValueError(
-            f"classifier = 'torchvision:{name}': the weights {entry.name} cannot be downloaded ({one_line(error)}); give "
-            f"weights = FILE, a copy of {Path(entry.url).name}"
-        ) from None
 
 
 # -- timm -------------------------------------------------------------------------------------------------------------
 
 
 def _timm_module(name: str, weights: str | None) -> LoadedModule:
-    try:
-        import timm
-    except ImportError:
-        raise ValueError(f"classifier = 'timm:{name}' needs timm, which is not installed; pip install 'uturn[images]'") from None
     where = f"classifier = 'timm:{name}'"
+    timm = library("timm", where, "images")
     name, _, size = name.partition("@")
     base, _, tag = name.partition(".")
     _check_known("timm", base, timm.list_models())
     published = timm.list_models(base, pretrained=True)
     if tag and name not in published:
         raise ValueError(f"{where}: no such weights; expected {', '.join(published) or base}")
-    build = _timm_builder(timm, name, size, where)
+    if size and not (size.isdecimal() and 1 <= int(size) <= 4096):
+        raise ValueError(f"{where}: '@{size}' is no size of images; expected pixels, such as timm:NAME@224")
+    build = functools.partial(timm.create_model, name)
+    if size and timm.get_pretrained_cfg(name).fixed_input_size:  # convolutions take every size
+        build = functools.partial(build, dynamic_img_size=True)  # interpolates the embeddings of the positions
+        with reading(where, f"leave out @{size}, as the model takes images of its own size only"), torch.device("meta"):
+            build()
     if weights is None:
-        if not published:
-            raise ValueError(f"{where} has no published weights; give weights = FILE, a file with a state dict")
-        try:
+        with reading(f"{where}: its published weights", "give weights = FILE, a file with a state dict"):
             module = build(pretrained=True)
-        except Exception as error:  # no network, no space, ..
-            raise ValueError(
-                f"{where}: its weights cannot be downloaded ({one_line(error)}); give weights = FILE, a copy of them"
-            ) from None
     else:
         state = read_state_dict(weights, "a file with a state dict, or none for the published weights")
         module = built_with(build, state, f"{where}, weights = {weights!r}")
     config = timm.data.resolve_model_data_config(module, {"img_size": int(size)} if size else None)
     preprocess = Preprocessing(timm.data.create_transform(**config), config["input_size"][0])
     return LoadedModule(module, preprocess, has_classes=_timm_has_classes(timm, module))
-
-
-def _timm_builder(timm: Any, name: str, size: str, where: str) -> Callable[..., nn.Module]:
-    """The function that builds a model of timm, for images of another size than its own if `size` is given."""
-    if not size:
-        return functools.partial(timm.create_model, name)
-    if not (size.isdecimal() and 1 <= int(size) <= 4096):
-        raise ValueError(f"{where}: '@{size}' is no size of images; expected pixels, such as timm:NAME@224")
-    if not timm.get_pretrained_cfg(name).fixed_input_size:  # convolutions take every size
-        return functools.partial(timm.create_model, name)
-    build = functools.partial(timm.create_model, name, dynamic_img_size=True)  # interpolates the embeddings of the positions
-    try:
-        with torch.device("meta"):
-            build()
-    except TypeError as error:
-        raise ValueError(f"{where}: the model takes images of its own size only ({one_line(error)}); leave out @{size}") from None
-    return build
 
 
 def _timm_has_classes(timm: Any, module: Any) -> bool:
@@ -218,38 +188,24 @@ def _timm_has_classes(timm: Any, module: Any) -> bool:
     return module.num_classes != 0 and not (module.num_classes % 128 == 0 and module.num_classes in published)
 
 
-# -- CLIP -------------------------------------------------------------------------------------------------------------
-
-
-def _clip_module(name: str, weights: str | None) -> LoadedModule:
-    from uturn.networks.images.clip import load_clip
-
-    if weights is not None:
-        raise ValueError(f"weights = {weights!r}: classifier = 'clip:{name}' has its own; leave weights out")
-    found = load_clip(name)
-    return LoadedModule(found.images, Preprocessing(found.transforms), has_classes=False, texts=found.texts)
-
-
 # -- any module -------------------------------------------------------------------------------------------------------
 
 
 def own_function(spec: str) -> Callable[[], Any] | None:
     """The user's function that a spec "module:function" names; None for classifiers of other kinds."""
-    library, _, name = spec.partition(":")
-    if not name or library in _LIBRARIES or Path(spec).is_file():
+    kind, _, name = spec.partition(":")
+    if not name or kind in _LIBRARIES or Path(spec).is_file():
         return None
     return import_function(spec, f"classifier = {spec!r}", _FORMS)
 
 
 def _imported_module(spec: str, function: Callable[[], Any], weights: str | None) -> LoadedModule:
     where = f"classifier = {spec!r}"
-    try:
-        made = function()
-    except Exception as error:
-        raise ValueError(f"{where} fails ({one_line(error)}); expected a function without arguments") from error
-    module, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    with errors_named(where, function):
+        returned = function()
+    module, preprocess = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     if not isinstance(module, nn.Module) or not (preprocess is None or callable(preprocess)):
-        kinds = " and ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else [made]))
+        kinds = " and ".join(type(part).__name__ for part in (returned if isinstance(returned, tuple) else [returned]))
         raise ValueError(f"{where} gives {kinds or 'nothing'}; expected a torch.nn.Module, or (module, preprocess)")
     if weights is not None:
         state = read_state_dict(weights, "a file with a state dict, or none for those the module has")
@@ -267,10 +223,9 @@ def preprocessing_in_words(preprocess: Callable[..., Any] | None) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def _check_known(library: str, name: str, known: Sequence[str]) -> None:
+def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:4]
         raise ValueError(
-            f"classifier = '{library}:{name}': {library} has no such classifier; close names: {', '.join(close)} "
-            f"({len(known)} in all)"
+            f"classifier = '{kind}:{name}': {kind} has no such classifier; close names: {', '.join(close)} ({len(known)} in all)"
         )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import one_line
+from uturn.core.checks import shown
+from uturn.networks.libraries import reading
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -23,39 +27,49 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_state_dict(path: str, expected: str, option: str = "weights") -> dict[str, torch.Tensor]:
-    """A state dict from a file, the value of an option; nothing in it is executed."""
+def read_state_dict(path: str, expected: str, option: str = "weights", mapped: bool = False) -> dict[str, torch.Tensor]:
+    """A state dict from a file, the value of an option; nothing in it is executed. `mapped`: tensors may stay in the file."""
     if not Path(path).is_file():
         raise ValueError(f"{option} = {path!r}: no such file; expected {expected}")
-    try:
+    with reading(f"{option} = {path!r}", f"nothing in it was executed; expected {expected}"):
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds, none of them documented
-        raise ValueError(
-            f"{option} = {path!r} is damaged, or no file of weights ({one_line(error)}); expected {expected}"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(w, torch.Tensor) for w in state.values()):
-        raise ValueError(f"{option} = {path!r} holds {_short_kind(state)}; expected a table of tensors by their names")
-    bad = next((name for name, w in state.items() if w.is_floating_point() and not bool(w.isfinite().all())), None)
-    if bad is not None:
-        raise ValueError(f"{option} = {path!r}: {str(bad)[:80]!r} is not finite; the file is of no use")
-    if all(str(name).startswith("module.") for name in state):  # of a model trained on several GPUs
+            state = read_plain(path, mmap=mapped and zipfile.is_zipfile(path))
+        for key in ("state_dict", "model"):
+            if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+                state = state[key]
+        _check_state(state, Path(path).stat().st_size)
+    if all(name.startswith("module.") for name in state):  # of a model trained on several GPUs
         rename_weights(state, lambda name: name.removeprefix("module."))
     return state
 
 
-def _short_kind(state: Any) -> str:
-    if not isinstance(state, dict):
-        return f"a {type(state).__name__}"
-    odd = next((f"{str(name)[:40]!r} is a {type(value).__name__}" for name, value in state.items()), "nothing")
-    return f"a table in which {odd}" if state else "an empty table"
+def read_plain(path: str, mmap: bool = False) -> Any:
+    """Tensors and plain data that `torch.save` wrote; nothing in the file is executed."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about the kind of pickle: it is read or refused
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:  # PyTorch's own words advise to load it regardless
+        raise ValueError("it is damaged or holds more than weights") from None
+
+
+def _check_state(state: Any, size: int) -> None:
+    """ValueError for what is not a table of plain finite tensors by their names, in a file of `size` bytes."""
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"it holds {f'a {type(state).__name__}' if state else 'nothing'}, not tensors by their names")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            raise ValueError(f"{shown(name)} is a {getattr(tensor, 'layout', type(tensor).__name__)}, not a plain tensor")
+    # A view that repeats its elements makes a small file claim any size; weights that are shared have several names.
+    distinct = {(tensor.data_ptr(), tensor.shape): tensor.numel() * tensor.element_size() for tensor in state.values()}
+    if sum(distinct.values()) > size:
+        raise ValueError("its weights are larger than the file")
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"the weights {shown(name)} are not finite")
 
 
 def rename_weights(state: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> None:
@@ -79,23 +93,9 @@ def built_with(build: Callable[..., nn.Module], state: dict[str, torch.Tensor], 
 
 
 def put_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Load weights into a module; ValueError in one line if they are of another one."""
-    own = module.state_dict()
-    wrong = next((name for name in own if name in state and own[name].shape != state[name].shape), None)
-    if wrong is not None:
-        raise ValueError(
-            f"{where} are of another network: {wrong} has shape {tuple(state[wrong].shape)} there, {tuple(own[wrong].shape)} here"
-        )
+    """Load weights into a module; a ValueError names weights that are missing, unexpected or of another shape."""
     if not hasattr(state, "_metadata"):  # safetensors: the version of the network itself is the present one
         state = OrderedDict(state)
-        state._metadata = {"": own._metadata.get("", {})}  # type: ignore[attr-defined]
-    try:
-        missing, unexpected = module.load_state_dict(state, strict=False)
-    except Exception as error:  # modules may have their own ways to load
-        raise ValueError(f"{where} are of another network ({one_line(error)})") from None
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # of no use in evaluation
-    for names, words in ((missing, "are missing"), (unexpected, "are not in it")):
-        if names:
-            raise ValueError(
-                f"{where} are of another network: {len(names)} weights {words}, {', '.join(str(name)[:60] for name in names[:3])}"
-            )
+        state._metadata = {"": module.state_dict()._metadata.get("", {})}  # type: ignore[attr-defined]
+    with reading(where, "expected weights of this network"):
+        module.load_state_dict(state)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uturn.core.checks import checked_integer, one_line
-from uturn.core.files import whole_file
+from uturn.core.checks import checked_integer, one_line, shown
+from uturn.core.files import named_errors, whole_file
 from uturn.core.progress import add, progress_bar, units
+from uturn.networks.libraries import reading
+from uturn.networks.state_dicts import read_plain
 
 
 class History(NamedTuple):
@@ -75,9 +76,25 @@ def train(
     ValueError
         If the loss or its gradient is not finite, or the checkpoint belongs to another recipe, cannot be read or be written.
     """
-    settings = _Settings(steps, every, learning_rate, weight_decay, warmup, decay, clip, target, average)
+    for name, value, least in (("steps", steps, 1), ("every", every, 1), ("warmup", warmup, 0)):
+        checked_integer(name, value, least)
+    if not 0 < clip < math.inf:
+        raise ValueError(f"clip = {clip}: expected a number > 0")
+    if average is not None and not 0 <= average < 1:
+        raise ValueError(f"average = {average}: expected a decay in [0, 1), or None")
     if target is not None and evaluate is None:
         raise ValueError(f"target = {target!r} needs `evaluate`, which gives {target[0]!r}")
+    settings = {
+        "steps": steps,
+        "every": every,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "decay": decay,
+        "clip": clip,
+        "target": target,
+        "average": average,
+    }
     training = _Training(model, settings, recipe, checkpoint)
     title = Path(checkpoint).name if checkpoint is not None else "training"
     with progress_bar(progress, title, steps, training.step) as advance, units(steps):
@@ -96,74 +113,46 @@ def train(
     return training.ended()
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Arguments of `train` that determine its result, checked."""
-
-    steps: int
-    every: int
-    learning_rate: float
-    weight_decay: float
-    warmup: int
-    decay: bool
-    clip: float
-    target: tuple[str, float] | None
-    average: float | None
-
-    def __post_init__(self) -> None:
-        checked_integer("steps", self.steps, 1)
-        checked_integer("every", self.every, 1)
-        checked_integer("warmup", self.warmup, 0)
-        if not 0 < self.clip < math.inf:
-            raise ValueError(f"clip = {self.clip}: expected a number > 0")
-        if self.average is not None and not 0 <= self.average < 1:
-            raise ValueError(f"average = {self.average}: expected a decay in [0, 1), or None")
-
-    def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warm-up times cosine decay."""
-        rising = min(1.0, (step + 1) / max(self.warmup, 1))
-        return self.learning_rate * (rising * (0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay else 1.0))
-
-
 class _Training:
     """State of a training: the network, the optimizer, the averaged weights and the records, kept in a checkpoint."""
 
     def __init__(
-        self, model: torch.nn.Module, settings: _Settings, recipe: Mapping[str, Any], checkpoint: str | Path | None
+        self, model: torch.nn.Module, settings: Mapping[str, Any], recipe: Mapping[str, Any], checkpoint: str | Path | None
     ) -> None:
         self.model, self.settings, self.checkpoint = model, settings, checkpoint
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.averaged = None if settings.average is None else AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)
-        )  # fmt: skip
+        learning_rate, weight_decay, average = (settings[name] for name in ("learning_rate", "weight_decay", "average"))
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        self.averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
         self.step, self.finished = 0, False
         self.records: dict[str, list[tuple[int, float]]] = {}
         try:
-            self.identity = json.dumps({"recipe": dict(recipe), **asdict(settings)}, sort_keys=True)
+            self.identity = json.dumps({"recipe": dict(recipe), **settings}, sort_keys=True)
         except TypeError as error:
-            raise ValueError(f"recipe = {str(recipe)[:80]}: expected plain data, as in JSON ({one_line(error)})") from None
+            raise ValueError(f"recipe = {shown(recipe)}: expected plain data, as in JSON ({one_line(error)})") from None
         if checkpoint is not None:
-            folder = Path(checkpoint).parent
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"checkpoint = {str(checkpoint)!r}: cannot make its folder ({error.strerror})") from None
+            with named_errors(checkpoint):
+                Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
             if Path(checkpoint).exists():
-                self._resume(Path(checkpoint))
+                self._resume(str(checkpoint))
+
+    def learning_rate(self) -> float:
+        """Linear warm-up times cosine decay."""
+        rising = min(1.0, (self.step + 1) / max(self.settings["warmup"], 1))
+        falling = 0.5 * (1 + math.cos(math.pi * self.step / self.settings["steps"])) if self.settings["decay"] else 1.0
+        return self.settings["learning_rate"] * (rising * falling)
 
     def descend(self, loss: Callable[[torch.nn.Module, int], torch.Tensor]) -> float:
         """Take one step of the optimizer; returns the loss before it."""
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step)
+            group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         value = loss(self.model, self.step)
         number = value.item()
         self._check_finite("the loss", number)
         value.backward()
-        self._check_finite(
-            "the norm of the gradient", torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"]).item()
+        self._check_finite("the norm of the gradient", norm)
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
@@ -171,9 +160,9 @@ class _Training:
         return number
 
     def judge(self, evaluate: Callable[[torch.nn.Module], Mapping[str, float]]) -> None:
-        """Evaluate the network and record what was found; finished if the target is reached."""
+        """Evaluate the network and record the values; finished if the target is reached."""
         judged = self.model if self.averaged is None else self.averaged.module
-        values, target = evaluate(judged.eval()), self.settings.target
+        values, target = evaluate(judged.eval()), self.settings["target"]
         if "loss" in values:
             raise ValueError("evaluate gives 'loss', which names the training loss in the records; choose another name")
         self.record(values)
@@ -209,50 +198,40 @@ class _Training:
         self.model.eval()
         return History(self.step, self.records)
 
-    def _resume(self, path: Path) -> None:
+    def _resume(self, path: str) -> None:
         """Continue from a checkpoint, after checks of everything in it: files can hold anything."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            stored, step, finished = json.loads(state["recipe"]), state["step"], state["finished"]
-            records = {
+        where, instead, mine = f"checkpoint = {path!r}", "move it away to begin anew", json.loads(self.identity)
+        with reading(where, instead):
+            state = read_plain(path)
+            differences = _differences(json.loads(state["recipe"]), mine)
+        if differences:
+            raise ValueError(f"{where} is the checkpoint of another training: {'; '.join(differences[:4])}; {instead}")
+        with reading(where, instead):
+            self.step, self.finished = checked_integer("step", state["step"], 1), state["finished"]
+            if self.step > mine["steps"] or not isinstance(self.finished, bool):
+                raise ValueError(f"step = {self.step}, finished = {shown(self.finished)}")
+            self.records = {
                 name: [(checked_integer("step", at, 1), float(value)) for at, value in pairs]
                 for name, pairs in json.loads(state["records"]).items()
             }
-            if not isinstance(stored["recipe"], dict) or not isinstance(finished, bool):
-                raise TypeError("recipe, finished")
-            if checked_integer("step", step, 1) > stored["steps"]:
-                raise ValueError("step")
-        except Exception as error:  # torch.load raises many kinds, none of them documented
-            raise ValueError(
-                f"{path} is not a checkpoint of a training ({type(error).__name__}); move it away to begin anew"
-            ) from None
-        _check_same_training(path, stored, json.loads(self.identity))
-        try:
-            self._load_weights(state)
-        except Exception as error:  # torch raises many kinds for tables that do not fit
-            raise ValueError(f"{path} is the checkpoint of another architecture ({one_line(error)}); move it away") from None
-        self.step, self.finished, self.records = step, finished, records
-
-    def _load_weights(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        # Moments only: the settings of the optimizer are those of the recipe.
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
-        for weights, moments in self.optimizer.state.items():
-            shapes = {name: tuple(moment.shape) for name, moment in moments.items()}
-            if shapes != {"step": (), "exp_avg": (*weights.shape,), "exp_avg_sq": (*weights.shape,)}:
-                raise ValueError(f"moments {shapes} of weights {tuple(weights.shape)}")
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["average"])
+            self.model.load_state_dict(state["model"])
+            # Moments only: the settings of the optimizer are those of the recipe.
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
+            for weights, moments in self.optimizer.state.items():
+                shapes = {name: tuple(moment.shape) for name, moment in moments.items()}
+                if shapes != {"step": (), "exp_avg": (*weights.shape,), "exp_avg_sq": (*weights.shape,)}:
+                    raise ValueError(f"moments {shapes} of weights {tuple(weights.shape)}")
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["average"])
 
     def _check_finite(self, what: str, number: float) -> None:
         if not math.isfinite(number):
-            raise ValueError(f"{what} is {number} at step {self.step}; lower the learning rate ({self.settings.learning_rate})")
+            rate = self.settings["learning_rate"]
+            raise ValueError(f"{what} is {number} at step {self.step}; lower the learning rate ({rate})")
 
 
-def _check_same_training(path: Path, stored: dict[str, Any], mine: dict[str, Any]) -> None:
-    if stored == mine:
-        return
-    there, here = ({**table, **{f"recipe.{key}": value for key, value in table["recipe"].items()}} for table in (stored, mine))
-    different = [key for key in sorted({*there, *here} - {"recipe"}) if there.get(key) != here.get(key)]
-    words = "; ".join(f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in different[:4])
-    raise ValueError(f"{path} is the checkpoint of another training: {words}; move it away, or choose another folder")
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """How two trainings differ, in words."""
+    there, here = ({**table, **{f"recipe.{key}": value for key, value in table["recipe"].items()}} for table in (there, here))
+    keys = [key for key in sorted({*there, *here} - {"recipe"}) if there.get(key) != here.get(key)]
+    return [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]

@@ -85,7 +85,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         ValueError
             For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
-        from uturn.networks.images.prompts import read_prompts
+        from uturn.networks.images.conditions import read_prompts
 
         prompts = read_prompts(self.prompt or "").rows
         if prompts is not None and len(prompts) != self.items:

@@ -186,13 +186,11 @@ def _fetched(name: str) -> Path:
     """The index and the scheduler of a model on a hub, without its weights."""
     from huggingface_hub import snapshot_download
 
-    from uturn.networks.images.pipelines import check_hub, not_fetched
+    from uturn.networks.images.pipelines import check_hub, fetching
 
     check_hub(name)
-    try:
+    with fetching(name):
         return Path(snapshot_download(name, allow_patterns=["model_index.json", "scheduler/*.json", "scheduler_config.json"]))
-    except Exception as error:
-        raise not_fetched(name, error) from None
 
 
 # --- output ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import nn
 from uturn.core.checks import one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
-from uturn.networks.modules import LoadedModule, load_module, network_files
+from uturn.networks.modules import load_module, network_files
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,25 @@ def _classifier(
     image_shape: tuple[int, int, int],
     texts: tuple[str, ...] | None,
 ) -> Classifier:
-    found = load_module(spec, weights) if texts is None else _with_classes(spec, weights, texts)
-    module, preprocess, class_names = found.module, found.preprocess, found.class_names
+    loaded = load_module(spec, weights)
+    if texts is not None:
+        if loaded.texts is None:
+            raise ValueError(f"texts: classifier = {spec!r} has no encoder of texts; expected a model 'clip:FOLDER', or no texts")
+        clip: Any = loaded.module
+        loaded = loaded._replace(module=clip.with_classes(loaded.texts.encode(texts)), class_names=texts, has_classes=True)
+    module, preprocess, class_names = loaded.module, loaded.preprocess, loaded.class_names
     chosen = select_layers(module, layers or EVERY_BLOCK)
     if spec == "fashion_mnist":  # known without a run, whatever the images to come
         return Classifier(module, preprocess, chosen, dict.fromkeys(chosen, 1), len(class_names or ()), class_names)
     shapes, output = _dry_run(module, preprocess, chosen, image_shape, f"classifier = {spec!r}")
-    num_classes = _num_classes(output, f"classifier = {spec!r}") if found.has_classes else 0
+    num_classes = 0
+    if loaded.has_classes:
+        logits = as_tensor(output, f"classifier = {spec!r}")
+        if logits.ndim != 2 or len(logits) != _BLANKS:
+            raise ValueError(
+                f"classifier = {spec!r} gives shape {tuple(logits.shape)} for {_BLANKS} images; expected logits (batch, classes)"
+            )
+        num_classes = logits.shape[1]
     once = {layer: runs[0] for layer, runs in shapes.items() if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == _BLANKS}
     if layers is None:
         if len(once) < 2:
@@ -117,20 +129,6 @@ def _classifier(
     if class_names is not None and len(class_names) != num_classes:
         class_names = None  # weights of another number of classes than the library's
     return Classifier(module, preprocess, chosen, axes, num_classes, class_names)
-
-
-def _with_classes(spec: str, weights: str | None, texts: tuple[str, ...]) -> LoadedModule:
-    """A CLIP model whose classes are texts."""
-    from uturn.networks.images.clip import ClipImages
-
-    found = load_module(spec, weights)
-    if found.texts is None or not isinstance(found.module, ClipImages):
-        raise ValueError(f"texts: classifier = {spec!r} has no encoder of texts; expected a model 'clip:FOLDER', or no texts")
-    try:
-        classes = found.texts.encode(texts)
-    except ValueError as error:
-        raise ValueError(f"classifier = {spec!r}: {error}") from None
-    return found._replace(module=found.module.with_classes(classes), class_names=texts, has_classes=True)
 
 
 # -- what a dry run shows ---------------------------------------------------------------------------------------------
@@ -164,13 +162,6 @@ def _dry_run(
                 f"{where} does not take images {tuple(image_shape)} (channels, height, width): {one_line(error)}"
             ) from error
     return shapes, output
-
-
-def _num_classes(output: Any, where: str) -> int:
-    logits = as_tensor(output, where)
-    if logits.ndim != 2 or len(logits) != _BLANKS:
-        raise ValueError(f"{where} gives shape {tuple(logits.shape)} for {_BLANKS} images; expected logits (batch, classes)")
-    return logits.shape[1]
 
 
 def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from uturn.core.checks import one_line
+from uturn.networks.libraries import library, reading
 
 _TEXTS_AT_ONCE = 64
 
@@ -66,8 +66,8 @@ class ClipTexts(nn.Module):
             seen.add(text)
         if len(texts) < 2:
             raise ValueError(f"{len(texts)} texts; expected one for each class, two or more")
-        found = [self._embeddings(texts[k : k + _TEXTS_AT_ONCE]) for k in range(0, len(texts), _TEXTS_AT_ONCE)]
-        return self.logit_scale.exp() * nn.functional.normalize(torch.cat(found), dim=-1)
+        embeddings = [self._embeddings(texts[k : k + _TEXTS_AT_ONCE]) for k in range(0, len(texts), _TEXTS_AT_ONCE)]
+        return self.logit_scale.exp() * nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
     @torch.no_grad()
     def _embeddings(self, texts: Sequence[str]) -> torch.Tensor:
@@ -76,16 +76,8 @@ class ClipTexts(nn.Module):
         return self.text_projection(pooled)
 
 
-class Clip(NamedTuple):
-    """A CLIP model in parts, and the transforms of its images in [0, 1]."""
-
-    images: ClipImages
-    texts: ClipTexts
-    transforms: Callable[[torch.Tensor], torch.Tensor]
-
-
-def load_clip(name: str) -> Clip:
-    """A `transformers.CLIPModel` in float32 with its tokenizer and preprocessing, from a folder or a hub.
+def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor], torch.Tensor]]:
+    """The towers of a `transformers.CLIPModel` in float32, and the transforms of its images in [0, 1]; from a folder or a hub.
 
     Raises
     ------
@@ -93,38 +85,22 @@ def load_clip(name: str) -> Clip:
         Without transformers or torchvision, and for models that are missing, incomplete or of another kind.
     """
     where = f"classifier = 'clip:{name}'"
-    try:
-        from transformers import AutoConfig, AutoTokenizer, CLIPModel
-    except ImportError:
-        raise ValueError(f"{where} needs transformers, which is not installed; pip install 'uturn[text-to-image]'") from None
-    _check_torchvision(where)
+    transformers = library("transformers", where)
+    library("torchvision", where, "images")
     if not name or not (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)):
         raise ValueError(f"{where}: no such folder; expected one of transformers.CLIPModel, or its name on a hub, OWNER/NAME")
-    try:
-        config = AutoConfig.from_pretrained(name)
+    expected = "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"
+    with reading(where, expected):
+        config = transformers.AutoConfig.from_pretrained(name)
         if config.model_type != "clip":
             raise ValueError(f"it is a model of kind {config.model_type!r}, and only 'clip' is read")
-        loaded: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
-        model, loading = loaded
+        model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
         if loading["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(map(str, loading['missing_keys']))[:3])}, ..")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         transforms = _transforms(name, model.config.vision_config.image_size)
-    except Exception as error:  # no network, a file cut short, ..
-        raise ValueError(
-            f"{where} cannot be loaded ({one_line(error)}); expected a folder that CLIPModel and its tokenizer were saved to, or "
-            f"the name of such a model on a hub"
-        ) from None
     model = model.float().eval()
-    images = ClipImages(model.vision_model, model.visual_projection)
-    return Clip(images, ClipTexts(model, tokenizer), transforms)
-
-
-def _check_torchvision(where: str) -> None:
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        raise ValueError(f"{where} needs torchvision, which is not installed; pip install 'uturn[images]'") from None
+    return ClipImages(model.vision_model, model.visual_projection), ClipTexts(model, tokenizer), transforms
 
 
 def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -137,11 +113,10 @@ def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     else:
         processor = CLIPImageProcessor.from_pretrained(name)
     edge, crop = dict(processor.size), dict(processor.crop_size)
+    resized = edge.get("shortest_edge") or (edge["height"], edge["width"])
     return transforms.Compose(
         [
-            transforms.Resize(
-                edge.get("shortest_edge") or (edge["height"], edge["width"]), transforms.InterpolationMode.BICUBIC, antialias=True
-            ),
+            transforms.Resize(resized, transforms.InterpolationMode.BICUBIC, antialias=True),
             transforms.CenterCrop((crop["height"], crop["width"])),
             transforms.Normalize(processor.image_mean, processor.image_std),
         ]
@@ -176,10 +151,8 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     """
     path = prompt_file(prompts)
     if path is not None:
-        try:
+        with reading(f"class_prompts = {prompts!r}", "expected a text file, one text a line"):
             return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"class_prompts = {prompts!r}: expected a text file, one text a line ({one_line(error)})") from None
     if names is None:
         if prompts is not None:
             raise ValueError(

@@ -1,11 +1,32 @@
-"""How a model with classes is run: without a condition, told the true class, or guided towards it."""
+"""How a conditioned model is run: without a condition, told the true class or the prompt of an item, or guided towards it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from uturn.core.checks import shown
 from uturn.networks.images.options import DenoiserOptions
+from uturn.networks.libraries import reading
+
+
+class Conditioned(NamedTuple):
+    """How a model is run.
+
+    `null_class`: the label for no class, if the network is called with it. `num_classes`: number of classes of the true labels,
+    if it is called with them; for text-conditioned models a label is the number of a prompt, and the null class the null prompt.
+    `words`: the condition in a description.
+    """
+
+    null_class: int | None = None
+    num_classes: int | None = None
+    guidance: float = 1.0
+    words: str = ""
+
+
+UNCONDITIONAL = Conditioned()
 
 
 def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null_class: int | None = None) -> Conditioned:
@@ -15,6 +36,8 @@ def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null
     """
     if asked.prompt is not None:
         raise ValueError(f"prompt = {shown(asked.prompt)}: the model {model} takes no text; leave it out")
+    if asked.image_size is not None:
+        raise ValueError(f"image_size = {asked.image_size}: for text-conditioned models, but {model} is none; leave it out")
     if asked.guidance != 1 and asked.condition != "label":
         raise ValueError(
             f"guidance = {asked.guidance:g}: guides towards the true label of every image, so it needs condition = 'label'"
@@ -32,9 +55,9 @@ def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null
     if asked.condition is not None and classes is None:
         raise ValueError(f"condition = {asked.condition!r}: the model {model} has no classes; leave it out")
     if null_class is None and (asked.condition == "null" or asked.guidance != 1):
-        given = "condition = 'null'" if asked.condition == "null" else f"guidance = {asked.guidance:g}"
+        option = "condition = 'null'" if asked.condition == "null" else f"guidance = {asked.guidance:g}"
         raise ValueError(
-            f"{given}: the model {model} declares no null class; leave it out, or declare with null_class that its last "
+            f"{option}: the model {model} declares no null class; leave it out, or declare with null_class that its last "
             f"class is one"
         )
     if classes is None:
@@ -73,18 +96,53 @@ def prompted(asked: DenoiserOptions, model: Any, count: int, words: str, distill
     return Conditioned(None, count if count > 1 else None, 1.0, words)
 
 
-class Conditioned(NamedTuple):
-    """How a model is run.
+# -- prompts ----------------------------------------------------------------------------------------------------------
 
-    `null_class`: the label for no class, if the network is called with it. `num_classes`: number of classes of the true labels,
-    if it is called with them; for text-conditioned models a label is the number of a prompt, and the null class the null prompt.
-    `words`: the condition in a description.
+
+class Prompts(NamedTuple):
+    """The prompts of a run.
+
+    `texts`: the different ones, in the order of their first item. `rows`: the number of its text for each item, or None if all
+    items have the same. `encoders`: digest of what encodes the texts. `given`: the prompt, or the file, as the user gave it.
     """
 
-    null_class: int | None = None
-    num_classes: int | None = None
-    guidance: float = 1.0
-    words: str = ""
+    texts: tuple[str, ...]
+    rows: tuple[int, ...] | None
+    encoders: str = ""
+    given: str = ""
+
+    def rows_of(self, items: Any) -> np.ndarray:
+        """Rows of the texts of items, int64; ValueError if the file has no line for one of them."""
+        items = np.asarray(items)
+        if self.rows is None:
+            return np.zeros(len(items), np.int64)
+        if len(items) and int(items.max()) >= len(self.rows):
+            raise ValueError(
+                f"prompt = {shown(self.given)}: the file has {len(self.rows)} prompts, but the run has an item "
+                f"{int(items.max())}; expected one line for each item"
+            )
+        return np.array(self.rows, np.int64)[items]
+
+    @property
+    def words(self) -> str:
+        """The prompts in a description."""
+        if self.rows is not None:
+            return f"{len(self.rows)} prompts of {Path(self.given).name}"
+        return f"the prompt {shown(self.given)}" if self.given else "the empty prompt"
 
 
-UNCONDITIONAL = Conditioned()
+def read_prompts(prompt: str) -> Prompts:
+    """The prompts that the option `prompt` stands for: a text, or a file NAME.txt with the prompt of one item in each line.
+
+    >>> read_prompts("a cat").texts
+    ('a cat',)
+    """
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt = {shown(prompt)}: expected a text, or the name of a .txt file with one prompt a line")
+    if not prompt.endswith(".txt"):
+        return Prompts((prompt,), None, given=prompt)
+    with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):
+        lines = Path(prompt).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    texts = dict.fromkeys(line.removesuffix("\r") for line in lines)
+    numbers = {text: row for row, text in enumerate(texts)}
+    return Prompts(tuple(texts), tuple(numbers[line.removesuffix("\r")] for line in lines), given=prompt)

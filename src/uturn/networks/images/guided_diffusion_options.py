@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from uturn.core.checks import validation_words
 
 
 def _published(image_size: int, channel_mult: tuple[float, ...], **options: Any) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class GuidedDiffusionOptions(BaseModel):
     num_channels: int | None = Field(None, ge=1)
     num_res_blocks: int | None = Field(None, ge=1)
     channel_mult: tuple[float, ...] | None = None
-    attention_resolutions: tuple[int, ...] | None = None
+    attention_resolutions: tuple[PositiveInt, ...] | None = None
     num_heads: int | None = Field(None, ge=1)
     num_head_channels: int | None = Field(None, ge=1)
     num_heads_upsample: int | None = Field(None, ge=1)
@@ -68,18 +70,18 @@ class GuidedDiffusionOptions(BaseModel):
     resblock_updown: bool | None = None
     learn_sigma: bool | None = None
     class_cond: bool | None = None
-    use_fp16: bool = False
     noise_schedule: Literal["linear", "cosine"] = "linear"
     diffusion_steps: int = Field(1000, gt=20, le=100_000)  # with 20, the last beta of the linear schedule would be 1
     predict_xstart: bool = False
     sigma_small: bool = False
-    rescale_timesteps: bool = False
-    timestep_respacing: str = ""
-    # Of training alone:
-    dropout: float = 0
-    use_checkpoint: bool = False
-    use_kl: bool = False
-    rescale_learned_sigmas: bool = False
+    # Of neither the network nor its diffusion process:
+    use_fp16: bool = Field(False, exclude=True)
+    rescale_timesteps: bool = Field(False, exclude=True)
+    timestep_respacing: str = Field("", exclude=True)
+    dropout: float = Field(0, exclude=True)
+    use_checkpoint: bool = Field(False, exclude=True)
+    use_kl: bool = Field(False, exclude=True)
+    rescale_learned_sigmas: bool = Field(False, exclude=True)
 
     @field_validator("num_heads", "num_head_channels", "num_heads_upsample", mode="before")
     @classmethod
@@ -93,12 +95,9 @@ class GuidedDiffusionOptions(BaseModel):
             return value
         return tuple(value.split(",")) if value else None
 
-    @field_validator("attention_resolutions")
-    @classmethod
-    def _positive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and min(value, default=1) < 1:
-            raise ValueError(f"expected image sizes >= 1, found {value}")
-        return value
+
+EXPECTED = f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256 --num_head_channels 64'"
+"""What is expected as a preset, for errors."""
 
 
 def read_options(path: Path | None, preset: str | None, options: Mapping[str, Any]) -> GuidedDiffusionOptions:
@@ -111,20 +110,20 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
     """
     if preset is None and not options and path is not None:
         if path.stem not in PRESETS:
-            raise ValueError(f"{path}: no preset given, and the file is not named after one; expected {preset_words()}")
+            raise ValueError(f"{path}: no preset given, and the file is not named after one; expected {EXPECTED}")
         preset = path.stem
     try:
-        given = GuidedDiffusionOptions(**{**_preset_options(preset), **options})
+        declared = GuidedDiffusionOptions(**{**_preset_options(preset), **options})
     except ValidationError as error:
-        raise ValueError("; ".join(_option_error(entry) for entry in error.errors())) from None
-    if given.timestep_respacing:
+        raise ValueError(validation_words(error)) from None
+    if declared.timestep_respacing:
+        respacing = declared.timestep_respacing
         raise ValueError(
-            f"timestep_respacing = {given.timestep_respacing!r}: leave it out; the number of steps is an option of the reverse "
-            f"process"
+            f"timestep_respacing = {respacing!r}: leave it out; `steps` of the reverse process chooses the timesteps"
         )
-    if given.rescale_timesteps and given.diffusion_steps != 1000:
-        raise ValueError(f"rescale_timesteps with diffusion_steps = {given.diffusion_steps} is not supported; expected 1000")
-    return given
+    if declared.rescale_timesteps and declared.diffusion_steps != 1000:
+        raise ValueError(f"rescale_timesteps with diffusion_steps = {declared.diffusion_steps} is not supported; expected 1000")
+    return declared
 
 
 def _preset_options(preset: str | None) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def _preset_options(preset: str | None) -> dict[str, Any]:
     if preset in PRESETS:
         return dict(PRESETS[preset])
     if not preset.lstrip().startswith("--"):
-        raise ValueError(f"preset = {preset!r}: expected {preset_words()}")
+        raise ValueError(f"preset = {preset!r}: expected {EXPECTED}")
     try:
         tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
     except ValueError as error:
@@ -146,15 +145,3 @@ def _preset_options(preset: str | None) -> dict[str, Any]:
     # Flags describe the checkpoint; in which precision it runs is decided where it is used.
     flags.pop("use_fp16", None)
     return flags
-
-
-def preset_words() -> str:
-    """What is expected as a preset, for errors."""
-    return f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256 --num_head_channels 64'"
-
-
-def _option_error(entry: Any) -> str:
-    name, value = ".".join(str(part) for part in entry["loc"]), f"{entry['input']!r}"[:60]
-    if entry["type"] == "extra_forbidden":
-        return f"{name} = {value}: no such option; expected one of {', '.join(GuidedDiffusionOptions.model_fields)}"
-    return f"{name} = {value}: {entry['msg'].removeprefix('Value error, ')}"

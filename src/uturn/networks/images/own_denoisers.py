@@ -18,6 +18,7 @@ from uturn.core.checks import errors_named, shown
 from uturn.core.imports import import_function
 from uturn.core.pieces import is_out_of_memory
 from uturn.corruption.noising import clean_and_noise
+from uturn.corruption.schedulers import is_flow_match
 
 ADVICE = (
     "for another network, write a function of ten lines that returns it with its noise schedule, and give module:function as the "
@@ -65,6 +66,10 @@ class DenoiserModel:
     num_classes: int | None = None
     null_class: int | None = None
 
+    @property
+    def takes_sigma(self) -> bool:
+        return self.takes == "sigma" or (self.takes is None and self.predicts == "edm")
+
 
 def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, levels: int = 1000) -> Any:
     """The noise levels of arXiv:2206.00364, Eq. 5, as a DDPMScheduler that does not clip: abar = 1 / (1 + sigma^2)."""
@@ -92,18 +97,19 @@ def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
     """
     label, function = f"model = {path!r}", denoiser_function(path)
     with errors_named(label, function):
-        made = function()
-    if isinstance(made, DenoiserModel):
-        _check(label, made)
-        return made, False
-    kinds = " and ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else [made])) or "nothing"
-    pair = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)
-    if not pair or not _is_scheduler(made[1]):
+        returned = function()
+    if isinstance(returned, DenoiserModel):
+        _check(label, returned)
+        return returned, False
+    kinds = " and ".join(type(part).__name__ for part in (returned if isinstance(returned, tuple) else [returned])) or "nothing"
+    pair = isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], nn.Module)
+    if not pair or not is_scheduler(returned[1]):
         raise ValueError(f"{label} gives {kinds}; expected (torch.nn.Module, scheduler of diffusers), or a DenoiserModel")
-    return DenoiserModel(*made, predicts=""), True
+    return DenoiserModel(*returned, predicts=""), True
 
 
-def _is_scheduler(value: Any) -> bool:
+def is_scheduler(value: Any) -> bool:
+    """Whether a value is a scheduler of diffusers that adds noise and takes steps."""
     return hasattr(value, "config") and hasattr(value, "step") and (hasattr(value, "add_noise") or hasattr(value, "scale_noise"))
 
 
@@ -118,29 +124,21 @@ def _check(label: str, model: DenoiserModel) -> None:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
     shape, classes, null = model.image_shape, model.num_classes, model.null_class
+    is_shape = isinstance(shape, tuple | list) and len(shape) == 3 and all(map(counts, shape))
     require(callable(model.network), "network", "a torch.nn.Module or a function")
     require(model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}")
-    require(
-        isinstance(shape, tuple | list) and len(shape) == 3 and all(map(counts, shape)),
-        "image_shape",
-        "(channels, height, width), whole numbers",
-    )
+    require(is_shape, "image_shape", "(channels, height, width), whole numbers")
     require(model.takes in (None, "timestep", "sigma"), "takes", "'timestep' or 'sigma'")
     require(model.predicts != "edm" or model.takes != "timestep", "takes", "'sigma', since D(x; sigma) takes it")
     require(classes is None or counts(classes), "num_classes", "the number of classes, or None")
-    require(null is None or classes is not None, "null_class", "None, since num_classes is not given")
-    require(
-        null is None or (isinstance(null, int) and not isinstance(null, bool) and not 0 <= null < (classes or 0)),
-        "null_class",
-        f"a label that is none of the classes 0 .. {(classes or 0) - 1}, such as {classes}",
-    )
-    takes_sigma = _takes(model) == "sigma"
-    scheduler = model.scheduler
+    fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
+    require(fits, "null_class", "None, or with num_classes a label that is none of the classes, such as num_classes")
+    takes_sigma, scheduler = model.takes_sigma, model.scheduler
     require(scheduler is not None or takes_sigma, "scheduler", "the noise schedule of the timesteps, a scheduler of diffusers")
     if scheduler is None:
         return
-    require(_is_scheduler(scheduler), "scheduler", "a scheduler of diffusers, such as DDPMScheduler()")
-    name, flow = type(scheduler).__name__, _is_flow(scheduler)
+    require(is_scheduler(scheduler), "scheduler", "a scheduler of diffusers, such as DDPMScheduler()")
+    name, flow = type(scheduler).__name__, is_flow_match(scheduler)
     odd = next((key for key, value in scheduler.config.items() if re.fullmatch("use_.*_sigmas", key) and value), None)
     if odd is not None or not (flow or (hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config)):
         raise ValueError(
@@ -153,14 +151,6 @@ def _check(label: str, model: DenoiserModel) -> None:
             f"{label}: {what} does not go with {name}, whose last level is pure noise: sigma is infinite, and the noise "
             f"determines no x_0; expected x0, v or flow with timesteps, or another schedule"
         )
-
-
-def _takes(model: DenoiserModel) -> str:
-    return model.takes or ("sigma" if model.predicts == "edm" else "timestep")
-
-
-def _is_flow(scheduler: Any) -> bool:
-    return type(scheduler).__name__.startswith("FlowMatch")
 
 
 # -- predictions ------------------------------------------------------------------------------------------------------
@@ -180,9 +170,9 @@ class Prediction(nn.Module):
 
     def __init__(self, model: DenoiserModel) -> None:
         super().__init__()
-        self.predicts, self.takes_sigma = model.predicts, _takes(model) == "sigma"
+        self.predicts, self.takes_sigma = model.predicts, model.takes_sigma
         scheduler = edm_schedule() if model.scheduler is None else model.scheduler
-        self.flow = _is_flow(scheduler)
+        self.flow = is_flow_match(scheduler)
         if self.flow:
             self.wanted, self.scheduler = "flow", scheduler
             self.timesteps = scheduler.config.num_train_timesteps
@@ -257,10 +247,10 @@ class OwnNetwork(nn.Module):
         widths = (channels, 2 * channels) if self.learned_variance else (channels,)
         shapes = [(count, width, *size) for width in widths]
         if not isinstance(output, torch.Tensor) or tuple(output.shape) not in shapes or not output.is_floating_point():
-            found = f"{output.dtype}, {tuple(output.shape)}" if isinstance(output, torch.Tensor) else shown(output)
+            description = f"{output.dtype}, {tuple(output.shape)}" if isinstance(output, torch.Tensor) else shown(output)
             raise ValueError(
-                f"{self.label}: the network gives {found} for noisy images {tuple(noisy.shape)}; expected floating point numbers "
-                f"{' or '.join(map(str, shapes))}"
+                f"{self.label}: the network gives {description} for noisy images {tuple(noisy.shape)}; expected floating point "
+                f"numbers {' or '.join(map(str, shapes))}"
             )
         return output
 

@@ -19,7 +19,7 @@ from torch import nn
 from uturn.core.checks import checked_path, one_line, validation_words
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
-from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, conditioned_by, prompted
+from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, Prompts, conditioned_by, prompted, read_prompts
 from uturn.networks.images.options import DenoiserOptions
 from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, denoiser_from_function
 from uturn.networks.images.pipelines import (
@@ -32,15 +32,12 @@ from uturn.networks.images.pipelines import (
     read_folder,
     shape_of,
 )
-from uturn.networks.images.prompts import Prompts, read_prompts
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.images.guided_diffusion` reads."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """A diffusion model with its scheduler, its codec and its shapes.
 
@@ -69,9 +66,9 @@ class Pretrained:
 
     model: Any
     scheduler: Any
-    codec: Any | None
+    codec: Any | None = None
     image_shape: tuple[int, int, int] | None
-    latent_shape: tuple[int, int, int] | None
+    latent_shape: tuple[int, int, int] | None = None
     num_classes: int | None
     description: str
     device: torch.device
@@ -88,15 +85,10 @@ class _Options(DenoiserOptions):
 
     @property
     def precision(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        return getattr(torch, self.dtype)
 
     def placed(self, module: nn.Module) -> Any:
         return for_inference(module, self.where, self.offload)
-
-    def check_size(self, model: Any) -> None:
-        """ValueError for an image size given to a model that has its own."""
-        if self.image_size is not None:
-            raise ValueError(f"image_size = {self.image_size}: for text-conditioned models, but {model} is none; leave it out")
 
 
 class DenoisingNetwork(nn.Module):
@@ -180,15 +172,17 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
         asked = _Options.model_validate(options)
     except ValidationError as error:
         raise ValueError(validation_words(error)) from None
-    if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"path={path!r}: expected the name of a folder or a file")
     path = Path(checked_path("path", path))
     read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
-    found = read(path, asked)
+    if asked.preset is not None and read is not _read_checkpoint:
+        raise ValueError(
+            f"preset = {asked.preset!r}: only for checkpoints of guided-diffusion, but {path} is not a file; leave it out"
+        )
+    model = read(path, asked)
     if asked.compile:
-        compiled = found.model.network if found.prompts is None else found.model.network.network
-        compiled.compile()  # in place: the names of the weights stay
-    return found
+        network = model.model.network if model.prompts is None else model.model.network.network
+        network.compile()  # in place: the names of the weights stay
+    return model
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -201,16 +195,13 @@ def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
         )
     from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 
-    options.check_size(path)
     network = load_guided_diffusion(path, options.preset)
     in_dtype(network.unet, options.precision)
     conditioned = conditioned_by(options, path, network.num_classes)
     return Pretrained(
         model=options.placed(DenoisingNetwork(network, options.precision, conditioned)),
         scheduler=guided_diffusion_scheduler(**network.options),
-        codec=None,
         image_shape=shape_of(network.config.in_channels, network.config.sample_size),
-        latent_shape=None,
         num_classes=conditioned.num_classes,
         description=f"guided-diffusion UNet, {conditioned.words}",
         device=options.where,
@@ -222,11 +213,6 @@ def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
 
 def _read_own(path: Path, options: _Options) -> Pretrained:
     name = str(path)
-    if options.preset is not None:
-        raise ValueError(
-            f"preset={options.preset!r}: only for checkpoints of guided-diffusion, but {name} is a function; leave it out"
-        )
-    options.check_size(name)
     own, is_pair = denoiser_from_function(name)
     prediction = None if is_pair else Prediction(own)
     config = getattr(own.network, "config", None)
@@ -234,29 +220,27 @@ def _read_own(path: Path, options: _Options) -> Pretrained:
     kind = getattr(own.network, "__name__", type(own.network).__name__)
     conditioned = conditioned_by(options, name, own.num_classes, own.null_class)
     network = OwnNetwork(own.network, f"model = {name!r}", options.precision, learned_variance=is_pair)
-    found = Pretrained(
+    loaded = Pretrained(
         model=options.placed(DenoisingNetwork(network, torch.float32, conditioned, prediction)),
         scheduler=own.scheduler if prediction is None else prediction.scheduler,
-        codec=None,
         image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
-        latent_shape=None,
         num_classes=conditioned.num_classes,
         description=", ".join(filter(None, [kind, f"predicts {own.predicts}" if own.predicts else "", conditioned.words])),
         device=options.where,
     )
-    if found.image_shape is not None:
-        _try(found, name)
-    return found
+    if loaded.image_shape is not None:
+        _try(loaded, name)
+    return loaded
 
 
-def _try(found: Pretrained, name: str) -> None:
+def _try(loaded: Pretrained, name: str) -> None:
     """ValueError if a network cannot be called on two images of noise, or does not give numbers for them."""
-    generator, device = torch.Generator().manual_seed(0), found.device
-    noisy = torch.randn(2, *(found.image_shape or ()), generator=generator).to(device)
-    timestep = torch.full((2,), found.scheduler.config.num_train_timesteps // 2, device=device)
-    labels = () if found.num_classes is None else (torch.tensor([0, found.num_classes - 1], device=device),)
+    generator, device = torch.Generator().manual_seed(0), loaded.device
+    noisy = torch.randn(2, *(loaded.image_shape or ()), generator=generator).to(device)
+    timestep = torch.full((2,), loaded.scheduler.config.num_train_timesteps // 2, device=device)
+    labels = () if loaded.num_classes is None else (torch.tensor([0, loaded.num_classes - 1], device=device),)
     with torch.inference_mode():
-        output = found.model(noisy, timestep, *labels)
+        output = loaded.model(noisy, timestep, *labels)
     if not bool(output.isfinite().all()):
         raise ValueError(
             f"model = {name!r}: the network gives NaN or infinity for two images of noise at timestep {int(timestep[0])}; "
@@ -268,20 +252,10 @@ def _try(found: Pretrained, name: str) -> None:
 
 
 def _read_folder(path: Path, options: _Options) -> Pretrained:
-    if options.preset is not None:
-        raise ValueError(
-            f"preset={options.preset!r}: only for checkpoints of guided-diffusion, but {path} is not a file; leave it out"
-        )
     folder = read_folder(path)
-    part = next((name for name in ("unet", "transformer") if name in folder.parts), None)
-    if part is None or "scheduler" not in folder.parts:
-        raise ValueError(
-            f"{path} holds {', '.join(folder.parts) or 'nothing'}; expected a unet or a transformer, and a scheduler"
-        )
     if folder.pipeline:
-        return _read_text_folder(path, folder, part, options)
-    options.check_size(path)
-    network, classes, null_class = _denoiser(folder.path, part, folder.parts[part])
+        return _read_text_folder(path, folder, options)
+    network, classes, null_class = _denoiser(folder)
     conditioned = conditioned_by(options, path, classes, null_class)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     latent = next((name for name in ("vae", "vqvae") if name in folder.parts), None)
@@ -324,7 +298,7 @@ def _check_channels(path: Path, inputs: int, outputs: int) -> None:
         )
 
 
-def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) -> Pretrained:
+def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrained:
     """A text-conditioned model; the texts are encoded first, so that text encoders and denoiser are not in memory together."""
     from uturn.networks.images.text_to_image import (
         TextDenoiser,
@@ -336,12 +310,10 @@ def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) 
     )
 
     prompts = read_prompts(options.prompt or "")
-    if "vae" not in folder.parts:
-        raise ValueError(f"{path} holds {', '.join(folder.parts)}; expected a vae")
     is_guided = options.guidance != 1
     texts = [*prompts.texts, *([""] if is_guided else [])]  # the null prompt comes last
     tables, encoders = encoded(folder, texts, options.where, options.precision, options.offload)
-    network = load_part(folder.path, part, folder.parts[part], options.precision)
+    network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     inputs = network.config.in_channels
     _check_channels(path, inputs, network.config.out_channels or inputs)
@@ -367,25 +339,28 @@ def _read_text_folder(path: Path, folder: Folder, part: str, options: _Options) 
     )
 
 
-def _denoiser(folder: Path, part: str, class_name: str) -> tuple[Any, int | None, int | None]:
+def _denoiser(folder: Folder) -> tuple[Any, int | None, int | None]:
     """The network, the number of its classes if it has some, and its null class if the files declare one."""
-    network = load_part(folder, part, class_name)
+    network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser])
     config = network.config
     if type(network).__name__ == "DiTTransformer2DModel":
         return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm  # the null class comes after the others
     if type(network).__name__ != "UNet2DModel":  # the former class stands for others too
-        raise ValueError(f"{folder}: the denoiser is a {type(network).__name__}; expected UNet2DModel or DiTTransformer2DModel")
+        raise ValueError(
+            f"{folder.path}: the denoiser is a {type(network).__name__}; expected UNet2DModel or DiTTransformer2DModel"
+        )
     if network.class_embedding is None:
         return network, None, None
     if config.class_embed_type == "identity" or config.num_class_embeds is None:
         raise ValueError(
-            f"{folder}: a UNet2DModel with class_embed_type={config.class_embed_type!r} and "
-            f"num_class_embeds={config.num_class_embeds}; expected classes by number: num_class_embeds in {part}/config.json"
+            f"{folder.path}: a UNet2DModel with class_embed_type={config.class_embed_type!r} and "
+            f"num_class_embeds={config.num_class_embeds}; expected classes by number: num_class_embeds in its config.json"
         )
     return network, int(config.num_class_embeds), None
 
 
 def checked_device(device: str | None) -> torch.device:
+    """The device of that name, by default the fastest that is available, or a ValueError."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -393,6 +368,6 @@ def checked_device(device: str | None) -> torch.device:
         torch.ones(1, device=checked).cpu()  # devices without values ("meta") fail here
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"device={device!r} cannot be used here ({one_line(error)}); expected 'cpu', 'cuda', 'mps' or None"
-        ) from None
+            f"device = {device!r} cannot be used here ({one_line(error)}); expected cpu, cuda, mps or None"
+        ) from error
     return checked

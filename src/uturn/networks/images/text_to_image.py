@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.core.checks import one_line
 from uturn.core.pieces import half_precision_words
-from uturn.networks.bars import without_bars
 from uturn.networks.images.pipelines import TEXT_PARTS, Folder, for_inference, load_part
+from uturn.networks.libraries import library, reading, without_bars
 from uturn.networks.state_dicts import fingerprint
 
 _ZEROS = "force_zeros_for_empty_prompt"
@@ -42,26 +41,24 @@ def encoded(
     The empty text is what the pipeline takes for a prompt that is not given: the encoded empty text, or zeros where a Stable
     Diffusion XL says so (`force_zeros_for_empty_prompt`). The encoders are loaded here, and freed at the end.
     """
-    given = list(dict.fromkeys(text for text in texts if text))
-    batches = [given[k : k + _AT_ONCE] for k in range(0, len(given), _AT_ONCE)] + [[""]] * ("" in texts)
-    rows = {text: row for row, text in enumerate([*given, ""])}
-    with _without_bars(folder), torch.inference_mode():
-        encoders = _text_encoders(folder, device, dtype, offload)
-        try:
+    different = list(dict.fromkeys(text for text in texts if text))
+    batches = [different[k : k + _AT_ONCE] for k in range(0, len(different), _AT_ONCE)] + [[""]] * ("" in texts)
+    rows = {text: row for row, text in enumerate([*different, ""])}
+    of_transformers = library("transformers.utils.logging", f"{folder.path} is a {folder.pipeline}, which")
+    of_diffusers = importlib.import_module("diffusers.utils.logging")
+    with without_bars(of_diffusers, of_transformers), torch.inference_mode():
+        encoders = {
+            part: for_inference(load_part(folder.path, part, class_name, dtype), device, offload)
+            for part, class_name in folder.parts.items()
+            if class_name in TEXT_PARTS and "Tokenizer" not in class_name
+        }
+        with reading(f"{folder.path}: the text encoders and tokenizers", "fetch or write them again"):
             pipeline = _text_pipeline(folder, encoders, dtype)
             parts = [_encoded(pipeline, batch, device) for batch in batches]
             tokens = [part(list(rows))["input_ids"] for name, part in pipeline.components.items() if "tokenizer" in name and part]
-        except ImportError as error:
-            raise _lacking(folder, error) from None
-        except Exception as error:
-            raise ValueError(
-                f"{folder.path}: the prompts cannot be encoded ({type(error).__name__}: {one_line(error)}); fetch or write its "
-                f"text encoders and tokenizers again"
-            ) from error
         facts = [sorted(encoders), *map(fingerprint, encoders.values()), tokens, dict(pipeline.config).get(_ZEROS)]
-    tables = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    if [rows[text] for text in texts] != list(range(len(tables["text"]))):
-        tables = {name: table[[rows[text] for text in texts]] for name, table in tables.items()}
+    order = [rows[text] for text in texts]
+    tables = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
     if not all(bool(table.isfinite().all()) for table in tables.values()):
         raise ValueError(f"{folder.path}: the text encoders give NaN or infinity{half_precision_words(dtype)}")
     del pipeline, encoders
@@ -71,45 +68,19 @@ def encoded(
     return tables, hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _text_encoders(folder: Folder, device: torch.device, dtype: torch.dtype, offload: bool) -> dict[str, Any]:
-    return {
-        part: for_inference(load_part(folder.path, part, made, dtype), device, offload)
-        for part, made in folder.parts.items()
-        if made in TEXT_PARTS and "Tokenizer" not in made
-    }
-
-
 def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype) -> Any:
     """The pipeline with its tokenizers and text encoders only."""
     import diffusers
 
-    used = {part for part, made in folder.parts.items() if made in TEXT_PARTS}
+    used = {part for part, class_name in folder.parts.items() if class_name in TEXT_PARTS}
     others = {part for part in (*folder.parts, *folder.left_out, "image_encoder") if part not in used}
     pipeline = getattr(diffusers, folder.pipeline).from_pretrained(
         str(folder.path), local_files_only=True, **dict.fromkeys(others), **encoders
     )
-    denoiser = "transformer" if "transformer" in folder.parts else "unet"
-    config = getattr(diffusers, folder.parts[denoiser]).load_config(str(folder.path / denoiser), local_files_only=True)
-    setattr(pipeline, denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype))  # of which it reads sizes
+    denoiser = getattr(diffusers, folder.parts[folder.denoiser])
+    config = denoiser.load_config(str(folder.path / folder.denoiser), local_files_only=True)
+    setattr(pipeline, folder.denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype))  # of which it reads sizes
     return pipeline
-
-
-def _without_bars(folder: Folder) -> AbstractContextManager[None]:
-    """Context in which the libraries draw no bars while they load; ValueError if transformers is not installed."""
-    try:
-        import transformers  # noqa: F401
-        from diffusers.utils import logging as of_diffusers
-        from transformers.utils import logging as of_transformers
-    except ImportError as error:
-        raise _lacking(folder, error) from None
-    return without_bars(of_diffusers, of_transformers)
-
-
-def _lacking(folder: Folder, error: ImportError) -> ValueError:
-    return ValueError(
-        f"{folder.path} is a {folder.pipeline}, which needs a package that is missing ({one_line(error)}); pip install "
-        f"'uturn[text-to-image]'"
-    )
 
 
 def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
@@ -122,8 +93,8 @@ def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str,
     if kind == "StableDiffusion3Pipeline":
         options |= {"prompt_2": None, "prompt_3": None}
     is_null = texts == [""]
-    found = pipeline.encode_prompt(do_classifier_free_guidance=is_null, negative_prompt=None, **options)
-    tables = found[1::2] if is_null else found[::2]  # prompt and null prompt, for each table
+    prompts = pipeline.encode_prompt(do_classifier_free_guidance=is_null, negative_prompt=None, **options)
+    tables = prompts[1::2] if is_null else prompts[::2]  # prompt and null prompt, for each table
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
 
 

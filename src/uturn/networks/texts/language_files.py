@@ -13,9 +13,9 @@ import torch
 from uturn.core.checks import checked_integer, one_line, shown
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function, is_import_path
-from uturn.networks.bars import without_bars, without_lists
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
+from uturn.networks.libraries import without_bars, without_lists
 from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, TransformersNetwork, model_type
 from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
