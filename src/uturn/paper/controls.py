@@ -16,8 +16,6 @@ from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves
 from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.probes.network_layers import hidden_layers_of
-from uturn.sources import FashionMNISTSource
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
@@ -68,7 +66,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         runs[label] = workshop.runs(figure, {name: module.experiments(workshop.scale)[name]})[name]
     items = 600 if workshop.scale == "smoke" else 2000
     runs["two-scales"] = workshop.keep("controls-two-scales", {"items": items, "version": 1}, lambda: two_scales(items))
-    runs["nesting"] = nesting.measured(workshop)
+    runs["nesting"], runs["classifier"] = nesting.measured(workshop), fig2.classified(workshop)
     return runs
 
 
@@ -108,17 +106,13 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
     return {name: hierarchy_index(high, c).value for name, c in zip(COMPARISONS, (isolated, low), strict=True)}
 
 
-def image_levels(run: xr.Dataset) -> Levels:
+def image_levels(run: xr.Dataset, classifier: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    source = FashionMNISTSource()
-    predicted = hidden_layers_of(fig2.LAYERS, source).predict(source.all_images()[0]).classes
-    found = fig2.kept(run, predicted)
+    values, (same, chance) = fig2.kept(run, classifier.predicted.values)
     # Random pairs are of one class as often as two independent images are.
-    same, chance = found.chance
-    pairs = fig2.random_pairs(fig2.LAYERS, source).isel(network_layer=0)
-    floor = float(same * pairs.sel(pair="same class") + (1 - same) * pairs.sel(pair="different class"))
-    kind = found.values.isel(label_set=1, drop=True)
-    return Levels(kind, run.similarity.isel(network_layer=0, drop=True), None, (float(chance), floor))
+    alike, different = classifier.random_pairs.values[:, 0]
+    floors = float(chance), float(same * alike + (1 - same) * different)
+    return Levels(values.isel(label_set=1, drop=True), run.similarity.isel(network_layer=0, drop=True), None, floors)
 
 
 Indices = dict[str, dict[str, Estimate]]
@@ -133,7 +127,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     listed = sorted(
         (c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs), key=lambda case: order.index(case.kind)
     )
-    found = {case.label: (image_levels if case.label == "images" else levels)(runs[case.label].load()) for case in listed}
+    found = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
+    if "images" in runs:
+        found["images"] = image_levels(runs["images"].load(), runs["classifier"])
     index = {label: _indices(one) for label, one in found.items()}
     missing = Estimate(np.nan, np.nan, np.nan)
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]

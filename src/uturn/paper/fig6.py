@@ -10,8 +10,8 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField, phase_diagram
 from uturn.measures.statistics import crossing, estimate, grammar_means, shift
-from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, below, equal, verdict, within
+from uturn.paper.specs import experiment_of, rhm
+from uturn.paper.verdicts import BOUNDS, Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
@@ -24,6 +24,7 @@ CAPTION = (
 )
 PARAMETERS = {"vocab_size": 32, "branching": 2, "depth": 10}
 TOLERANCE = 0.02
+NEAR = np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])  # noise levels around ε*
 MAP_TOLERANCE = 0.005  # of one step of the map, in ε
 
 
@@ -34,13 +35,9 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     runs, probe = {}, {"type": "messages", "directions": ["upward"]}
     for m in ms:
         critical = MeanField(PARAMETERS["vocab_size"], m, PARAMETERS["branching"]).critical_noise
-        noise = np.linspace(0.05, 0.95, 10)
-        if critical is not None:
-            noise = np.r_[
-                noise, critical + np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])
-            ]
+        noise = np.r_[np.linspace(0.05, 0.95, 10), [] if critical is None else critical + NEAR]
         noise = np.unique(noise[(noise > 0) & (noise < 1)].round(6))
-        source = {"type": "rhm", **PARAMETERS, "multiplicity": m, "grammars": grammars}
+        source = rhm(**PARAMETERS, multiplicity=m, grammars=grammars)
         runs[f"m{m}"] = experiment_of(source, "epsilon", noise, probe, items=items, chunk=16)
     return runs
 
@@ -64,7 +61,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "spread": ("multiplicity", np.array([spread for _, spread in found])),
             "critical_noise": ("multiplicity", theory.critical_noise),
         },
-        coords={"multiplicity": ms, "bound": ["value", "low", "high"], "rule_density": ("multiplicity", theory.rule_density)},
+        coords={"multiplicity": ms, "bound": BOUNDS, "rule_density": ("multiplicity", theory.rule_density)},
         attrs=PARAMETERS,
     )
     grammars = len(np.unique(gains[0].grammar))

@@ -43,11 +43,11 @@ def grammar_of(data: xr.Dataset) -> RandomHierarchyModel:
     return RandomHierarchyModel.from_rules(rules, vocab_size=data.sizes["parent"])
 
 
-def node_coordinates(rhm: RandomHierarchyModel) -> dict[str, Any]:
-    """Coordinates of the dimension `node`: all nodes of a tree, leaves first."""
-    sizes = [rhm.num_nodes(level) for level in range(rhm.depth + 1)]
+def node_coordinates(rhm: RandomHierarchyModel, levels: int | None = None) -> dict[str, Any]:
+    """Coordinates of the dimension `node`: the nodes of all levels of a tree, or of the lowest ones, leaves first."""
+    sizes = [rhm.num_nodes(level) for level in range(levels or rhm.depth + 1)]
     return {
-        "tree_level": ("node", np.repeat(np.arange(rhm.depth + 1), sizes)),
+        "tree_level": ("node", np.repeat(np.arange(len(sizes)), sizes)),
         "position": ("node", np.concatenate([np.arange(size) for size in sizes])),
     }
 

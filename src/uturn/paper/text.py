@@ -70,7 +70,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    return workshop.runs("text", experiments(workshop.scale))
+    return workshop.runs("text", experiments(workshop.scale), apart=True)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
