@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.spec import build
-from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves
-from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict, within
+from uturn.paper.specs import mean_field
+from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
@@ -99,8 +99,7 @@ def levels(run: xr.Dataset) -> Levels:
 
 def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, float]:
     """Index of the mean-field curves of the ε-process at the noise levels of a run."""
-    sizes = (source[key] for key in ("vocab_size", "multiplicity", "branching"))
-    curves = MeanField(*sizes).curves(noise, source["depth"]).marginals
+    curves = mean_field(source).curves(noise, source["depth"]).marginals
     high, low = (xr.DataArray(curves[:, [k, k]], dims=("noise", "item"), coords={"noise": noise}) for k in (-1, 0))
     isolated = xr.DataArray(1 - noise, dims="noise", coords={"noise": noise})
     return {name: hierarchy_index(high, c).value for name, c in zip(COMPARISONS, (isolated, low), strict=True)}
@@ -131,7 +130,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     if "images" in runs:
         found["images"] = image_levels(runs["images"].load(), runs["classifier"])
     index = {label: _indices(one) for label, one in found.items()}
-    missing = Estimate(np.nan, np.nan, np.nan)
+    missing = (np.nan,) * 3
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]
     data = xr.Dataset({f"r_{label}": _curves(found[label]).rename(noise=f"time_{label}") for label in drawn})
     values = [[index[case.label].get(name, missing) for name in COMPARISONS] for case in listed]
@@ -139,7 +138,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = data.assign_coords(
         case=[case.label for case in listed],
         comparison=list(COMPARISONS),
-        bound=["value", "low", "high"],
+        bound=BOUNDS,
         words=("case", [case.words for case in listed]),
         kind=("case", [case.kind for case in listed]),
         judged=(("case", "comparison"), [[name in case.judged for name in COMPARISONS] for case in listed]),
@@ -237,14 +236,14 @@ def _mean_field(listed: list[Case], index: Indices, runs: dict[str, xr.Dataset])
 
 
 def _depth(index: Indices, name: str) -> Verdict:
-    deep = index["sparse"][name]
-    depths = sorted((int(k.removeprefix("sparse-depth")), e[name]) for k, e in index.items() if k.startswith("sparse-depth"))
-    shallowest, shallow = depths[0]
+    of_depth = {int(label.removeprefix("sparse-depth")): one[name] for label, one in index.items() if "sparse-depth" in label}
+    shallowest = min(of_depth)
+    of_depth[7] = index["sparse"][name]
     return verdict(
         f"hierarchy index of (32, 4, 2), s f = 1/4, as the tree grows deeper, against the {name} low level",
-        "; ".join(f"L = {L}: {e}" for L, e in sorted([*depths, (7, deep)])),
+        "; ".join(f"L = {L}: {of_depth[L]}" for L in sorted(of_depth)),
         "grows from a shallow tree to L = 7",
-        apart(shallow, deep, f"intervals of L = {shallowest} and L = 7 apart"),
+        apart(of_depth[shallowest], of_depth[7], f"intervals of L = {shallowest} and L = 7 apart"),
     )
 
 
@@ -268,7 +267,7 @@ def _curves(found: Levels) -> xr.DataArray:
         coords={
             "noise": found.high.noise.values,
             "level": ["class", "reconstructed", "isolated"],
-            "bound": ["value", "low", "high"],
+            "bound": BOUNDS,
         },
     )
 

@@ -102,7 +102,7 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
     return RandomHierarchyModel(**sizes, rule_probabilities=weights, seed=0)
 
 
-def measured(workshop: Workshop) -> dict[str, xr.Dataset]:
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     """One dataset for each grammar and denoiser, "grammar-denoiser"; networks are trained where they are not yet."""
     jobs = {}
     for denoiser in reversed(DENOISERS):
@@ -114,10 +114,10 @@ def measured(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def _examined(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
     """All decoders with the exact denoiser of a grammar, or with one that is trained on strings of it."""
-    rhm, measure = grammar_of(plan["grammar"]), enumerated if grammar == "enumerated" else drawn
+    rhm, judge = grammar_of(plan["grammar"]), enumerated if grammar == "enumerated" else drawn
     with begun(1):
         if plan["denoiser"] == "exact":
-            return measure(rhm, ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible()), plan)
+            return judge(rhm, ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible()), plan)
         training = dict(plan["training"])
         count = training.pop("strings")
         recipe = {"grammar": plan["grammar"], "training": plan["training"]}
@@ -127,7 +127,7 @@ def _examined(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> xr.D
 
         with part(0.3):
             (network,) = workshop.denoisers([f"exam-{grammar}"], recipe, rhm, "masking", strings, **training)
-        return measure(rhm, LearnedDenoiser(network), plan)
+        return judge(rhm, LearnedDenoiser(network), plan)
 
 
 def _keys(use: int, *coordinates: Any) -> np.ndarray:

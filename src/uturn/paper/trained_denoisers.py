@@ -157,12 +157,12 @@ def exact_readings(settings: Mapping[str, Any]) -> xr.Dataset:
 
 def u_turns(denoiser: Any, rhm: RandomHierarchyModel, channel: str, reading: Mapping[str, Any]) -> xr.DataArray:
     """Share of nodes that keep their symbol, (noise, item, tree_level); a node that is not grammatical any more has changed."""
-    found, before = [], _tests(rhm, reading).latents
+    unchanged, before = [], _tests(rhm, reading).latents
     for k, noisy in enumerate(_noisy(denoiser.corruption, rhm, channel, reading)):
         after = rhm.parse(denoise(denoiser, noisy, reading["steps"], _keys(_U_TURN, k, range(reading["items"])))).latents
-        found.append(np.stack([(after[j] == before[j]).mean(1) for j in range(rhm.depth + 1)], 1))
+        unchanged.append(np.stack([(after[j] == before[j]).mean(1) for j in range(rhm.depth + 1)], 1))
     coords = {"noise": _noise(channel, reading), "tree_level": range(rhm.depth + 1)}
-    return xr.DataArray(np.array(found), coords, ("noise", "item", "tree_level"))
+    return xr.DataArray(np.array(unchanged), coords, ("noise", "item", "tree_level"))
 
 
 def _keys(use: int, *coordinates: Any) -> np.ndarray:
