@@ -95,7 +95,7 @@ def test_enumeration_of_fig4_is_that_of_all_trees(pictures):
 
 def test_expansions_are_all_strings_of_the_grammar():
     rhm = small_tree.small_grammar()
-    strings = small_tree.expansions(rhm, rhm.depth).reshape(-1, rhm.num_leaves)
+    strings = fig4.expansions(rhm, rhm.depth).reshape(-1, rhm.num_leaves)
     nodes, _ = all_trees(rhm)
     assert {tuple(x) for x in strings.tolist()} == {tuple(x) for x in nodes[0].tolist()}
     assert len(strings) == len(nodes[0]) == fig3.count_grammatical(rhm)

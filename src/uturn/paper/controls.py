@@ -126,13 +126,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     listed = sorted(
         (c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs), key=lambda case: order.index(case.kind)
     )
-    found = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
+    compared = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
     if "images" in runs:
-        found["images"] = image_levels(runs["images"].load(), runs["classifier"])
-    index = {label: _indices(one) for label, one in found.items()}
+        compared["images"] = image_levels(runs["images"].load(), runs["classifier"])
+    index = {label: _indices(one) for label, one in compared.items()}
     missing = (np.nan,) * 3
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]
-    data = xr.Dataset({f"r_{label}": _curves(found[label]).rename(noise=f"time_{label}") for label in drawn})
+    data = xr.Dataset({f"r_{label}": _curves(compared[label]).rename(noise=f"time_{label}") for label in drawn})
     values = [[index[case.label].get(name, missing) for name in COMPARISONS] for case in listed]
     data["index"] = (("case", "comparison", "bound"), np.array(values))
     data = data.assign_coords(
@@ -143,21 +143,26 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         kind=("case", [case.kind for case in listed]),
         judged=(("case", "comparison"), [[name in case.judged for name in COMPARISONS] for case in listed]),
     )
+    flat = [case for case in listed if case.kind == "flat" and not case.judged]
     return data.merge(runs["nesting"]), [
         *(one for name in COMPARISONS for one in _hierarchies_and_controls(listed, index, name)),
         _mean_field(listed, index, runs),
         *(_depth(index, name) for name in COMPARISONS),
         _two_scales(listed, index, runs["two-scales"]),
-        _flat(listed, index),
+        shows(
+            "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
+            "; ".join(f"{_plain(c.words)}: {', '.join(str(index[c.label][name]) for name in COMPARISONS)}" for c in flat),
+            "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
+        ),
         *nesting.verdicts(runs["nesting"]),
     ]
 
 
-def _indices(found: Levels) -> dict[str, Estimate]:
-    index = {"reconstructed": hierarchy_index(found.high, found.low, found.floors)}
-    if found.isolated is not None:
-        floors = None if found.floors is None else (found.floors[0], 0.0)
-        index["isolated"] = hierarchy_index(found.high, found.isolated, floors)
+def _indices(one: Levels) -> dict[str, Estimate]:
+    index = {"reconstructed": hierarchy_index(one.high, one.low, one.floors)}
+    if one.isolated is not None:
+        floors = None if one.floors is None else (one.floors[0], 0.0)
+        index["isolated"] = hierarchy_index(one.high, one.isolated, floors)
     return index
 
 
@@ -204,22 +209,13 @@ def _two_scales(listed: list[Case], index: Indices, run: xr.Dataset) -> Verdict:
     floor = (0.0, 0.0)
     known = hierarchy_index(high.assign_coords(noise=run.noise), low.assign_coords(noise=run.noise), floor).value
     largest = max(one.value for case in listed if case.kind == "hierarchy" for one in index[case.label].values())
-    found = index[TWO_SCALES.label]
+    indices = index[TWO_SCALES.label]
     return verdict(
         "hierarchy index of 2 modes, 8 s.d. apart, beside independent details of variance .05 and 1000: isolated, reconstructed",
-        "; ".join(str(found[name]) for name in COMPARISONS),
+        "; ".join(str(indices[name]) for name in COMPARISONS),
         f"{known:.3f} (exact curves), although there is no hierarchy; largest index of a grammar here: {largest:.3f}",
-        holds(list(found.values()), known, 0.15, "intervals hold it, and are narrower than 0.15"),
-        above([one.low for one in found.values()], LIMIT),
-    )
-
-
-def _flat(listed: list[Case], index: Indices) -> Verdict:
-    flat = [case for case in listed if case.kind == "flat" and not case.judged]
-    return shows(
-        "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
-        "; ".join(f"{_plain(case.words)}: {', '.join(str(index[case.label][name]) for name in COMPARISONS)}" for case in flat),
-        "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
+        holds(list(indices.values()), known, 0.15, "intervals hold it, and are narrower than 0.15"),
+        above([one.low for one in indices.values()], LIMIT),
     )
 
 
@@ -254,18 +250,18 @@ def _plain(words: str) -> str:
     return words
 
 
-def _curves(found: Levels) -> xr.DataArray:
+def _curves(one: Levels) -> xr.DataArray:
     """Rescaled curves and their intervals: dims noise, level, bound."""
     pieces = []
-    for values, floor in zip((found.high, found.low), found.floors or (None, None), strict=True):
+    for values, floor in zip((one.high, one.low), one.floors or (None, None), strict=True):
         pieces.append(replicates(values).interval(lambda c, floor=floor: rescaled(c, floor)).T)  # type: ignore[misc]
-    assert found.isolated is not None  # only images have none, and no panel
-    pieces.append(np.repeat(rescaled(found.isolated)[:, None], 3, axis=1))
+    assert one.isolated is not None  # only images have none, and no panel
+    pieces.append(np.repeat(rescaled(one.isolated)[:, None], 3, axis=1))
     return xr.DataArray(
         np.stack(pieces, axis=1),
         dims=("noise", "level", "bound"),
         coords={
-            "noise": found.high.noise.values,
+            "noise": one.high.noise.values,
             "level": ["class", "reconstructed", "isolated"],
             "bound": BOUNDS,
         },

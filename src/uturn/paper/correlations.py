@@ -84,9 +84,15 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{label}_exact"] = correlations_of(runs[f"exact-{label}"]).correlation.isel(noise=0).rename(distance=f"r_{label}")
     data = data.assign_coords(bound=BOUNDS)
     both = beside_exact(run.change_covariance, own)
+    off = (data.epsilon_correlation - data.theory).isel(distance=slice(1, None))
+    ratio = (data.length_length / data.length_theory).values[_judged(data)]
     return data, [
         _against_exact(data, both),
-        _against_theory(data),
+        shows(
+            "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that of the mean field",
+            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f}; {', '.join(f'{x:.2f}' for x in ratio)}",
+            "0; 0; 1 for the annealed average",
+        ),
         _power_law(both, run, theory, exact),
         *_lengths(data, both),
         *_controls(runs),
@@ -131,16 +137,6 @@ def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
         f"{values.mean():+.4f}; {np.abs(values).max():.4f}; intervals up to {(high - low).max():.3f} wide",
         "0: covariances of the exact posterior",
         holds(intervals, 0.0, WIDTH, f"{len(intervals)} intervals hold 0 (false alarms {ALARM:g}) and are narrower than {WIDTH}"),
-    )
-
-
-def _against_theory(data: xr.Dataset) -> Verdict:
-    apart_by = (data.epsilon_correlation - data.theory).isel(distance=slice(1, None))
-    ratio = (data.length_length / data.length_theory).values[_judged(data)]
-    return shows(
-        "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that of the mean field",
-        f"{float(apart_by.mean()):+.4f}; {float(np.abs(apart_by).max()):.4f}; {', '.join(f'{x:.2f}' for x in ratio)}",
-        "0; 0; 1 for the annealed average",
     )
 
 
@@ -296,12 +292,12 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     size = float(data.distance[-1])
     for sign, color, words in ((-1, ACCENT, r"$\epsilon<\epsilon^*$"), (1, CLASS, r"$\epsilon>\epsilon^*$")):
         side = (np.sign(away) == sign) & np.isfinite(data.length_length.values) & (data.length_length.values < 4 * size)
-        found = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
-        x = np.abs(found.noise - data.attrs["critical_noise"])
-        bounds = np.stack([found[f"length_{key}"].clip(max=1e5) for key in ("length", "low", "high")], axis=1)
+        part = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
+        x = np.abs(part.noise - data.attrs["critical_noise"])
+        bounds = np.stack([part[f"length_{key}"].clip(max=1e5) for key in ("length", "low", "high")], axis=1)
         bars(axes, x, bounds, fmt="o", ms=5, lw=1, color=color, label=words)
-        axes.plot(x, found.length_exact, color=color, lw=1.4)
-        axes.plot(x, found.length_theory, color=color, lw=1, ls="--", alpha=0.6)
+        axes.plot(x, part.length_exact, color=color, lw=1.4)
+        axes.plot(x, part.length_theory, color=color, lw=1, ls="--", alpha=0.6)
     x = np.array([0.012, 0.04])
     axes.plot(
         x, 40 * (x / 0.02) ** -data.attrs["nu"], color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{data.attrs['nu']:.2f}$"

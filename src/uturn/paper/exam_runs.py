@@ -149,16 +149,16 @@ def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str,
     """
     observations = masked_strings(rhm, plan["masked"])
     tried = decoders(plan["steps"])
-    found = {name: np.empty((len(tried), len(observations))) for name in ("divergence", "estimate", "error", "calls")}
+    results = {name: np.empty((len(tried), len(observations))) for name in ("divergence", "estimate", "error", "calls")}
     for j, values in enumerate(observations):
         noisy = Noisy(np.tile(values, (plan["draws"], 1)), np.full(plan["draws"], (values < 0).mean()), rhm.vocab_size)
         for k, decoder in enumerate(tried.values()):
             _, ratio = log_ratios(rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder)
-            found["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
-            found["estimate"][k, j], found["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
-            found["calls"][k, j] = decoder.numbers((values[None] < 0).sum(axis=1))[0][0]
+            results["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
+            results["estimate"][k, j], results["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
+            results["calls"][k, j] = decoder.numbers((values[None] < 0).sum(axis=1))[0][0]
     coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
-    return xr.Dataset({name: (("decoder", "observation"), values) for name, values in found.items()}, coords)
+    return xr.Dataset({name: (("decoder", "observation"), values) for name, values in results.items()}, coords)
 
 
 def masked_strings(rhm: RandomHierarchyModel, numbers: list[int]) -> np.ndarray:

@@ -88,12 +88,12 @@ def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
                 continue  # both are rounding
             one = small[kind].sel(decoder=label)
             error = float(np.sqrt((one.error**2).mean() / one.sizes["observation"]))
-            truth, found = float(one.divergence.mean()), float(one.estimate.mean())
+            truth, drawn = float(one.divergence.mean()), float(one.estimate.mean())
             if is_bound(decoder):
-                p.append(norm.cdf((found - truth) / error))
-                slack.append(found / truth)
+                p.append(norm.cdf((drawn - truth) / error))
+                slack.append(drawn / truth)
             else:
-                z.append((found - truth) / error)
+                z.append((drawn - truth) / error)
                 p.append(2 * norm.sf(abs(z[-1])))
                 precision.append(error / truth)
     return verdict(

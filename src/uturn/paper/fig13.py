@@ -86,7 +86,7 @@ def competing_rules(vocab_size: int, multiplicity: int, branching: int, depth: i
     array (grammars, 2): of the same parent, of all parents
     """
     v, s = vocab_size, branching
-    found = np.empty((grammars, depth, 2))
+    competing = np.empty((grammars, depth, 2))
     for g, seed in enumerate(keys(0, Purpose.PICTURE, np.arange(grammars)).tolist()):
         rhm = RandomHierarchyModel(v, multiplicity, s, depth, seed=seed)
         for level, rules in rhm.rules.items():
@@ -98,8 +98,8 @@ def competing_rules(vocab_size: int, multiplicity: int, branching: int, depth: i
                     # All rules of a context differ in the child.
                     sizes = np.bincount(np.unique(context, return_inverse=True)[1])
                     counts[k] += (sizes * (sizes - 1)).sum() / sizes.sum() / s
-            found[g, level - 1] = counts
-    return found.mean(axis=1)
+            competing[g, level - 1] = counts
+    return competing.mean(axis=1)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -113,11 +113,18 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data["mean_field"] = ("theory_noise", "tree_level"), theory.curves(fine, L).downward
     error = float(abs(run.downward_belief.isel(tree_level=L) - 1 / v).max())
     low_noise = run.sel(noise=0.1)
+    beliefs = (grammar_means(low_noise[name]) for name in ("downward_belief", "upward_belief"))
+    down, up = (belief.std("grammar", ddof=1).values[1:L].mean() for belief in beliefs)
     return data, [
         vanishes("messages to the class, largest difference to 1/n", error, single=True),
         _without_noise(run.downward_belief, drawn[:, 0, :L], theory),
         shifted,
-        _spread(low_noise),
+        verdict(
+            f"spread between grammars at ε = 0.1, mean over levels 1 .. {L - 1}: downward, upward",
+            f"{down:.2g}, {up:.2g}",
+            "downward larger: a context has several fits",  # whose number depends on the grammar
+            above(down, 2 * up, "more than twice"),
+        ),
         _competitors(),
         _grammars_differ(low_noise.downward_belief),
     ]
@@ -143,18 +150,6 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
     )
 
 
-def _spread(run: xr.Dataset) -> Verdict:
-    """A context has several fits, whose number depends on the grammar."""
-    L = PARAMETERS["depth"]
-    down, up = (grammar_means(run[f"{name}_belief"]).std("grammar", ddof=1).values[1:L].mean() for name in ("downward", "upward"))
-    return verdict(
-        f"spread between grammars at ε = 0.1, mean over levels 1 .. {L - 1}: downward, upward",
-        f"{down:.2g}, {up:.2g}",
-        "downward larger: a context has several fits",
-        above(down, 2 * up, "more than twice"),
-    )
-
-
 def _competitors() -> Verdict:
     """The number of competing rules in the mean-field map (Eq. 53): what is left of it without noise, in one step from the class.
 
@@ -164,11 +159,11 @@ def _competitors() -> Verdict:
     counted = competing_rules(**PARAMETERS, grammars=100)
     v, m, s, _ = PARAMETERS.values()
     theory = [1 / float(MeanField(v, m, s, n).curves(0.0, 1).downward[0]) - 1 for n in (1, v)]
-    found = [mean_estimate(column) for column in counted.T]
+    means = [mean_estimate(column) for column in counted.T]
     t = (counted.mean(axis=0) - theory) / (counted.std(axis=0, ddof=1) / np.sqrt(len(counted)))
     return verdict(
         "rules that compete for a child whose siblings are known: of the same parent, of all parents, counted in 100 grammars",
-        f"{found[0]}; {found[1]}",
+        f"{means[0]}; {means[1]}",
         f"{theory[0]:.4f}; {theory[1]:.4f} (mean-field map without noise)",
         within(t, 3.5, f"t = {t[0]:+.1f}, {t[1]:+.1f}, below 3.5 in size"),
     )

@@ -52,13 +52,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     theory = phase_diagram(v, s, ms)
     gains = [_gain(runs[f"m{m}"].load()) for m in ms]
     transition = theory.phase == "transition"
-    missing = (np.nan,) * 3, np.nan
-    found = [_crossing(gain) if there else missing for gain, there in zip(gains, transition, strict=True)]
+    crossings, spreads = np.full((len(ms), 3), np.nan), np.full(len(ms), np.nan)
+    for k in np.flatnonzero(transition):
+        crossings[k], spreads[k] = _crossing(gains[k])
     data = xr.Dataset(
         {
             "gain": xr.concat([gain.mean("item").reset_coords(drop=True) for gain in gains], "multiplicity", join="outer"),
-            "crossing": (("multiplicity", "bound"), np.array([interval for interval, _ in found])),
-            "spread": ("multiplicity", np.array([spread for _, spread in found])),
+            "crossing": (("multiplicity", "bound"), crossings),
+            "spread": ("multiplicity", spreads),
             "critical_noise": ("multiplicity", theory.critical_noise),
         },
         coords={"multiplicity": ms, "bound": BOUNDS, "rule_density": ("multiplicity", theory.rule_density)},
@@ -85,12 +86,12 @@ def _crossing(gain: xr.DataArray) -> tuple[tuple[float, ...], float]:
 def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
     """Crossings against ε*, for the multiplicities with a transition."""
     error = data.crossing.sel(bound="value") - data.critical_noise
-    found = int(error.notnull().sum())
+    crossed = int(error.notnull().sum())
     everywhere = verdict(
         "multiplicities with a transition where p_L = p_0 is crossed",
-        f"{found} of {error.size}",
+        f"{crossed} of {error.size}",
         "all",
-        equal(found, error.size, "all"),
+        equal(crossed, error.size, "all"),
     )
     error = error.dropna("multiplicity")
     root_mean_square = float(np.sqrt((error**2).mean()))
@@ -153,9 +154,9 @@ def draw(data: xr.Dataset) -> Any:
             yes = row.values > 0
             axes.plot(at[yes], row.noise[yes], "o", ms=4.5, color=ACCENT, zorder=4)
             axes.plot(at[~yes], row.noise[~yes], "x", ms=4.5, mew=1.2, color=CLASS, zorder=4)
-        found = data.dropna("multiplicity", subset=["spread"])
+        measured = data.dropna("multiplicity", subset=["spread"])
         look = {"fmt": "_", "ms": 13, "mew": 2, "color": "#e69f00", "zorder": 5, "label": "BP: $p_L=p_0$"}
-        axes.errorbar(s * found.rule_density, found.crossing.sel(bound="value"), found.spread, **look)
+        axes.errorbar(s * measured.rule_density, measured.crossing.sel(bound="value"), measured.spread, **look)
         axes.plot([], [], "o", color=ACCENT, label="recoverable (BP)")
         axes.plot([], [], "x", color=CLASS, label="lost (BP)")
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")

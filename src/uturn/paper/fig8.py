@@ -101,9 +101,20 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "training_steps": network.attrs["training_steps"],
         },
     )
+    right, count, allowed = float(network.accuracy), network.attrs["test_strings"], 3 * float(grammar_swaps.std(ddof=1))
     return data, [
-        _accuracy(network),
-        _said_swap(swaps, places, L, float(grammar_swaps.std(ddof=1))),
+        verdict(
+            f"accuracy of the network on {count} new strings",
+            f"{right:.4f} ± {1.96 * np.sqrt(right * (1 - right) / count):.4f} after {network.attrs['training_steps']} steps",
+            "at least 0.99",
+            at_least(right, 0.99),
+        ),
+        verdict(
+            "ε at which the predicted class and the first block swap order",
+            f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
+            f"{crossing:.4f} (mean field, class and leaves, L = {L})",
+            within(swaps.said.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
+        ),
         _layer_swap(swaps, places, run, network),
         _order(run.similarity, places),
         _grammars(grammar_swaps, swaps.exact, places),
@@ -143,30 +154,6 @@ def _swaps(run: xr.Dataset, said: xr.DataArray, places: Places) -> Swaps:
         return [*both, both[1] - both[0]]
 
     return Swaps(*estimates(curves, of_network), estimate(run.belief, partial(swap, high=-1, low=0)))
-
-
-def _accuracy(network: xr.Dataset) -> Verdict:
-    right, count, steps = float(network.accuracy), network.attrs["test_strings"], network.attrs["training_steps"]
-    error = 1.96 * np.sqrt(right * (1 - right) / count)
-    return verdict(
-        f"accuracy of the network on {count} new strings",
-        f"{right:.4f} ± {error:.4f} after {steps} steps",
-        "at least 0.99",
-        at_least(right, 0.99),
-    )
-
-
-def _said_swap(swaps: Swaps, places: Places, depth: int, deviation: float) -> Verdict:
-    return verdict(
-        "ε at which the predicted class and the first block swap order",
-        f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
-        f"{places.crossing:.4f} (mean field, class and leaves, L = {depth})",
-        within(
-            swaps.said.value - places.crossing,
-            3 * deviation,
-            f"within 3 standard deviations between grammars ({3 * deviation:.4f})",
-        ),
-    )
 
 
 def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Dataset) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index
 from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes, indices
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, decreasing, listed, verdict, within
-from uturn.paper.workshop import Workshop
+from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors
 
 LEAST = 0.95  # area under the curve of each comparison
@@ -34,9 +35,16 @@ LEVELS = 6
 def measured(workshop: Workshop) -> xr.Dataset:
     """Indices of all data, computed once."""
     draws, items = (10, 200) if workshop.scale == "smoke" else (40, 800)
+    drawn = {"draws": draws, "noise": NOISE.tolist(), "version": 1}
+    jobs: dict[str, Any] = {
+        f"controls-{file_name(kind)}": (
+            {"held out": [repr(one) for one in every], **drawn},
+            partial(_indices, kind, every, draws),
+        )
+        for kind, every in HELD_OUT.items()
+    }
+    of_kinds = [run.nesting_index for run in workshop.keep_all("nesting indices", jobs).values()]
     settings = {
-        "held out": {kind: [repr(one) for one in parameters] for kind, parameters in HELD_OUT.items()},
-        "draws": draws,
         "dial": {**DIAL, "items": items},
         "theory": {**THEORY, "items": items, "epsilon": EPSILON.tolist()},
         "shown": {words: repr(one) for words, one in SHOWN.items()},
@@ -45,7 +53,6 @@ def measured(workshop: Workshop) -> xr.Dataset:
     }
 
     def compute() -> xr.Dataset:
-        of_kinds = indices(HELD_OUT, draws)
         # Strings whose tree above level k is replaced by independent draws.
         filtered = {
             k: grammar_changes({"type": "filtered_rhm", **DIAL, "filtered_above": k}, 0, items) for k in range(DIAL["depth"] + 1)
@@ -57,13 +64,11 @@ def measured(workshop: Workshop) -> xr.Dataset:
         shown |= {words: changes(one[0], one[1], 0) for words, one in SHOWN.items() if one}
         return xr.Dataset(
             {
-                "nesting_index": (("data_kind", "draw"), list(of_kinds.values())),
                 "nesting_dial": (("filtered_above", "bound"), np.array(dial)),
                 "nested": (("data", "tree_level", "bound"), [_levels(*one) for one in shown.values()]),
                 "nesting_epsilon": ("bound", np.array(nesting_index(site_changes(pinned), THEORY["branching"]))),
             },
             coords={
-                "data_kind": list(of_kinds),
                 "filtered_above": list(filtered),
                 "bound": BOUNDS,
                 "data": list(shown),
@@ -71,7 +76,13 @@ def measured(workshop: Workshop) -> xr.Dataset:
             },
         )
 
-    return workshop.keep("controls-nesting", settings, compute)
+    kept = workshop.keep("controls-nesting", settings, compute)
+    index = xr.concat(of_kinds, xr.DataArray(list(HELD_OUT), dims="data_kind", name="data_kind"))
+    return kept.assign(nesting_index=index)
+
+
+def _indices(kind: str, parameters: list[Any], draws: int) -> xr.Dataset:
+    return xr.Dataset({"nesting_index": ("draw", indices({kind: parameters}, draws)[kind])})
 
 
 def mean_field_index() -> float:

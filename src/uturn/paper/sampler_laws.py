@@ -171,8 +171,8 @@ def _counts(strings: np.ndarray) -> np.ndarray:
     v, d = PARAMETERS["vocab_size"], strings.shape[-1]
     place = np.full(v**d, len(known))
     place[known @ v ** np.arange(d)] = np.arange(len(known))
-    found = place[strings @ v ** np.arange(d)].reshape(-1, strings.shape[-2])
-    return np.stack([np.bincount(row, minlength=len(known) + 1) for row in found]).reshape(*strings.shape[:-2], -1)
+    numbers = place[strings @ v ** np.arange(d)].reshape(-1, strings.shape[-2])
+    return np.stack([np.bincount(row, minlength=len(known) + 1) for row in numbers]).reshape(*strings.shape[:-2], -1)
 
 
 def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:

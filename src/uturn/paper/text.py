@@ -45,6 +45,7 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 COMPARED = (0.3, 0.6)  # noise levels at which decoders are compared
 SPAN = 4  # of the runs that are compared
+_WHERE = f"at noise {' and '.join(map(str, COMPARED))}"
 FAR = 8  # distance at which characters belong to different words, in most cases
 CURVES = "curves"  # the run of many noise levels, order random
 _LEVELS = {"smoke": [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0], "paper": np.linspace(0, 1, 21).round(2).tolist()}
@@ -85,7 +86,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     return data, [
         _identity(curves),
         _falls(curves),
-        _exact_orders(runs),
+        shows(
+            f"share kept, order entropy minus order random, characters and runs of {SPAN}, {_WHERE}",
+            _texts([_difference(runs["entropy"], runs["random"], noise, span) for noise in COMPARED for span in (1, SPAN)]),
+            "0 for a consistent model, since both orders draw from its posterior; no theory says how near a trained one comes",
+        ),
         _cold(runs),
         _peak(data, curves),
         _correlations(data),
@@ -117,13 +122,11 @@ def _difference(a: xr.Dataset, b: xr.Dataset, noise: float, span: int, name: str
     return _mean(_at(a, noise, span, name) - _at(b, noise, span, name))
 
 
-def _texts(found: list[Estimate]) -> str:
-    return "; ".join(f"{one:.3f}" for one in found)
+def _texts(numbers: list[Estimate]) -> str:
+    return "; ".join(f"{one:.3f}" for one in numbers)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------
-
-_WHERE = f"at noise {' and '.join(map(str, COMPARED))}"
 
 
 def _identity(run: xr.Dataset) -> Verdict:
@@ -149,15 +152,6 @@ def _falls(run: xr.Dataset) -> Verdict:
         decreasing(single, "single: decreasing; first and last intervals apart"),
         Rule(all(b.value <= a.value for a, b in pairwise(runs)), "runs: not increasing"),
         apart(both[1], both[0], f"apart at {COMPARED[1]:g}"),
-    )
-
-
-def _exact_orders(runs: dict[str, xr.Dataset]) -> Verdict:
-    found = [_difference(runs["entropy"], runs["random"], noise, span) for noise in COMPARED for span in (1, SPAN)]
-    return shows(
-        f"share kept, order entropy minus order random, characters and runs of {SPAN}, {_WHERE}",
-        _texts(found),
-        "0 for a consistent model, since both orders draw from its posterior; no theory says how near a trained one comes",
     )
 
 

@@ -108,9 +108,9 @@ def within(deviations: Any, tolerance: Any, words: str | None = None) -> Rule:
     return Rule(_all(np.abs(np.asarray(deviations, float)) < tolerance), f"within {tolerance:g}" if words is None else words)
 
 
-def equal(found: Any, wanted: Any, words: str = "equal") -> Rule:
+def equal(values: Any, wanted: Any, words: str = "equal") -> Rule:
     """Every value is the wanted one."""
-    return Rule(_all(np.asarray(found) == wanted), words)
+    return Rule(_all(np.asarray(values) == wanted), words)
 
 
 def inside(interval: Estimate, low: float, high: float, words: str | None = None) -> Rule:

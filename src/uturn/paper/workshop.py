@@ -93,12 +93,12 @@ class Workshop:
         from uturn.networks.files import load_network
 
         try:
-            found: list[Any] = [load_network(self._kept.fetch(path.name)) for path in self.files(names)]
+            networks: list[Any] = [load_network(self._kept.fetch(path.name)) for path in self.files(names)]
         except ValueError:
             return []
         wanted = json.dumps(recipe, sort_keys=True)
-        same = (json.dumps(one.facts.get("recipe"), sort_keys=True) == wanted for one in found)
-        return found if all(same) and all(isinstance(one.facts.get("steps"), int) for one in found) else []
+        same = (json.dumps(one.facts.get("recipe"), sort_keys=True) == wanted for one in networks)
+        return networks if all(same) and all(isinstance(one.facts.get("steps"), int) for one in networks) else []
 
     def train(self, names: Sequence[str], recipe: Mapping[str, Any], train: Train) -> list[Path]:
         """The files of networks that are trained once for their recipe (plain data).
