@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "seeds": [0, 1, 2],
         "sizes": [8, 32, 64, 128, 256, 1024],
         "other_size": 1024,
-        "training": dict(width=32, steps=[400, 6, 2400], batch_size=64, learning_rate=2.5e-3, every=50, held_out=1024),
+        "training": dict(width=32, steps=[400, 6, 4000], batch_size=64, learning_rate=2.5e-3, every=50, held_out=1024),
         "reading": {"levels": 10, "items": 512, "generated": 1024, "steps": 32},
     },
     "paper": {
