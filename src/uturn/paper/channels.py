@@ -135,8 +135,8 @@ def drawn_noise(experiment: Experiment) -> xr.Dataset:
                 pieces.append(gaussian_law(x0, observed.values, float(corruption.abar(level))))
             else:
                 pieces.append(_counted(originals, observed, corruption, level))
-        standardised, natural, (expected, *_), (excess, *_) = zip(*pieces, strict=True)
-        laws.append((np.concatenate(standardised), np.concatenate(natural).mean(axis=0), expected, excess))
+        rows, natural, (expected, *_), (excess, *_) = zip(*pieces, strict=True)
+        laws.append((np.concatenate(rows), np.concatenate(natural).mean(axis=0), expected, excess))
     names = {Masking: ["masked leaves"], UniformReplacement: ["changed leaves"], Gaussian: ["signal", "variance"]}
     standardised, *numbers = (np.array(values) for values in zip(*laws, strict=True))
     return xr.Dataset(

@@ -160,9 +160,13 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     means = replicates(both).mean
     measured, known = (means[:, k, 0] / means[:, k, 1] for k in (0, 1))
     statistic = peak(noise, known)
+    ratio, moved = estimates(both, lambda c: [_log_ratio(c).mean(), shift(noise, c)], 1 - level)
+    position, height = estimates(both, lambda c: statistic(c[:, 0]))
     return Compared(
-        *estimates(both, lambda c: [_log_ratio(c).mean(), shift(noise, c)], 1 - level),
-        *estimates(both, lambda c: statistic(c[:, 0])),
+        ratio,
+        moved,
+        position,
+        height,
         estimates(both, _log_ratio, 1 - level / len(noise)),
         float(statistic(means[:, 1])[0]),
         float(np.abs(susceptibility_of(run).chi.values / measured - 1).max()),

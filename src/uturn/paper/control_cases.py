@@ -113,6 +113,7 @@ OTHERS = [
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     made = {}
+    sizes: dict[str, Any]
     for case in cases(scale):
         source, channel = case.source, case.channel
         if source["type"] == "rhm":

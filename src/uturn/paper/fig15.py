@@ -99,7 +99,7 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
     def distance(level: int, by: float) -> float:
         return float(np.sqrt(np.mean((curves[level] - np.interp(EVEN - by, fine, lines[:, level])) ** 2)))
 
-    shifts = estimates(run.belief, displacements)
+    shifts, (lost, swap) = estimates(run.belief, displacements), estimates(run.belief, places)
     curves = on_even(run.belief.mean("item").transpose("noise", "tree_level").values)
     gain = run.belief.isel(tree_level=0) - (1 - run.effective_epsilon * (v - 1) / v)
     error = gain.std("item", ddof=1) / np.sqrt(run.sizes["item"])
@@ -107,7 +107,8 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
         shifts,
         [distance(level, 0.0) for level in levels],
         [distance(level, displaced.value) for level, displaced in zip(levels, shifts, strict=True)],
-        *estimates(run.belief, places),
+        lost,
+        swap,
         float(np.abs(curves[0] - np.interp(EVEN, fine, lines[:, 0])).max()),
         float((gain.mean("item") / error.clip(1e-12)).min()),
     )

@@ -29,7 +29,7 @@ NOISE = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
     sources = {f"depth{L}": rhm(**PAPER, depth=L, grammars=grammars) for L in depths}
-    sizes = {"items": items, "chunk": 24}
+    sizes: dict[str, Any] = {"items": items, "chunk": 24}
     return {label: experiment_of(source, "gaussian", NOISE, "tree_levels", **sizes) for label, source in sources.items()}
 
 

@@ -153,7 +153,8 @@ def _swaps(run: xr.Dataset, said: xr.DataArray, places: Places) -> Swaps:
         both = swap(c, high=2, low=0), swap(c, high=1, low=0)
         return [*both, both[1] - both[0]]
 
-    return Swaps(*estimates(curves, of_network), estimate(run.belief, partial(swap, high=-1, low=0)))
+    of_class, of_layers, later = estimates(curves, of_network)
+    return Swaps(of_class, of_layers, later, estimate(run.belief, partial(swap, high=-1, low=0)))
 
 
 def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Dataset) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def reproduce(
     if scale not in ("smoke", "paper"):
         raise ValueError(f"scale = {scale!r}: expected 'smoke' or 'paper'")
     cluster = cluster or {}
-    address, connection = cluster.get("cluster"), nullcontext()  # the runs of all figures use one connection
+    address = cluster.get("cluster")
+    connection: AbstractContextManager[Any] = nullcontext()  # the runs of all figures use one connection
     if address is not None:
         from uturn.engine.cluster import connected
 

@@ -254,7 +254,8 @@ def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
         names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
-        draw_similarities(left, time, *np.moveaxis(curves[:, 1:], 2, 0), names)
+        layer_curves, low, high = np.moveaxis(curves[:, 1:], 2, 0)
+        draw_similarities(left, time, layer_curves, low, high, names)
         left.set(ylabel="cosine similarity", title="layers of the classifier")
         left.legend(loc="lower left")
         fine = np.geomspace(0.02, 4.5, 600)

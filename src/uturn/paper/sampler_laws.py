@@ -219,7 +219,8 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         counts = _counts(rebuilt.reshape(-1, strings, d))
         given.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
-    data_law, noises_asked = np.append(np.exp(_all_strings()[1]), 0.0), {}
+    data_law = np.append(np.exp(_all_strings()[1]), 0.0)
+    noises_asked: dict[str, Any] = {}
     if first:
         standardised, natural, expected, excess = (np.array(values) for values in zip(*first, strict=True))
         by_quantity = {"mean": natural.mean(axis=1), "expected": expected, "excess": excess}
