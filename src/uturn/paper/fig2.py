@@ -38,7 +38,7 @@ _SHOWN = (0, 1, 3, 5, 7, 8, 9)  # items of the picture: T-shirt, trousers, dress
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
-    items, steps = (60, {"ddpm": 30, "ddim": 20}) if scale == "smoke" else (1000, {"ddpm": 250, "ddim": 250})
+    items, steps = (60, {"ddpm": 50, "ddim": 20}) if scale == "smoke" else (1000, {"ddpm": 250, "ddim": 250})
     noise = np.arange(1, 11) / 10 if scale == "smoke" else np.arange(1, 26) / 25
     probes, sizes = (LAYERS.model_dump(exclude_none=True), "images"), {"items": items, "chunk": 60 if scale == "smoke" else 50}
     runs = {}
