@@ -8,7 +8,8 @@ import pytest
 
 from enumeration import all_trees, marginals
 from uturn.engine.run import run
-from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, messages, small_tree
+from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, small_tree
+from uturn.paper.verdicts import mean_estimate
 
 
 def passed(verdicts):
@@ -94,7 +95,7 @@ def test_enumeration_of_fig4_is_that_of_all_trees(pictures):
 
 def test_expansions_are_all_strings_of_the_grammar():
     rhm = small_tree.small_grammar()
-    strings = small_tree.expansions(rhm, rhm.depth).reshape(-1, rhm.num_leaves)
+    strings = fig4.expansions(rhm, rhm.depth).reshape(-1, rhm.num_leaves)
     nodes, _ = all_trees(rhm)
     assert {tuple(x) for x in strings.tolist()} == {tuple(x) for x in nodes[0].tolist()}
     assert len(strings) == len(nodes[0]) == fig3.count_grammatical(rhm)
@@ -197,10 +198,10 @@ def test_drawn_paths_follow_the_exact_law_below_the_root():
     from scipy.stats import hypergeom
 
     v, m = 8, 2
-    beliefs = messages.quenched_downward(v, m, 2, 2, (0.0,), grammars=600)[:, 0, 1]
+    beliefs = fig13.quenched_downward(v, m, 2, 2, (0.0,), grammars=600)[:, 0, 1]
     k = np.arange(v)
     exact = (hypergeom(v**2 - 1, v - 1, v * m - 1).pmf(k) / (1 + k)).sum()
-    found = messages.mean_estimate(beliefs)
+    found = mean_estimate(beliefs)
     standard_error = (found.high - found.low) / (2 * 1.964)
     assert abs(found.value - exact) < 3.5 * standard_error
     annealed = 1 / (1 + (v - 1) * (v * m - 1) / (v**2 - 1))

@@ -162,7 +162,7 @@ def test_what_is_measured_is_kept(tiny, tmp_path, monkeypatch):
     assert (exact.calls.sel(decoder=in_steps("random order", 1)) == 1).all()
     assert runs["dense-trained"].sizes["item"] == 4
     assert np.isfinite(runs["dense-exact"].log_ratio).all()
-    for name in ("enumerated", "drawn", "train_denoiser"):
+    for name in ("enumerated", "drawn"):
         monkeypatch.setattr(exam_runs, name, lambda *args, **options: pytest.fail("computed again"))
     again = exam.measure(workshop)
     assert all(again[name].identical(run) for name, run in runs.items())

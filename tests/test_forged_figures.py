@@ -9,8 +9,6 @@ import xarray as xr
 from uturn.core.random import keys, uniforms
 from uturn.corruption import Gaussian
 from uturn.paper import fig2, fig5
-from uturn.probes import NetworkLayers
-from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import COARSE_CLASS
 
@@ -70,9 +68,9 @@ def test_fig5():
 
 @pytest.fixture(scope="module")
 def garments():
-    source, spec = FashionMNISTSource(), NetworkLayers()
-    probe = hidden_layers_of(spec, source)
-    return list(probe.layers), probe.predict(source.all_images()[0]).classes, source.all_images()[0]
+    """Layers of a classifier that knows all labels, and the images."""
+    images, labels = FashionMNISTSource().all_images()
+    return [f"block{k}" for k in range(1, 5)] + ["logits"], labels, images
 
 
 def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.5), block_floor=0.2, end=None, steps=50):
@@ -110,9 +108,17 @@ def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.
     )
 
 
-def fig2_verdicts(garments, deterministic=None, **options):
+def fig2_verdicts(garments, deterministic=None, agreement=1.0, **options):
+    layers, labels, _ = garments
+    predicted = np.where(np.arange(len(labels)) < agreement * len(labels), labels, 9 - labels)
+    share = np.linspace(0, 1, len(layers))
+    pairs = np.stack([0.3 + 0.5 * share, 0.2 * (1 - share)])  # as the curves of `fig2_runs` end
+    classifier = xr.Dataset(
+        {"predicted": ("number", predicted), "label": ("number", labels), "random_pairs": (("pair", "network_layer"), pairs)},
+        coords={"pair": ["same class", "different class"], "network_layer": layers},
+    )
     runs = {"stochastic": fig2_runs(garments, **options), "deterministic": fig2_runs(garments, steps=20, **(deterministic or {}))}
-    return passed(fig2.analyse(runs)[1])
+    return passed(fig2.analyse({**runs, "classifier": classifier})[1])
 
 
 def test_fig2(garments):
@@ -125,6 +131,7 @@ def test_fig2(garments):
         (3, {"logits": (0.9, 0.1)}),
         (4, {"fine": 0.9}),  # class and kind are lost together
         (5, {"end": "kept"}),  # a full chain that remembers
+        (6, {"agreement": 0.9}),
         (7, {"deterministic": {"kind": 0.8}}),
     ]:
         assert not fig2_verdicts(garments, **options)[wrong], (wrong, options)

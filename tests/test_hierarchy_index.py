@@ -336,7 +336,7 @@ def forged_nesting() -> xr.Dataset:
             "nesting_index": (("data_kind", "draw"), index),
             "nesting_dial": (("filtered_above", "bound"), dial),
             "nested": (("data", "tree_level", "bound"), np.zeros((5, 6, 3))),
-            "nesting_epsilon": ("bound", nesting.mean_field() + np.array([0, -0.01, 0.01])),
+            "nesting_epsilon": ("bound", nesting.mean_field_index() + np.array([0, -0.01, 0.01])),
         },
         coords={
             "data_kind": ["grammars", *CONTROLS],

@@ -165,9 +165,9 @@ TINY = {
 def test_measures_once_and_trains_anew_what_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setitem(trained_denoisers.SETTINGS, "smoke", TINY)
     workshop, trained = Workshop("smoke", tmp_path, workers=1), []
-    real = trained_denoisers.train_denoiser
+    real = denoisers.train_denoiser
     monkeypatch.setattr(
-        trained_denoisers, "train_denoiser", lambda *args, **options: (trained.append(args[1]), real(*args, **options))[1]
+        denoisers, "train_denoiser", lambda *args, **options: (trained.append(args[1]), real(*args, **options))[1]
     )
     runs = learning.measure(workshop)
     names = [f"gaussian-{size}-{seed}" for size in (64, 16, 4) for seed in (0, 1)]

@@ -7,6 +7,7 @@ Verdicts are taken from the figure's own functions on its own smoke-scale measur
 import importlib
 import inspect
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,7 +66,7 @@ def of_schedulers(work):
     """One scheduler, two numbers of steps, fewer strings; and the channels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedulers, "SAMPLERS", {"DDPM": schedulers.SAMPLERS["DDPM"]})
-        sampler = sampler_laws.scheduler_sampler(schedulers.SAMPLERS["DDPM"], 256)
+        sampler = partial(sampler_laws.scheduler_sampler, schedulers.SAMPLERS["DDPM"])
         measured = sampler_laws.measured(sampler_laws.Size((2, 4), 1, 1, 256), sampler)
         return [schedulers._start({"DDPM": measured}), *channel_verdicts(schedulers, work)]
 

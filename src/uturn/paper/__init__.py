@@ -14,19 +14,17 @@ from uturn.core.lazy import lazy
 from uturn.paper.registry import FIGURES, ORDER, load_figure
 
 if TYPE_CHECKING:
-    from uturn.paper.figures import channel_verdicts, reproduce
-    from uturn.paper.results import Result, load_results
+    from uturn.paper.figures import Result, channel_verdicts, reproduce
     from uturn.paper.verdicts import Verdict
     from uturn.paper.workshop import Scale, Workshop
 
 __all__ = [
     "FIGURES", "ORDER", "Result", "Scale", "Verdict", "Workshop",
-    "channel_verdicts", "load_figure", "load_results", "reproduce",
+    "channel_verdicts", "load_figure", "reproduce",
 ]  # fmt: skip
 
 _HOMES = {
-    **dict.fromkeys(("channel_verdicts", "reproduce"), "paper.figures"),
-    **dict.fromkeys(("Result", "load_results"), "paper.results"),
+    **dict.fromkeys(("Result", "channel_verdicts", "reproduce"), "paper.figures"),
     **dict.fromkeys(("Scale", "Workshop"), "paper.workshop"),
     "Verdict": "paper.verdicts",
 }

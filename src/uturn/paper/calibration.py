@@ -25,7 +25,7 @@ from uturn.paper.calibration_runs import (
     repeated,
     samplers,
     trained_denoiser,
-)
+)  # fmt: skip
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.paper.decision_times import (
     collapse_verdict,
@@ -36,9 +36,9 @@ from uturn.paper.decision_times import (
     phi_verdict,
     speciation,
     speciation_verdict,
-)
-from uturn.paper.verdicts import Verdict, above, below, shows, verdict
-from uturn.paper.workshop import Scale, Workshop
+)  # fmt: skip
+from uturn.paper.verdicts import BOUNDS, Verdict, above, below, shows, verdict
+from uturn.paper.workshop import Scale, Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
@@ -67,40 +67,42 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    runs: dict[str, xr.Dataset] = {}
-
-    def kept(label: str, experiment: Any) -> None:
+    scale, runs = workshop.scale, {}
+    tried = samplers(scale, trained_denoiser(workshop))
+    experiments = {label: sampler.experiment for label, sampler in tried.items()}
+    experiments |= {f"repeated-{kind}": repeated(kind, scale) for kind in NOISE}
+    experiments |= {f"mixture-{separation:g}": mixture_experiment(separation, scale) for separation in SEPARATIONS}
+    for label, experiment in experiments.items():
         settings = {"experiment": experiment.identity(), "models": experiment.models()}
-        runs[label] = workshop.keep(f"calibration-{_slug(label)}", settings, partial(run, experiment))
-
-    for label, sampler in samplers(workshop.scale, trained_denoiser(workshop)).items():
-        kept(label, sampler.experiment)
-        runs[label].attrs["kind"] = sampler.kind
-    for kind in NOISE:
-        kept(f"repeated-{kind}", repeated(kind, workshop.scale))
-    for separation in SEPARATIONS:
-        kept(f"mixture-{separation:g}", mixture_experiment(separation, workshop.scale))
-    runs["recall"] = workshop.keep(
-        "calibration-recall", {"codes": CODES, "scale": workshop.scale}, partial(recall, workshop.scale)
-    )
-    images = workshop.runs("calibration", image_experiments(workshop.scale))
+        runs[label] = workshop.keep(f"calibration-{file_name(label)}", settings, partial(run, experiment))
+        if label in tried:
+            runs[label].attrs["kind"] = tried[label].kind
+    runs["recall"] = workshop.keep("calibration-recall", {"codes": CODES, "scale": scale}, partial(recall, scale))
+    images = workshop.runs("calibration", image_experiments(scale), apart=True)
     return runs | {f"images-{label}": ds for label, ds in images.items()}
 
 
-def _slug(label: str) -> str:
-    return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum() or c in "-.")
-
-
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    tried = {label: _tried(ds) for label, ds in runs.items() if "kind" in ds.attrs}
-    kinds = {label: runs[label].attrs["kind"] for label in tried}
+    kinds = {label: ds.attrs["kind"] for label, ds in runs.items() if "kind" in ds.attrs}
+    tried = {}
+    for label in kinds:
+        names = ["parsed"] if "parsed" in runs[label] else ["same_label", "scale_similarity"]
+        tried[label] = calibration(runs[label], names, level=LEVEL)
     shares = false_alarms([runs[f"repeated-{kind}"] for kind in NOISE])
     images = {label: calibration(ds, ["same_class", "similarity"]) for label, ds in runs.items() if label.startswith("images-")}
     speciated, transitions = speciation(runs)
-    recalled = runs["recall"].recalled.mean("item")
-    parts = [_samplers_data(tried, kinds), shares, _images_data(images), speciated, fashion(runs)]
+    worst = [_worst(tests) for tests in tried.values()]
+    of_samplers = xr.Dataset(
+        {
+            "gap": (("sampler", "estimate"), [[float(one[name]) for name in ("gap", "low", "high")] for one in worst]),
+            "p_holm": ("sampler", [float(tests.p_holm.min()) for tests in tried.values()]),
+            "visible": ("sampler", [float(one.visible) for one in worst]),
+        },
+        {"sampler": list(tried), "kind": ("sampler", list(kinds.values())), "estimate": BOUNDS},
+    )
+    parts = [of_samplers, shares, _images_data(images), speciated, fashion(runs)]
     data = xr.merge(parts, combine_attrs="no_conflicts")
-    data["recalled"] = recalled.rename(noise="recall_noise")
+    data["recalled"] = runs["recall"].recalled.mean("item").rename(noise="recall_noise")
     return data, [
         *_samplers(tried, kinds),
         _rates(shares),
@@ -115,50 +117,31 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 # -- samplers -----------------------------------------------------------------------------------------------------------
 
 
-def _tried(ds: xr.Dataset) -> xr.Dataset:
-    """The calibration of a sampler on all of its readings, `gap`, .. (noise, reading)."""
-    names = ["parsed"] if "parsed" in ds else ["same_label", "scale_similarity"]
-    return calibration(ds, names, level=LEVEL)
-
-
-def _worst(found: xr.Dataset) -> xr.Dataset:
+def _worst(tests: xr.Dataset) -> xr.Dataset:
     """The test with the smallest p-value, and among equal ones the one with the gap that stands out most."""
-    stacked = found.stack(test=("noise", "reading"))
+    stacked = tests.stack(test=("noise", "reading"))
     ratio = np.where(np.isfinite(stacked.visible), np.abs(stacked.gap) / stacked.visible, 0)
     return stacked.isel(test=int(np.lexsort((-ratio, stacked.p.values))[0]))
 
 
-def _samplers_data(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> xr.Dataset:
-    worst = [_worst(found) for found in tried.values()]
-    gap = [[float(one[name]) for name in ("gap", "low", "high")] for one in worst]
-    return xr.Dataset(
-        {
-            "gap": (("sampler", "estimate"), gap),
-            "p_holm": ("sampler", [float(found.p_holm.min()) for found in tried.values()]),
-            "visible": ("sampler", [float(one.visible) for one in worst]),
-        },
-        {"sampler": list(tried), "kind": ("sampler", [kinds[label] for label in tried]), "estimate": ["value", "low", "high"]},
-    )
-
-
 def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdict]:
-    def of(kind: str) -> dict[str, xr.Dataset]:
-        return {label: found for label, found in tried.items() if kinds[label] == kind}
+    exact, wrong, blind, sites = (
+        {label: tests for label, tests in tried.items() if kinds[label] == kind} for kind in ("exact", "wrong", "blind", "sites")
+    )
+    smallest = {label: float(tests.p_holm.min()) for label, tests in tried.items()}
 
-    def words(found: dict[str, xr.Dataset]) -> str:
+    def words(chosen: dict[str, xr.Dataset]) -> str:
         lines = []
-        for label, one in found.items():
-            worst = _worst(one)
+        for label, tests in chosen.items():
+            worst = _worst(tests)
             gap = Estimate(float(worst.gap), float(worst.low), float(worst.high))
-            lines.append(f"{label}: p by Holm {float(one.p_holm.min()):.2g}, gap {gap} at {float(worst.noise):g}")
+            lines.append(f"{label}: p by Holm {smallest[label]:.2g}, gap {gap} at {float(worst.noise):g}")
         return "; ".join(lines)
 
-    exact, wrong, blind, sites = (of(kind) for kind in ("exact", "wrong", "blind", "sites"))
-    adjusted = holm(np.concatenate([np.ravel(found.p) for found in exact.values()]))
-    (leaves,) = (found.sel(reading=[name for name in found.reading.values if name.endswith("= 0")]) for found in sites.values())
-    (joint,) = (
-        found.sel(reading=[name for name in found.reading.values if not name.endswith("= 0")]) for found in sites.values()
-    )
+    adjusted = holm(np.concatenate([np.ravel(tests.p) for tests in exact.values()]))
+    (of_sites,) = sites.values()
+    single = of_sites.reading.str.endswith("= 0")
+    leaves, joint = (of_sites.p_holm.isel(reading=np.flatnonzero(chosen)).values for chosen in (single, ~single))
     return [
         verdict(
             f"calibration of exact samplers, {ITEMS} originals each",
@@ -170,20 +153,20 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
             f"calibration of wrong samplers, {ITEMS} originals each",
             words(wrong),
             "not 0",
-            below([float(found.p_holm.min()) for found in wrong.values()], LEVEL, f"p by Holm < {LEVEL:g} each"),
+            below([smallest[label] for label in wrong], LEVEL, f"p by Holm < {LEVEL:g} each"),
         ),
         verdict(
             "every leaf from its own marginal: smallest p by Holm on leaves and on parsed levels",
-            f"{float(leaves.p_holm.min()):.2g}; {float(joint.p_holm.min()):.2g}",
+            f"{leaves.min():.2g}; {joint.min():.2g}",
             "leaves one by one are drawn rightly; joint readings show that they are independent",
-            above(leaves.p_holm.values, LEVEL, f"above and below {LEVEL:g}"),
-            below(float(joint.p_holm.min()), LEVEL, ""),
+            above(leaves, LEVEL, f"above and below {LEVEL:g}"),
+            below(joint.min(), LEVEL, ""),
         ),
         verdict(
             "draws that ignore the noisy datum",
             words(blind),
             "no gap: consistent, though nothing of the original is kept (the test does not measure sharpness)",
-            above([float(found.p_holm.min()) for found in blind.values()], LEVEL, f"no p by Holm <= {LEVEL:g}"),
+            above([smallest[label] for label in blind], LEVEL, f"no p by Holm <= {LEVEL:g}"),
         ),
     ]
 
@@ -205,12 +188,13 @@ def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
 
 
 def _rates(shares: xr.Dataset) -> Verdict:
-    found = shares.share.values[:, : len(LEVELS)]
-    p = binom.sf(np.round(found * GROUPS) - 1, GROUPS, np.array(LEVELS))
+    of_levels = shares.share.values[:, : len(LEVELS)]
+    p = binom.sf(np.round(of_levels * GROUPS) - 1, GROUPS, np.array(LEVELS))
     return verdict(
         f"share of {GROUPS} experiments with exact inference whose p-value is at most {', '.join(f'{a:g}' for a in LEVELS)}",
-        "; ".join(f"{mean:.4f}, at most {most:.3f}" for mean, most in zip(found.mean(0), found.max(0), strict=True))
-        + f" ({len(found)} tests: channels, noise levels, tree levels); smallest p of a larger share by Holm {holm(p).min():.2g}",
+        "; ".join(f"{mean:.4f}, at most {most:.3f}" for mean, most in zip(of_levels.mean(0), of_levels.max(0), strict=True))
+        + f" ({len(of_levels)} tests: channels, noise levels, tree levels); smallest p of a larger share by Holm "
+        f"{holm(p).min():.2g}",
         "not above these",
         above(holm(p), LEVEL, f"binomial test of each share: no p by Holm <= {LEVEL:g}"),
     )
@@ -221,73 +205,54 @@ def _rates(shares: xr.Dataset) -> Verdict:
 
 def _images_data(images: dict[str, xr.Dataset]) -> xr.Dataset:
     """Gaps of class, first block and logits, at every noise level: image_gap (scheduler, steps, shown, noise, estimate)."""
-    names = {label: label.removeprefix("images-").split("-") for label in images}
-    steps = sorted({int(number) for _, number in names.values()})
-    shown = _shown(next(iter(images.values())))
-    rows = [[images[f"images-{scheduler}-{number}"].sel(reading=list(shown)) for number in steps] for scheduler in SCHEDULERS]
-    gap = [
-        [np.stack([one[name].transpose("reading", "noise") for name in ("gap", "low", "high")], -1) for one in row]
-        for row in rows
-    ]
-    p = [[one.p_holm.transpose("reading", "noise").values for one in row] for row in rows]
-    dims = ("scheduler", "steps", "shown", "image_noise")
+    steps = sorted({int(label.rpartition("-")[2]) for label in images})
+    readings = next(iter(images.values())).reading.values
+    rows = [[images[f"images-{scheduler}-{number}"] for number in steps] for scheduler in SCHEDULERS]
+    tests = xr.concat([xr.concat(row, "steps") for row in rows], "scheduler").sel(reading=readings[[0, 1, -1]])
+    dims = ("scheduler", "steps", "reading", "noise")
+    gap, p = tests[["gap", "low", "high"]].to_dataarray("estimate").transpose(*dims, "estimate"), tests.p_holm.transpose(*dims)
+    shown = ("scheduler", "steps", "shown", "image_noise")
     return xr.Dataset(
-        {"image_gap": ((*dims, "estimate"), np.array(gap)), "image_p": (dims, np.array(p))},
-        {"scheduler": list(SCHEDULERS), "steps": steps, "shown": list(shown.values()), "image_noise": rows[0][0].noise.values}
-        | {"estimate": ["value", "low", "high"]},
+        {"image_gap": ((*shown, "estimate"), gap.values), "image_p": (shown, p.values)},
+        {"scheduler": list(SCHEDULERS), "steps": steps, "shown": ["same class", "first block", "logits"]}
+        | {"image_noise": tests.noise.values, "estimate": BOUNDS},
     )
-
-
-def _shown(found: xr.Dataset) -> dict[str, str]:
-    names = [str(name) for name in found.reading.values]
-    return {names[0]: "same class", names[1]: "first block", names[-1]: "logits"}
 
 
 def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
     data = _images_data(images)
-    smallest = {label: float(found.p_holm.min()) for label, found in images.items()}
+    smallest = {label: float(tests.p_holm.min()) for label, tests in images.items()}
+
+    def values(gaps: xr.DataArray) -> str:
+        return ", ".join(f"{float(x):+.3f}" for x in gaps.sel(estimate="value"))
 
     def words(scheduler: str) -> str:
         parts = []
         for number in data.steps.values:
             gaps = data.image_gap.sel(scheduler=scheduler, steps=number)
-            texts = [
-                f"{name} {', '.join(f'{float(x):+.3f}' for x in gaps.sel(shown=name, estimate='value'))}"
-                for name in data.shown.values
-            ]
-            parts.append(f"{number} steps: {'; '.join(texts)}; smallest p by Holm {smallest[f'images-{scheduler}-{number}']:.2g}")
+            texts = "; ".join(f"{name} {values(gaps.sel(shown=name))}" for name in data.shown.values)
+            parts.append(f"{number} steps: {texts}; smallest p by Holm {smallest[f'images-{scheduler}-{number}']:.2g}")
         return " | ".join(parts)
-
-    def blocks(*chosen: xr.DataArray) -> str:
-        return " | ".join(
-            f"{int(one.steps)} steps: {', '.join(f'{float(x):+.3f}' for x in one.sel(estimate='value'))}" for one in chosen
-        )
 
     noise = ", ".join(f"{x:g}" for x in data.image_noise.values)
     block = data.image_gap.sel(shown="first block")
-    few, many = (block.sel(scheduler="ddpm", steps=data.steps.values[k]) for k in (0, -1))
-    ode = block.sel(scheduler="ddim", steps=data.steps.values[-1])
+    few, many, ode = block.sel(scheduler="ddpm")[0], block.sel(scheduler="ddpm")[-1], block.sel(scheduler="ddim")[-1]
+    first, last, without = (f"{int(one.steps)} steps: {values(one)}" for one in (few, many, ode))
     return [
         verdict(
             f"model of Fashion-MNIST with DDIM: gaps at t/T = {noise}",
             words("ddim"),
             "below 0: without noise all clones are equal",
             below(
-                [smallest[label] for label in images if "ddim" in label],
-                LEVEL,
-                f"p by Holm < {LEVEL:g} for every number of steps",
+                [p for label, p in smallest.items() if "ddim" in label], LEVEL, f"p by Holm < {LEVEL:g} for every number of steps"
             ),
             below(ode.sel(estimate="high").values, 0, "first block, most steps: intervals below 0"),
         ),
         verdict(
             f"model of Fashion-MNIST with DDPM: gaps of the first block at t/T = {noise}",
-            blocks(few, many) + f"; without noise {blocks(ode)}",
+            f"{first} | {last}; without noise {without}",
             "nearer to 0 with more steps, and nearer than without noise",
-            above(
-                (many - few).sel(estimate="value").mean().item(),
-                0,
-                "first block, mean over noise: rises with the number of steps",
-            ),
+            above((many - few).sel(estimate="value").mean(), 0, "first block, mean over noise: rises with the number of steps"),
             above(many.sel(estimate="low").values, ode.sel(estimate="high").values, "above DDIM, intervals apart"),
         ),
         shows(

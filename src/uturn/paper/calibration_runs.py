@@ -13,14 +13,12 @@ from uturn.core.random import Purpose, keys, normals
 from uturn.corruption import Gaussian, Noisy
 from uturn.measures.cloning import collapse_time, recall_probability
 from uturn.paper.channels import WORDS
-from uturn.paper.specs import Part, experiment_of
+from uturn.paper.specs import Part, experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import RHMSource
 
 CLONES, ITEMS = 8, 200
-TREE: dict[str, Any] = {"type": "rhm", "vocab_size": 32, "multiplicity": 8, "branching": 2, "depth": 7}
-SMALL: dict[str, Any] = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
-LEARNED: dict[str, Any] = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3}
+TREE, SMALL, LEARNED = rhm(32, 8, 2, 7), rhm(4, 2, 2, 2), rhm(8, 2, 2, 3)
 MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 256, "num_modes": 2}
 SEPARATIONS = (0.5, 1.0, 2.0)  # of the means of mixtures, over sqrt(dimension)
 CODES = ((16, 16), (32, 256), (48, 4096))  # dimension and number of Gaussian training data, with equal log(n)/d
@@ -113,18 +111,10 @@ def repeated(kind: str, scale: Scale) -> Experiment:
 
 def trained_denoiser(workshop: Workshop) -> Path:
     """File of a denoiser of Gaussian noise that is trained on 64 strings of the grammar of `LEARNED`, stopped early."""
-    from uturn.networks.strings.denoisers import train_denoiser
-
-    rhm = RHMSource(**LEARNED).grammar(0, 0)
+    grammar, names = RHMSource(**LEARNED).grammar(0, 0), ["calibration-denoiser"]
     recipe = {"grammar": LEARNED, "strings": STRINGS, "training": TRAINING}
-    strings = rhm.sample(STRINGS, seed=1).leaves
-
-    def trained(checkpoint: Path) -> tuple[list[Any], Any]:
-        options = {**TRAINING, "checkpoint": checkpoint, "progress": workshop.progress}
-        best, _, history = train_denoiser(rhm, "gaussian", strings, **options)
-        return [best], history
-
-    return workshop.train(["calibration-denoiser"], recipe, trained)[0]
+    workshop.denoisers(names, recipe, grammar, "gaussian", lambda: grammar.sample(STRINGS, seed=1).leaves, **TRAINING)
+    return workshop.files(names)[0]
 
 
 def mixture_experiment(separation: float, scale: Scale) -> Experiment:

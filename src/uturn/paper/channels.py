@@ -69,27 +69,25 @@ def channel_spec(
 def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdict]:
     """Verdicts on the laws of all Bayesian channels, on their calibration and marginals, and on each negative control.
 
-    Channels that figures share are measured once.
+    Channels that figures share are measured once; the measurements of a verdict have the same names in all of these figures.
     """
-    found: list[Verdict] = []
-    bayesian = [one for one in channels if one.is_bayesian]
     measured = {}
     for one in channels:
         settings = {"experiment": one.experiment.identity()}
-        measured[one.label] = workshop.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one)).load()
-    if bayesian:
-        data = [measured[one.label] for one in bayesian]
-        strings = [one for one in bayesian if "belief" in measured[one.label]]
-        found.append(_named("law", bayesian, law_verdict(bayesian, data)))
-        found.append(_named("calibration", bayesian, calibration_verdict(bayesian, data)))
-        found += [_named("marginals", strings, one) for one in marginals_verdict(bayesian, data)]
-    controls = [one for one in channels if not one.is_bayesian]
-    return found + [_named("calibration", [one], calibration_verdict([one], [measured[one.label]])) for one in controls]
-
-
-def _named(check: str, channels: Sequence[ChannelSpec], judged: Verdict) -> Verdict:
-    """The verdict with the names of its measurements, which are the same in every figure that shares the channels."""
-    return replace(judged, measurements=tuple(f"{check} {one.experiment.hash[:12]}" for one in channels))
+        measured[one.label] = workshop.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one))
+    bayesian = [one for one in channels if one.is_bayesian]
+    strings = [one for one in bayesian if "belief" in measured[one.label]]
+    checks = [("law", bayesian, law_verdict), ("calibration", bayesian, calibration_verdict)]
+    checks += [("marginals", strings, marginals_verdict)]
+    checks += [("calibration", [one], calibration_verdict) for one in channels if not one.is_bayesian]
+    return [
+        replace(
+            judge(of, [measured[one.label] for one in of]),
+            measurements=tuple(f"{check} {one.experiment.hash[:12]}" for one in of),
+        )
+        for check, of, judge in checks
+        if of
+    ]
 
 
 def measure(one: ChannelSpec) -> xr.Dataset:
@@ -100,15 +98,15 @@ def measure(one: ChannelSpec) -> xr.Dataset:
     ds = run(one.experiment).isel(trajectory=0)
     if hasattr(one.experiment.parts.source, "depth"):
         readings = [f"level {k}" for k in ds.tree_level.values]
-        found = ds[["parsed", "clone_parsed", "belief"]].rename(tree_level="reading").assign_coords(reading=readings)
-        found = found.rename(parsed="with_original", clone_parsed="with_clones")
+        names = {"parsed": "with_original", "clone_parsed": "with_clones", "tree_level": "reading"}
+        read = ds[["parsed", "clone_parsed", "belief"]].rename(names).assign_coords(reading=readings)
     else:
         readings = ["class", *(f"scale {scale:g}" for scale in ds.scale.values)]
         pairs = (("same_label", "scale_similarity"), ("clone_same_label", "clone_scale_similarity"))
         columns = [xr.concat([ds[a], ds[b].drop_vars("scale").rename(scale="reading")], "reading") for a, b in pairs]
-        found = xr.Dataset(dict(zip(("with_original", "with_clones"), columns, strict=True))).assign_coords(reading=readings)
-    found = found.astype(float).reset_coords(drop=True).drop_attrs()
-    return xr.merge([found, drawn_noise(one.experiment)]) if one.is_bayesian else found
+        read = xr.Dataset(dict(zip(("with_original", "with_clones"), columns, strict=True))).assign_coords(reading=readings)
+    read = read.astype(float).reset_coords(drop=True).drop_attrs()
+    return xr.merge([read, drawn_noise(one.experiment)]) if one.is_bayesian else read
 
 
 # -- the law of the noise ------------------------------------------------------------------------------------------------
@@ -126,27 +124,27 @@ def drawn_noise(experiment: Experiment) -> xr.Dataset:
         `mean`, `expected`: over items, in natural units (shares of leaves; amplitude of the signal; variance of the noise).
     """
     source, corruption, _, _ = experiment.parts
-    items = np.arange(experiment.items)
-    rows, natural, expected, excess = [], [], [], []
+    items, laws = np.arange(experiment.items), []
     for level in experiment.noise:
         pieces = []
         for originals in source.blocks(items, experiment.seed, experiment.items):
             observed = corruption.observe(originals, level, Streams(experiment.seed, originals.items, level))
             if isinstance(corruption, Gaussian):
-                pieces.append(_gaussian(originals, observed, float(corruption.abar(level))))
+                vectors = isinstance(originals, Vectors)
+                x0 = originals.values if vectors else np.eye(originals.rhm.vocab_size)[originals.data]
+                pieces.append(gaussian_law(x0, observed.values, float(corruption.abar(level))))
             else:
                 pieces.append(_counted(originals, observed, corruption, level))
-        rows.append(np.concatenate([piece[0] for piece in pieces]))
-        natural.append(np.concatenate([piece[1] for piece in pieces]).mean(axis=0))
-        expected.append(pieces[0][2])
-        excess.append(pieces[0][3])
+        rows, natural, (expected, *_), (excess, *_) = zip(*pieces, strict=True)
+        laws.append((np.concatenate(rows), np.concatenate(natural).mean(axis=0), expected, excess))
     names = {Masking: ["masked leaves"], UniformReplacement: ["changed leaves"], Gaussian: ["signal", "variance"]}
+    standardised, *numbers = (np.array(values) for values in zip(*laws, strict=True))
     return xr.Dataset(
         {
-            "standardised": (("noise", "item", "quantity"), np.array(rows)),
+            "standardised": (("noise", "item", "quantity"), standardised),
             **{
-                name: (("noise", "quantity"), np.array(values))
-                for name, values in (("mean", natural), ("expected", expected), ("excess", excess))
+                name: (("noise", "quantity"), values)
+                for name, values in zip(("mean", "expected", "excess"), numbers, strict=True)
             },
         },
         coords={"noise": experiment.noise, "item": items, "quantity": names[type(corruption)]},
@@ -163,12 +161,6 @@ def _counted(originals: Any, observed: Any, corruption: Any, level: float) -> _L
     p = level if isinstance(corruption, Masking) else level * (v - 1) / v
     variance = d * p * (1 - p)
     return (changed - d * p) / np.sqrt(variance), changed / d, [p], [(1 - 6 * p * (1 - p)) / variance]
-
-
-def _gaussian(originals: Any, observed: Any, abar: float) -> _Law:
-    if isinstance(originals, Vectors):
-        return gaussian_law(originals.values, observed.values, abar)
-    return gaussian_law(np.eye(originals.rhm.vocab_size)[originals.data], observed.values, abar)
 
 
 def gaussian_law(x0: np.ndarray, xt: np.ndarray, abar: float) -> _Law:
@@ -208,22 +200,19 @@ def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset])
     p_values = [law_p_values(data) for data in measured]
     p = np.concatenate([values.ravel() for values in p_values])
     adjusted = holm(p).min()
-    words = []
+    farthest = []
     for one, data, values in zip(channels, measured, p_values, strict=True):
         k, quantity = np.unravel_index(values[: data.sizes["noise"]].argmin(), data["mean"].shape)
         worst = data[["mean", "expected"]].isel(noise=k, quantity=quantity)
         numbers = f"{float(worst['mean']):.4f} for {float(worst.expected):.4f}"
-        words.append(f"{one.label} {float(worst.noise):g}: {worst.quantity.item()} {numbers}")
+        farthest.append(f"{one.label} {float(worst.noise):g}: {worst.quantity.item()} {numbers}")
+    rule = f"mean, spread between originals, independence of the noise levels: no p by Holm <= {LAW_LEVEL:g}"
     return verdict(
-        "law of the noise that was drawn: " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
+        f"law of the noise that was drawn: {_listed(channels)}",
         f"{len(p)} tests, smallest p = {p.min():.2g}, by Holm {adjusted:.2g}; means farthest from their laws: "
-        + "; ".join(words),
+        + "; ".join(farthest),
         "masked and changed leaves: binomial; Gaussian: signal sqrt(abar) x_0, noise of variance 1 - abar",
-        above(
-            adjusted,
-            LAW_LEVEL,
-            f"mean, spread between originals, independence of the noise levels: no p by Holm <= {LAW_LEVEL:g}",
-        ),
+        above(adjusted, LAW_LEVEL, rule),
     )
 
 
@@ -240,8 +229,7 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         share = LEVEL * count / sum(tests)
         rows.append(calibrate(joint.with_original.values, joint.with_clones.values, share, relabellings))
     p, gap, low, high, visible = (
-        np.concatenate([np.ravel(getattr(found, name)) for found in rows])
-        for name in ("p_value", "gap", "low", "high", "visible")
+        np.concatenate([np.ravel(getattr(row, name)) for row in rows]) for name in ("p_value", "gap", "low", "high", "visible")
     )
     seen = np.isfinite(visible)  # elsewhere readings differ in too few items
     names = [
@@ -262,7 +250,7 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
         rules = [below(adjusted.min(), np.nextafter(LEVEL, 1), ""), above(gap[least], 0, "")]
     return verdict(
         f"calibration of posterior draws, E f(x0, x̂) - E f(x̂, x̂'), {CLONES} clones of {channels[0].experiment.items} originals; "
-        f"f: {what}; " + "; ".join(f"{one.label} {_levels(one)}" for one in channels),
+        f"f: {what}; {_listed(channels)}",
         f"{len(p)} tests, smallest p = {p[least]:.2g} ({worst}), by Holm {adjusted.min():.2g}; gaps of "
         f"{visible.min():.2g} to {visible.max(where=seen, initial=0):.2g} would be seen in {seen.sum()} of them",
         expected,
@@ -271,30 +259,24 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
     )
 
 
-def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> list[Verdict]:
+def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
     """A draw keeps a symbol with its marginal probability: two measurements of one number. For strings only."""
-    labels, rows = [], []
+    tests = []
     for one, data in zip(channels, measured, strict=True):
-        if "belief" in data:
-            # Originals are independent, so the sum over noise levels has a t distribution.
-            gap = (data.with_original.mean("clone") - data.belief).sum("noise").sel(reading=one.readings)
-            labels.append(one.label)
-            rows.append(ttest_1samp(gap.transpose("item", "reading").values, 0))
-    if not rows:
-        return []
-    adjusted = holm([row.pvalue for row in rows]).min()
-    return [
-        verdict(
-            f"marginals at the originals against {CLONES} draws each, summed over noise levels: t statistics of the tree levels",
-            "; ".join(
-                f"{label} " + ", ".join(f"{t:+.1f}" for t in row.statistic) for label, row in zip(labels, rows, strict=True)
-            )
-            + f"; smallest p by Holm {adjusted:.2g}",
-            "0, standard deviation 1: a draw keeps a symbol with its marginal probability",
-            above(adjusted, LAW_LEVEL, f"no p by Holm <= {LAW_LEVEL:g}"),
-        )
-    ]
+        # Originals are independent, so the sum over noise levels has a t distribution.
+        gap = (data.with_original.mean("clone") - data.belief).sum("noise").sel(reading=one.readings)
+        tests.append(ttest_1samp(gap.transpose("item", "reading").values, 0))
+    adjusted = holm([test.pvalue for test in tests]).min()
+    words = [", ".join(f"{t:+.1f}" for t in test.statistic) for test in tests]
+    return verdict(
+        f"marginals at the originals against {CLONES} draws each, summed over noise levels: t statistics of the tree levels",
+        "; ".join(f"{one.label} {text}" for one, text in zip(channels, words, strict=True))
+        + f"; smallest p by Holm {adjusted:.2g}",
+        "0, standard deviation 1: a draw keeps a symbol with its marginal probability",
+        above(adjusted, LAW_LEVEL, f"no p by Holm <= {LAW_LEVEL:g}"),
+    )
 
 
-def _levels(one: ChannelSpec) -> str:
-    return ", ".join(f"{x:g}" for x in one.experiment.noise)
+def _listed(channels: Sequence[ChannelSpec]) -> str:
+    """The channels and their noise levels in words."""
+    return "; ".join(f"{one.label} {', '.join(f'{x:g}' for x in one.experiment.noise)}" for one in channels)

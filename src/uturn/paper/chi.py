@@ -27,8 +27,22 @@ from uturn.paper.correlated_runs import (
     grammar,
     images,
     independent_changes,
-)
-from uturn.paper.verdicts import Rule, Verdict, above, apart, below, holds, increasing, shows, verdict, within
+)  # fmt: skip
+from uturn.paper.verdicts import (
+    BOUNDS,
+    Rule,
+    Verdict,
+    above,
+    apart,
+    below,
+    estimates,
+    holds,
+    increasing,
+    listed,
+    shows,
+    verdict,
+    within,
+)  # fmt: skip
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, style
 
@@ -53,33 +67,23 @@ DRAWS = 16  # noisy strings of an original for its exact chi
 EPSILON_WIDTH, CHANNEL_WIDTH, CONTROL_WIDTH = 0.05, 0.15, 0.3  # of intervals of chi, as shares
 CHANNEL_MOVED = 0.15  # of the interval of a displacement, as a share of the threshold
 ALARM = 1e-3  # false-alarm rate of a verdict on chi against its exact value
-
-
 HALF_WIDTH = {5: 0.06, 7: 0.035, 10: 0.016}  # of the peak in ε, where a parabola describes it
 
 
 def epsilons(depth: int, scale: Scale) -> list[float]:
     """Noise levels, dense around the maximum of the mean field."""
-    top, half = maximum(MeanField(*STEEP), depth), HALF_WIDTH[depth]
+    grid, half = np.linspace(0.7, 0.83, 1301), HALF_WIDTH[depth]
+    top = float(grid[MeanField(*STEEP).susceptibility(grid, depth).argmax()])
     dense = np.linspace(top - half, top + half, 7 if scale == "smoke" else 13)
     return np.r_[0.55, 0.65, top - 2 * half, dense, top + 2 * half, 0.9].round(4).tolist()
 
 
-def maximum(theory: MeanField, depth: int) -> float:
-    """ε at which chi of the mean field is largest."""
-    grid = np.linspace(0.7, 0.83, 1301)
-    return float(grid[theory.susceptibility(grid, depth).argmax()])
-
-
-def channel_depths(scale: Scale) -> tuple[int, ...]:
-    return (5, 9) if scale == "smoke" else (5, 7, 9)
-
-
 def experiments(scale: Scale) -> dict[str, Experiment]:
+    points, depths = (9, (5, 9)) if scale == "smoke" else (17, (5, 7, 9))
     made = {f"epsilon-depth{L}": grammar("epsilon", STEEP, L, epsilons(L, scale), scale, factor=5) for L in DEPTHS}
     for channel in CHANNELS:
-        noise = np.linspace(*REACH[channel], 9 if scale == "smoke" else 17).tolist()
-        made |= {f"{channel}-depth{L}": grammar(channel, PAPER, L, noise, scale, turns=4) for L in channel_depths(scale)}
+        noise = np.linspace(*REACH[channel], points).tolist()
+        made |= {f"{channel}-depth{L}": grammar(channel, PAPER, L, noise, scale, turns=4) for L in depths}
     return made
 
 
@@ -101,10 +105,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     for label, run in runs.items():
         for name in PATCHES if label == "images" else ("",):
             key = f"{label}-{name}" if name else label
-            found = susceptibility_of(run, name)
-            bounds = np.stack([found.chi, found.low, found.high], axis=-1)
-            data[f"chi_{key}"] = (f"noise_{label}", "bound"), bounds
-            data = data.assign_coords({f"noise_{label}": run.noise.values, "bound": ["value", "low", "high"]})
+            curve = susceptibility_of(run, name)
+            data[f"chi_{key}"] = (f"noise_{label}", "bound"), np.stack([curve.chi, curve.low, curve.high], axis=-1)
+            data = data.assign_coords({f"noise_{label}": run.noise.values, "bound": BOUNDS})
     theory = MeanField(*STEEP)
     fine = np.linspace(0.5, 0.95, 901)
     data["theory"] = ("depth", "fine"), np.array([theory.susceptibility(fine, L) for L in DEPTHS])
@@ -117,8 +120,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def peak(noise: np.ndarray, chosen: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Statistic of `chi_parts`: position and height of the peak, by a parabola through log chi at the chosen noise levels."""
+def peak(noise: np.ndarray, around: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Statistic of `chi_parts`: position and height of the peak, by a parabola through log chi at five noise levels, those around
+    the largest value of another curve."""
+    top = int(np.clip(around.argmax(), 2, len(noise) - 3))
+    chosen = slice(top - 2, top + 3)
 
     def statistic(means: np.ndarray) -> np.ndarray:
         x, y = noise[chosen], np.log(means[chosen, 0] / means[chosen, 1])
@@ -140,31 +146,29 @@ class Compared(NamedTuple):
     """
 
     ratio: Estimate
-    levels: list[Estimate]
     moved: Estimate
     position: Estimate
     height: Estimate
+    levels: list[Estimate]
     exact: float
     drawn: float
 
 
 def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     """Intervals of log ratios and displacements are at the false-alarm rate `ALARM` for so many comparisons together."""
-    both, noise = beside_exact(chi_parts(run), chi_parts(exact)), run.noise.values
-    repeated = replicates(both)
-    measured, known = (repeated.mean[:, k, 0] / repeated.mean[:, k, 1] for k in (0, 1))
-    top = int(np.clip(known.argmax(), 2, len(noise) - 3))
-    statistic = peak(noise, np.abs(np.arange(len(noise)) - top) <= 2)
-    level = ALARM / comparisons
-    each = repeated.interval(_log_ratio, 1 - level / len(noise))
-    own = repeated.interval(lambda c: statistic(c[:, 0]))
+    both, noise, level = beside_exact(chi_parts(run), chi_parts(exact)), run.noise.values, ALARM / comparisons
+    means = replicates(both).mean
+    measured, known = (means[:, k, 0] / means[:, k, 1] for k in (0, 1))
+    statistic = peak(noise, known)
+    ratio, moved = estimates(both, lambda c: [_log_ratio(c).mean(), shift(noise, c)], 1 - level)
+    position, height = estimates(both, lambda c: statistic(c[:, 0]))
     return Compared(
-        Estimate(*repeated.interval(lambda c: _log_ratio(c).mean(), 1 - level).tolist()),
-        [Estimate(*row) for row in each.T.tolist()],
-        Estimate(*repeated.interval(lambda c: shift(noise, c), 1 - level).tolist()),
-        Estimate(*own[:, 0].tolist()),
-        Estimate(*own[:, 1].tolist()),
-        float(statistic(repeated.mean[:, 1])[0]),
+        ratio,
+        moved,
+        position,
+        height,
+        estimates(both, _log_ratio, 1 - level / len(noise)),
+        float(statistic(means[:, 1])[0]),
         float(np.abs(susceptibility_of(run).chi.values / measured - 1).max()),
     )
 
@@ -179,67 +183,57 @@ def shift(noise: np.ndarray, c: np.ndarray) -> float:
 
     All noise levels count, and those on the flanks of a peak most. Where a peak is broad, its place is much less certain.
     """
-    known = np.log(c[:, 1, 0] / c[:, 1, 1])
-    slope = -np.gradient(known, noise)
-    slope = slope - slope.mean()
+    slope = -np.gradient(np.log(c[:, 1, 0] / c[:, 1, 1]), noise)
+    slope -= slope.mean()
     return float(slope @ _log_ratio(c) / (slope @ slope))
 
 
-def _ratio_rules(found: Sequence[Compared], width: float) -> list[Rule]:
-    return [
+def _against_exact(runs: Sequence[Compared], name: str, expected: str, width: float) -> Verdict:
+    """The relative difference of chi from that of the same strings."""
+    levels = [level for one in runs for level in one.levels]
+    ratios = [f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in (one.ratio for one in runs)]
+    return verdict(
+        f"chi against the exact chi of the same strings, {name}: relative difference",
+        "; ".join(ratios) + f"; at one noise level up to {100 * max(abs(level.value) for level in levels):.1f} %",
+        expected,
         holds(
-            [one.ratio for one in found],
+            [one.ratio for one in runs],
             0.0,
             width,
             f"mean over noise levels: intervals hold 0 and are narrower than {100 * width:.0f} % (false alarms {ALARM:g})",
         ),
-        holds([one for each in found for one in each.levels], 0.0, np.inf, "so do those of every noise level"),
-        within([one.drawn for one in found], 1e-5, ""),
-    ]
-
-
-def _percent(found: Sequence[Compared]) -> str:
-    """Mean differences with their intervals, and the largest one at a noise level."""
-    rows = [one.ratio for one in found]
-    worst = max((abs(level.value) for one in found for level in one.levels), default=np.nan)
-    return "; ".join(f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in rows) + (
-        f"; at one noise level up to {100 * worst:.1f} %"
+        holds(levels, 0.0, np.inf, "so do those of every noise level"),
+        within([one.drawn for one in runs], 1e-5, ""),
     )
 
 
 def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -> list[Verdict]:
-    found = [compared(runs[f"epsilon-depth{L}"], runs[f"exact-epsilon-depth{L}"], len(DEPTHS)) for L in DEPTHS]
+    of_depth = [compared(runs[f"epsilon-depth{L}"], runs[f"exact-epsilon-depth{L}"], len(DEPTHS)) for L in DEPTHS]
     critical = theory.critical_noise or np.nan
     depths, annealed, heights = ", ".join(map(str, DEPTHS)), [], []
     for L in DEPTHS:
-        noise = data[f"noise_epsilon-depth{L}"].values
+        noise, measured, exact = (data[f"{name}epsilon-depth{L}"].values for name in ("noise_", "chi_", "chi_exact-"))
         curve = theory.susceptibility(noise, L)
-        top = int(np.clip(data[f"chi_exact-epsilon-depth{L}"].isel(bound=0).values.argmax(), 2, len(noise) - 3))
-        place, _ = peak(noise, np.abs(np.arange(len(noise)) - top) <= 2)(np.stack([curve, np.ones_like(curve)], axis=1))
-        annealed.append(float(place))
-        heights.append(data[f"chi_epsilon-depth{L}"].isel(bound=0).values / curve - 1)
+        annealed.append(peak(noise, exact[:, 0])(np.stack([curve, np.ones_like(curve)], axis=1))[0])
+        heights.append(100 * (measured[:, 0] / curve - 1))
     return [
-        verdict(
-            f"chi against the exact chi of the same strings, ε-process {STEEP}, L = {depths}: relative difference",
-            _percent(found),
-            "0: covariances of the exact posterior",
-            *_ratio_rules(found, EPSILON_WIDTH),
-        ),
+        _against_exact(of_depth, f"ε-process {STEEP}, L = {depths}", "0: covariances of the exact posterior", EPSILON_WIDTH),
         verdict(
             f"ε at which chi peaks, ε-process {STEEP}, L = {depths}",
-            "; ".join(str(one.position) for one in found) + f"; curves displaced by {'; '.join(str(one.moved) for one in found)}",
-            ", ".join(f"{one.exact:.4f}" for one in found)
+            f"{'; '.join(str(one.position) for one in of_depth)}; curves displaced by "
+            f"{'; '.join(str(one.moved) for one in of_depth)}",
+            ", ".join(f"{one.exact:.4f}" for one in of_depth)
             + f" (exact chi, same parabola), below ε* = {critical:.3f}; displaced by 0",
-            *(holds(one.moved, 0.0, HALF_WIDTH[L] / 4, "") for one, L in zip(found, DEPTHS, strict=True)),
+            *(holds(one.moved, 0.0, HALF_WIDTH[L] / 4, "") for one, L in zip(of_depth, DEPTHS, strict=True)),
             Rule(True, "displacements: intervals hold 0, and are narrower than 1/4 of the half-width of the peak"),
-            below([one.position.high for one in found], critical, "intervals below ε*"),
-            increasing([one.position for one in found]),
+            below([one.position.high for one in of_depth], critical, "intervals below ε*"),
+            increasing([one.position for one in of_depth]),
         ),
         shows(
             f"the annealed mean field beside it, L = {depths}: peaks; mean and largest relative difference of chi",
             ", ".join(f"{x:.4f}" for x in annealed)
             + "; "
-            + "; ".join(f"{100 * one.mean():+.1f} %, {100 * one[np.abs(one).argmax()]:+.1f} %" for one in heights),
+            + "; ".join(f"{one.mean():+.1f} %, {one[np.abs(one).argmax()]:+.1f} %" for one in heights),
             "equal for the annealed average; one grammar at a time lies some per cent above it",
         ),
     ]
@@ -247,27 +241,24 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
 
 def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
     depths = sorted(int(label.partition("-depth")[2]) for label in runs if label.startswith(f"{channel}-depth"))
-    found = [compared(runs[f"{channel}-depth{L}"], runs[f"exact-{channel}-depth{L}"], len(depths)) for L in depths]
-    limit, deepest = THRESHOLD[channel], found[-1]
+    of_depth = [compared(runs[f"{channel}-depth{L}"], runs[f"exact-{channel}-depth{L}"], len(depths)) for L in depths]
+    limit, deepest = THRESHOLD[channel], of_depth[-1]
     moved = Estimate(*(x / limit for x in deepest.moved))
-    name = f"{thresholds.CHANNELS[channel].label} {PAPER}, L = {', '.join(map(str, depths))}"
+    grammar = f"{thresholds.CHANNELS[channel].label} {PAPER}"
+    name = f"{grammar}, L = {', '.join(map(str, depths))}"
+    expected = f"0: moments of the exact posterior, {DRAWS} further noisy strings of every original"
     return [
-        verdict(
-            f"chi against the exact chi of the same strings, {name}: relative difference",
-            _percent(found),
-            f"0: moments of the exact posterior, {DRAWS} further noisy strings of every original",
-            *_ratio_rules(found, CHANNEL_WIDTH),
-        ),
+        _against_exact(of_depth, name, expected, CHANNEL_WIDTH),
         verdict(
             f"peak of chi, {name}",
             f"at {deepest.position}, L = {depths[-1]}; the curve displaced by {moved} of the threshold; height "
-            f"{'; '.join(str(one.height) for one in found)}",
+            f"{'; '.join(str(one.height) for one in of_depth)}",
             f"at {deepest.exact:.4g} (exact chi, same parabola), displaced by 0; height grows with depth",
             holds(moved, 0.0, CHANNEL_MOVED, f"displacement: the interval holds 0 and is narrower than {CHANNEL_MOVED}"),
-            apart(found[0].height, deepest.height, "intervals of the heights at the smallest and the largest depth apart"),
+            apart(of_depth[0].height, deepest.height, "intervals of the heights at the smallest and the largest depth apart"),
         ),
         shows(
-            f"peak of chi over the threshold of deep trees, {name.partition(', L')[0]}, L = {depths[-1]}",
+            f"peak of chi over the threshold of deep trees, {grammar}, L = {depths[-1]}",
             f"{deepest.position.value / limit:.3f}",
             f"near 1 in deep trees ({limit}); no theory here says how near at finite depth",
         ),
@@ -275,14 +266,14 @@ def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
 
 
 def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
-    found = []
+    verdicts = []
     for label, words in (("field", "Gaussian random field"), ("mixture", "mixture of two Gaussians")):
-        chi = [Estimate(*row) for row in data[f"chi_{label}"].values.tolist()]
+        chi = listed(data[f"chi_{label}"])
         highest = int(np.argmax([one.value for one in chi]))
         known = float(data[f"chi_exact-{label}"][0, 0])
         both = beside_exact(chi_parts(runs[label].isel(noise=[-1])), chi_parts(runs[f"exact-{label}"]))
-        ratio = estimate(both, lambda c: float(_log_ratio(c)[0]), 1 - ALARM)
-        found.append(
+        (ratio,) = estimates(both, _log_ratio, 1 - ALARM)
+        verdicts.append(
             verdict(
                 f"chi against time, {words}",
                 f"{chi[0]} at t = {TIMES[0]}, {chi[-1]} at t = T, highest at t = {data[f'noise_{label}'].values[highest]:g}; "
@@ -293,21 +284,18 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
                 apart(chi[0], chi[-1], "first and last intervals apart"),
             )
         )
-    curves = data["chi_one-level"].values
-    top = Estimate(*curves[curves[:, 0].argmax()].tolist())
-    last = Estimate(*curves[-1].tolist())
-    deep = [Estimate(*row) for row in data["chi_gaussian-depth9"].values.tolist()] if "chi_gaussian-depth9" in data else []
-    highest_deep = max(deep, key=lambda one: one.value) if deep else Estimate(np.nan, np.nan, np.nan)
-    found.append(
+    one_level = listed(data["chi_one-level"])
+    top, deep = (max(curve, key=lambda one: one.value) for curve in (one_level, listed(data["chi_gaussian-depth9"])))
+    verdicts.append(
         verdict(
             "largest chi of a grammar of one level, and of the grammar (32, 8, 2), L = 9, Gaussian",
-            f"{top}; {highest_deep}",
+            f"{top}; {deep}",
             "a peak, which the number of children bounds",
-            apart(last, top, "apart from chi at the largest time"),
-            apart(top, highest_deep, "apart from the larger peak of the deep grammar"),
+            apart(one_level[-1], top, "apart from chi at the largest time"),
+            apart(top, deep, "apart from the larger peak of the deep grammar"),
         )
     )
-    return found
+    return verdicts
 
 
 def _images(run: xr.Dataset, name: str) -> Verdict:
@@ -318,15 +306,15 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
         return means[[early, late], 0] / means[[early, late], 1]
 
     parts = chi_parts(run, name)
-    at = [estimate(parts, lambda c, k=k: float(chi(c)[k])) for k in (0, 1)]  # type: ignore[misc]
+    first, second = estimates(parts, chi)
     # The same originals at both noise levels: their differences drop out of the ratio.
     growth = estimate(parts, lambda c: float(np.diff(np.log(chi(c)))[0]), 0.99)
     return verdict(
         f"chi of Fashion-MNIST, {words} ({sites} sites), at t/T = 0.2 and 0.6",
-        f"{at[0]}; {at[1]}; logarithm of the ratio {growth} (99 % interval)",
+        f"{first}; {second}; logarithm of the ratio {growth} (99 % interval)",
         "more sites change together at 0.6",
         above(growth.low, 0, "interval of the logarithm above 0"),
-        below(at[1].high, sites, "below the number of sites"),
+        below(second.high, sites, "below the number of sites"),
     )
 
 
@@ -346,12 +334,9 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
-    colors = level_colors(len(DEPTHS))
-    for color, L in zip(colors, DEPTHS, strict=True):
+    for color, L in zip(level_colors(len(DEPTHS)), DEPTHS, strict=True):
         axes.plot(data.fine, data.theory.sel(depth=L), color=color, lw=1, ls="--", alpha=0.7)
-        chi, noise = data[f"chi_epsilon-depth{L}"].values, data[f"noise_epsilon-depth{L}"].values
-        axes.plot(noise, data[f"chi_exact-epsilon-depth{L}"].isel(bound=0), color=color, lw=1.6)
-        bars(axes, noise, chi, lw=1, fmt="o", ms=4.5, color=color, label=f"$L={L}$")
+        _beside_exact(axes, data, f"epsilon-depth{L}", 1.0, f"$L={L}$", lw=1.6, color=color)
     critical = data.attrs["critical_noise"]
     axes.axvline(critical, color=MUTED, ls=":", lw=1.2)
     axes.text(critical + 0.004, axes.get_ylim()[1], rf"$\epsilon^*={critical:.2f}$", color=MUTED, va="top")
@@ -361,19 +346,21 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="upper left")
 
 
+def _beside_exact(axes: Any, data: xr.Dataset, label: str, scale: float, words: str | None, lw: float, **look: Any) -> None:
+    """Points of a run against its noise / scale, on the line of their exact values."""
+    noise = data[f"noise_{label}"].values / scale
+    axes.plot(noise, data[f"chi_exact-{label}"].isel(bound=0), lw=lw, **look)
+    bars(axes, noise, data[f"chi_{label}"], lw=1, fmt="o", ms=4.5, label=words, **look)
+
+
 def _draw_channels(axes: Any, data: xr.Dataset) -> None:
     for channel in CHANNELS:
         look = thresholds.CHANNELS[channel]
-        found = (str(k) for k in data if str(k).startswith(f"chi_{channel}-depth"))
-        labels = sorted(found, key=lambda k: int(k.partition("-depth")[2]))
-        for k, label in enumerate(labels):
-            deepest = k == len(labels) - 1
-            noise = data[label.replace("chi_", "noise_")].values / THRESHOLD[channel]
-            depth = label.partition("-depth")[2]
-            words = f"{look.label}, $L={depth}$" if deepest else None
-            alpha = 1 if deepest else 0.25 + 0.25 * k
-            axes.plot(noise, data[label.replace("chi_", "chi_exact-")].isel(bound=0), color=look.color, alpha=alpha, lw=1.4)
-            bars(axes, noise, data[label], lw=1, fmt="o", ms=4.5, color=look.color, alpha=alpha, label=words)
+        depths = sorted(int(str(k).partition("-depth")[2]) for k in data if str(k).startswith(f"chi_{channel}-depth"))
+        for k, depth in enumerate(depths):
+            deepest = depth == depths[-1]
+            words, alpha = (f"{look.label}, $L={depth}$", 1.0) if deepest else (None, 0.25 + 0.25 * k)
+            _beside_exact(axes, data, f"{channel}-depth{depth}", THRESHOLD[channel], words, lw=1.4, color=look.color, alpha=alpha)
     axes.axvline(1, color=MUTED, ls=":", lw=1.2)
     axes.plot([], [], "o-", ms=4.5, lw=1, color=MUTED, alpha=0.5, label="pale: shallower trees, from $L=5$")
     axes.set(xlabel="noise / threshold of deep trees", title="noise that is drawn, (32, 8, 2)")

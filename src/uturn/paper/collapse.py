@@ -11,9 +11,9 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.scaling import Collapse, collapse, collapse_curves
-from uturn.measures.statistics import Estimate, replicates
+from uturn.measures.statistics import replicates
 from uturn.paper.correlated_runs import PAPER, grammar
-from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
+from uturn.paper.verdicts import BOUNDS, Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, style
 
@@ -68,8 +68,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     sizes = sorted(int(label.removeprefix("depth")) for label in runs)
     curves = collapse_curves([runs[f"depth{L}"].load() for L in sizes])
     noise = curves.noise.values
-    found, expected = fitted(curves, sizes, theory), fitted(theory_curves(theory, noise, sizes), sizes, theory)
-    deeper = [_deeper(theory, more) for more in DEEPER]
+    measured, expected = fitted(curves, sizes, theory), fitted(theory_curves(theory, noise, sizes), sizes, theory)
+    deeper = []
+    for depths in DEEPER:  # in a window of noise that narrows as N**(-1/ν)
+        window = np.linspace(-0.11, 0.07, 73) * (theory.slope or np.nan) ** (4 - depths[0])
+        deeper.append(fitted(theory_curves(theory, (theory.critical_noise or np.nan) + window, depths), depths, theory))
     repeated = replicates(curves)
     fine = np.linspace(noise[0], noise[-1], 321)
 
@@ -81,38 +84,31 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "correlation": (("noise", "depth"), ratio(repeated.mean)),
             "error": (("noise", "depth"), repeated.error(ratio)),
             "theory": (("fine", "depth"), ratio(theory_curves(theory, fine, sizes).values[:, 0])),
-            "exponent": (("fit", "bound"), [found.exponent, expected.exponent, *(one.exponent for one in deeper)]),
+            "exponent": (("fit", "bound"), [one.exponent for one in (measured, expected, *deeper)]),
         },
         coords={
             "noise": noise,
             "depth": sizes,
             "fine": fine,
-            "fit": ["measured", "mean field", *(f"mean field, L = {more[0]} .. {more[-1]}" for more in DEEPER)],
-            "bound": ["value", "low", "high"],
+            "fit": ["measured", "mean field", *(f"mean field, L = {depths[0]} .. {depths[-1]}" for depths in DEEPER)],
+            "bound": BOUNDS,
         },
         attrs={
-            "nu": found.exponent.value,
-            "critical": found.critical_noise.value,
+            "nu": measured.exponent.value,
+            "critical": measured.critical_noise.value,
             "infinite": theory.correlation_exponent,
             "critical_noise": theory.critical_noise,
         },
     )
-    return data, _verdicts(found, expected, deeper, theory, sizes)
-
-
-def _deeper(theory: MeanField, sizes: Sequence[int]) -> Collapse:
-    """The collapse of the mean field at larger depths, in a window of noise that narrows as N**(-1/ν)."""
-    narrower = (theory.slope or np.nan) ** (4 - sizes[0])
-    critical = theory.critical_noise or np.nan
-    return fitted(theory_curves(theory, critical + np.linspace(-0.11, 0.07, 73) * narrower, sizes), sizes, theory)
+    return data, _verdicts(measured, expected, deeper, theory, sizes)
 
 
 def _verdicts(
-    found: Collapse, expected: Collapse, deeper: Sequence[Collapse], theory: MeanField, sizes: Sequence[int]
+    measured: Collapse, expected: Collapse, deeper: Sequence[Collapse], theory: MeanField, sizes: Sequence[int]
 ) -> list[Verdict]:
     limit, critical = theory.correlation_exponent or np.nan, theory.critical_noise or np.nan
     distances = [abs(one.exponent.value - limit) for one in (expected, *deeper)]
-    nu, at = found.exponent, found.critical_noise
+    nu, at = measured.exponent, measured.critical_noise
     return [
         verdict(
             f"ν by collapse of C(N)/C(0), ε-process {PAPER}, L = {sizes[0]} .. {sizes[-1]}",
@@ -130,9 +126,9 @@ def _verdicts(
         ),
         verdict(
             "variance between the collapsed curves, as a share of the variance along them",
-            f"{found.spread:.3f}",
+            f"{measured.spread:.3f}",
             f"{expected.spread:.3f} (mean field); 1 for curves without relation",
-            below(found.spread, 0.15),
+            below(measured.spread, 0.15),
         ),
         verdict(
             "ν by collapse of the mean field: L = " + ", ".join(f"{m[0]} .. {m[-1]}" for m in (sizes, *DEEPER)),
@@ -172,18 +168,12 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_exponents(axes: Any, data: xr.Dataset) -> None:
-    rows = [Estimate(*row) for row in data.exponent.values.tolist()]
-    words = ["measured", *(f"mean field\n$L={text}$" for text in _depths_in_words(data))]
-    for k, (one, color) in enumerate(zip(rows, [CLASS, *[THEORY] * (len(rows) - 1)], strict=True)):
-        if np.isfinite(one.low):
-            axes.plot([one.low, one.high], [k, k], color=color, lw=2.2)
-        axes.plot([one.value], [k], "o", ms=7, color=color)
+    ranges = [f"mean field\n$L={depths[0]}$ to ${depths[-1]}$" for depths in (data.depth.values, *DEEPER)]
+    for row, (value, low, high) in enumerate(data.exponent.values):
+        color = THEORY if row else CLASS
+        axes.plot([low, high], [row, row], color=color, lw=2.2)  # the theory has no interval
+        axes.plot([value], [row], "o", ms=7, color=color)
     axes.axvline(data.attrs["infinite"], color=MUTED, ls="--", lw=1.2)
-    axes.set_yticks(range(len(rows)), words)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(data.sizes["fit"]), ["measured", *ranges])
+    axes.set_ylim(data.sizes["fit"] - 0.5, -0.5)
     axes.set(xlabel=r"exponent $\nu$", title=rf"$\nu$, infinite depth: {data.attrs['infinite']:.3f}")
-
-
-def _depths_in_words(data: xr.Dataset) -> list[str]:
-    measured = data.depth.values
-    return [f"{one[0]}$ to ${one[-1]}" for one in (measured, *DEEPER)]

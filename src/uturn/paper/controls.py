@@ -9,15 +9,13 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.spec import build
-from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves
-from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict, within
+from uturn.paper.specs import mean_field
+from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.probes.network_layers import hidden_layers_of
-from uturn.sources import FashionMNISTSource
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
@@ -68,7 +66,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         runs[label] = workshop.runs(figure, {name: module.experiments(workshop.scale)[name]})[name]
     items = 600 if workshop.scale == "smoke" else 2000
     runs["two-scales"] = workshop.keep("controls-two-scales", {"items": items, "version": 1}, lambda: two_scales(items))
-    runs["nesting"] = nesting.measured(workshop)
+    runs["nesting"], runs["classifier"] = nesting.measured(workshop), fig2.classified(workshop)
     return runs
 
 
@@ -101,24 +99,19 @@ def levels(run: xr.Dataset) -> Levels:
 
 def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, float]:
     """Index of the mean-field curves of the ε-process at the noise levels of a run."""
-    sizes = (source[key] for key in ("vocab_size", "multiplicity", "branching"))
-    curves = MeanField(*sizes).curves(noise, source["depth"]).marginals
+    curves = mean_field(source).curves(noise, source["depth"]).marginals
     high, low = (xr.DataArray(curves[:, [k, k]], dims=("noise", "item"), coords={"noise": noise}) for k in (-1, 0))
     isolated = xr.DataArray(1 - noise, dims="noise", coords={"noise": noise})
     return {name: hierarchy_index(high, c).value for name, c in zip(COMPARISONS, (isolated, low), strict=True)}
 
 
-def image_levels(run: xr.Dataset) -> Levels:
+def image_levels(run: xr.Dataset, classifier: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    source = FashionMNISTSource()
-    predicted = hidden_layers_of(fig2.LAYERS, source).predict(source.all_images()[0]).classes
-    found = fig2.kept(run, predicted)
+    values, (same, chance) = fig2.kept(run, classifier.predicted.values)
     # Random pairs are of one class as often as two independent images are.
-    same, chance = found.chance
-    pairs = fig2.random_pairs(fig2.LAYERS, source).isel(network_layer=0)
-    floor = float(same * pairs.sel(pair="same class") + (1 - same) * pairs.sel(pair="different class"))
-    kind = found.values.isel(label_set=1, drop=True)
-    return Levels(kind, run.similarity.isel(network_layer=0, drop=True), None, (float(chance), floor))
+    alike, different = classifier.random_pairs.values[:, 0]
+    floors = float(chance), float(same * alike + (1 - same) * different)
+    return Levels(values.isel(label_set=1, drop=True), run.similarity.isel(network_layer=0, drop=True), None, floors)
 
 
 Indices = dict[str, dict[str, Estimate]]
@@ -133,36 +126,43 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     listed = sorted(
         (c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs), key=lambda case: order.index(case.kind)
     )
-    found = {case.label: (image_levels if case.label == "images" else levels)(runs[case.label].load()) for case in listed}
-    index = {label: _indices(one) for label, one in found.items()}
-    missing = Estimate(np.nan, np.nan, np.nan)
+    compared = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
+    if "images" in runs:
+        compared["images"] = image_levels(runs["images"].load(), runs["classifier"])
+    index = {label: _indices(one) for label, one in compared.items()}
+    missing = (np.nan,) * 3
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]
-    data = xr.Dataset({f"r_{label}": _curves(found[label]).rename(noise=f"time_{label}") for label in drawn})
+    data = xr.Dataset({f"r_{label}": _curves(compared[label]).rename(noise=f"time_{label}") for label in drawn})
     values = [[index[case.label].get(name, missing) for name in COMPARISONS] for case in listed]
     data["index"] = (("case", "comparison", "bound"), np.array(values))
     data = data.assign_coords(
         case=[case.label for case in listed],
         comparison=list(COMPARISONS),
-        bound=["value", "low", "high"],
+        bound=BOUNDS,
         words=("case", [case.words for case in listed]),
         kind=("case", [case.kind for case in listed]),
         judged=(("case", "comparison"), [[name in case.judged for name in COMPARISONS] for case in listed]),
     )
+    flat = [case for case in listed if case.kind == "flat" and not case.judged]
     return data.merge(runs["nesting"]), [
         *(one for name in COMPARISONS for one in _hierarchies_and_controls(listed, index, name)),
         _mean_field(listed, index, runs),
         *(_depth(index, name) for name in COMPARISONS),
         _two_scales(listed, index, runs["two-scales"]),
-        _flat(listed, index),
+        shows(
+            "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
+            "; ".join(f"{_plain(c.words)}: {', '.join(str(index[c.label][name]) for name in COMPARISONS)}" for c in flat),
+            "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
+        ),
         *nesting.verdicts(runs["nesting"]),
     ]
 
 
-def _indices(found: Levels) -> dict[str, Estimate]:
-    index = {"reconstructed": hierarchy_index(found.high, found.low, found.floors)}
-    if found.isolated is not None:
-        floors = None if found.floors is None else (found.floors[0], 0.0)
-        index["isolated"] = hierarchy_index(found.high, found.isolated, floors)
+def _indices(one: Levels) -> dict[str, Estimate]:
+    index = {"reconstructed": hierarchy_index(one.high, one.low, one.floors)}
+    if one.isolated is not None:
+        floors = None if one.floors is None else (one.floors[0], 0.0)
+        index["isolated"] = hierarchy_index(one.high, one.isolated, floors)
     return index
 
 
@@ -209,22 +209,13 @@ def _two_scales(listed: list[Case], index: Indices, run: xr.Dataset) -> Verdict:
     floor = (0.0, 0.0)
     known = hierarchy_index(high.assign_coords(noise=run.noise), low.assign_coords(noise=run.noise), floor).value
     largest = max(one.value for case in listed if case.kind == "hierarchy" for one in index[case.label].values())
-    found = index[TWO_SCALES.label]
+    indices = index[TWO_SCALES.label]
     return verdict(
         "hierarchy index of 2 modes, 8 s.d. apart, beside independent details of variance .05 and 1000: isolated, reconstructed",
-        "; ".join(str(found[name]) for name in COMPARISONS),
+        "; ".join(str(indices[name]) for name in COMPARISONS),
         f"{known:.3f} (exact curves), although there is no hierarchy; largest index of a grammar here: {largest:.3f}",
-        holds(list(found.values()), known, 0.15, "intervals hold it, and are narrower than 0.15"),
-        above([one.low for one in found.values()], LIMIT),
-    )
-
-
-def _flat(listed: list[Case], index: Indices) -> Verdict:
-    flat = [case for case in listed if case.kind == "flat" and not case.judged]
-    return shows(
-        "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
-        "; ".join(f"{_plain(case.words)}: {', '.join(str(index[case.label][name]) for name in COMPARISONS)}" for case in flat),
-        "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
+        holds(list(indices.values()), known, 0.15, "intervals hold it, and are narrower than 0.15"),
+        above([one.low for one in indices.values()], LIMIT),
     )
 
 
@@ -241,14 +232,14 @@ def _mean_field(listed: list[Case], index: Indices, runs: dict[str, xr.Dataset])
 
 
 def _depth(index: Indices, name: str) -> Verdict:
-    deep = index["sparse"][name]
-    depths = sorted((int(k.removeprefix("sparse-depth")), e[name]) for k, e in index.items() if k.startswith("sparse-depth"))
-    shallowest, shallow = depths[0]
+    of_depth = {int(label.removeprefix("sparse-depth")): one[name] for label, one in index.items() if "sparse-depth" in label}
+    shallowest = min(of_depth)
+    of_depth[7] = index["sparse"][name]
     return verdict(
         f"hierarchy index of (32, 4, 2), s f = 1/4, as the tree grows deeper, against the {name} low level",
-        "; ".join(f"L = {L}: {e}" for L, e in sorted([*depths, (7, deep)])),
+        "; ".join(f"L = {L}: {of_depth[L]}" for L in sorted(of_depth)),
         "grows from a shallow tree to L = 7",
-        apart(shallow, deep, f"intervals of L = {shallowest} and L = 7 apart"),
+        apart(of_depth[shallowest], of_depth[7], f"intervals of L = {shallowest} and L = 7 apart"),
     )
 
 
@@ -259,20 +250,20 @@ def _plain(words: str) -> str:
     return words
 
 
-def _curves(found: Levels) -> xr.DataArray:
+def _curves(one: Levels) -> xr.DataArray:
     """Rescaled curves and their intervals: dims noise, level, bound."""
     pieces = []
-    for values, floor in zip((found.high, found.low), found.floors or (None, None), strict=True):
+    for values, floor in zip((one.high, one.low), one.floors or (None, None), strict=True):
         pieces.append(replicates(values).interval(lambda c, floor=floor: rescaled(c, floor)).T)  # type: ignore[misc]
-    assert found.isolated is not None  # only images have none, and no panel
-    pieces.append(np.repeat(rescaled(found.isolated)[:, None], 3, axis=1))
+    assert one.isolated is not None  # only images have none, and no panel
+    pieces.append(np.repeat(rescaled(one.isolated)[:, None], 3, axis=1))
     return xr.DataArray(
         np.stack(pieces, axis=1),
         dims=("noise", "level", "bound"),
         coords={
-            "noise": found.high.noise.values,
+            "noise": one.high.noise.values,
             "level": ["class", "reconstructed", "isolated"],
-            "bound": ["value", "low", "high"],
+            "bound": BOUNDS,
         },
     )
 

@@ -13,14 +13,14 @@ from uturn.core.experiment import Experiment
 from uturn.measures.covariances import Grid
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.exact_changes import exact_covariances
-from uturn.paper.specs import experiment_of
+from uturn.paper.specs import experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
 
 PAPER = (32, 8, 2)
 STEEP = (16, 4, 2)
 FIELD: dict[str, Any] = {"type": "gaussian_field", "size": 16, "exponent": 2.0}
 MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 128, "num_modes": 2, "separation": 2.0}
-ONE_LEVEL = {"type": "rhm", "vocab_size": 4, "multiplicity": 512, "branching": 8, "depth": 1}
+ONE_LEVEL = rhm(4, 512, 8, 1)
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, np.inf)
 PATCHES = {"": ("patches of 4 x 4 pixels", 7 * 7), "feature": ("positions of block 4", 14 * 14)}
 """Changes of images: name of the probe, its words, and the number of sites."""
@@ -37,8 +37,7 @@ def grammar(
 ) -> Experiment:
     """U-turns of strings of several grammars. `factor`, `turns`: more items, more trajectories, for curves that need them."""
     grammars, items, trajectories = (24, 48 * factor, 32) if scale == "smoke" else (48, 240 * factor, 64)
-    source = dict(zip(("vocab_size", "multiplicity", "branching"), parameters, strict=True), type="rhm", depth=depth)
-    return _described({**source, "grammars": grammars}, channel, noise, items, turns * trajectories)
+    return _described(rhm(*parameters, depth, grammars=grammars), channel, noise, items, turns * trajectories)
 
 
 def controls(scale: Scale) -> dict[str, Experiment]:
@@ -82,7 +81,8 @@ def independent_changes(label: str, experiment: Experiment) -> xr.Dataset:
         covariance = np.tile([(g - half)[distance == r].mean() for r in sites.values], (experiment.items, 1))
     else:
         gaps = originals.law.means[:, None] - originals.values
-        first, second = _folded(gaps)
+        # Mean of the absolute value of a Gaussian of variance 1 with these means.
+        first, second = np.sqrt(2 / np.pi) * np.exp(-(gaps**2) / 2) + gaps * erf(gaps / np.sqrt(2))
         square = 1 + np.square(gaps).mean(axis=0)
         covariance = sites.products(((first - second) / 2)[:, None]) / sites.pairs
         covariance[:, 0] = (square - np.square((first + second) / 2)).mean(axis=1)
@@ -93,11 +93,6 @@ def independent_changes(label: str, experiment: Experiment) -> xr.Dataset:
         },
         {"noise": [np.inf], "distance": sites.values},
     )
-
-
-def _folded(mean: np.ndarray) -> np.ndarray:
-    """Mean of the absolute value of a Gaussian of variance 1."""
-    return np.sqrt(2 / np.pi) * np.exp(-(mean**2) / 2) + mean * erf(mean / np.sqrt(2))
 
 
 def images(scale: Scale) -> dict[str, Experiment]:
@@ -124,6 +119,6 @@ def _described(source: dict[str, Any], channel: str, noise: Sequence[float], ite
 def beside_exact(readings: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
     """Readings of a run (noise, item, x) and the exact ones, item by item: (noise, item, of, x)."""
     _, _, x = dims = readings.transpose("noise", "item", ...).dims
-    values = np.stack([one.transpose(*dims).values for one in (readings, exact)], axis=2)
-    along = {name: one for name, one in readings.coords.items() if one.dims == ("item",)}
+    values = np.stack([values.transpose(*dims).values for values in (readings, exact)], axis=2)
+    along = {name: values for name, values in readings.coords.items() if values.dims == ("item",)}
     return xr.DataArray(values, dims=("noise", "item", "of", x), coords={"noise": readings.noise, **along})

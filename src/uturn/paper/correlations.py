@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.changes import correlations_of
 from uturn.measures.scaling import correlation_length
-from uturn.measures.statistics import Estimate, estimate, replicates
+from uturn.measures.statistics import Estimate, estimate
 from uturn.paper import chi, collapse
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, beside_exact, controls, exact_of, images, independent_changes
-from uturn.paper.verdicts import Verdict, above, apart, below, holds, shows, verdict
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, estimates, holds, listed, shows, verdict
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
 
 TITLE = "Correlations of changes against distance"
@@ -41,23 +39,16 @@ EXPONENT_WIDTH, LENGTH_WIDTH, SLOPE_WIDTH = 0.1, 0.08, 0.25  # of the exponent a
 GAUSSIAN = "gaussian-depth9"
 
 
-def experiments(scale: Scale) -> dict[str, Experiment]:
-    deepest = f"depth{collapse.depths(scale)[-1]}"
-    return {deepest: collapse.experiments(scale)[deepest]}
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return chi.channels(scale)
+channels = chi.channels
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     shared = {**controls(workshop.scale), **images(workshop.scale)}
-    ((label, made),) = experiments(workshop.scale).items()
-    gaussian = workshop.runs("chi", {GAUSSIAN: chi.experiments(workshop.scale)[GAUSSIAN]})
+    deepest, experiment = list(collapse.experiments(workshop.scale).items())[-1]
     return {
-        "epsilon": workshop.runs("collapse", {label: made})[label],
-        "exact-epsilon": exact_of(workshop, "collapse", label, made),
-        **gaussian,
+        "epsilon": workshop.runs("collapse", {deepest: experiment})[deepest],
+        "exact-epsilon": exact_of(workshop, "collapse", deepest, experiment),
+        **workshop.runs("chi", {GAUSSIAN: chi.experiments(workshop.scale)[GAUSSIAN]}),
         **workshop.runs("correlated", shared),
         **{f"exact-{label}": independent_changes(label, shared[label]) for label in SITES},
     }
@@ -86,16 +77,22 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         attrs={"critical_noise": theory.critical_noise, "exponent": exponent, "nu": theory.correlation_exponent},
     )
     for label, one, at, name in _shown(runs):
-        found = curves_at(one, at, name).rename(distance=f"r_{label}")
-        data[label] = (f"r_{label}", "bound"), np.stack([found.correlation, found.low, found.high], axis=-1)
-        data = data.assign_coords({f"r_{label}": found[f"r_{label}"].values})
+        curve = curves_at(one, at, name)
+        data[label] = (f"r_{label}", "bound"), bounds_of(curve)
+        data = data.assign_coords({f"r_{label}": curve.distance.values})
     for label in SITES:
         data[f"{label}_exact"] = correlations_of(runs[f"exact-{label}"]).correlation.isel(noise=0).rename(distance=f"r_{label}")
-    data = data.assign_coords(bound=["value", "low", "high"])
+    data = data.assign_coords(bound=BOUNDS)
     both = beside_exact(run.change_covariance, own)
+    off = (data.epsilon_correlation - data.theory).isel(distance=slice(1, None))
+    ratio = (data.length_length / data.length_theory).values[_judged(data)]
     return data, [
         _against_exact(data, both),
-        _against_theory(data),
+        shows(
+            "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that of the mean field",
+            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f}; {', '.join(f'{x:.2f}' for x in ratio)}",
+            "0; 0; 1 for the annealed average",
+        ),
         _power_law(both, run, theory, exact),
         *_lengths(data, both),
         *_controls(runs),
@@ -119,35 +116,27 @@ def _largest(run: xr.Dataset) -> int:
 
 def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
     """Correlations against distance at the noise level of a run that is closest to `noise`."""
-    found = correlations_of(run, name)
-    at = int(np.argmin(np.abs(np.nan_to_num(found.noise.values, posinf=1e9) - noise)))
-    return found.isel(noise=at)
+    curves = correlations_of(run, name)
+    return curves.isel(noise=int(np.argmin(np.abs(np.nan_to_num(curves.noise.values, posinf=1e9) - noise))))
 
 
-def _curve(c: np.ndarray) -> np.ndarray:
-    return c / c[..., :1]
+def bounds_of(curve: xr.Dataset) -> np.ndarray:
+    """Correlations with the ends of their intervals, (distance, 3)."""
+    return np.stack([curve.correlation, curve.low, curve.high], axis=-1)
 
 
 def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
-    gaps = replicates(both).interval(
-        lambda c: _curve(c[:, 0, :])[:, 1:] - _curve(c[:, 1, :])[:, 1:], 1 - ALARM / data.exact.isel(distance=slice(1, None)).size
-    )
-    intervals = [Estimate(*row) for row in gaps.reshape(3, -1).T.tolist()]
+    def gaps(c: np.ndarray) -> np.ndarray:
+        curves = c / c[..., :1]
+        return curves[:, 0, 1:] - curves[:, 1, 1:]
+
+    intervals = estimates(both, gaps, 1 - ALARM / data.exact.isel(distance=slice(1, None)).size)
+    values, low, high = np.array(intervals).T
     return verdict(
         "C(r)/C(0) against the exact value of the same strings, ε-process: mean and largest difference over r and ε",
-        f"{gaps[0].mean():+.4f}; {np.abs(gaps[0]).max():.4f}; intervals up to {(gaps[2] - gaps[1]).max():.3f} wide",
+        f"{values.mean():+.4f}; {np.abs(values).max():.4f}; intervals up to {(high - low).max():.3f} wide",
         "0: covariances of the exact posterior",
         holds(intervals, 0.0, WIDTH, f"{len(intervals)} intervals hold 0 (false alarms {ALARM:g}) and are narrower than {WIDTH}"),
-    )
-
-
-def _against_theory(data: xr.Dataset) -> Verdict:
-    apart_by = (data.epsilon_correlation - data.theory).isel(distance=slice(1, None))
-    ratio = (data.length_length / data.length_theory).values[_judged(data)]
-    return shows(
-        "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that of the mean field",
-        f"{float(apart_by.mean()):+.4f}; {float(np.abs(apart_by).max()):.4f}; {', '.join(f'{x:.2f}' for x in ratio)}",
-        "0; 0; 1 for the annealed average",
     )
 
 
@@ -162,10 +151,10 @@ def _power_law(both: xr.DataArray, run: xr.Dataset, theory: MeanField, exact: np
         return -float(np.polyfit(r, y, 1)[0]) if np.isfinite(y).all() else np.nan
 
     one = both.isel(noise=[at])
-    found, gap = estimate(one, lambda c: slope(c[0, 0])), estimate(one, lambda c: slope(c[0, 0]) - slope(c[0, 1]), 1 - ALARM)
+    measured, gap = estimate(one, lambda c: slope(c[0, 0])), estimate(one, lambda c: slope(c[0, 0]) - slope(c[0, 1]), 1 - ALARM)
     return verdict(
         f"exponent a of C(r) ~ r^-a at ε = {run.noise.values[at]:g}, r = {np.exp(r[0]):.0f} .. {np.exp(r[-1]):.0f}",
-        f"{found}; minus that of the exact covariances: {gap} (99.9 % interval)",
+        f"{measured}; minus that of the exact covariances: {gap} (99.9 % interval)",
         f"difference 0; {slope(exact[at]):.3f} in mean field, same fit; 2 - 2/ν = {theory.decay_exponent:.3f} in deep trees",
         holds(gap, 0.0, EXPONENT_WIDTH, f"the interval of the difference holds 0 and is narrower than {EXPONENT_WIDTH}"),
     )
@@ -192,14 +181,14 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> list[Verdict]:
         design = np.stack([below_it, ~below_it, away], axis=1).astype(float)
         return float(np.linalg.lstsq(design, lengths, rcond=None)[0][-1])
 
-    repeated = replicates(both.isel(noise=np.flatnonzero(judged)))
-
     def statistics(c: np.ndarray) -> np.ndarray:
         measured, known = logarithm(c[:, 0]), logarithm(c[:, 1])
         return np.r_[measured - known, (measured - known).mean(), slope(measured), slope(measured) - slope(known)]
 
-    usual, strict, each = (repeated.interval(statistics, level) for level in (0.95, 1 - ALARM, 1 - ALARM / len(noise)))
-    mean, gap = (Estimate(*strict[:, k].tolist()) for k in (-3, -1))
+    judged_both = both.isel(noise=np.flatnonzero(judged))
+    (*_, own, _), (*_, mean, _, gap), (*each, _, _, _) = (
+        estimates(judged_both, statistics, level) for level in (0.95, 1 - ALARM, 1 - ALARM / len(noise))
+    )
     theory = slope(np.log(data.length_theory.values[judged]))
     return [
         verdict(
@@ -208,63 +197,54 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> list[Verdict]:
             "(99.9 % interval)",
             ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
             holds(mean, 0.0, LENGTH_WIDTH, f"the interval of the mean holds 0 and is narrower than {LENGTH_WIDTH}"),
-            holds(
-                [Estimate(*row) for row in each[:, :-3].T.tolist()],
-                0.0,
-                np.inf,
-                f"so do those of every ε (false alarms {ALARM:g})",
-            ),
+            holds(each, 0.0, np.inf, f"so do those of every ε (false alarms {ALARM:g})"),
         ),
         verdict(
             "slope of log ξ in log |ε - ε*| there, one amplitude on each side of ε*",
-            f"{Estimate(*usual[:, -2].tolist())}; minus that of the exact covariances: {gap} (99.9 % interval)",
+            f"{own}; minus that of the exact covariances: {gap} (99.9 % interval)",
             f"difference 0; {theory:.2f} in mean field at the same ε, and -ν = {-data.attrs['nu']:.2f} near ε* in deep trees",
             holds(gap, 0.0, SLOPE_WIDTH, f"the interval of the difference holds 0 and is narrower than {SLOPE_WIDTH}"),
-            below(Estimate(*usual[:, -2].tolist()).high, 0.0, "ξ grows towards ε*"),
+            below(own.high, 0.0, "ξ grows towards ε*"),
         ),
     ]
 
 
-def _far_over_near(c: np.ndarray, near: slice, far: slice) -> float:
-    """Mean covariance at large distances over that at small distances."""
-    return float(c[far].mean() / c[near].mean())
-
-
 def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:
     def compared(label: str, near: slice, far: slice) -> tuple[Estimate, Estimate, float]:
-        """Far over near at t = T, its difference from the exact value, and the exact value."""
+        """Mean covariance at large over that at small distances at t = T, its difference from the exact value, and that value."""
         both = beside_exact(runs[label].change_covariance.isel(noise=[-1]), runs[f"exact-{label}"].change_covariance)
-        found = estimate(both, lambda c: _far_over_near(c[0, 0], near, far), 1 - ALARM)
-        gap = estimate(both, lambda c: _far_over_near(c[0, 0], near, far) - _far_over_near(c[0, 1], near, far), 1 - ALARM)
-        return found, gap, found.value - gap.value
+
+        def ratios(c: np.ndarray) -> list[float]:
+            measured, known = (curve[far].mean() / curve[near].mean() for curve in c[0])
+            return [measured, measured - known]
+
+        ratio, gap = estimates(both, ratios, 1 - ALARM)
+        return ratio, gap, ratio.value - gap.value
 
     mixture, gap, known = compared("mixture", slice(1, 33), slice(33, 97))
-    grammar = estimate(
-        runs[GAUSSIAN].change_covariance.isel(noise=[_largest(runs[GAUSSIAN])]),
-        lambda c: _far_over_near(c[0], slice(1, 3), slice(-2, None)),
-        1 - ALARM,
-    )
     field, field_gap, field_known = compared("field", slice(1, 2), slice(4, 8))
+    largest = runs[GAUSSIAN].change_covariance.isel(noise=[_largest(runs[GAUSSIAN])])
+    grammar = estimate(largest, lambda c: c[0][-2:].mean() / c[0][1:3].mean(), 1 - ALARM)
+    within_width = f"the interval of the difference holds 0 and is narrower than {FAR_WIDTH}"
     return [
         verdict(
             "C(r) at large over small distances: flat mixture at t = T; grammar (32, 8, 2), L = 9, Gaussian, at its largest chi",
             f"{mixture}, minus the exact value: {gap}; {grammar} (99.9 % intervals)",
             f"{known:.3f} for these means and originals, as all sites change with the mode; near 0 in a grammar",
-            holds(gap, 0.0, FAR_WIDTH, f"the interval of the difference holds 0 and is narrower than {FAR_WIDTH}"),
+            holds(gap, 0.0, FAR_WIDTH, within_width),
             apart(grammar, mixture, "intervals apart"),
         ),
         verdict(
             "C(r) at 4 to 7 sites over that at 1, Gaussian field at t = T",
             f"{field}, minus the exact value: {field_gap} (99.9 % intervals)",
             f"{field_known:.3f} (closed formula)",
-            holds(field_gap, 0.0, FAR_WIDTH, f"the interval of the difference holds 0 and is narrower than {FAR_WIDTH}"),
+            holds(field_gap, 0.0, FAR_WIDTH, within_width),
         ),
     ]
 
 
 def _images(run: xr.Dataset, name: str) -> Verdict:
-    found = curves_at(run, 0.6, name)
-    near, far = (Estimate(*(float(found[key][k]) for key in ("correlation", "low", "high"))) for k in (1, 3))
+    near, far = (listed(bounds_of(curves_at(run, 0.6, name)))[k] for k in (1, 3))
     at = int(np.argmin(np.abs(run.noise.values - 0.6)))
     covariance = run[f"{name}_change_covariance" if name else "change_covariance"].isel(noise=[at])
     fall = estimate(covariance, lambda c: float((c[0, 1] - c[0, 3]) / c[0, 0]), 0.99)
@@ -312,12 +292,12 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     size = float(data.distance[-1])
     for sign, color, words in ((-1, ACCENT, r"$\epsilon<\epsilon^*$"), (1, CLASS, r"$\epsilon>\epsilon^*$")):
         side = (np.sign(away) == sign) & np.isfinite(data.length_length.values) & (data.length_length.values < 4 * size)
-        found = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
-        x = np.abs(found.noise - data.attrs["critical_noise"])
-        bounds = np.stack([found[f"length_{key}"].clip(max=1e5) for key in ("length", "low", "high")], axis=1)
+        part = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
+        x = np.abs(part.noise - data.attrs["critical_noise"])
+        bounds = np.stack([part[f"length_{key}"].clip(max=1e5) for key in ("length", "low", "high")], axis=1)
         bars(axes, x, bounds, fmt="o", ms=5, lw=1, color=color, label=words)
-        axes.plot(x, found.length_exact, color=color, lw=1.4)
-        axes.plot(x, found.length_theory, color=color, lw=1, ls="--", alpha=0.6)
+        axes.plot(x, part.length_exact, color=color, lw=1.4)
+        axes.plot(x, part.length_theory, color=color, lw=1, ls="--", alpha=0.6)
     x = np.array([0.012, 0.04])
     axes.plot(
         x, 40 * (x / 0.02) ** -data.attrs["nu"], color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{data.attrs['nu']:.2f}$"

@@ -5,6 +5,7 @@ Panels (d) and (e) of the figure `calibration`, and their verdicts.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,10 @@ from uturn.measures.cloning import (
     largest_eigenvalue,
     mixture_cloning_probability,
     speciation_time,
-)
+)  # fmt: skip
 from uturn.measures.statistics import Estimate, crossing, estimate, transition
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_experiment
-from uturn.paper.verdicts import Verdict, above, below, verdict, within
+from uturn.paper.verdicts import BOUNDS, Verdict, above, below, estimates, listed, verdict, within
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import load_scheduler
 from uturn.studies.plotting.style import MUTED, THEORY, bars, level_colors
@@ -42,27 +43,31 @@ class Fall(NamedTuple):
 
 def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
     """phi of the mixtures against t - t_S, and its fall."""
-    rows, formulas, shifts, found = [], [], [], []
+    rows, formulas, shifts, falls = [], [], [], []
     for separation in SEPARATIONS:
         ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
-        experiment = mixture_experiment(separation, "smoke")
-        data = experiment.parts.source.fresh(np.arange(4000), 0).values
-        t_s = speciation_time(largest_eigenvalue(data))
-        rows.append(cloning_probability(ds.clone_same_label).values)
-        formulas.append(mixture_cloning_probability(ds.noise.values, D))
-        shifts.append(ds.noise.values - t_s)
-        x = ds.noise.values
-        half = estimate(ds.clone_same_label, lambda c, x=x: crossing(x, c, 0.75), confidence=0.999)  # type: ignore[misc]
-        found.append(Fall(D, t_s, half, crossing(x, formulas[-1], 0.75)))  # interpolated on the same grid
+        time, same = ds.noise.values, ds.clone_same_label
+        formula = mixture_cloning_probability(time, D)
+        source = mixture_experiment(separation, "smoke").parts.source
+        t_s = speciation_time(largest_eigenvalue(source.fresh(np.arange(4000), 0).values))
+        (half,) = estimates(same, partial(_halfway, time), confidence=0.999)
+        rows.append(cloning_probability(same).values)
+        formulas.append(formula)
+        shifts.append(time - t_s)
+        falls.append(Fall(D, t_s, half, _halfway(time, formula)))  # interpolated on the same grid
     data = xr.Dataset(
         {
             "phi": (("distance", "point", "estimate"), np.array(rows)),
             "phi_formula": (("distance", "point"), np.array(formulas)),
             "since_speciation": (("distance", "point"), np.array(shifts)),
         },
-        {"distance": [one.squared_distance for one in found], "estimate": ["value", "low", "high"]},
+        {"distance": [fall.squared_distance for fall in falls], "estimate": BOUNDS},
     )
-    return data, found
+    return data, falls
+
+
+def _halfway(time: np.ndarray, phi: np.ndarray) -> float:
+    return crossing(time, phi, 0.75)
 
 
 def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
@@ -82,15 +87,15 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
     )
 
 
-def speciation_verdict(found: list[Fall]) -> Verdict:
-    ends = np.array([[one.half.low, one.half.high] for one in found])
-    expected = np.array([one.formula for one in found])
-    after = np.array([one.half.value - one.speciation for one in found])
+def speciation_verdict(falls: list[Fall]) -> Verdict:
+    ends = np.array([[one.half.low, one.half.high] for one in falls])
+    expected = np.array([one.formula for one in falls])
+    after = np.array([one.half.value - one.speciation for one in falls])
     return verdict(
         "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of 4,000 vectors)",
         "; ".join(
             f"|m1 - m2|^2 = {one.squared_distance:g}: {one.half}, t_S + {late:.3f}"
-            for one, late in zip(found, after, strict=True)
+            for one, late in zip(falls, after, strict=True)
         ),
         "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
         above(expected, ends[:, 0], "within the 99.9 % intervals"),
@@ -139,15 +144,15 @@ def fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
             "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
         },
         {"fashion_since_speciation": ("image_noise", t - times["speciation"]), "image_noise": ds.noise.values}
-        | {"estimate": ["value", "low", "high"]},
+        | {"estimate": BOUNDS},
         attrs={**place, "fashion_eigenvalue": float(eigenvalues[0]), "fashion_abar": 1 / float(eigenvalues[0])},
     )
 
 
 def fashion_verdict(data: xr.Dataset) -> Verdict:
     phi, attrs = data.fashion_phi, data.attrs
-    star, half = (Estimate(*map(float, data[f"fashion_{name}"])) for name in ("kept", "cloned"))
-    texts = [f"{float(x):g}: {Estimate(*map(float, phi.sel(image_noise=x)))}" for x in phi.image_noise]
+    (star,), (half,) = (listed(data[f"fashion_{name}"]) for name in ("kept", "cloned"))
+    texts = [f"{x:g}: {one}" for x, one in zip(phi.image_noise.values, listed(phi), strict=True)]
     return verdict(
         "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
         f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; "

@@ -19,6 +19,7 @@ from numba import njit
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Streams
+from uturn.core.threads import over_blocks
 from uturn.measures.covariances import Tree
 
 _FIRST = 2**20  # number of the first trajectory: none of a run
@@ -60,20 +61,20 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
 def _within_subtrees(originals: Any, noisy: Any) -> np.ndarray:
     """Covariances of all ordered pairs of leaves in the same subtree of level k = 0 .. L: (items, L + 1)."""
     rhm, items = originals.rhm, len(originals.items)
-    beliefs, found = noisy.beliefs("marginals"), []
+    beliefs, covariances = noisy.beliefs("marginals"), []
     truth = np.repeat(originals.data, len(noisy.values) // items, axis=0)
     for k in range(rhm.depth + 1):
         if k == 0:
             moments = _of_leaves(noisy.log_evidence, truth)
         else:
             weight = np.broadcast_to(rhm.rule_probabilities[k], rhm.rules[k].shape[:2]).astype(float)
-            moments = _of_parents(moments, np.ascontiguousarray(rhm.rules[k]), weight)
+            moments = _above(moments, np.ascontiguousarray(rhm.rules[k]), weight)
         mean, square = (one.reshape(items, -1, one.shape[1]) for one in _averaged(moments, beliefs[k]))
         within = (square - mean**2).mean(axis=1)
         if mean.shape[1] > 1:
             within += mean.var(axis=1, ddof=1)  # between noisy strings
-        found.append(within.sum(axis=1))
-    return np.stack(found, axis=1)
+        covariances.append(within.sum(axis=1))
+    return np.stack(covariances, axis=1)
 
 
 @njit(nogil=True, cache=True)
@@ -91,12 +92,19 @@ def _of_leaves(log_evidence: Any, truth: Any) -> Any:
     return moments
 
 
-@njit(nogil=True, cache=True)
-def _of_parents(children: Any, rules: Any, weight: Any) -> Any:
+def _above(children: np.ndarray, rules: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The same of the nodes above, (batch, nodes, symbols, 3), from that of their children."""
     batch, nodes = children.shape[:2]
+    _, count, s = rules.shape
+    above = np.empty((batch, nodes // s, len(rules), 3))
+    over_blocks(batch, lambda i, j: _of_parents(children[i:j], rules, weight, above[i:j]), numbers=nodes * len(rules) * count)
+    return above
+
+
+@njit(nogil=True, cache=True)
+def _of_parents(children: Any, rules: Any, weight: Any, above: Any) -> None:
+    batch, nodes = children.shape[:2]
     symbols, count, s = rules.shape
-    above = np.empty((batch, nodes // s, symbols, 3))
     for b in range(batch):
         for node in range(nodes // s):
             total = 0.0
@@ -116,7 +124,6 @@ def _of_parents(children: Any, rules: Any, weight: Any) -> Any:
             for y in range(symbols):
                 for k in range(3):
                     above[b, node, y, k] /= total
-    return above
 
 
 @njit(nogil=True, cache=True)

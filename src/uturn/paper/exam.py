@@ -17,10 +17,11 @@ from scipy.special import stdtrit
 
 from uturn.measures.calibration import calibrate
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps, measured, settings
+from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps, settings
+from uturn.paper.exam_runs import measure as measure  # of the figure
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
-from uturn.paper.verdicts import Verdict
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.verdicts import BOUNDS, Verdict
+from uturn.paper.workshop import Scale
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
@@ -48,13 +49,33 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     return [channel_spec(f"{WORDS['masking']}, {name}", table, "masking", scale, (0.5, 0.75)) for name, table in tables.items()]
 
 
-def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    return measured(workshop)
-
-
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     small, dense, sparse = ({kind: runs[f"{name}-{kind}"] for kind in DENOISERS} for name in ("enumerated", "dense", "sparse"))
-    data = xr.merge([_enumerated(small), _drawn(dense, sparse)])
+    impossible = {kind: np.isinf(sparse[kind].log_ratio).astype(float) for kind in DENOISERS}
+    more = {kind: one - one.sel(decoder=PLAIN, drop=True) for kind, one in impossible.items()}
+    gaps = [_gaps(dense[kind], sparse[kind]) for kind in DENOISERS]
+    dims = ("denoiser", "decoder")
+    data = xr.Dataset(
+        {
+            "small_kl": (
+                ("denoiser", "small_decoder"),
+                [small[kind].divergence.mean("observation").values for kind in DENOISERS],
+            ),
+            "small_calls": ("small_decoder", small["exact"].calls.mean("observation").values),
+            "kl": ((*dims, "estimate"), np.array([_over_items(dense[kind].log_ratio) for kind in DENOISERS])),
+            "broken": ((*dims, "estimate"), np.array([_over_items(impossible[kind]) for kind in DENOISERS])),
+            "more_broken": ((*dims, "estimate"), np.array([_over_items(more[kind]) for kind in DENOISERS])),  # than PLAIN
+            "gap": ((*dims, "estimate"), np.array([gap for gap, _ in gaps])),
+            "p": ((*dims, "test"), np.array([p for _, p in gaps])),
+            "calls": ("decoder", dense["exact"].calls.values),
+        },
+        {
+            "denoiser": list(DENOISERS),
+            "small_decoder": small["exact"].decoder.values,
+            "decoder": dense["exact"].decoder.values,
+            "estimate": BOUNDS,
+        },
+    )
     for name, run in (("small", small["exact"]), ("large", dense["exact"])):
         plan = json.loads(run.attrs["settings"])
         data.attrs[f"{name}_leaves"] = num_leaves = plan["grammar"]["branching"] ** plan["grammar"]["depth"]
@@ -78,42 +99,6 @@ def rounding_divergence(grammar: Mapping[str, Any], tokens: int) -> float:
     return float(tokens * d * np.expm1(d))
 
 
-# -- what is shown --------------------------------------------------------------------------------------------------------------
-
-
-def _enumerated(small: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    rows = [small[kind].divergence.mean("observation").values for kind in DENOISERS]
-    labels = small["exact"].decoder.values
-    return xr.Dataset(
-        {
-            "small_kl": (("denoiser", "small_decoder"), np.array(rows)),
-            "small_calls": ("small_decoder", small["exact"].calls.mean("observation").values),
-        },
-        {"denoiser": list(DENOISERS), "small_decoder": labels},
-    )
-
-
-def _drawn(dense: Mapping[str, xr.Dataset], sparse: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    labels = dense["exact"].decoder.values
-    kl = [_over_items(dense[kind].log_ratio) for kind in DENOISERS]
-    impossible = [np.isinf(sparse[kind].log_ratio).astype(float) for kind in DENOISERS]
-    broken = [_over_items(one) for one in impossible]
-    more_broken = [_over_items(one - one.sel(decoder=PLAIN, drop=True)) for one in impossible]
-    gaps = [_gaps(dense[kind], sparse[kind]) for kind in DENOISERS]
-    dims = ("denoiser", "decoder")
-    return xr.Dataset(
-        {
-            "kl": ((*dims, "estimate"), np.array(kl)),
-            "broken": ((*dims, "estimate"), np.array(broken)),
-            "more_broken": ((*dims, "estimate"), np.array(more_broken)),  # than with the decoder PLAIN
-            "gap": ((*dims, "estimate"), np.array([gap for gap, _ in gaps])),
-            "p": ((*dims, "test"), np.array([p for _, p in gaps])),
-            "calls": ("decoder", dense["exact"].calls.values),
-        },
-        {"denoiser": list(DENOISERS), "decoder": labels, "estimate": ["value", "low", "high"]},
-    )
-
-
 def _over_items(values: xr.DataArray) -> np.ndarray:
     """Mean over items and clones with a 95 % interval of Student's t over items, (decoder, 3); infinite if a value is."""
     items = values.mean("clone").transpose("decoder", "item").values
@@ -125,14 +110,12 @@ def _over_items(values: xr.DataArray) -> np.ndarray:
 
 def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Gap (decoder, 3) at the smallest p-value, and p-values (decoder, tests) of all tree levels of all grammars."""
-    found = []
+    tests = []
     for run in grammars:
-        first, rows = (
-            run[name].transpose("item", "clone", "decoder", "tree_level").values for name in ("with_original", "with_clones")
-        )
-        found.append(calibrate(first, rows, LEVEL, RELABELLINGS))
+        joint = run[["with_original", "with_clones"]].transpose("item", "clone", "decoder", "tree_level")
+        tests.append(calibrate(joint.with_original.values, joint.with_clones.values, LEVEL, RELABELLINGS))
     numbers = ("p_value", "gap", "low", "high", "visible")
-    p, gap, low, high, visible = (np.concatenate([getattr(one, name) for one in found], axis=1) for name in numbers)
+    p, gap, low, high, visible = (np.concatenate([getattr(test, name) for test in tests], axis=1) for name in numbers)
     ratio = np.where(np.isfinite(visible), np.abs(gap) / visible, 0)
     worst = np.lexsort((-ratio, p), axis=1)[:, :1]
     return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in (gap, low, high)], axis=1), p

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
-from uturn.core.processes import cores
 from uturn.core.progress import begun, part
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.corruption import Masking, Noisy
 from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import RandomHierarchyModel, zipf
-from uturn.networks.strings.denoisers import LearnedDenoiser, train_denoiser
-from uturn.networks.training import History
+from uturn.networks.strings.denoisers import LearnedDenoiser
 from uturn.paper.decoder_laws import divergence, log_ratios
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
@@ -104,40 +102,32 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
     return RandomHierarchyModel(**sizes, rule_probabilities=weights, seed=0)
 
 
-def measured(workshop: Workshop) -> dict[str, xr.Dataset]:
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     """One dataset for each grammar and denoiser, "grammar-denoiser"; networks are trained where they are not yet."""
-    tasks = [(grammar, denoiser) for denoiser in reversed(DENOISERS) for grammar in GRAMMARS]
-    return workshop.each("decoders", _examined, tasks, min(workshop.workers or cores(), len(tasks)))
+    jobs = {}
+    for denoiser in reversed(DENOISERS):
+        for grammar in GRAMMARS:
+            plan = settings(workshop.scale, grammar, denoiser)
+            jobs[f"exam-{grammar}-{denoiser}"] = plan, partial(_examined, grammar, plan, replace(workshop, progress=False))
+    return {label.removeprefix("exam-"): run for label, run in workshop.keep_all("decoders", jobs).items()}
 
 
-def _examined(grammar: str, denoiser: str, workshop: Workshop) -> tuple[str, xr.Dataset]:
-    plan, name = settings(workshop.scale, grammar, denoiser), f"{grammar}-{denoiser}"
+def _examined(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
+    """All decoders with the exact denoiser of a grammar, or with one that is trained on strings of it."""
+    rhm, judge = grammar_of(plan["grammar"]), enumerated if grammar == "enumerated" else drawn
     with begun(1):
+        if plan["denoiser"] == "exact":
+            return judge(rhm, ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible()), plan)
+        training = dict(plan["training"])
+        count = training.pop("strings")
+        recipe = {"grammar": plan["grammar"], "training": plan["training"]}
+
+        def strings() -> np.ndarray:
+            return rhm.sample(count, seed=_keys(_TRAINING_SET, range(count))).leaves
+
         with part(0.3):
-            judged = _denoiser(grammar, plan, workshop)
-        measure = enumerated if grammar == "enumerated" else drawn
-        compute = partial(measure, grammar_of(plan["grammar"]), judged, plan)
-        return name, workshop.keep(f"exam-{name}", plan, compute).load()
-
-
-def _denoiser(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> Denoiser:
-    """The exact denoiser of a grammar, or one that is trained on strings of it."""
-    rhm = grammar_of(plan["grammar"])
-    if plan["denoiser"] == "exact":
-        return ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible())
-    training, names = plan["training"], [f"exam-{grammar}"]
-    recipe = {"grammar": plan["grammar"], "training": training}
-
-    def trained(checkpoint: Path) -> tuple[list[Any], History]:
-        strings = rhm.sample(training["strings"], seed=_keys(_TRAINING_SET, range(training["strings"]))).leaves
-        options = {name: value for name, value in training.items() if name != "strings"}
-        best, _, history = train_denoiser(
-            rhm, "masking", strings, **options, checkpoint=checkpoint, progress=workshop.progress
-        )  # fmt: skip
-        return [best], history
-
-    workshop.train(names, recipe, trained)
-    return LearnedDenoiser(workshop.trained(names, recipe)[0])
+            (network,) = workshop.denoisers([f"exam-{grammar}"], recipe, rhm, "masking", strings, **training)
+        return judge(rhm, LearnedDenoiser(network), plan)
 
 
 def _keys(use: int, *coordinates: Any) -> np.ndarray:
@@ -159,16 +149,16 @@ def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str,
     """
     observations = masked_strings(rhm, plan["masked"])
     tried = decoders(plan["steps"])
-    found = {name: np.empty((len(tried), len(observations))) for name in ("divergence", "estimate", "error", "calls")}
+    results = {name: np.empty((len(tried), len(observations))) for name in ("divergence", "estimate", "error", "calls")}
     for j, values in enumerate(observations):
         noisy = Noisy(np.tile(values, (plan["draws"], 1)), np.full(plan["draws"], (values < 0).mean()), rhm.vocab_size)
         for k, decoder in enumerate(tried.values()):
             _, ratio = log_ratios(rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder)
-            found["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
-            found["estimate"][k, j], found["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
-            found["calls"][k, j] = decoder.numbers((values[None] < 0).sum(axis=1))[0][0]
+            results["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
+            results["estimate"][k, j], results["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
+            results["calls"][k, j] = decoder.numbers((values[None] < 0).sum(axis=1))[0][0]
     coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
-    return xr.Dataset({name: (("decoder", "observation"), values) for name, values in found.items()}, coords)
+    return xr.Dataset({name: (("decoder", "observation"), values) for name, values in results.items()}, coords)
 
 
 def masked_strings(rhm: RandomHierarchyModel, numbers: list[int]) -> np.ndarray:

@@ -14,7 +14,7 @@ from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
 from uturn.measures.statistics import Estimate
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders, in_steps
-from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, verdict, within
+from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, listed, verdict, within
 
 LEVEL = 1e-3
 FEW, SOME = 2, 16  # steps: the error of the decoder exceeds that of the network; clones detect the decoder
@@ -24,14 +24,8 @@ PRECISION = 0.1  # largest standard error of a divergence from draws, relative t
 
 def verdicts(data: xr.Dataset, small: Mapping[str, xr.Dataset]) -> list[Verdict]:
     """All verdicts on the data of the figure; `small`: the measurements by enumeration."""
-    return [
-        *_by_enumeration(data),
-        _draws_against_enumeration(small),
-        *_by_draws(data),
-        *_clones(data),
-        _impossible(data),
-        *_network(data),
-    ]
+    against_enumeration = _draws_against_enumeration(small)
+    return [*_by_enumeration(data), against_enumeration, *_by_draws(data), *_clones(data), _impossible(data), *_network(data)]
 
 
 def is_bound(decoder: Decoder) -> bool:
@@ -94,12 +88,12 @@ def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
                 continue  # both are rounding
             one = small[kind].sel(decoder=label)
             error = float(np.sqrt((one.error**2).mean() / one.sizes["observation"]))
-            truth, found = float(one.divergence.mean()), float(one.estimate.mean())
+            truth, drawn = float(one.divergence.mean()), float(one.estimate.mean())
             if is_bound(decoder):
-                p.append(norm.cdf((found - truth) / error))
-                slack.append(found / truth)
+                p.append(norm.cdf((drawn - truth) / error))
+                slack.append(drawn / truth)
             else:
-                z.append((found - truth) / error)
+                z.append((drawn - truth) / error)
                 p.append(2 * norm.sf(abs(z[-1])))
                 precision.append(error / truth)
     return verdict(
@@ -114,7 +108,7 @@ def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
 
 
 def _estimates(values: xr.DataArray, labels: list[str]) -> list[Estimate]:
-    return [Estimate(*values.sel(decoder=label).values.tolist()) for label in labels]
+    return listed(values.sel(decoder=labels).transpose("decoder", "estimate"))
 
 
 def _intervals(values: xr.DataArray, labels: list[str]) -> str:

@@ -12,18 +12,17 @@ from uturn.core.random import Purpose, keys
 from uturn.corruption import EpsilonBelief
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.exact.theory import MeanField
-from uturn.paper.messages import TOLERANCE, mean_estimate
-from uturn.paper.verdicts import Verdict, vanishes, verdict, within
+from uturn.paper.fig7 import TOLERANCE
+from uturn.paper.specs import PAPER, mean_field
+from uturn.paper.verdicts import Verdict, mean_estimate, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, style
 
 TITLE = "Rules for and against the right symbol"
 CLAIM = "Wrong rules that share a symbol with the right one compete with it, and their average number gives the theory."
-PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
-RULES = PARAMETERS["vocab_size"] * PARAMETERS["multiplicity"]
+RULES = PAPER["vocab_size"] * PAPER["multiplicity"]
 CAPTION = (
-    f"All {RULES} rules of one level of a grammar ({PARAMETERS['vocab_size']} symbols, {PARAMETERS['multiplicity']} rules "
+    f"All {RULES} rules of one level of a grammar ({PAPER['vocab_size']} symbols, {PAPER['multiplicity']} rules "
     "each) as pairs (a, b) of children. The belief is pinned on the true pair with noise ε: rules that share a symbol with "
     "it (on the cross) count less than the true rule, the others still less (Eqs. 22 to 26). Right: the upward message to "
     "the parent, split by the number of wrong symbols in the rules. Those of the right symbol add to its belief, all others "
@@ -35,13 +34,13 @@ PARENT, RULE = 0, 0  # the true ones
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     grammars = 200 if workshop.scale == "smoke" else 2000
-    v = PARAMETERS["vocab_size"]
+    v, m = PAPER["vocab_size"], PAPER["multiplicity"]
 
     def compute() -> xr.Dataset:
         tables, messages, counts = [], [], []
         # The message of a factor depends on one level of rules only: trees of depth 1 are enough.
         for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
-            rhm = RandomHierarchyModel(**PARAMETERS, depth=1, seed=seed)
+            rhm = RandomHierarchyModel(**PAPER, depth=1, seed=seed)
             pairs = rhm.rules[1].reshape(-1, 2)
             evidence = EpsilonBelief().log_evidence(EpsilonBelief().corrupt(pairs, NOISE, v), np.float64)
             up = infer(rhm, evidence, outputs=("upward",)).upward[1][:, 0]
@@ -49,25 +48,25 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
             tables.append(rhm.rules[1])
             messages.append(up)
             counts.append([(wrong == k).sum(axis=1).mean() for k in range(3)])
-        right = [up[np.arange(len(up)), np.repeat(np.arange(v), PARAMETERS["multiplicity"])].mean() for up in messages]
+        right = [up[np.arange(len(up)), np.repeat(np.arange(v), m)].mean() for up in messages]
         return xr.Dataset(
             {
                 "rules": (("parent", "rule", "child"), tables[0]),
-                "upward": ("parent", messages[0][PARAMETERS["multiplicity"] * PARENT + RULE]),
+                "upward": ("parent", messages[0][m * PARENT + RULE]),
                 "rules_at_distance": (("grammar", "distance"), np.array(counts)),
                 "mean_belief": ("grammar", np.array(right)),
             },
             coords={"distance": [0, 1, 2]},
-            attrs={"noise": NOISE, "true_parent": PARENT, "true_rule": RULE, **PARAMETERS},
+            attrs={"noise": NOISE, "true_parent": PARENT, "true_rule": RULE, **PAPER},
         )
 
-    return {"factor": workshop.keep("fig10-factor", {"grammars": grammars, "noise": NOISE, **PARAMETERS}, compute)}
+    return {"factor": workshop.keep("fig10-factor", {"grammars": grammars, "noise": NOISE, **PAPER}, compute)}
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["factor"].load()
-    v, m, s, noise = *(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")), data.attrs["noise"]
-    rules, T = data.rules.values, v**s - 1
+    v, m, s = PAPER.values()
+    noise, rules, T, theory = data.attrs["noise"], data.rules.values, v**s - 1, mean_field(PAPER)
     truth = rules[data.attrs["true_parent"], data.attrs["true_rule"]]
     distance = (rules != truth).sum(axis=2)
     p = 1 - noise + noise / v
@@ -76,38 +75,35 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = data.assign(
         contribution=(("distance", "parent"), split / split.sum()),
         wrong_symbols=(("parent", "rule"), distance),
-        mean_field=float(MeanField(v, m, s).upward_map(p)),
+        mean_field=float(theory.upward_map(p)),
     )
     error = float(np.abs(split.sum(axis=0) / split.sum() - data.upward.values).max())
     quantity = f"contributions of the {RULES} rules, summed, against the message of belief propagation (Eq. 7)"
-    verdicts = [vanishes(quantity, error, words="largest difference ")]
     # The other v m - 1 rules are drawn without replacement from the other v**s - 1 pairs (Eqs. 30, 31). Their numbers at a
     # distance, averaged over the true pairs of a grammar, are independent between grammars.
     expected = (v * m - 1) * s * (v - 1) / T
     numbers = data.rules_at_distance.sel(distance=1).values
     z = (numbers.mean() - expected) / (numbers.std(ddof=1) / np.sqrt(len(numbers)))
-    verdicts.append(
+    # Mean field is a ratio of averages and the belief an average of ratios, so they are compared by their shift in ε.
+    step = 1e-5
+    slope = (theory.upward_map(p + step) - theory.upward_map(p - step)) / (2 * step) * (v - 1) / v  # -dF/dε: p = 1 - ε (v-1)/v
+    belief = mean_estimate(data.mean_belief.values)
+    shift = mean_estimate((data.mean_belief.values - float(data.mean_field)) / slope)
+    return data, [
+        vanishes(quantity, error, words="largest difference "),
         verdict(
             f"rules with one wrong symbol, mean over true pairs and {len(numbers)} grammars",
             mean_estimate(numbers),
             f"{expected:.3f} (hypergeometric, Eq. 31)",
             within(z, 3.5, f"t = {z:+.1f}, below 3.5 in size"),
-        )
-    )
-    # Mean field is a ratio of averages and the belief an average of ratios, so they are compared by their shift in ε.
-    theory, step = MeanField(v, m, s), 1e-5
-    slope = (theory.upward_map(p + step) - theory.upward_map(p - step)) / (2 * step) * (v - 1) / v  # -dF/dε: p = 1 - ε (v-1)/v
-    belief = mean_estimate(data.mean_belief.values)
-    shift = mean_estimate((data.mean_belief.values - float(data.mean_field)) / slope)
-    verdicts.append(
+        ),
         verdict(
             f"belief in the right symbol, mean over grammars, at ε = {noise}",
             f"{belief}; shift in ε {shift}",
             f"{float(data.mean_field):.4f} (mean field)",
             within(shift.value, TOLERANCE, f"within {TOLERANCE} in ε"),
-        )
-    )
-    return data, verdicts
+        ),
+    ]
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -11,10 +11,10 @@ from uturn.core.random import Purpose, keys
 from uturn.corruption import EpsilonBelief
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.exact.theory import MeanField
-from uturn.paper.messages import TOLERANCE, mean_estimate
-from uturn.paper.small_tree import by_level
-from uturn.paper.verdicts import Verdict, equal, vanishes, verdict, within
+from uturn.paper.fig7 import TOLERANCE
+from uturn.paper.small_tree import by_level, node_coordinates
+from uturn.paper.specs import PAPER, mean_field
+from uturn.paper.verdicts import Verdict, equal, mean_estimate, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 
@@ -26,7 +26,6 @@ CAPTION = (
     "symbol; triangles: mean over the nodes. Rules make the messages of nodes differ, their mean follows the "
     "theory."
 )
-PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 DEPTH, LEVELS, NOISE = 10, 5, 0.4
 
 
@@ -37,7 +36,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         means = []
         first: dict[str, np.ndarray] = {}
         for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
-            rhm = RandomHierarchyModel(**PARAMETERS, depth=DEPTH, seed=seed)
+            rhm = RandomHierarchyModel(**PAPER, depth=DEPTH, seed=seed)
             draw = rhm.sample(strings, keys(seed, Purpose.PICTURE, np.arange(strings)))
             noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, rhm.vocab_size)
             up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
@@ -48,30 +47,24 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
             if not first:
                 first["upward"] = np.concatenate([up[level][0] for level in range(LEVELS)])
                 first["true_symbol"] = np.concatenate([draw.latents[level][0] for level in range(LEVELS)])
-                sizes = [rhm.num_nodes(level) for level in range(LEVELS)]
         return xr.Dataset(
             {
                 "upward": (("node", "symbol"), first["upward"]),
                 "true_symbol": ("node", first["true_symbol"]),
                 "mean_belief": (("grammar", "string", "level"), np.array(means)),
             },
-            coords={
-                "tree_level": ("node", np.repeat(np.arange(LEVELS), sizes)),
-                "position": ("node", np.concatenate([np.arange(size) for size in sizes])),
-                "level": np.arange(LEVELS),
-            },
-            attrs={"noise": NOISE, "depth": DEPTH, **PARAMETERS},
+            coords={**node_coordinates(rhm, LEVELS), "level": np.arange(LEVELS)},
+            attrs={"noise": NOISE, "depth": DEPTH, **PAPER},
         )
 
-    settings = {"grammars": grammars, "strings": strings, "noise": NOISE, "depth": DEPTH, "levels": LEVELS, **PARAMETERS}
+    settings = {"grammars": grammars, "strings": strings, "noise": NOISE, "depth": DEPTH, "levels": LEVELS, **PAPER}
     return {"messages": workshop.keep("fig11-messages", settings, compute)}
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["messages"].load()
     noise, depth, levels = data.attrs["noise"], data.attrs["depth"], data.sizes["level"]
-    v = PARAMETERS["vocab_size"]
-    theory, step = MeanField(**PARAMETERS), 1e-5
+    v, theory, step = PAPER["vocab_size"], mean_field(PAPER), 1e-5
     curves = theory.curves([noise - step, noise, noise + step], depth).upward
     less, lines, more = curves[:, :levels]
     slope = (less - more) / (2 * step)  # -dp/dε: a curve displaced to larger ε lies higher

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, inversion, transition
-from uturn.paper.fig7 import PARAMETERS, measure
-from uturn.paper.messages import TOLERANCE, compare
-from uturn.paper.verdicts import Verdict, decreasing, vanishes, verdict, within
+from uturn.paper.fig7 import PARAMETERS, TOLERANCE, compare, measure
+from uturn.paper.specs import mean_field
+from uturn.paper.verdicts import Verdict, decreasing, estimates, vanishes, verdict, within
 from uturn.studies.plotting.levels import draw_levels
 
 __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
@@ -28,20 +27,16 @@ CAPTION = (
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    v, L = PARAMETERS["vocab_size"], PARAMETERS["depth"]
-    theory = MeanField(*(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")))
+    v, L, theory, fine = PARAMETERS["vocab_size"], PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 4001)
     critical = theory.critical_noise or np.nan
-    fine = np.linspace(0, 1, 4001)
-    lines = theory.curves(fine, L).upward
     up, noise = run.upward_belief, run.noise.values
-    data, shifted = compare(up, fine, lines, range(1, L + 1), "upward messages", "mean field")
-    data = data.assign_attrs(critical_noise=critical, **PARAMETERS)
+    levels, what = range(1, L + 1), "shift in ε of the upward messages, BP against mean field"
+    data, shifted = compare(up, fine, theory.curves(fine, L).upward, levels, what)
     error = float(abs(up.isel(tree_level=0) - (1 - run.noise + run.noise / v)).max())
-    meeting = estimate(
-        up.sel(noise=slice(0.4, 0.9)), lambda c: inversion(noise[(noise >= 0.4) & (noise <= 0.9)], c[:, L], c[:, 0])
-    )
+    middle = (noise >= 0.4) & (noise <= 0.9)
+    meeting = estimate(up.isel(noise=middle), lambda c: inversion(noise[middle], c[:, L], c[:, 0]))
     some = (1, L // 2, L)
-    widths = [estimate(up.isel(tree_level=level), lambda curve: transition(noise, curve, 1.0, 1 / v).width) for level in some]
+    widths = estimates(up, lambda c: [transition(noise, c[:, level], 1.0, 1 / v).width for level in some])
     return data, [
         vanishes("messages of the leaves, largest difference to 1 - ε + ε/v (Eq. 21)", error, single=True),
         shifted,

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.exact.theory import MeanField
-from uturn.paper.fig7 import PARAMETERS, measure
-from uturn.paper.messages import compare
+from uturn.paper.fig7 import PARAMETERS, compare, measure
+from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, vanishes
 from uturn.studies.plotting.levels import draw_level, draw_shifts
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
@@ -28,13 +27,11 @@ CAPTION = (
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
     L, n = PARAMETERS["depth"], PARAMETERS["vocab_size"]
-    theory = MeanField(*(PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching")))
     fine = np.linspace(0, 1, 4001)
-    data, shifted = compare(run.belief, fine, theory.curves(fine, L).marginals, range(L + 1), "marginals", "mean field")
-    data = data.assign_attrs(critical_noise=theory.critical_noise, **PARAMETERS)
-    ends = max(
-        float(abs(run.belief.sel(noise=0) - 1).max()), float(abs(run.belief.sel(noise=1).isel(tree_level=L) - 1 / n).max())
-    )
+    lines, what = mean_field(PARAMETERS).curves(fine, L).marginals, "shift in ε of the marginals, BP against mean field"
+    data, shifted = compare(run.belief, fine, lines, range(L + 1), what)
+    start, end = run.belief.sel(noise=0), run.belief.sel(noise=1).isel(tree_level=L)
+    ends = max(float(abs(start - 1).max()), float(abs(end - 1 / n).max()))
     root = float(abs((run.belief - run.upward_belief).isel(tree_level=L)).max())
     quantity = "marginal of the class against its upward message, string by string: largest difference"
     return data, [

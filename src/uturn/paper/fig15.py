@@ -9,12 +9,11 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.registry import part_class
-from uturn.exact.theory import MeanField
-from uturn.measures.statistics import Estimate, crossing, estimate, grammar_means, inversion, shift
+from uturn.measures.statistics import Estimate, crossing, grammar_means, inversion, shift
 from uturn.paper import fig5, fig7, thresholds
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, below, meets, verdict
+from uturn.paper.specs import experiment_of, mean_field, rhm
+from uturn.paper.verdicts import BOUNDS, Verdict, above, below, estimates, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_bar, level_colors, style
 
@@ -29,13 +28,13 @@ CAPTION = (
     "95 % intervals)."
 )
 PARAMETERS = fig7.PARAMETERS
-
-
 CHANNELS = {name: channel for name, channel in thresholds.CHANNELS.items() if name != "epsilon"}
 MARKERS = {"gaussian": "o", "masking": "s", "uniform": "^"}
 EXPECTED = {"gaussian": (0.37, 0.49), "masking": (0.25, 0.30), "uniform": (0.27, 0.36)}
 """Effective ε where half of the class is lost, exact belief propagation at L = 9, 10 of (32, 8, 2)."""
 REACH = 0.6  # of the displacements looked at
+EVEN = np.linspace(0.02, 0.98, 65)
+"""Effective ε at which curves are compared: an even grid, so that dense regions of the runs do not weigh more."""
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
@@ -52,7 +51,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec(one.label, {"type": "rhm", **PARAMETERS}, name, scale) for name, one in CHANNELS.items()]
+    return [channel_spec(one.label, rhm(**PARAMETERS), name, scale) for name, one in CHANNELS.items()]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -82,55 +81,52 @@ class Findings(NamedTuple):
     """Smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items."""
 
 
-# Effective ε at which curves are compared: an even grid, so that dense regions of the runs do not weigh more.
-EVEN = np.linspace(0.02, 0.98, 65)
-
-
-def _on_even(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.interp(EVEN, np.r_[0, x], np.r_[1, y])  # every channel starts at (0, 1)
-
-
 def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
     """Curves of a run against the mean field `lines` (fine, tree_level) of the ε-process."""
     v, levels = PARAMETERS["vocab_size"], range(PARAMETERS["depth"] + 1)
     x, half = run.effective_epsilon.values, (1 + 1 / v) / 2
 
-    def displacement(level: int) -> Estimate:
-        return estimate(run.belief, lambda c: shift(EVEN, _on_even(x, c[:, level]), fine, lines[:, level], REACH))
+    def on_even(curves: np.ndarray) -> np.ndarray:
+        """(noise, tree_level) to (tree_level, point); every channel starts at (0, 1)."""
+        return np.array([np.interp(EVEN, np.r_[0, x], np.r_[1, curves[:, level]]) for level in levels])
+
+    def displacements(c: np.ndarray) -> list[float]:
+        return [shift(EVEN, curve, fine, lines[:, level], REACH) for level, curve in enumerate(on_even(c))]
+
+    def places(c: np.ndarray) -> list[float]:
+        return [crossing(x, c[:, -1], half, first=True), inversion(x, c[:, -1], c[:, 0])]
 
     def distance(level: int, by: float) -> float:
         return float(np.sqrt(np.mean((curves[level] - np.interp(EVEN - by, fine, lines[:, level])) ** 2)))
 
-    shifts = [displacement(level) for level in levels]
-    mean = run.belief.mean("item").transpose("tree_level", "noise").values
-    curves = [_on_even(x, curve) for curve in mean]
+    shifts, (lost, swap) = estimates(run.belief, displacements), estimates(run.belief, places)
+    curves = on_even(run.belief.mean("item").transpose("noise", "tree_level").values)
     gain = run.belief.isel(tree_level=0) - (1 - run.effective_epsilon * (v - 1) / v)
     error = gain.std("item", ddof=1) / np.sqrt(run.sizes["item"])
     return Findings(
         shifts,
         [distance(level, 0.0) for level in levels],
-        [distance(level, found.value) for level, found in zip(levels, shifts, strict=True)],
-        estimate(run.belief, lambda c: crossing(x, c[:, -1], half, first=True)),
-        estimate(run.belief, lambda c: inversion(x, c[:, -1], c[:, 0])),
+        [distance(level, displaced.value) for level, displaced in zip(levels, shifts, strict=True)],
+        lost,
+        swap,
         float(np.abs(curves[0] - np.interp(EVEN, fine, lines[:, 0])).max()),
         float((gain.mean("item") / error.clip(1e-12)).min()),
     )
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    v, m, s, L = (PARAMETERS[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
-    theory, fine = MeanField(v, m, s), np.linspace(0, 1, 1001)
+    L, theory, fine = PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 1001)
     critical = theory.critical_noise or np.nan
     loaded = {name: runs[name].load() for name in ("epsilon", *CHANNELS)}
-    found = [findings(loaded[name], fine, theory.curves(fine, L).marginals) for name in CHANNELS]
+    read = [findings(loaded[name], fine, theory.curves(fine, L).marginals) for name in CHANNELS]
     data = xr.Dataset(
         {
-            "shift": (("channel", "tree_level", "bound"), np.array([one.shifts for one in found])),
-            "residual_before": (("channel", "tree_level"), [one.before for one in found]),
-            "residual_after": (("channel", "tree_level"), [one.after for one in found]),
-            "half_lost": (("channel", "bound"), np.array([one.half for one in found])),
+            "shift": (("channel", "tree_level", "bound"), np.array([one.shifts for one in read])),
+            "residual_before": (("channel", "tree_level"), [one.before for one in read]),
+            "residual_after": (("channel", "tree_level"), [one.after for one in read]),
+            "half_lost": (("channel", "bound"), np.array([one.half for one in read])),
         },
-        coords={"channel": list(CHANNELS), "bound": ["value", "low", "high"], "tree_level": np.arange(L + 1)},
+        coords={"channel": list(CHANNELS), "bound": BOUNDS, "tree_level": np.arange(L + 1)},
         attrs={**PARAMETERS, "critical_noise": critical},
     )
     for name, run in loaded.items():
@@ -139,14 +135,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_belief"] = (("grammar", point, "tree_level"), mean.values)
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
-    return data, _verdicts(found, critical)
+    return data, _verdicts(read, critical)
 
 
-def _verdicts(found: list[Findings], critical: float) -> list[Verdict]:
+def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
     L = PARAMETERS["depth"]
     names = ", ".join(channel.label for channel in CHANNELS.values())
-    before, after = [one.before[L] for one in found], [one.after[L] for one in found]
-    displacements, swaps, surplus = [one.shifts[L] for one in found], [one.swap for one in found], [one.surplus for one in found]
+    before, after = [one.before[L] for one in read], [one.after[L] for one in read]
+    displacements, swaps, surplus = [one.shifts[L] for one in read], [one.swap for one in read], [one.surplus for one in read]
     return [
         *(
             verdict(
@@ -155,7 +151,7 @@ def _verdicts(found: list[Findings], critical: float) -> list[Verdict]:
                 f"{low} to {high} (ε* = {critical:.3f})",
                 meets(one.half, low, high, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
             )
-            for (name, (low, high)), one in zip(EXPECTED.items(), found, strict=True)
+            for (name, (low, high)), one in zip(EXPECTED.items(), read, strict=True)
         ),
         verdict(
             f"displacement of the class curve from the ε-process: {names}",
@@ -173,7 +169,7 @@ def _verdicts(found: list[Findings], critical: float) -> list[Verdict]:
             f"leaves: smallest gain over the belief of a leaf by itself, in standard errors: {names}",
             ", ".join(f"{z:+.1f}" for z in surplus)
             + "; largest distance from the ε-process "
-            + ", ".join(f"{one.apart:.2f}" for one in found),
+            + ", ".join(f"{one.apart:.2f}" for one in read),
             "not negative: in a Bayesian channel context cannot lower the mean belief in the truth",
             above(surplus, -3.5, "above -3.5 at every noise level"),
         ),
@@ -187,9 +183,8 @@ def _verdicts(found: list[Findings], critical: float) -> list[Verdict]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    theory = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching")))
     fine = np.linspace(0, 1, 500)
-    lines = theory.curves(fine, PARAMETERS["depth"]).marginals
+    lines = mean_field(PARAMETERS).curves(fine, PARAMETERS["depth"]).marginals
     with style() as plt:
         figure, ((first, second), (third, fourth)) = plt.subplots(2, 2, figsize=(11.5, 8.4), layout="constrained")
         _draw_map(first, data)
@@ -241,14 +236,10 @@ def _draw_class_and_leaves(axes: Any, data: xr.Dataset, fine: np.ndarray, lines:
     for name, channel in CHANNELS.items():
         curves = data[f"{name}_belief"]
         for level, fill in ((0, "white"), (L, channel.color)):
-            axes.errorbar(
-                data[f"{name}_epsilon"],
-                curves.isel(tree_level=level).mean("grammar"),
-                curves.isel(tree_level=level).std("grammar", ddof=1),
-                fmt=MARKERS[name], ms=4.5, mfc=fill, color=channel.color, lw=0.9, zorder=3 + level,
-            )  # fmt: skip
-    axes.plot(fine, lines[:, L], color=THEORY)
-    axes.plot(fine, lines[:, 0], color=THEORY)
+            curve = curves.isel(tree_level=level)
+            look = {"fmt": MARKERS[name], "ms": 4.5, "mfc": fill, "color": channel.color, "lw": 0.9, "zorder": 3 + level}
+            axes.errorbar(data[f"{name}_epsilon"], curve.mean("grammar"), curve.std("grammar", ddof=1), **look)
+    axes.plot(fine, lines[:, [L, 0]], color=THEORY)
     axes.plot(fine, 1 - fine * (1 - 1 / PARAMETERS["vocab_size"]), color=MUTED, lw=1.2, ls="--")
     axes.text(0.76, 0.9, "ε-process,\nmean field", color=THEORY, va="center")
     axes.text(0.545, 0.3, "a leaf\nby itself", color=MUTED, va="center")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +9,9 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.measures.statistics import Estimate, Transition, estimate, inversion, replicates, transition
+from uturn.measures.statistics import estimate, inversion, replicates, transition
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, at_least, inside, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, estimates, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
@@ -50,25 +49,33 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     return runs
 
 
-def random_pairs(spec: NetworkLayers, source: Any, count: int = 500, seed: int = 0) -> xr.DataArray:
-    """Mean similarity, per layer, of random pairs of different images of the same and of different classes: the floor lines."""
-    images, labels = source.all_images()
-    probe = hidden_layers_of(spec, source)
-    u = uniforms(keys(seed, Purpose.IMAGE_PAIRS, np.arange(40 * count)), 2)
-    first, second = (u * len(images)).astype(int).T
-    same = (labels[first] == labels[second]) & (first != second)
-    rows = []
-    for chosen in (np.flatnonzero(same)[:count], np.flatnonzero(labels[first] != labels[second])[:count]):
-        rows.append(probe.similarity(images[first[chosen]], images[second[chosen]]).mean(axis=0))
-    return xr.DataArray(
-        np.array(rows),
-        dims=("pair", "network_layer"),
-        coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)},
-    )
-
-
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    return workshop.runs("fig2", experiments(workshop.scale))
+    return {**workshop.runs("fig2", experiments(workshop.scale)), "classifier": classified(workshop)}
+
+
+def classified(workshop: Workshop, count: int = 500) -> xr.Dataset:
+    """The classifier on all images: `predicted` and `label`; `random_pairs`, its mean similarity, per layer, of random pairs of
+    different images of the same and of different classes. Also of the figure `controls`."""
+    experiment = experiments("smoke")["stochastic"]
+
+    def compute() -> xr.Dataset:
+        images, labels = FashionMNISTSource().all_images()
+        probe = hidden_layers_of(LAYERS, FashionMNISTSource())
+        u = uniforms(keys(0, Purpose.IMAGE_PAIRS, np.arange(40 * count)), 2)
+        first, second = (u * len(images)).astype(int).T
+        same, other = (labels[first] == labels[second]) & (first != second), labels[first] != labels[second]
+        pairs = [np.flatnonzero(chosen)[:count] for chosen in (same, other)]
+        similarities = [probe.similarity(images[first[pair]], images[second[pair]]).mean(axis=0) for pair in pairs]
+        return xr.Dataset(
+            {
+                "predicted": ("number", probe.predict(images).classes),
+                "label": ("number", labels),
+                "random_pairs": (("pair", "network_layer"), np.array(similarities)),
+            },
+            coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)},
+        )
+
+    return workshop.keep("fig2-classifier", {"models": experiment.models(), "pairs": count}, compute)
 
 
 class Kept(NamedTuple):
@@ -92,20 +99,41 @@ def kept(run: xr.Dataset, predicted: np.ndarray) -> Kept:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    stochastic, deterministic = (runs[label].load() for label in ("stochastic", "deterministic"))
+    stochastic, deterministic, classifier = (runs[label].load() for label in ("stochastic", "deterministic", "classifier"))
     # The schedulers reach the same noise levels in different numbers of steps.
     deterministic = deterministic.drop_vars("step", errors="ignore")
-    source = FashionMNISTSource()
-    images, labels = source.all_images()
-    predicted = hidden_layers_of(LAYERS, source).predict(images).classes
-    floor = random_pairs(LAYERS, source)
+    predicted, similarity, noise = classifier.predicted.values, stochastic.similarity, np.r_[0, stochastic.noise.values]
     ours, ode = (kept(run, predicted) for run in (stochastic, deterministic))
-    star, star_ode = (_half_lost(one, "kind") for one in (ours, ode))
-    noise = np.r_[0, stochastic.noise.values]
-    swap = estimate(stochastic.similarity, lambda c: inversion(noise, np.r_[1, c[:, -1]], np.r_[1, c[:, 0]]))
-    _, low, high = replicates(stochastic.similarity).interval(lambda c: c)
+
+    def fall(curve: np.ndarray, bottom: float) -> Any:  # U-turns of length zero are the identity
+        return transition(noise, np.r_[1, curve], 1.0, bottom)
+
+    def places(c: np.ndarray) -> list[float]:
+        """t/T at which half of class and of kind is lost, and how much later the kind is."""
+        class_, kind = (fall(c[:, k], ours.chance[k]).location for k in (0, 1))
+        return [class_, kind, kind - class_]
+
+    def widths(c: np.ndarray) -> list[float]:
+        kind, logits, block = (fall(c[:, k], bottom).width for k, bottom in enumerate(bottoms))
+        return [kind, logits, block, block - kind, block - logits]
+
+    half_class, star, later = estimates(ours.values, places)
+    star_ode = estimate(ode.values, lambda c: fall(c[:, 1], ode.chance[1]).location)
+    swap = estimate(similarity, lambda c: inversion(noise, np.r_[1, c[:, -1]], np.r_[1, c[:, 0]]))
+    # Kind, logits and first block of the same U-turns; each falls to its own floor.
+    layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
+    together = xr.concat([ours.values.isel(label_set=1, drop=True), *layers], dim="curve").transpose(..., "curve")
+    floor = classifier.random_pairs.values[1]
+    bottoms = [ours.chance[1], float(floor[-1]), float(floor[0])]
+    *each, narrower, narrower_logits = estimates(together, widths)
+    late = int(np.argmin(np.abs(stochastic.noise.values - 0.8)))
+    early_gap, late_gap = estimates(similarity, lambda c: c[[0, late], -1] - c[[0, late], 0])
+    end = estimates(ours.values, lambda c: c[-1])
+    error = 4 * np.sqrt(ours.chance * (1 - ours.chance) / ours.values.isel(noise=0, label_set=0).size)
+    agreement = float((classifier.predicted == classifier.label).mean())
+    _, low, high = replicates(similarity).interval(lambda c: c)
     over = ("item", "trajectory")
-    curves = stochastic.similarity.mean(over, dtype=float)
+    curves = similarity.mean(over, dtype=float)
     data = xr.Dataset(
         {
             "similarity": curves,
@@ -115,26 +143,45 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "kept": ours.values.mean(over, dtype=float),
             "kept_deterministic": ode.values.mean(over, dtype=float),
             "chance": ("label_set", ours.chance),
-            "random_pairs": floor,
-            "original": (("item", "row", "column"), images[: stochastic.sizes["item"], 0]),
+            "random_pairs": classifier.random_pairs,
+            "original": (("item", "row", "column"), FashionMNISTSource().all_images()[0][: stochastic.sizes["item"], 0]),
             "image": stochastic.image.isel(trajectory=0, channel=0),
             "image_deterministic": deterministic.image.isel(trajectory=0, channel=0),
         },
         attrs={"transition": star.value, "transition_low": star.low, "transition_high": star.high, "inversion": swap.value},
     )
-    agreement = float((predicted == labels).mean())
     return data, [
         verdict("t*/T: half of the fall of the kind of garment", star, "inside the chain", inside(star, 0.3, 0.8)),
-        _widths(stochastic.similarity, ours, floor),
-        _order(stochastic.similarity),
+        verdict(
+            "width of the fall (a quarter to three quarters) of kind, logits, first block",
+            f"{'; '.join(map(str, each))}. First block minus kind, minus logits: {narrower}; {narrower_logits}",
+            "abrupt for kind and logits, smooth for the first block",
+            above([narrower.low, narrower_logits.low], 0, "intervals of the differences above 0"),
+        ),
+        verdict(
+            "logits - first block at the shortest U-turn, and at t/T = 0.8",
+            f"{early_gap}; {late_gap}",
+            "positive, then negative: the order of the layers inverts",
+            above([early_gap.low, -late_gap.high], 0, "intervals exclude 0"),
+        ),
         verdict(
             "t/T at which logits and first block swap order",
             swap,
             "at t*",
             within(swap.value - star.value, 0.1, "within 0.1 of t*/T"),
         ),
-        _class_before_kind(ours),
-        _full_chain(ours),
+        verdict(
+            "t*/T of the class, and how much later the kind is lost",
+            f"{half_class}; {later}",
+            "the lower of the two levels is lost first",
+            above(later.low, 0, "interval of the difference above 0"),
+        ),
+        verdict(
+            "same class, same kind after a full chain",
+            f"{end[0]}; {end[1]}",
+            f"{ours.chance[0]:.3f}; {ours.chance[1]:.3f}, independent draws",
+            within([e.value for e in end] - ours.chance, error, f"within 4 standard errors ({error[0]:.3f}; {error[1]:.3f})"),
+        ),
         verdict(
             "label agreement of the classifier on the real images", f"{agreement:.3f}", "at least 0.91", at_least(agreement, 0.91)
         ),
@@ -145,73 +192,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             within(star_ode.value - star.value, 0.1),
         ),
     ]
-
-
-def _fall(noise: xr.DataArray, curve: np.ndarray, bottom: float) -> Transition:
-    """The fall of a curve, which starts at 1: U-turns of length zero are the identity."""
-    return transition(np.r_[0, noise.values], np.r_[1, curve], 1.0, bottom)
-
-
-def _half_lost(one: Kept, label_set: str) -> Estimate:
-    """t/T at which half of the class, or of the kind, is lost."""
-    k = LABEL_SETS.index(label_set)
-    return estimate(one.values, lambda c: _fall(one.values.noise, c[:, k], one.chance[k]).location)
-
-
-def _widths(similarity: xr.DataArray, one: Kept, floor: xr.DataArray) -> Verdict:
-    """Widths of the falls of kind, logits and first block on the same U-turns; each falls to its own floor."""
-    layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
-    together = xr.concat([one.values.isel(label_set=1, drop=True), *layers], dim="curve").transpose(..., "curve")
-    bottoms = [one.chance[1], float(floor[1, -1]), float(floor[1, 0])]
-
-    def width(c: np.ndarray, k: int) -> float:
-        return _fall(similarity.noise, c[:, k], bottoms[k]).width
-
-    widths = [estimate(together, partial(width, k=k)) for k in range(3)]
-    narrower = [estimate(together, lambda c, k=k: width(c, 2) - width(c, k)) for k in (0, 1)]  # type: ignore[misc]
-    return verdict(
-        "width of the fall (a quarter to three quarters) of kind, logits, first block",
-        f"{widths[0]}; {widths[1]}; {widths[2]}. First block minus kind, minus logits: {narrower[0]}; {narrower[1]}",
-        "abrupt for kind and logits, smooth for the first block",
-        above([difference.low for difference in narrower], 0, "intervals of the differences above 0"),
-    )
-
-
-def _order(similarity: xr.DataArray) -> Verdict:
-    """Logits above the first block for short U-turns, below it for long ones."""
-    late = int(np.argmin(np.abs(similarity.noise.values - 0.8)))
-    gaps = [estimate(similarity, lambda c, k=k: c[k, -1] - c[k, 0]) for k in (0, late)]  # type: ignore[misc]
-    return verdict(
-        "logits - first block at the shortest U-turn, and at t/T = 0.8",
-        f"{gaps[0]}; {gaps[1]}",
-        "positive, then negative: the order of the layers inverts",
-        above([gaps[0].low, -gaps[1].high], 0, "intervals exclude 0"),
-    )
-
-
-def _class_before_kind(one: Kept) -> Verdict:
-    """Among the two levels of labels, the lower one is lost first."""
-    noise, (bottom, bottom_kind) = one.values.noise, one.chance
-    later = estimate(one.values, lambda c: _fall(noise, c[:, 1], bottom_kind).location - _fall(noise, c[:, 0], bottom).location)
-    return verdict(
-        "t*/T of the class, and how much later the kind is lost",
-        f"{_half_lost(one, 'class')}; {later}",
-        "the lower of the two levels is lost first",
-        above(later.low, 0, "interval of the difference above 0"),
-    )
-
-
-def _full_chain(one: Kept) -> Verdict:
-    """After a full chain nothing is left of the original."""
-    end = [estimate(one.values, lambda c, k=k: float(c[-1, k])) for k in (0, 1)]  # type: ignore[misc]
-    deviations = [found.value - chance for found, chance in zip(end, one.chance, strict=True)]
-    error = np.sqrt(one.chance * (1 - one.chance) / one.values.isel(noise=0, label_set=0).size)
-    return verdict(
-        "same class, same kind after a full chain",
-        f"{end[0]}; {end[1]}",
-        f"{one.chance[0]:.3f}; {one.chance[1]:.3f}, independent draws",
-        within(deviations, 4 * error, f"within 4 standard errors ({4 * error[0]:.3f}; {4 * error[1]:.3f})"),
-    )
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -10,6 +10,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from uturn.corruption import Masking
 from uturn.exact.inference import sample_posterior
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper import small_tree as small
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.verdicts import Verdict, equal, verdict, within
@@ -93,7 +94,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def count_grammatical(rhm: Any) -> int:
+def count_grammatical(rhm: RandomHierarchyModel) -> int:
     """Number of strings that parse, by trying all v**d of them (d <= 8)."""
     v, d = rhm.vocab_size, rhm.num_leaves
     half = np.stack(np.meshgrid(*[np.arange(v)] * (d // 2), indexing="ij"), axis=-1).reshape(-1, d // 2)
@@ -102,6 +103,16 @@ def count_grammatical(rhm: Any) -> int:
         strings = np.concatenate([np.broadcast_to(head, half.shape), half], axis=1)
         total += int(rhm.parse(strings).valid[rhm.depth].sum())
     return total
+
+
+def rule_used(rhm: RandomHierarchyModel, latents: dict[int, np.ndarray]) -> set[tuple[int, int, int]]:
+    """Rules that a tree is made of: {(tree_level, parent symbol, rule)}."""
+    parse = rhm.parse(latents[0][None])
+    return {
+        (level, int(y), int(k))
+        for level in parse.rules
+        for y, k in zip(parse.latents[level][0], parse.rules[level][0], strict=True)
+    }
 
 
 def draw(data: xr.Dataset) -> Any:
@@ -124,7 +135,7 @@ def draw(data: xr.Dataset) -> Any:
             axes.text(x, heights[L] + 0.95, words, ha="center", va="center", size=13, weight="bold")
         drawing.draw_tree(axes, before, centres, heights)
         drawing.draw_tree(axes, after, {level: x + right for level, x in centres.items()}, heights, changed)
-        used = {CLASS: small.rule_used(rhm, after), ACCENT: small.rule_used(rhm, before)}
+        used = {CLASS: rule_used(rhm, after), ACCENT: rule_used(rhm, before)}
         for level in range(1, L + 1):
             frames: dict[tuple[int, int], list[Any]] = {}
             for color, rules in reversed(used.items()):

@@ -65,7 +65,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     rhm = small.grammar_of(data)
     exact = enumerated(rhm, data.log_evidence.values)
     words = {"upward": "upward messages", "downward": "downward messages", "marginals": "posterior probabilities"}
-    verdicts, strings = [], rhm.num_classes * len(small.expansions(rhm, rhm.depth)[0])
+    verdicts, strings = [], rhm.num_classes * len(expansions(rhm, rhm.depth)[0])
     for name in OUTPUTS:
         written_out = np.concatenate([exact[name][level] for level in range(rhm.depth + 1)])
         error = float(np.abs(written_out - data[name].values).max())
@@ -87,12 +87,12 @@ def enumerated(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> dict[str,
     """
     L, d, v = rhm.depth, rhm.num_leaves, rhm.vocab_size
     likelihood = np.exp(log_evidence - log_evidence.max(axis=1, keepdims=True))
-    strings = small.expansions(rhm, L).reshape(-1, d)
+    strings = expansions(rhm, L).reshape(-1, d)
     of_leaf = likelihood[np.arange(d), strings]  # (strings, leaves)
     trees = rhm.parse(strings).latents
     result: dict[str, dict[int, np.ndarray]] = {"upward": {}, "downward": {}, "marginals": {}}
     for level in range(L + 1):
-        below = small.expansions(rhm, level)
+        below = expansions(rhm, level)
         tables: dict[str, list[np.ndarray]] = {name: [] for name in result}
         for node in range(rhm.num_nodes(level)):
             inside = np.zeros(d, bool)
@@ -105,6 +105,25 @@ def enumerated(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> dict[str,
             table = np.stack(rows)
             result[name][level] = table / table.sum(axis=1, keepdims=True)
     return result
+
+
+def expansions(rhm: RandomHierarchyModel, tree_level: int) -> np.ndarray:
+    """All strings that a node of a level can become, written out: (symbols, strings, s**tree_level)."""
+    strings = np.arange(rhm.vocab_size)[:, None, None]
+    for level in range(1, tree_level + 1):
+        grown = []
+        for rules in rhm.rules[level]:
+            of_symbol = []
+            for children in rules:
+                joined = strings[children[0]]
+                for child in children[1:]:
+                    right = strings[child]
+                    pairs = (np.repeat(joined, len(right), axis=0), np.tile(right, (len(joined), 1)))
+                    joined = np.concatenate(pairs, axis=1)
+                of_symbol.append(joined)
+            grown.append(np.concatenate(of_symbol))
+        strings = np.stack(grown)
+    return strings
 
 
 def draw(data: xr.Dataset) -> Any:

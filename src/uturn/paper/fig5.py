@@ -8,11 +8,10 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, grammar_means, inversion, transition
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, increasing, verdict, within
+from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
+from uturn.paper.verdicts import BOUNDS, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style, ticks
 
@@ -23,30 +22,24 @@ CAPTION = (
     "exact belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and class). Right: "
     "the curve of the class sharpens as the tree grows deeper."
 )
-PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 REFERENCE_TIME, TOLERANCE = 0.067, 0.007  # of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent
-
-
 NOISE = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
-    source = {"type": "rhm", **PARAMETERS, "grammars": grammars}
-    return {
-        f"depth{L}": experiment_of({**source, "depth": L}, "gaussian", NOISE, "tree_levels", items=items, chunk=24)
-        for L in depths
-    }
+    sources = {f"depth{L}": rhm(**PAPER, depth=L, grammars=grammars) for L in depths}
+    sizes: dict[str, Any] = {"items": items, "chunk": 24}
+    return {label: experiment_of(source, "gaussian", NOISE, "tree_levels", **sizes) for label, source in sources.items()}
 
 
 def tree() -> Experiment:
     """Four strings of 64 leaves, whose nodes are kept one by one."""
-    source = {"type": "rhm", **PARAMETERS, "depth": 6}
-    return experiment_of(source, "gaussian", NOISE, "tree_levels", "tree_nodes", items=4, trajectories=16)
+    return experiment_of(rhm(**PAPER, depth=6), "gaussian", NOISE, "tree_levels", "tree_nodes", items=4, trajectories=16)
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec("Gaussian", {"type": "rhm", **PARAMETERS, "depth": 10}, "gaussian", scale)]
+    return [channel_spec("Gaussian", rhm(**PAPER, depth=10), "gaussian", scale)]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -56,32 +49,35 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     depths = sorted(int(label.removeprefix("depth")) for label in runs)
-    deepest = runs[f"depth{depths[-1]}"].load()
-    time, chance = deepest.noise.values, 1 / PARAMETERS["vocab_size"]
-    L = depths[-1]
-    data = xr.Dataset(
-        {
-            "belief": grammar_means(deepest.belief),
-            "class_belief": xr.concat(
-                [grammar_means(runs[f"depth{d}"].belief.isel(tree_level=-1, drop=True)) for d in depths], dim="depth"
-            ),
-        },
-        coords={"depth": depths},
-        attrs=PARAMETERS,
-    )
+    beliefs = {depth: runs[f"depth{depth}"].belief.load() for depth in depths}
+    L, deepest = depths[-1], runs[f"depth{depths[-1]}"].load()
+    time, chance = deepest.noise.values, 1 / PAPER["vocab_size"]
 
     def fall(curves: np.ndarray) -> Any:
         return transition(time, curves[:, -1], 1.0, chance)
 
     location = estimate(deepest.belief, lambda c: fall(c).location)
-    sharpness = [estimate(runs[f"depth{d}"].belief.load(), lambda c: fall(c).sharpness) for d in depths]
+    sharpness = [estimate(belief, lambda c: fall(c).sharpness) for belief in beliefs.values()]
     swap = estimate(deepest.belief, lambda c: inversion(time, c[:, -1], c[:, 0]))
     epsilon = float(np.interp(location.value, time, deepest.effective_epsilon.values))
-    critical = MeanField(**PARAMETERS).critical_noise or np.nan
-    data["sharpness"] = (("depth", "bound"), np.array(sharpness))
-    data = data.assign_coords(bound=["value", "low", "high"])
-    data.attrs.update(transition=location.value, transition_low=location.low, transition_high=location.high)
-    data.attrs.update(inversion_time=swap.value, effective_epsilon=epsilon)
+    critical = mean_field(PAPER).critical_noise or np.nan
+    classes = [grammar_means(belief.isel(tree_level=-1, drop=True)) for belief in beliefs.values()]
+    data = xr.Dataset(
+        {
+            "belief": grammar_means(deepest.belief),
+            "class_belief": xr.concat(classes, dim="depth"),
+            "sharpness": (("depth", "bound"), np.array(sharpness)),
+        },
+        coords={"depth": depths, "bound": BOUNDS},
+        attrs={
+            **PAPER,
+            "transition": location.value,
+            "transition_low": location.low,
+            "transition_high": location.high,
+            "inversion_time": swap.value,
+            "effective_epsilon": epsilon,
+        },
+    )
     place = np.nan_to_num(swap.value, nan=time[0])  # no swap: not a number to interpolate at
     before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     return data, [

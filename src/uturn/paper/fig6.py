@@ -10,8 +10,8 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField, phase_diagram
 from uturn.measures.statistics import crossing, estimate, grammar_means, shift
-from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, below, equal, verdict, within
+from uturn.paper.specs import experiment_of, rhm
+from uturn.paper.verdicts import BOUNDS, Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
@@ -24,6 +24,7 @@ CAPTION = (
 )
 PARAMETERS = {"vocab_size": 32, "branching": 2, "depth": 10}
 TOLERANCE = 0.02
+NEAR = np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])  # noise levels around ε*
 MAP_TOLERANCE = 0.005  # of one step of the map, in ε
 
 
@@ -34,13 +35,9 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     runs, probe = {}, {"type": "messages", "directions": ["upward"]}
     for m in ms:
         critical = MeanField(PARAMETERS["vocab_size"], m, PARAMETERS["branching"]).critical_noise
-        noise = np.linspace(0.05, 0.95, 10)
-        if critical is not None:
-            noise = np.r_[
-                noise, critical + np.array([-0.06, -0.04, -0.025, -0.015, -0.0075, 0, 0.0075, 0.015, 0.025, 0.04, 0.06])
-            ]
+        noise = np.r_[np.linspace(0.05, 0.95, 10), [] if critical is None else critical + NEAR]
         noise = np.unique(noise[(noise > 0) & (noise < 1)].round(6))
-        source = {"type": "rhm", **PARAMETERS, "multiplicity": m, "grammars": grammars}
+        source = rhm(**PARAMETERS, multiplicity=m, grammars=grammars)
         runs[f"m{m}"] = experiment_of(source, "epsilon", noise, probe, items=items, chunk=16)
     return runs
 
@@ -55,16 +52,17 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     theory = phase_diagram(v, s, ms)
     gains = [_gain(runs[f"m{m}"].load()) for m in ms]
     transition = theory.phase == "transition"
-    missing = (np.nan,) * 3, np.nan
-    found = [_crossing(gain) if there else missing for gain, there in zip(gains, transition, strict=True)]
+    crossings, spreads = np.full((len(ms), 3), np.nan), np.full(len(ms), np.nan)
+    for k in np.flatnonzero(transition):
+        crossings[k], spreads[k] = _crossing(gains[k])
     data = xr.Dataset(
         {
             "gain": xr.concat([gain.mean("item").reset_coords(drop=True) for gain in gains], "multiplicity", join="outer"),
-            "crossing": (("multiplicity", "bound"), np.array([interval for interval, _ in found])),
-            "spread": ("multiplicity", np.array([spread for _, spread in found])),
+            "crossing": (("multiplicity", "bound"), crossings),
+            "spread": ("multiplicity", spreads),
             "critical_noise": ("multiplicity", theory.critical_noise),
         },
-        coords={"multiplicity": ms, "bound": ["value", "low", "high"], "rule_density": ("multiplicity", theory.rule_density)},
+        coords={"multiplicity": ms, "bound": BOUNDS, "rule_density": ("multiplicity", theory.rule_density)},
         attrs=PARAMETERS,
     )
     grammars = len(np.unique(gains[0].grammar))
@@ -88,12 +86,12 @@ def _crossing(gain: xr.DataArray) -> tuple[tuple[float, ...], float]:
 def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
     """Crossings against ε*, for the multiplicities with a transition."""
     error = data.crossing.sel(bound="value") - data.critical_noise
-    found = int(error.notnull().sum())
+    crossed = int(error.notnull().sum())
     everywhere = verdict(
         "multiplicities with a transition where p_L = p_0 is crossed",
-        f"{found} of {error.size}",
+        f"{crossed} of {error.size}",
         "all",
-        equal(found, error.size, "all"),
+        equal(crossed, error.size, "all"),
     )
     error = error.dropna("multiplicity")
     root_mean_square = float(np.sqrt((error**2).mean()))
@@ -156,9 +154,9 @@ def draw(data: xr.Dataset) -> Any:
             yes = row.values > 0
             axes.plot(at[yes], row.noise[yes], "o", ms=4.5, color=ACCENT, zorder=4)
             axes.plot(at[~yes], row.noise[~yes], "x", ms=4.5, mew=1.2, color=CLASS, zorder=4)
-        found = data.dropna("multiplicity", subset=["spread"])
+        measured = data.dropna("multiplicity", subset=["spread"])
         look = {"fmt": "_", "ms": 13, "mew": 2, "color": "#e69f00", "zorder": 5, "label": "BP: $p_L=p_0$"}
-        axes.errorbar(s * found.rule_density, found.crossing.sel(bound="value"), found.spread, **look)
+        axes.errorbar(s * measured.rule_density, measured.crossing.sel(bound="value"), measured.spread, **look)
         axes.plot([], [], "o", color=ACCENT, label="recoverable (BP)")
         axes.plot([], [], "x", color=CLASS, label="lost (BP)")
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")

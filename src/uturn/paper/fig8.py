@@ -10,13 +10,12 @@ import numpy as np
 import xarray as xr
 from scipy.stats import mannwhitneyu
 
-from uturn.exact.theory import MeanField
-from uturn.measures.statistics import Estimate, Transition, estimate, grammar_means, inversion, replicates, transition
+from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, replicates, transition
 from uturn.paper import string_classifier
-from uturn.paper.messages import TOLERANCE, mean_estimate
-from uturn.paper.specs import experiment_of
+from uturn.paper.fig7 import TOLERANCE
+from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.string_classifier import SEED
-from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, mean_estimate, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
@@ -60,8 +59,9 @@ class Places(NamedTuple):
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run, many, network = (runs[label].load() for label in ("layers", "grammars", "network"))
-    v, m, s, L = (json.loads(run.attrs["spec"])["source"][key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
-    theory = MeanField(v, m, s)
+    source = json.loads(run.attrs["spec"])["source"]
+    v, m, s, L = (source[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
+    theory = mean_field(source)
     crossing, star = theory.class_crossing(L), theory.critical_noise
     if crossing is None or star is None:
         raise ValueError(f"vocab_size = {v}, multiplicity = {m}, depth = {L}: class and leaves do not swap; take a deeper tree")
@@ -101,9 +101,20 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "training_steps": network.attrs["training_steps"],
         },
     )
+    right, count, allowed = float(network.accuracy), network.attrs["test_strings"], 3 * float(grammar_swaps.std(ddof=1))
     return data, [
-        _accuracy(network),
-        _said_swap(swaps, places, L, float(grammar_swaps.std(ddof=1))),
+        verdict(
+            f"accuracy of the network on {count} new strings",
+            f"{right:.4f} ± {1.96 * np.sqrt(right * (1 - right) / count):.4f} after {network.attrs['training_steps']} steps",
+            "at least 0.99",
+            at_least(right, 0.99),
+        ),
+        verdict(
+            "ε at which the predicted class and the first block swap order",
+            f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
+            f"{crossing:.4f} (mean field, class and leaves, L = {L})",
+            within(swaps.said.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
+        ),
         _layer_swap(swaps, places, run, network),
         _order(run.similarity, places),
         _grammars(grammar_swaps, swaps.exact, places),
@@ -137,36 +148,13 @@ def _swaps(run: xr.Dataset, said: xr.DataArray, places: Places) -> Swaps:
     swap = partial(_swap, run.noise.values, places=places)
     first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
     curves = xr.concat([first, logits, said], dim="curve").transpose(*run.similarity.dims[:3], "curve")
-    return Swaps(
-        estimate(curves, partial(swap, high=2, low=0)),
-        estimate(curves, partial(swap, high=1, low=0)),
-        estimate(curves, lambda c: swap(c, high=1, low=0) - swap(c, high=2, low=0)),
-        estimate(run.belief, partial(swap, high=-1, low=0)),
-    )
 
+    def of_network(c: np.ndarray) -> list[float]:
+        both = swap(c, high=2, low=0), swap(c, high=1, low=0)
+        return [*both, both[1] - both[0]]
 
-def _accuracy(network: xr.Dataset) -> Verdict:
-    right, count, steps = float(network.accuracy), network.attrs["test_strings"], network.attrs["training_steps"]
-    error = 1.96 * np.sqrt(right * (1 - right) / count)
-    return verdict(
-        f"accuracy of the network on {count} new strings",
-        f"{right:.4f} ± {error:.4f} after {steps} steps",
-        "at least 0.99",
-        at_least(right, 0.99),
-    )
-
-
-def _said_swap(swaps: Swaps, places: Places, depth: int, deviation: float) -> Verdict:
-    return verdict(
-        "ε at which the predicted class and the first block swap order",
-        f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
-        f"{places.crossing:.4f} (mean field, class and leaves, L = {depth})",
-        within(
-            swaps.said.value - places.crossing,
-            3 * deviation,
-            f"within 3 standard deviations between grammars ({3 * deviation:.4f})",
-        ),
-    )
+    of_class, of_layers, later = estimates(curves, of_network)
+    return Swaps(of_class, of_layers, later, estimate(run.belief, partial(swap, high=-1, low=0)))
 
 
 def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Dataset) -> Verdict:
@@ -224,16 +212,15 @@ def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
     similarity = run.similarity.mean("trajectory")
     layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
     together = xr.concat([run.belief.isel(tree_level=-1, drop=True), *layers], dim="curve").transpose("noise", "item", "curve")
-    bottoms = [chance, floor[-1], floor[0]]
 
-    def fall(c: np.ndarray, k: int) -> Transition:
-        return transition(run.noise.values, c[:, k], 1.0, bottoms[k])
+    def falls(c: np.ndarray) -> list[float]:
+        bottoms = (chance, floor[-1], floor[0])
+        belief, logits, block = (transition(run.noise.values, c[:, k], 1.0, bottom) for k, bottom in enumerate(bottoms))
+        places = [belief.location, logits.location, logits.location - belief.location]
+        return [*places, belief.width, logits.width, block.width, block.width - logits.width]
 
-    belief, logits = (estimate(together, lambda c, k=k: fall(c, k).location) for k in (0, 1))  # type: ignore[misc]
-    later = estimate(together, lambda c: fall(c, 1).location - fall(c, 0).location)
-    widths = [estimate(together, lambda c, k=k: fall(c, k).width) for k in range(3)]  # type: ignore[misc]
-    narrower = estimate(together, lambda c: fall(c, 2).width - fall(c, 1).width)
-    half = widths[0].value / 2
+    belief, logits, later, width, *widths, narrower = estimates(together, falls)
+    half = width.value / 2
     return [
         verdict(
             "half of the fall of the logits, and how much later than that of the exact class belief",
@@ -243,7 +230,7 @@ def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
         ),
         verdict(
             "width of the fall (a quarter to three quarters) of logits and first block",
-            f"{widths[1]}; {widths[2]}; difference {narrower}",
+            f"{widths[0]}; {widths[1]}; difference {narrower}",
             "abrupt for the logits, smooth for the first block",
             above(narrower.low, 0, "interval of the difference above 0"),
         ),
@@ -307,8 +294,7 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
     L, fine = data.sizes["tree_level"] - 1, np.linspace(0, 1, 500)
-    theory = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching")))
-    lines = theory.curves(fine, L).marginals
+    lines = mean_field(data.attrs).curves(fine, L).marginals
     for level, color in enumerate(level_colors(L + 1)):
         edge = level in (0, L)
         axes.plot(fine, lines[:, level], color=color, lw=1.8 if edge else 0.9, zorder=2)

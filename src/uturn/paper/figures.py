@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
+from uturn.core.files import whole_file
 from uturn.pages import fetch, live_page, write_page
 from uturn.paper import channels
 from uturn.paper.registry import FIGURES, Figure, load_figure
-from uturn.paper.results import Result, save_result
 from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import output_folder
 from uturn.studies.plotting.style import save_figure
+
+
+@dataclass
+class Result:
+    """A reproduced figure: its verdicts and the names of its files in the output folder."""
+
+    figure: str
+    title: str
+    caption: str
+    scale: str
+    verdicts: list[Verdict]
+    files: dict[str, str]
+    seconds: float = 0.0
+    claim: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return all(verdict.passed is not False for verdict in self.verdicts)
 
 
 def reproduce(
@@ -47,7 +65,13 @@ def reproduce(
     if scale not in ("smoke", "paper"):
         raise ValueError(f"scale = {scale!r}: expected 'smoke' or 'paper'")
     cluster = cluster or {}
-    with output_folder("out", out, kept=True) as folder, _connected(cluster.get("cluster")):
+    address = cluster.get("cluster")
+    connection: AbstractContextManager[Any] = nullcontext()  # the runs of all figures use one connection
+    if address is not None:
+        from uturn.engine.cluster import connected
+
+        connection = connected(address)
+    with output_folder("out", out, kept=True) as folder, connection:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,33 +94,20 @@ def reproduce(
     return results
 
 
-def _connected(address: str | None) -> AbstractContextManager[Any]:
-    """Context in which the runs of all figures use one connection to a cluster."""
-    if address is None:
-        return nullcontext()
-    from uturn.engine.cluster import connected
-
-    return connected(address)
-
-
 def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:
     """Make one figure and write its files."""
     start = time.monotonic()
     data, verdicts = figure.analyse(figure.measure(workshop))
     verdicts = verdicts + channel_verdicts(figure, workshop)
-    files = _save(out, name, data, figure.draw(data))
-    seconds = time.monotonic() - start
+    write_dataset(data, out / f"{name}.zarr")
+    save_figure(figure.draw(data), out / f"{name}.png", out / f"{name}.pdf")
+    files, seconds = {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}, time.monotonic() - start
     result = Result(name, figure.TITLE, figure.CAPTION, workshop.scale, verdicts, files, seconds, figure.CLAIM)
-    save_result(result, out)
+    with whole_file(out / f"{name}.json") as file:
+        file.write(json.dumps(asdict(result), indent=1, ensure_ascii=False).encode())
     return result
 
 
 def channel_verdicts(figure: Figure | Any, workshop: Workshop) -> list[Verdict]:
     """Verdicts on the channels that a figure names, if any."""
     return channels.verdicts(figure.channels(workshop.scale), workshop)
-
-
-def _save(out: Path, name: str, data: xr.Dataset, figure: Any) -> dict[str, str]:
-    write_dataset(data, out / f"{name}.zarr")
-    save_figure(figure, out / f"{name}.png", out / f"{name}.pdf")
-    return {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}

@@ -181,8 +181,8 @@ def _u_turns(runs: Mapping[str, xr.Dataset], exact: Mapping[str, xr.Dataset]) ->
     words, gaps = [], []
     for channel, run in runs.items():
         gap, own = ((one.unchanged - exact[channel].belief).sel(tree_level=[0, 1]) for one in (run, exact[channel]))
-        one = gap.isel({key: int(value) for key, value in abs(gap.mean("item")).argmax(...).items()})
-        mean, error = float(one.mean()), 1.96 * float(one.std("item", ddof=1)) / one.size**0.5
+        largest = gap.isel({key: int(value) for key, value in abs(gap.mean("item")).argmax(...).items()})
+        mean, error = float(largest.mean()), 1.96 * float(largest.std("item", ddof=1)) / largest.size**0.5
         sampler = float(abs(own.mean("item")).max())
         words.append(f"{channel} {Estimate(mean, mean - error, mean + error):+.3f} (the sampler alone: {sampler:.3f})")
         gaps.append(mean)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from uturn.exact.theory import MeanField
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
-from uturn.measures.statistics import Estimate
 from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes, indices
-from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, below, decreasing, verdict, within
-from uturn.paper.workshop import Workshop
+from uturn.paper.specs import experiment_of, mean_field
+from uturn.paper.verdicts import BOUNDS, Verdict, above, below, decreasing, listed, verdict, within
+from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors
 
 LEAST = 0.95  # area under the curve of each comparison
@@ -22,7 +21,6 @@ BIAS = 0.1  # the annealed mean field is off by some 6 %: it keeps .78 of the le
 DIAL = {"vocab_size": 24, "multiplicity": 6, "branching": 2, "depth": 4, "grammars": 10}
 THEORY = {"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 16}
 EPSILON = np.linspace(0, 1, 31)[1:]
-BOUNDS = ["value", "low", "high"]
 # Nested correlations level by level: words, kind and parameters.
 SHOWN = {
     "grammar (24, 6, 2), L = 4": None,
@@ -37,9 +35,16 @@ LEVELS = 6
 def measured(workshop: Workshop) -> xr.Dataset:
     """Indices of all data, computed once."""
     draws, items = (10, 200) if workshop.scale == "smoke" else (40, 800)
+    drawn = {"draws": draws, "noise": NOISE.tolist(), "version": 1}
+    jobs: dict[str, Any] = {
+        f"controls-{file_name(kind)}": (
+            {"held out": [repr(one) for one in every], **drawn},
+            partial(_indices, kind, every, draws),
+        )
+        for kind, every in HELD_OUT.items()
+    }
+    of_kinds = [run.nesting_index for run in workshop.keep_all("nesting indices", jobs).values()]
     settings = {
-        "held out": {kind: [repr(one) for one in parameters] for kind, parameters in HELD_OUT.items()},
-        "draws": draws,
         "dial": {**DIAL, "items": items},
         "theory": {**THEORY, "items": items, "epsilon": EPSILON.tolist()},
         "shown": {words: repr(one) for words, one in SHOWN.items()},
@@ -48,21 +53,22 @@ def measured(workshop: Workshop) -> xr.Dataset:
     }
 
     def compute() -> xr.Dataset:
-        found = indices(HELD_OUT, draws)
-        filtered = {k: filtered_changes(k, items) for k in range(DIAL["depth"] + 1)}
+        # Strings whose tree above level k is replaced by independent draws.
+        filtered = {
+            k: grammar_changes({"type": "filtered_rhm", **DIAL, "filtered_above": k}, 0, items) for k in range(DIAL["depth"] + 1)
+        }
         dial = [nesting_index(changed, DIAL["branching"]) for changed in filtered.values()]
+        pinned = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
         first, second, *_ = SHOWN
         shown = {first: (filtered[DIAL["depth"]], 2), second: (filtered[2], 2)}
         shown |= {words: changes(one[0], one[1], 0) for words, one in SHOWN.items() if one}
         return xr.Dataset(
             {
-                "nesting_index": (("data_kind", "draw"), list(found.values())),
                 "nesting_dial": (("filtered_above", "bound"), np.array(dial)),
                 "nested": (("data", "tree_level", "bound"), [_levels(*one) for one in shown.values()]),
-                "nesting_epsilon": ("bound", np.array(epsilon_index(items))),
+                "nesting_epsilon": ("bound", np.array(nesting_index(site_changes(pinned), THEORY["branching"]))),
             },
             coords={
-                "data_kind": list(found),
                 "filtered_above": list(filtered),
                 "bound": BOUNDS,
                 "data": list(shown),
@@ -70,23 +76,18 @@ def measured(workshop: Workshop) -> xr.Dataset:
             },
         )
 
-    return workshop.keep("controls-nesting", settings, compute)
+    kept = workshop.keep("controls-nesting", settings, compute)
+    index = xr.concat(of_kinds, xr.DataArray(list(HELD_OUT), dims="data_kind", name="data_kind"))
+    return kept.assign(nesting_index=index)
 
 
-def filtered_changes(k: int, items: int) -> xr.DataArray:
-    """Changes of strings whose tree above level k is replaced by independent draws."""
-    return grammar_changes({"type": "filtered_rhm", **DIAL, "filtered_above": k}, 0, items)
+def _indices(kind: str, parameters: list[Any], draws: int) -> xr.Dataset:
+    return xr.Dataset({"nesting_index": ("draw", indices({kind: parameters}, draws)[kind])})
 
 
-def epsilon_index(items: int) -> Estimate:
-    """Nesting index of the ε-process, over several grammars."""
-    made = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
-    return nesting_index(site_changes(made), THEORY["branching"])
-
-
-def mean_field() -> float:
-    """Its mean-field value."""
-    theory = MeanField(*(THEORY[key] for key in ("vocab_size", "multiplicity", "branching")))
+def mean_field_index() -> float:
+    """Mean-field value of the index in the ε-process, which is measured over several grammars."""
+    theory = mean_field(THEORY)
     changed = 1 - theory.curves(EPSILON, THEORY["depth"]).marginals[:, 0]
     covariance = theory.pair_correlations(EPSILON, THEORY["depth"])[:, None] / 4  # of 0 and 1 instead of -1 and 1
     return nesting(changed, covariance, theory.branching).value
@@ -94,17 +95,17 @@ def mean_field() -> float:
 
 def _levels(changed: xr.DataArray, branching: int) -> np.ndarray:
     """Nested correlations with intervals, (LEVELS, bound); NaN beyond the largest block."""
-    found = nested_correlations(changed, branching)
-    values = np.stack([found[f"nested{end}"].values for end in ("", "_low", "_high")], axis=1)
+    correlations = nested_correlations(changed, branching)
+    values = np.stack([correlations[f"nested{end}"].values for end in ("", "_low", "_high")], axis=1)
     return np.concatenate([values, np.full((LEVELS - len(values), 3), np.nan)])
 
 
 def verdicts(data: xr.Dataset) -> list[Verdict]:
     grammars = data.nesting_index.sel(data_kind="grammars").values
     areas = {kind: auc(grammars, data.nesting_index.sel(data_kind=kind).values) for kind in CONTROLS}
-    dial = {int(k): Estimate(*data.nesting_dial.sel(filtered_above=k).values.tolist()) for k in data.filtered_above.values[::-1]}
+    dial = dict(zip(data.filtered_above.values.tolist()[::-1], listed(data.nesting_dial)[::-1], strict=True))
     last = min(k for k in dial if k > 0)
-    value, expected = Estimate(*data.nesting_epsilon.values.tolist()), mean_field()
+    value, expected = listed(data.nesting_epsilon)[0], mean_field_index()
     return [
         verdict(
             f"nesting index, area under the curve of {len(grammars)} grammars (L >= 3, s f <= 3/4) against each control",

@@ -121,13 +121,13 @@ def grammar_changes(
 def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.DataArray:
     """Squared changes of the components of vectors of a law, in Gaussian diffusion with exact posterior draws."""
     originals = law.sample(items, keys(seed, Purpose.ORIGINAL, np.arange(items))).values
-    copies, found = np.repeat(originals, TRAJECTORIES, axis=0), []
+    copies, squares = np.repeat(originals, TRAJECTORIES, axis=0), []
     for n, noise in enumerate(NOISE):
         streams = (keys(seed, purpose, np.arange(len(copies)), n) for purpose in (Purpose.CORRUPTION, Purpose.RECONSTRUCTION))
         noisy = law.diffuse(copies, noise, next(streams))
         rebuilt = law.sample_posterior(noisy, noise, next(streams)).values
-        found.append(np.square(rebuilt - copies).reshape(items, TRAJECTORIES, -1))
-    return xr.DataArray(np.array(found), dims=("noise", "item", "trajectory", "site"), coords={"noise": NOISE})
+        squares.append(np.square(rebuilt - copies).reshape(items, TRAJECTORIES, -1))
+    return xr.DataArray(np.array(squares), dims=("noise", "item", "trajectory", "site"), coords={"noise": NOISE})
 
 
 def nested_bursts(
@@ -167,9 +167,9 @@ def _code(one: Sites, seed: int, items: int, count: int = 1, channel: str = "gau
         modes, distance, sites = one[1:]
         return _mixture(modes, distance, sites, seed, items)
     v, m, s = one[1:]
-    found = grammar_changes({"vocab_size": v, "multiplicity": m, "branching": s, "depth": 1}, seed, items * count, channel)
-    strings = found.values.reshape(-1, items, count, TRAJECTORIES, s).swapaxes(2, 3)
-    return xr.DataArray(strings.reshape(-1, items, TRAJECTORIES, count * s), dims=found.dims, coords={"noise": found.noise})
+    single = grammar_changes({"vocab_size": v, "multiplicity": m, "branching": s, "depth": 1}, seed, items * count, channel)
+    strings = single.values.reshape(-1, items, count, TRAJECTORIES, s).swapaxes(2, 3)
+    return xr.DataArray(strings.reshape(-1, items, TRAJECTORIES, count * s), dims=single.dims, coords={"noise": single.noise})
 
 
 def _mixture(modes: int, distance: float, sites: int, seed: int, items: int, weights: Any = None) -> xr.DataArray:
@@ -199,12 +199,12 @@ def indices(
     report: Callable[[str], None] | None = None,
 ) -> dict[str, list[float]]:
     """Nesting index of so many draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
-    found: dict[str, list[float]] = {}
+    index: dict[str, list[float]] = {}
     for kind, parameters in chosen.items():
-        found[kind] = []
+        index[kind] = []
         for k in range(draws):
             changed, branching = changes(kind, parameters[k % len(parameters)], k, items, channel)
-            found[kind].append(nesting_index(changed, branching).value)
+            index[kind].append(nesting_index(changed, branching).value)
             if report:
-                report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {found[kind][-1]:.3f}")
-    return found
+                report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {index[kind][-1]:.3f}")
+    return index

@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
 # In the order of the page; the numbers are rough times in seconds at smoke scale on two cores.
 FIGURES = {
-    "fig2": 90,
+    "fig2": 60,
     "fig3": 6,
     "fig4": 3,
     "fig5": 6,
     "fig6": 5,
     "fig7": 0,  # first, as figs. 12 to 14 share its runs
-    "fig8": 40,
+    "fig8": 16,
     "fig9": 1,
     "fig10": 2,
     "fig11": 3,
     "fig12": 3,
     "fig13": 4,
     "fig14": 4,
-    "fig15": 12,
-    "s9": 20,
-    "controls": 125,  # shares the images of fig. 2
-    "learning": 150,
-    "schedulers": 35,
-    "exam": 60,
-    "thresholds": 45,
-    "chi": 60,
-    "correlations": 5,  # shares runs of chi and of collapse
-    "collapse": 20,
-    "calibration": 60,
-    "text": 60,
+    "fig15": 4,
+    "s9": 5,
+    "controls": 30,  # shares the images of fig. 2
+    "learning": 115,
+    "schedulers": 18,
+    "exam": 35,
+    "thresholds": 20,
+    "chi": 17,
+    "correlations": 15,  # shares runs of chi and of collapse
+    "collapse": 4,
+    "calibration": 25,
+    "text": 28,
 }
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
 """The order in which all figures are made: those that take seconds first, those that train or denoise images last."""

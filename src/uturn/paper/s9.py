@@ -22,13 +22,13 @@ from uturn.measures.statistics import (
     proportion,
     replicates,
     rescaled,
-)
+)  # fmt: skip
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import load_network
 from uturn.networks.training import History, train
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, at_least, below, verdict, within
+from uturn.paper.verdicts import BOUNDS, Verdict, above, at_least, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import GaussianMixtureSource
@@ -176,7 +176,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "rescaled": (curves.dims, rescaled(curves.values)),
             "rescaled_error": (curves.dims, repeated.error(rescaled)),
         },
-        attrs={"transition": expected, **{f"index_{k}": getattr(index[0], k) for k in ("value", "low", "high")}},
+        attrs={"transition": expected, **{f"index_{k}": getattr(index[0], k) for k in BOUNDS}},
     )
     accuracy = run.attrs["accuracy"]
     return data, [
@@ -246,56 +246,42 @@ def _by_definition(run: xr.Dataset, written: xr.Dataset) -> Verdict:
 
 
 def draw(data: xr.Dataset) -> Any:
-    names = [str(name) for name in data.network_layer.values]
+    star, layers = data.attrs["transition"], [str(name) for name in data.network_layer.values[1:]]
+    finite = np.isfinite(data.noise.values)
+    time = data.noise.values[finite]
+    # The class comes first.
+    curves = np.stack([data[name].transpose("noise", "network_layer")[finite] for name in ("kept", "kept_low", "kept_high")], 2)
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
-        time, *curves = _finite(data)
-        layers, low, high = (values[:, 1:] for values in curves)
-        draw_similarities(left, time, layers, low, high, [_words(name) for name in names[1:]])
+        names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
+        layer_curves, low, high = np.moveaxis(curves[:, 1:], 2, 0)
+        draw_similarities(left, time, layer_curves, low, high, names)
         left.set(ylabel="cosine similarity", title="layers of the classifier")
         left.legend(loc="lower left")
-        _draw_class(middle, data)
-        star = data.attrs["transition"]
+        fine = np.geomspace(0.02, 4.5, 600)
+        middle.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
+        bars(middle, time, curves[:, 0], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
+        middle.axhline(0.5, color=MUTED, lw=0.8, ls="--")
+        middle.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
+        middle.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
+        middle.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
         for axes in (left, middle):
             axes.axvline(star, color=CLASS, lw=1, ls=":")
             axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(0.02, 4.6))
             ticks(axes, [0.02, 0.1, 0.5, 1, 2, 5])
         left.set_ylim(-0.05, 1.03)
         middle.text(star * 1.08, 1.0, f"$t^*={star:.2f}$", va="top", color=CLASS)
-        _draw_plane(right, data, names)
+        _draw_plane(right, data)
     return figure
 
 
-def _finite(data: xr.Dataset) -> tuple[np.ndarray, ...]:
-    """Finite times, and all curves (time, curve) with the ends of their intervals; the class comes first."""
-    finite = np.isfinite(data.noise.values)
-    curves = (data[name].transpose("noise", "network_layer").values[finite] for name in ("kept", "kept_low", "kept_high"))
-    return data.noise.values[finite], *curves
-
-
-def _draw_class(axes: Any, data: xr.Dataset) -> None:
-    fine = np.geomspace(0.02, 4.5, 600)
-    axes.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
-    time, *curves = _finite(data)
-    bars(axes, time, np.stack([curve[:, 0] for curve in curves], axis=1), fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
-    axes.axhline(0.5, color=MUTED, lw=0.8, ls="--")
-    axes.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
-    axes.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
-
-
-def _draw_plane(axes: Any, data: xr.Dataset, names: list[str]) -> None:
+def _draw_plane(axes: Any, data: xr.Dataset) -> None:
     """Class and logits against the first block, rescaled."""
-    first = np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)]
-    for k, label, color in ((0, "class", CLASS), (len(names) - 1, "logits", level_colors(len(names) - 1)[-1])):
+    first, last = np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)], data.sizes["network_layer"] - 1
+    for k, label, color in ((0, "class", CLASS), (last, "logits", level_colors(last)[-1])):
         axes.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=color, label=label)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
     axes.set(xlabel="$r$ of the first block", ylabel="$r$", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), title="no inversion")
-    index = Estimate(*(data.attrs[f"index_{k}"] for k in ("value", "low", "high")))
+    index = Estimate(*(data.attrs[f"index_{k}"] for k in BOUNDS))
     axes.text(0.97, 0.06, f"hierarchy index\n{index:.3f}", ha="right", fontsize=10)
     axes.legend(loc="center right")
-
-
-def _words(name: str) -> str:
-    block = name.rpartition(".")[2]
-    return f"block {int(block) + 1}" if block.isdigit() else name

@@ -62,12 +62,12 @@ class Size(NamedTuple):
     strings: int
 
 
-def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], strings: int) -> Sampler:
-    """A scheduler of diffusers with the exact score; `strings` share a stream of random numbers."""
+def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], size: Size) -> Sampler:
+    """A scheduler of diffusers with the exact score; the strings of a sheet share a stream of random numbers."""
     from uturn.backward.score_model import noisy_images_of, strings_of
 
     name, options, eta, _ = sampler
-    gaussian = Gaussian()
+    gaussian, strings = Gaussian(), size.strings
 
     @lru_cache
     def chain(steps: int) -> tuple[Any, int]:
@@ -90,7 +90,7 @@ def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], st
     return Sampler(observe, rebuild, gaussian, chain(2)[0].is_stochastic, lambda steps: chain(steps)[0].model)
 
 
-def channel_sampler(channel: str) -> Sampler:
+def channel_sampler(channel: str, size: Size) -> Sampler:
     """A discrete channel with exact leaf marginals."""
     from uturn.corruption.denoising import ExactDenoiser, denoise
 
@@ -103,7 +103,7 @@ def channel_sampler(channel: str) -> Sampler:
     return Sampler(observe, lambda observation, streams, steps: denoise(denoiser, observation, steps, streams), corruption)
 
 
-def exact_sampler() -> Sampler:
+def exact_sampler(size: Size) -> Sampler:
     """Exact posterior draws in the Gaussian process."""
     from uturn.exact.inference import sample_posterior
 
@@ -171,8 +171,8 @@ def _counts(strings: np.ndarray) -> np.ndarray:
     v, d = PARAMETERS["vocab_size"], strings.shape[-1]
     place = np.full(v**d, len(known))
     place[known @ v ** np.arange(d)] = np.arange(len(known))
-    found = place[strings @ v ** np.arange(d)].reshape(-1, strings.shape[-2])
-    return np.stack([np.bincount(row, minlength=len(known) + 1) for row in found]).reshape(*strings.shape[:-2], -1)
+    numbers = place[strings @ v ** np.arange(d)].reshape(-1, strings.shape[-2])
+    return np.stack([np.bincount(row, minlength=len(known) + 1) for row in numbers]).reshape(*strings.shape[:-2], -1)
 
 
 def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:
@@ -184,7 +184,7 @@ def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:
     return np.pad(p / p.sum(axis=1, keepdims=True), ((0, 0), (0, 1)))
 
 
-def measured(size: Size, sampler: Sampler) -> xr.Dataset:
+def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
     """Counts of reconstructed strings on every sheet: a few observations reconstructed many times, and many observations once.
 
     One more sheet of observations is reconstructed twice and read as in `uturn.measures.calibration`. Where a scheduler drives a
@@ -192,7 +192,7 @@ def measured(size: Size, sampler: Sampler) -> xr.Dataset:
     """
     rhm, d = _grammar(), num_leaves()
     steps, few, sheets, strings = size
-    observe, rebuild, corruption, is_stochastic, model = sampler
+    observe, rebuild, corruption, is_stochastic, model = sampler(size)
     many = sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
     noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
@@ -207,15 +207,25 @@ def measured(size: Size, sampler: Sampler) -> xr.Dataset:
         if model is not None:
             first.append(_asked_first(model(number), fresh))
         observation = observe(seen, noises, number)
-        laws.append(_posteriors(corruption, _rows(observation, slice(few))))
+
+        def rows_of(chosen: Any, observed: Noisy = observation) -> Noisy:
+            return Noisy(observed.values[chosen], observed.noise[chosen], observed.vocab_size)
+
+        laws.append(_posteriors(corruption, rows_of(slice(few))))
         # A deterministic sampler gives the same on every sheet: one is enough.
         drawn = sheets if is_stochastic else 1
         rows = np.r_[np.repeat(np.arange(few), drawn * strings), np.arange(few, few + many)]
-        rebuilt = rebuild(_rows(observation, rows), keys(0, *_SAMPLING, 2, number, np.arange(len(rows))), number)
+        rebuilt = rebuild(rows_of(rows), keys(0, *_SAMPLING, 2, number, np.arange(len(rows))), number)
         counts = _counts(rebuilt.reshape(-1, strings, d))
         given.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
     data_law = np.append(np.exp(_all_strings()[1]), 0.0)
+    noises_asked: dict[str, Any] = {}
+    if first:
+        standardised, natural, expected, excess = (np.array(values) for values in zip(*first, strict=True))
+        by_quantity = {"mean": natural.mean(axis=1), "expected": expected, "excess": excess}
+        noises_asked = {name: (("steps", "quantity"), values) for name, values in by_quantity.items()}
+        noises_asked["standardised"] = ("steps", "item", "quantity"), standardised
     return xr.Dataset(
         {
             "given_counts": (("steps", "observation", "sheet", "string"), np.array(given, np.uint16)),
@@ -224,7 +234,7 @@ def measured(size: Size, sampler: Sampler) -> xr.Dataset:
             "data_law": (("string",), data_law),
             "with_original": (("steps", "item", "clone", "tree_level"), np.array([pair[0] for pair in pairs])),
             "with_clones": (("steps", "item", "clone", "tree_level"), np.array([pair[1] for pair in pairs])),
-            **_by_quantity(first),
+            **noises_asked,
         },
         coords={"steps": list(steps)},
         attrs={"strings": strings},
@@ -253,17 +263,3 @@ def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:
     scale = np.hypot(a, s)  # to the units of a variance-preserving process
     x = noisy.numpy().transpose(0, 2, 3, 1).reshape(len(strings), strings.shape[1], -1) / scale
     return gaussian_law(np.eye(x.shape[2])[strings], x, (a / scale) ** 2)
-
-
-def _by_quantity(first: list[tuple[Any, ...]]) -> dict[str, Any]:
-    if not first:
-        return {}
-    names = ("standardised", "mean", "expected", "excess")
-    columns = dict(zip(names, zip(*first, strict=True), strict=True))
-    columns["mean"] = tuple(natural.mean(axis=0) for natural in columns["mean"])
-    dims = {"standardised": ("steps", "item", "quantity")}
-    return {name: (dims.get(name, ("steps", "quantity")), np.array(values)) for name, values in columns.items()}
-
-
-def _rows(observation: Noisy, rows: Any) -> Noisy:
-    return Noisy(observation.values[rows], observation.noise[rows], observation.vocab_size)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.measures.calibration import Calibration, calibrate, holm
+from uturn.measures.calibration import calibrate, holm
 from uturn.measures.statistics import Estimate
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, law_p_values
 from uturn.paper.sampler_laws import (
@@ -24,7 +24,6 @@ from uturn.paper.sampler_laws import (
     REFERENCE,
     SAMPLERS,
     TIMESTEPS,
-    Sampler,
     Size,
     channel_sampler,
     exact_sampler,
@@ -32,8 +31,8 @@ from uturn.paper.sampler_laws import (
     num_leaves,
     scheduler_sampler,
 )  # fmt: skip
-from uturn.paper.verdicts import Verdict, above, below, verdict
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.verdicts import BOUNDS, Verdict, above, below, verdict
+from uturn.paper.workshop import Scale, Workshop, file_name
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
@@ -55,25 +54,15 @@ _FLIPS = 2000  # of signs, for p-values
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = _SIZES[workshop.scale]
     drawn = {"parameters": PARAMETERS, "noise": NOISE, **size._asdict(), "clones": 2}
-    found = {}
-    for label, sampler in SAMPLERS.items():
-        settings = {**drawn, "sampler": sampler, "timesteps": TIMESTEPS}
-        compute = partial(_measured, size, scheduler_sampler, sampler, size.strings)
-        found[label] = workshop.keep(f"schedulers-{_slug(label)}", settings, compute)
-    for label in CHANNELS:
-        compute = partial(_measured, size, channel_sampler, label)
-        found[label] = workshop.keep(f"schedulers-{label}", {**drawn, "channel": label}, compute)
-    once = size._replace(steps=(0,))
-    found[REFERENCE] = workshop.keep("schedulers-exact", {**drawn, "steps": (0,)}, partial(_measured, once, exact_sampler))
-    return found
-
-
-def _measured(size: Size, sampler: Callable[..., Sampler], *arguments: Any) -> xr.Dataset:
-    return measured(size, sampler(*arguments))
-
-
-def _slug(label: str) -> str:
-    return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum())
+    jobs: dict[str, Any] = {
+        label: ({**drawn, "sampler": one, "timesteps": TIMESTEPS}, partial(measured, size, partial(scheduler_sampler, one)))
+        for label, one in SAMPLERS.items()
+    }
+    jobs |= {label: ({**drawn, "channel": label}, partial(measured, size, partial(channel_sampler, label))) for label in CHANNELS}
+    jobs[REFERENCE] = {**drawn, "steps": (0,)}, partial(measured, size._replace(steps=(0,)), exact_sampler)
+    names = {label: f"schedulers-{file_name(label)}" for label in jobs}
+    runs = workshop.keep_all("samplers", {names[label]: job for label, job in jobs.items()})
+    return {label: runs[name] for label, name in names.items()}
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
@@ -132,8 +121,8 @@ def extrapolated(deviation: np.ndarray) -> np.ndarray:
     return 2 * deviation[-1] - deviation[-2]
 
 
-def order(deviation: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
-    """Order of convergence, -d log(distance)/d log(steps), and its standard error; NaN if fewer than 2 points tell.
+def order(deviation: np.ndarray, steps: np.ndarray) -> Estimate:
+    """Order of convergence, -d log(distance)/d log(steps), with its 95 % interval; NaN if fewer than 2 points tell.
 
     Weighted least squares over the numbers of steps >= 4 whose squared distance is at least 3 times what chance alone exceeds
     in 5 %.
@@ -142,7 +131,7 @@ def order(deviation: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
     value, error = jackknife(deviation, squared_distance)
     used = (steps >= 4) & (value > 3 * chance)
     if used.sum() < 2:
-        return float("nan"), float("nan")
+        return Estimate(np.nan, np.nan, np.nan)
     weights = (value / np.maximum(error, 1e-3 * value))[used]
 
     def fit(sheets: np.ndarray) -> float:
@@ -150,70 +139,54 @@ def order(deviation: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
         return float(-0.5 * np.polyfit(np.log(steps[used]), np.log(squares), 1, w=weights)[0])
 
     slope, error = jackknife(deviation, fit)
-    return float(slope), float(error)
+    return Estimate(float(slope), float(slope - 1.96 * error), float(slope + 1.96 * error))
 
 
-def _root(square: Any) -> np.ndarray:
-    return np.sqrt(np.maximum(square, 0))
-
-
-def distance(deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def distance(deviation: np.ndarray) -> np.ndarray:
     """Distance with its 95 % interval, along the leading axis."""
     square, error = jackknife(deviation, squared_distance)
-    return _root(square), _root(square - 1.96 * error), _root(square + 1.96 * error)
+    return np.sqrt(np.maximum([square, square - 1.96 * error, square + 1.96 * error], 0))
 
 
 def resolution(deviation: np.ndarray) -> float:
     """Distance that chance alone exceeds in 1 % between equal laws."""
-    return float(_root(np.quantile(by_chance(deviation), 0.99)))
+    return float(np.sqrt(max(np.quantile(by_chance(deviation), 0.99), 0)))
 
 
 def distance_text(deviation: np.ndarray) -> str:
-    return f"{Estimate(*map(float, distance(deviation))):.3f}"
+    return f"{Estimate(*distance(deviation).tolist()):.3f}"
 
 
 # -- verdicts -------------------------------------------------------------------------------------------------------------------
 
-
-class Deviations(NamedTuple):
-    """q - p of every sheet and its extrapolation, by sampler."""
-
-    given: dict[str, np.ndarray]
-    """Given observations, against the posterior."""
-    law: dict[str, np.ndarray]
-    """Over all observations, against the data law."""
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """P-values of the distances to the posterior, extrapolated to infinitely many steps."""
-        return {label: p_value(extrapolated(self.given[label])) for label in [*SAMPLERS, *CHANNELS]}
+Deviations = dict[str, np.ndarray]
+"""q - p of every sheet, by sampler."""
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    labels = [*SAMPLERS, *CHANNELS]
+    labels, steps = [*SAMPLERS, *CHANNELS], runs[next(iter(SAMPLERS))].steps.values
     both = {label: deviations(runs[label]) for label in [*labels, REFERENCE]}
-    found = Deviations(*({label: one[k] for label, one in both.items()} for k in (0, 1)))
-    steps = runs[labels[0]].steps.values
+    given, law = ({label: one[k] for label, one in both.items()} for k in (0, 1))
     data = xr.Dataset(
-        coords={"quantity": ["value", "low", "high"], "sampler": labels, "steps": steps},
+        coords={"quantity": BOUNDS, "sampler": labels, "steps": steps},
         attrs={
             **PARAMETERS,
-            "posterior_resolution": resolution(found.given[REFERENCE][0]),
-            "law_resolution": resolution(found.law[REFERENCE][0]),
-            "discrete_resolution": max(resolution(found.given[label][-1]) for label in CHANNELS),
+            "posterior_resolution": resolution(given[REFERENCE][0]),
+            "law_resolution": resolution(law[REFERENCE][0]),
+            "discrete_resolution": max(resolution(given[label][-1]) for label in CHANNELS),
         },
     )
-    for name, values in (("posterior", found.given), ("law", found.law)):
+    for name, values in (("posterior", given), ("law", law)):
         distances = np.stack([distance(values[label]) for label in labels], axis=1)
         data[f"{name}_distance"] = (("quantity", "sampler", "steps"), distances)
         data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
-    limits, last = found.limits, int(steps[-1])
+    # P-values of the distances to the posterior, extrapolated to infinitely many steps.
+    limits, last = {label: p_value(extrapolated(given[label])) for label in labels}, int(steps[-1])
     return data, [
-        *_full_noise(found, limits, steps),
-        _less_noise(found, limits, last),
-        _data_law(found),
-        _masking(found, steps),
-        _replacement(found, limits, steps),
+        *_full_noise(given, limits, steps),
+        _less_noise(given, limits, last),
+        _data_law(law),
+        *_discrete(given, limits, steps),
         _start(runs),
         _clones(runs, last),
     ]
@@ -223,16 +196,10 @@ def _of_kind(*kinds: str) -> list[str]:
     return [label for label, (*_, kind) in SAMPLERS.items() if kind in kinds]
 
 
-def _slope(label: str, found: Deviations, steps: np.ndarray) -> Estimate:
-    """Order of convergence to the posterior."""
-    slope, error = order(found.given[label], steps)
-    return Estimate(slope, slope - 1.96 * error, slope + 1.96 * error)
-
-
-def _full_noise(found: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+def _full_noise(given: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
     full = _of_kind("full")
-    slopes = {label: _slope(label, found, steps) for label in full}
-    distances = (f"{label} {distance_text(extrapolated(found.given[label]))}, p = {limits[label]:.2g}" for label in full)
+    slopes = {label: order(given[label], steps) for label in full}
+    distances = (f"{label} {distance_text(extrapolated(given[label]))}, p = {limits[label]:.2g}" for label in full)
     return [
         verdict(
             "order at which schedulers with the full noise approach the posterior",
@@ -249,21 +216,21 @@ def _full_noise(found: Deviations, limits: dict[str, float], steps: np.ndarray) 
     ]
 
 
-def _less_noise(found: Deviations, limits: dict[str, float], last: int) -> Verdict:
+def _less_noise(given: Deviations, limits: dict[str, float], last: int) -> Verdict:
     less = _of_kind("half", "none")
-    worst = max(float(distance(found.given[label][-1])[2]) for label in _of_kind("full"))
+    worst = max(distance(given[label][-1])[2] for label in _of_kind("full"))
     return verdict(
         f"distance to the posterior after {last} steps without noise, or with half of it",
-        "; ".join(f"{label} {distance_text(found.given[label][-1])}" for label in less),
+        "; ".join(f"{label} {distance_text(given[label][-1])}" for label in less),
         f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
-        above([distance(found.given[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
+        above([distance(given[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
         below([limits[label] for label in less], RARE, f"extrapolated distance significantly different from 0 (p < {RARE:g})"),
     )
 
 
-def _data_law(found: Deviations) -> Verdict:
-    limits = [p_value(extrapolated(found.law[label])) for label in SAMPLERS]
-    first = [float(distance(found.law[label][0])[0]) for label in SAMPLERS]
+def _data_law(law: Deviations) -> Verdict:
+    limits = [p_value(extrapolated(law[label])) for label in SAMPLERS]
+    first = [distance(law[label][0])[0] for label in SAMPLERS]
     return verdict(
         "distance of the law of U-turned strings to the data law, all schedulers, extrapolated in the same way",
         f"p = {min(limits):.2g} .. {max(limits):.2g} (after 2 steps the distance is {min(first):.3f} .. {max(first):.3f})",
@@ -272,61 +239,58 @@ def _data_law(found: Deviations) -> Verdict:
     )
 
 
-def _masking(found: Deviations, steps: np.ndarray) -> Verdict:
-    two, one_by_one = (found.given["masking"][k] for k in (0, np.flatnonzero(steps >= num_leaves())[0]))
-    return verdict(
-        "masking: distance to the posterior in 2 steps, and with one leaf at a time",
-        f"{distance_text(two)}; {distance_text(one_by_one)}, p = {p_value(one_by_one):.2g}",
-        "not 0; 0: exact without a limit",
-        below(p_value(two), RARE, f"p below and above {RARE:g}"),
-        above(p_value(one_by_one), RARE, ""),
-    )
-
-
-def _replacement(found: Deviations, limits: dict[str, float], steps: np.ndarray) -> Verdict:
-    slope, p = _slope("uniform", found, steps), limits["uniform"]
-    return verdict(
-        "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
-        f"uniform {slope:.2f}; {distance_text(extrapolated(found.given['uniform']))}, p = {p:.2g}",
-        "1; 0",
-        above(slope.low, LEAST_ORDER, f"interval above {LEAST_ORDER}"),
-        above(p, RARE, f"p > {RARE:g}"),
-    )
+def _discrete(given: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+    two, one_by_one = (given["masking"][k] for k in (0, np.flatnonzero(steps >= num_leaves())[0]))
+    slope, p = order(given["uniform"], steps), limits["uniform"]
+    return [
+        verdict(
+            "masking: distance to the posterior in 2 steps, and with one leaf at a time",
+            f"{distance_text(two)}; {distance_text(one_by_one)}, p = {p_value(one_by_one):.2g}",
+            "not 0; 0: exact without a limit",
+            below(p_value(two), RARE, f"p below and above {RARE:g}"),
+            above(p_value(one_by_one), RARE, ""),
+        ),
+        verdict(
+            "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
+            f"uniform {slope:.2f}; {distance_text(extrapolated(given['uniform']))}, p = {p:.2g}",
+            "1; 0",
+            above(slope.low, LEAST_ORDER, f"interval above {LEAST_ORDER}"),
+            above(p, RARE, f"p > {RARE:g}"),
+        ),
+    ]
 
 
 def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     """The noise that a chain starts from is that of its first timestep."""
     p = np.stack([law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
     adjusted = holm(p)
-    worst = int(adjusted.min(axis=1).argmin())
-    run = runs[list(SAMPLERS)[worst]]
-    signal, variance = (", ".join(f"{x:.3f}" for x in run["mean"].values[:, k]) for k in (0, 1))
-    names = " and ".join(", ".join(f"{x:.3f}" for x in np.unique(run["expected"].values[:, k].round(3))) for k in (0, 1))
+    worst = list(SAMPLERS)[int(adjusted.min(axis=1).argmin())]
+    signal, variance = (", ".join(f"{x:.3f}" for x in column) for column in runs[worst]["mean"].values.T)
+    expected = (", ".join(f"{x:.3f}" for x in np.unique(column.round(3))) for column in runs[worst]["expected"].values.T)
     return verdict(
         "what the model is asked first, against the noise of its timestep: signal and variance, all schedulers and steps",
-        f"{p.size} tests, smallest p = {p.min():.2g}, by Holm {adjusted.min():.2g}; {list(SAMPLERS)[worst]}: signal {signal}; "
+        f"{p.size} tests, smallest p = {p.min():.2g}, by Holm {adjusted.min():.2g}; {worst}: signal {signal}; "
         f"variance {variance}",
-        f"sqrt(abar) and 1 - abar of the first timestep: {names}",
+        f"sqrt(abar) and 1 - abar of the first timestep: {' and '.join(expected)}",
         above(adjusted, RARE, f"mean, spread between strings, independence of the chains: no p by Holm <= {RARE:g}"),
     )
 
 
 def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
     """Two draws from one observation: calibration, in which schedulers without noise are the negative controls."""
-    found: dict[str, Calibration] = {}
-    for label in [REFERENCE, *CHANNELS, *SAMPLERS]:
+    fixed = _of_kind("half", "none")
+    drawn = [label for label in [REFERENCE, *CHANNELS, *SAMPLERS] if label not in fixed]
+    tests = {}
+    for label in [*drawn, *fixed]:
         run = runs[label].isel(steps=-1)
         pair = [run[name].transpose("item", "clone", "tree_level").values for name in ("with_original", "with_clones")]
-        found[label] = calibrate(pair[0], pair[1], level=0.01, relabellings=40_000)
-    kinds = {label: "full" for label in [REFERENCE, *CHANNELS]} | {label: kind for label, (*_, kind) in SAMPLERS.items()}
-    p = {label: float(one.adjusted.min()) for label, one in found.items()}
+        tests[label] = calibrate(pair[0], pair[1], level=0.01, relabellings=40_000)
+    p = {label: float(one.adjusted.min()) for label, one in tests.items()}
 
     def words(label: str) -> str:
-        one = found[label]
-        k = int(one.p_value.argmin())
+        one, k = tests[label], int(tests[label].p_value.argmin())
         return f"{label} {Estimate(one.gap[k], one.low[k], one.high[k]):+.3f}"
 
-    drawn, fixed = ([label for label, kind in kinds.items() if (kind == "full") == full] for full in (True, False))
     least = min(p[label] for label in drawn)
     return verdict(
         f"calibration, E f(x0, x̂) - E f(x̂, x̂'), two draws of one observation in {last} steps; f: share of equal parsed nodes",
@@ -334,7 +298,7 @@ def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
         "0 with the full noise; below 0 without it, where the draws resemble each other too much",
         above(least * len(drawn), 0.01, "exact randomisation test: no p by Holm <= 0.01"),
         below([p[label] for label in fixed], RARE, f"p < {RARE:g} each"),
-        below([found[label].gap.min() for label in fixed], 0, ""),
+        below([tests[label].gap.min() for label in fixed], 0, ""),
     )
 
 
@@ -356,7 +320,13 @@ def draw(data: xr.Dataset) -> Any:
             axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
             axes.set_title(title)
             ticks(axes, steps)
-        _draw_guides(panels[0], steps)
+        left, guide = panels[0], steps[1:4].astype(float)
+        left.plot(guide, 0.9 / guide, color=MUTED, lw=1, ls=":")
+        left.text(guide[1], 1.05 * 0.9 / guide[1], r"$\propto 1/\mathrm{steps}$", color=MUTED, fontsize=10, va="bottom")
+        left.text(0.02, 0.03, "not significantly different from 0", color=MUTED, fontsize=9.5, transform=left.transAxes)
+        left.set_ylabel("distance to the exact law")
+        for color, text, at in _KINDS.values():
+            left.text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")
         handles, names = panels[0].get_legend_handles_labels()
         more = panels[2].get_legend_handles_labels()[0]
         names += ["masking: random order", "uniform replacement"]
@@ -366,35 +336,20 @@ def draw(data: xr.Dataset) -> Any:
 
 
 _KINDS = {"full": (ACCENT, "full noise", 0.055), "half": ("#e69f00", "half of it", 0.52), "none": (CLASS, "no noise", 0.9)}
-
-
-def _looks() -> dict[str, tuple[Any, str, str]]:
-    """Colour, mark and line of every sampler."""
-    marks = ("o", "s", "^", "D", "v", "P", "X")
-    looks: dict[str, tuple[Any, str, str]] = {"masking": (THEORY, "o", "-"), "uniform": ("#009e73", "s", "-")}
-    for kind, (color, *_) in _KINDS.items():
-        for k, label in enumerate(_of_kind(kind)):
-            looks[label] = (color, marks[k % len(marks)], "-" if kind == "full" else "--")
-    return looks
+_LOOKS = {"masking": (THEORY, "o", "-"), "uniform": ("#009e73", "s", "-")} | {
+    label: (color, mark, "-" if kind == "full" else "--")
+    for kind, (color, *_) in _KINDS.items()
+    for label, mark in zip(_of_kind(kind), "os^DvPX", strict=False)
+}
+"""Colour, mark and line of every sampler."""
 
 
 def _draw_sampler(axes: Any, steps: np.ndarray, curve: np.ndarray, seen: np.ndarray, bottom: float, label: str) -> None:
     """A distance (value, low, high) against the number of steps; hollow where it is not significantly different from 0."""
-    color, mark, line = _looks()[label]
+    color, mark, line = _LOOKS[label]
     value, low, high = curve
     at = np.maximum(value, bottom)
     axes.plot(steps, at, color=color, ls=line, lw=1.3, alpha=0.75, zorder=2)
     axes.vlines(steps[seen], np.maximum(low, bottom)[seen], high[seen], color=color, lw=1.1, zorder=2)
     axes.plot(steps[seen], at[seen], ls="", marker=mark, ms=5.5, color=color, label=label, zorder=3)
     axes.plot(steps[~seen], at[~seen], ls="", marker=mark, ms=5.5, mfc="white", mec=color, zorder=3)
-
-
-def _draw_guides(axes: Any, steps: np.ndarray) -> None:
-    """Words, and a line for first order."""
-    guide = steps[1:4].astype(float)
-    axes.plot(guide, 0.9 / guide * 1.0, color=MUTED, lw=1, ls=":")
-    axes.text(guide[1], 1.05 * 0.9 / guide[1], r"$\propto 1/\mathrm{steps}$", color=MUTED, fontsize=10, va="bottom")
-    axes.text(0.02, 0.03, "not significantly different from 0", color=MUTED, fontsize=9.5, transform=axes.transAxes)
-    axes.set_ylabel("distance to the exact law")
-    for color, text, at in _KINDS.values():
-        axes.text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")

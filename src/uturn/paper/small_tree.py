@@ -43,11 +43,11 @@ def grammar_of(data: xr.Dataset) -> RandomHierarchyModel:
     return RandomHierarchyModel.from_rules(rules, vocab_size=data.sizes["parent"])
 
 
-def node_coordinates(rhm: RandomHierarchyModel) -> dict[str, Any]:
-    """Coordinates of the dimension `node`: all nodes of a tree, leaves first."""
-    sizes = [rhm.num_nodes(level) for level in range(rhm.depth + 1)]
+def node_coordinates(rhm: RandomHierarchyModel, levels: int | None = None) -> dict[str, Any]:
+    """Coordinates of the dimension `node`: the nodes of all levels of a tree, or of the lowest ones, leaves first."""
+    sizes = [rhm.num_nodes(level) for level in range(levels or rhm.depth + 1)]
     return {
-        "tree_level": ("node", np.repeat(np.arange(rhm.depth + 1), sizes)),
+        "tree_level": ("node", np.repeat(np.arange(len(sizes)), sizes)),
         "position": ("node", np.concatenate([np.arange(size) for size in sizes])),
     }
 
@@ -61,32 +61,3 @@ def by_level(values: xr.DataArray) -> dict[int, np.ndarray]:
     """The way back from `nodes`: {tree_level: (nodes, ...)}."""
     levels = values.tree_level.values
     return {int(level): values.values[levels == level] for level in np.unique(levels)}
-
-
-def rule_used(rhm: RandomHierarchyModel, latents: dict[int, np.ndarray]) -> set[tuple[int, int, int]]:
-    """Rules a tree is made of: {(tree_level, parent symbol, rule)}."""
-    parse = rhm.parse(latents[0][None])
-    return {
-        (level, int(y), int(k))
-        for level in parse.rules
-        for y, k in zip(parse.latents[level][0], parse.rules[level][0], strict=True)
-    }
-
-
-def expansions(rhm: RandomHierarchyModel, tree_level: int) -> np.ndarray:
-    """All strings that a node of a level can become, written out: (symbols, strings, s**tree_level)."""
-    strings = np.arange(rhm.vocab_size)[:, None, None]
-    for level in range(1, tree_level + 1):
-        grown = []
-        for rules in rhm.rules[level]:
-            of_symbol = []
-            for children in rules:
-                joined = strings[children[0]]
-                for child in children[1:]:
-                    right = strings[child]
-                    pairs = (np.repeat(joined, len(right), axis=0), np.tile(right, (len(joined), 1)))
-                    joined = np.concatenate(pairs, axis=1)
-                of_symbol.append(joined)
-            grown.append(np.concatenate(of_symbol))
-        strings = np.stack(grown)
-    return strings

@@ -1,4 +1,4 @@
-"""The experiments of figures in one form."""
+"""The experiments of figures, and the grammar of the paper, in one form."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ from typing import Any
 import numpy as np
 
 from uturn.core.experiment import Experiment
+from uturn.exact.theory import MeanField
 
 Part = str | Mapping[str, Any]
 """A part of a spec; one without options is named by its type alone."""
+PAPER = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
+"""The grammar of the paper, of any depth."""
+
+
+def rhm(vocab_size: int, multiplicity: int, branching: int, depth: int, **options: Any) -> dict[str, Any]:
+    """A source of strings of a grammar."""
+    sizes = {"vocab_size": vocab_size, "multiplicity": multiplicity, "branching": branching, "depth": depth}
+    return {"type": "rhm", **sizes, **options}
+
+
+def mean_field(sizes: Mapping[str, Any]) -> MeanField:
+    """The theory of a grammar with these sizes, among other things."""
+    return MeanField(*(sizes[name] for name in PAPER))
 
 
 def experiment_of(

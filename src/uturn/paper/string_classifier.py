@@ -129,7 +129,7 @@ def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Datas
         return xr.Dataset(
             {
                 "accuracy": accuracy(network, leaves, classes),
-                "random_pairs": (("pair", "network_layer"), np.stack([found.similarity.mean(axis=0) for found in compared])),
+                "random_pairs": (("pair", "network_layer"), np.stack([one.similarity.mean(axis=0) for one in compared])),
                 "random_distances": (("number", "network_layer"), compared[1].distance),
             },
             coords={"pair": list(pairs), "network_layer": list(probe.layers)},

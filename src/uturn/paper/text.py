@@ -17,7 +17,7 @@ from uturn.measures.changes import chi_parts
 from uturn.measures.peaks import peak_of
 from uturn.measures.statistics import Estimate, estimate
 from uturn.paper.specs import Part, experiment_of
-from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, shows, verdict
+from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, listed, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_correlations, draw_susceptibility
@@ -44,6 +44,7 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 COMPARED = (0.3, 0.6)  # noise levels at which decoders are compared
 SPAN = 4  # of the runs that are compared
+_WHERE = f"at noise {' and '.join(map(str, COMPARED))}"
 FAR = 8  # distance at which characters belong to different words, in most cases
 CURVES = "curves"  # the run of many noise levels, order random
 _LEVELS = {"smoke": [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0], "paper": np.linspace(0, 1, 21).round(2).tolist()}
@@ -69,7 +70,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    return workshop.runs("text", experiments(workshop.scale))
+    return workshop.runs("text", experiments(workshop.scale), apart=True)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -78,13 +79,17 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     whole = study(curves).isel(changes=0)
     data = whole[["curve", "chi", "n_eff", "xi", "correlation", "peak_at"]].merge(records_of(curves), combine_attrs="override")
     for name, of in (("kept", _kept), ("clone_gap", _gap)):
-        found = [[[of(runs[label], noise, span) for noise in COMPARED] for span in (1, SPAN)] for label in DECODERS]
-        data[name] = ("decoder", "span", "compared", "estimate"), np.array(found)
+        rows = [[[of(runs[label], noise, span) for noise in COMPARED] for span in (1, SPAN)] for label in DECODERS]
+        data[name] = ("decoder", "span", "compared", "estimate"), np.array(rows)
     data = data.assign_coords(decoder=list(DECODERS), span=[1, SPAN], compared=list(COMPARED))
     return data, [
         _identity(curves),
         _falls(curves),
-        _exact_orders(runs),
+        shows(
+            f"share kept, order entropy minus order random, characters and runs of {SPAN}, {_WHERE}",
+            _texts([_difference(runs["entropy"], runs["random"], noise, span) for noise in COMPARED for span in (1, SPAN)]),
+            "0 for a consistent model, since both orders draw from its posterior; no theory says how near a trained one comes",
+        ),
         _cold(runs),
         _peak(data, curves),
         _correlations(data),
@@ -116,13 +121,11 @@ def _difference(a: xr.Dataset, b: xr.Dataset, noise: float, span: int, name: str
     return _mean(_at(a, noise, span, name) - _at(b, noise, span, name))
 
 
-def _texts(found: list[Estimate]) -> str:
-    return "; ".join(f"{one:.3f}" for one in found)
+def _texts(numbers: list[Estimate]) -> str:
+    return "; ".join(f"{one:.3f}" for one in numbers)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------
-
-_WHERE = f"at noise {' and '.join(map(str, COMPARED))}"
 
 
 def _identity(run: xr.Dataset) -> Verdict:
@@ -151,15 +154,6 @@ def _falls(run: xr.Dataset) -> Verdict:
     )
 
 
-def _exact_orders(runs: dict[str, xr.Dataset]) -> Verdict:
-    found = [_difference(runs["entropy"], runs["random"], noise, span) for noise in COMPARED for span in (1, SPAN)]
-    return shows(
-        f"share kept, order entropy minus order random, characters and runs of {SPAN}, {_WHERE}",
-        _texts(found),
-        "0 for a consistent model, since both orders draw from its posterior; no theory says how near a trained one comes",
-    )
-
-
 def _cold(runs: dict[str, xr.Dataset]) -> Verdict:
     both = [
         [_difference(runs["temperature .5"], runs["random"], noise, 1, name) for noise in COMPARED]
@@ -175,23 +169,22 @@ def _cold(runs: dict[str, xr.Dataset]) -> Verdict:
 
 
 def _peak(data: xr.Dataset, run: xr.Dataset) -> Verdict:
-    found = peak_of(chi_parts(run))
+    peak = peak_of(chi_parts(run))
     noise, chi = data.noise.values[data.n_eff.values > 0], data.chi.values[data.n_eff.values > 0]
-    ends = [Estimate(*chi[k].tolist()) for k in (0, -1)]
+    ends = listed(chi[[0, -1]])
     return verdict(
         "peak of the susceptibility: noise t*, height as found and cross-fitted; chi at the ends",
-        f"t* = {found.place}, chi = {found.height}, {found.cross_fitted:.2f}; "
-        f"{ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
+        f"t* = {peak.place}, chi = {peak.height}, {peak.cross_fitted:.2f}; {ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
         "larger inside: masked characters are far from each other at small noise, and know nothing of the text at large noise",
-        Rule(found.inside and not any(found.reaches), "chi at the smallest and at the largest noise is below the largest"),
-        apart(ends[0], found.height, "its interval apart from that of chi at the smallest noise"),
-        apart(ends[1], found.height, "and at the largest noise"),
+        Rule(peak.inside and not any(peak.reaches), "chi at the smallest and at the largest noise is below the largest"),
+        apart(ends[0], peak.height, "its interval apart from that of chi at the smallest noise"),
+        apart(ends[1], peak.height, "and at the largest noise"),
     )
 
 
 def _correlations(data: xr.Dataset) -> Verdict:
     k = int(np.abs(data.noise.values - COMPARED[1]).argmin())
-    near, far = (Estimate(*data.correlation.isel(noise=k).sel(distance=r).values.tolist()) for r in (1, FAR))
+    near, far = listed(data.correlation.isel(noise=k).sel(distance=[1, FAR]).transpose("distance", "estimate"))
     return verdict(
         f"C(r)/C(0) at noise {COMPARED[1]:g}, r = 1 and {FAR}",
         _texts([near, far]),
@@ -202,14 +195,14 @@ def _correlations(data: xr.Dataset) -> Verdict:
 
 
 def _calibration(runs: dict[str, xr.Dataset]) -> Verdict:
-    found = {label: _gap(runs[label], COMPARED[1], 1) for label in DECODERS}
-    others = [found[label] for label in ("confidence", "temperature .5")]
+    gaps = {label: _gap(runs[label], COMPARED[1], 1) for label in DECODERS}
+    others = [gaps[label] for label in ("confidence", "temperature .5")]
     return verdict(
         f"gap E f(x0, x̂) - E f(x̂, x̂') of characters at noise {COMPARED[1]:g}",
-        "; ".join(f"{label} {_texts([one])}" for label, one in found.items()),
+        "; ".join(f"{label} {_texts([one])}" for label, one in gaps.items()),
         "0 for draws from the posterior of the text; below 0, and below order random, where draws resemble each other too much",
         below([one.high for one in others], 0, "confidence and temperature: intervals below 0"),
-        below([one.high for one in others], found["random"].low, "and below the interval of order random"),
+        below([one.high for one in others], gaps["random"].low, "and below the interval of order random"),
     )
 
 

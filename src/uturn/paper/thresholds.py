@@ -12,12 +12,10 @@ from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys
 from uturn.core.registry import part_class
 from uturn.exact.population import population_dynamics, threshold
-from uturn.exact.theory import MeanField
 from uturn.measures.statistics import Estimate, crossing, grammar_means
 from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.messages import mean_estimate
-from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Rule, Verdict, below, meets, verdict, within
+from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
+from uturn.paper.verdicts import Verdict, below, holds, listed, mean_estimate, meets, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
@@ -32,7 +30,6 @@ CAPTION = (
     "make them one number; the information per leaf nearly does, for the three channels that draw their noise. (The ε-process "
     "pins its beliefs on the truth: its information is nominal.)"
 )
-PARAMETERS = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 
 
 class DrawnChannel(NamedTuple):
@@ -79,89 +76,88 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     for channel in CHANNELS:
         noise, probe = _noise(channel, size.points), {"type": "messages", "directions": ["upward"]}
         for depth in size.depths:
-            source = {"type": "rhm", **PARAMETERS, "depth": depth, "grammars": size.grammars}
+            source = rhm(**PAPER, depth=depth, grammars=size.grammars)
             made[f"{channel}-depth{depth}"] = experiment_of(source, channel, noise, probe, items=size.items, chunk=size.items)
     return made
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    table = {"type": "rhm", **PARAMETERS, "depth": 10}
-    return [channel_spec(one.label, table, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
+    source = rhm(**PAPER, depth=10)
+    return [channel_spec(one.label, source, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = SIZES[workshop.scale]
-    settings = {**PARAMETERS, **size._asdict(), "tolerance": TOLERANCE, "reach": {k: c.reach for k, c in CHANNELS.items()}}
-    runs = workshop.runs("thresholds", experiments(workshop.scale))
-    return {**runs, "population": workshop.keep("thresholds-population", settings, lambda: population(size, workshop.progress))}
+    settings = {**PAPER, **size._asdict(), "tolerance": TOLERANCE}
+    jobs = {
+        f"thresholds-{name}": ({**settings, "reach": channel.reach}, partial(population, name, size))
+        for name, channel in CHANNELS.items()
+    }
+    kept = workshop.keep_all("population dynamics", jobs)
+    populations = xr.concat(kept.values(), xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
+    return {**workshop.runs("thresholds", experiments(workshop.scale)), "population": populations}
 
 
-def population(size: Size, progress: bool = False) -> xr.Dataset:
-    """Thresholds of both ensembles, and the belief in the class at every depth for the grammars and noise levels of the runs."""
-    v, m, s = PARAMETERS.values()
+def population(name: str, size: Size) -> xr.Dataset:
+    """Thresholds of a channel in both ensembles; belief in the class at every depth for the grammars and noise of the runs."""
+    v, m, s = PAPER.values()
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the tree.
     grammars = [int(keys(0, Purpose.GRAMMAR, number)) for number in range(size.grammars)]
-    thresholds = np.full((len(CHANNELS), 2, max(size.grammars, size.fresh)), np.nan)
-    beliefs = np.empty((len(CHANNELS), size.grammars, size.points, max(size.depths) + 1))
-    for c, name in enumerate(CHANNELS):
-        channel = part_class("corruption", name)()
-        noise = _noise(name, size.points)
-        search = partial(threshold, v, m, s, channel, size.pool, tolerance=TOLERANCE, progress=progress)
-        quenched, fresh = search(grammars=grammars), search("fresh rules", replicates=size.fresh)
-        for e, found in enumerate((quenched, fresh)):
-            thresholds[c, e, : len(found.values)] = found.values
-        for g, grammar in enumerate(grammars):
-            beliefs[c, g] = population_dynamics(
-                v, m, s, channel, noise, max(size.depths), size.pool, replicates=2, grammar=grammar
-            ).beliefs
+    channel, noise = part_class("corruption", name)(), _noise(name, size.points)
+    search = partial(threshold, v, m, s, channel, size.pool, tolerance=TOLERANCE)
+    thresholds = np.full((2, max(size.grammars, size.fresh)), np.nan)
+    quenched, fresh = search(grammars=grammars), search("fresh rules", replicates=size.fresh)
+    for row, values in zip(thresholds, (quenched.values, fresh.values), strict=True):
+        row[: len(values)] = values
+    of_grammar = partial(population_dynamics, v, m, s, channel, noise, max(size.depths), size.pool, replicates=2)
     return xr.Dataset(
         {
-            "threshold": (("channel", "ensemble", "replicate"), thresholds),
-            "belief": (("channel", "grammar", "point", "tree_level"), beliefs),
-            "noise": (("channel", "point"), [_noise(name, size.points) for name in CHANNELS]),
+            "threshold": (("ensemble", "replicate"), thresholds),
+            "belief": (("grammar", "point", "tree_level"), np.array([of_grammar(grammar=one).beliefs for one in grammars])),
+            "noise": ("point", noise),
         },
-        coords={"channel": list(CHANNELS), "ensemble": ["one grammar", "fresh rules"]},
+        coords={"ensemble": ["one grammar", "fresh rules"]},
     )
 
 
-def _interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+def _interval(values: xr.DataArray, confidence: float = 0.95) -> Estimate:
     """Mean of independent values with its interval; NaN stands for "no such replicate", an infinite threshold counts."""
-    return mean_estimate(values[~np.isnan(values)], confidence)
+    return mean_estimate(values.values[values.notnull().values], confidence)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    v = PARAMETERS["vocab_size"]
     data = runs["population"].load().rename(belief="population_belief")
     depths = sorted({int(label.partition("-depth")[2]) for label in runs if "-depth" in label})
-    data = data.assign_coords(depth=depths).assign_attrs(PARAMETERS)
-    beliefs = [[_class_belief(runs[f"{name}-depth{depth}"].load()) for depth in depths] for name in CHANNELS]
+    data = data.assign_coords(depth=depths).assign_attrs(PAPER)
+
+    def class_belief(name: str, depth: int) -> np.ndarray:
+        belief = runs[f"{name}-depth{depth}"].load().upward_belief.isel(tree_level=-1, drop=True)
+        return grammar_means(belief).transpose("grammar", "noise").values
+
+    beliefs = [[class_belief(name, depth) for depth in depths] for name in CHANNELS]
     data["belief"] = ("channel", "depth", "grammar", "point"), np.array(beliefs)
     data["half_lost"] = ("channel", "depth"), _half_lost(data.noise, data.belief)
     data["population_half_lost"] = ("channel", "tree_level"), _half_lost(data.noise, data.population_belief)
+    thresholds = data.threshold.transpose("channel", ...)
     for axis in ("effective_epsilon", "bits_per_leaf"):
-        values = np.nan_to_num(data.threshold.transpose("channel", ...).values)
-        found = [getattr(part_class("corruption", name)(), axis)(one, v) for name, one in zip(CHANNELS, values, strict=True)]
-        data[axis] = data.threshold.transpose("channel", ...).copy(data=np.array(found)).where(data.threshold.notnull())
-    return data, [*_against_theory(data), _shift(data), _finite_depth(data)]
-
-
-def _class_belief(run: xr.Dataset) -> np.ndarray:
-    """Mean belief in the class, (grammar, point)."""
-    return grammar_means(run.upward_belief.isel(tree_level=-1, drop=True)).transpose("grammar", "noise").values
+        of_channel = [getattr(part_class("corruption", name)(), axis) for name in CHANNELS]
+        values = [of(x, PAPER["vocab_size"]) for of, x in zip(of_channel, np.nan_to_num(thresholds.values), strict=True)]
+        data[axis] = thresholds.copy(data=np.array(values)).where(thresholds.notnull())
+    return data, [*_against_theory(data), _effective_epsilon(data), _shift(data), _finite_depth(data)]
 
 
 def _half_lost(noise: xr.DataArray, belief: xr.DataArray) -> list[list[float]]:
     """Noise at which half of the class is lost, for each channel and for each depth or tree level."""
-    height = (1 + 1 / PARAMETERS["vocab_size"]) / 2
+    height = (1 + 1 / PAPER["vocab_size"]) / 2
     curves = belief.mean("grammar").transpose("channel", ..., "point").values
     return [[crossing(x, c, height, first=True) for c in of_channel] for x, of_channel in zip(noise.values, curves, strict=True)]
 
 
 def _against_theory(data: xr.Dataset) -> list[Verdict]:
-    critical = MeanField(**PARAMETERS).critical_noise or np.nan
+    critical = mean_field(PAPER).critical_noise or np.nan
     one, fresh = (
-        {name: _interval(data.threshold.sel(channel=name, ensemble=e).values) for name in CHANNELS}
-        for e in ("one grammar", "fresh rules")
+        {name: _interval(data.threshold.sel(channel=name, ensemble=ensemble)) for name in CHANNELS}
+        for ensemble in ("one grammar", "fresh rules")
     )
     quenched = data.threshold.sel(channel="epsilon", ensemble="one grammar")
     spread, grammars = float(quenched.std("replicate", ddof=1)), int(quenched.notnull().sum())
@@ -194,12 +190,11 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
             for name, channel in CHANNELS.items()
             if name != "epsilon"
         ),
-        _effective_epsilon(data),
     ]
 
 
 def _effective_epsilon(data: xr.Dataset) -> Verdict:
-    epsilon = {name: _interval(data.effective_epsilon.sel(channel=name, ensemble="one grammar").values) for name in CHANNELS}
+    epsilon = {name: _interval(data.effective_epsilon.sel(channel=name, ensemble="one grammar")) for name in CHANNELS}
     bits = data.bits_per_leaf.sel(ensemble="one grammar").mean("replicate").values
     return verdict(
         "effective ε (Eq. 63) at the threshold: " + ", ".join(channel.label for channel in CHANNELS.values()),
@@ -228,16 +223,13 @@ def _shift(data: xr.Dataset) -> Verdict:
         area = (exact - population).mean("point") * float(part.noise[-1] - part.noise[0])
         height = float(population.mean("grammar")[0] - population.mean("grammar")[-1])
         center = float(part.threshold.sel(ensemble="one grammar").mean())
-        shifts.append(Estimate(*(np.array(_interval((area / height).values, 0.999)) / center)))
+        shifts.append(np.array(_interval(area / height, 0.999)) / center)
     labels = [channel.label for channel in CHANNELS.values()]
     return verdict(
         f"shift of the class curve at L = {deepest}, exact BP against population dynamics, as a share of the threshold",
-        ", ".join(f"{label} {Estimate(*(100 * x for x in shift)):+.1f} %" for label, shift in zip(labels, shifts, strict=True)),
+        ", ".join(f"{label} {percent:+.1f} %" for label, percent in zip(labels, listed(100 * np.array(shifts)), strict=True)),
         "0",
-        Rule(
-            all(s.low <= 0 <= s.high and s.high - s.low < 0.2 for s in shifts),
-            "99.9 % intervals (over grammars) hold 0 and are narrower than 20 %",
-        ),
+        holds(listed(shifts), 0.0, 0.2, "99.9 % intervals (over grammars) hold 0 and are narrower than 20 %"),
     )
 
 
@@ -307,7 +299,7 @@ def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
 
 def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
     """Thresholds of all channels in effective ε, and in bits per leaf."""
-    critical = MeanField(*(data.attrs[key] for key in ("vocab_size", "multiplicity", "branching"))).critical_noise or np.nan
+    critical = mean_field(PAPER).critical_noise or np.nan
     for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
         for row, (name, channel) in enumerate(CHANNELS.items()):
             for offset, ensemble, marker, fill in (

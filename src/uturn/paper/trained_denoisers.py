@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from uturn.core.processes import cores
 from uturn.core.progress import begun, part
 from uturn.core.random import Purpose, keys
 from uturn.corruption.denoising import ExactDenoiser, denoise
@@ -22,10 +20,8 @@ from uturn.networks.strings.denoisers import (
     compare_denoisers,
     full_noise,
     level_weights,
-    train_denoiser,
     training_noise,
 )
-from uturn.networks.training import History
 from uturn.paper.workshop import Scale, Workshop
 
 # Grammars with a transition: s f = 1/2; the first of their seeds is measured in every way. `training`: `steps` are the least
@@ -35,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "smoke": {
         "grammar": {"vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4},
         "seeds": [0, 1, 2],
-        "sizes": [8, 16, 32, 64, 128, 256, 1024],
+        "sizes": [8, 32, 64, 128, 256, 1024],
         "other_size": 1024,
         "training": dict(width=32, steps=[400, 6, 4000], batch_size=64, learning_rate=2.5e-3, every=50, held_out=1024),
         "reading": {"levels": 10, "items": 512, "generated": 1024, "steps": 32},
@@ -66,9 +62,9 @@ def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
     jobs, plan = networks(workshop.scale), SETTINGS[workshop.scale]
     few = {key: plan["reading"][key] for key in ("levels", "items")}
     readings = [plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few for job in jobs.values()]
-    todo = sum(not workshop.trained(_files(name), job) for name, job in jobs.items())
     tasks = [(name, job, reading) for (name, job), reading in zip(jobs.items(), readings, strict=True)]
-    return workshop.each("networks", _network, tasks, min(workshop.workers or cores(), todo))
+    workshop.each("networks", _network, [task for task in tasks if not workshop.trained(_files(task[0]), task[1])])
+    return dict(_network(*task, workshop) for task in tasks)
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:
@@ -88,23 +84,16 @@ def networks(scale: Scale) -> dict[str, dict[str, Any]]:
 def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> tuple[str, xr.Dataset]:
     with begun(1):
         with part(0.8):
-            _train(name, job, workshop)
-        compute = partial(network_readings, name, job, reading, workshop)
+            models = _train(name, job, workshop)
+        compute = partial(network_readings, models, job, reading)
         return name, workshop.keep(f"learning-{name}", {**job, **reading}, compute).load()
 
 
-def _train(name: str, job: Mapping[str, Any], workshop: Workshop) -> None:
-    def trained(checkpoint: Path) -> tuple[list[Any], History]:
-        rhm = RandomHierarchyModel(**job["grammar"])
-        least, each, most = job["training"]["steps"]
-        training = {**job["training"], "steps": min(max(each * job["size"], least), most)}
-        strings = training_strings(rhm, job["size"])
-        *models, history = train_denoiser(
-            rhm, job["channel"], strings, **training, checkpoint=checkpoint, progress=workshop.progress
-        )
-        return models, history
-
-    workshop.train(_files(name), job, trained)
+def _train(name: str, job: Mapping[str, Any], workshop: Workshop) -> list[Any]:
+    rhm, size = RandomHierarchyModel(**job["grammar"]), job["size"]
+    least, each, most = job["training"]["steps"]
+    training = {**job["training"], "steps": min(max(each * size, least), most)}
+    return workshop.denoisers(_files(name), job, rhm, job["channel"], partial(training_strings, rhm, size), **training)
 
 
 def _files(name: str) -> list[str]:
@@ -116,7 +105,7 @@ def training_strings(rhm: RandomHierarchyModel, size: int) -> np.ndarray:
     return rhm.sample(size, seed=_keys(_STRINGS, range(size))).leaves
 
 
-def network_readings(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
+def network_readings(models: list[Any], job: Mapping[str, Any], reading: Mapping[str, Any]) -> xr.Dataset:
     """Readings of a network on new strings, dims state (best, last), ...: its distance from the exact denoiser
     (`compare_denoisers`), the `weight` of each tree level in its evidence, and, if any strings are to be `generated`, these and
     U-turns (best state only).
@@ -126,7 +115,7 @@ def network_readings(name: str, job: Mapping[str, Any], reading: Mapping[str, An
     """
     rhm = RandomHierarchyModel(**job["grammar"])
     tests, noise = _tests(rhm, reading), _noise(job["channel"], reading)
-    denoisers = [LearnedDenoiser(model) for model in workshop.trained(_files(name), job)]
+    denoisers = [LearnedDenoiser(model) for model in models]
     states = []
     for learned in denoisers:
         judged = (tests.leaves, noise, _keys(_LOSS_NOISE, range(reading["items"])))
@@ -168,12 +157,12 @@ def exact_readings(settings: Mapping[str, Any]) -> xr.Dataset:
 
 def u_turns(denoiser: Any, rhm: RandomHierarchyModel, channel: str, reading: Mapping[str, Any]) -> xr.DataArray:
     """Share of nodes that keep their symbol, (noise, item, tree_level); a node that is not grammatical any more has changed."""
-    found, before = [], _tests(rhm, reading).latents
+    unchanged, before = [], _tests(rhm, reading).latents
     for k, noisy in enumerate(_noisy(denoiser.corruption, rhm, channel, reading)):
         after = rhm.parse(denoise(denoiser, noisy, reading["steps"], _keys(_U_TURN, k, range(reading["items"])))).latents
-        found.append(np.stack([(after[j] == before[j]).mean(1) for j in range(rhm.depth + 1)], 1))
+        unchanged.append(np.stack([(after[j] == before[j]).mean(1) for j in range(rhm.depth + 1)], 1))
     coords = {"noise": _noise(channel, reading), "tree_level": range(rhm.depth + 1)}
-    return xr.DataArray(np.array(found), coords, ("noise", "item", "tree_level"))
+    return xr.DataArray(np.array(unchanged), coords, ("noise", "item", "tree_level"))
 
 
 def _keys(use: int, *coordinates: Any) -> np.ndarray:

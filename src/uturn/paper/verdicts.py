@@ -1,4 +1,4 @@
-"""Verdicts: a number of a figure against what theory or the paper expects of it, and the rules that decide.
+"""Verdicts: a number of a figure, with its interval, against what theory or the paper expects of it, and the rules that decide.
 
 A rule compares numbers and says in words what it compares; `verdict` joins the rules that a quantity has to pass. NaN passes no
 rule, and neither does an empty list of numbers. A number that no theory predicts sharply enough to judge it is shown (`shows`).
@@ -6,14 +6,40 @@ rule, and neither does an empty list of numbers. A number that no theory predict
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.measures.statistics import Estimate
+from uturn.measures.statistics import Estimate, replicates
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+BOUNDS = ["value", "low", "high"]
+"""Labels of a number and the ends of its interval."""
+
+
+def listed(bounds: Any) -> list[Estimate]:
+    """The estimates in an array (.., 3) of numbers and ends of intervals."""
+    return [Estimate(*row) for row in np.asarray(bounds, float).reshape(-1, 3).tolist()]
+
+
+def estimates(values: xr.DataArray, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95) -> list[Estimate]:
+    """As `uturn.statistics.estimate`, of a statistic that gives several numbers."""
+    return listed(replicates(values).interval(statistic, confidence).T)
+
+
+def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Mean of independent numbers with its interval of Student's t."""
+    from scipy.special import stdtrit
+
+    with np.errstate(invalid="ignore"):  # infinite numbers
+        half = np.std(values, ddof=1) / np.sqrt(len(values)) * stdtrit(len(values) - 1, 0.5 + confidence / 2)
+    mean = float(np.mean(values))
+    return Estimate(mean, mean - float(half), mean + float(half))
 
 
 @dataclass(frozen=True)
@@ -82,9 +108,9 @@ def within(deviations: Any, tolerance: Any, words: str | None = None) -> Rule:
     return Rule(_all(np.abs(np.asarray(deviations, float)) < tolerance), f"within {tolerance:g}" if words is None else words)
 
 
-def equal(found: Any, wanted: Any, words: str = "equal") -> Rule:
+def equal(values: Any, wanted: Any, words: str = "equal") -> Rule:
     """Every value is the wanted one."""
-    return Rule(_all(np.asarray(found) == wanted), words)
+    return Rule(_all(np.asarray(values) == wanted), words)
 
 
 def inside(interval: Estimate, low: float, high: float, words: str | None = None) -> Rule:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from uturn.core import random
 from uturn.core.experiment import Experiment
-from uturn.core.processes import in_processes
+from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
 from uturn.engine.run import run
 from uturn.store.datasets import write_dataset
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from uturn.exact.rhm import RandomHierarchyModel
     from uturn.networks.training import History
 
     Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
+    Kept = tuple[Mapping[str, Any], Callable[[], xr.Dataset]]
+    """Settings of a computation, and the function."""
 
 Scale = Literal["smoke", "paper"]
 
@@ -45,38 +48,57 @@ class Workshop:
         path = self._kept.place(f"{label}.zarr")
         return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)
 
-    def runs(self, figure: str, experiments: Mapping[str, Experiment]) -> dict[str, xr.Dataset]:
-        """The results of the experiments of a figure; figures that share runs name the same figure."""
-        return {label: self.run(f"{figure}-{label}", experiment) for label, experiment in experiments.items()}
+    def runs(self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False) -> dict[str, xr.Dataset]:
+        """The results of the experiments of a figure; figures that share runs name the same figure.
+
+        `apart`: each of the experiments in one process, for small ones with networks, whose processes take long to start.
+        """
+        named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
+        if apart and not self.cluster:
+            new = [job for job in named.items() if not Path(self._kept.place(f"{job[0]}.zarr")).exists()]
+            self.each(figure, _run_alone, new)
+        return {label: self.run(name, named[name]) for label, name in zip(experiments, named, strict=True)}
 
     def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
+        kept = self._found(label, settings)
+        if kept is not None:
+            return kept
+        data = compute()
+        data = data.assign_attrs(settings=_identity(settings), digest=_digest(data))
+        write_dataset(data, self._kept.path / f"{label}.zarr")
+        self._kept.push(f"{label}.zarr")
+        return data
+
+    def keep_all(self, what: str, jobs: Mapping[str, Kept]) -> dict[str, xr.Dataset]:
+        """`keep` of independent computations by label, in several processes as far as they are missing."""
+        missing = [(label, *job) for label, job in jobs.items() if self._found(label, job[0]) is None]
+        self.each(what, _keep_alone, missing, threads=0)
+        return {label: self.keep(label, *job) for label, job in jobs.items()}
+
+    def _found(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
+        """What is kept under a label, if it is whole and has these settings."""
         path = self._kept.fetch(f"{label}.zarr")
-        identity = json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)
         if path.exists():
             try:
                 kept = xr.open_zarr(path, zarr_format=3).load()
-                if kept.attrs.get("settings") == identity and kept.attrs.get("digest") == _digest(kept):
+                if kept.attrs.get("settings") == _identity(settings) and kept.attrs.get("digest") == _digest(kept):
                     return kept
             except (OSError, ValueError, KeyError, RuntimeError):
                 pass  # damaged: computed again
-        data = compute()
-        data = data.assign_attrs(settings=identity, digest=_digest(data))
-        write_dataset(data, path)
-        self._kept.push(path.name)
-        return data
+        return None
 
     def trained(self, names: Sequence[str], recipe: Mapping[str, Any]) -> list[Any]:
         """The networks in `folder/name.safetensors`; none if one of them is missing, damaged, or made by another recipe."""
         from uturn.networks.files import load_network
 
         try:
-            found: list[Any] = [load_network(self._kept.fetch(path.name)) for path in self._networks(names)]
+            networks: list[Any] = [load_network(self._kept.fetch(path.name)) for path in self.files(names)]
         except ValueError:
             return []
         wanted = json.dumps(recipe, sort_keys=True)
-        same = (json.dumps(one.facts.get("recipe"), sort_keys=True) == wanted for one in found)
-        return found if all(same) and all(isinstance(one.facts.get("steps"), int) for one in found) else []
+        same = (json.dumps(one.facts.get("recipe"), sort_keys=True) == wanted for one in networks)
+        return networks if all(same) and all(isinstance(one.facts.get("steps"), int) for one in networks) else []
 
     def train(self, names: Sequence[str], recipe: Mapping[str, Any], train: Train) -> list[Path]:
         """The files of networks that are trained once for their recipe (plain data).
@@ -86,7 +108,7 @@ class Workshop:
         """
         from uturn.networks.files import save_network
 
-        paths = self._networks(names)
+        paths = self.files(names)
         if self.trained(names, recipe):
             return paths
         self._kept.path.mkdir(parents=True, exist_ok=True)
@@ -107,21 +129,42 @@ class Workshop:
         checkpoint.unlink(missing_ok=True)
         return paths
 
-    def each(
-        self, what: str, work: Callable[..., tuple[str, xr.Dataset]], tasks: Sequence[tuple[Any, ...]], workers: int
-    ) -> dict[str, xr.Dataset]:
-        """The labelled datasets `work(*task, workshop)` of all tasks, in processes of one thread each if there are several.
+    def denoisers(
+        self,
+        names: Sequence[str],
+        recipe: Mapping[str, Any],
+        rhm: RandomHierarchyModel,
+        channel: str,
+        strings: Callable[[], np.ndarray],
+        **training: Any,
+    ) -> list[Any]:
+        """Denoisers trained once on strings of a grammar: the best state, and for a second name the last one."""
+        from uturn.networks.strings import denoisers
 
-        Threads do not speed up the small networks of strings.
+        def trained(checkpoint: Path) -> tuple[list[Any], History]:
+            options = {**training, "checkpoint": checkpoint, "progress": self.progress}
+            *states, history = denoisers.train_denoiser(rhm, channel, strings(), **options)
+            return states[: len(names)], history
+
+        self.train(names, recipe, trained)
+        return self.trained(names, recipe)
+
+    def each(
+        self, what: str, work: Callable[..., tuple[str, Any]], tasks: Sequence[tuple[Any, ...]], threads: int = 1
+    ) -> dict[str, Any]:
+        """The labelled results `work(*task, workshop)` of all tasks, in several processes of so many threads (0: what there is).
+
+        Threads do not speed up small networks and small arrays.
         """
-        if workers <= 1:
-            return dict(work(*task, self) for task in tasks)
-        runs, quiet = {}, replace(self, progress=False)
-        with progress_bar(self.progress, what, len(tasks), 0) as advance:
-            for label, run in in_processes(work, [(*task, quiet) for task in tasks], workers, threads=1):
-                runs[label] = run
-                advance()
-        return runs
+        workers, quiet = min(self.workers or cores(), len(tasks)), replace(self, progress=False, workers=1)
+        jobs, results = [(*task, quiet) for task in tasks], {}
+        if jobs:
+            with progress_bar(self.progress, what, len(jobs), 0) as advance:
+                pairs = in_processes(work, jobs, workers, threads) if workers > 1 else (work(*job) for job in jobs)
+                for label, result in pairs:
+                    results[label] = result
+                    advance()
+        return results
 
     def layer_statistics(self, name: str, classifier: Path, reference: Callable[[], np.ndarray]) -> Path:
         """The file of the means and variances of the layers of a classifier over reference data, measured once."""
@@ -140,12 +183,32 @@ class Workshop:
         self._kept.push(path.name)
         return path
 
-    def _networks(self, names: Sequence[str]) -> list[Path]:
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """The files of trained networks."""
         return [self._kept.path.resolve() / f"{name}.safetensors" for name in names]
 
     @property
     def _kept(self) -> OutputFolder:
         return OutputFolder.of(self.folder)
+
+
+def file_name(label: str) -> str:
+    """A label of a figure as a part of a file's name."""
+    return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum() or c in "-.")
+
+
+def _run_alone(label: str, experiment: Experiment, workshop: Workshop) -> tuple[str, None]:
+    workshop.run(label, experiment)
+    return label, None
+
+
+def _keep_alone(label: str, settings: Any, compute: Any, workshop: Workshop) -> tuple[str, None]:
+    workshop.keep(label, settings, compute)
+    return label, None
+
+
+def _identity(settings: Mapping[str, Any]) -> str:
+    return json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)
 
 
 def _digest(data: xr.Dataset) -> str:
