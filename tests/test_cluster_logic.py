@@ -13,9 +13,10 @@ import pytest
 
 import uturn as ut
 from cluster_tasks import FileTasks, tries
-from uturn.core.checks import TasksFailed
+from uturn.core.checks import StoreError, TasksFailed
 from uturn.engine.cluster import connection, driver, on_cluster, workers
 from uturn.engine.cluster.bundles import Bundles
+from uturn.engine.cluster.worker import Worker
 from uturn.engine.tasks import Tasks
 from uturn.store.record import Store
 
@@ -160,6 +161,22 @@ def test_costly_tasks_come_first(cluster, tmp_path):
     cluster(None, groups, partial(FileTasks, tmp_path, seconds=0.001), most_workers=1)
     order = [int(path.name.split("-")[1]) for path in sorted(tmp_path.glob("try-*"), key=lambda path: path.name.split("-")[2])]
     assert min(order[:20]) >= 20
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "store"),
+    [(StoreError("the disk is full"), "the disk is full", True), (KeyError("x"), "KeyError: 'x'", False)],
+)
+def test_a_worker_says_whether_the_store_is_to_blame(cluster, raised, error, store):
+    class Fails(FileTasks):
+        def measure(self, tasks, *, check=False):
+            yield from ()
+            raise raised
+
+    worker = Worker(1)
+    worker.start(ray.cloudpickle.dumps(lambda: Fails("nowhere")), ".", {}, ut.__version__)
+    outcome = worker.measure([1])
+    assert (outcome["error"], outcome["store"], outcome["measured"]) == (error, store, 0)
 
 
 # -- workers that fail in one way ------------------------------------------------------------------------------------------

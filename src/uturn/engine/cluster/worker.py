@@ -30,7 +30,7 @@ class Measures(Protocol):
 @dataclass(eq=False)
 class _Bundle:
     tasks: Sequence[Hashable]
-    ended: Future[BaseException | None] = field(default_factory=Future)  # the error, or None
+    ended: Future[tuple[str | None, bool]] = field(default_factory=Future)  # the error, and whether the store is to blame for it
     left: dict[Any, Any] = field(default_factory=dict)  # its tasks that are not done, with what `recorded_left` says of them
 
 
@@ -95,22 +95,17 @@ class Worker:
         the number of tasks that this worker ever measured although another process was faster.
         """
         begin, bundle = time.monotonic(), _Bundle(tasks)
-        count, error = 0, None
+        error, store, count = None, False, 0
         try:
             bundle.left = dict(self._work.recorded_left(tasks))
             count = len(bundle.left)
         except Exception as raised:
-            error = StoreError(one_line(raised))
+            error, store = one_line(raised), True
         if bundle.left:
             self._inbox.put(bundle)
-            error = bundle.ended.result()
-        return {
-            "error": error and _told(error, one_line(error)),
-            "store": isinstance(error, StoreError),
-            "measured": count - len(bundle.left),
-            "seconds": time.monotonic() - begin,
-            "twice": self._work.twice,
-        }
+            error, store = bundle.ended.result()
+        measured, seconds = count - len(bundle.left), time.monotonic() - begin
+        return {"error": error, "store": store, "measured": measured, "seconds": seconds, "twice": self._work.twice}
 
     def pulse(self) -> float:
         """How many tasks' worth of work is done on bundles that have not ended; that it answers shows that it is alive."""
@@ -121,18 +116,18 @@ class Worker:
     def _measure_forever(self) -> None:
         while True:
             first = self._inbox.get()
-            error: BaseException = ValueError("its readings did not come")
+            failure = "its readings did not come", False
             try:
                 for task in self._work.measure(self._stream(first), check=True):
                     bundle = self._owners.pop(task)
                     del bundle.left[task]
                     if not bundle.left:
-                        bundle.ended.set_result(None)
+                        bundle.ended.set_result((None, False))
             except BaseException as raised:
-                error = raised
+                failure = _told(raised, one_line(raised)), isinstance(raised, StoreError)
             for bundle in {first, *self._owners.values()}:
                 if not bundle.ended.done():
-                    bundle.ended.set_result(error)
+                    bundle.ended.set_result(failure)
             self._owners.clear()
 
     def _stream(self, bundle: _Bundle) -> Iterator[tuple[Any, Any]]:

@@ -98,9 +98,9 @@ class Workers:
         try:
             while self.tasks.left:
                 self._place()
+                self._read_answers()
                 for worker in list(self.workers):
                     self._tend(worker)
-                self._read_answers()
                 yield State(len(self.tasks.left), self._alive(), sum(worker.unfinished for worker in self.workers))
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise ValueError(f"the cluster does not answer ({one_line(error)}); run it again to resume") from None
