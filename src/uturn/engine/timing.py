@@ -22,7 +22,7 @@ from uturn.store.resume import layout_of
 _SHORT, _LONG = 1, 5  # calls of the network in the two U-turns whose difference is timed; more if they are fast
 _REPEATS = 9  # times at most that they are made
 _APART = 0.3  # seconds that the two should differ by
-_LEVELS = 8  # noise levels at most at which whole U-turns are made
+_LEVELS = 6  # noise levels at most at which whole U-turns are made
 _WEIGHED = 8  # originals at most of these U-turns, for backwards with a network
 _ON_DISK = 2.4  # time of a task's files and records on disk over that of the same arrays in memory, measured
 _GROWTH = 4  # ratio of the sizes that are tried one after the other
@@ -137,20 +137,20 @@ class Timing:
         largest_of = {group.noise_index: group for group in sorted(self.groups, key=lambda group: group.u_turns(experiment))}
         groups = sorted(largest_of.values(), key=lambda group: experiment.noise[group.noise_index])
         groups = [groups[k] for k in sorted({round(x) for x in np.linspace(0, len(groups) - 1, _LEVELS)})]
-        draws, share = experiment.trajectories * experiment.clones, self.budget / len(groups) / 2
+        draws, share = experiment.trajectories * experiment.clones, self.budget / len(groups)
         # Probes that keep the first items only have no readings of the others to weigh.
         firsts = [first for probe in experiment.parts.probes if (first := getattr(probe, "first", None))]
         items = min([_WEIGHED, experiment.items, *firsts])
         for group in groups:
             noise = experiment.noise[group.noise_index]
             if short is None:
-                trial = self._grown(group, unit, None, share)
+                trial = self._grown(group, unit, None, share / 2)
                 trial = self._tried(group, trial.u_turns, None)  # the first one is slower: its memory is new
                 self.per_u_turn[noise] = trial.seconds / trial.u_turns
-            elif draws * _calls(experiment, group.noise_index) * self.per_datum < share:
-                trial = self._grown(group._replace(first=0), items * draws, None, share)
             else:
-                trial = short
+                each = draws * _calls(experiment, group.noise_index) * self.per_datum
+                whole = min(items, int(share / max(each, 1e-9)))
+                trial = self._tried(group._replace(first=0), whole * draws, None) if whole else short
             self._weigh(noise, trial)
             largest = max(largest, trial.u_turns)
         return largest
