@@ -118,7 +118,9 @@ class Timing:
         length = min(_LONG, self.length)
         long = self._grown(self.longest, min(unit, self.batch) if shares else unit, length, self.budget / 3)
         length = int(np.clip(_APART * length / long.seconds, length, self.length))
-        end, of_datum, of_rest = time.perf_counter() + self.budget / 2, [], []
+        end = time.perf_counter() + self.budget / 2
+        of_datum: list[float] = []
+        of_rest: list[float] = []
         while not of_datum or (time.perf_counter() < end and len(of_datum) < _REPEATS):
             short, long = (self._tried(self.longest, long.u_turns, calls) for calls in (_SHORT, length))
             of_datum.append(max((long.seconds - short.seconds) / (long.data - short.data), 1e-9))
