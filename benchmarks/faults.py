@@ -3,10 +3,10 @@
     python benchmarks/faults.py                 # 100 kills, a full disk, a stopped worker, 5 % of S3 requests failing
     python benchmarks/faults.py --kills 10      # quicker
 
-A Ray cluster of a head and two nodes runs on this machine. At random times a worker, a node (another takes its place), the driver
-(it is started again) or the coordinator is killed, until there were as many kills as wanted; run follows run. Every store is
-compared with the local run. Lost: tasks that are not done at the end. Wrong: tasks whose readings differ (by any bit; for images
-by 1e-5). Wasted: tasks measured more than once, or begun and not stored, over all tasks.
+A Ray cluster of a head and two nodes runs on this machine. At random times a worker, a node (another takes its place) or the
+driver (it is started again) is killed, until there were as many kills as wanted; run follows run. Every store is compared with
+the local run. Lost: tasks that are not done at the end. Wrong: tasks whose readings differ (by any bit; for images by 1e-5).
+Wasted: tasks measured more than once, or begun and not stored, over all tasks.
 """
 
 import argparse
@@ -106,7 +106,7 @@ class Faults:
         """Kill something; returns what, or None if there was nothing to kill."""
         from cluster_tasks import processes
 
-        kind = self.random.choices(["worker", "node", "driver", "coordinator"], [5, 2, 2, 1])[0]
+        kind = self.random.choices(["worker", "node", "driver"], [5, 2, 3])[0]
         with suppress(ProcessLookupError):
             if kind == "node":
                 node = self.nodes.pop(0)
@@ -116,7 +116,7 @@ class Faults:
             if kind == "driver":
                 driver.kill()
                 return kind
-            if alive := processes("ray::Worker" if kind == "worker" else "ray::Coordinator"):
+            if alive := processes("ray::Worker"):
                 os.kill(self.random.choice(alive), signal.SIGKILL)
                 return kind
         return None

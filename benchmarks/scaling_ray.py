@@ -7,7 +7,7 @@ Prints the tables of docs/cluster.md:
 - overhead of a task against the local loop: an experiment of many small tasks, by `ut.run` in one process and by one worker;
 - rate with 1, 2 and 4 workers, for tasks that compute and for tasks that sleep;
 - tasks that sleep, on 1,000 slots of eight asynchronous workers, and on 50 real ones, one by one (no bundles): tasks a second
-  through the coordinator, the share of what the slots could do, and the memory of a worker.
+  through the driver, the share of what the slots could do, and the memory of a worker.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AsynchronousWorker:
         pass
 
     async def start(self, **_: Any) -> dict[str, Any]:
-        return {"host": "here", "pid": os.getpid(), "error": None}
+        return {"pid": os.getpid(), "error": None}
 
     async def measure(self, tasks: list[Any]) -> dict[str, Any]:
         begin = time.monotonic()
@@ -98,12 +98,14 @@ def asynchronous(address: str, workers: int, slots: int) -> None:
     import ray.cloudpickle
 
     from uturn.engine.cluster import on_cluster
+    from uturn.engine.cluster import workers as of_cluster
 
     total = 20 * slots
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the coordinator cannot import this file
-    kind = ray.cloudpickle.dumps(AsynchronousWorker)
-    options = {"worker": kind, "cpus": 0.1, "slots": slots // workers, "most_workers": workers, "bundle_seconds": 0.0}
-    found = rate(on_cluster(address, "asynchronous", int, [(1.0, range(total))], **options), total, workers)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import this file
+    options = {"cpus": 0.1, "slots": slots // workers, "most_workers": workers, "bundle_seconds": 0.0}
+    of_cluster.Worker, worker = AsynchronousWorker, of_cluster.Worker
+    found = rate(on_cluster(address, int, [(1.0, range(total))], **options), total, workers)
+    of_cluster.Worker = worker
     possible = slots / AsynchronousWorker.seconds
     print(f"| {workers} asynchronous workers, {slots} slots, tasks of 1 s | {found:.0f} | {possible:.0f} | |", flush=True)
 
@@ -117,7 +119,7 @@ def real(address: str, workers: int, seconds: float) -> None:
     peak = []
 
     def watched() -> Any:
-        for state in on_cluster(address, f"real {workers} {seconds}", make, [(1.0, range(total))], **options):
+        for state in on_cluster(address, make, [(1.0, range(total))], **options):
             if state.alive == workers and not peak:
                 peak.append(memory())
             yield state
@@ -159,9 +161,10 @@ def computing(address: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             experiment = ut.Experiment.from_dict(spec)
             opened = open_store(experiment, place_of("store", Path(folder) / "x"), True, False)
-            left = Tasks(experiment, opened).left(opened.tasks())
+            work = Tasks(experiment, opened)
+            left = work.left(opened.tasks())
             seen, done = [], 0
-            for count, words in _on_cluster(experiment, opened, left, address, workers, 1.0, None):
+            for count, words in _on_cluster(work, left, address, workers, 1.0, None):
                 done += count
                 seen.append((time.monotonic(), done, words))
             full = [k for k, (_, count, words) in enumerate(seen) if words.startswith(f", {workers} ") and count > 0]

@@ -642,10 +642,10 @@ MUTATIONS = (
     ),
     Mutation(
         "a bundle is handed out, and other tasks are crossed off",
-        "uturn.engine.cluster.coordinator:Coordinator._next",
-        "del group.tasks[first : first + size]",
-        "del group.tasks[:size]",
-        tests=(("test_coordinator::test_every_task_is_handed_out_once", {}),),
+        "uturn.engine.cluster.bundles:Bundles._neighbours",
+        "del tasks[first : first + size]",
+        "del tasks[:size]",
+        tests=(("test_cluster_logic::test_every_task_is_handed_out_once", {}),),
     ),
     # --- atlas and pages ---
     Mutation(

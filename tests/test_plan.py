@@ -154,7 +154,7 @@ def test_costs_of_calls_and_of_the_rest_are_told_apart(monkeypatch):
     monkeypatch.setattr(HiddenLayers, "read", slow_read)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(timing, "_REPEATS", 1)
-    one = experiment("images", corruption={"type": "diffusion", "noise": [0.5, 1.0]})
+    one = experiment("images", corruption={"type": "diffusion", "noise": [0.5, 1.0]}, items=12)  # batches are full
     monkeypatch.setattr("uturn.engine.plan.cores", lambda: 1)
     found = planned(one, workers=None, budget=1e4)
     clock[0] = 0.0

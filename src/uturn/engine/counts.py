@@ -29,19 +29,11 @@ class Group(NamedTuple):
         return sum(self.blocks) * (experiment.trajectories - self.first) * experiment.clones
 
 
-class Calls(NamedTuple):
-    """Calls of the network of the backward, data in all of them, and calls of the networks of each probe."""
-
-    backward: int
-    data: int
-    probes: tuple[int, ...]
-
-
 def groups_of(experiment: Experiment, missing: Mapping[Task, int]) -> list[Group]:
     """The missing tasks {task: first missing trajectory} as groups, those with much noise first, as `run` takes them."""
     blocks = blocks_of(experiment)
-    found = Counter((task.noise_index, blocks[task.item_block], first) for task, first in missing.items())
-    return sorted((Group(*kind, tasks) for kind, tasks in found.items()), key=lambda group: -experiment.noise[group.noise_index])
+    alike = Counter((task.noise_index, blocks[task.item_block], first) for task, first in missing.items())
+    return sorted((Group(*kind, tasks) for kind, tasks in alike.items()), key=lambda group: -experiment.noise[group.noise_index])
 
 
 def blocks_of(experiment: Experiment) -> list[tuple[int, ...]]:
@@ -54,10 +46,13 @@ def blocks_of(experiment: Experiment) -> list[tuple[int, ...]]:
     return [tuple(part.tolist()) for part in parts]
 
 
-def calls_of(experiment: Experiment, groups: Sequence[Group], together: bool) -> Calls:
-    """Calls of networks for groups of tasks; `together`: one process, in which all tasks share the batches of the network."""
+def calls_of(experiment: Experiment, groups: Sequence[Group], together: bool) -> dict[str, int]:
+    """Calls of the networks of the backward and of each probe, {part: calls}, for groups of tasks.
+
+    `together`: one process, in which all tasks share the batches of the backward's network.
+    """
     source, corruption, backward, probes = experiment.parts
-    found, data, of_probes = 0, 0, [0] * len(probes)
+    of_backward, of_probes = 0, [0] * len(probes)
     jobs: dict[int, list[tuple[int, int]]] = {}
     size = 1
     for noise_index, blocks, first, tasks in groups:
@@ -65,16 +60,15 @@ def calls_of(experiment: Experiment, groups: Sequence[Group], together: bool) ->
         draws = (experiment.trajectories - first) * experiment.clones
         parts = _parts(experiment, experiment.trajectories - first)
         jobs.setdefault(first, []).append((tasks * sum(blocks) * draws, calls))
-        data += tasks * sum(blocks) * draws * calls
         for items in blocks:
             for trajectories, number in parts.items():
                 rows = trajectories * experiment.clones
-                found += tasks * number * calls * -(-items * rows // size)
+                of_backward += tasks * number * calls * -(-items * rows // size)
                 for k, probe in enumerate(probes):
                     of_probes[k] += tasks * number * probe.network_calls(items, rows, experiment.clones, source)
     if backward.shares_batches and together:
-        found = sum(queue_calls(some, size) for some in jobs.values())
-    return Calls(found, data, tuple(of_probes))
+        of_backward = sum(queue_calls(some, size) for some in jobs.values())
+    return {"backward": of_backward, **{f"probes[{k}]": number for k, number in enumerate(of_probes)}}
 
 
 def _parts(experiment: Experiment, trajectories: int) -> Counter[int]:

@@ -42,8 +42,8 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
 
     def blocks() -> Iterator[tuple[tuple[int, int, int], Any, float, Streams]]:
         for number, (names, noise_index, items) in enumerate(_joined(experiment, tasks)):
-            noise, given = experiment.noise[noise_index], source.blocks(items.copy(), experiment.seed, experiment.items)
-            originals = checked_blocks(source, given, items)
+            noise = experiment.noise[noise_index]
+            originals = checked_blocks(source, source.blocks(items.copy(), experiment.seed, experiment.items), items)
             size = trajectories_together(experiment, originals[0])
             parts = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
             groups[number] = _Group(names, [_Block(experiment, len(trajectories), len(parts), len(parts)) for _ in originals])
@@ -74,26 +74,26 @@ class _Block:
     trajectories: int
     parts: int
     left: int
-    kept: list[Any] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)  # what the probes have of the parts read so far
     readings: dict[str, np.ndarray] | None = None
 
     def read(self, turned: UTurns) -> None:
         """Read the next part."""
         source, _, backward, probes = self.experiment.parts
         items, declared = len(turned.originals.items), self.experiment.declared
-        self.kept = self.kept or [None] * len(probes)
+        self.states = self.states or [None] * len(probes)
         with portion(_READING * items * self.trajectories * self.experiment.clones / self.parts):
-            for k, (probe, words) in enumerate(zip(probes, declared, strict=True)):
-                with misfits_named(f"{words.label}.read", probe, (source, backward)):
-                    self.kept[k] = probe.accumulate(self.kept[k], turned, source)
+            for k, (probe, names) in enumerate(zip(probes, declared, strict=True)):
+                with misfits_named(f"{names.label}.read", probe, (source, backward)):
+                    self.states[k] = probe.accumulate(self.states[k], turned, source)
         self.left -= 1
         if self.left == 0:
-            sizes = {dim: len(values) for words in declared for dim, values in words.dims.items()}
+            sizes = {dim: len(values) for names in declared for dim, values in names.dims.items()}
             sizes |= {"trajectory": self.trajectories, "clone": self.experiment.clones}
             self.readings = {}
-            for probe, words, kept in zip(probes, declared, self.kept, strict=True):
-                self.readings |= checked_readings(words.label, probe.readings(kept, source), words.variables, sizes, items)
-            self.kept = []
+            for probe, names, state in zip(probes, declared, self.states, strict=True):
+                self.readings |= checked_readings(names.label, probe.readings(state, source), names.variables, sizes, items)
+            self.states = []
 
 
 @dataclass

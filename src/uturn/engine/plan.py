@@ -12,9 +12,9 @@ from uturn.core.checks import checked_integer, shown
 from uturn.core.experiment import Experiment
 from uturn.core.processes import cores
 from uturn.core.progress import duration
-from uturn.engine.counts import Group, calls_of, groups_of
+from uturn.engine.counts import calls_of, groups_of
 from uturn.engine.tasks import left_of
-from uturn.engine.timing import Costs, Timing, limited_threads
+from uturn.engine.timing import Timing, limited_threads
 from uturn.store.places import place_of
 from uturn.store.resume import trajectories_done
 
@@ -121,73 +121,49 @@ def plan(
     if workers is None:
         workers = cores() if experiment.parts.backward.wants_processes else 1
     workers = max(1, min(workers, cores(), len(missing)))
+    if not missing:
+        return Plan(len(done), len(done), 0, {}, 0.0, 0.0, 0, 0.0, workers, {workers: 0.0}) if not least else None
     together = workers == 1
-    costs = _costs(experiment, groups, together, max(1, cores() // workers), budget, least, since)
-    if costs is None:
-        return None
-    numbers = {workers, most, *(2**k for k in range(most.bit_length()))}
-    seconds = {number: _seconds(experiment, groups, costs, number) for number in sorted(numbers) if number >= workers}
+    timing = Timing(experiment, groups, together, budget)
+    with limited_threads(max(1, cores() // workers)):
+        if timing.started() < least:
+            return None
+    # Several processes start together, after the one that starts them.
+    start = (time.perf_counter() - since) * (1 if together else 2)
+    with limited_threads(max(1, cores() // workers)):  # torch may have been imported in the meantime
+        timing.finish()
+    source, _, _, probes = experiment.parts
+    originals, of_originals = source.network_calls(experiment.items, experiment.chunk, probes)
+    times = [(timing.seconds(group), group.tasks) for group in groups]
+    numbers = sorted({workers, most, *(2**k for k in range(most.bit_length()))})
+    seconds = {k: _seconds(times, k) + of_originals * timing.per_datum / k for k in numbers if k >= workers}
     if seconds[workers] < least:
         return None
-    calls = calls_of(experiment, groups, together)
-    source, _, _, probes = experiment.parts
-    originals, of_originals = source.network_calls(experiment.items, experiment.chunk, probes) if missing else (0, 0)
-    seconds = {k: s + (originals * costs.per_call + of_originals * costs.per_datum) / k for k, s in seconds.items()}
-    named = {"source": originals, "backward": calls.backward, **{f"probes[{k}]": number for k, number in enumerate(calls.probes)}}
-    files, size = _disk(experiment, costs, len(done)) if missing else (0, 0.0)
+    calls = {"source": originals, **calls_of(experiment, groups, together)}
     return Plan(
         tasks=len(done),
         done=len(done) - len(missing),
         u_turns=sum(group.tasks * group.u_turns(experiment) for group in groups),
-        calls={name: number for name, number in named.items() if number},
-        memory=costs.memory,
-        disk=size,
-        files=files,
-        start=costs.start,
+        calls={part: number for part, number in calls.items() if number},
+        memory=timing.memory,
+        disk=timing.size(),
+        files=timing.scratch.files + len(done) * (1 + len(experiment.variables())),
+        start=start,
         workers=workers,
         seconds=seconds,
     )
 
 
-def _costs(
-    experiment: Experiment, groups: Sequence[Group], together: bool, threads: int, budget: float, least: float, since: float
-) -> Costs | None:
-    """Costs of the tasks; None if they take less than `least` seconds for certain."""
-    if not groups:
-        return Costs() if not least else None
-    with limited_threads(threads):
-        timing = Timing(experiment, groups, together, budget)
-        if timing.started() < least:
-            return None
-    # Several processes start together, after the one that starts them.
-    timing.costs.start = (time.perf_counter() - since) * (1 if together else 2)
-    with limited_threads(threads):  # torch may have been imported in the meantime
-        return timing.finished()
-
-
-def _seconds(experiment: Experiment, groups: Sequence[Group], costs: Costs, workers: int) -> float:
-    """Time of all tasks with so many processes, each of which takes the next task when it is free."""
-    if workers == 1:
-        return costs.seconds_together(experiment, groups)
-    alone = [calls_of(experiment, [group], False) for group in groups]
-    times = [(costs.seconds(experiment, group, one) / group.tasks, group.tasks) for group, one in zip(groups, alone, strict=True)]
-    total = sum(seconds * tasks for seconds, tasks in times)
-    if sum(tasks for _, tasks in times) > _MOST:
-        return total / workers
+def _seconds(times: Sequence[tuple[float, int]], workers: int) -> float:
+    """Time of tasks (seconds, number) with so many processes, each of which takes the next task when it is free."""
+    if workers == 1 or sum(number for _, number in times) > _MOST:
+        return sum(seconds * number for seconds, number in times) / workers
     ends = [0.0] * workers
     heapify(ends)
-    for seconds, tasks in times:
-        for _ in range(tasks):
+    for seconds, number in times:
+        for _ in range(number):
             heapreplace(ends, ends[0] + seconds)
     return max(ends)
-
-
-def _disk(experiment: Experiment, costs: Costs, tasks: int) -> tuple[int, float]:
-    """Number of files and bytes of the complete store."""
-    files, size = costs.layout
-    full = experiment.items / min(experiment.chunk, experiment.items)  # tasks of a noise level; the last may be smaller
-    size += full * sum(costs.size(noise) for noise in experiment.noise)
-    return files + tasks * (1 + len(experiment.variables())), size
 
 
 def _bytes(size: float) -> str:

@@ -123,7 +123,7 @@ def run(
         if not left:
             pass
         elif cluster is not None:
-            states = _on_cluster(experiment, opened, left, cluster, workers, cpus_per_worker, gpus_per_worker)
+            states = _on_cluster(work, left, cluster, workers, cpus_per_worker, gpus_per_worker)
             with closing(states):  # also after Ctrl-C in this loop, the cluster is freed
                 for count, alive in states:
                     workers_alive = alive
@@ -178,24 +178,18 @@ def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
 
 
 def _on_cluster(
-    experiment: Experiment,
-    opened: Store | MemoryStore,
-    left: Mapping[Task, int],
-    address: str,
-    workers: int | None,
-    cpus: float | None,
-    gpus: float | None,
+    work: Tasks, left: Mapping[Task, int], address: str, workers: int | None, cpus: float | None, gpus: float | None
 ) -> Generator[tuple[int, str]]:
     """Measure tasks on a Ray cluster; yields the number of those that are newly done, and words on the workers."""
     from uturn.engine.cluster import on_cluster
 
+    experiment, opened = work.experiment, work.store
     assert isinstance(opened, Store)
     for name, code in experiment.own_code().items():
         if (code if inspect.isfunction(code) else type(code)).__module__ == "__main__":
             raise ValueError(
                 f"{name} stands in the script, which workers cannot import; move it to a file of its own, and import it"
             )
-    work = Tasks(experiment, opened)
     opened.forget(work.wrongly_recorded(left))  # workers look at the records alone
     backward = experiment.parts.backward
     networks = backward.shares_batches or backward.wants_processes
@@ -203,10 +197,10 @@ def _on_cluster(
     groups = {level: [task for task in left if task.noise_index == level] for level in {task.noise_index for task in left}}
     highest = max(experiment.noise) or 1.0
     u_turns = experiment.chunk * experiment.trajectories * experiment.clones
+    batch = getattr(backward, "batch_size", None)
     where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
     states = on_cluster(
         address,
-        f"{experiment.hash} {where}",
         partial(_tasks_of, json.dumps(experiment.to_dict()), where),
         [(1.0 if exact else 0.1 + experiment.noise[level] / highest, tasks) for level, tasks in groups.items()],
         label=lambda task: (
@@ -216,7 +210,7 @@ def _on_cluster(
         gpus=gpus,
         wants_gpu=networks,
         # Enough tasks that the batches of a network are full while the next ones are on their way.
-        slots_on_gpu=2 + 2 * _batch_of(backward) // u_turns if backward.shares_batches else 1,
+        slots_on_gpu=2 + 2 * (batch if isinstance(batch, int) else _BATCH) // u_turns if backward.shares_batches else 1,
         most_workers=workers,
         own_code=bool(experiment.own_code()),
     )
@@ -234,11 +228,6 @@ def _on_cluster(
             f"{len(lost)} tasks were measured, but are not in {opened.where} as this host sees it; give a store on a file system "
             f"that all nodes share, or on object storage"
         )
-
-
-def _batch_of(backward: Any) -> int:
-    size = getattr(backward, "batch_size", None)
-    return size if isinstance(size, int) else _BATCH
 
 
 def _tasks_of(spec: str, store: str) -> Tasks:

@@ -35,12 +35,12 @@ class Tasks:
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
         """Those tasks that are not done, with the first trajectory that is to be measured. Reads all their readings."""
-        return self._left(self.store.done(tasks))
+        return left_of(self.experiment, self.store.done(tasks))
 
     def recorded_left(self, tasks: Sequence[Task]) -> dict[Task, int]:
         """The same by the records alone, which are quick to read; tasks with damaged readings count as done."""
         assert isinstance(self.store, Store)
-        return self._left(self.store.recorded(tasks))
+        return left_of(self.experiment, self.store.recorded(tasks))
 
     def wrongly_recorded(self, left: Mapping[Task, int]) -> list[Task]:
         """Those tasks among the ones that `left` returned whose readings are damaged, and are not what their records say."""
@@ -48,12 +48,9 @@ class Tasks:
         suspects = [task for task, first in left.items() if recorded.get(task) != first]
         assert isinstance(self.store, Store)
         # Others may have been measured in the meantime.
-        still = self._left({task: count for task, (_, count) in self.store.states(suspects).items()})
+        still = left_of(self.experiment, {task: count for task, (_, count) in self.store.states(suspects).items()})
         recorded = self.recorded_left(list(still))
         return [task for task, first in still.items() if recorded.get(task) != first]
-
-    def _left(self, counts: Mapping[Task, int]) -> dict[Task, int]:
-        return left_of(self.experiment, counts)
 
     def measure(
         self, tasks: Iterable[tuple[Task, int]], *, check: bool = False, call: Callable[..., None] = called

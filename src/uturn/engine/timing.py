@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from uturn.core import threads
 from uturn.core.experiment import Experiment
-from uturn.engine.counts import Calls, Group, blocks_of, calls_of
+from uturn.engine.counts import Group
 from uturn.engine.measuring import measure, measurements, tasks_together
 from uturn.store.record import Scratch
 from uturn.store.resume import layout_of
@@ -22,74 +22,66 @@ from uturn.store.resume import layout_of
 _SHORT, _LONG = 1, 5  # calls of the network in the two U-turns whose difference is timed; more if they are fast
 _REPEATS = 9  # times at most that they are made
 _APART = 0.3  # seconds that the two should differ by
-_LEVELS = 12  # noise levels at most that are timed, for backwards without a network
-_WEIGHED = 5  # noise levels at most whose readings are weighed, for the others
+_LEVELS = 6  # noise levels at most at which whole U-turns are made
+_WEIGHED = 8  # originals at most of these U-turns, for backwards with a network
 _ON_DISK = 2.4  # time of a task's files and records on disk over that of the same arrays in memory, measured
 _GROWTH = 4  # ratio of the sizes that are tried one after the other
 
 
 class Trial(NamedTuple):
-    """Some U-turns that were made: their number, their calls of networks, the time of all in seconds, and readings of a task."""
+    """Some U-turns that were made: their number, the data in all calls of the network, the seconds of all, readings of a task."""
 
     u_turns: int
-    calls: Calls
+    data: int
     seconds: float
     items: int
     trajectories: int
     readings: dict[str, np.ndarray]
 
 
-@dataclass
-class Costs:
-    """Costs of an experiment in one process.
-
-    `start`: seconds before the second U-turn: modules are imported, models loaded, kernels compiled. `per_u_turn`: seconds of a
-    U-turn at noise levels, without the network of the backward. `per_call`, `per_datum`: seconds of a call of this network, and
-    of each datum in it. `per_task`: seconds of writing. `sizes`: bytes of the files of a full task at noise levels. `layout`:
-    files and bytes of the empty store. `memory`: peak in bytes.
-    """
-
-    start: float = 0.0
-    per_u_turn: dict[float, float] = field(default_factory=dict)
-    per_call: float = 0.0
-    per_datum: float = 0.0
-    per_task: float = 0.0
-    sizes: dict[float, float] = field(default_factory=dict)
-    layout: tuple[int, float] = (0, 0.0)
-    memory: float = 0.0
-
-    def seconds(self, experiment: Experiment, group: Group, calls: Calls) -> float:
-        """Time of all tasks of a group, given their calls."""
-        u_turns = group.tasks * group.u_turns(experiment)
-        each = _between(self.per_u_turn, experiment.noise[group.noise_index])
-        return u_turns * each + calls.backward * self.per_call + calls.data * self.per_datum + group.tasks * self.per_task
-
-    def seconds_together(self, experiment: Experiment, groups: Sequence[Group]) -> float:
-        """Time of all tasks in one process, whose network has the data of all of them in its batches."""
-        calls, alone = calls_of(experiment, groups, True), [calls_of(experiment, [group], False) for group in groups]
-        total = sum(self.seconds(experiment, group, one) for group, one in zip(groups, alone, strict=True))
-        return total + (calls.backward - sum(one.backward for one in alone)) * self.per_call
-
-    def size(self, noise: float) -> float:
-        """Bytes of the files of a full task."""
-        return _between(self.sizes, noise)
-
-
-def _between(known: dict[float, float], noise: float) -> float:
-    levels = sorted(known)
-    return float(np.interp(noise, levels, [known[level] for level in levels]))
-
-
 class Timing:
-    """Tries the tasks of some groups; `together`: one process measures all tasks; `budget`: seconds, without the start."""
+    """Costs of the tasks of an experiment in one process, from trials of some of them.
+
+    Parameters
+    ----------
+    groups
+        The tasks.
+    together
+        Whether one process measures all of them.
+    budget
+        Seconds for trials, without the start.
+
+    Attributes
+    ----------
+    scratch : Scratch
+        The empty store, with its number of files.
+    memory : float
+        Peak in bytes.
+    """
 
     def __init__(self, experiment: Experiment, groups: Sequence[Group], together: bool, budget: float) -> None:
         self.experiment, self.groups, self.together, self.budget = experiment, groups, together, budget
-        self.costs = Costs()
-        source, corruption, backward = experiment.parts.source, experiment.parts.corruption, experiment.parts.backward
-        calls = {g: backward.network_calls(experiment.noise[g.noise_index], corruption, source) for g in groups}
-        self.longest = max(groups, key=lambda group: calls[group][0])
-        self.length, self.batch = calls[self.longest]
+        self.longest = max(groups, key=lambda group: _calls(experiment, group.noise_index))
+        source, corruption, backward, _ = experiment.parts
+        self.length, self.batch = backward.network_calls(experiment.noise[self.longest.noise_index], corruption, source)
+        self.has_network = self.length > _SHORT  # whether the time of a U-turn is that of its calls
+        self.per_datum = 0.0  # seconds of the backward's network for a datum in a call
+        self.per_u_turn: dict[float, float] = {}  # seconds of the rest of a U-turn at noise levels
+        self.per_task = math.inf  # seconds of writing
+        self.sizes: dict[float, float] = {}  # bytes of the files of a full task at noise levels
+        self.scratch = Scratch(*layout_of(experiment, experiment.models()))
+        self.memory = 0.0
+
+    def seconds(self, group: Group) -> float:
+        """Time of a task of a group."""
+        each = _between(self.per_u_turn, self.experiment.noise[group.noise_index])
+        calls = _calls(self.experiment, group.noise_index)
+        return group.u_turns(self.experiment) * (each + calls * self.per_datum) + self.per_task
+
+    def size(self) -> float:
+        """Bytes of the files of the complete store."""
+        full = self.experiment.items / min(self.experiment.chunk, self.experiment.items)  # tasks of a noise level
+        return self.scratch.size + full * sum(_between(self.sizes, noise) for noise in self.experiment.noise)
 
     def started(self) -> float:
         """Make a U-turn twice; returns the seconds of all tasks if they were as slow, an upper limit."""
@@ -97,29 +89,20 @@ class Timing:
         if self.together:
             import xarray  # noqa: F401  (a run opens its results with it, which takes memory)
         short = _SHORT if self.has_network else None
-        self.scratch = Scratch(*layout_of(self.experiment, self.experiment.models()))
         self._tried(self.longest, 1, short)
-        self.costs.memory = _memory("VmHWM")
-        self.costs.layout = self.scratch.files, self.scratch.size
+        self.memory = _memory("VmHWM")
         again = self._tried(self.longest, 1, short)
-        each = again.seconds / max(again.u_turns, 1) / max(again.calls.data, 1)
+        each = again.seconds / max(again.u_turns, again.data)
         return sum(each * g.tasks * g.u_turns(self.experiment) * max(1, self.length) for g in self.groups)
 
-    @property
-    def has_network(self) -> bool:
-        """Whether the time of a U-turn is that of its calls of a network."""
-        return self.length > _SHORT
-
-    def finished(self) -> Costs:
-        """Costs from U-turns that fit into the budget."""
-        self.end = time.perf_counter() + 1.5 * self.budget  # of further trials
+    def finish(self) -> None:
+        """Make U-turns that fit into the budget."""
         _forget_peak()
-        before = _memory("VmRSS")
-        largest = self._with_network() if self.has_network else self._by_levels()
+        before, unit = _memory("VmRSS"), self._unit()
+        short = self._time_network(unit) if self.has_network else None
+        largest = self._time_levels(unit, short)
         # The memory above that of an idle process grows with the U-turns that are made together.
-        peak, unit = _memory("VmHWM"), self._unit()
-        self.costs.memory = max(self.costs.memory, before + (peak - before) * max(1.0, unit / largest))
-        return self.costs
+        self.memory = max(self.memory, before + (_memory("VmHWM") - before) * max(1.0, unit / largest))
 
     def _unit(self) -> int:
         """U-turns that are in memory together."""
@@ -129,84 +112,51 @@ class Timing:
             return min(total, max(self.batch, task))
         return min(total, task * tasks_together(self.experiment)) if self.together else task
 
-    # -- backwards without a network -------------------------------------------------------------------------------------------
-    def _by_levels(self) -> int:
-        """Time whole U-turns at some noise levels; returns the largest number that was made together."""
-        levels = self._some_levels(_LEVELS)
-        largest = 1
-        for group in levels:
-            begin, share = time.perf_counter(), self.budget / len(levels)
-            trial = self._grown(group, self._unit(), None, share)
-            times = [trial.seconds]  # the first one is slower: its memory is new
-            while len(times) < _REPEATS and time.perf_counter() - begin + times[-1] < share:
-                times.append(self._tried(group, trial.u_turns, None).seconds)
-            noise = self.experiment.noise[group.noise_index]
-            self.costs.per_u_turn[noise] = float(np.median(times[1:] or times)) / trial.u_turns
+    def _time_network(self, unit: int) -> Trial:
+        """Time the first U-turns with few calls of the network, in batches as full as those of the run."""
+        shares = self.together and self.experiment.parts.backward.shares_batches
+        length = min(_LONG, self.length)
+        long = self._grown(self.longest, min(unit, self.batch) if shares else unit, length, self.budget / 3)
+        length = int(np.clip(_APART * length / long.seconds, length, self.length))
+        end = time.perf_counter() + self.budget / 2
+        of_datum: list[float] = []
+        of_rest: list[float] = []
+        while not of_datum or (time.perf_counter() < end and len(of_datum) < _REPEATS):
+            short, long = (self._tried(self.longest, long.u_turns, calls) for calls in (_SHORT, length))
+            of_datum.append(max((long.seconds - short.seconds) / (long.data - short.data), 1e-9))
+            of_rest.append(max(0.0, short.seconds - of_datum[-1] * short.data) / short.u_turns)
+        self.per_datum = float(np.median(of_datum))
+        self.per_u_turn = {noise: float(np.median(of_rest)) for noise in self.experiment.noise}
+        return long
+
+    def _time_levels(self, unit: int, short: Trial | None) -> int:
+        """Make whole U-turns at some noise levels; returns the largest number that was made together.
+
+        They give the time of backwards without a network, and sizes of files. Where one takes too long, its size is that of a
+        short one.
+        """
+        experiment, largest = self.experiment, short.u_turns if short else 1
+        largest_of = {group.noise_index: group for group in sorted(self.groups, key=lambda group: group.u_turns(experiment))}
+        groups = sorted(largest_of.values(), key=lambda group: experiment.noise[group.noise_index])
+        groups = [groups[k] for k in sorted({round(x) for x in np.linspace(0, len(groups) - 1, _LEVELS)})]
+        draws, share = experiment.trajectories * experiment.clones, self.budget / len(groups)
+        # Probes that keep the first items only have no readings of the others to weigh.
+        firsts = [first for probe in experiment.parts.probes if (first := getattr(probe, "first", None))]
+        items = min([_WEIGHED, experiment.items, *firsts])
+        for group in groups:
+            noise = experiment.noise[group.noise_index]
+            if short is None:
+                trial = self._grown(group, unit, None, share / 2)
+                trial = self._tried(group, trial.u_turns, None)  # the first one is slower: its memory is new
+                self.per_u_turn[noise] = trial.seconds / trial.u_turns
+            else:
+                each = draws * _calls(experiment, group.noise_index) * self.per_datum
+                whole = min(items, int(share / max(each, 1e-9)))
+                trial = self._tried(group._replace(first=0), whole * draws, None) if whole else short
             self._weigh(noise, trial)
             largest = max(largest, trial.u_turns)
         return largest
 
-    # -- backwards with a network ----------------------------------------------------------------------------------------------
-    def _with_network(self) -> int:
-        """Time U-turns with few calls of the network; what a call takes is their difference."""
-        costs, longer = self.costs, min(_LONG, self.length)
-        most = self._unit()
-        if self.together and self.experiment.parts.backward.shares_batches:
-            most = min(most, self.batch)
-        many = self._grown(self.longest, most, longer, self.budget / 3)
-        longer = int(np.clip(_APART * longer / many.seconds, longer, self.length))
-        sizes = sorted({many.u_turns, max(1, many.u_turns // 4)})
-        per_call, per_u_turn = [], 0.0
-        for size in sizes:
-            per_call.append(self._call(size, longer))
-        (_, rows, seconds, per_u_turn) = per_call[-1]
-        costs.per_datum = seconds / rows
-        if len(per_call) > 1:
-            (_, fewer, less, _) = per_call[0]
-            if rows > fewer:
-                costs.per_datum = float(np.clip((seconds - less) / (rows - fewer), 0, seconds / rows))
-        costs.per_call = max(0.0, seconds - rows * costs.per_datum)
-        for noise in self.experiment.noise:
-            costs.per_u_turn[noise] = per_u_turn
-        self._weigh_whole(many)
-        return many.u_turns
-
-    def _call(self, size: int, longer: int) -> tuple[int, float, float, float]:
-        """U-turns, data in a call, seconds of a call, and seconds of the rest of a U-turn."""
-        begin = time.perf_counter()
-        calls: list[float] = []
-        rests: list[float] = []
-        while not calls or (time.perf_counter() - begin < self.budget / 4 and len(calls) < _REPEATS):
-            short, long = (self._tried(self.longest, size, length) for length in (_SHORT, longer))
-            more = long.calls.backward - short.calls.backward
-            calls.append((long.seconds - short.seconds) / more)
-            rests.append(short.seconds - calls[-1] * short.calls.backward)
-        call = max(float(np.median(calls)), 1e-6)
-        return long.u_turns, long.calls.data / long.calls.backward, call, max(0.0, float(np.median(rests))) / long.u_turns
-
-    def _weigh_whole(self, short: Trial) -> None:
-        """Sizes of files from whole U-turns of a few originals, as many as there is time for, else from short ones."""
-        experiment, levels = self.experiment, self._some_levels(_WEIGHED)
-        kept = min([experiment.items, *(first for probe in experiment.parts.probes if (first := getattr(probe, "first", None)))])
-        for group in levels:
-            left = min(self.budget / len(levels), self.end - time.perf_counter())
-            whole = [items for items in (8, 4, 2, 1) if items <= kept and self._whole(group, items) < left]
-            draws = experiment.trajectories * experiment.clones
-            trial = self._tried(group._replace(first=0), whole[0] * draws, None) if whole else short
-            self._weigh(experiment.noise[group.noise_index], trial)
-
-    def _whole(self, group: Group, items: int) -> float:
-        """Seconds of the whole U-turns of some originals."""
-        calls = calls_of(self.experiment, [Group(group.noise_index, (items,), 0, 1)], self.together)
-        return calls.backward * self.costs.per_call + calls.data * self.costs.per_datum
-
-    def _some_levels(self, most: int) -> list[Group]:
-        """The largest group of some noise levels, from the lowest to the highest."""
-        of_level = {group.noise_index: group for group in sorted(self.groups, key=lambda group: group.u_turns(self.experiment))}
-        some = sorted(of_level.values(), key=lambda group: self.experiment.noise[group.noise_index])
-        return [some[k] for k in sorted({round(x) for x in np.linspace(0, len(some) - 1, most)})]
-
-    # -- trials ----------------------------------------------------------------------------------------------------------------
     def _grown(self, group: Group, most: int, length: int | None, seconds: float) -> Trial:
         """A trial with as many U-turns as fit into so many seconds, at most `most`."""
         size, begin = 1, time.perf_counter()
@@ -231,26 +181,23 @@ class Timing:
             trajectories = trajectories if u_turns >= of_item else min(trajectories, max(least, u_turns // clones))
         small = _like(experiment, noise, trajectories, length)
         starts = [experiment.chunk * k % experiment.items for k in range(tasks)]
-        some = [(None, 0, np.arange(start, min(start + items, experiment.items))) for start in starts]
+        named = [(None, 0, np.arange(start, min(start + items, experiment.items))) for start in starts]
         begin = time.perf_counter()
         if self.together:
-            *_, (_, readings) = measurements(small, some, 0)
+            *_, (_, readings) = measurements(small, named, 0)
         else:
-            for _, _, numbers in some:
+            for _, _, numbers in named:
                 readings = measure(small, 0, numbers)
         seconds = time.perf_counter() - begin
-        made = sum(len(numbers) for _, _, numbers in some)
-        ends = np.minimum(np.cumsum(blocks_of(experiment)[0]), items)
-        blocks = tuple(np.diff(np.unique(ends), prepend=0).tolist())
-        calls = calls_of(small, [Group(0, blocks, 0, tasks)], self.together)
-        return Trial(made * trajectories * clones, calls, seconds, len(some[-1][2]), trajectories, readings)
+        made = sum(len(numbers) for _, _, numbers in named) * trajectories * clones
+        return Trial(made, made * _calls(small, 0), seconds, len(named[-1][2]), trajectories, readings)
 
     def _weigh(self, noise: float, trial: Trial) -> None:
         """Note the size of a full task's files at a noise level."""
         experiment, begin = self.experiment, time.perf_counter()
         full = self.scratch.sizes_of(trial.readings)
         writing = _ON_DISK * (time.perf_counter() - begin)
-        self.costs.per_task = min(writing, self.costs.per_task) if self.costs.sizes else writing  # the first one is slower
+        self.per_task = min(writing, self.per_task)  # the first one is slower
         half = max(1, trial.items // 2)
         fewer = self.scratch.sizes_of({name: values[:half] for name, values in trial.readings.items()})
         total = float(full.pop(""))
@@ -262,7 +209,7 @@ class Timing:
             more = experiment.trajectories / trial.trajectories if "trajectory" in declared[name].dims else 1
             share = self._kept(name)
             total += (size + max(0.0, of_item) * (wanted * share - trial.items)) * more
-        self.costs.sizes[noise] = total
+        self.sizes[noise] = total
 
     def _kept(self, name: str) -> float:
         """Share of the items of which a variable is kept."""
@@ -271,6 +218,17 @@ class Timing:
             if name in one.variables and first is not None:
                 return min(1.0, first / self.experiment.items)
         return 1.0
+
+
+def _between(known: dict[float, float], noise: float) -> float:
+    levels = sorted(known)
+    return float(np.interp(noise, levels, [known[level] for level in levels]))
+
+
+def _calls(experiment: Experiment, noise_index: int) -> int:
+    """Calls of the network for a U-turn at a noise level."""
+    source, corruption, backward, _ = experiment.parts
+    return backward.network_calls(experiment.noise[noise_index], corruption, source)[0]
 
 
 def _like(experiment: Experiment, noise: float, trajectories: int, length: int | None) -> Experiment:

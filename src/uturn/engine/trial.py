@@ -73,8 +73,7 @@ def _check_clones(experiment: Experiment, level: int, items: np.ndarray) -> None
     source, corruption, backward, _ = experiment.parts
     for originals in checked_blocks(source, source.blocks(items.copy(), experiment.seed, experiment.items), items):
         streams = Streams(experiment.seed, originals.items, experiment.noise[level], range(experiment.trajectories))
-        one, two = (
-            u_turn(originals, corruption, backward, streams.noise, streams, clones=clones).reconstructions for clones in (1, 2)
-        )
-        one, two = (found if isinstance(found, Mapping) else {0: np.asarray(found)} for found in (one, two))
+        turned = [u_turn(originals, corruption, backward, streams.noise, streams, clones=clones) for clones in (1, 2)]
+        parts = [made.reconstructions for made in turned]
+        one, two = (part if isinstance(part, Mapping) else {0: np.asarray(part)} for part in parts)
         check_first_clones(backward, {key: two[key][:, ::2] for key in one}, one, 2)

@@ -11,36 +11,24 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from uturn.core.checks import one_line, shown
 
 _log = logging.getLogger("uturn")
-NAMESPACE = "uturn"
 _addresses: list[str] = []  # of the connection that this module has made
 _WAIT = 10.0  # seconds for an address to answer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MEMORY = 2**27  # bytes of the object store, through which only small messages go
 
 
-def checked_address(address: Any) -> str:
+def _checked_address(address: Any) -> str:
     """The address of a cluster: "local", "auto", "ray://host:port" or "host:port"; ValueError for any other."""
     pattern = r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}"
     if not isinstance(address, str) or not re.fullmatch(pattern, address):
         raise ValueError(f'cluster = {shown(address)}: expected "local", "auto", "ray://host:port" or "host:port"')
     return address
-
-
-def imported_ray() -> Any:
-    """The module ray; ValueError if it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("cluster: Ray is not installed; pip install 'uturn[cluster]'") from None
-    return ray
 
 
 @contextmanager
@@ -55,14 +43,19 @@ def connected(address: str) -> Iterator[Any]:
     ValueError
         If Ray is not installed, nothing answers at the address, or Ray refuses, for example because versions differ.
     """
-    address = checked_address(address)
-    ray = imported_ray()
+    address = _checked_address(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("cluster: Ray is not installed; pip install 'uturn[cluster]'") from None
     if ray.is_initialized():
         if address not in _addresses:
             _log.info(f"this process is connected to Ray already; that connection is used, and not cluster = {address!r}")
         yield ray
         return
-    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     folder = None
     if address == "local":
         folder = tempfile.mkdtemp(prefix="uturn-ray-", dir=None if len(tempfile.gettempdir()) < 30 else "/tmp")
@@ -72,7 +65,7 @@ def connected(address: str) -> Iterator[Any]:
     else:
         _check_port(address, _address_here() if address == "auto" else address)
     try:
-        with _loopback_allowed(address == "local"):
+        with _loopback_allowed() if address == "local" else nullcontext():
             _init(ray, address, options)
         _addresses.append(address)
         yield ray
@@ -130,15 +123,11 @@ def _address_here() -> str:
 
 
 @contextmanager
-def _loopback_allowed(wanted: bool) -> Iterator[None]:
+def _loopback_allowed() -> Iterator[None]:
     """Context in which Ray takes 127.0.0.1 for the address of a node, as on macOS, and not for an address to be looked up."""
     from ray._private import ray_constants
 
-    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
-    if not wanted or before is None:
-        yield
-        return
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
     finally:

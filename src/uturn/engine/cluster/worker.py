@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import queue
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +27,10 @@ class Measures(Protocol):
     def measure(self, tasks: Iterator[tuple[Any, Any]], *, check: bool = False) -> Iterator[Any]: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Bundle:
     tasks: Sequence[Hashable]
-    ended: Future[str | None] = field(default_factory=Future)  # the error, or None
+    ended: Future[tuple[str | None, bool]] = field(default_factory=Future)  # the error, and whether the store is to blame for it
     left: dict[Any, Any] = field(default_factory=dict)  # its tasks that are not done, with what `recorded_left` says of them
 
 
@@ -48,7 +47,7 @@ class Worker:
         self._owners: dict[Hashable, _Bundle] = {}  # of the tasks that are being measured
 
     def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> dict[str, Any]:
-        """Build what measures the tasks; returns facts about this process, with `error` if it cannot measure them.
+        """Build what measures the tasks; returns its `pid`, and an `error` if it cannot measure them.
 
         Parameters
         ----------
@@ -61,21 +60,23 @@ class Worker:
         version
             Version of uturn of the driver.
         """
+        import ray.cloudpickle
+
         import uturn
 
-        facts = {"host": platform.node(), "pid": os.getpid(), "error": None}
+        pid = os.getpid()
         if uturn.__version__ != version:
-            return {**facts, "error": f"it has uturn {uturn.__version__}, and the driver {version}; install the same version"}
+            error = f"it has uturn {uturn.__version__}, and the driver {version}; install the same version"
+            return {"pid": pid, "error": error}
         try:
             if os.path.isdir(folder):
                 os.chdir(folder)
             self._add_modules(modules)
-            self._work: Measures = _loaded(make)()
-        except (Exception, SystemExit) as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            return {**facts, "error": kind + " ".join(str(error).split())[:400] or type(error).__name__}
+            self._work: Measures = ray.cloudpickle.loads(make)()
+        except (Exception, SystemExit) as raised:
+            return {"pid": pid, "error": _told(raised, " ".join(str(raised).split())[:400])}
         threading.Thread(target=self._measure_forever, daemon=True).start()
-        return facts
+        return {"pid": pid, "error": None}
 
     def _add_modules(self, modules: Mapping[str, str]) -> None:
         sys.path.append(os.getcwd())
@@ -93,45 +94,40 @@ class Worker:
         Returns `error` (None, or one line), `store` (whether the store is to blame for it), `measured`, `seconds`, and `twice`,
         the number of tasks that this worker ever measured although another process was faster.
         """
-        start, bundle = time.monotonic(), _Bundle(tasks)
+        begin, bundle = time.monotonic(), _Bundle(tasks)
+        error, store, count = None, False, 0
         try:
             bundle.left = dict(self._work.recorded_left(tasks))
-            count, error = len(bundle.left), None
-            if bundle.left:
-                self._inbox.put(bundle)
-                error = bundle.ended.result()
-        except Exception as raised:  # the records could not be read
-            count, error = 0, _STORE + one_line(raised)
-        return {
-            "error": error and error.removeprefix(_STORE),
-            "store": bool(error and error.startswith(_STORE)),
-            "measured": count - len(bundle.left),
-            "seconds": time.monotonic() - start,
-            "twice": self._work.twice,
-        }
+            count = len(bundle.left)
+        except Exception as raised:
+            error, store = one_line(raised), True
+        if bundle.left:
+            self._inbox.put(bundle)
+            error, store = bundle.ended.result()
+        measured, seconds = count - len(bundle.left), time.monotonic() - begin
+        return {"error": error, "store": store, "measured": measured, "seconds": seconds, "twice": self._work.twice}
 
     def pulse(self) -> float:
         """How many tasks' worth of work is done on bundles that have not ended; that it answers shows that it is alive."""
-        bundles = {id(bundle): bundle for bundle in list(self._owners.values())}.values()
+        bundles = set(list(self._owners.values()))
         return in_progress() + sum(len(bundle.tasks) - len(bundle.left) for bundle in bundles)
 
     # -- the thread that measures --------------------------------------------------------------------------------------
     def _measure_forever(self) -> None:
         while True:
             first = self._inbox.get()
-            error = None
+            failure = "its readings did not come", False
             try:
                 for task in self._work.measure(self._stream(first), check=True):
                     bundle = self._owners.pop(task)
                     del bundle.left[task]
                     if not bundle.left:
-                        bundle.ended.set_result(None)
+                        bundle.ended.set_result((None, False))
             except BaseException as raised:
-                kind = "" if isinstance(raised, ValueError) else f"{type(raised).__name__}: "
-                error = (_STORE if isinstance(raised, StoreError) else "") + kind + one_line(raised)
-            for bundle in {id(bundle): bundle for bundle in (first, *self._owners.values())}.values():
+                failure = _told(raised, one_line(raised)), isinstance(raised, StoreError)
+            for bundle in {first, *self._owners.values()}:
                 if not bundle.ended.done():
-                    bundle.ended.set_result(error or "its readings did not come")
+                    bundle.ended.set_result(failure)
             self._owners.clear()
 
     def _stream(self, bundle: _Bundle) -> Iterator[tuple[Any, Any]]:
@@ -145,10 +141,6 @@ class Worker:
                 return
 
 
-_STORE = "store: "
-
-
-def _loaded(make: bytes) -> Callable[[], Measures]:
-    import ray.cloudpickle
-
-    return ray.cloudpickle.loads(make)
+def _told(error: BaseException, text: str) -> str:
+    """The text of an error, after its type if that is not ValueError."""
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
