@@ -189,5 +189,5 @@ def _key(axes: Any, x: float, y: float) -> None:
             axes.add_patch(Circle((x, at), 0.13, fc=MUTED, lw=0))
             axes.add_patch(Wedge((x, at), 0.24, 0, 360, width=0.07, fc="#bbbbbb", lw=0))
         else:
-            drawing.square(axes, x, at, 0.36, color)
+            drawing.square(axes, x, at, 0.36, str(color))
         axes.text(x + 0.5, at, words, va="center", size=11)
