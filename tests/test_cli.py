@@ -58,6 +58,14 @@ def test_theory_prints_and_plots(tmp_path):
     assert "always lost" in uturn("theory", "-v", 32, "-m", 20).stdout
 
 
+def test_output_that_cannot_hold_a_character():
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "uturn.cli", "theory"]
+    done = subprocess.run(command, capture_output=True, env=ascii_only, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"critical noise \u03b5*" in done.stdout
+
+
 def test_files_of_the_working_directory_replace_no_library(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     (tmp_path / "tomllib.py").write_text("raise SystemExit('not the library')")

@@ -401,6 +401,8 @@ def changed(weights, **changes):
         (lambda w: changed(w, out__0__bias=torch.full((32,), math.nan)), "'out.0.bias' are not finite"),
         (lambda w: changed(w, out__0__bias=torch.zeros(1).expand(10**12)), "larger than the file"),
         (lambda w: changed(w, out__0__bias=torch.zeros(31)), r"1 odd: out.0.bias has shape \(31,\), expected \(32,\)"),
+        (lambda w: changed(w, out__0__bias=torch.ones(32, dtype=torch.int8)), "1 odd: out.0.bias"),
+        (lambda w: changed(w, out__0__bias=torch.full((32,), 1j)), "1 odd: out.0.bias"),
         (lambda w: changed(w, middle_block__1__qkv__weight=torch.zeros(192, 64)), "1 odd: middle_block.1.qkv.weight"),
         (lambda w: changed(w, out__0__bias=None, time_embed__2__bias=None), "2 missing: time_embed.2.bias, out.0.bias"),
         (lambda w: changed(w, extra__bias=torch.zeros(1)), "1 unexpected: extra.bias"),

@@ -848,6 +848,16 @@ def test_a_study_prints_as_its_table(strings):
     assert list(summary(found))
 
 
+def test_the_table_of_a_narrow_terminal_has_the_first_axis(strings):
+    found = ut.study(strings)
+    first = {width: next(summary(found, width=width)) for width in (80, None)}
+    heads = {width: [column.header for column in table.columns] for width, table in first.items()}
+    assert {"bits_per_leaf", "width"} <= set(heads[None])
+    assert heads[80] == [head for head in heads[None] if head not in ("bits_per_leaf", "effective_epsilon", "width")]
+    cells = dict(zip(heads[None], (list(column.cells) for column in first[None].columns), strict=True))
+    assert [list(column.cells) for column in first[80].columns] == [cells[head] for head in heads[80]]
+
+
 def test_tidy(strings):
     found = ut.study(strings)
     curves, numbers = tidy(found)

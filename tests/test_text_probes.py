@@ -535,13 +535,32 @@ def test_parts_of_a_sentence_model_that_are_not_known(folder, tmp_path):
     parts = json.loads((place / "modules.json").read_text())
     parts.insert(2, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
     (place / "modules.json").write_text(json.dumps(parts))
-    with pytest.raises(ValueError, match="has the part 'Dense'; expected the parts Transformer, Pooling, Normalize"):
+    with pytest.raises(ValueError, match="has the parts Dense; expected Transformer, Pooling, Normalize"):
         TextEncoder(model=str(place)).loaded()
     (place / "modules.json").write_text("{")
     with pytest.raises(ValueError, match=r"modules\.json cannot be read"):
         TextEncoder(model=str(place)).loaded()
     place = tiny_texts.write_sentence_model(tmp_path / "two", pooling_mode_cls_token=True, pooling_mode_mean_tokens=True)
     with pytest.raises(ValueError, match="its pooling is cls and mean"):
+        TextEncoder(model=str(place)).loaded()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("modules.json", "[]"),
+        ("modules.json", '[{"type": 1, "path": 2}]'),
+        ("1_Pooling/config.json", "[1]"),
+        ("sentence_bert_config.json", "5"),
+        ("sentence_bert_config.json", '{"max_seq_length": "long"}'),
+        ("sentence_bert_config.json", '{"max_seq_length": -3}'),
+        ("config_sentence_transformers.json", '{"prompts": "a", "default_prompt_name": "a"}'),
+    ],
+)
+def test_damaged_files_of_a_sentence_model(tmp_path, name, content):
+    place = tiny_texts.write_sentence_model(tmp_path / "damaged")
+    (place / name).write_text(content)
+    with pytest.raises(ValueError, match=r"cannot be read .*; download the model again"):
         TextEncoder(model=str(place)).loaded()
 
 

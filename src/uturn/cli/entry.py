@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import signal
@@ -105,3 +106,5 @@ def _open_streams() -> None:
             stream = open(os.devnull, mode)  # noqa: SIM115 - as long as the process
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a pipe or terminal may not know ε

@@ -60,7 +60,7 @@ def study(
     for name, one_study in studies.items():
         if several:
             console().print(name, style="bold")
-        for part in summary(one_study):
+        for part in summary(one_study, width=console().width):
             show(part)
         console().print(one_study.attrs["description"])
     if out is None:

@@ -84,7 +84,7 @@ def text(
     uturn text --model google-bert/bert-base-uncased --data sentences.txt \\
       --items 100 --out results/bert
     uturn text --model out/reactions --split smiles --data out/reactions.txt \\
-      --segment . --segment ">>" --clones 2 --layers same --out results/reactions
+      --segment . --segment ">>" --clones 2 --out results/reactions
     ```
     """
     looks: Any = {"title": "U-turns of texts", "groups": ("tokens",)}
@@ -194,7 +194,7 @@ def _study(
             return
         source = experiment.parts.source
     study = write_study(ds, out, source=source, save_images=save_images, **looks)
-    for table in summary(study):
+    for table in summary(study, width=console().width):
         show(table)
     console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")
     say_next(open=inside(out, "index.html"))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "uturn.study", 1
 TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
+_VISIBLE = "gap that would be seen"
 
 
 class Study(xr.Dataset):
@@ -64,19 +65,27 @@ class TextTable(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def summary(study: xr.Dataset, most: int = 8) -> Iterator[Any]:
+def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Iterator[Any]:
     """A study for a terminal: tables (rich) of half-lives, inversions, changes and calibration, then remarks as lines of text.
 
-    Of a variable with more than `most` levels, so many are shown, evenly spaced.
+    Of a variable with more than `most` levels, so many are shown, evenly spaced. If a table is wider than `width` columns, it
+    lacks the further noise axes, and then other columns; the files of the study have them.
     """
     from rich.table import Table
 
     _check_study(study)
+    axes = tuple(map(str, study.axis.values[1:]))
     for part in parts_of(study, most):
+        columns = list(zip(part.heads, *part.rows, strict=True))
+        for hidden in ((), axes, (*axes, "width", _VISIBLE)):
+            chosen = [column for column in columns if column[0] not in hidden]
+            if width is None or sum(2 + max(map(len, column)) for column in chosen) - 2 <= width:
+                break
         table = Table(title=part.title, title_justify="left")
-        for head in part.heads:
+        heads, *rows = zip(*chosen, strict=True)
+        for head in heads:
             table.add_column(head, overflow="fold")
-        for row in part.rows:
+        for row in rows:
             table.add_row(*row)
         yield table
     yield from remarks(study)
@@ -121,8 +130,9 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
                 at, p = f"{float(worst.noise):.3g}", f"{float(worst.gap_p):.2g}"
                 rows.append((str(one.reading.item()), at, with_interval(worst.gap.values), p, visible))
         verdict = calibration_words(tested, float(study.gap_level))
-        heads = ("f", f"{x} of smallest p", "gap there [95 % interval]", "p by Holm", "gap that would be seen")
-        yield TextTable(f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones; {verdict}", heads, rows)
+        heads = ("f", f"at {x}", "gap [95 % interval]", "p by Holm", _VISIBLE)
+        title = f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones where p is smallest; {verdict}"
+        yield TextTable(title, heads, rows)
 
 
 def _evenly_chosen(study: xr.Dataset, most: int) -> Iterator[int]:

@@ -428,8 +428,8 @@ def _renamed(weights: Mapping[str, torch.Tensor], unet: Any, options: Mapping[st
             missing[name] = name
             continue
         weight = weights[name]
-        if tuple(weight.shape) != shape:
-            odd[name] = f"{name} has shape {tuple(weight.shape)}, expected {shape}"
+        if tuple(weight.shape) != shape or not weight.is_floating_point():
+            odd[name] = f"{name} has shape {tuple(weight.shape)}, expected {shape}, in floating point"
             continue
         if module is not None:
             # Rows go by (head, which of the three, channel) in the old order, by (which of the three, head, channel) in the new.

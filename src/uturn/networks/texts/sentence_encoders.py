@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from uturn.core.checks import one_line
+from uturn.core.checks import checked_integer, one_line
 from uturn.core.files import read_table
 from uturn.core.imports import is_import_path
+from uturn.networks.libraries import reading
 from uturn.networks.texts.language import LanguageModel
 from uturn.networks.texts.language_files import check_name, is_packaged, load_text_model
 
@@ -89,28 +90,28 @@ def load_sentence_encoder(model: str, **options: Any) -> SentenceEncoder:
     modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
     if modules is None:
         return SentenceEncoder(load_text_model(model, **options))
-    try:
-        kinds = {str(part["type"]).rsplit(".", 1)[-1]: str(part["path"]) for part in modules}
-    except (TypeError, KeyError):
-        raise ValueError(f"{where}: its modules.json is damaged; expected a list of parts with `type` and `path`") from None
-    strange = [kind for kind in kinds if kind not in _MODULES]
-    if strange or "Transformer" not in kinds:
-        raise ValueError(f"{where} has the part {(strange or list(kinds))[0]!r}; expected the parts {', '.join(_MODULES)}")
-    inner = kinds["Transformer"]
-    folder = str(Path(model) / inner) if inner else model
-    if inner and not Path(model).is_dir():
-        raise ValueError(f"{where} keeps its encoder in a folder {inner!r}; download the model and give its folder")
-    pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None, where)
-    sizes = _json(folder, "sentence_bert_config.json", where) or {}
-    prompts = _json(model, "config_sentence_transformers.json", where) or {}
-    prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
+    with reading(where, "download the model again, give its folder"):
+        kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
+        strange = [kind for kind in kinds if kind not in _MODULES]
+        if strange or "Transformer" not in kinds:
+            raise ValueError(f"modules.json has the parts {', '.join(strange or kinds)}; expected {', '.join(_MODULES)}")
+        inner = kinds["Transformer"]
+        folder = str(Path(model) / inner) if inner else model
+        if inner and not Path(model).is_dir():
+            raise ValueError(f"its encoder is in a folder {inner!r}, which is not read from a hub")
+        pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None)
+        sizes = _json(folder, "sentence_bert_config.json", where) or {}
+        prompts = _json(model, "config_sentence_transformers.json", where) or {}
+        prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
+        longest = sizes.get("max_seq_length")
+        lengths = [] if longest is None else [checked_integer("max_seq_length", longest, 1)]
     encoder = load_text_model(folder, **options)
-    lengths = [length for length in (encoder.length, sizes.get("max_seq_length")) if length is not None]
+    lengths += [] if encoder.length is None else [encoder.length]
     encoder = replace(encoder, length=min(lengths, default=None))
     return SentenceEncoder(encoder, pooling, prompt, bool(sizes.get("do_lower_case")))
 
 
-def _pooling(config: Any, where: str) -> str:
+def _pooling(config: Any) -> str:
     """The name of a pooling in the config.json of sentence-transformers."""
     if config is None:
         return "mean"
@@ -119,7 +120,7 @@ def _pooling(config: Any, where: str) -> str:
     chosen += [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]
     names = [{"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}.get(name, name) for name in chosen]
     if len(names) != 1 or names[0] not in _POOLINGS:
-        raise ValueError(f"{where}: its pooling is {' and '.join(names) or 'none'}; expected one of {', '.join(_POOLINGS)}")
+        raise ValueError(f"its pooling is {' and '.join(names) or 'none'}; expected one of {', '.join(_POOLINGS)}")
     return names[0]
 
 
