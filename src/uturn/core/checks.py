@@ -141,7 +141,7 @@ def visible(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The text of an error in one line of at most 160 characters; the name of its type if it has no text."""
-    if hasattr(error, "error_count"):  # of pydantic, which is not imported for this
+    if type(error).__module__.startswith("pydantic_core"):  # which is not imported for this
         return validation_words(error)
     return " ".join(str(error).split())[:160] or type(error).__name__
 
