@@ -49,6 +49,13 @@ class Counted(Exception):
     error_count = 2
 
 
+class Speechless(Exception):
+    """An error whose text cannot be made."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
 class Probe:
     """Measures the share of unchanged leaves; `mistake` says how it goes wrong."""
 
@@ -80,6 +87,8 @@ class Probe:
             raise ZeroDivisionError
         if self.mistake == "counts":
             raise Counted("two of them")
+        if self.mistake == "speechless":
+            raise Speechless
         if self.mistake == "asks":
             return {"leaves": source.colour}
         return {
@@ -111,6 +120,7 @@ class Probe:
         ("coordinates", "coordinates gave None"),
         ("raises", r"read: ZeroDivisionError \(test_parts.py, line \d+\)"),
         ("counts", r"read: Counted: two of them \(test_parts.py, line \d+\)"),
+        ("speechless", r"read: Speechless \(test_parts.py, line \d+\)"),
         ("asks", "read: AttributeError: .*colour"),
         ("one row", r"read: leaves has shape \(1, 2\); expected \(3, 2\), its dims \('item', 'trajectory'\)"),
         ("keepdims", r"leaves has shape \(3, 2, 1\)"),
