@@ -166,6 +166,13 @@ def test_a_coordinate_of_another_shape_is_not_written_over(store, shape):
             Store.open(store).dataset()
 
 
+@pytest.mark.parametrize("change", [{"attributes": [1]}, {"attributes": 0}, {"dimension_names": None}])
+def test_damaged_metadata_of_a_coordinate_are_named(store, change):
+    edited(store, "tree_level", lambda t: t.update(change))
+    with pytest.raises(ValueError, match="is not a readable store"):
+        Store.open(store).dataset()
+
+
 @pytest.mark.parametrize("place", ["s3:/bucket/run", "https://host/run", "s3://", "a\0b", 5, 1.5])
 def test_places_that_are_none(place):
     with pytest.raises(ValueError, match="store = "):

@@ -420,7 +420,12 @@ class Store(Blocks):
         if look:
             self.check_coordinates()
         # Attributes in a store that would rescale values or convert them to dates are ignored.
-        ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
+        try:
+            ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
+        except StorageError:
+            raise
+        except Exception as error:  # xarray raises many kinds for metadata of coordinates that are damaged
+            raise ValueError(f"{self.where} is not a readable store: {_reason(error)}; copy it again") from None
         if not look:
             return ds
         missing = self._num_missing(look=True)
