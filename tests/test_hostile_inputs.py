@@ -388,6 +388,16 @@ def test_a_header_that_promises_more_than_the_file_holds(shape, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
 
 
+@pytest.mark.parametrize(
+    "header", ["{'descr': (", "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999999999999,), }"]
+)
+def test_a_damaged_header_of_an_array(header, tmp_path):
+    header = header.ljust(117).encode() + b"\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match=r"x\.npy is not a readable \.npy file"):
+        read_array(tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize("value", [10**9, 0, -5, "a", None, 1e3])
 def test_a_noise_schedule_of_a_billion_timesteps(value, tmp_path):
     file = generator_folder() / "scheduler" / "scheduler_config.json"

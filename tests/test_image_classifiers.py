@@ -696,6 +696,7 @@ def test_transition_matrices_equal_counting():
             np.testing.assert_allclose(matrix[k], table / table.sum(1, keepdims=True), rtol=1e-6)
     assert np.isnan(matrix[:, 5:]).all()  # no original of these classes
     assert class_transitions(run).shape == (3, 6, 6)
+    assert class_transitions(run.isel(item=[])).shape == (3, 0, 0)
 
 
 def test_transition_matrices_of_what_is_not_there():

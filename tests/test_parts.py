@@ -43,6 +43,19 @@ def with_part(idea, cls, **options):
 # -- parts with one mistake each --------------------------------------------------------------------------------------
 
 
+class Counted(Exception):
+    """An error with a member that pydantic's have too."""
+
+    error_count = 2
+
+
+class Speechless(Exception):
+    """An error whose text cannot be made."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
 class Probe:
     """Measures the share of unchanged leaves; `mistake` says how it goes wrong."""
 
@@ -50,6 +63,7 @@ class Probe:
         self.mistake = mistake
         if mistake == "init":
             raise RuntimeError("no licence")
+        self.execution = None if mistake == "execution" else ()
 
     def variables(self, source):
         dims = {"dims": ("noise", "item", "trajectory", "colour"), "order": ("item", "noise", "trajectory")}
@@ -58,6 +72,9 @@ class Probe:
             "nothing": {},
             "no variable": {"leaves": ("noise", "item")},
             "bare": {"leaves": Variable(None, "no dims")},
+            "nested": {"leaves": Variable(("noise", "item", ["trajectory"]), "a list among the dims")},
+            "unnamed": {"leaves": Variable(("noise", "item"), len)},
+            "one bound": {"leaves": Variable(("noise", "item"), "a share", bounds=1)},
             "no draws": {"leaves": Variable(("noise", "item"), "unchanged leaves", symmetric=True)},
         }.get(self.mistake, found)
 
@@ -68,6 +85,10 @@ class Probe:
         same = (u_turns.reconstructions[0] == u_turns.originals.data[:, None]).mean(axis=2)
         if self.mistake == "raises":
             raise ZeroDivisionError
+        if self.mistake == "counts":
+            raise Counted("two of them")
+        if self.mistake == "speechless":
+            raise Speechless
         if self.mistake == "asks":
             return {"leaves": source.colour}
         return {
@@ -98,6 +119,8 @@ class Probe:
         ("no variable", r"variables: leaves is a tuple; expected a uturn.protocols.Variable"),
         ("coordinates", "coordinates gave None"),
         ("raises", r"read: ZeroDivisionError \(test_parts.py, line \d+\)"),
+        ("counts", r"read: Counted: two of them \(test_parts.py, line \d+\)"),
+        ("speechless", r"read: Speechless \(test_parts.py, line \d+\)"),
         ("asks", "read: AttributeError: .*colour"),
         ("one row", r"read: leaves has shape \(1, 2\); expected \(3, 2\), its dims \('item', 'trajectory'\)"),
         ("keepdims", r"leaves has shape \(3, 2, 1\)"),
@@ -111,6 +134,10 @@ class Probe:
         ("masked", "read: leaves is a masked array; expected a plain one, with NaN"),
         ("infinite", "read: leaves is infinite in float32"),
         ("bare", r"variables: leaves has dims None"),
+        ("nested", "variables: leaves has dims .*'trajectory'"),
+        ("unnamed", "variables: long_name of leaves gave <built-in function len>; expected a string"),
+        ("one bound", "variables: leaves: bounds = 1"),
+        ("execution", "execution = None: expected a tuple of strings"),
         ("no draws", r"variables: leaves: symmetric = True needs the dim 'trajectory'"),
         ("fingerprint", "fingerprint gave None; expected a string"),
     ],
@@ -331,12 +358,18 @@ class NoUnit(Swap):
     unit = None
 
 
+class NoData(ut.Masking):
+    def axes(self, levels, source):
+        return {"share": (levels, {"unit": object()})}
+
+
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
         ("Swap", r"corruption \('test_parts:Swap'\) has no 'log_evidence', which the backward 'exact' asks for"),
         ("FailingMask", r"corruption \('test_parts:FailingMask'\).corrupt: IndexError: .*\(test_parts.py, line \d+\)"),
         ("NoUnit", r"unit = None: expected a str"),
+        ("NoData", r"corruption \('test_parts:NoData'\).axes: the attributes of share are .*expected plain data"),
         ("Nothing", r"is a class without 'corrupt'; expected a class with the methods corrupt"),
         ("with_part", "is a function; expected a class"),
         ("Absent", "cannot be imported"),

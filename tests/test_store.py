@@ -156,6 +156,23 @@ def test_layouts_that_do_not_agree_are_refused(store):
     assert ut.run(experiment(), store).attrs["complete"]
 
 
+@pytest.mark.parametrize("shape", [None, "x", [2**40], [2]])
+def test_a_coordinate_of_another_shape_is_not_written_over(store, shape):
+    edited(store, "effective_epsilon", lambda t: t.update(shape=shape))
+    with pytest.raises(ValueError, match="'effective_epsilon' is not as here; choose another folder"):
+        ut.run(experiment(), store)
+    if shape != [2]:
+        with pytest.raises(ValueError, match="the coordinate effective_epsilon is damaged"):
+            Store.open(store).dataset()
+
+
+@pytest.mark.parametrize("change", [{"attributes": [1]}, {"attributes": 0}, {"dimension_names": None}])
+def test_damaged_metadata_of_a_coordinate_are_named(store, change):
+    edited(store, "tree_level", lambda t: t.update(change))
+    with pytest.raises(ValueError, match="is not a readable store"):
+        Store.open(store).dataset()
+
+
 @pytest.mark.parametrize("place", ["s3:/bucket/run", "https://host/run", "s3://", "a\0b", 5, 1.5])
 def test_places_that_are_none(place):
     with pytest.raises(ValueError, match="store = "):

@@ -395,6 +395,8 @@ class Wrong(ExactPosterior):
             made = self.reconstruct(noisy, streams, clones)
             if self.mistake == "unknown":
                 yield "other", made
+            if self.mistake == "swapped":
+                yield made, key
             if self.mistake == "three":
                 yield key, made, 1
             if self.mistake == "shape":
@@ -410,6 +412,7 @@ class Wrong(ExactPosterior):
     ("mistake", "message"),
     [
         ("unknown", r"backward.reconstruct_stream gave \('other', .*each key of a block once"),
+        ("swapped", r"backward.reconstruct_stream gave \(\{0: .*each key of a block once"),
         ("three", r"backward.reconstruct_stream gave \(0, .*expected \(key, reconstructions\)"),
         ("nothing", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
         ("twice", r"backward.reconstruct_stream gave \(0, .*each key of a block once"),
@@ -460,6 +463,7 @@ def test_wrong_blocks_are_named():
         ((0, originals.data, noise, seed), "originals = .*expected a block of a source"),
         ((0, originals, 1.5, seed), "1.5"),
         ((0, originals, [0.2, 0.3], seed), "expected a scalar"),
+        (([0], originals, noise, seed), "expected a hashable value"),
         (None, "blocks gave None"),
         ((0, originals, noise, 0.5), "streams = 0.5"),
         ((0, originals, noise, Streams(0, originals.items + 1, noise)), "streams are those of items"),

@@ -170,10 +170,10 @@ class _ModelForward(Corruption):
     def forward(self) -> Diffusion:
         """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
         reverse, model = _reverse_diffusion(self.spec), self.spec.model
-        expected, shape = reverse.image_shape, self.source.image_shape()
-        if expected is not None and tuple(expected) != tuple(shape):
+        expected, shape = reverse.image_shape, tuple(self.source.image_shape() or ())
+        if expected is not None and tuple(expected) != shape:
             raise ValueError(
-                f"the images are {tuple(shape)} (channels, height, width), but the model {model!r} takes {tuple(expected)}; "
+                f"the images are {shape} (channels, height, width), but the model {model!r} takes {tuple(expected)}; "
                 f"give the source the model's `channels` and `size` (text-conditioned models take others too: `image_size`)"
             )
         expects = None if reverse.prompts is not None else reverse.num_classes

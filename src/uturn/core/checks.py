@@ -9,7 +9,7 @@ import os
 import traceback
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,11 @@ def visible(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The text of an error in one line of at most 160 characters; the name of its type if it has no text."""
-    if hasattr(error, "error_count"):  # of pydantic, which is not imported for this
-        return validation_words(error)
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    text = ""
+    with suppress(Exception):  # errors of user-defined code may fail while they are told
+        is_pydantic = type(error).__module__.startswith("pydantic_core")  # which is not imported for this
+        text = validation_words(error) if is_pydantic else " ".join(str(error).split())[:160]
+    return text or type(error).__name__
 
 
 class TasksFailed(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
@@ -132,12 +133,13 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
             kind = type(variable).__name__
             raise ValueError(f"{where}: {name} is a {kind}; expected a uturn.protocols.Variable(dims, long_name)")
         dims, known = variable.dims, ("trajectory", *own_dims)
-        is_known = isinstance(dims, tuple) and dims[:2] == ("noise", "item") and set(dims[2:]) <= set(known)
+        is_known = isinstance(dims, tuple) and dims[:2] == ("noise", "item") and all(dim in known for dim in dims[2:])
         if not is_known or len(set(dims)) < len(dims):
             raise ValueError(
                 f"{where}: {name} has dims {shown(dims)}; expected ('noise', 'item', ..), then some of {known}: other dims need "
                 f"values in `coordinates`"
             )
+        checked_text(f"{where}: long_name of {name}", variable.long_name)
         try:
             Instructions.model_validate(variable.instructions()).check(dims[2:])
             if variable.symmetric and "trajectory" not in dims:
@@ -235,6 +237,10 @@ def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.n
             raise ValueError(
                 f"{where}: {name} is {shown(entry)}; expected (values, attributes), such as (levels, {{'units': 's'}})"
             )
+        try:
+            json.dumps(plain(dict(entry[1])))
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: the attributes of {name} are {shown(entry[1])}; expected plain data") from None
     levels = checked_coordinates(where, {name: entry[0] for name, entry in axes.items()}, count)
     return {name: (values, plain(dict(axes[name][1]))) for name, values in levels.items()}
 

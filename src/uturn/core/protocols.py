@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from uturn.core.checks import plain
 from uturn.core.display import page, table
 from uturn.core.progress import portion
 from uturn.core.random import Purpose, Streams
@@ -90,7 +91,7 @@ class Variable:
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that are no defaults, as plain data."""
         return {
-            field.name: list(value) if field.name == "bounds" else value
+            field.name: plain(value)
             for field in fields(self)
             if field.name in Instructions.model_fields and (value := getattr(self, field.name)) != field.default
         }

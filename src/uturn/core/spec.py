@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -65,8 +65,9 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
             if not isinstance(value, kind_of_value) or isinstance(value, bool) or value != value:
                 raise ValueError(f"{label}.{member} = {shown(value)}: expected a {words} (see {DOCS})")
     for member in ("kinds", "undoes", "asks", "execution"):
-        if isinstance(getattr(part, member, ()), str):
-            raise ValueError(f"{label}.{member} = {shown(getattr(part, member))}: expected a tuple of strings")
+        names = getattr(part, member, ())
+        if isinstance(names, str) or not isinstance(names, Collection):
+            raise ValueError(f"{label}.{member} = {shown(names)}: expected a tuple of strings")
     return part
 
 

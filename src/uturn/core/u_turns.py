@@ -70,6 +70,7 @@ def u_turns(
         if isinstance(value, type) or not all(hasattr(value, member) for member in members):
             raise ValueError(f"{name} = {shown(value)}: expected {example}")
     most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
+    most = None if most is None else checked_integer("backward.blocks_ahead", most, 1)
     if not undoes(backward, corruption):
         raise ValueError(
             f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
@@ -175,7 +176,8 @@ def _stream(
         some, number_read = chain([first], blocks), 0
         del first
         for answer in answers(some):
-            if not (isinstance(answer, tuple) and len(answer) == 2 and answer[0] in waiting):
+            is_pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Hashable)
+            if not (is_pair and answer[0] in waiting):
                 raise ValueError(f"{where} gave {shown(answer)}; expected (key, reconstructions), each key of a block once")
             key, (originals, observation, streams) = answer[0], waiting.pop(answer[0])
             made = checked_reconstructions(backward, answer[1], len(originals.items), streams.count * clones)
@@ -191,6 +193,8 @@ def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tup
     if not (isinstance(block, tuple) and len(block) == 4):
         raise ValueError(f"blocks gave {shown(block)}; expected (key, originals, noise, streams)")
     key, originals, noise, streams = block
+    if not isinstance(key, Hashable):
+        raise ValueError(f"blocks gave the key {shown(key)}; expected a hashable value, such as a number or a text")
     if key in waiting:
         raise ValueError(f"blocks gave the key {shown(key)} twice; expected another key for each block under way")
     if isinstance(originals, type) or not all(hasattr(originals, member) for member in ("items", "observed_by")):

@@ -42,7 +42,7 @@ def class_transitions(run: xr.Dataset, name: str = "", num_classes: int | None =
         )
     before, after = run[variables[0]].transpose("noise", "item"), run[variables[1]].transpose("noise", "item", "trajectory")
     if num_classes is None:
-        num_classes = int(np.nanmax([float(before.max()), float(after.max()), -1])) + 1
+        num_classes = int(max(np.fmax.reduce(values, axis=None, initial=-1) for values in (before.values, after.values))) + 1
     shares = np.full((run.sizes["noise"], num_classes, num_classes), np.nan, np.float32)
     counts = np.zeros((run.sizes["noise"], num_classes), np.int64)
     for k in range(run.sizes["noise"]):

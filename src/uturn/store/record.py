@@ -202,7 +202,8 @@ class Store(Blocks):
         layout = {name: (variable.dims, _shape(variable, coordinates)) for name, variable in variables.items()}
         stored_layout = {name: (self.dims[name], self._array(name).shape) for name in self.variables}
         different = [name for name in {**stored_layout, **layout} if stored_layout.get(name) != layout.get(name)]
-        different += [name for name in coordinates if name not in self.group]
+        shapes = {name: np.shape(values) for name, (_, values, _) in coordinates.items()}
+        different += [name for name in shapes if _decoded(lambda name: self._array(name).shape, name) != shapes[name]]
         if different:
             raise ValueError(
                 f"{self.where} was made by another version of uturn: {different[0]!r} is not as here; choose another folder"
@@ -222,7 +223,7 @@ class Store(Blocks):
 
     def coordinate(self, name: str) -> np.ndarray | None:
         """Values of a coordinate in the store; None if there is no coordinate of this name."""
-        if name not in self.group:
+        if _decoded(self.group.__contains__, name) is False:
             return None
         values = self._stored(name)
         if values is None:
@@ -231,7 +232,9 @@ class Store(Blocks):
 
     def _stored(self, name: str) -> np.ndarray | None:
         """Values of a coordinate; None if they cannot be read. Up to version 4 stores have no chunks of zeros."""
-        array = self._array(name)
+        array = _decoded(self._array, name)
+        if array is None:
+            return None
         complete = not array.size or self.group.attrs["version"] in (3, 4)
         if not complete and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks:
             return None
@@ -417,7 +420,12 @@ class Store(Blocks):
         if look:
             self.check_coordinates()
         # Attributes in a store that would rescale values or convert them to dates are ignored.
-        ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
+        try:
+            ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
+        except StorageError:
+            raise
+        except Exception as error:  # xarray raises many kinds for metadata of coordinates that are damaged
+            raise ValueError(f"{self.where} is not a readable store: {_reason(error)}; copy it again") from None
         if not look:
             return ds
         missing = self._num_missing(look=True)
