@@ -16,7 +16,8 @@ from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cas
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
+from uturn.studies.plotting.curves import draw_curve
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, row_interval, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
 CLAIM = (
@@ -51,7 +52,7 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     for case in cases(scale):
         if case.judged and case.channel != "epsilon":
             noise = times[case.source["type"]] if case.channel == "gaussian" else None
-            made.append(channel_spec(_plain(case.words), case.source, case.channel, scale, noise))
+            made.append(channel_spec(_plain(case.title), case.source, case.channel, scale, noise))
     return made
 
 
@@ -107,7 +108,7 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
 
 def image_levels(run: xr.Dataset, classifier: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    values, (same, chance) = fig2.kept(run, classifier.predicted.values)
+    values, (same, chance) = fig2.labels_retained(run, classifier.predicted.values)
     # Random pairs are of one class as often as two independent images are.
     alike, different = classifier.random_pairs.values[:, 0]
     floors = float(chance), float(same * alike + (1 - same) * different)
@@ -129,7 +130,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     compared = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
     if "images" in runs:
         compared["images"] = image_levels(runs["images"].load(), runs["classifier"])
-    index = {label: _indices(one) for label, one in compared.items()}
+    index = {label: _indices(high_and_low) for label, high_and_low in compared.items()}
     missing = (np.nan,) * 3
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]
     data = xr.Dataset({f"r_{label}": _curves(compared[label]).rename(noise=f"time_{label}") for label in drawn})
@@ -139,30 +140,30 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         case=[case.label for case in listed],
         comparison=list(COMPARISONS),
         bound=BOUNDS,
-        words=("case", [case.words for case in listed]),
+        words=("case", [case.title for case in listed]),
         kind=("case", [case.kind for case in listed]),
         judged=(("case", "comparison"), [[name in case.judged for name in COMPARISONS] for case in listed]),
     )
     flat = [case for case in listed if case.kind == "flat" and not case.judged]
     return data.merge(runs["nesting"]), [
-        *(one for name in COMPARISONS for one in _hierarchies_and_controls(listed, index, name)),
+        *(judged for name in COMPARISONS for judged in _hierarchies_and_controls(listed, index, name)),
         _mean_field(listed, index, runs),
         *(_depth(index, name) for name in COMPARISONS),
         _two_scales(listed, index, runs["two-scales"]),
         shows(
             "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
-            "; ".join(f"{_plain(c.words)}: {', '.join(str(index[c.label][name]) for name in COMPARISONS)}" for c in flat),
+            "; ".join(f"{_plain(c.title)}: {', '.join(str(index[c.label][name]) for name in COMPARISONS)}" for c in flat),
             "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
         ),
         *nesting.verdicts(runs["nesting"]),
     ]
 
 
-def _indices(one: Levels) -> dict[str, Estimate]:
-    index = {"reconstructed": hierarchy_index(one.high, one.low, one.floors)}
-    if one.isolated is not None:
-        floors = None if one.floors is None else (one.floors[0], 0.0)
-        index["isolated"] = hierarchy_index(one.high, one.isolated, floors)
+def _indices(compared: Levels) -> dict[str, Estimate]:
+    index = {"reconstructed": hierarchy_index(compared.high, compared.low, compared.floors)}
+    if compared.isolated is not None:
+        floors = None if compared.floors is None else (compared.floors[0], 0.0)
+        index["isolated"] = hierarchy_index(compared.high, compared.isolated, floors)
     return index
 
 
@@ -171,7 +172,7 @@ def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> 
 
     def text(kind: str, judged: bool) -> str:
         chosen = [c for c in listed if c.kind == kind and (name in c.judged) == judged and name in index[c.label]]
-        return "; ".join(f"{_plain(c.words)}: {index[c.label][name]}" for c in chosen)
+        return "; ".join(f"{_plain(c.title)}: {index[c.label][name]}" for c in chosen)
 
     positive, zero = (
         [index[case.label][name] for case in listed if case.kind == kind and name in case.judged]
@@ -208,14 +209,14 @@ def _two_scales(listed: list[Case], index: Indices, run: xr.Dataset) -> Verdict:
     high, low = (xr.DataArray(curve, dims="noise").expand_dims(item=2) for curve in two_scales_curves(run.noise.values))
     floor = (0.0, 0.0)
     known = hierarchy_index(high.assign_coords(noise=run.noise), low.assign_coords(noise=run.noise), floor).value
-    largest = max(one.value for case in listed if case.kind == "hierarchy" for one in index[case.label].values())
+    largest = max(interval.value for case in listed if case.kind == "hierarchy" for interval in index[case.label].values())
     indices = index[TWO_SCALES.label]
     return verdict(
         "hierarchy index of 2 modes, 8 s.d. apart, beside independent details of variance .05 and 1000: isolated, reconstructed",
         "; ".join(str(indices[name]) for name in COMPARISONS),
         f"{known:.3f} (exact curves), although there is no hierarchy; largest index of a grammar here: {largest:.3f}",
         holds(list(indices.values()), known, 0.15, "intervals hold it, and are narrower than 0.15"),
-        above([one.low for one in indices.values()], LIMIT),
+        above([interval.low for interval in indices.values()], LIMIT),
     )
 
 
@@ -225,14 +226,14 @@ def _mean_field(listed: list[Case], index: Indices, runs: dict[str, xr.Dataset])
     measured = [index[case.label]["isolated"].value for case in pinned]
     return verdict(
         "hierarchy index in the ε-process, class against the isolated leaves",
-        "; ".join(f"{_plain(case.words)}: {value:.3f}" for case, value in zip(pinned, measured, strict=True)),
+        "; ".join(f"{_plain(case.title)}: {value:.3f}" for case, value in zip(pinned, measured, strict=True)),
         ", ".join(f"{value:.3f}" for value in theory) + " (mean field)",
         within(np.subtract(measured, theory), 4 * SHIFT, f"within {4 * SHIFT}: a shift of {SHIFT} in ε"),
     )
 
 
 def _depth(index: Indices, name: str) -> Verdict:
-    of_depth = {int(label.removeprefix("sparse-depth")): one[name] for label, one in index.items() if "sparse-depth" in label}
+    of_depth = {int(label.removeprefix("sparse-depth")): index[label][name] for label in index if "sparse-depth" in label}
     shallowest = min(of_depth)
     of_depth[7] = index["sparse"][name]
     return verdict(
@@ -243,25 +244,25 @@ def _depth(index: Indices, name: str) -> Verdict:
     )
 
 
-def _plain(words: str) -> str:
+def _plain(text: str) -> str:
     """Words of the figure as text."""
     for symbol, letter in ((r"\epsilon", "ε"), ("$", ""), ("=", " = "), (">", " > "), ("sf", "s f")):
-        words = words.replace(symbol, letter)
-    return words
+        text = text.replace(symbol, letter)
+    return text
 
 
-def _curves(one: Levels) -> xr.DataArray:
+def _curves(compared: Levels) -> xr.DataArray:
     """Rescaled curves and their intervals: dims noise, level, bound."""
     pieces = []
-    for values, floor in zip((one.high, one.low), one.floors or (None, None), strict=True):
+    for values, floor in zip((compared.high, compared.low), compared.floors or (None, None), strict=True):
         pieces.append(replicates(values).interval(lambda c, floor=floor: rescaled(c, floor)).T)  # type: ignore[misc]
-    assert one.isolated is not None  # only images have none, and no panel
-    pieces.append(np.repeat(rescaled(one.isolated)[:, None], 3, axis=1))
+    assert compared.isolated is not None  # only images have none, and no panel
+    pieces.append(np.repeat(rescaled(compared.isolated)[:, None], 3, axis=1))
     return xr.DataArray(
         np.stack(pieces, axis=1),
         dims=("noise", "level", "bound"),
         coords={
-            "noise": one.high.noise.values,
+            "noise": compared.high.noise.values,
             "level": ["class", "reconstructed", "isolated"],
             "bound": BOUNDS,
         },
@@ -283,13 +284,13 @@ PANEL_COLORS = {
 def draw(data: xr.Dataset) -> Any:
     labels = data.case.values.tolist()
     panels = [label for label in labels if f"r_{label}" in data and label != TWO_SCALES.label]
-    words = dict(zip(labels, data.words.values.tolist(), strict=True))
+    titles = dict(zip(labels, data.words.values.tolist(), strict=True))
     with style() as plt:
         figure = plt.figure(figsize=(13.5, 13.8), layout="constrained")
         top, bottom, below = figure.subfigures(3, 1, height_ratios=[1.1, 1, 0.8])
         grid = top.subplots(2, 3, sharey=True)
         for axes, label in zip(grid.flat, panels, strict=True):
-            _draw_case(axes, data[f"r_{label}"].rename({f"time_{label}": "time"}), words[label])
+            _draw_case(axes, data[f"r_{label}"].rename({f"time_{label}": "time"}), titles[label])
         for axes in grid[1]:
             axes.set_xlabel("diffusion time $t$")
         for axes in grid[:, 0]:
@@ -297,7 +298,7 @@ def draw(data: xr.Dataset) -> Any:
         grid[0, 0].legend(loc="upper right")
         left, middle, right = bottom.subplots(1, 3, width_ratios=[1, 1, 1.25])
         for axes, name, title in ((left, "isolated", "isolated low level"), (middle, "reconstructed", "low level")):
-            _draw_plane(axes, data, {label: words[label] for label in [*panels, TWO_SCALES.label]}, name)
+            _draw_plane(axes, data, {label: titles[label] for label in [*panels, TWO_SCALES.label]}, name)
             axes.set_title(f"class against {title}")
         _draw_index(right, data)
         for axes, corner in ((left, "left"), (right, "right")):
@@ -310,20 +311,17 @@ def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
     """Class and low level of one case against time."""
     finite = np.isfinite(curves.time.values)
     time = curves.time.values[finite]
-    for k, (color, name, dashes) in enumerate(
-        ((CLASS, "class", "-"), (ACCENT, "low level", "-"), (MUTED, "low level, isolated", "--"))
-    ):
-        mean, low, high = (curves.isel(level=k, bound=b).values[finite] for b in range(3))
-        axes.plot(time, mean, color=color, label=name, ls=dashes, lw=1.2 if k == 2 else 1.9)
-        axes.fill_between(time, low, high, color=color, alpha=0.2, lw=0)
+    looks = ((CLASS, "class", "-", 1.9), (ACCENT, "low level", "-", 1.9), (MUTED, "low level, isolated", "--", 1.2))
+    for k, (color, name, dashes, width) in enumerate(looks):
+        draw_curve(axes, time, curves.isel(level=k).values[finite], color, 0.2, label=name, ls=dashes, lw=width)
     axes.set(xscale="log", xlim=(time[0], time[-1]), ylim=(-0.06, 1.04), title=title)
     axes.axhline(0, color=MUTED, lw=0.6)
     ticks(axes, [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[-1]])
 
 
-def _draw_plane(axes: Any, data: xr.Dataset, words: dict[str, str], name: str) -> None:
+def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) -> None:
     """The class of several cases against their low level, in one comparison."""
-    for label, text in words.items():
+    for label, text in titles.items():
         curves = data[f"r_{label}"].isel(bound=0)
         low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
         main = label == "sparse"
@@ -339,12 +337,9 @@ def _draw_index(axes: Any, data: xr.Dataset) -> None:
     colors = {"hierarchy": CLASS, "control": ACCENT, "flat": FLAT, "other": MUTED}
     for row, kind in enumerate(data.kind.values.tolist()):
         for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):
-            value, low, high = data["index"].isel(case=row, comparison=k).values
-            pale = 1 if data.judged.values[row, k] else 0.35
-            look = {"ms": 5.5, "color": colors[kind], "mfc": "white" if k else colors[kind], "mew": 1.5, "zorder": 3}
-            axes.plot([low, high], [row + offset] * 2, color=colors[kind], lw=2, zorder=2, alpha=pale)
-            look["alpha"] = pale
-            axes.plot([value], [row + offset], marker, **look)
+            bounds, alpha = data["index"][row, k].values, 1 if data.judged[row, k] else 0.35
+            look = {"ms": 5.5, "mew": 1.5, "mfc": "white" if k else colors[kind], "alpha": alpha}
+            row_interval(axes, row + offset, bounds, colors[kind], marker, **look)
     axes.set_yticks(range(data.sizes["case"]), data.words.values.tolist(), fontsize=9)
     axes.invert_yaxis()
     axes.axvline(0, color=MUTED, lw=0.8)

@@ -69,7 +69,7 @@ def _within_subtrees(originals: Any, noisy: Any) -> np.ndarray:
         else:
             weight = np.broadcast_to(rhm.rule_probabilities[k], rhm.rules[k].shape[:2]).astype(float)
             moments = _above(moments, np.ascontiguousarray(rhm.rules[k]), weight)
-        mean, square = (one.reshape(items, -1, one.shape[1]) for one in _averaged(moments, beliefs[k]))
+        mean, square = (moment.reshape(items, -1, moment.shape[1]) for moment in _averaged(moments, beliefs[k]))
         within = (square - mean**2).mean(axis=1)
         if mean.shape[1] > 1:
             within += mean.var(axis=1, ddof=1)  # between noisy strings
@@ -86,9 +86,9 @@ def _of_leaves(log_evidence: Any, truth: Any) -> Any:
         for i in range(leaves):
             top = log_evidence[b, i].max()
             for x in range(symbols):
-                one = np.exp(log_evidence[b, i, x] - top)
-                moments[b, i, x, 0] = one
-                moments[b, i, x, 1] = moments[b, i, x, 2] = one * (x != truth[b, i])
+                likelihood = np.exp(log_evidence[b, i, x] - top)
+                moments[b, i, x, 0] = likelihood
+                moments[b, i, x, 1] = moments[b, i, x, 2] = likelihood * (x != truth[b, i])
     return moments
 
 

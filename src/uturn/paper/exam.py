@@ -22,7 +22,7 @@ from uturn.paper.exam_runs import measure as measure  # of the figure
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 from uturn.paper.verdicts import BOUNDS, Verdict
 from uturn.paper.workshop import Scale
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
@@ -52,7 +52,7 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     small, dense, sparse = ({kind: runs[f"{name}-{kind}"] for kind in DENOISERS} for name in ("enumerated", "dense", "sparse"))
     impossible = {kind: np.isinf(sparse[kind].log_ratio).astype(float) for kind in DENOISERS}
-    more = {kind: one - one.sel(decoder=PLAIN, drop=True) for kind, one in impossible.items()}
+    more = {kind: shares - shares.sel(decoder=PLAIN, drop=True) for kind, shares in impossible.items()}
     gaps = [_gaps(dense[kind], sparse[kind]) for kind in DENOISERS]
     dims = ("denoiser", "decoder")
     data = xr.Dataset(
@@ -144,9 +144,9 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _look(denoiser: str, color: Any, line: bool = True) -> dict[str, Any]:
-    full = denoiser == "exact"
-    return {"color": color, "mfc": color if full else "white", "ls": ("-" if full else "--") if line else "", "lw": 1.5, "ms": 6}
+def _face(denoiser: str, color: Any) -> Any:
+    """Marks of the exact denoiser are full, those of the trained network hollow."""
+    return color if denoiser == "exact" else "white"
 
 
 def _draw_divergence(axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str, rounding: float) -> None:
@@ -171,14 +171,15 @@ def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: 
         for label, color in _COLORS.items():
             at = {dim: curve(calls, label, dim)}
             x, y = calls.sel(at).values, values.sel({**at, "denoiser": denoiser}).values
-            axes.plot(x, np.maximum(y, floor), marker="o", zorder=3, **_look(str(denoiser), color))
+            look = {"mfc": _face(denoiser, color), "ls": "-" if denoiser == "exact" else "--", "lw": 1.5, "ms": 6}
+            axes.plot(x, np.maximum(y, floor), marker="o", zorder=3, color=color, **look)
             if values is not readings:
                 ends = readings.sel({**at, "denoiser": denoiser}).isel({dim: np.flatnonzero(y > floor)}).clip(floor)
                 axes.vlines(x[y > floor], ends.sel(estimate="low"), ends.sel(estimate="high"), color=color, lw=1.2, zorder=2)
         for k, (label, mark) in enumerate(_MARKS.items()):
             aside, height = 1.16 ** (k + 1), float(values.sel({dim: label, "denoiser": denoiser}))
-            look = _look(str(denoiser), _OTHER, line=False)
-            axes.plot([float(calls.sel({dim: label})) * aside], [height], marker=mark, zorder=3, clip_on=False, **look)
+            look = {"color": _OTHER, "mfc": _face(denoiser, _OTHER), "ms": 6, "zorder": 3, "clip_on": False}
+            axes.plot([float(calls.sel({dim: label})) * aside], [height], mark, **look)
     exact = calls.sel({dim: list(EXACT)}).values
     axes.plot(exact, np.full(len(exact), floor), "*", ms=15, color=THEORY, zorder=4, clip_on=False)
     axes.set(xscale="log", xlabel="calls of the network")
@@ -209,15 +210,14 @@ def _draw_table(panels: Any, data: xr.Dataset) -> None:
     floor = _floor(data.kl.sel(estimate="value"), data.attrs["large_rounding"])
     for row, (label, color) in enumerate(rows):
         for denoiser in data.denoiser.values:
-            one = data.sel(decoder=label, denoiser=denoiser)
+            readings = data.sel(decoder=label, denoiser=denoiser)
             aside = row + (-0.16 if denoiser == "exact" else 0.16)
-            seen = detected(one.p) <= LEVEL
-            for axes, values, low in ((kl, one.kl.values, floor), (gap, one.gap.values, -np.inf), (broken, one.broken.values, 0)):
-                value, first, last = np.maximum(values, low)
-                mark = ("s" if seen else "o") if axes is gap else "o"
-                if value > low:
-                    axes.plot([first, last], [aside, aside], color=color, lw=1.6, zorder=2)
-                axes.plot([value], [aside], marker=mark, zorder=3, clip_on=False, **_look(str(denoiser), color, line=False))
+            seen = detected(readings.p) <= LEVEL
+            for axes, name, low in ((kl, "kl", floor), (gap, "gap", -np.inf), (broken, "broken", 0)):
+                value, first, last = np.maximum(readings[name].values, low)
+                ends = (first, last) if value > low else (value, value)
+                mark = "s" if axes is gap and seen else "o"
+                row_interval(axes, aside, (value, *ends), color, mark, 1.6, mfc=_face(denoiser, color), ms=6, clip_on=False)
     for axes in panels:
         for edge in (len(EXACT), len(EXACT) + len(OTHERS)):
             axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")

@@ -91,7 +91,7 @@ def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
     table = dict(SETTINGS[scale]["enumerated" if grammar == "enumerated" else "drawn"])
     depth = {"depth": table.pop("depth")} if "depth" in table else {}
     items = {"items": table["items"][denoiser]} if "items" in table else {}
-    tried = {label: repr(one) for label, one in decoders(table["steps"]).items()}
+    tried = {label: repr(decoder) for label, decoder in decoders(table["steps"]).items()}
     return {**table, **items, "grammar": {**GRAMMARS[grammar], **depth}, "denoiser": denoiser, "decoders": tried}
 
 

@@ -90,7 +90,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     belief = mean_estimate(data.mean_belief.values)
     shift = mean_estimate((data.mean_belief.values - float(data.mean_field)) / slope)
     return data, [
-        vanishes(quantity, error, words="largest difference "),
+        vanishes(quantity, error, prefix="largest difference "),
         verdict(
             f"rules with one wrong symbol, mean over true pairs and {len(numbers)} grammars",
             mean_estimate(numbers),
@@ -133,12 +133,12 @@ def draw(data: xr.Dataset) -> Any:
         # The wrong symbols once more, enlarged.
         lens = right.inset_axes((0.2, 0.2, 0.78, 0.42))
         bottom = np.zeros(v)
-        for k, words in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
+        for k, rules_name in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
             heights = data.contribution.sel(distance=k).values[order]
             for axes, first in ((right, 0), (lens, 1)):
                 colors = [CLASS if x == 0 else ACCENT for x in range(first, v)]
                 axes.bar(np.arange(first, v), heights[first:], 0.8, bottom=bottom[first:], color=colors, alpha=shades[k], lw=0)
-            lens.bar(1, 0, color="#555555", alpha=shades[k], label=words)
+            lens.bar(1, 0, color="#555555", alpha=shades[k], label=rules_name)
             bottom += heights
         right.axhline(field, color=THEORY, lw=1.3, ls="--")
         right.text(v - 0.5, field + 0.012, f"mean field, right symbol: {field:.2f}", ha="right")

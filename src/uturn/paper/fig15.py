@@ -51,7 +51,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec(one.label, rhm(**PARAMETERS), name, scale) for name, one in CHANNELS.items()]
+    return [channel_spec(channel.label, rhm(**PARAMETERS), name, scale) for name, channel in CHANNELS.items()]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -66,19 +66,13 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 class Findings(NamedTuple):
     """What is read from the run of one channel; lists have an entry for each tree level."""
 
-    shifts: list[Estimate]
-    """Displacement along effective ε from the mean field of the ε-process."""
-    before: list[float]
-    after: list[float]
-    """Root mean square distance from the mean field before and after the displacement."""
-    half: Estimate
-    """Effective ε where half of the class is lost."""
-    swap: Estimate
-    """Effective ε where class and leaves swap order."""
-    apart: float
-    """Largest distance of the leaves from the mean field."""
-    surplus: float
-    """Smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items."""
+    shifts: list[Estimate]  # displacement along effective ε from the mean field of the ε-process
+    before: list[float]  # root mean square distance from the mean field
+    after: list[float]  # the same, after the displacement
+    half: Estimate  # effective ε where half of the class is lost
+    swap: Estimate  # effective ε where class and leaves swap order
+    apart: float  # largest distance of the leaves from the mean field
+    surplus: float  # smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items
 
 
 def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
@@ -121,10 +115,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     read = [findings(loaded[name], fine, theory.curves(fine, L).marginals) for name in CHANNELS]
     data = xr.Dataset(
         {
-            "shift": (("channel", "tree_level", "bound"), np.array([one.shifts for one in read])),
-            "residual_before": (("channel", "tree_level"), [one.before for one in read]),
-            "residual_after": (("channel", "tree_level"), [one.after for one in read]),
-            "half_lost": (("channel", "bound"), np.array([one.half for one in read])),
+            "shift": (("channel", "tree_level", "bound"), np.array([of_channel.shifts for of_channel in read])),
+            "residual_before": (("channel", "tree_level"), [of_channel.before for of_channel in read]),
+            "residual_after": (("channel", "tree_level"), [of_channel.after for of_channel in read]),
+            "half_lost": (("channel", "bound"), np.array([of_channel.half for of_channel in read])),
         },
         coords={"channel": list(CHANNELS), "bound": BOUNDS, "tree_level": np.arange(L + 1)},
         attrs={**PARAMETERS, "critical_noise": critical},
@@ -141,23 +135,23 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
     L = PARAMETERS["depth"]
     names = ", ".join(channel.label for channel in CHANNELS.values())
-    before, after = [one.before[L] for one in read], [one.after[L] for one in read]
-    displacements, swaps, surplus = [one.shifts[L] for one in read], [one.swap for one in read], [one.surplus for one in read]
+    shifts, before, after, halves, swaps, apart, surplus = zip(*read, strict=True)
+    displacements, before, after = ([of_levels[L] for of_levels in values] for values in (shifts, before, after))
     return [
         *(
             verdict(
                 f"effective ε where half of the class is lost, {CHANNELS[name].label}",
-                one.half,
+                half,
                 f"{low} to {high} (ε* = {critical:.3f})",
-                meets(one.half, low, high, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
+                meets(half, low, high, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
             )
-            for (name, (low, high)), one in zip(EXPECTED.items(), read, strict=True)
+            for (name, (low, high)), half in zip(EXPECTED.items(), halves, strict=True)
         ),
         verdict(
             f"displacement of the class curve from the ε-process: {names}",
             ", ".join(map(str, displacements)),
             "negative: the threshold is not mapped",
-            below([one.high for one in displacements], 0, "95 % intervals below 0"),
+            below([interval.high for interval in displacements], 0, "95 % intervals below 0"),
         ),
         verdict(
             f"class curve, root mean square distance from the ε-process before and after the displacement: {names}",
@@ -169,7 +163,7 @@ def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
             f"leaves: smallest gain over the belief of a leaf by itself, in standard errors: {names}",
             ", ".join(f"{z:+.1f}" for z in surplus)
             + "; largest distance from the ε-process "
-            + ", ".join(f"{one.apart:.2f}" for one in read),
+            + ", ".join(f"{distance:.2f}" for distance in apart),
             "not negative: in a Bayesian channel context cannot lower the mean belief in the truth",
             above(surplus, -3.5, "above -3.5 at every noise level"),
         ),

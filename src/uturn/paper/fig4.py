@@ -64,12 +64,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["instance"]
     rhm = small.grammar_of(data)
     exact = enumerated(rhm, data.log_evidence.values)
-    words = {"upward": "upward messages", "downward": "downward messages", "marginals": "posterior probabilities"}
+    names = {"upward": "upward messages", "downward": "downward messages", "marginals": "posterior probabilities"}
     verdicts, strings = [], rhm.num_classes * len(expansions(rhm, rhm.depth)[0])
     for name in OUTPUTS:
         written_out = np.concatenate([exact[name][level] for level in range(rhm.depth + 1)])
         error = float(np.abs(written_out - data[name].values).max())
-        quantity = f"{words[name]} of all {data.sizes['node']} nodes, largest difference to enumeration"
+        quantity = f"{names[name]} of all {data.sizes['node']} nodes, largest difference to enumeration"
         verdicts.append(vanishes(quantity, error, f"0 (sums over all {strings} strings written out)"))
     product = data.upward * data.downward
     error = float(abs(product / product.sum("symbol") - data.marginals).max())
@@ -136,8 +136,7 @@ def draw(data: xr.Dataset) -> Any:
         figure, axes = plt.subplots(figsize=(14, 6.8), layout="constrained")
         drawing.canvas(axes, (-4.4, spacing * (d - 1) + 1.6), (-3.1, heights[L] + 0.9))
         for level in range(L + 1):
-            words = {0: "leaves", L: "class"}.get(level, f"level {level}")
-            axes.text(-1.75, heights[level], words, ha="right", va="center", color=MUTED, size=11)
+            axes.text(-1.75, heights[level], drawing.level_name(level, L), ha="right", va="center", color=MUTED, size=11)
             for node, symbol in enumerate(true[level]):
                 x, y = centres[level][node], heights[level]
                 if level:
@@ -168,8 +167,8 @@ def draw(data: xr.Dataset) -> Any:
             axes.plot([x - 0.8, x + 0.8], [foot, foot], color=MUTED, lw=1)
         axes.text(-1.75, -1.85, "noisy leaves $x_t$\n" + rf"$t={data.attrs['time']:g}$", ha="right", va="center", color=MUTED)
         alone, together = (int((table[0].argmax(axis=1) != true[0]).sum()) for table in (up, posterior))
-        words = f"most probable symbol wrong: {alone} of {d} leaves from their own evidence, {together} of {d} from the posterior"
-        axes.text(spacing * (d - 1) / 2, -2.85, words, ha="center", va="center", size=11)
+        errors = f"{alone} of {d} leaves from their own evidence, {together} of {d} from the posterior"
+        axes.text(spacing * (d - 1) / 2, -2.85, f"most probable symbol wrong: {errors}", ha="center", va="center", size=11)
         _key(axes, spacing * (d - 1) - 6.2, heights[L] + 0.4)
     return figure
 
@@ -181,7 +180,7 @@ def _key(axes: Any, x: float, y: float) -> None:
         (None, "ring: posterior, disc: true symbol"),
         ("#333333", "factor: the rules of a level"),
     )
-    for k, (color, words) in enumerate(lines):
+    for k, (color, meaning) in enumerate(lines):
         at = y - 0.62 * k
         if k < 2:
             axes.plot([x], [at], "^" if k == 0 else "v", color=color, ms=9, mew=0)
@@ -190,4 +189,4 @@ def _key(axes: Any, x: float, y: float) -> None:
             axes.add_patch(Wedge((x, at), 0.24, 0, 360, width=0.07, fc="#bbbbbb", lw=0))
         else:
             drawing.square(axes, x, at, 0.36, str(color))
-        axes.text(x + 0.5, at, words, va="center", size=11)
+        axes.text(x + 0.5, at, meaning, va="center", size=11)

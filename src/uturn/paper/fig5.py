@@ -13,7 +13,7 @@ from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import BOUNDS, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style, ticks
+from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, mark_noise, style, ticks
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."
@@ -122,8 +122,8 @@ def draw(data: xr.Dataset) -> Any:
             if level in (0, L):
                 spread = curve.std("grammar")
                 left.fill_between(time, mean - spread, mean + spread, color=colors[level], alpha=0.18, lw=0)
-        left.axvline(data.attrs["transition"], color=MUTED, lw=1, ls=":")
-        left.text(data.attrs["transition"] * 1.04, 1.0, rf"$t^*={data.attrs['transition']:.3f}$", va="top")
+        star = data.attrs["transition"]
+        mark_noise(left, star, f"$t^*={star:.3f}$", aside=0.04 * star)
         left.set(
             xscale="log", xlabel="diffusion time $t$", ylabel="P(symbol unchanged)", ylim=(0, 1.03), xlim=(time[0], time[-1])
         )

@@ -10,15 +10,15 @@ import numpy as np
 import xarray as xr
 from scipy.stats import mannwhitneyu
 
-from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, replicates, transition
+from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
 from uturn.paper import string_classifier
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.string_classifier import SEED
-from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, mean_estimate, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, below, curves_with_bounds, estimates, mean_estimate, verdict, within
 from uturn.paper.workshop import Workshop
-from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
+from uturn.studies.plotting.levels import draw_similarities, similarity_bounds
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, mark_noise, style
 
 TITLE = "Layers of a network that learned the grammar"
 CLAIM = "In a network that learned the grammar, the last layer changes abruptly near the critical noise, the first smoothly."
@@ -51,10 +51,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 class Places(NamedTuple):
     """Where mean-field theory puts the transition of a grammar."""
 
-    crossing: float
-    """ε at which class and leaves swap order at the depth of the grammar."""
-    star: float
-    """ε*, the threshold of infinitely deep trees."""
+    crossing: float  # ε at which class and leaves swap order at the depth of the grammar
+    star: float  # ε*, the threshold of infinitely deep trees
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -66,22 +64,18 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     if crossing is None or star is None:
         raise ValueError(f"vocab_size = {v}, multiplicity = {m}, depth = {L}: class and leaves do not swap; take a deeper tree")
     places = Places(crossing, star)
-    # What the network says, scaled like the similarities: 1 for no change, 0 for chance.
-    said = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
-    swaps = _swaps(run, said, places)
+    # Agreement of the predicted class, scaled like the similarities: 1 for no change, 0 for chance.
+    predicted = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
+    swaps = _swaps(run, predicted, places)
     each_grammar = grammar_means(many.belief).transpose("grammar", ...).values
     grammar_swaps = np.array([_swap(many.noise.values, curves, -1, 0, places) for curves in each_grammar])
     over = ("item", "trajectory")
-    _, low, high = replicates(run.similarity).interval(lambda c: c)
-    curves = run.similarity.mean(over, dtype=float)
     data = xr.Dataset(
         {
-            "similarity": curves,
-            "similarity_low": (curves.dims, low),
-            "similarity_high": (curves.dims, high),
+            **curves_with_bounds(run.similarity),
             "distance": run.distance.mean(over, dtype=float),
             "same_class": run.same_class.mean(over, dtype=float),
-            "verdict": said.mean(over, dtype=float),
+            "verdict": predicted.mean(over, dtype=float),
             "belief": run.belief.mean("item", dtype=float),
             "mean_field": (("noise", "tree_level"), theory.curves(run.noise.values, L).marginals),
             "random_pairs": network.random_pairs,
@@ -111,9 +105,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         ),
         verdict(
             "ε at which the predicted class and the first block swap order",
-            f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
+            f"{swaps.predicted}; class and leaves of the same U-turns: {swaps.exact}",
             f"{crossing:.4f} (mean field, class and leaves, L = {L})",
-            within(swaps.said.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
+            within(swaps.predicted.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
         ),
         _layer_swap(swaps, places, run, network),
         _order(run.similarity, places),
@@ -132,22 +126,18 @@ def _swap(noise: np.ndarray, curves: np.ndarray, high: int, low: int, places: Pl
 
 
 class Swaps(NamedTuple):
-    """ε at which the order inverts."""
+    """ε at which two curves swap order."""
 
-    said: Estimate
-    """What the network says, and its first block."""
-    layers: Estimate
-    """Logits and first block."""
-    later: Estimate
-    """How much later than the former."""
-    exact: Estimate
-    """Class and leaves of the same U-turns, by belief propagation."""
+    predicted: Estimate  # predicted class and first block
+    layers: Estimate  # logits and first block
+    later: Estimate  # `layers` minus `predicted`
+    exact: Estimate  # class and leaves of the same U-turns, by belief propagation
 
 
-def _swaps(run: xr.Dataset, said: xr.DataArray, places: Places) -> Swaps:
+def _swaps(run: xr.Dataset, predicted: xr.DataArray, places: Places) -> Swaps:
     swap = partial(_swap, run.noise.values, places=places)
     first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
-    curves = xr.concat([first, logits, said], dim="curve").transpose(*run.similarity.dims[:3], "curve")
+    curves = xr.concat([first, logits, predicted], dim="curve").transpose(*run.similarity.dims[:3], "curve")
 
     def of_network(c: np.ndarray) -> list[float]:
         both = swap(c, high=2, low=0), swap(c, high=1, low=0)
@@ -269,9 +259,8 @@ def draw(data: xr.Dataset) -> Any:
         _draw_levels(plt, right, data)
         for axes in (left, right):
             axes.axvline(attrs["class_crossing"], color=THEORY, lw=1, ls="--", zorder=1)
-            axes.axvline(attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
+            mark_noise(axes, attrs["critical_noise"], r"$\epsilon^*$", aside=0.008)
             axes.set(xlabel=r"noise $\epsilon$", xlim=(0.4, 1))
-            axes.text(attrs["critical_noise"] + 0.008, 1.0, r"$\epsilon^*$", va="top")
         right.plot([], [], color=THEORY, lw=1, ls="--", label="class and leaves swap (mean field)")
         right.legend(loc="lower left", fontsize=8.5, frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     return figure
@@ -279,9 +268,8 @@ def draw(data: xr.Dataset) -> Any:
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     noise, depth = data.noise.values, data.sizes["network_layer"] - 1
-    names = (f"similarity{end}" for end in ("", "_low", "_high"))
-    curves, low, high = (data[name].transpose("noise", "network_layer").values for name in names)
-    colors = draw_similarities(axes, noise, curves, low, high, [f"block {k}" for k in range(1, depth + 1)] + ["logits"])
+    names = [f"block {k}" for k in range(1, depth + 1)] + ["logits"]
+    colors = draw_similarities(axes, noise, similarity_bounds(data), names)
     for color, floor in zip(colors, data.random_pairs.sel(pair="independent").values, strict=True):
         axes.plot([1.015], [floor], "<", color=color, ms=5, clip_on=False)
     axes.axvspan(data.attrs["inversion_low"], data.attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)

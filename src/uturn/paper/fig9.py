@@ -63,15 +63,15 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         contribution_right=(("parent", "rule"), to_right),
     )
     sums = {"upward, to the parent (Eq. 7)": (upward.sum(axis=1), data.upward_parent.values)}
-    for child, (words, shares) in enumerate((("left", to_left), ("right", to_right))):
+    for child, (side, shares) in enumerate((("left", to_left), ("right", to_right))):
         total = np.zeros(v)
         np.add.at(total, rules[..., child].ravel(), shares.ravel())
-        sums[f"downward, to the {words} child (Eq. 8)"] = (total, data.downward_children.values[child])
+        sums[f"downward, to the {side} child (Eq. 8)"] = (total, data.downward_children.values[child])
     verdicts = []
-    for words, (total, message) in sums.items():
+    for message_name, (total, message) in sums.items():
         error = float(np.abs(total / total.sum() - message).max())
-        quantity = f"contributions of the rules, summed, against the message {words}"
-        verdicts.append(vanishes(quantity, error, words="largest difference "))
+        quantity = f"contributions of the rules, summed, against the message {message_name}"
+        verdicts.append(vanishes(quantity, error, message_name="largest difference "))
     distinct = len(np.unique(rules.reshape(-1, 2), axis=0))
     count = rules[..., 0].size
     verdicts.append(verdict("distinct pairs among the rules", distinct, f"v m = {count}", equal(distinct, count)))
@@ -87,8 +87,8 @@ def draw(data: xr.Dataset) -> Any:
         figure, axes = plt.subplots(figsize=(14, 5.6), layout="constrained")
         drawing.canvas(axes, (-1.8, 25.7), (-2.9, 8.6))
         titles = ((1.8, "Messages on a factor"), (11.3, "Upward: sums over colours"), (21.3, "Downward, left: sums over columns"))
-        for x, words in titles:
-            axes.text(x, 8.1, words, size=13, weight="bold", ha="center")
+        for x, title in titles:
+            axes.text(x, 8.1, title, size=13, weight="bold", ha="center")
         # Left: the factor with its variables.
         top, foot, at = 5.6, 0.0, (-0.1, 3.7)
         axes.plot([1.8, 1.8], [top, 2.8], color="#999999", lw=1.8, zorder=1)
@@ -104,21 +104,18 @@ def draw(data: xr.Dataset) -> Any:
             drawing.message_bars(axes, x - 0.78, foot - 2.1, up[child], 1.25, 1.1, drawing.UP, true, "up")
             drawing.message_bars(axes, x + 0.78, foot - 2.1, down_children[child], 1.25, 1.1, drawing.DOWN, true, "down")
         # Middle and right: the rules as tiles at (a, b), with the messages they are multiplied with on the sides.
-        for x0, shares, wide in ((8.3, data.contribution_up.values, True), (18.4, data.contribution_left.values, False)):
+        for x0, shares, color, top_message, top_text, child, sums_text in (
+            (8.3, data.contribution_up.values, drawing.UP, up[0], "left child says", None, "to the\nparent"),
+            (18.4, data.contribution_left.values, drawing.DOWN, down_parent, "parent says (by colour)", 0, "to the\nleft child"),
+        ):
             _tiles(axes, x0, data.rules.values, shares, level, depth)
-            side = x0 + v * STEP + 0.15
-            _profile(axes, side, 0, up[1], upright=False)
-            axes.text(side + 0.1, v * STEP + 0.15, "right child says", color=drawing.UP, size=9.5, va="bottom")
-            if wide:
-                _profile(axes, x0, v * STEP + 0.15, up[0], upright=True)
-                axes.text(x0, v * STEP + 1.6, "left child says", color=drawing.UP, size=9.5, va="bottom")
-                _sums(axes, x0, -1.1, shares, data.rules.values, None, level, depth)
-                axes.text(x0 - 0.25, -1.5, "to the\nparent", color=drawing.UP, size=9.5, ha="right", va="center")
-            else:
-                _profile(axes, x0, v * STEP + 0.15, down_parent, upright=True)
-                axes.text(x0, v * STEP + 1.6, "parent says (by colour)", color=drawing.DOWN, size=9.5, va="bottom")
-                _sums(axes, x0, -1.1, shares, data.rules.values, 0, level, depth)
-                axes.text(x0 - 0.25, -1.5, "to the\nleft child", color=drawing.DOWN, size=9.5, ha="right", va="center")
+            edge = v * STEP + 0.15
+            _profile(axes, x0 + edge, 0, up[1], upright=False)
+            axes.text(x0 + edge + 0.1, edge, "right child says", color=drawing.UP, size=9.5, va="bottom")
+            _profile(axes, x0, edge, top_message, upright=True)
+            axes.text(x0, v * STEP + 1.6, top_text, color=color, size=9.5, va="bottom")
+            _sums(axes, x0, -1.1, shares, data.rules.values, child, level, depth)
+            axes.text(x0 - 0.25, -1.5, sums_text, color=color, size=9.5, ha="right", va="center")
     return figure
 
 

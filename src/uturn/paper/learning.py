@@ -67,7 +67,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     other_means = [first[name].divergence.mean(["noise", "item"]) for name in others]
     data["other"] = _stacked(other_means, "channel", [channel for channel, _ in others])
     weight = data.weight.sel(state="best").transpose("grammar", "learned_level", "size").values
-    learned_at = np.array([[reached(np.array(sizes), curve) for curve in one] for one in weight])
+    learned_at = np.array([[reached(np.array(sizes), curve) for curve in curves] for curves in weight])
     data["learned_at"] = ("grammar", "learned_level"), learned_at
     data["predicted_at"] = "learned_level", v * float(m) ** (np.arange(1, L + 1) + 1)
     data.attrs = {**grammar, "chance": m / v ** (s - 1), "other_size": others[0][1]}
@@ -119,10 +119,10 @@ def _trend(rows: Any) -> float:
 def _bayes_bound(first: Mapping[Any, xr.Dataset]) -> Verdict:
     t: dict[str, float] = {}
     for (channel, size), run in first.items():
-        for words, gap in (("log loss", run.excess), ("squared", run.squared_error - run.exact_squared_error)):
+        for loss, gap in (("log loss", run.excess), ("squared", run.squared_error - run.exact_squared_error)):
             items = gap.mean("noise")
             ratio = items.mean("item") / items.std("item", ddof=1) * np.sqrt(items.sizes["item"])
-            t |= {f"{words}, {channel}, P = {size}, {state}": float(ratio.sel(state=state)) for state in ("best", "last")}
+            t |= {f"{loss}, {channel}, P = {size}, {state}": float(ratio.sel(state=state)) for state in ("best", "last")}
     worst = min(t, key=lambda name: t[name])
     return verdict(
         f"no network beats Bayes: smallest t statistic of the excess loss, {len(first)} networks x 2 states x 2 losses",
@@ -135,15 +135,16 @@ def _bayes_bound(first: Mapping[Any, xr.Dataset]) -> Verdict:
 def _order(data: xr.Dataset) -> list[Verdict]:
     at, levels = data.learned_at, data.learned_level.values
     p, middle = _trend(at), at.median("grammar").values
-    words = [f"{one.median():.3g} [{one.min():.3g}, {one.max():.3g}]" for one in (at.sel(learned_level=k) for k in levels)]
+    low, high = at.min("grammar").values, at.max("grammar").values
+    medians = [f"{x:.3g} [{a:.3g}, {b:.3g}]" for x, a, b in zip(middle, low, high, strict=True)]
     scales = data.predicted_at.values
     with np.errstate(divide="ignore", invalid="ignore"):  # levels that are learned below or beyond all sizes
-        growth = [float((one[-1] / one[0]) ** (1 / (len(one) - 1))) for one in (middle, scales)]
+        growth = [float((numbers[-1] / numbers[0]) ** (1 / (len(numbers) - 1))) for numbers in (middle, scales)]
     return [
         verdict(
             f"order of the training strings at which the weight of levels {levels[0]} .. {levels[-1]} reaches 1/2: median "
             f"[range] of {at.sizes['grammar']} grammars",
-            f"{', '.join(words)}; Page's trend test: p = {p:.2g}",
+            f"{', '.join(medians)}; Page's trend test: p = {p:.2g}",
             "levels are learned from the bottom up",
             below(p, FALSE_ALARM, f"p < {FALSE_ALARM}"),
             above(middle[1:], middle[:-1], "each median above that of the level below"),
@@ -178,17 +179,17 @@ def _approach(data: xr.Dataset) -> list[Verdict]:
 
 def _u_turns(runs: Mapping[str, xr.Dataset], exact: Mapping[str, xr.Dataset]) -> Verdict:
     """U-turns of the network with most data, in every channel, against exact probabilities at the same observations."""
-    words, gaps = [], []
+    largest_gaps, gaps = [], []
     for channel, run in runs.items():
-        gap, own = ((one.unchanged - exact[channel].belief).sel(tree_level=[0, 1]) for one in (run, exact[channel]))
+        gap, own = ((readings.unchanged - exact[channel].belief).sel(tree_level=[0, 1]) for readings in (run, exact[channel]))
         largest = gap.isel({key: int(value) for key, value in abs(gap.mean("item")).argmax(...).items()})
         mean, error = float(largest.mean()), 1.96 * float(largest.std("item", ddof=1)) / largest.size**0.5
         sampler = float(abs(own.mean("item")).max())
-        words.append(f"{channel} {Estimate(mean, mean - error, mean + error):+.3f} (the sampler alone: {sampler:.3f})")
+        largest_gaps.append(f"{channel} {Estimate(mean, mean - error, mean + error):+.3f} (the sampler alone: {sampler:.3f})")
         gaps.append(mean)
     return verdict(
         "U-turns with most data, network against exact probabilities: largest difference over noise at levels 0 and 1",
-        "; ".join(words),
+        "; ".join(largest_gaps),
         "0",
         within(gaps, U_TURN_ERROR, f"below {U_TURN_ERROR} in size"),
     )
@@ -196,12 +197,12 @@ def _u_turns(runs: Mapping[str, xr.Dataset], exact: Mapping[str, xr.Dataset]) ->
 
 def _copies(few: xr.Dataset, many: xr.Dataset, sizes: list[int]) -> Verdict:
     hits = [run.copied.sel(state="last") for run in (few, many)]
-    tests = [binomtest(int(one.sum()), one.size) for one in hits]
+    tests = [binomtest(int(is_copy.sum()), is_copy.size) for is_copy in hits]
     first, last = (test.proportion_ci(method="wilson") for test in tests)
-    words = [f"{Estimate(test.statistic, ci.low, ci.high):.3f}" for test, ci in zip(tests, (first, last), strict=True)]
+    shares = [f"{Estimate(test.statistic, ci.low, ci.high):.3f}" for test, ci in zip(tests, (first, last), strict=True)]
     return verdict(
         f"generated strings that are copies of training strings, trained to the end, P = {sizes[0]} and {sizes[-1]}",
-        f"{words[0]} and {words[1]} (stopped early at P = {sizes[0]}: {float(few.copied.sel(state='best').mean()):.3f})",
+        f"{shares[0]} and {shares[1]} (stopped early at P = {sizes[0]}: {float(few.copied.sel(state='best').mean()):.3f})",
         "falls with P: little data is memorised",
         above(first.low, last.high, "intervals apart"),
         below(tests[1].statistic, 0.01, "below 0.01 at the largest P"),
@@ -239,8 +240,8 @@ def _draw_weights(axes: Any, data: xr.Dataset) -> None:
     """(a) The weight of each level against P, with its scale."""
     best, sizes, L = data.sel(state="best"), data["size"].values, int(data.attrs["depth"])
     for level, color in list(enumerate(level_colors(L + 1)))[1:]:
-        one, at = best.weight.sel(learned_level=level), float(data.predicted_at.sel(learned_level=level))
-        axes.errorbar(sizes, *_mean_and_range(one), fmt="o-", color=color, ms=5, capsize=2)
+        weight, at = best.weight.sel(learned_level=level), float(data.predicted_at.sel(learned_level=level))
+        axes.errorbar(sizes, *_mean_and_range(weight), fmt="o-", color=color, ms=5, capsize=2)
         axes.plot(at, 1.14, "v", color=color, ms=8, clip_on=False)
         axes.annotate(f"{level}", (at, 1.14), (6, 0), textcoords="offset points", color=color, va="center")
     axes.hlines([0, 0.5, 1], sizes[0], sizes[-1], color=MUTED, lw=1, ls=":")
@@ -255,8 +256,8 @@ def _draw_generated(axes: Any, data: xr.Dataset) -> None:
     for level, color in list(enumerate(level_colors(L + 1)))[1:]:
         obeyed = data.sel(state="best", tree_level=level)
         axes.errorbar(sizes, obeyed.obeyed_share, 1.96 * obeyed.obeyed_error, fmt="o-", color=color, ms=5)
-    for state, fmt, color, words in _STATES:
-        axes.plot(sizes, data.copied.sel(state=state), fmt[1:], color=color, lw=1.3, label=f"copies, {words}")
+    for state, fmt, color, state_name in _STATES:
+        axes.plot(sizes, data.copied.sel(state=state), fmt[1:], color=color, lw=1.3, label=f"copies, {state_name}")
     axes.axhline(data.attrs["chance"], color=MUTED, lw=1, ls=":")
     axes.set(ylabel="share of rules; of copies", ylim=(-0.03, 1.03), title="(b) generated strings")
 
@@ -264,9 +265,9 @@ def _draw_generated(axes: Any, data: xr.Dataset) -> None:
 def _draw_losses(axes: Any, data: xr.Dataset) -> None:
     """(c) Excess loss over Bayes' optimum."""
     best = data.sel(state="best")
-    for state, fmt, color, words in _STATES:
+    for state, fmt, color, state_name in _STATES:
         axes.errorbar(
-            data["size"].values, *_mean_and_range(data.divergence.sel(state=state)), fmt=fmt, color=color, ms=5, label=words
+            data["size"].values, *_mean_and_range(data.divergence.sel(state=state)), fmt=fmt, color=color, ms=5, label=state_name
         )
     for channel, (marker, color, aside) in _MARKERS.items():
         value = float(best.other.sel(channel=channel))
@@ -277,9 +278,9 @@ def _draw_losses(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_u_turns(axes: Any, data: xr.Dataset, place: int, letter: str) -> None:
     """(d, e) U-turns of the network trained on one of the sizes."""
-    one = data.sel(state="best").isel(size=place)
+    network = data.sel(state="best").isel(size=place)
     for level, color in enumerate(level_colors(int(data.attrs["depth"]) + 1)):
-        mean, error = one.unchanged.sel(tree_level=level), 1.96 * one.unchanged_error.sel(tree_level=level)
+        mean, error = network.unchanged.sel(tree_level=level), 1.96 * network.unchanged_error.sel(tree_level=level)
         axes.plot(data.noise, data.exact.sel(tree_level=level), color=color, lw=1.5)
         axes.errorbar(data.noise, mean, error, fmt="o", color=color, ms=4.5, lw=1)
     title = f"({letter}) U-turns, $P$ = {data['size'].values[place]}"

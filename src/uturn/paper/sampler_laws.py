@@ -196,13 +196,13 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
     many = sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
     noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
-    given, law, laws, pairs, first = [], [], [], [], []
+    posterior_counts, law, laws, pairs, first = [], [], [], [], []
     fresh = rhm.sample(strings, keys(0, *_SAMPLING, 3, np.arange(strings))).leaves
     for number in steps:
-        one = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
+        observed = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
         if model is not None:
             model(number).asked = None
-        clones = [rebuild(one, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
+        clones = [rebuild(observed, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
         pairs.append(parsed_agreement(rhm, np.stack([fresh, *clones], axis=1)))
         if model is not None:
             first.append(_asked_first(model(number), fresh))
@@ -217,7 +217,7 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         rows = np.r_[np.repeat(np.arange(few), drawn * strings), np.arange(few, few + many)]
         rebuilt = rebuild(rows_of(rows), keys(0, *_SAMPLING, 2, number, np.arange(len(rows))), number)
         counts = _counts(rebuilt.reshape(-1, strings, d))
-        given.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
+        posterior_counts.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
     data_law = np.append(np.exp(_all_strings()[1]), 0.0)
     noises_asked: dict[str, Any] = {}
@@ -228,7 +228,7 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         noises_asked["standardised"] = ("steps", "item", "quantity"), standardised
     return xr.Dataset(
         {
-            "given_counts": (("steps", "observation", "sheet", "string"), np.array(given, np.uint16)),
+            "given_counts": (("steps", "observation", "sheet", "string"), np.array(posterior_counts, np.uint16)),
             "posterior": (("steps", "observation", "string"), np.array(laws)),
             "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
             "data_law": (("string",), data_law),

@@ -83,7 +83,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 def channels(scale: Scale) -> list[ChannelSpec]:
     source = rhm(**PAPER, depth=10)
-    return [channel_spec(one.label, source, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
+    return [channel_spec(channel.label, source, name, scale) for name, channel in CHANNELS.items() if name != "epsilon"]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -93,8 +93,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         f"thresholds-{name}": ({**settings, "reach": channel.reach}, partial(population, name, size))
         for name, channel in CHANNELS.items()
     }
-    kept = workshop.keep_all("population dynamics", jobs)
-    populations = xr.concat(kept.values(), xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
+    of_channels = workshop.keep_all("population dynamics", jobs)
+    populations = xr.concat(of_channels.values(), xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
     return {**workshop.runs("thresholds", experiments(workshop.scale)), "population": populations}
 
 
@@ -113,7 +113,7 @@ def population(name: str, size: Size) -> xr.Dataset:
     return xr.Dataset(
         {
             "threshold": (("ensemble", "replicate"), thresholds),
-            "belief": (("grammar", "point", "tree_level"), np.array([of_grammar(grammar=one).beliefs for one in grammars])),
+            "belief": (("grammar", "point", "tree_level"), np.array([of_grammar(grammar=number).beliefs for number in grammars])),
             "noise": ("point", noise),
         },
         coords={"ensemble": ["one grammar", "fresh rules"]},
@@ -155,21 +155,21 @@ def _half_lost(noise: xr.DataArray, belief: xr.DataArray) -> list[list[float]]:
 
 def _against_theory(data: xr.Dataset) -> list[Verdict]:
     critical = mean_field(PAPER).critical_noise or np.nan
-    one, fresh = (
+    quenched, fresh = (
         {name: _interval(data.threshold.sel(channel=name, ensemble=ensemble)) for name in CHANNELS}
         for ensemble in ("one grammar", "fresh rules")
     )
-    quenched = data.threshold.sel(channel="epsilon", ensemble="one grammar")
-    spread, grammars = float(quenched.std("replicate", ddof=1)), int(quenched.notnull().sum())
+    each = data.threshold.sel(channel="epsilon", ensemble="one grammar")
+    spread, grammars = float(each.std("replicate", ddof=1)), int(each.notnull().sum())
     allowed = 3 * SPREAD / np.sqrt(grammars) + TOLERANCE
     low, high = critical - allowed, QUENCHED + allowed
     return [
         verdict(
             f"threshold in ε, one grammar (mean of {grammars})",
-            f"{one['epsilon']:.4f}, standard deviation {spread:.4f}",
+            f"{quenched['epsilon']:.4f}, standard deviation {spread:.4f}",
             f"from {critical:.4f} (annealed ε*) to {QUENCHED} (quoted, of unknown error); between grammars {SPREAD}",
             within(
-                one["epsilon"].value - (low + high) / 2,
+                quenched["epsilon"].value - (low + high) / 2,
                 (high - low) / 2,
                 f"within {allowed:.4f} of that range: 3 standard errors of the expected spread, and the resolution",
             ),
@@ -183,9 +183,9 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
         *(
             verdict(
                 f"threshold, {channel.label} ({channel.axis.replace('$', '')}), one grammar",
-                f"{one[name]:.4f}; fresh rules {fresh[name]:.4f}",
+                f"{quenched[name]:.4f}; fresh rules {fresh[name]:.4f}",
                 f"{channel.expected[0]} to {channel.expected[1]} (exact BP at L = 9, 10)",
-                meets(one[name], *channel.expected, "95 % interval meets the range and is narrower"),
+                meets(quenched[name], *channel.expected, "95 % interval meets the range and is narrower"),
             )
             for name, channel in CHANNELS.items()
             if name != "epsilon"
@@ -260,8 +260,8 @@ def draw(data: xr.Dataset) -> Any:
             _draw_channel(axes, quenched.sel(channel=name), channel, 1 / data.attrs["vocab_size"])
         panels[0].set_ylabel("belief in the class")
         panels[0].legend(loc="lower left", bbox_to_anchor=(0, 0.04), handletextpad=0.3)
-        words = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
-        panels[-1].text(0.97, 0.93, "band: threshold\n± standard\ndeviation", transform=panels[-1].transAxes, **words)
+        look = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
+        panels[-1].text(0.97, 0.93, "band: threshold\n± standard\ndeviation", transform=panels[-1].transAxes, **look)
         left, middle, right = bottom.subplots(1, 3, width_ratios=[1.15, 1, 1])
         _draw_depths(left, quenched)
         _draw_thresholds(middle, right, data)

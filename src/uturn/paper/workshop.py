@@ -61,9 +61,9 @@ class Workshop:
 
     def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
-        kept = self._found(label, settings)
-        if kept is not None:
-            return kept
+        data = self._found(label, settings)
+        if data is not None:
+            return data
         data = compute()
         data = data.assign_attrs(settings=_identity(settings), digest=_digest(data))
         write_dataset(data, self._kept.path / f"{label}.zarr")
@@ -81,9 +81,9 @@ class Workshop:
         path = self._kept.fetch(f"{label}.zarr")
         if path.exists():
             try:
-                kept = xr.open_zarr(path, zarr_format=3).load()
-                if kept.attrs.get("settings") == _identity(settings) and kept.attrs.get("digest") == _digest(kept):
-                    return kept
+                data = xr.open_zarr(path, zarr_format=3).load()
+                if data.attrs.get("settings") == _identity(settings) and data.attrs.get("digest") == _digest(data):
+                    return data
             except (OSError, ValueError, KeyError, RuntimeError):
                 pass  # damaged: computed again
         return None
@@ -97,8 +97,8 @@ class Workshop:
         except ValueError:
             return []
         wanted = json.dumps(recipe, sort_keys=True)
-        same = (json.dumps(one.facts.get("recipe"), sort_keys=True) == wanted for one in networks)
-        return networks if all(same) and all(isinstance(one.facts.get("steps"), int) for one in networks) else []
+        same = (json.dumps(network.facts.get("recipe"), sort_keys=True) == wanted for network in networks)
+        return networks if all(same) and all(isinstance(network.facts.get("steps"), int) for network in networks) else []
 
     def train(self, names: Sequence[str], recipe: Mapping[str, Any], train: Train) -> list[Path]:
         """The files of networks that are trained once for their recipe (plain data).

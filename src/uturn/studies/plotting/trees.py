@@ -24,6 +24,11 @@ def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
     return str(symbol + 1) if tree_level == depth else _LETTERS[tree_level % len(_LETTERS)][symbol]
 
 
+def level_name(tree_level: int, depth: int) -> str:
+    """Name of a tree level in a drawing."""
+    return {0: "leaves", depth: "class"}.get(tree_level, f"level {tree_level}")
+
+
 def canvas(axes: Any, width: tuple[float, float], height: tuple[float, float]) -> None:
     """Set axes to equal aspect and remove their frame."""
     axes.set(xlim=width, ylim=height, aspect="equal")
