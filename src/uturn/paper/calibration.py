@@ -1,4 +1,4 @@
-"""Does a sampler draw from the posterior? Clones answer without ground truth; they also show when a class is decided."""
+"""Does a sampler draw from the posterior? Clones test it without ground truth, and show when a class is decided."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_inter
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (
-    "Two reconstructions of one noisy datum reveal most errors of a sampler, without knowing the truth; one that ignores the "
+    "Two reconstructions of one noisy datum reveal most errors of a sampler without ground truth; a sampler that ignores the "
     "datum passes."
 )
 CAPTION = (
-    "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the posterior. (a) Samplers of strings and "
-    "of a Gaussian mixture, 200 originals each, at the reading and noise with the smallest p-value; bars: 95 % intervals; full "
-    "marks: p by Holm <= .001, at the right. Below the second line: a sampler that only joint readings show, and one that the "
-    "test cannot detect. (b) Share of 200 experiments with exact inference whose p-value is at most a; band: binomial error of "
-    "all tests (.001). (c) The embedded model of Fashion-MNIST, with (DDPM) and without (DDIM) noise in its reverse steps. "
-    "(d) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for "
+    "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the posterior. (a) Samplers of strings "
+    "and of a Gaussian mixture, 200 originals each, at the reading and noise with the smallest p-value; bars: 95 % intervals; "
+    "full marks: p by Holm (at the right) <= .001. Below the second line: a sampler that only joint readings detect, and one "
+    "that the test cannot detect. (b) Share of 200 experiments with exact inference whose p-value is at most a; band: binomial "
+    "error of all tests (.001). (c) The embedded model of Fashion-MNIST, with (DDPM) and without (DDIM) noise in its reverse "
+    "steps. (d) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for "
     "Fashion-MNIST, against the distance from the speciation time t_S = log(Lambda)/2. (e) Probability that two clones are the "
     "same training datum, for the exact posterior of n Gaussian data in d dimensions, against the collapse time."
 )
@@ -118,7 +118,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _worst(tests: xr.Dataset) -> xr.Dataset:
-    """The test with the smallest p-value, and among equal ones the one with the gap that stands out most."""
+    """The test with the smallest p-value; if several have it, the one with the largest gap relative to its detectable size."""
     stacked = tests.stack(test=("noise", "reading"))
     ratio = np.where(np.isfinite(stacked.visible), np.abs(stacked.gap) / stacked.visible, 0)
     return stacked.isel(test=int(np.lexsort((-ratio, stacked.p.values))[0]))
@@ -175,7 +175,7 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
 
 
 def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
-    """Shares of experiments with p <= a, for every test (channel, noise, tree level): `share` (test, a); each grammar is one."""
+    """Share of experiments (grammars) with p <= a: `share` (test, a), a test for each channel, noise and tree level."""
     p = []
     for ds in repetitions:
         draws = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")

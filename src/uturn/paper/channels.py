@@ -37,7 +37,7 @@ WORDS = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
 
 
 class ChannelSpec(NamedTuple):
-    """A channel of a figure: its label, and an experiment that observes by it and draws from the exact posterior."""
+    """A channel of a figure: its label, and an experiment with this channel and exact posterior draws."""
 
     label: str
     experiment: Experiment
@@ -113,7 +113,7 @@ def measure(channel: ChannelSpec) -> xr.Dataset:
 
 
 def drawn_noise(experiment: Experiment) -> xr.Dataset:
-    """The noise that the channel of an experiment drew for each original, in numbers whose law is known.
+    """Statistics of known law of the noise that the channel of an experiment drew for each original.
 
     Returns
     -------
@@ -282,5 +282,5 @@ def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dat
 
 
 def _listed(channels: Sequence[ChannelSpec]) -> str:
-    """The channels and their noise levels in words."""
+    """The channels and their noise levels as text."""
     return "; ".join(f"{channel.label} {', '.join(f'{x:g}' for x in channel.experiment.noise)}" for channel in channels)

@@ -51,13 +51,13 @@ CLAIM = "Near the critical noise of a grammar many sites change together, and th
 CAPTION = (
     "Susceptibility chi = sum_ij C_ij / sum_i C_ii of the changes in U-turns of one original, averaged over originals: the "
     "number of sites that change together. Points: U-turns; bars: 95 % intervals, over grammars or over items; lines: the exact "
-    "chi of the same strings, from the moments of their posterior, without draws. First: the ε-process at (16, 4, 2); dashed: "
-    "mean field; chi peaks below ε* at finite depth. The averages over grammars lie a few per cent above the annealed average. "
-    "Second: the channels that draw their noise, at (32, 8, 2), against the noise as a share of the threshold of deep trees "
-    "(figure thresholds): the peak grows with depth there as well, and at L = 9 lies 7 to 10 % above that threshold. Third: laws "
-    "without a hierarchy. In the Gaussian field and in the mixture chi grows up to t = T and stays there, at the value of the "
-    "law (bars at the right edge), while a grammar of one level has a peak. Fourth: Fashion-MNIST, embedded model; share of the "
-    "patches that change together."
+    "chi of the same strings, computed from the moments of their posterior. Top left: the ε-process at (16, 4, 2); dashed: mean "
+    "field. At finite depth chi peaks below ε*; averages over grammars lie a few per cent above the annealed average. Top right: "
+    "the channels that draw their noise, at (32, 8, 2), against the noise divided by the threshold of deep trees (figure "
+    "thresholds). Here too the peak grows with depth; at L = 9 it lies 7 to 10 % above the threshold. Bottom left: data without "
+    "a hierarchy. In the Gaussian field and in the mixture chi grows up to t = T, where it reaches the exact value (bars at the "
+    "right edge); a grammar with one level has a peak. Bottom right: Fashion-MNIST, embedded model; share of the patches that "
+    "change together."
 )
 DEPTHS = (5, 7, 10)
 CHANNELS = ("gaussian", "masking", "uniform")
@@ -121,8 +121,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def peak(noise: np.ndarray, around: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Statistic of `chi_parts`: position and height of the peak, by a parabola through log chi at five noise levels, those around
-    the largest value of another curve."""
+    """Statistic of `chi_parts`: position and height of the peak of a parabola through log chi at the five noise levels around the
+    maximum of the curve `around`."""
     top = int(np.clip(around.argmax(), 2, len(noise) - 3))
     chosen = slice(top - 2, top + 3)
 
@@ -155,7 +155,7 @@ class Compared(NamedTuple):
 
 
 def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
-    """Intervals of log ratios and displacements are at the false-alarm rate `ALARM` for so many comparisons together."""
+    """Log ratios and displacements have intervals with the false-alarm rate `ALARM` for all `comparisons` together."""
     both, noise, level = beside_exact(chi_parts(run), chi_parts(exact)), run.noise.values, ALARM / comparisons
     means = replicates(both).mean
     measured, known = (means[:, k, 0] / means[:, k, 1] for k in (0, 1))
@@ -181,7 +181,7 @@ def _log_ratio(c: np.ndarray) -> np.ndarray:
 def shift(noise: np.ndarray, c: np.ndarray) -> float:
     """How far measured log chi is displaced along the noise: least squares of the log ratio on the slope of the exact curve.
 
-    All noise levels count, and those on the flanks of a peak most. Where a peak is broad, its place is much less certain.
+    All noise levels contribute, most of all those on the flanks. The position of a broad peak is much less certain.
     """
     slope = -np.gradient(np.log(c[:, 1, 0] / c[:, 1, 1]), noise)
     slope -= slope.mean()

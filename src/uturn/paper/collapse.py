@@ -20,12 +20,12 @@ from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, row
 TITLE = "Finite-size collapse: the exponent of the correlation length"
 CLAIM = "Trees of all sizes follow one curve once the noise is scaled with their size, with the exponent of the theory."
 CAPTION = (
-    "Correlation C(N)/C(0) of the changes of the most distant leaves (common ancestor: the root), ε-process, (32, 8, 2), "
-    "trees of N = 2^L leaves. Left: exact belief propagation (points; bars: standard error over grammars) and mean field "
-    "(lines). Middle: the same with both axes rescaled by the fitted ν and critical ε. Right: ν by the same fit of the "
-    "measured curves, and of the mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 "
-    "(dashed); bar: 99.9 % interval. chi itself does not collapse: it grows only as N^(2/ν - 1) = N^.06 at ε*, below a part "
-    "that does not depend on N."
+    "Correlation C(N)/C(0) of the changes of the most distant leaves (common ancestor: the root), ε-process, (32, 8, 2), trees "
+    "of N = 2^L leaves. Left: exact belief propagation (points; bars: standard error over grammars) and mean field (lines). "
+    "Middle: the same with both axes rescaled by the fitted ν and critical ε. Right: ν by the same fit of the measured curves, "
+    "and of the mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 (dashed); bar: 99.9 "
+    "% interval. chi itself does not collapse: at ε* it grows only as N^(2/ν - 1) = N^.06, and a part that does not depend on N "
+    "is larger."
 )
 CONFIDENCE = 0.999
 DEEPER = ((6, 7, 8, 9, 10), (10, 11, 12, 13, 14), (16, 17, 18, 19, 20))
@@ -49,7 +49,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def theory_curves(theory: MeanField, noise: np.ndarray, sizes: Sequence[int]) -> xr.DataArray:
-    """The same of the mean field, of one item."""
+    """Mean-field curves in the form of `collapse_curves`, with a single item."""
     curves = np.stack([theory.pair_correlations(noise, L)[:, [L, 0]] for L in sizes], axis=1)
     return xr.DataArray(curves[:, None], dims=("noise", "item", "size", "part"), coords={"noise": noise})
 
@@ -59,7 +59,7 @@ def fitted(curves: xr.DataArray, sizes: Sequence[int], theory: MeanField) -> Col
 
 
 def start_of(theory: MeanField) -> tuple[float, float]:
-    """Where the searches begin."""
+    """Starting point of the search: ν and critical ε."""
     return 0.9 * (theory.correlation_exponent or np.nan), 1.02 * (theory.critical_noise or np.nan)
 
 

@@ -25,21 +25,20 @@ CLAIM = (
     "that are correlated at several levels tell them apart."
 )
 CAPTION = (
-    "U-turns with the exact posterior, in Gaussian diffusion unless said otherwise. Top: what is kept of the class and of the "
-    "low level (leaves; all components of a mixture; finest octave of a field), rescaled to 1 without noise and 0 for "
-    "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its own, "
-    "without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
-    "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
-    "against the isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, "
-    "s), as many classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a"
-    " hierarchy whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have "
-    "variance .05 and half 1000, have a larger index than any grammar here: half of the details are lost before the class and "
-    "half after it. The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be "
-    "distinguished, and its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: "
-    "nested correlations D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives "
-    "(shading: 95 % intervals); a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with "
-    "parameters on which it was not chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: "
-    "95 % intervals."
+    "U-turns with the exact posterior, in Gaussian diffusion unless stated otherwise. Top: share of the class and of the low "
+    "level (leaves; all components of a mixture; finest octave of a field) that is kept, rescaled to 1 without noise and 0 for "
+    "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its own, without "
+    "context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy starts above "
+    "the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals against the "
+    "isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, s), as many "
+    "classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a hierarchy "
+    "whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have variance .05 "
+    "and half 1000, have a larger index than any grammar here: half of the details are lost before the class and half after it. "
+    "The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be distinguished, and "
+    "its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: nested correlations "
+    "D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives (shading: 95 % intervals); "
+    "a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with parameters on which it was not "
+    "chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: 95 % intervals."
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
@@ -81,7 +80,7 @@ class Levels(NamedTuple):
 
 
 def levels(run: xr.Dataset) -> Levels:
-    """What is compared in a run; isolated leaves keep a share 1 - effective ε (Eq. 63), rescaled."""
+    """The levels of a run that are compared; isolated leaves keep a share 1 - effective ε (Eq. 63), rescaled."""
     if "high" in run:
         return Levels(run.high, run.low, run.isolated, (0.5, 0.0))
     if "belief" in run:
@@ -200,7 +199,7 @@ def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> 
 
 
 def _uncovered(text: str) -> str:
-    """What a verdict does not cover, in the words of its expectation."""
+    """A note on the cases that a verdict does not cover."""
     return f"; not covered, because no theory here says what to expect: {text}" if text else ""
 
 
@@ -245,7 +244,7 @@ def _depth(index: Indices, name: str) -> Verdict:
 
 
 def _plain(text: str) -> str:
-    """Words of the figure as text."""
+    """A title without TeX."""
     for symbol, letter in ((r"\epsilon", "ε"), ("$", ""), ("=", " = "), (">", " > "), ("sf", "s f")):
         text = text.replace(symbol, letter)
     return text

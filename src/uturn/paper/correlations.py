@@ -21,14 +21,13 @@ from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_color
 TITLE = "Correlations of changes against distance"
 CLAIM = "The closer the noise is to the critical one, the farther apart are sites that still change together."
 CAPTION = (
-    "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. First: ε-process, (32, 8, 2), "
-    "deepest tree of figure collapse: U-turns (points; bars: 95 % intervals over grammars), the exact covariances of the same "
-    "strings (lines) and mean field (dashed); r = 2^k for a common ancestor at level k; dotted: the power law r^-(2 - 2/ν) of "
-    "ε*. Second: correlation length ξ of a fit with a cut-off, A r^-(2 - 2/ν) exp(-r/ξ), on both sides of ε*, likewise; it "
-    "grows towards ε* until it exceeds the tree. Third: a flat mixture has a large chi, but its C(r) does not fall with r; a "
-    "Gaussian field loses its correlation over a few sites; dashed: exact, for a reconstruction that is independent of the "
-    "original. Fourth: Fashion-MNIST, embedded model, against the distance of "
-    "the patches in pixels."
+    "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. Top left: ε-process, (32, 8, 2), "
+    "deepest tree of figure collapse: U-turns (points; bars: 95 % intervals over grammars), exact covariances of the same "
+    "strings (lines) and mean field (dashed); r = 2^k if the common ancestor is at level k; dotted: the power law r^-(2 - 2/ν) "
+    "at ε*. Top right: correlation length ξ from a fit of A r^-(2 - 2/ν) exp(-r/ξ) on both sides of ε*, with the same symbols; "
+    "it grows towards ε* until it exceeds the tree. Bottom left: the C(r) of a flat mixture does not fall with r, although its "
+    "chi is large; a Gaussian field loses its correlation over a few sites; dashed: exact, for a reconstruction that is "
+    "independent of the original. Bottom right: Fashion-MNIST, embedded model, against the distance of the patches in pixels."
 )
 SHOWN = (0.64, 0.68, 0.7, 0.71, 0.73)
 IMAGE_TIMES = (0.2, 0.6, 1.0)

@@ -28,13 +28,13 @@ TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
 CAPTION = (
     "Decoders that fill masked strings, with the exact denoiser (full marks) and with a trained network (hollow marks, dashed). "
-    "(a) Divergence KL(decoder ‖ posterior) by enumeration, strings of 8 tokens, against calls of the network for a "
-    "reconstruction. Orders that are chosen before the token is drawn are exact with one token a step: 0 up to rounding. "
-    "Temperature, top-k and top-p, all from left to right, are shifted aside. (b) The same for long strings, from draws and "
+    "(a) Divergence KL(decoder ‖ posterior) by enumeration, strings of 8 tokens, against the calls of the network for a "
+    "reconstruction. Orders that do not depend on the drawn token are exact with one token a step: 0 up to rounding. Marks of "
+    "temperature, top-k and top-p, all from left to right, are shifted sideways. (b) The same for long strings, from draws and "
     "belief propagation; upper bounds for random orders and for the confidence of drawn tokens; 95 % intervals over strings. (c) "
     "Share of strings that a sparse grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: the "
-    "divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap "
-    "E f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
+    "divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap E "
+    "f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
     "circle: not detected); the share of (c)."
 )
 RELABELLINGS = 100_000
@@ -160,12 +160,12 @@ def _draw_divergence(axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str,
 
 
 def _floor(values: xr.DataArray, rounding: float) -> float:
-    """Where zeros are drawn on a logarithmic axis."""
+    """The height at which zeros are drawn on a logarithmic axis."""
     return float(values.where(values > 100 * rounding).min()) / 4
 
 
 def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: str, floor: float) -> None:
-    """Readings (denoiser, decoder) or (.., estimate) against calls, none below `floor`; there stars for the exact orders."""
+    """Readings (denoiser, decoder) or (.., estimate) against calls, clipped at `floor`; stars there: the exact orders."""
     values = readings.sel(estimate="value") if "estimate" in readings.dims else readings
     for denoiser in values.denoiser.values:
         for label, color in _COLORS.items():

@@ -111,7 +111,7 @@ def draw(data: xr.Dataset) -> Any:
     v, noise = data.sizes["parent"], data.attrs["noise"]
     parent = data.attrs["true_parent"]
     truth = rules[parent, data.attrs["true_rule"]]
-    shades = {0: 1.0, 1: 0.62, 2: 0.3}
+    shades = (1.0, 0.62, 0.3)  # by the number of wrong symbols
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), width_ratios=[1, 1.35], layout="constrained")
         left.set(xlim=(-0.6, v - 0.4), ylim=(-0.6, v - 0.4), aspect="equal", xlabel="left child $a$", ylabel="right child $b$")
@@ -125,21 +125,19 @@ def draw(data: xr.Dataset) -> Any:
                 left.add_patch(Rectangle(corner, side, side, fc=color, alpha=shade, lw=0, zorder=2))
         left.add_patch(Rectangle((truth[0] - 0.75, truth[1] - 0.75), 1.5, 1.5, fc="none", ec=THEORY, lw=1.8, zorder=4))
         ticks = [*range(0, v, v // 4), v - 1]
-        left.set_xticks(ticks, [str(k + 1) for k in ticks])
-        left.set_yticks(ticks, [str(k + 1) for k in ticks])
-        others = [y for y in range(v) if y != parent]
-        order = [parent, *sorted(others, key=lambda y: -float(data.upward[y]))]
+        names = [str(k + 1) for k in ticks]
+        left.set(xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)
+        order = sorted(range(v), key=lambda y: (y != parent, -float(data.upward[y])))
         exact, field = float(data.upward[parent]), float(data.mean_field)
         # The wrong symbols once more, enlarged.
         lens = right.inset_axes((0.2, 0.2, 0.78, 0.42))
-        bottom = np.zeros(v)
+        heights, bottom, colors = data.contribution.values[:, order], np.zeros(v), [CLASS, *[ACCENT] * (v - 1)]
         for k, rules_name in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
-            heights = data.contribution.sel(distance=k).values[order]
             for axes, first in ((right, 0), (lens, 1)):
-                colors = [CLASS if x == 0 else ACCENT for x in range(first, v)]
-                axes.bar(np.arange(first, v), heights[first:], 0.8, bottom=bottom[first:], color=colors, alpha=shades[k], lw=0)
+                look = {"bottom": bottom[first:], "color": colors[first:], "alpha": shades[k], "lw": 0}
+                axes.bar(np.arange(first, v), heights[k, first:], 0.8, **look)
             lens.bar(1, 0, color="#555555", alpha=shades[k], label=rules_name)
-            bottom += heights
+            bottom += heights[k]
         right.axhline(field, color=THEORY, lw=1.3, ls="--")
         right.text(v - 0.5, field + 0.012, f"mean field, right symbol: {field:.2f}", ha="right")
         right.text(0.75, exact + 0.01, f"right symbol: {exact:.2f}", color=CLASS, va="bottom")

@@ -20,8 +20,8 @@ CLAIM = "Going up the tree, what the leaves say about a node turns into a step a
 CAPTION = (
     "What the leaves below a node say about its true symbol (upward message, mean over nodes), against the noise ε on the "
     "leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: the "
-    "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how "
-    "far along ε each level is displaced from the mean field."
+    "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how far "
+    "along ε each level is displaced from the mean field."
 )
 
 

@@ -18,9 +18,9 @@ __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 TITLE = "Marginals of every level"
 CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."
 CAPTION = (
-    "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every "
-    "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field "
-    "theory (Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
+    "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every level. "
+    "Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field theory "
+    "(Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
 )
 
 

@@ -1,4 +1,4 @@
-"""Fig. 15: effective ε against diffusion time, and where it makes one curve of all channels and where it does not."""
+"""Fig. 15: effective ε against diffusion time: the shape of the class curve is the same in all channels, the threshold is not."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ CAPTION = (
     "against it, by exact belief propagation (points: mean over grammars, bars: standard deviation between them), and mean field "
     "of the ε-process (lines). The class curves have the shape of the ε-process but are displaced: fluctuations between leaves "
     "make the class harder to recover than their mean belief suggests. Leaves stay above the belief that each has by itself "
-    "(dashed) and meet it, and each other, only where context is lost. Last panel: displacement of every level along ε (bars: "
-    "95 % intervals)."
+    "(dashed) and meet it, and each other, only where context is lost. Last panel: displacement of every level along ε (bars: 95 "
+    "% intervals)."
 )
 PARAMETERS = fig7.PARAMETERS
 CHANNELS = {name: channel for name, channel in thresholds.CHANNELS.items() if name != "epsilon"}
 MARKERS = {"gaussian": "o", "masking": "s", "uniform": "^"}
 EXPECTED = {"gaussian": (0.37, 0.49), "masking": (0.25, 0.30), "uniform": (0.27, 0.36)}
 """Effective ε where half of the class is lost, exact belief propagation at L = 9, 10 of (32, 8, 2)."""
-REACH = 0.6  # of the displacements looked at
+REACH = 0.6  # largest displacement that is considered
 EVEN = np.linspace(0.02, 0.98, 65)
 """Effective ε at which curves are compared: an even grid, so that dense regions of the runs do not weigh more."""
 
@@ -64,7 +64,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 class Findings(NamedTuple):
-    """What is read from the run of one channel; lists have an entry for each tree level."""
+    """Results of one channel; lists have an entry for each tree level."""
 
     shifts: list[Estimate]  # displacement along effective ε from the mean field of the ε-process
     before: list[float]  # root mean square distance from the mean field

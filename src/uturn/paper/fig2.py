@@ -21,15 +21,15 @@ from uturn.studies.plotting.levels import draw_similarities, similarity_bounds
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, mark_noise, style
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
-CLAIM = "Turned back from noise, an image keeps its class up to a critical noise, while its details fade from the start."
+CLAIM = "A U-turn keeps the class of an image up to a critical noise, while its details fade from the start."
 CAPTION = (
-    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become "
-    "when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and "
-    "reconstruction, layer by layer (bars: 95 % intervals of the first block and of the logits); marks on the right: "
-    "random pairs of originals of the same and of different classes; dotted line and band: t*, where half of the kind of garment "
-    "is lost, with its 95 % interval. Bottom right: share of reconstructions that keep the "
-    "predicted class, and the kind of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in "
-    "both: the same U-turns with a deterministic scheduler."
+    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and their "
+    "reconstructions when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of "
+    "original and reconstruction, layer by layer (bars: 95 % intervals of the first block and of the logits); marks on the "
+    "right: random pairs of originals of the same and of different classes; dotted line and band: t*, where half of the kind of "
+    "garment is lost, with its 95 % interval. Bottom right: share of reconstructions that keep the predicted class, and the kind "
+    "of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in both: the same U-turns with a "
+    "deterministic scheduler."
 )
 
 LAYERS = NetworkLayers(classifier="fashion_mnist")
@@ -208,7 +208,7 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_images(axes: Any, data: xr.Dataset) -> None:
-    """Originals, and what they become at every tenth of the chain; one item of most classes."""
+    """Originals and their reconstructions from every tenth of the chain; one item of most classes."""
     noise = data.noise.values
     columns = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
     rows = [

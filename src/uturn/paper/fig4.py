@@ -21,11 +21,11 @@ from uturn.studies.plotting.style import MUTED, style
 TITLE = "The factor graph and its messages"
 CLAIM = "Messages from the noisy leaves, and back from the class, give the exact probability of every symbol in the tree."
 CAPTION = (
-    "The string of fig. 3 seen through Gaussian diffusion. Discs: variables, with their true symbols; squares: factors, one "
-    "for every rule used in the tree. Bars: the exact messages of belief propagation, a bar a symbol, marks under the true "
-    "one. Blue, going up: what the leaves below a node say about it, starting from the evidence of the noisy leaves. Red, "
-    "going down: what all other leaves say, starting from the uniform prior of the class. Rings: the posterior "
-    "probabilities, proportional to their product."
+    "The string of fig. 3 seen through Gaussian diffusion. Discs: variables, with their true symbols; squares: factors, one for "
+    "every rule used in the tree. Bars: the exact messages of belief propagation, a bar a symbol, marks under the true one. "
+    "Blue, going up: what the leaves below a node say about it, starting from the evidence of the noisy leaves. Red, going down: "
+    "what all other leaves say, starting from the uniform prior of the class. Rings: the posterior probabilities, proportional "
+    "to their product."
 )
 TIME = 0.14  # diffusion time: half of the leaves are misread on their own, and most of them corrected by their context
 OUTPUTS = ("upward", "downward", "marginals")

@@ -122,7 +122,7 @@ def _lost(m: int, gain: xr.DataArray) -> Verdict:
 
 
 def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
-    """The map F itself, of which ε* is a fixed point: beliefs one level above the leaves, and F(p*) - p*."""
+    """The map F, whose fixed point gives ε*: beliefs one level above the leaves, and F(p*) - p*."""
     v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
     fine = np.linspace(0, 1, 2001)
     shifts, residuals = [], [0.0]

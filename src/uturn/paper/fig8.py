@@ -23,13 +23,12 @@ from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_
 TITLE = "Layers of a network that learned the grammar"
 CLAIM = "In a network that learned the grammar, the last layer changes abruptly near the critical noise, the first smoothly."
 CAPTION = (
-    "A convolutional network with one block a tree level is trained to classify strings; U-turns draw from the exact "
-    "posterior in the ε-process. Left: cosine similarity of standardised post-activations of original and reconstruction, "
-    "layer by layer (bars: 95 % intervals of the first block and of the logits); triangles: independent strings; "
-    "open circles: share of reconstructions in which the network sees the same class, scaled to 0 by chance. Right: "
-    "probability that a latent of each tree level keeps its symbol, exact (points) and in mean-field theory (lines). "
-    "Dashed: where mean-field theory has class and leaves swap order at this depth; dotted: ε*; red: where logits and first "
-    "block swap."
+    "A convolutional network with one block a tree level is trained to classify strings; U-turns draw from the exact posterior "
+    "in the ε-process. Left: cosine similarity of standardised post-activations of original and reconstruction, layer by layer "
+    "(bars: 95 % intervals of the first block and of the logits); triangles: independent strings; open circles: share of "
+    "reconstructions in which the network sees the same class, scaled to 0 by chance. Right: probability that a latent of each "
+    "tree level keeps its symbol, exact (points) and in mean-field theory (lines). Dashed: where mean-field theory has class and "
+    "leaves swap order at this depth; dotted: ε*; red: where logits and first block swap."
 )
 
 
@@ -119,8 +118,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _swap(noise: np.ndarray, curves: np.ndarray, high: int, low: int, places: Places) -> float:
-    """ε at which two curves (noise, curve) swap order, looked for around the transition: with less noise all curves are 1, with
-    more they are at their floors, and their order is chance."""
+    """ε at which two curves (noise, curve) swap order near the transition.
+
+    With less noise all curves are 1, with more they are at their floors: their order there is random.
+    """
     window = (noise >= places.crossing / 2) & (noise <= (1 + places.star) / 2)
     return inversion(noise[window], curves[window, high], curves[window, low])
 
@@ -148,7 +149,7 @@ def _swaps(run: xr.Dataset, predicted: xr.DataArray, places: Places) -> Swaps:
 
 
 def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Dataset) -> Verdict:
-    """Logits remember more than the class, so they swap later."""
+    """Logits carry more than the class, so they swap later."""
     nearest = int(np.argmin(np.abs(run.noise.values - swaps.layers.value)))
     logits, same = run.similarity.isel(network_layer=-1, noise=nearest), run.same_class.isel(noise=nearest)
     floor = network.random_pairs.sel(pair="independent").values[-1]
@@ -240,7 +241,7 @@ def _same_class(run: xr.Dataset) -> Verdict:
 
 
 def _distances(run: xr.Dataset, network: xr.Dataset) -> Verdict:
-    """By ranks: some units are nearly always silent, so that a few pairs are a hundred times as far apart as the others."""
+    """A test by ranks: some units are nearly always silent, so a few pairs are a hundred times as far apart as the others."""
     ends = run.distance.sel(noise=1.0).isel(trajectory=0), network.random_distances
     p = mannwhitneyu(*(values.transpose(..., "network_layer").values for values in ends)).pvalue
     return verdict(

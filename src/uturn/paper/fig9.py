@@ -18,11 +18,10 @@ from uturn.studies.plotting.style import MUTED, style
 TITLE = "The messages on one factor"
 CLAIM = "A message is a sum over the rules of the grammar that fit what is known."
 CAPTION = (
-    "One factor of fig. 4 and its rules. Upward (Eq. 7): a rule y → (a, b) contributes the product of what the two children "
-    "say about a and b; the sum over the rules of y is the message to the parent. Downward (Eq. 8), to the left child: a "
-    "rule contributes what the parent says about y times what the right child says about b; the sum over the rules with "
-    "left symbol a is the message. Tiles: the rules, in the colour of their parent; filled part: their contribution, "
-    "largest = full."
+    "One factor of fig. 4 and its rules. Upward (Eq. 7): a rule y → (a, b) contributes the product of what the two children say "
+    "about a and b; the sum over the rules of y is the message to the parent. Downward (Eq. 8), to the left child: a rule "
+    "contributes what the parent says about y times what the right child says about b; the sum over the rules with left symbol a "
+    "is the message. Tiles: the rules, in the colour of their parent; filled part: their contribution, largest = full."
 )
 LEVEL, NODE = 2, 1  # the parent
 STEP = 0.92  # from tile to tile

@@ -22,7 +22,7 @@ BIAS = 0.1  # the annealed mean field is off by some 6 %: it keeps .78 of the le
 DIAL = {"vocab_size": 24, "multiplicity": 6, "branching": 2, "depth": 4, "grammars": 10}
 THEORY = {"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 16}
 EPSILON = np.linspace(0, 1, 31)[1:]
-# Nested correlations level by level: words, kind and parameters.
+# Data of the first panel by label: kind and parameters; the first two are those of the third panel.
 SHOWN = {
     "grammar (24, 6, 2), L = 4": None,
     "the same, above k = 2 removed": None,

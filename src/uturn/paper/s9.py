@@ -40,10 +40,10 @@ CLAIM = "Data without a hierarchy can lose their class abruptly too, but then th
 CAPTION = (
     "Two Gaussians in d = 1024, U-turns with the exact posterior, a classifier trained on the mixture. Left: cosine similarity "
     "of standardised post-activations of original and reconstruction, layer by layer, against diffusion time (bars: 95 % "
-    "intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral "
-    "(line); dotted: t* of the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 "
-    "for independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but "
-    "neither it nor the logits ever fall below the first block."
+    "intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral (line); "
+    "dotted: t* of the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 for "
+    "independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but neither it "
+    "nor the logits ever fall below the first block."
 )
 SOURCE = GaussianMixtureSource(dimension=1024, num_modes=2, separation=0.5)
 SEPARATION = SOURCE.separation * np.sqrt(SOURCE.dimension)  # of the means, in standard deviations
@@ -91,7 +91,7 @@ def trained_classifier(workshop: Workshop) -> Path:
 
 
 def reference() -> np.ndarray:
-    """Vectors that say what mean and variance a unit has."""
+    """Vectors from which mean and variance of every unit are measured."""
     return SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values
 
 
@@ -110,7 +110,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     classifier = trained_classifier(workshop)
     described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
     run = workshop.run("s9-mixture", described)
-    # On vectors without a part in the training: the held-out ones decided when it ended.
+    # On fresh vectors: the held-out ones decided when the training stopped.
     accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
     return {"mixture": run.assign_attrs(accuracy=accuracy), "written out": written_out(described, classifier)}
 

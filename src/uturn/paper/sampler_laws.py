@@ -1,4 +1,4 @@
-"""The law of reconstructed strings, sampler by sampler, on a grammar small enough to write out all strings.
+"""The law of reconstructed strings of each sampler, on a grammar whose strings can be enumerated.
 
 The measurement of the figure `schedulers`.
 """
@@ -54,7 +54,7 @@ class Sampler(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much is drawn: numbers of steps, observations, sheets, and strings a sheet."""
+    """Numbers of steps, of observations, of sheets, and of strings in a sheet."""
 
     steps: tuple[int, ...]
     observations: int
@@ -127,7 +127,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
     from uturn.corruption.schedulers import AncestralScheduler
 
     class Watched(ScoreModel):
-        """Keeps the first input since `asked` was set to None: noisy strings and their timestep."""
+        """Records the first input after `asked` was set to None: noisy strings and their timestep."""
 
         asked: tuple[Any, Any] | None = None
 
@@ -166,7 +166,7 @@ def _all_strings() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _counts(strings: np.ndarray) -> np.ndarray:
-    """How often each grammatical string occurs, and in the last place all others together: (.., strings, d) -> (.., S + 1)."""
+    """Counts of each grammatical string and, last, of all others together: (.., strings, d) -> (.., S + 1)."""
     known, _ = _all_strings()
     v, d = PARAMETERS["vocab_size"], strings.shape[-1]
     place = np.full(v**d, len(known))
@@ -176,7 +176,7 @@ def _counts(strings: np.ndarray) -> np.ndarray:
 
 
 def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:
-    """Probability of every grammatical string given observations, by writing all of them out, and 0 for all others."""
+    """Posterior of every grammatical string by enumeration, and 0 for all others."""
     known, log_p = _all_strings()
     evidence = corruption.log_evidence(observation, np.float64)
     log_p = log_p + evidence[:, np.arange(known.shape[1]), known].sum(-1)

@@ -42,8 +42,9 @@ CAPTION = (
     "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of (q - p)^2)^(1/2), unbiased, "
     "against the number of reverse steps. Left: given a noisy observation (mean over observations), for schedulers of diffusers "
     "driven by the exact score. Those with the full noise of the reverse process converge to the posterior; those with none, or "
-    "half of it, do not, however many steps. Middle: the law of U-turned strings, which all of them keep. Right: discrete "
-    "channels with exact leaf marginals. Hollow: not significantly different from 0 (p > 0.01). Grey: chance alone (99 %)."
+    "half of it, do not, for any number of steps. Middle: the law of U-turned strings, which all schedulers preserve. Right: "
+    "discrete channels with exact leaf marginals. Bars: 95 % intervals; hollow: not significantly different from 0 (p > 0.01); "
+    "grey: 99 % of the distances between equal laws."
 )
 _SIZES = {"smoke": Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
 LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
@@ -95,7 +96,7 @@ def jackknife(deviation: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> 
 
 
 def by_chance(deviation: np.ndarray) -> np.ndarray:
-    """Squared distances that chance alone gives, for one number of steps: signs of sheets flipped at random, 2,000 times."""
+    """Squared distances of equal laws for one number of steps: the signs of sheets are flipped at random, 2,000 times."""
     sheets = deviation.shape[-2]
     total = np.zeros(_FLIPS)
     for of_observation, signs in zip(deviation, _signs(deviation.shape[:-1]), strict=True):
@@ -112,21 +113,21 @@ def _signs(shape: tuple[int, int]) -> np.ndarray:
 
 
 def p_value(deviation: np.ndarray) -> float:
-    """Probability that chance gives such a distance between equal laws."""
+    """Probability of such a distance, or a larger one, between equal laws."""
     chance = by_chance(deviation)
     return float((1 + (chance >= squared_distance(deviation) * (1 - 1e-12)).sum()) / (1 + len(chance)))
 
 
 def extrapolated(deviation: np.ndarray) -> np.ndarray:
-    """To infinitely many steps, from the last two numbers of steps K and 2K: an error proportional to 1/K drops out."""
+    """Extrapolation from the last two numbers of steps, K and 2K: an error proportional to 1/K cancels."""
     return 2 * deviation[-1] - deviation[-2]
 
 
 def order(deviation: np.ndarray, steps: np.ndarray) -> Estimate:
-    """Order of convergence, -d log(distance)/d log(steps), with its 95 % interval; NaN if fewer than 2 points tell.
+    """Order of convergence, -d log(distance)/d log(steps), with its 95 % interval; NaN if fewer than 2 points can be used.
 
-    Weighted least squares over the numbers of steps >= 4 whose squared distance is at least 3 times what chance alone exceeds
-    in 5 %.
+    Weighted least squares over the numbers of steps >= 4 whose squared distance is more than 3 times the 95 % quantile of equal
+    laws.
     """
     chance = np.array([np.quantile(by_chance(d), 0.95) for d in deviation])
     value, error = jackknife(deviation, squared_distance)
@@ -150,7 +151,7 @@ def distance(deviation: np.ndarray) -> np.ndarray:
 
 
 def resolution(deviation: np.ndarray) -> float:
-    """Distance that chance alone exceeds in 1 % between equal laws."""
+    """The 99 % quantile of the distance between equal laws."""
     return float(np.sqrt(max(np.quantile(by_chance(deviation), 0.99), 0)))
 
 
@@ -262,7 +263,7 @@ def _discrete(posterior: Deviations, limits: dict[str, float], steps: np.ndarray
 
 
 def _start(runs: dict[str, xr.Dataset]) -> Verdict:
-    """The noise that a chain starts from is that of its first timestep."""
+    """A chain starts from the noise of its first timestep."""
     p = np.stack([law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
     adjusted = holm(p)
     worst = list(SAMPLERS)[int(adjusted.min(axis=1).argmin())]

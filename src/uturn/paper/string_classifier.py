@@ -107,7 +107,7 @@ def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
 
 
 def reference(source: RHMSource) -> np.ndarray:
-    """Strings that say what mean and variance a unit has."""
+    """Strings from which mean and variance of every unit are measured."""
     return strings(source, _REFERENCE, 4000)[0]
 
 

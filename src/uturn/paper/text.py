@@ -1,4 +1,4 @@
-"""U-turns of texts by the embedded masked model of characters: what is kept, what changes together, and which decoders are alike.
+"""U-turns of texts with the embedded masked model of characters: shares kept, correlated changes, and decoders.
 
 Beyond the paper, after its sequel on correlated changes (arXiv:2410.13770).
 """
@@ -25,16 +25,15 @@ from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, style
 from uturn.studies.plotting.tokens import draw_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
-CLAIM = "The characters of a text change in groups, which are larger at noise in between than at its smallest and largest levels."
+CLAIM = "The characters of a text change in groups, which are largest at intermediate noise."
 CAPTION = (
-    "U-turns of passages of a novel by the embedded masked model of characters, which was trained on other novels; a share of "
-    "the characters is masked, and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
+    "U-turns of passages of a novel with the embedded masked model of characters, which was trained on other novels; a share of "
+    "the characters is masked and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
     "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model agree. "
-    "Susceptibility, the number of characters that change together, with its peak t* and the range in which it may lie, and the "
-    "correlation of changes against "
-    "distance, order random. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of the "
-    "text; it is not 0 for a model that is not exact, and larger for decoders that draw from another law. Bottom: two passages "
-    "and their reconstructions; shaded: masked, and the same again; red: another character."
+    "Susceptibility, the number of characters that change together, with the interval of its peak t*, and the correlation of "
+    "changes against distance, both with random order. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of "
+    "the text; it is not 0 for an inexact model, and larger for decoders that draw from another law. Bottom: two passages and "
+    "their reconstructions; shaded: masked, with the same result; red: another character."
 )
 DECODERS: dict[str, dict[str, Any]] = {
     "random": {},

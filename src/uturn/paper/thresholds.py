@@ -1,4 +1,4 @@
-"""Thresholds of every channel: population dynamics of deep trees, beside exact belief propagation at growing depth."""
+"""Thresholds of all channels: population dynamics of deep trees, and exact belief propagation at increasing depth."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CAPTION = (
     "Top: mean belief in the class against the noise of each channel. Points: exact belief propagation on trees of growing depth "
     "(bars: standard error over grammars); lines: population dynamics of the same grammars; band: threshold of infinitely deep "
     "trees, with the standard deviation between its replicates (grammar and pool). Bottom: noise at which half of the class is "
-    "lost, as a share of the threshold, against depth; and the thresholds on two axes that all channels share, for one grammar "
-    "and for rules drawn afresh at every node (bars: standard deviation between replicates). The effective ε of Eq. 63 does not "
-    "make them one number; the information per leaf nearly does, for the three channels that draw their noise. (The ε-process "
-    "pins its beliefs on the truth: its information is nominal.)"
+    "lost, relative to the threshold, against depth; and the thresholds in two units that all channels share, for one grammar "
+    "and for fresh rules at every node (bars: standard deviation between replicates). The thresholds differ in the effective ε "
+    "of Eq. 63; in information per leaf they nearly agree for the three channels that draw their noise. (The ε-process pins its "
+    "beliefs on the truth: its information is nominal.)"
 )
 
 
@@ -211,9 +211,9 @@ def _effective_epsilon(data: xr.Dataset) -> Verdict:
 
 
 def _shift(data: xr.Dataset) -> Verdict:
-    """The area between two curves over their height is the displacement of one against the other along the noise.
+    """The displacement of two curves along the noise is the area between them, divided by their height.
 
-    It gives one number a grammar, with the same grammar on both sides, so that its error holds items and pools.
+    Both curves of a grammar have the same rules, so the spread between grammars contains only the errors of items and pools.
     """
     deepest = int(data.depth[-1])
     shifts = []
@@ -285,7 +285,7 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
 
 
 def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
-    """Where half of the class is lost, as a share of the threshold, against depth."""
+    """Noise at which half of the class is lost, relative to the threshold, against depth."""
     for name, channel in CHANNELS.items():
         part = quenched.sel(channel=name)
         center = float(part.threshold.mean())

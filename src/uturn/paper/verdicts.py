@@ -1,7 +1,7 @@
 """Verdicts: a number of a figure, with its interval, against what theory or the paper expects of it, and the rules that decide.
 
-A rule compares numbers and says in words what it compares; `verdict` joins the rules that a quantity has to pass. NaN passes no
-rule, and neither does an empty list of numbers. A number that no theory predicts sharply enough to judge it is shown (`shows`).
+A rule compares numbers and describes the comparison; `verdict` joins the rules that a quantity has to pass. NaN and empty lists
+of numbers pass no rule. A number that no theory predicts precisely is shown without judgement (`shows`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Verdict:
     """One number of a figure against what theory or the paper expects of it.
 
     `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
-    None for a number that is shown and not judged. `measurements` names those that other figures judge in the same way, so that
-    repeats can be told apart.
+    None for a number that is shown and not judged. `measurements`: their names, which are the same in all figures that use them,
+    so that repeats are not counted twice.
     """
 
     quantity: str
@@ -71,7 +71,7 @@ class Verdict:
 
 
 class Rule(NamedTuple):
-    """The outcome of a comparison, and the comparison in words."""
+    """The outcome of a comparison, and its description."""
 
     passed: bool
     text: str
@@ -84,7 +84,7 @@ def verdict(quantity: str, measured: Any, expected: str, *rules: Rule) -> Verdic
 
 
 def shows(quantity: str, measured: Any, expected: str) -> Verdict:
-    """A number beside what it is compared with, which is shown and not judged: it neither passes nor fails."""
+    """A number beside its expectation that is shown but not judged: it neither passes nor fails."""
     return Verdict(quantity, str(measured), expected, None, "shown, not judged")
 
 
@@ -96,7 +96,7 @@ def vanishes(quantity: str, differences: Any, expected: str = "0", single: bool 
 
 
 def below(values: Any, limit: Any, text: str | None = None) -> Rule:
-    """Every value is below the limit: one number, or one for each value, which then needs words."""
+    """Every value is below the limit: one number, or one for each value, which then needs a text."""
     return Rule(_all(np.asarray(values, float) < limit), f"below {limit:g}" if text is None else text)
 
 
@@ -126,14 +126,14 @@ def inside(interval: Estimate, low: float, high: float, text: str | None = None)
 
 
 def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: float, text: str) -> Rule:
-    """Every interval holds its value and is narrower than `width`: a wide interval is no agreement."""
+    """Every interval contains its value and is narrower than `width`; a wide interval would agree with anything."""
     bounds = np.array([intervals] if isinstance(intervals, Estimate) else list(intervals), float).reshape(-1, 3)
     held = (bounds[:, 1] <= values) & (bounds[:, 2] >= values) & (bounds[:, 2] - bounds[:, 1] < width)
     return Rule(_all(held), text)
 
 
 def meets(interval: Estimate, low: float, high: float, text: str) -> Rule:
-    """An interval overlaps a range and is narrower: a wide interval is no agreement."""
+    """An interval overlaps a range and is narrower than it; a wide interval would agree with anything."""
     return Rule(interval.high >= low and interval.low <= high and interval.high - interval.low < high - low, text)
 
 
