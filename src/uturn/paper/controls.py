@@ -58,12 +58,9 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     runs = workshop.runs("controls", experiments(workshop.scale))
     # Runs of other figures, at the paper's grammar and on images.
-    for label, figure, name, module in (
-        ("paper", "fig5", "depth10", fig5),
-        ("paper-epsilon", "fig7", "epsilon", fig7),
-        ("images", "fig2", "stochastic", fig2),
-    ):
-        runs[label] = workshop.runs(figure, {name: module.experiments(workshop.scale)[name]})[name]
+    runs["paper"] = workshop.run("fig5-depth10", fig5.experiments(workshop.scale)["depth10"])
+    runs["paper-epsilon"] = workshop.run("fig7-epsilon", fig7.experiments(workshop.scale)["epsilon"])
+    runs["images"] = workshop.run("fig2-stochastic", fig2.experiments(workshop.scale)["stochastic"])
     items = 600 if workshop.scale == "smoke" else 2000
     runs["two-scales"] = workshop.keep("controls-two-scales", {"items": items, "version": 1}, lambda: two_scales(items))
     runs["nesting"], runs["classifier"] = nesting.measured(workshop), fig2.classified(workshop)
@@ -123,18 +120,16 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     if required - set(runs):
         raise ValueError(f"the run {min(required - set(runs))!r} is missing; expected all that are judged")
     order = ["hierarchy", "control", "flat", "other"]
-    listed = sorted(
-        (c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs), key=lambda case: order.index(case.kind)
-    )
+    listed = [c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs]
+    listed.sort(key=lambda case: order.index(case.kind))
     compared = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
     if "images" in runs:
         compared["images"] = image_levels(runs["images"].load(), runs["classifier"])
     index = {label: _indices(high_and_low) for label, high_and_low in compared.items()}
-    missing = (np.nan,) * 3
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]
     data = xr.Dataset({f"r_{label}": _curves(compared[label]).rename(noise=f"time_{label}") for label in drawn})
-    values = [[index[case.label].get(name, missing) for name in COMPARISONS] for case in listed]
-    data["index"] = (("case", "comparison", "bound"), np.array(values))
+    values = [[index[case.label].get(name, (np.nan,) * 3) for name in COMPARISONS] for case in listed]
+    data["index"] = ("case", "comparison", "bound"), np.array(values)
     data = data.assign_coords(
         case=[case.label for case in listed],
         comparison=list(COMPARISONS),

@@ -37,8 +37,6 @@ ALARM = 1e-3  # false-alarm rate of a verdict
 WIDTH, FAR_WIDTH = 0.03, 0.05  # largest widths of intervals: of C(r)/C(0), and of far over near
 EXPONENT_WIDTH, LENGTH_WIDTH, SLOPE_WIDTH = 0.1, 0.08, 0.25  # of the exponent at ε*, of log ξ, and of its slope
 GAUSSIAN = "gaussian-depth9"
-
-
 channels = chi.channels
 
 
@@ -46,9 +44,9 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     shared = {**controls(workshop.scale), **images(workshop.scale)}
     deepest, experiment = list(collapse.experiments(workshop.scale).items())[-1]
     return {
-        "epsilon": workshop.runs("collapse", {deepest: experiment})[deepest],
+        "epsilon": workshop.run(f"collapse-{deepest}", experiment),
         "exact-epsilon": exact_of(workshop, "collapse", deepest, experiment),
-        **workshop.runs("chi", {GAUSSIAN: chi.experiments(workshop.scale)[GAUSSIAN]}),
+        GAUSSIAN: workshop.run(f"chi-{GAUSSIAN}", chi.experiments(workshop.scale)[GAUSSIAN]),
         **workshop.runs("correlated", shared),
         **{f"exact-{label}": independent_changes(label, shared[label]) for label in SITES},
     }

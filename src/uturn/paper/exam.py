@@ -196,17 +196,11 @@ def _legend(figure: Any) -> None:
     figure.legend(handles=[*lines, *kinds, *marks], loc="outside lower center", ncols=9, columnspacing=1.3, handletextpad=0.4)
 
 
-def _rows() -> list[tuple[str, Any]]:
-    """Decoders of the lower row with their colours."""
-    several = [(in_steps(label, number), color) for label, color in _COLORS.items() for number in _SHOWN]
-    others = [(label, CLASS if label in ORDERS else _OTHER) for label in OTHERS]
-    return [*((label, THEORY) for label in EXACT), *others, *several]
-
-
 def _draw_table(panels: Any, data: xr.Dataset) -> None:
     """(d, e, f) Divergence, gap and share of impossible strings of every decoder."""
     kl, gap, broken = panels
-    rows = _rows()
+    rows = [(label, THEORY) for label in EXACT] + [(label, CLASS if label in ORDERS else _OTHER) for label in OTHERS]
+    rows += [(in_steps(label, number), color) for label, color in _COLORS.items() for number in _SHOWN]
     floor = _floor(data.kl.sel(estimate="value"), data.attrs["large_rounding"])
     for row, (label, color) in enumerate(rows):
         for denoiser in data.denoiser.values:

@@ -58,7 +58,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     deep = f"depth{PARAMETERS['depth']}"
     return {
         **workshop.runs("fig7", fig7.experiments(workshop.scale)),
-        "gaussian": workshop.runs("fig5", {deep: fig5.experiments(workshop.scale)[deep]})[deep],
+        "gaussian": workshop.run(f"fig5-{deep}", fig5.experiments(workshop.scale)[deep]),
         **workshop.runs("fig15", experiments(workshop.scale)),
     }
 

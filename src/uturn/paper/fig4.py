@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.patches import Circle, Rectangle, Wedge
+from matplotlib.patches import Circle, Wedge
 
 from uturn.corruption import Gaussian
 from uturn.exact.inference import infer
@@ -129,7 +129,7 @@ def expansions(rhm: RandomHierarchyModel, tree_level: int) -> np.ndarray:
 def draw(data: xr.Dataset) -> Any:
     rhm = small.grammar_of(data)
     true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
-    L, s, d, v = rhm.depth, rhm.branching, rhm.num_leaves, rhm.vocab_size
+    L, s, d = rhm.depth, rhm.branching, rhm.num_leaves
     spacing, gap, wide, high, aside = 3.15, 2.9, 0.86, 0.9, 1.06
     centres, heights = drawing.leaf_centres(s, L, spacing), gap * np.arange(L + 1)
     with style() as plt:
@@ -137,8 +137,8 @@ def draw(data: xr.Dataset) -> Any:
         drawing.canvas(axes, (-4.4, spacing * (d - 1) + 1.6), (-3.1, heights[L] + 0.9))
         for level in range(L + 1):
             axes.text(-1.75, heights[level], drawing.level_name(level, L), ha="right", va="center", color=MUTED, size=11)
-            for node, symbol in enumerate(true[level]):
-                x, y = centres[level][node], heights[level]
+            for node, true_symbol in enumerate(true[level]):
+                x, y, symbol = centres[level][node], heights[level], int(true_symbol)
                 if level:
                     square = y - 0.52 * gap
                     axes.plot([x, x], [y, square], color="#999999", lw=1.6, zorder=1)
@@ -146,31 +146,27 @@ def draw(data: xr.Dataset) -> Any:
                         axes.plot([x, below], [square, heights[level - 1]], color="#999999", lw=1.6, zorder=1)
                     drawing.square(axes, x, square, 0.42)
                 drawing.donut(axes, x, y, posterior[level][node], 0.58, 0.16)
-                drawing.token(axes, x, y, int(symbol), drawing.symbol_name(int(symbol), level, L), radius=0.38, size=12)
-                for at, message, color, arrow in (
-                    (x - aside, up[level][node], drawing.UP, "up"),
-                    (x + aside, down[level][node], drawing.DOWN, "down"),
-                ):
-                    drawing.message_bars(axes, at, y - high / 2, message, wide, high, color, int(symbol), arrow)
-        largest = float(np.abs(data.noisy.values).max())
-        for leaf, values in enumerate(data.noisy.values):
-            x, foot = centres[0][leaf], -1.85
-            axes.plot([x, x], [-0.6, foot + 0.78], color="#999999", lw=1.4, ls=":", zorder=1)
-            step = 1.5 / v
-            for symbol, value in enumerate(values):
-                axes.add_patch(
-                    Rectangle(
-                        (x - 0.75 + (symbol + 0.1) * step, foot), 0.8 * step, 0.72 * value / largest,
-                        fc=drawing.SYMBOL_COLORS[symbol], lw=0, zorder=3,
-                    )
-                )  # fmt: skip
-            axes.plot([x - 0.8, x + 0.8], [foot, foot], color=MUTED, lw=1)
+                drawing.token(axes, x, y, symbol, drawing.symbol_name(symbol, level, L), radius=0.38, size=12)
+                foot = y - high / 2
+                drawing.message_bars(axes, x - aside, foot, up[level][node], wide, high, drawing.UP, symbol, "up")
+                drawing.message_bars(axes, x + aside, foot, down[level][node], wide, high, drawing.DOWN, symbol, "down")
+        _draw_noisy(axes, data.noisy.values, centres[0], -1.85)
         axes.text(-1.75, -1.85, "noisy leaves $x_t$\n" + rf"$t={data.attrs['time']:g}$", ha="right", va="center", color=MUTED)
         alone, together = (int((table[0].argmax(axis=1) != true[0]).sum()) for table in (up, posterior))
         errors = f"{alone} of {d} leaves from their own evidence, {together} of {d} from the posterior"
         axes.text(spacing * (d - 1) / 2, -2.85, f"most probable symbol wrong: {errors}", ha="center", va="center", size=11)
         _key(axes, spacing * (d - 1) - 6.2, heights[L] + 0.4)
     return figure
+
+
+def _draw_noisy(axes: Any, noisy: np.ndarray, centres: np.ndarray, foot: float) -> None:
+    """The components of every noisy leaf as bars in the colours of the symbols."""
+    step, scale = 1.5 / noisy.shape[1], 0.72 / float(np.abs(noisy).max())
+    for x, values in zip(centres, noisy, strict=True):
+        axes.plot([x, x], [-0.6, foot + 0.78], color="#999999", lw=1.4, ls=":", zorder=1)
+        left = x - 0.75 + (np.arange(len(values)) + 0.1) * step
+        axes.bar(left, scale * values, 0.8 * step, foot, align="edge", color=drawing.SYMBOL_COLORS[: len(values)], lw=0, zorder=3)
+        axes.plot([x - 0.8, x + 0.8], [foot, foot], color=MUTED, lw=1)
 
 
 def _key(axes: Any, x: float, y: float) -> None:

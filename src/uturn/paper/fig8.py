@@ -57,11 +57,10 @@ class Places(NamedTuple):
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run, many, network = (runs[label].load() for label in ("layers", "grammars", "network"))
     source = json.loads(run.attrs["spec"])["source"]
-    v, m, s, L = (source[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
-    theory = mean_field(source)
+    v, L, theory = source["vocab_size"], source["depth"], mean_field(source)
     crossing, star = theory.class_crossing(L), theory.critical_noise
     if crossing is None or star is None:
-        raise ValueError(f"vocab_size = {v}, multiplicity = {m}, depth = {L}: class and leaves do not swap; take a deeper tree")
+        raise ValueError(f"depth = {L}: class and leaves do not swap; take a deeper tree")
     places = Places(crossing, star)
     # Agreement of the predicted class, scaled like the similarities: 1 for no change, 0 for chance.
     predicted = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
@@ -81,9 +80,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "grammar_crossing": ("grammar", grammar_swaps),
         },
         attrs={
-            "vocab_size": v,
-            "multiplicity": m,
-            "branching": s,
+            **{name: source[name] for name in ("vocab_size", "multiplicity", "branching")},
             "critical_noise": star,
             "class_crossing": crossing,
             "inversion": swaps.layers.value,
@@ -94,14 +91,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "training_steps": network.attrs["training_steps"],
         },
     )
-    right, count, allowed = float(network.accuracy), network.attrs["test_strings"], 3 * float(grammar_swaps.std(ddof=1))
+    allowed = 3 * float(grammar_swaps.std(ddof=1))
     return data, [
-        verdict(
-            f"accuracy of the network on {count} new strings",
-            f"{right:.4f} ± {1.96 * np.sqrt(right * (1 - right) / count):.4f} after {network.attrs['training_steps']} steps",
-            "at least 0.99",
-            at_least(right, 0.99),
-        ),
+        _accuracy(network),
         verdict(
             "ε at which the predicted class and the first block swap order",
             f"{swaps.predicted}; class and leaves of the same U-turns: {swaps.exact}",
@@ -115,6 +107,16 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         _same_class(run),
         _distances(run, network),
     ]
+
+
+def _accuracy(network: xr.Dataset) -> Verdict:
+    right, count = float(network.accuracy), network.attrs["test_strings"]
+    return verdict(
+        f"accuracy of the network on {count} new strings",
+        f"{right:.4f} ± {1.96 * np.sqrt(right * (1 - right) / count):.4f} after {network.attrs['training_steps']} steps",
+        "at least 0.99",
+        at_least(right, 0.99),
+    )
 
 
 def _swap(noise: np.ndarray, curves: np.ndarray, high: int, low: int, places: Places) -> float:

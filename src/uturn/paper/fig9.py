@@ -70,7 +70,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     for message_name, (total, message) in sums.items():
         error = float(np.abs(total / total.sum() - message).max())
         quantity = f"contributions of the rules, summed, against the message {message_name}"
-        verdicts.append(vanishes(quantity, error, message_name="largest difference "))
+        verdicts.append(vanishes(quantity, error, prefix="largest difference "))
     distinct = len(np.unique(rules.reshape(-1, 2), axis=0))
     count = rules[..., 0].size
     verdicts.append(verdict("distinct pairs among the rules", distinct, f"v m = {count}", equal(distinct, count)))

@@ -266,9 +266,8 @@ def _draw_losses(axes: Any, data: xr.Dataset) -> None:
     """(c) Excess loss over Bayes' optimum."""
     best = data.sel(state="best")
     for state, fmt, color, state_name in _STATES:
-        axes.errorbar(
-            data["size"].values, *_mean_and_range(data.divergence.sel(state=state)), fmt=fmt, color=color, ms=5, label=state_name
-        )
+        mean, reach = _mean_and_range(data.divergence.sel(state=state))
+        axes.errorbar(data["size"].values, mean, reach, fmt=fmt, color=color, ms=5, label=state_name)
     for channel, (marker, color, aside) in _MARKERS.items():
         value = float(best.other.sel(channel=channel))
         axes.plot(data.attrs["other_size"] * aside, value, marker, color=color, ms=8, label=channel, zorder=4)

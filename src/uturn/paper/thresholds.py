@@ -302,13 +302,10 @@ def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
     critical = mean_field(PAPER).critical_noise or np.nan
     for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
         for row, (name, channel) in enumerate(CHANNELS.items()):
-            for offset, ensemble, marker, fill in (
-                (-0.13, "one grammar", "o", channel.color),
-                (0.13, "fresh rules", "s", "white"),
-            ):
-                values = data[key].sel(channel=name, ensemble=ensemble)
+            for aside, ensemble, marker in ((-0.13, "one grammar", "o"), (0.13, "fresh rules", "s")):
+                values, fill = data[key].sel(channel=name, ensemble=ensemble), channel.color if marker == "o" else "white"
                 look = {"fmt": marker, "ms": 8, "mfc": fill, "capsize": 4, "color": channel.color}
-                axes.errorbar(float(values.mean()), row + offset, xerr=float(values.std(ddof=1)), **look)
+                axes.errorbar(float(values.mean()), row + aside, xerr=float(values.std(ddof=1)), **look)
             axes.axhline(row, color=MUTED, lw=0.4, zorder=0)
         axes.set_yticks(range(len(CHANNELS)), [channel.label for channel in CHANNELS.values()] if axes is middle else [])
         axes.set_ylim(len(CHANNELS) - 0.5, -0.5)
