@@ -47,7 +47,7 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style
 
 TITLE = "Susceptibility: how many sites change together"
-CLAIM = "Near the critical noise of a grammar many sites change together, and the more the deeper its tree."
+CLAIM = "Near the critical noise of a grammar many sites change together, and more of them in deeper trees."
 CAPTION = (
     "Susceptibility chi = sum_ij C_ij / sum_i C_ii of the changes in U-turns of one original, averaged over originals: the "
     "number of sites that change together. Points: U-turns; bars: 95 % intervals, over grammars or over items; lines: the exact "

@@ -21,8 +21,8 @@ from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, row_interval, sty
 
 TITLE = "The signatures of a hierarchy, and their controls"
 CLAIM = (
-    "Sparse grammars keep the class better than details with little noise and worse with much. Flat data can do so too; changes "
-    "that are correlated at several levels tell them apart."
+    "Sparse grammars keep the class better than details at small noise, and worse at large noise. Flat data can do the same; "
+    "correlated changes at several levels tell the two apart."
 )
 CAPTION = (
     "U-turns with the exact posterior, in Gaussian diffusion unless stated otherwise. Top: share of the class and of the low "

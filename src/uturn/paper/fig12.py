@@ -16,7 +16,7 @@ from uturn.studies.plotting.levels import draw_levels
 __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Upward messages of every level"
-CLAIM = "Going up the tree, what the leaves say about a node turns into a step at the critical noise."
+CLAIM = "The higher a node of the tree, the more abruptly its symbol is lost at the critical noise."
 CAPTION = (
     "What the leaves below a node say about its true symbol (upward message, mean over nodes), against the noise ε on the "
     "leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: the "

@@ -52,34 +52,35 @@ def measured(workshop: Workshop) -> xr.Dataset:
         "noise": NOISE.tolist(),
         "version": 1,
     }
-
-    def compute() -> xr.Dataset:
-        # Strings whose tree above level k is replaced by independent draws.
-        filtered = {
-            k: grammar_changes({"type": "filtered_rhm", **DIAL, "filtered_above": k}, 0, items) for k in range(DIAL["depth"] + 1)
-        }
-        dial = [nesting_index(changed, DIAL["branching"]) for changed in filtered.values()]
-        pinned = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
-        first, second, *_ = SHOWN
-        shown = {first: (filtered[DIAL["depth"]], 2), second: (filtered[2], 2)}
-        shown |= {label: changes(case[0], case[1], 0) for label, case in SHOWN.items() if case}
-        return xr.Dataset(
-            {
-                "nesting_dial": (("filtered_above", "bound"), np.array(dial)),
-                "nested": (("data", "tree_level", "bound"), [_levels(*changed) for changed in shown.values()]),
-                "nesting_epsilon": ("bound", np.array(nesting_index(site_changes(pinned), THEORY["branching"]))),
-            },
-            coords={
-                "filtered_above": list(filtered),
-                "bound": BOUNDS,
-                "data": list(shown),
-                "tree_level": np.arange(1, LEVELS + 1),
-            },
-        )
-
-    measurements = workshop.keep("controls-nesting", settings, compute)
+    measurements = workshop.keep("controls-nesting", settings, partial(_filtered_and_shown, items))
     index = xr.concat(of_kinds, xr.DataArray(list(HELD_OUT), dims="data_kind", name="data_kind"))
     return measurements.assign(nesting_index=index)
+
+
+def _filtered_and_shown(items: int) -> xr.Dataset:
+    """Index against the level above which a tree is filtered; nested correlations of `SHOWN`; index in the ε-process."""
+    # Strings whose tree above level k is replaced by independent draws.
+    filtered = {
+        k: grammar_changes({"type": "filtered_rhm", **DIAL, "filtered_above": k}, 0, items) for k in range(DIAL["depth"] + 1)
+    }
+    dial = [nesting_index(changed, DIAL["branching"]) for changed in filtered.values()]
+    pinned = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
+    first, second, *_ = SHOWN
+    shown = {first: (filtered[DIAL["depth"]], 2), second: (filtered[2], 2)}
+    shown |= {label: changes(case[0], case[1], 0) for label, case in SHOWN.items() if case}
+    return xr.Dataset(
+        {
+            "nesting_dial": (("filtered_above", "bound"), np.array(dial)),
+            "nested": (("data", "tree_level", "bound"), [_levels(*changed) for changed in shown.values()]),
+            "nesting_epsilon": ("bound", np.array(nesting_index(site_changes(pinned), THEORY["branching"]))),
+        },
+        coords={
+            "filtered_above": list(filtered),
+            "bound": BOUNDS,
+            "data": list(shown),
+            "tree_level": np.arange(1, LEVELS + 1),
+        },
+    )
 
 
 def _indices(kind: str, parameters: list[Any], draws: int) -> xr.Dataset:

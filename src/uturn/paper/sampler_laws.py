@@ -220,12 +220,6 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         posterior_counts.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
     data_law = np.append(np.exp(_all_strings()[1]), 0.0)
-    noises_asked: dict[str, Any] = {}
-    if first:
-        standardised, natural, expected, excess = (np.array(values) for values in zip(*first, strict=True))
-        by_quantity = {"mean": natural.mean(axis=1), "expected": expected, "excess": excess}
-        noises_asked = {name: (("steps", "quantity"), values) for name, values in by_quantity.items()}
-        noises_asked["standardised"] = ("steps", "item", "quantity"), standardised
     return xr.Dataset(
         {
             "given_counts": (("steps", "observation", "sheet", "string"), np.array(posterior_counts, np.uint16)),
@@ -234,7 +228,7 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
             "data_law": (("string",), data_law),
             "with_original": (("steps", "item", "clone", "tree_level"), np.array([pair[0] for pair in pairs])),
             "with_clones": (("steps", "item", "clone", "tree_level"), np.array([pair[1] for pair in pairs])),
-            **noises_asked,
+            **(_laws_of_first_inputs(first) if first else {}),
         },
         coords={"steps": list(steps)},
         attrs={"strings": strings},
@@ -254,6 +248,14 @@ def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np
     pairs = [paired(latents[level].reshape(*strings.shape[:2], -1), same) for level in sorted(latents)]
     first, rows = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
     return first, rows
+
+
+def _laws_of_first_inputs(laws: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """The results of `_asked_first` for all numbers of steps as variables of a dataset."""
+    standardised, natural, expected, excess = (np.array(values) for values in zip(*laws, strict=True))
+    by_quantity = {"mean": natural.mean(axis=1), "expected": expected, "excess": excess}
+    variables: dict[str, Any] = {name: (("steps", "quantity"), values) for name, values in by_quantity.items()}
+    return variables | {"standardised": (("steps", "item", "quantity"), standardised)}
 
 
 def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:

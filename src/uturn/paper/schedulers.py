@@ -37,7 +37,7 @@ from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
-CLAIM = "Schedulers that add their full noise draw one of the possible originals; the others keep the law of the data alone."
+CLAIM = "Schedulers that add their full noise draw from the posterior; the others only preserve the law of the data."
 CAPTION = (
     "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of (q - p)^2)^(1/2), unbiased, "
     "against the number of reverse steps. Left: given a noisy observation (mean over observations), for schedulers of diffusers "

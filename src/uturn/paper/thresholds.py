@@ -20,7 +20,7 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 TITLE = "Where the class is lost, for every channel"
-CLAIM = "Every kind of noise has its own critical strength; as information per leaf, the strengths of three kinds nearly agree."
+CLAIM = "Every kind of noise has its own critical strength; in information per leaf, three of the four nearly agree."
 CAPTION = (
     "Top: mean belief in the class against the noise of each channel. Points: exact belief propagation on trees of growing depth "
     "(bars: standard error over grammars); lines: population dynamics of the same grammars; band: threshold of infinitely deep "
