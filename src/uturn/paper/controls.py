@@ -332,7 +332,7 @@ def _draw_index(axes: Any, data: xr.Dataset) -> None:
     for row, kind in enumerate(data.kind.values.tolist()):
         for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):
             bounds, alpha = data["index"][row, k].values, 1 if data.judged[row, k] else 0.35
-            look = {"ms": 5.5, "mew": 1.5, "mfc": "white" if k else colors[kind], "alpha": alpha}
+            look: dict[str, Any] = {"ms": 5.5, "mew": 1.5, "mfc": "white" if k else colors[kind], "alpha": alpha}
             row_interval(axes, row + offset, bounds, colors[kind], marker, **look)
     axes.set_yticks(range(data.sizes["case"]), data.words.values.tolist(), fontsize=9)
     axes.invert_yaxis()

@@ -135,8 +135,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
     L = PARAMETERS["depth"]
     names = ", ".join(channel.label for channel in CHANNELS.values())
-    shifts, before, after, halves, swaps, apart, surplus = zip(*read, strict=True)
-    displacements, before, after = ([of_levels[L] for of_levels in values] for values in (shifts, before, after))
+    shifts, before_all, after_all, halves, swaps, apart, surplus = zip(*read, strict=True)
+    displacements, before, after = ([levels[L] for levels in values] for values in (shifts, before_all, after_all))
     return [
         *(
             verdict(

@@ -146,14 +146,14 @@ def draw(data: xr.Dataset) -> Any:
                 place = x + leaf
                 axes.plot([place, place], [-0.4, -0.85], color="#bbbbbb", lw=1, ls=":", zorder=1)
                 color = "#e4e4e4" if symbol < 0 else drawing.SYMBOL_COLORS[symbol]
-                look = {"boxstyle": "round,pad=0.04", "fc": color, "ec": "white", "zorder": 3}
+                look: dict[str, Any] = {"boxstyle": "round,pad=0.04", "fc": color, "ec": "white", "zorder": 3}
                 axes.add_patch(FancyBboxPatch((place - 0.2, -1.35), 0.4, 0.4, **look))
                 name, color = ("?", MUTED) if symbol < 0 else (drawing.symbol_name(int(symbol), 0, L), "white")
                 axes.text(place, -1.16, name, color=color, weight="bold", ha="center", va="center", zorder=4)
             axes.text(-0.75, -1.15, row_name, ha="right", va="center", color=MUTED, size=10)
         key = ((ACCENT, "used in the original"), (CLASS, "used after the U-turn"))
         for k, (color, meaning) in enumerate(key):
-            left, look = middle - 0.7 + 4.2 * k, {"boxstyle": "round,pad=0,rounding_size=0.1", "fc": "none", "lw": 1.7}
-            axes.add_patch(FancyBboxPatch((left, -1.33), 0.5, 0.36, ec=color, **look))
+            left, corners = middle - 0.7 + 4.2 * k, "round,pad=0,rounding_size=0.1"
+            axes.add_patch(FancyBboxPatch((left, -1.33), 0.5, 0.36, boxstyle=corners, fc="none", ec=color, lw=1.7))
             axes.text(left + 0.65, -1.15, meaning, va="center", size=9.5)
     return figure
