@@ -1,4 +1,4 @@
-"""Which decoders of masked strings draw from the posterior, and what each costs.
+"""Which decoders of masked strings draw from the posterior, and their cost in calls of the network.
 
 Beyond the paper. The divergence of a decoder from the posterior is computed by enumeration on a small grammar, and from draws on
 a larger one, with the exact denoiser and with a trained network. Clones test the same decoders without a reference.
@@ -84,7 +84,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def rounding_divergence(grammar: Mapping[str, Any], tokens: int) -> float:
-    """Largest KL(decoder ‖ posterior) in nats of an exact decoder that can come from float32 beliefs, for so many tokens.
+    """Upper bound of KL(decoder ‖ posterior) in nats for an exact decoder of `tokens` tokens with float32 beliefs.
 
     All terms of belief propagation are positive: sums do not amplify relative errors, and products add them. A belief depends on
     every node once upward and once downward. A message is a sum of at most v m products of s factors, divided by a sum of v

@@ -162,7 +162,7 @@ def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str,
 
 
 def masked_strings(rhm: RandomHierarchyModel, numbers: list[int]) -> np.ndarray:
-    """Strings of the grammar with so many masked leaves, int64 (strings, num_leaves)."""
+    """Strings of the grammar with these numbers of masked leaves, int64 (strings, num_leaves)."""
     leaves = rhm.sample(len(numbers), seed=_keys(_STRINGS, range(len(numbers)))).leaves
     place = uniforms(_keys(_NOISE, range(len(numbers))), rhm.num_leaves).argsort(axis=1).argsort(axis=1)
     return np.where(place < np.array(numbers)[:, None], -1, leaves)

@@ -79,7 +79,7 @@ def _list(values: xr.DataArray) -> str:
 
 
 def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
-    """The estimator of long strings, on the strings of which all laws are known."""
+    """The estimator for long strings, applied to short ones whose laws are known."""
     tried = decoders(json.loads(small["exact"].attrs["settings"])["steps"])
     p, z, precision, slack = [], [], [], []
     for kind in DENOISERS:

@@ -151,7 +151,7 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
 
 
 def _competitors() -> Verdict:
-    """The number of competing rules in the mean-field map (Eq. 53): what is left of it without noise, in one step from the class.
+    """The number of competing rules in the mean-field map (Eq. 53), from one step of the map without noise.
 
     A parent known for certain is a class without an alternative, n = 1, and an unknown one is one of n = v classes. The
     belief of its child is then 1 / (1 + K), with the mean number K of rules that compete.

@@ -133,7 +133,7 @@ def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.Da
 def nested_bursts(
     items: int = ITEMS, trajectories: int = TRAJECTORIES, levels: int = 4, seed: int = 0
 ) -> dict[str, xr.DataArray]:
-    """Independent bits in noise that hides whole blocks of 1, 2, 4, .. neighbours: what is hidden, and what changes.
+    """Independent bits in noise that hides whole blocks of 1, 2, 4, .. neighbours: hidden sites and changed sites.
 
     At noise x each block of each level is hidden with a probability such that a site is hidden with probability x. Hidden bits
     are redrawn, which is the exact posterior.
@@ -198,7 +198,7 @@ def indices(
     channel: str = "gaussian",
     report: Callable[[str], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Nesting index of so many draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
+    """Nesting index of `draws` draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
     index: dict[str, list[float]] = {}
     for kind, parameters in chosen.items():
         index[kind] = []

@@ -68,7 +68,7 @@ def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:
-    """Names, "channel-size-seed", of all networks, and what their training depends on; largest first."""
+    """All networks by name, "channel-size-seed", with the settings of their training; largest first."""
     plan = SETTINGS[scale]
     seeds = plan["seeds"]
     wanted = [(channel, plan["other_size"], seeds[0]) for channel in OTHERS]

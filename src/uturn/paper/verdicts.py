@@ -1,4 +1,4 @@
-"""Verdicts: a number of a figure, with its interval, against what theory or the paper expects of it, and the rules that decide.
+"""Verdicts: a number of a figure with its interval, the expectation of theory or of the paper, and the rules that compare them.
 
 A rule compares numbers and describes the comparison; `verdict` joins the rules that a quantity has to pass. NaN and empty lists
 of numbers pass no rule. A number that no theory predicts precisely is shown without judgement (`shows`).
@@ -51,7 +51,7 @@ def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One number of a figure against what theory or the paper expects of it.
+    """One number of a figure and the expectation of theory or of the paper.
 
     `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
     None for a number that is shown and not judged. `measurements`: their names, which are the same in all figures that use them,
