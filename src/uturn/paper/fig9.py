@@ -138,15 +138,14 @@ def _tiles(axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: in
 
 def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) -> None:
     """A message along a side of the tiles."""
-    length = 1.3
-    for k, p in enumerate(message / message.max()):
-        color = drawing.SYMBOL_COLORS[k]
-        if upright:
-            axes.add_patch(Rectangle((x + (k + 0.15) * STEP, y), 0.7 * STEP, length * p, fc=color, lw=0))
-        else:
-            axes.add_patch(Rectangle((x, y + (k + 0.15) * STEP), length * p, 0.7 * STEP, fc=color, lw=0))
-    ends = ([x, x + len(message) * STEP], [y, y]) if upright else ([x, x], [y, y + len(message) * STEP])
-    axes.plot(*ends, color=MUTED, lw=0.9)
+    lengths, steps = 1.3 * message / message.max(), (np.arange(len(message)) + 0.5) * STEP
+    look = {"color": drawing.SYMBOL_COLORS[: len(message)], "lw": 0, "zorder": 1}
+    if upright:
+        axes.bar(x + steps, lengths, 0.7 * STEP, y, **look)
+        axes.plot([x, x + len(message) * STEP], [y, y], color=MUTED, lw=0.9)
+    else:
+        axes.barh(y + steps, lengths, 0.7 * STEP, x, **look)
+        axes.plot([x, x], [y, y + len(message) * STEP], color=MUTED, lw=0.9)
 
 
 def _sums(

@@ -90,11 +90,13 @@ def bars(axes: Any, x: Any, bounds: Any, **look: Any) -> None:
     axes.errorbar(x, value, np.maximum([value - low, high - value], 0), **look)  # rounding can put an end on the wrong side
 
 
-def row_interval(axes: Any, y: float, bounds: Any, color: Any, marker: str = "o", lw: float = 2, **look: Any) -> None:
+def row_interval(
+    axes: Any, y: float, bounds: Any, color: Any, marker: str = "o", lw: float = 2, alpha: float = 1, **look: Any
+) -> None:
     """A number with its interval, `bounds` (value, low, high), as a horizontal line at height y with a marker."""
     value, low, high = bounds
-    axes.plot([low, high], [y, y], color=color, lw=lw, zorder=2, alpha=look.get("alpha"))
-    axes.plot([value], [y], marker, color=color, zorder=3, **look)
+    axes.plot([low, high], [y, y], color=color, lw=lw, alpha=alpha, zorder=2)
+    axes.plot([value], [y], marker, color=color, alpha=alpha, zorder=3, **look)
 
 
 def mark_noise(axes: Any, x: float, text: str = "", color: Any = THEORY, aside: float = 0.0, height: float = 1.0) -> None:
