@@ -317,13 +317,12 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
     }
     for label, (law_name, color) in looks.items():
         r, curve = data[f"r_{label}"].values[1:], data[label].values[1:]
-        exact = data[f"{label}_exact"].values[1:, None] if f"{label}_exact" in data else None
+        exact = data.get(f"{label}_exact", data[f"r_{label}"] * np.nan).values[1:]
         if label == "mixture":  # its distances have few pairs each
             group = np.floor(2 * np.log2(r) + 1e-9)  # half octaves
             r, curve, exact = (np.array([x[group == g].mean(axis=0) for g in np.unique(group)]) for x in (r, curve, exact))
         draw_curve(axes, r, curve, color, 0.2, marker="o", ms=4.5, label=law_name, lw=1.4)
-        if exact is not None:
-            axes.plot(r, exact, "--", color=MUTED)
+        axes.plot(r, exact, "--", color=MUTED)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set(xscale="log", xlabel="distance $r$", ylabel="$C(r)/C(0)$", title="with and without a hierarchy", ylim=(-0.03, 0.75))
     ticks(axes, [1, 2, 5, 10, 20, 50, 100, 500])
@@ -338,7 +337,8 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
         axes.plot([], [], ms=4, lw=1.3, color=MUTED, label=PATCHES[name][0], **look)
         for t, color in colors.items():
             label = f"images_{name or 'pixels'}_{t:g}"
-            draw_curve(axes, data[f"r_{label}"][1:] * PIXELS[name], data[label].values[1:], color, 0.12, ms=4, lw=1.3, **look)
+            distance = data[f"r_{label}"].values[1:] * PIXELS[name]
+            draw_curve(axes, distance, data[label].values[1:], color, 0.12, ms=4, lw=1.3, **look)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set(xlabel="distance in pixels", ylabel="$C(r)/C(0)$", title="Fashion-MNIST", ylim=(-0.15, 1))
     axes.legend(loc="upper right")

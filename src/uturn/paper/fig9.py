@@ -103,7 +103,7 @@ def draw(data: xr.Dataset) -> Any:
             drawing.message_bars(axes, x - 0.78, foot - 2.1, up[child], 1.25, 1.1, drawing.UP, true, "up")
             drawing.message_bars(axes, x + 0.78, foot - 2.1, down_children[child], 1.25, 1.1, drawing.DOWN, true, "down")
         # Middle and right: the rules as tiles at (a, b), with the messages they are multiplied with on the sides.
-        for x0, shares, color, top_message, top_text, child, sums_text in (
+        for x0, shares, color, top_message, top_text, summed_child, sums_text in (
             (8.3, data.contribution_up.values, drawing.UP, up[0], "left child says", None, "to the\nparent"),
             (18.4, data.contribution_left.values, drawing.DOWN, down_parent, "parent says (by colour)", 0, "to the\nleft child"),
         ):
@@ -113,7 +113,7 @@ def draw(data: xr.Dataset) -> Any:
             axes.text(x0 + edge + 0.1, edge, "right child says", color=drawing.UP, size=9.5, va="bottom")
             _profile(axes, x0, edge, top_message, upright=True)
             axes.text(x0, v * STEP + 1.6, top_text, color=color, size=9.5, va="bottom")
-            _sums(axes, x0, -1.1, shares, data.rules.values, child, level, depth)
+            _sums(axes, x0, -1.1, shares, data.rules.values, summed_child, level, depth)
             axes.text(x0 - 0.25, -1.5, sums_text, color=color, size=9.5, ha="right", va="center")
     return figure
 
